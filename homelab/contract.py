@@ -38,12 +38,12 @@ def _whole(value: Any) -> Any:
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
-class _Part(BaseModel):
+class _OutputPart(BaseModel):
     # Additions don't break a consumer that was written for an earlier set of keys; text for a number would be a change.
     model_config = ConfigDict(extra="ignore", populate_by_name=True, strict=True)
 
 
-class Function(_Part):
+class Function(_OutputPart):
     """A PCI function. `address`: 0000:01:00.0; `id`, `subsystem`: vendor:device; `class`: six hexadecimal digits."""
 
     address: str
@@ -54,14 +54,14 @@ class Function(_Part):
     iommu_group: WholeNumber | None = Field(None, alias="iommuGroup")
 
 
-class Bar(_Part):
+class Bar(_OutputPart):
     """A base address register. `size` in bytes."""
 
     index: int
     size: int
 
 
-class SeenFunction(_Part):
+class SeenFunction(_OutputPart):
     """A PCI function as a VM saw it. `guest`: its address in the VM; `address`: the host's."""
 
     guest: str
@@ -71,7 +71,7 @@ class SeenFunction(_Part):
     bars: list[Bar]
 
 
-class Test(_Part):
+class Test(_OutputPart):
     """A passthrough test: what was there from inside, under which kernel."""
 
     __test__ = False  # for pytest, which takes every class of that name for tests
@@ -80,7 +80,7 @@ class Test(_Part):
     functions: list[SeenFunction]
 
 
-class GpuOutput(_Part):
+class GpuOutput(_OutputPart):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
@@ -100,7 +100,7 @@ class GpuOutput(_Part):
     test: Test | None = Field(default=None, description="what the passthrough test's VM saw of it; null: not asked for")
 
 
-class Iommu(_Part):
+class Iommu(_OutputPart):
     """What the running kernel made of it."""
 
     groups: WholeNumber = Field(description="how many there are; 0: it is off")
@@ -110,7 +110,7 @@ class Iommu(_Part):
     )
 
 
-class NvidiaGpu(_Part):
+class NvidiaGpu(_OutputPart):
     """A card as nvidia-smi sees it; null: it doesn't say."""
 
     name: str | None = None
@@ -120,7 +120,7 @@ class NvidiaGpu(_Part):
     compute_capability: str | None = Field(None, alias="computeCapability")
 
 
-class NvidiaOutput(_Part):
+class NvidiaOutput(_OutputPart):
     """NVIDIA's stack on a system, verified from inside."""
 
     driver: str = Field(description="the version in use")
@@ -147,7 +147,7 @@ class NvidiaOutput(_Part):
     graphics: bool | None = Field(None, description="the libraries of EGL, OpenGL and Vulkan load; null: not asked for")
 
 
-class HostOutput(_Part):
+class HostOutput(_OutputPart):
     """A verified host."""
 
     node: str = Field(description="its name in Proxmox VE")
@@ -158,7 +158,7 @@ class HostOutput(_Part):
     nvidia: NvidiaOutput | None = Field(None, description="the driver on the host itself; null: not of this stack")
 
 
-class VmOutput(_Part):
+class VmOutput(_OutputPart):
     """A VM of this stack."""
 
     host: str = Field(description="by its name in `hosts`")
@@ -171,7 +171,7 @@ class VmOutput(_Part):
     nvidia: NvidiaOutput | None = Field(None, description="the driver in the guest; null: not of this stack")
 
 
-class ContainerOutput(_Part):
+class ContainerOutput(_OutputPart):
     """A container of this stack, which shares cards with the host's driver."""
 
     host: str = Field(description="by its name in `hosts`")
@@ -191,7 +191,7 @@ class ContainerOutput(_Part):
     nvidia: NvidiaOutput | None = Field(None, description="the driver's libraries in it; null: not of this stack")
 
 
-class Outputs(_Part):
+class Outputs(_OutputPart):
     """All outputs of a stack."""
 
     version: WholeNumber = Field(description="of the contract", json_schema_extra={"const": VERSION})

@@ -25,14 +25,14 @@ INTEGRATED = "0000:00:02.0"
 _GVT_G = "i915.enable_gvt=1"
 
 
-class _Row(BaseModel):
+class _CrashRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Annotated[str, Field(min_length=3)]
     evidence: Literal["primary", "report"]
 
 
-class RebindingRow(_Row):
+class RebindingRow(_CrashRow):
     """Kernels that crash when this driver lets a device go."""
 
     driver: str
@@ -40,7 +40,7 @@ class RebindingRow(_Row):
     why: str
 
 
-class NamedRow(_Row):
+class NamedRow(_CrashRow):
     """Cards of one kind."""
 
     name: str

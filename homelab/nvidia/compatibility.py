@@ -54,11 +54,11 @@ def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-class _Row(BaseModel):
+class _CompatibilityRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, arbitrary_types_allowed=True)
 
 
-class _Sourced(_Row):
+class _Sourced(_CompatibilityRow):
     source: Annotated[str, Field(min_length=10)]
     evidence: Evidence
 
@@ -151,14 +151,14 @@ class KernelRow(_Sourced):
     verdict: Literal["builds", "fails"]
 
 
-class Key(_Row):
+class Key(_CompatibilityRow):
     """A repository's key: a file beside it, and the fingerprint of its primary key."""
 
     file: str
     fingerprint: Fingerprint
 
 
-class NewerKernels(_Row):
+class NewerKernels(_CompatibilityRow):
     """Kernels of later versions than a release's own, and what follows their updates."""
 
     than: DataVersion
@@ -229,7 +229,7 @@ class Installer(_Sourced):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Installers(_Row):
+class _Installers(_CompatibilityRow):
     installers: tuple[Installer, ...]
 
 
@@ -246,7 +246,7 @@ class Runfile(_Sourced):
     userspace: tuple[str, ...]
 
 
-class _Gpus(_Row):
+class _Gpus(_CompatibilityRow):
     generations: tuple[Generation, ...]
     devices: tuple[DeviceRow, ...]
     functions: tuple[FunctionRow, ...]
@@ -264,12 +264,12 @@ class _Gpus(_Row):
         return self
 
 
-class _Branches(_Row):
+class _Branches(_CompatibilityRow):
     recommended: int
     branches: tuple[Branch, ...]
 
 
-class _CudaData(_Row):
+class _CudaData(_CompatibilityRow):
     releases: tuple[Cuda, ...]
     majors: tuple[CudaMajor, ...]
     libraries: tuple[CudaLibrary, ...]
@@ -278,11 +278,11 @@ class _CudaData(_Row):
     source: str
 
 
-class _Kernels(_Row):
+class _Kernels(_CompatibilityRow):
     rows: tuple[KernelRow, ...]
 
 
-class Bases(_Row):
+class Bases(_CompatibilityRow):
     """Where repositories begin; what a mirror stands for."""
 
     cuda: str
@@ -290,7 +290,7 @@ class Bases(_Row):
     run: str
 
 
-class _Distributions(_Row):
+class _Distributions(_CompatibilityRow):
     repositories: Bases
     distributions: tuple[Distribution, ...]
     proxmox: Headers

@@ -40,11 +40,11 @@ def _compiles(value: str) -> str:
     return value
 
 
-class _Row(BaseModel):
+class _SymptomRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class When(_Row):
+class When(_SymptomRow):
     """What must hold in the context; a fact that isn't known holds nothing."""
 
     target: Target | None = None
@@ -58,7 +58,7 @@ class When(_Row):
         return all(known[key] == value for key, value in self.model_dump(exclude_none=True).items())
 
 
-class Cause(_Row):
+class Cause(_SymptomRow):
     """One cause of a symptom, and what to do."""
 
     when: When = When()
@@ -66,7 +66,7 @@ class Cause(_Row):
     next: str
 
 
-class Symptom(_Row):
+class Symptom(_SymptomRow):
     """A text, where it appears, and its causes, the most particular first."""
 
     name: str
@@ -97,7 +97,7 @@ class Symptom(_Row):
         }
 
 
-class _Symptoms(_Row):
+class _Symptoms(_SymptomRow):
     symptoms: tuple[Symptom, ...]
 
 

@@ -108,7 +108,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ProgramDone:
     """What one of the script's programs did."""
 
     status: int
@@ -132,7 +132,7 @@ def judge(
     unchecked = _not_fetched(wanted, parts["container"])
     if unchecked:
         parts["container"] = None
-    smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
+    smi = parts["nvidiaSmi"] or _ProgramDone(_NO_PROGRAM, "")
     cards = _cards(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
     release = _release(nvcc) if nvcc else None
@@ -179,7 +179,7 @@ def judge(
     return output, _once(errors)
 
 
-def _not_fetched(wanted: Expected, container: _Part | None) -> list[str]:
+def _not_fetched(wanted: Expected, container: _ProgramDone | None) -> list[str]:
     """What couldn't be tried in a container, since there is no image for it: that says nothing of the card or the toolkit."""
     if container is None or _passed("container", container):
         return []
@@ -191,8 +191,8 @@ def _not_fetched(wanted: Expected, container: _Part | None) -> list[str]:
     ]
 
 
-def _part(value: Any) -> _Part | None:
-    return None if value is None else _Part(int(value["status"]), str(value["output"]))
+def _part(value: Any) -> _ProgramDone | None:
+    return None if value is None else _ProgramDone(int(value["status"]), str(value["output"]))
 
 
 def _cards(output: str) -> list[dict[str, str | None]]:
@@ -233,12 +233,12 @@ def _device(text: str | None) -> str | None:
     return f"{match[2]}:{match[1]}".lower() if match else None
 
 
-def _release(part: _Part) -> str | None:
+def _release(part: _ProgramDone) -> str | None:
     match = re.search(r"release (\d+\.\d+)", part.output) if part.works else None
     return match[1] if match else None
 
 
-def _passed(key: str, part: _Part) -> bool:
+def _passed(key: str, part: _ProgramDone) -> bool:
     return part.works and _MARKS[key] in part.output
 
 
@@ -311,12 +311,12 @@ _REFUSED = {
 def _errors(
     result: Mapping[str, Any],
     wanted: Expected,
-    parts: Mapping[str, _Part | None],
+    parts: Mapping[str, _ProgramDone | None],
     cards: Sequence[Mapping[str, str | None]],
     release: str | None,
     data: Compatibility,
 ) -> Iterator[HomelabError]:
-    smi = parts["nvidiaSmi"] or _Part(_NO_PROGRAM, "")
+    smi = parts["nvidiaSmi"] or _ProgramDone(_NO_PROGRAM, "")
     context = _seen(wanted, result)
     if smi.works and cards:
         yield from _driver_and_cards(wanted, result, cards, data)
@@ -361,7 +361,7 @@ def _seen(wanted: Expected, result: Mapping[str, Any]) -> Context:
     )
 
 
-def _no_cards(smi: _Part, log: str, context: Context) -> Iterator[HomelabError]:
+def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[HomelabError]:
     """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module was loaded."""
     vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE)
     known = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
@@ -383,7 +383,7 @@ def _no_cards(smi: _Part, log: str, context: Context) -> Iterator[HomelabError]:
         )
 
 
-def _unknown(wanted: str, part: _Part, why: str, next_step: str) -> HomelabError:
+def _unknown(wanted: str, part: _ProgramDone, why: str, next_step: str) -> HomelabError:
     """A failure whose text nobody knows."""
     if part.status == _TIMED_OUT:
         return HomelabError(
@@ -397,7 +397,7 @@ def _unknown(wanted: str, part: _Part, why: str, next_step: str) -> HomelabError
     return HomelabError(wanted=wanted, found=f"status {part.status}: {found}", why=why, next=next_step)
 
 
-def _refused(wanted: Expected, devices: _Part) -> HomelabError:
+def _refused(wanted: Expected, devices: _ProgramDone) -> HomelabError:
     """Nodes that an ordinary user can't open; the first one's reason stands for all."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
     reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
@@ -469,7 +469,7 @@ def _text(card: str, data: Compatibility) -> str:
     return f"{name} ({card})"
 
 
-def _compiler(wanted: Expected, nvcc: _Part, release: str | None, context: Context) -> Iterator[HomelabError]:
+def _compiler(wanted: Expected, nvcc: _ProgramDone, release: str | None, context: Context) -> Iterator[HomelabError]:
     if release is None:
         missing = nvcc.status in (_NO_PROGRAM, 126)
         known = recognise(nvcc.output, context)
@@ -491,7 +491,7 @@ def _compiler(wanted: Expected, nvcc: _Part, release: str | None, context: Conte
         )
 
 
-def _loaded(part: _Part | None) -> dict[str, str]:
+def _loaded(part: _ProgramDone | None) -> dict[str, str]:
     """Soname -> what loading it came to: `loaded`, perhaps with what it said, or the loader's error."""
     lines = part.output.splitlines() if part else []
     return {match[1]: match[2] for line in lines if (match := re.match(r"(lib\S+\.so\.\d+): (.+)", line))}
@@ -499,7 +499,7 @@ def _loaded(part: _Part | None) -> dict[str, str]:
 
 def _libraries(
     wanted: Expected,
-    parts: Mapping[str, _Part | None],
+    parts: Mapping[str, _ProgramDone | None],
     loaded: Mapping[str, str],
     output: StackInUse,
     data: Compatibility,
@@ -561,7 +561,7 @@ def _specification(wanted: Expected, found: str | None, driver: str | None) -> t
     )
 
 
-def _beside_cuda(wanted: Expected, part: _Part | None, loaded: Mapping[str, str]) -> Iterator[HomelabError]:
+def _beside_cuda(wanted: Expected, part: _ProgramDone | None, loaded: Mapping[str, str]) -> Iterator[HomelabError]:
     """cuDNN and NCCL: there, and of the major release of CUDA that was wanted."""
     major = (wanted.cuda or "").partition(".")[0]
     for name in wanted.libraries:
@@ -586,7 +586,7 @@ def _beside_cuda(wanted: Expected, part: _Part | None, loaded: Mapping[str, str]
 
 
 def _cards_of_container(
-    wanted: Expected, container: _Part, cards: Sequence[Mapping[str, str | None]]
+    wanted: Expected, container: _ProgramDone, cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
     inside = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
     if not cards or inside == len(cards):

@@ -68,7 +68,7 @@ def needed(library: Iterable[str], script: str) -> str:
     """
     parts = [_part(text) for text in library]
     words = {*_WORD.findall(script)}
-    sent: set[tuple[_Part, str]] = set()
+    sent: set[tuple[_LibraryPart, str]] = set()
     while new := {(part, name) for part in parts for name in part.reached(words)} - sent:
         sent |= new
         words |= {word for part, name in new for word in part.words[name]}
@@ -76,12 +76,12 @@ def needed(library: Iterable[str], script: str) -> str:
 
 
 @functools.cache
-def _part(text: str) -> _Part:
+def _part(text: str) -> _LibraryPart:
     """A part is in many scripts."""
-    return _Part(text)
+    return _LibraryPart(text)
 
 
-class _Part:
+class _LibraryPart:
     """A part of the library: `chunks` in their order; `words` that are in each function, and, without a name, outside of them."""
 
     def __init__(self, text: str) -> None:

@@ -17,6 +17,8 @@ import pulumi
 from homelab.remote import scripts
 from homelab.resources.children import FORMER_MODULE
 
+#: Inputs of a resource, outputs, or both, by name.
+Values = Mapping[str, Any]
 # A type's token -> the class that declares it; also the token of version 1.0, whose state is destroyed or refreshed under it.
 DECLARED: dict[str, type[Resource]] = {}
 
@@ -132,7 +134,7 @@ class Resource(pulumi.CustomResource):
         return [field.name for field in dataclasses.fields(cls.Outputs)]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """Of the inputs that `changed`, those for which another resource is made.
 
         :param state: the resource's inputs and outputs until now.
@@ -146,7 +148,7 @@ class Resource(pulumi.CustomResource):
         return False
 
 
-def moved_within_cluster(state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+def moved_within_cluster(state: Values, changed: Values) -> set[str]:
     """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew for that.
 
     :param state: the resource's inputs and outputs until now.
@@ -174,7 +176,7 @@ class Act(Resource):
     answers: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         # A later version of this program has inputs and settings that a state of an earlier one lacks.
         others = {key: new for key, new in changed.items() if key in state and key not in cls.own_text}
         return {

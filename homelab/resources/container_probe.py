@@ -7,13 +7,12 @@ numbers that have changed ask for an update. It owns nothing on the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, moved_within_cluster
+from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, Values, moved_within_cluster
 from homelab.shapes import CardPlan, SharedCard
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class ContainerProbe(Probe):
     replaced_by = frozenset(("host", "ctid"))
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """It goes with its container to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

@@ -7,13 +7,12 @@ the two VMs could come in either order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Resource, ShutdownInputs
+from homelab.resources.base import NodeInputs, Resource, ShutdownInputs, Values
 
 if TYPE_CHECKING:
     from homelab.settings import Vm
@@ -53,7 +52,7 @@ class GpuLease(Resource):
         by_hand: bool
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """From no VM to one: there is nothing to take away first."""
         return super().replacing(state, changed) if state.get("vmid") is not None else set()
 

@@ -7,13 +7,11 @@ is unprivileged can't be, and a change there is refused, as making it anew would
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Owned, ShutdownInputs, moved_within_cluster
+from homelab.resources.base import NodeInputs, Owned, ShutdownInputs, Values, moved_within_cluster
 
 
 class NewContainer(Owned):
@@ -23,7 +21,7 @@ class NewContainer(Owned):
     replaced_by = frozenset(("host", "node", "ctid"))
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """It may have moved to another node of its cluster: nothing is made anew for that."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

@@ -15,14 +15,13 @@ is recognised by its text and answered with the cause and the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.base import Act, HostInputs, Probe
+from homelab.resources.base import Act, HostInputs, Probe, Values
 from homelab.shapes import StackInUse, SystemState
 
 # What the steps leave on a system, in the order in which they do.
@@ -80,7 +79,7 @@ class GuestReboot(Act):
         generation: str = ""
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """The driver's step may answer in other words, with a new version of this program, that no reboot is needed: then this one looks again."""
         return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
 

@@ -8,13 +8,12 @@ id gets a copy of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Resource, moved_within_cluster
+from homelab.resources.base import NodeInputs, Resource, Values, moved_within_cluster
 
 if TYPE_CHECKING:
     from homelab.settings import Container, Vm
@@ -54,7 +53,7 @@ class SafetyCopy(Resource):
         return key == "identity" and not (isinstance(new, str) and new)
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """It goes with its guest to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 

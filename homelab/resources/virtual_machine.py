@@ -6,13 +6,11 @@ be changed in place is; a disk or its source can't, and a change there is refuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pulumi
 
-from homelab.resources.base import Owned, VmInputs, moved_within_cluster
+from homelab.resources.base import Owned, Values, VmInputs, moved_within_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,6 @@ class VirtualMachine(Owned):
     instance: pulumi.Output[str]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """It goes with its VM to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)

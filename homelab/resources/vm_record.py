@@ -8,13 +8,12 @@ still is as we set it, with a shutdown and a start if the VM runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import Boot, Owned, VmInputs, moved_within_cluster
+from homelab.resources.base import Boot, Owned, Values, VmInputs, moved_within_cluster
 from homelab.shapes import Record
 
 
@@ -63,6 +62,6 @@ class VmRecord(Owned):
     identity: pulumi.Output[str]
 
     @classmethod
-    def replacing(cls, state: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def replacing(cls, state: Values, changed: Values) -> set[str]:
         """It goes with its VM to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)

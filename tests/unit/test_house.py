@@ -135,7 +135,7 @@ def untyped(tree: ast.AST) -> int:
                     "mapping",
                     "mutablemapping",
                 )
-            case ast.Name(id="Properties", ctx=ast.Load()):
+            case ast.Name(id="Properties" | "Values", ctx=ast.Load()):
                 found += 1
             case ast.Call(func=ast.Name(id="cast"), args=[ast.Constant(value=str(text)), *_]):
                 found += untyped(ast.parse(text))
@@ -147,6 +147,7 @@ def untyped(tree: ast.AST) -> int:
     [
         ("def f(one: Mapping[str, Any]) -> dict[str, dict[str, Any]]: ...", 2),
         ("one: Properties = cast('dict[str, Any]', other)", 2),
+        ("def f(one: Values) -> None: ...", 1),
         ("one: dict[str, object]; other: Callable[[str], Any]; name: tuple[str, Any]", 0),
     ],
 )
