@@ -6,7 +6,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-import zipfile
 from pathlib import Path
 
 from tests.conftest import PROJECT
@@ -20,12 +19,13 @@ def wheel(folder: Path) -> Path:
 
 
 def install(built: Path, environment: Path) -> Path:
-    """Makes an environment with the wheel in it, and this one's packages for what it needs; says where its programs lie."""
+    """Makes an environment into which pip installs the wheel; what the wheel needs is this one's. Says where its programs lie."""
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
     (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    with zipfile.ZipFile(built) as archive:
-        archive.extractall(packages)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--disable-pip-version-check", "--no-input"]
+    # No registry is asked; and what isn't compiled here is compiled as it is used.
+    subprocess.run([*pip, "install", "--no-index", "--no-deps", "--no-compile", str(built)], check=True)
     return python.parent
