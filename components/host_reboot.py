@@ -136,9 +136,9 @@ async def _back(following: pulumi.Input[BootSeen] | None) -> None:
         raise Refusal(
             HomelabError(
                 wanted="the next node of the cluster restarted",
-                found="the one before it isn't back, or not verified",
-                why="of a cluster one node restarts at a time",
-                next="see what this run says of that node, then run `pulumi up` again",
+                found="the node before it isn't back, or isn't verified",
+                why="the nodes of a cluster restart one at a time",
+                next="see what this run says about that node, then run `pulumi up` again",
             )
         )
     await boot.future()

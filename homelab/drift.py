@@ -39,7 +39,7 @@ class Drift:
     def newer(self) -> str:
         """What changes without drift mean."""
         if self.first:
-            return "nothing can have drifted: this stack has had no `pulumi up` yet, which would make what the settings say"
+            return "nothing can have drifted: this stack has had no `pulumi up` yet; it would make what the settings describe"
         return "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed since the last one"
 
     @property

@@ -46,7 +46,7 @@ class SeveralErrors(HomelabError):
     def __init__(self, errors: list[HomelabError]) -> None:
         numbered = (f"{number}.\n{error}" for number, error in enumerate(errors, start=1))
         # The first line is what a narrow display shows of it.
-        Exception.__init__(self, "\n".join([f"{len(errors)} things stand against this:", *numbered]))
+        Exception.__init__(self, "\n".join([f"{len(errors)} problems prevent this:", *numbered]))
         self.errors = errors
         # For whoever tells more of an error.
         self.wanted, self.found, self.why, self.next = (

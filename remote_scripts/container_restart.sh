@@ -30,7 +30,7 @@ apply() {
 }
 
 refuse() {
-  local said=$OUTPUT state="its configuration stays as it was written, and comes into force with its next start"
+  local said=$OUTPUT state="its configuration stays as it was written, and takes effect at its next start"
   ! put_back || state="it runs on, and its configuration is as it was before"
   die "container $CTID off within $TIMEOUT s" "it still runs: $said" "$state" \
     "see what keeps it (\`pct exec $CTID -- ps\`), give it more time (shutdown.timeout), or set shutdown.otherwise: stop; then run \`pulumi up\` again"

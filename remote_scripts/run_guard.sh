@@ -21,7 +21,7 @@ hold() {
   need_run_dir
   exec {held}>>"$RUN/up"
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
-    "another one is: $(of_file "$RUN/up")" "two at once would take each other's ground away, and could reboot the host twice" \
+    "another one is: $(of_file "$RUN/up")" "two at once would undo each other's changes, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
   # At once: a run whose connection was cut comes back, and VMs that it has started itself have their passes by its name.
   printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same

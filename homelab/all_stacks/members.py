@@ -112,4 +112,4 @@ def _member(name: str, there: Collection[str]) -> Member:
 
 
 def _with_a_way_round(error: HomelabError) -> HomelabError:
-    return error.retold(next=f"{error.next}; or name those that are to run without it: --stack A --stack B")
+    return error.retold(next=f"{error.next}; or name only the stacks that are to run: --stack A --stack B")

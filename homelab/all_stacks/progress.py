@@ -138,7 +138,7 @@ class Progress:
         if self.open:
             lines.append(f"  perhaps done, since it was under way: {', '.join(self.open)}")
         cancel = f"pulumi cancel --stack {self.stack}, then " if self.ended_by_force else ""
-        return [*lines, f"  it goes on from there with: {cancel}pulumi up --stack {self.stack}"]
+        return [*lines, f"  to go on from there: {cancel}pulumi up --stack {self.stack}"]
 
 
 def explained(stack: str, operation: Operation, code: int, printed: str) -> HomelabError:
@@ -154,11 +154,11 @@ def explained(stack: str, operation: Operation, code: int, printed: str) -> Home
     return HomelabError(
         wanted=f"pulumi {operation} of the stack {stack}",
         found=said
-        or (f"it was ended by the signal {-code}" if code < 0 else f"it ended with status {code}, without a word"),
+        or (f"it was ended by the signal {-code}" if code < 0 else f"it ended with status {code}, without a message"),
         why="what the stack's settings say was not done, or not all of it",
         next=f"pulumi cancel --stack {stack}, then: pulumi {operation} --stack {stack}"
         if code < 0
-        else f"correct what it says, then: pulumi {operation} --stack {stack}",
+        else f"correct what it reports, then: pulumi {operation} --stack {stack}",
     )
 
 

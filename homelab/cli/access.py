@@ -75,7 +75,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
         raise HomelabError(
             wanted="the host's address",
             found=f"none, and {path_of(arguments.stack).name} has no host either",
-            why="it is where everything begins",
+            why="everything starts with the host's address",
             next="homelab init 192.168.0.202",
         )
     port = arguments.port or (entry.ssh.port if entry else 22)
@@ -87,7 +87,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
                 wanted=f"the host key {arguments.host_key.strip()} for {address}:{port} (--host-key)",
                 found=f"{key.fingerprint} in {path_of(arguments.stack).name}, as hosts.{name}.ssh.hostKey",
                 why="only the key in the settings would be accepted, and not the one that you gave",
-                next="compare both with what the host's console shows; correct the settings where the host has a new key, or leave --host-key out",
+                next="compare both with what the host's console shows; if the host has a new key, correct the settings; else leave --host-key out",
             )
         output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
     else:
@@ -126,8 +126,8 @@ def _not_there_already(address: str, port: int, key: HostKey, before: Existing) 
             raise HomelabError(
                 wanted=f"a host at {address}:{port} that the settings don't have",
                 found=f"the host key of {name}, which they have at {host.address}:{host.ssh.port}",
-                why="one host described twice would be changed by two hands",
-                next=f"homelab init {host.address}; where its address has changed, correct it in the settings first",
+                why="both entries would change the same host",
+                next=f"homelab init {host.address}; if its address has changed, correct it in the settings first",
             )
 
 
@@ -152,7 +152,7 @@ def confirm_key(
         raise HomelabError(
             wanted=f"a host key of {address}:{port} that nobody has revoked",
             found=f"{key.fingerprint}, which {file} has in a line with @revoked",
-            why="whoever revoked it took it for lost: another machine may have it",
+            why="it was revoked because it may be lost: another machine may have it",
             next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or take that line out, if it is wrong",
         )
     if given is not None:
@@ -166,12 +166,14 @@ def confirm_key(
         return
     known = said == "known"
     if known:
-        output.say("It is the key that your known_hosts has for it.")
+        output.say("It is the key that your known_hosts has for this address.")
     if said == "another":
-        output.say("Your known_hosts has another key for it: it has been installed anew, or this is another machine.")
+        output.say(
+            "Your known_hosts has another key for this address: the host was reinstalled, or this is another machine."
+        )
     if not ask.confirm("Is it the same?", default=known):
         raise Declined(
-            "Nothing was done: without the right host key, root's commands might go to another machine. Where nobody can be asked, give "
+            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody can be asked, give "
             f"the fingerprint that the console shows with {option}."
         )
 
@@ -224,7 +226,7 @@ def _login(
             next="take another key, or leave --identity and --agent out to log in with a password once"
             + (f"; {refused.next}" if arguments.agent and refused is not None else ""),
         )
-    output.say(f"No key of yours opens {address} yet.")
+    output.say(f"None of your keys can log in to {address} yet.")
     if refused is not None and ways[-1].get("agent"):
         output.say(f"The SSH agent: {refused.found}.")
     host, password = _by_password(address, login, key, ask, output)
@@ -235,7 +237,7 @@ def _login(
         return Access(host, {}, key, password=password if is_open else "")
     install = arguments.install_key
     if install is None:
-        install = ask.confirm("Put your public key onto the host, so that it needs no password again?", default=True)
+        install = ask.confirm("Put your public key onto the host, so that no password is needed again?", default=True)
     if not install:
         return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
     path = usual[0] if usual else folder / "homelab_ed25519"
@@ -247,7 +249,7 @@ def _login(
 def _by_password(address: str, login: Login, key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
     for number in range(_TRIES):
         given = os.environ.get(PASSWORD)
-        password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked once)")
+        password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked for once)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
             if first_contact.refusal(host) is None:

@@ -48,9 +48,9 @@ HELP = """usage: homelab COMMAND ...
   init     from a host's address to its settings and its API user; shows everything before it does anything
   doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
-  log      what was said while NVIDIA's stack was installed; changes nothing
-  switch   hands a shared card to a VM (switch GPU --to vm:NAME), or back to the containers; --rehearse does nothing, and says what stands against it
-  rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and takes it away (rom remove GPU)
+  log      what long commands printed (initramfs, apt, DKMS, NVIDIA's installer); changes nothing
+  switch   hands a shared card to a VM (switch GPU --to vm:NAME), or back to the containers; --rehearse changes nothing, and says what prevents it
+  rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and removes it (rom remove GPU)
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing
   up       `pulumi up` of several stacks (--all, or --stack A --stack B): side by side where their hosts differ, after one yes

@@ -197,7 +197,7 @@ class Conversation:
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
-                "No card is given to anybody: nothing is to be set up. Say which by --card, such as --card rtx5090=vm:103."
+                "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, such as --card rtx5090=vm:103."
             )
         if accepted:
             choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
@@ -301,7 +301,7 @@ class Conversation:
             self.output.say(f"The key of {file} will log in as {user or 'its user'}.")
         else:
             self.output.say(
-                "No key of yours is here yet that could log in to it: put one into create.cloudInit.sshKeys before `pulumi up`."
+                "You have no key here yet that could log in to it: put one into create.cloudInit.sshKeys before `pulumi up`."
             )
         ip = asked.cloud_ip or self.ask.text("Its address with the prefix, such as 192.168.0.50/24, or dhcp", "dhcp")
         gateway = asked.cloud_gateway or (self.ask.text("Its gateway", "") if ip != "dhcp" else "")
@@ -340,7 +340,7 @@ class Conversation:
         off = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
         for guest in off:
             self.output.say(
-                f"{guest}, gets its card alone. NVIDIA's software is installed from inside: start it, and run homelab init again."
+                f"{guest}: it only gets its card. NVIDIA's software is installed from inside: start it, and run homelab init again."
             )
         if sharing - {guest.id for guest in off}:
             where = "in the containers"
@@ -395,7 +395,7 @@ class Conversation:
                 return {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
         raise LoginRefusedError(
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
-            found="none of them is taken",
+            found="none of them is accepted",
             why="NVIDIA's software is installed from inside",
             next=f"put your public key into {user}'s authorized_keys in the VM, and run homelab init again; or leave NVIDIA's driver out",
         )
@@ -467,8 +467,8 @@ class Conversation:
             )
         if any(" token delete " in one for one in commands):
             self.output.say(
-                "The token that is there is made anew, since its secret isn't in this file. If another machine's settings have it, they no "
-                "longer get in: copy this file there, or take a stack of another name here (--stack)."
+                "The existing token is replaced, since its secret isn't in this file. If another machine's settings have the old secret, they no "
+                "longer get in: copy this file there, or use a stack of another name here (--stack)."
             )
         self.result |= {
             "settings": proposal.text,
@@ -484,7 +484,7 @@ class Conversation:
         if pulumi.backend() is not None:
             return None
         chosen = self.ask.choose(
-            "Where is Pulumi to keep the stack's state?",
+            "Where should Pulumi keep the stack's state?",
             [
                 ("file://~", "in a folder of this machine (~/.pulumi)"),
                 ("https://api.pulumi.com", "in Pulumi Cloud"),
@@ -500,7 +500,7 @@ class Conversation:
             return None
         while True:
             first = self.ask.secret("Passphrase for the stack's secrets (pulumi asks for it later)")
-            if "encryptionsalt:" in text or self.ask.secret("The same once more") == first:
+            if "encryptionsalt:" in text or self.ask.secret("The same passphrase again") == first:
                 return first
             self.output.say("They differ.")
 
@@ -567,7 +567,7 @@ class Conversation:
             say(f"{previewed} --stack {self.stack}:")
             if pulumi.preview(to_errors=bool(self.arguments.json)) != 0:
                 say(
-                    "The preview failed: what it says stands against `pulumi up`. The settings are written; correct them, and preview again."
+                    "The preview failed, and `pulumi up` would fail in the same way. The settings are written; correct them, and preview again."
                 )
         say(f"Next: pulumi up --stack {self.stack}")
 
@@ -576,7 +576,7 @@ class Conversation:
         if read_settings(self.file) != self._read:
             raise HomelabError(
                 wanted=f"{self.file.name} as it was when it was read",
-                found="somebody has changed it meanwhile",
+                found="it was changed meanwhile",
                 why="what was put in must not be lost",
                 next="run homelab init again: it adds to the file as it is now",
             )
@@ -595,7 +595,7 @@ def _token_secret(printed: str) -> str:
     if not isinstance(found, str) or not found:
         raise HomelabError(
             wanted="the new token's secret from pveum",
-            found="an answer of another form",
+            found="an answer in another form",
             why="it is shown once, and the settings need it",
             next="run homelab init again: it makes the token anew",
         )

@@ -97,7 +97,7 @@ def tell(hook: str, line: str, *, as_json: bool) -> None:
     request = urllib.request.Request(hook, data=body.encode(), headers={"Content-Type": kind}, method="POST")
     try:
         if request.type not in ("http", "https"):
-            raise urllib.error.URLError(f"{request.type} is no address of the web")
+            raise urllib.error.URLError(f"{request.type} is not a web address")
         urllib.request.urlopen(request, timeout=HOOK_SECONDS).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--stack", type=stack_options.name, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)"
     )
-    made.add_argument("--undo", action="store_true", help="take the API's user, its role and its token away again")
+    made.add_argument("--undo", action="store_true", help="remove the API user, its role and its token again")
     host = made.add_argument_group("the host")
     host.add_argument("--port", type=int, help="of its SSH server (default: 22)")
     host.add_argument("--user", help="who logs in (default: root)")
@@ -174,8 +174,8 @@ def _unforeseen(error: Exception) -> HomelabError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = f": {error}" if isinstance(error, OSError) else f" in {frame.filename}, line {frame.lineno}"
     return HomelabError(
-        wanted="homelab init to come to its end",
+        wanted="homelab init to finish",
         found=f"{type(error).__name__}{text}",
-        why="what comes after it was not done",
-        next="mend what it names, and run it again; where it names a line of homelab, please report it",
+        why="nothing after that was done",
+        next="mend what it names, and run it again; if it names a line of homelab's code, please report it",
     )

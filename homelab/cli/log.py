@@ -24,12 +24,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     found = argparse.ArgumentParser(
         prog="python -m homelab log",
-        description="What long commands said: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
+        description="What long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
     )
     found.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
     stack_options.add(found)
     found.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
-    found.add_argument("--lines", type=int, default=200, help="how many of the end (default: 200)")
+    found.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
     return found
 
 
@@ -51,7 +51,7 @@ def read(arguments: argparse.Namespace) -> str:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
                 found=f"systems in {found.path}: {', '.join([*(f'hosts.{one}' for one in found.host_names()), *every]) or 'none'}",
-                why="a log lies on the system that it is about",
+                why="a log is on the system that it is about",
                 next="name one of these",
             )
         if kind == "containers":
@@ -83,5 +83,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
-    print(clean(text) or "no long command of this program has run there since its last boot, or all was given back")
+    print(clean(text) or "this program has run no long command there since its last boot, or everything was undone")
     return WELL

@@ -62,9 +62,9 @@ class Output:
         if left:
             self.show("Perhaps done, since it was under way:", f"  {left[0]}")
             self.show(*(["Not done:", *(f"  {step}" for step in left[1:])] if left[1:] else []))
-        self.say(f"Run it again to go on, it takes up what is there: {self._again}")
+        self.say(f"To go on, run it again; it continues from what is there: {self._again}")
         if self._undo:
-            self.say(f"To take the API's user, role and token away: {self._undo}")
+            self.say(f"To remove the API user, its role and its token: {self._undo}")
 
 
 def _folded(line: str, width: int) -> list[str]:

@@ -100,12 +100,12 @@ class Pulumi:
             if done.returncode == 0:
                 return {str(one["name"]).rpartition("/")[2] for one in json.loads(done.stdout)}
         except (ValueError, LookupError, TypeError):
-            done.stderr = "an answer of another form"
+            done.stderr = "an answer in another form"
         raise HomelabError(
             wanted="the stacks that the backend has (pulumi stack ls)",
             found=(done.stderr or done.stdout).strip()[-800:],
             why="a settings file alone is no stack",
-            next="correct what it says, and run it again",
+            next="correct what it reports, and run it again",
         )
 
     def login(self, url: str) -> None:
@@ -157,5 +157,5 @@ def _checked(done: subprocess.CompletedProcess[str], wanted: str) -> None:
             wanted=wanted,
             found=(done.stderr or done.stdout).strip()[-800:],
             why="without it Pulumi can't keep what it did, nor its secrets",
-            next="correct what it says, and run homelab init again: it goes on from here",
+            next="correct what it reports, and run homelab init again: it goes on from here",
         )

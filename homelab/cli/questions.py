@@ -42,8 +42,8 @@ def no_answer(question: str) -> HomelabError:
     return HomelabError(
         wanted=f"an answer to: {question}",
         found="the input has ended",
-        why="nothing is decided for you that you were asked",
-        next="answer it by an option, a secret by the environment (--help lists both), or run it in a terminal",
+        why="a question that you were asked isn't answered for you",
+        next="answer it with an option, a secret with an environment variable (--help lists both); or run it in a terminal",
     )
 
 

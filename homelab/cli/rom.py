@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     found = argparse.ArgumentParser(prog="python -m homelab rom", description="A card's option ROM as a file for a VM.")
     actions = found.add_subparsers(dest="action", required=True)
-    for name, said in (("dump", "reads it and keeps it"), ("remove", "takes the file away")):
+    for name, said in (("dump", "reads it and keeps it"), ("remove", "removes the file")):
         action = actions.add_parser(name, help=said, description=f"{said} ({FOLDER} on the host)")
         action.add_argument("gpu", help="the card: a name under hosts.NAME.gpus")
         action.add_argument("--host", help="one of homelab:hosts, where there are several")
@@ -84,7 +84,7 @@ async def _dump(node: str, host: Host, gpu: str, file: str) -> list[str]:
         f"  SHA-256 {found.sha256}",
         *(f"  note: {one}" for one in rom.remarks(found, shown)),
         f"To use it: romfile: {file} for this card under vms.NAME.gpus, which takes api.user: root@pam.",
-        f"To take it away: python -m homelab rom remove {gpu}" + ("" if file == _default(gpu) else f" --name {file}"),
+        f"To remove it: python -m homelab rom remove {gpu}" + ("" if file == _default(gpu) else f" --name {file}"),
     ]
 
 

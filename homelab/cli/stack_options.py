@@ -22,7 +22,7 @@ def name(text: str) -> str:
 def add(parser: argparse.ArgumentParser) -> None:
     """`--stack` and `--config-file`."""
     parser.add_argument("--stack", type=name, default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
-    parser.add_argument("--config-file", type=Path, help="another file, as Pulumi's option of that name")
+    parser.add_argument("--config-file", type=Path, help="another file, like Pulumi's option of that name")
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("card", help="a name under hosts.NAME.gpus, with use: shared")
     found.add_argument("--to", type=_target, required=True, metavar="vm:NAME|containers", help="who is to have it")
     found.add_argument(
-        "--rehearse", action="store_true", help="does nothing: says who has the card and what stands against it"
+        "--rehearse", action="store_true", help="changes nothing: says who has the card, and what prevents the switch"
     )
     found.add_argument("--host", help="one of homelab:hosts, where several have a card of that name")
     found.add_argument(
@@ -144,22 +144,22 @@ class Switch:
         for ctid in found["containers"]:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
         for ctid in found["stays"]:
-            print(f"  would run on without the card, since no program in it has that open: container {ctid}")
+            print(f"  would run on without the card, since no program in it has the card open: container {ctid}")
         if found["all_go"]:
             print(f"  all of them, although the setting is shutDown: holders: {found['all_go']}")
         for holder in found["ends"]:
             print(f"  has the card open, and ends with that: {holder}")
         for holder in found["holders"]:
-            print(f"  has the card open, and stands against it: {holder}")
+            print(f"  has the card open, and prevents it: {holder}")
         if found["refused"]:
-            print(f"  stands against it: {found['refused']}")
+            print(f"  prevents it: {found['refused']}")
         if found["refused"] or found["holders"]:
             print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
             return NOT_SWITCHED
         if found["stands"]:
             return WELL
         print(f"  then its driver would let go of it: {found['way']}")
-        print(f"Nothing stands against VM {self._vm.vmid} taking it.")
+        print(f"Nothing prevents VM {self._vm.vmid} from taking it.")
         return WELL
 
     def _rehearse_return(self) -> int:
@@ -236,7 +236,7 @@ class Switch:
                 return self._stays(f"gpus.{self._card} is {self._where()} now, which has been started meanwhile")
             if has_it and runs == "yes" and ended:
                 return self._stays(
-                    f"VM {vmid} had gone off, and runs again with gpus.{self._card}: somebody has started it, such as HA or a reboot from inside"
+                    f"VM {vmid} had gone off, and runs again with gpus.{self._card}: something has started it, such as HA or a reboot from inside"
                 )
             if has_it and runs == "yes" and asked is None:
                 if not await self._shut_down(vmid):

@@ -30,12 +30,12 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
     result: dict[str, object] = {"commands": found.commands, "left": found.left}
     if not found.commands:
         raise Declined(
-            f"homelab init has made no user for the stack {arguments.stack} on this host; nothing is to be undone."
+            f"homelab init has made no user for the stack {arguments.stack} on this host; there is nothing to undo."
         )
     output.show("On the host:", *(f"  {command}" for command in found.commands))
     output.say(*found.left)
     output.say(
-        "With it, the stack can change no VM any more; run `pulumi destroy` before, if it is to give its cards back."
+        "After this, the stack can't change any VM; if it is to give its cards back, run `pulumi destroy` first."
     )
     if arguments.dry_run:
         return result

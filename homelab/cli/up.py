@@ -62,7 +62,7 @@ def parser(operation: Operation) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="as Pulumi's option of that name",
+        help="like Pulumi's option of that name",
     )
     if operation == "up":
         found.add_argument("--yes", action="store_true", help="don't ask after the previews")
@@ -130,7 +130,7 @@ class _Together:
             raise HomelabError(
                 wanted="a backend that Pulumi is logged in to",
                 found="none",
-                why="it keeps what the stacks are, and what was done",
+                why="it keeps the list of stacks, and what was done",
                 next="pulumi login URL, such as file://~; or set PULUMI_BACKEND_URL",
             )
         self.members, left = members(self.arguments.stack, first.stacks())
@@ -145,7 +145,7 @@ class _Together:
             return status
         going = {one.stack for one in previews if one.state == "done" and one.has_changes}
         if not going:
-            self.output.say("Nothing is to be done." if status == WELL else "Nothing was done.")
+            self.output.say("There is nothing to do." if status == WELL else "Nothing was done.")
             return status
         refused = [one for one in previews if one.state != "done"]
         self.output.say(*(f"{one.stack} is left out: its preview was refused." for one in refused))
@@ -207,7 +207,7 @@ class _Together:
         for one in runs:
             printed = self.folder / f"{one.stack.replace('/', '_')}.{one.operation}.txt"
             if one.state in ("failed", "interrupted") and one.errors:
-                said += ["", f"{one.stack}:", *one.errors, f"All that it said: {printed}"]
+                said += ["", f"{one.stack}:", *one.errors, f"Its whole output: {printed}"]
             elif one.state != "interrupted":
                 printed.unlink(missing_ok=True)
         status = progress.status(runs)

@@ -118,7 +118,7 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
         HomelabError(
             wanted=wanted,
             found=f"container {container.ctid} is {kind} (`pct config {container.ctid}`)",
-            why=f"packages are known of {data().names} alone; the card itself works in any container",
+            why=f"packages are known for {data().names} alone; the card itself works in any container",
             next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
         )
     ]

@@ -127,7 +127,7 @@ def _refused(name: str, what: str, about: str, found: DriverCards) -> HomelabErr
     return HomelabError(
         wanted=f"{what} for containers.{name}",
         found=f"{about}{found.text}",
-        why="a container gets a card from the host's driver: one that isn't there, is on vfio-pci or is a VM's it can't have",
+        why="a container gets a card from the host's driver: it can't have a card that isn't there, is on vfio-pci or is a VM's",
         next="see `nvidia-smi -L` on the host; correct gpuAssignment, or name cards with use: lxc in gpus",
     )
 

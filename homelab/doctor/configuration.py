@@ -76,7 +76,7 @@ def _moved(case: Case) -> list[Finding]:
     return _finding(
         f"{case.name} given the nodes that its cards have now",
         "; ".join(drift),
-        "the kernel numbers them anew at each boot: an entry of before leads to nothing, and then it doesn't start, or to another card",
+        "the kernel numbers them anew at each boot: an older entry leads to nothing, so that the container doesn't start, or to another card",
         f"{case.up}; at a boot, homelab-card-nodes.service does it, and says why it didn't: `journalctl -b`",
     )
 
@@ -113,7 +113,7 @@ def _without_effect(case: Case) -> list[Finding]:
         return _finding(
             "a pve-container that knows dev[n]",
             f"{case.reading.facts.nvidia.dev_trouble[0]}; the configuration has {'; '.join(old)}",
-            "a release without them passes such lines over",
+            "a release without them ignores such lines",
             "`apt update && apt install pve-container`, or give the devices by lxc.mount.entry lines",
         )
     if not conf.broken:

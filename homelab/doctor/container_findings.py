@@ -44,7 +44,7 @@ def _restart(case: Case) -> list[Finding]:
         Finding(
             f"{case.name} running with its configuration",
             "; ".join(said),
-            "devices and rules are taken from the configuration at the start: it runs since before they were as they are now",
+            "it gets devices and rules from its configuration when it starts, and it has run since before they were changed",
             restart_step(case),
             Stage.RESTART,
         )
@@ -75,7 +75,7 @@ def _inside(case: Case) -> list[Finding]:
             Finding(
                 f"a driver behind {names(dead)}",
                 NO_DRIVER,
-                "the node is there, and no card of NVIDIA's driver has its number: it is on another driver, or has failed",
+                "the node is there, and no card of NVIDIA's driver has its number: the card is on another driver, or has failed",
                 "see `dmesg | grep -iE 'nvrm|vfio'` on the host",
             )
         )

@@ -133,7 +133,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
         Finding(
             "the cards for containers with NVIDIA's driver",
             "; ".join(wrong),
-            "containers use the host's driver; a card that it hasn't got has no /dev/nvidia node",
+            "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
             "install and load NVIDIA's driver on the host; a card that this program has bound is given back by `pulumi up` and its reboot",
         ),
     ]
@@ -143,11 +143,11 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found, then start the VM again, or the containers that are named; the story is in /var/lib/homelab/handover/log",
+        "mend what is found, then start the VM again, or the containers that are named; the details are in /var/lib/homelab/handover/log",
     ),
     "STUCK": (
-        "NVIDIA's driver waits in the kernel for somebody who still has the card, and whoever touches it next waits, too: nothing is tried while it waits",
-        "reboot the host: the card is with it then, and containers start as they do at boot; the story in /var/lib/homelab/handover/log names who had it",
+        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card next waits, too: nothing is tried while it waits",
+        "reboot the host: it then has the card, and containers start as they do at boot; /var/lib/homelab/handover/log names who had it",
     ),
     "DEAD": (
         "the card doesn't answer as it should; a driver that is given such a card can take the host down",
@@ -185,7 +185,7 @@ def _on_its_way(name: str, about: dict[str, str], said: str, guests: Guests) -> 
     return Finding(
         wanted,
         said,
-        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should have come to an end long ago",
+        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should have ended long ago",
         f"see whether that timer and homelab-handover.service run, and what {look} says last; a reboot of the host ends it in any case",
     )
 
@@ -223,7 +223,7 @@ def _left(reading: Reading) -> list[Finding]:
         Finding(
             f"VM {one.vmid} back on {reading.node}, from where it was moved for a restart of this node (guestsAtReboot: migrate)",
             f"it is still on {one.node}: {one.why}",
-            "bringing it back was tried until it was given up: nothing does it any more",
+            "the attempts to bring it back were given up: nothing tries any more",
             f"on {one.node}: {one.way_back(reading.facts.cluster.node)}, once what kept it there is gone; wherever else it goes, this is forgotten at the node's next restart",
         )
         for one in reading.facts.left_elsewhere
@@ -237,7 +237,7 @@ def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Findin
         Finding(
             f"VM {user.vmid}, which takes gpus.{name} in turn, started by HA",
             "HA has it in the state error",
-            "its start was refused or failed too often, such as while somebody had the card, and HA starts nothing in this state",
+            "its start was refused or failed too often, such as while the card was in use, and HA starts nothing in this state",
             f"see why in /var/lib/homelab/handover/log; then `ha-manager set vm:{user.vmid} --state disabled`, and set it to started",
         )
         for user in (facts.users_of(slots[name], reading.node) if name in slots else [])

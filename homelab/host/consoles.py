@@ -104,7 +104,7 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
             why="the kernel's own picture has the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), and the guest's driver fails",
             next=other
             if hopeless
-            else f"set bootFramebuffer: off for this host, after you made sure of another way in than its screen; or {other}",
+            else f"set bootFramebuffer: off for this host, after you have made sure of another way in than its screen; or {other}",
         )
     ]
 
@@ -127,7 +127,7 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
         )
     elif set(ways.values()) != {"frees"}:
         said.append(
-            f"{name}: this kernel ({facts.kernel}) may not let go of the card's memory for its picture; that is looked at after the reboot, and "
+            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after the reboot, and "
             "bootFramebuffer: off may help then"
         )
     return said

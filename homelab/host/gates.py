@@ -120,7 +120,7 @@ def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
         HomelabError(
             wanted=f"to know which {guests} run",
             found=f"`{program} list` gave no answer",
-            why="each would count as one that is off, and a card that it has as one that nobody uses; nothing is done on that ground",
+            why="each guest would count as off, and its card as unused; nothing is done on such a basis",
             next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may hang); when it answers, run `pulumi up` again",
         )
         for guests, program in (programs[kind] for kind in facts.guests.unlisted)
@@ -175,7 +175,7 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
             errors.append(
                 HomelabError(
                     wanted="an IOMMU that the kernel uses",
-                    found=f"{word} on the kernel command line, put there by somebody else",
+                    found=f"{word} on the kernel command line, which this program didn't put there",
                     why="the kernel never takes that word back, whatever follows it",
                     next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
                 )
@@ -244,7 +244,7 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
             found="; ".join(
                 f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
             ),
-            why="vfio-pci takes no card that is split into virtual functions, and who uses one of them would lose it",
+            why="vfio-pci takes no card that is split into virtual functions, and whoever uses one of them would lose it",
             next=f"switch them off where they are switched on (`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
             f"a module's option such as i915.max_vfs, sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
         )
@@ -274,7 +274,7 @@ def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[H
             HomelabError(
                 wanted=wanted,
                 found=f"the card that it is of, {device.physfn}, is {'not there' if owner is None else 'on vfio-pci'}",
-                why="the virtual functions of such a card take a token of VFIO's that Proxmox VE has no option for",
+                why="the virtual functions of such a card need a VFIO token, for which Proxmox VE has no option",
                 next=f"give {device.physfn} back to the host's driver, which makes its virtual functions",
             )
         )
@@ -377,7 +377,7 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
             wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
             found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
-            next="put the card into another slot, or switch ACS on in the firmware; a device that may go along is named in "
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host with the card is named in "
             f"gpus.{name}.allowGroupMembers{remapping.offered(facts, slot)}",
         )
     ]
@@ -552,7 +552,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
 
 
 _COMES_FIRST = (
-    "the host restarts before anything is taken out of a VM: one that starts then would take the card from the driver that has it by then; "
+    "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new driver; "
     "nothing was changed"
 )
 
@@ -641,7 +641,7 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
             found="it is not one of NVIDIA's, as a whole",
-            why="when a card can be taken from its driver while the host runs is known of NVIDIA's driver alone",
+            why="only for NVIDIA's driver is it known when a card can be taken from it while the host runs",
             next=f"set gpus.{name}.use: vm, or lxc",
         )
     ]
@@ -742,7 +742,7 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
         device for device in facts.in_slot(slot) if device not in mine and device not in facts.others_in_group(slot)
     ]
     if left:
-        said.append(f"gpus.{name}: stays with the host, though in its slot: {'; '.join(map(facts.describe, left))}")
+        said.append(f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, left))}")
     path = facts.path_of(slot)
     if host.api and ";" in path:
         shown = next(device for device in mine if device.is_display)
@@ -753,8 +753,8 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     owner = next((device.physfn for device in mine if device.physfn), None)
     if owner:
         said.append(
-            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it (sysfs.conf, a module's option) stays "
-            "yours, and must have made it before the VM starts"
+            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it (sysfs.conf, a module's option) is left "
+            "to you, and must have made it before the VM starts"
         )
     said += resets.remarks(facts, f"gpus.{name}", slot)
     said += consoles.remarks(facts, host, f"gpus.{name}", slot)
@@ -768,7 +768,7 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
         said.append(
             f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host starts; "
             "homelab binds none that comes later"
-            + ("; ids for vfio-pci that were set by hand do, so takeOver leaves these" if host.take_over else "")
+            + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
     return said
 
@@ -778,11 +778,13 @@ def _named_to_go(facts: HostFacts, name: str, gpu: Gpu, mine: list[Device]) -> l
     said = []
     for device in mine if gpu.functions else []:
         if device.class_code.startswith(USB):
-            said.append(f"gpus.{name}: {facts.describe(device)} goes along: what is plugged into it goes with the card")
+            said.append(
+                f"gpus.{name}: {facts.describe(device)} leaves the host with the card, and so does what is plugged into it"
+            )
         elif device.class_code.startswith(SECURITY_PROCESSOR):
             said.append(
-                f"gpus.{name}: {facts.describe(device)} goes along: reports differ on whether a guest's driver needs it; where the VM "
-                "starts only once for each boot of the host, leave it out first"
+                f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a guest's driver needs it; if the VM "
+                "starts only once for each boot of the host, try first without it"
             )
     return said
 

@@ -136,7 +136,7 @@ def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list
 def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[str]:
     """What is to be known of VMs that HA has and that take a shared card, a sentence each."""
     return [
-        f"VM {vm.vmid} is under HA: a start that is refused, since somebody has its card or a run is at work here, counts as failed; after "
+        f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, counts as failed; after "
         f"{(int(about.get('max_restart', 1)) + 1) * (int(about.get('max_relocate', 1)) + 1)} of them HA gives up (state error), "
         f"until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
         for vm in vms

@@ -36,7 +36,7 @@ def refused(facts: HostFacts) -> list[HomelabError]:
         HomelabError(
             wanted="this host's shared cards with the host",
             found=facts.handover.away,
-            why="NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed",
+            why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; nothing was changed",
             next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)",
         )
     ]
@@ -91,8 +91,8 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
     if not facts.handover.enabled:
         raise HomelabError(
             wanted=f"gpus.{name} switched between this host's containers and a VM",
-            found="what does that is not installed on the host, or not switched on",
-            why="a start of the VM alone would take the card from its driver without a look",
+            found="the programs that do this are not installed on the host, or not switched on",
+            why="a start of the VM alone would take the card from its driver without any check",
             next="run `pulumi up` (`pulumi up --refresh`, if it was there once)",
         )
     if about.get("state") in ("STUCK", "DEAD"):
@@ -115,7 +115,7 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}, by its hookscript",
             found="the VM has lost the hookscript",
-            why="its start would take the card from its driver without a look",
+            why="its start would take the card from its driver without any check",
             next="run `pulumi up --refresh`, which sets it again",
         )
     if about.get("state") == "VM" and about.get("vm") != str(vm.vmid) and not rehearsed:
@@ -146,7 +146,7 @@ def said(facts: HostFacts, name: str) -> str:
         return ""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
     staying = running_on(about)
-    without = f"; without it runs on: container {', '.join(staying)}" if staying else ""
+    without = f"; without it, these run on: container {', '.join(staying)}" if staying else ""
     if state == "VM":
         return f"with VM {vm} since {at}{without}"
     if state in ("HELD", "STUCK", "DEAD"):

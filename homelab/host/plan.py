@@ -137,7 +137,7 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
 def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
     """What the host itself says that only a reboot brings, and what a verification would find."""
     if facts.boot_lacks is None:  # nothing was booted for it yet, or by an older version of this program
-        found = ["it isn't noted on the host what its boot is to have"]
+        found = ["the host has no note of what its boot should have"]
     else:
         found = list(facts.boot_lacks)
     if want.functions and facts.iommu.groups == 0:
@@ -273,7 +273,7 @@ def _not_made(name: str, address: str) -> HomelabError:
         wanted=f"gpus.{name}, the virtual function {address}, made at boot",
         found="it is not there",
         why="virtual functions are made by the card's driver while the host starts: a VM with one that isn't there doesn't start",
-        next="see that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; then run `pulumi up` again",
+        next="make sure that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; then run `pulumi up` again",
     )
 
 

@@ -93,7 +93,7 @@ def checked(content: bytes, device: Device, name: str) -> Rom:
         raise HomelabError(
             wanted=wanted,
             found=f"images for {', '.join(f'{one.vendor}:{one.device}' for one in others)}; the card is {device.id}",
-            why="a guest's firmware and driver take no notice of another card's ROM, or fail with it",
+            why="a guest's firmware and driver ignore another card's ROM, or fail with it",
             next="see whether the address is this card's; take the file of the card's maker otherwise",
         )
     return Rom(content[: sum(one.length for one in found)], found)
@@ -152,7 +152,7 @@ def refused(facts: HostFacts, name: str, slot: str, node: str) -> list[HomelabEr
             HomelabError(
                 wanted=wanted,
                 found="`qm list` gave no answer: a VM may run with it",
-                why="while its ROM is read, a card's memory may not be reached: the guest would lose it",
+                why="while its ROM is read, a card's memory may be out of reach: the guest would lose the card",
                 next="see what `qm list` says on the host; when it answers, run this command again",
             )
         ]
@@ -162,7 +162,7 @@ def refused(facts: HostFacts, name: str, slot: str, node: str) -> list[HomelabEr
             HomelabError(
                 wanted=wanted,
                 found=f"{', '.join(map(str, users))} runs with it",
-                why="while its ROM is read, a card's memory may not be reached: the guest would lose it",
+                why="while its ROM is read, a card's memory may be out of reach: the guest would lose the card",
                 next="shut the VM down, and run this command again",
             )
         ]

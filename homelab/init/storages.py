@@ -163,4 +163,4 @@ def _rows(printed: str, what: str, odd: list[str]) -> Iterator[Mapping[str, Any]
 
 
 def _odd(what: str, row: Any) -> str:
-    return f"{what} that pvesh names is passed over, since it isn't of the known form: {json.dumps(row)[:120]}"
+    return f"{what} that pvesh names is ignored, since its form isn't known: {json.dumps(row)[:120]}"

@@ -59,8 +59,8 @@ def supported_system(request: Request) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{request.name}: {known}",
                 found=f"{system.distribution} {system.version or 'without a VERSION_ID'}".strip(),
-                why="NVIDIA's packages, their names and their repository are of one distribution each",
-                next="use one of those systems, or leave `nvidia` out and install the driver there by its own means",
+                why="each distribution has its own packages of NVIDIA's, with their own names and repository",
+                next="use one of those systems, or leave `nvidia` out and install the driver there in that system's own way",
             )
         )
     if system.architecture not in (None, "x86_64"):
@@ -247,7 +247,7 @@ def modules_build(request: Request) -> list[HomelabError]:
 def _how_it_builds(request: Request, branch: str, kernel: str) -> str:
     version = driver_of(request, branch).version
     row = request.data.kernel_verdict(kernel, version)
-    return f"of which {version} builds for {kernel}" if row else f"of which nothing contrary is known for {kernel}"
+    return f"of which {version} builds for {kernel}" if row else f"of which no failure is known for {kernel}"
 
 
 def secure_boot(request: Request) -> list[HomelabError]:
@@ -314,7 +314,7 @@ def cuda_fits(request: Request) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{request.name}: a release of CUDA: {known}",
                 found=f'nvidia.cuda: "{release}"',
-                why="no such release is known; its packages and its least driver follow from the release",
+                why="no such release is known; its packages and the oldest driver for it follow from the release",
                 next=f'set nvidia.cuda to one of them; `major.minor`, such as "{data.cuda.releases[-1].release}"',
             )
         ]
@@ -336,7 +336,7 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{request.name}: a major version of cuDNN: {known}",
                 found=f'nvidia.cudnn: "{settings.cudnn}"',
-                why="the packages' names have the major version, and are known here for these",
+                why="the packages' names contain the major version, and are known here for these",
                 next=f'set nvidia.cudnn: "{known.rpartition(", ")[2]}", or leave it out and install cuDNN there by hand',
             )
         )
@@ -421,7 +421,7 @@ def runtime_there(request: Request) -> list[HomelabError]:
         HomelabError(
             wanted=f"{request.name}: {wanted}, for nvidia.containerToolkit",
             found=f"installed: {', '.join(sorted(installed)) or 'no container runtime'}",
-            why="the toolkit is configured in the runtime; a runtime is never installed unasked",
+            why="the toolkit is configured in the runtime; a runtime is installed only if the settings ask for it",
             next="install it, or set nvidia.docker: install"
             if can_be_installed
             else f"install {wanted} by its own installer, then run `pulumi up` again",

@@ -100,7 +100,7 @@ def load(path: Path) -> dict[str, SystemLock]:
             wanted=f"a lock file that `python -m homelab lock` has written, in {path.name}",
             found=str(error).splitlines()[0] + (f" {str(error).splitlines()[-1]}" if "\n" in str(error) else ""),
             why="a package that isn't known exactly can't be held to its version",
-            next="take back what was changed in it; or remove the file, and run `python -m homelab lock` again",
+            next="undo what was changed in it; or remove the file, and run `python -m homelab lock` again",
         ) from error
 
 

@@ -588,8 +588,8 @@ def _card_notes(request: Request, driver: Driver) -> list[str]:
             )
         elif row and row.absent < driver.version < row.listed:
             notes.append(
-                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether {driver.version} does, "
-                "nobody has looked"
+                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether {driver.version} does "
+                "isn't known here"
             )
     if request.devices is None and request.target != "lxc":
         notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
@@ -602,7 +602,7 @@ def _branch_notes(request: Request, driver: Driver) -> list[str]:
         return [f"branch {driver.branch} is newer than this program's data (up to {request.data.newest_branch})"]
     if row.ended(request.today):
         return [
-            f"branch {row.branch} has had its end of life ({row.ends}): no more fixes, also of security; "
+            f"branch {row.branch} has reached its end of life ({row.ends}): no more fixes, also of security; "
             f"{request.data.recommended} is maintained"
         ]
     return []
@@ -613,12 +613,12 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
     if lacking := [one for one in request.capabilities if one not in capabilities]:
         notes.append(
             f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is installed "
-            "without them; nvidia.capabilities demands them"
+            "without them; to demand them, name them in nvidia.capabilities"
         )
     if "graphics" in capabilities and request.target == "lxc":
         notes.append(
-            "graphics in a container takes the host's module nvidia-drm, and its nodes in /dev/dri, which the container must have been "
-            "given; the libraries alone are installed and looked at here"
+            "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the container must have been "
+            "given; only the libraries are installed and checked here"
         )
     return notes
 
@@ -630,7 +630,7 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
     if not unknown:
         return []
     return [
-        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is looked at "
+        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is checked "
         "before any reboot"
     ]
 

@@ -389,7 +389,7 @@ def _unknown(wanted: str, part: _ProgramDone, why: str, next_step: str) -> Homel
         return HomelabError(
             wanted=wanted,
             found="it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
-            why="a card that doesn't answer hangs all that asks it; or it was only slow, such as fetching an image",
+            why="a card that doesn't answer hangs every program that asks it; or something was only slow, such as fetching an image",
             next="read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again",
         )
     lines = [line for line in part.output.splitlines() if line.strip()]
@@ -523,7 +523,7 @@ def _libraries(
                 found="; ".join(said),
                 why="a library that isn't there, or one that it needs, was removed since, or never installed"
                 if missing
-                else "the loader takes none that isn't whole, or of another version than those beside it",
+                else "the loader refuses a library that isn't whole, or that has another version than those beside it",
                 next="run `pulumi up --refresh`: it installs what is missing",
             )
         refused = [name for name in names if loaded.get(name, "").startswith("loaded, NVENC error")]
@@ -540,7 +540,7 @@ def _libraries(
             yield HomelabError(
                 wanted=f"{wanted.name}: the driver's libraries in a container that asks for them (NVIDIA_DRIVER_CAPABILITIES)",
                 found="; ".join(f"{name}: {said}" for name, said in lacking.items()),
-                why="they load on the system itself: the CDI specification is of before they were installed, or the toolkit doesn't find them",
+                why="they load on the system itself: the CDI specification is from before they were installed, or the toolkit doesn't find them",
                 next="run `pulumi up --refresh`: it makes the specification again",
             )
 
@@ -580,7 +580,7 @@ def _beside_cuda(wanted: Expected, part: _ProgramDone | None, loaded: Mapping[st
             yield HomelabError(
                 wanted=what,
                 found=said.partition(", ")[2],
-                why="one that is made for another major release of CUDA wants that one's libraries",
+                why="one that is made for another major release of CUDA needs that release's libraries",
                 next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you installed it",
             )
 
@@ -594,7 +594,7 @@ def _cards_of_container(
     yield HomelabError(
         wanted=f"{wanted.name}: a container that sees all of its {len(cards)} cards",
         found=f"nvidia-smi in it lists {inside}",
-        why="the CDI specification, or the runtime's configuration, is of fewer cards",
+        why="the CDI specification, or the runtime's configuration, names fewer cards",
         next="run `pulumi up --refresh`: it makes the specification again",
     )
 

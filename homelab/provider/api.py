@@ -43,7 +43,7 @@ class ApiWork(Work[NodeT, OutputsT]):
                 wanted=f"homelab:hosts.{inputs.host}.api in the stack's configuration",
                 found="it is missing",
                 why="mappings and VMs are changed through it",
-                next="put it back; to give them up, take them out and run `pulumi up` while it is still there",
+                next="put it back; to give mappings and VMs up, take those out and run `pulumi up` while it is still there",
             )
         return Api(host, inputs.node, access=lambda: self._access(inputs))
 
@@ -250,7 +250,7 @@ def require_same(guest: Taken, inputs: _MadeOn, had: _MadeOn, instance: str, con
     raise HomelabError(
         wanted=f"{guest.label} ({guest.name}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
         found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.named_by, 'without a name')}",
-        why="the one that was made is gone, and somebody has used its id again; what isn't this program's is not changed, and never removed",
+        why="the one that was made is gone, and its id is used again; what isn't this program's is never changed or removed",
         next=f"choose another {guest.id} for {guest.place}.{guest.name}, and run `pulumi up --refresh`: a new {kind} is made",
     )
 

@@ -83,7 +83,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
-            found=f"it has returned by itself to what it was{', but for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
+            found=f"it has returned by itself to what it was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
             why="it came up with the new configuration, but couldn't be reached: most likely its network depends on a device that was taken away",
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )

@@ -40,7 +40,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         if had.host != inputs.host:
             _require_same(inputs, outputs.identity, found.identity)
             tell(
-                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: what was noted of it goes along"
+                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: the notes about it move with it"
             )
             asyncio.run(self._follow(inputs, had.host, inputs.host))
             found = dataclasses.replace(found, generation=found.generation + 1)
@@ -58,7 +58,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
         for left in notes.found:
             tell(
-                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't know it: what is noted there goes along"
+                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't know it: the notes there move with it"
             )
             await self._follow(inputs, left, inputs.host)
         if not notes.found:
@@ -85,11 +85,11 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                     await session.run("forget", scripts.container_record(inputs.ctid, record))
         except HomelabError as error:
             raise HomelabError(
-                wanted=f"what is noted of container {inputs.ctid} taken along from {left} to {there}",
+                wanted=f"the notes about container {inputs.ctid} moved from {left} to {there}",
                 found=f"{error.wanted}: {error.found}",
-                why="without it nobody could tell the lines that this program gave the container from somebody else's; the container is as it was",
+                why="without these notes, the lines that this program gave the container can't be told from other lines; the container is as it was",
                 next=f"bring {left} back, then run the same command again; or migrate the container back; or, if {left} won't come back, take it out of "
-                "homelab:hosts: then nobody takes these lines out but you",
+                "homelab:hosts: then you have to take these lines out yourself",
             ) from error
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
@@ -240,7 +240,7 @@ def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
 def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
     tell(
         f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container {inputs.ctid} is lost: lines that this program gave "
-        f"it there stay in its configuration like somebody else's. Take out those of cards that {left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
+        f"it there stay in its configuration, since they can't be told from your own. Take out those of cards that {left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
         f"lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is off"
     )
 
@@ -250,7 +250,7 @@ def _require_same(inputs: ContainerProbe.Inputs, before: str, now: str) -> None:
         raise HomelabError(
             wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
             found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses ({now} instead of {before})",
-            why="the one that had the cards is gone, and somebody has used its id again; nothing was changed",
+            why="the one that had the cards is gone, and its id is used again; nothing was changed",
             next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry out, run `pulumi up`, and put it back",
         )
 

@@ -59,9 +59,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             if owner in facts.kept_scripts:
                 asyncio.run(self._left_of_scripts(inputs.host, host, owner))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
-            tell(f"{inputs.host}: it can't be looked at once more ({error.wanted}: {error.found})")
+            tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         for copy in edits:
-            tell(f"{inputs.host}: a file of this program's had been edited by hand; what it was is kept in {copy}")
+            tell(f"{inputs.host}: a file of this program's had been edited by hand; the edited file is kept in {copy}")
         if outputs.iommu_words or outputs.vfio_words:
             tell(
                 f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line and the "

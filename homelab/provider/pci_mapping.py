@@ -252,8 +252,8 @@ def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, seen:
     if is_going and time.monotonic() < seen.setdefault(mapping["digest"], time.monotonic()) + GOING_SECONDS:
         raise ChangedMeanwhileError(
             wanted=wanted,
-            found="another run takes it away",
-            why="what is added to it now would go along",
+            found="another run is removing it",
+            why="an entry that is added to it now would be removed with it",
             next="run `pulumi up` again",
             status=500,
             reason=GOING,
@@ -283,7 +283,7 @@ def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
         raise HomelabError(
             wanted=f"the PCI mapping {inputs.mapping} for {inputs.entry['path']} of {inputs.node}",
             found=f"there is one of that name, for another device of this node: {taken}",
-            why="a VM with it would get either of the two; it isn't ours to change",
+            why="a VM with it would get either of the two; this program didn't make it, and doesn't change it",
             next="choose another name with gpus.<gpu>.mapping, or remove that entry (Datacenter -> Resource Mappings)",
         )
 

@@ -31,7 +31,7 @@ class PeerNotes:
         if self.silent:
             names = ", ".join(self.silent)
             raise HomelabError(
-                wanted=f"to know what {names} noted of {label}, which may have come from there",
+                wanted=f"to know what {names} noted about {label}, which may have come from there",
                 found="; ".join(f"{name}: {found}" for name, found in self.silent.items()),
                 why=why,
                 next=f"switch {names} on and run the same command again; or, if it won't come back, take it out of homelab:hosts",

@@ -54,9 +54,7 @@ class SafetyCopyWork(ApiWork[SafetyCopy.Inputs, SafetyCopy.Outputs]):
             return outputs
         if another:
             label = decided.label(inputs.guest_kind, inputs.vmid)
-            tell(
-                f"{inputs.guest}: {label} is another one than that of which {outputs.copy} was made: it gets one of its own"
-            )
+            tell(f"{inputs.guest}: {label} isn't the one of which {outputs.copy} was made: it gets its own copy")
         else:
             self._stays(had, outputs)
         return self.create(inputs)

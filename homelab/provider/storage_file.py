@@ -73,7 +73,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             raise
         if not source.checksum and source.url:
             tell(
-                f"{inputs.download}: {inputs.volume} was compared with no checksum: what {source.url} sent is taken for the file"
+                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what {source.url} sent"
             )
         return StorageFile.Outputs(made=True, compared=source.checksum or "")
 

@@ -144,4 +144,4 @@ class VmMemory:
             try:
                 asyncio.run(done())
             except HomelabError as error:  # its start, which is among the node's tasks, says the same
-                tell(f"{self._guest}: note: that VM {self._vmid} ran stays noted on its host ({error.found})")
+                tell(f"{self._guest}: note: its host keeps the note that VM {self._vmid} ran ({error.found})")

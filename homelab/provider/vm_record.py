@@ -73,7 +73,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             config = strings(self.reading(inputs, f"{path}/config", wanted))
         found = drift(config, outputs.record)
         if _is_another(outputs, config):
-            found.append(f"VM {vmid} is another one than the one that was given its cards")
+            found.append(f"VM {vmid} isn't the VM that was given its cards")
         if inputs.power != "keep":
             status = self.reading(inputs, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
             found += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
@@ -130,7 +130,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
         if had is not None and came_from:
-            tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: what was noted of it goes along")
+            tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: the notes about it move with it")
         for left_host in came_from:
             await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
         return VmRecord.Outputs(
@@ -186,9 +186,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             try:
                 machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
                 if _is_another(outputs, machine.config()):
-                    tell(
-                        f"{inputs.vm}: VM {inputs.vmid} is another one than the one that was given its cards: it stays as it is"
-                    )
+                    tell(f"{inputs.vm}: VM {inputs.vmid} isn't the VM that was given its cards: it stays as it is")
                 else:
                     machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
             except NotThereError:

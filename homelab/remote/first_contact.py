@@ -181,8 +181,8 @@ def carry_out(host: Host, commands: list[str], done: Callable[[str, str], None])
                     raise HomelabError(
                         wanted=f"on {host.address}: {command}",
                         found=error.found,
-                        why="what comes after it stands on it",
-                        next="correct what it says on the host, and run homelab init again: it goes on from here",
+                        why="everything after it depends on it",
+                        next="correct what it reports on the host, and run homelab init again: it goes on from here",
                     ) from error
                 done(command, printed)
 

@@ -225,7 +225,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
         wanted=f"the script to {verb.replace('_', ' ')} to succeed",
         found=f"exit status {status}: {(log or output).strip()[-500:]}",
         why="nothing can be decided without its answer",
-        next="if it is sudo that asks for a password: allow this user `sudo -n bash`, or use root",
+        next="if sudo asks for a password: allow this user `sudo -n bash`, or use root",
     )
 
 
@@ -307,7 +307,7 @@ async def _connected(
     except (OSError, TimeoutError, asyncssh.Error) as error:
         if agent is not None and agent.signs and isinstance(error, TimeoutError):
             raise _no_key_of_the_agent(
-                f"an agent that has not signed within {timeout:g} s; it may wait for somebody to confirm that"
+                f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
             ) from error
         raise _lost(host, error) from error
 
@@ -373,7 +373,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
     return LoginRefusedError(
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
-        why="nobody else has the key",
+        why="only the agent has the key",
         next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with `ssh-add`, unlock it "
         "(`ssh-add -X`), or set ssh.privateKeyFile",
     )

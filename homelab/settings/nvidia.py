@@ -37,7 +37,7 @@ DriverText = Annotated[
 
 def _with_compute(value: list[Capability]) -> list[Capability]:
     if "compute" not in value:
-        raise ValueError("expected compute among them: what the others are of loads its library")
+        raise ValueError("expected compute among them: the libraries of the others load its library")
     if len(set(value)) < len(value):
         raise ValueError("expected each of them once")
     return value

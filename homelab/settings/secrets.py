@@ -173,8 +173,8 @@ def plain_secrets(places: list[Place], stack: str) -> HomelabError:
     return HomelabError(
         wanted="secrets that are encrypted in the stack's file",
         found="in plain text: " + ", ".join(path_of(place) for place in places),
-        why="the file is made to be kept in git, where everybody who can read it would have them; one that was there already is to be "
-        "replaced by a new one",
+        why="the file is meant for git, where everybody who can read it would have them; replace a secret that was there already "
+        "by a new one",
         next="\n        ".join(encrypting(place, stack) for place in places)
         + "\n        or, where the file is yours alone, set homelab:allowPlainSecrets: true",
     )

@@ -35,7 +35,7 @@ def unread(keys: Iterable[Any]) -> list[str]:
 def _meant_beside(key: str) -> str:
     name = key.removeprefix("homelab:")
     if name in _SETTINGS:
-        return f"it stands beside `config:`, where nobody reads it; put it under `config:`, as `homelab:{name}`"
+        return f"it is beside `config:`, where nothing reads it; put it under `config:`, as `homelab:{name}`"
     close = difflib.get_close_matches(key, KEYS_OF_PULUMI, n=1) or [
         f"homelab:{one}" for one in difflib.get_close_matches(name, _SETTINGS, n=1)
     ]
@@ -85,8 +85,8 @@ def check(whole: Any, file: str) -> None:
 def not_read(lines: list[str], file: str) -> HomelabError:
     """The error for keys that nobody reads."""
     return HomelabError(
-        wanted=f"only keys that somebody reads in {file}",
+        wanted=f"only known keys in {file}",
         found="\n        ".join(lines),
-        why="Pulumi passes over such a key without a word: what it says would not be done",
+        why="Pulumi ignores such a key without a word: what it says would not be done",
         next=f"correct {file}; docs/settings.md describes the keys",
     )

@@ -99,7 +99,9 @@ def _web_address(value: str) -> str:
     if parts.scheme == "http":
         raise ValueError("expected https: whoever stands between could change what is installed as root")
     if "@" in parts.netloc:
-        raise ValueError("expected an address without a user and password: it stands in files that everybody can read")
+        raise ValueError(
+            "expected an address without a user and password: it is written to files that everybody can read"
+        )
     if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/%+=-]*)?", value) or not parts.hostname:
         raise ValueError("expected an address such as https://mirror.lan/cuda")
     _port(value)

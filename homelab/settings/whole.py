@@ -142,7 +142,7 @@ class Settings(Model):
             shared = [gpu for gpu in cards if gpu in self.hosts[host].hands_over]
             if shared:
                 raise ValueError(
-                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers of {host}, whose own program hands it over: "
+                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers of {host}, which hands it over: "
                     f"name the host ({', '.join(self.candidates(guest))}), or give the card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
                 )
 

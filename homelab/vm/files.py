@@ -169,7 +169,7 @@ def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None
     """
     if "aborting" in reason and "mismatch" in reason:
         return (
-            "a file of that name is on the storage already, and is another one; it was not touched",
+            "a different file of that name is on the storage already; it was not touched",
             f"remove it or rename it there, or give {name} another file name; without a checksum it would be used as it is",
         )
     if "checksum mismatch" in reason:

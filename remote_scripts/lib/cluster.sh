@@ -117,7 +117,7 @@ refuse_turn() {
     "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them" \
     "give the cluster a QDevice; or stop these guests (\`ha-manager set vm:103 --state stopped\`) or take them out of HA (\`ha-manager remove vm:103\`) until HA is idle (\`ha-manager status\`); then run \`pulumi up\` again"
   die "this node of the cluster restarted" "$WHY_NOT" \
-    "of a cluster one node restarts at a time, while the others go on with a quorum" \
+    "the nodes of a cluster restart one at a time, while the others go on with a quorum" \
     "look at \`pvecm status\`, and at \`ceph -s\` where it is Ceph; when the others are well, run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without a QDevice), hosts.NAME.allowQuorumLoss permits it. If the node that restarts won't ever come back: rm $TURN"
 }
 

@@ -32,7 +32,7 @@ need_run_dir() {
       "something else has that name: $(stat -c '%F, %U:%G, mode %a' "$RUN" 2>&1)" \
       "any user who can write to it could keep this program from running" "find out who made /run/homelab, and move it away"
   fi
-  said=$(mkdir -m 0700 "$RUN" 2>&1) || die "to make the folder /run/homelab, for the lock and logs" "${said:-no word of why not}" \
+  said=$(mkdir -m 0700 "$RUN" 2>&1) || die "to make the folder /run/homelab, for the lock and logs" "${said:-no reason given}" \
     "without the lock, two runs at once could write over each other; nothing was changed" \
     "correct what the message says (often: no room: \`df /run\`), then run the same again"
 }

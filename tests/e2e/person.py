@@ -131,6 +131,6 @@ def agree() -> Conversation:
     """With a passphrase for a new stack."""
     return [
         ("Passphrase for the stack's secrets", f"{PASSPHRASE}{ENTER}"),
-        ("The same once more", f"{PASSPHRASE}{ENTER}"),
+        ("The same passphrase again", f"{PASSPHRASE}{ENTER}"),
         ("Do all of this?", f"y{ENTER}"),
     ]

@@ -26,7 +26,7 @@ def test_graphics_go_to_a_vm_without_the_rest_of_their_slot_and_come_back(by_ini
     stack = by_init("apu", *IGPU, options=TESTED)
     stock, before = stack.lab.snapshot(), drivers(stack)
     up = stack.up()
-    assert f"stays with the host, though in its slot: {SLOT}.2 security processor" in up.output
+    assert f"in the same slot, but left with the host: {SLOT}.2 security processor" in up.output
     assert drivers(stack) == {**before, "0": "vfio-pci", "1": "vfio-pci"}
     # Proxmox VE compares the subsystem's zeros, and a mapping's id with each function of its path.
     entry = f"id=1002:1900,iommugroup=17,node=pve,path={SLOT}.0,subsystem-id=0000:0000"

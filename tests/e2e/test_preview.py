@@ -155,7 +155,7 @@ def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_init_at_a
         asked = [(f"What is {card} ", ENTER) for card in cards]
         shown = " ".join(init_at_a_terminal(stack, *asked, status=1).split())
         assert said in shown and "for a VM it would be refused: " in shown
-        assert "No card is given to anybody" in shown
+        assert "No card was given to a guest" in shown
     else:
         result = stack.preview(ok=False)
         assert said in result.message

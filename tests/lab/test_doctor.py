@@ -401,7 +401,7 @@ def test_show_draws_who_has_which_card_now_and_with_the_next_up(
     assert show.main([*where, "--svg", str(tmp_path / "picture.svg")]) == 0
     assert "container" in (tmp_path / "picture.svg").read_text()
     assert log.main(["hosts.pve", *where]) == 0
-    assert "no long command of this program has run there" in capsys.readouterr().out
+    assert "this program has run no long command there" in capsys.readouterr().out
     assert log.main(["vms.none", *where]) == 2
 
 

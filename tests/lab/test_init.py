@@ -175,7 +175,7 @@ def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, caps
     assert run(desk, capsys, "--undo", "--yes") == 0, desk.err
     assert "homelab" not in desk.users
     assert run(desk, capsys, "--undo", "--yes") == 1
-    assert "nothing is to be undone" in desk.out
+    assert "there is nothing to undo" in desk.out
 
 
 def test_what_is_shown_is_what_is_done(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +460,7 @@ def test_ctrl_c_after_a_step_says_what_is_there_and_the_next_run_completes_it(
         assert run(desk, capsys, *asked) == 130
         monkeypatch.setattr(Output, "did", did)
         if number < steps - 1:
-            assert "Perhaps done" in desk.out and "homelab init --undo" in desk.out and "Run it again" in desk.out
+            assert "Perhaps done" in desk.out and "homelab init --undo" in desk.out and "run it again" in desk.out
         assert run(desk, capsys, *asked) == 0, desk.err
         assert desk.users == whole, number
         assert is_encrypted(desk.api["tokenSecret"])

@@ -167,7 +167,7 @@ def test_a_node_that_doesnt_answer_has_not_said_that_it_noted_nothing(cluster: L
     ):
         with pytest.raises(HomelabError) as raised:
             do()
-        assert raised.value.wanted.startswith("to know what pve1 noted of VM 103")
+        assert raised.value.wanted.startswith("to know what pve1 noted about VM 103")
         assert "take it out of homelab:hosts" in raised.value.next
     assert noted(cluster, RECORD) == ["pve1"] and "snapname" not in conf(cluster, "pve2")
 

@@ -54,7 +54,7 @@ def tree(lab: Lab) -> dict[str, object]:
 
 def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TO_VM, *about]) == 2
-    assert "is not installed on the host" in capsys.readouterr().err
+    assert "not installed on the host" in capsys.readouterr().err
     installed(lab)
     assert main([*BACK, *about]) == 0
     assert "is with the host already" in capsys.readouterr().out
@@ -64,13 +64,13 @@ def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys:
     assert main([*TO_VM, "--rehearse", *about]) == 0
     said = capsys.readouterr().out
     assert "started again afterwards: container 950" in said
-    assert "ends with that: ollama (PID 4711 of container 950)" in said and "Nothing stands against VM 103" in said
+    assert "ends with that: ollama (PID 4711 of container 950)" in said and "Nothing prevents VM 103" in said
     lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
     lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'ct: 950' >$ROOT/etc/pve/ha/resources.cfg")
     before = tree(lab)
     assert main([*TO_VM, "--rehearse", *about]) == 1
     said = capsys.readouterr().out
-    assert "stands against it: Xorg (PID 4712" in said and "container 950, which uses the card, is under HA" in said
+    assert "prevents it: Xorg (PID 4712" in said and "container 950, which uses the card, is under HA" in said
     assert tree(lab) == before
     lab.run("rm $ROOT/etc/pve/ha/resources.cfg")
 

@@ -60,7 +60,7 @@ def test_what_somebody_made_of_a_file_of_ours_is_kept_once_and_told(folder: Fold
     done = folder.bash(f"{then}; finish")
     assert copies(folder) == ["edited"]
     kept = next(path for path in (folder.root / "var/backups").rglob("*") if path.is_file())
-    assert f"what it was is kept in /{kept.relative_to(folder.root)}" in done.stderr
+    assert f"the edited file is kept in /{kept.relative_to(folder.root)}" in done.stderr
     folder.bash(f"{then}; finish")
     assert copies(folder) == ["edited"]
 

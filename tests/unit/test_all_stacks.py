@@ -222,7 +222,7 @@ KNOWN = {
         "PULUMI_CONFIG_PASSPHRASE",
     ),
     "anything else": ("error: no space left on device", "no space left on device"),
-    "nothing": ("", "without a word"),
+    "nothing": ("", "without a message"),
 }
 
 
@@ -248,7 +248,7 @@ def test_an_interrupted_run_says_what_is_done_what_was_under_way_and_how_it_goes
     assert run.where_it_stands == [
         "work: done: one",
         "  perhaps done, since it was under way: two",
-        "  it goes on from there with: pulumi up --stack work",
+        "  to go on from there: pulumi up --stack work",
     ]
     run.end(-9, "", interrupted=True)
     assert "pulumi cancel --stack work, then pulumi up" in run.where_it_stands[-1]

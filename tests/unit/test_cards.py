@@ -203,9 +203,12 @@ def test_a_security_processor_and_a_usb_controller_that_go_are_said() -> None:
     host = named("0000:c6:00.0", "0000:c6:00.2", "0000:c6:00.3")
     facts = gates.choosing(apu(), host.gpus)
     notes = "\n".join(said(facts, host))
-    assert "0000:c6:00.2 security processor [1022:15c7] goes along: reports differ" in notes
-    assert "0000:c6:00.3 USB controller [1022:15b9] goes along: what is plugged into it" in notes
-    assert "goes along" not in "\n".join(said(apu(), APU))
+    assert "0000:c6:00.2 security processor [1022:15c7] leaves the host with the card: reports differ" in notes
+    assert (
+        "0000:c6:00.3 USB controller [1022:15b9] leaves the host with the card, and so does what is plugged into it"
+        in notes
+    )
+    assert "leaves the host" not in "\n".join(said(apu(), APU))
 
 
 def test_a_named_usb_controller_that_carries_the_root_still_doesnt_go() -> None:
@@ -366,7 +369,7 @@ def test_a_group_is_said_of_each_function() -> None:
     text = lines_of(apu(), APU)
     assert "0000:c6:00.0: IOMMU group 17, with it: nothing else" in text
     assert "0000:c6:00.1: IOMMU group 18, with it: nothing else" in text
-    assert "note: gpus.igpu: stays with the host, though in its slot: 0000:c6:00.2 security processor" in text
+    assert "note: gpus.igpu: in the same slot, but left with the host: 0000:c6:00.2 security processor" in text
 
 
 def without_groups(*more: dict[str, Any]) -> HostFacts:
@@ -565,7 +568,7 @@ def test_a_card_on_an_external_port_is_said_to_be_one_and_takes_no_ids_from_vfio
     ]
     facts = desktop(devices=[parent, *cards], vfio_ids="10de:2b85,10de:22e8")
     (remark,) = said(facts, settings(takeOver=True))
-    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves these" in remark
+    assert remark.startswith("gpus.rtx5090 hangs on an external port") and "so takeOver leaves them" in remark
     assert plan.wanted(facts, settings(takeOver=True)).by_hand == ["0000:01:00.0", "0000:01:00.1"]
 
 

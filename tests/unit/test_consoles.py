@@ -127,6 +127,6 @@ def test_another_way_in_is_said_first(words: str, said: str) -> None:
 
 
 def test_a_kernel_that_may_not_let_go_is_said_before_the_reboot() -> None:
-    assert "may not let go" in notes(only_card("038000", **BOOTFB), host())
-    assert "may not let go" not in notes(only_card(**BOOTFB), host())
+    assert "may keep the card's memory" in notes(only_card("038000", **BOOTFB), host())
+    assert "may keep the card's memory" not in notes(only_card(**BOOTFB), host())
     assert notes(desktop(), settings()) == ""

@@ -47,4 +47,4 @@ def test_one_error_stands_alone_and_several_are_numbered() -> None:
     assert alone.value is one
     with pytest.raises(SeveralErrors) as both:
         raise_all([one, two])
-    assert str(both.value) == f"2 things stand against this:\n1.\n{one}\n2.\n{two}"
+    assert str(both.value) == f"2 problems prevent this:\n1.\n{one}\n2.\n{two}"

@@ -164,7 +164,7 @@ def test_containers_run_on_without_the_card_only_where_it_is_the_only_one(
 def test_who_runs_on_without_the_card_is_said() -> None:
     noted = "state=VM\nvm=103\nboot=1\nsince=1\ncontainers=901\nstaying=902 903\n"
     found = facts(handover={"cards": {"rtx5090": noted}})
-    assert handover.said(found, "rtx5090").endswith("; without it runs on: container 902, 903")
+    assert handover.said(found, "rtx5090").endswith("; without it, these run on: container 902, 903")
     found = facts(handover={"cards": {"rtx5090": noted.replace("staying=902 903", "staying=")}})
     assert "without it" not in handover.said(found, "rtx5090")
 
@@ -270,7 +270,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
         ({}, {"running": [103]}, "the VM runs already, without it"),
         ({"state": "HELD", "vm": "103", "why": "in use"}, {"running": [103]}, "the VM runs already, without it"),
         ({}, {"configs": []}, "there is no such VM"),
-        ({}, {"enabled": False}, "is not installed on the host"),
+        ({}, {"enabled": False}, "not installed on the host"),
         ({"state": "HELD", "why": "in use"}, {}, ""),
         ({"state": "VM", "vm": "103"}, {"running": [103]}, ""),
     ],

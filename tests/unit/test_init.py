@@ -577,7 +577,7 @@ def test_storages_and_volumes_are_those_of_the_known_form_and_each_other_row_is_
     ]
     found, said = storages.storages(answers(*rows, *odd))
     assert [one.name for one in found] == ["local", "text"] and found[0].content == {"iso", "import"}
-    assert len(said) == len(odd) and all("is passed over" in one for one in said)
+    assert len(said) == len(odd) and all("is ignored" in one for one in said)
     volumes = [
         {"volid": "local:import/b.qcow2"},
         {"volid": "local:import/a.RAW"},

@@ -142,7 +142,7 @@ def test_a_node_that_is_off_may_have_noted_lines_and_holds_up_only_a_container_t
     with pytest.raises(HomelabError) as raised:
         taken_over(nodes, monkeypatch)
     assert (
-        "to know what pve1 noted of container 901" in raised.value.wanted
+        "to know what pve1 noted about container 901" in raised.value.wanted
         and "take it out of homelab:hosts" in raised.value.next
     )
     nodes.asked.clear()

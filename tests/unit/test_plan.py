@@ -159,7 +159,7 @@ WORDS = plan.wanted(desktop(), settings()).words
         ({"pending": ["boot"]}, "iommu", "the boot configuration was not made after the last change"),
         ({"pending": ["initramfs"]}, "vfio", "the initramfs was not made after the last change"),
         ({"boot_lacks": ["iommu=pt is no longer wanted"]}, "boot", "iommu=pt is no longer wanted"),
-        ({"boot_lacks": None}, "boot", "it isn't noted on the host what its boot is to have"),
+        ({"boot_lacks": None}, "boot", "the host has no note of what its boot should have"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
             {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},

@@ -421,7 +421,7 @@ def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch
     [
         ("", ""),
         ("silent", "an agent that has said nothing within 0.5 s"),
-        ("silent-signing", "an agent that has not signed within 2 s; it may wait for somebody to confirm"),
+        ("silent-signing", "an agent that has not signed within 2 s; it may wait for a confirmation"),
         ("refuses", "signs with none"),
         ("gone", "signs with none"),
         ("empty", "an agent without a key"),

@@ -21,8 +21,8 @@ HOSTS = {"pve": {"address": "pve.lan", "ssh": {"hostKeyFile": "key.pub", "agent"
 @pytest.mark.parametrize(
     ("whole", "said"),
     [
-        ({"homelab:containers": {}}, "homelab:containers: it stands beside `config:`, where nobody reads it"),
-        ({"containers": {}}, "containers: it stands beside `config:`, where nobody reads it; put it under `config:`, as `homelab:containers`"),
+        ({"homelab:containers": {}}, "homelab:containers: it is beside `config:`, where nothing reads it"),
+        ({"containers": {}}, "containers: it is beside `config:`, where nothing reads it; put it under `config:`, as `homelab:containers`"),
         ({"homelab:hsots": {}}, "homelab:hsots: unknown key, did you mean `homelab:hosts` under `config:`?"),
         ({"configs": {}}, "configs: unknown key, did you mean `config`?"),
         ({"encryptionSalt": "v1"}, "encryptionSalt: unknown key, did you mean `encryptionsalt`?"),
@@ -73,7 +73,7 @@ def load(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> str:
 def test_the_program_names_settings_that_ended_up_beside_config(monkeypatch: pytest.MonkeyPatch, running: Path) -> None:
     config = {"homelab:hosts": HOSTS}
     running.write_text(yaml.safe_dump({"config": config, "encryptionsalt": "v1:x", "homelab:containers": {"a": {}}}))
-    assert "homelab:containers: it stands beside `config:`" in load(monkeypatch, config)
+    assert "homelab:containers: it is beside `config:`" in load(monkeypatch, config)
     # Of a file that isn't the one that was read, nothing is said.
     assert load(monkeypatch, {"homelab:hosts": {"other": HOSTS["pve"]}}) == ""
 
@@ -81,7 +81,7 @@ def test_the_program_names_settings_that_ended_up_beside_config(monkeypatch: pyt
 def test_it_names_them_together_with_what_is_therefore_missing(monkeypatch: pytest.MonkeyPatch, running: Path) -> None:
     running.write_text(yaml.safe_dump({"config": {}, "homelab:hosts": HOSTS}))
     message = load(monkeypatch, {})
-    assert "homelab:hosts: it stands beside `config:`" in message and "homelab:hosts: missing" in message
+    assert "homelab:hosts: it is beside `config:`" in message and "homelab:hosts: missing" in message
 
 
 def test_the_program_names_a_misspelt_project(monkeypatch: pytest.MonkeyPatch, running: Path) -> None:
@@ -94,5 +94,5 @@ def test_the_program_names_a_misspelt_project(monkeypatch: pytest.MonkeyPatch, r
 def test_the_doctor_names_them_too(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.some.yaml"
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": HOSTS}, "homelab:vms": {}}))
-    with pytest.raises(HomelabError, match="it stands beside `config:`"):
+    with pytest.raises(HomelabError, match="it is beside `config:`"):
         doctor_stack.read(file)

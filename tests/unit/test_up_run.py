@@ -215,7 +215,7 @@ def test_one_that_fails_stops_no_other_and_its_output_is_kept(desk: Desk, capsys
     status, shown = run(desk, capsys, "up", "--all", "--yes", "--skip-preview")
     assert status == 1 and desk.order[-1] == "up b ends" and "failed: a card" in shown and "2 created" in shown
     (kept,) = (desk.folder / "tmp").glob("*/*")
-    assert kept.read_text() == "all of it\n" and f"All that it said: {kept}" in shown
+    assert kept.read_text() == "all of it\n" and f"Its whole output: {kept}" in shown
 
 
 def test_one_that_is_killed_says_so(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +335,7 @@ def test_an_interruption_reaches_each_run_once_and_each_says_where_it_stands(
     assert status == 130, shown
     assert sorted(signals(desk)) == ["a", "b"]
     for stack in "ab":
-        assert f"{stack}: done: one" in shown and f"with: pulumi up --stack {stack}" in shown
+        assert f"{stack}: done: one" in shown and f"to go on from there: pulumi up --stack {stack}" in shown
     assert "perhaps done, since it was under way: two" in shown and "c: nothing was changed" in shown
     assert "up c begins" not in desk.order
 

@@ -137,7 +137,7 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
 _STALE = re.compile("checksum mismatch|detected modified configuration")
 _GONE = ("it is the one that the stack's configuration names", "correct its id, or bring it back")
 _ELSEWHERE = (
-    "an id is one guest's in the whole cluster",
+    "an id belongs to one guest in the whole cluster",
     "choose another id; or, if it is the guest that is meant, migrate it to this node, or name the node that it is on as a host",
 )
 _HELD = (
@@ -150,7 +150,7 @@ _UNWRITABLE = (
     "are switched off for good: `pvecm expected 1` lets this node go on alone; while one of them runs, both may start the same guest",
 )
 _OVERTAKEN = (
-    "somebody else changed it between reading and writing; nothing was overwritten",
+    "it was changed between reading and writing; nothing was overwritten",
     "see who else configures it (another pulumi, the web interface), then run `pulumi up` again",
 )
 _NODE_AWAY = (

@@ -236,7 +236,7 @@ class Machine:
         try:
             return self._write_once(target)
         except ChangedMeanwhileError:
-            self.say(f"somebody else has changed {self.label} a moment ago; reading it again")
+            self.say(f"{self.label} was changed from elsewhere a moment ago; reading it again")
             return self._write_once(target)
 
     def _write_once(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
@@ -350,7 +350,7 @@ class Machine:
             self._require_ha_can(wanted)
             raise ApiError(
                 wanted=wanted,
-                found="its task ended well, and it doesn't run",
+                found="its task succeeded, but it doesn't run",
                 why="it went off at once: QEMU or the guest ended by itself",
                 next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
                 status=500,
@@ -536,7 +536,7 @@ class Machine:
 def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
     return error.retold(
         found=f"it is still on: {error.found}",
-        why="what was to be changed takes a VM that is off; it runs on as it was",
+        why="the change needs a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
         f"off then (shutdown.otherwise: stop)",
     )
@@ -546,7 +546,7 @@ def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
     return HomelabError(
         wanted=wanted,
         found="HA was asked to, and has not switched it off",
-        why="what was to be changed takes a VM that is off; it runs on as it was, unless HA still comes to it",
+        why="the change needs a VM that is off; it runs on as it was, unless HA still switches it off",
         next="see what keeps HA from it (`journalctl -u pve-ha-lrm` on the host), then run `pulumi up` again",
     )
 

@@ -136,7 +136,7 @@ def _fingerprint(name: str, host: Host, facts: HostFacts) -> HomelabError | None
     return HomelabError(
         wanted=f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
         found="it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that `pvenode cert info` lists",
-        why="the API shows another certificate, which the authority has signed: nobody could be recognised by this one",
+        why="the API shows another certificate, which the authority has signed: this one identifies no node",
         next=f"set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one (`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
         "a copy of /etc/pve/pve-root-ca.pem, instead",
     )

@@ -63,7 +63,7 @@ class GuestCopies:
             raise HomelabError(
                 wanted=wanted,
                 found=f"it was begun and never finished (state {state}): the host went down meanwhile, or the task was ended",
-                why="the guest isn't changed before there is a whole one, and what is half there locks it",
+                why="the guest isn't changed before there is a complete one, and the incomplete one locks it",
                 next=f"{unlocking(self.kind, self.vmid, 'snapshot')}; then `{program} delsnapshot {self.vmid} {name} --force 1`; then run "
                 "`pulumi up` again",
             )
@@ -107,7 +107,7 @@ class GuestCopies:
         if found is None:
             raise HomelabError(
                 wanted=wanted,
-                found="its task ended well, and the storage doesn't list it",
+                found="its task succeeded, but the storage doesn't list it",
                 why="the guest isn't changed before its backup is there",
                 next=f"see `pvesm list {storage} --vmid {self.vmid}` on the host, then run `pulumi up` again",
             )

@@ -28,7 +28,7 @@ set_up() {
     [[ $OUTPUT != *"got timeout"* && $OUTPUT != *"held by another process"* ]] || most=7
     ((tries <= most)) || [[ $CHANGED == yes ]] || forget_change
     ((tries <= most)) || die "the configuration of container $CTID changed" \
-      "${OUTPUT:-somebody else changed it five times meanwhile}" "nothing of somebody else's may be lost" \
+      "${OUTPUT:-it was changed from elsewhere five times meanwhile}" "no other change may be lost" \
       "see who changes it, then run \`pulumi up\` again"
     note_change
     OUTPUT=''
@@ -37,7 +37,7 @@ set_up() {
     else
       need_quorum
       nothing_to_put_back
-      log "the configuration of container $CTID was changed by somebody else, or is being changed: reading it again"
+      log "the configuration of container $CTID was changed from elsewhere, or is being changed: reading it again"
     fi
   done
   keep_record

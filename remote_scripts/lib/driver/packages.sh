@@ -75,7 +75,7 @@ remove_old() {
   leave_what_others_need "$file" "${old[@]}"
   ((${#GONE[@]} > 0)) || return 0
   log "removing what was of another version: ${GONE[*]}"
-  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "they are of a driver that was replaced"
+  apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "they belong to a driver that was replaced"
   read_installed
   settle_record "$LAYER"
 }

@@ -66,7 +66,7 @@ put_packages_back() {
     read_installed
   fi
   leave_what_others_need "$file" "${gone[@]}"
-  ((${#GONE[@]} == 0)) || apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "they are of the update that failed"
+  ((${#GONE[@]} == 0)) || apt_get "$file" purge "${GONE[@]}" || explain "$file" "to remove ${GONE[*]}" "they belong to the update that failed"
   ((${#auto[@]} == 0)) || run_apt "$LOGS/mark" apt-mark auto "${auto[@]}" || log "apt-mark auto ${auto[*]} failed"
   ((${#manual[@]} == 0)) || run_apt "$LOGS/mark" apt-mark manual "${manual[@]}" || log "apt-mark manual ${manual[*]} failed"
   read_installed

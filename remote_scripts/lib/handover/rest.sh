@@ -51,7 +51,7 @@ is_on_its_way() {
 need_rest() {
   cards_away "$@"
   [[ -z $AWAY ]] || die "this host's shared cards with the host" "$AWAY" \
-    "NVIDIA's driver and containers can't be changed, verified or given back while a card of theirs is away; nothing was changed" \
+    "NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; nothing was changed" \
     "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)"
 }
 

@@ -38,7 +38,7 @@ take_card() {
   return 1
 }
 
-tell() { message "gpus.$CARD for VM $vmid, which starts" "$1" "a card that somebody still has makes NVIDIA's driver wait for ever, so it is taken only when nobody has" "$2"; }
+tell() { message "gpus.$CARD for VM $vmid, which starts" "$1" "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing uses it" "$2"; }
 
 # is_to_be_taken VMID - does the VM name the card, and hasn't it yet? Then it waits for a run.
 is_to_be_taken() { [[ ${S[vm]:-} != "$1" || ! ${S[state]} =~ ^(VM|RETURNING)$ ]] && names_card "$1"; }

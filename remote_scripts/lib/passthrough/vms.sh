@@ -19,7 +19,7 @@ remove_leftovers() {
     [[ $(vm_name "$id") == "$NAME" ]] || continue
     # Ours never has one. Whoever gave this name to a VM of their own keeps it.
     ! grep -qE '^(ide|sata|scsi|virtio|efidisk|tpmstate|unused|net)[0-9]+:' "$ROOT/etc/pve/qemu-server/$id.conf" || die "the name $NAME for the test VM alone" \
-      "VM $id has it, with disks or a network" "a VM of that name is taken for the rest of an earlier test, and removed" \
+      "VM $id has it, with disks or a network" "a VM of that name counts as the rest of an earlier test, and is removed" \
       "give VM $id another name: qm set $id --name NAME"
     log "removing VM $id, which an interrupted test has left"
     remove_vm "$id" || die "VM $id removed, which an interrupted test has left" "$OUTPUT" "it may hold the card" \
