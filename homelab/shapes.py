@@ -19,10 +19,10 @@ Runtime = Literal["docker", "containerd", "podman", "k3s"]
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: Key of a VM's configuration -> what this program made of it (``ours``), what it was (``before``), and a hostpci option's ``slot``.
+#: Key of a VM's configuration -> what this program made of it (`ours`), what it was (`before`), and a hostpci option's `slot`.
 Record = dict[str, dict[str, str | None]]
 
-#: A PCI function: ``address`` 0000:01:00.0, ``id`` and ``subsystem`` vendor:device, ``class`` six hexadecimal digits.
+#: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
 CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
 
 
@@ -123,7 +123,7 @@ class BarSeen(TypedDict):
     size: int
 
 
-#: A function as the passthrough test's VM saw it; ``guest``, ``address``: on the VM's bus and on the host's.
+#: A function as the passthrough test's VM saw it; `guest`, `address`: on the VM's bus and on the host's.
 FunctionSeen = TypedDict("FunctionSeen", {"guest": str, "address": str, "id": str, "class": str, "bars": list[BarSeen]})
 
 

@@ -84,7 +84,7 @@ def _cuda(data: Compatibility) -> str:
         floor = data.cuda_major(row.release.major)
         updates = ", ".join(f"{row.release}{f'.{n}' if n != '0' else ''}: {least}" for n, least in row.least.items())
         rows.append((str(row.release), updates, str(floor.least if floor else ""), row.evidence))
-    return table(("CUDA", "came with", "runs with limits from", "evidence"), rows)
+    return table(("CUDA", "came with", "runs, with limits, from", "evidence"), rows)
 
 
 def _kernels(data: Compatibility) -> str:

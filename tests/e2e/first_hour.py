@@ -23,30 +23,30 @@ COLUMNS = 100
 BEGIN = """\
 # The first hour
 
-What a terminal shows of `homelab init`, `pulumi up` and `homelab show`, on two simulated hosts. `python -m tests.e2e.first_hour` has recorded
-it; the addresses are examples.
+This page shows what a terminal prints for `homelab init`, `pulumi up` and `homelab show`, on two simulated hosts. It is a recording, made by
+`python -m tests.e2e.first_hour`; the addresses are examples.
 
-If you have never seen Pulumi: it keeps a list of *resources*, things that it has made and can change and take away again. `pulumi up` makes them what
-the settings say, and notes what it did in the *stack* (here: `homelab`). `pulumi destroy` undoes it.
+If you have never used Pulumi: it keeps a list of *resources*, which are things that it has made, and that it can change and remove. `pulumi up` makes
+them what the settings say, and notes what it did in the *stack* (here: `homelab`). `pulumi destroy` undoes it.
 
-- `homelab init` asks questions. A line that begins with `?` shows the answer that was given. Nothing is done before the last one; it shows
-  everything that it is about to do first.
-- `pulumi up` shows a row for each resource: its type, its name, and what was done with it in how many seconds. A row that is indented is a part of the one
-  above it. Under *Diagnostics* stands what the steps have said, under *Outputs* what has come of it: of these, `result` alone is shown here.
-  Without `--yes --skip-preview`, it shows beforehand what it would do, and asks.
-- `homelab show` only looks.
+- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. Nothing is done before the last answer; before that
+  question, `homelab init` shows everything that it is about to do.
+- `pulumi up` shows a row for each resource: its type, its name, and what was done with it in how many seconds. An indented row is a part of the one
+  above it. *Diagnostics* contains the messages of the steps, *Outputs* their results; only `result` is shown here. Without `--yes --skip-preview`,
+  `pulumi up` first shows what it would do, and asks.
+- `homelab show` only reads.
 """
 HOSTS = {
     "rtx5090": """## An RTX 5090 for a VM
 
 <!-- rtx5090 -->
-The host has one VM, and a second card on which it shows its console. The `up` restarts the host once; before that it says
-why.""",
+The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before
+it does.""",
     "phoenix": """## Two cards for a container
 
 <!-- phoenix -->
-The host runs NVIDIA's driver. Container 950 uses a card already, container 901 is to get both. No restart of the host is
-needed; the container gets its devices, a restart, and CUDA.""",
+The host runs NVIDIA's driver. Container 950 uses both cards already, and container 901 is to get them, too. The host needs no
+restart; the container gets its devices, a restart, and CUDA.""",
 }
 
 

@@ -364,7 +364,7 @@ FAILURES: list[tuple[str, object, str]] = [
     ("apt-locked", 600, "held by process 1482 (unattended-upgr)"),
     ("package-missing", "nvidia-utils-580", "Unable to locate package nvidia-utils-580"),
     ("disk-full", True, "it: room on its disk"),
-    ("apt-offline", True, "names aren't resolved, or nothing answers"),
+    ("apt-offline", True, "names can't be resolved, or nothing answers"),
     ("download-corrupt", "libnvidia-compute", "Hash Sum mismatch"),
     ("dkms-fails", "6.8.0-86", "make.log ends:"),
 ]
@@ -387,7 +387,7 @@ def test_each_failure_has_its_message_and_the_next_run_goes_on(offered: Callable
 def test_each_failure_of_the_installer_has_its_message(offered: Callable[..., Offered]) -> None:
     _, vm, script = offered(driver="580.159.03", source="run")
     failures: list[tuple[str, object, str]] = [
-        ("apt-offline", "download.nvidia.com", "names aren't resolved, or nothing answers"),
+        ("apt-offline", "download.nvidia.com", "names can't be resolved, or nothing answers"),
         ("download-corrupt", ".run", "the checksum "),
         ("dkms-fails", "6.8.0-86", "nvidia-installer.log ends:"),
     ]

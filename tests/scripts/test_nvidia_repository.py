@@ -188,8 +188,8 @@ def test_a_repository_that_is_out_of_order_and_not_ours_doesnt_matter(tmp_path: 
 @pytest.mark.parametrize(
     ("fault", "value", "words"),
     [
-        ("apt-offline", True, "names aren't resolved, or nothing answers"),
-        ("apt-offline", "developer.download.nvidia.com", "names aren't resolved, or nothing answers"),
+        ("apt-offline", True, "names can't be resolved, or nothing answers"),
+        ("apt-offline", "developer.download.nvidia.com", "names can't be resolved, or nothing answers"),
         ("disk-full", True, "Failure writing output to destination"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_cuda_that_is_older_than_the_card(vm: Machine) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("systemctl stop docker", "systemctl start docker", "isn't, often as its configuration"),
+        ("systemctl stop docker", "systemctl start docker", "isn't running, often because its configuration"),
         ("mv $ROOT/etc/docker $ROOT/root/d; systemctl restart docker", "mv $ROOT/root/d $ROOT/etc/docker; systemctl restart docker", "isn't installed or not configured"),
     ],
 )  # fmt: skip
