@@ -23,7 +23,7 @@ apply() {
     [[ " ${wanted[*]} " == *" $name "* ]] || other=yes
   done
   if [[ $other == yes ]]; then
-    log "other packages than before are wanted: those of before go"
+    log "other packages than before are wanted: the former ones are removed"
     remove_packages libraries
   fi
   need_dir "$STATE"

@@ -21,7 +21,7 @@ apply() {
   write_missing
   find_configured
   has_words "$CONFIGURED" "${WANTED[@]}" || die "'$WORDS' on the kernel command line" \
-    "'$CONFIGURED'" "something that is read after our file takes it away again; nothing was changed" \
+    "'$CONFIGURED'" "something that is read after this program's file removes it again; nothing was changed" \
     "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
   if is_generated_anew; then
     if [[ $MENU == later ]]; then
@@ -127,7 +127,7 @@ regenerate() {
     fi
     die "the boot configuration generated anew" "${output:-no output}" \
       "the next boot would not have what was configured; this step's files are as they were before (earlier steps stay, in the stack too)" \
-      "correct what the message says (often: a full /boot or ESP), then run \`pulumi up\` again"
+      "correct what the message names (often: a full /boot or ESP), then run \`pulumi up\` again"
   fi
   done_with boot
 }

@@ -44,7 +44,7 @@ take_armed() {
   if ! mv -T "$STATE/armed" "$taken" 2>/dev/null; then
     [[ ! -e $STATE/armed ]] || die "this boot confirmed: /var/lib/homelab/armed removed" "$(mv -T "$STATE/armed" "$taken" 2>&1)" \
       "while it is there, the dead man's switch undoes this boot in a few minutes and restarts the host" \
-      "correct what the message says (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
+      "correct what the message names (a file system that is read-only: \`dmesg\`), then run \`pulumi up\` again; to keep this boot meanwhile: \`systemctl stop homelab-rollback.timer\`"
     answer ''
     return 1
   fi

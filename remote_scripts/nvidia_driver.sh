@@ -57,7 +57,7 @@ bring_in() {
     if [[ $source == packages ]]; then install_from_packages; else install_from_run; fi
     VERSION=$(library_version)
     fits "$VERSION" || die "NVIDIA's driver $DRIVER" "${VERSION:-no driver} is installed by: ${PACKAGES:-the installer of $RUN_VERSION}" \
-      "a branch that has ended leads to the next one's packages, in a distribution's own archive" \
+      "in a distribution's own archive, the packages of a branch that has ended lead to those of the next one" \
       "set nvidia.driver to a branch that is maintained, or nvidia.source: run"
   fi
   drop_unwanted

@@ -98,7 +98,7 @@ def _who() -> str:
         KeyError,
         ImportError,
     ):  # a user id without a name, as in a container; Windows without its variables
-        user = "somebody"
+        user = "an unknown user"
     who = f"{user} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
     return " ".join(who.encode("utf-8", "replace").decode().split())
 

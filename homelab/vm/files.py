@@ -195,7 +195,7 @@ def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None
         )
     if "interrupt" in reason or "unexpected status" in reason:
         return (
-            "somebody stopped the task, or the host went down meanwhile; what had come was thrown away",
+            "someone stopped the task, or the host went down meanwhile; what had come was thrown away",
             "run `pulumi up` again: it starts anew",
         )
     return None

@@ -55,7 +55,7 @@ find_who_shut() {
       ours=yes
       [[ $type != hastop ]] || by_ha=yes
     elif [[ $by_ha == no || $user != root@pam ]]; then
-      WHY="somebody else has switched it off since ($user)"
+      WHY="someone else has switched it off since ($user)"
       return 0
     fi
   done < <(shutdowns "$1" "$2")

@@ -34,7 +34,7 @@ need_run_dir() {
   fi
   said=$(mkdir -m 0700 "$RUN" 2>&1) || die "to make the folder /run/homelab, for the lock and logs" "${said:-no reason given}" \
     "without the lock, two runs at once could write over each other; nothing was changed" \
-    "correct what the message says (often: no room: \`df /run\`), then run the same again"
+    "correct what the message names (often: no room: \`df /run\`), then run the same again"
 }
 
 # take_lock - a run whose client was killed goes on to its end, and the next one waits for it. What a run that was itself cut short has

@@ -29,13 +29,13 @@ from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE
 
 
-def test_a_user_without_a_name_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_an_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> NoReturn:
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr(platform, "node", lambda: "desk\ntop")
-    assert guard._who().startswith("somebody on desk top, since 2")
+    assert guard._who().startswith("an unknown user on desk top, since 2")
 
 
 def test_a_name_that_is_no_text_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:

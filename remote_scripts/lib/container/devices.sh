@@ -71,7 +71,7 @@ dev_trouble() {
   version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=''
   [[ $version != [0-9]* ]] || ! at_least 5.0.7 "$version" || return 0
   FOUND="pve-container ${version:-of no known version}; dev[n] options are there from 5.0.7 on"
-  NEXT="upgrade Proxmox VE, or set method: mount-entry (or none: what the host can is chosen)"
+  NEXT="upgrade Proxmox VE, or set method: mount-entry (or leave method out: the program then chooses what the host can do)"
 }
 
 # choose_method - sets HOW: device or mount-entry.

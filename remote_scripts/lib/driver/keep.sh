@@ -37,7 +37,7 @@ keep_driver() {
   close_update
   version=$(library_version) with_it=$(kernels_with "$version")
   [[ $TARGET == lxc ]] || find_module "${with_it%%$'\n'*}"
-  log "keeping the driver $version, for the case that $DRIVER can't be had"
+  log "keeping the driver $version, in case $DRIVER can't be had"
   need_dir "$STATE/update"
   chmod 0700 "$STATE/update"
   enter_phase keeping

@@ -27,7 +27,7 @@ need_engine() {
     [[ $RUNTIME != k3s ]] || die "$NAME: k3s, for which nvidia.containerToolkit is set" "/usr/local/bin/k3s isn't there" \
       "the toolkit is for the containerd that k3s brings" "install k3s by its own installer, or take nvidia.containerToolkit out"
     [[ -n $INSTALL ]] || die "$NAME: $RUNTIME, for which nvidia.containerToolkit is set" "it isn't installed$hint" \
-      "the toolkit gives cards to containers of an engine that is there; another one is not put on a system unasked" \
+      "the toolkit gives cards to containers of an engine that is there; another one is installed only if the settings ask for it" \
       "set nvidia.docker: install, install $RUNTIME yourself, or take nvidia.containerToolkit out"
     install_packages toolkit yes "$INSTALL"
   fi

@@ -16,7 +16,7 @@ take_key() {
   [[ $found == "$2" ]] || die "the repository's key, with the fingerprint $2" \
     "$1 has ${found:-no key at all}" \
     "whoever holds another key could have anything installed here as root; it wasn't taken" \
-    "if a mirror or a proxy stands between, have it pass the key on as it is; a key that NVIDIA has replaced takes a newer release of this program"
+    "if a mirror or a proxy is in between, have it pass the key on as it is; if NVIDIA has replaced its key, you need a newer release of this program"
   gpg_quietly --yes --dearmor -o "$ROOT$file.gpg" "$ROOT$file" || die "the key of $1 in binary form" "gpg --dearmor failed" \
     "apt reads it so" "see the log above"
   put_copy "$LAYER" "$3" 0644 "$ROOT$file.gpg"

@@ -77,7 +77,7 @@ take_words_out() {
     fi
     rmdir "$esp" || failed=1
   done <"$ROOT/etc/kernel/proxmox-boot-uuids"
-  ((failed == 0)) || log "our words could not be taken out of every ESP"
+  ((failed == 0)) || log "this program's words could not be taken out of every ESP"
   [[ $TAKEN == yes ]]
 }
 
