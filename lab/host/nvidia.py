@@ -9,17 +9,15 @@ other drivers of that kernel took (Documentation/admin-guide/devices.txt: 234 to
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from . import holders, network
-from .devices import load_devices
+from .devices import PciDevice, load_devices
 from .kernel_files import Build, build_of
 from .nodes import Node, write_node
 from .state import HostState, kernel_release
 from .versions import holds
-
-if TYPE_CHECKING:
-    from .kernel import RunningKernel
 
 MAJOR = 195
 CONTROL_MINOR, MODESET_MINOR = 255, 254
@@ -73,6 +71,21 @@ class NvidiaError(Exception):
     """What nvidia-modprobe can't do."""
 
 
+class Kernel(Protocol):
+    """What this module needs of a running kernel (kernel.RunningKernel)."""
+
+    host: HostState
+    data: dict[str, Any]
+    devices: dict[str, PciDevice]
+    loaded: dict[str, str]
+    bound: dict[str, str]
+
+    @property
+    def nvidia_build(self) -> Build | None: ...
+
+    def device_folder(self, address: str) -> Path: ...
+
+
 # -- which driver drives which card ----------------------------------------------------------------------------
 def generation_of(host: HostState, device: str) -> dict[str, Any]:
     """The generation of a card by its PCI device id, as driver.yaml has it."""
@@ -102,7 +115,7 @@ def _unsupported(host: HostState, device: str, build: Build) -> tuple[str, ...]:
     return ()
 
 
-def probe(kernel: RunningKernel, address: str) -> bool:
+def probe(kernel: Kernel, address: str) -> bool:
     """Whether the driver takes a card that it is offered; what it has against one goes to the kernel's log."""
     device, build = kernel.devices[address], kernel.nvidia_build
     assert build is not None  # its driver is there
@@ -123,7 +136,7 @@ def probe(kernel: RunningKernel, address: str) -> bool:
     return False
 
 
-def insertion_refused(kernel: RunningKernel) -> bool:
+def insertion_refused(kernel: Kernel) -> bool:
     """Whether nvidia's module goes again at once, as it does when it got no card; it says why in the kernel's log."""
     there = [a for a, device in kernel.devices.items() if device.vendor == "10de" and device.is_display]
     mine = [a for a in there if kernel.bound.get(a) == "nvidia"]
@@ -195,7 +208,7 @@ def first_major(host: HostState, kernel: str, boots: int) -> int:
 
 
 # -- what the kernel tells of it -------------------------------------------------------------------------------
-def module_loaded(kernel: RunningKernel, name: str) -> None:
+def module_loaded(kernel: Kernel, name: str) -> None:
     """One of the driver's modules was loaded: it takes its numbers and shows itself."""
     majors = _majors(kernel)
     for device in _DYNAMIC.get(name, ()):
@@ -216,7 +229,7 @@ def module_loaded(kernel: RunningKernel, name: str) -> None:
     write_proc_devices(kernel)
 
 
-def module_removed(kernel: RunningKernel, name: str) -> None:
+def module_removed(kernel: Kernel, name: str) -> None:
     """One of the driver's modules was removed. Nodes that nvidia-modprobe made stay, with nothing behind them."""
     if name == "nvidia":
         kernel.data.pop("nvidia_build", None)
@@ -229,13 +242,13 @@ def module_removed(kernel: RunningKernel, name: str) -> None:
     write_proc_devices(kernel)
 
 
-def _majors(kernel: RunningKernel) -> dict[str, int]:
+def _majors(kernel: Kernel) -> dict[str, int]:
     # Kept while the system runs: a module that comes back gets the number that it gave back.
     found: dict[str, int] = kernel.data.setdefault("majors", {})
     return found
 
 
-def write_proc_devices(kernel: RunningKernel) -> None:
+def write_proc_devices(kernel: Kernel) -> None:
     """Write /proc/devices: what has a driver now."""
     lines = [(1, "mem"), (4, "tty"), (10, "misc"), (DRM_MAJOR, "drm"), (242, "vfio")]
     if "kfd" in _majors(kernel) and "amdgpu" in kernel.loaded:
@@ -265,7 +278,7 @@ def _write_driver(host: HostState, build: Build) -> None:
 
 
 # -- cards -----------------------------------------------------------------------------------------------------
-def card_bound(kernel: RunningKernel, address: str) -> None:
+def card_bound(kernel: Kernel, address: str) -> None:
     """The driver has taken a card: it gives it a minor number and shows it."""
     minors: dict[str, int] = kernel.data.setdefault("nvidia_minors", {})
     wanted = (kernel.host.machine["nvidia"] or {}).get("minors", {}).get(address)
@@ -281,7 +294,7 @@ def card_bound(kernel: RunningKernel, address: str) -> None:
         add_drm_card(kernel, address)
 
 
-def card_released(kernel: RunningKernel, address: str) -> None:
+def card_released(kernel: Kernel, address: str) -> None:
     """The driver has lost a card; its node in /dev stays, as nobody removes it."""
     kernel.data.setdefault("nvidia_minors", {}).pop(address, None)
     kernel.data["nvidia_persistence"] = [one for one in holders.persistent(kernel.data) if one != address]
@@ -290,7 +303,7 @@ def card_released(kernel: RunningKernel, address: str) -> None:
 
 
 # -- a card that is to leave the driver ---------------------------------------------------------------------------
-def removal_waits(kernel: RunningKernel, address: str) -> bool:
+def removal_waits(kernel: Kernel, address: str) -> bool:
     """Whether the driver's remove() waits: it can't refuse while somebody has the card open (facts 28, 30), and from 595 on it
     may wait for ever (fact 29), as it does with the fault nvidia-unbind-forever, whoever is there.
     """
@@ -299,7 +312,7 @@ def removal_waits(kernel: RunningKernel, address: str) -> bool:
     return bool(holders.of_card(kernel.data, address)) or holders.drm_holds(kernel.data)
 
 
-def begin_removal(kernel: RunningKernel, address: str) -> str:
+def begin_removal(kernel: Kernel, address: str) -> str:
     """What the driver says of a removal that waits; returns whether it can end: `waits`, or `never`."""
     kernel.host.kernel_message(f"NVRM: Attempting to remove device {address} with non-zero usage count!")
     return "never" if holders.never_ends(kernel.data, address) else "waits"
@@ -336,7 +349,7 @@ def kill_by_reset(host: HostState, addresses: list[str]) -> None:
         show_dead(host)
 
 
-def add_drm_card(kernel: RunningKernel, address: str) -> None:
+def add_drm_card(kernel: Kernel, address: str) -> None:
     """A DRM driver has a card: nodes in /dev/dri, with links by the card's path and by the card in /sys.
 
     The lowest number that is free; where the scenario, or the fault `drm-order`, lists cards, theirs are the places in that list.
@@ -364,7 +377,7 @@ def add_drm_card(kernel: RunningKernel, address: str) -> None:
 _KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
 
 
-def _add_to_kfd(kernel: RunningKernel, address: str, minor: int) -> None:
+def _add_to_kfd(kernel: Kernel, address: str, minor: int) -> None:
     """amdgpu's way for computing: one node for all of its cards, which its topology names by the minors of their own."""
     host = kernel.host
     majors = _majors(kernel)
@@ -378,7 +391,7 @@ def _add_to_kfd(kernel: RunningKernel, address: str, minor: int) -> None:
     write_proc_devices(kernel)
 
 
-def remove_drm_card(kernel: RunningKernel, address: str) -> None:
+def remove_drm_card(kernel: Kernel, address: str) -> None:
     """A DRM driver has lost a card, and its nodes are gone."""
     number = kernel.data.setdefault("drm_cards", {}).pop(address, None)
     if number is None:
