@@ -25,8 +25,8 @@ def test_a_class_or_type_has_a_name_of_its_own() -> None:
                 if isinstance(node, ast.Assign):
                     names = [one.id for one in node.targets if isinstance(one, ast.Name) and not one.id.isupper()]
                 for name in names:
-                    # What begins with an underscore is its module's own, a type variable its function's.
-                    if name[0].isupper() and not name.endswith("T"):
+                    # A type variable is its function's own.
+                    if name.lstrip("_")[:1].isupper() and not name.lstrip("_").isupper() and not name.endswith("T"):
                         found[name].append(path.relative_to(PROJECT).as_posix())
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
 
