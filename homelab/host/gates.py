@@ -145,8 +145,8 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
                 wanted="to know which boot loader makes the kernel command line",
                 found=facts.loader_clues,
                 why="the wrong one would be configured without effect",
-                next="see `proxmox-boot-tool status`; take the UUID of an ESP that the host isn't started from any more out of "
-                "/etc/kernel/proxmox-boot-uuids, and run `pulumi up` again",
+                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP that the host no longer starts "
+                "from, and run `pulumi up` again",
             )
         )
     return errors

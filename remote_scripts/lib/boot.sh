@@ -58,7 +58,7 @@ need_boot_loader() {
   find_boot_loader
   [[ -n $LOADER ]] || die "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool" \
     "$LOADER_CLUES" "the wrong one would be configured without effect" \
-    "see \`proxmox-boot-tool status\`; remove the UUID of an ESP from which the host no longer starts from /etc/kernel/proxmox-boot-uuids, and run \`pulumi up\` again"
+    "see \`proxmox-boot-tool status\`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP that the host no longer starts from, and run \`pulumi up\` again"
   is_configurable || die "/etc/kernel/cmdline, from which systemd-boot's entries are made" \
     "no such file" "without it proxmox-boot-tool copies the running command line" \
     "write the command line you want into /etc/kernel/cmdline (one line, with root=), then \`proxmox-boot-tool refresh\`"
