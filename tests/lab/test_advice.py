@@ -411,7 +411,7 @@ def test_an_esp_that_is_taken_out_of_the_list_tells_which_boot_loader_it_is(labs
         unused = lab.state / "esp/E2B8-B79F"
         (unused / "loader/loader.conf").unlink()
         (unused / "grub").mkdir()
-        assert any("take the UUID of an ESP" in step for step in said(lab))
+        assert any("the UUID of each ESP" in step for step in said(lab))
         lab.run("proxmox-boot-tool clean")
         assert said(lab), "that drops what is gone, and no more"
         lab.run(f"sed -i /{unused.name}/d $ROOT/etc/kernel/proxmox-boot-uuids")
