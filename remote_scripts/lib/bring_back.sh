@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
 # The guests that moved for a node's restart come back to it (lib/migrate.sh): those that this program has moved, that are where it put them, and that run.
-# Needs: migrate
+# Needs: left, maintenance, migrate
 #
-# Gives: bring_guests_back; guests_away_in_words; forget_left, give_left_up; note_left VMID TEXT.
+# Gives: bring_guests_back; guests_away_in_words.
 #
 # STATE/away: `vm:103 pve2 BOOT FAILED UNKNOWN LAST`, the last three once it isn't back: how often it couldn't be brought back, and how often that couldn't be told; the last time, in
-# seconds since 1970.
-# STATE/left: `105 pve2 WHY` for each that was given up, which somebody has to see to, until it isn't there any more. Not on a host from which all of this program was
-# taken away meanwhile (STATE/away: `leaving yes`).
+# seconds since 1970. One that is given up goes to lib/left.sh's list.
 # One migration back takes so long at most. The next try comes after so many seconds (a storage takes its time after a boot). After so many that failed it is given up, and after so many
 # without an answer (a node that is down, a backup of the guest there), which is half a day at least.
 MOST_SECONDS=1800
@@ -139,44 +137,6 @@ put_off() {
   log "note: VM $3 isn't back from $4 yet: $2"
   note_away "vm:$3" "$4 $5 $failed $unknown $(date +%s)" || :
   return 1
-}
-
-note_left() { # VMID TEXT - none: it is no longer left anywhere
-  local text='' TEXT
-  [[ -n $2 || -e $STATE/left ]] || return 0
-  [[ ! -r $STATE/left ]] || text=$(sed "/^$1 /d" "$STATE/left") || return 1
-  masked "$2"
-  [[ -z $TEXT ]] || text="${text:+$text$'\n'}$1 ${TEXT//[[:cntrl:]]/ }"
-  if [[ -n $text ]]; then
-    write_atomically /var/lib/homelab/left 0600 printf '%s\n' "$text"
-  else
-    remove_file /var/lib/homelab/left
-  fi
-}
-
-# forget_left - of those that were given up, each that somebody has taken away from where it was left.
-forget_left() {
-  local vmid node place
-  [[ -r $STATE/left ]] || return 0
-  while read -r -u 3 vmid node _; do
-    place=$(place_of "$vmid") || return 1
-    [[ $place == "$node" ]] || note_left "$vmid" '' || return 1
-  done 3< <(cat "$STATE/left")
-}
-
-# give_left_up - for `destroy`, after which nothing here says it any more: each that is still where it was left is said now.
-give_left_up() {
-  local vmid node why place
-  if [[ -r $STATE/left ]]; then
-    find_node_name
-    while read -r -u 3 vmid node why; do
-      [[ $vmid =~ ^[1-9][0-9]*$ && -n $why ]] || continue
-      place=$(place_of "$vmid") || place=$node
-      [[ $place != "$node" ]] ||
-        log "note: VM $vmid is still on $node, where it was moved for a restart of this node ($why): there, qm migrate $vmid $NODE_NAME --online 1"
-    done 3< <(cat "$STATE/left")
-  fi
-  remove_file /var/lib/homelab/left
 }
 
 forget_guest() { # VMID TEXT

@@ -1,30 +1,13 @@
 #!/usr/bin/env bash
 # HA's maintenance mode for the time of a node's restart: HA moves the guests that it has here to other nodes, and brings them back afterwards.
-# Needs: ha, away, progress
+# Needs: ha, away, progress, maintenance/services
 #
-# Gives: services_here STATES; maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS.
-#   needs_watchdog. Variables: WHY_KIND (of lib/cluster.sh).
+# Gives: maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS; of_now PATH.
+#   Variables: WHY_KIND (of lib/cluster.sh).
 #
-# STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that somebody else has switched on is neither noted nor switched off.
-# A service that is in none of these states has to leave first.
-LEFT_ALONE=' stopped disabled ignored ignore error freeze '
-# Of a guest that doesn't run, by HA's will.
-STOPPED=' stopped disabled ignored ignore '
+# STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that another person has switched on is neither noted nor switched off.
 # For so long HA may move nothing before it is given up.
 STANDSTILL_SECONDS=300
-
-# services_here - those that HA has on this node and would move, a blank behind each. Status 1: no answer.
-services_here() {
-  local text sid node state here status=0
-  has_services || status=$?
-  ((status == 0)) || return $((status - 1))
-  find_node_name
-  here=$NODE_NAME
-  text=$(ha_says) || return 1
-  while read -r sid node state; do
-    [[ $node != "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
-  done < <(services_in "$text")
-}
 
 # is_in_maintenance - `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`
 is_in_maintenance() {
@@ -78,13 +61,6 @@ of_now() {
   return "$status"
 }
 
-called_guest() { # SID
-  case $1 in
-    vm:*) printf 'VM %s' "${1#*:}" ;;
-    *) printf 'container %s' "${1#*:}" ;;
-  esac
-}
-
 # enter_maintenance SECONDS - until HA has none of its guests here any more, also where the mode is on already.
 enter_maintenance() {
   local until node services left said now then='' changed
@@ -129,48 +105,6 @@ switch_maintenance_on() {
   fi
 }
 
-# left_behind SERVICES - of these, each that is on no other node and hasn't been stopped: HA may have given it up (error), or lost it. And what
-# has come here meanwhile. Status 1: no answer.
-left_behind() {
-  local text sid node state here gone=' ' more=''
-  find_node_name
-  here=$NODE_NAME
-  text=$(ha_says) || return 1
-  while read -r sid node state; do
-    if [[ $node != "$here" || $STOPPED == *" $state "* ]]; then
-      gone+="$sid "
-    elif [[ $LEFT_ALONE != *" $state "* && " $1 " != *" $sid "* ]]; then
-      more+="$sid "
-    fi
-  done < <(services_in "$text")
-  for sid in $1 $more; do
-    [[ $gone == *" $sid "* ]] || printf '%s ' "$sid"
-  done
-}
-
-# needs_watchdog - in words: what keeps HA's watchdog armed on any node of the cluster; nothing where HA is idle. A line of its agent:
-# `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
-needs_watchdog() {
-  local text sid _ state found='' status=0
-  has_services || status=$?
-  ((status != 1)) || return 0
-  text=$(ha_says) || { printf '%s' "guests, and \`ha-manager status\` gives no answer" && return; }
-  while read -r sid _ state; do
-    [[ $STOPPED == *" $state "* ]] || found+=", $sid"
-  done < <(services_in "$text")
-  find_node_name
-  found+=$(awk -v here="$NODE_NAME" '$1 == "lrm" && $2 != here && $3 == "(active," && !/watchdog standby/ { printf ", an active agent on %s", $2 }' <<<"$text")
-  printf '%s' "${found#, }"
-}
-
-in_words() { # SERVICES
-  local sid text=''
-  for sid in $1; do
-    text+=", $(called_guest "$sid")"
-  done
-  printf '%s' "${text#, }"
-}
-
 # leave_maintenance - status 1: HA doesn't take it, hasn't followed yet, or doesn't say.
 leave_maintenance() {
   local node text
@@ -179,18 +113,6 @@ leave_maintenance() {
   [[ -n $node ]] || return 0
   within "$ASK_SECONDS" ha-manager crm-command node-maintenance disable "$node" >/dev/null 2>&1 && text=$(ha_says) || return 1
   ! is_kept_free "$node" "$text" && note_away maintenance ''
-}
-
-# still_away SERVICES - of these, those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA.
-# Status 1: no answer.
-still_away() {
-  local text sid node state here
-  find_node_name
-  here=$NODE_NAME
-  text=$(ha_says) || return 1
-  while read -r sid node state; do
-    [[ " $1 " != *" $sid "* || $node == "$here" || $LEFT_ALONE == *" $state "* ]] || printf '%s ' "$sid"
-  done < <(services_in "$text")
 }
 
 # await_services SECONDS - until those are back that were here. They come back also if nobody waits.

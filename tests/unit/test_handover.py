@@ -398,7 +398,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     timer = (LIB / "files/homelab-handover.timer").read_text()
     assert "OnUnitInactiveSec=1min" in timer and "OnBootSec=2min" in timer
-    assert "OWED_SECONDS=1800" in (LIB / "lib/handover/back.sh").read_text(), (
+    assert "OWED_SECONDS=1800" in (LIB / "lib/handover/settle.sh").read_text(), (
         "for half an hour, say ADR 30 and the pages"
     )
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# A card that is handed over: its functions, their drivers, whether it answers, and what is done with them by sysfs.
-# Needs: handover/state, nvidia, read/devices
+# A card that is handed over: its functions, their drivers, and whether it answers.
+# Needs: handover/state, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_sole, is_only; find_drm_names -> DRM_NAMES;
-#   step_claim, step_unbind, step_bind, step_release, step_attach, step_nodes CARD; deep_sleepers. Variables: CARDS (a line each: NAME, ADDRESS=IDS,...
-#   with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_sole, is_only; find_drm_names -> DRM_NAMES.
+#   Variables: CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
 LOOKS=3
 
@@ -131,73 +130,3 @@ find_value() {
   FOUND_VALUE=''
   { IFS= read -r FOUND_VALUE <"$1" || :; } 2>/dev/null
 }
-
-write_value() { { printf '%s\n' "$1" >"$2"; } 2>/dev/null; }
-
-# The steps. What a function has now decides, so that each can be done again.
-
-# step_claim - for vfio-pci; and from here on it doesn't sleep so deep that it may not wake up again (D3cold), which idle cards do on vfio-pci.
-step_claim() {
-  local function
-  read_card "$1" || return 1
-  for function in "${FUNCTIONS[@]}"; do [[ ! -e $PCI/$function/d3cold_allowed ]] || write_value 0 "$PCI/$function/d3cold_allowed"; done
-  for function in "${FUNCTIONS[@]}"; do write_value vfio-pci "$PCI/$function/driver_override" || return 1; done
-}
-
-step_unbind() {
-  local function status=0
-  read_card "$1" || return 1
-  for function in "${FUNCTIONS[@]}"; do
-    [[ ! -L $PCI/$function/driver ]] || is_on vfio-pci "$function" || write_value "$function" "$PCI/$function/driver/unbind" || status=1
-  done
-  return "$status"
-}
-
-step_bind() {
-  local function
-  read_card "$1" || return 1
-  for function in "${FUNCTIONS[@]}"; do
-    is_on vfio-pci "$function" || write_value "$function" "${PCI%devices}drivers/vfio-pci/bind" || return 1
-  done
-}
-
-step_release() {
-  local function status=0
-  read_card "$1" || return 1
-  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
-  write_value nvidia "$PCI/$GPU/driver_override"
-  for function in "${FUNCTIONS[@]}"; do
-    ! is_on vfio-pci "$function" || write_value "$function" "$PCI/$function/driver/unbind" || status=1
-  done
-  return "$status"
-}
-
-step_attach() {
-  local function
-  read_card "$1" || return 1
-  for function in "${FUNCTIONS[@]}"; do
-    [[ ! -L $PCI/$function/driver ]] || continue
-    if [[ $function == "$GPU" ]]; then
-      write_value "$function" "${PCI%devices}drivers/nvidia/bind"
-    else
-      write_value '' "$PCI/$function/driver_override"
-      write_value "$function" "${PCI%devices}drivers_probe" || : # it may have no driver here
-    fi
-  done
-  for function in "${FUNCTIONS[@]}"; do write_value '' "$PCI/$function/driver_override"; done
-  load_state "$1"
-  for function in ${S[d3cold]:-}; do [[ ! -e $PCI/$function/d3cold_allowed ]] || write_value 1 "$PCI/$function/d3cold_allowed"; done
-  is_on nvidia "$GPU"
-}
-
-# deep_sleepers - functions that may go to D3cold.
-deep_sleepers() {
-  local function
-  for function in "${FUNCTIONS[@]}"; do
-    find_value "$PCI/$function/d3cold_allowed"
-    [[ $FOUND_VALUE != 1 ]] || printf '%s ' "$function"
-  done
-}
-
-# It loads nvidia-uvm.
-step_nodes() { make_nvidia_nodes 2>/dev/null; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is looked for first.
-# Needs: common, handover/card
+# Needs: common, handover/card, nvidia
 #
 # Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; has_no_holders -> REFUSED; find_card_numbers -> CARD_NUMBERS; find_group_nodes -> GROUP_NODES.
 

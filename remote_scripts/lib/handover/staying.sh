@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Containers that run on while a VM has the card (`shutDown: holders`): those that haven't got it open when the VM starts.
-# Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/units, nvidia
+# Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/follow, handover/units, nvidia
 #
-# Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying. Takes, of handover/back: is_late.
+# Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying. Takes, of handover/settle: is_late.
 #   Of the card that was read. S[staying] has their ids; where one is to be restarted with the card at home, ID:INSTANCE, so that a restart by hand counts.
 #
 # Nothing is taken from such a container. What makes that safe: NVIDIA's modules are unloaded, which the kernel refuses at once while anybody has one in use,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card goes to a VM that starts.
-# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/back, handover/turn
+# Needs: handover/state, handover/card, handover/steps, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/back, handover/settle, handover/turn
 #
 # Gives: take_card VMID; is_to_be_taken VMID, wait_for_run. Has the lock, and S of the card that was read.
 

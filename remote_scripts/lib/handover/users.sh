@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
-# Needs: handover/state, handover/card, handover/numbers, container/conf
+# Needs: handover/state, handover/card, handover/numbers, container/conf, nvidia
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, find_stop_unit CTID -> STOP_UNIT; follow_numbers, start_users; settle_persistence, restore_persistence.
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, find_stop_unit CTID -> STOP_UNIT; start_users; settle_persistence, restore_persistence;
+#   has_card, gives_node PATH. Takes, of handover/follow: is_about_it.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
@@ -127,49 +128,6 @@ stop_user() {
   bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$STOP_UNIT" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
   container_runs "$CTID"
   (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
-}
-
-# follow_numbers - lines that this program gave to containers, and that they have while they are off, are about the cards that they were given for, whatever
-# numbers these have now. MOVED: has this card others than when it was taken?
-follow_numbers() {
-  MOVED=no
-  numbers_moved "${S[numbers]:-}" || numbers_moved "${S[taken]:-}" || return 0
-  MOVED=yes
-  [[ -x $ROOT$FOLLOWER ]] || return 0
-  bounded 300 "$ROOT$FOLLOWER" follow_containers || :
-  [[ -z $OUTPUT ]] || say "${OUTPUT//$'\n'/; }"
-}
-
-# is_about_it - are the lines of container CTID about this card, by the numbers that it has now? Ours follow; those that somebody else has written don't: of
-# these it counts whether one means what has moved.
-is_about_it() {
-  [[ $MOVED == yes ]] || return 0
-  read_conf || return 1
-  if [[ -s $STATE/containers/$CTID/nodes ]]; then has_card || return 1; elif means_what_moved "${S[numbers]:-}" || means_what_moved "${S[taken]:-}"; then return 1; fi
-}
-
-# means_what_moved NUMBERS - does a line of the configuration that was read name a node as one of the card's was called, or a rule let in the driver's earlier major
-# and none the one of now? (A dev[n] option has no numbers: they are looked up as the container starts.)
-means_what_moved() {
-  local was now name index
-  IFS=, read -ra was <<<"$1"
-  find_numbers
-  IFS=, read -ra now <<<"$NUMBERS"
-  ! is_another "${was[0]:-}" "${now[0]:-}" || ! gives_node "/dev/nvidia${was[0]}" || return 0
-  for name in ${was[3]:-}; do ! is_renamed "$name" "${now[3]:-}" || ! gives_node "/dev/dri/$name" || return 0; done
-  for index in 1 2; do
-    ! is_another "${was[index]:-}" "${now[index]:-}" || ! lets_in "${was[index]}" || lets_in "${now[index]}" || return 0
-  done
-  return 1
-}
-
-# lets_in MAJOR - does a rule of the configuration that was read let its devices be opened?
-lets_in() {
-  local index
-  for index in "${!LXC_KEY[@]}"; do
-    [[ ${LXC_KEY[index]} == lxc.cgroup*.devices.allow ]] && split_rule "${LXC_VALUE[index]}" && allows "$1" 0 && return 0
-  done
-  return 1
 }
 
 # start_users - the same ones, the other way round. S[containers] is then those that are still to be started. Status 1, with REFUSED: one didn't start.
