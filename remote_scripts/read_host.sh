@@ -66,13 +66,8 @@ pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxm
 }
 
 cpu_vendor() {
-  local line found=''
-  while IFS= read -r line; do
-    [[ $line == vendor_id* ]] || continue
-    [[ $line != *': '* ]] || found=${line##*: }
-    break
-  done <"$ROOT/proc/cpuinfo" || :
-  json_entry cpu_vendor "$found"
+  find_first "$ROOT/proc/cpuinfo" '^vendor_id.*: (.*)$'
+  json_entry cpu_vendor "$FIRST"
 }
 
 # Versions of the packages whose age decides which options of cards Proxmox VE knows.

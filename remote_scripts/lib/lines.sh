@@ -1,27 +1,34 @@
 #!/usr/bin/env bash
 # Lines, by bash itself: what is asked often costs no program's start.
 #
-# Gives: find_first FILE PATTERN -> FIRST; has_line PATTERN FILE...; put_in_order ITEM... -> IN_ORDER; find_last TEXT -> LAST; lines_of ITEM...
+# Gives: read_lines FILE -> READ_LINES; find_first FILE PATTERN -> FIRST; has_line PATTERN FILE...; put_in_order ITEM... -> IN_ORDER; find_last TEXT -> LAST; lines_of ITEM...
+
+# read_lines FILE - sets READ_LINES: none where it can't be read. At once: for each `read` of a loop bash goes back in the file to where the line ends, and
+# the kernel makes what is below /proc and /sys anew for that, Proxmox VE what is below /etc/pve. Where it has changed meanwhile, a line is lost, or begins too late.
+read_lines() {
+  READ_LINES=()
+  { mapfile -t READ_LINES <"$1"; } 2>/dev/null || READ_LINES=()
+}
 
 # find_first FILE PATTERN - sets FIRST: what the first group of this extended regular expression is in the first line that fits; nothing where none does, or the file
 # can't be read.
 find_first() {
-  local line=''
+  local line
   FIRST=''
-  while IFS= read -r line || [[ -n $line ]]; do
+  read_lines "$1"
+  for line in "${READ_LINES[@]}"; do
     [[ $line =~ $2 ]] || continue
     FIRST=${BASH_REMATCH[1]}
     return 0
-  done 2>/dev/null <"$1" || :
+  done
 }
 
 # has_line PATTERN FILE... - does this extended regular expression fit any line of these files? One that can't be read has none.
 has_line() {
-  local file line lines
+  local file line
   for file in "${@:2}"; do
-    lines=()
-    { mapfile -t lines <"$file"; } 2>/dev/null || continue
-    for line in "${lines[@]}"; do [[ ! $line =~ $1 ]] || return 0; done
+    read_lines "$file"
+    for line in "${READ_LINES[@]}"; do [[ ! $line =~ $1 ]] || return 0; done
   done
   return 1
 }

@@ -16,10 +16,11 @@ find_loaded() {
   LOADED='' LOADED_FLAVOUR=''
   [[ -r $ROOT$NVIDIA_PROC/version ]] || return 0
   LOADED_FLAVOUR=proprietary
-  while IFS= read -r line || [[ -n $line ]]; do
+  read_lines "$ROOT$NVIDIA_PROC/version"
+  for line in "${READ_LINES[@]}"; do
     [[ $line != *'Open Kernel Module'* ]] || LOADED_FLAVOUR=open
     [[ -n $LOADED || ! $line =~ ([0-9]{3,}\.[0-9]+(\.[0-9]+)?) ]] || LOADED=${BASH_REMATCH[1]}
-  done 2>/dev/null <"$ROOT$NVIDIA_PROC/version" || :
+  done
 }
 
 nvidia_version() {
@@ -29,12 +30,14 @@ nvidia_version() {
 
 # find_major DRIVER - sets NUMBER: its major number; nothing while its module isn't loaded.
 find_major() {
-  local major='' name=''
+  local line major name
   NUMBER=''
-  while read -r major name _ || [[ -n $major ]]; do
+  read_lines "$ROOT/proc/devices"
+  for line in "${READ_LINES[@]}"; do
+    read -r major name _ <<<"$line"
     [[ $major != Block ]] || return 0
     [[ $name != "$1" ]] || { NUMBER=$major && return 0; }
-  done 2>/dev/null <"$ROOT/proc/devices" || :
+  done
 }
 
 # find_minor ADDRESS - sets NUMBER: that of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A restart of the system, once the script that asks for it has answered.
-# Needs: lock, stopping
+# Needs: lines, lock, stopping
 #
 # Gives: restart_soon -> OUTPUT; is_awaited.
 
@@ -8,13 +8,13 @@ PROCESSES=/proc # not below ROOT: it is about this very script
 
 # starters - the processes that have started this script, and these.
 starters() {
-  local process=$PPID next key value
-  while [[ -n $process ]] && ((process > 1)); do
-    next=''
+  local process=$PPID FIRST READ_LINES
+  while ((process > 1)); do
     # By bash itself: there may be many.
-    { while [[ -z $next ]] && read -r key value; do [[ $key != PPid: ]] || next=$value; done <"$PROCESSES/$process/status"; } 2>/dev/null || return 0
+    find_first "$PROCESSES/$process/status" '^PPid:[[:space:]]*([0-9]+)$'
+    [[ -n $FIRST ]] || return 0
     printf '%s ' "$process"
-    process=$next
+    process=$FIRST
   done
 }
 STARTED_BY=$(starters)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA, installations of packages.
-# Needs: ha
+# Needs: ha, lines
 #
 # Gives: work_says -> WHY_NOT, AT_WORK.
 #
@@ -92,11 +92,12 @@ something_comes() {
 # /proc/locks has a line `1: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before POSIX for one that waits. Its device isn't always stat's
 # (btrfs), and a container has files of the same name: what the process has open decides.
 an_installation() {
-  local path inode kind how pid place opened name _
-  [[ -r $ROOT/proc/locks ]] || return 0
+  local path inode line kind how pid place opened name _
   for path in "${PACKAGE_LOCKS[@]}"; do
     inode=$(stat -c %i "$ROOT$path" 2>/dev/null) || continue
-    while read -r _ kind _ how pid place _; do
+    read_lines "$ROOT/proc/locks"
+    for line in "${READ_LINES[@]}"; do
+      read -r _ kind _ how pid place _ <<<"$line"
       [[ $kind == POSIX && $how == WRITE && ${place##*:} == "$inode" ]] || continue
       for opened in "$ROOT/proc/$pid/fd"/*; do
         [[ $opened -ef $ROOT$path ]] || continue
@@ -104,7 +105,7 @@ an_installation() {
         printf 'packages are being installed here: process %s (%s) holds %s' "$pid" "${name//[[:cntrl:]]/ }" "$path"
         return
       done
-    done <"$ROOT/proc/locks"
+    done
   done
 }
 

@@ -52,7 +52,7 @@ def test_a_command_that_names_its_scripts_runs_what_the_whole_one_does(folder: F
     put(folder)
     whole = COMMANDS[name].rstrip("\n")
     short = kept_scripts.by_reference(COMMANDS[name], OWNER)
-    assert len(short) < 5000
+    assert len(short) < 6000
     text = next(one.text for one in kept_scripts.texts() if whole.endswith("\n" + one.text))
     short, last, end = short.rstrip("\n").rsplit("\n", 2)
     assert end == "exit 1"

@@ -56,6 +56,16 @@ def test_what_a_program_makes_is_whole_before_it_takes_a_files_name() -> None:
     assert lines_with(re.compile(r"(?<!\|)\| (re)?write_atomically\b")) == []
 
 
+def test_what_the_kernel_or_proxmox_ve_makes_anew_is_read_at_once() -> None:
+    """``read_lines`` (lib/lines.sh) says why. (`read -d ''` takes all there is, and BusyBox, in the test VM, goes forward alone.)"""
+    found = lines_with(
+        re.compile(
+            r"\bdone\b[^|]*<\"[^\"]*(/proc/|/sys/|/etc/pve/|\$PCI|\$PROCESS|\$PVE_LXC|\$NVIDIA_PROC|\$group|\$path|\$device)"
+        )
+    )
+    assert [line for line in found if not line.startswith("files/passthrough_init.sh:")] == []
+
+
 def test_no_condition_is_whether_a_file_can_be_read_by_bash_alone() -> None:
     """With `set -e`, bash 5.2 ends at `x=$(<FILE)` of a file that can't be read, also in a condition. A function or `cat` doesn't."""
     found = lines_with(re.compile(r"=\"?\$\(<[^)]*\).*(\|\||&&)|\b(if|while|until|!) .*=\"?\$\(<"))

@@ -243,6 +243,30 @@ def test_the_answer_of_a_container_may_be_one_line_of_any_length(folder: Folder)
     assert json.loads(f"{{{done.stdout.removeprefix(',')}}}")["systems"] == {"901": f"{7:0200000d}"}
 
 
+def test_a_file_that_changes_while_it_is_read_is_read_as_it_was_at_one_time(folder: Folder) -> None:
+    """As the kernel writes /proc/PID/status: a process that was woken up has another text of another length, at the same place."""
+    file = folder.write("status", STATUS.format("S (sleeping)"))
+    woken = folder.write("woken", STATUS.format("R (running)"))
+    text = """
+        FILE=$1 WOKEN=$2 MOMENT=$3 SEEN=0
+        set -T
+        trap '((++SEEN != MOMENT)) || cat "$WOKEN" >"$FILE"' DEBUG
+        find_first "$FILE" "^PPid:[[:space:]](.*)$"
+        trap - DEBUG
+        echo "${FIRST:-none} $((SEEN >= MOMENT))"
+    """
+    for moment in range(1, 100):
+        file.write_text(STATUS.format("S (sleeping)"))
+        found, reached = folder.bash(text, str(file), str(woken), str(moment), parts=("lines",)).stdout.split()
+        assert found == "71", moment
+        if reached == "0":
+            break
+    assert moment > 5
+
+
+STATUS = "Name:\tbash\nState:\t{}\nPid:\t7\nPPid:\t71\n"
+
+
 @pytest.mark.parametrize("text", ["", "a", "a\n", "a\nb", "\n", "a\n\n b\\n*"])
 def test_the_last_line_of_a_text(folder: Folder, text: str) -> None:
     assert (

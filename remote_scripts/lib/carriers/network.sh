@@ -50,7 +50,7 @@ find_ways() {
 # find_reached - sets REACHED: the interfaces of this connection and of the default routes. Asked once: it is the same for all that comes over a network.
 REACHED=()
 find_reached() {
-  local client server name destination rest found WAYS=()
+  local client server line name destination rest found WAYS=()
   ((${#REACHED[@]} == 0)) || return 0
   find_connection
   if [[ -n $CONNECTION ]]; then
@@ -61,17 +61,17 @@ find_reached() {
       [[ ${found%%/*} != "${server%%%*}" ]] || WAYS+=("$name")
     done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
   fi
-  if [[ -r $ROOT/proc/net/route ]]; then
-    while read -r name destination rest; do
-      [[ $destination != 00000000 ]] || WAYS+=("$name")
-    done <"$ROOT/proc/net/route"
-  fi
-  if [[ -r $ROOT/proc/net/ipv6_route ]]; then
-    while read -r destination rest; do
-      name=${rest##* }
-      [[ $destination != "${destination//[!0]/}" || ${rest%% *} != 00 || $name == lo ]] || WAYS+=("$name")
-    done <"$ROOT/proc/net/ipv6_route"
-  fi
+  read_lines "$ROOT/proc/net/route"
+  for line in "${READ_LINES[@]}"; do
+    read -r name destination rest <<<"$line"
+    [[ $destination != 00000000 ]] || WAYS+=("$name")
+  done
+  read_lines "$ROOT/proc/net/ipv6_route"
+  for line in "${READ_LINES[@]}"; do
+    read -r destination rest <<<"$line"
+    name=${rest##* }
+    [[ $destination != "${destination//[!0]/}" || ${rest%% *} != 00 || $name == lo ]] || WAYS+=("$name")
+  done
   put_in_order "${WAYS[@]}"
   REACHED=("${IN_ORDER[@]}")
 }

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # Down from file systems and swap to the devices that they are on.
-# Needs: carriers/disks, carriers/network
+# Needs: carriers/disks, carriers/network, lines
 #
 # Gives: vital_storage; path_carriers PATH -> CARRIERS, TROUBLE. Takes vital_entry of carriers.sh.
 # What of the file system must be there: these paths, and what is mounted below /boot, /efi and /var/lib/vz.
 NEEDED_PATHS=(/ /boot /boot/efi /efi /usr /etc /var /var/lib /var/lib/pve-cluster /var/lib/vz)
 
 vital_storage() {
-  local source target fstype options uuid path mounts='' taken=' '
-  [[ ! -r $ROOT/proc/mounts ]] || mounts=$(<"$ROOT/proc/mounts")
-  while IFS=' ' read -r source target fstype options _; do
+  local line source target fstype options uuid path taken=' '
+  read_lines "$ROOT/proc/mounts"
+  for line in "${READ_LINES[@]}"; do
+    IFS=' ' read -r source target fstype options _ <<<"$line"
     # Of what is mounted over each other on one path, the last one counts; all of them are named.
     is_needed "$target" && [[ $taken != *" $source:$target "* ]] || continue
     taken+="$source:$target "
     file_system_carriers "$source" "$target" "$fstype" "$options"
     vital_entry storage "$target ($fstype on $source)"
-  done <<<"$mounts"
-  if [[ -r $ROOT/proc/swaps ]]; then
-    while read -r path fstype _; do
-      [[ $path == /* ]] || continue
-      if [[ $fstype == file ]]; then path_carriers "$path"; else device_carriers "$path"; fi
-      vital_entry storage "swap on $path"
-    done <"$ROOT/proc/swaps"
-  fi
+  done
+  read_lines "$ROOT/proc/swaps"
+  for line in "${READ_LINES[@]}"; do
+    read -r path fstype _ <<<"$line"
+    [[ $path == /* ]] || continue
+    if [[ $fstype == file ]]; then path_carriers "$path"; else device_carriers "$path"; fi
+    vital_entry storage "swap on $path"
+  done
   # ESPs that proxmox-boot-tool manages aren't mounted.
   if [[ -r $ROOT/etc/kernel/proxmox-boot-uuids ]]; then
     while read -r uuid; do
@@ -53,12 +54,14 @@ is_needed() {
 
 # path_carriers PATH - of the file system that a file is on.
 path_carriers() {
-  local source target fstype options best='' nearest=()
-  while IFS=' ' read -r source target fstype options _; do
+  local line source target fstype options best='' nearest=()
+  read_lines "$ROOT/proc/mounts"
+  for line in "${READ_LINES[@]}"; do
+    IFS=' ' read -r source target fstype options _ <<<"$line"
     if [[ ($1 == "$target" || $target == / || $1 == "$target"/*) && ${#target} -ge ${#best} ]]; then
       best=$target nearest=("$source" "$target" "$fstype" "$options")
     fi
-  done <"$ROOT/proc/mounts"
+  done
   if ((${#nearest[@]})); then file_system_carriers "${nearest[@]}"; else TROUBLE="nothing is mounted that holds $1"; fi
 }
 

@@ -130,10 +130,12 @@ in_force() { rm -f "$ROOT$RECORDS/$CTID"/{restart,before,after,ours_before,wante
 note_ran() { note ran printf '%(%s)T %s %s %s\n' -1 "$(boot_now)" "$1" "$(card_addresses)"; }
 
 card_addresses() {
-  local line='' found=()
-  while { IFS= read -r line || [[ -n $line ]]; } && [[ $line != '['* ]]; do
+  local line found=()
+  read_lines "$ROOT$PVE_LXC/$CTID.conf"
+  for line in "${READ_LINES[@]}"; do
+    [[ $line != '['* ]] || break
     [[ ! $line =~ ^net[0-9]*:.*hwaddr=([0-9A-Fa-f:]*) ]] || found+=("${BASH_REMATCH[1]^^}")
-  done 2>/dev/null <"$ROOT$PVE_LXC/$CTID.conf" || :
+  done
   ((${#found[@]} < 2)) || mapfile -t found < <(printf '%s\n' "${found[@]}" | sort)
   local IFS=,
   printf '%s\n' "${found[*]}"

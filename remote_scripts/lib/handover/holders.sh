@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is looked for first.
-# Needs: common, handover/card, nvidia
+# Needs: common, handover/card, lines, nvidia
 #
 # Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; has_no_holders -> REFUSED; find_card_numbers -> CARD_NUMBERS; find_group_nodes -> GROUP_NODES.
 
@@ -120,10 +120,11 @@ find_mapped_as() {
 }
 
 add_holder() { # PID
-  local name='' group='' line about=''
+  local name='' group about=''
   { IFS= read -rd '' name <"$ROOT/proc/$1/comm"; } 2>/dev/null || :
   name=${name//$'\n'/}
-  while IFS= read -r line || [[ -n $line ]]; do group=$line; done 2>/dev/null <"$ROOT/proc/$1/cgroup" || :
+  read_lines "$ROOT/proc/$1/cgroup"
+  group=${READ_LINES[*]: -1}
   if [[ $group =~ /lxc(\.payload)?[./]([0-9]+) ]]; then
     about=" of container ${BASH_REMATCH[2]}"
   elif [[ $group =~ /([^/]+\.(service|scope))($|/) ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What lines of containers have of a card that is handed over: numbers that may be others when it comes back.
-# Needs: handover/state, handover/card, nvidia
+# Needs: handover/state, handover/card, lines, nvidia
 #
 # Gives: find_numbers -> NUMBERS; numbers_moved WAS, numbers_lack; note_freed -> FREED, is_anothers -> WHY. Of the card that was read.
 
@@ -46,13 +46,16 @@ numbers_lack() {
 # note_freed - sets FREED: what goes with the card and its driver, and may be another device's until it is back: majors, and MAJOR:MINOR of its other
 # nodes. Status 1: that can't be told.
 note_freed() {
-  local function path number name told=no uvm=no
+  local function path line number name told=no uvm=no
   FREED=''
-  while read -r number name && [[ $number != Block ]]; do
+  read_lines "$ROOT/proc/devices"
+  for line in "${READ_LINES[@]}"; do
+    read -r number name <<<"$line"
+    [[ $number != Block ]] || break
     [[ $number != 195 ]] || told=yes
     [[ $name != nvidia-uvm ]] || uvm=yes
     [[ $name != nvidia-* || $number == 195 ]] || FREED+="$number "
-  done 2>/dev/null <"$ROOT/proc/devices"
+  done
   [[ $told == yes ]] && [[ $uvm == yes || ! -d $ROOT/sys/module/nvidia_uvm ]] || return 1
   for function in "${FUNCTIONS[@]}"; do
     # Not those of its sound: nobody who runs on has sound (staying.sh).
@@ -64,10 +67,15 @@ note_freed() {
 
 # is_anothers - is one of S[freed] another device's now, or may be? WHY says which. By bash itself: a program that can't be started tells nothing.
 is_anothers() {
-  local one link function number name
+  local one link function line number name
   local -A drivers=()
   is_sole || { WHY="this host has another card of NVIDIA's by now, which could get its numbers" && return 0; }
-  while read -r number name && [[ $number != Block ]]; do [[ -z $name ]] || drivers[$number]+=" $name"; done 2>/dev/null <"$ROOT/proc/devices"
+  read_lines "$ROOT/proc/devices"
+  for line in "${READ_LINES[@]}"; do
+    read -r number name <<<"$line"
+    [[ $number != Block ]] || break
+    [[ -z $name ]] || drivers[$number]+=" $name"
+  done
   ((${#drivers[@]} > 0)) || { WHY="which driver has which number can't be read" && return 0; }
   for one in ${S[freed]:-}; do
     if [[ $one == *:* ]]; then

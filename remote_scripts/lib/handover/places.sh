@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Where a host has what hands cards over.
+# Needs: lines
 #
 # Gives: HANDOVER (what is going on with each card, and the story), INSTALLED, HOOK_FILE, HOOKED (VMs that were given the hookscript); FOLLOWER (what
 #   brings lines of containers to the numbers that cards have now); let_autoload; find_noted FILE KEY -> AS_NOTED;
@@ -21,12 +22,8 @@ let_autoload() {
 
 # find_noted FILE KEY - sets AS_NOTED: of a card's state (state.sh), by another one than the program itself; nothing: it isn't noted.
 find_noted() {
-  local line
-  AS_NOTED=''
-  [[ -r $1 ]] || return 0
-  while IFS= read -r line || [[ -n $line ]]; do
-    [[ $line != "$2="* ]] || { AS_NOTED=${line#*=} && return; }
-  done <"$1"
+  find_first "$1" "^$2=(.*)$"
+  AS_NOTED=$FIRST
 }
 
 # find_option VMID KEY - sets OPTION: of the VM's configuration, as it is for its next start.

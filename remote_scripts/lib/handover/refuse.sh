@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Why a card can't go to a VM now: asked before anything is changed.
-# Needs: common, handover/places, handover/state, handover/card, handover/holders, handover/users
+# Needs: common, lines, handover/places, handover/state, handover/card, handover/holders, handover/users
 #
 # Gives: refused VMID -> REFUSED; names_card VMID.
 
@@ -66,14 +66,15 @@ find_mapping() {
     NODE_HERE=$(readlink "$ROOT/etc/pve/local" 2>/dev/null) || NODE_HERE=''
     NODE_HERE=${NODE_HERE##*/}
   fi
-  while IFS= read -r line || [[ -n $line ]]; do
+  read_lines "$ROOT/etc/pve/mapping/pci.cfg"
+  for line in "${READ_LINES[@]}"; do
     if [[ $line == [!$' \t']* ]]; then
       on=no
       [[ ${line%%[$' \t']*} != "$1" ]] || { on=yes && KNOWN+=$1$'\n'; }
     elif [[ $on == yes && (-z $NODE_HERE || "$line," == *"node=$NODE_HERE,"*) ]]; then
       KNOWN+=$line$'\n'
     fi
-  done 2>/dev/null <"$ROOT/etc/pve/mapping/pci.cfg" || :
+  done
 }
 
 is_divided() {

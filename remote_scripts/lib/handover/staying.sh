@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Containers that run on while a VM has the card (`shutDown: holders`): those that haven't got it open when the VM starts.
-# Needs: common, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/follow, handover/units, nvidia
+# Needs: common, lines, files/atomic, handover/state, handover/card, handover/numbers, handover/holders, handover/users, handover/follow, handover/units, nvidia
 #
 # Gives: find_owed -> OWED, KEPT; find_staying -> USERS, STAYING, FREED, ALL_GO; is_of_staying, sound_is_free -> REFUSED; end_staying WHY; hold_autoload; settle_staying, watch_staying. Takes, of handover/settle: is_late.
 #   Of the card that was read. S[staying] has their ids; where one is to be restarted with the card at home, ID:INSTANCE, so that a restart by hand counts.
@@ -73,14 +73,15 @@ has_its_sound() {
 
 # sound_is_free - of a card whose driver is gone: nobody has its sound open. Status 1, with REFUSED and HOLDERS.
 sound_is_free() {
-  local function path name='' numbers=() control='' line
+  local function path numbers=() control='' line
   HOLDERS=()
   for function in "${FUNCTIONS[@]}"; do
     for path in "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
       [[ -r $path ]] || continue
       read -r line <"$path" || continue
       numbers+=("$(printf '%x:%x' "${line%:*}" "${line#*:}")")
-      while IFS='=' read -r line name; do [[ $line != DEVNAME || ! -e $ROOT/dev/$name ]] || control=$ROOT/dev/$name; done 2>/dev/null <"${path%/dev}/uevent"
+      find_first "${path%/dev}/uevent" '^DEVNAME=(.+)$'
+      [[ -z $FIRST || ! -e $ROOT/dev/$FIRST ]] || control=$ROOT/dev/$FIRST
     done
   done
   [[ -n $control ]] || return 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the test VM has seen, by what it said on its console; held against the cards on the host.
-# Needs: files
+# Needs: files, lines
 #
 # Gives: read_console -> SEEN; compare -> GUEST. Variables: FUNCTIONS, FOLDER, TIMEOUT, MARK, PCI of passthrough_test.sh.
 
@@ -35,11 +35,13 @@ end_of_console() {
 
 # memory_bars ADDRESS - index:bytes of the memory BARs (IORESOURCE_MEM, 0x200) that it has on the host.
 memory_bars() {
-  local start end flags index=0
-  while read -r start end flags && ((index < 6)); do
+  local line start end flags index=0
+  read_lines "$PCI/$1/resource"
+  for line in "${READ_LINES[@]:0:6}"; do
+    read -r start end flags <<<"$line"
     ((! (flags & 0x200) || start == 0)) || printf '%s:%s\n' "$index" "$((end - start + 1))"
     index=$((index + 1))
-  done <"$PCI/$1/resource"
+  done
 }
 
 # compare - sets GUEST: address on the host -> address in the guest, whose buses have numbers of their own. Functions with

@@ -67,10 +67,12 @@ isolation() {
 }
 
 modules() {
-  local name loaded=()
-  while read -r name _; do
+  local line name loaded=()
+  read_lines "$ROOT/proc/modules"
+  for line in "${READ_LINES[@]}"; do
+    name=${line%% *}
     case $name in vfio* | nouveau | nvidia* | nova*) loaded+=("$name") ;; esac
-  done <"$ROOT/proc/modules"
+  done
   for name in vfio vfio_iommu_type1 vfio_pci; do # built into the kernel, they aren't in /proc/modules
     [[ " ${loaded[*]} " == *" $name "* || ! -d $ROOT/sys/module/$name ]] || loaded+=("$name")
   done

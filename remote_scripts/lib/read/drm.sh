@@ -1,18 +1,16 @@
 #!/usr/bin/env bash
 # The nodes that the kernel has for graphics cards: a key of read_host.sh's answer.
-# Needs: common, container/card_nodes, container/service, links, read/signs
+# Needs: common, lines, container/card_nodes, container/service, links, read/signs
 #
 # Gives: drm. Variables: PCI.
 
 # Of every card with a driver that serves it: names of its nodes in /dev/dri, and whether /dev/kfd is about it, too (`drm_render_minor` in
 # the topology). Of Intel's and AMD's display functions without a node for computing: what keeps the driver away, and what it said.
 drm() {
-  local path address separator='' kfd=' ' key value class card render has trouble drivers
+  local path address separator='' kfd=' ' value class card render has trouble drivers
   for path in "$ROOT"/sys/class/kfd/kfd/topology/nodes/*/properties; do
-    [[ -r $path ]] || continue
-    while read -r key value; do
-      [[ $key != drm_render_minor ]] || kfd+="$value "
-    done <"$path"
+    find_first "$path" '^drm_render_minor[[:space:]]+(.*)$'
+    kfd+="$FIRST "
   done
   printf ',"drm":{'
   for path in "$PCI"/*; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The IOMMU: its tables in the firmware, its groups, what the kernel says of it: a key of read_host.sh's answer.
-# Needs: common, read/signs
+# Needs: common, lines, read/signs
 #
 # Gives: iommu.
 
@@ -36,12 +36,13 @@ said_of_groups() {
     type='' regions=''
     [[ ! -r $group/type ]] || read -r type <"$group/type" || :
     [[ $type =~ ^[A-Za-z-]{1,20}$ ]] || type=''
-    while IFS= read -r line || [[ -n $line ]]; do
+    read_lines "$group/reserved_regions"
+    for line in "${READ_LINES[@]}"; do
       [[ $line =~ ^(0x[0-9a-f]{1,16})\ (0x[0-9a-f]{1,16})\ direct$ ]] || continue
       printf -v first '0x%x' "${BASH_REMATCH[1]}"
       printf -v last '0x%x' "${BASH_REMATCH[2]}"
       regions+="${regions:+,}\"$first-$last\""
-    done <"$group/reserved_regions"
+    done
     printf '%s"%s":{"type":"%s","direct":[%s]}' "$separator" "${group##*/}" "$type" "$regions"
     separator=,
   done

@@ -24,13 +24,13 @@ find_way() {
 # find_connection - sets CONNECTION: what sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it is found
 # in that of sudo itself, or of whoever started it.
 find_connection() {
-  local process=$PPID one
+  local process=$PPID one environment
   CONNECTION=${SSH_CONNECTION:-}
   while [[ -z $CONNECTION && -n $process ]] && ((process > 1)); do
-    [[ -r $ROOT/proc/$process/environ ]] || break
-    while IFS= read -r -d '' one || [[ -n $one ]]; do
+    { mapfile -d '' -t environment <"$ROOT/proc/$process/environ"; } 2>/dev/null || break
+    for one in "${environment[@]}"; do
       [[ $one != SSH_CONNECTION=* ]] || CONNECTION=${one#*=}
-    done 2>/dev/null <"$ROOT/proc/$process/environ" || :
+    done
     find_first "$ROOT/proc/$process/status" '^PPid:[[:space:]]*(.*)$'
     process=$FIRST
   done
