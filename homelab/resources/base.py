@@ -166,8 +166,8 @@ class Probe(Resource):
 class Act(Resource):
     """Something that is done, and done again with the change of any input. It owns nothing.
 
-    What it follows has changed: then another one takes its place, and what depends on it follows. Only this program has changed since the state was
-    written: then the same one is done again, by an update.
+    What it follows has changed: then another one takes its place. Only this program has changed since the state was written: then the same one is
+    done again, by an update. Either way the same work is done, and what depends on it follows its outputs.
 
     `own_text`: inputs that are this program's text, such as a script; `answers`: inputs made of what scripts answered.
     """
