@@ -25,6 +25,7 @@ import fcntl
 import gc
 import importlib
 import io
+import mmap
 import os
 import re
 import select
@@ -89,6 +90,11 @@ class _Fork:
         self.channel = channel
         #: Whose command it does now.
         self.connection: socket.socket | None = None
+        #: What is asked of it, and the client's streams: another fork gets them where this one is killed before it took them.
+        self.request: tuple[bytes, list[int]] = (b"", [])
+        #: One byte that both processes see: whether it took them. What a fork received isn't that: one that dies may receive all the same
+        #: (net/core/datagram.c, __skb_wait_for_more_packets: what is queued is taken, whatever signal is pending).
+        self.taken = mmap.mmap(-1, 1)
         #: Whether it was sent a signal, which may arrive at any time.
         self.signalled = False
 
@@ -172,10 +178,9 @@ class Server:
             self._prepare(words)
             if self._is_to_begin(connection, client, words):
                 self._start(connection, struct.pack("i", client) + asked, streams)
-            else:
-                connection.close()
-        for stream in streams:
-            os.close(stream)
+                return
+            connection.close()
+        _close(streams)
 
     def _is_to_begin(self, connection: socket.socket, client: int, words: list[str]) -> bool:
         """Whether a command takes a fork, as its client is told then; otherwise it has its answer, or was killed."""
@@ -192,14 +197,16 @@ class Server:
         while True:
             try:
                 fork = self._waiting.pop() if self._waiting else self._new_fork()
+                fork.taken[0] = 0
                 socket.send_fds(fork.channel, [asked], streams)
                 break
             except ConnectionError:
                 continue  # it was killed while it waited
             except OSError:  # no process can be had
                 connection.close()
+                _close(streams)
                 return
-        fork.connection = connection
+        fork.connection, fork.request = connection, (asked, streams)
         self._told_by[connection.fileno()] = fork
         self._poll.register(connection, select.POLLIN)
 
@@ -208,12 +215,13 @@ class Server:
             self._modules = len(sys.modules)
             gc.freeze()  # what is here is nothing for a fork's collector to look through, and so to copy
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+        fork = _Fork(0, ours)
+        fork.pid = pid = os.fork()
         if pid == 0:
-            _become(theirs, self._run, self._is_alone)
+            _become(theirs, fork.taken, self._run, self._is_alone)
         _lead(pid)
         theirs.close()
-        fork = self._forks[pid] = self._told_by[ours.fileno()] = _Fork(pid, ours)
+        self._forks[pid] = self._told_by[ours.fileno()] = fork
         self._poll.register(ours, select.POLLIN)
         return fork
 
@@ -283,13 +291,17 @@ class Server:
                 told = None
                 with contextlib.suppress(BlockingIOError):
                     told = self._told(fork) if fork.channel.fileno() in self._told_by else None
-                self._answer(fork, status if told is None else told)
                 self._leave(fork)
+                if told is None and fork.connection and not fork.taken[0] and not fork.signalled:
+                    self._start(fork.connection, *fork.request)
+                else:
+                    self._answer(fork, status if told is None else told)
 
     def _answer(self, fork: _Fork, status: int) -> None:
         connection, fork.connection = fork.connection, None
         if connection is None:
             return
+        _close(fork.request[1])
         try:
             if self._told_by.pop(connection.fileno(), None):
                 self._poll.unregister(connection)
@@ -298,6 +310,11 @@ class Server:
             pass  # noqa: S110  # the client was killed: nobody waits for an answer
         finally:
             connection.close()
+
+
+def _close(streams: list[int]) -> None:
+    for stream in streams:
+        os.close(stream)
 
 
 def _read(process: int, name: str) -> bytes:
@@ -341,7 +358,9 @@ def _prepare(words: list[str]) -> None:
         return
 
 
-def _become(channel: socket.socket, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]) -> NoReturn:
+def _become(
+    channel: socket.socket, taken: mmap.mmap, run: Callable[[list[str]], int], is_alone: Callable[[list[str]], bool]
+) -> NoReturn:
     """The fork: one command after the other, until the server ends or one leaves something behind."""
     status = 1
     try:
@@ -359,6 +378,7 @@ def _become(channel: socket.socket, run: Callable[[list[str]], int], is_alone: C
             asked, streams, _, _ = socket.recv_fds(channel, _LONGEST_QUESTION + 4, 3)
             if not asked:
                 break
+            taken[0] = 1
             client = struct.unpack_from("i", asked)[0]
             words = _words(client, asked[4:])
             status = _status(client, streams, words, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -204,6 +205,26 @@ def test_a_fork_that_is_killed_while_it_waits_is_replaced(host: Host, server: Co
         (fork,) = forks(server)
         os.kill(int(fork), signal.SIGKILL)
     host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+
+
+def test_a_command_that_a_dying_fork_was_given_is_done_by_another(host: Host, server: CommandServer) -> None:
+    host.output(f"{CHANGES.format('one')}; rm $ROOT/dev/one")
+    (fork,) = forks(server)
+    os.kill(int(fork), signal.SIGSTOP)  # it is given the command, and dies before it takes it
+    command = ["bash", "-c", f"{CHANGES.format('one')}; cat; rm $ROOT/dev/one"]
+    client = subprocess.Popen(command, env=host.machine.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_until(lambda: passes_signals_on(client.pid))
+    wait_until(lambda: "State:\tS" in read(Path(f"/proc/{server.pid}/status")))
+    os.kill(int(fork), signal.SIGKILL)
+    assert client.communicate(b"its own input", timeout=PATIENCE) == (b"its own input", None)
+    assert client.returncode == 0
+
+
+def passes_signals_on(shell: int) -> bool:
+    """Whether a shell's command was told that a fork does it (command_begun.pl): it catches SIGTERM from then on."""
+    children = read(Path(f"/proc/{shell}/task/{shell}/children")).split()
+    caught = [re.search(r"^SigCgt:\t(\w+)$", read(Path(f"/proc/{child}/status")), re.M) for child in children]
+    return any(int(mask[1], 16) >> (signal.SIGTERM - 1) & 1 for mask in caught if mask)
 
 
 def test_forks_end_with_the_server(host: Host, server: CommandServer) -> None:
