@@ -216,7 +216,7 @@ def test_a_command_that_a_dying_fork_was_given_is_done_by_another(host: Host, se
     wait_until(lambda: passes_signals_on(client.pid))
     wait_until(lambda: "State:\tS" in read(Path(f"/proc/{server.pid}/status")))
     os.kill(int(fork), signal.SIGKILL)
-    assert client.communicate(b"its own input", timeout=PATIENCE) == (b"its own input", None)
+    assert client.communicate(b"its own input", timeout=PATIENCE)[0] == b"its own input"
     assert client.returncode == 0
 
 

@@ -169,6 +169,11 @@ def test_from_an_address_and_a_password_to_settings_and_a_token(desk: Desk, caps
     assert desk.users == users and desk.file.read_text() == text
     assert "Pulumi.homelab.yaml stays as it is." in desk.out
 
+    # Another stack has made nothing here.
+    there = ("--host", "pve", *desk.where, *desk.key)
+    assert run(desk, capsys, "--undo", "--yes", "--stack", "other", *there) == 1
+    assert "no user for the stack other" in desk.out and desk.users == users
+
     # And it can be undone, by what the host says alone.
     assert run(desk, capsys, "--undo", "--dry-run", "--yes") == 0
     assert desk.users == users

@@ -477,6 +477,14 @@ def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() ->
     ]
 
 
+def test_a_vm_on_another_node_is_refused_with_its_place() -> None:
+    host = settings(api={"token": "homelab@pve!pulumi", "tokenSecret": "x", "publicCa": True})
+    places = "pve/qemu-server/104.conf\nfar/qemu-server/103.conf\nfar/lxc/104.conf"
+    facts = desktop(cluster={"node": "pve", "name": "home", "places": places})
+    (error,) = vm_errors(facts, host, {"sandbox": vm(103, "rtx5090")})
+    assert "VM 103 is on the node far, not on pve" in error and "qm migrate 103 pve" in error
+
+
 # -- what the host can't do without -----------------------------------------------------------------------------------
 def vital(kind: str, name: str, *devices: str, trouble: str = "") -> dict[str, Any]:
     return {"kind": kind, "name": name, "devices": list(devices), "trouble": trouble}

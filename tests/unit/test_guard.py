@@ -163,7 +163,9 @@ def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest
 
 
 class Sshd:
-    """Lets anybody in, and answers that the host is held."""
+    """Lets anybody in, and answers that the host is held, or with what `refusal` has."""
+
+    refusal = ""
 
     def __init__(self) -> None:
         self.key = asyncssh.generate_private_key("ssh-ed25519")
@@ -184,6 +186,10 @@ class Sshd:
                 return False
 
         async def hold(process: asyncssh.SSHServerProcess[str]) -> None:
+            if self.refusal:
+                process.stdout.write(self.refusal)
+                process.exit(1)
+                return
             process.stdout.write('{"held":"yes"}\n')
             await process.stdin.read()
 
@@ -229,6 +235,20 @@ def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd, monkeypat
     assert not first.is_alive()
     guard.hold_on("pve", sshd.host())
     assert len(sshd.connections) == 2
+    guard.release("pve")
+
+
+def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    sshd.refusal = "wanted: to be alone\nfound:  another one is: ben on desk\nwhy:    w\nnext:   wait\n"
+    for hold in (guard.hold, guard.hold_on):  # asked again before each change, as long as it is refused
+        with pytest.raises(guard.RefusedError) as error:
+            hold("pve", sshd.host())
+        assert (error.value.found, error.value.next) == ("another one is: ben on desk", "wait")
+    sshd.refusal = ""
+    guard.hold_on("pve", sshd.host())
     guard.release("pve")
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from homelab.container import plan as container_plan
 from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
-from homelab.host import handover, plan
+from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.remote import ledger, scripts
@@ -25,7 +25,7 @@ from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.plan import cards_of
-from tests.unit.hosts import KEY, desktop, gpu, settings
+from tests.unit.hosts import KEY, desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
 API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
@@ -407,3 +407,17 @@ def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:
     found = facts(handover={"cards": {"rtx5090": STATE.format("HELD").replace("1700000000", "garbage")}})
     assert "HELD since 1970" in handover.said(found, "rtx5090")
     doctor.diagnose(reading(facts=found), host())
+
+
+# -- what the host can't do without ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "name"), [("storage", "/ (ext4 on /dev/sda2)"), ("network", "the network (vmbr0)")])
+def test_a_card_in_turn_never_takes_the_hosts_disk_or_network_along(kind: str, name: str) -> None:
+    usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
+    carried = {"kind": kind, "name": name, "devices": ["0000:01:00.2"], "trouble": ""}
+    found = [
+        error.found
+        for error in gates.check(
+            facts(devices=desktop(usb).model_dump(by_alias=True)["devices"], vital=[carried]), host()
+        )[1]
+    ]
+    assert any(f"is a function of the card, carries {name}" in one for one in found), found

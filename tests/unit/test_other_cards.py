@@ -172,6 +172,13 @@ def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[Hom
     return container_plan.describe(facts, want, {"media": container(*gpus, **changes)}, {}, "pve")
 
 
+def test_a_container_on_another_node_is_refused_with_its_place() -> None:
+    places = {"node": "pve", "name": "home", "places": "far/lxc/901.conf"}
+    guests = {**host().guests.model_dump(), "configs": []}
+    (error,) = planned(host(cluster=places, guests=guests), "radeon")[1]
+    assert error.found == "container 901 is on the node far, not on pve" and "pct migrate 901 pve" in error.next
+
+
 def test_such_a_card_needs_nothing_of_nvidias() -> None:
     facts = host(nvidia={**DRIVER, "version": "", "trouble": ["no module nvidia", "install it"]})
     text, errors = planned(facts, "radeon", "uhd")

@@ -1,0 +1,53 @@
+"""What the verification of a boot says: a boot that was given back, and one that lacks what was wanted, are errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.host import plan
+from homelab.host.facts import HostFacts
+from homelab.provider import boot_verification
+from homelab.remote import guard, ssh
+from tests.unit.hosts import desktop, settings
+
+REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": "no"}
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(guard, "hold", lambda name, host: said.append(name))
+    return said
+
+
+def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts) -> HostFacts:
+    """Verify what is seen after a boot against the plan that was made of `wanted`."""
+
+    async def confirm(*_: Any) -> HostFacts:
+        return seen
+
+    monkeypatch.setattr(ssh, "confirm", confirm)
+    host = settings()
+    return asyncio.run(boot_verification._verified(host, "pve", dict(REBOOT), plan.wanted(wanted, host)))
+
+
+@pytest.mark.usefixtures("held")
+def test_a_boot_that_lacks_what_was_wanted_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HomelabError) as error:
+        verified(monkeypatch, desktop(), desktop())
+    assert "homelab.vfio=" in str(error.value) and "on the running kernel's command line" in str(error.value)
+
+
+def test_a_boot_that_was_given_back_is_no_success(monkeypatch: pytest.MonkeyPatch, held: list[str]) -> None:
+    """Though nothing that was wanted is lacking: the host says itself that it went back."""
+    back = desktop(rolled_back="no address by 21:40")
+    nothing = plan.Wanted("", "", {}, [], {})
+    monkeypatch.setattr(plan, "wanted", lambda *_: nothing)
+    with pytest.raises(HomelabError, match="it has returned by itself to what it was: no address by 21:40"):
+        verified(monkeypatch, back, back)
+    assert held == [], "what follows changes nothing on it"
+    assert verified(monkeypatch, desktop(), desktop()).boot_id == "1"
