@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import sampling
+from tests import races, sampling
 from tests.compiled import compile_share
 from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
 
@@ -210,9 +210,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
+    """`races`: tests/races.py. `slow`: what `make test-fast` leaves out. On Windows also what NEEDS_UNIX lists. What takes longest comes first."""
     places = {PROJECT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    races.mark(items)
     for item in items:
         name = item.path.relative_to(PROJECT / "tests").as_posix()
         needed = NEEDS_UNIX.get(f"{name}::{getattr(item, 'originalname', item.name)}")
