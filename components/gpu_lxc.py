@@ -170,6 +170,7 @@ class GpuLxc(pulumi.ComponentResource):
         self.container = pulumi.Output.all(
             name=wanted.guest_name,
             minors=wanted.minors,
+            functions=wanted.functions,
             shared=wanted.shared,
             conf=conf.stdout,
             state=verification.state,
@@ -222,6 +223,7 @@ def _output(
     *,
     name: str,
     minors: list[int],
+    functions: list[str],
     shared: dict[str, SharedCard] | None,
     conf: str,
     state: str,
@@ -239,6 +241,7 @@ def _output(
         "name": name,
         "state": state,
         "gpus": [int(minor) for minor in minors],
+        "addresses": functions,
         "cards": {gpu: card["nodes"] for gpu, card in sorted((shared or {}).items())},
         "nodes": nodes,
         "method": method,

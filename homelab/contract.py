@@ -180,6 +180,7 @@ class ContainerOutput(_OutputPart):
     name: str = Field(description="its name in Proxmox VE")
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
     gpus: list[WholeNumber] = Field(description="the numbers of its cards of NVIDIA's: N of /dev/nvidiaN")
+    addresses: list[str] = Field([], description="where these cards are on the host's PCI bus, such as 0000:01:00.0")
     cards: dict[str, list[str]] = Field(
         {},
         description="its cards of other makers, by their names in the host's gpus -> their nodes, such as /dev/dri/renderD128",

@@ -202,7 +202,7 @@ class SharedCard(TypedDict):
 
 
 class ContainerSeen(TypedDict):
-    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `cards`: those of other makers, by their names in the settings
+    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `addresses`: of these cards, on the host's PCI bus; `cards`: those of other makers, by their names in the settings
     -> their nodes; `nodes`: devices that were opened in it."""
 
     host: str
@@ -211,6 +211,7 @@ class ContainerSeen(TypedDict):
     name: str
     state: str
     gpus: list[int]
+    addresses: list[str]
     cards: NotRequired[dict[str, list[str]]]
     nodes: list[str]
     method: NotRequired[Literal["device", "mount-entry", "mixed"] | None]

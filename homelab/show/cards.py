@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.host import names
-from homelab.host.classes import NVIDIA
 
 # What is set of a host, of a card, or of a guest's card: what it is, and how it is. None: nobody has read it.
 Traits = tuple[tuple[str, str], ...]
@@ -67,7 +66,8 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
         containers = [
             ShownGuest("container", int(one["ctid"]), str(one["name"]))
             for one in outputs.get("containers", {}).values()
-            if one["host"] == host and gpu["use"] in ("lxc", "shared") and _shares(one, name, gpu)
+            if one["host"] == host
+            and (name in (one.get("cards") or {}) or in_slot(one.get("addresses") or [], gpu["slot"]))
         ]
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")
@@ -77,12 +77,10 @@ def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
     return sorted(found, key=lambda card: card.place)
 
 
-def _shares(container: Mapping[str, Any], name: str, gpu: Mapping[str, Any]) -> bool:
-    """NVIDIA's by the addresses that nvidia-smi saw in the container; without them, all cards for containers may be its. Others by their name."""
-    others = container.get("cards") or {}
-    if any(not str(one["id"]).startswith(f"{NVIDIA}:") for one in (gpu.get("functions") or [])[:1]):
-        return name in others
-    if others and not container.get("gpus"):
-        return False
-    seen = [str(one.get("address") or "") for one in (container.get("nvidia") or {}).get("gpus", [])]
-    return not any(seen) or any(one.lower().startswith(f"{gpu['slot']}.") for one in seen)
+def in_slot(addresses: Iterable[str], slot: str) -> bool:
+    """Is one of these functions in a card's slot? So a container has a card of NVIDIA's: its numbers of /dev/nvidiaN say nothing of a place.
+
+    :param addresses: such as `0000:01:00.0`.
+    :param slot: such as `0000:01:00`.
+    """
+    return any(address.startswith(f"{slot}.") for address in addresses)

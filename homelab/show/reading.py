@@ -11,7 +11,7 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Gpu, Host, Vm, VmGpu
 from homelab.show import traits
-from homelab.show.cards import ShownCard, ShownGuest, group_of
+from homelab.show.cards import ShownCard, ShownGuest, group_of, in_slot
 
 VFIO = "vfio-pci"
 THE_DRIVER = "the host's driver"
@@ -151,4 +151,4 @@ def _takes(container: Container, gpu: str, place: str, use: str, facts: HostFact
         return False
     if numbers == "all" or facts is None:
         return True
-    return any(address.startswith(f"{place}.") and minor in numbers for address, minor in facts.nvidia_minors.items())
+    return in_slot((address for address, minor in facts.nvidia_minors.items() if minor in numbers), place)

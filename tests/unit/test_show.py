@@ -318,11 +318,11 @@ def test_the_result_of_a_card_that_nobody_has_and_of_a_host_whose_boot_is_untouc
     assert any("nothing of its boot is changed" in line for line in found)
 
 
-def test_a_containers_cards_are_those_that_it_saw() -> None:
-    two = {
-        name: {**GPU, "use": "lxc", "slot": slot, "functions": [{**FUNCTION, "address": f"{slot}.0"}]}
-        for name, slot in (("a", "0000:01:00"), ("b", "0000:02:00"))
+def test_a_container_that_is_off_has_its_own_card_of_four_identical_ones() -> None:
+    slots = ["0000:01:00", "0000:02:00", "0000:03:00", "0000:04:00"]
+    cards = {
+        slot: {**GPU, "use": "lxc", "slot": slot, "functions": [{**FUNCTION, "address": f"{slot}.0"}]} for slot in slots
     }
-    one = {"host": "pve", "ctid": 901, "name": "ai", "nvidia": {"gpus": [{"address": "0000:02:00.0"}]}}
-    found = of_outputs({"hosts": {"pve": {"gpus": two}}, "containers": {"ai": one}}, "pve")
-    assert [card.guests for card in found] == [(), (ShownGuest("container", 901),)]
+    off = {"host": "pve", "ctid": 306, "name": "ai", "state": "stopped", "gpus": [1], "addresses": ["0000:02:00.0"]}
+    found = of_outputs({"hosts": {"pve": {"gpus": cards}}, "containers": {"ai": off}}, "pve")
+    assert [card.guests for card in found] == [(), (ShownGuest("container", 306),), (), ()]
