@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from homelab.later import later
 from homelab.text import encodable
 
+# The exit status of a program that SIGPIPE ended, as a shell tells it.
+NOBODY_READS = 141
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
     "init": ("init", "main"),
@@ -32,6 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         encodable(stream)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # also of what argparse prints and ends with
+    except BrokenPipeError:
+        # Whoever read it has seen enough, as `head` has. What Python still holds for standard output goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="homelab", description=__doc__, add_help=False)
     parser.add_argument("command", choices=_COMMANDS)
