@@ -84,6 +84,10 @@ lock: .venv/.dev ## pin the dependencies anew (requirements*.txt)
 	done
 
 clean: ## stop the labs and remove what was made here, the engine's cache too
+	@others=$$(find .lab -path '*/.pulumi/stacks/*.json' ! -name lab.json 2>/dev/null); [ -z "$$others" ] || { \
+	  echo "wanted: nothing below .lab but simulated hosts"; echo "found:  states of other stacks: $$others"; \
+	  echo "why:    a state knows what to give back on its host: without it, \`pulumi destroy\` can't"; \
+	  echo "next:   \`pulumi stack export\` each, import it where your other stacks are, and remove its file"; exit 1; }
 	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
 	rm -rf .venv .cache .lab .mypy_cache .ruff_cache .pytest_cache
 

@@ -85,7 +85,8 @@ class Deployment:
 
     def _exports(self) -> dict[str, str]:
         names = ("PULUMI_HOME", "PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE", "PULUMI_SKIP_UPDATE_CHECK")
-        chosen = {"PATH": self.environment["PATH"], "PULUMI_STACK": STACK}
+        # By HOMELAB_LAB `homelab init` knows that this shell is no place for somebody's own host.
+        chosen = {"PATH": self.environment["PATH"], "PULUMI_STACK": STACK, "HOMELAB_LAB": str(self.state.resolve())}
         return {name: self.environment[name] for name in names} | chosen
 
     def result(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -131,6 +132,7 @@ def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str
     :param result: gets what is known of it.
     """
     try:
+        _leave_the_lab()
         asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
         if arguments.undo:
             result |= undo(arguments, output, asked)
@@ -155,6 +157,17 @@ def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str
         result["error"] = said
         return FAILED
     return DONE
+
+
+def _leave_the_lab() -> None:
+    """:raises HomelabError: this shell is a simulated host's (lab/deploy.py)."""
+    if lab := os.environ.get("HOMELAB_LAB"):
+        raise HomelabError(
+            wanted="a shell that is about your own host",
+            found=f"HOMELAB_LAB={lab}: in this shell Pulumi keeps its state in the simulated host's folder, with an empty passphrase",
+            why="your host's state and secrets would lie there, encrypted with nothing, and `make clean` removes that folder",
+            next="open another shell, without `. .lab/…/env`, and run the same command there",
+        )
 
 
 def _say_where_it_stands(output: Output, why: str, *, errors: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,34 @@ def test_what_the_first_make_installs_is_said_before_it_is(tmp_path: Path) -> No
     assert ["pip" in step for step in steps] == [False, True] * 3, steps
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make isn't there")
+def test_clean_leaves_the_state_of_a_stack_that_is_no_labs(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").symlink_to(PROJECT / "Makefile")
+    stacks = tmp_path / ".lab" / "rtx5090" / "pulumi" / ".pulumi" / "stacks" / "homelab"
+    stacks.mkdir(parents=True)
+    for name in ("lab.json", "lab.json.bak", "mine.json"):
+        (stacks / name).touch()
+    clean = ["make", "PYTHON=false", "clean"]
+    done = subprocess.run(clean, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and (stacks / "mine.json").exists()
+    assert "mine.json" in done.stdout and "next:   `pulumi stack export` each" in done.stdout
+    (stacks / "mine.json").unlink()
+    assert subprocess.run(clean, cwd=tmp_path, capture_output=True).returncode == 0
+    assert not (tmp_path / ".lab").exists()
+
+
 def test_after_an_up_that_failed_the_hints_say_that_it_goes_on() -> None:
     assert "goes on from there" in deploy.hints("up", "phoenix", ".lab/phoenix", 255)
 
 
 def test_after_a_preview_that_refused_nobody_is_told_to_do_it() -> None:
     assert "make up" not in deploy.hints("preview", "crowded-group", ".lab/crowded-group", 255)
+
+
+def test_the_environment_says_that_it_is_a_labs(tmp_path: Path) -> None:
+    lab = deploy.Deployment.__new__(deploy.Deployment)
+    lab.state, lab.environment = tmp_path, defaultdict(str)
+    assert lab._exports()["HOMELAB_LAB"] == str(tmp_path), "homelab init refuses to work there (homelab/cli/init.py)"
 
 
 def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_where_nobody_reads_the_output_the_rest_is_said_on_standard_error(
     assert "BrokenPipeError" in (said := capsys.readouterr().err) and "Perhaps done" in said
 
 
+def test_a_shell_of_a_simulated_host_takes_nobodys_own_host(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Conversation, "hold", lambda _: pytest.fail("nothing is asked or read"))
+    monkeypatch.setenv("HOMELAB_LAB", "/home/ann/homelab/.lab/rtx5090")
+    assert command_line.main(["init", "192.0.2.1", "--yes"]) == init.FAILED
+    said = capsys.readouterr().err
+    assert "make clean" in said and "next:   open another shell" in said and not list(folder.glob("Pulumi.*.yaml"))
+
+
 def test_text_that_the_terminal_can_not_show_ends_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
