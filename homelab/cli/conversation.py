@@ -36,6 +36,7 @@ from homelab.init.choices import (
     Guest,
     Stack,
     Use,
+    example,
     free_id,
     guests,
     known_cards,
@@ -197,12 +198,13 @@ class Conversation:
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
-                "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, such as --card rtx5090=vm:103."
+                "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, such as "
+                f"--card {example(found, facts)}."
             )
         if accepted:
             choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
         for text in self.arguments.set:
-            choices.more = together(choices.more, parse_setting(text))
+            choices.more = together(choices.more, parse_setting(text, name))
         if any(use.kind == "new-vm" for use in uses.values()):
             choices.new_vm = self._new_vm(access, node)
         self._nvidia(choices, facts, found, before)

@@ -13,7 +13,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.facts import HostFacts
 from homelab.init.cards import Card, containers_with, key_of
-from homelab.settings import Host
+from homelab.settings import Host, Settings
 
 Kind = Literal["vm", "new-vm", "lxc", "host", "none"]
 
@@ -67,7 +67,23 @@ class Use:
         return f"{self.kind}:{ids}" if ids else self.kind
 
 
-_FORMS = "vm:103, new-vm, new-vm:110, lxc:901,950, host, none"
+# A host's own keys, which are none of the whole configuration's.
+_OF_A_HOST = {str(field.alias) for field in Host.model_fields.values()} - {
+    str(field.alias) for field in Settings.model_fields.values()
+}
+_FORMS = "vm:ID, new-vm, new-vm:ID, lxc:ID,ID…, host, none"
+
+
+def example(cards: Sequence[Card], facts: HostFacts) -> str:
+    """What `--card` may be on this host: one of its cards, NVIDIA's rather than a console, and a guest that is there."""
+    cards = sorted(cards, key=lambda card: not card.is_nvidia)
+    return f"{cards[0].key if cards else 'CARD'}={example_use(facts)}"
+
+
+def example_use(facts: HostFacts) -> str:
+    """A use that this host allows: its first VM, else its first container, else a new VM."""
+    there = sorted(guests(facts), key=lambda guest: guest.kind != "vm")
+    return f"{there[0].kind}:{there[0].id}" if there else "new-vm"
 
 
 def parse_card(text: str, cards: Sequence[Card], facts: HostFacts) -> tuple[Card, Use]:
@@ -83,7 +99,7 @@ def parse_card(text: str, cards: Sequence[Card], facts: HostFacts) -> tuple[Card
             wanted=f"one card for --card {text}",
             found=f"{len(found) or 'none'} of that name; the host has {', '.join(f'{one.key} ({one})' for one in cards) or 'no card'}",
             why="a card is given away by its name, its slot or its id",
-            next=f"write it as {cards[0].key if cards else 'rtx5090'}=vm:103",
+            next=f"write it as {example(cards, facts)}",
         )
     return found[0], parse_use(use, facts)
 
@@ -98,7 +114,7 @@ def parse_use(text: str, facts: HostFacts) -> Use:
             wanted=f"what a card is for: {_FORMS}",
             found=text.strip() or "nothing",
             why="a card goes to one VM, to containers, or stays with the host",
-            next="write it as --card CARD=vm:103",
+            next=f"write it as --card CARD={example_use(facts)}",
         )
     there = {guest.id: guest for guest in guests(facts)}
     if match[3]:
@@ -208,13 +224,16 @@ class Choices:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_setting(text: str) -> dict[str, Any]:
+def parse_setting(text: str, host: str) -> dict[str, Any]:
     """`vms.sandbox.machine=q35` as nested mappings below `homelab:`; the value as YAML has it.
 
+    :param host: the one whose settings a path without `hosts.NAME` is about, as refusals name it: `gpus.rtx5090.allowConsole`.
     :raises HomelabError: it isn't of that form.
     """
     path, equals, value = text.partition("=")
     parts = path.removeprefix("homelab:").split(".")
+    if parts[0] in _OF_A_HOST:
+        parts = ["hosts", host, *parts]
     if not equals or not all(parts):
         raise HomelabError(
             wanted="--set PATH=VALUE, such as vms.sandbox.machine=q35",

@@ -181,17 +181,34 @@ def test_a_card_that_is_not_there_is_named_with_those_that_are(name: str) -> Non
         choices.parse_card(f"{name}=host", init_cards.cards(facts), facts)
 
 
+def test_what_to_write_names_a_card_and_a_guest_that_are_there() -> None:
+    """Not the console of a server's board, and no VM of an example."""
+    bmc = hosts.device("0000:00:03.0", "102b:0538", "030000", 30, driver="mgag200")
+    facts = host(bmc)
+    cards = init_cards.cards(facts)
+    assert cards[0].id == "102b:0538" and choices.example(cards, facts) == "rtx5090=vm:103"
+    nobody = facts.model_copy(update={"guests": facts.guests.model_copy(update={"configs": []})})
+    with pytest.raises(HomelabError) as error:
+        choices.parse_card("big=vm:7", cards, nobody)
+    assert error.value.next == "write it as rtx5090=new-vm"
+
+
 def test_any_setting_can_be_given() -> None:
-    assert choices.parse_setting("vms.sandbox.machine=q35") == {"homelab:vms": {"sandbox": {"machine": "q35"}}}
-    assert choices.parse_setting("homelab:hosts.pve.gpus.a.allowConsole=true") == {
+    assert choices.parse_setting("vms.sandbox.machine=q35", "pve") == {"homelab:vms": {"sandbox": {"machine": "q35"}}}
+    assert choices.parse_setting("homelab:hosts.pve.gpus.a.allowConsole=true", "pve") == {
         "homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}
     }
-    assert choices.parse_setting('hosts.pve.nvidia.driver="580"') == {
+    assert choices.parse_setting('hosts.pve.nvidia.driver="580"', "pve") == {
         "homelab:hosts": {"pve": {"nvidia": {"driver": "580"}}}
     }
+    # As a refusal names it, without the host.
+    assert choices.parse_setting("gpus.a.allowConsole=true", "pve") == {
+        "homelab:hosts": {"pve": {"gpus": {"a": {"allowConsole": True}}}}
+    }
+    assert choices.parse_setting("iommu.allowUnsafeInterrupts=true", "pve")["homelab:hosts"]["pve"]
     for wrong in ("vms", "=1", "vms..x=1"):
         with pytest.raises(HomelabError, match="--set"):
-            choices.parse_setting(wrong)
+            choices.parse_setting(wrong, "pve")
 
 
 # -- NVIDIA's software --------------------------------------------------------------------------------------------------
