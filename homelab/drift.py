@@ -43,6 +43,15 @@ class Drift:
         return "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed since the last one"
 
     @property
+    def next(self) -> str:
+        """What to do; empty where there is nothing to be done."""
+        if self.errors:
+            return "do what is said above, then ask again; `homelab doctor` looks at each host, VM and container"
+        if self.lines:
+            return "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it"
+        return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.found else ""
+
+    @property
     def line(self) -> str:
         """All of it in one line, for a telephone."""
         if self.errors:
@@ -70,6 +79,7 @@ class Drift:
             parts += (
                 [f"`pulumi up --refresh` would act on: {', '.join(map(_plain, self.changes))}"] if self.changes else []
             )
+        parts += [f"What to do: {self.next}."] if self.next else []
         return "\n\n".join([*parts, MARK]) + "\n"
 
 

@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output.write_text(found.markdown(), encoding="utf-8")
         for line in found.errors or found.lines or [found.line]:
             print(line)
+        if found.next:
+            print(f"next: {found.next}")
         if arguments.hook and (found.found or found.errors):
             tell(arguments.hook, found.line, as_json=arguments.hook_json)
     except HomelabError as error:

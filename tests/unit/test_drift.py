@@ -86,6 +86,33 @@ def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
     assert drift.of_events("homelab", [], 255).errors == ["pulumi preview ended with status 255"]
 
 
+@pytest.mark.parametrize(
+    ("log", "code", "then"),
+    [
+        (EVENTS, 255, "`pulumi up --refresh` corrects it"),
+        ([step("update", "pve-cmdline")], 255, "`pulumi up` does it"),
+        ([said("error: Preview failed: wanted: a\nnext:   b", "error")], 255, "do what is said above, then ask again"),
+        ([step("same", "x")], 0, None),
+    ],
+    ids=["drift", "changes", "error", "nothing"],
+)
+def test_it_ends_with_what_to_do(
+    log: list[events.Event],
+    code: int,
+    then: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "look", lambda *_: drift.of_events("homelab", log, code))
+    command.main(["--output", str(tmp_path / "drift.md")])
+    last, text = capsys.readouterr().out.splitlines()[-1], (tmp_path / "drift.md").read_text()
+    if then is None:
+        assert not last.startswith("next:") and "What to do" not in text
+    else:
+        assert last.startswith("next: ") and then in last and f"What to do: {last.removeprefix('next: ')}." in text
+
+
 def test_what_a_host_says_is_no_markup_in_the_issue() -> None:
     found = drift.of_events("homelab", [said("pve: drift: `@everyone` <img src=x> [a](b)"), step("update", "x")], 255)
     assert "\\`\\@everyone\\` \\<img src=x\\> \\[a\\](b)" in found.markdown()
