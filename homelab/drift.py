@@ -46,7 +46,7 @@ class Drift:
     def next(self) -> str:
         """What to do; empty where there is nothing to be done."""
         if self.errors:
-            return "do what is said above, then ask again; `homelab doctor` looks at each host, VM and container"
+            return "do what is said above, then ask again; `python -m homelab doctor stack` looks at each host, VM and container"
         if self.lines:
             return "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it"
         return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.found else ""

@@ -165,8 +165,8 @@ def _leave_the_lab() -> None:
         raise HomelabError(
             wanted="a shell that is about your own host",
             found=f"HOMELAB_LAB={lab}: in this shell Pulumi keeps its state in the simulated host's folder, with an empty passphrase",
-            why="your host's state and secrets would lie there, encrypted with nothing, and `make clean` removes that folder",
-            next="open another shell, without `. .lab/…/env`, and run the same command there",
+            why="your host's state and secrets would lie there, encrypted with nothing, and the folder goes with the simulated host",
+            next="open another shell, in which that folder's env file wasn't read, and run the same command there",
         )
 
 

@@ -28,7 +28,8 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
     :raises HomelabError: there is no such container on this host.
     """
     case, model = _case(reading, ctid, like, cards)
-    found = findings(case)
+    # Whatever it lacks of a card that a VM has in turn, it has again with the card.
+    found = [] if case.cards.away else findings(case)
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
@@ -112,6 +113,10 @@ def _equal(case: Case) -> bool | None:
 def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
     notes = []
+    notes += [
+        f"{one}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
+        for one in case.cards.away
+    ]
     if not container.running:
         notes.append("it is off: what it has inside isn't known before it is started")
     for section, lines in conf.elsewhere.items():

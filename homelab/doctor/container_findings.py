@@ -114,7 +114,9 @@ def _libraries(case: Case) -> list[Finding]:
             f"NVIDIA's libraries of version {driver} in {case.name}, as the driver on the host",
             found,
             why,
-            f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices are there",
+            f"`pulumi up --refresh` installs them, of exactly {driver}"
+            if case.cards.installs
+            else f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices are there",
             Stage.INSIDE,
         )
     ]

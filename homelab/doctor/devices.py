@@ -35,13 +35,16 @@ def card_number(path: str) -> int | None:
 @dataclass(frozen=True)
 class WantedCards:
     """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by nobody.
-    `managed`: the stack's settings have this container. `nodes`: of cards of other makers."""
+    `managed`: the stack's settings have this container; `installs`: they install NVIDIA's libraries in it. `nodes`: of cards of other makers.
+    `away`: shared cards of its that a VM has for now, each in words."""
 
     numbers: list[int]
     by: str
     guessed: bool = False
     managed: bool = False
+    installs: bool = False
     nodes: list[str] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
 from homelab.errors import HomelabError
-from homelab.host import gates
+from homelab.host import gates, handover
 from homelab.host.classes import NVIDIA
 from homelab.settings import Host, Settings, assigned_numbers, parse, project, stack_file
 from homelab.settings.cluster import filled
@@ -79,20 +79,30 @@ class StackFile:
         containers = self.values.get("containers")
         for name, one in (containers if isinstance(containers, dict) else {}).items():
             if isinstance(one, dict) and (one.get("host"), one.get("ctid")) == (host_name, ctid):
-                place = f"homelab:containers.{name}"
-                if one.get("gpus") is not None:
-                    slots, _ = gates.resolve(reading.facts, host.gpus)
-                    other = {
-                        gpu: slots[gpu] for gpu in one["gpus"] if gpu in slots and not _is_nvidia(reading, slots[gpu])
-                    }
+                place, installs = f"homelab:containers.{name}", one.get("nvidia") is not None
+                named = one.get("gpus")
+                slots, _ = gates.resolve(reading.facts, host.gpus)
+                with_driver = {address.rpartition(".")[0] for address in reading.cards.values()}
+                away = {
+                    gpu: f"gpus.{gpu} is {said}"
+                    for gpu in host.hands_over
+                    if (said := handover.said(reading.facts, gpu))
+                    and slots.get(gpu) not in with_driver
+                    and (named is None or gpu in named)
+                }
+                if named is not None:
+                    other = {gpu: slots[gpu] for gpu in named if gpu in slots and not _is_nvidia(reading, slots[gpu])}
                     return WantedCards(
-                        _numbers_of(reading, host, [gpu for gpu in one["gpus"] if gpu not in other], place),
+                        _numbers_of(reading, host, [gpu for gpu in named if gpu not in {**other, **away}], place),
                         f"{place}.gpus",
                         managed=True,
+                        installs=installs,
                         nodes=_nodes_of(reading, list(other.values()), every=one.get("nodes") == "all"),
+                        away=[*away.values()],
                     )
                 numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
-                return WantedCards(numbers, f"{place}.gpuAssignment", managed=True)
+                by = f"{place}.gpuAssignment"
+                return WantedCards(numbers, by, managed=True, installs=installs, away=[*away.values()])
         return None
 
 

@@ -40,6 +40,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     found = [*_iommu(reading, name), *_options(reading, name, options)]
     for slot in slots:
         found += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
+    found += _hook(reading, vmid)
     held, notes = _guest(reading, vmid, config, options)
     found += held
     if slots:
@@ -157,10 +158,24 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
         slots, _ = gates.resolve(reading.facts, host.gpus)
         gpu_name = next((one for one, its in slots.items() if its == slot), _UNNAMED)
         gpu = host.gpus.get(gpu_name, gpu)
-    errors = [
-        error for gate in (*gates.VERIFIED, gates.containers) for error in gate(reading.facts, gpu_name, gpu, slot)
-    ]
+    # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
+    apart = () if gpu.use == "shared" else (gates.containers,)
+    errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
     return [one for error in errors for one in Finding.of(error)]
+
+
+def _hook(reading: Reading, vmid: int) -> list[Finding]:
+    """A VM that takes a shared card, and has lost what asks for it."""
+    if str(vmid) not in reading.facts.handover.lost_hooks:
+        return []
+    return [
+        Finding(
+            f"VM {vmid} with the hookscript that takes its shared card from the containers",
+            "the VM's configuration names it no more",
+            "a start would take the card from its driver without any check: containers that use it would hang",
+            "`pulumi up --refresh` sets it again; leave the VM off until then",
+        )
+    ]
 
 
 def _guest(

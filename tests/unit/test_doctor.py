@@ -16,6 +16,7 @@ from homelab.doctor.reading import parse
 from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
+from homelab.host.facts import GuestConfig
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -318,6 +319,26 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
 
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert vm_report(with_vm(), 103).endswith("nothing is wrong")
+
+
+def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
+    shared = settings(
+        {"big": {"match": "10de:2b85", "use": "shared"}},
+        api={"token": "a@pve!bb", "tokenSecret": "x", "publicCa": True},
+        nvidia={"driver": "580"},
+    )
+    seen = with_vm()
+    configs = [*seen.facts.guests.configs, GuestConfig(id=901, kind="lxc", lines=DEVICE_LINES)]
+    facts = seen.facts.model_copy(
+        update={
+            "nvidia_minors": {"0000:01:00.0": 0},
+            "guests": seen.facts.guests.model_copy(update={"configs": configs}),
+            "handover": seen.facts.handover.model_copy(update={"lost_hooks": ["103"]}),
+        }
+    )
+    report = diagnose_vm(seen.model_copy(update={"facts": facts}), 103, shared)
+    assert not any("containers that use it" in one.found for one in report.findings)
+    assert report.next[0].startswith("`pulumi up --refresh` sets it again")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from homelab.cli.doctor import main, parser
-from homelab.doctor import stack
+from homelab.doctor import container, stack
 from homelab.errors import HomelabError
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
-from tests.unit.test_doctor import reading
+from tests.unit.test_doctor import DEVICE_LINES, LIBRARY, inside, reading
 
 SECURE = {"secure": "v1:abcdef:0123456789"}
 
@@ -111,6 +111,30 @@ def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) 
     found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
     with pytest.raises(HomelabError, match=r"without it: none \(not found\)"):
         found.cards(*found.host(None), 901, reading())
+
+
+@pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
+def test_a_shared_card_that_a_vm_has_for_now_is_nothing_wrong(tmp_path: Path, cards: dict[str, Any]) -> None:
+    shared = host() | {"gpus": {"big": {"match": "10de:2b85", "use": "shared"}}, "nvidia": {"driver": "580"}}
+    shared |= {"api": {"token": "a@pve!bb", "tokenSecret": "x", "publicCa": True}}
+    found = written(tmp_path, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
+    seen = reading("")
+    state = f"state=VM\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\n"
+    handover = seen.facts.handover.model_copy(update={"cards": {"big": state}})
+    away = reading("", facts=seen.facts.model_copy(update={"nvidia_minors": {}, "handover": handover}))
+    name, its = found.host(None)
+    report = container.diagnose(away, 901, cards=found.cards(name, its, 901, away))
+    assert report.well and any("gpus.big is with VM 103 since" in note for note in report.notes), report.text()
+
+
+def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
+    containers = {"ai": {"host": "pve", "ctid": 901, "gpus": ["big"], "nvidia": {}}}
+    found = written(tmp_path, {"hosts": {"pve": host()}, "containers": containers})
+    name, its = found.host(None)
+    seen = reading(DEVICE_LINES, inside({}).replace(LIBRARY, ""))
+    report = container.diagnose(seen, 901, cards=found.cards(name, its, 901, seen))
+    (step,) = [one.next for one in report.findings if "NVIDIA's libraries" in one.wanted]
+    assert step.startswith("`pulumi up --refresh` installs them")
 
 
 def test_a_stack_is_named_as_pulumi_names_it() -> None:

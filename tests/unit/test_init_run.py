@@ -132,7 +132,11 @@ def test_a_shell_of_a_simulated_host_takes_nobodys_own_host(
     monkeypatch.setenv("HOMELAB_LAB", "/home/ann/homelab/.lab/rtx5090")
     assert command_line.main(["init", "192.0.2.1", "--yes"]) == init.FAILED
     said = capsys.readouterr().err
-    assert "make clean" in said and "next:   open another shell" in said and not list(folder.glob("Pulumi.*.yaml"))
+    assert (
+        "with an empty passphrase" in said
+        and "next:   open another shell" in said
+        and not list(folder.glob("Pulumi.*.yaml"))
+    )
 
 
 def test_text_that_the_terminal_can_not_show_ends_no_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
