@@ -173,7 +173,7 @@ class Pci(_Model):
 class System(_Model):
     """What a VM has installed, and whether its firmware demands signed modules (None: as its efidisk says)."""
 
-    distribution: Literal["ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13"] = "ubuntu-24.04"
+    distribution: Literal["ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13"] = "ubuntu-24.04"
     kernel: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+[-+.~a-z0-9]*$")] | None = None
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] | None = None
     secure_boot: bool | None = None

@@ -164,7 +164,7 @@ unprivileged() {
 runtimes() {
   local found=()
   [[ -z ${PRESENT["docker.io"]:-}${PRESENT["docker-ce"]:-} ]] || found+=(docker)
-  [[ -z ${PRESENT["containerd"]:-}${PRESENT["containerd.io"]:-} ]] || found+=(containerd)
+  [[ -z ${PRESENT["containerd"]:-}${PRESENT["containerd-stable"]:-}${PRESENT["containerd.io"]:-} ]] || found+=(containerd)
   [[ -z ${PRESENT["podman"]:-} ]] || found+=(podman)
   [[ ! -x $ROOT/usr/local/bin/k3s ]] || found+=(k3s)
   json_list "${found[@]}"

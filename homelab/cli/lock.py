@@ -1,6 +1,6 @@
 """`python -m homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs the same.
 
-`python -m homelab outdated`: what is newer, and whether it fits. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
+`python -m homelab outdated`: what is newer, whether it fits, and how old the data is by which that is judged. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
 something is outdated; 2, a system couldn't be read.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from homelab.cli.whereabouts import host_of
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.nvidia import lock, outdated, reading
-from homelab.nvidia.compatibility import Target
+from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.outdated import Packages
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request
@@ -152,6 +153,7 @@ def show_outdated(argv: Sequence[str] | None = None) -> int:
             about = f"{place.name} ({found.distribution}, driver {found.driver or 'none'})"
             print("\n".join([f"{about}:", *(f"  {line}" for line in lines)]) if lines else f"{about}: nothing is newer")
             status = OUTDATED if lines else status
+        print(outdated.age(load(), datetime.date.today()))
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE

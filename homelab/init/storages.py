@@ -129,6 +129,7 @@ def user_of(image: str) -> str:
     names = {
         "ubuntu": "ubuntu",
         "noble": "ubuntu",
+        "resolute": "ubuntu",
         "jammy": "ubuntu",
         "server-cloudimg": "ubuntu",
         "debian": "debian",

@@ -359,8 +359,7 @@ def least_driver_of_cuda(request: Request) -> Driver | None:
         return None
     release = parse(request.settings.cuda)
     row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda one: one.release)
-    update = str(release.numbers[2]) if len(release.numbers) > 2 else "0"
-    version = row.least.get(update) or max(row.least.values())
+    version = row.came_with(release)
     return Driver(version.major, True, version)
 
 

@@ -112,11 +112,26 @@ class Branch(_Sourced):
         return self.ends is not None and today.isoformat()[:7] > self.ends
 
 
+ThirdDigit = Annotated[str, Field(pattern=r"^\d$")]
+
+
 class Cuda(_Sourced):
-    """A release of CUDA. `least`: for each update, the driver that it came with."""
+    """A release of CUDA. `least`: for each third digit of its version, the driver that it came with; which digit is the first release is the data's,
+    as it counts updates only up to 13.3. `faults`: what is known to be wrong with one."""
 
     release: DataVersion
-    least: dict[Annotated[str, Field(pattern=r"^\d$")], DataVersion]
+    least: dict[ThirdDigit, DataVersion]
+    faults: dict[ThirdDigit, str] = {}
+
+    @property
+    def first(self) -> str:
+        """The third digit of its first release."""
+        return min(self.least)
+
+    def came_with(self, version: Version) -> Version:
+        """The driver that a version came with: of the release alone (13.4) its first one's, of a digit later than those known the newest's."""
+        digit = str(version.numbers[2]) if len(version.numbers) > 2 else self.first
+        return self.least.get(digit) or max(self.least.values())
 
 
 class CudaMajor(_Sourced):
@@ -166,7 +181,8 @@ class NewerKernels(_CompatibilityRow):
 
 
 class Distribution(_Sourced):
-    """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base."""
+    """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`: packages of container
+    runtimes that have another name than elsewhere."""
 
     id: Literal["ubuntu", "debian"]
     version: str
@@ -176,6 +192,7 @@ class Distribution(_Sourced):
     headers: str
     headers_follow: str
     newer_kernels: NewerKernels | None = None
+    runtimes: dict[Runtime, str] = {}
 
 
 class Headers(_Sourced):
@@ -229,7 +246,13 @@ class Installer(_Sourced):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Installers(_CompatibilityRow):
+class _DataFile(_CompatibilityRow):
+    """A file of the data. `as_of`: the day on which it was last held against its sources."""
+
+    as_of: datetime.date | None = None
+
+
+class _Installers(_DataFile):
     installers: tuple[Installer, ...]
 
 
@@ -246,7 +269,7 @@ class Runfile(_Sourced):
     userspace: tuple[str, ...]
 
 
-class _Gpus(_CompatibilityRow):
+class _Gpus(_DataFile):
     generations: tuple[Generation, ...]
     devices: tuple[DeviceRow, ...]
     functions: tuple[FunctionRow, ...]
@@ -264,12 +287,12 @@ class _Gpus(_CompatibilityRow):
         return self
 
 
-class _Branches(_CompatibilityRow):
+class _Branches(_DataFile):
     recommended: int
     branches: tuple[Branch, ...]
 
 
-class _CudaData(_CompatibilityRow):
+class _CudaData(_DataFile):
     releases: tuple[Cuda, ...]
     majors: tuple[CudaMajor, ...]
     libraries: tuple[CudaLibrary, ...]
@@ -278,7 +301,7 @@ class _CudaData(_CompatibilityRow):
     source: str
 
 
-class _Kernels(_CompatibilityRow):
+class _Kernels(_DataFile):
     rows: tuple[KernelRow, ...]
 
 
@@ -290,7 +313,7 @@ class Bases(_CompatibilityRow):
     run: str
 
 
-class _Distributions(_CompatibilityRow):
+class _Distributions(_DataFile):
     repositories: Bases
     distributions: tuple[Distribution, ...]
     proxmox: Headers
@@ -310,13 +333,17 @@ class Compatibility:
     def __init__(self, folder: Path = FOLDER) -> None:
         self.gpus = _Gpus.model_validate(tables.read(folder / "gpus.yaml"))
         self.cuda = _CudaData.model_validate(tables.read(folder / "cuda.yaml"))
-        self.kernels = _Kernels.model_validate(tables.read(folder / "kernels.yaml")).rows
+        kernels = _Kernels.model_validate(tables.read(folder / "kernels.yaml"))
+        self.kernels = kernels.rows
         self.packaging = _Distributions.model_validate(tables.read(folder / "distributions.yaml"))
         branches = _Branches.model_validate(tables.read(folder / "branches.yaml"))
         self.branches = {row.branch: row for row in branches.branches}
         self.recommended = branches.recommended
-        installers = _Installers.model_validate(tables.read(folder / "installers.yaml")).installers
-        self.installers = {str(row.version): row for row in installers}
+        installers = _Installers.model_validate(tables.read(folder / "installers.yaml"))
+        self.installers = {str(row.version): row for row in installers.installers}
+        files: tuple[_DataFile, ...] = (self.gpus, self.cuda, kernels, self.packaging, branches, installers)
+        #: The day on which the data was last held against its sources: that of the file that has waited longest.
+        self.as_of = min((one.as_of for one in files if one.as_of), default=None)
 
     def generation(self, device: str) -> Generation | None:
         """The generation of a device id (four hexadecimal digits); None for one that no block has."""
@@ -335,6 +362,11 @@ class Compatibility:
         """The newest branch that is known here."""
         return max(self.branches)
 
+    def is_proved(self, branch: int) -> bool:
+        """Whether any kernel is known for which a release of the branch builds."""
+        builds = (row.driver.start for row in self.kernels if row.verdict == "builds")
+        return any(start is not None and start.major == branch for start in builds)
+
     def kernel_verdict(self, kernel: str, driver: Version) -> KernelRow | None:
         """The row that speaks of this pair; one that says `fails` before one that says `builds`; None where none does.
 
@@ -345,8 +377,9 @@ class Compatibility:
         return min(rows, key=lambda row: row.verdict != "fails", default=None)
 
     def cuda_release(self, release: Version) -> Cuda | None:
-        """The row of a CUDA release; 12.8.1 is of 12.8."""
-        return next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
+        """The row of a CUDA release; 12.8.1 is of 12.8. None for what came before its first release, such as the preview 13.4.0."""
+        row = next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
+        return None if row and release.numbers[2:] and str(release.numbers[2]) < row.first else row
 
     def cuda_major(self, major: int) -> CudaMajor | None:
         """The floor of a major family."""

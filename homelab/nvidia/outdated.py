@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from homelab.nvidia.checks import refusals
+from homelab.nvidia.compatibility import Compatibility
 from homelab.nvidia.lock import LockedInstaller, LockedPackage, SystemLock
 from homelab.nvidia.request import Request
 from homelab.nvidia.versions import parse
+
+# NVIDIA begins a branch, or a release of CUDA, some four times a year.
+_OLD_DAYS = 90
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,17 @@ def lines(found: Packages, request: Request) -> list[str]:
     if current is not None and current.ended(request.today):
         said.insert(0, f"driver branch {current.branch}: it gets no more fixes")
     return said
+
+
+def age(data: Compatibility, today: datetime.date) -> str:
+    """How old the data is that decides what is known and what fits, for a person."""
+    if data.as_of is None:
+        return "of which day this program's data on NVIDIA's releases is isn't known"
+    days = (today - data.as_of).days
+    said = f"this program's data on NVIDIA's releases is of {data.as_of}, {days} days old"
+    if days <= _OLD_DAYS:
+        return said
+    return f"{said}: newer drivers and releases of CUDA may be missing in what is said here; use a newer version of the program"
 
 
 def _fit(request: Request, driver: str) -> str:

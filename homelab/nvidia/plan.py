@@ -547,7 +547,8 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     version = _toolkit_version(request)
     legacy = version is not None and version < data.cdi_since
     in_container = request.target == "lxc"
-    package = data.runtimes[runtime]
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
     by_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
         runtime=runtime,
@@ -640,7 +641,11 @@ def _cuda_notes(request: Request) -> list[str]:
     if least is None or request.settings.cuda is None:
         return []
     notes = []
-    if request.data.cuda_release(parse(request.settings.cuda)) is None:
+    release = parse(request.settings.cuda)
+    row = request.data.cuda_release(release)
+    if row and (fault := row.faults.get("".join(map(str, release.numbers[2:])))):
+        notes.append(f"CUDA {release}: {fault}")
+    if row is None:
         notes.append(
             f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or later is assumed"
         )

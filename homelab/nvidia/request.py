@@ -150,7 +150,8 @@ class Request:
 
 
 def ranked_branches(request: Request) -> list[Branch]:
-    """All branches: the recommended one, maintained ones that are for long, then shorter ones, then those without fixes."""
+    """All branches: the recommended one, maintained ones that are known to build for some kernel, of these those for long before shorter ones, and
+    at the end those without fixes."""
     data = request.data
     return sorted(
         data.branches.values(),
@@ -158,6 +159,7 @@ def ranked_branches(request: Request) -> list[Branch]:
             row.branch != data.recommended,
             row.ended(request.today),
             row.newest is None,
+            not data.is_proved(row.branch),
             _KINDS.index(row.kind),
             -row.branch,
         ),

@@ -45,8 +45,8 @@ class Download(Model):
     of `image`, `url` and `template` says what it is."""
 
     image: ImageName | None = None
-    """A known image: `ubuntu-24.04`, `ubuntu-22.04`, `debian-13` and `debian-12` are cloud images, `virtio-win` is the CD with Windows'
-    drivers. It is compared with the checksum that its maker publishes; `virtio-win` has none."""
+    """A known image: `ubuntu-24.04`, `ubuntu-22.04`, `ubuntu-26.04`, `debian-13` and `debian-12` are cloud images, `virtio-win` is the CD
+    with Windows' drivers. It is compared with the checksum that its maker publishes; `virtio-win` has none."""
     url: WebAddress | None = None
     """The address of a file: an ISO image, or a disk image in the format qcow2, raw or vmdk."""
     checksum: Checksum | None = None

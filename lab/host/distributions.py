@@ -1,6 +1,6 @@
 """The distributions that the lab's VMs have installed: what of them shows in /etc/os-release and of their kernels.
 
-Names and versions are those of the cloud images of autumn 2025. The kernels are the images' own kind (`-generic`,
+Names and versions are those of the cloud images of autumn 2025, for Ubuntu 26.04 of autumn 2026 (packages.ubuntu.com/resolute-updates). The kernels are the images' own kind (`-generic`,
 `-amd64`); a scenario may name another one.
 """
 
@@ -54,6 +54,7 @@ def _debian(version_id: str, codename: str, kernel: str) -> Distribution:
 DISTRIBUTIONS = {
     "ubuntu-24.04": _ubuntu("24.04", "24.04.3", "noble", "Noble Numbat", "6.8.0-86-generic"),
     "ubuntu-22.04": _ubuntu("22.04", "22.04.5", "jammy", "Jammy Jellyfish", "5.15.0-160-generic"),
+    "ubuntu-26.04": _ubuntu("26.04", "26.04", "resolute", "Resolute Raccoon", "7.0.0-29-generic"),
     "debian-12": _debian("12", "bookworm", "6.1.0-40-amd64"),
     "debian-13": _debian("13", "trixie", "6.12.48+deb13-amd64"),
 }

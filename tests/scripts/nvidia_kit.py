@@ -29,7 +29,7 @@ from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE, wait_until
 
 # What a VM can have installed.
-GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "debian-12", "debian-13")
+GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13")
 
 
 def _signal(name: str, session: str) -> None:

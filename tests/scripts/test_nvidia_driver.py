@@ -98,7 +98,8 @@ def loaded(machine: Machine) -> str | None:
 # -- there and back --------------------------------------------------------------------------------------------
 def test_a_vm_gets_the_driver_without_a_reboot_and_is_given_back(kept_systems: KeptSystems) -> None:
     """One distribution, another one with another seed; of all of them, what their programs do is in tests/lab/test_driver_stack.py."""
-    for distribution in sampling.sample(GUESTS, 1, "guests"):
+    # Not Ubuntu 26.04, whose kernel's nouveau has the card until a reboot.
+    for distribution in sampling.sample([one for one in GUESTS if one != "ubuntu-26.04"], 1, "guests"):
         there_and_back(stock_vm(kept_systems, distribution))
 
 

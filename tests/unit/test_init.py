@@ -495,11 +495,11 @@ def test_a_new_vm_from_a_known_image_has_it_downloaded_with_the_rights_that_this
     ("content", "there", "known"),
     [
         ("images,iso", [], []),
-        ("images,import", [], ["ubuntu-24.04", "ubuntu-22.04", "debian-13", "debian-12"]),
+        ("images,import", [], ["ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-13", "debian-12"]),
         (
             "images,import",
             ["local:import/noble-server-cloudimg-amd64.qcow2"],
-            ["ubuntu-22.04", "debian-13", "debian-12"],
+            ["ubuntu-22.04", "ubuntu-26.04", "debian-13", "debian-12"],
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import yaml
 from homelab.cli import lock as command
 from homelab.errors import HomelabError
 from homelab.nvidia import lock
+from homelab.nvidia.compatibility import load
 from homelab.nvidia.lock import LockedInstaller, LockedPackage, SystemLock
-from homelab.nvidia.outdated import Installed, Packages
+from homelab.nvidia.outdated import Installed, Packages, age
 from homelab.nvidia.plan import plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
@@ -138,4 +140,14 @@ def test_a_system_that_is_not_in_the_settings_is_one_error_and_writes_nothing(
 
 def test_what_is_newer_is_told_and_is_the_exit_status(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.show_outdated([*options, "hosts.pve"]) == 1
-    assert "libcuda1: 580.95.05-1 -> 580.105.08-1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "libcuda1: 580.95.05-1 -> 580.105.08-1" in said
+    assert f"this program's data on NVIDIA's releases is of {load().as_of}, " in said
+
+
+@pytest.mark.parametrize(("days", "old"), [(0, False), (90, False), (91, True), (400, True)])
+def test_how_old_the_data_is_and_when_that_matters(days: int, old: bool) -> None:
+    data = load()
+    assert data.as_of is not None
+    said = age(data, data.as_of + datetime.timedelta(days))
+    assert f"{data.as_of}, {days} days old" in said and ("may be missing" in said) is old

@@ -76,7 +76,7 @@ def test_a_branchs_newest_release_is_of_it(row: Branch) -> None:
 
 def test_the_recommended_branch_is_maintained_and_knows_all_that_is_not_legacy() -> None:
     row = DATA.branches[DATA.recommended]
-    assert not row.ended(datetime.date(2026, 11, 20)) and len(row.flavours) == 2
+    assert not row.ended(datetime.date(2026, 11, 24)) and len(row.flavours) == 2
 
 
 def test_a_branch_has_ended_when_its_month_is_over() -> None:
@@ -122,10 +122,50 @@ def test_what_is_known_of_kernels_and_drivers(kernel: str, driver: str, verdict:
 def test_every_release_of_cuda_has_its_first_driver_and_the_floor_of_its_family() -> None:
     for row in DATA.cuda.releases:
         floor = DATA.cuda_major(row.release.major)
-        assert floor is not None and "0" in row.least
-        assert floor.least <= row.least["0"] <= max(row.least.values())
-        assert DATA.cuda_release(parse(f"{row.release}.1")) is row
+        assert floor is not None and set(row.faults) <= set(row.least)
+        assert floor.least <= row.came_with(row.release) <= max(row.least.values())
+        assert DATA.cuda_release(parse(f"{row.release}.{row.first}")) is row
     assert {row.major for row in DATA.cuda.majors} == {row.release.major for row in DATA.cuda.releases}
+
+
+@pytest.mark.parametrize(
+    ("version", "driver"),
+    [
+        ("12.8", "570.26"),
+        ("12.8.1", "570.124.06"),
+        ("13.2.2", "595.71.05"),
+        ("13.2.9", "595.71.05"),
+        ("13.4", "615.71.09"),
+        ("13.4.1", "615.71.09"),
+        ("13.4.2", "615.71.09"),
+        ("13.4.0", None),
+        ("13.5.0", "620.70.06"),
+    ],
+)
+def test_the_third_digit_of_a_version_of_cuda_counts_updates_only_up_to_13_3(version: str, driver: str | None) -> None:
+    row = DATA.cuda_release(parse(version))
+    assert (str(row.came_with(parse(version))) if row else None) == driver
+
+
+def test_620_is_the_newer_branch_of_long_term_support() -> None:
+    row = DATA.branches[620]
+    assert (row.kind, str(row.newest), row.ends) == ("LTSB", "620.70.06", "2029-09")
+    assert not row.ended(datetime.date(2029, 9, 30)) and row.ended(datetime.date(2029, 10, 1))
+
+
+def test_the_repository_for_ubuntu_26_04_has_a_key_of_its_own() -> None:
+    rows = {(row.id, row.version): row for row in DATA.packaging.distributions}
+    row = rows["ubuntu", "26.04"]
+    assert (row.path, row.key.file) == ("ubuntu2604/x86_64", "60DF8A40.pub")
+    assert row.key.fingerprint == "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40" and row.targets == ("vm", "lxc")
+
+
+@pytest.mark.parametrize(
+    "path", [one for one in sorted(FOLDER.glob("*.yaml")) if one.stem != "symptoms"], ids=lambda path: path.stem
+)
+def test_every_file_says_of_which_day_it_is(path: Path) -> None:
+    day = yaml.safe_load(path.read_text(encoding="utf-8"))["as-of"]
+    assert isinstance(day, datetime.date) and DATA.as_of is not None and DATA.as_of <= day
 
 
 @pytest.mark.parametrize("distribution", DATA.packaging.distributions, ids=lambda row: f"{row.id}-{row.version}")

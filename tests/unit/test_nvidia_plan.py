@@ -538,7 +538,7 @@ def test_an_installer_before_555_takes_its_flavour_otherwise() -> None:
 
 def test_a_branch_of_which_no_release_is_known_has_no_installer() -> None:
     with pytest.raises(HomelabError, match="exact version"):
-        planned("vm", UBUNTU, driver="620", source="run")
+        planned("vm", UBUNTU, driver="625", source="run")
 
 
 def test_mirrors_stand_for_nvidias_servers() -> None:
@@ -620,7 +620,9 @@ def test_no_cgroups_only_for_the_old_hook_in_an_unprivileged_container() -> None
         ("575", "13.0", "580.65.06"),
         ("580", "13.1", "590.44.01"),
         ("535", "12.4", "550.54.14"),
-        ("595", "13.5", "610.43.02"),
+        ("610", "13.4", "615.71.09"),
+        ("595", "13.5", "620.70.06"),
+        ("595", "13.9", "620.70.06"),
     ],
 )
 def test_cuda_needs_a_newer_driver(driver: str, cuda: str, least: str) -> None:
@@ -649,6 +651,12 @@ def test_the_way_out_of_an_old_driver_fits_card_and_cuda() -> None:
     assert 'set nvidia.driver: "595"' in refusal("vm", {"cards": (RTX_5090,)}, driver="580", cuda="13.2").next
 
 
+def test_a_known_fault_of_a_version_of_cuda_is_a_note() -> None:
+    for version, known in {"13.2.1": True, "13.2.2": False, "13.2": False}.items():
+        notes = planned("vm", UBUNTU, driver="610", cuda=version).notes
+        assert any("NVFP4" in note and "13.2.2" in note for note in notes) is known
+
+
 def test_in_a_container_it_is_the_hosts_driver_that_is_too_old() -> None:
     assert "for the host" in refusal("lxc", CONTAINER, cuda="13.2").next
 
@@ -663,7 +671,8 @@ def test_a_cuda_that_can_not_build_for_the_card(card: str, cuda: str, wanted: st
 
 def test_a_cuda_that_does_not_exist_and_one_that_is_newer_than_the_data() -> None:
     assert "12.8" in refusal("vm", {}, driver="580", cuda="12.7").wanted
-    plan = planned("vm", UBUNTU, driver="610", cuda="13.9")
+    assert "13.4" in refusal("vm", {}, driver="620", cuda="13.4.0").wanted  # a preview, which 13.4.1 took the place of
+    plan = planned("vm", UBUNTU, driver="620", cuda="13.9")
     assert any("CUDA 13.9 is newer than this program's data" in note for note in plan.notes)
     assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-13-9",)
 
