@@ -70,7 +70,7 @@ cpu_vendor() {
   json_entry cpu_vendor "$FIRST"
 }
 
-# Versions of the packages whose age decides which options of cards Proxmox VE knows.
+# Versions of the packages whose age decides which options of cards Proxmox VE knows, and what runs in containers.
 package_versions() {
   local name version state separator=''
   printf ',"packages":{'
@@ -79,7 +79,7 @@ package_versions() {
     printf '%s"%s":' "$separator" "$name"
     json_string "$version"
     separator=,
-  done < <(dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\n' qemu-server libpve-guest-common-perl 2>/dev/null)
+  done < <(dpkg-query -W -f='${Package} ${db:Status-Status} ${Version}\n' qemu-server libpve-guest-common-perl lxc-pve 2>/dev/null)
   printf '}'
 }
 

@@ -392,7 +392,7 @@ class HostFacts(Fact):
     kernel: str
     pve: str
     cpu_vendor: str
-    # Versions of Proxmox VE's packages, as far as they decide which options of cards it knows; empty where it isn't installed.
+    # Versions of Proxmox VE's packages, as far as they decide which options of cards it knows, and what runs in containers; empty where it isn't installed.
     packages: dict[str, str] = {}
     loader: str
     loader_clues: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import consoles, graphics, ha, kernel_log, options, remapping, resets
+from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, Vital, bound_by_word
@@ -662,6 +662,17 @@ def only_card(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
     ]
 
 
+def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+    """A card that NVSwitches join with others doesn't go to a VM without them. Whether it is one VM that has them all, homelab/vm/plan.py knows."""
+    given = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
+    away = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
+    return [
+        error
+        for name, slot in away.items()
+        for error in fabric.refused(facts, name, gpus[name], slot, given if slot in given else [slot])
+    ]
+
+
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
     """All gates.
 
@@ -683,6 +694,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
+    errors += whole_boards(facts, host.gpus, slots)
     return slots, errors + kept(facts, host.gpus, slots) + remapping.split(facts, host, slots)
 
 
@@ -695,6 +707,7 @@ GIVEN = (
     options.migratable,
     graphics.gvt_g,
     graphics.rebound,
+    graphics.unstarted,
     resettable,
     grouped,
     isolation,
@@ -731,6 +744,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
         *consoles.without_effect(facts, host, given),
         *(said for name, slot in given.items() for said in _about(facts, host, name, slot)),
         *_keyboards(facts, given),
+        *fabric.remarks(facts, given),
         *(said for name, slot in slots.items() if name not in given for said in _stays_bound(facts, name, slot)),
     ]
 

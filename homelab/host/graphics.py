@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from homelab import tables
 from homelab.errors import HomelabError
-from homelab.host import card_ids
+from homelab.host import card_ids, remapping, resets
 from homelab.host.classes import DISPLAY, INTEL
 from homelab.host.devices import Device
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Gpu
 
 # Where every Intel processor has its graphics; legacy mode knows no other place (PVE::QemuServer::PCI).
@@ -54,6 +54,14 @@ class RomRow(NamedRow):
     why: str
 
 
+class UnstartedRow(NamedRow):
+    """Cards that their own driver must have started before vfio-pci has them. `only_reset`: the one way in which the kernel resets them."""
+
+    driver: str
+    only_reset: str = Field(alias="only-reset")
+    why: str
+
+
 class Data(BaseModel):
     """graphics.yaml; see there."""
 
@@ -63,6 +71,7 @@ class Data(BaseModel):
     gvt_g: tuple[NamedRow, ...]
     legacy_igd: tuple[NamedRow, ...]
     roms: tuple[RomRow, ...]
+    unstarted: tuple[UnstartedRow, ...]
 
 
 @functools.cache
@@ -92,6 +101,38 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
                 )
             )
     return errors
+
+
+def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The card isn't one that dies where vfio-pci has it before its own driver has started it, as the word for the next boot would have it."""
+    shown = next((one for one in facts.functions(slot) if one.is_display and not one.physfn), None)
+    row = next((row for row in data().unstarted if shown is not None and card_ids.names(row.ids, shown)), None)
+    if row is None or shown is None or gpu.allow_unstarted or _does_it_already(facts, slot):
+        return []
+    ways = resets.methods(facts, shown.address)
+    if ways is not None and set(ways) - {row.only_reset}:
+        return []
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
+            found=f"it is a card of the kind {row.name}, which "
+            + (
+                f"is reset by {', '.join(ways) or 'nothing'}"
+                if ways is not None
+                else "the kernel doesn't say how it resets"
+            ),
+            why=f"{row.why} ({row.source}); {row.driver} has to have started it first, and a card is given to it first by nothing that this program does",
+            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take it from there when a VM starts. If it "
+            f"starts in a VM all the same, and you can switch the host off should it not, gpus.{name}.allowUnstarted: true",
+        )
+    ]
+
+
+def _does_it_already(facts: HostFacts, slot: str) -> bool:
+    """A VM runs with the card, which has been on vfio-pci since the host's start."""
+    ours = bound_by_word(facts.cmdline.running)
+    since_start = all(one.address in ours or facts.kept_by_hand(one) for one in facts.functions(slot))
+    return since_start and remapping.has_it_now(facts, slot)
 
 
 def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:

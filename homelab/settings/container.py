@@ -191,6 +191,9 @@ class Container(Model):
     """How it is shut down when a change needs a restart."""
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
+    allow_older_lxc: bool = False
+    """`true`: the engine of `nvidia.containerToolkit` starts containers in it, although the host's lxc-pve or the container's features say that it
+    can't."""
     safety: Safety = "none"
     """What is made of an adopted container before it is changed for the first time. `snapshot`: a snapshot, where the storage of each disk has
     snapshots, and nothing of the host is mounted. `backup`: a protected backup, on `backupStorage`, without what is mounted of the host. It

@@ -88,6 +88,11 @@ class Gpu(Model):
     """Ids of containers that use the card now and may lose it."""
     allow_direct_mapping: bool = False
     """`true`: the firmware wants memory mapped 1:1 for the card, and you know that your kernel gives it to a VM all the same."""
+    allow_unstarted: bool = False
+    """`true`: the card is of a kind that died in a VM where its own driver hadn't started it first, and you know that yours starts all the same."""
+    allow_part_of_fabric: bool = False
+    """`true`: the card is one of several on a board with NVSwitches, and you know how a VM uses it without the others: with
+    `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on the host."""
     mapping: Plain | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import gates, graphics, options
+from homelab.host import fabric, gates, graphics, options
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
@@ -51,6 +51,7 @@ def describe(
     kept = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
     errors = [error for use in kept for error in options.known(facts, use, options.KEEP)]
     errors += _apart(name, facts, host, want, vms)
+    errors += _split_boards(facts, host, want, vms)
     errors += [
         error
         for vm in vms.values()
@@ -105,6 +106,16 @@ def describe(
             for said in graphics.legacy_remarks(facts, use.gpu, want.gpus[use.gpu]["slot"])
         ]
     return "\n".join(lines), errors
+
+
+def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+    """Cards that NVSwitches join, for several VMs; that all of them go to VMs at all, the host's gate sees to."""
+    errors = []
+    for vm in vms.values():
+        slots = {use.gpu: want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus}
+        for gpu, slot in slots.items():
+            errors += fabric.refused(facts, gpu, host.gpus[gpu], slot, list(slots.values()))
+    return errors
 
 
 def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:

@@ -25,6 +25,8 @@ def stock_packages(host: HostState) -> dict[str, str]:
         "proxmox-kernel-helper": pve[4],
         "qemu-server": host.looked_at["qemu_server"],
         "libpve-guest-common-perl": {"8": "5.2.2", "9": "6.0.2"}[host.looked_at["pve"][0]],
+        # 6.0.5-3 is two days older than pve-manager 9.1.2 (proxmox/lxc, debian/changelog); on 8, stable-bookworm ends there.
+        "lxc-pve": {"8": "6.0.0-1", "9": "6.0.5-3"}[host.looked_at["pve"][0]],
         "pve-container": host.looked_at["pve_container"],
         "pciutils": "1:3.13.0-2",
     }

@@ -85,11 +85,19 @@ def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_o
         "mp0: local-lvm:vm-901-disk-1,mp=/x",
         "hostname: ai",
         "lxc.mount.entry = /dev dev none bind",
+        "lxc.apparmor.profile: unconfined",
         "[pve:pending]",
         "dev0: /dev/nvidia0",
     ]
     host.write("etc/pve/lxc/901.conf", "\n".join(["lxc.environment: A=secret", *lines, ""]))
     assert read(host).guests.configs[0].lines.splitlines() == lines
+
+
+def test_the_versions_of_what_decides_about_cards_and_containers_are_read(host: Folder) -> None:
+    versions = {"qemu-server": "9.0.25", "lxc-pve": "6.0.5-3"}
+    listed = "".join(f"{name} installed {version}\n" for name, version in versions.items())
+    host.command("dpkg-query", f"""[[ " $* " != *" lxc-pve "* ]] || printf '{listed}'""")
+    assert read(host).packages == versions
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("Y", True), ("N", False), (None, False)])

@@ -14,6 +14,7 @@ from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import VmCard, Wish, check, wanted
+from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
 RADEON = device("0000:03:00.0", "1002:744c", "030000", 18, driver="amdgpu", parent="0000:00:02.1")
@@ -252,3 +253,55 @@ def test_the_data_say_where_they_are_from() -> None:
             *graphics.data().roms,
         )
     )
+
+
+# -- cards that their own driver starts first ----------------------------------------------------------------------------
+NAVI_48 = [
+    device("0000:86:00.0", "1002:7550", "030000", 36, driver="amdgpu"),
+    device("0000:86:00.1", "1002:ab40", "040300", 37, driver="snd_hda_intel"),
+]
+
+
+def navi_48(methods: str | None = "bus", ids: str = "1002:7550", bound: bool = False, **changes: Any) -> HostFacts:
+    """An RX 9070 XT; `bound`: by ids of the owner's own, since the host's start."""
+    devices = [one | ({"driver": "vfio-pci"} if bound else {}) for one in NAVI_48]
+    devices[0] |= {"vendor": ids[:4], "device": ids[5:]}
+    states = {} if methods is None else {"0000:86:00.0": {"reset_method": methods}}
+    given = {"vfio_ids": f"{ids},1002:ab40"} if bound else {}
+    return desktop(devices=devices, card_states=states, **given, **changes)
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "refused"),
+    [
+        (navi_48(), {}, True),
+        (navi_48(methods=""), {}, True),
+        (navi_48(methods=None), {}, True),  # the kernel doesn't say
+        (navi_48(ids="1002:7551"), {}, True),
+        (navi_48(methods="device_specific bus"), {}, False),
+        (navi_48(ids="1002:7590"), {}, False),  # Navi 44: nobody has reported it
+        (navi_48(), {"allowUnstarted": True}, False),
+        (navi_48(), {"use": "lxc"}, False),
+        (navi_48(bound=True), {}, True),
+    ],
+)
+def test_a_card_that_dies_on_vfio_pci_before_its_driver_started_it_is_refused(
+    facts: HostFacts, more: dict[str, Any], refused: bool
+) -> None:
+    errors = gates.check(facts, settings({"radeon": {"address": "86:00", **more}}))[1]
+    assert ["it is a card of the kind Navi 48" in error.found for error in errors] == [True] * refused
+    assert all("gpus.radeon.allowUnstarted: true" in error.next and "amdgpu" in error.why for error in errors)
+
+
+def test_one_that_runs_in_a_vm_and_was_bound_at_boot_has_shown_that_it_starts() -> None:
+    guests = {"running": [103], "configs": [], "mappings": "", "reservations": "0000:86:00.0 103 pid 4711"}
+    card = settings({"radeon": {"address": "86:00"}})
+    assert gates.check(navi_48(bound=True, guests=guests), card)[1] == []
+    # Taken from amdgpu by a hookscript, it has shown nothing of that.
+    assert gates.check(navi_48(guests=guests), card)[1] != []
+
+
+def test_the_real_card_that_died_so_is_refused() -> None:
+    text = shared("real_hosts", "pve91-romed8-9070xt-rtx3060", "reset_method.txt").read_text(encoding="utf-8")
+    (error,) = gates.check(navi_48(methods=text.splitlines()[-1]), settings({"radeon": {"address": "86:00"}}))[1]
+    assert "is reset by bus" in error.found and "broken device, retraining failed" in error.why

@@ -1,0 +1,84 @@
+"""Docker, containerd and k3s inside a container: whether the host lets them start containers at all. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from homelab.errors import HomelabError
+from homelab.host.facts import GuestConfig, HostFacts
+from homelab.properties import TRUE, parse
+from homelab.settings import Container
+
+# These start containers by runc. podman of Debian and Ubuntu takes crun.
+_BY_RUNC = ("docker", "containerd", "k3s")
+# The first lxc-pve whose profile for AppArmor leaves /proc and /sys of a container with nesting alone (proxmox/lxc, debian/changelog, "fix #7006", and
+# its patch 0002-apparmor-skip-proc-and-sys-restrictions-if-nesting); on Proxmox VE 8 by an owner's report (mkuthan/homelab-public issue 43).
+_SINCE = {"8": "6.0.0-2"}
+_SINCE_9 = "6.0.5-2"
+
+
+def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:
+    """What keeps the engine that is to get the card (nvidia.containerToolkit) from starting containers, before anything is installed.
+
+    runc 1.3.3, and what distributions have mended in older ones for CVE-2025-52881, opens sysctls through a /proc that is mounted nowhere. AppArmor takes
+    their path there for one below /, and the profile that LXC makes refuses it (opencontainers/runc issues 4968 and 4972).
+    """
+    runtime = container.nvidia.container_toolkit if container.nvidia else None
+    if runtime not in _BY_RUNC or container.allow_older_lxc:
+        return []
+    config = facts.guests.config(container.ctid)
+    if config is not None and _has_profile_of_its_own(config):
+        return []
+    since = _SINCE.get(facts.pve.partition(".")[0], _SINCE_9)
+    version = facts.packages.get("lxc-pve", "")
+    old = _numbers(version) < _numbers(since)
+    nesting = _has_nesting(container, config)
+    if not old and nesting:
+        return []
+    found = (
+        [f"lxc-pve {version} on the host" if version else "the version of lxc-pve on the host can't be told"]
+        if old
+        else []
+    )
+    found += [] if nesting else [f"container {container.ctid} without the feature nesting"]
+    steps = [f"update the host to lxc-pve {since} or later (`apt full-upgrade`)"] if old else []
+    if not nesting and config is not None:
+        steps.append(f"`pct set {container.ctid} --features {shlex.quote(_with_nesting(config))}`")
+    elif not nesting:
+        steps.append(f"set containers.{name}.create.features.nesting: true")
+    return [
+        HomelabError(
+            wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
+            found="; ".join(found),
+            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile that such a container gets (open sysctl "
+            "net.ipv4.ip_unprivileged_port_start … permission denied)",
+            next=f"{'; '.join(steps)}; then restart the container. If {runtime} starts containers there all the same, containers.{name}.allowOlderLxc: true",
+        )
+    ]
+
+
+def _features(config: GuestConfig) -> dict[str, str]:
+    return parse("features", config.values.get("features", ""))
+
+
+def _has_nesting(container: Container, config: GuestConfig | None) -> bool:
+    if config is None:
+        return container.create is not None and container.create.features.nesting
+    return _features(config).get("nesting", "") in TRUE
+
+
+def _with_nesting(config: GuestConfig) -> str:
+    """All features, as the command replaces them."""
+    return ",".join(f"{key}={value}" for key, value in {**_features(config), "nesting": "1"}.items())
+
+
+def _has_profile_of_its_own(config: GuestConfig) -> bool:
+    """Proxmox VE makes none then (PVE::LXC, make_apparmor_config); mostly it is `unconfined`."""
+    now = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0]
+    found = re.findall(r"^lxc\.apparmor\.profile[ \t]*[:=][ \t]*(\S+)", now, re.MULTILINE)
+    return bool(found) and found[-1] != "generated"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
