@@ -4,8 +4,9 @@
 #
 # Arguments: TARGET (vm | host | lxc), RUNTIME (docker | containerd | podman | k3s), PACKAGES (NAME or NAME=PATTERN, separated by spaces), INSTALL
 # (the engine's package if it may be installed, else nothing), CONFIGURE (command, words separated by spaces), RESTART (unit, or nothing),
-# NO_CGROUPS (yes | no: the old hook leaves control groups alone), CDI (path of a CDI specification, or nothing), DRIVER (version that the
-# specification is made for), those of packages.sh, CAPABILITIES and GENERATION (no part in what happens).
+# NO_CGROUPS (yes | no: the old hook leaves control groups alone), CDI (path of a CDI specification, or nothing), CDI_OPTIONS (of
+# nvidia-ctk, so that an older podman reads it, separated by spaces), DRIVER (version that the specification is made for), those of packages.sh,
+# CAPABILITIES and GENERATION (no part in what happens).
 # Changes: the packages, the engine's configuration (restarted if that changed), the specification, the toolkit's no-cgroups.
 # Undone by `revert`: the packages and the specification; a configuration is given back byte for byte, or, where somebody has changed it
 # since, without what is ours.
@@ -88,10 +89,12 @@ allow_no_cgroups() {
 # that (from 1.18 on, NVIDIA/nvidia-container-toolkit, deployments/systemd), its file in /run is it, which engines take before ours in /etc. The
 # service runs at a boot and when modules are built; libraries that are added it doesn't see. In a container it does nothing.
 make_specification() {
-  local made_for path keep=$CDI file=$LOGS/cdi FILES
+  local made_for path keep=$CDI file=$LOGS/cdi options FILES
+  read -ra options <<<"${CDI_OPTIONS:-}"
   # Also by which libraries there are: those of video may have come later than the driver.
-  made_for="$DRIVER $(find "$ROOT"/usr/lib/x86_64-linux-gnu -name "*.so.$DRIVER" -printf '%f\n' 2>/dev/null | sort | cksum) $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')"
-  if has_refresh_service && refresh; then keep=''; fi
+  made_for="$DRIVER $(find "$ROOT"/usr/lib/x86_64-linux-gnu -name "*.so.$DRIVER" -printf '%f\n' 2>/dev/null | sort | cksum) $(find "$ROOT/dev" -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f ' 2>/dev/null | tr ' ' '\n' | sort | tr '\n' ' ')${options[*]:+ ${options[*]}}"
+  # The service knows of no options: what it writes such a podman leaves out, and takes ours.
+  if ((${#options[@]} == 0)) && has_refresh_service && refresh; then keep=''; fi
   find_layer_files toolkit
   for path in "${FILES[@]}"; do
     [[ $path != */cdi/* || $path == "$keep" ]] || drop_file toolkit "$path"
@@ -102,11 +105,12 @@ make_specification() {
   fi
   if [[ -e $ROOT$(record_file "$CDI") ]]; then
     [[ $(file_state toolkit "$CDI") != ok || $(cat "$STATE/toolkit-cdi" 2>/dev/null) != "$made_for" ]] || return 0
-  elif [[ -e $ROOT$CDI ]] && grep -qE "\.so\.${DRIVER//./\\.}\$" "$ROOT$CDI"; then
+  elif [[ -e $ROOT$CDI ]] && grep -qE "\.so\.${DRIVER//./\\.}\$" "$ROOT$CDI" &&
+    ! { ((${#options[@]})) && grep -q additionalGids "$ROOT$CDI"; }; then
     log "$CDI is there, for driver $DRIVER: left as it is"
     return
   fi
-  run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk cdi generate "--output=$LOGS/cdi.yaml" ||
+  run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk cdi generate "${options[@]}" "--output=$LOGS/cdi.yaml" ||
     explain "$file" "$NAME: a CDI specification of its cards" "by it $RUNTIME gives cards to containers" \
       "\`nvidia-smi\` there must work first; then run \`pulumi up\` again"
   grep -qE '^ *-? *name: "?all"?$' "$LOGS/cdi.yaml" || die "$NAME: a CDI specification of its cards" "nvidia-ctk found none" \

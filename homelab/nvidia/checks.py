@@ -428,6 +428,25 @@ def runtime_there(request: Request) -> list[HomelabError]:
     ]
 
 
+def podman_knows_cdi(request: Request) -> list[HomelabError]:
+    """A podman that is to be installed gets cards at all. One that is there may be of somebody's own; the step looks at it (engines/restart.sh)."""
+    settings, system = request.settings, request.system
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    needed = request.data.packaging.toolkit.podman.cdi
+    if settings.container_toolkit != "podman" or row is None or row.podman >= needed:
+        return []
+    if system.runtimes is None or "podman" in system.runtimes or settings.docker != "install":
+        return []
+    return [
+        HomelabError(
+            wanted=f"{request.name}: podman {needed} or later, for nvidia.containerToolkit",
+            found=f"podman {row.podman}, which {system.distribution} {system.version} has",
+            why="podman gets cards by CDI, which it knows from there on",
+            next="set nvidia.containerToolkit: docker, or use a newer release of the distribution",
+        )
+    ]
+
+
 def pair_that_works(request: Request, proved: bool = False) -> str | None:
     """A driver against which none of the checks of cards, flavour, kernels and CUDA has anything: in the order
     of `ranked_branches`. None where there is none.
@@ -465,5 +484,6 @@ CHECKS: tuple[Check, ...] = (
     cuda_fits,
     cuda_libraries_known,
     runtime_there,
+    podman_knows_cdi,
     locked,
 )

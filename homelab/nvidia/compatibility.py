@@ -182,13 +182,14 @@ class NewerKernels(_CompatibilityRow):
 
 class Distribution(_Sourced):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`: packages of container
-    runtimes that have another name than elsewhere."""
+    runtimes that have another name than elsewhere; `podman`: the version that it has."""
 
     id: Literal["ubuntu", "debian"]
     version: str
     targets: tuple[Target, ...]
     path: str
     key: Key
+    podman: DataVersion
     headers: str
     headers_follow: str
     newer_kernels: NewerKernels | None = None
@@ -228,13 +229,26 @@ class CapabilityRow(_Sourced):
     bare: tuple[str, ...]
 
 
+class PodmanNeeds(_CompatibilityRow):
+    """The first version of podman that knows CDI, and the first that reads specifications which name groups."""
+
+    cdi: DataVersion
+    groups: DataVersion
+
+
 class Toolkit(_Sourced):
-    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them with."""
+    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them with.
+
+    `groups_since`: from there on its CDI specifications name groups, without the options `without_groups`.
+    """
 
     path: str
     key: Key
     packages: tuple[str, ...]
     cdi_since: DataVersion
+    groups_since: DataVersion
+    without_groups: tuple[str, ...]
+    podman: PodmanNeeds
     runtimes: dict[Runtime, str]
     image: str
 

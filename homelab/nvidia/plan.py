@@ -93,17 +93,20 @@ class CudaPlan:
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. `install`: the runtime's own package, empty where it is there already. `cdi`: where the CDI
-    specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
+    """The container toolkit. `package`: the runtime's own, empty where it has an installer; `install`: the same, empty where it is there already.
+    `cdi`: where the CDI specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
+    `cdi_options`: what its generator is told.
     """
 
     runtime: Runtime
     packages: tuple[str, ...]
+    package: str
     install: tuple[str, ...]
     configure: tuple[str, ...]
     restart: str
     no_cgroups: bool
     cdi: str
+    cdi_options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -553,6 +556,7 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
+        package=package,
         install=(package,) if package and request.settings.docker == "install" and not there else (),
         # podman reads CDI specifications itself; k3s looks for the runtime's program.
         configure=() if by_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
@@ -560,7 +564,17 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
         no_cgroups=in_container and system.unprivileged and legacy,
         # Its own service skips systems without nvidia.ko in modules.dep, which a container has not.
         cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
+        cdi_options=data.without_groups if _takes_no_groups(request) else (),
     )
+
+
+def _takes_no_groups(request: Request) -> bool:
+    """Whether podman refuses the specifications that the toolkit writes by itself, which name groups."""
+    data, system = request.data.packaging.toolkit, request.system
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    version = _toolkit_version(request)
+    old = row is not None and row.podman < data.podman.groups
+    return request.settings.container_toolkit == "podman" and old and (version is None or version >= data.groups_since)
 
 
 def _toolkit_version(request: Request) -> Version | None:
@@ -575,6 +589,7 @@ def _notes(request: Request, driver: Driver) -> list[str]:
         *_branch_notes(request, driver),
         *_kernel_notes(request, driver),
         *_cuda_notes(request),
+        *_podman_notes(request),
     ]
 
 
@@ -633,6 +648,18 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
     return [
         f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is checked "
         "before any reboot"
+    ]
+
+
+def _podman_notes(request: Request) -> list[str]:
+    if not _takes_no_groups(request):
+        return []
+    data, system = request.data.packaging.toolkit, request.system
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    return [
+        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that name groups, as the toolkit writes "
+        f"them from {data.groups_since} on (unknown field additionalGids): its own is made without them. Programs in a container that aren't root may "
+        "then not open the nodes in /dev/dri; CUDA needs none of these"
     ]
 
 

@@ -113,7 +113,7 @@ def toolkit(
         raise ValueError("the plan has no container toolkit")
     found = plan.toolkit
     # What the settings say, not what the plan has to install now: the text stays the same once the runtime is there.
-    install = load().packaging.toolkit.runtimes[found.runtime] if settings.docker == "install" else ""
+    install = found.package if settings.docker == "install" else ""
     return compose(
         "container_toolkit.sh",
         **package_arguments(settings, context or _context(plan)),
@@ -126,6 +126,7 @@ def toolkit(
         RESTART=found.restart,
         NO_CGROUPS=_yes(found.no_cgroups),
         CDI=found.cdi,
+        CDI_OPTIONS=" ".join(found.cdi_options),
         DRIVER=driver_version,
         CAPABILITIES=" ".join((*plan.capabilities, *(("demanded",) if plan.demanded else ()))),
         GENERATION=generation,

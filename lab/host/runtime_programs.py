@@ -20,13 +20,14 @@ from .contents import LIBRARIES, TOOLKIT_CONFIG
 from .dpkg import Database
 from .nvidia_programs import cards_of, library_version
 from .program import Failure, Options, UsageError, logged
-from .state import HostState
+from .state import HostState, version_key
 
 _DAEMON, _CONTAINERD, _CONTAINERD_DROP_IN = (
     "/etc/docker/daemon.json",
     "/etc/containerd/config.toml",
     "/etc/containerd/conf.d/99-nvidia.toml",
 )
+_WITHOUT_GROUPS = "no-additional-gids-for-device-nodes"
 _CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
 _IMAGES = re.compile(
     r"(?:docker\.io/)?(?:library/)?(ubuntu|debian|nvidia/cuda|hello-world)(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?|nvcr\.io/nvidia/cuda:[\w.-]+"
@@ -186,6 +187,7 @@ def _ctk_generate(host: HostState, arguments: list[str]) -> int:
             "class=",
             "nvidia-ctk-path=",
             "ldcache-path=",
+            "feature-flag=",
         ),
     )
     try:
@@ -196,14 +198,24 @@ def _ctk_generate(host: HostState, arguments: list[str]) -> int:
         ) from error
     version = library_version(host) or ""
     libraries = sorted(path.name for path in host.rooted(LIBRARIES).glob(f"lib*.so.{version}"))
-    text = _specification(libraries, [card.minor for card in cards], [card.uuid for card in cards])
+    groups = _names_groups(host) and _WITHOUT_GROUPS not in [
+        value for key, value in options.given if key == "feature-flag"
+    ]
+    text = _specification(libraries, [card.minor for card in cards], [card.uuid for card in cards], groups=groups)
     output = options.value("output")
     if output is None:
         print(text, end="")
         return 0
     host.write(output, text)
-    print('level=info msg="Generated CDI spec with version 0.8.0"', file=sys.stderr)
+    made = text.partition("cdiVersion: ")[2].partition("\n")[0]
+    print(f'level=info msg="Generated CDI spec with version {made}"', file=sys.stderr)
     return 0
+
+
+def _names_groups(host: HostState) -> bool:
+    """Whether the toolkit writes additionalGids for the nodes in /dev/dri by itself (release notes of 1.19.1, known issues)."""
+    package = Database(host).get("nvidia-container-toolkit-base")
+    return package is not None and version_key(package.version) >= version_key("1.19.1")
 
 
 def _nvml(error: Failure) -> str:
@@ -214,11 +226,12 @@ def _nvml(error: Failure) -> str:
     )
 
 
-def _specification(libraries: list[str], minors: list[int], uuids: list[str]) -> str:
+def _specification(libraries: list[str], minors: list[int], uuids: list[str], *, groups: bool) -> str:
+    """Its version is the least that has what is in it: 0.7.0 with groups."""
     devices = [(str(index), [minor]) for index, minor in enumerate(minors)]
     devices += [(uuid, [minor]) for uuid, minor in zip(uuids, minors, strict=True)]
     devices.append(("all", minors))
-    lines = ["---", "cdiVersion: 0.8.0", "containerEdits:", "  deviceNodes:"]
+    lines = ["---", f"cdiVersion: {'0.7.0' if groups else '0.5.0'}", "containerEdits:", "  deviceNodes:"]
     lines += [f"  - path: /dev/{name}" for name in ("nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidiactl")]
     lines.append("  mounts:")
     for library in libraries:
@@ -230,6 +243,8 @@ def _specification(libraries: list[str], minors: list[int], uuids: list[str]) ->
             "- containerEdits:",
             "    deviceNodes:",
             *(f"    - path: /dev/nvidia{number}" for number in numbers),
+            *(["    - path: /dev/dri/renderD128"] if groups else []),
+            *(["    additionalGids:", "    - 993"] if groups else []),
             f'  name: "{name}"',
         ]
     return "\n".join([*lines, f"kind: {_KIND}", ""])
@@ -246,8 +261,11 @@ def _specifications(host: HostState) -> list[Path]:
     ]
 
 
-def _cdi_devices(host: HostState) -> list[str]:
+def _cdi_devices(host: HostState, engine: str = "") -> list[str]:
+    """By the specifications; podman leaves those out whole that have a field which it doesn't know (nvidia-container-toolkit issue 1860)."""
     texts = [path.read_text(encoding="utf-8") for path in _specifications(host)]
+    if engine == "podman" and _podman_version(host) < version_key("5.1"):
+        texts = [text for text in texts if "additionalGids" not in text]
     return [f"{_KIND}={name}" for text in texts for name in re.findall(r'^  name: "?([^"\n]+)"?$', text, re.M)]
 
 
@@ -418,6 +436,11 @@ def _pull(host: HostState, image: str, before: str = "") -> int:
     return 0
 
 
+def _podman_version(host: HostState) -> tuple[tuple[int, int, str], ...]:
+    package = Database(host).get("podman")
+    return version_key(package.version.partition("+")[0] if package else "0")
+
+
 def _podman(host: HostState, arguments: list[str]) -> int:
     if arguments in (["--version"], ["-v"]):
         package = Database(host).get("podman")
@@ -517,7 +540,11 @@ def _wanted(host: HostState, engine: str, options: Options) -> bool:
     """
     device = options.value("device")
     if device is not None and device.startswith(_KIND):
-        if device not in _cdi_devices(host):
+        if engine == "podman" and _podman_version(host) < version_key("4.1.0"):
+            raise Failure(f"Error: stat {device}: no such file or directory", 125)
+        if device not in _cdi_devices(host, engine):
+            if engine == "podman":
+                raise Failure(f"Error: setting up CDI devices: unresolvable CDI devices {device}", 125)
             raise Failure(
                 f"{engine}: Error response from daemon: CDI device injection failed: unresolvable CDI devices {device}",
                 125,

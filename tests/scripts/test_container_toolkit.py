@@ -311,6 +311,8 @@ def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: M
     answer = vm.answer("apply", text)
     assert (answer["cdi"], answer["restarted"]) == (f"/{CDI}", "no")
     assert "GPU 0:" in vm.output("podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L")
+    # podman 4.9 of Ubuntu 24.04 refuses what the toolkit writes by itself.
+    assert "additionalGids" not in (vm.root / CDI).read_text()
     assert vm.answer("apply", text)["changed"] == "no"
     (vm.root / CDI).write_text("kind: nonsense\n")
     assert vm.answer("apply", text)["changed"] == "yes", "somebody has changed it"
@@ -324,7 +326,9 @@ def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: M
 
 def test_a_specification_of_somebodys_is_kept_and_left_where_it_fits(vm: Machine) -> None:
     vm.output("apt-get -qq install -y nvidia-container-toolkit")
-    vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    vm.output(
+        "nvidia-ctk cdi generate --feature-flag=no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml"
+    )
     before = (vm.root / CDI).read_bytes()
     vm.answer("apply", script(vm, "podman"))
     assert not (vm.root / "var/lib/homelab/files/toolkit").exists(), "it is for this driver"
@@ -333,6 +337,21 @@ def test_a_specification_of_somebodys_is_kept_and_left_where_it_fits(vm: Machine
     assert b"580.178.04" in (vm.root / CDI).read_bytes()
     vm.answer("revert", script(vm, "podman"))
     assert b"580.105.08" in (vm.root / CDI).read_bytes()
+    vm.output(
+        "rm -r $ROOT/etc/cdi; apt-get -qq purge -y 'nvidia-container-toolkit*' && apt-get -qq autoremove -y --purge"
+    )
+
+
+def test_a_specification_that_this_podman_refuses_is_made_anew_and_given_back(vm: Machine) -> None:
+    run = "podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L"
+    vm.output("apt-get -qq install -y nvidia-container-toolkit")
+    vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    before = (vm.root / CDI).read_bytes()
+    assert b"additionalGids" in before and "unresolvable CDI devices nvidia.com/gpu=all" in vm.bash(run).stderr
+    vm.answer("apply", script(vm, "podman"))
+    assert "GPU 0:" in vm.output(run)
+    vm.answer("revert", script(vm, "podman"))
+    assert (vm.root / CDI).read_bytes() == before
     vm.output(
         "rm -r $ROOT/etc/cdi; apt-get -qq purge -y 'nvidia-container-toolkit*' && apt-get -qq autoremove -y --purge"
     )

@@ -696,6 +696,50 @@ def test_a_runtime_is_never_installed_unasked() -> None:
     assert there and there.install == () and there.configure == () and there.cdi == "/etc/cdi/nvidia.yaml"
 
 
+WITHOUT_GROUPS = ("--feature-flag", "no-additional-gids-for-device-nodes")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "toolkit", "runtime", "options"),
+    [
+        ("ubuntu", "24.04", "1.20.0", "podman", WITHOUT_GROUPS),
+        ("debian", "12", "1.19.1", "podman", WITHOUT_GROUPS),
+        ("ubuntu", "24.04", "1.19.0", "podman", ()),  # writes none yet, and knows no such option
+        ("ubuntu", "24.04", "1.20.0", "docker", ()),
+        ("debian", "13", "1.20.0", "podman", ()),
+        ("ubuntu", "26.04", "1.20.0", "podman", ()),
+    ],
+)
+def test_an_older_podman_gets_a_specification_that_it_reads_and_that_is_said(
+    distribution: str, version: str, toolkit: str, runtime: str, options: tuple[str, ...]
+) -> None:
+    names = load().packaging.toolkit.packages
+    system = UBUNTU | {"distribution": distribution, "version": version, "kernels": None, "running": None}
+    system |= {"offered": dict.fromkeys(names, (f"{toolkit}-1",)), "runtimes": frozenset({runtime})}
+    plan = planned("vm", system, driver="580", containerToolkit=runtime)
+    assert plan.toolkit and plan.toolkit.cdi_options == options
+    assert any("additionalGids" in note and "podman" in note for note in plan.notes) is bool(options)
+
+
+def test_a_podman_that_knows_no_cdi_is_not_installed() -> None:
+    system = UBUNTU | {"version": "22.04", "runtimes": frozenset()}
+    error = refusal("vm", system, driver="580", containerToolkit="podman", docker="install")
+    assert "podman 3.4.4" in error.found and "podman 4.1.0 or later" in error.wanted
+    # One that is there may be of somebody's own.
+    planned("vm", system | {"runtimes": frozenset({"podman"})}, driver="580", containerToolkit="podman")
+
+
+def test_ubuntu_26_04s_containerd_has_another_package() -> None:
+    system = UBUNTU | {
+        "version": "26.04",
+        "runtimes": frozenset(),
+        "kernels": ("7.0.0-29-generic",),
+        "running": "7.0.0-29-generic",
+    }
+    toolkit = planned("vm", system, driver="580", containerToolkit="containerd", docker="install").toolkit
+    assert toolkit and toolkit.install == (toolkit.package,) == ("containerd-stable",)
+
+
 # -- all together ----------------------------------------------------------------------------------------------
 def test_every_pair_of_branch_and_generation_is_planned_or_refused_with_a_way_out() -> None:
     data = load()
