@@ -218,6 +218,8 @@ class Start:
         launchers.write(system.state / "bin", host_run.CONTAINER_PROGRAMS, container=True)
 
     def _machine(self, name: str) -> dict[str, Any]:
+        current = self._config.current
+        profiles = [value for key, value in current.raw if key == "lxc.apparmor.profile" and value != "generated"]
         return {
             "node": name,
             "pve": self._host.machine["pve"],
@@ -229,6 +231,8 @@ class Start:
                 "unprivileged": self._unprivileged,
                 "nodes": {path: node._asdict() for path, node in sorted(self.nodes.items())},
                 "rules": self.rules,
+                "nesting": parse_properties("lxc-features", current.values.get("features", "")).get("nesting") == "1",
+                "apparmor": profiles[-1] if profiles else "",
             },
         }
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from . import nvidia, nvidia_programs, units
+from .container import outer
 from .contents import LIBRARIES, TOOLKIT_CONFIG
 from .dpkg import Database
 from .nvidia_programs import cards_of, library_version
 from .program import Failure, Options, UsageError, logged
+from .pve_packages import is_pve9
 from .state import HostState, version_key
 
 _DAEMON, _CONTAINERD, _CONTAINERD_DROP_IN = (
@@ -409,6 +411,7 @@ def _ctr_run(host: HostState, arguments: list[str]) -> int:
         raise Failure(
             f"ctr: failed to create shim task: OCI runtime create failed: fork/exec {binary}: no such file or directory"
         )
+    _require_sysctls(host, "ctr: ")
     if binary.endswith("nvidia-container-runtime"):
         _require_driver(host, "ctr")
         return _inside(host, "ctr", command, partial(_of_capabilities, host, options))
@@ -480,6 +483,8 @@ def _run(host: HostState, engine: str, arguments: list[str]) -> int:
     if image not in host.read(_IMAGES_FILE, "").split():
         _pull(host, image)
     gpus = _wanted(host, engine, options)
+    if engine == "docker":
+        _require_sysctls(host, "docker: Error response from daemon: failed to create task for container: ")
     if command[:1] == ["echo"]:
         print(*command[1:])
     if command[:1] in (["echo"], ["true"], []):
@@ -565,6 +570,25 @@ def _wanted(host: HostState, engine: str, options: Options) -> bool:
         _require_driver(host, engine)
         return True
     return False
+
+
+def _require_sysctls(host: HostState, before: str) -> None:
+    """runc 1.3.3 opens sysctls in a way that the AppArmor profile which LXC makes refuses, until lxc-pve 6.0.5-2 and only with nesting
+    (opencontainers/runc issues 4968, 4972; proxmox/lxc, debian/changelog); on Proxmox VE 8, by an owner's report, 6.0.0-2."""
+    inside = host.looked_at.get("container")
+    runc = Database(host).get("runc")
+    if inside is None or inside.get("apparmor") or runc is None or version_key(runc.version) < version_key("1.3.3"):
+        return
+    outside = outer(host)
+    lxc = Database(outside).get("lxc-pve")
+    since = "6.0.5-2" if is_pve9(outside) else "6.0.0-2"
+    if inside.get("nesting") and lxc is not None and version_key(lxc.version) >= version_key(since):
+        return
+    raise Failure(
+        f"{before}failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during "
+        "container init: open sysctl net.ipv4.ip_unprivileged_port_start file: reopen fd 8: permission denied: unknown",
+        125,
+    )
 
 
 def _require_driver(host: HostState, engine: str) -> None:

@@ -350,6 +350,27 @@ def test_control_groups_are_the_legacy_hooks_business(phoenix: Host) -> None:
     assert "GPU 0:" in phoenix.output(f"pct exec 901 -- {run}")
 
 
+@pytest.mark.parametrize(
+    ("lxc", "conf", "starts"),
+    [
+        ("6.0.5-3", "", True),
+        ("6.0.4-2", "", False),
+        ("6.0.5-3", "s/^features:.*//", False),
+        ("6.0.4-2", "$a lxc.apparmor.profile: unconfined", True),
+    ],
+)
+def test_docker_in_a_container_starts_what_the_hosts_apparmor_lets_it(
+    phoenix: Host, lxc: str, conf: str, starts: bool
+) -> None:
+    phoenix.output(f"sed -i '/^Package: lxc-pve$/,/^$/s/^Version: .*/Version: {lxc}/' $ROOT/var/lib/dpkg/status")
+    assert phoenix.output("dpkg-query -W -f='${Version}' lxc-pve") == lxc
+    phoenix.output(f"pct stop 901; sed -i '{conf}' $ROOT/etc/pve/lxc/901.conf; pct start 901")
+    inside(phoenix, "apt-get -qq update; apt-get -qq install -y docker.io")
+    done = phoenix.run("pct exec 901 -- docker run --rm ubuntu true")
+    assert (done.returncode == 0) is starts
+    assert ("ip_unprivileged_port_start file: reopen fd 8: permission denied" in done.stderr) is not starts
+
+
 # -- the host --------------------------------------------------------------------------------------------------
 @pytest.fixture
 def mixed(tmp_path: Path) -> Host:
