@@ -121,7 +121,7 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
                 if ways is not None
                 else "the kernel doesn't say how it resets"
             ),
-            why=f"{row.why} ({row.source}); {row.driver} has to have started it first, and a card is given to it first by nothing that this program does",
+            why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
             next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take it from there when a VM starts. If it "
             f"starts in a VM all the same, and you can switch the host off should it not, gpus.{name}.allowUnstarted: true",
         )
