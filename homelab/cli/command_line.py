@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from homelab.later import later
 from homelab.text import encodable
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # also of what argparse prints and ends with
     except BrokenPipeError:
         # Whoever read it has seen enough, as `head` has. What Python still holds for standard output goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
         return NOBODY_READS
 
 
