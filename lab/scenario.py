@@ -134,6 +134,7 @@ class Pci(_Model):
     parent: Address | None = None
     physfn: Address | None = None
     removable: bool = False
+    resets: list[Literal["device_specific", "acpi", "flr", "af_flr", "pm"]] | None = None
     blocks: list[Disk] = []
     nets: list[Net] = []
     children: list[Pci] = []
@@ -167,6 +168,7 @@ class Pci(_Model):
             "parent": self.parent,
             "physfn": self.physfn,
             "removable": self.removable,
+            "resets": ([] if self.class_ == "0604" else ["flr"]) if self.resets is None else self.resets,
         }
 
 

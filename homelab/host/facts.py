@@ -443,7 +443,7 @@ class HostFacts(Fact):
     edits: list[str] = []
     # What the kernel has said since it booted, as far as it matters for cards (homelab/host/kernel_log.py); empty where it was not asked.
     kernel_log: str = ""
-    # Cards' functions whose configuration space can't be read: every bit is one.
+    # Functions of cards, and what vfio-pci has, whose configuration space can't be read, or reads as ones.
     lost: list[str] = []
     # Of functions that may belong to cards. Is NVIDIA's vGPU manager there?
     card_states: dict[str, CardState] = {}

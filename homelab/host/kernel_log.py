@@ -70,7 +70,7 @@ class Sign(BaseModel):
 
 
 class StartSign(BaseModel):
-    """A row of what QEMU says when it doesn't start with a card; see the data."""
+    """A row of what QEMU says when it doesn't start with a card, or (`lost`) of a card that is lost though it starts; see the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,6 +78,7 @@ class StartSign(BaseModel):
     pattern: Pattern
     why: str
     next: str
+    lost: bool = False
     source: Annotated[str, Field(min_length=3)]
     evidence: Literal["primary", "report", "unconfirmed"]
 
@@ -141,7 +142,7 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
 
 
 def of_start(text: str) -> list[StartSign]:
-    """What a VM's start failed with, by what QEMU says."""
+    """What a VM's start met with, by what QEMU says."""
     return [row for row in start_signs() if re.search(row.pattern, text)]
 
 
@@ -232,7 +233,7 @@ def _uncured(row: Sign, lines: list[str]) -> list[str]:
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:
-    """The error for functions whose configuration space reads as ones.
+    """The error for functions whose configuration space can't be read, or reads as ones, which is the same: so the bus answers for a device that doesn't.
 
     :param name: as of `of_card`.
     """

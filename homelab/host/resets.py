@@ -48,6 +48,19 @@ def methods(facts: HostFacts, address: str) -> list[str] | None:
     return None if state is None or state.reset_method is None else state.reset_method.split()
 
 
+def works_alone(facts: HostFacts, address: str) -> bool | None:
+    """Has the kernel a way to reset this function without another one of its bus? None: it isn't known.
+
+    It lists `bus` for the first function of each bus, and carries it out only for one that is alone there (drivers/pci/pci.c, pci_parent_bus_reset).
+    """
+    ways, bus = methods(facts, address), address.rpartition(":")[0]
+    if ways is None:
+        return None
+    if set(ways) - {"bus", "cxl_bus"}:
+        return True
+    return bool(ways) and [one.address for one in facts.devices if one.address.startswith(f"{bus}:")] == [address]
+
+
 def known(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
     """What is known of a card, by its graphics function; a virtual function is reset by itself."""
     for device in functions:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, raise_all
+from homelab.host import card_start
+from homelab.host.facts import HostFacts
 from homelab.properties import same
 from homelab.provider.base import GoneError, OutputsT, Work
 from homelab.provider.vm_memory import VmMemory
 from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
-from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.remote.proxmox.machine import Machine, Policy, PowerTarget
 from homelab.resources.base import NodeInputs, ShutdownInputs
 from homelab.rights import Permissions
 from homelab.text import tell
@@ -26,7 +29,18 @@ _READINGS: dict[tuple[str, str], Any] = {}
 
 
 NodeT = TypeVar("NodeT", bound=NodeInputs)
+# For how long a card that reads as lost after a start is asked again, and how often.
+CARD_SECONDS, CARD_POLL_SECONDS = 10.0, 1.0
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
+
+
+def while_a_reset_lasts() -> Iterator[None]:
+    """Once, and again for as long as a reset may last, during which a card reads as one that is lost. Whoever has seen it well breaks."""
+    deadline = time.monotonic() + CARD_SECONDS
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(CARD_POLL_SECONDS)
+        yield
 
 
 class ApiWork(Work[NodeT, OutputsT]):
@@ -53,6 +67,51 @@ class ApiWork(Work[NodeT, OutputsT]):
             return Permissions.parse(asyncio.run(ssh.read(self.host(inputs), guests=True)).cluster.users)
         except HomelabError:
             return None
+
+    def converge(
+        self,
+        inputs: NodeT,
+        machine: Machine,
+        target: PowerTarget,
+        keys: list[str],
+        how: Policy,
+        power: str,
+        before: HostFacts | None = None,
+    ) -> bool:
+        """`Machine.converge`, and a look at the VM's cards if it was started: Proxmox VE says OK of a start whose card is lost.
+
+        :param how: as of `Machine.converge`, with `target`, `keys` and `power`.
+        :param before: the host as it was; None: it is read where the VM has cards.
+        :returns: whether the VM runs.
+        :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is lost or the VM is off again.
+        """
+        if before is None and power != "stopped" and any(key.startswith("hostpci") for key in machine.config()):
+            before = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+        runs = machine.converge(target, keys, how, power)
+        if runs and machine.starts and before is not None and machine.node == inputs.node:
+            self._require_cards(inputs, machine, before)
+        return runs
+
+    def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
+        """Judges a start.
+
+        :raises HomelabError: a card is lost, or the VM is off again. Nothing is switched off: what is in it isn't ours.
+        """
+        for _ in while_a_reset_lasts():
+            facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
+            functions = card_start.functions_of(facts, machine.vmid, machine.node)
+            outcome = card_start.judged(before, facts, functions, machine.start_log, machine.label)
+            runs = machine.running()
+            if not outcome.errors or not runs:
+                break
+        for text in outcome.explained:
+            machine.say(text)
+        for text in outcome.remarks:
+            machine.say(f"note: {text}")
+        if runs:
+            raise_all([one.retold(found=f"{one.found}; {machine.label} runs") for one in outcome.errors])
+        else:
+            raise_all([machine.off_again(), *outcome.errors])
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node.

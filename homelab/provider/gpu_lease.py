@@ -93,7 +93,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with the change written.
         keys = {*_options_with(config, inputs), *leaving, *_options_with(_noted_options(config, noted), inputs)}
         if keys or machine.was_left_off():
-            machine.converge(without_card, sorted(keys), policy(shutdown), "keep")
+            self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
         """What the VM is to give back in this run, by the settings: its record decides the same after this (homelab/provider/vm_record.py)."""

@@ -83,7 +83,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
                 }
                 return Change(values)
 
-            machine.converge(target, sorted(wanted), policy(inputs.shutdown), "keep")
+            self.converge(inputs, machine, target, sorted(wanted), policy(inputs.shutdown), "keep")
             return
         raise taken(inputs.mark, made_vm(inputs.vmid, inputs.vm), found)
 
@@ -111,7 +111,7 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             return Change({key: both[key] for key in again}, [key for key in gone if key in config])
 
         if again or gone:
-            machine.converge(target, [*again, *gone], policy(inputs.shutdown), "keep")
+            self.converge(inputs, machine, target, [*again, *gone], policy(inputs.shutdown), "keep")
         if inputs.disk.size != had.disk.size:
             self._resize(inputs)
         return dataclasses.replace(outputs, drift=[])

@@ -11,7 +11,7 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
 from homelab.properties import functions_of
-from homelab.provider.api import ApiWork, policy
+from homelab.provider.api import ApiWork, policy, while_a_reset_lasts
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
@@ -44,11 +44,14 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         before = self._answering(inputs)
         machine = self.machine(inputs, inputs.vmid, inputs.vm)
         try:
-            runs = machine.converge(
+            runs = self.converge(
+                inputs,
+                machine,
                 lambda config: change_to(config, record, restore),
                 sorted({*record, *restore}),
                 policy(inputs.shutdown),
                 inputs.power,
+                before,
             )
         except ApiError as error:
             if not error.wanted.startswith(f"{machine.label} started"):
@@ -59,8 +62,6 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
                 f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run `pulumi up` again, which counts "
                 "it there and looks at its cards"
             )
-        elif machine.starts and before is not None:
-            self._require_came_back(inputs, before)
         address = inputs.address
         if address == "agent":
             address = _asked(self.api(inputs).at(machine.node), inputs) if runs else None
@@ -74,23 +75,13 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         """
         if inputs.power == "stopped" or not _places(inputs):
             return None
-        facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
-        raise_all(
-            [trouble.error for trouble in kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, inputs))]
-        )
+        for _ in while_a_reset_lasts():
+            facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+            troubles = kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, inputs))
+            if not troubles:
+                break
+        raise_all([trouble.error for trouble in troubles])
         return facts
-
-    def _require_came_back(self, inputs: VmChange.Inputs, before: HostFacts) -> None:
-        """After a start: do the cards answer, and what has the kernel said of them since? Proxmox VE says OK for a start whose reset failed.
-
-        :raises HomelabError: a card is lost, or the kernel says so; the VM runs on.
-        """
-        facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
-        said = set(before.kernel_log.splitlines())
-        new = [line for line in facts.kernel_log.splitlines() if line not in said]
-        facts = facts.model_copy(update={"kernel_log": "\n".join(new)})
-        found = kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs))
-        raise_all([trouble.error for trouble in found if trouble.stops])
 
     def _explained(self, error: HomelabError, inputs: VmChange.Inputs, *, here: bool) -> HomelabError:
         """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards.

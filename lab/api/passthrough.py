@@ -6,6 +6,7 @@ machine model is looked at, devices are chosen and reserved, and only then is th
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
@@ -136,7 +137,9 @@ def attach(host: HostState, vmid: int, pid: int, values: dict[str, str], log: Ca
             if name not in keep:
                 _bind_groups(host, chosen)
                 _reset(host, chosen, log)
-        _open_groups(host, [address for chosen in addresses.values() for address in chosen], log)
+        every = [address for chosen in addresses.values() for address in chosen]
+        _open_groups(host, every, log)
+        _power_on(host, every, log)
     except ApiError:
         release(host, vmid)
         raise
@@ -170,10 +173,22 @@ def _open_groups(host: HostState, addresses: list[str], log: Callable[[str], Non
 
 
 def _reset(host: HostState, addresses: list[str], log: Callable[[str], None]) -> None:
-    fault = host.fault("reset-fails")
+    """Reset each function that has a file for it; a write that is refused is said, and no reason not to start (PVE::QemuServer::PCI,
+    prepare_pci_device; PVE::SysFSTools, pci_device_info and file_write).
+    """
+    kernel = RunningKernel.attach(host)
     for address in addresses:
-        if fault is True or (fault and str(fault) in address):
+        file = f"devices/{address}/reset"
+        if host.rooted(f"/sys/bus/pci/{file}").exists() and (refused := kernel.write(file, "1")):
+            log(f"error writing '1' to '/sys/bus/pci/{file}': {os.strerror(refused)}")
             log(f"failed to reset PCI device '{address}', but trying to continue as not all devices need a reset")
+
+
+def _power_on(host: HostState, addresses: list[str], log: Callable[[str], None]) -> None:
+    """QEMU wakes each function up before it resets it, and goes on if that doesn't wake (hw/vfio/pci.c, vfio_pci_pre_reset)."""
+    for address in addresses:
+        if nvidia.is_dead(host, address):
+            log("kvm: vfio: Unable to power on device, stuck in D3")
 
 
 def cleanup(host: HostState, vmid: int, values: dict[str, str], log: Callable[[str], None]) -> None:

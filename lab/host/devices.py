@@ -13,7 +13,8 @@ class PciDevice(NamedTuple):
     `group` is its IOMMU group once an IOMMU is at work (None: outside of any), `acs_group` its group under
     `pcie_acs_override`. `driver` is the driver that claims it on a stock host, `built_in` says that this
     driver is inside the kernel image, `modules` are those with a matching alias. `physfn` is the physical function of a
-    virtual one; `removable`: it hangs on an external port.
+    virtual one; `removable`: it hangs on an external port. `resets` are the resets of its own; what else the kernel lists for
+    it is `reset_methods`.
     """
 
     address: str
@@ -38,12 +39,13 @@ class PciDevice(NamedTuple):
     nets: tuple[dict[str, Any], ...]
     physfn: str | None = None
     removable: bool = False
+    resets: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PciDevice:
         """A device of machine.json's hardware.devices."""
         values = dict(data)
-        for key in ("modules", "bars", "blocks", "nets"):
+        for key in ("modules", "bars", "blocks", "nets", "resets"):
             values[key] = tuple(values[key])
         return cls(**values)
 
@@ -94,6 +96,28 @@ class PciDevice(NamedTuple):
         if driver == "nvidia":
             return nvidia_installed and self.vendor == "10de" and self.is_display
         return driver == self.driver
+
+
+def is_alone_for_a_bus_reset(device: PciDevice, others: list[PciDevice]) -> bool:
+    """Whether a function can be reset with its bus: none of these is on it, and a bridge leads to it (drivers/pci/pci.c, pci_parent_bus_reset)."""
+    if device.pci_class == "0604" or device.parent is None or device.physfn is not None:
+        return False
+    return all(other.bus != device.bus for other in others if other.address != device.address)
+
+
+def reset_methods(devices: list[PciDevice]) -> dict[str, list[str]]:
+    """The resets that the kernel lists for each function, in its order; none: it has neither the file `reset` nor `reset_method`.
+
+    It looks at each function before it is on its bus's list (drivers/pci/probe.c, pci_device_add: pci_init_capabilities, then
+    list_add_tail), and never again: the first function of a card is alone then, and has `bus`, which is refused once the second is there.
+
+    Args:
+        devices: those of the host, in the order in which the kernel finds them.
+    """
+    return {
+        device.address: [*device.resets, *(["bus"] if is_alone_for_a_bus_reset(device, devices[:number]) else [])]
+        for number, device in enumerate(devices)
+    }
 
 
 def load_devices(machine: dict[str, Any]) -> list[PciDevice]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import catalogue, holders, kernel_files, nvidia
 from .catalogue import MODULES, normal
-from .devices import PciDevice, load_devices
+from .devices import PciDevice, is_alone_for_a_bus_reset, load_devices
 from .modprobe import ModprobeConfig
 from .state import CONTROL_FILE, HostState, kernel_release
 
@@ -248,7 +248,7 @@ class RunningKernel:
             return self._drivers_probe(value)
         _, driver, verb = file.split("/")
         if verb == "reset":
-            return errno.ENOTTY if nvidia.is_dead(self.host, driver) else 0
+            return self._reset(driver, value)
         if verb in ("new_id", "remove_id"):
             return self._dynamic_id(driver, verb, value)
         if value not in self.devices:
@@ -261,6 +261,28 @@ class RunningKernel:
         if value in self.bound or not self.matches(driver, value):
             return errno.EBUSY if value in self.bound else errno.ENODEV
         return 0 if self._try_bind(driver, value) else errno.ENODEV
+
+    def _reset(self, address: str, value: str) -> int:
+        """A write to a device's `reset` (drivers/pci/pci-sysfs.c, reset_store).
+
+        Each method that is listed has its turn while those before it answer ENOTTY (drivers/pci/pci.c, __pci_reset_function_locked), which
+        `bus` does for a function that isn't alone on its bus (pci_parent_bus_reset), and so does what runs into a device that isn't ready again
+        (pci_dev_wait).
+        """
+        if value != "1":
+            return errno.EINVAL
+        device, fault = self.devices[address], self.host.fault("reset-fails")
+        if nvidia.is_dead(self.host, address):
+            # pci_power_up, by which a reset begins.
+            self.host.kernel_message(
+                f"{self.bound.get(address, 'pci')} {address}: Unable to change power state from D3cold to D0, device inaccessible"
+            )
+            return errno.ENOTTY
+        if fault is True or (fault and str(fault) in address):
+            return errno.ENOTTY
+        listed = (self.device_folder(address) / "reset_method").read_text(encoding="utf-8").split()
+        works = any(way != "bus" or is_alone_for_a_bus_reset(device, [*self.devices.values()]) for way in listed)
+        return 0 if works else errno.ENOTTY
 
     def _drivers_probe(self, address: str) -> int:
         if address not in self.devices:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import acpi
-from .devices import PciDevice, load_devices
+from .devices import PciDevice, load_devices, reset_methods
 from .state import CONTROL_FILE, HostState, kernel_release
 
 LOADER_INFO = "LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -114,10 +114,11 @@ def _pci(host: HostState, running: Running, devices: list[PciDevice], paths: dic
         _folder(f"{host.root}/sys/{made}")
     put(f"{bus}/drivers_probe", b"", CONTROL_FILE)
     put(f"{bus}/rescan", b"", 0o200)
+    resets = reset_methods(devices)
     for device in devices:
         folder = paths[device.address]
         _folder(folder)
-        _device_files(device, folder)
+        _device_files(device, folder, resets[device.address])
         _sriov(device, devices, folder, paths)
         link(f"{bus}/devices/{device.address}", folder)
         group = device.acs_group if running.acs_override and device.acs_group is not None else device.group
@@ -151,7 +152,7 @@ def iommu_units(machine: dict[str, Any]) -> list[str]:
     return ["ivhd0"] if machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else ["dmar0", "dmar1"]
 
 
-def _device_files(device: PciDevice, folder: str) -> None:
+def _device_files(device: PciDevice, folder: str, resets: list[str]) -> None:
     sub_vendor, _, sub_device = (device.subsystem or "0000:0000").partition(":")
     put(f"{folder}/vendor", f"0x{device.vendor}\n")
     put(f"{folder}/device", f"0x{device.device}\n")
@@ -169,8 +170,8 @@ def _device_files(device: PciDevice, folder: str) -> None:
     put(f"{folder}/power_state", "D0\n")
     put(f"{folder}/power/control", "on\n")
     put(f"{folder}/d3cold_allowed", "1\n")
-    if device.pci_class != "0604":
-        put(f"{folder}/reset_method", "flr bus\n")
+    if resets:
+        put(f"{folder}/reset_method", f"{' '.join(resets)}\n")
         put(f"{folder}/reset", b"", CONTROL_FILE)
     put(f"{folder}/removable", "removable\n" if device.removable else "fixed\n")
     if device.is_display:

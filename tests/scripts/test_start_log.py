@@ -1,4 +1,4 @@
-"""A start of HA's is another user's task, which a token doesn't see: its host is asked whether a card was not reset."""
+"""A start of HA's is another user's task, which a token doesn't see: its host is asked what became of its card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.scripts.conftest import Folder
 UPID = "UPID:pve1:00001A2B:0094C3F1:{:08X}:{}:{}:root@pam:"
 START, SINCE = 0x6B010CC4, 0x6B010CC0
 FAILED = "failed to reset PCI device '0000:01:00.0', but trying to continue as not all devices need a reset"
+STUCK = "kvm: vfio: Unable to power on device, stuck in D3"
 
 
 def says(folder: Folder) -> tuple[str, str]:
@@ -31,15 +32,17 @@ def says(folder: Folder) -> tuple[str, str]:
     ],
     ids=["it", "an earlier one", "another task", "another VM"],
 )
-def test_the_last_start_says_which_card_was_not_reset(
+def test_the_last_start_says_what_became_of_its_card(
     folder: Folder, start: int, kind: str, vmid: int, counts: bool
 ) -> None:
     upid = UPID.format(start, kind, vmid)
     folder.write(
         "var/log/pve/tasks/index", f"garbage\n{upid} 6B010CD0 OK\n{UPID.format(START, 'vzdump', 103)} 6B010CD1 OK\n"
     )
-    folder.write(f"var/log/pve/tasks/{start:08X}"[:-8] + f"{start:X}"[-1] + f"/{upid}", f"a line\n{FAILED}\nTASK OK\n")
-    assert says(folder) == ((upid, FAILED) if counts else ("", ""))
+    folder.write(
+        f"var/log/pve/tasks/{start:08X}"[:-8] + f"{start:X}"[-1] + f"/{upid}", f"a line\n{FAILED}\n{STUCK}\nTASK OK\n"
+    )
+    assert says(folder) == ((upid, f"{FAILED}\n{STUCK}") if counts else ("", ""))
 
 
 def test_a_host_without_tasks_has_no_start(folder: Folder) -> None:

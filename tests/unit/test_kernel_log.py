@@ -15,9 +15,11 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.kernel_log import Sign, signs
+from homelab.provider import api
 from homelab.provider.boot_verification import said_by_kernel
 from homelab.provider.vm_change import VmChangeWork
 from homelab.remote.proxmox.errors import ApiError
+from homelab.remote.proxmox.machine import Machine as RealMachine
 from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_change import VmChange
 from homelab.settings import Host
@@ -282,36 +284,52 @@ def a_change(record: Record, power: str = "keep") -> VmChange.Inputs:
 
 
 class _Starting(_Stopped):
-    """A VM that starts, as its task says."""
+    """A VM that starts, as its task says. ``log``: what that says besides; ``off``: it has gone off since."""
 
-    converged = False
+    converged = off = False
+    log: tuple[str, ...] = ()
 
     def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
         work = self
 
         class Machine:
             label = "VM 103 (sandbox)"
-            node = "pve"
-            starts = 1
+            node, vmid = "pve", 103
+            starts, start_log = 1, list(work.log)
+            say = print
 
             def converge(self, *_: Any, **__: Any) -> bool:
                 work.converged = True
                 return True
 
+            def running(self) -> bool:
+                return not work.off
+
+            off_again = RealMachine.off_again
+
         return Machine()
 
 
 def started(
-    monkeypatch: pytest.MonkeyPatch, *readings: HostFacts, path: str = "0000:01:00", power: str = "keep"
+    monkeypatch: pytest.MonkeyPatch,
+    *readings: HostFacts,
+    path: str = "0000:01:00",
+    power: str = "keep",
+    log: tuple[str, ...] = (),
+    off: bool = False,
 ) -> tuple[str, bool]:
-    """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after."""
-    answers = list(readings)
+    """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after,
+    as each time that it is asked; the last one for as long as it is."""
+    answers = [reading.model_copy(update={"guests": reading.guests.model_copy(update=HAS_IT)}) for reading in readings]
 
     async def read(*_: Any, **__: Any) -> HostFacts:
-        return answers.pop(0)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     monkeypatch.setattr("homelab.remote.ssh.read", read)
+    monkeypatch.setattr(api, "CARD_SECONDS", 0.05)
+    monkeypatch.setattr(api, "CARD_POLL_SECONDS", 0.01)
     work = _Starting({})
+    work.log, work.off = log, off
     try:
         work.create(a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
     except HomelabError as error:
@@ -320,18 +338,29 @@ def started(
 
 
 GONE = desktop(lost=["0000:01:00.0"])
+HAS_IT = {"reservations": "0000:01:00.0 103 pid 4711\n0000:01:00.1 103 pid 4711\n"}
 
 
 @pytest.mark.parametrize("path", ["0000:01:00", "0000:01:00.0;0000:01:00.1"])
 def test_a_vm_isnt_touched_for_a_card_that_doesnt_answer(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     found, changed = started(monkeypatch, GONE, path=path)
     assert "can't be read: every bit is one" in found and not changed
-    assert started(monkeypatch, power="stopped") == ("", True)
+    assert started(monkeypatch, GONE, power="stopped") == ("", True)
 
 
 def test_a_start_after_which_the_card_doesnt_answer_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     found, changed = started(monkeypatch, desktop(), GONE)
-    assert "can't be read: every bit is one" in found and changed
+    assert "can't be read: every bit is one; VM 103 (sandbox) runs" in found and changed
+
+
+def test_a_card_that_is_in_the_midst_of_a_reset_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started(monkeypatch, GONE, desktop(), GONE, desktop()) == ("", True)
+
+
+def test_that_a_vm_runs_is_said_only_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = started(monkeypatch, desktop(), GONE, off=True)
+    assert found.startswith("its task succeeded, but it doesn't run; ") and "runs" not in found
+    assert started(monkeypatch, desktop(), off=True)[0] == "its task succeeded, but it doesn't run"
 
 
 def test_what_the_kernel_says_since_the_start_counts_and_what_it_said_before_does_not(
@@ -339,7 +368,7 @@ def test_what_the_kernel_says_since_the_start_counts_and_what_it_said_before_doe
 ) -> None:
     said = desktop(kernel_log=LOST)
     assert LOST in started(monkeypatch, desktop(), said)[0]
-    assert started(monkeypatch, said, said) == ("", True)
+    assert started(monkeypatch, said) == ("", True)
 
 
 def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabError, wanted: str) -> HomelabError:

@@ -252,6 +252,7 @@ def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
             "container: Operation not permitted",
             "container-refused",
         ),
+        ("kvm: vfio: Unable to power on device, stuck in D3", "stuck-in-d3"),
     ],
 )
 def test_what_qemu_says_of_a_start_that_failed_is_known(text: str, name: str) -> None:
@@ -259,4 +260,4 @@ def test_what_qemu_says_of_a_start_that_failed_is_known(text: str, name: str) ->
         name
     ]
     assert of_start("start failed: QEMU exited with code 1") == []
-    assert {row.name for row in start_signs()} == {"group-refused", "container-refused"}
+    assert {row.name for row in start_signs()} == {"group-refused", "container-refused", "stuck-in-d3"}

@@ -86,10 +86,6 @@ class StillRunsError(ApiError):
     upid = ""
 
 
-class CardNotResetError(ApiError):
-    """A VM runs with a card that couldn't be reset at its start."""
-
-
 def plain(text: str, secrets: Iterable[str] = ()) -> str:
     """A node's text as it may be shown: nothing that a terminal would obey, no secret, not without end."""
     for secret in secrets:

@@ -7,7 +7,6 @@ it, the change is taken back.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +17,6 @@ from homelab.remote import scripts
 from homelab.remote.proxmox.api import SECRETS, Api
 from homelab.remote.proxmox.errors import (
     ApiError,
-    CardNotResetError,
     ChangedMeanwhileError,
     ElsewhereError,
     NotThereError,
@@ -31,9 +29,6 @@ from homelab.vm.config import Change, identity, strings
 
 # A guest that is still booting ignores the power button: it is pressed again, this often.
 PRESS_SECONDS = 60
-# qemu-server's words for a card that has a reset which failed; its start task says OK all the same (PVE::QemuServer::PCI). A card
-# without any way to be reset isn't reset, and there is no such line.
-_NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 # How far the clock of a task and the uptime of its VM may be apart, in seconds.
 CLOCK_SECONDS = 5
 # How long to look for the effect of a start that no task can be waited for.
@@ -124,8 +119,9 @@ class Machine:
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
         self.label = f"VM {vmid} ({name})"
-        # How often it was started by this.
+        # How often it was started by this, and what the last of these starts said: what became of its cards is told there alone (homelab/host/card_start.py).
         self.starts = 0
+        self.start_log: list[str] = []
 
     @property
     def node(self) -> str:
@@ -203,7 +199,6 @@ class Machine:
         # Whoever has asked HA to stop it wants it off; unless that was a run that was interrupted.
         self._others_stop_it = running and not ran and self._ha().get("state") in HA_STOPS
         before, change = self._write(target)
-        has_card = any(key.startswith("hostpci") for key in {*before, *change.values} - {*change.delete})
         if running and self._waiting(sorted({*keys, *change.keys})):
             start = power == "running" or (power == "keep" and not self._others_stop_it)
             self._restart(before, change, policy, start=start)
@@ -227,8 +222,6 @@ class Machine:
         if ran:
             self._have_ha_keep_it()
             self._memory.forget()
-        if running and has_card:
-            self._require_last_start_reset()
         return running
 
     def _write(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
@@ -293,9 +286,8 @@ class Machine:
             self._announce_start(before)
             self.start()
         except HomelabError as error:
-            # One that runs with a card that wasn't reset is left running: what is in it isn't ours to switch off. While its start is under way, it may wait for
-            # containers that use its card, its configuration is locked, and what it begins with stays.
-            if change and not isinstance(error, UnansweredError | CardNotResetError | StillRunsError):
+            # While its start is under way, it may wait for containers that use its card, its configuration is locked, and what it begins with stays.
+            if change and not isinstance(error, UnansweredError | StillRunsError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
 
@@ -348,16 +340,20 @@ class Machine:
         self.starts += 1
         if not self._comes_up(HA_SECONDS + hook if by_ha else LOST_SECONDS, by_ha=by_ha):
             self._require_ha_can(wanted)
-            raise ApiError(
-                wanted=wanted,
-                found="its task succeeded, but it doesn't run",
-                why="it went off at once: QEMU or the guest ended by itself",
-                next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
-                status=500,
-                reason="not running",
-            )
+            raise self.off_again().retold(wanted=wanted)
         self._runs_again()
-        self._require_reset(self._log_of_ha(began) if by_ha else log)
+        self.start_log = self._log_of_ha(began) if by_ha else log
+
+    def off_again(self) -> ApiError:
+        """The error for one that was started, and doesn't run."""
+        return ApiError(
+            wanted=f"{self.label} running after its start",
+            found="its task succeeded, but it doesn't run",
+            why="it went off at once: QEMU or the guest ended by itself",
+            next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+            status=500,
+            reason="not running",
+        )
 
     def _note_again(self) -> None:
         """Before the next request to shut it down: where people have the same user, only what follows a note at once is this program's."""
@@ -413,26 +409,6 @@ class Machine:
         """
         limit = seconds + self._api.host.timeouts.api_task
         return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
-
-    def _require_reset(self, log: list[str]) -> None:
-        """Refuses a start that says in its log alone that a card was not reset.
-
-        :raises CardNotResetError: it runs on.
-        """
-        failed = sorted({match[1] for line in log if (match := _NOT_RESET.search(line))})
-        if failed:
-            raise _not_reset(self, failed)
-
-    def _require_last_start_reset(self) -> None:
-        """The same for a VM that runs already, as far as it was us who started it: a run that failed for it isn't made good by another."""
-        up = self._status().get("uptime", 0)
-        started = self._api.node_time - float(up)
-        for task in self._api.tasks(source="archive", vmid=self.vmid, typefilter="qmstart", limit=1):
-            if task["starttime"] - CLOCK_SECONDS <= started <= task.get("endtime", 0) + CLOCK_SECONDS:
-                self._require_reset(self._api.task_log(task["upid"]))
-                return
-        if self._ha():
-            self._require_reset(self._log_of_start(self.node, int(started) - CLOCK_SECONDS) or [])
 
     def _comes_up(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
         """Does it run, within a while, and while HA hasn't given up? There may be no task to wait for: the answer was lost, or the HA manager does it."""
@@ -548,16 +524,4 @@ def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
         found="HA was asked to, and has not switched it off",
         why="the change needs a VM that is off; it runs on as it was, unless HA still switches it off",
         next="see what keeps HA from it (`journalctl -u pve-ha-lrm` on the host), then run `pulumi up` again",
-    )
-
-
-def _not_reset(machine: Machine, functions: list[str]) -> CardNotResetError:
-    return CardNotResetError(
-        wanted=f"{machine.label} started with its card reset",
-        found=f"its start task's log says: failed to reset PCI device {', '.join(functions)}; the task says OK, and the VM runs",
-        why="a card that wasn't reset is as its last user left it: the guest's driver finds it dead, or the host loses it",
-        next="look at the kernel's log on the host (`journalctl -k -g 'vfio|FLR|D3cold'`); shut the VM down, switch the host off and on again "
-        "(a reboot is not enough for a card that hangs), then run `pulumi up` again",
-        status=500,
-        reason="failed to reset PCI device",
     )

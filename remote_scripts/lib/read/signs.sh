@@ -12,8 +12,8 @@ signs() {
   for path in "$PCI"/*; do
     code=''
     [[ ! -r $path/class ]] || read -r code <"$path/class"
-    [[ $code == 0x03* || $code == 0x12* || $code == 0x0403* ]] || continue
-    asked+=("$path")
+    [[ $code == 0x03* || $code == 0x12* || $code == 0x0403* || $path/driver -ef $ROOT/sys/bus/pci/drivers/vfio-pci ]] || continue
+    [[ ! -e $path/config ]] || asked+=("$path")
   done
   find_lost "${asked[@]}"
   # As the module has it, or will have it when it is loaded.
@@ -31,8 +31,8 @@ signs() {
   json_entry boot_warnings "$warnings"
 }
 
-# find_lost FOLDER... - adds to `lost` of the caller the functions whose configuration space doesn't read as one. Of all at once; where that doesn't end, or not of every
-# one so much is read, each for itself: reading a card that is gone can take long.
+# find_lost FOLDER... - adds to `lost` of the caller the functions whose configuration space can't be read, or doesn't read as one. Of all at once; where that doesn't
+# end, or not of every one so much is read, each for itself: reading a card that is gone can take long.
 find_lost() {
   local path one lines=()
   # shellcheck disable=SC2016 # that bash's own
@@ -45,7 +45,7 @@ find_lost() {
     return 0
   fi
   for path in "$@"; do
-    one=$(exec_within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || continue
+    one=$(exec_within 5 od -An -v -tx1 -N16 "$path/config" 2>/dev/null) || one=ffffffffffffffffffffffffffffffff
     note_if_lost "$path" "$one"
   done
 }

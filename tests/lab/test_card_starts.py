@@ -1,0 +1,109 @@
+"""A VM is started with its card, of each kind that there is: without a reset of its own, with one that fails, lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.errors import HomelabError
+from homelab.provider import api
+from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider.vm_change import VmChangeWork
+from homelab.remote.proxmox import api as api_module
+from homelab.resources.base import ShutdownInputs
+from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.vm_change import VmChange
+from lab import Lab
+from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
+
+SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
+FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
+# The resets of each of the card's functions.
+NO_FLR, FLR, SINGLE = ([], []), (["flr"], ["flr"]), ([],)
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("starts") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Lab:
+    """Its card is mapped, and has these resets; the VM is off."""
+    scenario = yaml.safe_load(SCENARIO.read_text(encoding="utf-8"))
+    bridge = next(one for one in scenario["pci"] if one["address"] == "00:01.1")
+    resets = request.param
+    bridge["children"] = [one | {"resets": own} for one, own in zip(bridge["children"], resets, strict=False)]
+    file = tmp_path / "scenario.yaml"
+    file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    shared_lab.reset(str(file))
+    map_card(shared_lab)
+    machine(shared_lab).shut_down(POLICY)
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(api, "CARD_SECONDS", 0.5)
+    return shared_lab
+
+
+def texts(lab: Lab) -> dict[str, str]:
+    host = host_of(lab).model_dump(mode="json", by_alias=True)
+    host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+    vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": ["rtx5090"]}}
+    return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
+
+
+def start(lab: Lab, power: str = "running", **options: str) -> VmChange.Outputs:
+    """`up` gives the VM its card and starts it."""
+    record: dict[str, Any] = {
+        "hostpci0": {"ours": MAPPED["hostpci0"], "before": None, "slot": "0000:01:00"},
+        **{key: {"ours": value, "before": None} for key, value in options.items()},
+    }
+    inputs = VmChange.Inputs(
+        host=NODE, node=NODE, vm="sandbox", vmid=VM, record=record, restore={}, running=False, generation=0, power=power, shutdown=SHUTDOWN
+    )  # fmt: skip
+    return VmChangeWork(texts(lab)).create(inputs)
+
+
+@pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["two functions, no FLR"])
+def test_a_card_without_a_reset_of_its_own_starts_well(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(lab).state == "running"
+    said = capsys.readouterr().out
+    assert "failed to reset PCI device" in said
+    assert f"that {FUNCTION} could not be reset is normal" in said and "note:" not in said
+
+
+@pytest.mark.parametrize("lab", [FLR, SINGLE], indirect=True, ids=["FLR", "a single function's bus"])
+def test_a_reset_that_failed_and_works_alone_is_a_remark(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.fault("reset-fails", FUNCTION)
+    assert start(lab).state == "running"
+    assert (
+        f"note: {FUNCTION} could not be reset when VM 103 (Sandbox) started".lower() in capsys.readouterr().out.lower()
+    )
+
+
+@pytest.mark.parametrize("lab", [NO_FLR, FLR], indirect=True, ids=["no FLR", "FLR"])
+def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab) -> None:
+    start(lab)
+    lab.fault("reset-kills", FUNCTION)
+    for _ in range(2):
+        with pytest.raises(HomelabError, match="can't be read: every bit is one"):
+            start(lab, cores="3")
+        assert machine(lab).running(), "what is in the VM isn't ours to switch off"
+
+
+@pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["no FLR"])
+def test_a_restart_for_another_change_looks_at_the_card_as_well(lab: Lab) -> None:
+    entry = "node=pve,path=0000:06:00.0,id=1022:43fc,iommugroup=17,subsystem-id=0000:0000"
+    lab.run(f"pvesh create /cluster/mapping/pci --id other --map {entry}; qm set {VM} --hostpci1 mapping=other")
+    start(lab)
+    lab.fault("reset-kills", FUNCTION)
+    inputs = GpuLease.Inputs(
+        host=NODE, node=NODE, mapping="other", slot="0000:06:00", vm="sandbox", vmid=VM, shutdown=SHUTDOWN
+    )
+    with pytest.raises(HomelabError, match="can't be read: every bit is one; VM 103"):
+        GpuLeaseWork(texts(lab)).delete(inputs, GpuLease.Outputs(by_hand=False))

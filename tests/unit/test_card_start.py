@@ -1,0 +1,138 @@
+"""What a start has done to a VM's cards (homelab/host/card_start.py): well, a remark, or lost, by what is true afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from homelab import tables
+from homelab.host.card_start import Outcome, functions_of, judged
+from homelab.host.facts import HostFacts
+from homelab.host.resets import works_alone
+from tests.conftest import shared
+from tests.unit.hosts import desktop, device
+
+TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "kernel_texts.yaml")
+CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
+VM = "VM 103 (sandbox)"
+NOT_RESET = "failed to reset PCI device '{}', but trying to continue as not all devices need a reset"
+LOG = [
+    f"error writing '1' to '/sys/bus/pci/devices/{CARD}/reset': Inappropriate ioctl for device",
+    NOT_RESET.format(CARD),
+]
+STUCK = "kvm: vfio: Unable to power on device, stuck in D3"
+
+
+def host(*methods: str | None, **changes: object) -> HostFacts:
+    """The desktop; ``methods``: what its card's functions list as resets, in their order; None: they have no such file."""
+    states = {address: {"reset_method": way} for address, way in zip((CARD, AUDIO), methods, strict=False)}
+    return desktop(card_states=states, **changes)
+
+
+def alone(methods: str) -> HostFacts:
+    """The same with a card of one function."""
+    facts = host(methods)
+    return facts.model_copy(update={"devices": [one for one in facts.devices if one.address != AUDIO]})
+
+
+def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> Outcome:
+    return judged(before or desktop(), after, [CARD, AUDIO][: len(after.in_slot("0000:01:00"))], list(log), VM)
+
+
+# -- a reset that failed ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("facts", "remark"),
+    [
+        pytest.param(host("bus", None), False, id="the bus of two functions, which the kernel refuses"),
+        pytest.param(host("", None), False, id="no reset at all, as its owner wants it"),
+        pytest.param(host("cxl_bus bus", None), False, id="the bus by two ways"),
+        pytest.param(host("flr bus", "flr"), True, id="FLR"),
+        pytest.param(host("af_flr bus", None), True, id="FLR of conventional PCI"),
+        pytest.param(host("pm bus", None), True, id="power management"),
+        pytest.param(host("device_specific bus", None), True, id="vendor-reset"),
+        pytest.param(alone("bus"), True, id="the bus of a single function"),
+        pytest.param(host(None, None), True, id="a kernel that doesn't say"),
+    ],
+)
+def test_a_reset_that_failed_is_a_remark_if_it_could_have_worked_alone(facts: HostFacts, remark: bool) -> None:
+    outcome = start(facts, *LOG)
+    assert outcome.errors == [] and (len(outcome.remarks), len(outcome.explained)) == ((1, 0) if remark else (0, 1))
+    assert CARD in [*outcome.remarks, *outcome.explained][0]
+
+
+def test_a_start_whose_resets_worked_says_nothing() -> None:
+    assert start(host("flr bus", "flr"), "TASK OK") == Outcome()
+
+
+def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
+    log = shared("failures", "reset-write-inappropriate-ioctl-benign.txt").read_text(encoding="utf-8").splitlines()
+    slot = "0000:c5:00"
+    both = [
+        device(f"{slot}.{number}", ids, code, 15)
+        for number, ids, code in ((0, "1002:1900", "030000"), (1, "1002:1640", "040300"))
+    ]
+    facts = desktop(*both, card_states={f"{slot}.0": {"reset_method": "bus"}})
+    outcome = judged(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
+    assert (outcome.errors, outcome.remarks, len(outcome.explained)) == ([], [], 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "devices"),
+    [("0000:06:00.0", ["0000:06:00.0", "0000:07:00.0"]), ("10000:e1:00.0", ["0000:e1:00.1", "10000:e1:00.0"])],
+)
+def test_a_function_is_alone_if_no_other_is_on_its_bus(address: str, devices: list[str]) -> None:
+    found = [device(one, "10de:2b85", "030000", 1) for one in devices]
+    facts = desktop(devices=found, card_states={address: {"reset_method": "bus"}})
+    assert works_alone(facts, address)
+
+
+# -- a card that is lost ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(host("bus", None, lost=[CARD]), id="its configuration space"),
+        pytest.param(host("bus", None, lost=[AUDIO]), id="that of its second function"),
+        pytest.param(host("bus", devices=desktop().devices[:3]), id="gone from the bus"),
+        *(
+            pytest.param(host("bus", None, kernel_log=text), id=f"{name} {number}")
+            for name in ("inaccessible", "header", "not-ready", "bus-fatal", "link-down")
+            for number, text in enumerate(TEXTS[name])
+        ),
+    ],
+)
+def test_a_card_that_is_lost_after_its_start_is_an_error_with_and_without_a_reset(after: HostFacts) -> None:
+    facts = desktop()
+    for log in (LOG, []):
+        assert len(judged(facts, after, [CARD, AUDIO], log, VM).errors) == 1
+
+
+def test_what_qemu_says_of_a_card_that_does_not_wake_up_is_an_error() -> None:
+    (error,) = start(host("bus", None), *LOG, STUCK, "TASK OK").errors
+    assert error.found == f"QEMU says: {STUCK}" and error.next.startswith("shut the VM down")
+
+
+@pytest.mark.parametrize("name", ["reset-failed", "bus-error", "pending-transaction"])
+def test_what_need_not_be_the_end_of_a_card_is_a_remark(name: str) -> None:
+    outcome = start(host("flr bus", "flr", kernel_log=TEXTS[name][0]))
+    assert outcome.errors == [] and len(outcome.remarks) == 1
+
+
+def test_what_was_so_before_a_start_is_not_of_that_start() -> None:
+    text = TEXTS["inaccessible"][0]
+    before = host("bus", None, lost=[CARD], kernel_log=text)
+    assert start(before, *LOG, before=before).errors == []
+
+
+# -- which functions -------------------------------------------------------------------------------------------------
+def test_a_running_vms_functions_are_those_that_are_reserved_for_it() -> None:
+    guests = {
+        "running": [103],
+        "configs": [{"kind": "vm", "id": 103, "lines": "hostpci0: mapping=a\nhostpci1: 0000:0b:00"}],
+        "mappings": "a\n\tmap node=pve,path=0000:01:00,id=10de:2b85\n\tmap node=pve2,path=0000:02:00\n",
+        "reservations": f"{CARD} 103 pid 1\n0000:02:00.0 104 pid 2\n",
+    }
+    assert functions_of(desktop(guests=guests), 103, "pve") == [CARD]
+    off = desktop(guests={**guests, "reservations": ""})
+    assert functions_of(off, 103, "pve") == [CARD, AUDIO, "0000:0b:00.0"]
+    assert functions_of(off, 104, "pve") == []
