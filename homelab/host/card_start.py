@@ -62,7 +62,7 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
             outcome.remarks.append(f"{trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
     for sign in kernel_log.of_start("\n".join(start_log)):
         if sign.lost:
-            line = next(line for line in start_log if re.search(sign.pattern, line))
+            line = next((line for line in start_log if re.search(sign.pattern, line)), sign.name)
             outcome.errors.append(
                 HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
             )

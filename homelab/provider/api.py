@@ -101,17 +101,17 @@ class ApiWork(Work[NodeT, OutputsT]):
             facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
             functions = card_start.functions_of(facts, machine.vmid, machine.node)
             outcome = card_start.judged(before, facts, functions, machine.start_log, machine.label)
-            runs = machine.running()
-            if not outcome.errors or not runs:
+            state = machine.state()
+            if not outcome.errors or state != "running":
                 break
         for text in outcome.explained:
             machine.say(text)
         for text in outcome.remarks:
             machine.say(f"note: {text}")
-        if runs:
+        if state == "running":
             raise_all([one.retold(found=f"{one.found}; {machine.label} runs") for one in outcome.errors])
         else:
-            raise_all([machine.off_again(), *outcome.errors])
+            raise_all([machine.off_again(state), *outcome.errors])
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node.

@@ -284,10 +284,10 @@ def a_change(record: Record, power: str = "keep") -> VmChange.Inputs:
 
 
 class _Starting(_Stopped):
-    """A VM that starts, as its task says. ``log``: what that says besides; ``off``: it has gone off since."""
+    """A VM that starts, as its task says. ``state``: what it is after that."""
 
-    converged = off = False
-    log: tuple[str, ...] = ()
+    converged = False
+    state = "running"
 
     def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
         work = self
@@ -295,15 +295,15 @@ class _Starting(_Stopped):
         class Machine:
             label = "VM 103 (sandbox)"
             node, vmid = "pve", 103
-            starts, start_log = 1, list(work.log)
+            starts, start_log = 1, list[str]()
             say = print
 
             def converge(self, *_: Any, **__: Any) -> bool:
                 work.converged = True
                 return True
 
-            def running(self) -> bool:
-                return not work.off
+            def state(self) -> str:
+                return work.state
 
             off_again = RealMachine.off_again
 
@@ -315,8 +315,7 @@ def started(
     *readings: HostFacts,
     path: str = "0000:01:00",
     power: str = "keep",
-    log: tuple[str, ...] = (),
-    off: bool = False,
+    state: str = "running",
 ) -> tuple[str, bool]:
     """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after,
     as each time that it is asked; the last one for as long as it is."""
@@ -329,7 +328,7 @@ def started(
     monkeypatch.setattr(api, "CARD_SECONDS", 0.05)
     monkeypatch.setattr(api, "CARD_POLL_SECONDS", 0.01)
     work = _Starting({})
-    work.log, work.off = log, off
+    work.state = state
     try:
         work.create(a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
     except HomelabError as error:
@@ -358,9 +357,26 @@ def test_a_card_that_is_in_the_midst_of_a_reset_is_asked_again(monkeypatch: pyte
 
 
 def test_that_a_vm_runs_is_said_only_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = started(monkeypatch, desktop(), GONE, off=True)
+    found, _ = started(monkeypatch, desktop(), GONE, state="stopped")
     assert found.startswith("its task succeeded, but it doesn't run; ") and "runs" not in found
-    assert started(monkeypatch, desktop(), off=True)[0] == "its task succeeded, but it doesn't run"
+    assert started(monkeypatch, desktop(), state="stopped")[0] == "its task succeeded, but it doesn't run"
+    assert "QEMU has halted it (internal-error)" in started(monkeypatch, desktop(), state="internal-error")[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "qmp", "state"),
+    [
+        ("running", "running", "running"),
+        ("running", "paused", "running"),
+        ("running", "internal-error", "internal-error"),
+        ("stopped", "stopped", "stopped"),
+    ],
+)
+def test_a_vm_that_qemu_has_halted_for_a_card_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, status: str, qmp: str, state: str
+) -> None:
+    monkeypatch.setattr(RealMachine, "_status", lambda _: {"status": status, "qmpstatus": qmp})
+    assert RealMachine.__new__(RealMachine).state() == state
 
 
 def test_what_the_kernel_says_since_the_start_counts_and_what_it_said_before_does_not(

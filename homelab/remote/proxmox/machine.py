@@ -164,6 +164,16 @@ class Machine:
         """
         return bool(self._status()["status"] == "running")
 
+    def state(self) -> str:
+        """`running`; `stopped`; or `internal-error`: QEMU has halted it, as it does when the kernel tells of an error of a card (hw/vfio/pci.c,
+        vfio_err_notifier_handler).
+
+        :raises ApiError: the API doesn't say.
+        """
+        status = self._status()
+        halted = status.get("qmpstatus") == "internal-error"
+        return "internal-error" if halted and status["status"] == "running" else str(status["status"])
+
     def _status(self) -> dict[str, Any]:
         found: dict[str, Any] = self._get("/status/current", f"to see whether {self.label} runs")
         return found
@@ -344,12 +354,20 @@ class Machine:
         self._runs_again()
         self.start_log = self._log_of_ha(began) if by_ha else log
 
-    def off_again(self) -> ApiError:
-        """The error for one that was started, and doesn't run."""
+    def off_again(self, state: str = "stopped") -> ApiError:
+        """The error for one that was started, and doesn't run.
+
+        :param state: as of `state`.
+        """
+        off = state == "stopped"
         return ApiError(
             wanted=f"{self.label} running after its start",
-            found="its task succeeded, but it doesn't run",
-            why="it went off at once: QEMU or the guest ended by itself",
+            found="its task succeeded, but it doesn't run"
+            if off
+            else f"it has been started, and QEMU has halted it ({state})",
+            why="it went off at once: QEMU or the guest ended by itself"
+            if off
+            else "a card that it has tells of an error",
             next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
             status=500,
             reason="not running",
