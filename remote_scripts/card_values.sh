@@ -135,7 +135,9 @@ give_back() {
     ! grep -q "^$address [^ ]* $attribute " <<<"$VALUES" || continue
     { read -r had && read -r ours; } <"$record" || :
     if [[ -e $PCI/$address/$attribute && $(now "$address" "$attribute") == "$ours" ]]; then
-      printf '%s' "$had" >"$PCI/$address/$attribute" 2>/dev/null || :
+      # Of the resets that the kernel found before the card's other functions were there, it takes those back that it finds now.
+      printf '%s' "$had" >"$PCI/$address/$attribute" 2>/dev/null || [[ $attribute != reset_method ]] ||
+        printf default >"$PCI/$address/$attribute" 2>/dev/null || :
       log "$address: $attribute is $(now "$address" "$attribute") again"
     fi
     remove_file "$HAD/$name"

@@ -308,11 +308,12 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
-def resettable(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card answers, and isn't one that a reset is known to break."""
+def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The card answers, isn't one that a reset is known to break, and can be reset as the settings want it."""
     gone = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
     lost = [kernel_log.lost(f"gpus.{name}", gone)] if gone else []
-    return lost + resets.refused(facts, f"gpus.{name}", slot)
+    about = f"gpus.{name}"
+    return lost + resets.refused(facts, about, slot) + resets.refused_choice(facts, about, gpu, slot)
 
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:

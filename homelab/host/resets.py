@@ -14,6 +14,7 @@ from homelab.errors import HomelabError
 from homelab.host import card_ids
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
+from homelab.settings import Gpu
 
 
 class ResetRow(BaseModel):
@@ -53,12 +54,18 @@ def works_alone(facts: HostFacts, address: str) -> bool | None:
 
     It lists `bus` for the first function of each bus, and carries it out only for one that is alone there (drivers/pci/pci.c, pci_parent_bus_reset).
     """
-    ways, bus = methods(facts, address), address.rpartition(":")[0]
+    ways = methods(facts, address)
     if ways is None:
         return None
     if set(ways) - {"bus", "cxl_bus"}:
         return True
-    return bool(ways) and [one.address for one in facts.devices if one.address.startswith(f"{bus}:")] == [address]
+    return bool(ways) and not _beside(facts, address)
+
+
+def _beside(facts: HostFacts, address: str) -> list[str]:
+    """The other functions on its bus."""
+    bus = address.rpartition(":")[0]
+    return [one.address for one in facts.devices if one.address != address and one.address.startswith(f"{bus}:")]
 
 
 def known(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
@@ -99,5 +106,22 @@ def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
             found=f"it is a card of the kind {row.name}",
             why=f"{row.why} ({row.source})",
             next=row.next,
+        )
+    ]
+
+
+def refused_choice(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """The refusal of `reset: bus` for a card that isn't alone on its bus: the kernel takes no such order (drivers/pci/pci.c, reset_method_store)."""
+    others = sorted(
+        {one for device in facts.functions(slot) if device.is_display for one in _beside(facts, device.address)}
+    )
+    if gpu.reset != "bus" or not others:
+        return []
+    return [
+        HomelabError(
+            wanted=f"{name}.reset: bus",
+            found=f"on the bus of {facts.card(slot)} there are also: {', '.join(others)}",
+            why="the kernel resets a bus for a function that is alone there; for another one it refuses that, though it may list it",
+            next=f"take reset out of {name}; a card without a reset of its own is reset with its whole bus by QEMU, where the VM has all of it",
         )
     ]

@@ -100,7 +100,7 @@ class Gpu(Model):
     (`live-migration-capable`), which its driver has to be able to do. From Proxmox VE 8.4 on."""
     reset: Literal["flr", "bus", "pm", "acpi", "device_specific"] | None = None
     """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own order (`reset_method`). Set it only
-    if the plan's note about your card, or your own trial, says so."""
+    if the plan's note about your card, or your own trial, says so. `bus` is for a card of a single function: the kernel refuses it for others."""
     keep_awake: bool = False
     """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it, for a card that doesn't wake up again (D3cold). It takes more power
     then."""

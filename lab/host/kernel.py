@@ -18,7 +18,7 @@ from typing import Any
 
 from . import catalogue, holders, kernel_files, nvidia
 from .catalogue import MODULES, normal
-from .devices import PciDevice, is_alone_for_a_bus_reset, load_devices
+from .devices import PciDevice, is_alone_for_a_bus_reset, load_devices, reset_methods
 from .modprobe import ModprobeConfig
 from .state import CONTROL_FILE, HostState, kernel_release
 
@@ -249,6 +249,8 @@ class RunningKernel:
         _, driver, verb = file.split("/")
         if verb == "reset":
             return self._reset(driver, value)
+        if verb == "reset_method":
+            return self._choose_resets(driver, value)
         if verb in ("new_id", "remove_id"):
             return self._dynamic_id(driver, verb, value)
         if value not in self.devices:
@@ -281,8 +283,26 @@ class RunningKernel:
         if fault is True or (fault and str(fault) in address):
             return errno.ENOTTY
         listed = (self.device_folder(address) / "reset_method").read_text(encoding="utf-8").split()
-        works = any(way != "bus" or is_alone_for_a_bus_reset(device, [*self.devices.values()]) for way in listed)
-        return 0 if works else errno.ENOTTY
+        return 0 if set(listed) & set(self._resets_now(device)) else errno.ENOTTY
+
+    def _resets_now(self, device: PciDevice) -> list[str]:
+        """The resets that the kernel would list if it looked at the device once more: `bus` for one that is alone on its bus."""
+        alone = is_alone_for_a_bus_reset(device, [*self.devices.values()])
+        return [*device.resets, *(["bus"] if alone else [])]
+
+    def _choose_resets(self, address: str, value: str) -> int:
+        """A write to `reset_method` (drivers/pci/pci.c, reset_method_store): each method that is named is probed once more; one that fails leaves
+        what was there. So `bus`, which the first function of a card lists, can't be written.
+        """
+        device = self.devices[address]
+        chosen: dict[str, list[str]] = self.data.setdefault("reset_methods", {})
+        wanted = self._resets_now(device) if value == "default" else value.split()
+        refused = not set(wanted) <= set(self._resets_now(device))
+        if not refused:
+            chosen[address] = wanted
+        listed = chosen.get(address, reset_methods([*self.devices.values()])[address])
+        (self.device_folder(address) / "reset_method").write_text(f"{' '.join(listed)}\n", encoding="utf-8")
+        return errno.EINVAL if refused else 0
 
     def _drivers_probe(self, address: str) -> int:
         if address not in self.devices:

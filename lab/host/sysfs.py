@@ -171,7 +171,7 @@ def _device_files(device: PciDevice, folder: str, resets: list[str]) -> None:
     put(f"{folder}/power/control", "on\n")
     put(f"{folder}/d3cold_allowed", "1\n")
     if resets:
-        put(f"{folder}/reset_method", f"{' '.join(resets)}\n")
+        put(f"{folder}/reset_method", f"{' '.join(resets)}\n", CONTROL_FILE)
         put(f"{folder}/reset", b"", CONTROL_FILE)
     put(f"{folder}/removable", "removable\n" if device.removable else "fixed\n")
     if device.is_display:

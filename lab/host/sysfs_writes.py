@@ -47,7 +47,7 @@ def taken(kernel: RunningKernel, only: str | None = None) -> list[tuple[str, str
         *(f"drivers/{d}/{v}" for d in list(kernel.drivers) for v in ("unbind", "new_id", "remove_id", "bind")),
         *(f"devices/{address}/reset" for address in kernel.devices),
         "drivers_probe",
-    ]
+    ]  # reset_method always has a content, and is looked at for whoever has written it
     for name in files if only is None else [only]:
         path = bus / name
         if not path.exists() or path.stat().st_size == 0:
@@ -87,7 +87,7 @@ def _name(path: str) -> str:
     parts = path.split("/")
     if parts[-1] == "drivers_probe":
         return parts[-1]
-    return "/".join(["devices" if parts[-1] == "reset" else "drivers", *parts[-2:]])
+    return "/".join(["devices" if parts[-1] in ("reset", "reset_method") else "drivers", *parts[-2:]])
 
 
 def _write(host: HostState, boot: object, file: str, value: str) -> int:

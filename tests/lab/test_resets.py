@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from homelab.remote import scripts
 from lab.scenario import Scenario, load_scenario
-from tests.lab.host_kit import Host
+from tests.lab.host_kit import Host, run_script
 
 CARD = ("0000:01:00.0", "0000:01:00.1")
 NOT_RESET = (
@@ -57,9 +58,38 @@ def test_a_function_lists_and_answers_a_reset_as_linux_does(
         assert "Invalid argument" in written(host, function, "2")
 
 
+@pytest.mark.parametrize(
+    ("resets", "value", "listed"),
+    [
+        pytest.param((["flr"], ["flr"]), "flr", "flr", id="one of its own"),
+        pytest.param((["flr"], ["flr"]), "bus", None, id="the bus of two functions"),
+        pytest.param((["flr"], ["flr"]), "flr bus", None, id="what it listed"),
+        pytest.param((["flr"], ["flr"]), "default", "flr", id="what the kernel finds now"),
+        pytest.param((["flr"],), "bus", "bus", id="the bus of a single function"),
+        pytest.param((["flr"],), "hot", None, id="nonsense"),
+    ],
+)
+def test_a_reset_is_chosen_from_those_that_linux_finds_now(
+    tmp_path: Path, resets: tuple[list[str], ...], value: str, listed: str | None
+) -> None:
+    host = Host(tmp_path, desktop(*resets), running=True)
+    for _ in range(2):
+        done = host.run(f"printf %s '{value}' >$ROOT/sys/bus/pci/devices/{CARD[0]}/reset_method")
+        assert ("Invalid argument" in done.stderr) is (listed is None)
+        assert methods(host)[0] == (listed or "flr bus")
+
+
 def test_a_function_of_the_root_bus_has_no_bus_reset(tmp_path: Path) -> None:
     host = Host(tmp_path, "four-functions", running=True)
     assert (host.root / "sys/bus/pci/devices/0000:00:02.0/reset_method").read_text() == "flr\n"
+
+
+def test_a_reset_that_was_chosen_goes_for_those_that_linux_finds_now(tmp_path: Path) -> None:
+    host = Host(tmp_path, desktop(["flr", "pm"], ["flr"]), running=True)
+    for values, listed in ([f"{CARD[0]} 10de:2b85 reset_method pm"], "pm"), ([], "flr pm"):
+        done = run_script(host.machine, "apply", scripts.card_values(values))
+        assert done.returncode == 0, done.stdout
+        assert methods(host) == [listed, "flr"]
 
 
 @pytest.mark.parametrize(

@@ -303,14 +303,14 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
 
 def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:
     host = settings(
-        {"g": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
+        {"g": {"match": "10de:2b85", "reset": "flr", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
     )
     functions = plan.wanted(desktop(), host).gpus
     assert card_values.lines(functions, host.gpus) == [
-        "0000:01:00.0 10de:2b85 reset_method bus",
+        "0000:01:00.0 10de:2b85 reset_method flr",
         "0000:01:00.0 10de:2b85 d3cold_allowed 0",
         "0000:01:00.0 10de:2b85 power/control on",
-        "0000:01:00.1 10de:22e8 reset_method bus",
+        "0000:01:00.1 10de:22e8 reset_method flr",
         "0000:01:00.1 10de:22e8 d3cold_allowed 0",
         "0000:01:00.1 10de:22e8 power/control on",
     ]
