@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError, raise_all
@@ -86,11 +87,24 @@ class ApiWork(Work[NodeT, OutputsT]):
         :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is lost or the VM is off again.
         """
         if before is None and power != "stopped" and any(key.startswith("hostpci") for key in machine.config()):
-            before = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
+            before = self._read_log(inputs)
+        if before is None:
+            return machine.converge(target, keys, how, power)
+        said = [before.kernel_log]
+
+        def hear() -> None:
+            # What the kernel says while the VM goes off isn't of the start. If the host can't be read now, the earlier reading counts.
+            with suppress(HomelabError):
+                said.append(self._read_log(inputs).kernel_log)
+
+        machine.before_start = hear
         runs = machine.converge(target, keys, how, power)
-        if runs and machine.starts and before is not None and machine.node == inputs.node:
-            self._require_cards(inputs, machine, before)
+        if runs and machine.starts and machine.node == inputs.node:
+            self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": said[-1]}))
         return runs
+
+    def _read_log(self, inputs: NodeT) -> HostFacts:
+        return asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
 
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
         """Judges a start.

@@ -305,7 +305,7 @@ def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
         vm = object.__new__(machines.Machine)
         vm.__dict__.update(
             label="VM 103", _api=SimpleNamespace(node_time=1), _announced=hook, _asked_ha=False, starts=0, say=lambda text: None,
-            _require_ha_can=lambda wanted: by_ha, _runs_again=lambda: None, _require_reset=lambda log: None,
+            _require_ha_can=lambda wanted: by_ha, _runs_again=lambda: None,
             _log_of_ha=lambda began: [],
             _task=lambda *about, seconds: [str(noted("task", seconds))],
             _comes_up=lambda seconds, **_: noted("up", seconds),

@@ -122,6 +122,8 @@ class Machine:
         # How often it was started by this, and what the last of these starts said: what became of its cards is told there alone (homelab/host/card_start.py).
         self.starts = 0
         self.start_log: list[str] = []
+        # Called before it is started for a change, while it is off.
+        self.before_start: Callable[[], None] = lambda: None
 
     @property
     def node(self) -> str:
@@ -293,6 +295,7 @@ class Machine:
     def _start_with(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
         """Starts it; if that fails because of the change, it is taken back, and a VM that ran runs again as before."""
         try:
+            self.before_start()
             self._announce_start(before)
             self.start()
         except HomelabError as error:
