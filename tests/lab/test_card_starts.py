@@ -24,7 +24,10 @@ from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machin
 SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
 FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
 # The resets of each of the card's functions.
-NO_FLR, FLR, SINGLE = ([], []), (["flr"], ["flr"]), ([],)
+Resets = tuple[list[str], ...]
+NO_FLR: Resets = ([], [])
+FLR: Resets = (["flr"], ["flr"])
+SINGLE: Resets = ([],)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from tests.conftest import SHARED, shared
 from tests.lab.host_kit import Host
 
 LISTINGS = sorted(
-    str(path.relative_to(SHARED / "real_hosts")) for path in (SHARED / "real_hosts").glob("*/iommu_groups*.txt")
+    str(path.relative_to(SHARED / "real_hosts"))
+    for path in (SHARED / "real_hosts").glob("*/iommu_groups*.txt")
+    if "as_written_by_author" not in path.name  # a sentence about two groups, without ids
 ) or ["no-captures/iommu_groups.txt"]
 
 
@@ -28,7 +30,7 @@ def test_a_captured_machine_becomes_a_host_with_the_same_groups(tmp_path: Path, 
     printed = host.output("lspci -nn").splitlines()
     for line in text.splitlines():
         if "]: " in line:
-            wanted = re.sub(r"^\s*(IOMMU [Gg]roup \d+ )?", "", line)
+            wanted = re.sub(r"^\s*(IOMMU [Gg]roup \d+ )?(0000:)?", "", line)  # lspci has no domain where there is one
             assert wanted in printed
 
 
