@@ -138,8 +138,19 @@ def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:
     """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus."""
     found = []
     for slot in slots:
-        functions = [one.address for one in reading.facts.functions(slot)]
+        functions = _functions(reading, [slot])
+        card = reading.facts.by_address.get(functions[0]) if functions else None
+        context = Context(slot, "host", bound=card.driver if card else None)
         found += [one.error for one in kernel_log.of_card(reading.facts, slot, functions)]
-        found += recognise(kernel_log.about_card(reading.facts, functions), Context(slot, "host"))
+        found += recognise(kernel_log.about_card(reading.facts, functions), context)
     # What names no card is the same for each.
     return list(dict.fromkeys(one for error in found for one in Finding.of(error)))
+
+
+def log_remarks(reading: Reading, slots: list[str]) -> list[str]:
+    """What the kernel has said of these cards, and of the host, that looks bad and is no failure."""
+    return kernel_log.remarks(reading.facts, _functions(reading, slots)) if slots else []
+
+
+def _functions(reading: Reading, slots: list[str]) -> list[str]:
+    return [one.address for slot in slots for one in reading.facts.functions(slot)]

@@ -46,6 +46,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
             *_set_aside(reading),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
+            *cards.log_remarks(reading, shown),
         ],
         data=_data(reading, host, slots, shown),
     )

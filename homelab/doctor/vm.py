@@ -48,6 +48,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
         found += [
             one for trouble in kernel_log.of_host(reading.facts, reading.node) for one in Finding.of(trouble.error)
         ]
+    notes += cards.log_remarks(reading, slots)
     if (guest := reading.guest(vmid)) is not None and guest.pending:
         notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
     if "vm" in reading.facts.guests.unlisted:

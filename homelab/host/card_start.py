@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
+from homelab.messages import compiled
 from homelab.properties import parse
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
@@ -62,7 +63,7 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
             outcome.remarks.append(f"{trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
     for sign in kernel_log.of_start("\n".join(start_log)):
         if sign.lost:
-            line = next((line for line in start_log if re.search(sign.pattern, line)), sign.name)
+            line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)
             outcome.errors.append(
                 HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
             )

@@ -1,8 +1,8 @@
 """What the kernel of a host says of its cards since it booted, recognised by its real texts (kernel_log.yaml); and cards that are gone.
 
-A line counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it is about the link,
-bridges above them. The scripts pass the lines on (read_host.sh); what they mean is decided here. What NVIDIA's driver says is known to
-homelab/nvidia/symptoms.py. Pure.
+A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it is about the link,
+bridges above them. The scripts pass the lines on (read_host.sh); what a message is of them, homelab/messages.py knows, and what it means is
+decided here. What NVIDIA's driver says is known to homelab/nvidia/symptoms.py. Pure.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
+from homelab.messages import Message, compiled, messages, shown
 
-# What NVIDIA's driver says, for homelab/nvidia/symptoms.py.
-_DRIVER = "NVRM|nvidia|nouveau"
-# The same, and what the kernel says of modules that it didn't take, without naming them.
-OF_MODULES = f"{_DRIVER}|module verification|unsigned module"
+# What NVIDIA's driver says, and the kernel of modules that it didn't take, without naming them: for homelab/nvidia/symptoms.py. Each line of
+# a message of several has it, so that the host's grep leaves no half of one.
+OF_MODULES = "NVRM|nvidia|nouveau|unsigned module"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
@@ -38,7 +38,7 @@ _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
 
 def _compiles(value: str) -> str:
-    re.compile(value)
+    compiled(value)
     return value
 
 
@@ -59,18 +59,19 @@ class Sign(BaseModel):
     why: str
     next: str
     stops: bool = True
+    harmless: bool = False
     hides: tuple[str, ...] = ()
     source: Annotated[str, Field(min_length=3)]
     evidence: Literal["primary", "report", "unconfirmed"]
 
-    def part(self, line: str) -> tuple[list[str], str]:
-        """What a line is about: addresses, and which part of the device."""
-        match = re.search(self.same, line, re.IGNORECASE) if self.same else None
-        return named(line), match[0] if match else ""
+    def part(self, text: str) -> tuple[list[str], str]:
+        """What a message is about: addresses, and which part of the device."""
+        match = compiled(self.same).search(text) if self.same else None
+        return named(text), match[0] if match else ""
 
 
 class StartSign(BaseModel):
-    """A row of what QEMU says when it doesn't start with a card, or (`lost`) of a card that is lost though it starts; see the data."""
+    """A row of what Proxmox VE and QEMU say when a VM doesn't start with a card, or (`lost`) of a card that is lost though it starts; see the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,6 +80,7 @@ class StartSign(BaseModel):
     why: str
     next: str
     lost: bool = False
+    hides: tuple[str, ...] = ()
     source: Annotated[str, Field(min_length=3)]
     evidence: Literal["primary", "report", "unconfirmed"]
 
@@ -99,7 +101,7 @@ def signs() -> tuple[Sign, ...]:
 
 @functools.cache
 def start_signs() -> tuple[StartSign, ...]:
-    """What QEMU says of a start that failed."""
+    """What Proxmox VE and QEMU say of a start that failed."""
     return tuple(StartSign.model_validate(row) for row in _data()["starts"])
 
 
@@ -111,7 +113,7 @@ def _data() -> Any:
 def filter_of_lines() -> str:
     """The extended regular expression by which the host's grep finds the lines that matter here and to homelab/nvidia/symptoms.py."""
     patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
-    return "|".join([_DRIVER, *patterns])
+    return "|".join([OF_MODULES, *patterns])
 
 
 def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
@@ -121,14 +123,9 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     :param functions: addresses of the functions that are the card.
     """
     own = set(functions)
-    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
     gone = sorted(own & set(facts.lost))
     found = [Trouble(lost(name, gone), stops=True)] if gone else []
-    lines = facts.kernel_log.splitlines()
-    rows = [row for row in signs() if row.of != "host"]
-    return found + _told(
-        name, rows, lambda row: [line for line in lines if _is_about(line, own, above, row.of == "port")]
-    )
+    return found + [_trouble(name, row, said) for row, said in _of_card(facts, functions) if not row.harmless]
 
 
 def of_host(facts: HostFacts, name: str) -> list[Trouble]:
@@ -136,31 +133,50 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
 
     :param name: as it is called in messages.
     """
-    lines = facts.kernel_log.splitlines()
-    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
-    return _told(name, rows, lambda _: lines)
+    return [_trouble(name, row, said) for row, said in _of_host(facts) if not row.harmless]
+
+
+def remarks(facts: HostFacts, functions: Iterable[str]) -> list[str]:
+    """What the kernel says of cards and of the host that looks bad, and is no failure.
+
+    :param functions: addresses of the cards' functions.
+    """
+    found = [*_of_card(facts, functions), *_of_host(facts)]
+    return [
+        f"the kernel says: {excerpt(shown(said))}: {row.why}; {row.next}"
+        for row, said in found if row.harmless
+    ]  # fmt: skip
 
 
 def of_start(text: str) -> list[StartSign]:
-    """What a VM's start met with, by what QEMU says."""
-    return [row for row in start_signs() if re.search(row.pattern, text)]
+    """What a VM's start met with, by what Proxmox VE and QEMU say."""
+    log = "\n".join(message.text for message in messages(text))
+    found = [row for row in start_signs() if compiled(row.pattern).search(log)]
+    hidden = {name for row in found for name in row.hides}
+    return [row for row in found if row.name not in hidden]
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:
     """Of the kernel's lines about the IOMMU, those that tell of something wrong; none on a healthy host."""
-    every = list(lines)
-    rows = [row for row in signs() if row.of == "host"]
-    told = {line for row in rows for line in _uncured(row, every)}
-    return [line for line in every if line in told]
+    every = messages("\n".join(lines))
+    rows = [row for row in signs() if row.of == "host" and not row.harmless]
+    told = [message.shown for row in rows for message in _uncured(row, every)]
+    return [message.shown for message in every if message.shown in told]
 
 
 def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
     """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for homelab/nvidia/symptoms.py."""
     own = set(functions)
-    return "\n".join(
-        line
-        for line in since_loaded(facts.kernel_log)
-        if re.search(_DRIVER, line) and (not named(line) or _is_about(line, own, set(), with_ports=False))
+    # One that vfio-pci has is none of the driver's: what it says without a name is of another card.
+    drivers = {facts.by_address[address].driver for address in own if address in facts.by_address}
+    nameless = drivers != {"vfio-pci"}
+    return shown(
+        [
+            message
+            for message in messages("\n".join(since_loaded(facts.kernel_log)))
+            if compiled(OF_MODULES).search(message.text)
+            and (_is_about(message.text, own, set(), with_ports=False) or (nameless and not named(message.text)))
+        ]
     )
 
 
@@ -180,10 +196,10 @@ def excerpt(text: str, lines: int = _QUOTED) -> str:
     return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in every)
 
 
-def named(line: str) -> list[str]:
-    """The PCI addresses in a line of the log: `0000:01:00.0`, or `0000:01:00` where it names no function."""
+def named(text: str) -> list[str]:
+    """The PCI addresses in a message: `0000:01:00.0`, or `0000:01:00` where it names no function."""
     found = []
-    for match in _ADDRESS.finditer(line):
+    for match in _ADDRESS.finditer(text):
         domain, device, function = match.groups()
         if domain is None and function is None:
             continue  # 01:00 alone may be anything, such as a time
@@ -191,9 +207,9 @@ def named(line: str) -> list[str]:
     return found
 
 
-def _is_about(line: str, own: set[str], above: set[str], with_ports: bool) -> bool:
+def _is_about(text: str, own: set[str], above: set[str], with_ports: bool) -> bool:
     slots = {address.rpartition(".")[0] for address in own}
-    addresses = named(line)
+    addresses = named(text)
     if not addresses:
         return False
     ours = [address in own or address in slots for address in addresses]
@@ -203,32 +219,45 @@ def _is_about(line: str, own: set[str], above: set[str], with_ports: bool) -> bo
     return all(mine or address in above for mine, address in zip(ours, addresses, strict=True))
 
 
-def _told(name: str, rows: list[Sign], lines_of: Callable[[Sign], list[str]]) -> list[Trouble]:
-    found = {row.name: (row, said) for row in rows if (said := _uncured(row, lines_of(row)))}
-    hidden = {other for row, _ in found.values() for other in row.hides}
-    return [
-        Trouble(
-            HomelabError(
-                wanted=f"{name}: {row.wanted}",
-                found=f"the kernel says: {excerpt(chr(10).join(said))}",
-                why=row.why,
-                next=row.next,
-            ),
-            row.stops,
-        )
-        for row, said in found.values()
-        if row.name not in hidden
-    ]
+def _of_card(facts: HostFacts, functions: Iterable[str]) -> list[tuple[Sign, list[Message]]]:
+    own = set(functions)
+    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
+    every = messages(facts.kernel_log)
+    rows = [row for row in signs() if row.of != "host"]
+    return _told(rows, lambda row: [one for one in every if _is_about(one.text, own, above, row.of == "port")])
 
 
-def _uncured(row: Sign, lines: list[str]) -> list[str]:
-    """The lines of a sign, but for those that a later line takes back."""
-    said: list[str] = []
-    for line in lines:
-        if re.search(row.pattern, line, re.IGNORECASE):
-            said.append(line)
-        elif row.cured and re.search(row.cured, line, re.IGNORECASE):
-            said = [one for one in said if row.of == "card" and row.part(one) != row.part(line)]
+def _of_host(facts: HostFacts) -> list[tuple[Sign, list[Message]]]:
+    every = messages(facts.kernel_log)
+    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    return _told(rows, lambda _: every)
+
+
+def _told(rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[tuple[Sign, list[Message]]]:
+    """The signs that are there, each with its messages, but for those that another one explains."""
+    found = [(row, said) for row in rows if (said := _uncured(row, messages_of(row)))]
+    hidden = {other for row, _ in found for other in row.hides}
+    return [(row, said) for row, said in found if row.name not in hidden]
+
+
+def _trouble(name: str, row: Sign, said: list[Message]) -> Trouble:
+    error = HomelabError(
+        wanted=f"{name}: {row.wanted}",
+        found=f"the kernel says: {excerpt(shown(said))}",
+        why=row.why,
+        next=row.next,
+    )
+    return Trouble(error, row.stops)
+
+
+def _uncured(row: Sign, every: list[Message]) -> list[Message]:
+    """The messages of a sign, but for those that a later one takes back."""
+    said: list[Message] = []
+    for message in every:
+        if compiled(row.pattern).search(message.text):
+            said.append(message)
+        elif row.cured and compiled(row.cured).search(message.text):
+            said = [one for one in said if row.of == "card" and row.part(one.text) != row.part(message.text)]
     return said
 
 

@@ -1,6 +1,7 @@
 """What a failing NVIDIA stack says, recognised by its real texts and answered with the cause and the remedy.
 
-The texts are data (data/symptoms.yaml), each with its source; a more telling line hides what only repeats its cause.
+The texts are data (data/symptoms.yaml), each with its source; a more telling one hides what only repeats its cause. How a log is printed
+is taken out of it before (homelab/messages.py).
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from homelab import tables
 from homelab.errors import HomelabError
+from homelab.messages import Log, compiled, expression
 from homelab.nvidia.compatibility import FOLDER, Evidence, Flavour, Target
 
-# So much of a line is quoted in an error.
+# So much of a text is quoted in an error.
 _LONGEST = 240
-_XIDS_OF_THEIR_OWN = frozenset({"79", "119", "120"})
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the system that said it; None for what isn't."""
+    """What is known of the system that said it; None for what isn't. `bound`: the driver that has the card, nothing if none has."""
 
     name: str = "this system"
     target: Target | None = None
@@ -33,10 +34,11 @@ class Context:
     driver: str | None = None
     host_driver: str | None = None
     kernel: str | None = None
+    bound: str | None = None
 
 
 def _compiles(value: str) -> str:
-    re.compile(value)
+    compiled(value)
     return value
 
 
@@ -51,6 +53,7 @@ class When(_SymptomRow):
     flavour: Flavour | None = None
     needs_open: bool | None = None
     secure_boot: bool | None = None
+    bound: str | None = None
 
     def holds(self, context: Context) -> bool:
         """Whether all that is asked is so."""
@@ -67,10 +70,11 @@ class Cause(_SymptomRow):
 
 
 class Symptom(_SymptomRow):
-    """A text, where it appears, and its causes, the most particular first."""
+    """A text, where it appears, and its causes, the most particular first. `unless`: contexts in which it tells of nothing wrong."""
 
     name: str
     pattern: Annotated[str, AfterValidator(_compiles)]
+    unless: tuple[When, ...] = ()
     where: str
     wanted: str
     causes: Annotated[tuple[Cause, ...], Field(min_length=1)]
@@ -78,9 +82,16 @@ class Symptom(_SymptomRow):
     source: Annotated[str, Field(min_length=3)]
     evidence: Evidence
 
-    def search(self, text: str) -> re.Match[str] | None:
-        """Where the text has it."""
-        return re.search(self.pattern, text, re.IGNORECASE)
+    @property
+    def expression(self) -> str:
+        """The pattern, as the texts are searched for it; Perl reads it the same way."""
+        return expression(self.pattern)
+
+    def search(self, text: str, context: Context) -> re.Match[str] | None:
+        """Where the text has it, if it tells of something wrong there."""
+        if any(one.holds(context) for one in self.unless):
+            return None
+        return compiled(self.pattern).search(text)
 
     def cause(self, context: Context) -> Cause:
         """The cause that holds in a context."""
@@ -110,37 +121,20 @@ def symptoms() -> tuple[Symptom, ...]:
 def recognise(text: str, context: Context | None = None) -> list[HomelabError]:
     """The errors behind what nvidia-smi, the kernel log, apt, dkms, CUDA or docker said; empty for a text without any.
 
-    :param text: output or log, of any length; a line is quoted in each error.
+    :param text: output or log, of any length; what was printed is quoted in each error.
     """
-    found = {row.name: (row, match) for row in symptoms() if (match := _first(row, text))}
+    log, context = Log(text), context or Context()
+    found = {row.name: (row, match) for row in symptoms() if (match := row.search(log.text, context))}
     hidden = {name for row, _ in found.values() for name in row.hides}
-    return [
-        _answer(row, match, text, context or Context()) for name, (row, match) in found.items() if name not in hidden
-    ]
+    return [_answer(row, match, log, context) for name, (row, match) in found.items() if name not in hidden]
 
 
-def _first(row: Symptom, text: str) -> re.Match[str] | None:
-    """The first place that isn't another row's: an Xid with a row of its own is told by that one."""
-    if row.name != "xid":
-        return row.search(text)
-    matches = re.finditer(row.pattern, text, re.IGNORECASE)
-    return next((match for match in matches if match["what"] not in _XIDS_OF_THEIR_OWN), None)
-
-
-def _answer(row: Symptom, match: re.Match[str], text: str, context: Context) -> HomelabError:
+def _answer(row: Symptom, match: re.Match[str], log: Log, context: Context) -> HomelabError:
     cause = row.cause(context)
     values = {**row.values(context), "what": match.groupdict().get("what") or ""}
     return HomelabError(
         wanted=row.wanted.format(**values),
-        found=f"{row.where}: {_line(text, match)}",
+        found=f"{row.where}: {log.quote(match, _LONGEST)}",
         why=cause.why.format(**values),
         next=cause.next.format(**values),
     )
-
-
-def _line(text: str, match: re.Match[str]) -> str:
-    """The line of a match, without the white space around it."""
-    start = text.rfind("\n", 0, match.start()) + 1
-    end = text.find("\n", match.end())
-    line = " ".join(text[start : end if end >= 0 else len(text)].split())
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -247,7 +247,7 @@ def _columns(row: Symptom, context: Context) -> Sequence[str]:
     cause = row.cause(context)
     values = {**row.values(context), "what": "{what}"}
     texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
-    return (row.name, row.pattern, row.where, *texts, " ".join(row.hides))
+    return (row.name, row.expression, row.where, *texts, " ".join(row.hides))
 
 
 def _yes(value: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ HEALTHY = [
 def test_of_what_the_kernel_says_of_a_healthy_iommu_nothing_is_put_out() -> None:
     healthy = [*HEALTHY, "[ 0.03] AMD-Vi: Unknown option - 'on'", "[ 0.03] AMD-Vi: Interrupt remapping enabled"]
     assert kernel_log.of_iommu(healthy) == []
-    sick = TEXTS["no-remapping"][1]
+    sick = f"[ 0.07] {TEXTS['no-remapping'][1]}"
     assert kernel_log.of_iommu([*healthy, sick]) == [sick]
 
 
@@ -69,25 +68,17 @@ def names(facts: HostFacts, functions: list[str] | None = None) -> list[str]:
     return [wanted[trouble.error.wanted.partition(": ")[2]] for trouble in found]
 
 
-def test_every_sign_has_a_real_text_and_every_text_a_sign() -> None:
-    assert sorted(TEXTS) == sorted(ROWS)
-    assert all(set(row.hides) <= set(ROWS) - {row.name} for row in ROWS.values())
+def test_a_sign_is_told_by_words_of_its_own() -> None:
     assert len({row.wanted for row in signs()}) == len(signs())
 
 
-@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
-def test_a_real_text_is_told_as_its_sign_and_as_nothing_else(name: str, text: str) -> None:
+@pytest.mark.parametrize("row", [row for row in signs() if not row.harmless], ids=lambda row: row.name)
+def test_a_real_text_is_quoted_as_it_was_printed(row: Sign) -> None:
+    text = f"[ 9.1] {TEXTS[row.name][0].splitlines()[0]}"
     facts = desktop(kernel_log="\n".join([*HEALTHY, text]))
     (trouble,) = [*kernel_log.of_card(facts, "gpus.a", CARD), *kernel_log.of_host(facts, "gpus.a")]
-    assert trouble.error.wanted == f"gpus.a: {ROWS[name].wanted}"
-    assert trouble.error.found == f"the kernel says: {text}"
-    assert trouble.stops is ROWS[name].stops
-
-
-@pytest.mark.parametrize("text", [text for texts in TEXTS.values() for text in texts])
-def test_the_hosts_grep_finds_the_same_lines(text: str) -> None:
-    done = subprocess.run(["grep", "-iE", kernel_log.filter_of_lines()], input=text, text=True, capture_output=True)
-    assert done.stdout.strip() == text
+    assert (trouble.error.wanted, trouble.error.found) == (f"gpus.a: {row.wanted}", f"the kernel says: {text}")
+    assert trouble.stops is row.stops
 
 
 @pytest.mark.parametrize("text", HEALTHY)
@@ -95,7 +86,9 @@ def test_a_healthy_text_is_no_sign(text: str) -> None:
     assert names(desktop(kernel_log=text)) == []
 
 
-@pytest.mark.parametrize("row", [row for row in signs() if row.of != "host"], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in signs() if row.of != "host" and not row.harmless], ids=lambda row: row.name
+)
 @pytest.mark.parametrize(
     ("mine", "others"),
     [
@@ -239,7 +232,7 @@ def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.Ca
 
 def test_the_verification_only_tells_what_need_not_stop_anybody(capsys: pytest.CaptureFixture[str]) -> None:
     assert said_by_kernel(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
-    assert "pve: note: the kernel says: [ 31.2] pcieport" in capsys.readouterr().out
+    assert "pve: note: the kernel says: pcieport" in capsys.readouterr().out
 
 
 def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from homelab.host import gates, plan, remapping
 from homelab.host.facts import HostFacts
-from homelab.host.kernel_log import of_start, start_signs
 from lab.host.acpi import dmar, ivrs
 from tests.unit.hosts import desktop, settings
 from tests.unit.test_acs import line
@@ -236,28 +235,3 @@ def test_who_has_allowed_it_by_hand_keeps_it_and_is_told() -> None:
     # What the module has by this program's own word is no reason to leave the word out.
     ours = desktop(iommu=PLAIN, unsafe_interrupts=True, cmdline=line(f"quiet {word}", others="quiet"))
     assert len(errors(ours)) == 1
-
-
-# -- a VM's start ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        (
-            "kvm: -device vfio-pci,host=0000:01:00.0,id=hostpci0.0,bus=ich9-pcie-port-1,addr=0x0.0,multifunction=on: vfio 0000:01:00.0: "
-            "failed to setup container for group 14: Failed to set group container: Invalid argument",
-            "group-refused",
-        ),
-        (
-            "kvm: -device vfio-pci,host=0000:01:00.0: vfio 0000:01:00.0: failed to setup container for group 1: Failed to set iommu for "
-            "container: Operation not permitted",
-            "container-refused",
-        ),
-        ("kvm: vfio: Unable to power on device, stuck in D3", "stuck-in-d3"),
-    ],
-)
-def test_what_qemu_says_of_a_start_that_failed_is_known(text: str, name: str) -> None:
-    assert [row.name for row in of_start(f"the task ended with: start failed: QEMU exited with code 1\n{text}")] == [
-        name
-    ]
-    assert of_start("start failed: QEMU exited with code 1") == []
-    assert {row.name for row in start_signs()} == {"group-refused", "container-refused", "stuck-in-d3"}

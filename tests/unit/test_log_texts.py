@@ -1,0 +1,310 @@
+"""Every text of every table is answered in the same way however it was printed: homelab/messages.py, and what searches its messages."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from homelab import tables
+from homelab.doctor.cards import log_findings
+from homelab.errors import HomelabError
+from homelab.host import kernel_log
+from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
+from homelab.messages import expression, messages
+from homelab.nvidia.symptoms import Context, Symptom, recognise, symptoms
+from tests.conftest import shared
+from tests.unit.hosts import desktop
+from tests.unit.test_doctor import reading
+
+FOLDER = Path(__file__).parent
+CARD = ["0000:01:00.0", "0000:01:00.1"]
+
+
+def texts_of(table: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = tables.read(FOLDER / f"{table}_texts.yaml")
+    return found
+
+
+# -- who answers: the names of the rows, in the order in which they are told ---------------------------------------------------------
+WHYS = [
+    (row.wanted.format(name="x"), cause.why.partition("{")[0], row.name) for row in symptoms() for cause in row.causes
+]
+
+
+def of_symptoms(text: str) -> list[str]:
+    errors = recognise(text, Context("x"))
+    return [
+        next(name for wanted, why, name in WHYS if error.wanted == wanted and error.why.startswith(why))
+        for error in errors
+    ]
+
+
+def of_signs(text: str) -> list[str]:
+    facts = desktop(kernel_log=text)
+    told = [*kernel_log.of_card(facts, "x", CARD), *kernel_log.of_host(facts, "x")]
+    remarks = kernel_log.remarks(facts, CARD)
+    return [
+        row.name
+        for row in signs()
+        if any(one.error.wanted == f"x: {row.wanted}" for one in told)
+        or any(f": {row.why}; " in one for one in remarks)
+    ]
+
+
+def of_starts(text: str) -> list[str]:
+    return [row.name for row in of_start(text)]
+
+
+ASKED: dict[str, Callable[[str], list[str]]] = {"nvidia": of_symptoms, "kernel": of_signs, "start": of_starts}
+
+# -- how it was printed -------------------------------------------------------------------------------------------------------------
+STAMPS = {
+    "dmesg": "[   12.345678] ",
+    "journalctl -k": "Nov 24 10:00:00 host kernel: ",
+    "syslog": "Nov 24 10:00:00 host kernel: [   12.345678] ",
+}
+#: Rarer ones, in which no layout but the plain one is tried.
+MORE_STAMPS = {
+    "dmesg -T": "[Tue Nov 24 10:00:00 2026] ",
+    "dmesg -x": "kern  :err   : [   12.345678] ",
+    "dmesg --time-format iso": "2026-11-24T10:00:00,123456+00:00 ",
+    "dmesg with callers": "[   12.345678] [  T1234] ",
+    "a serial line": "<4>[   12.345678] ",
+    "journalctl -k -o short-iso": "2026-11-24T10:00:00+0000 host kernel: ",
+    "journalctl -k -o short-monotonic": "[   12.345678] host kernel: ",
+    "a task's log": "Nov 24 10:00:00 host pvedaemon[1234]: ",
+}
+OTHERS = (
+    "usb 1-1: new high-speed USB device number 3 using xhci_hcd",
+    "vfio-pci 0000:05:00.0: enabling device (0000 -> 0003)",
+    "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  595.84  Wed Oct 11 10:20:43 UTC 2026",
+)
+
+
+def printed(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each way in which a text may have been printed in the middle of a log, and all lines then."""
+    lines = text.splitlines()
+    yield "as it is", lines
+    yield "in one line", [*OTHERS, " ".join(line.strip() for line in lines), *OTHERS]
+    for name, stamp in {**STAMPS, **MORE_STAMPS}.items():
+        stamped, others = [stamp + line for line in lines], [stamp + other for other in OTHERS]
+        yield name, [*others, *stamped, *others]
+        if name in STAMPS:
+            yield f"{name}, in one line", [" ".join(stamped)]
+            yield (
+                f"{name}, one message",
+                [*others, stamped[0], *(" " * len(stamp) + line for line in lines[1:]), *others],
+            )
+            yield f"{name}, among others", [line for one in stamped for line in (one, *others)]
+
+
+def wrapped(line: str, longest: int = 80) -> list[str]:
+    """As a narrow window wraps it, at its blanks."""
+    parts, rest = [], line
+    while len(rest) > longest and " " in rest[1:longest]:
+        end = rest.rindex(" ", 1, longest)
+        parts.append(rest[:end])
+        rest = rest[end + 1 :]
+    return [*parts, rest]
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "text"),
+    [(table, name, text) for table in ASKED for name, texts in texts_of(table).items() for text in texts],
+)
+def test_a_text_has_the_same_answer_however_it_was_printed(table: str, name: str, text: str) -> None:
+    ways = {how: "\n".join(lines) for how, lines in printed(text)}
+    if table != "kernel":  # whose lines the host's grep passes on
+        ways["wrapped"] = "\n".join(part for line in text.splitlines() for part in wrapped(line))
+    assert {how: found for how, whole in ways.items() if (found := ASKED[table](whole)) != [name]} == {}
+
+
+@pytest.mark.parametrize("table", ASKED)
+def test_every_row_has_a_real_text_and_every_text_a_row(table: str) -> None:
+    rows: dict[str, Sequence[Symptom | Sign | StartSign]] = {
+        "nvidia": symptoms(),
+        "kernel": signs(),
+        "start": start_signs(),
+    }
+    assert sorted(texts_of(table)) == sorted(row.name for row in rows[table])
+    assert all(set(row.hides) <= {other.name for other in rows[table]} - {row.name} for row in rows[table])
+
+
+@pytest.mark.parametrize("table", ASKED)
+def test_the_other_tables_say_nothing_against_it(table: str) -> None:
+    told = {
+        (name, other): found
+        for name, texts in texts_of(table).items()
+        for text in texts
+        for other, asked in ASKED.items()
+        if other != table and (found := asked(text))
+    }
+    # The same cause, in the words of the kernel and of the driver.
+    assert told == ({("no-room", "nvidia"): ["memory-window"]} if table == "kernel" else {})
+
+
+@pytest.mark.parametrize("table", ["nvidia", "kernel"])
+def test_the_hosts_grep_leaves_no_half_of_a_message(table: str) -> None:
+    ways = [
+        lines
+        for texts in texts_of(table).values()
+        for text in texts
+        if table == "kernel" or "NVRM:" in text
+        for how, lines in printed(text)
+        if how in ("dmesg", "journalctl -k", "dmesg, one message", "journalctl -k, one message")
+    ]
+    log = "\n".join(line for lines in ways for line in lines)
+    done = subprocess.run(["grep", "-iE", kernel_log.filter_of_lines()], input=log, text=True, capture_output=True)
+    kept = set(done.stdout.splitlines())
+    for lines in ways:
+        passed = [line for line in lines if line in kept]
+        assert [line for line in lines if "NVRM:" in line and line not in kept] == []
+        assert ASKED[table]("\n".join(passed)) == ASKED[table]("\n".join(lines))
+
+
+# -- whose it is --------------------------------------------------------------------------------------------------------------------
+MINE = "0000:01:00"
+OTHER = "0000:02:00"
+NEEDS_OPEN = (
+    "NVRM: The NVIDIA GPU {}.0 (PCI ID: 10de:2b85)",
+    "NVRM: installed in this system requires use of the NVIDIA open kernel modules.",
+)
+
+
+def about(lines: Sequence[str], **changes: object) -> list[str]:
+    facts = desktop(kernel_log="\n".join(lines), **changes)
+    return of_symptoms(kernel_log.about_card(facts, CARD))
+
+
+@pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
+def test_a_sentence_of_several_lines_is_about_the_card_that_its_first_line_names(stamp: str) -> None:
+    mine, others = ([stamp + line.format(card) for line in NEEDS_OPEN] for card in (MINE, OTHER))
+    fault = stamp + f"NVRM: Xid (PCI:{MINE}): 79, GPU has fallen off the bus."
+    assert about([*others, fault]) == ["fallen-off-the-bus"]
+    assert about([others[0], fault, others[1]]) == ["fallen-off-the-bus"]
+    assert about([*mine, *others]) == about([*others, *mine]) == ["needs-open-modules"]
+    assert about([*mine[:1], stamp + OTHERS[0], *mine[1:], *others]) == ["needs-open-modules"]
+
+
+def test_two_cards_in_one_line_are_told_apart() -> None:
+    line = " ".join(f"[   12.34567{n}] vfio-pci {card}.0: not ready 65535ms after FLR; giving up" for n, card in enumerate((MINE, OTHER)))  # fmt: skip
+    (trouble,) = kernel_log.of_card(desktop(kernel_log=line), "x", CARD)
+    assert MINE in trouble.error.found and OTHER not in trouble.error.found
+
+
+def test_what_the_driver_says_of_cards_that_it_has_not_got_is_no_sign_of_those_that_it_has() -> None:
+    lines = texts_of("nvidia")["another-driver"][0].splitlines()
+    assert [row.unless for row in symptoms() if row.name == "another-driver"] != [()]
+    assert about(lines) == ["another-driver"]  # the card is on nouveau
+    for driver in ("nvidia", "vfio-pci"):
+        devices = [
+            one | ({"driver": driver} if one["address"] in CARD else {})
+            for one in desktop().model_dump(by_alias=True)["devices"]
+        ]
+        seen = desktop(kernel_log="\n".join(lines), devices=devices)
+        assert log_findings(reading(facts=seen), [MINE]) == []
+
+
+# -- what looks bad and isn't -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nvidia: module verification failed: signature and/or required key missing - tainting kernel\n"
+        "NVRM: loading NVIDIA UNIX x86_64 Kernel Module  525.147.01  Wed Oct 11 10:20:43 UTC 2023",
+        "error writing '1' to '/sys/bus/pci/devices/0000:86:00.0/reset': Inappropriate ioctl for device\n"
+        "failed to reset PCI device '0000:c5:00.0', but trying to continue as not all devices need a reset",
+        "NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)",
+        "NVRM: Xid (PCI:0000:01:00): 45, pid=4711, name=python, Ch 00000008",
+        "AMD-Vi: Unknown option - 'on'",
+        "BAR 5: no space for [io  size 0x0080]",
+        "nouveau 0000:01:00.0: Direct firmware load for nvidia/tu117/gsp/gsp-535.113.01.bin failed with error -2",
+    ],
+)
+def test_what_is_no_failure_has_no_answer_however_it_was_printed(text: str) -> None:
+    for _, lines in printed(text):
+        for asked in ASKED.values():
+            assert asked("\n".join(lines)) == []
+
+
+def test_what_is_harmless_is_a_remark_and_nobody_fails_by_it() -> None:
+    for row in signs():
+        for text in texts_of("kernel")[row.name] if row.harmless else ():
+            facts = desktop(kernel_log=text)
+            assert kernel_log.of_card(facts, "x", CARD) == kernel_log.of_host(facts, "x") == []
+            assert kernel_log.of_iommu([text]) == []
+            (said,) = kernel_log.remarks(facts, CARD)
+            assert row.why in said
+
+
+# -- several at once ----------------------------------------------------------------------------------------------------------------
+def test_a_cause_hides_what_follows_from_it_wherever_that_stands() -> None:
+    for row in symptoms():
+        for text in texts_of("nvidia")[row.name]:
+            for echo in row.hides:
+                for other in texts_of("nvidia")[echo]:
+                    assert of_symptoms(f"{other}\n{text}")[:1] == [row.name], (row.name, other)
+
+
+# -- the messages themselves --------------------------------------------------------------------------------------------------------
+def test_what_is_printed_is_kept_for_whoever_looks_for_it() -> None:
+    text = "[    5.559842] NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:2c58)\n               NVRM: installed in this  system"
+    (message,) = messages(text)
+    assert message.raw == [line.strip() for line in text.splitlines()]
+    assert message.text == "NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:2c58) installed in this system"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("Setting up nvidia-dkms-580-open (580.105.08-1ubuntu1) ...", None),
+        ("kernel: 6.17.9-generic (x86_64)", None),
+        ("2026-05-20T10:00:00Z kvm: -device vfio-pci", "kvm: -device vfio-pci"),
+        ("[[gpu]]", None),
+        ("[drm] Initialized i915", None),
+        ("kwi 15 07:56:59 testowy kernel: NVRM: GPU at PCI:0000:07:00: GPU-fb51809b", "NVRM: GPU at PCI:0000:07:00: GPU-fb51809b"),
+        ("Tue 2026-11-24 10:00:00 UTC host kernel: x", "x"),
+        ("6,1234,567890,-;NVRM: x", "NVRM: x"),
+        ("[  +0.000012] usb 1-1: x", "usb 1-1: x"),
+        ("May 18 19:02:39 kernel: x", "x"),
+    ],
+)  # fmt: skip
+def test_of_a_line_only_what_was_added_goes(line: str, said: str | None) -> None:
+    assert [message.text for message in messages(line)] == [said or line]
+
+
+def test_a_messages_own_breaks_survive_a_syslog() -> None:
+    (message,) = messages(
+        "Nov 24 10:00:00 host kernel: NVRM: The NVIDIA GPU 0000:02:00.0#012NVRM: installed in this system."
+    )
+    assert message.text.endswith("0000:02:00.0 installed in this system.")
+
+
+def test_a_pattern_keeps_its_sets_and_repeated_blanks() -> None:
+    assert expression(r"a b[ x] ( *)$\ c") == r"a\s+b[ x]\s+( *)$\ c"
+
+
+# -- failures of real owners --------------------------------------------------------------------------------------------------------
+#: What the answer must say, or None where nothing is wrong.
+FAILURES = {
+    "cdi-podman49-toolkit120-unknown-field": "additionalGids",
+    "gsp-firmware-missing": "firmware of the driver's very version",
+    "lxc-docker-runc-1.3.3-apparmor": "AppArmor",
+    "module-verification-failed-but-loaded": None,
+    "pascal-on-595-ignored-legacy-580": "dropped the card's generation",
+    "reset-write-inappropriate-ioctl-benign": None,
+}
+
+
+@pytest.mark.parametrize(("name", "words"), FAILURES.items())
+def test_the_failures_of_real_owners_are_answered(name: str, words: str | None) -> None:
+    posted = shared("failures", f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in posted if not line.startswith(("SOURCE:", "CAUSE:")))
+    for _, lines in printed(text):
+        whole = "\n".join(lines)
+        said: list[HomelabError | StartSign] = [*recognise(whole), *of_start(whole)]
+        assert of_signs(whole) == []
+        assert [words in f"{one.why} {one.next}" for one in said if words] == ([True] if words else [])
+        assert bool(said) is bool(words)
