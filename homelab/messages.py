@@ -23,8 +23,8 @@ _STAMP = (
     r"|(?:\w{3}\s)?\d{4}-\d\d-\d\d[T\s]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d|\s[A-Z]{3,4}(?=\s))?(?=\s)"
     r"|[^\W\d]{3,4}\.?\s{1,2}\d{1,2}\s\d\d:\d\d:\d\d(?:\.\d+)?(?=\s))"
 )
-# Who says it, after such a stamp: a host and a program.
-_BY = r"(?:[\w.-]+\s)?(?:kernel|[\w./@-]+\[\d+\]):\s"
+# Who says it, after such a stamp: a host and a program; make's own lines look the same.
+_BY = r"(?:[\w.-]+\s)?(?:kernel|(?!make\[)[\w./@-]+\[\d+\]):\s"
 _PREFIX = re.compile(rf"\s*(?:(?:{_STAMP}\s*)+(?:{_BY}\s*)?(?:{_STAMP}\s*)*|(?:[\w.-]+\s)?kernel:\s+(?!\d))")
 # Where one line has several messages, as after a copy: before the next one's beginning.
 _NEXT = re.compile(

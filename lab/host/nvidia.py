@@ -57,6 +57,14 @@ _NO_GSP = (
     "NVRM: the Linux graphics driver download page at",
     "NVRM: www.nvidia.com.",
 )
+#: Of a card that the driver's branch has dropped, at the same breaks since 2007 (kernel logs of a Quadro P400 on 595.84 and of older cards).
+_LEGACY = (
+    "NVRM: The {model} GPU installed in this system is",
+    "NVRM:  supported through the NVIDIA {last}.xx Legacy drivers. Please",
+    "NVRM:  visit http://www.nvidia.com/object/unix.html for more",
+    "NVRM:  information.  The {version} NVIDIA driver will ignore",
+    "NVRM:  this GPU.  Continuing probe...",
+)
 _TAKEN = (
     "NVRM: This can occur when another driver was loaded and",
     "NVRM: obtained ownership of the NVIDIA device(s).",
@@ -100,14 +108,19 @@ def nouveau_knows(host: HostState, kernel: str, device: str) -> bool:
     return since is None or kernel_release(kernel) >= kernel_release(f"{since}.0")
 
 
-def _unsupported(host: HostState, device: str, build: Build) -> tuple[str, ...]:
+def _unsupported(host: HostState, device: PciDevice, build: Build) -> tuple[str, ...]:
     """What the driver says of a card that it doesn't take; nothing for one that it takes."""
-    found = generation_of(host, device)
+    found = generation_of(host, device.device)
+    named = f"NVRM: The NVIDIA GPU {device.address} (PCI ID: {device.ids})"
     if build.open and found["open"] == "never":
-        return _NO_GSP
+        return (named, *_NO_GSP)
     branch = int(build.version.split(".")[0])
-    if branch > found.get("last", branch) or not holds(build.version, ">=", found.get("least", "0")):
+    if branch > found.get("last", branch):
+        values = {"model": model_of(device.name, device.device), "last": found["last"], "version": build.version}
+        return tuple(text.format(**values) for text in _LEGACY)
+    if not holds(build.version, ">=", found.get("least", "0")):
         return (
+            named,
             "NVRM: installed in this system is not supported by the",
             f"NVRM: NVIDIA {build.version} driver release.",
             *_README,
@@ -120,15 +133,18 @@ def probe(kernel: Kernel, address: str) -> bool:
     device, build = kernel.devices[address], kernel.nvidia_build
     assert build is not None  # its driver is there
     if is_dead(kernel.host, address):
-        kernel.host.kernel_message(
-            f"NVRM: The NVIDIA GPU {address} (PCI ID: ffff:ffff) has fallen off the bus and is not responding"
-        )
+        for text in (
+            f"NVRM: The NVIDIA GPU {address}",
+            "NVRM: (PCI ID: ffff:ffff) installed in this system has",
+            "NVRM: fallen off the bus and is not responding to commands.",
+        ):
+            kernel.host.kernel_message(text)
         kernel.host.kernel_message(f"nvidia {address}: probe with driver nvidia failed with error -1")
         return False
-    texts = _unsupported(kernel.host, device.device, build)
+    texts = _unsupported(kernel.host, device, build)
     if not texts:
         return True
-    for text in (f"NVRM: The NVIDIA GPU {address} (PCI ID: {device.ids})", *texts):
+    for text in texts:
         kernel.host.kernel_message(text)
     newer = kernel_release(kernel.data["kernel"]) >= (6, 8)
     words = f"nvidia {address}: probe with driver nvidia" if newer else f"nvidia: probe of {address}"

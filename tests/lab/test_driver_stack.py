@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from homelab.nvidia.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
 from tests.lab.guest_kit import Vm, scenario
@@ -125,6 +127,19 @@ def test_a_branch_before_the_card_isnt_for_it(vm: Vm) -> None:
     log = vm.output("dmesg -t")
     assert "NVRM: installed in this system is not supported by the\nNVRM: NVIDIA 535.309.01 driver release." in log
     assert "NVRM: None of the NVIDIA devices were initialized." in log
+
+
+def test_a_branch_after_the_card_ignores_it_in_a_sentence_of_five_lines(tmp_path: Path) -> None:
+    """As real owners post it; and the program names the cause."""
+    vm = Vm(tmp_path, scenario(pci=card("1b80")))
+    vm.output(KEYRING.format("ubuntu2404"))
+    vm.output(f"{HEADERS} && apt-get -qq install -y nvidia-driver")
+    vm.reboot()
+    assert "could not insert 'nvidia': No such device" in vm.refusal("modprobe nvidia", 1)
+    log = vm.output("dmesg")
+    assert re.search(r"GPU installed in this system is\n\[ .*NVRM:  supported through the NVIDIA 580\.xx Legacy", log)
+    (error,) = recognise(log + vm.refusal("nvidia-smi", 9))
+    assert "dropped the card's generation" in error.why
 
 
 @pytest.mark.parametrize(
