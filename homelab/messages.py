@@ -3,7 +3,7 @@
 The kernel, its drivers, QEMU and container engines say one thing in one or more lines, and who shows it adds to each: `dmesg` a time stamp
 (and indents the further lines of a message), `journalctl` the date, the host and who said it, a serial line the level. NVIDIA's driver breaks
 its sentences and begins each line with "NVRM:" anew, and lines of others come between. All of that is taken away here, once, so that no
-pattern has to know of it. Pure.
+pattern has to know of it; a terminal's colours as well. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from homelab.text import clean
 
 # How a line begins where something else than its message begins it: `<6>` and /dev/kmsg's fields; times in brackets, of dmesg (also -T, -H, -x)
 # and of the kernel's callers (printk.caller); dates of syslog and of `journalctl` (also -o short-iso, short-full).
@@ -88,7 +90,7 @@ def messages(text: str) -> list[Message]:
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
     """Each line, or part of one that is a message by itself, with how it begins."""
-    for line in _ESCAPED_BREAK.sub("\n", text).splitlines():
+    for line in _ESCAPED_BREAK.sub("\n", clean(text)).splitlines():
         rest = line
         while rest.strip():
             begins = _PREFIX.match(rest)

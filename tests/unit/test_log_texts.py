@@ -271,6 +271,9 @@ def test_what_is_printed_is_kept_for_whoever_looks_for_it() -> None:
         ("6,1234,567890,-;NVRM: x", "NVRM: x"),
         ("[  +0.000012] usb 1-1: x", "usb 1-1: x"),
         ("May 18 19:02:39 kernel: x", "x"),
+        ("\x1b[32m[   12.345678] \x1b[0m\x1b[33mNVRM\x1b[0m: x", "NVRM: x"),
+        ("Nov 24 10:00:00.123456 host kernel: x", "x"),
+        ("2026-11-24T10:00:00Z host containerd[812]: x", "x"),
     ],
 )  # fmt: skip
 def test_of_a_line_only_what_was_added_goes(line: str, said: str | None) -> None:
