@@ -6,6 +6,7 @@ from typing import Any
 
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Stage, Table
+from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.devices import Device
 from homelab.nvidia.symptoms import Context, recognise
@@ -134,23 +135,26 @@ def slots_of(reading: Reading, key: str, value: str) -> list[str]:
     return list(dict.fromkeys(reading.facts.place_of(place) for place in places))
 
 
-def log_findings(reading: Reading, slots: list[str]) -> list[Finding]:
-    """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus."""
-    found = []
+def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[list[Finding], list[str]]:
+    """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus; and, as remarks, what
+    looks bad and is no failure.
+
+    :param of_host: also of the host as a whole.
+    """
+    found: list[HomelabError] = []
+    said: list[kernel_log.Trouble] = []
     for slot in slots:
-        functions = _functions(reading, [slot])
+        functions = [one.address for one in reading.facts.functions(slot)]
         card = reading.facts.by_address.get(functions[0]) if functions else None
         context = Context(slot, "host", bound=card.driver if card else None)
-        found += [one.error for one in kernel_log.of_card(reading.facts, slot, functions)]
+        of_card = kernel_log.of_card(reading.facts, slot, functions)
+        said += of_card
+        found += [one.error for one in of_card if not one.harmless]
         found += recognise(kernel_log.about_card(reading.facts, functions), context)
+    if of_host:
+        every = kernel_log.of_host(reading.facts, reading.node)
+        said += every
+        found += [one.error for one in every if not one.harmless]
     # What names no card is the same for each.
-    return list(dict.fromkeys(one for error in found for one in Finding.of(error)))
-
-
-def log_remarks(reading: Reading, slots: list[str]) -> list[str]:
-    """What the kernel has said of these cards, and of the host, that looks bad and is no failure."""
-    return kernel_log.remarks(reading.facts, _functions(reading, slots)) if slots else []
-
-
-def _functions(reading: Reading, slots: list[str]) -> list[str]:
-    return [one.address for slot in slots for one in reading.facts.functions(slot)]
+    findings = list(dict.fromkeys(one for error in found for one in Finding.of(error)))
+    return findings, list(dict.fromkeys(one.remark for one in said if one.harmless))

@@ -30,9 +30,8 @@ def diagnose(reading: Reading, host: Host) -> Report:
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
     found += _handed_over(reading, host, slots)
     found += _left(reading)
-    found += cards.log_findings(reading, shown)
-    if host.gives_cards:
-        found += [one for trouble in kernel_log.of_host(facts, reading.node) for one in Finding.of(trouble.error)]
+    said, remarks = cards.log_findings(reading, shown, of_host=host.gives_cards)
+    found += said
     found += _boot(reading)
     return Report(
         "host",
@@ -46,7 +45,7 @@ def diagnose(reading: Reading, host: Host) -> Report:
             *_set_aside(reading),
             *remapping.remarks(remapping.to_be(facts, host), host, slots),
             *_resets(reading, host, slots),
-            *cards.log_remarks(reading, shown),
+            *remarks,
         ],
         data=_data(reading, host, slots, shown),
     )

@@ -8,7 +8,7 @@ from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
-from homelab.host import gates, kernel_log
+from homelab.host import gates
 from homelab.host.facts import CardUser
 from homelab.properties import parse as parse_properties
 from homelab.settings import Gpu, Host
@@ -44,11 +44,9 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     held, notes = _guest(reading, vmid, config, options)
     found += held
     if slots:
-        found += cards.log_findings(reading, slots)
-        found += [
-            one for trouble in kernel_log.of_host(reading.facts, reading.node) for one in Finding.of(trouble.error)
-        ]
-    notes += cards.log_remarks(reading, slots)
+        said, remarks = cards.log_findings(reading, slots, of_host=True)
+        found += said
+        notes += remarks
     if (guest := reading.guest(vmid)) is not None and guest.pending:
         notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
     if "vm" in reading.facts.guests.unlisted:

@@ -87,10 +87,16 @@ class StartSign(BaseModel):
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a sign tells of a card or the host; `stops`: is it a reason for `up` to fail?"""
+    """What a sign tells of a card or the host. `stops`: is it a reason for `up` to fail? `harmless`: it looks bad, and is no failure."""
 
     error: HomelabError
     stops: bool
+    harmless: bool = False
+
+    @property
+    def remark(self) -> str:
+        """In one sentence."""
+        return f"{self.error.found}: {self.error.why}; {self.error.next}"
 
 
 @functools.cache
@@ -117,7 +123,7 @@ def filter_of_lines() -> str:
 
 
 def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
-    """What is wrong with a card.
+    """What is wrong with a card, and what looks like it.
 
     :param name: for messages, such as `gpus.rtx5090`.
     :param functions: addresses of the functions that are the card.
@@ -125,27 +131,22 @@ def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Troub
     own = set(functions)
     gone = sorted(own & set(facts.lost))
     found = [Trouble(lost(name, gone), stops=True)] if gone else []
-    return found + [_trouble(name, row, said) for row, said in _of_card(facts, functions) if not row.harmless]
+    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
+    every = messages(facts.kernel_log)
+    rows = [row for row in signs() if row.of != "host"]
+    return found + _told(
+        name, rows, lambda row: [one for one in every if _is_about(one.text, own, above, row.of == "port")]
+    )
 
 
 def of_host(facts: HostFacts, name: str) -> list[Trouble]:
-    """What keeps the host from giving away any card.
+    """What keeps the host from giving away any card, and what looks like it.
 
     :param name: as it is called in messages.
     """
-    return [_trouble(name, row, said) for row, said in _of_host(facts) if not row.harmless]
-
-
-def remarks(facts: HostFacts, functions: Iterable[str]) -> list[str]:
-    """What the kernel says of cards and of the host that looks bad, and is no failure.
-
-    :param functions: addresses of the cards' functions.
-    """
-    found = [*_of_card(facts, functions), *_of_host(facts)]
-    return [
-        f"the kernel says: {excerpt(shown(said))}: {row.why}; {row.next}"
-        for row, said in found if row.harmless
-    ]  # fmt: skip
+    every = messages(facts.kernel_log)
+    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
+    return _told(name, rows, lambda _: every)
 
 
 def of_start(text: str) -> list[StartSign]:
@@ -219,35 +220,23 @@ def _is_about(text: str, own: set[str], above: set[str], with_ports: bool) -> bo
     return all(mine or address in above for mine, address in zip(ours, addresses, strict=True))
 
 
-def _of_card(facts: HostFacts, functions: Iterable[str]) -> list[tuple[Sign, list[Message]]]:
-    own = set(functions)
-    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
-    every = messages(facts.kernel_log)
-    rows = [row for row in signs() if row.of != "host"]
-    return _told(rows, lambda row: [one for one in every if _is_about(one.text, own, above, row.of == "port")])
-
-
-def _of_host(facts: HostFacts) -> list[tuple[Sign, list[Message]]]:
-    every = messages(facts.kernel_log)
-    rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
-    return _told(rows, lambda _: every)
-
-
-def _told(rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[tuple[Sign, list[Message]]]:
-    """The signs that are there, each with its messages, but for those that another one explains."""
-    found = [(row, said) for row in rows if (said := _uncured(row, messages_of(row)))]
-    hidden = {other for row, _ in found for other in row.hides}
-    return [(row, said) for row, said in found if row.name not in hidden]
-
-
-def _trouble(name: str, row: Sign, said: list[Message]) -> Trouble:
-    error = HomelabError(
-        wanted=f"{name}: {row.wanted}",
-        found=f"the kernel says: {excerpt(shown(said))}",
-        why=row.why,
-        next=row.next,
-    )
-    return Trouble(error, row.stops)
+def _told(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
+    found = {row.name: (row, said) for row in rows if (said := _uncured(row, messages_of(row)))}
+    hidden = {other for row, _ in found.values() for other in row.hides}
+    return [
+        Trouble(
+            HomelabError(
+                wanted=f"{name}: {row.wanted}",
+                found=f"the kernel says: {excerpt(shown(said))}",
+                why=row.why,
+                next=row.next,
+            ),
+            row.stops and not row.harmless,
+            row.harmless,
+        )
+        for row, said in found.values()
+        if row.name not in hidden
+    ]
 
 
 def _uncured(row: Sign, every: list[Message]) -> list[Message]:

@@ -135,7 +135,7 @@ def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[Homel
         found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
     for trouble in found:
         if not trouble.stops:
-            tell(f"{name}: note: {trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
+            tell(f"{name}: note: {trouble.remark}")
     return [trouble.error for trouble in found if trouble.stops]
 
 

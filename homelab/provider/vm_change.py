@@ -98,6 +98,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
             *kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs)),
             *kernel_log.of_host(facts, inputs.host),
         ]
+        found = [trouble for trouble in found if not trouble.harmless]
         if not found:
             return _by_qemu(error)
         return _with_what_is_known(error, [trouble.error for trouble in found], [one.error.found for one in found])
