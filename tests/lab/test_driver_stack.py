@@ -129,7 +129,7 @@ def test_a_branch_before_the_card_isnt_for_it(vm: Vm) -> None:
     assert "NVRM: None of the NVIDIA devices were initialized." in log
 
 
-def test_a_branch_after_the_card_ignores_it_in_a_sentence_of_five_lines(tmp_path: Path) -> None:
+def test_a_branch_that_has_dropped_the_card_ignores_it(tmp_path: Path) -> None:
     """As real owners post it; and the program names the cause."""
     vm = Vm(tmp_path, scenario(pci=card("1b80")))
     vm.output(KEYRING.format("ubuntu2404"))

@@ -176,7 +176,7 @@ def about(lines: Sequence[str], **changes: object) -> list[str]:
 
 
 @pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])
-def test_a_sentence_of_several_lines_is_about_the_card_that_its_first_line_names(stamp: str) -> None:
+def test_a_sentence_of_several_lines_is_about_the_card_it_begins_with(stamp: str) -> None:
     mine, others = ([stamp + line.format(card) for line in NEEDS_OPEN] for card in (MINE, OTHER))
     fault = stamp + f"NVRM: Xid (PCI:{MINE}): 79, GPU has fallen off the bus."
     assert about([*others, fault]) == ["fallen-off-the-bus"]
@@ -191,7 +191,7 @@ def test_two_cards_in_one_line_are_told_apart() -> None:
     assert MINE in trouble.error.found and OTHER not in trouble.error.found
 
 
-def test_what_the_driver_says_of_cards_that_it_has_not_got_is_no_sign_of_those_that_it_has() -> None:
+def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
     lines = texts_of("nvidia")["another-driver"][0].splitlines()
     assert [row.unless for row in symptoms() if row.name == "another-driver"] != [()]
     assert about(lines) == ["another-driver"]  # the card is on nouveau

@@ -66,7 +66,7 @@ def test_no_devices_with_the_wrong_modules_is_told_as_that() -> None:
     assert "open ones alone" in error.why and "nvidia.flavour" in error.next
 
 
-def test_an_xid_is_told_by_its_number_unless_a_graver_one_explains_it() -> None:
+def test_an_xid_is_told_by_its_number_unless_another_explains_it() -> None:
     fault = "NVRM: Xid (PCI:0000:01:00): {}, x"
     for numbers, told in (
         ([31], ["Xid 31"]),
