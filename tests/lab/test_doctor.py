@@ -356,6 +356,19 @@ def test_a_host_that_was_never_configured(doctor: Callable[[str], Doctor]) -> No
     assert status == 1 and "/dev/nvidia1 is RTX 3090 [10de:2204] at 0000:1e:00.0" in text
 
 
+def test_one_card_with_the_driver_and_one_on_vfio_pci_is_no_trouble(doctor: Callable[[str], Doctor]) -> None:
+    """The driver says at its start that another one has the VM's card, which is what was wanted."""
+    mixed = doctor("mixed")
+    mixed.gpus = {"containers": {"match": "10de:2204", "address": "1e:00", "use": "lxc"}}
+    mixed.change("modprobe vfio-pci && modprobe -r nvidia-uvm nvidia-drm nvidia-modeset nvidia; true")
+    mixed.to_vfio("0000:1d:00")
+    mixed.change("modprobe nvidia")
+    assert "NVRM: obtained ownership of the NVIDIA device(s)." in mixed.lab.run("dmesg").stdout
+    report = mixed.json("host")
+    assert [card["functions"][0]["driver"] for card in report["cards"]] == ["vfio-pci", "nvidia"]
+    assert not [one for one in report["findings"] if "driver" in one["wanted"]]
+
+
 def test_a_host_that_needs_nothing_is_well(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     phoenix.gpus = {"big": {"match": "10de:2b85", "use": "lxc"}}
