@@ -35,9 +35,9 @@ def others(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str, Card
 
 
 def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) -> bool:
-    """May a container use NVIDIA's driver? One whose cards are all of other makers doesn't."""
+    """Does a container use NVIDIA's driver? One without cards doesn't, nor one whose cards are all of other makers."""
     return any(
-        not container.gpus or any(name in gpus and is_nvidia(gpus[name]) for name in container.gpus)
+        bool(container.numbers) or any(name in gpus and is_nvidia(gpus[name]) for name in container.gpus or [])
         for container in containers
     )
 

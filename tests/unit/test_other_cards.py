@@ -202,6 +202,15 @@ def test_virtual_functions_with_nodes_of_their_own_are_told() -> None:
     assert "note: gpus.uhd: 0000:00:02.0 has 3 virtual functions (SR-IOV) with nodes of their own" in text
 
 
+@pytest.mark.parametrize("given", [{"gpuAssignment": "none"}, {"gpus": []}])
+def test_a_container_without_a_card_takes_no_module_of_nvidias(given: dict[str, Any]) -> None:
+    without = Container.model_validate({"host": "pve", "ctid": 901, **given})
+    assert not makers.any_nvidia([without], {})
+    assert makers.any_nvidia(
+        [without, Container.model_validate({"host": "pve", "ctid": 902, "gpuAssignment": "all"})], {}
+    )
+
+
 @pytest.mark.parametrize(
     ("gpus", "nvidia"), [(["radeon"], False), (["big"], True), (["big", "radeon"], True), (["somewhere"], True), ([], True)]
 )  # fmt: skip
