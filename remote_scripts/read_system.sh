@@ -45,6 +45,8 @@ read_system() {
   read_installed
   printf ',"runtimes":'
   runtimes
+  find_free /usr
+  printf ',"room":%s' "${FREE:-null}"
   printf ',"offered":'
   offered
   for step in "$STATE"/steps/*; do

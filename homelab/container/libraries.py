@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,15 +20,24 @@ from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
 
-if TYPE_CHECKING:
-    from homelab.nvidia.reading import SystemReading
-
 # What the step is called inside (remote_scripts/card_libraries.sh).
 LAYER = "libraries"
 _MAKERS = {INTEL: "intel", AMD: "amd"}
 _Maker = Literal["intel", "amd"]
 # Proxmox VE's names of what has apt.
 _WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
+
+
+class LookInside(Protocol):
+    """What a reading of the container says of steps there (homelab/nvidia/reading.py)."""
+
+    @property
+    def steps(self) -> frozenset[str]:
+        """Those that were carried out."""
+
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """What isn't as they left it."""
 
 
 class DistributionRow(BaseModel):
@@ -124,7 +133,7 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
     ]
 
 
-def drift(reading: SystemReading) -> list[str]:
+def drift(reading: LookInside) -> list[str]:
     """What has become of the packages, by a reading of the container: a sentence each."""
     found = [line for line in reading.drift if line.startswith(f"{LAYER}: ")]
     return found if LAYER in reading.steps else [*found, f"{LAYER}: nothing there tells of it any more"]

@@ -127,6 +127,11 @@ class GuestConfig(Fact):
         return _pairs(self._parts[0])
 
     @property
+    def is_windows(self) -> bool:
+        """Does Proxmox VE take what is in the VM for Windows? (`ostype`: win11, w2k8, wxp, wvista; PVE::QemuServer::windows_version.)"""
+        return self.kind == "vm" and self.values.get("ostype", "").startswith("w")
+
+    @property
     def _parts(self) -> tuple[str, str]:
         now, _, coming = f"\n{self.lines}\n".partition("\n[PENDING]\n")
         return now, coming

@@ -52,13 +52,24 @@ def supported_system(request: Request) -> list[HomelabError]:
     system, errors = request.system, []
     rows = [row for row in request.data.packaging.distributions if request.target in row.targets]
     known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows)
-    if system.distribution is not None and (system.distribution, system.version) not in {
-        (row.id, row.version) for row in rows
-    }:
+    if system.distribution == "windows":
         errors.append(
             HomelabError(
                 wanted=f"{request.name}: {known}",
-                found=f"{system.distribution} {system.version or 'without a VERSION_ID'}".strip(),
+                found="Windows (ostype in the VM's configuration)",
+                why="what this program installs is Linux's: packages of apt, by SSH and bash",
+                next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update or NVIDIA's own installer "
+                "(https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of CUDA for Windows the toolkit",
+            )
+        )
+    elif system.distribution is not None and (system.distribution, system.version) not in {
+        (row.id, row.version) for row in rows
+    }:
+        version = "without a VERSION_ID" if system.version is None else system.version
+        errors.append(
+            HomelabError(
+                wanted=f"{request.name}: {known}",
+                found=f"{system.distribution} {version}".strip(),
                 why="each distribution has its own packages of NVIDIA's, with their own names and repository",
                 next="use one of those systems, or leave `nvidia` out and install the driver there in that system's own way",
             )
@@ -302,7 +313,7 @@ def host_version(request: Request) -> list[HomelabError]:
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 def cuda_fits(request: Request) -> list[HomelabError]:
-    """The CUDA release exists, the driver is new enough for it, and it can build for the cards."""
+    """The CUDA release exists and is to be had for the distribution, the driver is new enough for it, and it can build for the cards."""
     if request.settings.cuda is None:
         return []
     data, release = request.data, parse(request.settings.cuda)
@@ -315,12 +326,73 @@ def cuda_fits(request: Request) -> list[HomelabError]:
                 wanted=f"{request.name}: a release of CUDA: {known}",
                 found=f'nvidia.cuda: "{release}"',
                 why="no such release is known; its packages and the oldest driver for it follow from the release",
-                next=f'set nvidia.cuda to one of them; `major.minor`, such as "{data.cuda.releases[-1].release}"',
+                next=f"write it as `major.minor`: {another_cuda(request)}",
             )
         ]
     least = least_driver_of_cuda(request)
     errors = [error for error in (_cuda_driver(request, least),) if error] if least else []
     return errors + [error for device in request.generations if (error := _cuda_card(request, device))]
+
+
+def cudas_that_fit(request: Request) -> list[str]:
+    """The releases of CUDA that cards, driver and distribution allow, the newest first; empty where none is."""
+    known = sorted(request.data.cuda.releases, key=lambda row: row.release, reverse=True)
+    trials = ((str(row.release), request.with_settings(cuda=str(row.release))) for row in known)
+    return [release for release, trial in trials if not cuda_fits(trial) and not cuda_to_be_had(trial)]
+
+
+def another_cuda(request: Request) -> str:
+    """What to do about a release of CUDA that doesn't fit: the newest that does, else none."""
+    if request.is_trial:
+        return "-"
+    fitting = cudas_that_fit(request)
+    alone = "the driver alone runs programs that bring their own CUDA"
+    if not fitting:
+        return (
+            "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has for the distribution; "
+            f"{alone}"
+        )
+    older = f", or an older one that fits ({', '.join(fitting[1:])})" if len(fitting) > 1 else ""
+    return f'set nvidia.cuda: "{fitting[0]}"{older}{_unless(request, fitting)}'
+
+
+def _unless(request: Request, fitting: list[str]) -> str:
+    """As long as nobody knows the distribution: those whose repositories have none of these releases."""
+    if request.system.distribution is not None:
+        return ""
+    without = [
+        f"{row.id.capitalize()} {row.version}"
+        for row in request.data.packaging.distributions
+        if request.target in row.targets and row.first_cuda is not None and row.first_cuda > parse(fitting[0])
+    ]
+    return f"; for {' and '.join(without)} NVIDIA has none of them: leave it out there" if without else ""
+
+
+def cuda_to_be_had(request: Request) -> list[HomelabError]:
+    """The distribution's repositories offer the release; as long as nobody has looked there, it is none that came before NVIDIA had one for it."""
+    if request.settings.cuda is None:
+        return []
+    system, release = request.system, parse(request.settings.cuda)
+    row = request.data.distribution(system.distribution or "", system.version or "")
+    package = request.data.cuda_package(release)
+    there = ""
+    if system.offered is not None:
+        if system.offered.get(package, ("?",)):
+            return []
+        found = "its repositories don't offer it"
+        there = " (`apt-cache search --names-only '^cuda-toolkit-[0-9]'` lists what they have)"
+    elif row is not None and row.first_cuda is not None and release.numbers[:2] < row.first_cuda.numbers[:2]:
+        found = f"that repository begins with CUDA {row.first_cuda}"
+    else:
+        return []
+    return [
+        HomelabError(
+            wanted=f"{request.name}: {package}, from NVIDIA's repository for {str(system.distribution).capitalize()} {system.version}",
+            found=found,
+            why="apt could not install it: `Unable to locate package`; not every release of CUDA is there for every distribution",
+            next=f"{another_cuda(request)}{there}",
+        )
+    ]
 
 
 def cuda_libraries_known(request: Request) -> list[HomelabError]:
@@ -370,9 +442,12 @@ def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
     bridged = floor is not None and request.driver.version >= floor.least
     if bridged and request.settings.allow_minor_version_compatibility:
         return None
-    way = f'set nvidia.driver: "{pair_that_works(request) or least.version.major}"'
-    if request.target == "lxc":
-        way = f'set nvidia.driver: "{least.version.major}" or later for the host, whose driver this is; or an older CUDA here'
+    pair = pair_that_works(request)
+    way = another_cuda(request)
+    if pair and request.target == "lxc":
+        way = f'set nvidia.driver: "{pair}" or later for the host, whose driver this is; or here {way}'
+    elif pair:
+        way = f'set nvidia.driver: "{pair}"; or {way}'
     also = (
         "; or set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time"
         if bridged
@@ -403,7 +478,7 @@ def _cuda_card(request: Request, device: str) -> HomelabError | None:
         wanted=f"{request.name}: {fits}, for {card_text(request, device)}",
         found=f'nvidia.cuda: "{release}"',
         why=why,
-        next=f'set nvidia.cuda: "{first if first is not None and release < first else last}"',
+        next=another_cuda(request),
     )
 
 
@@ -447,30 +522,63 @@ def podman_knows_cdi(request: Request) -> list[HomelabError]:
     ]
 
 
+def room_there(request: Request) -> list[HomelabError]:
+    """There is room for what is installed, by the least that it takes."""
+    room, data = request.system.room, request.data
+    parts = {"the driver": data.packaging.room, "CUDA's toolkit": data.cuda.room if request.settings.cuda else 0}
+    needed = sum(parts.values()) * 10**6
+    if room is None or room >= needed:
+        return []
+    return [
+        HomelabError(
+            wanted=f"{request.name}: room below /usr for {' and '.join(part for part, size in parts.items() if size)}: {needed // 10**6} MB at the least",
+            found=f"{room // 10**6} MB are free",
+            why="apt, or the installer, would fail half-way, with no space left on the device",
+            next="make room there, or give the system a larger disk"
+            + (", or leave nvidia.cuda out" if request.settings.cuda else ""),
+        )
+    ]
+
+
 def pair_that_works(request: Request, proved: bool = False) -> str | None:
-    """A driver against which none of the checks of cards, flavour, kernels and CUDA has anything: in the order
-    of `ranked_branches`. None where there is none.
+    """A branch against which none of the checks of cards, flavour, kernels and CUDA has anything, in the order of
+    `ranked_branches`. None where there is none.
 
     :param proved: only one that is known to build for every installed kernel.
     """
+    if request.is_trial:
+        return None
+    return next(iter(drivers_that_fit(request, proved=proved)), None)
+
+
+def drivers_that_fit(request: Request, proved: bool = False) -> list[str]:
+    """All such branches; arguments as of `pair_that_works`."""
+    found = []
     for row in ranked_branches(request):
-        trial = dataclasses.replace(request, settings=request.settings.model_copy(update={"driver": str(row.branch)}))
-        if _nothing_against(trial, proved):
-            return str(row.branch)
-    return None
+        # In a container, it is the host's that would be another.
+        trial = request.with_settings(driver=str(row.branch), allow_minor_version_compatibility=False)
+        trial = dataclasses.replace(trial, system=dataclasses.replace(trial.system, host_driver=None))
+        if not any(check(trial) for check in _OF_DRIVER) and (not proved or _proved(trial)):
+            found.append(str(row.branch))
+    return found
 
 
-def _nothing_against(request: Request, proved: bool) -> bool:
+def _proved(request: Request) -> bool:
+    """Is the driver known to build for every installed kernel?"""
     driver = driver_of(request, request.settings.driver or "")
-    least = least_driver_of_cuda(request)
-    builds = all(
-        row.verdict == "builds" if (row := request.data.kernel_verdict(kernel, driver.version)) else not proved
-        for kernel in request.system.kernels or ()
-    )
-    knows = all(request.knows(driver, device) for device in request.generations)
-    cuda = least is None or driver.version >= least.version
-    return builds and knows and cuda and (request.target == "lxc" or choose(request) is not None)
+    rows = [request.data.kernel_verdict(kernel, driver.version) for kernel in request.system.kernels or ()]
+    return all(row is not None and row.verdict == "builds" for row in rows)
 
+
+# What another driver would be for.
+_OF_DRIVER: tuple[Check, ...] = (
+    known_branch,
+    cards_known_to_driver,
+    flavour_possible,
+    modules_build,
+    cuda_fits,
+    cuda_to_be_had,
+)
 
 CHECKS: tuple[Check, ...] = (
     supported_system,
@@ -485,5 +593,6 @@ CHECKS: tuple[Check, ...] = (
     cuda_libraries_known,
     runtime_there,
     podman_knows_cdi,
+    room_there,
     locked,
 )

@@ -182,7 +182,8 @@ class NewerKernels(_CompatibilityRow):
 
 class Distribution(_Sourced):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`: packages of container
-    runtimes that have another name than elsewhere; `podman`: the version that it has."""
+    runtimes that have another name than elsewhere; `podman`: the version that it has; `first_cuda`: the oldest release that is in that repository,
+    None where that isn't known."""
 
     id: Literal["ubuntu", "debian"]
     version: str
@@ -194,6 +195,7 @@ class Distribution(_Sourced):
     headers_follow: str
     newer_kernels: NewerKernels | None = None
     runtimes: dict[Runtime, str] = {}
+    first_cuda: DataVersion | None = None
 
 
 class Headers(_Sourced):
@@ -313,6 +315,7 @@ class _CudaData(_DataFile):
     package: str
     prefix: str
     source: str
+    room: int
 
 
 class _Kernels(_DataFile):
@@ -337,6 +340,7 @@ class _Distributions(_DataFile):
     unattended: tuple[str, ...]
     prerequisites: tuple[str, ...]
     build: tuple[str, ...]
+    room: int
     toolkit: Toolkit
     runfile: Runfile
 
@@ -394,6 +398,15 @@ class Compatibility:
         """The row of a CUDA release; 12.8.1 is of 12.8. None for what came before its first release, such as the preview 13.4.0."""
         row = next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
         return None if row and release.numbers[2:] and str(release.numbers[2]) < row.first else row
+
+    def cuda_package(self, release: Version) -> str:
+        """The package of a release's toolkit; 12.8.1 is of cuda-toolkit-12-8."""
+        return self.cuda.package.format(major=release.numbers[0], minor=release.numbers[1])
+
+    @property
+    def cuda_packages(self) -> tuple[str, ...]:
+        """Those of all the releases that are known."""
+        return tuple(self.cuda_package(row.release) for row in self.cuda.releases)
 
     def cuda_major(self, major: int) -> CudaMajor | None:
         """The floor of a major family."""

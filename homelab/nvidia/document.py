@@ -100,10 +100,17 @@ def _range(value: Range) -> str:
 
 def _distributions(data: Compatibility) -> str:
     rows = [
-        (f"{row.id.capitalize()} {row.version}", ", ".join(row.targets), row.path, row.key.fingerprint, row.evidence)
+        (
+            f"{row.id.capitalize()} {row.version}",
+            ", ".join(row.targets),
+            row.path,
+            str(row.first_cuda or ""),
+            row.key.fingerprint,
+            row.evidence,
+        )
         for row in data.packaging.distributions
     ]
-    return table(("system", "as", "CUDA repository", "its key", "evidence"), rows)
+    return table(("system", "as", "CUDA repository", "first release there", "its key", "evidence"), rows)
 
 
 def _installers(data: Compatibility) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError, raise_all
-from homelab.nvidia.checks import card_text, least_driver_of_cuda, refusals
+from homelab.nvidia.checks import card_text, cuda_to_be_had, least_driver_of_cuda, refusals
 from homelab.nvidia.compatibility import Flavour, Key, Names, Target
 from homelab.nvidia.flavour import Choice, choose
 from homelab.nvidia.request import Driver, Request, SystemFacts, offered_versions
@@ -29,6 +29,7 @@ __all__ = [
     "RunfilePlan",
     "SystemFacts",
     "ToolkitPlan",
+    "against",
     "packages_to_ask_for",
     "plan_stack",
     "refusals",
@@ -182,6 +183,20 @@ def plan_stack(request: Request) -> Plan:
     )
 
 
+def against(request: Request) -> list[HomelabError]:
+    """All that stands against a stack, as far as it is known by now: what init proposes, what a preview shows and what is done ask this, so that none
+    of them takes what another refuses. Empty where nothing does.
+    """
+    found = [*refusals(request), *cuda_to_be_had(request)]
+    if found or request.driver is None or request.system.distribution is None:
+        return found
+    try:
+        plan_stack(request)
+    except HomelabError as error:
+        return list(getattr(error, "errors", [error]))
+    return []
+
+
 def _driver(request: Request) -> Driver:
     if request.driver is not None:
         return request.driver
@@ -204,9 +219,11 @@ def _distribution_known(request: Request) -> None:
 
 
 def _not_offered(request: Request) -> list[HomelabError]:
-    """CUDA's and the toolkit's packages that were asked for and aren't there."""
-    cuda, offered = _cuda(request), request.system.offered or {}
-    names = [name.partition("=")[0] for name in (*cuda.packages, *cuda.beside)] if cuda else []
+    """CUDA's packages, and the toolkit's, that were asked for and aren't there."""
+    if request.system.offered is None:
+        return []
+    cuda, offered, errors = _cuda(request), request.system.offered, cuda_to_be_had(request)
+    names = [name.partition("=")[0] for name in cuda.beside] if cuda else []
     if request.settings.container_toolkit:
         names += request.data.packaging.toolkit.packages
     missing = [name for name in names if name in offered and not offered[name]]
@@ -214,17 +231,18 @@ def _not_offered(request: Request) -> list[HomelabError]:
     patterns = [name.partition("=")[::2] for name in cuda.beside if "=" in name] if cuda else []
     missing += [name for name, at in patterns if offered.get(name) and not fnmatch.filter(offered[name], at)]
     if not missing:
-        return []
+        return errors
     return [
+        *errors,
         HomelabError(
             wanted=f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
             f"{request.system.version}",
             found="its repositories don't offer it",
             why="apt could not install it: `Unable to locate package`; not every release is there for every distribution",
-            next="set nvidia.cuda to a release that is there (`apt-cache search --names-only '^cuda-toolkit-[0-9]'`), or leave it out"
+            next="leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major version"
             if any("cuda" in name or "nccl" in name for name in missing)
             else "check nvidia.mirror.containerToolkit, and the system's network",
-        )
+        ),
     ]
 
 
@@ -238,7 +256,9 @@ def packages_to_ask_for(request: Request) -> tuple[str, ...]:
     cuda = _cuda(request)
     toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
     beside = (name.partition("=")[0] for name in (*cuda.packages, *cuda.beside)) if cuda else ()
-    asked = [*driver, *beside, *toolkit]
+    # The other releases, too: what is to be had instead is said where the wanted one isn't there.
+    others = request.data.cuda_packages if cuda else ()
+    asked = [*driver, *beside, *toolkit, *others]
     return tuple(dict.fromkeys(asked))
 
 
@@ -521,7 +541,7 @@ def _cuda(request: Request) -> CudaPlan | None:
         return None
     release, data = parse(request.settings.cuda), request.data.cuda
     numbers = {"major": release.numbers[0], "minor": release.numbers[1]}
-    package = data.package.format(**numbers)
+    package = request.data.cuda_package(release)
     exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
     rows = request.data.cuda_libraries(request.settings.cudnn, nccl=request.settings.nccl)
     return CudaPlan(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import refusals
 from homelab.nvidia.flavour import choose
+from homelab.nvidia.plan import against
 from homelab.nvidia.request import Request, SystemFacts
+from homelab.settings.download import images
 
 if TYPE_CHECKING:
-    from homelab.host.facts import HostFacts
+    from homelab.host.facts import GuestConfig, HostFacts
     from homelab.host.plan import Wanted
+    from homelab.nvidia.reading import SystemReading
     from homelab.settings import Container, Host, Settings, Vm
     from homelab.settings.nvidia import Nvidia
 
@@ -40,8 +48,11 @@ def from_settings(settings: Settings) -> list[HomelabError]:
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
+            host = settings.hosts[settings.candidates(container)[0]]
+            known = [host.gpus[gpu].match for gpu in container.gpus or []]
             system = SystemFacts(
-                host_driver=_contrary(container.nvidia, settings.hosts[settings.candidates(container)[0]].nvidia)
+                host_driver=_followed(container.nvidia, host.nvidia.driver if host.nvidia else None),
+                cards=tuple(one for one in known if one) if known and all(known) else None,
             )
             errors += refusals(Request("lxc", container.nvidia, system, f"containers.{name}"))
     return errors
@@ -52,16 +63,24 @@ def _matches(host: Host, *uses: str) -> tuple[str, ...] | None:
     return tuple(gpu.match for gpu in host.gpus.values() if gpu.use in uses and gpu.match) or None
 
 
-def _contrary(container: Nvidia, host: Nvidia | None) -> str | None:
-    """The host's driver, where the container's settings can't mean the same."""
-    wanted, comes = container.driver, host.driver if host else None
-    if wanted is None or comes is None:
+def _followed(container: Nvidia, comes: str | None) -> str | None:
+    """The host's driver as a container's request has it; None where the container's settings can mean the same, and say more of it.
+
+    :param comes: branch or version that the host gets.
+    """
+    if comes is None or (container.driver is not None and container.driver.startswith(comes)):
         return None
-    return None if wanted.startswith(comes) or comes.startswith(wanted) else comes
+    return comes
 
 
 def describe(
-    name: str, host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+    name: str,
+    host: Host,
+    facts: HostFacts,
+    want: Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    systems: Mapping[str, SystemReading] = MappingProxyType({}),
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines for a host and its guests, and what stands against it.
 
@@ -69,26 +88,96 @@ def describe(
     :param want: of the same reading.
     :param vms: its VMs, by their names in the settings.
     :param containers: its containers, by theirs.
+    :param systems: what was read inside: `host`, or a guest's id.
     """
     requests: list[tuple[str, Request]] = []
+    comes: str | None = None
     if host.nvidia:
-        requests.append(("the host", _of_host(name, host.nvidia, facts, want)))
+        request = _of_host(name, host.nvidia, facts, want, systems.get("host"))
+        requests.append(("the host", request))
+        if driver := request.driver:
+            comes = str(driver.version if driver.exact else driver.branch)
     for guest, vm in vms.items():
         if vm.nvidia:
             slots = [want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus]
             cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
-            requests.append(
-                (f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, SystemFacts(cards=cards), f"vms.{guest}"))
-            )
+            inside = _inside(facts.guests.config(vm.vmid), systems.get(str(vm.vmid)), _made_from(vm.volumes))
+            system = dataclasses.replace(inside, cards=cards)
+            requests.append((f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, system, f"vms.{guest}")))
+    found = container_plan.cards(facts, want, vms, host.node or name, driver_comes=host.nvidia is not None)
     for guest, container in containers.items():
         if container.nvidia:
+            inside = _inside(
+                facts.guests.config(container.ctid), systems.get(str(container.ctid)), _made_from(container.volumes)
+            )
             # Where this program changes the host's driver, what is loaded now says nothing.
-            system = SystemFacts(host_driver=None if host.nvidia else facts.nvidia.version or None)
+            loaded = None if host.nvidia else facts.nvidia.version or None
+            system = dataclasses.replace(
+                inside,
+                host_driver=_followed(container.nvidia, comes) if host.nvidia else loaded,
+                cards=_cards_of(guest, container, facts, want, found),
+            )
             label = f"container {container.ctid} ({guest})"
             requests.append((label, Request("lxc", container.nvidia, system, f"containers.{guest}")))
     lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
-    errors = [error for _, request in requests for error in refusals(request)]
+    errors = [error for _, request in requests for error in against(request)]
     return "\n".join(lines), [*errors, *_off(facts, vms, containers)]
+
+
+def _inside(config: GuestConfig | None, read: SystemReading | None, made_from: SystemFacts) -> SystemFacts:
+    """What is known of a guest as a system: by a look inside, else by its configuration, else by what it is going to be made from.
+
+    :param config: of one that is there.
+    """
+    if config is None:
+        return made_from
+    if config.is_windows:
+        return SystemFacts(distribution="windows", version="")
+    if read is not None:
+        return judged(read)
+    kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
+    return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
+
+
+def judged(read: SystemReading) -> SystemFacts:
+    """A reading, as far as it says something about what is going to be installed: what is there already takes no more room, and as long as NVIDIA's
+    repository isn't there, the system's own say nothing of it."""
+    done = read.steps
+    return dataclasses.replace(
+        read.system,
+        room=None if {"driver", "cuda"} & done else read.system.room,
+        offered=read.system.offered if "repository" in done else None,
+    )
+
+
+# As Proxmox VE's templates of containers are called: debian-13-standard_13.1-2_amd64.tar.zst.
+_TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.tar\.\w+")
+
+
+def _made_from(volumes: list[str]) -> SystemFacts:
+    """The distribution of a guest that is going to be made from an image or a template whose name tells it."""
+    for volume in volumes:
+        file = volume.rpartition("/")[2]
+        known = next((name for name, image in images().items() if image.file == file and image.user), "")
+        if known:
+            id_, _, version = known.partition("-")
+            return SystemFacts(distribution=id_, version=version)
+        if match := _TEMPLATE.fullmatch(volume):
+            return SystemFacts(distribution=match[1], version=match[2])
+    return SystemFacts()
+
+
+def _cards_of(
+    name: str, container: Container, facts: HostFacts, want: Wanted, found: container_plan.DriverCards
+) -> tuple[str, ...] | None:
+    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which is said elsewhere.
+
+    :param name: of the container in the settings.
+    :param found: the driver's cards.
+    """
+    numbers, refused = container_plan.numbers(name, container, found, want)
+    slots = [found.slots[number] for number in numbers]
+    return None if refused else tuple(device.id for device in facts.display_devices if device.slot in slots)
 
 
 def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
@@ -106,10 +195,14 @@ def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
     )
 
 
-def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted) -> Request:
+def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, read: SystemReading | None = None) -> Request:
     passed = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
-    return Request("host", stack, system_of(facts, staying), f"hosts.{name}")
+    system = system_of(facts, staying)
+    if read is not None:
+        # What has the cards now says nothing about the next start.
+        system = dataclasses.replace(judged(read), cards=staying)
+    return Request("host", stack, system, f"hosts.{name}")
 
 
 def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:

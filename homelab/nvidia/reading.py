@@ -50,6 +50,7 @@ class _Answer(BaseModel):
     host_driver: str | None
     unprivileged: bool | None
     runtimes: frozenset[Runtime]
+    room: int | None = None
     offered: dict[str, tuple[str, ...]] | None
     steps: frozenset[str]
     drift: tuple[_Drift, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from homelab.nvidia.compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Target, load
@@ -28,6 +28,7 @@ class SystemFacts:
     empty where none is loaded. `loaded`: the version of the loaded nvidia module, empty where none is; `nouveau`: it has the
     card. `offered`: package -> versions, as `apt-cache madison` lists them, for every package that was asked for (`packages_to_ask_for`),
     empty for one that isn't there. `runtimes`: those that are installed. `mok_enrolled`: DKMS's key is among those that Secure Boot takes.
+    `room`: free bytes where packages go.
     """
 
     distribution: str | None = None
@@ -45,6 +46,7 @@ class SystemFacts:
     offered: Mapping[str, tuple[str, ...]] | None = None
     runtimes: frozenset[Runtime] | None = None
     unprivileged: bool = True
+    room: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Driver:
 
 @dataclass(frozen=True)
 class Request:
-    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of it."""
+    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of it; `is_trial`: it is asked what
+    would fit, so that nobody reads what to do about what doesn't."""
 
     target: Target
     settings: Nvidia
@@ -82,6 +85,12 @@ class Request:
     lock: SystemLock | None = None
     data: Compatibility = field(default_factory=load)
     today: datetime.date = field(default_factory=datetime.date.today)
+    is_trial: bool = False
+
+    def with_settings(self, **values: object) -> Request:
+        """The same with other settings, as a trial. Libraries beside CUDA are left out: they follow its release."""
+        settings = self.settings.model_copy(update={"cudnn": None, "nccl": False, **values})
+        return replace(self, settings=settings, is_trial=True)
 
     @property
     def devices(self) -> tuple[str, ...] | None:

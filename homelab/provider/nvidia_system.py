@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.nvidia import reading
-from homelab.nvidia.plan import plan_stack
+from homelab.nvidia.plan import against, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.systems import SystemWork
@@ -93,7 +93,8 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             )
         facts = facts_of(asyncio.run(self.read_system_in_time(inputs, stack.timeouts.reboot)), inputs.target)
         request = request_of(inputs.target, inputs.system_name, facts, stack)
-        for note in plan_stack(request).notes:  # or all that stands against it
+        raise_all(against(request))
+        for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
         return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
 

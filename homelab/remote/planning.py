@@ -7,21 +7,28 @@ change) the very scripts say that do it, with the verb `plan`, which changes not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.container import makers
 from homelab.container import plan as container_plan
-from homelab.errors import HomelabError, raise_all
+from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
-from homelab.nvidia import preview
+from homelab.nvidia import preview, reading
+from homelab.nvidia.compatibility import load
+from homelab.nvidia.reading import SystemReading
 from homelab.remote import scripts, ssh
+from homelab.remote.nvidia_steps import in_container, read_system
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
+
+# How long one look into a system may take, and how long a VM that may be on its way up or down has for its connection, in seconds.
+READING_SECONDS = 60.0
+VM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,11 @@ async def planned(
         shared, refused = container_plan.describe(
             facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
         )
-        stacks, impossible = _stacks(name, host, facts, want, vms, containers)
+        inside = [one.ctid for one in containers.values() if one.nvidia is not None]
+        systems, unread = await look_inside(session, facts, inside, host=host.nvidia is not None)
+        seen, dark = await _vms(host, facts, vms, timeout)
+        stacks, impossible = _stacks(name, host, facts, want, vms, containers, systems | seen)
+        impossible += unread
         # In a thread: requests knows nothing of this loop.
         patience = OUTAGE_SECONDS if timeout is None else timeout
         closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
@@ -91,7 +102,7 @@ async def planned(
         reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script, seconds)))
         if reboot.reboot != "no":
             raise_all(ha.refused_for_restart(facts, host, vms.values()))
-    said = "\n".join(f"  note: {one}" for one in ha.remarks_under_ha(facts, host, vms.values()))
+    said = "\n".join(f"  note: {one}" for one in (*ha.remarks_under_ha(facts, host, vms.values()), *dark))
     return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks, said) if part))
 
 
@@ -129,11 +140,89 @@ async def _files(
     return [plan.PlannedFile(**file) for file in files]
 
 
+async def look_inside(
+    session: ssh.Session, facts: HostFacts, containers: Iterable[int], *, host: bool
+) -> tuple[dict[str, SystemReading], list[HomelabError]]:
+    """The host and its containers as systems that NVIDIA's stack is for, as far as they can be looked into now: `host`, or an id -> what is there.
+
+    :param containers: their ids.
+    :param host: is the host looked at, too?
+    :returns: also what keeps a container from being looked into: it would keep the stack from being installed there, too.
+    :raises UnreachableError: the host went away meanwhile.
+    """
+    found: dict[str, SystemReading] = {}
+    refused: list[HomelabError] = []
+    if host:
+        found["host"] = await _read(session, _reading_script())
+    for ctid in containers:
+        config = facts.guests.config(ctid)
+        if config is None or config.kind != "lxc" or ctid not in facts.guests.running or "lock" in config.values:
+            continue
+        # Without a bash inside nobody answers; that there is no stack for others is said by their configuration.
+        if config.values.get("ostype", "unmanaged") not in ("debian", "ubuntu", "unmanaged"):
+            continue
+        try:
+            found[str(ctid)] = await _read(session, in_container(ctid, _reading_script()))
+        except UnreachableError:
+            raise
+        except HomelabError as error:
+            refused.append(error)
+    return found, refused
+
+
+async def _vms(
+    host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
+) -> tuple[dict[str, SystemReading], list[str]]:
+    """What is in the VMs that run and let us in: id -> that; and a remark about each that doesn't. One that is off, or whose guest agent names the
+    address, is looked into once it has its card."""
+    found: dict[str, SystemReading] = {}
+    dark: list[str] = []
+    for name, vm in vms.items():
+        config = facts.guests.config(vm.vmid)
+        runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
+        if not runs or vm.nvidia is None or vm.ssh is None or vm.static_address == "agent":
+            continue
+        try:
+            reached = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
+            found[str(vm.vmid)] = await read_vm(reached, timeout)
+        except HomelabError as error:
+            dark.append(
+                f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows once it has its card"
+            )
+    return found, dark
+
+
+async def read_vm(reached: Host, timeout: float | None = None) -> SystemReading:
+    """What is in a VM.
+
+    :param reached: how SSH gets there.
+    :param timeout: seconds until there is a connection.
+    :raises HomelabError: it doesn't answer, lets nobody in, or has no bash, as Windows.
+    """
+    async with ssh.connect(reached, min(timeout or VM_SECONDS, VM_SECONDS)) as inside:
+        return await _read(inside, _reading_script())
+
+
+def _reading_script() -> str:
+    """What is read inside; where NVIDIA's repository is there already, it says itself what it offers."""
+    return read_system(load().cuda_packages)
+
+
+async def _read(session: ssh.Session, script: str) -> SystemReading:
+    return reading.parse(await session.run("read_system", script, READING_SECONDS))
+
+
 def _stacks(
-    name: str, host: Host, facts: HostFacts, want: plan.Wanted, vms: dict[str, Vm], containers: dict[str, Container]
+    name: str,
+    host: Host,
+    facts: HostFacts,
+    want: plan.Wanted,
+    vms: dict[str, Vm],
+    containers: dict[str, Container],
+    systems: Mapping[str, SystemReading],
 ) -> tuple[str, list[HomelabError]]:
     """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
     stacks: list[Any] = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
     if not any(stacks):
         return "", []
-    return preview.describe(name, host, facts, want, vms, containers)
+    return preview.describe(name, host, facts, want, vms, containers, systems)

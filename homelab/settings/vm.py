@@ -258,7 +258,7 @@ class Vm(Model):
     ssh: Ssh | None = None
     """How the guest is reached over SSH; needed with `nvidia`."""
     nvidia: Nvidia | None = None
-    """NVIDIA's stack in the guest."""
+    """NVIDIA's stack in the guest, a Linux. In Windows, Windows Update or NVIDIA's own installer brings the driver."""
     allow_shared_onboot: bool = False
     """`true`: this VM and another one with the same card may both start with the host."""
     safety: Safety = "none"
@@ -298,6 +298,11 @@ class Vm(Model):
             raise ValueError("nvidia without gpus: a driver without a card can be neither loaded nor verified")
         if self.power == "stopped":
             raise ValueError("nvidia needs a VM that runs, and power is stopped")
+        if self.create is not None and self.create.os_type.startswith("win"):
+            raise ValueError(
+                f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, Windows Update or NVIDIA's own "
+                "installer brings the driver"
+            )
         return self
 
     @model_validator(mode="after")

@@ -147,13 +147,12 @@ find_stale() {
 # measure_boot - sets BOOT_FREE (room on /boot) and LARGEST_INITRAMFS, in bytes.
 measure_boot() {
   local file size sizes images=()
-  LARGEST_INITRAMFS=0 BOOT_FREE=''
+  LARGEST_INITRAMFS=0
   for file in "$ROOT"/boot/initrd.img-*; do [[ ! -e $file ]] || images+=("$file"); done
   if ((${#images[@]} > 0)); then
     sizes=$(stat -c %s "${images[@]}")
     for size in $sizes; do ((size <= LARGEST_INITRAMFS)) || LARGEST_INITRAMFS=$size; done
   fi
-  # The second line is `DEVICE BLOCKS USED FREE …`.
-  { read -r _ && read -r _ _ _ BOOT_FREE _; } < <(exec_within "$ASK_SECONDS" df -P -B1 "$ROOT/boot" 2>/dev/null) || :
-  BOOT_FREE=${BOOT_FREE:-0}
+  find_free /boot
+  BOOT_FREE=${FREE:-0}
 }

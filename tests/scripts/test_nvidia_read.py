@@ -32,6 +32,12 @@ def test_a_vm(tmp_path: Path, distribution: str) -> None:
     assert system.host_driver is None and system.offered is None and system.runtimes == frozenset()
 
 
+def test_what_is_free_for_packages_is_told(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    free = int(host.output("df -P -B1 $ROOT/usr").splitlines()[1].split()[3])
+    assert host.read().system.room == free > 0
+
+
 def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path)
     reading = host.read()

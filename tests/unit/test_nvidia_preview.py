@@ -10,8 +10,10 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.nvidia import preview
-from homelab.settings import Settings, parse
-from tests.unit.hosts import KEY, desktop
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import SystemFacts
+from homelab.settings import Container, Settings, parse
+from tests.unit.hosts import KEY, desktop, device
 
 SSH = {"hostKey": KEY, "agent": True}
 
@@ -31,7 +33,7 @@ def settings(
         if vm
         else {},
         "containers": {"c": {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": container}}
-        if container
+        if container is not None
         else {},
     }
     return parse({key: json.dumps(value) for key, value in values.items()})
@@ -108,3 +110,140 @@ def test_a_kernel_for_which_the_hosts_driver_does_not_build_is_refused() -> None
     found = settings(host={"driver": "570.153.02"}, rtx={"match": "10de:2b85", "use": "lxc"})
     _, errors = described(found, kernel="6.17.2-1-pve")
     assert any("whose modules build for every installed kernel" in str(error) for error in errors)
+
+
+# -- for every machine of the plan, before the first change -------------------------------------------------------------
+P4 = "10de:1bb3"
+UBUNTU: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04"}
+DEBIAN: dict[str, Any] = {"distribution": "debian", "version": "13"}
+
+
+def seen(steps: frozenset[str] = frozenset(), **system: Any) -> SystemReading:
+    """A look inside."""
+    return SystemReading(SystemFacts(**system), "1", steps, ())
+
+
+def shared(inside: dict[str, Any] | SystemReading, **nvidia: Any) -> list[HomelabError]:
+    """What stands against a container with a Tesla P4 on a host that gets branch 580."""
+    gpus = {"p4": {"match": P4, "use": "lxc"}}
+    found = settings(container=nvidia, host={"driver": "580"}, **gpus)
+    facts = desktop(
+        devices=[device("0000:01:00.0", P4, "030200", 16)],
+        guests={
+            "configs": [{"kind": "lxc", "id": 901, "lines": "ostype: debian"}],
+            "running": [901],
+            "mappings": "",
+            "reservations": "",
+        },
+    )
+    host = found.hosts["pve"]
+    want = plan.wanted(facts, host)
+    read = inside if isinstance(inside, SystemReading) else seen(**inside) if inside else None
+    return preview.describe("pve", host, facts, want, {}, found.containers, {"901": read} if read else {})[1]
+
+
+@pytest.mark.parametrize("cuda", ["12.8", "12.9", "13.0", "13.1"])
+def test_no_cuda_of_debian_13_works_with_a_pascal_card(cuda: str) -> None:
+    (*_, error) = shared(DEBIAN, cuda=cuda)
+    assert error.wanted.startswith("containers.c: ") and error.next.startswith("leave nvidia.cuda out: no release")
+    assert shared(DEBIAN) == []
+
+
+def test_a_cuda_that_card_and_distribution_have_is_named_where_another_is_wanted() -> None:
+    assert shared(UBUNTU, cuda="12.9") == []
+    (error,) = shared(UBUNTU, cuda="13.0")
+    assert error.next.startswith('set nvidia.cuda: "12.9", or an older one that fits (12.8, ')
+    # Without a look inside, it is said for which distributions there is none.
+    (error,) = shared({}, cuda="13.0")
+    assert error.next.endswith("for Debian 13 NVIDIA has none of them: leave it out there")
+
+
+def test_a_container_that_is_going_to_be_made_is_known_by_its_template() -> None:
+    found = settings(container={"cuda": "12.9"}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
+    facts = desktop(devices=[device("0000:01:00.0", P4, "030200", 16)])
+    made = {
+        "template": "local:vztmpl/debian-13-standard_13.1-2_amd64.tar.zst",
+        "disk": {"storage": "local-lvm", "size": 8},
+    }
+    about = {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {"cuda": "12.9"}, "create": made}
+    containers = {"c": Container.model_validate(about)}
+    host = found.hosts["pve"]
+    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, containers)[1]
+    assert error.found == "that repository begins with CUDA 13.1"
+
+
+def test_what_a_repository_that_is_there_offers_counts_before_what_is_known_of_it() -> None:
+    offers: dict[str, Any] = {"offered": {"cuda-toolkit-12-9": ("12.9.1-1",), "cuda-toolkit-12-8": ()}}
+    there = seen(frozenset({"repository"}), **DEBIAN, **offers)
+    assert shared(there, cuda="12.9") == []
+    (error,) = shared(there, cuda="12.8")
+    assert error.found == "its repositories don't offer it" and error.next.startswith('set nvidia.cuda: "12.9"')
+    # Those of the distribution say nothing of NVIDIA's.
+    assert shared(seen(**DEBIAN, **offers), cuda="12.9") != []
+
+
+VM_103 = {"kind": "vm", "id": 103, "lines": "machine: q35\nostype: l26"}
+
+
+def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None, **nvidia: Any) -> list[HomelabError]:
+    """What stands against NVIDIA's stack in VM 103, which runs."""
+    found = settings(vm={"driver": "580", **nvidia})
+    facts = desktop(guests={"configs": [config], "running": [103], "mappings": "", "reservations": ""})
+    host = found.hosts["pve"]
+    return preview.describe("pve", host, facts, plan.wanted(facts, host), found.vms, {}, {"103": read} if read else {})[
+        1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inside", "nvidia", "said"),
+    [
+        ({"secure_boot": True, "mok_enrolled": False}, {}, "Secure Boot is on, and DKMS's key isn't enrolled"),
+        ({"runtimes": frozenset()}, {"containerToolkit": "docker"}, "installed: no container runtime"),
+        ({"room": 3 * 10**9}, {"cuda": "12.8"}, "3000 MB are free"),
+        ({"room": 10**8}, {}, "100 MB are free"),
+        ({"architecture": "aarch64"}, {}, "aarch64"),
+        ({"kernels": ("7.0.0-14-generic",), "running": "7.0.0-14-generic"}, {"driver": "580.95.05"}, "580.95.05"),
+    ],
+)  # fmt: skip
+def test_what_is_in_a_vm_is_refused_before_the_host_is_rebooted_for_its_card(
+    inside: dict[str, Any], nvidia: dict[str, Any], said: str
+) -> None:
+    (error,) = inside_vm(read=seen(**{**UBUNTU, **inside}), **nvidia)
+    assert error.found == said and error.wanted.startswith("vms.v: ")
+    assert inside_vm(read=seen(**UBUNTU, secure_boot=True, mok_enrolled=True, room=9 * 10**9), cuda="12.8") == []
+
+
+def test_what_is_installed_already_takes_no_more_room() -> None:
+    assert inside_vm(read=seen(frozenset({"driver", "cuda"}), **UBUNTU, room=10**8), cuda="12.8") == []
+
+
+@pytest.mark.parametrize("kind", ["win11", "win10", "win7", "w2k8", "wvista"])
+def test_windows_gets_its_card_and_is_told_where_its_driver_comes_from(kind: str) -> None:
+    (error,) = inside_vm({**VM_103, "lines": f"ostype: {kind}"})
+    assert error.found.startswith("Windows") and "Windows Update or NVIDIA's own installer" in error.next
+
+
+@pytest.mark.parametrize("kind", ["alpine", "fedora", "archlinux"])
+def test_a_container_of_another_distribution_is_refused_by_its_configuration(kind: str) -> None:
+    found = settings(container={}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
+    facts = desktop(
+        devices=[device("0000:01:00.0", P4, "030200", 16)],
+        guests={
+            "configs": [{"kind": "lxc", "id": 901, "lines": f"ostype: {kind}"}],
+            "running": [901],
+            "mappings": "",
+            "reservations": "",
+        },
+    )
+    host = found.hosts["pve"]
+    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, found.containers)[1]
+    assert error.found == kind
+
+
+def test_a_host_whose_kernel_takes_no_module_of_dkms_is_refused_by_a_preview() -> None:
+    found = settings(host={"driver": "580"}, rtx={"match": "10de:2b85", "use": "lxc"})
+    facts, host = desktop(), found.hosts["pve"]
+    closed = seen(**DEBIAN, secure_boot=True, mok_enrolled=False)
+    (error,) = preview.describe("pve", host, facts, plan.wanted(facts, host), {}, {}, {"host": closed})[1]
+    assert error.wanted == "hosts.pve: a system that loads modules which DKMS built"

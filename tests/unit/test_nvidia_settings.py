@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from homelab.settings import Vm
 from homelab.settings.nvidia import Nvidia
+from tests.unit.hosts import KEY
 
 
 def refused(**values: Any) -> str:
@@ -76,3 +78,12 @@ def test_a_proxys_password_is_not_shown() -> None:
 
 def test_a_mirrors_last_slash_does_not_matter() -> None:
     assert Nvidia.model_validate({"mirror": {"run": "https://mirror.lan/x/"}}).mirror.run == "https://mirror.lan/x"
+
+
+@pytest.mark.parametrize("kind", ["win10", "win11"])
+def test_a_windows_that_is_going_to_be_made_gets_no_stack(kind: str) -> None:
+    made = {"osType": kind, "disk": {"storage": "local-lvm", "size": 64}}
+    about = {"host": "pve", "vmid": 110, "gpus": ["rtx"], "address": "agent", "ssh": {"hostKey": KEY, "agent": True}}
+    assert Vm.model_validate({**about, "create": made}).nvidia is None
+    with pytest.raises(ValidationError, match="Windows Update or NVIDIA's own installer brings the driver"):
+        Vm.model_validate({**about, "create": made, "nvidia": {}})

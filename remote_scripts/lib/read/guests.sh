@@ -22,7 +22,7 @@ running() {
 # Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
   local conf kind lines line all id section separator=
-  local option='^(hostpci[0-9]+|onboot|name|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|(ide|sata|scsi|virtio)[0-9]+):'
+  local option='^(hostpci[0-9]+|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|(ide|sata|scsi|virtio)[0-9]+):'
   printf ',"guests":{'
   running
   printf ',"configs":['
