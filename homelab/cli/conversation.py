@@ -49,7 +49,9 @@ from homelab.init.choices import (
     together,
 )
 from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
-from homelab.remote import first_contact, ssh
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import SystemFacts
+from homelab.remote import first_contact, planning, ssh
 from homelab.settings import Host, project
 
 
@@ -67,6 +69,8 @@ class Conversation:
         self.file = path_of(arguments.stack)
         self.result: dict[str, object] = {"stack": self.stack, "file": str(self.file)}
         self._read = ""
+        # What was read inside: `host`, or a guest's id.
+        self._systems: dict[str, SystemReading] = {}
 
     def hold(self) -> None:
         """All of it.
@@ -207,7 +211,7 @@ class Conversation:
             choices.more = together(choices.more, parse_setting(text, name))
         if any(use.kind == "new-vm" for use in uses.values()):
             choices.new_vm = self._new_vm(access, node)
-        self._nvidia(choices, facts, found, before)
+        self._nvidia(choices, facts, found, before, access, name)
         self._in_vms(choices, facts, found, before, access)
         return choices
 
@@ -310,7 +314,9 @@ class Conversation:
         made = {"user": user, "sshKeys": [key] if key else [], "ip": ip, "gateway": gateway}
         return {name: value for name, value in made.items() if value}
 
-    def _nvidia(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing) -> None:
+    def _nvidia(
+        self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing, access: Access, name: str
+    ) -> None:
         staying = [card for card in found if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
         settings = before.settings
         set_up = {one.ctid for one in settings.containers.values() if one.nvidia is not None} if settings else set()
@@ -318,12 +324,16 @@ class Conversation:
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
         if not staying or not (new or of_host or choices.over or self.arguments.driver):
             return
-        system = stacks.of_host(facts, [card.id for card in staying])
+        sharing = {number for card in staying for number in choices.uses[card.place].guests}
+        off = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
+        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in off}))
+        system = stacks.of_host(facts, [card.id for card in staying], self._systems.get("host"))
         loaded = facts.nvidia.version
+        own = settings.hosts[name].nvidia if settings and name in settings.hosts else None
         driver: str | None = None
         if self.arguments.driver not in (None, "none"):
             driver = self.arguments.driver
-        elif loaded or (settings and any(host.nvidia for host in settings.hosts.values())):
+        elif loaded or own:
             self.output.say(f"The host's driver{f' {loaded}' if loaded else ''} stays as it is.")
         elif self.arguments.driver is None:
             possible = stacks.drivers("host", system)
@@ -334,20 +344,74 @@ class Conversation:
             )
             driver = None if chosen == "none" else chosen
         if of_host:
-            cuda = self._cuda(stacks.releases("host", system, driver), "on the host")
-            choices.host_stack = Stack(driver, cuda, self._toolkit("on the host"))
+            choices.host_stack = self._on_host(system, driver, loaded, configured=own is not None)
         elif driver:
             choices.host_stack = Stack(driver)
-        sharing = {number for card in staying for number in choices.uses[card.place].guests}
-        off = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
         for guest in off:
             self.output.say(
                 f"{guest}: it only gets its card. NVIDIA's software is installed from inside: start it, and run homelab init again."
             )
-        if sharing - {guest.id for guest in off}:
+        # Those that have their software already keep it.
+        inside = sorted((sharing if choices.over else new) - {guest.id for guest in off})
+        followed = (
+            driver or loaded or (own and (own.driver or next(iter(stacks.drivers("host", system)), None))) or None
+        )
+        if inside and followed is None:
+            self._refuse_without_driver("the containers")
+            self.output.say(
+                "The containers only get their cards: NVIDIA's libraries in them are of the host's driver, and it has none."
+            )
+        elif inside:
+            cards = {
+                number: [card.id for card in staying if number in choices.uses[card.place].guests] for number in inside
+            }
+            systems = [
+                stacks.in_container(followed, cards[number], self._systems.get(str(number))) for number in inside
+            ]
             where = "in the containers"
-            cuda = self._cuda(stacks.releases("lxc", stacks.in_container(driver or loaded or None), None), where)
-            choices.guest_stack = Stack(None, cuda, self._toolkit(where))
+            choices.guest_stack = Stack(None, self._cuda(stacks.releases_for_all(systems), where), self._toolkit(where))
+
+    def _look_inside(self, host: Host, facts: HostFacts, containers: list[int]) -> None:
+        """Reads the host and containers as systems that NVIDIA's software is for. One that can't be read is said, and counts as unknown."""
+
+        async def read() -> None:
+            async with ssh.connect(host) as session:
+                found, refused = await planning.look_inside(session, facts, containers, host=True)
+            self._systems |= found
+            self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
+
+        asyncio.run(read())
+
+    def _on_host(self, system: SystemFacts, driver: str | None, loaded: str, *, configured: bool) -> Stack | None:
+        """NVIDIA's software on the host itself. None: it stays as it is.
+
+        :param driver: what it gets; None: it keeps the `loaded` one, or gets none.
+        :param configured: do the settings have a driver for it already?
+        """
+        where = "on the host"
+        if driver is None and not loaded and not configured:
+            self._refuse_without_driver("the host")
+            return None
+        # Where the settings name none, the recommended branch would take the loaded driver's place.
+        kept = driver or (None if configured else loaded)
+        if driver is None and self.arguments.driver == "none" and self.arguments.cuda is None:
+            cuda = None
+        else:
+            cuda = self._cuda(stacks.releases("host", system, kept), where)
+        toolkit = self._toolkit(where)
+        return Stack(kept, cuda, toolkit) if driver or cuda or toolkit else None
+
+    def _refuse_without_driver(self, where: str) -> None:
+        """:raises HomelabError: software is asked for that takes a driver."""
+        asked = {"--cuda": self.arguments.cuda, "--container-toolkit": self.arguments.container_toolkit}
+        named = [f"{option} {value}" for option, value in asked.items() if value not in (None, "none")]
+        if named:
+            raise HomelabError(
+                wanted=f"{' and '.join(named)} for {where}",
+                found="no driver of NVIDIA's is loaded on the host, and none is to be installed (--driver none)",
+                why="CUDA's programs and the container toolkit work with the driver alone",
+                next="leave --driver none out, or install the driver yourself first, or leave the others out",
+            )
 
     def _in_vms(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing, access: Access) -> None:
         """NVIDIA's software inside the VMs that run and get a card, where the person wants it."""
@@ -359,23 +423,47 @@ class Conversation:
                 for card in found
                 if card.is_nvidia and choices.uses[card.place] == Use("vm", (guest.id,)) and guest.kind == "vm"
             ]
-            if not mine or guest.id in set_up or not guest.running:
+            if not mine or guest.id in set_up:
+                continue
+            config = facts.guests.config(guest.id)
+            if config is not None and config.is_windows:
+                self.output.say(
+                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update or NVIDIA's own installer "
+                    "(https://www.nvidia.com/drivers) brings the driver."
+                )
+                continue
+            if not guest.running:
                 continue
             if not self.arguments.guest_address and not self.ask.confirm(
                 f"Install NVIDIA's driver in {guest}, too? SSH has to reach it.", default=False
             ):
                 continue
-            system = stacks.in_vm(mine)
+            if self.arguments.driver == "none":
+                raise HomelabError(
+                    wanted=f"NVIDIA's software in {guest}",
+                    found="--driver none",
+                    why="everything of NVIDIA's in a VM begins with its driver",
+                    next="leave --driver none out, or leave --guest-address out: then the VM only gets its card",
+                )
+            login, inside = self._guest_login(guest, access)
+            if inside is not None:
+                self._systems[str(guest.id)] = inside
+            system = stacks.in_vm(mine, inside)
             possible = stacks.drivers("vm", system)
+            if not possible and not self.arguments.driver:
+                self.output.say(
+                    f"{guest}: no driver of NVIDIA's fits its card and what is in it; it only gets its card."
+                )
+                continue
             driver = self.arguments.driver or self.ask.choose(
-                f"NVIDIA's driver in VM {guest.id}", _recommending(possible, "branch"), possible[0] if possible else ""
+                f"NVIDIA's driver in VM {guest.id}", _recommending(possible, "branch"), possible[0]
             )
             where = f"in VM {guest.id}"
             stack = Stack(driver, self._cuda(stacks.releases("vm", system, driver), where), self._toolkit(where))
-            choices.vm_stacks[guest.id] = {**self._guest_login(guest, access), "nvidia": stack.settings}
+            choices.vm_stacks[guest.id] = {**login, "nvidia": stack.settings}
 
-    def _guest_login(self, guest: Guest, access: Access) -> dict[str, Any]:
-        """`address` and `ssh` of a VM, tried.
+    def _guest_login(self, guest: Guest, access: Access) -> tuple[dict[str, Any], SystemReading | None]:
+        """`address` and `ssh` of a VM, tried; and what is in it, None where that can't be read.
 
         :raises HomelabError: it can't be reached, or lets nobody in.
         """
@@ -393,8 +481,16 @@ class Conversation:
         elif access.ssh.get("agent"):
             own["agent"] = True
         for way in [*([own] if own and not access.install else []), *own_ways()]:
-            if first_contact.refusal(host_at(address, {**login, **way}, key.line)) is None:
-                return {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
+            reached = host_at(address, {**login, **way}, key.line)
+            if first_contact.refusal(reached) is None:
+                found = {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
+                try:
+                    return found, asyncio.run(planning.read_vm(reached))
+                except HomelabError as error:
+                    self.output.say(
+                        f"{guest} can't be looked into: {error.found}. Whether NVIDIA's software fits it isn't known."
+                    )
+                    return found, None
         raise LoginRefusedError(
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
             found="none of them is accepted",
@@ -413,6 +509,11 @@ class Conversation:
     def _cuda(self, possible: list[str], where: str) -> str | None:
         if self.arguments.cuda is not None:
             return None if self.arguments.cuda == "none" else str(self.arguments.cuda)
+        if not possible:
+            self.output.say(
+                f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for the distribution. The driver "
+                "alone runs programs that bring their own CUDA."
+            )
         chosen = self.ask.choose(
             f"CUDA's toolkit {where}",
             [*_recommending(possible, "CUDA"), ("none", "none: only the driver's libraries")],
@@ -443,7 +544,7 @@ class Conversation:
             else:
                 self.output.say("The settings' own API user stays as it is; homelab init makes none.")
         values = settings_of(choices, name, host, facts, found, before.values)
-        return propose(before, values, self.stack, name, facts, self.file.name)
+        return propose(before, values, self.stack, name, facts, self.file.name, self._systems)
 
     def _show(self, old: str, proposal: Proposal, access: Access) -> None:
         self.output.say(

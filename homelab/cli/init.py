@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         help="by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, =lxc:901,950, =host, =none; may be repeated",
     )
     cards.add_argument(
-        "--driver", metavar="BRANCH", help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is"
+        "--driver",
+        metavar="BRANCH",
+        help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is, and install nothing that brings one",
     )
     cards.add_argument("--cuda", metavar="RELEASE", help="CUDA's toolkit, such as 12.8; none")
     cards.add_argument("--container-toolkit", choices=["docker", "containerd", "podman", "none"])

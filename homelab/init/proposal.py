@@ -7,6 +7,7 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from homelab.host.facts import HostFacts
 from homelab.init.api_user import TOKEN, Making, making, name_for
 from homelab.init.merge import HEAD, merged
 from homelab.nvidia import preview
+from homelab.nvidia.reading import SystemReading
 from homelab.remote.proxmox import probe
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings.secrets import is_encrypted, left_open, readable
@@ -153,12 +155,19 @@ def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: in
 
 
 def propose(
-    before: Existing, values: Mapping[str, Any], stack: str, host_name: str, facts: HostFacts, file: str
+    before: Existing,
+    values: Mapping[str, Any],
+    stack: str,
+    host_name: str,
+    facts: HostFacts,
+    file: str,
+    systems: Mapping[str, SystemReading] = MappingProxyType({}),
 ) -> Proposal:
     """The settings file with these values, and what follows from it.
 
     :param values: as of `choices.settings_of`.
     :param file: the file's name, for messages.
+    :param systems: what was read inside: `host`, or a guest's id.
     :raises HomelabError: the settings can't be carried out on any host.
     """
     text = merged(before.text, values)
@@ -177,12 +186,13 @@ def propose(
         container_plan.describe(
             facts, want, containers, vms, host.node or host_name, driver_comes=host.nvidia is not None
         ),
-        preview.describe(host_name, host, facts, want, vms, containers),
+        preview.describe(host_name, host, facts, want, vms, containers, systems),
     ]
-    known = {str(error) for error in refused}
-    for said, errors in parts:
-        remarks += said.splitlines()
-        refused += [error for error in errors if str(error) not in known]
+    found = [error for _, errors in parts for error in errors]
+    # What the settings alone say is said again, with more, by whoever has looked inside.
+    said_better = {(error.wanted, error.found) for error in found}
+    refused = [error for error in refused if (error.wanted, error.found) not in said_better] + found
+    remarks += [line for said, _ in parts for line in said.splitlines()]
     needs = probe.needed(host_name, host, facts, want, vms, containers)
     made = None
     if needs and host.api is not None and host.api.token == f"{name_for(stack, facts.cluster.users)}!{TOKEN}":

@@ -1,52 +1,65 @@
-"""Which of NVIDIA's drivers and CUDA's releases fit a system: what can't work isn't offered, and the recommended one comes first."""
+"""Which of NVIDIA's drivers and CUDA's releases fit a system: what can't work isn't offered, and the recommended one comes first.
+
+Decided by the same checks that a preview and an `up` ask (homelab/nvidia/checks.py).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterable
 
 from homelab.host.facts import HostFacts
-from homelab.nvidia.checks import refusals
+from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.preview import system_of
-from homelab.nvidia.request import Request, SystemFacts, ranked_branches
+from homelab.nvidia.preview import judged, system_of
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Nvidia
 
 
-def of_host(facts: HostFacts, cards: list[str]) -> SystemFacts:
+def of_host(facts: HostFacts, cards: list[str], inside: SystemReading | None = None) -> SystemFacts:
     """The host as a system that gets a driver.
 
     :param cards: ids (vendor:device) of those that stay with it.
+    :param inside: a reading of it.
     """
-    return system_of(facts, tuple(cards))
+    return dataclasses.replace(judged(inside), cards=tuple(cards)) if inside else system_of(facts, tuple(cards))
 
 
-def in_container(driver: str | None) -> SystemFacts:
-    """A container on a host whose driver is, or will be, this one; None: nothing is known of it."""
-    return SystemFacts(host_driver=driver)
+def in_container(
+    driver: str | None, cards: Iterable[str] | None = None, inside: SystemReading | None = None
+) -> SystemFacts:
+    """A container on a host whose driver is, or will be, this one; None: nothing is known of it.
+
+    :param cards: ids (vendor:device) of those that it gets.
+    :param inside: a reading of it.
+    """
+    system = judged(inside) if inside else SystemFacts()
+    return dataclasses.replace(system, host_driver=driver, cards=None if cards is None else tuple(cards))
 
 
-def in_vm(cards: list[str]) -> SystemFacts:
-    """A VM that gets these cards (vendor:device); what is in it, nobody has read yet."""
-    return SystemFacts(cards=tuple(cards))
+def in_vm(cards: list[str], inside: SystemReading | None = None) -> SystemFacts:
+    """A VM that gets these cards (vendor:device).
 
-
-def _fits(target: Target, system: SystemFacts, **nvidia: Any) -> bool:
-    return not refusals(Request(target, Nvidia.model_validate(nvidia), system))
+    :param inside: a reading of it.
+    """
+    return dataclasses.replace(judged(inside) if inside else SystemFacts(), cards=tuple(cards))
 
 
 def drivers(target: Target, system: SystemFacts) -> list[str]:
     """The branches that can work, the recommended one first; empty where none can."""
-    request = Request(target, Nvidia(), system)
-    best = [str(request.driver.branch)] if request.driver else []
-    ranked = [str(row.branch) for row in ranked_branches(request)]
-    return [branch for branch in dict.fromkeys([*best, *ranked]) if _fits(target, system, driver=branch)]
+    return drivers_that_fit(Request(target, Nvidia(), system))
 
 
 def releases(target: Target, system: SystemFacts, driver: str | None) -> list[str]:
-    """CUDA's releases that can work with a driver, the newest first.
+    """CUDA's releases that can work with a driver, the newest first; empty where none can.
 
     :param driver: a branch or version; None: the one that the system has, or would get.
     """
-    chosen = {"driver": driver} if driver else {}
-    known = sorted(Request(target, Nvidia(), system).data.cuda.releases, key=lambda row: row.release, reverse=True)
-    return [str(row.release) for row in known if _fits(target, system, cuda=str(row.release), **chosen)]
+    return cudas_that_fit(Request(target, Nvidia.model_validate({"driver": driver} if driver else {}), system))
+
+
+def releases_for_all(systems: Iterable[SystemFacts]) -> list[str]:
+    """CUDA's releases that can work in each of some containers, the newest first."""
+    each = [releases("lxc", system, None) for system in systems]
+    return [one for one in each[0] if all(one in others for others in each)] if each else []

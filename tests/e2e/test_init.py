@@ -98,6 +98,17 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
             "ai-lab": {"host": "pve", "ctid": 211, "gpus": ["rtx4060"], "nvidia": {}},
         },
     ),
+    "tesla-p4": (
+        [
+            ("What is tesla-p4 ", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+            ("For which containers?", ENTER),
+            *((f"What is {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4", "aspeed")),
+            ("NVIDIA's driver on the host", ENTER),
+            ("CUDA's toolkit in the containers", ENTER),  # there is none for Pascal on Debian 13
+            ("NVIDIA's container toolkit in the containers", ENTER),
+        ],
+        {"ollama": {"host": "pve", "ctid": 301, "gpus": ["tesla-p4"], "nvidia": {}}},
+    ),
 }
 
 

@@ -210,6 +210,41 @@ def test_cards_for_containers_take_no_api_user_and_no_secret(desk: Desk, capsys:
     assert desk.config["homelab:containers"]["ai-lab"]["nvidia"] == {"cuda": "12.4"}
 
 
+@pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
+def test_what_is_proposed_for_old_cards_in_new_containers_works(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    cards = [f"{place}=lxc:{ids}" for place, ids in (("01:00", "301"), ("02:00", "302"), ("41:00", "303,304,305,306"))]
+    asked = [*desk.where, *desk.key, *(word for card in cards for word in ("--card", card)), "--no-preview"]
+    assert run(desk, capsys, *asked, "--yes") == 0, desk.err
+    # CUDA 13 no longer builds for Pascal, and NVIDIA's repository for Debian 13 has no other: the driver alone.
+    assert "No release of CUDA in the containers" in desk.out
+    assert desk.config["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
+    assert [one["nvidia"] for one in desk.config["homelab:containers"].values()] == [{}] * 6
+
+    # What a person names nevertheless is refused for each container, with what is to be had.
+    for cuda, found in (("13.1", "CUDA 13 no longer builds for Pascal"), ("12.9", "begins with CUDA 13.1")):
+        assert run(desk, capsys, *asked, "--cuda", cuda, "--yes") == 1
+        assert desk.out.count(found) == 6 and "Nothing was done" in desk.out
+        assert "leave nvidia.cuda out: no release" in desk.out and "set nvidia.cuda" not in desk.out
+
+
+@pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
+def test_the_newest_cuda_that_card_and_distribution_have_is_proposed(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--card", "42:00=lxc:307", "--yes", "--no-preview"]
+    assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
+    assert desk.config["homelab:containers"]["training"]["nvidia"] == {"cuda": "12.9"}
+
+
+@pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
+def test_without_a_driver_nothing_is_proposed_that_brings_one(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*desk.where, *desk.key, "--card", "42:00=host", "--driver", "none", "--yes", "--no-preview"]
+    assert run(desk, capsys, *asked, "--cuda", "12.9") == 2
+    assert "--driver none" in desk.err and not desk.file.exists()
+    assert run(desk, capsys, *asked) == 0, desk.err
+    assert "nvidia" not in desk.config["homelab:hosts"]["pve"]
+
+
 @pytest.mark.parametrize("desk", ["containers-pve8"], indirect=True)
 def test_a_new_vm_on_proxmox_ve_8_gets_a_user_with_rights_that_8_has(
     desk: Desk, capsys: pytest.CaptureFixture[str]
@@ -231,11 +266,15 @@ def test_nvidias_software_inside_a_vm(desk: Desk, capsys: pytest.CaptureFixture[
     asked = [*desk.where, *desk.key, *CARD, *inside, "--cuda", "12.8", "--container-toolkit", "docker", "--no-preview"]
     assert run(desk, capsys, *asked) == 1
     assert "--guest-host-key" in desk.out and not desk.file.exists()
-    assert run(desk, capsys, *asked, "--guest-host-key", guest["hostKey"]) == 0, desk.err
+    # It has no Docker, which is seen before the host is rebooted for its card.
+    assert run(desk, capsys, *asked, "--guest-host-key", guest["hostKey"]) == 1
+    assert "installed: no container runtime" in desk.out and not desk.file.exists()
+    asked += ["--guest-host-key", guest["hostKey"], "--set", "vms.sandbox.nvidia.docker=install"]
+    assert run(desk, capsys, *asked) == 0, desk.err
     vm = desk.config["homelab:vms"]["sandbox"]
     assert vm["address"] == guest["host"] and vm["ssh"]["hostKey"] == guest["hostKey"]
     assert vm["ssh"]["privateKeyFile"] == "~/.ssh/id_ed25519"
-    assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
+    assert vm["nvidia"] == {"driver": "580", "cuda": "12.8", "containerToolkit": "docker", "docker": "install"}
     assert "nvidia" not in desk.config["homelab:hosts"]["pve"]
 
 

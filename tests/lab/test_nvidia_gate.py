@@ -1,0 +1,102 @@
+"""NVIDIA's stack in every machine of a plan, judged before the host is changed: over SSH, on a lab with Tesla P4, containers of Debian 13 and VMs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from homelab.errors import HomelabError
+from homelab.remote import planning
+from homelab.settings import Container, Host, Vm
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of
+
+SCENARIOS = Path(__file__).parents[2] / "lab/scenarios"
+CARDS = {f"p4{name}": {"match": "10de:1bb3", "address": place, "use": use} for name, place, use in (
+    ("a", "01:00", "lxc"), ("b", "02:00", "lxc"), ("c", "41:00", "vm"), ("d", "42:00", "vm"),
+)}  # fmt: skip
+CONF = "agent: 1\nbios: ovmf\nefidisk0: local-lvm:vm-0-disk-0,efitype=4m,size=4M\nmachine: q35\nmemory: 8192\nnet0: virtio=BC:24:11:00:00:{0},bridge=vmbr0\n"
+VMS = (
+    {"id": 110, "name": "locked", "conf": CONF.format(10) + "ostype: l26\n", "system": {"secure-boot": True}},
+    {"id": 111, "name": "windows", "conf": CONF.format(11) + "ostype: win11\n"},
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("gate")
+    written = yaml.safe_load((SCENARIOS / "tesla-p4.yaml").read_text(encoding="utf-8"))
+    written["guests"] += [{"kind": "vm", "running": True, **vm} for vm in VMS]
+    (folder / "p4.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    with Lab.start(str(folder / "p4.yaml"), state=folder / "lab") as started:
+        started.wait_guest(110, 60)
+        yield started
+
+
+def host(lab: Lab, **nvidia: Any) -> Host:
+    """The lab's host with its four cards, which gets branch 580."""
+    about = host_of(lab).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    secrets = {"tokenSecret": lab.api["tokenSecret"]}
+    changes = {"gpus": CARDS, "nvidia": {"driver": "580", **nvidia}, "api": {**about["api"], **secrets}}
+    return Host.model_validate({**about, **changes})
+
+
+def against(lab: Lab, vms: dict[str, Vm] | None = None, **containers: dict[str, Any]) -> list[HomelabError]:
+    """What an `up` and a preview refuse."""
+    asked = {
+        name: Container.model_validate({"host": "pve", "ctid": 301 + number, "gpus": ["p4a"], "nvidia": nvidia})
+        for number, (name, nvidia) in enumerate(containers.items())
+    }
+    try:
+        asyncio.run(planning.planned("pve", host(lab), vms or {}, asked))
+    except HomelabError as error:
+        return list(getattr(error, "errors", [error]))
+    return []
+
+
+def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> None:
+    mark = lab.mark()
+    errors = against(lab, one={"cuda": "12.9"}, two={"cuda": "13.1"}, three={}, four={"cuda": "12.8"})
+    assert [error.wanted.partition(":")[0] for error in errors] == [
+        "containers.one", "containers.two", "containers.two", "containers.four",
+    ]  # fmt: skip
+    assert {error.next.partition(":")[0] for error in errors} - {error.next for error in errors[1:2]} == {
+        "leave nvidia.cuda out"
+    }
+    assert not [one for one in lab.commands(mark) if "apply" in one]
+    assert against(lab, one={}, two={}) == []
+
+
+def vm(lab: Lab, vmid: int, **nvidia: Any) -> dict[str, Vm]:
+    """A VM with a card, which SSH reaches."""
+    guest = lab.guest(vmid) if vmid == 110 else {"host": "127.0.0.1", "port": 9, **lab.guest(110)}
+    ssh = {name: guest[name] for name in ("port", "hostKey", "privateKeyFile")}
+    about = {"host": "pve", "vmid": vmid, "gpus": ["p4c"], "address": guest["host"], "ssh": ssh, "nvidia": nvidia}
+    return {"box": Vm.model_validate(about)}
+
+
+def test_a_vm_that_runs_is_looked_into_before_the_host_is_rebooted_for_its_card(lab: Lab) -> None:
+    errors = against(lab, vm(lab, 110, driver="580", containerToolkit="docker"))
+    assert [error.found for error in errors] == [
+        "Secure Boot is on, and DKMS's key isn't enrolled",
+        "installed: no container runtime",
+    ]
+
+
+def test_a_vm_with_windows_is_not_asked_for_and_its_owner_is_told(lab: Lab) -> None:
+    (error,) = against(lab, vm(lab, 111, driver="580"))
+    assert error.found.startswith("Windows") and "leave vms.box.nvidia out" in error.next
+
+
+def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) -> None:
+    lab.fault("guest-unreachable", 110)
+    try:
+        found = asyncio.run(planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {}))
+    finally:
+        lab.fault("guest-unreachable", None)
+    assert "vms.box was not looked into" in found.guests
