@@ -155,7 +155,7 @@ def test_a_cuda_that_card_and_distribution_have_is_named_where_another_is_wanted
     assert error.next.startswith('set nvidia.cuda: "12.9", or an older one that fits (12.8, ')
     # Without a look inside, it is said for which distributions there is none.
     (error,) = shared({}, cuda="13.0")
-    assert error.next.endswith("for Debian 13 NVIDIA has none of them: leave it out there")
+    assert error.next.endswith("for Ubuntu 26.04 and Debian 13 NVIDIA has none of them: leave it out there")
 
 
 def test_a_container_that_is_going_to_be_made_is_known_by_its_template() -> None:
