@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from homelab.nvidia.plan import Plan, Request
     from homelab.nvidia.symptoms import Context
     from homelab.nvidia.verification import Expected
-    from homelab.remote import kept_scripts
     from homelab.remote import nvidia_steps as steps
 
     # (request, plan, context for messages, the installed driver, generation) -> a composed script.
@@ -46,7 +45,6 @@ else:
     state = later("homelab.nvidia.state")
     verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
-    kept_scripts = later("homelab.remote.kept_scripts")
 
 _FORMER_TYPE = "homelab:guest:NvidiaGuestStack"
 
@@ -117,9 +115,6 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         def install_toolkit(_request: Request, plan: Plan, context: Context, driver: str, again: str) -> str:
             return steps.toolkit(plan, stack, driver, context=context, generation=again)
 
-        def verify(request: Request, plan: Plan, _context: Context, *_: str) -> str:
-            return kept_scripts.named(steps.verification(plan, stack, len(request.devices or ())))
-
         repository = self._step("repository", add_repository, self._found)
         self._plan = self._planned(_answered(repository, "offered"))
         driver = self._step("driver", install_driver, repository)
@@ -146,11 +141,11 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             last = toolkit = self._step("toolkit", install_toolkit, last)
             done.append(toolkit.stdout)
         about = {
-            "script": self._composed("boot", verify),
             # The installed version: of a branch, one that was there already is as good as the newest.
             "wanted": pulumi.Output.all(self._plan, version).apply(
                 lambda found: {**dataclasses.asdict(found[0].wanted), "driver": found[1]}
             ),
+            "tried": self._plan.apply(lambda found: steps.tried(found.request, found.plan)),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*done),
             "started": system.started,

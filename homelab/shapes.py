@@ -26,6 +26,15 @@ Record = dict[str, dict[str, str | None]]
 CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
 
 
+class Tried(TypedDict):
+    """What a verification of NVIDIA's stack tries, beside what the settings say. `cards`: how many the system is to see; with none there is nothing to
+    try anything with. `capabilities`: what the driver's libraries are for; `cdi`: are an engine's containers given the cards by their CDI names?"""
+
+    cards: int
+    capabilities: list[Capability]
+    cdi: bool
+
+
 class CardPlan(TypedDict):
     """A card of the settings, as HostProbe has found it.
 

@@ -7,7 +7,7 @@
 # ENGINE (docker, containerd, podman, k3s, or nothing) and IMAGE, in which nvidia-smi is run; CDI (yes: give it the cards by their CDI names),
 # UVM (yes: does an ordinary user get the devices?), LIBRARIES (sonames that are loaded, separated by spaces, or nothing), LOADER (the program
 # that does), BARE (those of them that are loaded in the container, too), KERNEL_LOG (an extended regular expression: lines of the kernel's log that are passed
-# on; empty: it isn't read), TIMEOUT (seconds, for all of it), PROXY (may hold a password), GENERATION (no part in what happens).
+# on; empty: it isn't read), TIMEOUT (seconds, for all of it), PROXY (may hold a password).
 # Verbs: verify.
 # Answer: {"nvidiaSmi","nvcc","program","container","uvm","libraries": each {"status","output"}, or null where it wasn't asked for, "cdi" (a line for each
 # specification of NVIDIA's cards that there is: its path, and the driver's versions of its libraries; null where it isn't used), "kernelLog", "loaded",

@@ -12,7 +12,7 @@ sums() {
   local proxy text status=0
   # As Proxmox VE's own downloads go.
   proxy=$(sed -n 's/^http_proxy: *//p' "$ROOT/etc/pve/datacenter.cfg" 2>/dev/null | head -n 1) || :
-  text=$(http_proxy=$proxy https_proxy=$proxy wget -q --timeout=30 --tries=3 -O - "$URL" 2>/dev/null | head -c 262144) || status=$?
+  text=$(http_proxy=$proxy https_proxy=$proxy wget -q --timeout=30 --tries=3 -O - -- "$URL" 2>/dev/null | head -c 262144) || status=$?
   if ((status != 0)) || [[ -z $text ]]; then
     die "the checksums that an image's maker publishes, from $URL" "$(why_not "$status")" \
       "an image that nothing can be compared with is not downloaded; nothing was changed" \

@@ -317,6 +317,10 @@ class _CudaData(_DataFile):
     source: str
     room: int
 
+    def nvcc(self, release: Version) -> str:
+        """The path of a release's compiler."""
+        return f"{self.prefix.format(major=release.numbers[0], minor=release.numbers[1])}/bin/nvcc"
+
 
 class _Kernels(_DataFile):
     rows: tuple[KernelRow, ...]

@@ -540,14 +540,13 @@ def _cuda(request: Request) -> CudaPlan | None:
     if request.settings.cuda is None:
         return None
     release, data = parse(request.settings.cuda), request.data.cuda
-    numbers = {"major": release.numbers[0], "minor": release.numbers[1]}
     package = request.data.cuda_package(release)
     exact = f"{package}={release}-*" if len(release.numbers) > 2 else package
     rows = request.data.cuda_libraries(request.settings.cudnn, nccl=request.settings.nccl)
     return CudaPlan(
         str(release),
         (exact,),
-        f"{data.prefix.format(**numbers)}/bin/nvcc",
+        data.nvcc(release),
         tuple(_offered_at(request, name) for row in rows for name in row.wanted(release.major)),
         tuple(row.soname for row in rows),
     )

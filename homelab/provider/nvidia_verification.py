@@ -7,8 +7,8 @@ import asyncio
 from homelab.errors import HomelabError, raise_all
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
-from homelab.remote import kept_scripts, scripts
 from homelab.remote import nvidia_steps as steps
+from homelab.remote import scripts
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import StackInUse
@@ -32,7 +32,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             # It may have been started a moment ago.
             await self.read_system_in_time(inputs, stack.timeouts.reboot)
         async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as run:
-            answer = scripts.answer(await run("verify", kept_scripts.whole(inputs.script)))
+            script = steps.verification(inputs.target, _settings(inputs, stack), inputs.tried)
+            answer = scripts.answer(await run("verify", script))
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         if answer.get("update") == "tried" and stack is not None:
             works = answer["nvidiaSmi"]["status"] == 0
@@ -69,3 +70,11 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             )
             for one in errors
         ]
+
+
+def _settings(inputs: NvidiaVerification.Inputs, stack: Nvidia | None) -> Nvidia:
+    """:param stack: what the settings say now, of which the state has no secret and nothing that says only how."""
+    told = Nvidia.model_validate(inputs.nvidia, by_name=True)
+    timeouts = told.timeouts.model_copy(update={"verify": inputs.timeout})
+    proxy = None if stack is None else stack.proxy
+    return told.model_copy(update={"timeouts": timeouts, "proxy": proxy})

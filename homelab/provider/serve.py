@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import json
 import os
@@ -31,6 +32,7 @@ from pulumi.runtime.proto import provider_pb2_grpc
 from homelab import __version__, text
 from homelab.errors import HomelabError
 from homelab.provider import log
+from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
 from homelab.provider.registry import WORK, work_of
@@ -82,8 +84,9 @@ class Homelab(sdk.Provider):
         resource = _declared(request.type)
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
         state |= self._cluster_of(state, inputs)
-        outputs = set(resource.output_names()) - inputs.keys()
-        had = {key: value for key, value in state.items() if key not in outputs}
+        # A state of another version may have inputs that this one doesn't know.
+        declared = {field.name for field in dataclasses.fields(resource.Inputs)}
+        had = {key: value for key, value in state.items() if key in declared}
         found = {
             path: how
             for path, how in differences(had, inputs).items()
@@ -193,10 +196,14 @@ for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create
 
 
 async def _serve(address: str) -> None:
-    server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
+    # Elsewhere nothing says whose process is at the other end (docs/tiers.md).
+    callers = OfThisUser() if sys.platform == "linux" else None
+    server = grpc.aio.server(interceptors=[callers] if callers else [], options=_GRPC_CHANNEL_OPTIONS)
     servicer = Servicer([], __version__, Homelab(), engine_address=address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
+    if callers is not None:
+        callers.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

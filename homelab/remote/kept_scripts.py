@@ -16,7 +16,6 @@ import re
 import tarfile
 from typing import NamedTuple
 
-from homelab.errors import HomelabError
 from homelab.remote import bash_source, scripts
 
 # What commands of a host run, or install: beside these scripts, all of remote_scripts/files.
@@ -38,7 +37,6 @@ _SCRIPTS = (
     "nvidia_driver.sh",
     "nvidia_nodes.sh",
     "nvidia_repository.sh",
-    "nvidia_verification.sh",
     "passthrough_test.sh",
     "reboot_host.sh",
     "rollback.sh",
@@ -131,32 +129,6 @@ def by_reference(text: str, owned_by: str) -> str:
     return f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts {needed}\n{head}{end}"
 
 
-def named(text: str) -> str:
-    """A composed text for a resource of the provider: the script's name is in the place of its own text. `whole` undoes it."""
-    head, program = _apart(text)
-    return f"{head}# {program.name}\n" if program else text
-
-
-def whole(text: str) -> str:
-    """What `named` was given.
-
-    :raises HomelabError: by another version of this program.
-    """
-    head, _, last = text.rstrip("\n").rpartition("\n")
-    name = last.removeprefix("# ")
-    if last == name:
-        return text
-    found = next((one.text for one in texts() if one.name == name), None)
-    if found is None:
-        raise HomelabError(
-            wanted=f"the script {name.rpartition('.')[0]}",
-            found="the state names another version of it",
-            why="what a state describes is done by the version of this program that wrote it",
-            next="run `pulumi up`, which describes it anew",
-        )
-    return f"{head}\n{found}\n"
-
-
 def _apart(text: str) -> tuple[str, KeptText | None]:
     """A composed text's assignments, and its script; None: it is none of `texts`."""
     end = text.rstrip("\n")
@@ -167,7 +139,12 @@ def _apart(text: str) -> tuple[str, KeptText | None]:
 
 
 def put(owned_by: str) -> str:
-    """Standard input of kept_scripts.sh for `put`."""
+    """Standard input of kept_scripts.sh for `put`.
+
+    :raises ValueError: that is no owner's name, and leads elsewhere.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", owned_by):
+        raise ValueError(f"no owner of scripts: {owned_by!r}")
     return scripts.compose("kept_scripts.sh", OWNER=owned_by, CONTENT=base64.b64encode(_archive()).decode("ascii"))
 
 

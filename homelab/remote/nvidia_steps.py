@@ -12,9 +12,12 @@ from homelab.errors import HomelabError
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
+from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context, Symptom, symptoms
+from homelab.nvidia.versions import parse
 from homelab.remote.scripts import compose, file
 from homelab.settings.nvidia import Nvidia
+from homelab.shapes import Tried
 
 __all__ = [
     "cuda",
@@ -26,6 +29,7 @@ __all__ = [
     "read_system",
     "repository",
     "toolkit",
+    "tried",
     "verification",
 ]
 
@@ -133,29 +137,36 @@ def toolkit(
     )
 
 
-def verification(plan: Plan, settings: Nvidia, cards: int | None, *, generation: str = "0") -> str:
-    """Standard input of nvidia_verification.sh, whose verb is `verify`; other arguments as of `cuda`.
+def tried(request: Request, plan: Plan) -> Tried:
+    """What `verification` tries of a plan."""
+    cdi = plan.toolkit is not None and bool(plan.toolkit.cdi)
+    return {"cards": len(request.devices or ()), "capabilities": list(plan.capabilities), "cdi": cdi}
 
-    :param cards: how many the system is to see, None where that isn't known. With none there is nothing to try them with.
+
+def verification(target: Target, settings: Nvidia, of_plan: Tried) -> str:
+    """Standard input of nvidia_verification.sh, whose verb is `verify`.
+
+    :param of_plan: as of `tried`.
     """
-    try_them = cards != 0
-    with_cuda, engine = plan.cuda if try_them else None, plan.toolkit if try_them else None
-    beside = plan.cuda.libraries if plan.cuda else ()
+    try_them, data = of_plan["cards"] != 0, load()
+    with_cuda, engine = settings.cuda if try_them else None, settings.container_toolkit if try_them else None
+    beside = data.cuda_libraries(settings.cudnn, nccl=settings.nccl) if settings.cuda else ()
     return compose(
         "nvidia_verification.sh",
         PROXY=_proxy(settings),
-        NVCC=plan.cuda.nvcc if plan.cuda else "",
+        NVCC=data.cuda.nvcc(parse(settings.cuda)) if settings.cuda else "",
         PROGRAM=file("vector_addition.cu") if with_cuda else "",
-        ENGINE=engine.runtime if engine else "",
-        IMAGE=load().packaging.toolkit.image,
-        CDI=_yes(engine is not None and bool(engine.cdi)),
+        ENGINE=engine or "",
+        IMAGE=data.packaging.toolkit.image,
+        CDI=_yes(engine is not None and of_plan["cdi"]),
         UVM=_yes(try_them),
-        LIBRARIES=" ".join((*load().libraries(plan.capabilities), *beside)) if try_them else "",
-        BARE=" ".join(load().libraries(plan.capabilities, bare=True)) if engine else "",
+        LIBRARIES=" ".join((*data.libraries(of_plan["capabilities"]), *(row.soname for row in beside)))
+        if try_them
+        else "",
+        BARE=" ".join(data.libraries(of_plan["capabilities"], bare=True)) if engine else "",
         LOADER=file("load_libraries.py") if try_them else "",
-        KERNEL_LOG=OF_MODULES if plan.target != "lxc" else "",
+        KERNEL_LOG=OF_MODULES if target != "lxc" else "",
         TIMEOUT=str(settings.timeouts.verify),
-        GENERATION=generation,
     )
 
 

@@ -45,6 +45,7 @@ HANDOVER_SECONDS = 2 * 180 + 900 + 600
 # How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
 MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
+_ARGUMENT = re.compile(r"[A-Z][A-Z0-9_]*")
 _NEEDS = re.compile(r"^# Needs: (.+)$", re.MULTILINE)
 
 
@@ -79,7 +80,10 @@ def compose(script: str, **arguments: str) -> str:
     :param script: a file name in remote_scripts/.
     :param arguments: what the script's header lists; each becomes a quoted assignment.
     :raises FileNotFoundError: there is no such script.
+    :raises ValueError: a name can't be one of an argument, and would be a part of the script.
     """
+    if wrong := [name for name in arguments if not _ARGUMENT.fullmatch(name)]:
+        raise ValueError(f"{script}: no names of arguments: {wrong}")
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(arguments.items()))
     return assignments + _program(script)
 
@@ -486,11 +490,12 @@ def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[s
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
     """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` where programs that use the cards are to work."""
-    return compose("container_verification.sh", CTID=str(ctid), **{"USES": "", **_given(devices)})
+    return compose("container_verification.sh", CTID=str(ctid), USES=devices.get("USES", ""), **_given(devices))
 
 
 def _given(devices: Mapping[str, str]) -> dict[str, str]:
-    return {"CARDS": "", **devices}
+    # By name: what else a resource's inputs have is no argument, and sets no variable of bash.
+    return {name: devices[name] for name in ("METHOD", "MINORS", "FUNCTIONS")} | {"CARDS": devices.get("CARDS", "")}
 
 
 def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
@@ -503,7 +508,10 @@ def ledger(name: str, note: str, *, keep: bool = False) -> str:
 
     :param note: one line of JSON; empty: what is noted is forgotten.
     :param keep: what is noted already stays, and is answered.
+    :raises ValueError: the name leads out of the ledger.
     """
+    if {"", ".", ".."} & {*name.split("/")}:
+        raise ValueError(f"no name of a note: {name!r}")
     return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
 
 

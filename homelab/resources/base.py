@@ -169,16 +169,15 @@ class Act(Resource):
     What it follows has changed: then another one takes its place. Only this program has changed since the state was written: then the same one is
     done again, by an update. Either way the same work is done, and what depends on it follows its outputs.
 
-    `own_text`: inputs that are this program's text, such as a script; `answers`: inputs made of what scripts answered.
+    `answers`: inputs made of what scripts answered.
     """
 
-    own_text: ClassVar[frozenset[str]] = frozenset()
     answers: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
         # A later version of this program has inputs and settings that a state of an earlier one lacks.
-        others = {key: new for key, new in changed.items() if key in state and key not in cls.own_text}
+        others = {key: new for key, new in changed.items() if key in state}
         return {
             key
             for key, new in others.items()

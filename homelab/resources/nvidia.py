@@ -22,7 +22,7 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs, Probe, Values
-from homelab.shapes import StackInUse, SystemState
+from homelab.shapes import StackInUse, SystemState, Tried
 
 # What the steps leave on a system, in the order in which they do.
 LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
@@ -104,18 +104,17 @@ class NvidiaVerification(Act):
 
     kind = "nvidia:Check"
     ignored = frozenset(("timeout",))
-    own_text = frozenset(("script",))
     answers = frozenset(("done", "started"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Wanted`; `done`, `started`: what it is done again after."""
+        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: none in a state of an earlier version; `done`, `started`: what it is done again after."""
 
-        script: str
         wanted: dict[str, Any]
         timeout: int
         done: Any
         started: str
+        tried: Tried = field(default_factory=lambda: Tried(cards=0, capabilities=[], cdi=False))
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -117,7 +117,7 @@ class Answer:
 
 
 class Plugin:
-    """A running plugin; a context manager. ``cwd`` is the program's folder, as under the engine."""
+    """A running plugin; a context manager. ``cwd`` is the program's folder, as under the engine; ``port``: where it listens."""
 
     def __init__(self, binary: Path, cwd: Path) -> None:
         self.binary = binary
@@ -139,6 +139,7 @@ class Plugin:
         assert self._process.stdout
         port = self._process.stdout.readline().strip()
         assert port.isdigit(), f"wanted the port on the plugin's first line, found {port!r}"
+        self.port = int(port)
         self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
         self._stub = provider_pb2_grpc.ResourceProviderStub(self._channel)
         return self

@@ -11,7 +11,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import load
-from homelab.nvidia.plan import Plan, Request
+from homelab.nvidia.plan import Request
 from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
 from tests import sampling
@@ -23,24 +23,22 @@ Verify = Callable[..., tuple[dict[str, Any], list[HomelabError]]]
 VERSION = "580.178.04"
 
 
-def wanted_of(
-    machine: Machine, settings: dict[str, Any], changed: Callable[[Plan], Plan] = lambda plan: plan
-) -> tuple[str, Expected]:
+def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[str, Expected]:
     """The script of a stack, and what it is to have."""
     machine.want(**settings)
     request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
-    plan = changed(machine.plan())
+    plan = machine.plan()
     wanted = Expected.of(request, plan)
-    script = steps.verification(plan, machine.settings, len(request.devices or ()))
+    script = steps.verification(machine.target, machine.settings, steps.tried(request, plan))
     return script, wanted
 
 
 def verified(
-    machine: Machine, settings: dict[str, Any], changed: Callable[[Plan], Plan] = lambda plan: plan, **wanted: Any
+    machine: Machine, settings: dict[str, Any], changed: Callable[[str], str] = lambda script: script, **wanted: Any
 ) -> Any:
     """What the verification of a stack puts out, and what it says."""
-    script, meant = wanted_of(machine, settings, changed)
-    return judge(machine.answer("verify", script), dataclasses.replace(meant, **wanted))
+    script, meant = wanted_of(machine, settings)
+    return judge(machine.answer("verify", changed(script)), dataclasses.replace(meant, **wanted))
 
 
 SETTINGS = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
@@ -118,7 +116,7 @@ def test_a_host_that_keeps_its_card(tmp_path: Path) -> None:
 def test_the_proxys_password_is_in_no_output(vm: Machine) -> None:
     settings = {**SETTINGS, "proxy": "http://me:hunter2@proxy.lan:3128"}
     vm.want(**settings)
-    script = steps.verification(vm.plan(), vm.settings, 1)
+    script = steps.verification("vm", vm.settings, {"cards": 1, "capabilities": ["compute"], "cdi": False})
     done = vm.run("verify", script)
     assert done.returncode == 0 and "hunter2" not in done.stdout + done.stderr
 
@@ -191,12 +189,7 @@ def test_nodes_that_are_for_root_alone(vm: Machine) -> None:
 
 def test_a_cuda_that_is_older_than_the_card(vm: Machine) -> None:
     vm.output("apt-get -qq install -y cuda-toolkit-12-6; ln -sfn cuda-12.8 $ROOT/usr/local/cuda")
-
-    def older(plan: Plan) -> Plan:
-        assert plan.cuda is not None
-        return dataclasses.replace(plan, cuda=dataclasses.replace(plan.cuda, nvcc="/usr/local/cuda-12.6/bin/nvcc"))
-
-    _, errors = verified(vm, SETTINGS, older)
+    _, errors = verified(vm, SETTINGS, lambda script: script.replace("/cuda-12.8/", "/cuda-12.6/"))
     vm.output(
         "apt-get -qq purge -y cuda-toolkit-12-6 && apt-get -qq autoremove -y --purge; ln -sfn cuda-12.8 $ROOT/usr/local/cuda"
     )

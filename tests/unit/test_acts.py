@@ -109,7 +109,7 @@ def test_a_guest_is_looked_at_by_another_act_if_it_may_need_a_reboot(
 @pytest.mark.parametrize(
     ("changed", "replaced"),
     [
-        ({"script": "another", "done": [said(why="")]}, set()),
+        ({"tried": {"cards": 1, "cdi": False}, "done": [said(why="")]}, set()),
         ({"done": [said(), "12.8"]}, {"done"}),
         ({"done": [said(version="580.211.01")]}, {"done"}),
         ({"wanted": {"cuda": "12.8", "libraries": []}}, set()),
@@ -119,7 +119,7 @@ def test_a_guest_is_looked_at_by_another_act_if_it_may_need_a_reboot(
 def test_a_stack_is_verified_by_another_act_if_something_has_happened(
     changed: dict[str, Any], replaced: set[str]
 ) -> None:
-    state = {**VM, "script": "one", "done": [said()], "wanted": {"cuda": "12.8"}}
+    state = {**VM, "done": [said()], "wanted": {"cuda": "12.8"}}
     assert NvidiaVerification.replacing(state, changed) == replaced
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from typing_extensions import is_typeddict
 
 from homelab import settings, shapes
+from homelab.provider.registry import WORK
+from homelab.resources.base import Resource
 from tests.conftest import PROJECT
 
 
@@ -164,3 +167,77 @@ def test_a_dictionary_without_named_keys_is_where_the_keys_are_not_ours() -> Non
     }
     reasons = yaml.safe_load((PROJECT / "tests" / "unit" / "untyped.yaml").read_text(encoding="utf-8"))
     assert found == {path: count for files in reasons.values() for path, count in files.items()}, "give it a shape"
+
+
+# -- what reaches a host's shell -----------------------------------------------------------------------------------
+# What runs a text on a host, and which of its arguments that is.
+SENDERS = {"run": 1, "ask_in": 2}
+# The modules whose functions compose a script of quoted values.
+COMPOSERS = {"scripts", "steps", "kept_scripts"}
+
+
+def names_of(kind: Any) -> set[str]:
+    """Names of the fields of a dataclass or a shape, and of those that are nested in it."""
+    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind)):
+        return {name for part in get_args(kind) for name in names_of(part)}
+    hints = get_type_hints(kind)
+    return {name for field, of in hints.items() for name in (field, *names_of(of))}
+
+
+@pytest.mark.parametrize("resource", WORK, ids=lambda one: one.__name__)
+def test_no_input_of_a_resource_is_a_text_that_is_run(resource: type[Resource]) -> None:
+    """Whoever reaches the provider's port gives it inputs: names and values alone."""
+    words = "script|scripts|command|commands|hook|code|program|stdin|shell|bash|exec|argv|arguments|eval"
+    assert not [name for name in names_of(resource.Inputs) if re.search(rf"(?:^|_)(?:{words})(?:_|$)", name.lower())]
+
+
+def unquoted(tree: ast.Module) -> list[int]:
+    """Lines of a module that send a host what no composer has just composed."""
+    composed = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and _is_composed(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    # What a function is given as its script, it was given by a call that is looked at, too.
+    handed_on = {"script", "text"}
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (
+            at := SENDERS.get(node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
+        )
+        and len(node.args) > at
+        and not (_is_composed(one := node.args[at]) or (isinstance(one, ast.Name) and one.id in composed | handed_on))
+    ]
+
+
+def _is_composed(node: ast.expr) -> bool:
+    if isinstance(node, ast.IfExp):
+        return all(_is_composed(one) or isinstance(one, ast.Name) for one in (node.body, node.orelse))
+    module = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+    return isinstance(module, ast.Name) and module.id in COMPOSERS
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("run('verify', inputs.script)", [1]),
+        ("session.run('verify', scripts.answer(x)['script'])", [1]),
+        ("found = inputs.text\nsession.run('apply', found)", [2]),
+        ("session.run('apply', f'{inputs.name}')", [1]),
+        ("session.run('apply', scripts.ledger('vm/1', inputs.note))", []),
+        ("script = steps.verification(a, b, c)\nself.run('verify', script, 3.0)", []),
+        ("self.ask_in(one, 'apply', one.script)", [1]),
+        ("asyncio.run(work())", []),
+    ],
+)
+def test_what_is_sent_to_a_host_without_being_composed_is_found(source: str, lines: list[int]) -> None:
+    assert unquoted(ast.parse(source)) == lines
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "homelab" / "provider").glob("*.py")), ids=lambda path: path.stem)
+def test_the_provider_sends_a_host_what_it_has_composed(path: Path) -> None:
+    assert unquoted(ast.parse(path.read_text(encoding="utf-8"))) == []

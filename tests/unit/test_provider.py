@@ -156,15 +156,21 @@ def test_what_a_refresh_found_asks_for_an_update() -> None:
 
 
 def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_how() -> None:
-    inputs = {"host": "pve", "script": "a", "timeout": 1}
+    inputs = {"host": "pve", "wanted": {"cuda": "12.8"}, "timeout": 1}
     state = {**inputs, "result": {"driver": "1"}}
     assert replaced(NvidiaVerification, state, inputs) is None
     assert replaced(NvidiaVerification, state, {**inputs, "timeout": 2}) is None
     assert replaced(NvidiaVerification, state, {**inputs, "host": "other", "timeout": 2}) == ["host"]
     assert replaced(NvidiaVerification, state, {**inputs, "host": UNKNOWN}) == ["host"]
-    # By an update, where it is this program's text that has changed.
-    assert replaced(NvidiaVerification, state, {**inputs, "script": "b", "timeout": 2}) == []
-    assert replaced(NvidiaVerification, state, {**inputs, "script": UNKNOWN}) == []
+    # By an update, where this program tells it more than the state's version did.
+    assert replaced(NvidiaVerification, state, {**inputs, "tried": {"cards": 1}, "timeout": 2}) == []
+    assert replaced(NvidiaVerification, state, {**inputs, "tried": UNKNOWN}) == []
+
+
+def test_an_input_that_this_version_does_not_have_is_no_difference() -> None:
+    inputs = {"host": "pve", "wanted": {"cuda": "12.8"}, "timeout": 1}
+    state = {**inputs, "script": "a text of an earlier version", "result": {"driver": "1"}}
+    assert replaced(NvidiaVerification, state, inputs) is None
 
 
 def test_a_boot_is_verified_again_after_a_reboot_and_not_because_none_was_needed() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import kept_scripts, scripts
 from tests.unit.script_folder import scripts_of
 
 
@@ -38,3 +38,29 @@ def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monke
     ours = scripts.compose("read_host.sh")
     with scripts_of(tmp_path, monkeypatch):
         assert scripts.compose("read_host.sh") == ours
+
+
+@pytest.mark.parametrize("name", ["x; id; y", "path", "X Y", "X=1\nid\nY", "", "1"])
+def test_no_name_of_an_argument_becomes_a_part_of_the_script(name: str) -> None:
+    with pytest.raises(ValueError, match="no names of arguments"):
+        scripts.compose("read_log.sh", **{name: "1"})
+
+
+@pytest.mark.parametrize("name", ["PATH", "ROOT", "x; id; y"])
+def test_a_containers_devices_set_no_other_variables(name: str) -> None:
+    devices = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": ""}
+    assert scripts.container_verification(901, {**devices, name: "/tmp"}) == scripts.container_verification(
+        901, devices
+    )
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "vm/../../x", "mapping//x", "/x", "vm/.", ""])
+def test_a_note_stays_in_the_ledger(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a note"):
+        scripts.ledger(name, "{}")
+
+
+@pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
+def test_scripts_are_kept_in_a_folder_of_their_own(owner: str) -> None:
+    with pytest.raises(ValueError, match="no owner of scripts"):
+        kept_scripts.put(owner)

@@ -60,6 +60,8 @@ CHUNKS = 20
 # Parameters that no message may show.
 SECRETS = ("password", "cipassword")
 _LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
+# In a name that a path is made of, these would make it another path, or add parameters.
+_LEADS_ELSEWHERE = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_CONTENT = "no content"  # a task that has said nothing yet
@@ -158,6 +160,8 @@ class Api:
 
     def _request(self, verb: str, path: str, wanted: str, parameters: Mapping[str, object]) -> Any:
         """One try."""
+        if _LEADS_ELSEWHERE.search(path):
+            raise ValueError(f"no path of the API: {path!r}")
         # The API knows 0 and 1; a Python True would be refused.
         sent = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
         try:
