@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from homelab.container import engines, libraries, makers, others
 from homelab.errors import HomelabError, unlocking
+from homelab.host import gates
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
@@ -141,7 +142,7 @@ def check(
     name: str, container: Container, facts: HostFacts, found: DriverCards, want: Wanted
 ) -> tuple[list[int], list[HomelabError]]:
     """The numbers of a container's cards of NVIDIA's, and every reason not to give them to it."""
-    errors = _container(name, container, facts)
+    errors = [*gates.readable(facts), *_container(name, container, facts)]
     errors += engines.refusals(name, container, facts) if not errors else []
     elsewhere = makers.others(container, want.gpus)
     wanted = container.numbers if container.gpus is None else [gpu for gpu in container.gpus if gpu not in elsewhere]

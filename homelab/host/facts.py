@@ -465,6 +465,8 @@ class HostFacts(Fact):
     systems: dict[str, str | None] = {}
     guests: Guests
     cluster: Cluster = Cluster()
+    # Files that decide something and can't be read whole, `PATH: why`: what isn't in this reading may be there all the same.
+    unreadable: list[str] = []
     # Slot -> addresses of the functions that the settings say are the card in it (gpus.X.functions); the host doesn't answer this.
     chosen: dict[str, list[str]] = {}
     # The words about the IOMMU that the next boot is going to have from this program; None: those that are configured.

@@ -127,6 +127,21 @@ def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
     ]
 
 
+def readable(facts: HostFacts) -> list[HomelabError]:
+    """Every file that is decided by: what is in none of its lines is nobody's, and what can't be read may be anybody's."""
+    if not facts.unreadable:
+        return []
+    return [
+        HomelabError(
+            wanted="to read every file that tells who has a card, and what the host can't do without",
+            found="; ".join(facts.unreadable),
+            why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; nothing is done on such a basis",
+            next="see what `cat` says of it on the host (/etc/pve needs the service pve-cluster: `systemctl status pve-cluster`), mend or remove the file, "
+            "and run `pulumi up` again",
+        )
+    ]
+
+
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
     """What the scripts call, and a boot loader that is known for certain."""
     errors = []
@@ -608,10 +623,18 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     ]
 
 
+# Of NVIDIA's major, what is above has other uses (NV_MINOR_DEVICE_NUMBER_REGULAR_MAX, nv-chardev-numbers.h: 247).
+_NVIDIA_MINORS = 248
+
+
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """No container uses the card, or another one of its group, through the host's driver."""
     mine = {device.address for device in _going(facts, slot)}
     nodes = [f"/dev/nvidia{minor}" for address, minor in facts.nvidia_minors.items() if address in mine]
+    if any(facts.by_address[one].driver == "nvidia" for one in mine - facts.nvidia_minors.keys()):
+        # Which number it has, the driver doesn't say: it may be any that it has given to no other card.
+        others = {minor for address, minor in facts.nvidia_minors.items() if address not in mine}
+        nodes += [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in others]
     drm = [one for address, one in facts.drm.items() if address in mine and facts.by_address[address].vendor != NVIDIA]
     nodes += [f"/dev/dri/{name}" for one in drm for name in (one.card, one.render) if name]
     users = [
@@ -682,6 +705,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     facts = remapping.to_be(facts, host)
     slots, unresolved = resolve(facts, host.gpus)
     errors = [
+        *readable(facts),
         *tools(facts, host),
         *writable(facts, host),
         *listed(facts, host),

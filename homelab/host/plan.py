@@ -224,7 +224,7 @@ def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
 
 def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
     """After the reboot: does the running system have what was wanted? Each failing check, with what to try."""
-    errors = []
+    errors = gates.readable(facts)
     lost = missing_words(want.words, facts.cmdline.running)
     if lost:
         errors.append(

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from homelab.errors import HomelabError
+from homelab.host import gates
 from homelab.host.classes import INTEL
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
@@ -147,6 +148,8 @@ def refused(facts: HostFacts, name: str, slot: str, node: str) -> list[HomelabEr
                 next="switch the host off and on",
             )
         ]
+    if unreadable := gates.readable(facts):
+        return unreadable
     if "vm" in facts.guests.unlisted:
         return [
             HomelabError(

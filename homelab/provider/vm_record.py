@@ -102,7 +102,9 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
             mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
-            raise_all([*gates.listed(facts, host), *errors, *ha.refused_under_ha(facts, host, mine)])
+            raise_all(
+                [*gates.readable(facts), *gates.listed(facts, host), *errors, *ha.refused_under_ha(facts, host, mine)]
+            )
             made, given_back = recorded(config, wish, record)
             # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
             left = {

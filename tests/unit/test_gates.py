@@ -401,3 +401,35 @@ def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None
         plan.wanted(facts, settings({}, nvidia={"driver": "580"}))
     lines = facts.cmdline.model_dump() | {"others": "quiet vfio-pci.ids=10de:2b85,10de:22e8"}
     assert plan.wanted(was_for_a_vm(cmdline=lines), settings({}, nvidia={"driver": "580"})).functions == {}
+
+
+# -- what can't be read ------------------------------------------------------------------------------------------
+UNREADABLE = "/etc/pve/lxc/901.conf: it is no file"
+
+
+@pytest.mark.parametrize("use", ["vm", "host", "lxc"])
+def test_a_file_that_cant_be_read_closes_the_gate_for_each_card(use: str) -> None:
+    host = settings({"rtx5090": {"match": "10de:2b85", "use": use}})
+    error = next(one for one in gates.check(desktop(unreadable=[UNREADABLE]), host)[1] if one.found == UNREADABLE)
+    assert "may be anybody's" not in error.why and "free" in error.why and "systemctl status pve-cluster" in error.next
+
+
+def test_after_the_reboot_it_is_no_proof_either() -> None:
+    host = settings()
+    wanted = plan.wanted(desktop(), host)
+    assert [one.found for one in plan.verify(desktop(unreadable=[UNREADABLE]), host, wanted)][0] == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("driver", "minors", "closed"),
+    [("nvidia", {}, True), ("nvidia", {"0000:02:00.0": 0}, False), ("nouveau", {}, False)],
+)
+def test_a_card_whose_number_the_driver_doesnt_tell_may_be_any(
+    driver: str, minors: dict[str, int], closed: bool
+) -> None:
+    devices = [one | {"driver": driver} if one["address"] == "0000:01:00.0" else one for one in gpu()]
+    config = {"kind": "lxc", "id": 901, "lines": "dev0: /dev/nvidia0"}
+    guests = {"running": [901], "configs": [config], "mappings": "", "reservations": ""}
+    facts = desktop(devices=devices, nvidia_minors=minors, guests=guests)
+    errors = gates.containers(facts, "rtx5090", settings().gpus["rtx5090"], "0000:01:00")
+    assert bool(errors) is closed

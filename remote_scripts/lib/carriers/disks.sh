@@ -83,19 +83,21 @@ block_carriers() {
 }
 
 pool_carriers() { # NAME OF A ZFS POOL
-  local device type found=no
+  local device type found=no text whole=yes
+  text=$(exec_within "$ASK_SECONDS" zpool status -LP "$1" 2>/dev/null) || whole=no
   while read -r device _; do
     [[ $device == /dev/* ]] || continue
     found=yes
     device_carriers "$device"
-  done < <(exec_within "$ASK_SECONDS" zpool status -LP "$1" 2>/dev/null)
-  [[ $found == no ]] || return 0
-  # Without an answer: every disk that is a member of any pool.
+  done <<<"$text"
+  [[ $found == no || $whole == no ]] || return 0
+  # Without an answer, or with a part of one: every disk that is a member of any pool.
+  text=$(exec_within "$ASK_SECONDS" lsblk -nro NAME,FSTYPE 2>/dev/null) || TROUBLE="neither zpool nor lsblk says which disks the ZFS pool $1 is on"
   while read -r device type _; do
     [[ $type == zfs_member ]] || continue
     found=yes
     block_carriers "$device" "/dev/$device"
-  done < <(exec_within "$ASK_SECONDS" lsblk -nro NAME,FSTYPE 2>/dev/null)
+  done <<<"$text"
   [[ $found == yes ]] || TROUBLE="nothing says which disks the ZFS pool $1 is on"
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Down from addresses and interfaces to PCI functions, through bridges, bonds, VLANs and Open vSwitch.
-# Needs: carriers/found, lines, links, switch/reached
+# Needs: carriers/found, lines, links, read/text, switch/reached
 #
 # Gives: vital_network; network_carriers [ADDRESS...], every_network, interface_carriers NAME -> CARRIERS, TROUBLE; addresses_in TEXT.
 #   Takes vital_entry of carriers.sh.
@@ -25,42 +25,51 @@ network_carriers() {
   find_ways "$@"
   put_in_order "${WAYS[@]}"
   ((${#IN_ORDER[@]} > 0)) || TROUBLE="no interface has a default route or this connection"
+  [[ -z $NO_WAY ]] || TROUBLE=$NO_WAY
   for name in "${IN_ORDER[@]}"; do interface_carriers "$name"; done
 }
 
 # every_network - where nothing says which way data takes: each interface that has an address.
 every_network() {
-  local name
+  local name text
   network_carriers
+  text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || TROUBLE="\`ip addr\` doesn't say which interfaces have an address"
   while read -r name; do
-    [[ $name == lo ]] || interface_carriers "$name"
-  done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null | awk '{ sub(/@.*/, "", $2); print $2 }' | sort -u)
+    [[ -z $name || $name == lo ]] || interface_carriers "$name"
+  done < <(awk '{ sub(/@.*/, "", $2); print $2 }' <<<"$text" | sort -u)
 }
 
-# find_ways ADDRESS... - adds to WAYS of the caller: the interface to each.
+# find_ways ADDRESS... - adds to WAYS of the caller: the interface to each. NO_WAY: why one isn't known.
+NO_WAY=''
 find_ways() {
-  local address line
+  local address line text status
   for address in "$@"; do
+    status=0
+    text=$(exec_within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null) || status=$?
+    # 2: the kernel has no way there (ip(8)), so that nothing comes from there either.
+    ((status == 0 || status == 2)) || NO_WAY="\`ip route get $address\` gave no answer"
     while IFS= read -r line; do
       [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || WAYS+=("${BASH_REMATCH[1]}")
-    done < <(exec_within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null)
+    done <<<"$text"
   done
 }
 
 # find_reached - sets REACHED: the interfaces of this connection and of the default routes. Asked once: it is the same for all that comes over a network.
 REACHED=()
 find_reached() {
-  local client server line name destination rest found WAYS=()
+  local client server line name destination rest found text WAYS=()
   ((${#REACHED[@]} == 0)) || return 0
   find_connection
   if [[ -n $CONNECTION ]]; then
     read -r client _ server _ <<<"$CONNECTION"
     client=${client#::ffff:} server=${server#::ffff:}
     find_ways "${client%%%*}"
+    text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || NO_WAY="\`ip addr\` doesn't say which interface has this connection"
     while read -r _ name _ found _; do
       [[ ${found%%/*} != "${server%%%*}" ]] || WAYS+=("$name")
-    done < <(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null)
+    done <<<"$text"
   fi
+  note_unreadable "$ROOT/proc/net/route" "$ROOT/proc/net/ipv6_route"
   read_lines "$ROOT/proc/net/route"
   for line in "${READ_LINES[@]}"; do
     read -r name destination rest <<<"$line"

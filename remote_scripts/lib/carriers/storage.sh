@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Down from file systems and swap to the devices that they are on.
-# Needs: carriers/disks, carriers/network, lines
+# Needs: carriers/disks, carriers/network, lines, read/text
 #
 # Gives: vital_storage; path_carriers PATH -> CARRIERS, TROUBLE. Takes vital_entry of carriers.sh.
 # What of the file system must be there: these paths, and what is mounted below /boot, /efi and /var/lib/vz.
@@ -8,7 +8,9 @@ NEEDED_PATHS=(/ /boot /boot/efi /efi /usr /etc /var /var/lib /var/lib/pve-cluste
 
 vital_storage() {
   local line source target fstype options uuid path taken=' '
+  note_unreadable "$ROOT/proc/mounts" "$ROOT/proc/swaps"
   read_lines "$ROOT/proc/mounts"
+  ((${#READ_LINES[@]} > 0)) || { TROUBLE="/proc/mounts doesn't say" && vital_entry storage "what is mounted"; }
   for line in "${READ_LINES[@]}"; do
     IFS=' ' read -r source target fstype options _ <<<"$line"
     # Of what is mounted over each other on one path, the last one counts; all of them are named.

@@ -44,8 +44,8 @@ find_digest() {
   DIGEST=${DIGEST%% *}
 }
 
-# is_as_read - is it still that text?
-is_as_read() { [[ $(cat "$ROOT$PVE_LXC/$CTID.conf" && printf x) == "${TEXT}x" ]]; }
+# is_as_read - is it still that text, byte for byte? A text of bash's lacks zero bytes.
+is_as_read() { printf '%s' "$TEXT" | cmp -s - "$ROOT$PVE_LXC/$CTID.conf"; }
 
 # split_line LINE - sets KEY and VALUE, as PVE::LXC::Config::parse_pct_config takes a line; a raw key may have = for a colon.
 split_line() {
@@ -139,12 +139,16 @@ binds() {
 }
 
 # is_under_ha - does the HA manager start and stop it? Not in the state `ignored`, in which Proxmox VE does so itself (PVE::HA::Config::service_is_ha_managed).
+# Where the file can't be read, it may.
 is_under_ha() {
+  local status=0
+  [[ -e $ROOT/etc/pve/ha/resources.cfg ]] || return 1
   # shellcheck disable=SC2016 # for awk
   within "$ASK_SECONDS" awk -v id="$CTID" '
     /^[^ \t#]/ { on = ($1 == "ct:" && $2 == id && NF == 2 || $0 ~ ("^ct:" id "[ \t]*$")); if (on) found = 1 }
     on && $1 == "state" && $2 == "ignored" { found = 0 }
-    END { exit !found }' "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null
+    END { exit !found }' "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null || status=$?
+  ((status != 1))
 }
 
 is_up() {
@@ -175,6 +179,9 @@ need_container() {
 }
 
 need_changeable() {
+  is_as_read || [[ $(tr -d '\0' <"$ROOT$PVE_LXC/$CTID.conf" && printf x) != "${TEXT}x" ]] ||
+    die "container $CTID free to be changed" "its configuration has a zero byte" \
+      "a line with it can't be written again as it is; its configuration is unchanged" "take it out of $PVE_LXC/$CTID.conf (\`grep -naP '\\x00'\` finds it), then run \`pulumi up\` again"
   [[ -z $LOCKED ]] || die "container $CTID free to be changed" "it is locked: $LOCKED" \
     "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged" \
     "wait until that is done; a lock that was left behind: \`pct unlock $CTID\`; then run \`pulumi up\` again"

@@ -27,6 +27,7 @@ refused() {
       [[ ! $FOUND_VALUE =~ ^$|[1-9] || ! -r $PCI/$function/sriov_numvfs ]] || REFUSED="$function has virtual functions (SR-IOV)"
       find_value "$PCI/$function/boot_vga"
       [[ $FOUND_VALUE != 1 ]] || REFUSED="it is this host's screen (boot_vga)"
+      [[ -n $FOUND_VALUE || ! -e $PCI/$function/boot_vga ]] || REFUSED="whether it is this host's screen can't be read (boot_vga of $function)"
     done
   fi
   [[ -z $REFUSED ]] || return 0
@@ -40,7 +41,10 @@ refuse_backup() { REFUSED="a backup of VM $1, which was off, would start it: the
 # mapping that isn't known may.
 names_card() {
   local line lines=() host mapping slot=${GPU%.*}
-  { mapfile -t lines <"$ROOT/etc/pve/qemu-server/$1.conf"; } 2>/dev/null || :
+  [[ -e $ROOT/etc/pve/qemu-server/$1.conf ]] || return 1
+  # One that can't be read may.
+  line=$(cat "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null) || return 0
+  mapfile -t lines <<<"$line"
   for line in "${lines[@]}"; do
     [[ $line != '['* ]] || return 1
     [[ $line =~ ^hostpci[0-9]+:[[:space:]]*(.*)$ ]] || continue
@@ -88,7 +92,8 @@ is_divided() {
 
 # is_reserved VMID - has another VM that lives reserved it (PVE::QemuServer::PCI)?
 is_reserved() {
-  local id vmid how
+  local id vmid how text='' file=$ROOT/run/qemu-server/pci-id-reservations
+  [[ ! -e $file ]] || text=$(cat "$file" 2>/dev/null) || { REFUSED="which VM has it can't be read (${file#"$ROOT"})" && return 0; }
   while read -r id vmid how; do
     [[ $vmid != "$1" && " ${FUNCTIONS[*]} " == *" $id "* ]] || continue
     if [[ $how == pid:* ]]; then
@@ -98,7 +103,7 @@ is_reserved() {
     fi
     REFUSED="VM $vmid has it, or is starting with it"
     return 0
-  done < <(of_file "$ROOT/run/qemu-server/pci-id-reservations")
+  done <<<"$text"
   return 1
 }
 
@@ -106,7 +111,7 @@ is_reserved() {
 is_held_by_drm() {
   local version
   find_value "$ROOT/sys/module/nvidia_drm/parameters/modeset"
-  [[ $FOUND_VALUE == Y ]] || return 1
+  [[ $FOUND_VALUE == Y || (-z $FOUND_VALUE && -e $ROOT/sys/module/nvidia_drm/parameters/modeset) ]] || return 1
   ! is_only || return 1
   version=$(nvidia_version)
   [[ $(printf '580.105.08\n%s\n' "${version:-0}" | sort -V | head -n 1) != 580.105.08 ]] || return 1
@@ -119,10 +124,11 @@ is_console() {
   for function in "${FUNCTIONS[@]}"; do
     [[ -e $PCI/$function/graphics/fb0 ]] || continue
     for console in "$ROOT"/sys/class/vtconsole/*; do
+      [[ -e $console/name ]] || continue
       find_value "$console/name"
-      [[ $FOUND_VALUE == *"frame buffer"* ]] || continue
+      [[ -z $FOUND_VALUE || $FOUND_VALUE == *"frame buffer"* ]] || continue
       find_value "$console/bind"
-      [[ $FOUND_VALUE == 1 ]] || continue
+      [[ -z $FOUND_VALUE || $FOUND_VALUE == 1 ]] || continue
       REFUSED="the host's console draws on it (fb0)"
       return 0
     done

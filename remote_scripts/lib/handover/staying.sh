@@ -64,7 +64,7 @@ has_its_sound() {
   local function status=0
   for function in "${FUNCTIONS[@]}"; do
     [[ -d $PCI/$function/sound ]] || continue
-    grep -qE '/dev/snd|[^0-9]116:|\*:|devices\.allow[:= ]+a' "$ROOT/etc/pve/lxc/$1.conf" || status=$?
+    grep -aqE '/dev/snd|[^0-9]116:|\*:|devices\.allow[:= ]+a' "$ROOT/etc/pve/lxc/$1.conf" || status=$?
     ((status != 1)) || return 1
     return 0
   done

@@ -6,7 +6,8 @@
 #   FOLDER, PCI of passthrough_test.sh.
 
 vm_name() { sed -n '/^\[/q; s/^name: //p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; } # ID; nothing where there is none
-is_running() { [[ $(exec_within "$ASK_SECONDS" qm status "$1") == "status: running" ]]; }
+# is_running ID - a VM of which nobody says that it is off may run.
+is_running() { [[ $(exec_within "$ASK_SECONDS" qm status "$1") != "status: stopped" ]]; }
 
 # remove_vm ID - a lock that an interrupted command has left is passed over.
 remove_vm() { DOING="test VM" run_logged qm stop "$1" --skiplock 1 && DOING="test VM" run_logged qm destroy "$1" --skiplock 1 --purge 1; }
@@ -14,11 +15,13 @@ remove_vm() { DOING="test VM" run_logged qm stop "$1" --skiplock 1 && DOING="tes
 vm_ids() { find "$ROOT/etc/pve/qemu-server/" -name '[1-9]*.conf' -printf '%f\n' | sed 's/\.conf$//' | sort -n; }
 
 remove_leftovers() {
-  local id
+  local id status
   for id in $(vm_ids); do
     [[ $(vm_name "$id") == "$NAME" ]] || continue
     # Ours never has one. Whoever gave this name to a VM of their own keeps it.
-    ! grep -qE '^(ide|sata|scsi|virtio|efidisk|tpmstate|unused|net)[0-9]+:' "$ROOT/etc/pve/qemu-server/$id.conf" || die "the name $NAME for the test VM alone" \
+    status=0
+    grep -aqE '^(ide|sata|scsi|virtio|efidisk|tpmstate|unused|net)[0-9]+:' "$ROOT/etc/pve/qemu-server/$id.conf" || status=$?
+    ((status == 1)) || die "the name $NAME for the test VM alone" \
       "VM $id has it, with disks or a network" "a VM of that name counts as the rest of an earlier test, and is removed" \
       "give VM $id another name: qm set $id --name NAME"
     log "removing VM $id, which an interrupted test has left"
@@ -88,9 +91,18 @@ reserved_for() { # ID
   [[ ! -r $ROOT/run/qemu-server/pci-id-reservations ]] || awk -v id="$1" '$2 == id { print $1 }' "$ROOT/run/qemu-server/pci-id-reservations"
 }
 
+need_read() { # PATH
+  [[ ! -e $ROOT$1 ]] || cat "$ROOT$1" >/dev/null 2>&1 || die "the card free for the test VM: $FUNCTIONS" "$1 can't be read" \
+    "a VM that runs with the card may stand in it" "see what \`cat $1\` says on the host, and run \`pulumi up\` again"
+}
+
 check_other_vms() {
-  local id holders=''
-  for id in $(vm_ids); do
+  local id holders='' ids
+  ids=$(vm_ids)
+  need_read /run/qemu-server/pci-id-reservations
+  need_read /etc/pve/mapping/pci.cfg
+  for id in $ids; do
+    need_read "/etc/pve/qemu-server/$id.conf"
     if { configured_for "$id" && reserved_for "$id"; } | functions_in && is_running "$id"; then
       holders+="${holders:+, }VM $id ($(vm_name "$id"))"
     fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The host's PCI functions, its modules, and what else binds devices: keys of read_host.sh's answer.
-# Needs: common, lines, vfio_ids
+# Needs: common, lines, vfio_ids, read/text
 #
 # Gives: devices; modules; bound_by_others. Variables: ACS (of read_host.sh; no where it is not set).
 PCI=$ROOT/sys/bus/pci/devices
@@ -82,7 +82,10 @@ modules() {
 # What somebody else gives to vfio-pci: ids, by file (those on the command line are seen there), and files that speak of
 # vfio-pci in another way, from which nothing is concluded.
 bound_by_others() {
-  local file given of='' ids='' all='' separator='' mentions=()
+  local file given of='' ids='' all='' separator='' mentions=() files=()
+  # A link to /dev/null, which is no file, masks one.
+  for file in "$ROOT"/etc/modprobe.d/*.conf "$ROOT/etc/initramfs-tools/modules" "$ROOT"/etc/driverctl.d/*; do [[ ! -f $file ]] || files+=("$file"); done
+  note_unreadable "${files[@]}"
   printf ',"vfio_files":{'
   find_given "$ROOT"/etc/{driverctl.d,udev/rules.d,initramfs-tools/scripts,systemd/system,rc.local}
   for given in "${VFIO_GIVEN[@]}"; do

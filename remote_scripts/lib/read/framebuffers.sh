@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The kernel's own picture within the memory of graphics cards: a key of read_host.sh's answer.
-# Needs: common, lines, read/devices
+# Needs: common, lines, read/devices, read/text
 #
 # Gives: framebuffers.
 
@@ -9,6 +9,7 @@
 framebuffers() {
   local line path code from to range first last what held=() found separator=''
   printf ',"framebuffers":{'
+  note_unreadable "$ROOT/proc/iomem"
   read_lines "$ROOT/proc/iomem"
   for line in "${READ_LINES[@]}"; do
     [[ $line =~ ^\ *([0-9a-f]{1,15})-([0-9a-f]{1,15})\ :\ (BOOTFB|efifb|vesafb|simplefb|simple-framebuffer|simpledrm|efidrm|vesadrm)$ ]] || continue

@@ -10,7 +10,10 @@ running() {
   for kind in vm lxc; do
     [[ $GUESTS == yes ]] || break
     if find_guests "$kind"; then
-      for guest in "${GUESTS_HERE[@]}"; do ids+=,${guest%% *}; done
+      for guest in "${GUESTS_HERE[@]}"; do
+        ids+=,${guest%% *}
+        running+=("$kind ${guest%% *}")
+      done
     else
       unlisted+=("$kind")
     fi
@@ -21,17 +24,25 @@ running() {
 
 # Guests that run, and guests that use a PCI card. Lines of their configurations are passed on for homelab/host/facts.py.
 guests() {
-  local conf kind lines line all id section separator=
+  local conf kind lines line all id section separator='' confs=() running=()
   local option='^(hostpci[0-9]+|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|(ide|sata|scsi|virtio)[0-9]+):'
   printf ',"guests":{'
   running
   printf ',"configs":['
   for conf in "$ROOT"/etc/pve/qemu-server/*.conf "$ROOT"/etc/pve/lxc/*.conf; do
     # Somebody's copy, such as 103-old.conf, is no guest.
-    [[ ${conf##*/} =~ ^[1-9][0-9]*\.conf$ && -r $conf ]] || continue
+    [[ ! ${conf##*/} =~ ^[1-9][0-9]*\.conf$ ]] || confs+=("$conf")
+  done
+  note_unreadable "${confs[@]}"
+  need_those_that_run
+  for conf in "${confs[@]}"; do
+    [[ -f $conf ]] || continue
+    ! is_unreadable "${conf#"$ROOT"}" || continue
     id=${conf##*/}
     if [[ $conf == */lxc/* ]]; then
-      kind=lxc lines=$(device_lines "$conf")
+      kind=lxc
+      # Bash says to the log that it leaves out a zero byte.
+      { lines=$(device_lines "$conf" 2>/dev/null); } 2>/dev/null || { not_whole "${conf#"$ROOT"}" "grep can't read it" && continue; }
     else
       kind=vm lines='' section='' all=()
       { mapfile -t all <"$conf"; } 2>/dev/null || : # gone meanwhile
@@ -46,23 +57,36 @@ guests() {
         fi
       done
     fi
+    need_room "${conf#"$ROOT"}" "$lines"
     printf '%s{"kind":"%s","id":%s' "$separator" "$kind" "${id%.conf}"
     json_entry lines "$lines"
     printf '}'
     separator=,
   done
   printf '],"mappings":'
-  string_of /etc/pve/mapping/pci.cfg
+  needed_string /etc/pve/mapping/pci.cfg
   printf ',"reservations":'
-  string_of /run/qemu-server/pci-id-reservations
+  needed_string /run/qemu-server/pci-id-reservations
   printf '}'
 }
 
-# has_quorum - may /etc/pve be written? A host that is alone always may; a node whose pvecm doesn't answer isn't said to lack it.
+# need_those_that_run - each guest of `running` has its configuration. Where Proxmox VE's file system isn't mounted, none has, and nothing else would tell of it.
+need_those_that_run() {
+  local guest folder
+  for guest in "${running[@]}"; do
+    [[ $guest == vm* ]] && folder=/etc/pve/qemu-server || folder=/etc/pve/lxc
+    [[ -e $ROOT$folder/${guest#* }.conf ]] || not_whole "$folder/${guest#* }.conf" "it isn't there, and that guest runs"
+  done
+  [[ $GUESTS == yes && -d $ROOT/etc/pve ]] && command -v pveversion >/dev/null || return 0
+  [[ -d $ROOT/etc/pve/qemu-server || -d $ROOT/etc/pve/lxc ]] || not_whole "/etc/pve" "it has no guests' folders, as where Proxmox VE's file system isn't mounted"
+}
+
+# has_quorum - may /etc/pve be written? A host that is alone always may; of a node whose pvecm doesn't answer it isn't known.
 has_quorum() {
   local text
   [[ $GUESTS == yes && -e $ROOT/etc/pve/corosync.conf ]] || return 0
   text=$(exec_within "$ASK_SECONDS" pvecm status 2>/dev/null) || : # it ends with 2 where there is none
+  [[ $'\n'$text == *$'\n'"Quorate:"* ]] || not_whole "/etc/pve" "\`pvecm status\` doesn't say whether this node has a quorum"
   [[ ! $'\n'$text =~ $'\n'"Quorate:"\ +No ]]
 }
 
@@ -101,12 +125,14 @@ cluster() {
 # What the HA manager goes by. Nothing where it has no service.
 ha_files() {
   local key file separator=''
-  [[ $GUESTS == yes && -s $ROOT/etc/pve/ha/resources.cfg ]] || return 0
+  [[ $GUESTS == yes ]] || return 0
+  note_unreadable "$ROOT/etc/pve/ha/resources.cfg"
+  [[ -s $ROOT/etc/pve/ha/resources.cfg ]] || return 0
   printf ',"ha":{'
   for key in resources=resources.cfg groups=groups.cfg rules=rules.cfg status=manager_status; do
     file=${key#*=} key=${key%=*}
     printf '%s"%s":' "$separator" "$key"
-    string_of "/etc/pve/ha/$file"
+    needed_string "/etc/pve/ha/$file"
     separator=,
   done
   printf '}'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The IOMMU: its tables in the firmware, its groups, what the kernel says of it: a key of read_host.sh's answer.
-# Needs: common, lines, read/signs
+# Needs: common, lines, read/signs, read/text
 #
 # Gives: iommu.
 
@@ -30,9 +30,11 @@ iommu() {
 # process for each: a big host has thousands. What the kernel doesn't write is left out.
 said_of_groups() {
   local group type line first last regions separator=''
+  note_unreadable "${@/%//reserved_regions}"
   printf ',"of_group":{'
   for group in "$@"; do
-    [[ ${group##*/} =~ ^(0|[1-9][0-9]{0,8})$ && -f $group/reserved_regions && -r $group/reserved_regions ]] || continue
+    [[ ${group##*/} =~ ^(0|[1-9][0-9]{0,8})$ && -f $group/reserved_regions ]] || continue
+    ! is_unreadable "${group#"$ROOT"}/reserved_regions" || continue
     type='' regions=''
     [[ ! -r $group/type ]] || read -r type <"$group/type" || :
     [[ $type =~ ^[A-Za-z-]{1,20}$ ]] || type=''
@@ -52,11 +54,13 @@ said_of_groups() {
 # acpi_tables NAME... - as base64: homelab/host/acpi.py reads them.
 acpi_tables() {
   local table file text separator=''
+  note_unreadable "${@/#/$ROOT/sys/firmware/acpi/tables/}"
   printf ',"acpi":{'
   for table in "$@"; do
     file=$ROOT/sys/firmware/acpi/tables/$table
     [[ -f $file && -r $file ]] || continue
     text=$(base64 -w 0 "$file" 2>/dev/null) || :
+    ((${#text} * 3 / 4 < TABLE_BYTES)) || not_whole "${file#"$ROOT"}" "it is longer than $TABLE_BYTES bytes"
     ((${#text} * 3 / 4 < TABLE_BYTES)) || text=$(head -c "$TABLE_BYTES" "$file" | base64 -w 0)
     printf '%s"%s":"%s"' "$separator" "$table" "$text"
     separator=,

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The driver that containers share: keys of read_host.sh's answer.
-# Needs: nvidia, container/devices
+# Needs: nvidia, container/devices, read/text
 #
 # Gives: nvidia; nvidia_minors. Variables: PCI.
 
 # The numbers N of /dev/nvidiaN that the host's driver gave to its cards; they need not be in PCI order.
 nvidia_minors() {
   local file address separator=
+  note_unreadable "$ROOT"/proc/driver/nvidia/gpus/*/information
   printf ',"nvidia_minors":{'
   for file in "$ROOT"/proc/driver/nvidia/gpus/*/information; do
     address=${file%/information} address=${address##*/}
