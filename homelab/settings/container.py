@@ -13,6 +13,7 @@ from homelab.settings.keys import PublicKey
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
     Bridge,
+    ContainerNameServers,
     Cores,
     GuestId,
     HostName,
@@ -21,7 +22,6 @@ from homelab.settings.types import (
     Ipv4Interface,
     MemoryMiB,
     Name,
-    NameServers,
     Plain,
     Secret,
     Storage,
@@ -125,7 +125,7 @@ class NewContainerSettings(Model):
     """Its IPv4 address with the prefix, such as `192.168.0.50/24`, or `dhcp`."""
     gateway: Ipv4 | None = None
     """Its default gateway."""
-    nameserver: NameServers | None = None
+    nameserver: ContainerNameServers | None = None
     """Its name servers. By default those of the host."""
     unprivileged: bool = True
     """Root in the container is an ordinary user on the host."""

@@ -173,14 +173,37 @@ def _ipv4_interface(value: str) -> str:
     return value
 
 
+# Behind a `%`, `ipaddress` takes any text for the zone of an IPv6 address: it is asked for the address alone.
+def _name_server(value: str) -> str:
+    if not re.fullmatch(r"[0-9A-Fa-f:.]+", value):
+        raise ValueError(value)
+    return str(ipaddress.ip_address(value))
+
+
 def _name_servers(value: str) -> str:
+    """A VM's: Proxmox VE's format `address-list`, which knows no zones (PVE::JSONSchema)."""
     plain(value)
     try:
-        return " ".join(str(ipaddress.ip_address(one)) for one in value.split(" "))
+        return " ".join(map(_name_server, value.split(" ")))
     except ValueError:
         raise ValueError(
             "expected addresses of name servers, with a space between, such as 192.168.0.1 1.1.1.1"
         ) from None
+
+
+def _container_name_servers(value: str) -> str:
+    """A container's: a link-local address may have the interface behind it (PVE::LXC::Config, verify_ip_with_ll_iface; PVE::JSONSchema, pve_verify_iface)."""
+    plain(value)
+    found = []
+    for one in value.split(" "):
+        address, percent, interface = one.partition("%")
+        if percent and not (
+            address.lower().startswith("fe80:")
+            and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{1,20}([:.][0-9]{1,5})?", interface)
+        ):
+            raise ValueError("expected an interface behind % for a link-local address alone, such as fe80::1%eth0")
+        found.append(f"{_name_servers(address)}{percent}{interface}")
+    return " ".join(found)
 
 
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
@@ -200,6 +223,9 @@ HostName = Annotated[str, InWords("DNS name"), AfterValidator(_host_name)]
 Ipv4 = Annotated[str, InWords("IPv4 address"), AfterValidator(_ipv4)]
 Ipv4Interface = Annotated[str, InWords("`dhcp` or IPv4 address with prefix"), AfterValidator(_ipv4_interface)]
 NameServers = Annotated[str, InWords("IP addresses, separated by spaces"), AfterValidator(_name_servers)]
+ContainerNameServers = Annotated[
+    str, InWords("IP addresses, separated by spaces"), AfterValidator(_container_name_servers)
+]
 #: pve-storage-id (Proxmox VE, PVE::JSONSchema).
 Storage = Annotated[
     str,

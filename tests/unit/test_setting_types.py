@@ -424,6 +424,29 @@ def test_an_address_is_no_shell_text(address: str) -> None:
     assert "expected" in said(0, ("hosts", "pve", "address"), address)
 
 
+VM_SERVER, CONTAINER_SERVER = (
+    ("vms", "gaming", "create", "cloudInit", "nameserver"),
+    ("containers", "ai", "create", "nameserver"),
+)
+
+
+@pytest.mark.parametrize(
+    "zone", ["$(reboot)", "eth0,gw=x", "eth0;x", "'", "", "-x", "eth0\\", "0", "%eth0", "ё0", "x" * 40]
+)
+@pytest.mark.parametrize("address", ["fe80::1", "2001:db8::1"])
+def test_behind_a_name_servers_address_stands_no_text(address: str, zone: str) -> None:
+    for place in (VM_SERVER, CONTAINER_SERVER):
+        assert "expected" in said(0, place, f"1.1.1.1 {address}%{zone}")
+
+
+def test_a_containers_name_server_may_be_a_link_local_one() -> None:
+    """As Proxmox VE takes it of containers, and of no VM."""
+    for text in ("fe80::1%eth0", "1.1.1.1 fe80::1%eth0.5"):
+        parse(changed(0, CONTAINER_SERVER, text))
+        said(0, VM_SERVER, text)
+    said(0, CONTAINER_SERVER, "2001:db8::1%eth0")
+
+
 def test_every_pattern_of_the_settings_is_ascii() -> None:
     # \d and \w of other scripts would go through, and mean nothing to a host.
     for text in ("٥٨٠", "５８０"):
