@@ -1,8 +1,9 @@
 """A command on the lab's host that can't touch this machine: for `python -m lab run`, where a person breaks things on purpose.
 
 In namespaces of its own (user_namespaces(7), mount_namespaces(7), pid_namespaces(7)): everything is read-only but the lab's folder, the
-lab's own folders stand where a host has them (`cat /etc/hostname` is the lab's), /dev has no device of this machine, its processes can't be
-seen, and root there has no right to undo any of that. Programs are this machine's, as always in a lab.
+lab's own folders stand where a host has them (`cat /etc/hostname` is the lab's), and so does what the lab has of /proc, processes included; /dev
+has no device of this machine, its processes can't be seen, and root there has no right to undo any of that. Programs are this machine's, as always in
+a lab, and so is what else is in /proc.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, -100, 0x
 # What root may still do, of capabilities(7): own, read and write files, become a user. Nothing about mounts, devices, the kernel.
 _KEPT_CAPABILITIES = {0, 1, 2, 3, 4, 6, 7}
 _LAST_CAPABILITY = 63
-# Folders of a lab's host that stand in this machine's place. Its programs are needed; /proc is the kernel's own; of /dev below.
+# Folders of a lab's host that stand in this machine's place. Its programs are needed; of /proc and /dev below.
 _OF_THE_LAB = ("boot", "etc", "home", "mnt", "opt", "root", "run", "sys", "tmp", "var")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _ALTERNATIVES = "/etc/alternatives"
+# Where the kernel's /proc is, and the lab's; the one that is seen has links to both.
+_PROC_OF_THE_KERNEL, _PROC_OF_THE_LAB = Path("/dev/.kernel-proc"), Path("/dev/.lab-proc")
+# Of whoever asks: the kernel's alone.
+_OF_THE_ASKER = ("self", "thread-self")
 # What the process that sets all this up ends with, where it can't be had.
 _IMPOSSIBLE = 225
 
@@ -128,6 +133,7 @@ def _mounts(state: Path, needed: list[str]) -> None:
     _bind(str(state), str(state))
     written = [str(state)]
     _devices()
+    _proc(state / "root/proc")
     # Some of this machine's programs (awk, vi) are links to there.
     alternatives = os.open(_ALTERNATIVES, os.O_PATH) if Path(_ALTERNATIVES).is_dir() else None
     for name in _OF_THE_LAB:
@@ -167,6 +173,29 @@ def _devices() -> None:
         os.close(terminals)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         Path("/dev", name).symlink_to(target)
+
+
+def _proc(lab: Path) -> None:
+    """A /proc of links, since nothing can be made in the kernel's: to what the lab has, as it is by then, and for the rest to the kernel's."""
+    for folder, source in ((_PROC_OF_THE_KERNEL, "/proc"), (_PROC_OF_THE_LAB, str(lab))):
+        folder.mkdir()
+        _bind(source, str(folder))
+    _mount("tmpfs", "/proc", "tmpfs", 0)
+    _link(Path("/proc"), _PROC_OF_THE_LAB, _PROC_OF_THE_KERNEL)
+
+
+def _link(here: Path, lab: Path, kernel: Path) -> None:
+    ours = {one.name for one in lab.iterdir() if one.name not in _OF_THE_ASKER}
+    # The command's own processes have no number there: the lab's have theirs.
+    for name in sorted(ours | {one.name for one in kernel.iterdir() if not one.name.isdigit()}):
+        of_the_lab, of_the_kernel = lab / name, kernel / name
+        if name not in ours:
+            (here / name).symlink_to(of_the_kernel)
+        elif of_the_lab.is_dir() and of_the_kernel.is_dir() and not of_the_kernel.is_symlink():
+            (here / name).mkdir()
+            _link(here / name, of_the_lab, of_the_kernel)
+        else:
+            (here / name).symlink_to(of_the_lab)
 
 
 def _give_up_rights() -> None:

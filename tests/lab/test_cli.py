@@ -132,6 +132,35 @@ def test_a_command_sees_the_labs_files_where_a_host_has_them(state: Path, before
 
 @BOTH
 @NEEDS_NAMESPACES
+def test_a_command_sees_what_the_lab_has_of_proc(state: Path, before: tuple[str, ...]) -> None:
+    """Each file, those that the kernel has as links or hasn't, and processes: a command that reads one can't take this machine for the host."""
+    proc = state / "root/proc"
+    files = [
+        one.relative_to(proc).as_posix() for one in sorted(proc.rglob("*")) if one.is_file() and "self" not in one.parts
+    ]
+    static = [one for one in files if one not in ("uptime", "net/tcp") and "/fd/" not in one]
+    assert {"cmdline", "mounts", "modules", "net/route", "sys/kernel/osrelease"} <= {*static}
+    done = run(state, "".join(f"cat /proc/{one}; echo ==; " for one in static), *before)
+    assert done.stdout.split("==\n")[:-1] == [(proc / one).read_text() for one in static], done.stderr
+
+
+@BOTH
+@NEEDS_NAMESPACES
+def test_a_command_sees_proc_as_it_is_by_then_and_itself(state: Path, before: tuple[str, ...]) -> None:
+    new = "cp $ROOT/proc/modules $ROOT/tmp/old; echo mine >$ROOT/proc/new && mv $ROOT/proc/new $ROOT/proc/modules"
+    done = run(
+        state,
+        f"{new}; cat /proc/modules; mv $ROOT/tmp/old $ROOT/proc/modules; read -r x </proc/self/comm && echo $x",
+        *before,
+    )
+    assert done.stdout.split() == ["mine", "bash"], done.stderr
+    done = run(state, "shopt -s nullglob; echo /proc/self/fd/[0-2] /proc/stat; : >/proc/cmdline", *before)
+    assert done.stdout.split() == [f"/proc/self/fd/{number}" for number in range(3)] + ["/proc/stat"]
+    assert "Read-only file system" in done.stderr
+
+
+@BOTH
+@NEEDS_NAMESPACES
 def test_a_command_can_write_nothing_of_this_machine(state: Path, tmp_path: Path, before: tuple[str, ...]) -> None:
     mine = tmp_path / "mine"
     mine.write_text("mine")
