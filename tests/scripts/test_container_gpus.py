@@ -238,6 +238,17 @@ def test_the_digest_tells_what_gives_it_the_devices(containers: Containers) -> N
     assert answer(BASE) != answer(BASE, "1")
 
 
+@pytest.mark.parametrize("method", ["mount-entry", "device"])
+def test_a_configuration_with_a_zero_byte_is_left_as_it_is(containers: Containers, method: str) -> None:
+    """bash has no such byte: what it writes again would lack it."""
+    text = BASE.encode() + b"tags: a\0b\n"
+    containers.path.write_bytes(text)
+    done = containers.run("apply", method, "0")
+    containers.path.write_text(BASE)
+    assert done.returncode == 1 and "found:  its configuration has a zero byte" in done.stdout
+    assert containers.revert() == BASE
+
+
 # bash as it is when pmxcfs has made itself read-only: the file that would replace a configuration can't be made.
 READ_ONLY = """umask() {
   if [[ ${temporary:-} == *.conf.tmp.* ]]; then printf '%s: Permission denied\\n' "$temporary" >&2 && return 1; fi

@@ -471,6 +471,34 @@ def test_a_card_that_is_divided_and_one_that_the_console_draws_on_stay(host: Fol
     assert is_with_the_host(host) and "shutting" not in host.read("/var/lib/homelab/handover/log")
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("run/qemu-server/pci-id-reservations", "which VM has it can't be read"),
+        (f"sys/bus/pci/devices/{GPU}/boot_vga", "whether it is this host's screen can't be read"),
+        ("sys/class/vtconsole/vtcon1/name", "the host's console draws on it (fb0)"),
+        ("etc/pve/lxc/950.conf", "the configuration of container 950 can't be read"),
+        ("etc/pve/ha/resources.cfg", "is under HA"),
+    ],
+)
+def test_what_cant_be_read_keeps_the_card_with_the_host(host: Folder, path: str, words: str) -> None:
+    """Nobody's, by what can be read, is no "nobody": each of these is a folder here."""
+    (host.root / f"sys/bus/pci/devices/{GPU}/graphics/fb0").mkdir(parents=True)
+    host.write("sys/class/vtconsole/vtcon0/name", "(S) dummy device\n")
+    host.write("sys/class/vtconsole/vtcon0/bind", "1\n")
+    (host.root / path).unlink(missing_ok=True)
+    (host.root / path).mkdir(parents=True)
+    assert words in refused(host, "hook", "103", "pre-start")
+    assert is_with_the_host(host) and "shutting" not in host.read("/var/lib/homelab/handover/log")
+
+
+def test_a_zero_byte_hides_no_container_that_has_the_card(host: Folder) -> None:
+    conf = host.root / "etc/pve/lxc/950.conf"
+    conf.write_bytes(b"#a\0b\n" + conf.read_bytes())
+    assert start(host)[0] == 0
+    assert "shutting container 950 down" in host.read("/var/lib/homelab/handover/log")
+
+
 # -- where the hookscript lies ---------------------------------------------------------------------------------------
 STORAGES = """\
 dir: other

@@ -390,6 +390,22 @@ def test_a_reservation_of_a_running_vm_is_refused_whatever_its_configuration_say
     assert "VM 103 (Sandbox)" in refusal(apply(machine))
 
 
+@pytest.mark.parametrize(
+    "path", ["/etc/pve/qemu-server/103.conf", "/run/qemu-server/pci-id-reservations", "/etc/pve/mapping/pci.cfg"]
+)
+def test_who_has_the_card_is_not_told_by_what_cant_be_read(machine: Folder, path: str) -> None:
+    (machine.root / path.lstrip("/")).unlink(missing_ok=True)
+    (machine.root / path.lstrip("/")).mkdir(parents=True)
+    assert f"found:  {path} can't be read" in refusal(apply(machine))
+
+
+def test_a_vm_of_which_nobody_says_that_it_is_off_may_have_the_card(machine: Folder) -> None:
+    machine.write("/etc/pve/qemu-server/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
+    qm = (machine.commands / "qm").read_text()
+    machine.command("qm", f"[[ $1 != status ]] || exit 255\n{qm}")
+    assert "VM 103 (Sandbox) runs with it" in refusal(apply(machine))
+
+
 def test_a_vm_that_is_off_does_not_hold_the_card(machine: Folder) -> None:
     machine.write("/etc/pve/qemu-server/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
     machine.write("/run/qemu-server/pci-id-reservations", f"{GPU} 103 time 1\n")

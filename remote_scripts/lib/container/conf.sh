@@ -141,14 +141,14 @@ binds() {
 # is_under_ha - does the HA manager start and stop it? Not in the state `ignored`, in which Proxmox VE does so itself (PVE::HA::Config::service_is_ha_managed).
 # Where the file can't be read, it may.
 is_under_ha() {
-  local status=0
+  local text
   [[ -e $ROOT/etc/pve/ha/resources.cfg ]] || return 1
+  text=$(exec_within "$ASK_SECONDS" cat "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null) || return 0
   # shellcheck disable=SC2016 # for awk
-  within "$ASK_SECONDS" awk -v id="$CTID" '
+  awk -v id="$CTID" '
     /^[^ \t#]/ { on = ($1 == "ct:" && $2 == id && NF == 2 || $0 ~ ("^ct:" id "[ \t]*$")); if (on) found = 1 }
     on && $1 == "state" && $2 == "ignored" { found = 0 }
-    END { exit !found }' "$ROOT/etc/pve/ha/resources.cfg" 2>/dev/null || status=$?
-  ((status != 1))
+    END { exit !found }' <<<"$text"
 }
 
 is_up() {
