@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of HA, installations of packages.
-# Needs: ha, lines
+# Needs: common, ha
 #
 # Gives: work_says -> WHY_NOT, AT_WORK.
 #
@@ -23,7 +23,7 @@ work_says() {
   local ask said=''
   AT_WORK=''
   for ask in a_task a_backup a_replication something_comes an_installation an_action_of_ha; do
-    said=$("$ask") || said=''
+    said=$("$ask") || said="whether something is at work here can't be told ($ask)"
     if [[ -n $said ]]; then
       WHY_NOT=$said AT_WORK=yes
       return
@@ -34,8 +34,8 @@ work_says() {
 # a_task - a line is `UPID SAVED`, and of one that has ended `UPID SAVED ENDTIME STATUS` (PVE::INotify, active workers); a UPID is
 # `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, its numbers hexadecimal, PSTART as in /proc/PID/stat. One whose process died stays in the list.
 a_task() {
-  local upid _ ended pid pstart start kind id user
-  [[ -r $ROOT$TASKS ]] || return 0
+  local upid _ ended pid pstart start kind id user text
+  find_whole "$TASKS" || return 0
   while read -r upid _ ended; do
     [[ -z $ended && $upid == UPID:*:*:*:*:*:*:* ]] || continue
     IFS=: read -r _ _ pid pstart start kind id user _ <<<"$upid"
@@ -43,7 +43,15 @@ a_task() {
     [[ $(started_at "$((16#$pid))") == "$((16#$pstart))" ]] || continue
     printf '%s %s runs here, since %s, of %s' "$(called "$kind")" "$id" "$(date -d "@$((16#$start))" '+%F %T %Z')" "$user"
     return
-  done <"$ROOT$TASKS"
+  done <<<"$text"
+}
+
+# find_whole PATH - sets `text` of the caller: what that file holds; status 1: there is none. One that can't be read may say anything: that is said.
+find_whole() {
+  [[ -e $ROOT$1 ]] || return 1
+  text=$(exec_within "$ASK_SECONDS" cat "$ROOT$1" 2>/dev/null) && return 0
+  printf "what is at work here can't be told: %s can't be read" "$1"
+  return 1
 }
 
 # started_at PID - in clock ticks since the boot; a command's name may hold blanks and brackets.
@@ -70,14 +78,14 @@ a_backup() {
 
 # a_replication - pvescheduler, or pvesr, notes in its state the process that copies.
 a_replication() {
-  local pid
-  [[ -r $ROOT$REPLICATION ]] || return 0
+  local pid text
+  find_whole "$REPLICATION" || return 0
   while read -r pid; do
     if grep -qaE 'pvescheduler|pvesr' "$ROOT/proc/$pid/cmdline" 2>/dev/null; then
       printf 'a replication of a guest runs here (process %s; pvesr status)' "$pid"
       return
     fi
-  done < <(grep -oE '"pid" *: *"?[0-9]+' "$ROOT$REPLICATION" | grep -oE '[0-9]+$')
+  done < <(grep -aoE '"pid" *: *"?[0-9]+' <<<"$text" | grep -oE '[0-9]+$')
 }
 
 # something_comes - what another node's migration or replication runs here, over SSH. (The brackets keep grep from finding itself.)
@@ -92,11 +100,12 @@ something_comes() {
 # /proc/locks has a line `1: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before POSIX for one that waits. Its device isn't always stat's
 # (btrfs), and a container has files of the same name: what the process has open decides.
 an_installation() {
-  local path inode line kind how pid place opened name _
+  local path inode line kind how pid place opened name _ text lines
+  find_whole /proc/locks || return 0
+  mapfile -t lines <<<"$text"
   for path in "${PACKAGE_LOCKS[@]}"; do
     inode=$(stat -c %i "$ROOT$path" 2>/dev/null) || continue
-    read_lines "$ROOT/proc/locks"
-    for line in "${READ_LINES[@]}"; do
+    for line in "${lines[@]}"; do
       read -r _ kind _ how pid place _ <<<"$line"
       [[ $kind == POSIX && $how == WRITE && ${place##*:} == "$inode" ]] || continue
       for opened in "$ROOT/proc/$pid/fd"/*; do

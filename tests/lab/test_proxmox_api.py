@@ -349,6 +349,12 @@ def test_no_message_shows_a_secret_or_a_control_character(lab: Lab) -> None:
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../../access/users", "a/..", "x?y=1", "x#", "%2e%2e", "a\\b"])
+def test_no_name_leads_to_another_path_of_the_api(lab: Lab, name: str) -> None:
+    with pytest.raises(ValueError, match="no path of the API"):
+        client(lab).get(f"cluster/mapping/pci/{name}", "")
+
+
 def test_a_password_that_is_set_is_not_told(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     machine(lab)._write(lambda _: Change({"cipassword": "hunter2hunter2", "onboot": "0"}))
     told = capsys.readouterr().out

@@ -231,3 +231,9 @@ def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(folder: F
     assert done.returncode == 0, done.stdout + done.stderr
     assert "waiting to restart" not in done.stdout and "systemctl reboot" in Path(folder.root, "run/called").read_text()
     assert json.loads(done.stdout)["turn"] == "no"
+
+
+@pytest.mark.parametrize("path", [ACTIVE, "var/lib/pve-manager/pve-replication-state.json", "proc/locks"])
+def test_what_cant_be_read_may_say_that_something_runs(folder: Folder, path: str) -> None:
+    (folder.root / path).mkdir(parents=True)
+    assert says(folder) == f"what is at work here can't be told: /{path} can't be read"
