@@ -38,7 +38,7 @@ users() {
   for file in "$ROOT"/etc/pve/nodes/*/{qemu-server,lxc}/*.conf; do [[ ! -e $file && ! -L $file ]] || files+=("${file#"$ROOT/etc/pve/nodes/"}"); done
   found=$(cd "$ROOT/etc/pve/nodes" 2>&1 && grep -aHF -e "$VOLUME" -- "${files[@]}" 2>&1) || status=$?
   ((status <= 1)) && [[ -d $ROOT/etc/pve/nodes ]] || die "to know which guests name $VOLUME" "${found##*$'\n'}" \
-    "what can't be read may name it; nothing was removed" "see what \`cat\` says of it on the host (the service pve-cluster), then run the same command again"
+    "what can't be read may name it; nothing was removed" "read it on the host yourself (the service pve-cluster serves /etc/pve), mend what keeps it from being read, and run the same command again"
   printf '{"users":%s}\n' "$(json_string "$found")"
 }
 

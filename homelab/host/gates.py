@@ -136,7 +136,7 @@ def readable(facts: HostFacts) -> list[HomelabError]:
             wanted="to read every file that tells who has a card, and what the host can't do without",
             found="; ".join(facts.unreadable),
             why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; nothing is done on such a basis",
-            next="see what `cat` says of it on the host (/etc/pve needs the service pve-cluster: `systemctl status pve-cluster`), mend or remove the file, "
+            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend what keeps it from being read, or remove it, "
             "and run `pulumi up` again",
         )
     ]

@@ -122,11 +122,12 @@ def _is_somebody(user: int, proc: Path) -> bool:
 
 
 class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has no types
-    """Answers processes of this user; each call of another one is refused, whatever it asks for. `port`: of the server, once it has one."""
+    """Answers processes of one user; each call of another one is refused, whatever it asks for. `port`: of the server, once it has one."""
 
-    def __init__(self, proc: Path = _PROC) -> None:
+    def __init__(self, user: int) -> None:
+        """:param user: the provider's own, in its user namespace."""
         self.port = 0
-        self._proc = proc
+        self._user = user
         self._known: dict[Address, _Own] = {}
         self._said: set[str] = set()
 
@@ -161,10 +162,10 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         if not found:
             return
         error = HomelabError(
-            wanted=f"a call of Pulumi's engine, which runs as user {os.geteuid()} as this provider does",
+            wanted=f"a call of Pulumi's engine, which runs as user {self._user} as this provider does",
             found=found,
             why="whoever is answered here can change hosts as root; nothing was done",
-            next="find out whose it is, and run `pulumi` on a machine that has no users whom you don't trust. If it was `pulumi` itself: run it where "
+            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it was Pulumi itself: run it where "
             "/proc is the one of this system, in no sandbox that hides it",
         )
         if found not in self._said:
@@ -187,7 +188,7 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             if own is None:
                 break
             try:
-                user = await asyncio.to_thread(user_of, address, Address("127.0.0.1", self.port), self._proc)
+                user = await asyncio.to_thread(user_of, address, Address("127.0.0.1", self.port))
             except OSError as error:
                 return f"a call of a process whose user isn't known: {error.filename}: {error.strerror}"
             # Connected all the time: what was read is of this connection.
@@ -198,7 +199,7 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             await asyncio.sleep(_RETRY_SECONDS)
         if own is None or user is None:
             return "a call of a process whose user isn't known: /proc/net/tcp doesn't have its connection"
-        if user != os.geteuid():
+        if user != self._user:
             return f"a call of a process of user {user}"
         self._known[address] = own
         return ""

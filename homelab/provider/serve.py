@@ -196,14 +196,15 @@ for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create
 
 
 async def _serve(address: str) -> None:
-    # Elsewhere nothing says whose process is at the other end (docs/tiers.md).
-    callers = OfThisUser() if sys.platform == "linux" else None
-    server = grpc.aio.server(interceptors=[callers] if callers else [], options=_GRPC_CHANNEL_OPTIONS)
+    callers = []
+    if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
+        callers.append(OfThisUser(os.geteuid()))
+    server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
     servicer = Servicer([], __version__, Homelab(), engine_address=address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
-    if callers is not None:
-        callers.port = port
+    for one in callers:
+        one.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

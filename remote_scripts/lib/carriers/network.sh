@@ -33,7 +33,7 @@ network_carriers() {
 every_network() {
   local name text
   network_carriers
-  text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || TROUBLE="\`ip addr\` doesn't say which interfaces have an address"
+  text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || TROUBLE="which interfaces have an address isn't known: ip gave no answer"
   while read -r name; do
     [[ -z $name || $name == lo ]] || interface_carriers "$name"
   done < <(awk '{ sub(/@.*/, "", $2); print $2 }' <<<"$text" | sort -u)
@@ -47,7 +47,7 @@ find_ways() {
     status=0
     text=$(exec_within "$ASK_SECONDS" ip -o route get "$address" 2>/dev/null) || status=$?
     # 2: the kernel has no way there (ip(8)), so that nothing comes from there either.
-    ((status == 0 || status == 2)) || NO_WAY="\`ip route get $address\` gave no answer"
+    ((status == 0 || status == 2)) || NO_WAY="the way to $address isn't known: ip gave no answer"
     while IFS= read -r line; do
       [[ ! $line =~ .*\ dev\ ([^\ ]+) ]] || WAYS+=("${BASH_REMATCH[1]}")
     done <<<"$text"
@@ -64,7 +64,7 @@ find_reached() {
     read -r client _ server _ <<<"$CONNECTION"
     client=${client#::ffff:} server=${server#::ffff:}
     find_ways "${client%%%*}"
-    text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || NO_WAY="\`ip addr\` doesn't say which interface has this connection"
+    text=$(exec_within "$ASK_SECONDS" ip -o addr show 2>/dev/null) || NO_WAY="which interface has this connection isn't known: ip gave no answer"
     while read -r _ name _ found _; do
       [[ ${found%%/*} != "${server%%%*}" ]] || WAYS+=("$name")
     done <<<"$text"

@@ -181,7 +181,7 @@ need_container() {
 need_changeable() {
   is_as_read || [[ $(tr -d '\0' <"$ROOT$PVE_LXC/$CTID.conf" && printf x) != "${TEXT}x" ]] ||
     die "container $CTID free to be changed" "its configuration has a zero byte" \
-      "a line with it can't be written again as it is; its configuration is unchanged" "take it out of $PVE_LXC/$CTID.conf (\`grep -naP '\\x00'\` finds it), then run \`pulumi up\` again"
+      "a line with it can't be written again as it is; its configuration is unchanged" "take it out of $PVE_LXC/$CTID.conf, then run \`pulumi up\` again"
   [[ -z $LOCKED ]] || die "container $CTID free to be changed" "it is locked: $LOCKED" \
     "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged" \
     "wait until that is done; a lock that was left behind: \`pct unlock $CTID\`; then run \`pulumi up\` again"

@@ -93,7 +93,7 @@ reserved_for() { # ID
 
 need_read() { # PATH
   [[ ! -e $ROOT$1 ]] || cat "$ROOT$1" >/dev/null 2>&1 || die "the card free for the test VM: $FUNCTIONS" "$1 can't be read" \
-    "a VM that runs with the card may stand in it" "see what \`cat $1\` says on the host, and run \`pulumi up\` again"
+    "a VM that runs with the card may stand in it" "read it on the host yourself, mend what keeps it from being read, and run \`pulumi up\` again"
 }
 
 check_other_vms() {
