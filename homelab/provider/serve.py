@@ -196,7 +196,7 @@ for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create
 
 
 async def _serve(address: str) -> None:
-    callers = []
+    callers: list[OfThisUser] = []
     if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
         callers.append(OfThisUser(os.geteuid()))
     server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
