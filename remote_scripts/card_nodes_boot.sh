@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the host runs at each boot before its guests start: the kernel may have given the cards' nodes other names and numbers, and the lines
 # that containers were given for them follow (lib/container/follow.sh).
-# Needs: container
+# Needs: container, guests
 #
 # Arguments: WAIT (seconds for the cards' drivers to come), QUORUM (seconds for /etc/pve to be writable).
 #   Of a container what is noted counts; CARDS, METHOD, MINORS and FUNCTIONS have no part in it.
@@ -58,7 +58,9 @@ follow_containers() {
     CTID=${dir%/} CTID=${CTID##*/}
     [[ $CTID =~ ^[1-9][0-9]*$ && -e $ROOT$PVE_LXC/$CTID.conf && -s $dir/nodes ]] || continue
     # A running one has what it was started with.
-    [[ $(exec_within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) == 'status: stopped' ]] || continue
+    find_power pct "$CTID"
+    [[ $POWER_NOW != unknown ]] || printf 'container %s: whether it runs is not known, so that its cards'"'"' nodes were not looked after: %s\n' "$CTID" "$POWER_SAID"
+    [[ $POWER_NOW == off ]] || continue
     text=$(exec_within 60 "$0" mend "$CTID" held 2>&1)
     [[ -z $text ]] || printf '%s\n' "$text"
   done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reads what a diagnosis needs besides read_host.sh: device nodes, NVIDIA's driver, containers' configurations and insides. Changes
 # nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
-# Needs: files, lines, read/text, container/device_lines
+# Needs: files, guests, lines, nvidia, read/text, container/device_lines
 #
 # Arguments: IDS (containers to look into, separated by spaces; those that aren't here are left out), INSIDE (the script that runs in
 #   them).
@@ -19,7 +19,8 @@ diagnose() {
   printf ',"guests":['
   known_guests
   printf '],"driver":'
-  string_of /sys/module/nvidia/version
+  find_loaded
+  json_string "$LOADED"
   printf ',"char_devices":'
   string_of /proc/devices
   json_entry nodes "$(nodes)"
@@ -76,7 +77,9 @@ nodes() {
 
 container() { # ID
   local conf=$ROOT/etc/pve/lxc/$1.conf running=false found='' problem=''
-  if [[ $(exec_within "$ASK_SECONDS" pct status "$1" 2>/dev/null) == *running* ]]; then
+  find_power pct "$1"
+  [[ $POWER_NOW != unknown ]] || running=null
+  if [[ $POWER_NOW == on ]]; then
     running=true
     answer_of "$PATIENCE" 1048576 pct exec "$1" -- sh -c "$INSIDE" 2>&1 || problem="exit status $?: $(tail -n 3 <<<"$ANSWER")"
     found=$ANSWER

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The end of an update of NVIDIA's driver that had to wait, for a boot or for a host's containers: the new one was seen at work, or the old one
 # comes back.
-# Needs: packages, driver, driver/restore, driver/update, handover/rest
+# Needs: packages, driver, driver/restore, driver/update, guests, handover/rest
 #
 # Arguments: TARGET (vm, host or lxc), CONTAINERS (of a host: numbers of those that are to follow), those of packages.sh.
 # Changes: what nvidia_driver.sh has kept of the driver before goes (`confirm`), or is put back (`back`).
@@ -17,7 +17,10 @@ waiting() {
   take_lock
   [[ -z $(update_phase) ]] || before=$(kept_version 2>/dev/null || :)
   for ctid in ${CONTAINERS:-}; do
-    [[ $(exec_within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null </dev/null) != *running* ]] || running+=("$ctid")
+    find_power pct "$ctid"
+    [[ $POWER_NOW != unknown ]] || die "whether container $ctid runs, which follows the update of the driver" "$POWER_SAID" \
+      "a container that hangs is neither on nor off; nothing was changed" "see \`pct status $ctid\` on the host; then run \`pulumi up\` again"
+    [[ $POWER_NOW != on ]] || running+=("$ctid")
   done
   printf '{"update":"%s","old":"%s","new":"%s","givenUp":"%s","running":%s}\n' "$(update_phase)" "$before" "$(library_version)" \
     "$(cat "$STATE/given-up" 2>/dev/null || :)" "$(json_list "${running[@]}")"

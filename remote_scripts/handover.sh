@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What hands a host's cards from its containers to VMs and back: a program, a service and a timer that bring to an end what was left half-way, and the
 # hookscript that VMs name.
-# Needs: boot_service, files, handover/rest
+# Needs: boot_service, files, guests, handover/rest
 #
 # Arguments: NEEDED (yes | no: is a card handed over here?), PROGRAM (handover_host.sh, composed), UNIT, TIMER, HOOK (the hookscript), GENERATION (no part
 #   in what happens).
@@ -80,8 +80,12 @@ tell_owed() {
   read -ra stay < <(sed -n 's/^staying=//p' "$1") || :
   why="VM $(sed -n 's/^vm=//p' "$1")"
   for ctid in "${ids[@]}"; do
-    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf || $(exec_within "$ASK_SECONDS" pct status "$ctid" 2>/dev/null) == 'status: running' ]] ||
-      log "container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`"
+    [[ -e $ROOT/etc/pve/lxc/$ctid.conf ]] || continue
+    find_power pct "$ctid"
+    case $POWER_NOW in
+      off) log "container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`" ;;
+      unknown) log "container $ctid was shut down for $why, and whether it has started again is not known ($POWER_SAID): see \`pct status $ctid\`" ;;
+    esac
   done
   for ctid in "${stay[@]%%:*}"; do
     [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf ]] || log "container $ctid has run on since $why had the card, and may know it by numbers of before: \`pct reboot $ctid\`"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a script inside a container, by `pct exec` with the script on its standard input: no SSH is needed in there.
-# Needs: files, run_dir, progress
+# Needs: files, guests, run_dir, progress
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
@@ -38,10 +38,11 @@ revert() {
 }
 
 inside() {
-  local status=0 state
-  state=$(exec_within "$ASK_SECONDS" pct status "$CTID" 2>&1) || die "container $CTID" "$state" "packages go into it" \
-    "create the container, or take it out of the settings"
-  [[ $state == *running* ]] || die "container $CTID running" "pct status: $state" "what is in it is changed from inside" \
+  local status=0
+  find_power pct "$CTID"
+  [[ $POWER_NOW =~ ^(on|off)$ ]] || die "container $CTID" "$POWER_SAID" "packages go into it" \
+    "create the container, or take it out of the settings; where it is there, see \`pct status $CTID\` on the host, then run \`pulumi up\` again"
+  [[ $POWER_NOW == on ]] || die "container $CTID running" "pct status: $POWER_SAID" "what is in it is changed from inside" \
     "start it: \`pct start $CTID\`, then run \`pulumi up\` again"
   run_inside "$1" || status=$?
   [[ $status != 0 ]] || return 0

@@ -142,11 +142,16 @@ systems() {
     separator=,
     if [[ $name == host ]]; then
       text=$(bash -s -- read_system <<<"$READ_SYSTEM")
-    elif [[ $(exec_within "$ASK_SECONDS" pct status "$name" 2>/dev/null) == "status: running" ]]; then
-      answer_of 50 1048576 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM" && status=0 || status=$?
-      text=$ANSWER && ((status == 0))
     else
-      printf null && continue
+      find_power pct "$name"
+      [[ $POWER_NOW =~ ^(on|unknown)$ ]] || { printf null && continue; }
+      text=$POWER_SAID
+      if [[ $POWER_NOW == on ]]; then
+        answer_of 50 1048576 pct exec "$name" -- bash -s -- read_system <<<"$READ_SYSTEM" && status=0 || status=$?
+        text=$ANSWER && ((status == 0))
+      else
+        false
+      fi
     fi || { printf '\n' && die "container $name read" "$text" "it can't be told whether NVIDIA's stack in it is as it was installed" \
       "see whether \`pct exec $name -- true\` works on the host"; }
     find_last "$text"

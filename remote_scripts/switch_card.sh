@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts or shuts down a VM that takes a card from this host's containers, as Proxmox VE's own buttons do: the handover is theirs (handover_host.sh).
-# Needs: files, handover/places, read/text
+# Needs: files, guests, handover/places, read/text
 #
 # Arguments: CARD (its name), VMID (0: none, of `story`), SECONDS_OFF (for a shutdown), CUT (yes: the VM's power is cut after that time), FROM (how much
 #   of the story is known already, in bytes).
@@ -25,13 +25,14 @@ answer_with() {
 }
 
 story() {
-  local size file=$ROOT$HANDOVER/log text='' runs=unknown said
+  local size file=$ROOT$HANDOVER/log text='' runs=unknown
   size=$(stat -c %s "$file" 2>/dev/null) || size=0
   # It is cut at its beginning now and then: what is new can't be told apart then, and the next lines can.
   ((size <= FROM)) || text=$(tail -c "+$((FROM + 1))" "$file" 2>/dev/null | head -c "$((size - FROM))") || text=''
   # Before what is noted: a VM that has ended since has the card still, and the next look sees where it goes.
-  if ((VMID > 0)) && said=$(exec_within "$ASK_SECONDS" qm status "$VMID" 2>/dev/null); then
-    case $said in 'status: running') runs=yes ;; 'status: stopped') runs=no ;; esac
+  if ((VMID > 0)); then
+    find_power qm "$VMID" 0 # whoever looks on asks again
+    case $POWER_NOW in on) runs=yes ;; off) runs=no ;; esac
   fi
   printf '{"size":%s,"runs":"%s","state":%s,"story":%s}\n' "$size" "$runs" "$(json_string "$(cat "$ROOT$HANDOVER/$CARD.state" 2>/dev/null || :)")" "$(json_string "$text")"
 }

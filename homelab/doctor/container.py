@@ -85,7 +85,7 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
 def _head(case: Case) -> list[str]:
     container, conf, driver = case.container, case.container.parsed, case.reading.driver
     state = [
-        "running" if container.running else "off",
+        {True: "running", False: "off", None: "not known whether it runs"}[container.running],
         "unprivileged" if conf.unprivileged else "privileged",
         *([f"locked ({conf.options['lock']})"] if "lock" in conf.options else []),
     ]
@@ -117,8 +117,12 @@ def _notes(case: Case) -> list[str]:
         f"{one}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
         for one in case.cards.away
     ]
-    if not container.running:
+    if container.running is False:
         notes.append("it is off: what it has inside isn't known before it is started")
+    if container.running is None:
+        notes.append(
+            f"`pct status {container.id}` gave no answer on the host: whether it runs isn't known, nor what it has inside"
+        )
     for section, lines in conf.elsewhere.items():
         notes.append(f"{len(lines)} device line(s) in the snapshot section [{section}] have no effect")
     paths = [entry.path for entry in conf.entries]

@@ -33,7 +33,7 @@ def _no_driver(case: Case) -> Finding:
         step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
     return Finding(
         "NVIDIA's driver loaded on the host",
-        f"no /sys/module/nvidia; {on or 'no NVIDIA card among the PCI devices'}",
+        f"no /proc/driver/nvidia/version; {on or 'no NVIDIA card among the PCI devices'}",
         f"containers have no driver of their own: {case.name} uses the host's",
         step,
     )

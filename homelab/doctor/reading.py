@@ -55,13 +55,13 @@ class KnownGuest(Fact):
 
 
 class ContainerReading(Fact):
-    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more; `inside`: what
-    inspect_inside.sh printed, empty when it is off; `problem`: why that failed, if it did."""
+    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more; `running`: None
+    where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did."""
 
     id: int
     conf: str
     other_keys: list[str]
-    running: bool
+    running: bool | None
     inside: str
     problem: str
 
@@ -76,7 +76,7 @@ class ContainerReading(Fact):
     @property
     def was_seen(self) -> bool:
         """Is it known what is inside?"""
-        return self.running and not self.problem
+        return bool(self.running) and not self.problem
 
     @cached_property
     def seen(self) -> dict[str, Seen]:

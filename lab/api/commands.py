@@ -265,7 +265,8 @@ class Shell:
     def _status(self, one: str, options: dict[str, list[str]]) -> None:
         known = self.ask("GET", f"{one}/status/current")
         if options.pop("verbose", ["0"])[-1] == "0":
-            print(f"status: {known['status']}")
+            # qm prints QMP's own word, such as paused; pct has no other one than running and stopped.
+            print(f"status: {known.get('qmpstatus') or known['status']}")
             return
         for key in sorted(set(known) - {"cpu", "ha", "agent", "clipboard", "serial"}):
             print(f"{key}: {known[key]}")

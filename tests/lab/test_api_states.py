@@ -147,6 +147,7 @@ def test_a_paused_vm_is_resumed_before_it_shuts_down(node: Node) -> None:
     node.power(100, "suspend")
     assert node.data("root", "GET", f"{VM}/status/current")["qmpstatus"] == "paused"
     assert refused(node, "POST", f"{VM}/status/shutdown") == "500 VM is paused - cannot shutdown"
+    assert node.shell("qm status 100")[0] == "status: paused\n"  # QMP's word, as PVE::CLI::qm prints it
     node.power(100, "resume")
     assert refused(node, "POST", f"{VM}/status/shutdown") == "OK"
 

@@ -111,6 +111,26 @@ def test_a_container_that_is_off_is_not_looked_into(host: Folder) -> None:
     ]
 
 
+def test_a_container_that_does_not_say_whether_it_runs_is_not_called_off(host: Folder) -> None:
+    host.command("pct", "exit 111")
+    done = host.bash(f"STATUS_SECONDS=0\n{scripts.diagnose([950])}", "diagnose", parts=())
+    (container,) = Extra.model_validate_json(done.stdout).containers
+    assert (container.running, container.was_seen) == (None, False)
+
+
+@pytest.mark.parametrize("kernel_says", [False, True])
+def test_the_drivers_version_is_read_where_every_other_script_reads_it(host: Folder, kernel_says: bool) -> None:
+    # kernel-open/nvidia/nv-procfs.c makes the file under /proc; sysfs has `version` only of a module that declares MODULE_VERSION.
+    host.write("/sys/module/nvidia/refcnt", "0\n")
+    if kernel_says:
+        host.write(
+            "/proc/driver/nvidia/version",
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release\n",
+        )
+    extra, _ = read(host)
+    assert extra.driver.strip() == ("580.95.05" if kernel_says else "")
+
+
 def test_a_container_that_hangs_hides_nothing_else(host: Folder) -> None:
     host.command(
         "timeout",

@@ -48,14 +48,45 @@ def test_no_signal_is_ignored_in_what_is_started_whatever_the_script_was_started
     assert [int(line.split()[1], 16) & 0x5001 for line in done.stdout.splitlines()] == [0, 0, 0x5001], done.stderr
 
 
-@pytest.mark.parametrize("answer", ["status: running", "status: stopped"])
-def test_whether_a_container_runs_is_not_guessed_when_it_hangs(folder: Folder, answer: str) -> None:
-    folder.command("pct", f"echo '{answer}'")
-    asked = f"{SHORT}CTID=901\nis_up && echo up || echo down"
-    assert folder.bash(asked, parts=["container/conf"]).stdout == ("up\n" if answer.endswith("running") else "down\n")
+def test_whether_a_container_runs_is_not_guessed_when_it_hangs(folder: Folder) -> None:
     folder.command("pct", HANGS)
-    done = folder.bash(asked, parts=["container/conf"])
-    assert done.returncode == 1 and "found:  pct status 901 has not answered within 0.3 s" in done.stdout
+    done = folder.bash(f"{SHORT}STATUS_SECONDS=0\nCTID=901\nis_up && echo up || echo down", parts=["container/conf"])
+    assert done.returncode == 1 and "found:  pct status 901 has not said it in 0 s: half an answer" in done.stdout
+
+
+# As `qm status` prints it: QMP's own word (PVE::CLI::qm, `vmstatus` with `full`); `pct status` has the first three.
+@pytest.mark.parametrize(
+    ("answer", "power"),
+    [
+        ("echo status: running", "on"),
+        ("echo status: stopped", "off"),
+        ("echo status: unknown", "unknown"),
+        ("echo status: paused", "on"),
+        ("echo status: io-error", "on"),
+        ("echo status: prelaunch", "on"),
+        ("echo warning: a storage is slow >&2; echo status: stopped", "off"),
+        ("echo status: running; exit 1", "unknown"),
+        ("echo ipcc_send_rec failed: Connection refused >&2; exit 111", "unknown"),
+        ("exit 0", "unknown"),
+        ("sleep 60", "unknown"),
+        ('printf . >>"$ROOT/asked"; [[ $(<"$ROOT/asked") == ... ]] && echo status: stopped', "off"),
+    ],
+    ids=lambda value: str(value)[-18:],
+)
+@pytest.mark.parametrize("program", ["qm", "pct"])
+def test_a_guest_is_on_off_or_not_known_and_is_asked_again(
+    folder: Folder, program: str, answer: str, power: str
+) -> None:
+    folder.command(program, answer)
+    folder.as_sent = "sleep" in answer
+    asked = f"{SHORT}sleep() {{ SECONDS=$((SECONDS + 20)); }}\nfind_power {program} 901\necho $POWER_NOW"
+    assert folder.bash(asked, parts=["guests"]).stdout == f"{power}\n"
+
+
+def test_a_guest_that_this_node_no_longer_has_is_not_asked_for_a_minute(folder: Folder) -> None:
+    folder.command("qm", "exit 2")
+    (folder.root / "etc/pve/qemu-server").mkdir(parents=True)
+    assert folder.bash("find_power qm 103\necho $POWER_NOW $SECONDS", parts=["guests"]).stdout.startswith("gone ")
 
 
 def test_a_megabyte_of_empty_lines_at_the_end_of_an_answer_takes_no_time(folder: Folder) -> None:

@@ -223,7 +223,7 @@ def test_without_a_driver_its_cause_is_told_once() -> None:
     bound = desktop(devices=[*(one | {"driver": "vfio-pci"} for one in gpu())])
     report = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=bound, char_devices=""), 901)
     (finding,) = report.findings
-    assert finding.found == "no /sys/module/nvidia; 0000:01:00.0 is on vfio-pci"
+    assert finding.found == "no /proc/driver/nvidia/version; 0000:01:00.0 is on vfio-pci"
     assert "use: lxc" in finding.next
     nouveau = diagnose(reading(DEVICE_LINES, nodes={}, driver="", facts=desktop(), char_devices=""), 901)
     assert "0000:01:00.0 is on nouveau" in nouveau.findings[0].found and "modprobe nvidia" in nouveau.findings[0].next

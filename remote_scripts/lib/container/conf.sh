@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives. homelab/host/container_conf.py reads the same file for
 # people; that file says why there are two, and tests/container_configurations.yaml what both must answer.
-# Needs: files
+# Needs: files, guests
 #
 # Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; find_digest -> DIGEST, is_as_read; split_line LINE -> KEY, VALUE;
 #   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
@@ -152,11 +152,10 @@ is_under_ha() {
 }
 
 is_up() {
-  local text status=0
-  text=$(exec_within "$ASK_SECONDS" pct status "$CTID" 2>/dev/null) || status=$?
-  ((status != 124 && status != 137)) || die "whether container $CTID runs" "pct status $CTID has not answered within $ASK_SECONDS s" \
+  find_power pct "$CTID"
+  [[ $POWER_NOW != unknown ]] || die "whether container $CTID runs" "pct status $CTID has not said it in $STATUS_SECONDS s: $POWER_SAID" \
     "a container that hangs is neither on nor off" "see \`pct status $CTID\` and \`ps\` on the host; then run \`pulumi up\` again"
-  [[ $text == 'status: running' ]]
+  [[ $POWER_NOW == on ]]
 }
 
 # node_of_container - the node that a guest of this id is on, if it isn't this one's.

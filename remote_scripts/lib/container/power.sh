@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A container switched off and on.
-# Needs: container/changes, guest_tasks
+# Needs: container/changes, guest_tasks, guests
 #
 # Gives: shut_down, shut_down_to_start, start_up, is_owed, start_interrupted; put_back. Variables: CTID, TIMEOUT, OTHERWISE.
 #
@@ -60,7 +60,7 @@ await_ha() {
   local until=$((SECONDS + $2))
   is_under_ha || return 0
   told_from_now
-  while [[ $(is_up && printf on || printf off) != "$1" ]] && ((SECONDS < until)); do
+  while find_power pct "$CTID" 0 && [[ $POWER_NOW != "$1" ]] && ((SECONDS < until)); do
     tell_now_and_then "waiting for HA to switch container $CTID $1"
     sleep 1
   done

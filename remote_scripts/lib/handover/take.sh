@@ -70,8 +70,11 @@ keep_card() {
   say "VM $vmid keeps it"
 }
 
-# is_elsewhere - does the VM run already, with it?
-is_elsewhere() { [[ $(exec_within "$ASK_SECONDS" qm status "$vmid" 2>/dev/null) == 'status: running' ]]; }
+# is_elsewhere - does the VM run already, with it? Where nobody knows, it isn't taken for one that starts again.
+is_elsewhere() {
+  find_power qm "$vmid"
+  [[ $POWER_NOW =~ ^(on|unknown)$ ]]
+}
 
 drain_card() { # VMID
   local persistence units='' taken numbers freed

@@ -1,17 +1,14 @@
 #!/usr/bin/env bash
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
-# Needs: handover/state, handover/card, handover/numbers, container/conf, nvidia
+# Needs: handover/state, handover/card, handover/numbers, container/conf, guests, nvidia
 #
 # Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, find_stop_unit CTID -> STOP_UNIT; start_users; settle_persistence, restore_persistence;
 #   has_card, gives_node PATH. Takes, of handover/follow: is_about_it.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
 container_runs() {
-  local text
-  text=$(exec_within "$ASK_SECONDS" pct status "$1" 2>/dev/null) || return 2
-  [[ $text == 'status: running' ]] && return 0
-  [[ $text == 'status: stopped' ]] && return 1
-  return 2
+  find_power pct "$1"
+  case $POWER_NOW in on) return 0 ;; off) return 1 ;; *) return 2 ;; esac
 }
 
 # find_users - sets USERS: the containers that run and have the card by their configuration, in the order in which they are shut down. Status 1, with

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # The VMs of this host: which of them have cards, and what an interrupted test has left.
-# Needs: files
+# Needs: files, guests
 #
 # Gives: vm_name ID, vm_ids, is_running ID, remove_vm ID; remove_leftovers; check_functions, check_other_vms. Variables: FUNCTIONS, NAME,
 #   FOLDER, PCI of passthrough_test.sh.
 
 vm_name() { sed -n '/^\[/q; s/^name: //p' "$ROOT/etc/pve/qemu-server/$1.conf" 2>/dev/null || :; } # ID; nothing where there is none
-# is_running ID - a VM of which nobody says that it is off may run.
-is_running() { [[ $(exec_within "$ASK_SECONDS" qm status "$1") != "status: stopped" ]]; }
+# is_running ID - or may it, as far as anybody knows?
+is_running() {
+  find_power qm "$1"
+  [[ $POWER_NOW =~ ^(on|unknown)$ ]]
+}
 
 # remove_vm ID - a lock that an interrupted command has left is passed over.
 remove_vm() { DOING="test VM" run_logged qm stop "$1" --skiplock 1 && DOING="test VM" run_logged qm destroy "$1" --skiplock 1 --purge 1; }
