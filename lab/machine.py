@@ -95,7 +95,7 @@ class MachineError(Exception):
 
 @dataclass(frozen=True)
 class Timer:
-    """A systemd timer that is active after a boot: its service's command runs once, that many seconds later."""
+    """A systemd timer that is active after a boot: its service's command runs that many seconds later."""
 
     unit: str
     seconds_after_boot: float

@@ -1,6 +1,6 @@
 """systemd's timers on the simulated host: what runs when, while it is up.
 
-A timer belongs to one boot. It runs a service's ExecStart in bash in the host's environment, with the host's
+A timer belongs to one boot. One with OnUnitInactiveSec= runs its service again that long after its end, while its unit is there. It runs a service's ExecStart in bash in the host's environment, with the host's
 paths found in the host's tree.
 """
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.host import units
+from lab.host.state import HostState
 from lab.processes import Processes
 from lab.state import append_log, now
 
@@ -73,6 +75,7 @@ class Timers:
         self._environment = environment
         self._armed: dict[str, _Armed] = {}
         self._services: set[asyncio.Task[None]] = set()
+        self._boot = 0
 
     def start(self, unit: str, command: str, seconds: float) -> None:
         """Run command in that many seconds; a timer of the same name is replaced."""
@@ -90,6 +93,7 @@ class Timers:
 
     def stop_all(self) -> None:
         """Forget all timers: the host goes down."""
+        self._boot += 1
         for unit in list(self._armed):
             self.stop(unit)
 
@@ -106,7 +110,7 @@ class Timers:
         task.add_done_callback(self._services.discard)
 
     async def _serve(self, unit: str, command: str) -> None:
-        started = now()
+        started, boot = now(), self._boot
         environment = self._environment()
         output = self._state / "log" / f"{unit}.out"
         with output.open("wb") as file:
@@ -125,6 +129,10 @@ class Timers:
         entry = {"unit": unit, "command": command, "started": started, "ended": now()}
         exit_status = status if status >= 0 else 128 - status
         append_log(self._state, "timers", {**entry, "exit": exit_status, "output": said})
+        host = HostState(self._state)
+        again = units.repeats_after(host, unit)
+        if again is not None and boot == self._boot and unit not in self._armed:
+            self.start(unit, command, again / float(host.fault("timers-run-fast") or 1))
 
     async def wait_services_ended(self) -> None:
         """Wait until no service that a timer started runs any more."""

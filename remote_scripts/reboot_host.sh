@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: absent, boot, cluster, lacking, maintenance, migrate, restart, switch/arm
+# Needs: absent, boot, cluster, lacking, maintenance, migrate, ran, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
 #   ROLLBACK_AFTER and ROLLBACK (of the dead man's switch, lib/switch.sh), AWAITED (for so many seconds `up` waits for the boot), QUORUM,
-#   HA_MODE and TURN_END (of lib/cluster.sh).
+#   HA_MODE and TURN_END (of lib/cluster.sh), RAN_PROGRAM (of lib/ran.sh).
 # Not while a backup, a migration, another task or an installation of packages runs here (lib/work.sh). In a cluster: not before the other
 #   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks
 #   (lib/ceph.sh), HA has its guests on other nodes where HA_MODE is maintenance or migrate (lib/maintenance.sh), and with migrate other VMs are there as well, as far as they can
 #   move while they run (lib/migrate.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
+#   /var/lib/homelab/ran and ran-program, /etc/systemd/system/homelab-ran.{service,timer}: which guests ran, for the next boot to start those again; gone then.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
 #   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; with HA_MODE=migrate that, and VMs on other nodes; for each /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
 #   Undone by confirm_boot.sh and cluster_turn.sh once the host is back, by the switch itself otherwise.
@@ -43,6 +44,7 @@ apply() {
     # A roll-back of an earlier boot is no news to what is wanted now. (One of this boot is about to restart it.)
     is_rolling_back || grep -qs "^boot $(boot_id) " "$STATE/rolled-back" || remove_file /var/lib/homelab/rolled-back
     end_turn 0 || : # of an earlier run; whoever verifies this boot waits for the cluster
+    drop_ran
   elif [[ $DECISION == manual ]]; then
     log "a reboot is needed (${REASONS[*]}) and left to you"
   else
@@ -60,8 +62,9 @@ apply() {
       end_turn "$TURN_SECONDS" || :
       refuse_turn
     fi
-    if ! note_restart || ! restart_soon; then
+    if ! note_running || ! note_restart || ! restart_soon; then
       drop_restart
+      drop_ran
       [[ ! -e $STATE/armed ]] || await_no_boot
       end_turn 10 || :
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"

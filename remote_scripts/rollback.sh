@@ -2,7 +2,7 @@
 # What the dead man's switch runs on the host, ROLLBACK_AFTER seconds after each boot's start, until it is disarmed (lib/switch.sh): it
 # decides whether the boot is to be undone, then takes our configuration away and restarts the host.
 # The command line first, since it is the one switch. Whatever fails or hangs, the rest still happens.
-# Needs: boot, switch/judge, switch/step, switch/steps, switch/entries, switch/restart
+# Needs: boot, ran, switch/judge, switch/step, switch/steps, switch/entries, switch/restart
 #
 # Arguments: ROLLBACK_AFTER (seconds), ENTRY_SYSTEMD_BOOT.
 # Changes: all that cmdline.sh and vfio_initramfs.sh wrote; leaves /var/lib/homelab/rolled-back or judged, which `up` reports.
@@ -116,6 +116,8 @@ roll_back() {
 boot menu; once it can write again, the next boot goes on."
   fi
   if [[ $restart == yes ]]; then
+    # Whoever comes back is started again by the next boot, where its program is.
+    [[ ! -e $ROOT$RAN-program ]] || step 180 note_running
     restart_host
     return 0
   fi

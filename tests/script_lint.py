@@ -22,10 +22,10 @@ TOOLS = Path(sys.executable).parent
 ARGUMENTS = {
     "cmdline.sh": ("NAME", "WORDS", "ENTRY", "MENU", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE", "ROLLBACK_AFTER", "ROLLBACK"),
     "vfio_initramfs.sh": ("NEEDED", "INIT_TOP", "HOOK", "ROLLBACK_AFTER", "ROLLBACK"),
-    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END"),
+    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END", "RAN_PROGRAM"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
-    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
+    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD", "LATER", "UNWANTED"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
     "read_log.sh": ("LINES",),
     "kept_scripts.sh": ("OWNER", "CONTENT"),

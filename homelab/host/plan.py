@@ -324,7 +324,7 @@ class PlannedReboot:
         return self._said(in_short(self.reasons, cards))
 
     def _said(self, because: str) -> str:
-        stops = stopping(self.guests, self.moves)
+        stops = stopping(self.guests, self.moves, again=self.reboot != "manual")
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
             waits = f"; it waits: {self.cluster}" if self.cluster else ""

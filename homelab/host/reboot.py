@@ -31,14 +31,17 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     return _joined(said or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
 
 
-def stopping(guests: str, moves: str = "") -> str:
+def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
     """What a reboot does to guests.
 
     :param guests: as reboot_host.sh names those that it stops.
     :param moves: those that are on other nodes meanwhile.
+    :param again: it is this program's, which starts them again, with `onboot` or without.
     """
     away = f"other nodes have {moves} meanwhile; " if moves else ""
-    return f"{away}it stops {guests or 'no running guest'}"
+    if not guests or not again:
+        return f"{away}it stops {guests or 'no running guest'}"
+    return f"{away}it stops {guests}, and starts {'them' if '), ' in guests else 'it'} again"
 
 
 def _each(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:

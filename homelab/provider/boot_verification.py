@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import kernel_log, names, plan
@@ -20,6 +21,8 @@ from homelab.text import tell, tell_meanwhile
 
 # For a connection to another node of the cluster.
 PEER_SECONDS = 5.0
+# For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
+STARTS_SECONDS = 900.0
 # A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
 _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
@@ -36,7 +39,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
             why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot.get('moves', ''))}")
         try:
-            facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want))
+            facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want, self._own(inputs.host)))
         except UnreachableError:
             if reboot.get("turn") == "yes":
                 self._give_up(inputs.host, self.host(inputs).node or inputs.host)
@@ -46,6 +49,15 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
         boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
+
+    def _own(self, name: str) -> Own:
+        """What becomes of the host's guests in the settings, which this run shuts down and starts itself."""
+        vms = {vm.vmid: vm.wanted_power for vm in self.stack.vms(name).values()}
+        containers = {one.ctid: one.wanted_power for one in self.stack.containers(name).values()}
+        off = [one for one, power in {**vms, **containers}.items() if power == "stopped"]
+        # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `resume`).
+        later = [one for one, power in containers.items() if power == "keep"]
+        return Own([*(one for one in vms if one not in off), *later], off)
 
     def _give_up(self, name: str, node: str) -> None:
         """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node that can be reached and whose Ceph does it."""
@@ -65,7 +77,14 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
 
 
-async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted) -> HostFacts:
+class Own(NamedTuple):
+    """Ids of a host's guests in the settings: those that the run starts once they have what they are to have (`later`), and those that it wants off."""
+
+    later: Sequence[int] = ()
+    off: Sequence[int] = ()
+
+
+async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, own: Own) -> HostFacts:
     old_boot_id = None
     if reboot["reboot"] == "yes":
         old_boot_id = reboot["boot_id"]
@@ -78,8 +97,17 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         )
     # Within reach, the host needs no switch any more, whatever the checks say: a person can act.
     facts = await ssh.confirm(host, old_boot_id, lambda text: tell(f"{name}: {text}"), tell_meanwhile)
+    if not facts.rolled_back:
+        try:  # before anything else: the host itself starts its guests only while no run holds it
+            await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
+        except HomelabError as error:
+            # The boot is confirmed all the same; what would change something is refused.
+            tell(f"{name}: note: {error.found}")
     if reboot.get("turn") == "yes" and not facts.rolling_back:  # an older state has no word of it
         await _end_turn(host, name)
+    if reboot["reboot"] == "yes" and not facts.rolling_back:
+        # Of a boot that was given back this run changes nothing more.
+        await _start_guests(host, name, Own() if facts.rolled_back else own)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -87,11 +115,6 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
             why="it came up with the new configuration, but couldn't be reached: most likely its network depends on a device that was taken away",
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
         )
-    try:
-        await asyncio.to_thread(guard.hold, name, host)  # the reboot has ended what held it
-    except HomelabError as error:
-        # The boot is confirmed all the same; what would change something is refused.
-        tell(f"{name}: note: {error.found}")
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 
@@ -119,6 +142,24 @@ async def _end_turn(host: Host, name: str) -> None:
         tell(
             f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it can {left}"
         )
+
+
+async def _start_guests(host: Host, name: str, own: Own) -> None:
+    """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason to fail."""
+    try:
+        async with ssh.connect(host) as session:
+            script = scripts.start_guests(own.later, own.off)
+            answered = await session.run(
+                "start_guests", script, STARTS_SECONDS, lambda line: tell_meanwhile(f"{name}: {line}")
+            )
+    except HomelabError as error:
+        tell(f"{name}: note: {error.found}; the host starts the guests that ran before the reboot by itself")
+        return
+    said = scripts.answer(answered)
+    if said["started"]:
+        tell(f"{name}: started again what ran before the reboot: {', '.join(said['started'])}")
+    for line in said["off"]:
+        tell(f"{name}: note: {line}")
 
 
 async def _lift(host: Host, node: str) -> str:

@@ -281,6 +281,7 @@ def reboot_host(
         QUORUM="keep" if keep_quorum else "lose",
         HA_MODE="keep" if guests == "shutdown" else guests,
         TURN_END=_turn_end(),
+        RAN_PROGRAM=_ran_program(),
         **_switch(rollback_after),
     )
 
@@ -541,9 +542,35 @@ def confirm_boot(unless: str = "", *, told: bool = False) -> str:
     :param unless: the id of a boot that is not to be confirmed, as the host is about to leave it.
     :param told: that the host has judged a boot itself was said, and is no news any more.
     """
+    return _confirm_boot(unless, told=told)
+
+
+def start_guests(later: Sequence[int], unwanted: Sequence[int]) -> str:
+    """Standard input of confirm_boot.sh, with the verb `start_guests`.
+
+    :param later: ids of guests that this run starts itself.
+    :param unwanted: of those that it wants off.
+    """
+    return _confirm_boot(later=later, unwanted=unwanted)
+
+
+def _confirm_boot(
+    unless: str = "", *, told: bool = False, later: Sequence[int] = (), unwanted: Sequence[int] = ()
+) -> str:
     return compose(
-        "confirm_boot.sh", LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS), UNLESS=unless, JUDGED_TOLD="yes" if told else "no"
+        "confirm_boot.sh",
+        LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
+        UNLESS=unless,
+        JUDGED_TOLD="yes" if told else "no",
+        LATER=" ".join(map(str, later)),
+        UNWANTED=" ".join(map(str, unwanted)),
     )
+
+
+def _ran_program() -> str:
+    # What a host runs to start the guests that ran before its restart.
+    about = "# Written by homelab: starts the guests again that ran before its restart of this host. Gone then."
+    return f"#!/bin/bash\n{about}\n{_confirm_boot().removesuffix(chr(10))}"
 
 
 def cluster_turn(node: str = "") -> str:

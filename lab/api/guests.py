@@ -168,7 +168,7 @@ class Guest:
         self.host.write(f"/etc/pve/{self.relative_path}", config.text(), 0o640)
         with self.host.changing() as machine:
             entry = machine["guests"].setdefault(str(self.vmid), {"running": False, "at_start": False})
-            onboot = config.merged().get("onboot") == "1"
+            onboot = config.merged().get("onboot") == "1" and config.merged().get("template") != "1"
             entry |= {"kind": _MACHINE_KINDS[self.kind], "name": self.name(config), "onboot": onboot}
 
     def remove(self) -> None:

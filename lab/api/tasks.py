@@ -138,9 +138,9 @@ class Tasks:
             with self._host.rooted(f"{_FOLDER}/interrupted").open("a", encoding="utf-8") as file:
                 file.write(f"{upid.text}\n")
 
-    def end(self, upid: Upid, log: TaskLog, error: ApiError) -> None:
-        """End a task that failed."""
-        self._end(upid, log, _exit_status(error.text))
+    def end(self, upid: Upid, log: TaskLog, error: ApiError | None = None) -> None:
+        """End a task, one that failed with its error."""
+        self._end(upid, log, "OK" if error is None else _exit_status(error.text))
 
     def _end(self, upid: Upid, log: TaskLog, status: str) -> None:
         log("TASK OK" if status == "OK" else f"TASK ERROR: {status}")

@@ -129,6 +129,13 @@ def timer_of(host: HostState, unit: str) -> dict[str, Any]:
     }
 
 
+def repeats_after(host: HostState, unit: str) -> float | None:
+    """The seconds after its service's end in which a timer starts it again; None where it doesn't, or isn't there any more."""
+    path = find(host, unit)
+    found = parse(path).get("Timer", {}).get("OnUnitInactiveSec") if path is not None else None
+    return parse_time_span(found[-1]) if found else None
+
+
 def exec_start(path: Path) -> str:
     """The command of a service; prefix characters (`-`, `+`) taken off, several ExecStart= lines in one shell.
 

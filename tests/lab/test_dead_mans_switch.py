@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,96 @@ def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_t
     assert f"boot {lab.boots()[1]['boot_id']} was not confirmed within {AFTER} s" in facts.rolled_back
     assert facts.boot_id == lab.boots()[2]["boot_id"]
     assert VFIO not in facts.cmdline.running
+
+
+# -- guests without onboot ------------------------------------------------------------------------------------------
+def without_onboot(lab: Lab) -> None:
+    conf = "arch: amd64\\nhostname: ai-lab\\nmemory: 64\\nostype: unmanaged\\nstartup: order=1\\n"
+    lab.run(f"printf '{conf}' >$ROOT/etc/pve/nodes/pve/lxc/901.conf && pct start 901 && qm set 103 --onboot 0")
+    assert lab.run("qm status 103; pct status 901").stdout == "status: running\n" * 2
+
+
+def power(lab: Lab) -> str:
+    return lab.run("qm status 103; pct status 901").stdout.replace("status: ", "").replace("\n", " ")
+
+
+def starts(lab: Lab) -> list[str]:
+    """The tasks that started a guest, with the second of their start."""
+    index = lab.run("cat $ROOT/var/log/pve/tasks/index").stdout
+    return [f"{kind} {vmid}" for line in index.splitlines() for kind, vmid in [line.split(":")[5:7]] if "start" in kind]
+
+
+def started(lab: Lab) -> dict[str, list[str]]:
+    """What the host answers that is asked to start what ran."""
+
+    async def start() -> str:
+        async with ssh.connect(settings_of(lab)) as session:
+            return await session.run("start_guests", scripts.start_guests([], []))
+
+    return scripts.answer(asyncio.run(start()))
+
+
+def rebooting() -> str:
+    """reboot_host.sh, with the host's own wait cut short."""
+    script = scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], AFTER)
+    for long, short in (("GRACE_SECONDS:-60", "GRACE_SECONDS:-1"), ("Sec=30s", "Sec=1s")):
+        assert long in script
+        script = script.replace(long, short)
+    return script
+
+
+def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab) -> None:
+    without_onboot(lab)
+    configure(lab)
+    before = lab.boots()[-1]["boot_id"]
+    (answer,) = on(lab, scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], 60))
+    lab.wait_settled(boots=2)
+    assert power(lab) == "stopped stopped "
+    facts, _ = confirmed(lab, before)
+    assert not facts.rolled_back
+
+    said = started(lab)
+    assert said == {"started": ["container 901 (ai-lab)", "VM 103 (Sandbox)"], "off": [], "later": []}
+    assert power(lab) == "running running " and starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
+    assert not [*(lab.root / "etc/systemd/system").rglob("homelab-ran*"), *(lab.root / "var/lib/homelab").glob("ran*")]
+
+
+def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
+    without_onboot(lab)
+    configure(lab)
+    lab.run("printf 'lock: snapshot\\n' >>$ROOT/etc/pve/nodes/pve/qemu-server/103.conf")
+    on(lab, scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], 60))
+    lab.wait_settled(boots=2)
+    confirmed(lab)
+    (off,) = started(lab)["off"]
+    assert "VM 103 (Sandbox) ran before the restart, and stays off: it is locked, snapshot" in off
+    for command in re.findall(r"`(.+?)`", off):
+        lab.run(command)
+    assert power(lab) == "running running "
+
+
+def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -> None:
+    without_onboot(lab)
+    stock = lab.snapshot()
+    configure(lab)
+    on(lab, rebooting())
+    lab.wait_settled(boots=3)
+    wait_until(lambda: power(lab) == "running running ")
+    assert starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
+    wait_until(lambda: not list((lab.root / "etc/systemd/system").rglob("homelab-ran*")))
+    facts, _ = confirmed(lab)
+    assert "the host itself has started what ran before its restart: container 901 (ai-lab), VM 103 (Sandbox)" in (
+        facts.rolled_back
+    )
+    assert lab.snapshot() == stock
+
+
+def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab) -> None:
+    without_onboot(lab)
+    configure(lab)
+    on(lab, rebooting().replace("AWAITED=1800", "AWAITED=0"))
+    lab.wait_settled(boots=2)
+    wait_until(lambda: power(lab) == "running running ")
+    _, said = confirmed(lab)
+    assert [text for text in said if "judged by this host itself" in text and "has started what ran" in text]
+    assert len(lab.boots()) == 2

@@ -252,7 +252,7 @@ def test_the_plan_tells_people_what_would_happen() -> None:
         "0000:01:00.0 [10de:2b85] nouveau -> vfio-pci",
         "0000:01:00.1 [10de:22e8] snd_hda_intel -> vfio-pci",
         "IOMMU group 16, with it: nothing else",
-        "reboot: one, because iommu=pt is not running; it stops VM 103 (Sandbox)",
+        "reboot: one, because iommu=pt is not running; it stops VM 103 (Sandbox), and starts it again",
     ):
         assert said in text, text
     assert text.count("makes anew /boot/grub/grub.cfg") == 1
@@ -268,14 +268,17 @@ def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
     ("found", "said"),
     [
         (reboot(), "not needed"),
-        (reboot("yes", ("a", "b")), "one, because a; b; it stops VM 103 (Sandbox)"),
+        (reboot("yes", ("a", "b")), "one, because a; b; it stops VM 103 (Sandbox), and starts it again"),
         (reboot("manual", ("a",)), "by you (reboot: manual), because a; it stops VM 103 (Sandbox)"),
-        (reboot("no", (), ("it is older",)), "not needed, unless it is older; then it stops VM 103 (Sandbox)"),
-        (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox)"),
+        (
+            reboot("no", (), ("it is older",)),
+            "not needed, unless it is older; then it stops VM 103 (Sandbox), and starts it again",
+        ),
+        (reboot("yes", ("a",), ("b",)), "one, because a; it stops VM 103 (Sandbox), and starts it again"),
         (plan.PlannedReboot("yes", "1", ["a"], [], ""), "one, because a; it stops no running guest"),
         (
             plan.PlannedReboot("yes", "1", ["a"], [], "VM 103 (Sandbox)", moves="VM 200 (db)"),
-            "one, because a; other nodes have VM 200 (db) meanwhile; it stops VM 103 (Sandbox)",
+            "one, because a; other nodes have VM 200 (db) meanwhile; it stops VM 103 (Sandbox), and starts it again",
         ),
     ],
 )

@@ -36,12 +36,18 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
         ended.append(name)
 
     monkeypatch.setattr(ssh, "confirm", confirm)
+
+    async def start(_: Host, name: str, own: boot_verification.Own) -> None:
+        assert own == boot_verification.Own(), "this run starts nothing any more"
+        ended.append(f"guests of {name}")
+
     monkeypatch.setattr(boot_verification, "_end_turn", end)
+    monkeypatch.setattr(boot_verification, "_start_guests", start)
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = {"reboot": "yes", "boot_id": "x", "turn": "yes"}
     with pytest.raises(HomelabError, match="returned by itself"):
-        asyncio.run(boot_verification._verified(cast("Host", None), "pve1", answer, want))
-    assert ended == ([] if restarts_again else ["pve1"])
+        asyncio.run(boot_verification._verified(cast("Host", None), "pve1", answer, want, boot_verification.Own([103])))
+    assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
 
 
 def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

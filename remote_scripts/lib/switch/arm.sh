@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The dead man's switch armed, and disarmed.
-# Needs: switch
+# Needs: ran, switch
 #
 # Gives: arm [SECONDS]; disarm, disarm_when_given_back; await_boot SECONDS, await_no_boot; is_switch_there; forget_second_entry.
 # Variables, for `arm`: ROLLBACK_AFTER (seconds after each boot's start), ROLLBACK (rollback.sh, as the switch runs it).
@@ -85,6 +85,7 @@ is_switch_there() { [[ -e $STATE/armed || -e $STATE/rolling-back || -e $ROOT$SWI
 
 # disarm_when_given_back - after a `revert`: the switch stays for as long as a boot would read anything of ours.
 disarm_when_given_back() {
+  ! is_there "$RAN" || settle_ran
   is_switch_there || [[ -e $STATE/rolled-back || -e $STATE/judged ]] || return 0
   finish # settles the records
   is_all_given_back || return 0
