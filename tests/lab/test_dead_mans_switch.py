@@ -172,7 +172,9 @@ def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -
     lab.wait_settled(boots=3)
     wait_until(lambda: power(lab) == "running running ")
     assert starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
-    wait_until(lambda: not list((lab.root / "etc/systemd/system").rglob("homelab-ran*")))
+    noted = lab.root / "var/lib/homelab/rolled-back"
+    wait_until(lambda: "has started what ran" in noted.read_text())
+    assert not list((lab.root / "etc/systemd/system").rglob("homelab-ran*"))
     facts, _ = confirmed(lab)
     assert "the host itself has started what ran before its restart: container 901 (ai-lab), VM 103 (Sandbox)" in (
         facts.rolled_back
@@ -184,8 +186,9 @@ def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab)
     without_onboot(lab)
     configure(lab)
     on(lab, rebooting().replace("AWAITED=1800", "AWAITED=0"))
-    lab.wait_settled(boots=2)
-    wait_until(lambda: power(lab) == "running running ")
+    wait_until((lab.root / "var/lib/homelab/judged").exists)
+    wait_until(lambda: "has started what ran" in (lab.root / "var/lib/homelab/judged").read_text())
+    assert power(lab) == "running running "
     _, said = confirmed(lab)
     assert [text for text in said if "judged by this host itself" in text and "has started what ran" in text]
     assert len(lab.boots()) == 2
