@@ -132,6 +132,8 @@ def test_what_ran_is_started_once_in_proxmox_ves_order(host: Folder) -> None:
         (lambda host: task(host, "qmstart", 103, NOTED - 60), True),
         (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
+        # The same where the clock was set back.
+        (lambda host: [task(host, "qmshutdown", 103, DOWN + 5), host.write("proc/stat", f"btime {NOTED - 9999}\n")], True),
         # Somebody else's restart, hours later.
         (lambda host: noted(host, "qm 103", at=BOOTED - 9000), False),
         # Written by nobody.
@@ -145,6 +147,17 @@ def test_a_guest_that_somebody_has_seen_to_is_left_alone(host: Folder, what: Any
     said = run(host)
     assert started(host) == ([103] if starts else [])
     assert is_over(host) and said["later"] == []
+
+
+def test_a_run_waits_until_proxmox_ve_has_started_its_own_guests(host: Folder) -> None:
+    host.write("guests-service", "activating\n")
+    host.command("systemctl", SYSTEMCTL.replace("exit", 'echo active >"$ROOT/guests-service"; exit'))
+    assert len(run(host)["started"]) == 4
+    host.write("guests-service", "inactive\n")
+    noted(host, "qm 103")
+    guest(host, VM, 103)
+    host.command("systemctl", SYSTEMCTL)
+    assert run(host) == {"started": [], "off": [], "later": []} and not is_over(host)
 
 
 def test_who_stays_off_is_said_with_what_to_do(host: Folder) -> None:

@@ -50,6 +50,37 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    class Session:
+        async def __aenter__(self) -> Session:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def run(self, verb: str, script: str, seconds: float, heard: Callable[[str], None]) -> str:
+            assert verb == "start_guests" and "LATER=103\n" in script and "UNWANTED='200 201'\n" in script
+            if not answers:
+                raise HomelabError(wanted="x", found="it doesn't answer", why="y", next="z")
+            return (
+                '{"started":["VM 105 (a)","container 901 (b)"],"off":["VM 7 (c) stays off"],"later":["VM 103 (d)"]}\n'
+            )
+
+    told: list[str] = []
+    monkeypatch.setattr(ssh, "connect", lambda *_: Session())
+    monkeypatch.setattr(boot_verification, "tell", told.append)
+    own = boot_verification.Own([103], [200, 201])
+    asyncio.run(boot_verification._start_guests(cast("Host", None), "pve1", own))
+    assert told == (
+        [
+            "pve1: started again what ran before the reboot: VM 105 (a), container 901 (b)",
+            "pve1: note: VM 7 (c) stays off",
+        ]
+        if answers
+        else ["pve1: note: it doesn't answer; the host starts the guests that ran before the reboot by itself"]
+    )
+
+
 def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     class Answers:
         async def __aenter__(self) -> Answers:

@@ -50,9 +50,16 @@ together() { (($# == 0)) || { printf '%s' "$1" && shift && (($# == 0)) || printf
 # start_ran SECONDS - those that are owed and off, in Proxmox VE's order. In words, RAN_STARTED: who runs again; RAN_OFF: who stays off, and why; RAN_OWED: who is to be started later.
 # Status 1: another one is at it, for so long, or this boot isn't decided.
 start_ran() {
-  local program id since boot line lines=() LOCK RAN_LEFT=() RAN_BOOTED FIRST
+  local LOCK status=1
   RAN_STARTED=() RAN_OFF=() RAN_OWED=()
-  make_run_dir && exec {LOCK}>>"$RUN/ran" && flock -w "$1" "$LOCK" && is_boot_decided || return 1
+  make_run_dir && exec {LOCK}>>"$RUN/ran" || return 1
+  ! flock -w "$1" "$LOCK" || ! is_boot_decided || ! start_each || status=0
+  exec {LOCK}>&- # or the next try would wait for this one
+  return "$status"
+}
+
+start_each() {
+  local program id since boot line lines=() RAN_LEFT=() RAN_BOOTED FIRST
   find_first "$ROOT/proc/stat" '^btime ([0-9]+)$'
   RAN_BOOTED=$FIRST
   [[ $RAN_BOOTED =~ ^[1-9][0-9]{0,11}$ ]] || return 1
@@ -66,7 +73,6 @@ start_ran() {
     strike_out "$line" || return 1
   done
   ((${#RAN_OWED[@]} > 0)) || forget_ran
-  exec {LOCK}>&-
 }
 
 # strike_out LINE - nothing is owed of it any more. Status 1: that can't be written. The last one goes with all the rest.
@@ -138,12 +144,13 @@ is_handed_a_card() {
 # was_touched ID SINCE - has a task been about it since? Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and consoles.
 # A line is `UPID …`, its times hexadecimal. Status 1: no; 2: nobody knows.
 was_touched() {
-  local file files=() text from=$2
-  ((from <= RAN_BOOTED)) || from=$RAN_BOOTED # the clock was set back
+  local file files=() text booted
+  printf -v booted '%08X' "$RAN_BOOTED"
+  (($2 <= RAN_BOOTED)) || booted=FFFFFFFF # the clock was set back: when the boot came isn't known
   for file in "$ROOT$RAN_TASKS/index.1" "$ROOT$RAN_TASKS/index" "$ROOT$RAN_TASKS/active"; do [[ ! -e $file ]] || files+=("$file"); done
   ((${#files[@]} > 0)) || return 1
   text=$(exec_within "$ASK_SECONDS" cat "${files[@]}" 2>/dev/null) || return 2
-  awk -F '[: ]' -v id="$1" -v from="$(printf '%08X' "$from")" -v booted="$(printf '%08X' "$RAN_BOOTED")" '
+  awk -F '[: ]' -v id="$1" -v from="$(printf '%08X' "$2")" -v booted="$booted" '
     $1 != "UPID" || $5 "" < from "" { next }
     $6 == "stopall" && (down == "" || $5 "" < down) { down = $5 "" }
     $7 == id && $6 !~ /^(vncproxy|vncshell|spiceproxy|spiceshell|termproxy)$/ { about[++many] = $0 }
@@ -171,13 +178,14 @@ under_ha() {
 
 # start_again PROGRAM ID NAME - once, however it ends. What counts is whether it runs.
 start_again() {
-  local startup
+  local startup TEXT
   log "starting $3 again, which ran before the restart"
   # shellcheck disable=SC2016 # of that bash
   answer_of "$RUN_SECONDS" 4000 bash -c 'exec "$@" 2>&1' - "$1" start "$2" </dev/null || :
   find_power "$1" "$2"
   if [[ $POWER_NOW != on ]]; then
-    RAN_OFF+=("$3 ran before the restart, and has not started again: $(tail -n 3 <<<"${ANSWER:-no answer}" | tr '\n' ' ')(\`$1 start $2\`)")
+    masked "${ANSWER:-no answer}"
+    RAN_OFF+=("$3 ran before the restart, and has not started again: $(tail -n 3 <<<"$TEXT" | tr '\n' ' ')(\`$1 start $2\`)")
     return 0
   fi
   RAN_STARTED+=("$3")
