@@ -368,7 +368,7 @@ def test_a_reboot_for_the_hosts_driver_alone_has_no_switch(tmp_path: Path) -> No
     host.machine.set_fault("reboot-ignored", True)
     done = host.run("apply", driver_reboot())
     assert '"reboot":"yes"' in done.stdout and "not on NVIDIA's driver" in done.stdout, done.stdout
-    assert not list((host.root / "etc/systemd/system").rglob("homelab*"))
+    assert not list((host.root / "etc/systemd/system").rglob("homelab-rollback*"))
 
 
 def test_a_reboot_for_the_hosts_driver_leaves_a_confirmed_configuration_alone(
