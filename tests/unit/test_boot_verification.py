@@ -32,7 +32,9 @@ def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts
 
     monkeypatch.setattr(ssh, "confirm", confirm)
     host = settings()
-    return asyncio.run(boot_verification._verified(host, "pve", dict(REBOOT), plan.wanted(wanted, host)))
+    return asyncio.run(
+        boot_verification._verified(host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.Own())
+    )
 
 
 @pytest.mark.usefixtures("held")

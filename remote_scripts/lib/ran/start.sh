@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # The guests that ran before a restart, started again. A start leaves a task, so that whoever is cut off between two of them starts nothing twice.
-# Needs: ran, files, guests, lines, pve, stopping, switch, handover/places, handover/turn
+# Needs: ran, ran/others, files, guests, lines, pve, stopping, switch, handover/turn
 #
 # Gives: start_ran SECONDS -> RAN_STARTED, RAN_OFF, RAN_OWED; start_ran_alone. Variables: LATER (ids of guests that a run which is at work starts itself), UNWANTED (ids of those that
 #   it wants off).
-RAN_TASKS=/var/log/pve/tasks
 # A boot that came later than this isn't that restart's: a server may take half an hour, and the switch gives a boot back. After as long in a boot one that can't be told is given up.
 RAN_COUNTS_SECONDS=7200
 # A run that has confirmed a boot takes the host within this time (homelab/provider/boot_verification.py).
@@ -132,48 +131,6 @@ see_to() {
   else
     start_again "$1" "$2" "$name"
   fi
-}
-
-# is_handed_a_card VMID - does its start take a card from containers? Not while a run is at work.
-is_handed_a_card() {
-  local OPTION
-  find_option "$1" hookscript
-  [[ $OPTION == *"/$HOOK_FILE" ]]
-}
-
-# was_touched ID SINCE - has a task been about it since? Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and consoles.
-# A line is `UPID …`, its times hexadecimal. Status 1: no; 2: nobody knows.
-was_touched() {
-  local file files=() text booted
-  printf -v booted '%08X' "$RAN_BOOTED"
-  (($2 <= RAN_BOOTED)) || booted=FFFFFFFF # the clock was set back: when the boot came isn't known
-  for file in "$ROOT$RAN_TASKS/index.1" "$ROOT$RAN_TASKS/index" "$ROOT$RAN_TASKS/active"; do [[ ! -e $file ]] || files+=("$file"); done
-  ((${#files[@]} > 0)) || return 1
-  text=$(exec_within "$ASK_SECONDS" cat "${files[@]}" 2>/dev/null) || return 2
-  awk -F '[: ]' -v id="$1" -v from="$(printf '%08X' "$2")" -v booted="$booted" '
-    $1 != "UPID" || $5 "" < from "" { next }
-    $6 == "stopall" && (down == "" || $5 "" < down) { down = $5 "" }
-    $7 == id && $6 !~ /^(vncproxy|vncshell|spiceproxy|spiceshell|termproxy)$/ { about[++many] = $0 }
-    END {
-      for (number = 1; number <= many; number++) {
-        split(about[number], task, "[: ]")
-        if (down == "" || task[5] "" < down || task[5] "" > booted "" || task[8] != "root@pam" || task[6] !~ /^(qm|vz)shutdown$/) exit 0
-      }
-      exit 1
-    }' <<<"$text"
-}
-
-# under_ha PROGRAM ID - which starts it by itself, but in the state `ignored` (PVE::HA::Config::service_is_ha_managed). Status 1: no; 2: nobody knows.
-under_ha() {
-  local kind=ct text
-  [[ $1 == pct ]] || kind=vm
-  if ! text=$(exec_pve cat "$ROOT$HA_CONFIG"); then
-    pve test -d "$ROOT/etc/pve" && ! pve test -e "$ROOT$HA_CONFIG" || return 2
-  fi
-  awk -v kind="$kind" -v id="$2" '
-    /^[^ \t#]/ { on = ($1 == kind ":" && $2 == id || $1 == kind ":" id); if (on) found = 1 }
-    on && $1 == "state" && $2 == "ignored" { found = 0 }
-    END { exit !found }' <<<"$text"
 }
 
 # start_again PROGRAM ID NAME - once, however it ends. What counts is whether it runs.
