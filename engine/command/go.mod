@@ -3,7 +3,6 @@ module homelab.local/engine/command
 go 1.25
 
 require (
-	github.com/gobwas/glob v0.2.3
 	github.com/pkg/sftp v1.13.9
 	github.com/pulumi/pulumi-go-provider v1.2.0
 	github.com/pulumi/pulumi/sdk/v3 v3.169.0

@@ -3,8 +3,9 @@
 // It serves command:remote:Command, command:remote:CopyToRemote and command:local:Command to the Pulumi engine, for
 // machines that can't download the real plugin. Property names, defaults and descriptions follow the published schema
 // (as found in the Python SDK pulumi_command 1.2.1); responses, diffs and error texts are held to exchanges recorded
-// from the real plugin by tests/engine/test_command_plugin.py. Not served: command:local:run and the deprecated
-// command:remote:CopyFile.
+// from the real plugin by tests/engine/test_recorded_exchanges.py. What they don't show, it does as the real plugin's
+// source does; each test of tests/engine/test_command_plugin.py is true for both. Not served, and refused: what the
+// program doesn't use and no recording has (a proxy, a copied text or folder, a local command's files).
 package main
 
 import (

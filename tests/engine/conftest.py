@@ -27,10 +27,17 @@ def plugin_in_use(engine: install.Engine) -> Path:
     return install.plugin_in(engine.home) / f"pulumi-resource-command{install.EXE}"
 
 
-@pytest.fixture(scope="session")
-def stand_in(engine: install.Engine, plugin_in_use: Path) -> Path:
-    """The stand-in; built for the tests alone where the real plugin is used."""
-    if engine.plugin == "stand-in":
+def plugins() -> list[str]:
+    """What `plugin_binary` is in turn: the stand-in, and the real plugin where the engine would use it."""
+    maker = install.Maker(os.environ, install.say_on_stderr)
+    folders = (install.plugin_in(maker.home), maker.users_plugin())
+    return ["stand-in", *(["real"] if any(map(install.is_real, folders)) else [])]
+
+
+@pytest.fixture(scope="session", params=plugins())
+def plugin_binary(request: pytest.FixtureRequest, engine: install.Engine, plugin_in_use: Path) -> Path:
+    """The program of pulumi-command's plugin; of the stand-in, one that is built for the tests alone where the real plugin is used."""
+    if request.param == engine.plugin:
         return plugin_in_use
     if shutil.which("go") is None:
         pytest.skip("the real plugin of pulumi-command is in use, and there is no Go to build the stand-in with")
@@ -57,8 +64,8 @@ def host(tmp_path: Path) -> Iterator[SshHost]:
 
 
 @pytest.fixture
-def plugin(stand_in: Path, program: Path) -> Iterator[Plugin]:
-    """The stand-in, running and configured."""
-    with Plugin(stand_in, program) as running:
+def plugin(plugin_binary: Path, program: Path) -> Iterator[Plugin]:
+    """The plugin, running and configured."""
+    with Plugin(plugin_binary, program) as running:
         running.configure()
         yield running

@@ -1,4 +1,4 @@
-"""The stand-in answers as pulumi-command 1.2.1 did: its recorded exchanges, replayed.
+"""The plugin in use, stand-in or real, answers as pulumi-command 1.2.1 did: its recorded exchanges, replayed.
 
 What belongs to the machine of the recording is substituted (keys, the host's port, the port on which nobody
 listens), and an id is compared by its form, since half of it is random.
@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from engine import install
 from tests.engine.plugin_process import SECRET_SIGNATURE, Answer, Json, Plugin
 from tests.engine.ssh_host import SshHost, refusing_port
 
@@ -72,18 +71,8 @@ def recorded(name: str) -> list[Json]:
 
 @pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"the recorded exchanges are not in {RECORDINGS}")
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_as_recorded(name: str, stand_in: Path, program: Path, host: SshHost) -> None:
-    replay(name, stand_in, program, host)
-
-
-@pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"the recorded exchanges are not in {RECORDINGS}")
-def test_the_real_plugin_answers_as_recorded(
-    engine: install.Engine, plugin_in_use: Path, program: Path, host: SshHost
-) -> None:
-    if engine.plugin != "real":
-        pytest.skip("the stand-in is in use: there is no real plugin on this machine to hold the replay itself to")
-    for name in NAMES:
-        replay(name, plugin_in_use, program, host)
+def test_answers_as_recorded(name: str, plugin_binary: Path, program: Path, host: SshHost) -> None:
+    replay(name, plugin_binary, program, host)
 
 
 def replay(name: str, binary: Path, program: Path, host: SshHost) -> None:

@@ -12,7 +12,7 @@ import (
 	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
 
-	"homelab.local/engine/command/internal/record"
+	"homelab.local/engine/command/output"
 )
 
 // idDigits is how many hexadecimal digits follow the resource's name in its id.
@@ -22,14 +22,7 @@ const idDigits = 8
 type Logging string
 
 // Values lists what the input takes, for the schema.
-func (Logging) Values() []infer.EnumValue[Logging] {
-	return []infer.EnumValue[Logging]{
-		{Name: record.LogStdout, Value: record.LogStdout, Description: "Log stdout, not stderr."},
-		{Name: record.LogStderr, Value: record.LogStderr, Description: "Log stderr, not stdout."},
-		{Name: record.LogStdoutAndStderr, Value: record.LogStdoutAndStderr, Description: "Log both."},
-		{Name: record.LogNone, Value: record.LogNone, Description: "Log nothing."},
-	}
-}
+func (Logging) Values() []infer.EnumValue[Logging] { return output.Values[Logging]() }
 
 // Command is the resource command:local:Command: commands that run on this machine when the resource is created,
 // updated and deleted.
@@ -54,10 +47,8 @@ type CommandInputs struct {
 // CommandOutputs is the state of a Command.
 type CommandOutputs struct {
 	CommandInputs
-	Stdout  string                     `pulumi:"stdout"`
-	Stderr  string                     `pulumi:"stderr"`
-	Assets  map[string]*resource.Asset `pulumi:"assets,optional"`
-	Archive *resource.Archive          `pulumi:"archive,optional"`
+	Stdout string `pulumi:"stdout"`
+	Stderr string `pulumi:"stderr"`
 }
 
 // Annotate describes the resource for the schema.
@@ -77,8 +68,8 @@ func (c *CommandInputs) Annotate(a infer.Annotator) {
 		"Default: /bin/sh -c, on Windows cmd /C.")
 	a.Describe(&c.Stdin, "Given to each command as its standard input.")
 	a.Describe(&c.Logging, "Which output is logged while a command runs. Default: both.")
-	a.Describe(&c.AssetPaths, "Patterns of files to return as assets once the command has run.")
-	a.Describe(&c.ArchivePaths, "Patterns of files to return as one archive once the command has run.")
+	a.Describe(&c.AssetPaths, "Not served.")
+	a.Describe(&c.ArchivePaths, "Not served.")
 	a.Describe(&c.AddPreviousOutputInEnv, "Whether the previous command's output is in the next one's environment, "+
 		"as PULUMI_COMMAND_STDOUT and PULUMI_COMMAND_STDERR. Default: true.")
 }
@@ -93,7 +84,7 @@ func (Command) Create(
 		return infer.CreateResponse[CommandOutputs]{}, err
 	}
 	if !req.DryRun {
-		if err := state.runAndCollect(ctx, req.Inputs.Create, record.Previous{}); err != nil {
+		if err := state.run(ctx, req.Inputs.Create); err != nil {
 			return infer.CreateResponse[CommandOutputs]{}, err
 		}
 	}
@@ -110,7 +101,7 @@ func (Command) Update(
 		command = req.Inputs.Create
 	}
 	if !req.DryRun {
-		if err := state.runAndCollect(ctx, command, req.State.previous()); err != nil {
+		if err := state.run(ctx, command); err != nil {
 			return infer.UpdateResponse[CommandOutputs]{}, err
 		}
 	}
@@ -121,26 +112,18 @@ func (Command) Update(
 func (Command) Delete(
 	ctx context.Context, req infer.DeleteRequest[CommandOutputs],
 ) (infer.DeleteResponse, error) {
-	if req.State.CommandInputs.Delete == nil {
-		return infer.DeleteResponse{}, nil
+	return infer.DeleteResponse{}, req.State.run(ctx, req.State.CommandInputs.Delete)
+}
+
+// run executes a command, if there is one. As in the published plugin, the engine's Cancel ends the interpreter, not what that has started, and
+// while anything has the command's output, it counts as running.
+func (c *CommandOutputs) run(ctx context.Context, command *string) error {
+	if c.AssetPaths != nil || c.ArchivePaths != nil {
+		return errors.New("this stand-in for the plugin of pulumi-command doesn't return a command's files")
 	}
-	return infer.DeleteResponse{}, req.State.run(ctx, *req.State.CommandInputs.Delete, req.State.previous())
-}
-
-func (c *CommandOutputs) previous() record.Previous {
-	return record.Previous{Stdout: c.Stdout, Stderr: c.Stderr}
-}
-
-func (c *CommandOutputs) runAndCollect(ctx context.Context, command *string, previous record.Previous) error {
-	if command != nil {
-		if err := c.run(ctx, *command, previous); err != nil {
-			return err
-		}
+	if command == nil {
+		return nil
 	}
-	return c.collect()
-}
-
-func (c *CommandOutputs) run(ctx context.Context, command string, previous record.Previous) error {
 	interpreter := c.Interpreter
 	if len(interpreter) == 0 {
 		interpreter = []string{"/bin/sh", "-c"}
@@ -148,53 +131,27 @@ func (c *CommandOutputs) run(ctx context.Context, command string, previous recor
 			interpreter = []string{"cmd", "/C"}
 		}
 	}
-	arguments := append(append([]string{}, interpreter[1:]...), command)
-	process := exec.CommandContext(ctx, interpreter[0], arguments...)
-	inOwnGroup(process)
-	process.Env = c.environ(previous)
+	process := exec.CommandContext(ctx, interpreter[0], append(interpreter[1:len(interpreter):len(interpreter)], *command)...)
+	process.Env = os.Environ()
+	for name, value := range c.Environment {
+		process.Env = append(process.Env, name+"="+value)
+	}
+	if c.AddPreviousOutputInEnv == nil || *c.AddPreviousOutputInEnv {
+		for name, value := range map[string]string{"PULUMI_COMMAND_STDOUT": c.Stdout, "PULUMI_COMMAND_STDERR": c.Stderr} {
+			if value != "" {
+				process.Env = append(process.Env, name+"="+value)
+			}
+		}
+	}
 	if c.Dir != nil {
 		process.Dir = *c.Dir
 	}
 	if c.Stdin != nil {
 		process.Stdin = strings.NewReader(*c.Stdin)
 	}
-	output := record.ForEngine(ctx, c.loggingMode())
-	process.Stdout, process.Stderr = output.Stdout(), output.Stderr()
-	err := process.Run()
-	c.Stdout, c.Stderr = output.Result()
-	if err != nil {
-		return output.Fail(joinCancelled(ctx, err), command)
-	}
-	return nil
-}
-
-// joinCancelled puts the reason before its effect when a command ended because the engine wanted it to.
-func joinCancelled(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
-		return err
-	}
-	return errors.Join(ctx.Err(), err)
-}
-
-func (c *CommandOutputs) loggingMode() string {
-	if c.Logging == nil {
-		return record.LogStdoutAndStderr
-	}
-	return string(*c.Logging)
-}
-
-// environ is the engine's environment, then the previous output, then what was asked for: the last one wins.
-func (c *CommandOutputs) environ(previous record.Previous) []string {
-	environment := os.Environ()
-	if c.AddPreviousOutputInEnv == nil || *c.AddPreviousOutputInEnv {
-		environment = appendVariables(environment, previous.Variables())
-	}
-	return appendVariables(environment, c.Environment)
-}
-
-func appendVariables(environment []string, variables map[string]string) []string {
-	for _, name := range record.Names(variables) {
-		environment = append(environment, name+"="+variables[name])
-	}
-	return environment
+	said := output.New(ctx, c.Logging)
+	process.Stdout, process.Stderr = said.Stdout, said.Stderr
+	var err error
+	c.Stdout, c.Stderr, err = said.End(process.Run(), *command)
+	return err
 }

@@ -2,25 +2,19 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"time"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
 	"golang.org/x/crypto/ssh"
 
-	"homelab.local/engine/command/internal/record"
+	"homelab.local/engine/command/output"
 )
 
 // idDigits is how many hexadecimal digits follow the resource's name in its id.
 const idDigits = 8
-
-// signalPatience is how long telling a command to end may take before the connection is closed anyway.
-const signalPatience = time.Second
 
 // envRefused is what the published plugin warns of when sshd doesn't take the previous output's variables.
 const envRefused = `Unable to set '%s'. This only works if your SSH server is configured to accept
@@ -31,14 +25,7 @@ const envRefused = `Unable to set '%s'. This only works if your SSH server is co
 type Logging string
 
 // Values lists what the input takes, for the schema.
-func (Logging) Values() []infer.EnumValue[Logging] {
-	return []infer.EnumValue[Logging]{
-		{Name: record.LogStdout, Value: record.LogStdout, Description: "Log stdout, not stderr."},
-		{Name: record.LogStderr, Value: record.LogStderr, Description: "Log stderr, not stdout."},
-		{Name: record.LogStdoutAndStderr, Value: record.LogStdoutAndStderr, Description: "Log both."},
-		{Name: record.LogNone, Value: record.LogNone, Description: "Log nothing."},
-	}
-}
+func (Logging) Values() []infer.EnumValue[Logging] { return output.Values[Logging]() }
 
 // Command is the resource command:remote:Command: commands that run on a host when the resource is created, updated
 // and deleted.
@@ -93,7 +80,7 @@ func (Command) Create(
 		return infer.CreateResponse[CommandOutputs]{}, err
 	}
 	if !req.DryRun && req.Inputs.Create != nil {
-		if err := state.run(ctx, *req.Inputs.Create, record.Previous{}); err != nil {
+		if err := state.run(ctx, *req.Inputs.Create); err != nil {
 			return infer.CreateResponse[CommandOutputs]{}, err
 		}
 	}
@@ -110,7 +97,7 @@ func (Command) Update(
 		command = req.Inputs.Create
 	}
 	if !req.DryRun && command != nil {
-		if err := state.run(ctx, *command, req.State.previous()); err != nil {
+		if err := state.run(ctx, *command); err != nil {
 			return infer.UpdateResponse[CommandOutputs]{}, err
 		}
 	}
@@ -124,85 +111,49 @@ func (Command) Delete(
 	if req.State.CommandInputs.Delete == nil {
 		return infer.DeleteResponse{}, nil
 	}
-	return infer.DeleteResponse{}, req.State.run(ctx, *req.State.CommandInputs.Delete, req.State.previous())
+	return infer.DeleteResponse{}, req.State.run(ctx, *req.State.CommandInputs.Delete)
 }
 
-func (c *CommandOutputs) previous() record.Previous {
-	return record.Previous{Stdout: c.Stdout, Stderr: c.Stderr}
-}
-
-// run executes a command in a session of a connection of its own, and puts what it said into the state.
-func (c *CommandOutputs) run(ctx context.Context, command string, previous record.Previous) error {
-	client, closeClient, err := c.Connection.dial(ctx)
+// run executes a command in a session of a connection of its own, and puts what it said into the state. As in the published plugin, what runs
+// is left alone: neither the engine's Cancel nor the resource's time limit, nor the engine's end, ends it or the connection.
+func (c *CommandOutputs) run(ctx context.Context, command string) error {
+	client, err := c.Connection.dial(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeClient()
-	stop := context.AfterFunc(ctx, closeClient) // until the command runs, closing is all there is to cancel
 	session, err := client.NewSession()
 	if err != nil {
-		return errors.Join(ctx.Err(), err)
+		return err
 	}
 	defer session.Close()
-	if err := c.setEnvironment(ctx, session, previous); err != nil {
-		return errors.Join(ctx.Err(), err)
+	if err := c.setEnvironment(ctx, session); err != nil {
+		return err
 	}
-	if !stop() {
-		return ctx.Err()
-	}
-	output := record.ForEngine(ctx, string(valueOr(c.Logging, record.LogStdoutAndStderr)))
-	session.Stdout, session.Stderr = output.Stdout(), output.Stderr()
+	said := output.New(ctx, c.Logging)
+	session.Stdout, session.Stderr = said.Stdout, said.Stderr
 	if c.Stdin != nil {
 		session.Stdin = strings.NewReader(*c.Stdin)
 	}
-	err = runUntilCancelled(ctx, session, closeClient, command)
-	c.Stdout, c.Stderr = output.Result()
-	if err != nil {
-		return output.Fail(err, command)
-	}
-	return nil
+	c.Stdout, c.Stderr, err = said.End(session.Run(command), command)
+	return err
 }
 
 // setEnvironment sets the variables that were asked for, and the previous output. The first have to be taken by sshd;
 // for the second, which nobody may need, a refusal is a warning.
-func (c *CommandOutputs) setEnvironment(ctx context.Context, session *ssh.Session, previous record.Previous) error {
-	if valueOr(c.AddPreviousOutputInEnv, true) {
-		variables := previous.Variables()
-		for _, name := range record.Names(variables) {
-			if session.Setenv(name, variables[name]) != nil {
-				p.GetLogger(ctx).Warningf(envRefused, name)
-			}
-		}
-	}
-	for _, name := range record.Names(c.Environment) {
-		if err := session.Setenv(name, c.Environment[name]); err != nil {
+func (c *CommandOutputs) setEnvironment(ctx context.Context, session *ssh.Session) error {
+	for name, value := range c.Environment {
+		if err := session.Setenv(name, value); err != nil {
+			p.GetLogger(ctx).Errorf(envRefused, name)
 			return fmt.Errorf("could not set environment variable %q: %w", name, err)
 		}
 	}
+	if !valueOr(c.AddPreviousOutputInEnv, true) {
+		return nil
+	}
+	for name, value := range map[string]string{"PULUMI_COMMAND_STDOUT": c.Stdout, "PULUMI_COMMAND_STDERR": c.Stderr} {
+		if value != "" && session.Setenv(name, value) != nil {
+			p.GetLogger(ctx).Warningf(envRefused, name)
+		}
+	}
 	return nil
-}
-
-// runUntilCancelled runs the command. When the engine cancels or the resource's time is up, the command is told to
-// end and the connection is closed, so that nothing goes on that nobody waits for.
-func runUntilCancelled(ctx context.Context, session *ssh.Session, hangUp func(), command string) error {
-	stop := context.AfterFunc(ctx, func() {
-		// A connection that is stuck would hold the signal up, which must not hold up hanging up.
-		defer time.AfterFunc(signalPatience, hangUp).Stop()
-		if err := session.Signal(ssh.SIGTERM); err != nil {
-			p.GetLogger(ctx).Debugf("the command couldn't be told to end: %v", err)
-		}
-		hangUp()
-	})
-	err := session.Start(command)
-	if err == nil {
-		err = session.Wait()
-		if err == io.EOF {
-			// The command succeeded without reading all of its standard input, which is its right.
-			err = nil
-		}
-	}
-	if !stop() {
-		return errors.Join(ctx.Err(), err)
-	}
-	return err
 }
