@@ -57,17 +57,21 @@ inside() {
 # nothing is open in there: what goes on in there would hold it.
 run_inside() {
   local said answers status='' over until patience=1000000000
-  local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS))
-  [[ $1 == read_* ]] || { make_run_dir && open_step_log "container $CTID: $1"; } || :
+  local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS)) TIME turn place=/dev/null
+  [[ $1 == read_* ]] || { make_run_dir && place=$RUN/inside && open_step_log "container $CTID: $1"; } || :
+  # The next run waits for what is at work in there (run_guard.sh), also where this script was killed.
+  exec {turn}>>"$place"
+  flock -s -w "$ASK_SECONDS" "$turn" || :
+  time_for 864000 # without a limit of its own, it has none in there
   exec {answers}>&1 {said}< <(
     # shellcheck disable=SC2016 # for the shell in there
-    pct exec "$CTID" -- bash -c 'bash -s -- "$1" || { s=$?; ((s != 1)) || s=$2; exit "$s"; }' bash "$1" "$MESSAGE_IS_OUT" \
-      2>&1 >&"$answers" {answers}>&- <<<"$SCRIPT" && status=0 || status=$?
+    pct exec "$CTID" -- bash -c 'timeout -s KILL "$3" bash -s -- "$1" || { s=$?; ((s != 1)) || s=$2; exit "$s"; }' bash "$1" "$MESSAGE_IS_OUT" "$TIME" \
+      2>&1 >&"$answers" {answers}>&- {turn}>&- <<<"TIME_LIMIT=$TIME"$'\n'"$SCRIPT" && status=0 || status=$?
     printf '\n\4%s\n' "$status" 2>/dev/null || :
   )
   exec {answers}>&-
   told_from_now
-  while over=0 && { await_line "$said" "$patience" tell_now_and_then "container $CTID" || over=$?; }; do
+  while over=0 && { await_line "$said" "$patience" tell_of "container $CTID" || over=$?; }; do
     if [[ -z $status && $HEARD =~ ^$'\4'([0-9]{1,3})$ ]]; then
       # What its last words go through (common.sh) may have them still; but a process that it has left in there may have the pipe, too.
       HEARD='' status=${BASH_REMATCH[1]} patience=$LAST_WORDS_SECONDS until=$((SECONDS + 5 * LAST_WORDS_SECONDS))

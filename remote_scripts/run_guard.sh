@@ -2,24 +2,28 @@
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
 # Needs: files, lock, handover/rest, handover/turn
 #
-# Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), VMID (of `pass`).
-# Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes.
+# Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), AGAIN (yes: this run has held the host before), VMID
+#   (of `pass`).
+# Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes, /run/homelab/inside (steps at work in containers hold it). A step that WHO has started ends where it waits as soon as that
+#   file says something else (lib/progress.sh, go_on).
 # Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
-#   switched off says no goodbye. pass: VM VMID may take its shared cards from now on, until this run has ended (lib/handover/turn.sh).
+#   switched off says no goodbye. A line `cancelled` says that the run begins nothing more. pass: VM VMID may take its shared cards from now on, until this run has ended (lib/handover/turn.sh).
 
 # The client says something every ten seconds (homelab/remote/guard.py).
 SILENCE_SECONDS=60
 # How long the one before may take to notice that its client has gone.
 PATIENCE_SECONDS=5
-# How long a handover that has begun is waited for. Both together: below what a client waits for the answer.
+# How long a handover that has begun is waited for; and how long a step of an earlier run. All together: below what a client waits for the answer.
 HANDING_SECONDS=45
+ENDING_SECONDS=20
 
 hold() {
-  local held handed=yes
+  local held handed=yes said
   # A host that shuts down need not wait for this one.
   trap - PIPE HUP TERM
   need_run_dir
   exec {held}>>"$RUN/up"
+  flock -n "$held" || log "another run is at work: $(of_file "$RUN/up")" # where it restarts this host, nothing else is heard
   flock -w "$PATIENCE_SECONDS" "$held" || die "to be the only run at work on this host" \
     "another one is: $(of_file "$RUN/up")" "two at once would undo each other's changes, and could reboot the host twice" \
     "this run changes nothing more: wait until the other one has ended, then run the same again"
@@ -27,6 +31,7 @@ hold() {
   printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
   await_handover "$HANDING_SECONDS" || handed=no
+  [[ ${AGAIN:-no} == yes || $handed == no ]] || await_step
   # After that: it may have given some meanwhile, by another connection.
   find_passes "$WHO"
   [[ $handed == yes ]] || is_on_its_way "${PASSED[@]}" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
@@ -35,8 +40,23 @@ hold() {
   # Not before: a run that is refused takes no other one its passes.
   drop_other_passes "$WHO"
   printf '{"held":"yes"}\n'
-  while read -r -t "$SILENCE_SECONDS" _; do :; done
+  while read -r -t "$SILENCE_SECONDS" said; do
+    [[ $said != cancelled ]] || printf '%s, and was cancelled\n' "$WHO" >"$RUN/up" || :
+  done
   : >"$RUN/up"
+}
+
+# await_step - what an earlier run has begun comes to its end, so that no two are at work side by side. (One that comes back has steps of its own at work.)
+await_step() {
+  local step inside
+  exec {step}>>"$RUN/lock" {inside}>>"$RUN/inside"
+  ((SECONDS < 35)) || ENDING_SECONDS=$PATIENCE_SECONDS
+  if ! flock -w "$ENDING_SECONDS" "$step" || ! flock -w "$PATIENCE_SECONDS" "$inside"; then
+    : >"$RUN/up"
+    die "to be the only run at work on this host" "a step of an earlier run is still at work ($(tail -n 1 "$ROOT$STEP_LOG" 2>/dev/null || :))" \
+      "it comes to its end by itself; two runs at once would undo each other's changes" "wait until it has ended (/run/homelab/steps tells), then run the same again"
+  fi
+  exec {step}>&- {inside}>&-
 }
 
 pass() {

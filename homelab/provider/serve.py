@@ -149,6 +149,13 @@ class Homelab(sdk.Provider):
         state = plain_map(request.properties)
         await self._done(request, lambda work: work.deleted(state))
 
+    async def cancel(self) -> None:
+        """Ctrl-C: the engine begins nothing more, and waits for what is at work."""
+        # Not before it is needed: a run that does nothing has no need of it.
+        from homelab.remote import guard  # noqa: PLC0415
+
+        guard.cancel()
+
     async def _done(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
         """In a thread: what blocks the loop would hold up all other calls."""
 

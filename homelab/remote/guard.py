@@ -47,6 +47,7 @@ def hold(name: str, host: Host) -> None:
         ends = time.monotonic() + GHOST_SECONDS
         while True:
             guard = _Guard(host)
+            guard.again = known is not None
             guard.start()
             guard.answered.wait()
             if guard.error is None:
@@ -74,6 +75,12 @@ def release(name: str) -> None:
     guard = _GUARDS.pop(name, None)
     if guard is not None:
         guard.stop()
+
+
+def cancel() -> None:
+    """Tells every host that is held that this run was cancelled: what it has begun there ends where it waits. The hosts stay held until this process ends."""
+    for guard in _GUARDS.values():
+        guard.say("cancelled")
 
 
 def let_start(host: Host, vmid: int) -> None:
@@ -110,11 +117,13 @@ def _this_run() -> str:
 
 
 class _Guard(threading.Thread):
-    """Holds a host until the process ends, or the connection does."""
+    """Holds a host until the process ends, or the connection does. `again`: this run has held it before."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(daemon=True, name=f"guard of {host.address}")
         self._host = host
+        self.again = False
+        self._words: asyncio.Queue[str] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self.answered = threading.Event()
@@ -135,13 +144,17 @@ class _Guard(threading.Thread):
             self._loop.call_soon_threadsafe(self._task.cancel)
             self.join()
 
+    def say(self, word: str) -> None:
+        """Says a word to the script that holds the host, if it does."""
+        if self._loop is not None and self.is_alive():
+            self._loop.call_soon_threadsafe(self._words.put_nowait, word)
+
     async def _hold(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         async with ssh.connect(self._host) as session:
             try:
-                await session.keep(
-                    "hold", scripts.compose("run_guard.sh", WHO=_this_run()), self.answered.set, BEAT_SECONDS
-                )
+                text = scripts.compose("run_guard.sh", WHO=_this_run(), AGAIN="yes" if self.again else "no")
+                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words)
             except UnreachableError:
                 raise
             except HomelabError as error:

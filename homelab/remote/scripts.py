@@ -170,6 +170,31 @@ def command(verb: str, user: str, *, at_once: bool = False) -> str:
     return bash if user == "root" else f"sudo -n {bash}"
 
 
+# What a step says that had no end; the script itself says more where it still can (lib/common.sh).
+_OVERDUE = (
+    "wanted: this step done within {seconds} s\\n"
+    "found:  it has not ended; it was killed, with all that it had started\\n"
+    "why:    something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted there\\n"
+    "next:   log in, see what hangs (`dmesg`, `ps -ef`) and mend it; then run `pulumi up` again, which finishes the step. "
+    "What takes longer by nature: timeouts.script\\n"
+)
+# bash takes this line alone from standard input, byte by byte; the script's own bash has the rest.
+_LIMITED = (
+    '{{ timeout -s KILL {seconds} bash -c {at_once} bash "$1" 2>&3 3>&-; }} 3>&2 2>/dev/null; STATUS=$?; '
+    "[[ $STATUS != 137 ]] || ((SECONDS < {seconds})) || {{ printf {overdue}; STATUS=1; }}; exit $STATUS\n"
+)
+
+
+def limited(text: str, seconds: int) -> str:
+    """`text`, for `bash -s -- VERB`, as a step that ends in that time on the system where it runs, whatever becomes of who sent it: pulumi-command keeps
+    no limit. By then its process group is killed; what it starts in groups of their own (`within`) ends by itself before. The last tenth is for
+    the script: to say what hung, and to put back.
+    """
+    overdue = shlex.quote(_OVERDUE.format(seconds=seconds))
+    first = _LIMITED.format(seconds=seconds, at_once=shlex.quote(_AT_ONCE), overdue=overdue)
+    return f"{first}TIME_LIMIT={seconds}\n{text}"
+
+
 def _switch(rollback_after: int) -> dict[str, str]:
     # What the dead man's switch is made of, for whoever arms it.
     program = compose(

@@ -40,6 +40,8 @@ SHORT_SECONDS = 15
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
+# How a line begins by which run_guard.sh says whom it waits for.
+ANOTHER_RUN = "another run is at work: "
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
 # How often a host whose boot is confirmed is tried to be read.
@@ -105,35 +107,54 @@ class Session:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._connection.wait_closed(), seconds)
 
-    async def keep(self, verb: str, script: str, answered: Callable[[], None], beat: float) -> None:
+    async def keep(
+        self, verb: str, script: str, answered: Callable[[], None], beat: float, words: asyncio.Queue[str] | None = None
+    ) -> None:
         """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
         the connection has.
 
         :param answered: called once it has answered.
         :param beat: seconds between two signs of life.
+        :param words: what it is told meanwhile.
         :raises HomelabError: it failed instead of answering.
         :raises UnreachableError: the connection was lost before that.
         """
         command = scripts.command(verb, self._host.ssh.user)
+        told: list[str] = []
         try:
             async with asyncio.timeout(SCRIPT_SECONDS):
                 process = await self._connection.create_process(command, encoding=None)
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(script.encode())
+                log = asyncio.ensure_future(_end_of(process.stderr, told.append))
+                log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
                 said = b""  # a login may print something of its own before
                 while (line := await process.stdout.readline()) and not line.startswith(b"{"):
                     said = (said + line)[-LOG_BYTES:]
                 if not line:
-                    log = await _end_of(process.stderr)
+                    await asyncio.wait([log])
                     await process.wait_closed()
-                    raise _failed(verb, _text(said), _text(log), process.exit_status or 1)
+                    raise _failed(verb, _text(said), "\n".join(told), process.exit_status or 1)
             answered()
             # Not the end of its output, which never comes where the connection was lost.
             ended = asyncio.ensure_future(process.wait_closed())
-            while not (await asyncio.wait({ended}, timeout=beat))[0]:
+            words = words or asyncio.Queue()
+            while not ended.done():
+                word = asyncio.ensure_future(words.get())
+                await asyncio.wait({ended, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
+                said = word.result().encode() if word.done() else b""
+                word.cancel()
                 with suppress(OSError):  # it has just ended
-                    process.stdin.write(b"\n")
+                    process.stdin.write(said + b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:
+            other = next((line for line in told if line.startswith(ANOTHER_RUN)), None)
+            if other is not None:
+                raise HomelabError(
+                    wanted="to be the only run at work on this host",
+                    found=f"{other}; while it was waited for, the connection was lost: it may be restarting the host",
+                    why="two at once would undo each other's changes, and could reboot the host twice",
+                    next="this run changes nothing more: wait until the other one has ended, then run the same again",
+                ) from error
             raise _lost(self._host, error) from error
 
     async def _exchange(
@@ -230,6 +251,13 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
 
 
 def _lost(host: Host, error: Exception) -> UnreachableError:
+    if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError):
+        return UnreachableError(
+            wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
+            found="it was lost in the middle: the host restarts, its sshd was stopped, or the network was cut",
+            why="what was asked isn't known; another run (`pulumi up` or `destroy`, also from another machine) restarts a host that needs it",
+            next="when the host answers again and no other run is at work there, run the same again",
+        )
     return UnreachableError(
         wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
         found=f"{type(error).__name__}: {error}",

@@ -115,6 +115,8 @@ def script(
         owned_by = kept.owner
         stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
         opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.there]))
+    limit = seconds or limits.of_script(host)
+    stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.limited(text, limit))
     return remote.Command(
         name,
         connection=arguments,
@@ -130,7 +132,7 @@ def script(
             pulumi.ResourceOptions(
                 ignore_changes=ignored,
                 delete_before_replace=bool(identity) or None,
-                custom_timeouts=limits.timeouts(seconds or limits.of_script(host)),
+                custom_timeouts=limits.timeouts(limit),
             ),
         ),
     )

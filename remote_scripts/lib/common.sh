@@ -2,19 +2,21 @@
 # Shared by every script that runs on a host: how it ends, what it says, how long it waits.
 # Needs: text, proxy
 #
-# Gives: log TEXT...; die WANTED FOUND WHY NEXT; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
+# Gives: log TEXT...; die WANTED FOUND WHY NEXT; time_for SECONDS -> TIME; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
 #   read_kernel_log, kernel_says; full_places; find_free PLACE -> FREE.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
 # A script travels over SSH as standard input: assignments of its arguments, what it needs of this library, the script. Contract:
 #   stdout  exit 0: one line of JSON. Any other exit: the message for the person (see `die`).
 #   stderr  a log for people.
-# ROOT prefixes every path, so that a test can run a script on a folder; on a host it is empty.
+# ROOT prefixes every path, so that a test can run a script on a folder; on a host it is empty. TIME_LIMIT: after so many seconds this script's process group
+#   is killed (homelab/remote/scripts.py, limited); 0: never.
 set -Eeuo pipefail
 umask 022
 export LC_ALL=C
 unset TMOUT # some hosts set it for whoever logs in: `read` would end after so many seconds
 ROOT=${ROOT:-}
+TIME_LIMIT=${TIME_LIMIT:-0}
 
 # Of the signals that follow, one that was ignored when this script was started (systemd ignores PIPE for a service; what a script starts, all
 # three) no shell can have obeyed again: `env` can. What /proc doesn't tell counts as ignored.
@@ -54,11 +56,24 @@ exec 2> >(as_it_comes)
 # hide what is known without it.
 ASK_SECONDS=20
 
-# within SECONDS COMMAND... - with an end: status 124 after that time. What these scripts ignore, their children would, too.
+# When this script has to come to an end by itself (SECONDS): the last tenth of its time, and some seconds, are for its message, and for putting back.
+ENDS=$((TIME_LIMIT ? SECONDS + TIME_LIMIT * 9 / 10 - 3 : 2 ** 40))
+
+# time_for SECONDS -> TIME: as long, but for ENDS.
+time_for() {
+  TIME=$1
+  ((ENDS - SECONDS > ${1%.*})) || TIME=$((ENDS > SECONDS ? ENDS - SECONDS : 1))
+}
+
+# within SECONDS COMMAND... - with an end: status 124 after that time, or by ENDS, as it has a process group of its own. What these scripts ignore, their
+# children would, too.
 # exec_within - the same where nothing else is to follow in a subshell, as in $(exec_within ...): it becomes the command, and no second subshell is made.
 within() (exec_within "$@")
 
 exec_within() {
+  local TIME
+  time_for "$1"
+  set -- "$TIME" "${@:2}"
   trap - PIPE HUP TERM
   exec timeout -k 2 "$1" "${AS_BY_DEFAULT[@]}" "${@:2}"
 }
@@ -129,6 +144,7 @@ unexpected() {
 }
 
 put_back_all() {
+  ENDS=$((SECONDS + 600))
   undo || :
   [[ -z $NOT_PUT_BACK ]] || printf 'left:   %s could not be put back; the next run goes on from what is noted in /var/lib/homelab\n' "$NOT_PUT_BACK" || :
 }

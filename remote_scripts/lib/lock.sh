@@ -72,12 +72,13 @@ await_watched() { [[ -z $WATCHED ]] || read -r -u "$WATCHED" _ || :; }
 
 # run_logged COMMAND... - OUTPUT is the end of what it says, which a person gets to see where it fails; this system's log has all of it.
 run_logged() {
-  local status=0 file=$RUN/log lines TEXT
+  local status=0 file=$RUN/log lines TEXT TIME
   { : >"$file"; } 2>/dev/null || file=/dev/null # /run is full: the command may work all the same
   open_step_log "$*"
-  DOING=${DOING:-${1##*/}} watched "$file" within "$RUN_SECONDS" "$@" || status=$?
+  time_for "$RUN_SECONDS"
+  DOING=${DOING:-${1##*/}} watched "$file" within "$TIME" "$@" || status=$?
   ((status != 124 && status != 137)) || printf '%s: given up after %s s
-' "$*" "$RUN_SECONDS" >>"$file"
+' "$*" "$TIME" >>"$file"
   OUTPUT=''
   # By bash itself. What has a zero byte, or is much, a program reads.
   if { IFS= read -r -d '' -n $((LOG_BYTES + 1)) OUTPUT <"$file"; } 2>/dev/null; then

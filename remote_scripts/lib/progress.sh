@@ -92,6 +92,11 @@ await_line() {
 told_from_now() { TOLD=$SECONDS BEGAN=$SECONDS; }
 
 tell_now_and_then() {
+  go_on "$1"
+  tell_of "$1"
+}
+
+tell_of() {
   ((SECONDS - TOLD >= PROGRESS_SECONDS)) || return 0
   TOLD=$SECONDS
   log "$1: ${PROGRESS:-$((SECONDS - BEGAN)) s}"
@@ -112,7 +117,7 @@ look_on() {
   local PROGRESS=''
   note_new "$1" lines
   ((SECONDS - TOLD < PROGRESS_SECONDS)) || progress_of "$1" $((SECONDS - BEGAN))
-  tell_now_and_then "$2"
+  tell_of "$2" # what it follows ends by itself
 }
 
 # note_new LOG lines|whole - what LOG has more than NOTED bytes goes into this system's log, whole lines of it or all; of lines that were

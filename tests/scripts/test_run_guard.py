@@ -10,14 +10,21 @@ from contextlib import contextmanager
 import pytest
 
 from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 from tests.waiting import PATIENCE
 
 
 @contextmanager
-def run(folder: Folder, who: str, silence: str = "60", handing: str = "45") -> Iterator[subprocess.Popen[str]]:
-    text = scripts.compose("run_guard.sh", WHO=who)
-    for name, was, value in (("SILENCE", 60, silence), ("PATIENCE", 5, "0.2"), ("HANDING", 45, handing)):
+def run(
+    folder: Folder, who: str, silence: str = "60", handing: str = "45", again: str = "no"
+) -> Iterator[subprocess.Popen[str]]:
+    text = scripts.compose("run_guard.sh", WHO=who, AGAIN=again)
+    for name, was, value in (
+        ("SILENCE", 60, silence),
+        ("PATIENCE", 5, "0.2"),
+        ("ENDING", 20, "2"),
+        ("HANDING", 45, handing),
+    ):
         assert f"{name}_SECONDS={was}\n" in text
         text = text.replace(f"{name}_SECONDS={was}\n", f"{name}_SECONDS={value}\n")
     process = subprocess.Popen(
@@ -80,3 +87,99 @@ def test_a_full_run_keeps_nobody_from_holding_the_host(folder: Folder) -> None:
     with run(folder, "anna") as first:
         assert answer(first) == HELD
         assert first.poll() is None
+
+
+STEP = """\
+take_lock
+told_from_now
+while read -r -t 0.2 word || (($? > 128)); do
+  [[ -z ${word:-} ]] || printf '%s\n' "$word"
+  tell_now_and_then "waiting for the test"
+done <"$ROOT/go"
+log 'goes on to its end'
+"""
+
+
+@contextmanager
+def step(folder: Folder, limit: int = 60) -> Iterator[subprocess.Popen[str]]:
+    """A step of a run, which holds the lock and waits until the test has written to `go`."""
+    subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
+    text = scripts.limited(library("files", "lock") + STEP, limit)
+    process = subprocess.Popen(
+        ["bash", "-s", "--", "apply"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=folder.environment,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(text)
+    process.stdin.close()
+    process.stdin = None  # `communicate` would flush it
+    with process, (folder.root / "go").open("w") as go:
+        print("begun", file=go, flush=True)
+        assert process.stdout.readline() == "begun\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("end", ["it is cancelled", "its client is gone", "it is killed"])
+def test_what_a_run_has_begun_ends_where_it_waits_when_that_run_ends(folder: Folder, end: str) -> None:
+    with run(folder, "anna") as first:
+        assert answer(first) == HELD and first.stdin is not None
+        with step(folder) as begun:
+            if end == "it is cancelled":
+                print("cancelled", file=first.stdin, flush=True)
+            elif end == "its client is gone":
+                first.stdin.close()
+            else:
+                first.kill()
+                with run(folder, "ben") as second:  # until then nobody has noted that the first is gone
+                    second.communicate()
+            said, _ = begun.communicate(timeout=PATIENCE)
+    assert begun.returncode == 1
+    assert "found:  it has ended, or was cancelled\n" in said and said.count("wanted:") == 1
+    with run(folder, "ben") as second:
+        assert answer(second) == HELD
+
+
+def test_no_run_begins_beside_a_step_of_an_earlier_one(folder: Folder) -> None:
+    with step(folder) as begun:
+        with run(folder, "ben") as second:
+            said, _ = second.communicate()
+        assert "found:  a step of an earlier run is still at work" in said and second.returncode == 1
+        with run(folder, "anna", again="yes") as same:
+            assert answer(same) == HELD, "its own step"
+        assert begun.poll() is None
+
+
+def test_no_run_begins_beside_a_step_in_a_container(folder: Folder) -> None:
+    (folder.root / "run/homelab").mkdir(mode=0o700)
+    subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
+    folder.command("pct", '[[ $1 != exec ]] || exec "${@:4}"; echo "status: running"')
+    inside = 'while read -r word; do echo "$word" >&2; done <"$ROOT/go"\n'
+    text = scripts.compose("in_container.sh", CTID="901", SCRIPT=inside)
+    with subprocess.Popen(
+        ["bash", "-c", 'bash -s -- apply <<<"$1"', "bash", text],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=folder.environment,
+    ) as begun:
+        with (folder.root / "go").open("w") as go:
+            print("begun", file=go, flush=True)
+            assert begun.stderr is not None and begun.stderr.readline() == "begun\n"
+            with run(folder, "ben") as second:
+                assert "found:  a step of an earlier run is still at work" in second.communicate()[0]
+        with run(folder, "ben") as second:
+            begun.communicate(timeout=PATIENCE)
+            assert answer(second) == HELD
+
+
+def test_a_step_that_no_run_has_begun_is_ended_by_its_limit_alone(folder: Folder) -> None:
+    with step(folder, limit=8) as begun:
+        with run(folder, "ben", again="yes") as other:
+            assert answer(other) == HELD
+        said, _ = begun.communicate(timeout=PATIENCE)
+    assert begun.returncode == 1
+    assert "wanted: this step done within 8 s\nfound:  it still waits: waiting for the test\n" in said

@@ -19,6 +19,7 @@ import pytest
 from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
+from homelab.provider.serve import Homelab
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote import guard, scripts
 from homelab.remote.proxmox import machine as machines
@@ -128,6 +129,13 @@ def test_a_run_that_lost_its_host_notices_before_its_next_change(
     )  # one that has ended
     Acts(done).created({"host": "pve"})
     assert done[1:] == ["held pve", "created"]
+
+
+def test_a_cancelled_run_tells_each_host_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(guard, "_GUARDS", {name: SimpleNamespace(say=told.append) for name in ("pve1", "pve2")})
+    asyncio.run(Homelab().cancel())
+    assert told == ["cancelled"] * 2
 
 
 class Answers:

@@ -97,6 +97,44 @@ def test_what_a_login_prints_before_a_script_that_holds_is_passed_over(tmp_path:
     assert keep(tmp_path, serve) == ["held"]
 
 
+def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b'{"held":"yes"}\n')
+        heard.extend([await process.stdin.readline() for _ in range(2)])
+        process.exit(0)
+
+    async def held(session: ssh.Session) -> str:
+        words: asyncio.Queue[str] = asyncio.Queue()
+        await session.keep("hold", "script\n", lambda: words.put_nowait("cancelled"), 300, words)
+        return ""
+
+    meet(tmp_path, serve, held)
+    assert heard == [b"script\n", b"cancelled\n"]
+
+
+def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stderr.write(b"another run is at work: anna on desk\n")
+        await asyncio.sleep(0.5)
+        process.channel.get_connection().abort()
+
+    with pytest.raises(HomelabError) as refused:
+        keep(tmp_path, serve)
+    assert not isinstance(refused.value, UnreachableError)
+    assert refused.value.found.startswith("another run is at work: anna on desk; while it was waited for")
+
+
+def test_a_connection_that_is_lost_in_the_middle_says_what_that_may_be(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        await process.stdin.read()
+        process.channel.get_connection().abort()
+
+    with pytest.raises(UnreachableError, match="it was lost in the middle: the host restarts"):
+        talk(tmp_path, serve)
+
+
 def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"Welcome\nwanted: to be alone\nfound:  another\nwhy:    two\nnext:   wait\n")

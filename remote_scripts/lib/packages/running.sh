@@ -14,14 +14,15 @@ DOING=${DOING:-packages}
 # writes to the file alone, so that it doesn't notice when the client has gone; what it says of its state (apt), to LOG.status, on 9. The lock
 # is taken (take_lock). Status 124: it took longer than SECONDS, and was ended.
 run_streamed() {
-  local seconds=$1 file=$2 status=0
+  local TIME file=$2 status=0
+  time_for "$1"
   shift 2
   : >"$file"
   : >"$file.status"
   open_step_log "$*"
-  with_proxy watched "$file" not_hung_up "$seconds" "$@" 9>>"$file.status" || status=$?
+  with_proxy watched "$file" not_hung_up "$TIME" "$@" 9>>"$file.status" || status=$?
   forget_installed
-  [[ $status != 124 && $status != 137 ]] || printf 'ended after %s s\n' "$seconds" >>"$file"
+  [[ $status != 124 && $status != 137 ]] || printf 'ended after %s s\n' "$TIME" >>"$file"
   return "$status"
 }
 
