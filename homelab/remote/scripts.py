@@ -175,7 +175,7 @@ _OVERDUE = (
     "wanted: this step done within {seconds} s\\n"
     "found:  it has not ended; it was killed, with all that it had started\\n"
     "why:    something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted there\\n"
-    "next:   log in, see what hangs (`dmesg`, `ps -ef`) and mend it; then run `pulumi up` again, which finishes the step. "
+    "next:   log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
     "What takes longer by nature: timeouts.script\\n"
 )
 # bash takes this line alone from standard input, byte by byte; the script's own bash has the rest.

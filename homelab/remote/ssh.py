@@ -255,7 +255,7 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
         return UnreachableError(
             wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
             found="it was lost in the middle: the host restarts, its sshd was stopped, or the network was cut",
-            why="what was asked isn't known; another run (`pulumi up` or `destroy`, also from another machine) restarts a host that needs it",
+            why="what was asked isn't known; another run (`pulumi up` or `pulumi destroy`, also from another machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
     return UnreachableError(
@@ -293,6 +293,19 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
         # Not `close`, which waits for an answer that a host on its way down never gives.
         ends.callback(connection.abort)
         yield Session(host, connection)
+
+
+async def reach(host: Host) -> None:
+    """Connects and logs in, and no more, within `timeouts.connect`; whoever isn't there is tried again until then. Errors as of `connect`."""
+    ends = time.monotonic() + host.timeouts.connect
+    while True:
+        try:
+            async with connect(host, max(ends - time.monotonic(), 1.0)):
+                return
+        except UnreachableError:
+            if time.monotonic() + RETRY_SECONDS > ends:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _connected(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
+import socket
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pulumi
+from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
+from pulumi.runtime.settings import get_monitor
 from pulumi_command import remote
 
 from homelab.errors import HomelabError
@@ -26,6 +31,8 @@ else:
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
 DIAL_ATTEMPTS = 3
+# How long an agent that isn't needed may take to accept a connection.
+AGENT_SECONDS = 5.0
 
 
 @functools.cache
@@ -37,13 +44,65 @@ def _ask_the_agent() -> None:
         raise Refusal(error) from None
 
 
+def _need_no_agent() -> None:
+    """pulumi-command connects to the agent that the environment names, and fails without it, whatever else there is to log in with."""
+    path = os.environ.get("SSH_AUTH_SOCK")
+    if not path or not hasattr(socket, "AF_UNIX"):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.settimeout(AGENT_SECONDS)
+            agent.connect(path)
+    except OSError as error:
+        raise _refusal(
+            wanted=f"no SSH agent named by SSH_AUTH_SOCK, or one that is there: {path}",
+            found=str(error),
+            why="pulumi-command connects to it before each step, though the settings have another way to log in; without it every step fails",
+            next="unset SSH_AUTH_SOCK in this shell, or start the agent again, then run the same again",
+        ) from None
+
+
+def _refusal(**parts: str) -> Refusal:
+    return Refusal(HomelabError(**parts))
+
+
+# For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
+ANSWERED_SECONDS = 5.0
+_ANSWERED: dict[tuple[str, int], float] = {}
+_HOOKS: dict[str, pulumi.ResourceHook] = {}
+
+
+def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
+    """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and says nothing, and for an SSH agent
+    that hangs. (Before an undo there can be none: a `destroy` runs no program.)
+
+    :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
+    """
+    if pulumi.runtime.is_dry_run() or not isinstance(get_monitor(), ResourceMonitorStub):
+        return None
+
+    async def reach(step: pulumi.ResourceHookArgs) -> None:
+        there: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
+        at = host.model_copy(update={"address": str(there["host"])})
+        place = (at.address, at.ssh.port)
+        if time.monotonic() - _ANSWERED.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
+            return
+        await _ssh.reach(at)
+        _ANSWERED[place] = time.monotonic()
+
+    name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
+    if name not in _HOOKS:
+        _HOOKS[name] = pulumi.ResourceHook(name, reach)
+    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]])
+
+
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
     """How pulumi-command reaches `host`, and the inputs to ignore changes of.
 
     A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
 
     :param address: of a guest, whose address may be known later than its settings; by default the host's.
-    :raises Refusal: the host's key can't be read; the private key can't be, or the SSH agent doesn't answer, and this is not a preview.
+    :raises Refusal: the host's key can't be read, or is none that pulumi-command can use; the private key can't be, or the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -53,12 +112,23 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
         if not pulumi.runtime.is_dry_run():
             raise Refusal(error) from None
         ignored = ["connection.privateKey"]
+    if not pulumi.runtime.is_dry_run():
+        if host.ssh.agent:
+            _ask_the_agent()
+        else:
+            _need_no_agent()
     try:
         host_key = host.ssh.pinned_host_key
     except HomelabError as error:
         raise Refusal(error) from None
-    if host.ssh.agent and not pulumi.runtime.is_dry_run():
-        _ask_the_agent()
+    if host_key.startswith("ssh-rsa "):
+        # It takes the key's type for the only algorithm (ssh.ClientConfig.HostKeyAlgorithms), which for RSA is the one with SHA-1.
+        raise _refusal(
+            wanted=f"a host key of {host.address} by which pulumi-command recognises it: ed25519 or ECDSA",
+            found="an RSA key (ssh.hostKey or hostKeyFile)",
+            why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step would fail",
+            next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on the host's console",
+        )
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(
@@ -131,6 +201,7 @@ def script(
             opts,
             pulumi.ResourceOptions(
                 ignore_changes=ignored,
+                hooks=_before_each(host),
                 delete_before_replace=bool(identity) or None,
                 custom_timeouts=limits.timeouts(limit),
             ),

@@ -114,7 +114,7 @@ def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
     stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "script": 5}
     stack.lab.fault("script-hangs", "bash -s -- apply")  # not the same script's `plan`, which the probe runs
     failed = stack.up("--refresh", ok=False)
-    assert "deadline exceeded" in failed.output, failed.output
+    one_message(failed, "this step done within 5 s", "it was killed, with all that it had started")
     assert stack.lab.boots(since=mark) == []
     stack.lab.fault("script-hangs", None)
 

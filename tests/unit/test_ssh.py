@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,7 +30,7 @@ from homelab.resources import command
 from homelab.settings import Host
 from homelab.stack import Refusal
 from tests import agent_kit
-from tests.unit.hosts import desktop, settings
+from tests.unit.hosts import KEY, desktop, settings
 
 Serve = Callable[["asyncssh.SSHServerProcess[bytes]"], Awaitable[None]]
 Use = Callable[[ssh.Session], Awaitable[str]]
@@ -505,6 +506,50 @@ def test_an_up_asks_the_agent_once_before_pulumi_command_could_wait_for_it_witho
         command.connection(settings())
     command.connection(settings())  # it is not asked again: there is none any more
     command._ask_the_agent.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("agent", ["gone", "there", "not named"])
+def test_an_agent_that_is_gone_is_said_before_pulumi_command_fails_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
+    monkeypatch.setenv("SSH_AUTH_SOCK", "" if agent == "not named" else str(tmp_path / "agent"))
+    host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"agent": False})})
+    with agent_kit.agent(tmp_path / ("agent" if agent == "there" else "other"), None):
+        if agent != "gone":
+            command.connection(host)
+            return
+        with pytest.raises(Refusal, match="SSH_AUTH_SOCK") as caught:
+            command.connection(host)
+    assert "unset SSH_AUTH_SOCK" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
+    monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: dry_run)
+    monkeypatch.setattr(command, "_ask_the_agent", lambda: None)
+    key = asyncssh.generate_private_key("ssh-rsa").export_public_key("openssh").decode().strip()
+    host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"host_key": key})})
+    with pytest.raises(Refusal, match="ssh-keyscan -t ed25519"):
+        command.connection(host)
+
+
+def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = Host.model_validate(
+            {
+                "address": "127.0.0.1",
+                "timeouts": {"connect": 1},
+                "ssh": {"port": silent.getsockname()[1], "hostKey": KEY, "password": "a"},
+            }
+        )
+        with pytest.raises(UnreachableError) as caught:
+            asyncio.run(ssh.reach(host))
+    assert caught.value.found.startswith("TimeoutError")
 
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
