@@ -296,7 +296,11 @@ async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Ses
 
 
 async def reach(host: Host) -> None:
-    """Connects and logs in, and no more, within `timeouts.connect`; whoever isn't there is tried again until then. Errors as of `connect`."""
+    """Connects and logs in, and no more, within `timeouts.connect`; a host that isn't there is tried again until then.
+
+    :raises UnreachableError: nobody answers in time.
+    :raises HomelabError: as of `connect`.
+    """
     ends = time.monotonic() + host.timeouts.connect
     while True:
         try:

@@ -1,7 +1,6 @@
 """How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't end.
 
-A script's time is up by Pulumi: pulumi-command tells it to end and hangs up. (The script goes on to its end all the same, or to the
-limits of its own commands; the next `up` waits for it, and finishes what is half done.) To a provider, Pulumi only
+A script's time is kept where it runs (`scripts.limited`): pulumi-command looks at its limit while it dials, and not while a command runs. To a provider, Pulumi only
 names the limit: `ended_in_time` keeps it.
 """
 

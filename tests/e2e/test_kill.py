@@ -6,15 +6,18 @@ Where that one comes alone, for what a third run might make good: tests/e2e/test
 from __future__ import annotations
 
 import copy
+import fcntl
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from engine import install
+from homelab.remote import scripts
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import given_back, running, with_card
 from tests.sampling import sample
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 # The scripts that an `up` runs, in that order, by an argument that only the script's text has.
 SCRIPTS = {
@@ -80,6 +83,26 @@ def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder:
     refused = second.up(ok=False)
     assert refused.message.count("wanted:") == 1, refused.message
     assert "to be the only run at work on this host" in refused.message and "since 20" in refused.message
+
+
+def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Callable[..., Stack]) -> None:
+    """Once: pulumi-command ends nothing, but the host is told. Where a step ends: tests/scripts/test_run_guard.py."""
+    stack = stack_on("rtx5090")
+    with (stack.lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
+        fcntl.flock(backup, fcntl.LOCK_EX)
+        process = stack.start("up", "--yes", "--skip-preview")
+        wait_until(lambda: "pve-reboot creating" in (stack.folder / "killed.log").read_text())
+        time.sleep(3)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) != 0
+        assert time.monotonic() - began < scripts.TURN_SECONDS / 2
+        stack.lab.wait_idle()
+    said = (stack.folder / "killed.log").read_text()
+    assert "wanted: the run at work that has started this step" in said, said
+    assert [boot["reason"] for boot in stack.lab.boots()] == ["start"]
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"
 
 
 # Requests, by which a run has got so far.
