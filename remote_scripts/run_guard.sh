@@ -2,8 +2,7 @@
 # Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's connection lasts, whatever ends it.
 # Needs: files, lock, handover/rest, handover/turn
 #
-# Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), AGAIN (yes: this run has held the host before), VMID
-#   (of `pass`).
+# Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), VMID (of `pass`).
 # Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes, /run/homelab/inside (steps at work in containers hold it). A step that WHO has started ends where it waits as soon as that
 #   file says something else (lib/progress.sh, go_on).
 # Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
@@ -31,7 +30,7 @@ hold() {
   printf '%s\n' "$WHO" >"$RUN/up" || log "/run is full: who is at work can't be noted" # and the host is held all the same
   # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
   await_handover "$HANDING_SECONDS" || handed=no
-  [[ ${AGAIN:-no} == yes || $handed == no ]] || await_step
+  [[ $handed == no ]] || await_step
   # After that: it may have given some meanwhile, by another connection.
   find_passes "$WHO"
   [[ $handed == yes ]] || is_on_its_way "${PASSED[@]}" || die "no card on its way to a VM that starts" "a handover is at work: $(tail -n 1 "$ROOT$HANDOVER/log" 2>/dev/null || :)" \
@@ -46,17 +45,28 @@ hold() {
   : >"$RUN/up"
 }
 
-# await_step - what an earlier run has begun comes to its end, so that no two are at work side by side. (One that comes back has steps of its own at work.)
+# await_step - what an earlier run has begun comes to its end, so that no two are at work side by side. Not what this run has begun itself: before it held
+# the host, when there was none to be noted, or before its connection was cut.
 await_step() {
-  local step inside
-  exec {step}>>"$RUN/lock" {inside}>>"$RUN/inside"
+  local place lock whose
   ((SECONDS < 35)) || ENDING_SECONDS=$PATIENCE_SECONDS
-  if ! flock -w "$ENDING_SECONDS" "$step" || ! flock -w "$PATIENCE_SECONDS" "$inside"; then
-    : >"$RUN/up"
-    die "to be the only run at work on this host" "a step of an earlier run is still at work ($(tail -n 1 "$ROOT$STEP_LOG" 2>/dev/null || :))" \
-      "it comes to its end by itself; two runs at once would undo each other's changes" "wait until it has ended (/run/homelab/steps tells), then run the same again"
-  fi
-  exec {step}>&- {inside}>&-
+  for place in "$RUN/lock" "$RUN/inside"; do
+    exec {lock}>>"$place"
+    if flock -w "$ENDING_SECONDS" "$lock"; then
+      { : >"$place"; } 2>/dev/null || :
+    else
+      whose=$(tail -n 1 "$place" 2>/dev/null) || whose=''
+      [[ -z $whose || $whose == "$WHO" ]] || refuse_for_step "$whose"
+    fi
+    exec {lock}>&-
+    ENDING_SECONDS=$PATIENCE_SECONDS
+  done
+}
+
+refuse_for_step() {
+  : >"$RUN/up"
+  die "to be the only run at work on this host" "a step of an earlier run is still at work, of $1 ($(tail -n 1 "$ROOT$STEP_LOG" 2>/dev/null || :))" \
+    "it comes to its end by itself; two runs at once would undo each other's changes" "wait until it has ended (/run/homelab/steps tells), then run the same again"
 }
 
 pass() {

@@ -51,7 +51,7 @@ ARGUMENTS = {
     "diagnose.sh": ("IDS", "INSIDE"),
     "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
     "reboot_guest.sh": (),
-    "run_guard.sh": ("WHO", "AGAIN", "VMID"),
+    "run_guard.sh": ("WHO", "VMID"),
     "read_system.sh": ("ASK", "PASSED", "STAYING", "RELEASED"),
     "in_container.sh": ("CTID", "SCRIPT"),
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),

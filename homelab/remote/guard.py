@@ -47,7 +47,6 @@ def hold(name: str, host: Host) -> None:
         ends = time.monotonic() + GHOST_SECONDS
         while True:
             guard = _Guard(host)
-            guard.again = known is not None
             guard.start()
             guard.answered.wait()
             if guard.error is None:
@@ -117,12 +116,11 @@ def _this_run() -> str:
 
 
 class _Guard(threading.Thread):
-    """Holds a host until the process ends, or the connection does. `again`: this run has held it before."""
+    """Holds a host until the process ends, or the connection does."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(daemon=True, name=f"guard of {host.address}")
         self._host = host
-        self.again = False
         self._words: asyncio.Queue[str] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -153,7 +151,7 @@ class _Guard(threading.Thread):
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         async with ssh.connect(self._host) as session:
             try:
-                text = scripts.compose("run_guard.sh", WHO=_this_run(), AGAIN="yes" if self.again else "no")
+                text = scripts.compose("run_guard.sh", WHO=_this_run())
                 await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words)
             except UnreachableError:
                 raise

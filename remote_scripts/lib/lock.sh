@@ -8,20 +8,22 @@
 # How long what changes something may take, in seconds: an initramfs for each kernel on a slow disk takes minutes.
 RUN_SECONDS=1800
 
-# get_lock SECONDS - waits that long, and says so; status 1: another run has it still.
+# get_lock SECONDS - waits that long, and says so; status 1: another run has it still. Whoever has it has noted in it the run that has started it.
 get_lock() {
   local until=$((SECONDS + $1)) left
-  exec {LOCK}>"$RUN/lock"
-  flock -n "$LOCK" && return 0
+  exec {LOCK}>>"$RUN/lock"
+  flock -n "$LOCK" && note_lock && return 0
   told_from_now
   while left=$((until - SECONDS)) && ((left > 0)); do
-    flock -w $((left < PROGRESS_SECONDS ? left : PROGRESS_SECONDS)) "$LOCK" && return 0
+    flock -w $((left < PROGRESS_SECONDS ? left : PROGRESS_SECONDS)) "$LOCK" && note_lock && return 0
     tell_now_and_then "waiting for another run on this system"
   done
   exec {LOCK}>&-
   LOCK=''
   return 1
 }
+
+note_lock() { { printf '%s\n' "$OF_RUN" >"$RUN/lock"; } 2>/dev/null || :; }
 
 # need_run_dir - or the script ends.
 need_run_dir() {

@@ -15,10 +15,8 @@ from tests.waiting import PATIENCE
 
 
 @contextmanager
-def run(
-    folder: Folder, who: str, silence: str = "60", handing: str = "45", again: str = "no"
-) -> Iterator[subprocess.Popen[str]]:
-    text = scripts.compose("run_guard.sh", WHO=who, AGAIN=again)
+def run(folder: Folder, who: str, silence: str = "60", handing: str = "45") -> Iterator[subprocess.Popen[str]]:
+    text = scripts.compose("run_guard.sh", WHO=who)
     for name, was, value in (
         ("SILENCE", 60, silence),
         ("PATIENCE", 5, "0.2"),
@@ -101,10 +99,10 @@ log 'goes on to its end'
 
 
 @contextmanager
-def step(folder: Folder, limit: int = 60) -> Iterator[subprocess.Popen[str]]:
+def step(folder: Folder, text: str = STEP, limit: int = 60) -> Iterator[subprocess.Popen[str]]:
     """A step of a run, which holds the lock and waits until the test has written to `go`."""
     subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
-    text = scripts.limited(library("files", "lock") + STEP, limit)
+    text = scripts.limited(library("files", "lock") + text, limit)
     process = subprocess.Popen(
         ["bash", "-s", "--", "apply"],
         stdin=subprocess.PIPE,
@@ -145,40 +143,54 @@ def test_what_a_run_has_begun_ends_where_it_waits_when_that_run_ends(folder: Fol
 
 
 def test_no_run_begins_beside_a_step_of_an_earlier_one(folder: Folder) -> None:
+    with run(folder, "anna") as first:
+        assert answer(first) == HELD and first.stdin is not None
+        with step(folder, "take_lock\nread -r word <$ROOT/go\necho $word\nread -r _ <$ROOT/go\n") as begun:
+            first.stdin.close()
+            first.wait(PATIENCE)
+            with run(folder, "ben") as second:
+                said, _ = second.communicate()
+            assert "found:  a step of an earlier run is still at work, of anna (" in said and second.returncode == 1
+            with run(folder, "anna") as same:
+                assert answer(same) == HELD, "its own step"
+            assert begun.poll() is None
+
+
+def test_a_run_that_holds_the_host_after_its_first_steps_waits_for_none_of_them(folder: Folder) -> None:
     with step(folder) as begun:
-        with run(folder, "ben") as second:
-            said, _ = second.communicate()
-        assert "found:  a step of an earlier run is still at work" in said and second.returncode == 1
-        with run(folder, "anna", again="yes") as same:
-            assert answer(same) == HELD, "its own step"
+        with run(folder, "anna") as first:
+            assert answer(first) == HELD
         assert begun.poll() is None
 
 
 def test_no_run_begins_beside_a_step_in_a_container(folder: Folder) -> None:
-    (folder.root / "run/homelab").mkdir(mode=0o700)
     subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
     folder.command("pct", '[[ $1 != exec ]] || exec "${@:4}"; echo "status: running"')
     inside = 'while read -r word; do echo "$word" >&2; done <"$ROOT/go"\n'
-    text = scripts.compose("in_container.sh", CTID="901", SCRIPT=inside)
-    with subprocess.Popen(
-        ["bash", "-c", 'bash -s -- apply <<<"$1"', "bash", text],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=folder.environment,
-    ) as begun:
-        with (folder.root / "go").open("w") as go:
-            print("begun", file=go, flush=True)
-            assert begun.stderr is not None and begun.stderr.readline() == "begun\n"
-            with run(folder, "ben") as second:
-                assert "found:  a step of an earlier run is still at work" in second.communicate()[0]
-        with run(folder, "ben") as second:
+    text = scripts.limited(scripts.compose("in_container.sh", CTID="901", SCRIPT=inside), 60)
+    with run(folder, "anna") as first:
+        assert answer(first) == HELD and first.stdin is not None
+        with subprocess.Popen(
+            ["bash", "-c", 'bash -s -- apply <<<"$1"', "bash", text],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=folder.environment,
+        ) as begun:
+            with (folder.root / "go").open("w") as go:
+                print("begun", file=go, flush=True)
+                assert begun.stderr is not None and begun.stderr.readline() == "begun\n"
+                first.stdin.close()
+                first.wait(PATIENCE)
+                with run(folder, "ben") as second:
+                    assert "a step of an earlier run is still at work, of anna" in second.communicate()[0]
             begun.communicate(timeout=PATIENCE)
-            assert answer(second) == HELD
+    with run(folder, "ben") as second:
+        assert answer(second) == HELD
 
 
 def test_a_step_that_no_run_has_begun_is_ended_by_its_limit_alone(folder: Folder) -> None:
     with step(folder, limit=8) as begun:
-        with run(folder, "ben", again="yes") as other:
+        with run(folder, "ben") as other:
             assert answer(other) == HELD
         said, _ = begun.communicate(timeout=PATIENCE)
     assert begun.returncode == 1
