@@ -265,7 +265,7 @@ class Command:
         """Forward the client's data to the command's stdin; its end closes the pipe."""
         readable = True
         hangs = self._system.fault("script-hangs")
-        sent = b""
+        begun = False
         with contextlib.suppress(asyncssh.Error, OSError):  # the connection was lost: an end-of-file as well
             while data := await self._channel.stdin.read(_CHUNK):
                 self._stdin_bytes += len(data)
@@ -274,10 +274,10 @@ class Command:
                     self._system.activity()
                 if hangs is not None and self.mentions(hangs):
                     # It has begun, and never gets to its end: the first line is there.
-                    await self._give(pipe, b"" if b"\n" in sent else data[: data.find(b"\n") + 1])
+                    await self._give(pipe, b"" if begun else data[: data.find(b"\n") + 1])
                     await self._lost.wait()
                     break
-                sent += data
+                begun = begun or b"\n" in data
                 if readable:
                     readable = await self._give(pipe, data)
         pipe.close(pipe.ours)
