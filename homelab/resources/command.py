@@ -112,11 +112,6 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
         if not pulumi.runtime.is_dry_run():
             raise Refusal(error) from None
         ignored = ["connection.privateKey"]
-    if not pulumi.runtime.is_dry_run():
-        if host.ssh.agent:
-            _ask_the_agent()
-        else:
-            _need_no_agent()
     try:
         host_key = host.ssh.pinned_host_key
     except HomelabError as error:
@@ -129,6 +124,11 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step would fail",
             next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on the host's console",
         )
+    if not pulumi.runtime.is_dry_run():
+        if host.ssh.agent:
+            _ask_the_agent()
+        else:
+            _need_no_agent()
     password = None if host.ssh.password is None else host.ssh.password.get_secret_value()
     return (
         remote.ConnectionArgs(
