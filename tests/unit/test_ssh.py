@@ -22,6 +22,7 @@ from typing import ClassVar, cast
 import asyncssh
 import pulumi
 import pytest
+from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
@@ -536,6 +537,41 @@ def test_an_rsa_host_key_is_refused_as_pulumi_command_cant_use_it(
     host = settings().model_copy(update={"ssh": settings().ssh.model_copy(update={"host_key": key})})
     with pytest.raises(Refusal, match="ssh-keyscan -t ed25519"):
         command.connection(host)
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    async def reach(host: Host) -> None:
+        reached.append(host.address)
+        if host.address == "192.0.2.8":
+            raise HomelabError(wanted="a", found="b", why="c", next="d")
+
+    monkeypatch.setattr(ssh, "reach", reach)
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
+    monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    monkeypatch.setattr(command, "_HOOKS", {})
+    monkeypatch.setattr(command, "_ANSWERED", {})
+    hooks = command._before_each(settings())
+    assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
+    (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
+
+    async def step(address: str) -> None:
+        told = hook.callback(
+            cast(pulumi.ResourceHookArgs, SimpleNamespace(new_inputs={"connection": {"host": address}}))
+        )
+        await cast(Awaitable[None], told)
+
+    for _ in range(2):
+        asyncio.run(step("192.0.2.7"))  # it has answered a moment ago
+    for _ in range(2):
+        with pytest.raises(HomelabError):
+            asyncio.run(step("192.0.2.8"))
+    assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
+    monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
+    assert command._before_each(settings()) is None
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
