@@ -37,7 +37,7 @@ def agent(path: Path, key: asyncssh.SSHKey | None, fault: str = "") -> Iterator[
                 if fault == "silent" or (fault == "silent-signing" and asked[0] == _SIGN):
                     continue
                 if fault == "gone" and asked[0] == _SIGN:
-                    listener.close()
+                    _close(listener)
                     path.unlink()
                     one.close()
                     return
@@ -49,14 +49,21 @@ def agent(path: Path, key: asyncssh.SSHKey | None, fault: str = "") -> Iterator[
                 open_ones.append(listener.accept()[0])
                 threading.Thread(target=serve, args=(open_ones[-1],), daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
     try:
         yield
     finally:
-        for one in (listener, *open_ones):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        _close(listener)
+        accepting.join()  # what it accepts at the last moment is closed, too
+        for one in open_ones:
+            _close(one)
+
+
+def _close(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
 
 
 def _answer(asked: bytes, key: asyncssh.SSHKey | None, fault: str) -> bytes:
