@@ -85,7 +85,7 @@ one_of() {
   done
   for name in ${1//|/ }; do
     [[ $name != "${1##*|}" && -z $(apt-cache madison "$name" 2>/dev/null </dev/null) ]] || { printf '%s' "$name" && return 0; }
-    log "$name isn't in its repositories: ${1##*|} in its place"
+    log "note: $name isn't in its repositories: ${1##*|} in its place"
   done
 }
 

@@ -70,7 +70,7 @@ revert() {
   write_words
   if [[ $CHANGED == yes ]] || is_pending boot; then
     regenerate
-    log "$NOTICE"
+    log "note: $NOTICE"
   fi
   finish_initramfs
   remove_file /var/lib/homelab/wanted-boot
@@ -123,7 +123,7 @@ regenerate() {
     if generate_all; then
       done_with boot
     else
-      log "the boot configuration could not be generated from the old files either: the next run tries that again"
+      log "note: the boot configuration could not be generated from the old files either: the next run tries that again"
     fi
     die "the boot configuration generated anew" "${output:-no output}" \
       "the next boot would not have what was configured; this step's files are as they were before (earlier steps stay, in the stack too)" \
@@ -149,7 +149,7 @@ second_entries() {
 # ours is in them any more, nobody else may come to make them anew.
 finish_initramfs() {
   is_pending initramfs && [[ ! -e $STATE/files/vfio/etc/initramfs-tools/scripts/init-top/homelab-vfio ]] || return 0
-  make_initramfs || log "the initramfs of an earlier run could not be made anew: $OUTPUT"
+  make_initramfs || log "note: the initramfs of an earlier run could not be made anew: $OUTPUT"
 }
 
 main() {

@@ -52,9 +52,9 @@ revert() {
   CHANGED=no
   holder=$(noted guest)
   if [[ -n $GUEST && -n $holder && $holder != "$GUEST" ]]; then
-    log "container $CTID is containers.$holder now, and keeps what it was given"
+    log "note: container $CTID is containers.$holder now, and keeps what it was given"
   elif [[ ! -e $ROOT$PVE_LXC/$CTID.conf && -n $(node_of_container) ]]; then
-    log "container $CTID is on $(node_of_container) now: what is noted of it stays until it is given back there"
+    log "note: container $CTID is on $(node_of_container) now: what is noted of it stays until it is given back there"
   elif [[ $KEEP == yes || ! -e $ROOT$PVE_LXC/$CTID.conf ]]; then
     log "there is nothing to take out of container $CTID"
     rm -rf "$ROOT${RECORDS:?}/${CTID:?}"

@@ -107,7 +107,7 @@ make_specification() {
     [[ $(file_state toolkit "$CDI") != ok || $(cat "$STATE/toolkit-cdi" 2>/dev/null) != "$made_for" ]] || return 0
   elif [[ -e $ROOT$CDI ]] && grep -qE "\.so\.${DRIVER//./\\.}\$" "$ROOT$CDI" &&
     ! { ((${#options[@]})) && grep -q additionalGids "$ROOT$CDI"; }; then
-    log "$CDI is there, for driver $DRIVER: left as it is"
+    log "note: $CDI is there, for driver $DRIVER: left as it is"
     return
   fi
   run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk cdi generate "${options[@]}" "--output=$LOGS/cdi.yaml" ||
@@ -130,7 +130,7 @@ has_fresh_specification() {
 refresh() {
   ! has_fresh_specification || return 0
   log "having the toolkit's own service make the CDI specification anew"
-  run_logged systemctl restart "$REFRESH" || log "$REFRESH failed: $OUTPUT"
+  run_logged systemctl restart "$REFRESH" || log "note: $REFRESH failed: $OUTPUT"
   need_dir "$STATE"
   write_atomically /var/lib/homelab/toolkit-cdi 0600 printf '%s\n' "$made_for"
   has_fresh_specification || { remove_file /var/lib/homelab/toolkit-cdi && return 1; }

@@ -22,7 +22,7 @@ apply() {
   take_lock
   read_installed
   if is_somebodys "$short"; then
-    log "CUDA $short is there, and not from packages: left as it is"
+    log "note: CUDA $short is there, and not from packages: left as it is"
   else
     without_driver "${packages[@]}"
     install_packages cuda no "${packages[@]}"

@@ -23,7 +23,7 @@ apply() {
       find_enabled "$unit"
       enable_boot_service "homelab-handover.$unit" "$ENABLED_AS" "a handover that is cut short would stay half-way"
     done
-    run_logged systemctl start homelab-handover.timer || log "homelab-handover.timer has not started: it does at the next boot"
+    run_logged systemctl start homelab-handover.timer || log "note: homelab-handover.timer has not started: it does at the next boot"
   fi
   finish
   printf '{"changed":"%s"}\n' "$CHANGED"
@@ -83,12 +83,12 @@ tell_owed() {
     [[ -e $ROOT/etc/pve/lxc/$ctid.conf ]] || continue
     find_power pct "$ctid"
     case $POWER_NOW in
-      off) log "container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`" ;;
-      unknown) log "container $ctid was shut down for $why, and whether it has started again is not known ($POWER_SAID): see \`pct status $ctid\`" ;;
+      off) log "note: container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`" ;;
+      unknown) log "note: container $ctid was shut down for $why, and whether it has started again is not known ($POWER_SAID): see \`pct status $ctid\`" ;;
     esac
   done
   for ctid in "${stay[@]%%:*}"; do
-    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf ]] || log "container $ctid has run on since $why had the card, and may know it by numbers of before: \`pct reboot $ctid\`"
+    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf ]] || log "note: container $ctid has run on since $why had the card, and may know it by numbers of before: \`pct reboot $ctid\`"
   done
 }
 

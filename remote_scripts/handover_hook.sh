@@ -47,7 +47,7 @@ revert() {
   # An entry that got another name, or adopts what it had made, is undone under the old one after the new one has applied.
   holder=$(cat "$ROOT$HOOKED/$VMID" 2>/dev/null) || holder=''
   if [[ -n $holder && $holder != "${HOLDER:-}" ]]; then
-    log "VM $VMID keeps its hookscript: another entry of the settings wants it now"
+    log "note: VM $VMID keeps its hookscript: another entry of the settings wants it now"
     finish
     printf '{"changed":"no"}\n'
     return 0

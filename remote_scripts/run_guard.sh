@@ -3,10 +3,10 @@
 # Needs: files, lock, handover/rest, handover/turn
 #
 # Arguments: WHO (who is at work, for the message that another one gets; no other run has that name), VMID (of `pass`).
-# Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes, /run/homelab/inside (steps at work in containers hold it). A step that WHO has started ends where it waits as soon as that
-#   file says something else (lib/progress.sh, go_on).
+# Changes: /run/homelab/up, which is locked meanwhile, and empty afterwards; /run/homelab/passes, /run/homelab/inside (steps at work in containers hold it),
+#   /run/homelab/notes (there while it is held). A step that WHO has started ends where it waits as soon as /run/homelab/up says something else (lib/run_dir.sh, go_on).
 # Verbs: hold. It answers at once, and ends with its standard input, or when nothing has come there for a while: a client that was
-#   switched off says no goodbye. A line `cancelled` says that the run begins nothing more. pass: VM VMID may take its shared cards from now on, until this run has ended (lib/handover/turn.sh).
+#   switched off says no goodbye. After the answer come lines for people, which steps have noted (lib/common.sh, log). A line `cancelled` says that the run begins nothing more. pass: VM VMID may take its shared cards from now on, until this run has ended (lib/handover/turn.sh).
 
 # The client says something every ten seconds (homelab/remote/guard.py).
 SILENCE_SECONDS=60
@@ -38,10 +38,15 @@ hold() {
   need_rest "${PASSED[@]}"
   # Not before: a run that is refused takes no other one its passes.
   drop_other_passes "$WHO"
+  : >"$RUN/notes" || log "/run is full: what steps note is shown only while they run"
   printf '{"held":"yes"}\n'
+  # What steps note from here on is the client's to tell, line by line.
+  tail -n +1 -s 1 --pid=$$ -f "$RUN/notes" 2>/dev/null {held}>&- &
   while read -r -t "$SILENCE_SECONDS" said; do
     [[ $said != cancelled ]] || printf '%s, and was cancelled\n' "$WHO" >"$RUN/up" || :
   done
+  kill %% 2>/dev/null || :
+  rm -f "$RUN/notes"
   : >"$RUN/up"
 }
 

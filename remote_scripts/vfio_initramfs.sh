@@ -102,7 +102,7 @@ update() {
     undo
     if ! make_initramfs; then
       clear_half_made
-      log "the initramfs could not be made from the old files either: the next run tries that again"
+      log "note: the initramfs could not be made from the old files either: the next run tries that again"
     fi
     die "the initramfs of every installed kernel made anew" "$output" \
       "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, in the stack too)" \

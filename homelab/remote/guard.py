@@ -18,6 +18,7 @@ import time
 from homelab.errors import HomelabError, UnreachableError
 from homelab.remote import scripts, ssh
 from homelab.settings import Host
+from homelab.text import tell
 
 # How often the script hears from here; it gives up after six times that.
 BEAT_SECONDS = 10.0
@@ -47,6 +48,7 @@ def hold(name: str, host: Host) -> None:
         ends = time.monotonic() + GHOST_SECONDS
         while True:
             guard = _Guard(host)
+            guard.called = name
             guard.start()
             guard.answered.wait()
             if guard.error is None:
@@ -116,11 +118,12 @@ def _this_run() -> str:
 
 
 class _Guard(threading.Thread):
-    """Holds a host until the process ends, or the connection does."""
+    """Holds a host until the process ends, or the connection does. `called`: its name in the settings."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(daemon=True, name=f"guard of {host.address}")
         self._host = host
+        self.called = host.address
         self._words: asyncio.Queue[str] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -142,6 +145,11 @@ class _Guard(threading.Thread):
             self._loop.call_soon_threadsafe(self._task.cancel)
             self.join()
 
+    def _told(self, note: str) -> None:
+        """What a script on the host wants a person to read at the end."""
+        if note.strip():
+            tell(f"{self.called}: {note.strip()}")
+
     def say(self, word: str) -> None:
         """Says a word to the script that holds the host, if it does."""
         if self._loop is not None and self.is_alive():
@@ -152,7 +160,7 @@ class _Guard(threading.Thread):
         async with ssh.connect(self._host) as session:
             try:
                 text = scripts.compose("run_guard.sh", WHO=_this_run())
-                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words)
+                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words, self._told)
             except UnreachableError:
                 raise
             except HomelabError as error:

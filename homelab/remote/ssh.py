@@ -108,7 +108,13 @@ class Session:
             await asyncio.wait_for(self._connection.wait_closed(), seconds)
 
     async def keep(
-        self, verb: str, script: str, answered: Callable[[], None], beat: float, words: asyncio.Queue[str] | None = None
+        self,
+        verb: str,
+        script: str,
+        answered: Callable[[], None],
+        beat: float,
+        words: asyncio.Queue[str] | None = None,
+        heard: Callable[[str], None] | None = None,
     ) -> None:
         """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
         the connection has.
@@ -116,6 +122,7 @@ class Session:
         :param answered: called once it has answered.
         :param beat: seconds between two signs of life.
         :param words: what it is told meanwhile.
+        :param heard: gets each line that comes after its answer.
         :raises HomelabError: it failed instead of answering.
         :raises UnreachableError: the connection was lost before that.
         """
@@ -138,6 +145,8 @@ class Session:
             answered()
             # Not the end of its output, which never comes where the connection was lost.
             ended = asyncio.ensure_future(process.wait_closed())
+            lines = asyncio.ensure_future(_end_of(process.stdout, heard))
+            lines.add_done_callback(lambda done: done.cancelled() or done.exception())
             words = words or asyncio.Queue()
             while not ended.done():
                 word = asyncio.ensure_future(words.get())

@@ -22,7 +22,7 @@ lift_noout_of() {
     log "$1 isn't back: Ceph replaces its disks ${disks[*]} again (noout is unset)"
   else
     LIFTED=no
-    log "$1 isn't back, and its disks ${disks[*]} still have Ceph's noout: ceph osd rm-noout ${disks[*]}"
+    log "note: $1 isn't back, and its disks ${disks[*]} still have Ceph's noout: ceph osd rm-noout ${disks[*]}"
   fi
 }
 

@@ -2,7 +2,7 @@
 # Shared by every script that runs on a host: how it ends, what it says, how long it waits.
 # Needs: text, proxy
 #
-# Gives: log TEXT...; die WANTED FOUND WHY NEXT; time_for SECONDS -> TIME; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
+# Gives: log TEXT... (one that begins with `note: ` is among the messages at the end of the run); die WANTED FOUND WHY NEXT; time_for SECONDS -> TIME; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
 #   read_kernel_log, kernel_says; full_places; find_free PLACE -> FREE.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
@@ -114,8 +114,16 @@ read_kernel_log() { [[ -n $KERNEL_TEXT ]] || KERNEL_TEXT=$(kernel_says)$'\n'; }
 log() {
   local TEXT
   masked "$*"
-  text_of "$TEXT" "$LOG_BYTES"
+  text_of "$TEXT" "$LINE_BYTES"
   printf '%s\n' "$TEXT" >&2 2>/dev/null || :
+  [[ $TEXT != 'note: '* ]] || keep_note
+}
+
+# keep_note - TEXT is what a person must still read when all is done, and pulumi-command shows what a script says only while it runs: whoever holds this host for
+# the run tells it (run_guard.sh).
+keep_note() {
+  [[ -f $ROOT/run/homelab/notes && -O $ROOT/run/homelab && ! -L $ROOT/run/homelab ]] || return 0
+  printf '%s\n' "${TEXT//$'\n'/ }" 2>/dev/null >>"$ROOT/run/homelab/notes" || :
 }
 
 # die WANTED FOUND WHY NEXT - the one message a person gets; then everything this run changed is put back. The message comes first:

@@ -28,7 +28,7 @@ is_anothers_step() {
   [[ -r $STATE/steps/$1 ]] || return 1 # a file that $(<) can't read ends the script, also in a condition
   by=$(<"$STATE/steps/$1")
   [[ -n $by && $by != "$NAME" ]] || return 1
-  log "$by has it by now: nothing is taken back under the name $NAME"
+  log "note: $by has it by now: nothing is taken back under the name $NAME"
 }
 
 # leave_untouched - the end of a `revert` that has nothing to take back.

@@ -2,7 +2,7 @@
 # What goes out is text, whatever bytes went in; and JSON.
 #
 # Gives: text_of TEXT [BYTES] -> TEXT; cut_end TEXT -> TEXT; read_text PATH -> TEXT, of_file PATH; json_string TEXT; json_entry KEY TEXT; json_list ITEM...
-# Variables: AS_TEXT, NO_SECRETS (for sed -E), ANSWER_BYTES, LOG_BYTES.
+# Variables: AS_TEXT, NO_SECRETS (for sed -E), ANSWER_BYTES, LOG_BYTES, LINE_BYTES.
 
 # What a file or a program of this host says may hold any bytes, and be of any length. What goes out is text: UTF-8 without escape
 # sequences and control characters (U+FFFD stands for what isn't), a carriage return as the end of its line, of long ones head and tail.
@@ -22,6 +22,9 @@ NO_SECRETS='s%://[^/[:space:]"\x27<>]+@%://(secret)@%g'
 # How much of a text goes into an answer, and how much into the log at once, in bytes.
 ANSWER_BYTES=262144
 LOG_BYTES=65536
+# Of a line that pulumi-command shows while a script runs: it waits for ever behind one of 65,536 bytes and more (bufio.Scanner; util.LogOutput). A byte
+# that is no character becomes one of three.
+LINE_BYTES=16384
 
 # text_of TEXT [BYTES] - sets TEXT: it as text, BYTES at most.
 text_of() {

@@ -67,6 +67,20 @@ def test_the_host_is_free_again_however_the_first_ends(folder: Folder, end: str)
             assert answer(second) == HELD
 
 
+def test_what_steps_note_is_the_clients_to_tell_and_goes_with_the_run(folder: Folder) -> None:
+    """pulumi-command shows what a step says only while it runs."""
+    with run(folder, "anna") as first:
+        assert answer(first) == HELD and first.stdin is not None
+        step = folder.bash("log 'wrote a file'; log 'note: it was edited by hand'")
+        assert "wrote a file" in step.stderr
+        assert answer(first) == "note: it was edited by hand\n"
+        first.stdin.close()
+        first.wait(timeout=PATIENCE)
+    assert not (folder.root / "run/homelab/notes").exists()
+    folder.bash("log 'note: nobody is at work'")
+    assert not (folder.root / "run/homelab/notes").exists()
+
+
 def test_it_goes_on_for_as_long_as_it_hears_something(folder: Folder) -> None:
     with run(folder, "anna", silence="2") as first:
         assert answer(first) == HELD and first.stdin is not None

@@ -101,6 +101,15 @@ def test_long_texts_keep_their_head_and_their_tail(folder: Folder) -> None:
     assert len(done.stderr) < 100_000 and done.stderr.endswith(b"\nends\n")
 
 
+@pytest.mark.parametrize("junk", [b"a", b"\xff"], ids=["plain", "no characters"])
+def test_no_line_of_the_log_is_too_long_for_pulumi_command(folder: Folder, junk: bytes) -> None:
+    """Behind a line of 64 KiB it waits for ever (bufio.Scanner), and a byte that is no character becomes one of three."""
+    (folder.root / "junk").write_bytes(junk * 70_000)
+    done = folder.bash('log "$(cat "$ROOT/junk")"; log the end')
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "the end" and max(len(line.encode()) for line in lines) < 60_000
+
+
 def test_a_program_that_talks_without_end_fills_no_log(folder: Folder) -> None:
     done = run(folder, b"take_lock\nrun_logged bash -c 'yes begins | head -c 40000000; echo ends' && log $OUTPUT\n")
     assert len(done.stderr) < 400_000 and b"ends" in done.stderr

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import asyncssh
 import pytest
 
+from homelab import text
 from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
@@ -27,7 +28,7 @@ from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInpu
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
 from tests.unit.hosts import KEY
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_a_user_without_a_name_is_an_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,9 +172,10 @@ def test_a_run_that_was_cut_off_waits_for_the_host_to_notice(monkeypatch: pytest
 
 
 class Sshd:
-    """Lets anybody in, and answers that the host is held, or with what `refusal` has."""
+    """Lets anybody in, and answers that the host is held, and with what `note` has; or with what `refusal` has."""
 
     refusal = ""
+    note = ""
 
     def __init__(self) -> None:
         self.key = asyncssh.generate_private_key("ssh-ed25519")
@@ -198,7 +200,7 @@ class Sshd:
                 process.stdout.write(self.refusal)
                 process.exit(1)
                 return
-            process.stdout.write('{"held":"yes"}\n')
+            process.stdout.write(f'{{"held":"yes"}}\n{self.note}')
             await process.stdin.read()
 
         self._listener = await asyncssh.listen(
@@ -258,6 +260,18 @@ def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(
     sshd.refusal = ""
     guard.hold_on("pve", sshd.host())
     guard.release("pve")
+
+
+def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own log, so that it stands among the messages at the end."""
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, *, meanwhile: told.append((said, meanwhile))])
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    sshd.note = "note: it was edited by hand\n\nnote: \x1b[31mred\n"
+    guard.hold("pve", sshd.host())
+    wait_until(lambda: len(told) == 2)
+    guard.release("pve")
+    assert told == [("pve: note: it was edited by hand", False), ("pve: note: red", False)]
 
 
 def test_a_run_that_came_too_late_after_its_reboot_changes_nothing_more(

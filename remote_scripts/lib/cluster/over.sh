@@ -62,7 +62,7 @@ give_turn_back() {
     die "what was set for this node's restart put back" "not all of it could be: $(still_set)" "it would stay set for ever" \
       "see why the cluster doesn't take it (\`pvecm status\`, \`ceph -s\`, \`ha-manager status\`), then run \`pulumi destroy\` again"
   else
-    log "the cluster could not be told that this node doesn't restart: $(still_set)"
+    log "note: the cluster could not be told that this node doesn't restart: $(still_set)"
     remove_file /var/lib/homelab/turn
   fi
 }

@@ -65,7 +65,7 @@ find_groups() {
     return 0 # it has been looked into
   elif [[ -z $LOCKED && $TEMPLATE == no ]]; then
     text=$(groups_while_off | tr -d '\0') || text=''
-    [[ -n $text ]] || log "the groups of container $CTID, which is off, can't be read: its nodes are for everybody in it"
+    [[ -n $text ]] || log "note: the groups of container $CTID, which is off, can't be read: its nodes are for everybody in it"
   fi
   take_groups "$text"
 }

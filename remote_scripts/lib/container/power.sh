@@ -16,7 +16,7 @@ shut_down() {
   await_ha off "$((TIMEOUT + HA_SECONDS))"
   is_up || return 0
   [[ $OTHERWISE == stop ]] || return 1
-  log "it didn't within $TIMEOUT s: stopping it"
+  log "note: container $CTID didn't go down within $TIMEOUT s: it is stopped"
   [[ ! -e $ROOT$RECORDS/$CTID/ran ]] || note_ran no
   DOING="container $CTID" run_logged pct stop "$CTID" || :
   await_ha off "$HA_SECONDS"
@@ -29,7 +29,7 @@ shut_down_to_start() {
   note_ran no
   if shut_down; then
     SHUT_BY_THIS=yes
-    note_ran yes || log "that container $CTID is off to be started again is not noted: the disk may be full"
+    note_ran yes || log "note: that container $CTID is off to be started again is not noted: the disk may be full"
     return 0
   fi
   remove_file "$RECORDS/$CTID/ran"
@@ -47,7 +47,7 @@ is_owed() {
   [[ $SHUT_BY_THIS == no ]] || return 0
   find_why_not_owed
   [[ -n $WHY ]] || return 0
-  log "container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and power in its settings"
+  log "note: container $CTID ran when an earlier run shut it down; $WHY: whether it runs is left to you, and power in its settings"
   remove_file "$RECORDS/$CTID/ran"
   return 1
 }

@@ -53,7 +53,7 @@ keep_driver() {
   : >"$STATE/update/lost"
   keep_packages
   [[ -z $(run_version) ]] || keep_run
-  [[ ! -s $STATE/update/lost ]] || log "it could not be put back: no repository and no cache has $(paste -s -d ' ' "$STATE/update/lost")"
+  [[ ! -s $STATE/update/lost ]] || log "note: the driver from before could not be put back: no repository and no cache has $(paste -s -d ' ' "$STATE/update/lost")"
   sync -f "$STATE/update"
 }
 

@@ -57,7 +57,7 @@ load() {
     reboot=no why="$VERSION was loaded: nothing else had the card"
   fi
   if [[ $reboot == no ]]; then
-    modprobe nvidia-uvm 2>/dev/null || log "nvidia-uvm could not be loaded"
+    modprobe nvidia-uvm 2>/dev/null || log "note: nvidia-uvm could not be loaded"
   fi
 }
 

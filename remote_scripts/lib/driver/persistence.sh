@@ -21,7 +21,7 @@ persist() {
 # start_persistence - where the module that is loaded is of the version that is installed.
 start_persistence() {
   [[ -n $PERSISTENCE && $(nvidia_version) == "$VERSION" ]] || return 0
-  run_logged systemctl start "$PERSISTENCE_SERVICE" || log "$PERSISTENCE_SERVICE doesn't start now: $OUTPUT"
+  run_logged systemctl start "$PERSISTENCE_SERVICE" || log "note: $PERSISTENCE_SERVICE doesn't start now: $OUTPUT"
 }
 
 drop_persistence() { drop_boot_service "$LAYER" '' "$PERSISTENCE_SERVICE" "$PERSISTENCE_LINK"; }

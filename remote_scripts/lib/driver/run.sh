@@ -93,7 +93,7 @@ unload() {
 }
 
 # start_daemon - after `unload`.
-start_daemon() { [[ $DAEMON_STOPPED != yes ]] || run_logged systemctl start "$DAEMON" || log "$DAEMON doesn't start again: $OUTPUT"; }
+start_daemon() { [[ $DAEMON_STOPPED != yes ]] || run_logged systemctl start "$DAEMON" || log "note: $DAEMON doesn't start again: $OUTPUT"; }
 
 # note_run - that what the installer puts there is ours, before it begins. Somebody's own that was there before is named, for `revert`.
 note_run() { need_dir "$STATE" && write_atomically /var/lib/homelab/nvidia-run 0600 printf '%s\n' "$RUN_VERSION" "$RUN_URL" "$RUN_SHA256" "$RUN_ARGUMENTS"; }
@@ -101,7 +101,7 @@ note_run() { need_dir "$STATE" && write_atomically /var/lib/homelab/nvidia-run 0
 # remove_run - what the installer has put there, ours or somebody's: its files and those of packages have the same names.
 remove_run() {
   [[ -n $(run_version) ]] || { remove_file /var/lib/homelab/nvidia-run && return 0; }
-  [[ -e $STATE/nvidia-run ]] || log "replacing the driver $(run_version) which was installed by hand with NVIDIA's installer; it doesn't come back"
+  [[ -e $STATE/nvidia-run ]] || log "note: replacing the driver $(run_version) which was installed by hand with NVIDIA's installer; it doesn't come back"
   run_streamed "$INSTALL_SECONDS" "$LOGS/uninstall" "$ROOT/usr/bin/nvidia-uninstall" --silent ||
     explain "$LOGS/uninstall" "what NVIDIA's installer has installed, removed" "two drivers don't go together"
   remove_file /var/lib/homelab/nvidia-run

@@ -24,7 +24,7 @@ can_be_had() {
     return 0
   fi
   [[ ! -e $ROOT/usr/lib/modules/$kernel/build && ! -L $ROOT/usr/lib/modules/$kernel/build ]] || {
-    log "no repository has $1; the headers in /lib/modules/$kernel/build are used"
+    log "note: no repository has $1; the headers in /lib/modules/$kernel/build are used"
     return 1
   }
   die "headers of the kernel $kernel, the package $1" "no repository has it" "DKMS builds the driver's modules for that kernel with them" \
@@ -41,12 +41,12 @@ choose_source() {
   for package in "${names[@]}"; do
     is_offered "$package" || {
       source=run
-      log "$package isn't offered: NVIDIA's installer is used"
+      log "note: $package isn't offered: NVIDIA's installer is used"
       return 0
     }
   done
   if [[ $TARGET == lxc ]] && brings_modules "${names[@]}"; then
     source=run
-    log "the packages would bring kernel modules, which have no place in a container: NVIDIA's installer is used"
+    log "note: the packages would bring kernel modules, which have no place in a container: NVIDIA's installer is used"
   fi
 }

@@ -30,7 +30,7 @@ resume_update() {
     close_update
   else
     # It may be that the new one works by now: going on is better than being held here for ever.
-    log "it could not be put back: $(failure_part found)"
+    log "note: the driver from before could not be put back: $(failure_part found)"
     enter_phase trying
   fi
 }
@@ -91,7 +91,7 @@ prove() {
 give_up() {
   local wanted found why next lost
   wanted=$(failure_part wanted) found=$(failure_part found) why=$(failure_part why) next=$(failure_part next)
-  log "the update of the driver from $1 failed: $wanted"
+  log "note: the update of the driver from $1 failed: $wanted"
   if [[ -s $STATE/update/lost ]]; then
     lost=$(paste -s -d ' ' "$STATE/update/lost")
     close_update

@@ -93,7 +93,7 @@ restart_if_changed() {
       log "restarting docker: its containers run on (live-restore): ${running[*]}"
       running=()
     else
-      log "restarting docker, and its containers with it: ${running[*]}"
+      log "note: restarting docker, and its containers with it: ${running[*]}"
     fi
   else
     log "restarting $unit: its containers run on"
@@ -102,7 +102,7 @@ restart_if_changed() {
   systemctl is-active -q "$unit" </dev/null || engine_down "$unit"
   for name in "${running[@]}"; do
     # Those with a restart policy are up again already.
-    run_logged docker start "$name" || log "container $name isn't there any more (--rm), or doesn't start"
+    run_logged docker start "$name" || log "note: container $name isn't there any more (--rm), or doesn't start"
   done
   RESTARTED=yes
   done_with "restart-$unit"

@@ -78,5 +78,5 @@ keep_edit() {
   [[ ${sum%% *} != "$(kept_sum "$2")" ]] || return 0
   copy=$EDITS$2.${sum:0:8}
   is_there "$copy" || copy_atomically "$ROOT$2" "$copy"
-  log "$2 was edited by hand; the edited file is kept in $copy"
+  log "note: $2 was edited by hand; the edited file is kept in $copy"
 }

@@ -88,7 +88,7 @@ clear_leftovers() {
   done
   # -new: of versions before this one.
   ((${#places[@]} == 0)) || find "${places[@]}" -ignore_readdir_race -xdev \( -name '.*.homelab-tmp' -o -name '*.homelab-new' \) ! -type d -delete ||
-    log "what an earlier run left could not be removed"
+    log "note: what an earlier run left could not be removed"
   clear_own_leftovers
 }
 

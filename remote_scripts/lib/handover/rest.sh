@@ -115,7 +115,7 @@ tell_elsewhere() {
   local node
   node=$(hooked_elsewhere "$1")
   [[ -z $node ]] || {
-    log "VM $1 is on node $node now, and names homelab's hookscript there: unless that node has it, the VM doesn't start. On $node: \`qm set $1 --delete hookscript\`"
+    log "note: VM $1 is on node $node now, and names homelab's hookscript there: unless that node has it, the VM doesn't start. On $node: \`qm set $1 --delete hookscript\`"
   }
 }
 

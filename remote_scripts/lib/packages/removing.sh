@@ -24,7 +24,7 @@ remove_packages() {
       mark_as_before "${back[@]%%=*}"
       CHANGED=yes
     else
-      log "what was there before can't be brought back: ${back[*]}; $(tail -n 1 "$file")"
+      log "note: what was there before can't be brought back: ${back[*]}; $(tail -n 1 "$file")"
       KEPT+=("${back[@]%%=*}")
     fi
     read_installed
@@ -49,7 +49,7 @@ find_versions_to_restore() {
     if apt-cache madison "$name" | awk -v version="${BEFORE[$name]}" '$3 == version { found = 1 } END { exit !found }'; then
       back+=("$name=${BEFORE[$name]}")
     else
-      log "$name was ${BEFORE[$name]} before, which no repository has any more: it stays ${PRESENT[$name]:-away}"
+      log "note: $name was ${BEFORE[$name]} before, which no repository has any more: it stays ${PRESENT[$name]:-away}"
       KEPT+=("$name")
     fi
   done
@@ -77,7 +77,7 @@ leave_what_others_need() {
         left+=("$name")
       else
         KEPT+=("$name")
-        log "$name stays: others need it by now"
+        log "note: $name stays: others need it by now"
       fi
     done
     ((${#left[@]} < ${#GONE[@]})) || die "to remove ${GONE[*]}" "apt would change others for that: $(announced "$file" | cut -f 1 | tr '\n' ' ')" \

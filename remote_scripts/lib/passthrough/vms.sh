@@ -27,7 +27,7 @@ remove_leftovers() {
     ((status == 1)) || die "the name $NAME for the test VM alone" \
       "VM $id has it, with disks or a network" "a VM of that name counts as the rest of an earlier test, and is removed" \
       "give VM $id another name: qm set $id --name NAME"
-    log "removing VM $id, which an interrupted test has left"
+    log "note: removing VM $id, which an interrupted test has left"
     remove_vm "$id" || die "VM $id removed, which an interrupted test has left" "$OUTPUT" "it may hold the card" \
       "look at it with \`qm config $id\`, remove it with \`qm destroy $id\`"
   done
