@@ -571,7 +571,7 @@ def _described(guest: Guest, change: Change) -> str:
 
 
 def _checked_change(call: Call) -> Change:
-    """What a request wants changed, if its sender may; to revert what waits takes no privilege of its own."""
+    """What a request wants changed, if its sender may; to revert what waits takes no privilege of its own, but for a device."""
     vmid = int(call.parameters["vmid"])
     call.require_root_for("skiplock")
     change = Change.of("qemu", call.parameters)
@@ -591,13 +591,16 @@ def _require_applicable(call: Call, guest: Guest, change: Change, config: GuestC
     require_digest(config, change.digest, "checksum mismatch (file change by other user?)")
     if not call.parameters.get("skiplock"):
         require_unlocked(guest, config)
-    before = config.merged()
-    for key in (k for k in (*change.delete, *change.values) if _HOSTPCI.fullmatch(k)):
-        if key in before:
+    # PVE::API2::Qemu, update_vm_api: the value in force counts, and what waits only where there is none; to revert a key is to set it anew to the
+    # value in force, or to delete what waits.
+    before = {**config.pending, **config.values}
+    touched = {key for key in change.revert if key in before}
+    for key in (k for k in dict.fromkeys((*change.delete, *change.values, *touched)) if _HOSTPCI.fullmatch(k)):
+        if key in before and (key in config.values or key not in change.values):
             require_hostpci(call, guest.vmid, key, before[key])
         if key in change.values:
             require_hostpci(call, guest.vmid, key, change.values[key])
-    _require_bootable(change, before)
+    _require_bootable(change, config.merged())
 
 
 def _require_bootable(change: Change, before: dict[str, str]) -> None:

@@ -316,6 +316,21 @@ def test_a_start_binds_the_cards_whole_group_to_vfio(lab: Lab, token: ProxmoxAPI
     assert drivers(lab) == ["vfio-pci", "vfio-pci"], "a real host leaves them there too"
 
 
+@pytest.mark.parametrize("asked", ["hostpci0", "delete", "revert"])
+def test_what_waits_doesnt_hide_from_a_token_that_a_raw_device_is_in_force(
+    lab: Lab, token: ProxmoxAPI, asked: str
+) -> None:
+    """PVE::API2::Qemu, update_vm_api: `$conf->{$opt}` is looked at, not what waits; to revert is to set that value anew."""
+    map_gpu(token)
+    lab.run(
+        f"qm stop {VM}; qm set {VM} --hostpci0 {GPU},pcie=1; qm start {VM}; qm set {VM} --hostpci0 mapping=gpu0,pcie=1"
+    )
+    with pytest.raises(ResourceException, match="only root can set 'hostpci0' config for non-mapped devices"):
+        token.nodes(NODE).qemu(VM).config.put(**{asked: "mapping=gpu0" if asked == "hostpci0" else "hostpci0"})
+    lab.run(f"qm set {VM} --revert hostpci0")
+    assert token.nodes(NODE).qemu(VM).config.get()["hostpci0"] == f"{GPU},pcie=1"
+
+
 def test_a_card_that_a_running_vm_has_is_refused_to_another_also_by_qm(lab: Lab, token: ProxmoxAPI) -> None:
     map_gpu(token)
     stop(token)
