@@ -83,7 +83,7 @@ async def _dump(node: str, host: Host, gpu: str, file: str) -> list[str]:
         f"  of gpus.{gpu} ({facts.card(slot)}), from {place}: {len(found.content)} bytes, {kinds}",
         f"  SHA-256 {found.sha256}",
         *(f"  note: {one}" for one in rom.remarks(found, shown)),
-        f"To use it: romfile: {file} for this card under vms.NAME.gpus, which takes api.user: root@pam.",
+        f"To use it: romfile: {file} for this card under vms.NAME.gpus.",
         f"To remove it: python -m homelab rom remove {gpu}" + ("" if file == _default(gpu) else f" --name {file}"),
     ]
 

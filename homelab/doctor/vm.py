@@ -198,8 +198,7 @@ def _guest(
                 )
             )
             users.setdefault(key, []).extend(_users(reading, slot))
-    # What may replace a raw option asks nothing of it: here nothing is replaced.
-    errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards, may_replace_raw=True), users)
+    errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards), users)
     return [one for error in errors for one in Finding.of(error, Stage.CONFIGURATION)], notes
 
 

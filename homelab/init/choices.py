@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ import yaml
 
 from homelab.errors import HomelabError
 from homelab.host import gates
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, noted_in
 from homelab.init.cards import Card, containers_with, key_of
+from homelab.properties import same
 from homelab.settings import Host, Settings
+from homelab.vm.config import VmCard, noted_of, owners_lines
 
 Kind = Literal["vm", "new-vm", "lxc", "host", "none"]
 
@@ -286,7 +288,9 @@ def settings_of(
         card = by_place[place]
         if use.kind == "none":
             continue
-        gpus[card.key] = ({} if card.key in old_gpus else card.settings) | {"use": use.setting}
+        about = {} if card.key in old_gpus else card.settings
+        about |= {} if _mapping(old_gpus, card.key).get("mapping") else _mapping_by_hand(card, use, facts)
+        gpus[card.key] = about | {"use": use.setting}
     if gpus:
         host["gpus"] = gpus
     if choices.host_stack is not None and choices.host_stack.settings:
@@ -294,11 +298,16 @@ def settings_of(
     taken = [*_mapping(existing, "vms"), *_mapping(existing, "containers")]
     for kind, field_of_id, into in (("vm", "vmid", vms), ("lxc", "ctid", containers)):
         section = _mapping(existing, "vms" if kind == "vm" else "containers")
-        wanted: dict[int, list[str]] = {}
+        wanted: dict[int, list[Any]] = {}
         for key, use in chosen.items():
             if use.kind.removeprefix("new-") == kind:
                 for number in use.guests:
                     wanted.setdefault(number, []).append(key)
+        if kind == "vm":
+            wanted = {
+                number: _uses_of_vm(number, keys, cards, together(dict(old_gpus), gpus), facts)
+                for number, keys in wanted.items()
+            }
         for name, entry in section.items():
             if not isinstance(entry, Mapping) or entry.get("host") != host_name:
                 continue
@@ -339,15 +348,53 @@ def _mapping(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _cards_of_guest(entry: Mapping[str, Any], new: list[str], chosen: Mapping[str, Use]) -> dict[str, Any] | None:
+def _mapping_by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
+    """The mapping by which its owner gave a VM the card: a second one would give it twice."""
+    node = facts.cluster.node
+    options = [
+        one for vmid in use.guests if use.kind == "vm" for one in facts.options_of(card.place, vmid, node).values()
+    ]
+    found = next((one["mapping"] for one in options if "mapping" in one), card.key)
+    return {"mapping": found} if found != card.key else {}
+
+
+def _uses_of_vm(
+    vmid: int, keys: Iterable[str], cards: Sequence[Card], gpus: Mapping[str, Any], facts: HostFacts
+) -> list[Any]:
+    """Cards of a VM: the name alone; where its owner gave it the card by options of his own, with the yes to take that over.
+
+    :param gpus: the host's, by name.
+    """
+    config = facts.guests.config(vmid)
+    values = config.values if config else {}
+    record, _ = noted_of(values, noted_in(facts.ledger, f"vm/{vmid}"))
+    found: list[Any] = []
+    for key in keys:
+        place = next(card.place for card in cards if card.key == key)
+        card = VmCard(key, _mapping(gpus, key).get("mapping") or key, facts.path_of(place))
+        by_hand = any(not same(*line, card.hostpci) for line in owners_lines(values, card, record).items())
+        found.append({"gpu": key, "takeOver": True} if by_hand else key)
+    return found
+
+
+def _cards_of_guest(entry: Mapping[str, Any], new: list[Any], chosen: Mapping[str, Use]) -> dict[str, Any] | None:
     """A guest's cards when some of them were decided anew; None: they stay as they are."""
     if entry.get("gpuAssignment") is not None:
         return None
     old = entry.get("gpus") or []
-    name_of = [one.get("gpu") if isinstance(one, Mapping) else one for one in old]
-    stay = [one for one, name in zip(old, name_of, strict=True) if name not in chosen or name in new]
-    found = [*stay, *(key for key in new if key not in name_of)]
+    name_of, names = _names_of(old), _names_of(new)
+    over = [one["gpu"] for one in new if isinstance(one, Mapping)]
+    stay = [
+        {**(one if isinstance(one, Mapping) else {"gpu": name}), "takeOver": True} if name in over else one
+        for one, name in zip(old, name_of, strict=True)
+        if name not in chosen or name in names
+    ]
+    found = [*stay, *(one for one, name in zip(new, names, strict=True) if name not in name_of)]
     return {"gpus": found} if found != old else None
+
+
+def _names_of(uses: Iterable[Any]) -> list[Any]:
+    return [one.get("gpu") if isinstance(one, Mapping) else one for one in uses]
 
 
 def _download(new: ChosenVm, old: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

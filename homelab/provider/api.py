@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.remote.proxmox.machine import Machine, Policy, PowerTarget
 from homelab.resources.base import NodeInputs, ShutdownInputs
 from homelab.rights import Permissions
+from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
 
@@ -32,6 +33,8 @@ _READINGS: dict[tuple[str, str], Any] = {}
 NodeT = TypeVar("NodeT", bound=NodeInputs)
 # For how long a card that reads as lost after a start is asked again, and how often.
 CARD_SECONDS, CARD_POLL_SECONDS = 10.0, 1.0
+# How much longer a command of root's is waited for than it may take, in seconds: that the host ends it is what tells.
+SPARE_SECONDS = 10
 MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 
 
@@ -60,7 +63,7 @@ class ApiWork(Work[NodeT, OutputsT]):
                 why="mappings and VMs are changed through it",
                 next="put it back; to give mappings and VMs up, take those out and run `pulumi up` while it is still there",
             )
-        return Api(host, inputs.node, access=lambda: self._access(inputs))
+        return Api(host, inputs.node, access=lambda: self._access(inputs), root=lambda command: _as_root(host, command))
 
     def _access(self, inputs: NodeT) -> Permissions | None:
         """Who may what on the node, for advice on a right that is missing; None: it can't be read."""
@@ -213,6 +216,21 @@ class ApiWork(Work[NodeT, OutputsT]):
         if key not in _READINGS:
             _READINGS[key] = self.api(inputs).get(path, wanted)
         return _READINGS[key]
+
+
+def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
+    """What a command says that root's session on the host carries out, and its exit status.
+
+    :raises UnreachableError: the connection was lost meanwhile.
+    """
+
+    async def said() -> str:
+        seconds = host.timeouts.api
+        async with ssh.connect(host) as session:
+            return await session.run("set", scripts.said_by(command, seconds), seconds + SPARE_SECONDS)
+
+    text, _, status = asyncio.run(said()).rstrip("\n").rpartition("\n")
+    return text, int(status)
 
 
 class Taken(NamedTuple):

@@ -23,7 +23,7 @@ from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import VmGpu
 from homelab.shapes import Record
-from homelab.vm.config import Change, VmCard, Wish, identity, noted_of, recorded, same_vm, undo
+from homelab.vm.config import Change, VmCard, Wish, identity, noted_of, ours_of, recorded, same_vm, undo
 
 
 @dataclass
@@ -106,7 +106,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             if any(use.by_address for use in vm.gpus):
                 return {}  # which of its options these are, its record will say: it reads the host
             host = self.host(inputs)
-            slots = {_mapping(key, entry["ours"]): str(entry.get("slot") or "") for key, entry in record.items()}
+            slots = {_mapping(key, ours_of(entry)): str(entry.get("slot") or "") for key, entry in record.items()}
             cards = [_kept(use, host.mapping_of(use.gpu), slots) for use in vm.gpus]
             own = _options_with(config, inputs)
             without_own = {key: value for key, value in config.items() if key not in own}
@@ -131,7 +131,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return not options <= self._noted(inputs, inputs.vmid, config, options)
 
     def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], options: set[str]) -> set[str]:
-        """The VM's options that this program set, by what it noted on the host: a state that was lost doesn't know them.
+        """The VM's options by which this program gave it the card, by what it noted on the host: a state that was lost doesn't know them. One that it has taken
+        over isn't among them: its owner had given the card by it.
 
         :param options: those that matter: where the host has noted them, no other is asked.
         :raises HomelabError: a node doesn't answer, and the VM may have come from there.
@@ -139,20 +140,24 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         if not options:
             return set()
         name = ledger.of_vm(vmid)
-        record, restore = noted_of(config, dict(asyncio.run(noted_by(self.stack, inputs.host, name))))
-        found = {*record, *restore}
+        found = _given(config, asyncio.run(noted_by(self.stack, inputs.host, name)), inputs)
         if options <= found:
             return found
         notes = asyncio.run(noted_by_peers(self.stack, inputs.host, name))
         for noted in notes.found.values():
-            record, restore = noted_of(config, dict(noted))
-            found |= {*record, *restore}
+            found |= _given(config, noted, inputs)
         if not options <= found:
             notes.require_all(
                 f"VM {vmid}",
                 "a card that this program gave a VM is taken out of it when another one gets it; one that its owner gave it stays",
             )
         return found
+
+
+def _given(config: dict[str, str], noted: Mapping[str, Any], inputs: GpuLease.Inputs) -> set[str]:
+    record, restore = noted_of(config, dict(noted))
+    before = {key: str(entry.get("before") or "") for key, entry in {**restore, **record}.items()}
+    return set(before) - set(_options_with(before, inputs))
 
 
 def _options_with(config: dict[str, str], inputs: GpuLease.Inputs) -> list[str]:
@@ -170,9 +175,9 @@ def _kept(use: VmGpu, mapping: str, slots: Mapping[str, str]) -> VmCard:
     return VmCard(**about)
 
 
-def _mapping(option: str, value: object) -> str:
+def _mapping(option: str, value: str | None) -> str:
     """The mapping that an option names; empty: none."""
-    return parse(option, str(value)).get("mapping", "") if option.startswith("hostpci") else ""
+    return parse(option, value or "").get("mapping", "") if option.startswith("hostpci") else ""
 
 
 def _noted_options(config: dict[str, str], noted: Mapping[str, Any]) -> dict[str, str]:
@@ -180,4 +185,4 @@ def _noted_options(config: dict[str, str], noted: Mapping[str, Any]) -> dict[str
     if not same_vm(str(noted.get("identity", "")), identity(config)):
         return {}
     entries = {**noted.get("restore", {}), **noted.get("record", {})}
-    return {key: str(entry["ours"]) for key, entry in entries.items()}
+    return {key: ours_of(entry) or "" for key, entry in entries.items()}

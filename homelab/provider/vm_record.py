@@ -28,11 +28,14 @@ from homelab.vm.config import (
     check,
     drift,
     identity,
+    left_as_changed,
     may_be_ours,
     noted_of,
+    ours_of,
     recorded,
     same_vm,
     strings,
+    taken_over,
     undo,
 )
 
@@ -98,9 +101,11 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             else:
                 record, restore, came_from = await self._noted(inputs, config, facts)
                 generation = 0
-            wish = wish_of(inputs, may_replace_raw=bool(host.api and host.api.is_root), facts=facts)
+            wish = wish_of(inputs, facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
+            asked, told = taken_over(config, wish, record, guests, inputs.node)
+            errors, notes = [*errors, *asked], [*told, *notes]
             mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
             raise_all(
                 [*gates.readable(facts), *gates.listed(facts, host), *errors, *ha.refused_under_ha(facts, host, mine)]
@@ -110,7 +115,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             left = {
                 key: entry
                 for key, entry in {**restore, **given_back}.items()
-                if key not in made and same(key, config.get(key), entry["ours"])
+                if key not in made and same(key, config.get(key), ours_of(entry))
             }
             if made or left:
                 about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}
@@ -190,6 +195,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 if _is_another(outputs, machine.config()):
                     tell(f"{inputs.vm}: VM {inputs.vmid} isn't the VM that was given its cards: it stays as it is")
                 else:
+                    for line in left_as_changed(machine.config(), owned):
+                        tell(f"{inputs.vm}: note: {line}")
                     machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
@@ -279,7 +286,7 @@ async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str])
         await safety_copy.forget(session, inputs.vmid, inputs.vm, noted)
 
 
-def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts | None = None) -> Wish:
+def wish_of(inputs: VmRecord.Inputs, facts: HostFacts) -> Wish:
     """The inputs as what `vm_config` takes.
 
     :param facts: the host, which knows the cards' names.
@@ -287,9 +294,8 @@ def wish_of(inputs: VmRecord.Inputs, *, may_replace_raw: bool, facts: HostFacts 
     return Wish(
         inputs.vm,
         inputs.vmid,
-        [VmCard(**card, called=facts.card(str(card["slot"])) if facts else "") for card in inputs.cards],
+        [VmCard(**card, called=facts.card(str(card["slot"]))) for card in inputs.cards],
         inputs.machine,
         inputs.display,
         inputs.shared_onboot,
-        may_replace_raw,
     )

@@ -553,6 +553,15 @@ def start_log(vmid: int, since: int, *, boot: str = "", ours: str = "", off: boo
     return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=ours, OFF=off_word)
 
 
+def said_by(command: Sequence[str], seconds: int) -> str:
+    """What runs one command of the host as root: its output is what the command said, and in its last line its exit status.
+
+    :param seconds: how long it may take.
+    """
+    line = f"LC_ALL=C timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
+    return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
+
+
 def read_log(lines: int) -> str:
     """Standard input of read_log.sh, with the verb `read_system`.
 

@@ -120,7 +120,7 @@ class ApiAccess(Model):
     token_secret: Secret | None = None
     """The token's secret, as an encrypted value."""
     user: Plain | None = None
-    """A user with its realm, such as `root@pam`, instead of a token. Only `root@pam` may use `byAddress` and `romfile`."""
+    """A user with its realm, such as `root@pam`, instead of a token."""
     password: Secret | None = None
     """The user's password, as an encrypted value."""
     ca_file: LocalPath | None = None

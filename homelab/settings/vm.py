@@ -47,9 +47,13 @@ class VmGpu(Model):
     pcie: bool = True
     """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: Plain | None = None
-    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM. Only `root@pam` may set it."""
+    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM. Proxmox VE lets root alone set it: it is done over SSH."""
     by_address: bool = False
-    """`true`: name the card by its PCI address, without a mapping. Only `root@pam` may do that."""
+    """`true`: name the card by its PCI address, without a mapping. Proxmox VE lets root alone do that: it is done over SSH."""
+    take_over: bool = False
+    """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program may replace it. The mapping takes the address's
+    place, the line's other options stay (what is set here otherwise than by default counts over them), and `pulumi destroy` puts the line back as it was.
+    `homelab init` sets it."""
     legacy_igd: bool = False
     """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`). Needs the machine model `pc`, with `pcie: false`,
     and `display: none`."""
@@ -66,7 +70,7 @@ class VmGpu(Model):
 
     def as_inputs(self) -> dict[str, object]:
         """For resources. What came after version 1.0 is left out where nobody has set it: a state of that version has the same inputs."""
-        later = {"legacy_igd": self.legacy_igd, "driver": self.driver != "vfio"}
+        later = {"legacy_igd": self.legacy_igd, "driver": self.driver != "vfio", "take_over": self.take_over}
         return self.model_dump(mode="json", exclude={name for name, is_set in later.items() if not is_set})
 
     @model_validator(mode="before")

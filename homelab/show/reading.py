@@ -11,7 +11,7 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Gpu, Host, Vm, VmGpu
 from homelab.show import traits
-from homelab.show.cards import ShownCard, ShownGuest, group_of, in_slot
+from homelab.show.cards import ShownCard, ShownGuest, Traits, group_of, in_slot
 
 VFIO = "vfio-pci"
 THE_DRIVER = "the host's driver"
@@ -81,7 +81,7 @@ def _wanted(
         place = slots.get(gpu) or about.address or f"gpus.{gpu}"
         before = found.get(place) or ShownCard(place, _unread(about.match, place, gpu), NOT_READ)
         guests = [
-            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(_kept(use, about, facts)))
+            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(_kept(use, about, facts), _now(before, vm.vmid)))
             for name, vm in vms.items()
             for use in vm.gpus
             if use.gpu == gpu
@@ -108,6 +108,11 @@ def _wanted(
             about=traits.wanted_of_card(facts if place in found else None, place, about, before.about),
         )
     return [found[place] for place in sorted(found)]
+
+
+def _now(card: ShownCard, vmid: int) -> Traits:
+    """How a VM has a card by now."""
+    return next((one.about or () for one in card.guests if (one.kind, one.id) == ("VM", vmid)), ())
 
 
 def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:

@@ -163,8 +163,11 @@ def of_guest(options: Sequence[Mapping[str, str]]) -> Traits:
     return tuple(found.items())
 
 
-def wanted_of_guest(use: VmGpu) -> Traits:
-    """The same by its settings."""
+def wanted_of_guest(use: VmGpu, now: Traits = ()) -> Traits:
+    """The same by its settings.
+
+    :param now: as it is; of an option that is taken over, that stays.
+    """
     values = {
         "driver": use.driver,
         "legacy-igd": str(int(use.legacy_igd)),
@@ -172,4 +175,4 @@ def wanted_of_guest(use: VmGpu) -> Traits:
         "romfile": use.romfile or "",
         "x-vga": str(int(use.x_vga)),
     }
-    return of_guest([values])
+    return tuple({**dict(now if use.take_over else ()), **dict(of_guest([values]))}.items())

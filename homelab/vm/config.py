@@ -1,23 +1,25 @@
 """A VM's configuration: what it is to be for its cards, what stands against that, and how it becomes what it was. Pure.
 
 A *record* is what this program changed: key -> `{"ours": value, "before": value or None}`, a hostpci option's with the `slot` of
-its card. It is kept in Pulumi's state before anything is changed, so that nothing is lost whatever happens then.
+its card. An empty `ours`: the key was taken away. It is kept in Pulumi's state before anything is changed, so that nothing is lost whatever happens then.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.errors import HomelabError, unlocking
-from homelab.host.facts import CardUser
-from homelab.properties import overlap, parse, same
+from homelab.host.facts import CardUser, Guests
+from homelab.properties import TRUE, address, functions_of, overlap, parse, same, slot_of
 from homelab.shapes import Record
 
 # PVE::QemuServer::PCI: hostpci0 to hostpci15.
 SLOTS = 16
+# Of a hostpci option's options, those that count for each of its devices.
+_OF_EACH = ("pcie", "driver")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class VmCard:
     by_address: bool = False
     legacy_igd: bool = False
     driver: str = "vfio"
+    take_over: bool = False
     # As messages call it (host/names.py), where the host was read.
     called: str = field(default="", compare=False)
 
@@ -50,6 +53,20 @@ class VmCard:
         parts += [f"romfile={self.romfile}"] if self.romfile else []
         return ",".join([*parts, "x-vga=1"] if self.x_vga else parts)
 
+    def in_place_of(self, line: str, *, first: bool = True) -> str:
+        """The value instead of its owner's own one: with that one's options, but for what the settings say otherwise than by default.
+
+        :param first: is the card the line's first device? All options but `pcie` and `driver` are of that one alone (PVE::QemuServer::PCI, print_hostpci_devices).
+        """
+        options = parse("hostpci", line)
+        kept = {key: options[key] for key in options if key not in ("host", "mapping") and (first or key in _OF_EACH)}
+        own = parse("hostpci", self.hostpci)
+        place = "host" if self.by_address else "mapping"
+        kept |= {key: value for key, value in own.items() if key not in (place, "pcie")}
+        if not self.pcie:
+            kept.pop("pcie", None)
+        return ",".join([f"{place}={own[place]}", *(f"{key}={value}" for key, value in kept.items())])
+
     def is_in(self, option: str, value: str) -> bool:
         """Does a hostpci option give this card, by whichever form?"""
         found = parse(option, value)
@@ -58,7 +75,7 @@ class VmCard:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the settings want of a VM. `vm`: its name there; `may_replace_raw`: are we root@pam itself?"""
+    """What the settings want of a VM. `vm`: its name there."""
 
     vm: str
     vmid: int
@@ -66,7 +83,6 @@ class Wish:
     machine: str | None = None
     display: str = "keep"
     shared_onboot: bool = False
-    may_replace_raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +107,13 @@ def strings(config: dict[str, Any]) -> dict[str, str]:
 
 # -- what is wanted --------------------------------------------------------------------------------------------------
 def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]:
-    """Key -> value that the VM is to have.
+    """Key -> value that the VM is to have; empty: it is not to have the key.
 
     :param record: of an earlier change; a card keeps its hostpci number.
     """
     keys = _hostpci_keys(config, wish.cards, record)
-    found = {key: card.hostpci for key, card in keys.items()}
+    found = {key: _hostpci(key, card, config, record) for key, card in keys.items()}
+    found |= {key: "" for key in _further(config, wish.cards, record) if key not in found}
     if wish.machine and "q35" not in _machine(config):
         found["machine"] = wish.machine
     if wish.machine and "machine" in record:
@@ -114,8 +131,8 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
 
     Its mapping counts first: that is the same card's on every node of a cluster, where its slot may be another card's.
     """
-    hostpci = {key: value for key, value in config.items() if key.startswith("hostpci")}
-    ours = {key: str(entry["ours"]) for key, entry in record.items() if key.startswith("hostpci")}
+    hostpci = _hostpci_of(config)
+    ours = {key: ours_of(entry) or "" for key, entry in record.items() if key.startswith("hostpci")}
     chosen: dict[str, VmCard] = {}
 
     def by_mapping(card: VmCard) -> list[str]:
@@ -124,8 +141,11 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
         return found + [key for key, value in ours.items() if parse(key, value).get("mapping") == card.mapping]
 
     def by_slot(card: VmCard) -> list[str]:
-        found = [key for key, entry in record.items() if entry.get("slot") == card.slot]
-        return found + [key for values in (hostpci, ours) for key, value in values.items() if card.is_in(key, value)]
+        found = [key for key, entry in record.items() if entry.get("slot") == card.slot and ours_of(entry)]
+        mine = [[(key, value) for key, value in values.items() if card.is_in(key, value)] for values in (hostpci, ours)]
+        # Of several lines of the owner's, for a function each, that of the first function is the card's.
+        mine[0].sort(key=lambda one: min(functions_of(parse(*one).get("host", "")), default=""))
+        return found + [key for values in mine for key, _ in values]
 
     for places in (by_mapping, by_slot):
         for card in cards:
@@ -134,7 +154,7 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
                 chosen[key] = card
     for card in cards:
         if card not in chosen.values():
-            taken = {*hostpci, *chosen}
+            taken = {*hostpci, *chosen, *ours}
             free = next((f"hostpci{number}" for number in range(SLOTS) if f"hostpci{number}" not in taken), None)
             if free is None:
                 raise HomelabError(
@@ -145,6 +165,49 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
                 )
             chosen[free] = card
     return chosen
+
+
+def _hostpci_of(config: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in config.items() if key.startswith("hostpci")}
+
+
+def _hostpci(key: str, card: VmCard, config: dict[str, str], record: Record) -> str:
+    """A card's option: of one that is taken over, as its owner's own line had it."""
+    if not card.take_over:
+        return card.hostpci
+    lines = sorted(owners_lines(config, card, record).items(), key=lambda pair: pair[0] != key)
+    mine = [line for _, line in lines]
+    if not mine:
+        return card.hostpci
+    devices = functions_of(parse(key, mine[0]).get("host", ""))
+    return card.in_place_of(mine[0], first=not devices or overlap(devices[0], card.slot))
+
+
+def owners_lines(config: dict[str, str], card: VmCard, record: Record) -> dict[str, str]:
+    """The options by which its owner gave a VM the card, as they are or, where this program has changed them, as they were."""
+    lines = {key: value for key, value in _hostpci_of(config).items() if key not in record}
+    lines |= {key: str(entry["before"]) for key, entry in record.items() if entry.get("before")}
+    return {key: line for key, line in lines.items() if key.startswith("hostpci") and card.is_in(key, line)}
+
+
+def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
+    """Options beside a card's own by which its owner gave it, with the card: a line for each function, such as that of its sound. They go, since the card's
+    own one has all of its functions, and come back with it.
+    """
+    found = {}
+    for card in cards:
+        for key, entry in record.items():
+            if key.startswith("hostpci") and not ours_of(entry) and overlap(str(entry.get("slot") or ""), card.slot):
+                found[key] = card
+        for key, value in _hostpci_of(config).items() if card.take_over else ():
+            if key not in record and overlap(parse(key, value).get("host", ""), card.slot):
+                found[key] = card
+    return found
+
+
+def ours_of(entry: Mapping[str, str | None]) -> str | None:
+    """What a record's entry has set; None: it has taken the key away."""
+    return entry.get("ours") or None
 
 
 def _machine(config: dict[str, str]) -> str:
@@ -163,12 +226,13 @@ def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record
     A value that already was as wanted isn't this program's, and is left alone later.
     """
     want = wanted(config, wish, record)
-    slots = {key: {"slot": card.slot} for key, card in _hostpci_keys(config, wish.cards, record).items()}
+    cards = _further(config, wish.cards, record) | _hostpci_keys(config, wish.cards, record)
+    slots = {key: {"slot": card.slot} for key, card in cards.items()}
     made: Record = {}
     for key, value in want.items():
         if key in record:
             made[key] = {"ours": value, "before": record[key].get("before"), **slots.get(key, {})}
-        elif not same(key, config.get(key), value):
+        elif not same(key, config.get(key), value or None):
             made[key] = {"ours": value, "before": config.get(key), **slots.get(key, {})}
     return made, {key: entry for key, entry in record.items() if key not in want}
 
@@ -176,9 +240,11 @@ def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record
 # -- changes ---------------------------------------------------------------------------------------------------------
 def change_to(config: dict[str, str], record: Record, restore: Record) -> Change:
     """What is to be written so that `record` holds and `restore` is given back."""
-    values = {key: str(e["ours"]) for key, e in record.items() if not same(key, config.get(key), e["ours"])}
+    ours = {key: ours_of(entry) for key, entry in record.items()}
+    values = {key: value for key, value in ours.items() if value and not same(key, config.get(key), value)}
+    gone = [key for key, value in ours.items() if value is None and key in config]
     back = undo(config, restore)
-    return Change({**back.values, **values}, [key for key in back.delete if key not in values])
+    return Change({**back.values, **values}, [*(key for key in back.delete if key not in values), *gone])
 
 
 def undo(config: dict[str, str], record: Record) -> Change:
@@ -186,11 +252,11 @@ def undo(config: dict[str, str], record: Record) -> Change:
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
-        if key in config and same(key, config[key], entry["ours"]):
-            if entry.get("before") is None:
-                delete.append(key)
-            else:
+        if same(key, config.get(key), ours_of(entry)):
+            if entry.get("before"):
                 values[key] = str(entry["before"])
+            elif key in config:
+                delete.append(key)
     return Change(values, delete)
 
 
@@ -214,7 +280,7 @@ def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Reco
     if noted is None or not same_vm(str(noted.get("identity", "")), identity(config)):
         return {}, {}
     kept = [
-        {key: entry for key, entry in noted.get(part, {}).items() if same(key, config.get(key), entry["ours"])}
+        {key: entry for key, entry in noted.get(part, {}).items() if same(key, config.get(key), ours_of(entry))}
         for part in ("record", "restore")
     ]
     return kept[0], kept[1]
@@ -227,12 +293,23 @@ def may_be_ours(config: dict[str, str]) -> bool:
     )
 
 
+def left_as_changed(config: dict[str, str], record: Record) -> list[str]:
+    """What `undo` leaves as it is, since somebody has changed it, though it was another thing before this program came."""
+    return [
+        f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program it was {entry['before']})"
+        for key, entry in record.items()
+        if entry.get("before")
+        and not same(key, config.get(key), ours_of(entry))
+        and not same(key, config.get(key), entry["before"])
+    ]
+
+
 def drift(config: dict[str, str], record: Record) -> list[str]:
     """How a VM differs from what was recorded, a line each."""
     return [
-        f"{key} is {config.get(key, 'not there')} instead of {entry['ours']}"
+        f"{key} is {config.get(key, 'not there')} instead of {ours_of(entry) or 'not there'}"
         for key, entry in record.items()
-        if not same(key, config.get(key), entry["ours"])
+        if not same(key, config.get(key), ours_of(entry))
     ]
 
 
@@ -243,7 +320,7 @@ def check(config: dict[str, str], wish: Wish, users: dict[str, list[CardUser]]) 
     :param users: card's name -> the VMs that have it, this one included.
     """
     name = f"VM {wish.vmid} ({config.get('name', wish.vm)})"
-    errors = [*_state(config, name), *_model(config, wish, name), *_raw(config, wish, name)]
+    errors = [*_state(config, name), *_model(config, wish, name)]
     notes = _remarks(config, wish, name)
     for card in wish.cards:
         others = [user for user in users.get(card.gpu, []) if user.vmid != wish.vmid]
@@ -289,7 +366,8 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
                 next="change the machine to i440fx under the VM's hardware (the guest sees other devices then), or take legacyIgd out",
             )
         ]
-    if wish.machine or "q35" in _machine(config) or not any(card.pcie for card in wish.cards):
+    given = [_hostpci(key, card, config, {}) for key, card in _hostpci_keys(config, wish.cards, {}).items()]
+    if wish.machine or "q35" in _machine(config) or not any(_on_pcie(value) for value in given):
         return []
     return [
         HomelabError(
@@ -302,22 +380,93 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
     ]
 
 
-def _raw(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
-    """A token can't replace a device that was given by its address."""
-    return [
-        HomelabError(
-            wanted=f"{card.gpu} given to {name} by its mapping",
-            found=f"{key}: {value}, set by hand",
-            why="in Proxmox VE only root@pam with a password may replace a device that is given by its address",
-            next=f"remove it once (`qm set {wish.vmid} --delete {key}`), or give api.user: root@pam and api.password",
-        )
-        for card in wish.cards
-        for key, value in config.items()
-        if key.startswith("hostpci")
-        and overlap(parse(key, value).get("host", ""), card.slot)
-        and not same(key, value, card.hostpci)
-        and not wish.may_replace_raw
-    ]
+def _on_pcie(value: str) -> bool:
+    return parse("hostpci", value).get("pcie", "").lower() in TRUE
+
+
+def taken_over(
+    config: dict[str, str], wish: Wish, record: Record, guests: Guests, node: str
+) -> tuple[list[HomelabError], list[str]]:
+    """What stands against making this program's what the VM's owner gave it a card by, and what is to be said of it.
+
+    :param record: of an earlier change.
+    :param guests: the host's, with its mappings.
+    :param node: the host's name in Proxmox VE.
+    """
+    name = f"VM {wish.vmid} ({config.get('name', wish.vm)})"
+    want, errors, notes = wanted(config, wish, record), list[HomelabError](), list[str]()
+    for key, value in _hostpci_of(config).items():
+        host = parse(key, value).get("host", "")
+        cards = [card for card in wish.cards if overlap(host, card.slot)]
+        known = key in record and same(key, value, ours_of(record[key]))
+        if known or not cards or same(key, value, want.get(key) or None):
+            continue
+        beyond = [part for part in functions_of(host) if not any(_covers(card, part) for card in wish.cards)]
+        asked = [card for card in cards if not card.take_over]
+        if asked:
+            errors.append(_not_asked(wish, name, asked[0], key, value))
+        elif beyond:
+            errors.append(_more_than_the_card(config, wish, name, cards[0], key, beyond))
+        else:
+            notes.append(f"{name}: {key}: {value} was set by hand: it is noted, and put back as it is on destroy")
+    for key, value in _hostpci_of(config).items():
+        mapping = parse(key, value).get("mapping")
+        path = ";".join(guests.places_of(parse(key, value), node)) if mapping and key not in record else ""
+        errors += [
+            _mapped_otherwise(name, card, key, value)
+            for card in wish.cards
+            if mapping != card.mapping and overlap(path, card.slot)
+        ]
+    return errors, notes
+
+
+def _mapped_otherwise(name: str, card: VmCard, key: str, value: str) -> HomelabError:
+    mapping = parse(key, value)["mapping"]
+    return HomelabError(
+        wanted=f"{card.gpu} given to {name} by the mapping {card.mapping}",
+        found=f"{key}: {value}, set by hand: {mapping} is a mapping of the same card",
+        why="with both, the VM would be given the card twice, and wouldn't start",
+        next=f"set mapping: {mapping} for the host's gpus.{card.gpu}, which homelab init does: that mapping is used then, and stays",
+    )
+
+
+def is_roots_alone(value: str) -> bool:
+    """Does Proxmox VE let root@pam alone set, change or take away such a hostpci option, and no token (PVE::API2::Qemu, check_hostpci_perm)?"""
+    options = parse("hostpci", value)
+    return "mapping" not in options or "romfile" in options
+
+
+def _covers(card: VmCard, part: str) -> bool:
+    return any(part == own or part.startswith(f"{own}.") for own in functions_of(card.slot))
+
+
+def _not_asked(wish: Wish, name: str, card: VmCard, key: str, value: str) -> HomelabError:
+    return HomelabError(
+        wanted=f"{card.gpu} given to {name}",
+        found=f"{key}: {value}, set by hand",
+        why="that line is not this program's. It is changed with your consent only: then the mapping takes the address's place, the line's other options stay, and "
+        "`pulumi destroy` puts the line back as it was",
+        next=f"set takeOver: true for the card (vms.{wish.vm}.gpus: {{gpu: {card.gpu}, takeOver: true}}), which homelab init does; or take {card.gpu} out of "
+        f"vms.{wish.vm}.gpus, and the VM keeps it as it is",
+    )
+
+
+def _more_than_the_card(
+    config: dict[str, str], wish: Wish, name: str, card: VmCard, key: str, beyond: list[str]
+) -> HomelabError:
+    line = config[key]
+    host, comma, options = line.removeprefix("host=").partition(",")
+    left = ";".join(part for part in host.split(";") if address(part) not in beyond)
+    free = next((f"hostpci{number}" for number in range(SLOTS) if f"hostpci{number}" not in config), "hostpciN")
+    functions = [part for part in beyond if slot_of(part) in map(slot_of, functions_of(card.slot))]
+    apart = f"give the rest an option of its own, while the VM is off: `qm set {wish.vmid} --{key} '{left}{comma}{options}' --{free} '{';'.join(beyond)},pcie=1'`"
+    named = f"name those of its functions that the VM is to have in the host's gpus.{card.gpu}.functions"
+    return HomelabError(
+        wanted=f"{key} of {name} taken over for {card.gpu}",
+        found=f"{key}: {line}, which gives the VM more than {card.gpu} ({card.slot}): {', '.join(beyond)}",
+        why="the mapping stands for that card alone: the VM would lose the rest",
+        next=named if functions else apart,
+    )
 
 
 def _held(name: str, card: VmCard, others: Iterable[CardUser]) -> list[HomelabError]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from homelab.errors import HomelabError
 from homelab.host import fabric, gates, graphics, options
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, noted_in
 from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan, Record
 from homelab.vm import files, safety
-from homelab.vm.config import Change, VmCard, Wish, change_to, check, recorded
+from homelab.vm.config import Change, VmCard, Wish, change_to, check, noted_of, recorded, taken_over
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
@@ -68,7 +68,6 @@ def describe(
             vm.machine,
             vm.display,
             vm.allow_shared_onboot,
-            _root(host),
         )
         away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
         if away is not None:
@@ -83,8 +82,10 @@ def describe(
             users = {card.gpu: facts.guests.users_of(card.slot, host.node or name) for card in wish.cards}
             others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
             found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
-            errors += found
-            lines += [_line(guest, vm, config, wish, vm.vmid in facts.guests.running)]
+            record, _ = noted_of(config, noted_in(facts.ledger, f"vm/{vm.vmid}"))
+            asked, told = taken_over(config, wish, record, facts.guests, host.node or name)
+            errors, notes = [*errors, *found, *asked], [*told, *notes]
+            lines += [_line(guest, vm, config, wish, record, vm.vmid in facts.guests.running)]
             lines += [f"    {said}" for said in safety.planned(vm, facts)]
             lines += [
                 f"    {other} runs with a card of it now: refused, unless it was given by this stack"
@@ -151,14 +152,8 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
     return errors
 
 
-def _root(host: Host) -> bool:
-    return bool(host.api and host.api.is_root)
-
-
-def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, running: bool) -> str:
-    nothing: Record = {}
-    made, _ = recorded(config, wish, nothing)
-    change = change_to(config, made, nothing)
+def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, record: Record, running: bool) -> str:
+    change = change_to(config, recorded(config, wish, record)[0], {})
     told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
     power = "; it is shut down and started again" if running and change else ""
     line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"

@@ -1,6 +1,7 @@
 """A host that somebody configured by hand: what is done is recognised, and only the rest is added.
 
-One that has half of it, or is to be taken over: tests/scripts/test_on_a_host.py (`half-bound`, `bound-by-hand`).
+One that has half of it, or is to be taken over: tests/scripts/test_on_a_host.py (`half-bound`, `bound-by-hand`). What may come in between when a VM's lines are
+taken over: tests/lab/test_taken_over.py.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.e2e.conftest import Stack
+from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, with_card
 
 
@@ -42,3 +44,37 @@ update-initramfs -u -k all; update-grub
     stack.destroy_as_left()
     given_back(stack, changed)
     assert "hostpci3: pcie=1,mapping=rtx5090" in conf(stack, 103) and power_calls(stack, mark) == []
+
+
+BY_HAND = "hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=5090.rom"
+
+
+def test_a_card_that_a_vm_has_by_hand_is_taken_over_and_given_back_as_it_was(by_init: Callable[..., Stack]) -> None:
+    """From `init`, whose token may write no such line, to `destroy`."""
+    stack = by_init(
+        "bound-by-hand",
+        ("What is rtx5090", ENTER),  # VM 103 has it, and is preselected
+        ("What is radeon-graphics", ENTER),
+        ("Install NVIDIA's driver in VM 103", ENTER),
+        first=f"qm stop 103; qm set 103 --{BY_HAND.replace(': ', ' ')}; qm start 103",
+    )
+    assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
+    stock, before, mark = stack.lab.snapshot(), conf(stack, 103), stack.lab.mark()
+    assert BY_HAND in before and with_card(stack)["0000:01:00.0"] == 103
+    # Without the yes nothing is changed, neither by a preview nor by an `up`.
+    stack.config["homelab:vms"]["sandbox"]["gpus"] = ["rtx5090"]
+    refused = stack.preview(ok=False)
+    assert f"{BY_HAND}, set by hand" in refused.output and "takeOver: true" in refused.output
+    assert "--delete" not in refused.output
+    stack.config["homelab:vms"]["sandbox"]["gpus"] = [{"gpu": "rtx5090", "takeOver": True}]
+    shown = stack.preview().output
+    ours = "hostpci0: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+    assert f"- {BY_HAND}" in shown and f"+ {ours}" in shown and "put back as it is on destroy" in shown
+    assert (conf(stack, 103), power_calls(stack, mark)) == (before, [])
+    stack.up()
+    assert ours in conf(stack, 103) and with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    mark = stack.lab.mark()
+    assert stack.up("--refresh").changed == set() and power_calls(stack, mark) == []
+    stack.destroy_as_left()
+    assert conf(stack, 103) == before and with_card(stack)["0000:01:00.0"] == 103
+    given_back(stack, stock)

@@ -168,7 +168,6 @@ def held_card(lab: Lab) -> list[str]:
             {"rtx5090": "0000:01:00"},
             {},
         ),
-        may_replace_raw=True,
     )
     config = facts.guests.config(104)
     assert config is not None
@@ -255,8 +254,10 @@ ROWS: dict[str, Row] = {
     "a VM that sleeps": Row(
         "bound-by-hand", all_of(on_host("qm stop 103"), with_lock("qemu-server/103", "suspended")), of_vms()
     ),
-    "a card given by its address": Row(
-        "bound-by-hand", on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"), of_vms()
+    "a card given in one line with another device": Row(
+        "bound-by-hand",
+        on_host("qm stop 103; qm set 103 --hostpci0 '0000:01:00;0000:06:00,pcie=1,x-vga=1'"),
+        of_vms(gpus=[{"gpu": "rtx5090", "takeOver": True}]),
     ),
     "two VMs that start with the host": Row("bound-by-hand", on_host(f"qm stop 103; {SECOND_VM}"), of_vms()),
     "a card that runs in another VM": Row(

@@ -432,6 +432,41 @@ def test_a_card_for_a_vm() -> None:
     )
 
 
+SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"
+TAKEN = [{"gpu": "rtx5090", "takeOver": True}]
+NOTE = json.dumps(
+    {
+        "identity": "",
+        "record": {"hostpci0": {"ours": "mapping=rtx5090,pcie=1,x-vga=1", "before": "01:00,pcie=1,x-vga=1", "slot": "0000:01:00"}},
+    }
+)  # fmt: skip
+HAND_MADE: dict[str, tuple[str, dict[str, Any], str | None, list[Any]]] = {
+    "a raw line": ("hostpci0: 0000:01:00,pcie=1,x-vga=1,romfile=a.rom\n", {}, None, TAKEN),
+    "a line for each function": ("hostpci0: 01:00.0,pcie=1\nhostpci1: 01:00.1,pcie=1\n", {}, None, TAKEN),
+    "a mapping of its own": ("hostpci0: mapping=gpu0,pcie=1,x-vga=1\n", {}, "gpu0", TAKEN),
+    "a mapping as this program would write it": ("hostpci0: mapping=gpu0,pcie=1\n", {}, "gpu0", ["rtx5090"]),
+    "a stack that was lost": ("hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n", {"ledger": {"vm/103": NOTE}}, None, TAKEN),
+    "another card": ("hostpci0: 0000:05:00,pcie=1\n", {}, None, ["rtx5090"]),
+}
+
+
+@pytest.mark.parametrize("case", HAND_MADE)
+def test_what_a_vm_has_by_hand_is_proposed_to_be_taken_over(case: str) -> None:
+    line, more, mapping, expected = HAND_MADE[case]
+    configs = [{"kind": "vm", "id": 103, "lines": SANDBOX_LINES + line}]
+    entry = "gpu0\n\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3\n"
+    facts = host(guests={**GUESTS, "configs": configs, "mappings": entry if mapping else ""}, **more)
+    decided = Choices({"0000:01:00": Use("vm", (103,))})
+    made = proposed(decided, facts=facts)
+    assert made.refused == []
+    assert any("put back as it is on destroy" in said for said in made.remarks) is (":00" in line and expected == TAKEN)
+    assert config(made)["homelab:vms"]["sandbox"]["gpus"] == expected
+    assert config(made)["homelab:hosts"]["pve"]["gpus"]["rtx5090"].get("mapping") == mapping
+    # Settings that have the card without that: the yes is added, and once.
+    plain = re.sub(r"\n *takeOver: true", "", made.text)
+    assert config(proposed(decided, plain, facts)) == config(made) == config(proposed(decided, made.text, facts))
+
+
 def test_a_ballooning_vm_takes_one_privilege_more() -> None:
     configs = [{"kind": "vm", "id": 103, "lines": "name: Sandbox\nmachine: q35\nmemory: 16384\nballoon: 4096\n"}]
     made = proposed(Choices({"0000:01:00": Use("vm", (103,))}), facts=host(guests={**GUESTS, "configs": configs}))

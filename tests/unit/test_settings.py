@@ -212,14 +212,6 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
     "one card twice": (with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
     "one id twice": (with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
     "an id that can't be": (with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
-    "an address by a token": (
-        with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "byAddress": True}]}}),
-        "root@pam's alone",
-    ),
-    "a ROM file by a token": (
-        with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "x.rom"}]}}),
-        "root@pam's alone",
-    ),
     "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
     "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
     "an address without prefix": (

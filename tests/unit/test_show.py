@@ -133,6 +133,7 @@ def set_of(
         ({}, {}, {"card_states": asleep("0", "on", "bus")}, ["reset: bus", "sleep: kept awake (no D3cold)", "VM 103 (Sandbox)"]),
         ({}, {"romfile": "card.rom"}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ romfile: card.rom"]),
         ({}, {}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "- romfile: old.rom"]),
+        ({}, {"takeOver": True}, {"hostpci": ",romfile=old.rom,x-vga=1"}, ["reset: flr, bus", "VM 103 (Sandbox)", "romfile: old.rom", "x-vga: on"]),
         ({}, {"romfile": "new.rom"}, {"hostpci": ",romfile=old.rom"}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "~ romfile: old.rom → new.rom"]),
         ({}, {"driver": "keep"}, {"hostpci": ",driver=keep"}, ["reset: flr, bus", "VM 103 (Sandbox)", "driver: keep"]),
         ({}, {"xVga": True, "rombar": False}, {}, ["reset: flr, bus", "~ VM 103 (Sandbox)", "+ rombar: off", "+ x-vga: on"]),

@@ -6,13 +6,28 @@ from typing import Any
 
 import pytest
 
-from homelab.host.facts import CardUser
+from homelab.errors import HomelabError
+from homelab.host.facts import CardUser, Guests
 from homelab.properties import same
 from homelab.shapes import Record
-from homelab.vm.config import Change, VmCard, Wish, change_to, check, drift, recorded, undo
+from homelab.vm.config import (
+    Change,
+    VmCard,
+    Wish,
+    change_to,
+    check,
+    drift,
+    is_roots_alone,
+    left_as_changed,
+    noted_of,
+    recorded,
+    taken_over,
+    undo,
+)
 
 FIRST = VmCard("first", "first", "0000:01:00")
 SECOND = VmCard("second", "second", "0000:41:00")
+OWN = VmCard("first", "first", "0000:01:00", take_over=True)
 Q35 = {"name": "Sandbox", "machine": "pc-q35-9.2", "bios": "ovmf", "memory": "32768"}
 
 
@@ -121,6 +136,144 @@ def test_what_somebody_else_has_changed_since_is_not_taken_back() -> None:
     assert undo({}, record) == Change()
 
 
+MAPPINGS = (
+    "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
+)
+
+
+def asked(config: dict[str, str], wanted: Wish, record: Record | None = None) -> tuple[list[HomelabError], list[str]]:
+    guests = Guests(running=frozenset(), configs=[], mappings=MAPPINGS, reservations="")
+    return taken_over(config, wanted, record or {}, guests, "pve")
+
+
+# What its owner gave a VM a card by -> what it becomes, with takeOver.
+BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
+    "with a screen and a ROM": (
+        {"hostpci0": "0000:01:00,pcie=1,x-vga=1,romfile=3060.rom"},
+        [OWN],
+        {"hostpci0": "mapping=first,pcie=1,x-vga=1,romfile=3060.rom"},
+    ),
+    "with ids and a mediated device": (
+        {"hostpci2": "host=01:00,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"},
+        [OWN],
+        {"hostpci2": "mapping=first,sub-vendor-id=0x1043,mdev=nvidia-63,rombar=0"},
+    ),
+    "options before the address": ({"hostpci0": "pcie=1,host=01:00.0"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    "by a mapping of the same name": (
+        {"hostpci0": "mapping=first,x-vga=1"},
+        [OWN],
+        {"hostpci0": "mapping=first,x-vga=1"},
+    ),
+    "the settings say otherwise": (
+        {"hostpci0": "01:00,pcie=1,x-vga=1,romfile=old.rom"},
+        [VmCard("first", "first", "0000:01:00", take_over=True, pcie=False, romfile="new.rom", driver="keep")],
+        {"hostpci0": "mapping=first,x-vga=1,romfile=new.rom,driver=keep"},
+    ),
+    "a line for each function": (
+        {"hostpci0": "01:00.1,pcie=1", "hostpci1": "0000:01:00.0,pcie=1,x-vga=1", "hostpci2": "05:00.0"},
+        [OWN],
+        {"hostpci1": "mapping=first,pcie=1,x-vga=1", "hostpci2": "05:00.0"},
+    ),
+    "all functions in one line": ({"hostpci0": "01:00.0;01:00.1,pcie=1"}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+    "two cards in one line": (
+        {"hostpci0": "01:00;41:00,pcie=1,romfile=a.rom"},
+        [OWN, VmCard("second", "second", "0000:41:00", take_over=True)],
+        {"hostpci0": "mapping=first,pcie=1,romfile=a.rom", "hostpci1": "mapping=second,pcie=1"},
+    ),
+    "by its address all the same": (
+        {"hostpci0": "01:00,pcie=1,x-vga=1"},
+        [VmCard("first", "first", "0000:01:00", take_over=True, by_address=True)],
+        {"hostpci0": "01:00,pcie=1,x-vga=1"},
+    ),
+    "a card that nobody gave it": ({}, [OWN], {"hostpci0": "mapping=first,pcie=1"}),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_a_line_set_by_hand_is_taken_over_and_given_back_as_it_was(case: str) -> None:
+    by_hand, cards, expected = BY_HAND[case]
+    config, wanted = Q35 | by_hand, wish(*cards)
+    assert asked(config, wanted)[0] == []
+    record, _ = recorded(config, wanted, {})
+    change = change_to(config, record, {})
+    after = {key: value for key, value in (config | change.values).items() if key not in change.delete}
+    assert after == Q35 | expected
+    # Nothing else comes of it later, also by what the host has noted, or with another card.
+    noted, _ = noted_of(after, {"record": record, "restore": {}, "identity": ""})
+    assert noted == record and recorded(after, wanted, record) == (record, {}) and drift(after, record) == []
+    assert asked(after, wanted, record) == ([], [])
+    more = wish(*cards, VmCard("third", "third", "0000:61:00"))
+    grown, left = recorded(after, more, record)
+    assert (left, {key: grown[key] for key in record}) == ({}, record)
+    assert not {key for key in grown if key not in record} & {*config, *after}
+    back = undo(after, record)
+    assert {key: value for key, value in (after | back.values).items() if key not in back.delete} == config
+    # The card goes and the VM stays: the same.
+    _, restore = recorded(after, wish(), record)
+    assert change_to(after, {}, restore) == back
+
+
+def test_of_a_card_that_was_taken_over_the_others_changes_stay_and_are_told() -> None:
+    config = Q35 | {"hostpci0": "01:00.0,pcie=1", "hostpci1": "01:00.1", "hostpci2": "05:00"}
+    record, _ = recorded(config, wish(OWN), {})
+    changed = Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1", "hostpci1": "06:00", "hostpci2": "07:00"}
+    assert undo(changed, record) == Change()
+    assert [line.split(",")[0] for line in left_as_changed(changed, record)] == [
+        "hostpci0 is mapping=first",
+        "hostpci1 is 06:00",
+    ]
+    assert left_as_changed(config, record) == [], "a snapshot was returned to: it has its lines"
+
+
+NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
+    "without a yes": ("01:00,pcie=1,x-vga=1", FIRST, "vms.sandbox.gpus: {gpu: first, takeOver: true}"),
+    "by address, otherwise": ("01:00,pcie=1,x-vga=1", VmCard("first", "first", "0000:01:00", by_address=True), "takeOver: true"),
+    "with another device": (
+        "0000:01:00;0000:02:00.0,pcie=1,x-vga=1",
+        OWN,
+        "`qm set 103 --hostpci0 '0000:01:00,pcie=1,x-vga=1' --hostpci1 '0000:02:00.0,pcie=1'`",
+    ),
+    "with more functions": (
+        "01:00,pcie=1",
+        VmCard("first", "first", "0000:01:00.0;0000:01:00.1", take_over=True),
+        "gpus.first.functions",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN_OVER)
+def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
+    line, card, said = NOT_TAKEN_OVER[case]
+    (error,), notes = asked(Q35 | {"hostpci0": line}, wish(card))
+    assert said in error.next and line in error.found and "--delete" not in error.next
+    assert notes == []
+
+
+def test_a_mapping_by_hand_under_another_name_is_used_instead_of_a_second_one() -> None:
+    config = Q35 | {"hostpci1": "mapping=gpu0,pcie=1,x-vga=1"}
+    (error,), _ = asked(config, wish(OWN))
+    assert "set mapping: gpu0 for the host's gpus.first" in error.next
+    named = VmCard("first", "gpu0", "0000:01:00", take_over=True)
+    assert asked(config, wish(named)) == ([], []) and recorded(config, wish(named), {})[0] == {}
+    # Another card's, and one that this program has set under its former name.
+    assert asked(config, wish(SECOND)) == ([], [])
+    record: Record = {"hostpci1": {"ours": config["hostpci1"], "before": None, "slot": "0000:01:00"}}
+    assert asked(config, wish(OWN), record) == ([], [])
+
+
+def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
+    record: Record = {"hostpci0": {"ours": "host=0000:01:00,pcie=1", "before": None, "slot": "0000:01:00"}}
+    assert asked(Q35 | {"hostpci0": "0000:01:00,pcie=1"}, wish(FIRST), record) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("value", "alone"),
+    [("mapping=a,pcie=1", False), ("mapping=a,romfile=x.rom", True), ("01:00", True), ("pcie=1,host=01:00", True)],
+)
+def test_only_root_may_set_an_address_or_a_rom(value: str, alone: bool) -> None:
+    assert is_roots_alone(value) is alone
+
+
 def test_drift_names_what_is_and_what_should_be() -> None:
     record: Record = {"hostpci0": {"ours": "mapping=first,pcie=1", "before": None}}
     assert drift({"hostpci0": "pcie=1,mapping=first"}, record) == []
@@ -145,7 +298,6 @@ REFUSED: dict[str, tuple[dict[str, str], Wish, list[CardUser], str]] = {
     "i440fx": ({"name": "old"}, wish(FIRST), [], "vms.sandbox.machine: q35"),
     "held": (Q35, wish(FIRST), [user(running=True)], "VM 104 (gaming) runs with it"),
     "both at boot": (Q35 | {"onboot": "1"}, wish(FIRST), [user(onboot=True)], "allowSharedOnboot"),
-    "by hand, by address": (Q35 | {"hostpci0": "01:00,pcie=1"}, wish(FIRST), [], "qm set 103 --delete hostpci0"),
 }
 
 
@@ -163,7 +315,7 @@ ALLOWED: dict[str, tuple[dict[str, str], Wish, list[CardUser]]] = {
     "both at boot, and accepted": (Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), [user(onboot=True)]),
     "i440fx without PCI Express": ({}, wish(VmCard("first", "first", "0000:01:00", pcie=False)), []),
     "i440fx that is to become q35": ({}, wish(FIRST, machine="q35"), []),
-    "by address, replaced by root": (Q35 | {"hostpci0": "01:00"}, wish(FIRST, may_replace_raw=True), []),
+    "i440fx, with a line of its owner's without PCI Express": ({"hostpci0": "01:00"}, wish(OWN), []),
     "no card": ({}, wish(), []),
 }
 

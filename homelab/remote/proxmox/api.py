@@ -14,14 +14,14 @@ import copy
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import requests
 from proxmoxer.core import ResourceException
 
 from homelab import rights
-from homelab.errors import elsewhere, unlocking
+from homelab.errors import UnreachableError, elsewhere, unlocking
 from homelab.remote.proxmox.connection import Connection, connected, no_answer
 from homelab.remote.proxmox.errors import (
     ApiError,
@@ -65,6 +65,8 @@ _LEADS_ELSEWHERE = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_CONTENT = "no content"  # a task that has said nothing yet
+# What pvesh says besides when it changes a VM (PVE::API2::Qemu, PVE::Tools::lock_file).
+_BESIDES = ("update VM ", "trying to acquire lock", " OK")
 _WAITED = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
@@ -84,7 +86,8 @@ class Api:
     """One host's API.
 
     `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users and roles, for advice on a
-    missing right; None: they can't be read. `patience`: seconds that an outage may last.
+    missing right; None: they can't be read. `patience`: seconds that an outage may last. `root`: carries a command out as root on the host; what it said,
+    and its exit status.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class Api:
         clock: Clock | None = None,
         access: Callable[[], rights.Permissions | None] | None = None,
         patience: float = OUTAGE_SECONDS,
+        root: Callable[[Sequence[str]], tuple[str, int]] | None = None,
     ) -> None:
         self.node = node
         self.host = host
         self.clock = clock or Clock()
         self._access = access
         self._patience = patience
+        self._root = root
         self._followed: set[str] = set()
         self._connection: Connection = self._repeated(lambda: connected(host), repeatable=True)
 
@@ -126,17 +131,20 @@ class Api:
         """
         return self._ask("post", path, wanted, parameters)
 
-    def put(self, path: str, wanted: str, /, *, repeatable: bool = False, **parameters: Any) -> Any:
+    def put(
+        self, path: str, wanted: str, /, *, repeatable: bool = False, as_root: bool = False, **parameters: Any
+    ) -> Any:
         """PUT. One with a `digest` is sent again when its answer was lost and nothing has been changed.
 
         :param repeatable: it may be carried out twice.
+        :param as_root: not by the API's user, who may not, but by root's session on the host.
         :raises ApiError: UnansweredError where it may have been carried out.
         """
         digest = parameters.get("digest")
         began = self.clock.now()
         while True:
             try:
-                return self._ask("put", path, wanted, parameters, repeatable=repeatable)
+                return self._ask("put", path, wanted, parameters, repeatable=repeatable, as_root=as_root)
             except UnansweredError:
                 late = self.clock.now() - began > self._patience
                 if digest is None or late or self.get(path, wanted).get("digest") != digest:
@@ -151,10 +159,22 @@ class Api:
         return self._ask("delete", path, wanted, parameters)
 
     def _ask(
-        self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], *, repeatable: bool = False
+        self,
+        verb: str,
+        path: str,
+        wanted: str,
+        parameters: Mapping[str, object],
+        *,
+        repeatable: bool = False,
+        as_root: bool = False,
     ) -> Any:
+        def ask() -> Any:
+            if as_root:
+                return self._set_as_root(path, wanted, parameters)
+            return self._request(verb, path, wanted, parameters)
+
         try:
-            return self._repeated(lambda: self._request(verb, path, wanted, parameters), repeatable=repeatable)
+            return self._repeated(ask, repeatable=repeatable)
         except ApiError as error:
             raise self._completed(error, path) from error
 
@@ -170,6 +190,26 @@ class Api:
             raise self._refused(verb, path, wanted, parameters, error) from error
         except requests.exceptions.RequestException as error:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
+
+    @property
+    def is_roots(self) -> bool:
+        """Is the API's user root@pam itself, who may do all?"""
+        return bool(self.host.api and self.host.api.is_root)
+
+    def _set_as_root(self, path: str, wanted: str, parameters: Mapping[str, object]) -> None:
+        """One try, with pvesh, which is root@pam, and goes to another node by itself."""
+        assert self._root is not None
+        options = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
+        try:
+            said, status = self._root(["pvesh", "set", f"/{path}", *options])
+        except UnreachableError as error:
+            raise UnansweredError(
+                wanted=wanted, found=error.found, why=error.why, next=error.next, status=0, reason=error.found
+            ) from error
+        if status != 0:
+            lines = [line for line in said.splitlines() if line.strip() and not line.startswith(_BESIDES)]
+            reason = plain("\n".join(lines))
+            raise explained(wanted, f"pvesh, as root, ends with {status}: {reason}", "root@pam", 500, reason)
 
     def _repeated(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
         """What `ask` answers, asked again where that is safe."""

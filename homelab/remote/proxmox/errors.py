@@ -177,7 +177,7 @@ def _other(who: str, status: int, reason: str) -> tuple[str, str]:
     if "only root can set" in reason or "only root@pam can" in reason.replace("\\", ""):
         return (
             f"in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as {who}",
-            "use the card through its mapping (leave `byAddress` and `romfile` out), or give api.user: root@pam and api.password",
+            "leave out what it names, or give api.user: root@pam and api.password",
         )
     if "hostname lookup" in reason:
         return (

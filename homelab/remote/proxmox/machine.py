@@ -7,7 +7,7 @@ it, the change is taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from homelab.remote.proxmox.errors import (
     UnansweredError,
 )
 from homelab.text import tell
-from homelab.vm.config import Change, identity, strings
+from homelab.vm.config import Change, identity, is_roots_alone, strings
 
 # A guest that is still booting ignores the power button: it is pressed again, this often.
 PRESS_SECONDS = 60
@@ -147,11 +147,11 @@ class Machine:
         found: dict[str, Any] = self._get("/config", f"to read the configuration of {self.label}")
         return found
 
-    def _get(self, below: str, wanted: str) -> Any:
+    def _get(self, below: str, wanted: str, **parameters: Any) -> Any:
         """A GET below its path; where HA has moved it since this asked HA for something, on the node that it is on now."""
         while True:
             try:
-                return self._api.get(f"{self._path}{below}", wanted)
+                return self._api.get(f"{self._path}{below}", wanted, **parameters)
             except ElsewhereError as error:
                 if not self._asked_ha or not error.node:
                     raise
@@ -250,7 +250,7 @@ class Machine:
         change = target(before)
         if change:
             try:
-                self._put(change, read["digest"])
+                self._put(change, before, read["digest"])
             except (ChangedMeanwhileError, UnansweredError):
                 # It may have been carried out, and only the answer was lost: then nothing is left to be written.
                 if target(self.config()):
@@ -261,13 +261,28 @@ class Machine:
                 self.say(f"{key} removed")
         return before, change
 
-    def _put(self, change: Change, digest: str | None) -> None:
+    def _put(self, change: Change, before: Mapping[str, str], digest: str | None) -> None:
         parameters: dict[str, Any] = dict(change.values)
         if change.delete:
             parameters["delete"] = ",".join(change.delete)
         if digest is not None:
             parameters["digest"] = digest
-        self._api.put(f"{self._path}/config", f"to change {', '.join(change.keys)} of {self.label}", **parameters)
+        wanted = f"to change {', '.join(change.keys)} of {self.label}"
+        self._api.put(f"{self._path}/config", wanted, as_root=self._takes_root(change, before), **parameters)
+
+    def _takes_root(self, change: Change, before: Mapping[str, str]) -> bool:
+        """Is it root's alone to make this change, or to take it back? That goes by the values in force, too, not only by those that wait.
+
+        :param before: the configuration, with what waits.
+        """
+        devices = [key for key in change.keys if key.startswith("hostpci")]
+        if not devices or self._api.is_roots:
+            return False
+        wanted = f"to read what {self.label} has"
+        in_force = strings(self._get("/config", wanted, current=1))
+        return any(
+            is_roots_alone(one[key]) for one in (in_force, before, change.values) for key in devices if key in one
+        )
 
     def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
         try:
@@ -283,6 +298,7 @@ class Machine:
                     f"{self._path}/config",
                     f"to take back what waits for {self.label}",
                     repeatable=True,
+                    as_root=self._takes_root(change, before),
                     revert=",".join(change.keys),
                 )
             self._have_ha_keep_it()

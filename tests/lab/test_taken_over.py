@@ -1,0 +1,241 @@
+"""A card that a VM has by its owner's own lines: replaced with its options kept, and given back byte for byte, whatever happens in between.
+
+What becomes of which line: tests/unit/test_vm_config.py. From `init` to `destroy`: tests/e2e/test_by_hand.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.provider import vm_record
+from homelab.provider.gpu_lease import GpuLeaseWork
+from homelab.provider.vm_change import VmChangeWork
+from homelab.provider.vm_record import VmRecordWork
+from homelab.remote import ssh
+from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox.machine import Machine
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.gpu_lease import GpuLease
+from homelab.resources.vm_change import VmChange
+from homelab.resources.vm_record import VmRecord
+from lab import Lab
+from tests.lab.test_proxmox_api import host_of, map_card
+
+NODE, VM, SLOT = "pve", 103, "0000:01:00"
+CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
+LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,romfile=5090.rom"}
+OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+SHUTDOWN = ShutdownInputs(timeout=1, otherwise="fail")
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.start("bound-by-hand", state=tmp_path_factory.mktemp("taken-over") / "lab") as started:
+        yield started
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """VM 103 runs with the card, by a line for each function, and has a snapshot with other ones. VM 104, which is off, has it by hand as well."""
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    map_card(shared_lab)
+    lines = " ".join(f"--{key} {value}" for key, value in LINES.items())
+    done = shared_lab.run(
+        f"qm stop {VM}; qm set {VM} --hostpci0 {SLOT}; qm snapshot {VM} before; qm set {VM} {lines}; qm start {VM}; "
+        f"qm create 104 --name gaming --machine q35 --memory 2048 --hostpci0 {SLOT},pcie=1; qm status {VM}"
+    )
+    assert "running" in done.stdout, done.stderr
+    yield shared_lab
+    shared_lab.reset()
+
+
+class Run:
+    """The resources of one stack, as the engine drives them; the state is kept in between, unless it is lost."""
+
+    def __init__(self, lab: Lab, **card: Any) -> None:
+        host = host_of(lab).model_dump(mode="json", by_alias=True)
+        host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+        vms = {"sandbox": {"host": NODE, "vmid": VM, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}}
+        self.stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
+        self.about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": VM, "power": "keep"}
+        self.about["shutdown"] = SHUTDOWN
+        self.inputs = VmRecord.Inputs(
+            **self.about, cards=[{**CARD, **card}], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
+        )  # fmt: skip
+        self.lease = GpuLease.Inputs(
+            host=NODE, node=NODE, mapping="rtx5090", slot=SLOT, vm="sandbox", vmid=VM, shutdown=SHUTDOWN
+        )
+        self.leased = GpuLease.Outputs(by_hand=False)
+        self.noted: VmRecord.Outputs | None = None
+
+    def up(self) -> None:
+        if self.noted is None:
+            self.leased = GpuLeaseWork(self.stack).create(self.lease)
+        work = VmRecordWork(self.stack)
+        self.noted = (
+            work.create(self.inputs) if self.noted is None else work.update(self.inputs, self.inputs, self.noted)
+        )
+        VmChangeWork(self.stack).create(
+            VmChange.Inputs(
+                **self.about, record=self.noted.record, restore=self.noted.restore, running=self.noted.running, generation=0
+            )
+        )  # fmt: skip
+
+    def destroy(self) -> None:
+        assert self.noted is not None
+        VmRecordWork(self.stack).delete(self.inputs, self.noted)
+        GpuLeaseWork(self.stack).delete(self.lease, self.leased)
+
+
+def conf(lab: Lab, vmid: int = VM) -> str:
+    return (lab.root / f"etc/pve/qemu-server/{vmid}.conf").read_text()
+
+
+def in_force(lab: Lab) -> list[str]:
+    return [line for line in conf(lab).partition("\n[")[0].splitlines() if line.startswith("hostpci")]
+
+
+def notes(lab: Lab) -> list[str]:
+    folder = lab.root / "var/lib/homelab/ledger/vm"
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def runs_with_card(lab: Lab) -> bool:
+    reserved = (lab.root / "run/qemu-server/pci-id-reservations").read_text()
+    return all(f"{SLOT}.{number} {VM} " in reserved for number in (0, 1))
+
+
+def power(lab: Lab, mark: Any) -> list[str]:
+    calls = [call for call in lab.api_calls(mark) if call["method"] == "POST" and "/status/" in call["path"]]
+    return [call["path"].rpartition("/")[2] for call in calls]
+
+
+def test_a_token_is_enough_and_all_of_it_comes_back(lab: Lab) -> None:
+    before, others, run, mark = conf(lab), conf(lab, 104), Run(lab), lab.mark()
+    run.up()
+    assert in_force(lab) == [OURS] and runs_with_card(lab) and power(lab, mark) == ["shutdown", "start"]
+    assert before.partition("\n[before]")[2] == conf(lab).partition("\n[before]")[2] != ""
+    mark = lab.mark()
+    run.up()
+    assert in_force(lab) == [OURS] and power(lab, mark) == []
+    run.destroy()
+    assert (conf(lab), conf(lab, 104), notes(lab)) == (before, others, [])
+    assert runs_with_card(lab)
+
+
+def test_without_a_yes_nothing_is_changed(lab: Lab) -> None:
+    before, mark = conf(lab), lab.mark()
+    with pytest.raises(HomelabError, match="takeOver: true"):
+        Run(lab, take_over=False).up()
+    assert (conf(lab), notes(lab), power(lab, mark)) == (before, [], [])
+
+
+def test_a_rom_of_the_settings_and_an_address_are_set_by_root_for_a_token(lab: Lab) -> None:
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+    before, run = conf(lab), Run(lab, take_over=False, by_address=True, romfile="5090.rom")
+    run.up()
+    assert in_force(lab) == [f"hostpci0: host={SLOT},pcie=1,romfile=5090.rom"]
+    run.destroy()
+    assert (conf(lab), notes(lab)) == (before, [])
+
+
+KILLED: dict[str, tuple[type[Any], str]] = {
+    "before it is noted": (ssh.Session, "run"),
+    "between the note and the change": (VmChangeWork, "create"),
+    "before the change": (Machine, "_put"),
+    "before the shutdown": (Machine, "_restart"),
+    "before the start": (Machine, "start"),
+}
+
+
+@pytest.mark.parametrize("state", ["kept", "lost"])
+@pytest.mark.parametrize("when", KILLED)
+def test_a_run_that_is_killed_loses_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, when: str, state: str) -> None:
+    before, run = conf(lab), Run(lab)
+    owner, name = KILLED[when]
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(owner, name, killed)
+        run.up()
+    if state == "lost":
+        run = Run(lab)
+    run.up()
+    assert in_force(lab) == [OURS] and runs_with_card(lab)
+    run.destroy()
+    assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+def test_a_state_that_is_lost_is_taken_over_again_with_what_was_there_at_first(lab: Lab) -> None:
+    before = conf(lab)
+    Run(lab).up()
+    again, mark = Run(lab), lab.mark()
+    again.up()
+    assert in_force(lab) == [OURS] and power(lab, mark) == []
+    again.destroy()
+    assert (conf(lab), notes(lab)) == (before, []), "its lease leaves it, too: its owner had given the card"
+
+
+def test_a_guest_that_wont_go_off_keeps_its_lines(lab: Lab) -> None:
+    before = conf(lab)
+    lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(HomelabError, match="it is still on"):
+        Run(lab).up()
+    assert conf(lab) == before
+
+
+def test_a_start_that_fails_has_its_lines_back(lab: Lab) -> None:
+    lab.fault("task-fails", "qmstart=out of luck")
+    with pytest.raises(HomelabError, match="has its old configuration back"):
+        Run(lab).up()
+    assert in_force(lab) == [f"{key}: {value}" for key, value in LINES.items()]
+
+
+@pytest.mark.parametrize(("fault", "times"), [("config-lock", 2), ("foreign-change", 1)])
+def test_what_gets_in_the_way_of_root_is_outlasted(lab: Lab, fault: str, times: int) -> None:
+    lab.fault(fault, times)
+    Run(lab).up()
+    assert in_force(lab) == [OURS]
+
+
+def test_what_root_is_refused_is_said_in_proxmox_ves_words(lab: Lab) -> None:
+    before, run = conf(lab), Run(lab)
+    run.inputs = dataclasses.replace(run.inputs, cards=[{**CARD, "mapping": "no mapping's id"}])
+    with pytest.raises(HomelabError) as error:
+        run.up()
+    assert "pvesh, as root, ends with" in error.value.found and "mapping" in error.value.found
+    assert conf(lab) == before
+
+
+def test_what_its_owner_has_changed_since_stays_and_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, said = Run(lab), list[str]()
+    run.up()
+    changed = "mapping=rtx5090,pcie=1,romfile=better.rom"
+    lab.run(f"qm stop {VM}; qm set {VM} --hostpci2 {changed}")
+    monkeypatch.setattr(vm_record, "tell", said.append)
+    assert VmRecordWork(run.stack).read(run.inputs, run.noted).drift  # type: ignore[arg-type]
+    run.destroy()
+    assert f"hostpci2: {changed}" in in_force(lab)
+    assert any(changed in line and LINES["hostpci2"] in line for line in said), said
+
+
+def test_a_snapshot_that_is_returned_to_is_taken_over_anew_and_comes_back(lab: Lab) -> None:
+    before, run = conf(lab), Run(lab)
+    run.up()
+    lab.run(f"qm stop {VM}; qm rollback {VM} before")
+    run.up()
+    assert [line for line in in_force(lab) if SLOT in line] == []
+    run.destroy()
+    assert in_force(lab) == [line for line in before.splitlines() if line.startswith("hostpci")][: len(LINES)]
