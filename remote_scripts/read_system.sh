@@ -91,8 +91,8 @@ find_cards() {
     find_linked "$device/driver"
     driver=$LINKED slot=${device##*/}
     if [[ $driver == vfio-pci && -n $ours$STAYING ]]; then
-      # What somebody else gives to vfio-pci as well stays there.
-      if names_device "$given" "$device" || has_override "$slot"; then continue; fi
+      # What somebody else gives to vfio-pci as well stays there, unless it is taken from ids (homelab/host/released.py).
+      if has_override "$slot" || { [[ " $STAYING " != *" ${slot%.*} "* ]] && names_device "$given" "$device"; }; then continue; fi
       find_ids "$device"
       [[ $ours != *",$slot=$FOUND_IDS,"* ]] || driver=released
     fi

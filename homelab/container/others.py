@@ -44,7 +44,11 @@ def shared(
         address = makers.shown(card)["address"]
         device = facts.by_address.get(address)
         where = f"gpus.{gpu} ({facts.card(card['slot'])}) for containers.{name}"
-        ours = device is not None and device.driver == "vfio-pci" and address in bound_by_word(facts.cmdline.running)
+        bound = device is not None and device.driver == "vfio-pci"
+        # What somebody else has bound, and that would stay so, is refused before (host/gates.py).
+        ours = bound and (
+            address in bound_by_word(facts.cmdline.running) or facts.kept_by_hand(facts.by_address[address])
+        )
         if device is None:
             errors.append(_gone(where, address))
         elif ours and after_boot:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from homelab.container import engines, libraries, makers, others
 from homelab.errors import HomelabError, unlocking
-from homelab.host import gates
+from homelab.host import gates, released
 from homelab.host.classes import NVIDIA
 from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
@@ -92,9 +92,11 @@ def want_slots(want: Wanted, use: str) -> list[str]:
 
 
 def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
-    """Is it this program that has bound the card to vfio-pci, and do the settings give it back to the host's driver?"""
+    """Do the settings give the card back to the host's driver, and has this program bound it to vfio-pci, or does it take it from who has?"""
     ours = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
-    return slot in ours and slot in (*want_slots(want, "lxc"), *want_slots(want, "host"), *want_slots(want, "shared"))
+    taken = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
+    stays = slot in (*want_slots(want, "lxc"), *want_slots(want, "host"), *want_slots(want, "shared"))
+    return stays and (slot in ours or taken)
 
 
 def numbers(name: str, container: Container, found: DriverCards, want: Wanted) -> tuple[list[int], list[HomelabError]]:

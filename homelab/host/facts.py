@@ -652,8 +652,12 @@ class HostFacts(Fact):
 
     def named_at_next_boot(self, device: Device) -> bool:
         """Does other configuration than this program's name the function from the host's next start on, with or without effect?"""
-        by_ids = self._named(device, [self.vfio_ids, *_ids_by_word(self.cmdline.others).values()])
+        by_ids = self._named(device, [self.vfio_ids, *self.ids_by_others().values()])
         return by_ids or self.has_override(device)
+
+    def ids_by_others(self) -> dict[str, str]:
+        """Words of others that give ids to vfio-pci from the host's next start on -> the ids."""
+        return _ids_by_word(self.cmdline.others)
 
     def has_override(self, device: Device) -> bool:
         """Does driverctl put the function on vfio-pci at each start?"""

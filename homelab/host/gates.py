@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
-from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, remapping, resets
+from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, released, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.devices import Device
 from homelab.host.facts import CardUser, HostFacts, Vital, bound_by_word
@@ -471,11 +471,21 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
     return errors
 
 
-def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, which it leaves alone."""
+def by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, unless it may take the card from that (takeOver)."""
+    return [
+        error
+        for name, slot in slots.items()
+        if host.gpus[name].use != "vm"
+        for error in _bound_by_hand(facts, host, name, slot, slots)
+    ]
+
+
+def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]) -> list[HomelabError]:
     # Also one that our word binds as well (takeOver): that configuration binds it as soon as our word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
-    if not bound:
+    gpu, kept = host.gpus[name], released.kept_bound(facts, host, slots, bound)
+    if not bound or (host.take_over and not kept):
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
@@ -491,9 +501,15 @@ def by_hand(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-            found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}",
+            found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}"
+            + (f"; {kept}" if kept and host.take_over else ""),
             why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
-            next=f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
+            next=(
+                ""
+                if kept
+                else "set takeOver: true for the host: a word of this program's then counts instead, until `pulumi destroy`; or "
+            )
+            + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
     ]
 
@@ -524,13 +540,13 @@ def without_hook(
 
 
 def _still_with(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
-    if not users or not facts.bound_by_us(slot):
+    if not users or not (facts.bound_by_us(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
         return []
     first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
-            found=f"it is bound for VMs (homelab.vfio), and {_naming(facts, slot, users)}",
+            found=f"it is bound for VMs, and {_naming(facts, slot, users)}",
             why=_COMES_FIRST,
             next=_out_first(facts, slot, users, first, f"set use: {gpu.use}"),
         )
@@ -575,9 +591,15 @@ _COMES_FIRST = (
 
 def _naming(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
     """Which VMs have the card, by which options."""
-    node = facts.cluster.node
-    options = {user: ", ".join(facts.options_of(slot, user.vmid, node)) for user in users}
-    return "; ".join(f"{user} has it ({keys or 'it runs with it'})" for user, keys in options.items())
+    options = {user: ", ".join(_lines_of(facts, slot, user)) for user in users}
+    return "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
+
+
+def _lines_of(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
+    """The options by which a VM has the card, as they stand there."""
+    config = facts.guests.config(user.vmid)
+    keys = facts.options_of(slot, user.vmid, facts.cluster.node)
+    return [f"{key}: {config.values.get(key) or config.now[key]}" for key in keys] if config else []
 
 
 def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, then: str) -> str:
@@ -601,7 +623,7 @@ def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, t
 
 def _by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
     keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
-    command = f" (`qm set {user.vmid} --delete {keys}`)" if keys else ""
+    command = f"; note that line, which nothing else keeps: `qm set {user.vmid} --delete {keys}`" if keys else ""
     return f"shut {user} down, if it runs, and take the card out of it{command}"
 
 
@@ -715,6 +737,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         *vgpu_host(facts, host),
         *unresolved,
     ]
+    errors += by_hand(facts, host, slots)
     for name, slot in slots.items():
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
@@ -741,7 +764,7 @@ GIVEN = (
     console,
     containers,
 )
-STAYING = (by_hand, taken_out)
+STAYING = (taken_out,)
 # Of one that a VM takes in turn, both: while it is away, and while it is with the host.
 HANDED_OVER = (
     handed_over,
@@ -755,7 +778,6 @@ HANDED_OVER = (
     vital,
     remapping.one_to_one,
     console,
-    by_hand,
 )
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
@@ -771,6 +793,7 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
         *_keyboards(facts, given),
         *fabric.remarks(facts, given),
         *(said for name, slot in slots.items() if name not in given for said in _stays_bound(facts, name, slot)),
+        *(said for name, slot in slots.items() if name not in given for said in _taken_back(facts, host, name, slots)),
     ]
 
 
@@ -855,6 +878,18 @@ def _stays_bound(facts: HostFacts, name: str, slot: str) -> list[str]:
         else "driverctl, a script, or a VM that had it"
     )
     return [f"gpus.{name}: {', '.join(bound)} is on vfio-pci, not by this program, and stays there: {where}"]
+
+
+def _taken_back(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
+    """A card that stays, and that a word of ours takes from what somebody else has configured."""
+    bound = [device for device in facts.functions(slots[name]) if facts.kept_by_hand(device)]
+    word = released.word(facts, host, slots)
+    if not bound or not word:
+        return []
+    return [
+        f"gpus.{name}: {', '.join(device.address for device in bound)} is on vfio-pci by {', '.join(facts.who_binds(bound))}: from the next start on {word} on the kernel "
+        "command line counts instead, until `pulumi destroy`; nothing else is changed there"
+    ]
 
 
 def nvidia_stays(facts: HostFacts, bound: set[str]) -> bool:

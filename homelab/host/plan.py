@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from homelab.errors import HomelabError, raise_all
-from homelab.host import consoles, gates, kernel_log, options, remapping, resets
+from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
 from homelab.host.facts import HostFacts, missing_words
 from homelab.host.reboot import in_short, stopping
@@ -69,7 +69,9 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     ours = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
         iommu_words=remapping.words(facts, host),
-        vfio_words=_vfio_words(facts, host, ours, set(functions)),
+        vfio_words=" ".join(
+            [_vfio_words(facts, host, ours, set(functions)), released.word(facts, host, slots)]
+        ).strip(),
         functions=functions,
         by_hand=by_hand,
         gpus={name: card_plan(facts, host, name, slot) for name, slot in slots.items()},

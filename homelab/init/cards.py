@@ -112,12 +112,12 @@ def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None
 
 
 def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) -> list[HomelabError]:
-    """What stands against giving the card to a VM (`use: vm`), or leaving it with the host's driver (`lxc`, `host`).
+    """What stands against giving the card to a VM (`use: vm`), or leaving it with the host's driver (`lxc`, `host`), with takeOver where that helps.
 
     :param more: of the card's settings.
     """
     gpu = Gpu.model_validate({**card.settings, "use": use, **more})
-    alone = host.model_copy(update={"gpus": {card.key: gpu}})
+    alone = host.model_copy(update={"gpus": {card.key: gpu}, "take_over": host.take_over or use != "vm"})
     errors = gates.check(facts, alone)[1]
     if use == "lxc" and not card.is_nvidia:
         shown = next(one for one in facts.functions(card.place) if one.is_display)

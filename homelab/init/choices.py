@@ -293,6 +293,9 @@ def settings_of(
         gpus[card.key] = about | {"use": use.setting}
     if gpus:
         host["gpus"] = gpus
+    staying = [place for place, use in choices.uses.items() if use.kind in ("lxc", "host")]
+    if any(facts.kept_by_hand(device) for place in staying for device in facts.functions(place)):
+        host["takeOver"] = True
     if choices.host_stack is not None and choices.host_stack.settings:
         host["nvidia"] = choices.host_stack.settings
     taken = [*_mapping(existing, "vms"), *_mapping(existing, "containers")]

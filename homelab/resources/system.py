@@ -103,9 +103,9 @@ def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
         host.nvidia,
         (probe,),
         passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
-        # One that was a VM's alone so far is on vfio-pci when this is read.
+        # One that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when this is read.
         staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
-        if host.hands_over
+        if host.hands_over or host.take_over
         else None,
     )
 

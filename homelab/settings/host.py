@@ -223,8 +223,9 @@ class Host(Model):
     downloads: dict[Name, Download] = {}
     """Files that Proxmox VE downloads for guests that are created, each under a name of your choice."""
     take_over: bool = False
-    """`true`: the program also binds what `vfio-pci.ids=` or a file in modprobe.d binds already. This leaves out a card on an external
-    port (Thunderbolt): it may appear late, and then only its id catches it."""
+    """`true`: what `vfio-pci.ids=` or a file in modprobe.d binds already becomes the program's matter. It also binds such a card itself; this leaves out one on an external
+    port (Thunderbolt), which may appear late, and then only its id catches it. And a card that stays with the host is taken from these ids, by a word that counts
+    instead of them until `pulumi destroy`; the files stay as they are."""
     boot_framebuffer: Literal["keep", "off"] = "keep"
     """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on to the memory of a card that goes
     to a VM and is the host's screen. The host then shows nothing on any screen from the boot menu on: have another way in first. Set it only if

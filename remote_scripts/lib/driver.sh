@@ -4,7 +4,7 @@
 # Needs: files, nvidia, kernel, links
 #
 # Gives: is_container; find_kernels TARGET -> KERNELS; find_module KERNEL -> MODULE_VERSION, MODULE_FLAVOUR; find_library SONAME -> LIBRARY,
-#   library_version, run_version; find_held -> HELD_CARDS; read_driver_note -> NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR, NOTED_TARGET; update_phase;
+#   library_version, run_version; find_held -> HELD_CARDS, FREE_CARD, BOUND_CARD; read_driver_note -> NOTED_VERSION, NOTED_SOURCE, NOTED_FLAVOUR, NOTED_TARGET; update_phase;
 #   is_wanted -> VERSION, is_version_wanted, has_libraries, lacking_libraries, fits VERSION; offered_json NAME...
 
 is_container() { [[ ${container:-} == lxc || -e $ROOT/run/systemd/container ]]; }
@@ -65,10 +65,11 @@ run_version() {
   library_version
 }
 
-# find_held - sets HELD_CARDS: of each of NVIDIA's cards that nouveau or its successor has, `ADDRESS DRIVER`.
+# find_held - sets HELD_CARDS: of each of NVIDIA's cards that nouveau or its successor has, `ADDRESS DRIVER`; FREE_CARD: yes where neither these nor
+# vfio-pci has one; BOUND_CARD: yes where vfio-pci has one.
 find_held() {
   local device class vendor
-  HELD_CARDS=()
+  HELD_CARDS=() FREE_CARD='' BOUND_CARD=''
   for device in "$ROOT"/sys/bus/pci/devices/*; do
     class='' vendor=''
     [[ ! -r $device/class ]] || read -r class <"$device/class" || :
@@ -76,7 +77,11 @@ find_held() {
     read -r vendor <"$device/vendor" || :
     [[ $vendor == 0x10de ]] || continue
     find_linked "$device/driver"
-    [[ $LINKED != nouveau && $LINKED != nova* ]] || HELD_CARDS+=("${device##*/} $LINKED")
+    case $LINKED in
+      nouveau | nova*) HELD_CARDS+=("${device##*/} $LINKED") ;;
+      vfio-pci) BOUND_CARD=yes ;;
+      *) FREE_CARD=yes ;;
+    esac
   done
 }
 

@@ -157,6 +157,63 @@ def bind(machine: Host, scenario: str) -> plan.Wanted:
     return want
 
 
+# Scenario -> how somebody has bound its card and a sound controller, the card's slot and id, the controller and its id.
+BY_HAND: dict[str, tuple[str, str, str, str, str]] = {
+    "bound-by-hand": (
+        """
+sed -i 's/ids=10de:2b85,/ids=1002:1640,10de:2b85,/' "$ROOT/etc/default/grub" "$ROOT/etc/modprobe.d/vfio.conf"
+update-initramfs -u -k all; update-grub""",
+        "0000:01:00",
+        "10de:2b85",
+        "0000:09:00.1",
+        "1002:1640",
+    ),
+    "intel-zfs": (
+        """
+sed -i '1s/$/ intel_iommu=on vfio-pci.ids=10de:2786,10de:22bc,8086:7ad0/' "$ROOT/etc/kernel/cmdline"
+echo vfio-pci >>"$ROOT/etc/initramfs-tools/modules"
+update-initramfs -u -k all; proxmox-boot-tool refresh""",
+        "0000:01:00",
+        "10de:2786",
+        "0000:00:1f.3",
+        "8086:7ad0",
+    ),
+}
+
+
+@pytest.mark.parametrize("scenario", BY_HAND)
+def test_a_card_that_ids_bind_by_hand_is_the_hosts_until_a_destroy(host: Callable[[str], Host], scenario: str) -> None:
+    """Nobody's file is edited: our word comes last, and counts."""
+    by_hand, slot, card, other, left = BY_HAND[scenario]
+    machine = host(scenario)
+    machine.bash(by_hand)
+    machine.restart()
+    stock, before = machine.files(), machine.drivers()
+    assert {before[f"{slot}.0"], before[f"{slot}.1"], before[other]} == {"vfio-pci"}
+    for use in ("lxc", "host"):
+        asked = settings({"card": {"match": card, "use": use}})
+        (error,) = gates.check(read(machine.machine), asked)[1]
+        assert error.next.startswith("set takeOver: true for the host")
+    wanted = settings({"card": {"match": card, "use": "host"}}, takeOver=True)
+    want = plan.wanted(read(machine.machine), wanted)
+    assert (want.vfio_words, want.functions) == (f"vfio-pci.ids={left}", {})
+    layers = layers_of(want)
+    for script in layers:
+        done = machine.run("apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+    machine.restart()
+    drivers = machine.drivers()
+    assert "vfio-pci" not in (drivers.get(f"{slot}.0"), drivers.get(f"{slot}.1")) and drivers[other] == "vfio-pci"
+    found = read(machine.machine)
+    assert plan.verify(found, wanted, want) == [] and plan.wanted(found, wanted) == want
+    assert {layer for layer, lines in plan.drift(found, want).items() if lines} == {"boot"}
+    for script in reversed(layers):
+        assert machine.run("revert", script).returncode == 0
+    assert machine.files() == stock
+    machine.restart()
+    assert machine.drivers() == before
+
+
 # Scenario -> what the refusal names, with the cards of its stack.
 REFUSED = {
     "crowded-group": "nvme0n1",

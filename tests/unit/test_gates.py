@@ -236,11 +236,12 @@ def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
     """Two runs: the host restarts before anything is taken out of a VM."""
     (error,) = gates.check(was_for_a_vm(), to_be(use))[1]
     assert f"use: {use}" in error.wanted
-    assert error.found.endswith("VM 103 (Sandbox) has it (hostpci0)")
+    assert error.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)")
     assert error.next == (
         "first set gpus.big.use: vm again, without a container, and take big out of the VM's gpus: `pulumi up` then takes it out of VM 103 "
         "(Sandbox). If it is still there after that (a VM had it before, or Pulumi's state doesn't know the VM any more), shut VM 103 (Sandbox) down, "
-        f"if it runs, and take the card out of it (`qm set 103 --delete hostpci0`). After that set use: {use}: a second `pulumi up` restarts the host"
+        f"if it runs, and take the card out of it; note that line, which nothing else keeps: `qm set 103 --delete hostpci0`. After that set use: {use}: a second "
+        "`pulumi up` restarts the host"
     )
     assert reasons(was_for_a_vm("name: Sandbox"), to_be(use)) == []
 
@@ -274,7 +275,10 @@ def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
     facts = was_for_a_vm()
     both = facts.guests.model_dump() | {"configs": [*facts.guests.model_dump()["configs"], other], "running": []}
     (error,) = gates.check(was_for_a_vm(guests=both), to_be())[1]
-    assert "VM 103 (Sandbox) has it (hostpci0); VM 104 (gaming) has it (hostpci0)" in error.found
+    assert (
+        "VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1); VM 104 (gaming) has it (hostpci0: mapping=big)"
+        in error.found
+    )
     assert error.next.startswith("first shut VM 104 (gaming) down") and "takes it out of VM 103" in error.next
     assert (
         error.next.index("104 --delete") < error.next.index("takes it out of VM 103") < error.next.index("103 --delete")
@@ -343,7 +347,9 @@ def test_a_vm_that_starts_with_the_host_has_the_hookscript_before_its_card_is_ha
     host = to_be(use, api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
     facts, cards = was_for_a_vm(f"{HAS}\nonboot: {onboot}"), {"big": "0000:01:00"}
     found = gates.without_hook(facts, host, cards, {"big": hooked})
-    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0)") for one in found] == [True] * closed
+    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
+        True
+    ] * closed
     assert all("After that set use: shared: a second `pulumi up`" in one.next for one in found)
     never = was_for_a_vm(f"{HAS}\nonboot: {onboot}", running="", configured="")
     assert gates.without_hook(never, host, cards, {"big": hooked}) == []
@@ -361,7 +367,9 @@ def test_ha_starts_a_vm_with_the_host_whatever_its_onboot(state: str, closed: bo
     host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
     under = {"node": "pve", "ha": {"resources": f"vm: 103\n\tstate {state}\n"}}
     found = gates.without_hook(was_for_a_vm(cluster=under), host, {"big": "0000:01:00"}, {})
-    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0)") for one in found] == [True] * closed
+    assert [one.found.endswith("VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1)") for one in found] == [
+        True
+    ] * closed
 
 
 @pytest.mark.parametrize("word", [WORD, "homelab.vfio=0000:01:00.1=10de:22e8"])
@@ -433,3 +441,93 @@ def test_a_card_whose_number_the_driver_doesnt_tell_may_be_any(
     facts = desktop(devices=devices, nvidia_minors=minors, guests=guests)
     errors = gates.containers(facts, "rtx5090", settings().gpus["rtx5090"], "0000:01:00")
     assert bool(errors) is closed
+
+
+# -- a card that ids bind by hand, and that stays with the host -----------------------------------------------------------
+IDS = "10de:2b85,10de:22e8"
+FILE = "/etc/modprobe.d/vfio.conf"
+
+
+def bound_by_ids(
+    *more: dict[str, Any], ids: str = IDS, file: str = FILE, words: str = "quiet", **changes: Any
+) -> HostFacts:
+    """By a file of somebody's, and words of somebody's; ``more``: other devices."""
+    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu()), *more]
+    cmdline = {"running": f"ro {words}", "configured": words, "others": words, "generated": ""}
+    usual = {"vfio_ids": ids, "vfio_files": {file: ids} if ids else {}, "cmdline": cmdline, "devices": devices}
+    return desktop(**(usual | changes))
+
+
+SOUND = device("0000:0c:00.0", "1022:15e3", "040300", 21, driver="vfio-pci")
+UNBOUND = device("0000:0c:00.0", "1022:15e3", "040300", 21, driver="snd_hda_intel")
+TWIN = {**gpu("0000:03:00", 18)[0], "driver": "vfio-pci"}
+TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
+    "by a file": (bound_by_ids(), "vfio-pci.ids="),
+    "by words": (bound_by_ids(ids="", words=f"quiet vfio-pci.ids={IDS}"), "vfio-pci.ids="),
+    "with a device that stays there": (bound_by_ids(SOUND, ids=f"1022:15E3,{IDS}"), "vfio-pci.ids=1022:15e3"),
+    "with one that isn't there": (bound_by_ids(ids=f"{IDS},10de:2803"), "vfio-pci.ids=10de:2803"),
+    "with one that the ids had no effect on": (bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}"), "vfio-pci.ids="),
+    "with every card of NVIDIA's": (bound_by_ids(ids=f"10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff,{IDS}"), "vfio-pci.ids="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TAKEN_BACK)
+def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> None:
+    facts, word = TAKEN_BACK[case]
+    (error,) = gates.check(facts, to_be())[1]
+    assert error.next.startswith("set takeOver: true for the host")
+    want = plan.wanted(facts, to_be(takeOver=True))
+    assert (want.vfio_words, want.functions) == (word, {})
+    assert any(
+        "counts instead, until `pulumi destroy`" in said
+        for said in gates.remarks(facts, to_be(takeOver=True), {"big": "0000:01:00"})
+    )
+    # The same once it has been started with, and nothing for a card that a VM gets.
+    cmdline = facts.cmdline.model_dump()
+    cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
+    devices = [one.model_dump(by_alias=True) for one in facts.devices]
+    started = [one | ({"driver": "nvidia"} if one["address"].startswith("0000:01:00") else {}) for one in devices]
+    assert (
+        plan.wanted(
+            facts.model_validate(facts.model_dump(by_alias=True) | {"cmdline": cmdline, "devices": started}),
+            to_be(takeOver=True),
+        ).vfio_words
+        == word
+    )
+    assert "vfio-pci.ids" not in plan.wanted(facts, to_be("vm", takeOver=True)).vfio_words
+
+
+NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
+    "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
+    "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
+    "another card of the same ids": (bound_by_ids(TWIN), "give 0000:03:00.0 to vfio-pci"),
+    "a word that hasn't helped": (
+        bound_by_ids(cmdline={"running": "ro quiet vfio-pci.ids=", "configured": "quiet vfio-pci.ids=", "others": "quiet", "generated": ""}),
+        "hasn't helped",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN_BACK)
+def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str) -> None:
+    facts, said = NOT_TAKEN_BACK[case]
+    host = settings({"big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"}}, takeOver=True)
+    (error,) = gates.check(facts, host)[1]
+    assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
+
+
+def test_of_two_cards_of_the_same_ids_one_stays_and_our_word_binds_the_other() -> None:
+    two = {
+        "big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"},
+        "other": {"match": "10de:2b85", "address": "03:00"},
+    }
+    want = plan.wanted(bound_by_ids(TWIN), settings(two, takeOver=True))
+    assert want.vfio_words.split()[-1] == "vfio-pci.ids=" and "homelab.vfio=0000:03:00.0=10de:2b85" in want.vfio_words
+
+
+def test_a_vm_that_has_a_card_by_hand_loses_it_before_ids_do() -> None:
+    configs = [{"kind": "vm", "id": 103, "lines": "name: Sandbox\nhostpci0: 0000:01:00,pcie=1,x-vga=1"}]
+    guests = {"running": [], "configs": configs, "mappings": "", "reservations": ""}
+    (error,) = gates.check(bound_by_ids(guests=guests, cluster={"node": "pve"}), to_be(takeOver=True))[1]
+    assert "hostpci0: 0000:01:00,pcie=1,x-vga=1" in error.found and "note that line" in error.next

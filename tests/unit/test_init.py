@@ -432,6 +432,19 @@ def test_a_card_for_a_vm() -> None:
     )
 
 
+def test_a_card_that_ids_bind_by_hand_is_proposed_for_containers_with_a_yes() -> None:
+    bound = [{**one, "driver": "vfio-pci"} for one in hosts.gpu()]
+    others = [one.model_dump(by_alias=True) for one in host().devices if one.slot != "0000:01:00"]
+    ids = "10de:2b85,10de:22e8"
+    facts = host(devices=[*others, *bound], vfio_ids=ids, vfio_files={"/etc/modprobe.d/vfio.conf": ids})
+    (card, _) = init_cards.cards(facts)
+    assert init_cards.possible_uses(facts, card, hosts.settings({})) == {"vm", "lxc", "host"}
+    made = proposed(Choices({"0000:01:00": Use("host")}), facts=facts)
+    assert made.refused == [] and config(made)["homelab:hosts"]["pve"]["takeOver"] is True
+    made = proposed(Choices({"0000:01:00": Use("vm", (103,))}), facts=facts)
+    assert made.refused == [] and "takeOver" not in config(made)["homelab:hosts"]["pve"]
+
+
 SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"
 TAKEN = [{"gpu": "rtx5090", "takeOver": True}]
 NOTE = json.dumps(

@@ -36,10 +36,11 @@ dkms_name() {
   printf '%s' "${name:-nvidia}"
 }
 
-# held_by_others - does another driver have one of NVIDIA's cards? HOLDER names it.
+# held_by_others - does another driver have one of NVIDIA's cards, or vfio-pci all of them, of which one comes back with the next boot? HOLDER names it.
 held_by_others() {
   find_held
   HOLDER=${HELD_CARDS[0]-} HOLDER=${HOLDER#* }
+  [[ -n $HOLDER$FREE_CARD || -z $BOUND_CARD ]] || HOLDER=vfio-pci
   [[ -n $HOLDER ]]
 }
 
