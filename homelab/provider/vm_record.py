@@ -28,8 +28,8 @@ from homelab.vm.config import (
     check,
     drift,
     identity,
-    left_as_changed,
     may_be_ours,
+    not_put_back,
     noted_of,
     ours_of,
     recorded,
@@ -195,14 +195,20 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 if _is_another(outputs, machine.config()):
                     tell(f"{inputs.vm}: VM {inputs.vmid} isn't the VM that was given its cards: it stays as it is")
                 else:
-                    for line in left_as_changed(machine.config(), owned):
-                        tell(f"{inputs.vm}: note: {line}")
-                    machine.converge(lambda config: undo(config, owned), sorted(owned), policy(inputs.shutdown), "keep")
+                    self._give_back(machine, inputs, owned)
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid), decided.noted_as(inputs.vmid)]
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
+
+    def _give_back(self, machine: Machine, inputs: VmRecord.Inputs, owned: Record) -> None:
+        moved = machine.node != inputs.node
+        for line in not_put_back(machine.config(), owned, moved=moved):
+            tell(f"{inputs.vm}: note: {line}")
+        machine.converge(
+            lambda config: undo(config, owned, moved=moved), sorted(owned), policy(inputs.shutdown), "keep"
+        )
 
     def _given_back_by_peer(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers.
@@ -255,7 +261,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
     def _converged_by_peer(self, machine: Machine, there: str, inputs: VmRecord.Inputs, owned: Record) -> None:
         """:param there: the host of the settings on which the VM is."""
         try:
-            machine.converge(lambda found: undo(found, owned), sorted(owned), policy(inputs.shutdown), "keep")
+            self._give_back(machine, inputs, owned)
         except (UnreachableError, UnansweredError) as error:
             # Of another kind: it isn't the host of the resource that was lost.
             raise HomelabError(

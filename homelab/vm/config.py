@@ -176,11 +176,12 @@ def _hostpci(key: str, card: VmCard, config: dict[str, str], record: Record) -> 
     if not card.take_over:
         return card.hostpci
     lines = sorted(owners_lines(config, card, record).items(), key=lambda pair: pair[0] != key)
-    mine = [line for _, line in lines]
-    if not mine:
+    # That of the same number was the card's, wherever the card is by now.
+    line = record.get(key, {}).get("before") or next((one for _, one in lines), None)
+    if line is None:
         return card.hostpci
-    devices = functions_of(parse(key, mine[0]).get("host", ""))
-    return card.in_place_of(mine[0], first=not devices or overlap(devices[0], card.slot))
+    devices = functions_of(parse(key, line).get("host", ""))
+    return card.in_place_of(line, first=len(set(map(slot_of, devices))) < 2 or overlap(devices[0], card.slot))
 
 
 def owners_lines(config: dict[str, str], card: VmCard, record: Record) -> dict[str, str]:
@@ -195,9 +196,10 @@ def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dic
     own one has all of its functions, and come back with it.
     """
     found = {}
-    for card in cards:
+    for own, card in _hostpci_keys(config, cards, record).items():
+        slot = record[own].get("slot") if own in record else card.slot
         for key, entry in record.items():
-            if key.startswith("hostpci") and not ours_of(entry) and overlap(str(entry.get("slot") or ""), card.slot):
+            if key.startswith("hostpci") and not ours_of(entry) and entry.get("slot") == slot:
                 found[key] = card
         for key, value in _hostpci_of(config).items() if card.take_over else ():
             if key not in record and overlap(parse(key, value).get("host", ""), card.slot):
@@ -247,17 +249,27 @@ def change_to(config: dict[str, str], record: Record, restore: Record) -> Change
     return Change({**back.values, **values}, [*(key for key in back.delete if key not in values), *gone])
 
 
-def undo(config: dict[str, str], record: Record) -> Change:
-    """What is to be written to give back what `record` replaced; what was changed since by others stays as it is."""
+def undo(config: dict[str, str], record: Record, *, moved: bool = False) -> Change:
+    """What is to be written to give back what `record` replaced; what was changed since by others stays as it is. An address that is another device's by now isn't put back.
+
+    :param moved: is the VM on another node than the record says?
+    """
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
         if same(key, config.get(key), ours_of(entry)):
-            if entry.get("before"):
+            if entry.get("before") and not _is_elsewhere(key, entry, moved=moved):
                 values[key] = str(entry["before"])
             elif key in config:
                 delete.append(key)
     return Change(values, delete)
+
+
+def _is_elsewhere(key: str, entry: Mapping[str, str | None], *, moved: bool) -> bool:
+    """Did a hostpci option name by its address what is no longer there: on another node, or since the card is in another slot?"""
+    host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
+    slot = entry.get("slot") or ""
+    return bool(host) and (moved or (bool(slot) and not overlap(host, slot)))
 
 
 def identity(config: dict[str, str]) -> str:
@@ -293,9 +305,17 @@ def may_be_ours(config: dict[str, str]) -> bool:
     )
 
 
-def left_as_changed(config: dict[str, str], record: Record) -> list[str]:
-    """What `undo` leaves as it is, since somebody has changed it, though it was another thing before this program came."""
-    return [
+def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False) -> list[str]:
+    """What `undo` doesn't put back, though it was another thing before this program came: somebody has changed it, or an address is another device's by now.
+
+    :param moved: as of `undo`.
+    """
+    stale = [
+        f"{key} was {entry['before']} before this program; that address is not this card's any more, and isn't put back"
+        for key, entry in record.items()
+        if same(key, config.get(key), ours_of(entry)) and _is_elsewhere(key, entry, moved=moved)
+    ]
+    return stale + [
         f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program it was {entry['before']})"
         for key, entry in record.items()
         if entry.get("before")

@@ -18,7 +18,7 @@ from homelab.vm.config import (
     check,
     drift,
     is_roots_alone,
-    left_as_changed,
+    not_put_back,
     noted_of,
     recorded,
     taken_over,
@@ -218,11 +218,32 @@ def test_of_a_card_that_was_taken_over_the_others_changes_stay_and_are_told() ->
     record, _ = recorded(config, wish(OWN), {})
     changed = Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1", "hostpci1": "06:00", "hostpci2": "07:00"}
     assert undo(changed, record) == Change()
-    assert [line.split(",")[0] for line in left_as_changed(changed, record)] == [
+    assert [line.split(",")[0] for line in not_put_back(changed, record)] == [
         "hostpci0 is mapping=first",
         "hostpci1 is 06:00",
     ]
-    assert left_as_changed(config, record) == [], "a snapshot was returned to: it has its lines"
+    assert not_put_back(config, record) == [], "a snapshot was returned to: it has its lines"
+
+
+@pytest.mark.parametrize("where", ["another slot", "another node"])
+def test_an_address_that_is_another_devices_by_now_is_not_put_back(where: str) -> None:
+    """There it may be the host's own network card."""
+    config = Q35 | {"hostpci0": "01:00.0,pcie=1,x-vga=1", "hostpci1": "01:00.1"}
+    record, _ = recorded(config, wish(OWN), {})
+    after = Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1"}
+    moved = where == "another node"
+    if not moved:
+        there = VmCard("first", "first", "0000:03:00", take_over=True)
+        record, restore = recorded(after, wish(there), record)
+        assert restore == {} and not change_to(after, record, {})
+    assert undo(after, record, moved=moved) == Change({}, ["hostpci0"])
+    told = not_put_back(after, record, moved=moved)
+    assert [line.split(" before")[0] for line in told] == [
+        "hostpci0 was 01:00.0,pcie=1,x-vga=1",
+        "hostpci1 was 01:00.1",
+    ]
+    balloon: Record = {"balloon": {"ours": "0", "before": "2048"}}
+    assert undo({"balloon": "0"}, balloon, moved=moved) == Change({"balloon": "2048"})
 
 
 NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
