@@ -321,6 +321,8 @@ class Vm(Model):
             raise ValueError(f"gpus: {twice} is there twice")
         if sum(gpu.x_vga for gpu in self.gpus) > 1:
             raise ValueError("gpus: one card at most can be the VM's screen (xVga)")
+        if self.create is not None and any(gpu.take_over for gpu in self.gpus):
+            raise ValueError("gpus: takeOver is for a VM that was there before; this one is created")
         if self.create is not None and self.machine is not None:
             raise ValueError("machine changes an adopted VM; for a new one it is create.machine")
         if any(gpu.legacy_igd for gpu in self.gpus) and self.display != "none":

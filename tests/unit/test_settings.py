@@ -212,6 +212,15 @@ MISTAKEN_VMS: dict[str, tuple[dict[str, str], str]] = {
     "one card twice": (with_vms({"a": VM | {"gpus": ["rtx5090", "rtx5090"]}}), "rtx5090 is there twice"),
     "one id twice": (with_vms({"a": VM, "b": VM | {"gpus": []}}), "have the same vmid 103"),
     "an id that can't be": (with_vms({"a": VM | {"vmid": 99}}), "greater than or equal to 100; found 99"),
+    "a new VM's line taken over": (
+        with_vms(
+            {
+                "a": VM
+                | {"create": {"disk": {"storage": "xx", "size": 9}}, "gpus": [{"gpu": "rtx5090", "takeOver": True}]}
+            }
+        ),
+        "takeOver is for a VM that was there before",
+    ),
     "a ROM file elsewhere": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "romfile": "/x"}]}}), "/usr/share/kvm"),
     "a misspelt option": (with_vms({"a": VM | {"gpus": [{"gpu": "rtx5090", "xvga": True}]}}), "did you mean `xVga`?"),
     "an address without prefix": (
