@@ -18,6 +18,8 @@ from homelab.shapes import Record
 
 # PVE::QemuServer::PCI: hostpci0 to hostpci15.
 SLOTS = 16
+# PVE::QemuServer::PCI, hostpci_fmt.
+_DEFAULTS = {"rombar": "1", "pcie": "0", "x-vga": "0", "legacy-igd": "0", "driver": "vfio"}
 # Of a hostpci option's options, those that count for each of its devices.
 _OF_EACH = ("pcie", "driver")
 
@@ -405,19 +407,22 @@ def _on_pcie(value: str) -> bool:
 
 
 def taken_over(
-    config: dict[str, str], wish: Wish, record: Record, guests: Guests, node: str
+    config: dict[str, str], wish: Wish, record: Record, guests: Guests, node: str, *, certain: bool = True
 ) -> tuple[list[HomelabError], list[str]]:
     """What stands against making this program's what the VM's owner gave it a card by, and what is to be said of it.
 
     :param record: of an earlier change.
     :param guests: the host's, with its mappings.
     :param node: the host's name in Proxmox VE.
+    :param certain: is the record all that there is? Another node may have one of a VM that has come from there; a mapping is the same card's on each.
     """
     name = f"VM {wish.vmid} ({config.get('name', wish.vm)})"
     want, errors, notes = wanted(config, wish, record), list[HomelabError](), list[str]()
     for key, value in _hostpci_of(config).items():
         host = parse(key, value).get("host", "")
         cards = [card for card in wish.cards if overlap(host, card.slot)]
+        if not host and certain and key not in record and _loses(value, want.get(key)):
+            cards = [card for card in wish.cards if parse(key, value).get("mapping") == card.mapping]
         known = key in record and same(key, value, ours_of(record[key]))
         if known or not cards or same(key, value, want.get(key) or None):
             continue
@@ -438,6 +443,12 @@ def taken_over(
             if mapping != card.mapping and overlap(path, card.slot)
         ]
     return errors, notes
+
+
+def _loses(line: str, wanted: str | None) -> bool:
+    """Does a line lose options by becoming what is wanted? What is there by default is none."""
+    had, has = ({**_DEFAULTS, **parse("hostpci", text)} for text in (line, wanted or line))
+    return any(has.get(key) != value for key, value in had.items() if _DEFAULTS.get(key) != value)
 
 
 def _mapped_otherwise(name: str, card: VmCard, key: str, value: str) -> HomelabError:

@@ -11,7 +11,7 @@ from homelab.host.plan import Wanted
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan, Record
 from homelab.vm import files, safety
-from homelab.vm.config import Change, VmCard, Wish, change_to, check, noted_of, recorded, taken_over
+from homelab.vm.config import Change, VmCard, Wish, change_to, check, identity, recorded, same_vm, taken_over
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
@@ -82,8 +82,12 @@ def describe(
             users = {card.gpu: facts.guests.users_of(card.slot, host.node or name) for card in wish.cards}
             others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
             found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
-            record, _ = noted_of(config, noted_in(facts.ledger, f"vm/{vm.vmid}"))
-            asked, told = taken_over(config, wish, record, facts.guests, host.node or name)
+            noted = noted_in(facts.ledger, f"vm/{vm.vmid}")
+            # As the state has it: what somebody has changed since is drift.
+            ours = noted is not None and same_vm(str(noted.get("identity", "")), identity(config))
+            record: Record = noted.get("record", {}) if noted is not None and ours else {}
+            certain = noted is not None or not facts.cluster.name
+            asked, told = taken_over(config, wish, record, facts.guests, host.node or name, certain=certain)
             errors, notes = [*errors, *found, *asked], [*told, *notes]
             lines += [_line(guest, vm, config, wish, record, vm.vmid in facts.guests.running)]
             lines += [f"    {said}" for said in safety.planned(vm, facts)]

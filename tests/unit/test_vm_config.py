@@ -282,6 +282,25 @@ def test_a_mapping_by_hand_under_another_name_is_used_instead_of_a_second_one() 
     assert asked(config, wish(OWN), record) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("line", "closed"),
+    [
+        ("mapping=first,pcie=1,x-vga=1", True),
+        ("mapping=first,romfile=a.rom", True),
+        ("mapping=first,mdev=nvidia-63", True),
+        ("mapping=first,pcie=1,rombar=1,x-vga=0", False),
+        ("mapping=first", False),  # it gains pcie=1, as the settings have it
+    ],
+)
+def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool) -> None:
+    config = Q35 | {"hostpci0": line}
+    assert [error.found for error in asked(config, wish(FIRST))[0]] == [f"hostpci0: {line}, set by hand"] * closed
+    assert asked(config, wish(OWN))[0] == []
+    # What this program has given, and somebody has changed since, is drift.
+    record: Record = {"hostpci0": {"ours": "mapping=first,pcie=1", "before": None, "slot": "0000:01:00"}}
+    assert asked(config, wish(FIRST), record) == ([], [])
+
+
 def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
     record: Record = {"hostpci0": {"ours": "host=0000:01:00,pcie=1", "before": None, "slot": "0000:01:00"}}
     assert asked(Q35 | {"hostpci0": "0000:01:00,pcie=1"}, wish(FIRST), record) == ([], [])
