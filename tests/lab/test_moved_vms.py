@@ -582,3 +582,21 @@ def test_a_made_container_that_has_moved_is_changed_where_it_is(cluster: LabClus
     more = container_of("pve2", config={"hostname": "mine", "memory": "1024"})
     NewContainerWork(texts(cluster)).update(more, container_of("pve1"), NewContainer.Outputs(instance=instance))
     assert "memory: 1024\n" in path.read_text()
+
+
+def test_what_roots_session_set_is_given_back_where_the_vm_is_but_no_address_of_another_node(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token may not take away an option with a romfile; the address on pve1 is another device's on pve2."""
+    lines: list[str] = []
+    monkeypatch.setattr(vm_record, "tell", lines.append)
+    by_hand = "0000:01:00,pcie=1,romfile=a.rom"
+    cluster["pve1"].run(f"qm set {VM} --hostpci0 {by_hand} --machine q35")
+    inputs = record_of("pve1", cards=[{**CARD, "take_over": True}])
+    made = VmRecordWork(texts(cluster)).create(inputs)
+    assert made.record["hostpci0"] == {"ours": f"{GIVEN},romfile=a.rom", "before": by_hand, "slot": "0000:01:00"}
+    cluster["pve1"].run(f"qm set {VM} --hostpci0 '{made.record['hostpci0']['ours']}'")
+    move(cluster, "pve1", "pve2")
+    VmRecordWork(texts(cluster)).delete(inputs, made)
+    assert "hostpci0" not in conf(cluster, "pve2")
+    assert any(by_hand in line and "isn't put back" in line for line in lines), lines
