@@ -62,7 +62,7 @@ run_inside() {
   # The next run waits for what is at work in there (run_guard.sh), also where this script was killed.
   exec {turn}>>"$place"
   flock -s -w "$ASK_SECONDS" "$turn" || :
-  [[ -z $OF_RUN ]] || printf '%s\n' "$OF_RUN" 2>/dev/null >&"$turn" || :
+  [[ -z $OF_RUN ]] || { printf '%s\n' "$OF_RUN" >&"$turn"; } 2>/dev/null || :
   time_for 864000 # without a limit of its own, it has none in there
   exec {answers}>&1 {said}< <(
     # shellcheck disable=SC2016 # for the shell in there

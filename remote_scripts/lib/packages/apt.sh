@@ -59,7 +59,7 @@ repair_packages() {
   [[ -n $(dpkg --audit 2>/dev/null) ]] || return 0
   log "packages are half installed: repairing that first"
   run_apt "$file" dpkg --configure -a --force-confdef --force-confold && return 0
-  apt_get "$file" install -f --no-remove || log "note: \`apt-get install -f\` didn't repair every package"
+  apt_get "$file" install -f --no-remove || log "note: apt-get install -f didn't repair every package"
 }
 
 # simulated LOG ARGUMENT... - what apt-get would do.
