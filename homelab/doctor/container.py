@@ -29,7 +29,7 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
     """
     case, model = _case(reading, ctid, like, cards)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    found = [] if case.cards.away else findings(case)
+    found = _sunk(case) if case.cards.away else findings(case)
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
@@ -110,12 +110,25 @@ def _equal(case: Case) -> bool | None:
     return bool(case.reading.driver) and case.container.library_versions == [case.reading.driver]
 
 
+def _sunk(case: Case) -> list[Finding]:
+    return [
+        Finding(
+            f"{case.name} with its shared card, or the card with a VM that gives it back",
+            one,
+            "the card doesn't come back by itself: the container goes without it until somebody has mended that",
+            "`python -m homelab doctor host` says what helps",
+        )
+        for one in case.cards.sunk
+    ]
+
+
 def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
     notes = []
     notes += [
         f"{one}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
         for one in case.cards.away
+        if one not in case.cards.sunk
     ]
     if container.running is False:
         notes.append("it is off: what it has inside isn't known before it is started")

@@ -36,7 +36,7 @@ def card_number(path: str) -> int | None:
 class WantedCards:
     """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by nobody.
     `managed`: the stack's settings have this container; `installs`: they install NVIDIA's libraries in it. `nodes`: of cards of other makers.
-    `away`: shared cards of its that a VM has for now, each in words."""
+    `away`: shared cards of its that the host hasn't got for now, each in words; `sunk`: those of them that don't come back by themselves."""
 
     numbers: list[int]
     by: str
@@ -45,6 +45,7 @@ class WantedCards:
     installs: bool = False
     nodes: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
+    sunk: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

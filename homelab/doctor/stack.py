@@ -90,6 +90,7 @@ class StackFile:
                     and slots.get(gpu) not in with_driver
                     and (named is None or gpu in named)
                 }
+                sunk = [away[gpu] for gpu in away if handover.has_sunk(reading.facts, gpu)]
                 if named is not None:
                     other = {gpu: slots[gpu] for gpu in named if gpu in slots and not _is_nvidia(reading, slots[gpu])}
                     return WantedCards(
@@ -99,10 +100,11 @@ class StackFile:
                         installs=installs,
                         nodes=_nodes_of(reading, list(other.values()), every=one.get("nodes") == "all"),
                         away=[*away.values()],
+                        sunk=sunk,
                     )
                 numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
                 by = f"{place}.gpuAssignment"
-                return WantedCards(numbers, by, managed=True, installs=installs, away=[*away.values()])
+                return WantedCards(numbers, by, managed=True, installs=installs, away=[*away.values()], sunk=sunk)
         return None
 
 

@@ -14,6 +14,9 @@ from homelab.shapes import CardPlan
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
 
+# Where a handover may end, other than with the host or with a VM.
+_SINKS = ("HELD", "STUCK", "DEAD")
+
 
 def card_line(name: str, card: CardPlan, vmids: Sequence[int], shut_down: str = "all") -> str:
     """A card as `scripts.handover` takes it, its graphics function first.
@@ -67,6 +70,11 @@ def state_of(facts: HostFacts, name: str) -> dict[str, str]:
         return about
     # Whatever runs was started since.
     return {**about, "staying": ""} if about["state"] == "DEAD" else {}
+
+
+def has_sunk(facts: HostFacts, name: str) -> bool:
+    """Is a card where nothing brings it back by itself, whether a VM runs or not?"""
+    return state_of(facts, name).get("state") in _SINKS
 
 
 def running_on(about: Mapping[str, str]) -> list[str]:
@@ -149,6 +157,6 @@ def said(facts: HostFacts, name: str) -> str:
     without = f"; without it, these run on: container {', '.join(staying)}" if staying else ""
     if state == "VM":
         return f"with VM {vm} since {at}{without}"
-    if state in ("HELD", "STUCK", "DEAD"):
+    if state in _SINKS:
         return f"{state} since {at}: {about.get('why', '')}{without if state != 'HELD' else ''}"
     return f"on its way to or from VM {vm} ({state}) since {at}{without}"

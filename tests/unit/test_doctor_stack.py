@@ -11,6 +11,7 @@ import yaml
 
 from homelab.cli.doctor import main, parser
 from homelab.doctor import container, stack
+from homelab.doctor.report import Report
 from homelab.errors import HomelabError
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
@@ -113,18 +114,32 @@ def test_a_card_of_the_settings_without_nvidias_driver_is_named(tmp_path: Path) 
         found.cards(*found.host(None), 901, reading())
 
 
-@pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
-def test_a_shared_card_that_a_vm_has_for_now_is_nothing_wrong(tmp_path: Path, cards: dict[str, Any]) -> None:
+def of_shared_card(folder: Path, state: str, cards: dict[str, Any]) -> Report:
+    """On a container whose card is shared and not with the driver."""
     shared = host() | {"gpus": {"big": {"match": "10de:2b85", "use": "shared"}}, "nvidia": {"driver": "580"}}
     shared |= {"api": {"token": "a@pve!bb", "tokenSecret": "x", "publicCa": True}}
-    found = written(tmp_path, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
+    found = written(folder, {"hosts": {"pve": shared}, "containers": {"ai": {"host": "pve", "ctid": 901, **cards}}})
     seen = reading("")
-    state = f"state=VM\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\n"
-    handover = seen.facts.handover.model_copy(update={"cards": {"big": state}})
+    noted = f"state={state}\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\nwhy=it hangs\n"
+    handover = seen.facts.handover.model_copy(update={"cards": {"big": noted}})
     away = reading("", facts=seen.facts.model_copy(update={"nvidia_minors": {}, "handover": handover}))
     name, its = found.host(None)
-    report = container.diagnose(away, 901, cards=found.cards(name, its, 901, away))
+    return container.diagnose(away, 901, cards=found.cards(name, its, 901, away))
+
+
+@pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
+def test_a_shared_card_that_a_vm_has_for_now_is_nothing_wrong(tmp_path: Path, cards: dict[str, Any]) -> None:
+    report = of_shared_card(tmp_path, "VM", cards)
     assert report.well and any("gpus.big is with VM 103 since" in note for note in report.notes), report.text()
+
+
+@pytest.mark.parametrize("state", ["HELD", "STUCK", "DEAD"])
+@pytest.mark.parametrize("cards", [{"gpus": ["big"]}, {"gpuAssignment": "0"}], ids=["named", "numbered"])
+def test_a_shared_card_that_no_vm_gives_back_is_a_finding(tmp_path: Path, cards: dict[str, Any], state: str) -> None:
+    report = of_shared_card(tmp_path, state, cards)
+    (one,) = report.findings
+    assert f"gpus.big is {state} since" in one.found and "it hangs" in one.found and "doctor host" in one.next
+    assert not any("when that VM is shut down" in note for note in report.notes)
 
 
 def test_libraries_that_the_settings_install_come_by_up(tmp_path: Path) -> None:
