@@ -42,6 +42,9 @@ _FURTHER = re.compile(
     r"NVRM: (?!loading )(?:[a-z][\w./'-]*(?: |$)|\(|NVIDIA \S+ driver|System Processor|Firmware'|Software |BAR\d)"
 )
 _LONGEST_SENTENCE = 8
+# What a line has at most that is read as one: twice what the kernel gives a message (kernel/printk/printk.c, PRINTKRB_RECORD_MAX). Patterns with `.*` would take
+# hours for a line of a megabyte.
+_LONGEST_LINE = 2048
 # A blank of a pattern, but for one that is repeated or belongs to a set of characters.
 _BLANK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\s+(?![*+?{])")
 
@@ -78,7 +81,7 @@ def messages(text: str) -> list[Message]:
         said = " ".join(line[len(prefix) :].split())
         if sentence and sentence.is_open and _FURTHER.match(said):
             sentence.go_on(line, said)
-        elif stamped and not prefix and line[:2].isspace():
+        elif stamped and not prefix and line[:2].isspace() and len(found[-1].text) < _LONGEST_LINE:
             found[-1].go_on(line, said)
         else:
             found.append(Message([line.strip()], said))
@@ -90,7 +93,7 @@ def messages(text: str) -> list[Message]:
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
     """Each line, or part of one that is a message by itself, with how it begins."""
-    for line in _ESCAPED_BREAK.sub("\n", clean(text)).splitlines():
+    for line in _lines(_ESCAPED_BREAK.sub("\n", clean(text))):
         rest = line
         while rest.strip():
             begins = _PREFIX.match(rest)
@@ -100,6 +103,11 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
             end = following.start() if following else len(rest)
             yield prefix, rest[:end]
             rest = rest[end:]
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
 
 
 @functools.cache

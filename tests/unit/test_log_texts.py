@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -279,6 +280,17 @@ def test_a_messages_own_breaks_survive_a_syslog() -> None:
         "Nov 24 10:00:00 host kernel: NVRM: The NVIDIA GPU 0000:02:00.0#012NVRM: installed in this system."
     )
     assert message.text.endswith("0000:02:00.0 installed in this system.")
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["Xid (\n", "vfio-pci ", "vfio-pci \n  ", "pciehp: Slot(", "not ready 1ms after x", "make: *** [/linux-headers-"],
+)
+def test_no_text_keeps_a_search_busy(part: str) -> None:
+    text = f"[   12.345678] vfio-pci {MINE}: {part * (200_000 // len(part))}"
+    began = time.process_time()
+    assert {name: asked(text) for name, asked in ASKED.items()} == {"nvidia": [], "kernel": [], "start": []}
+    assert time.process_time() - began < 6
 
 
 def test_a_pattern_keeps_its_sets_and_repeated_blanks() -> None:
