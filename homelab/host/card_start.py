@@ -8,12 +8,13 @@ device", goes on (PVE::QemuServer::PCI, prepare_pci_device), and QEMU resets the
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
-from homelab.messages import compiled
+from homelab.messages import compiled, messages
 from homelab.properties import parse
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
@@ -48,9 +49,8 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
     :param start_log: of its start's task.
     :param vm: for messages, such as `VM 103 (sandbox)`.
     """
-    said, card = set(before.kernel_log.splitlines()), f"the card of {vm}"
-    log = [line for line in after.kernel_log.splitlines() if line not in said]
-    since = after.model_copy(update={"kernel_log": "\n".join(log)})
+    card = f"the card of {vm}"
+    since = after.model_copy(update={"kernel_log": "\n".join(_new(before.kernel_log, after.kernel_log))})
     outcome = Outcome()
     if gone := [one for one in functions if one not in after.by_address]:
         outcome.errors.append(
@@ -79,3 +79,17 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
                 "it. If the guest's driver fails on it, shut the VM down and restart the host"
             )
     return outcome
+
+
+def _new(before: str, after: str) -> list[str]:
+    """The lines that came to the kernel's log. Where `journalctl` didn't answer in time, `dmesg` did (lib/common.sh), and begins each line in another way."""
+    said, lines = set(before.splitlines()), after.splitlines()
+    if not said.isdisjoint(lines):
+        return [line for line in lines if line not in said]
+    earlier = Counter(message.text for message in messages(before))
+    new = []
+    for message in messages(after):
+        earlier[message.text] -= 1
+        if earlier[message.text] < 0:
+            new += message.raw
+    return new

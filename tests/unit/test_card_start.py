@@ -124,6 +124,17 @@ def test_what_was_so_before_a_start_is_not_of_that_start() -> None:
     assert start(before, *LOG, before=before).errors == []
 
 
+@pytest.mark.parametrize(
+    "stamps", ["[   12.345678] host kernel: {}\n[   12.345678] {}", "[   12.345678] {}\n[   12.345679] host kernel: {}"]
+)
+def test_a_log_that_is_read_in_another_way_has_nothing_new(stamps: str) -> None:
+    text = TEXTS["inaccessible"][0]
+    earlier, now = (stamp.format(text) for stamp in stamps.splitlines())
+    before = host("bus", None, kernel_log=earlier)
+    assert start(host("bus", None, kernel_log=now), before=before) == Outcome()
+    assert len(start(host("bus", None, kernel_log=f"{now}\n{now}"), before=before).errors) == 1
+
+
 # -- which functions -------------------------------------------------------------------------------------------------
 def test_a_running_vms_functions_are_those_that_are_reserved_for_it() -> None:
     guests = {
