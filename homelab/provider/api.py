@@ -18,7 +18,7 @@ from homelab.provider.vm_memory import VmMemory
 from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
-from homelab.remote.proxmox.machine import Machine, Policy, PowerTarget
+from homelab.remote.proxmox.machine import HALTED, Machine, Policy, PowerTarget
 from homelab.resources.base import NodeInputs, ShutdownInputs
 from homelab.rights import Permissions
 from homelab.settings import Host
@@ -45,6 +45,11 @@ def while_a_reset_lasts() -> Iterator[None]:
     while time.monotonic() < deadline:
         time.sleep(CARD_POLL_SECONDS)
         yield
+
+
+def has_cards(machine: Machine) -> bool:
+    """Does the VM's configuration give it any?"""
+    return any(key.startswith("hostpci") for key in machine.config())
 
 
 class ApiWork(Work[NodeT, OutputsT]):
@@ -87,9 +92,10 @@ class ApiWork(Work[NodeT, OutputsT]):
         :param how: as of `Machine.converge`, with `target`, `keys` and `power`.
         :param before: the host as it was; None: it is read where the VM has cards.
         :returns: whether the VM runs.
-        :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is lost or the VM is off again.
+        :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is lost or the VM is off again; or QEMU has
+            halted it.
         """
-        if before is None and power != "stopped" and any(key.startswith("hostpci") for key in machine.config()):
+        if before is None and power != "stopped" and has_cards(machine):
             before = self._read_log(inputs)
         if before is None:
             return machine.converge(target, keys, how, power)
@@ -104,6 +110,8 @@ class ApiWork(Work[NodeT, OutputsT]):
         runs = machine.converge(target, keys, how, power)
         if runs and machine.starts and machine.node == inputs.node:
             self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": said[-1]}))
+        elif runs and machine.state() == HALTED:
+            raise machine.off_again(HALTED)
         return runs
 
     def _read_log(self, inputs: NodeT) -> HostFacts:
@@ -112,11 +120,13 @@ class ApiWork(Work[NodeT, OutputsT]):
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
         """Judges a start.
 
-        :raises HomelabError: a card is lost, or the VM is off again. Nothing is switched off: what is in it isn't ours.
+        :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again. Nothing is switched off: what is in it isn't ours.
         """
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
             functions = card_start.functions_of(facts, machine.vmid, machine.node)
+            if not functions and has_cards(machine):
+                raise _unknown(machine)
             outcome = card_start.judged(before, facts, functions, machine.start_log, machine.label)
             state = machine.state()
             if not outcome.errors or state != "running":
@@ -373,3 +383,12 @@ def stays(
 def policy(shutdown: ShutdownInputs) -> Policy:
     """How a VM is shut down."""
     return Policy(shutdown.timeout, shutdown.otherwise)
+
+
+def _unknown(machine: Machine) -> HomelabError:
+    return HomelabError(
+        wanted=f"the functions of the cards that {machine.label} has been started with",
+        found="the host names none, neither among qemu-server's reservations (/run/qemu-server/pci-id-reservations) nor by the VM's configuration",
+        why="whether its cards have come through the start can't be told then",
+        next=f"look at both on the host (`qm config {machine.vmid}`), and whether the guest has its card; then run `pulumi up` again",
+    )

@@ -281,6 +281,7 @@ class _Starting(_Stopped):
 
     converged = False
     state = "running"
+    starts = 1
 
     def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
         work = self
@@ -288,7 +289,7 @@ class _Starting(_Stopped):
         class Machine:
             label = "VM 103 (sandbox)"
             node, vmid = "pve", 103
-            starts, start_log = 1, list[str]()
+            starts, start_log = work.starts, list[str]()
             say = print
 
             def converge(self, *_: Any, **__: Any) -> bool:
@@ -301,6 +302,9 @@ class _Starting(_Stopped):
 
             def state(self) -> str:
                 return work.state
+
+            def config(self) -> dict[str, str]:
+                return {"hostpci0": "mapping=a"}
 
             off_again = RealMachine.off_again
 
@@ -358,6 +362,17 @@ def test_that_a_vm_runs_is_said_only_when_it_does(monkeypatch: pytest.MonkeyPatc
     assert found.startswith("its task succeeded, but it doesn't run; ") and "runs" not in found
     assert started(monkeypatch, desktop(), state="stopped")[0] == "its task succeeded, but it doesn't run"
     assert "QEMU has halted it (internal-error)" in started(monkeypatch, desktop(), state="internal-error")[0]
+
+
+def test_a_vm_that_was_halted_in_an_earlier_run_is_not_said_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Starting, "starts", 0)
+    assert "QEMU has halted it" in started(monkeypatch, desktop(), state="internal-error")[0]
+    assert started(monkeypatch, desktop()) == ("", True)
+
+
+def test_cards_that_nobody_names_are_not_taken_for_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HAS_IT, "reservations", "")
+    assert started(monkeypatch, desktop(), GONE)[0].startswith("the host names none, ")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ HA_TAKES_SECONDS = 30
 # HA's states of a VM that it was asked to stop.
 HA_STOPS = ("stopped", "request_stop", "disabled")
 
+# QEMU's state (qmpstatus) of a VM that it has halted.
+HALTED = "internal-error"
+
 # From a VM's present configuration to what is to be written.
 PowerTarget = Callable[[dict[str, str]], Change]
 
@@ -173,8 +176,8 @@ class Machine:
         :raises ApiError: the API doesn't say.
         """
         status = self._status()
-        halted = status.get("qmpstatus") == "internal-error"
-        return "internal-error" if halted and status["status"] == "running" else str(status["status"])
+        halted = status.get("qmpstatus") == HALTED
+        return HALTED if halted and status["status"] == "running" else str(status["status"])
 
     def _status(self) -> dict[str, Any]:
         found: dict[str, Any] = self._get("/status/current", f"to see whether {self.label} runs")
@@ -387,7 +390,9 @@ class Machine:
             why="it went off at once: QEMU or the guest ended by itself"
             if off
             else "a card that it has tells of an error",
-            next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, then run `pulumi up` again",
+            next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, "
+            + ("" if off else "and at the host's kernel log; stop it (it heeds no shutdown), ")
+            + "then run `pulumi up` again",
             status=500,
             reason="not running",
         )
