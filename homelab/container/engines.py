@@ -16,6 +16,9 @@ _BY_RUNC = ("docker", "containerd", "k3s")
 # its patch 0002-apparmor-skip-proc-and-sys-restrictions-if-nesting); on Proxmox VE 8 by an owner's report (mkuthan/homelab-public issue 43).
 _SINCE = {"8": "6.0.0-2"}
 _SINCE_9 = "6.0.5-2"
+# How the profiles are called that LXC brings. They refuse the same as the one that is made, and no version of lxc-pve changes that (lxc/lxc,
+# config/apparmor/abstractions/container-base.in: `deny /sys/[^fdck]*{,/**} wklx`).
+_OF_LXC = "lxc-container-default"
 
 
 def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:
@@ -28,13 +31,14 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
     if runtime not in _BY_RUNC or container.allow_older_lxc:
         return []
     config = facts.guests.config(container.ctid)
-    if config is not None and _has_profile_of_its_own(config):
+    profile = _profile(config)
+    if profile and not profile.startswith(_OF_LXC):
         return []
     since = _SINCE.get(facts.pve.partition(".")[0], _SINCE_9)
     version = facts.packages.get("lxc-pve", "")
     old = _numbers(version) < _numbers(since)
     nesting = _has_nesting(container, config)
-    if not old and nesting:
+    if not old and nesting and not profile:
         return []
     found = (
         [f"lxc-pve {version} on the host" if version else "the version of lxc-pve on the host can't be told"]
@@ -42,11 +46,14 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
         else []
     )
     found += [] if nesting else [f"container {container.ctid} without the feature nesting"]
+    found += [f"container {container.ctid} with LXC's profile {profile}"] if profile else []
     steps = [f"update the host to lxc-pve {since} or later (`apt full-upgrade`)"] if old else []
     if not nesting and config is not None:
         steps.append(f"`pct set {container.ctid} --features {shlex.quote(_with_nesting(config))}`")
     elif not nesting:
         steps.append(f"set containers.{name}.create.features.nesting: true")
+    if profile:
+        steps.append(f"take the line of lxc.apparmor.profile out of /etc/pve/lxc/{container.ctid}.conf")
     return [
         HomelabError(
             wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
@@ -73,11 +80,11 @@ def _with_nesting(config: GuestConfig) -> str:
     return ",".join(f"{key}={value}" for key, value in {**_features(config), "nesting": "1"}.items())
 
 
-def _has_profile_of_its_own(config: GuestConfig) -> bool:
-    """Proxmox VE makes none then (PVE::LXC, make_apparmor_config); mostly it is `unconfined`."""
-    now = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0]
+def _profile(config: GuestConfig | None) -> str:
+    """The AppArmor profile that its configuration names, mostly `unconfined`; nothing: Proxmox VE makes one (PVE::LXC, make_apparmor_config)."""
+    now = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0] if config is not None else ""
     found = re.findall(r"^lxc\.apparmor\.profile[ \t]*[:=][ \t]*(\S+)", now, re.MULTILINE)
-    return bool(found) and found[-1] != "generated"
+    return found[-1] if found and found[-1] != "generated" else ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -59,6 +59,10 @@ def test_an_engine_that_the_host_lets_start_nothing_is_refused(runtime: str) -> 
         (facts("6.0.0-2", pve="8.4.16"), None),
         # Somebody has taken AppArmor away from it, or written a profile; a snapshot's counts for nothing.
         (facts("6.0.4-2", f"{NESTING}\nlxc.apparmor.profile: unconfined"), None),
+        (
+            facts("6.0.5-3", f"{NESTING}\nlxc.apparmor.profile: lxc-container-default-cgns"),
+            "container 901 with LXC's profile lxc-container-default-cgns",
+        ),
         (facts("6.0.4-2", f"{NESTING}\nlxc.apparmor.profile = generated"), "lxc-pve 6.0.4-2 on the host"),
         (facts("6.0.4-2", f"{NESTING}\n[s]\nlxc.apparmor.profile: unconfined"), "lxc-pve 6.0.4-2 on the host"),
     ],
