@@ -203,6 +203,8 @@ class Server:
             except ConnectionError:
                 continue  # it was killed while it waited
             except OSError:  # no process can be had
+                if self._told_by.pop(connection.fileno(), None):
+                    self._poll.unregister(connection)
                 connection.close()
                 _close(streams)
                 return
@@ -292,7 +294,9 @@ class Server:
                 with contextlib.suppress(BlockingIOError):
                     told = self._told(fork) if fork.channel.fileno() in self._told_by else None
                 self._leave(fork)
-                if told is None and fork.connection and not fork.taken[0] and not fork.signalled:
+                # One that ends by itself has met with something that the next one would meet, too.
+                killed = os.WIFSIGNALED(status) and not fork.signalled
+                if told is None and fork.connection and killed and not fork.taken[0]:
                     self._start(fork.connection, *fork.request)
                 else:
                     self._answer(fork, status if told is None else told)

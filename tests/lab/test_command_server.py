@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -218,6 +219,17 @@ def test_a_command_that_a_dying_fork_was_given_is_done_by_another(host: Host, se
     os.kill(int(fork), signal.SIGKILL)
     assert client.communicate(b"its own input", timeout=PATIENCE)[0] == b"its own input"
     assert client.returncode == 0
+
+
+def test_a_fork_that_fails_before_it_takes_a_command_is_its_end(host: Host, server: CommandServer) -> None:
+    assert server.pid is not None
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (64, 64))  # too few for what a fork begins with
+    command = ["bash", "-c", CHANGES.format("one")]
+    client = subprocess.Popen(command, env=host.machine.environment(), stderr=subprocess.DEVNULL)
+    try:
+        assert client.wait(PATIENCE) == 1
+    finally:
+        client.kill()
 
 
 def passes_signals_on(shell: int) -> bool:
