@@ -204,7 +204,8 @@ def named(text: str) -> list[str]:
         domain, device, function = match.groups()
         if domain is None and function is None:
             continue  # 01:00 alone may be anything, such as a time
-        found.append(f"{(domain or '0000').lower()}:{device.lower()}{'.' + function if function else ''}")
+        # As sysfs writes it; nvidia-smi, and what quotes it, has eight digits.
+        found.append(f"{int(domain or '0', 16):04x}:{device.lower()}{'.' + function if function else ''}")
     return found
 
 

@@ -186,6 +186,11 @@ def test_a_sentence_of_several_lines_is_about_the_card_it_begins_with(stamp: str
     assert about([*mine[:1], stamp + OTHERS[0], *mine[1:], *others]) == ["needs-open-modules"]
 
 
+def test_a_domain_of_eight_digits_names_the_same_card() -> None:
+    assert about(["NVRM: Xid (PCI:00000000:01:00): 79, GPU has fallen off the bus."]) == ["fallen-off-the-bus"]
+    assert about(["NVRM: Xid (PCI:00000000:02:00): 79, GPU has fallen off the bus."]) == []
+
+
 def test_two_cards_in_one_line_are_told_apart() -> None:
     line = " ".join(f"[   12.34567{n}] vfio-pci {card}.0: not ready 65535ms after FLR; giving up" for n, card in enumerate((MINE, OTHER)))  # fmt: skip
     (trouble,) = kernel_log.of_card(desktop(kernel_log=line), "x", CARD)
