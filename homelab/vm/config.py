@@ -113,6 +113,7 @@ def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]
 
     :param record: of an earlier change; a card keeps its hostpci number.
     """
+    record = _still_counting(config, wish.cards, record)
     keys = _hostpci_keys(config, wish.cards, record)
     found = {key: _hostpci(key, card, config, record) for key, card in keys.items()}
     found |= {key: "" for key in _further(config, wish.cards, record) if key not in found}
@@ -126,6 +127,29 @@ def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]
     if wish.display == "none":
         found["vga"] = "none"
     return found
+
+
+def _still_counting(config: dict[str, str], cards: Iterable[VmCard], record: Record) -> Record:
+    """The record without what its owner has replaced since: of a card that is taken over, where he has given it by its address anew (or has gone back to a snapshot).
+
+    His lines are then the ones that are put back. Where one is as it was before, a run was interrupted, and the record counts.
+    """
+    raw = ";".join(parse(key, value).get("host", "") for key, value in _hostpci_of(config).items())
+    gone: set[str] = set()
+    for card in cards:
+        keys = [key for key, entry in record.items() if key.startswith("hostpci") and entry.get("slot") == card.slot]
+        given = [key for key in keys if ours_of(record[key])]
+        held = [
+            key
+            for key in given
+            if any(
+                value and same(key, config.get(key), value)
+                for value in (ours_of(record[key]), record[key].get("before"))
+            )
+        ]
+        if card.take_over and given and not held and overlap(raw, card.slot):
+            gone.update(keys)
+    return {key: entry for key, entry in record.items() if key not in gone}
 
 
 def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
@@ -229,6 +253,7 @@ def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record
 
     A value that already was as wanted isn't this program's, and is left alone later.
     """
+    record = _still_counting(config, wish.cards, record)
     want = wanted(config, wish, record)
     cards = _further(config, wish.cards, record) | _hostpci_keys(config, wish.cards, record)
     slots = {key: {"slot": card.slot} for key, card in cards.items()}
@@ -259,7 +284,7 @@ def undo(config: dict[str, str], record: Record, *, moved: bool = False) -> Chan
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
-        if same(key, config.get(key), ours_of(entry)):
+        if same(key, config.get(key), ours_of(entry)) and not _is_given_anew(config, key, record):
             if entry.get("before") and not _is_elsewhere(key, entry, moved=moved):
                 values[key] = str(entry["before"])
             elif key in config:
@@ -272,6 +297,26 @@ def _is_elsewhere(key: str, entry: Mapping[str, str | None], *, moved: bool) -> 
     host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
     slot = entry.get("slot") or ""
     return bool(host) and (moved or (bool(slot) and not overlap(host, slot)))
+
+
+def _is_given_anew(config: Mapping[str, str], key: str, record: Record) -> bool:
+    """Did a hostpci option that this program has taken away name what the VM's owner has given it by another one since? With both, the VM wouldn't start."""
+    entry = record[key]
+    host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
+    if not host or ours_of(entry):
+        return False
+    slot = entry.get("slot")
+    mappings = {
+        parse(one, ours_of(other) or "").get("mapping") for one, other in record.items() if other.get("slot") == slot
+    }
+    for other, value in _hostpci_of(config).items():
+        about = record.get(other, {})
+        if any(same(other, value, known) for known in (ours_of(about), about.get("before"))):
+            continue
+        now = parse(other, value)
+        if overlap(now.get("host", ""), host) or ("mapping" in now and now["mapping"] in mappings):
+            return True
+    return False
 
 
 def identity(config: dict[str, str]) -> str:
@@ -316,6 +361,11 @@ def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False)
         f"{key} was {entry['before']} before this program; that address is not this card's any more, and isn't put back"
         for key, entry in record.items()
         if same(key, config.get(key), ours_of(entry)) and _is_elsewhere(key, entry, moved=moved)
+    ]
+    stale += [
+        f"{key} was {entry['before']} before this program, and isn't put back: somebody has given the VM that device by another option since"
+        for key, entry in record.items()
+        if same(key, config.get(key), ours_of(entry)) and _is_given_anew(config, key, record)
     ]
     return stale + [
         f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program it was {entry['before']})"
@@ -417,6 +467,7 @@ def taken_over(
     :param certain: is the record all that there is? Another node may have one of a VM that has come from there; a mapping is the same card's on each.
     """
     name = f"VM {wish.vmid} ({config.get('name', wish.vm)})"
+    record = _still_counting(config, wish.cards, record)
     want, errors, notes = wanted(config, wish, record), list[HomelabError](), list[str]()
     for key, value in _hostpci_of(config).items():
         host = parse(key, value).get("host", "")

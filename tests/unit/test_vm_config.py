@@ -225,6 +225,42 @@ def test_of_a_card_that_was_taken_over_the_others_changes_stay_and_are_told() ->
     assert not_put_back(config, record) == [], "a snapshot was returned to: it has its lines"
 
 
+def done(config: dict[str, str], change: Change) -> dict[str, str]:
+    return {key: value for key, value in (config | change.values).items() if key not in change.delete}
+
+
+@pytest.mark.parametrize("anew", ["hostpci0", "hostpci3"])
+@pytest.mark.parametrize("by_hand", [{"hostpci0": "01:00.0,pcie=1", "hostpci1": "01:00.1"}, {}])
+def test_a_line_that_its_owner_has_set_anew_is_what_comes_back(by_hand: dict[str, str], anew: str) -> None:
+    record, _ = recorded(Q35 | by_hand, wish(OWN), {})
+    later = Q35 | {anew: "01:00,pcie=1,romfile=better.rom"}
+    assert "put back as it is" in asked(later, wish(OWN), record)[1][0]
+    again, restore = recorded(later, wish(OWN), record)
+    after = done(later, change_to(later, again, restore))
+    assert after == Q35 | {anew: "mapping=first,pcie=1,romfile=better.rom"}
+    assert done(after, undo(after, again)) == later and restore == {}
+
+
+def test_lines_that_an_interrupted_run_has_left_are_no_new_ones() -> None:
+    config = Q35 | {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"}
+    record, _ = recorded(config, wish(OWN), {})
+    half = {key: value for key, value in config.items() if key != "hostpci0"}
+    assert recorded(half, wish(OWN), record) == (record, {})
+    noted, _ = noted_of(half, {"record": record, "restore": {}, "identity": ""})
+    assert recorded(half, wish(OWN), noted) == (record, {})
+
+
+@pytest.mark.parametrize("line", ["mapping=first,pcie=1,romfile=b.rom", "01:00,pcie=1"])
+def test_a_device_is_not_put_back_beside_the_line_that_gives_it_now(line: str) -> None:
+    config = Q35 | {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"}
+    record, _ = recorded(config, wish(OWN), {})
+    changed = Q35 | {"hostpci2": line}
+    assert undo(changed, record) == Change()
+    assert [told.split(" before")[0] for told in not_put_back(changed, record)][0] == "hostpci0 was 01:00.1"
+    halfway = Q35 | {"hostpci2": "01:00.0,pcie=1"}
+    assert undo(halfway, record) == Change({"hostpci0": "01:00.1"})
+
+
 @pytest.mark.parametrize("where", ["another slot", "another node"])
 def test_an_address_that_is_another_devices_by_now_is_not_put_back(where: str) -> None:
     """There it may be the host's own network card."""
