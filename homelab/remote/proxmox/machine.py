@@ -304,6 +304,8 @@ class Machine:
                     as_root=self._takes_root(change, before),
                     revert=",".join(change.keys),
                 )
+                # That drops all that waited for these keys, also what somebody else had left waiting.
+                self._write(_as_before(before, change))
             self._have_ha_keep_it()
             if self.running():
                 self._runs_again()
@@ -330,14 +332,8 @@ class Machine:
             self._announced = True
 
     def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: HomelabError) -> None:
-        old = {key: before[key] for key in change.keys if key in before}
-
-        def as_before(config: dict[str, str]) -> Change:
-            values = {key: value for key, value in old.items() if config.get(key) != value}
-            return Change(values, [key for key in change.keys if key not in before and key in config])
-
         try:
-            self._write(as_before)
+            self._write(_as_before(before, change))
             outcome = f"{self.label} has its old configuration back"
         except ApiError as second:
             outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second.found}", False
@@ -567,3 +563,13 @@ def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
         why="the change needs a VM that is off; it runs on as it was, unless HA still switches it off",
         next="see what keeps HA from it (`journalctl -u pve-ha-lrm` on the host), then run `pulumi up` again",
     )
+
+
+def _as_before(before: Mapping[str, str], change: Change) -> PowerTarget:
+    """What takes a change back."""
+
+    def as_before(config: dict[str, str]) -> Change:
+        values = {key: before[key] for key in change.keys if key in before and config.get(key) != before[key]}
+        return Change(values, [key for key in change.keys if key not in before and key in config])
+
+    return as_before
