@@ -558,7 +558,8 @@ def said_by(command: Sequence[str], seconds: int) -> str:
 
     :param seconds: how long it may take.
     """
-    line = f"LC_ALL=C timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
+    # English, and no letter of a value lost: Proxmox VE's commands read what they are given by the locale (PVE::JSONSchema, get_options).
+    line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
 
 

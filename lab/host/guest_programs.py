@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def _pveversion(host: HostState, name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _heard(argument: str) -> str:
+    """An argument as these programs, which Perl is, read it: by the locale. Of C, what isn't ASCII is lost (PVE::JSONSchema, get_options; Encode::Locale)."""
+    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
+    return os.fsencode(argument).decode("ascii" if locale in ("C", "POSIX") else "utf-8", "replace")
+
+
 def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     """qm, pct, pvesh, pveum, pvenode, pvecm and ha-manager: the API's operations, done here as root@pam.
 
@@ -47,6 +54,7 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
     which uses the standard library alone as well.
     """
     preload()
+    arguments = [_heard(argument) for argument in arguments]
     from lab.api import ha_commands
     from lab.api.commands import Misused, Shell, Unhandled, exit_status, message, only_reads
     from lab.api.errors import ApiError

@@ -149,6 +149,19 @@ def test_a_rom_of_the_settings_and_an_address_are_set_by_root_for_a_token(lab: L
     assert (conf(lab), notes(lab)) == (before, [])
 
 
+def test_a_line_of_any_words_comes_back_byte_for_byte(lab: Lab) -> None:
+    """PVE::QemuServer::PCI: a romfile is all but `,` and `;`. PVE::JSONSchema, get_options: what is said at a shell is read by the locale."""
+    line = f'{SLOT},pcie=1,romfile=it\'s "$(reboot)" `x` $HOME größer €.rom,sub-vendor-id=0x1043'
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+    path = lab.root / f"etc/pve/qemu-server/{VM}.conf"
+    path.write_text(path.read_text().replace("\nmachine:", f"\nhostpci0: {line}\nmachine:", 1))
+    before, run = conf(lab), Run(lab)
+    run.up()
+    assert in_force(lab) == [f"hostpci0: {line.replace(SLOT, 'mapping=rtx5090')}"]
+    run.destroy()
+    assert conf(lab) == before
+
+
 KILLED: dict[str, tuple[type[Any], str]] = {
     "before it is noted": (ssh.Session, "run"),
     "between the note and the change": (VmChangeWork, "create"),
