@@ -517,6 +517,36 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
 
 
+def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
+    """``drivers``: by the device's slot, without its domain's and bus's colons."""
+    cmdline = facts.cmdline.model_dump()
+    cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
+    devices = [one.model_dump(by_alias=True) for one in facts.devices]
+    devices = [one | {"driver": drivers.get("at" + one["address"][5:7], one["driver"])} for one in devices]
+    return facts.model_validate(facts.model_dump(by_alias=True) | {"cmdline": cmdline, "devices": devices})
+
+
+def test_a_card_that_our_word_has_left_to_the_ids_is_let_go_of_by_the_next_one() -> None:
+    other = device("0000:03:00.0", "10de:2684", "030000", 18, driver="vfio-pci")
+    facts = bound_by_ids(other, ids=f"{IDS},10de:2684")
+    cards = {"big": {"match": "10de:2b85", "use": "lxc"}, "other": {"match": "10de:2684"}}
+    word = plan.wanted(facts, settings(cards, takeOver=True)).vfio_words
+    assert word == "homelab.vfio=0000:03:00.0=10de:2684 vfio-pci.ids=10de:2684"
+    started = started_with(facts, word, at01="nvidia")
+    assert plan.wanted(started, settings(cards, takeOver=True)).vfio_words == word
+    cards["other"]["use"] = "host"
+    assert plan.wanted(started, settings(cards, takeOver=True)).vfio_words == "vfio-pci.ids="
+    # It has had its turn then.
+    (error,) = gates.check(started_with(facts, "vfio-pci.ids=", at01="nvidia"), settings(cards, takeOver=True))[1]
+    assert "0000:03:00.0 on vfio-pci" in error.found and "hasn't helped" in error.found
+
+
+def test_a_vm_that_runs_with_another_device_changes_no_word() -> None:
+    facts = bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}")
+    started = started_with(facts, "vfio-pci.ids=", at01="nvidia", at0c="vfio-pci")
+    assert plan.wanted(started, to_be(takeOver=True)).vfio_words == "vfio-pci.ids="
+
+
 def test_of_two_cards_of_the_same_ids_one_stays_and_our_word_binds_the_other() -> None:
     two = {
         "big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"},
