@@ -485,6 +485,10 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
     # Also one that our word binds as well (takeOver): that configuration binds it as soon as our word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
     gpu, kept = host.gpus[name], released.kept_bound(facts, host, slots, bound)
+    # What our word has taken back, and would no longer.
+    back = [] if host.take_over or released.at_work(facts) is None else facts.functions(slot)
+    back = [device for device in back if device not in bound and facts.named_at_next_boot(device)]
+    bound += back
     if not bound or (host.take_over and not kept):
         return []
     binds = facts.who_binds(bound) or ["vfio-pci's ids"]
@@ -501,7 +505,7 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-            found=f"{', '.join(device.address for device in bound)} on vfio-pci, by {', '.join(binds)}"
+            found=f"{', '.join(device.address for device in bound)} on vfio-pci{' from the next start on' if back else ''}, by {', '.join(binds)}"
             + (f"; {kept}" if kept and host.take_over else ""),
             why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
             next=(

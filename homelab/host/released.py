@@ -44,7 +44,7 @@ def kept_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: It
         return "driverctl puts it there, whatever a word says"
     if any(_names(facts.vfio_files.get(MODULES, ""), device) for device in functions):
         return f"the options in {MODULES} come later than any word"
-    given, ours = _at_work(facts), bound_by_word(facts.cmdline.running)
+    given, ours = at_work(facts), bound_by_word(facts.cmdline.running)
     # What that word leaves to the ids, or another one of ours binds, is let go of by the next one.
     if given is not None and any(one.address not in ours and not _names(given, one) for one in functions):
         return "this program's word is on the running kernel's command line, and hasn't helped"
@@ -61,7 +61,7 @@ def kept_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: It
     )
 
 
-def _at_work(facts: HostFacts) -> str | None:
+def at_work(facts: HostFacts) -> str | None:
     """The ids of our word that the running kernel has; None: it has none."""
     others = facts.cmdline.others.split()
     found = [one for one in facts.cmdline.running.split() if one.startswith(WORD) and one not in others]
@@ -102,7 +102,7 @@ def _left(facts: HostFacts, host: Host, slots: Mapping[str, str], one: str) -> l
 
 def _goes(facts: HostFacts, host: Host, slots: Mapping[str, str], one: str) -> bool:
     """Is an id left out of our word: one of a card that stays, and one that has had no effect? What a running VM has on vfio-pci tells of no effect."""
-    given = _at_work(facts)
+    given = at_work(facts)
     if given is not None:
         return _names_one_of(one, _staying(facts, host, slots)) or one not in given.lower().split(",")
     drivers = {device.driver for device in facts.devices if _names(one, device)}

@@ -541,6 +541,14 @@ def test_a_card_that_our_word_has_left_to_the_ids_is_let_go_of_by_the_next_one()
     assert "0000:03:00.0 on vfio-pci" in error.found and "hasn't helped" in error.found
 
 
+def test_a_card_that_was_taken_back_is_not_lost_again_without_the_yes() -> None:
+    started = started_with(bound_by_ids(), "vfio-pci.ids=", at01="nvidia")
+    (error,) = gates.check(started, to_be())[1]
+    assert f"on vfio-pci from the next start on, by {FILE}" in error.found and "set takeOver: true" in error.next
+    assert reasons(started_with(bound_by_ids(ids=""), "vfio-pci.ids=", at01="nvidia"), to_be()) == []
+    assert reasons(started, to_be("vm")) == reasons(started, to_be(takeOver=True)) == []
+
+
 def test_a_vm_that_runs_with_another_device_changes_no_word() -> None:
     facts = bound_by_ids(UNBOUND, ids=f"1022:15e3,{IDS}")
     started = started_with(facts, "vfio-pci.ids=", at01="nvidia", at0c="vfio-pci")
