@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.properties import parse
+from homelab.properties import parse, same
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.peers import noted_by, noted_by_peers
 from homelab.remote import ledger
@@ -83,15 +83,20 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         machine = self.machine(inputs, vmid, inputs.vm or "")
         config = machine.config()
         noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
-        leaving = self._leaving(inputs, vmid, config, noted)
+        leaving, ours = self._leaving(inputs, vmid, config, noted), _noted_options(config, noted)
+
+        def given(now: dict[str, str]) -> list[str]:
+            # An address that isn't noted is its owner's: one that has just been put back, or that he has set since.
+            found = _options_with(now, inputs)
+            return [key for key in found if _mapping(key, now[key]) or same(key, now[key], ours.get(key))]
 
         def without_card(now: dict[str, str]) -> Change:
-            own, back = _options_with(now, inputs), undo(now, leaving)
+            own, back = given(now), undo(now, leaving)
             values = {key: value for key, value in back.values.items() if key not in own}
             return Change(values, sorted({*own, *back.delete}))
 
         # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with the change written.
-        keys = {*_options_with(config, inputs), *leaving, *_options_with(_noted_options(config, noted), inputs)}
+        keys = {*given(config), *leaving, *_options_with(ours, inputs)}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
 

@@ -244,6 +244,19 @@ def test_what_its_owner_has_changed_since_stays_and_is_told(lab: Lab, monkeypatc
     assert any(changed in line and LINES["hostpci2"] in line for line in said), said
 
 
+def test_a_line_that_its_owner_has_set_since_comes_back_after_a_card_of_ours(lab: Lab) -> None:
+    """The lease has given the card, and takes away only that."""
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2")
+    run = Run(lab)
+    run.up()
+    lab.run(f"qm set {VM} --hostpci0 {SLOT},pcie=1,romfile=own.rom")
+    before = conf(lab)
+    run.up()
+    assert in_force(lab) == ["hostpci0: mapping=rtx5090,pcie=1,romfile=own.rom"]
+    run.destroy()
+    assert in_force(lab) == [line for line in before.splitlines() if line.startswith("hostpci0")][:1]
+
+
 def test_a_snapshot_that_is_returned_to_is_taken_over_anew_and_comes_back(lab: Lab) -> None:
     run = Run(lab)
     run.up()
