@@ -26,6 +26,7 @@ _SCRIPTS = (
     "card_values.sh",
     "cluster_turn.sh",
     "cmdline.sh",
+    "confirm_boot.sh",
     "container_gpus.sh",
     "container_restart.sh",
     "container_toolkit.sh",

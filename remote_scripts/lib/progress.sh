@@ -74,13 +74,13 @@ drop_step_log() {
 
 # await_line PIPE SECONDS COMMAND... - HEARD: the line that comes over PIPE, within so many seconds; COMMAND is called once a second meanwhile, and
 # once when it has come. Status 1: the pipe has ended; 124: the time is up. HEARD has the part of a line that came before. A line longer than
-# LOG_BYTES comes in several.
+# LINE_BYTES comes in several.
 await_line() {
   local until=$((SECONDS + $2)) status part
   HEARD=''
   while :; do
     part='' status=0
-    IFS= read -r -t 1 -n $((LOG_BYTES - ${#HEARD})) -u "$1" part || status=$?
+    IFS= read -r -t 1 -n $((LINE_BYTES - ${#HEARD})) -u "$1" part || status=$?
     HEARD+=$part
     "${@:3}"
     ((status > 128)) || return "$status"

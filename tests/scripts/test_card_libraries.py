@@ -118,9 +118,9 @@ def test_a_release_of_which_no_names_are_known_is_left_as_it_is(debian: Containe
     release = debian.root / "etc/os-release"
     stock, before = release.read_text(), debian.packages()
     try:
-        release.write_text('ID=ubuntu\nVERSION_ID="26.04"\n')
+        release.write_text('ID=ubuntu\nVERSION_ID="28.04"\n')
         said = debian.refusal(script("video"))
-        assert "it is ubuntu 26.04" in said and "debian 12, debian 13, ubuntu 22.04" in said
+        assert "it is ubuntu 28.04" in said and "debian 12, debian 13, ubuntu 22.04" in said
         release.write_text(stock)
         assert "Debian 13 has no intel-opencl-icd" in debian.refusal(script("compute"))
     finally:

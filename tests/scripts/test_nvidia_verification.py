@@ -52,7 +52,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     vm.output(
         "nvidia-ctk runtime configure --runtime=docker; systemctl restart docker; nvidia-modprobe -u -c 0; nvidia-smi"
     )
-    vm.output("nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    vm.output("nvidia-ctk cdi generate --feature-flag no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml")
     return vm
 
 
@@ -124,7 +124,7 @@ def test_the_proxys_password_is_in_no_output(vm: Machine) -> None:
 # -- what doesn't ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("0x62:0x40:2168", "wasn't reset"), ("79", "doesn't answer any more"), ("119", "GSP"), ("0x23:0x65:1401", "could not be started")],
+    [("0x62:0x40:2168", "GSP firmware didn't start"), ("79", "doesn't answer any more"), ("119", "GSP"), ("0x23:0x65:1401", "could not be started")],
 )  # fmt: skip
 def test_a_card_that_doesnt_come_up(vm: Machine, value: str, words: str) -> None:
     vm.fault("gpu-fails", value)
