@@ -19,6 +19,7 @@ import ipaddress
 import os
 import re
 import socket
+import stat
 import sys
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator
@@ -184,10 +185,10 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         self._known.pop(address, None)
         user = None
         for _ in range(_TRIES):
-            own = await asyncio.to_thread(self._own_end, address)
-            if own is None:
-                break
             try:
+                own = await asyncio.to_thread(self._own_end, address)
+                if own is None:
+                    break
                 user = await asyncio.to_thread(user_of, address, Address("127.0.0.1", self.port))
             except OSError as error:
                 return f"a call of a process whose user isn't known: {error.filename}: {error.strerror}"
@@ -205,20 +206,30 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         return ""
 
     def _own_end(self, peer: Address) -> _Own | None:
-        for path in Path("/proc/self/fd").iterdir():
+        for path in list(Path("/proc/self/fd").iterdir()):
             with contextlib.suppress(OSError):
-                own = _Own(int(path.name), os.fstat(int(path.name)).st_ino)
-                if self._is_connected(own, peer):
+                there = os.fstat(int(path.name))
+                own = _Own(int(path.name), there.st_ino)
+                if stat.S_ISSOCK(there.st_mode) and self._is_connected(own, peer):
                     return own
         return None
 
     def _is_connected(self, own: _Own, peer: Address) -> bool:
         """Is it still this socket, with `peer` at its other end? A connection that was cut has none."""
         try:
-            with socket.socket(fileno=os.dup(own.fd)) as copy:
-                there, here = copy.getpeername(), copy.getsockname()
-                same = os.fstat(copy.fileno()).st_ino == own.inode
-        except (OSError, ValueError):
+            number = os.dup(own.fd)
+        except OSError:
             return False
+        try:
+            copy = socket.socket(fileno=number)
+        except OSError:
+            os.close(number)  # it is no socket, which then closes nothing
+            return False
+        with copy:
+            try:
+                there, here = copy.getpeername(), copy.getsockname()
+                same = os.fstat(number).st_ino == own.inode
+            except (OSError, ValueError):
+                return False
         is_tcp = isinstance(there, tuple) and isinstance(here, tuple)
         return is_tcp and same and _address(*there[:2]) == peer and here[1] == self.port

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 
-from homelab.provider.caller import Address, address_of, user_of
+from homelab.provider.caller import Address, OfThisUser, address_of, user_of
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 ENGINE, PROVIDER = Address("127.0.0.1", 40000), Address("127.0.0.1", 36633)
@@ -79,3 +83,17 @@ def test_without_a_table_nobody_is_known(proc: Path) -> None:
 )
 def test_a_peer_is_read_as_grpc_writes_it(peer: str, address: Address | None) -> None:
     assert address_of(peer) == address
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by Linux's /proc")
+def test_asking_who_calls_leaves_nothing_open() -> None:
+    """Else every new connection doubles what the provider has open, until its own user isn't known either."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        there, _ = server.accept()
+        with there:
+            callers = OfThisUser(os.geteuid())
+            callers.port = server.getsockname()[1]
+            asyncio.run(callers._why_not("ipv4:127.0.0.1:1"))  # what asyncio opens once is open
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            assert asyncio.run(callers._why_not(f"ipv4:127.0.0.1:{client.getsockname()[1]}")) == ""
+            assert len(list(Path("/proc/self/fd").iterdir())) == before
