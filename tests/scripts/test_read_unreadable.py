@@ -128,6 +128,14 @@ def test_a_guest_that_runs_has_a_configuration(whole: Folder) -> None:
     ]
 
 
+@pytest.mark.parametrize("program", ["cat", "grep"])
+@pytest.mark.parametrize("path", [VM, CONTAINER])
+def test_a_guest_that_goes_while_it_is_read_is_no_trouble(whole: Folder, path: str, program: str) -> None:
+    """It was removed, or moved to another node."""
+    whole.command(program, f'[[ $* != *"{path}"* ]] || rm -f "$ROOT{path}"\nexec /bin/{program} "$@"')
+    assert read(whole).unreadable == []
+
+
 def test_a_host_whose_proxmox_file_system_isnt_mounted_is_told(host: Folder) -> None:
     (host.root / "etc/pve").mkdir(parents=True)
     (told,) = read(host).unreadable

@@ -42,7 +42,10 @@ guests() {
     if [[ $conf == */lxc/* ]]; then
       kind=lxc
       # Bash says to the log that it leaves out a zero byte.
-      { lines=$(device_lines "$conf" 2>/dev/null); } 2>/dev/null || { not_whole "${conf#"$ROOT"}" "grep can't read it" && continue; }
+      if ! { lines=$(device_lines "$conf" 2>/dev/null); } 2>/dev/null; then
+        [[ ! -e $conf ]] || not_whole "${conf#"$ROOT"}" "grep can't read it"
+        continue
+      fi
     else
       kind=vm lines='' section='' all=()
       { mapfile -t all <"$conf"; } 2>/dev/null || : # gone meanwhile
