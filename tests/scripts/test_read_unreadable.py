@@ -31,6 +31,8 @@ DECIDING = [
     "/proc/driver/nvidia/gpus/0000:01:00.0/information",
     "/sys/kernel/iommu_groups/16/reserved_regions",
     "/sys/firmware/acpi/tables/IVRS",
+    "/var/lib/homelab/handover/big.state",
+    "/var/lib/homelab/ledger/vm/103",
 ]
 
 

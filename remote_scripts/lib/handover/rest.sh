@@ -157,7 +157,7 @@ handed_over() {
     printf '%s' "$separator"
     json_string "${line%.state}"
     printf ':'
-    string_of "${file#"$ROOT"}"
+    needed_string "${file#"$ROOT"}"
     separator=,
   done
   printf '}}'

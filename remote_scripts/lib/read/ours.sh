@@ -58,15 +58,17 @@ kept_scripts() {
 
 # What was noted of VMs and mappings (ledger.sh): name -> its text.
 ledger() {
-  local name separator=
+  local name names=() separator=
+  [[ ! -d $STATE/ledger ]] || mapfile -t names < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  note_unreadable "${names[@]/#/$STATE/ledger/}"
   printf ',"ledger":{'
-  [[ ! -d $STATE/ledger ]] || while IFS= read -r name; do
+  for name in "${names[@]}"; do
     printf '%s' "$separator"
     json_string "$name"
     printf ':'
     string_of "/var/lib/homelab/ledger/$name"
     separator=,
-  done < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)
+  done
   printf '}'
 }
 
