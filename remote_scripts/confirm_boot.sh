@@ -96,7 +96,7 @@ start_guests() {
   local until=$((SECONDS + FIRST_SECONDS))
   told_from_now
   until start_ran 5; do
-    ((SECONDS < until)) || break
+    ((SECONDS < until)) || { log "note: guests that ran before the restart aren't started yet: Proxmox VE hasn't started its own; this host goes on trying (homelab-ran.timer)" && break; }
     tell_now_and_then "waiting until Proxmox VE has started its guests"
     sleep 1
   done

@@ -35,7 +35,7 @@ esac
 """
 SYSTEMCTL = """
 [[ $1 != is-active ]] || { cat "$ROOT/guests-service"; exit; }
-[[ $1 != is-system-running ]] || echo running
+[[ $1 != is-system-running ]] || cat "$ROOT/system"
 """
 
 
@@ -47,6 +47,7 @@ def host(folder: Folder) -> Folder:
     folder.command("systemctl", SYSTEMCTL)
     folder.command("pvesh", "exit 1")
     folder.write("guests-service", "active\n")
+    folder.write("system", "running\n")
     folder.write("proc/sys/kernel/random/boot_id", f"{B}\n")
     folder.write("proc/stat", f"cpu 1 2 3\nbtime {BOOTED}\n")
     folder.write("var/log/pve/tasks/index", "")
@@ -159,10 +160,22 @@ def test_a_run_waits_until_proxmox_ve_has_started_its_own_guests(host: Folder) -
     host.command("systemctl", SYSTEMCTL.replace("exit", 'echo active >"$ROOT/guests-service"; exit'))
     assert len(run(host)["started"]) == 4
     host.write("guests-service", "inactive\n")
+    host.write("system", "starting\n")
     noted(host, "qm 103")
     guest(host, VM, 103)
     host.command("systemctl", SYSTEMCTL)
+    (host.root / "run/homelab/notes").write_text("")
     assert run(host) == {"started": [], "off": [], "later": []} and not is_over(host)
+    assert "note: guests that ran before the restart aren't started yet" in host.read("run/homelab/notes")
+
+
+@pytest.mark.parametrize("state", ["failed", "inactive"])
+def test_where_proxmox_ve_starts_no_guest_any_more_they_are_started_all_the_same(host: Folder, state: str) -> None:
+    """pve-guests.service has failed, or is disabled or masked (`inactive`, with nothing left to start)."""
+    host.write("guests-service", f"{state}\n")
+    host.write("system", "degraded\n")
+    alone(host)
+    assert len(started(host)) == 4 and is_over(host)
 
 
 def test_who_stays_off_is_said_with_what_to_do(host: Folder) -> None:
@@ -244,7 +257,7 @@ def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Fo
         ("var/lib/homelab/rolling-back", f"boot {B}\n"),
         ("run/homelab/restarting", f"boot {B}"),
         ("guests-service", "activating\n"),
-        ("guests-service", "inactive\n"),
+        ("system", "starting\n"),
         ("proc/sys/kernel/random/boot_id", f"{A}\n"),
     ],
 )
@@ -252,6 +265,8 @@ def test_nothing_is_started_before_the_boot_is_decided(host: Folder, file: str, 
     (host.root / "run/homelab").mkdir(mode=0o700)
     before = (host.root / file).read_text() if (host.root / file).exists() else None
     host.write("proc/cmdline", "root=/dev/sda1 quiet\n")
+    if file == "system":
+        host.write("guests-service", "inactive\n")
     host.write(file, text)
     alone(host)
     assert not started(host) and not is_over(host)

@@ -29,10 +29,16 @@ is_quiet() { is_boot_decided && ! run_at_work ''; }
 
 # is_boot_decided - is this boot to stay, and has Proxmox VE started what it starts?
 is_boot_decided() {
+  local state
   [[ ! -e $RUN/restarting ]] && ! is_rolling_back && ! is_stopping || return 1
   [[ ! -e $STATE/armed || $(switch_note armed boot) == "$(boot_id)" ]] || is_pending boot || is_another_boot || return 1
-  [[ $(exec_within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) == active ]] || ! command -v pvesh >/dev/null
+  state=$(exec_within "$ASK_SECONDS" systemctl is-active pve-guests.service 2>/dev/null) || :
+  # Where it has failed, or somebody has disabled it, it starts nothing any more in this boot.
+  [[ $state =~ ^(active|failed)$ ]] || { [[ $state == inactive ]] && has_come_up; } || ! command -v pvesh >/dev/null
 }
+
+# has_come_up - has systemd no unit left that starts with the host?
+has_come_up() { [[ $(exec_within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) =~ ^(running|degraded|maintenance)$ ]]; }
 
 # tell_next_up TEXT - by what it says anyway.
 tell_next_up() {
