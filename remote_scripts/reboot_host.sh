@@ -56,21 +56,23 @@ apply() {
     log "note: rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
     ! needs_switch || { arm "$AWAITED" && armed=yes; }
     finish
-    # Last, so that no failure before it keeps others waiting.
-    if ! take_turn "$TURN_SECONDS" || ! move_guests_away || ! await_boot_from_now; then
-      [[ ! -e $STATE/armed ]] || await_no_boot
-      end_turn "$TURN_SECONDS" || :
-      refuse_turn
-    fi
+    # Last, so that no failure before it keeps others waiting. Each wait may end this script, too (go_on).
+    ALSO_PUT_BACK=stay_up
+    if ! take_turn "$TURN_SECONDS" || ! move_guests_away || ! await_boot_from_now; then refuse_turn; fi
     if ! note_running || ! note_restart || ! restart_soon; then
-      drop_restart
-      drop_ran
-      [[ ! -e $STATE/armed ]] || await_no_boot
-      end_turn 10 || :
       die "a reboot of this host" "$OUTPUT" "the running kernel lacks what was configured" "reboot it by hand, then run \`pulumi up\` again"
     fi
   fi
+  ALSO_PUT_BACK=:
   report ",\"turn\":\"$(has_turn && printf yes || printf no)\",\"armed\":\"$(stat -c %.Y "$STATE/armed" 2>/dev/null)\""
+}
+
+# stay_up - there is no restart after all.
+stay_up() {
+  drop_restart
+  drop_ran
+  [[ ! -e $STATE/armed ]] || await_no_boot
+  end_turn "$TURN_SECONDS"
 }
 
 # can_be_told - is it known which guests can move? Status 1: no, WHY_NOT says why. What had a lock of a guest may have ended while the cluster was waited for.

@@ -3,7 +3,7 @@
 # Needs: text, proxy
 #
 # Gives: log TEXT... (one that begins with `note: ` is among the messages at the end of the run); die WANTED FOUND WHY NEXT; time_for SECONDS -> TIME; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
-#   read_kernel_log, kernel_says; full_places; find_free PLACE -> FREE.
+#   read_kernel_log, kernel_says; full_places; find_free PLACE -> FREE. Variables: ALSO_PUT_BACK.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
 # A script travels over SSH as standard input: assignments of its arguments, what it needs of this library, the script. Contract:
@@ -126,6 +126,9 @@ keep_note() {
   printf '%s\n' "${TEXT//$'\n'/ }" 2>/dev/null >>"$ROOT/run/homelab/notes" || :
 }
 
+# A function: what a script has set besides files, and puts back with them, wherever it ends.
+ALSO_PUT_BACK=:
+
 # die WANTED FOUND WHY NEXT - the one message a person gets; then everything this run changed is put back. The message comes first:
 # it is out whatever becomes of the rest.
 die() {
@@ -153,6 +156,7 @@ unexpected() {
 
 put_back_all() {
   ENDS=$((SECONDS + 600))
+  "$ALSO_PUT_BACK" || :
   undo || :
   [[ -z $NOT_PUT_BACK ]] || printf 'left:   %s could not be put back; the next run goes on from what is noted in /var/lib/homelab\n' "$NOT_PUT_BACK" || :
 }

@@ -345,6 +345,23 @@ def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(under_ha: Folder
     assert "until" not in under_ha.read("var/lib/homelab/armed")
 
 
+@pytest.mark.parametrize("end", ["its run is cancelled", "its time is up"])
+def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(under_ha: Folder, end: str) -> None:
+    under_ha.write("run/stuck", "")
+    under_ha.write("var/lib/homelab/armed", "boot 7d4f0d3c-0000-4000-8000-000000000001\nuntil 5\n")
+    (under_ha.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    under_ha.write("run/homelab/up", "anna\n")
+    # While HA moves guests.
+    ends = 'echo "anna, and was cancelled" >"$ROOT/run/homelab/up"' if end == "its run is cancelled" else ":"
+    under_ha.command("sleep", f'[[ ! -e $ROOT/run/mode ]] || {ends}; exec /bin/sleep "$@"')
+    script = scripts.reboot_host("auto", "amd_iommu=on", [], 600, guests="maintenance")
+    done = under_ha.run("apply", f"TIME_LIMIT={3600 if 'cancelled' in end else 12}\n{script}")
+    assert done.returncode == 1 and done.stdout.startswith(("wanted: the run at work", "wanted: this step done"))
+    assert done.stdout.count("wanted:") == 1 and "systemctl reboot" not in called(under_ha)
+    is_as_before(under_ha)
+    assert "until" not in under_ha.read("var/lib/homelab/armed")
+
+
 def test_nobody_waits_for_a_script_whose_connection_is_gone(folder: Folder) -> None:
     """Its standard output goes elsewhere, so that the processes which started it decide: as with sudo."""
     asks = 'is_awaited && printf "yes " || printf "no "\n'
