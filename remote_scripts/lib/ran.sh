@@ -66,6 +66,7 @@ forget_ran() {
   remove_file "$RAN" || return 1
   within 60 systemctl stop homelab-ran.timer >/dev/null 2>&1 || : # it isn't started in the boot in which it was noted
   remove_file "$RAN_LINK" "$RAN_UNITS/homelab-ran.timer" "$RAN_UNITS/homelab-ran.service" "$RAN-program" || return 1
+  [[ ! -d $STATE ]] || rmdir --ignore-fail-on-non-empty "$STATE" || :
   within 60 systemctl daemon-reload >/dev/null 2>&1 || log "systemctl daemon-reload failed: homelab-ran.timer is known until the next boot"
 }
 

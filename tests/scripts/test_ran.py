@@ -198,6 +198,30 @@ def test_a_start_that_fails_is_said_and_keeps_nobody_off(host: Folder) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "status", "said"),
+    [
+        ("index", "start failed: no such bridge", True),
+        ("active", "start failed: no such bridge", True),
+        ("index", "OK", False),
+        ("index", "WARNINGS: 1", False),
+        ("active", "0", False),
+    ],
+)
+def test_a_start_that_failed_where_somebody_else_began_it_is_said_and_not_tried_again(
+    host: Folder, file: str, status: str, said: bool
+) -> None:
+    """Proxmox VE at the boot, for `onboot`; or a run that was killed before it had told."""
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN)
+    ended = "" if status == "0" else f"{'1 ' if file == 'active' else ''}{BOOTED + 9:08X} "
+    line = f"UPID:pve:000003E8:00000001:{BOOTED + 5:08X}:qmstart:103:root@pam: {ended}{status}\n"
+    host.write(f"var/log/pve/tasks/{file}", line)
+    expected = f"VM 103 (g103) ran before the restart, and has not started again: {status} (`qm start 103`)"
+    assert run(host)["off"] == ([expected] if said else [])
+    assert not started(host) and is_over(host)
+
+
+@pytest.mark.parametrize(
     "unknown",
     ["unsaid/103", "etc/pve/ha/resources.cfg/", "var/log/pve/tasks/index.1/", "etc/pve/qemu-server/103.conf/"],
 )
@@ -286,6 +310,11 @@ def test_the_next_up_hears_what_the_host_has_started_alone(host: Folder, file: s
     assert text.startswith(
         "boot x was judged; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
     )
+
+
+def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Folder) -> None:
+    alone(host)
+    assert len(started(host)) == 4 and not (host.root / "var/lib/homelab").exists()
 
 
 # -- before the restart ------------------------------------------------------------------------------------------

@@ -40,13 +40,13 @@ is_boot_decided() {
 # has_come_up - has systemd no unit left that starts with the host?
 has_come_up() { [[ $(exec_within "$ASK_SECONDS" systemctl is-system-running 2>/dev/null) =~ ^(running|degraded|maintenance)$ ]]; }
 
-# tell_next_up TEXT - by what it says anyway.
+# tell_next_up TEXT - by what it says anyway. Of a host that was given back nothing is kept.
 tell_next_up() {
   local file=judged before=''
+  [[ -n $(find "$STATE" -mindepth 1 ! -name 'ran*' -print -quit 2>/dev/null) ]] || { log "$1" && return; }
   [[ ! -e $STATE/rolled-back ]] || file=rolled-back
   [[ ! -r $STATE/$file ]] || before=$(<"$STATE/$file")
   log "$1"
-  need_dir "$STATE"
   write_atomically "/var/lib/homelab/$file" 0600 printf '%s%s' "${before:+$before; }" "$1"
 }
 
@@ -116,14 +116,20 @@ in_start_order() {
 
 # see_to PROGRAM ID SINCE BOOT - status 1: it is still owed, or nobody knows.
 see_to() {
-  local lock touched=0 ha=0 name
+  local lock touched=0 ha=0 name START_FAILED TEXT
   [[ $4 != "$(boot_id)" ]] || return 1 # not restarted yet
   find_power "$1" "$2" 20
   [[ ! $POWER_NOW =~ ^(on|gone)$ ]] || return 0
   was_touched "$2" "$3" || touched=$?
   under_ha "$1" "$2" || ha=$?
-  ((touched != 0 && ha != 0)) || return 0
   name=$(guest_in_words "$1" "$2")
+  if ((touched == 0 || ha == 0)); then
+    if [[ -n $START_FAILED && $POWER_NOW == off && $ha == 1 && " $LATER " != *" $2 "* ]]; then
+      masked "$START_FAILED"
+      RAN_OFF+=("$name ran before the restart, and has not started again: $TEXT (\`$1 start $2\`)")
+    fi
+    return 0
+  fi
   if [[ $POWER_NOW == unknown ]] || ((touched == 2 || ha == 2)) || ! lock=$(option_of "$1" "$2" lock); then
     (($(date +%s) - RAN_BOOTED > RAN_COUNTS_SECONDS)) || return 1
     RAN_OFF+=("$name ran before the restart, and whether it may be started couldn't be told for two hours (\`$1 status $2\`)")
