@@ -46,14 +46,14 @@ apply() {
     end_turn 0 || : # of an earlier run; whoever verifies this boot waits for the cluster
     drop_ran
   elif [[ $DECISION == manual ]]; then
-    log "note: a reboot is needed (${REASONS[*]}) and left to you"
+    log "a reboot is needed (${REASONS[*]}) and left to you"
   else
     ! is_pending boot || die "this host restarted with what was configured" "the boot configuration was not made after the last change (/var/lib/homelab/pending/boot)" \
       "it would start with what was configured before, and be restarted again and again" "run \`pulumi up --refresh\`, which makes it; then this host restarts"
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS" || refuse_turn
     can_be_told || refuse_turn
-    log "note: rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
+    log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
     ! needs_switch || { arm "$AWAITED" && armed=yes; }
     finish
     # Last, so that no failure before it keeps others waiting. Each wait may end this script, too (go_on).

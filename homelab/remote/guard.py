@@ -8,6 +8,7 @@ ends it. Nothing has to be cleared away after a run that was killed.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import getpass
 import os
@@ -124,6 +125,8 @@ class _Guard(threading.Thread):
         super().__init__(daemon=True, name=f"guard of {host.address}")
         self._host = host
         self.called = host.address
+        # Of the resource that holds it: what the host notes is told as that one's.
+        self._inside = contextvars.copy_context()
         self._words: asyncio.Queue[str] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -148,7 +151,7 @@ class _Guard(threading.Thread):
     def _told(self, note: str) -> None:
         """What a script on the host wants a person to read at the end."""
         if note.strip():
-            tell(f"{self.called}: {note.strip()}")
+            self._inside.run(tell, f"{self.called}: {note.strip()}")
 
     def say(self, word: str) -> None:
         """Says a word to the script that holds the host, if it does."""

@@ -164,7 +164,10 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
     def by_mapping(card: VmCard) -> list[str]:
         found = [key for key, value in hostpci.items() if parse(key, value).get("mapping") == card.mapping]
         found.sort(key=lambda key: key not in ours)
-        return found + [key for key, value in ours.items() if parse(key, value).get("mapping") == card.mapping]
+        return found
+
+    def by_former_mapping(card: VmCard) -> list[str]:
+        return [key for key, value in ours.items() if parse(key, value).get("mapping") == card.mapping]
 
     def by_slot(card: VmCard) -> list[str]:
         found = [key for key, entry in record.items() if entry.get("slot") == card.slot and ours_of(entry)]
@@ -173,7 +176,8 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
         mine[0].sort(key=lambda one: min(functions_of(parse(*one).get("host", "")), default=""))
         return found + [key for values in mine for key, _ in values]
 
-    for places in (by_mapping, by_slot):
+    # A number that a card has now is no other one's that had it before.
+    for places in (by_mapping, by_former_mapping, by_slot):
         for card in cards:
             key = next((key for key in places(card) if key not in chosen), None)
             if key is not None and card not in chosen.values():

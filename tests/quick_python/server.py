@@ -73,7 +73,7 @@ def warm() -> None:
     pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
     pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
     kept_scripts.version()
-    kept_scripts.put("")
+    kept_scripts.put("warm")
     scripts.read_host(guests=True)
     for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
         table()

@@ -52,7 +52,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     vm.output(
         "nvidia-ctk runtime configure --runtime=docker; systemctl restart docker; nvidia-modprobe -u -c 0; nvidia-smi"
     )
-    vm.output("nvidia-ctk cdi generate --feature-flag no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml")
+    vm.output(
+        "nvidia-ctk cdi generate --feature-flag no-additional-gids-for-device-nodes --output=/etc/cdi/nvidia.yaml"
+    )
     return vm
 
 

@@ -67,6 +67,13 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
 
 
+def test_a_number_that_a_card_has_now_is_not_the_ones_that_had_it_before() -> None:
+    """The cards of two VMs were exchanged, and one comes back."""
+    now = {**Q35, "hostpci0": "mapping=first,pcie=1"}
+    record: Record = {"hostpci0": {"ours": "mapping=second,pcie=1", "before": None, "slot": "0000:41:00"}}
+    assert planned(now, wish(SECOND, FIRST), record).values == {"hostpci1": "mapping=second,pcie=1"}
+
+
 def test_cards_stay_where_they_are_in_the_guest_when_the_next_nodes_slots_are_the_other_way_round() -> None:
     """A mapping is the card of that name on every node; a slot means another card there."""
     made, _ = recorded(Q35, wish(FIRST, SECOND), {})
