@@ -184,7 +184,8 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
                 chosen[key] = card
     for card in cards:
         if card not in chosen.values():
-            taken = {*hostpci, *chosen, *ours}
+            # One that was taken away for a card that is taken over stays away; one that was a card's is free with it.
+            taken = {*hostpci, *chosen, *(key for key, value in ours.items() if not value)}
             free = next((f"hostpci{number}" for number in range(SLOTS) if f"hostpci{number}" not in taken), None)
             if free is None:
                 raise HomelabError(

@@ -72,6 +72,8 @@ def test_a_number_that_a_card_has_now_is_not_the_ones_that_had_it_before() -> No
     now = {**Q35, "hostpci0": "mapping=first,pcie=1"}
     record: Record = {"hostpci0": {"ours": "mapping=second,pcie=1", "before": None, "slot": "0000:41:00"}}
     assert planned(now, wish(SECOND, FIRST), record).values == {"hostpci1": "mapping=second,pcie=1"}
+    # The exchange itself: the other VM has taken it by then, and its number is free.
+    assert planned(Q35, wish(FIRST), record).values == {"hostpci0": "mapping=first,pcie=1"}
 
 
 def test_cards_stay_where_they_are_in_the_guest_when_the_next_nodes_slots_are_the_other_way_round() -> None:
