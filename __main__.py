@@ -24,7 +24,6 @@ from components.vfio_binding import VfioBinding, VfioBindingArgs
 from homelab import contract
 from homelab.errors import HomelabError
 from homelab.resources import limits
-from homelab.resources.children import formerly
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.preview import preview
 from homelab.resources.storage_file import StorageFile
@@ -40,9 +39,9 @@ except HomelabError as error:
 limits.limit_every_resource(settings)
 
 
-def after(*resources: pulumi.Resource, former: str = "") -> pulumi.ResourceOptions:
-    """Made once these are there, deleted before them; found in a state of version 1.0 by its former name."""
-    return pulumi.ResourceOptions.merge(pulumi.ResourceOptions(depends_on=list(resources)), formerly(former))
+def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
+    """Made once these are there, deleted before them."""
+    return pulumi.ResourceOptions(depends_on=list(resources))
 
 
 hosts, tests, vms, containers, stacks, given = {}, {}, {}, {}, {}, {}
@@ -55,7 +54,7 @@ for name, host in settings.hosts.items():
     words, again = probe.iommu_words, probe.generation_of("iommu")
     given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)
     command_line = IommuHostArgs(host=host, words=words, generation=again, binding=probe.vfio_words)
-    iommu = IommuHost(name, command_line, after(probe, former=f"{name}-iommu"))
+    iommu = IommuHost(name, command_line, after(probe))
     binding = VfioBindingArgs(
         host=host,
         words=probe.vfio_words,
@@ -63,7 +62,7 @@ for name, host in settings.hosts.items():
         generation=probe.generation_of("vfio"),
         after=iommu.done,
     )
-    vfio = VfioBinding(name, binding, after(iommu, former=f"{name}-vfio"))
+    vfio = VfioBinding(name, binding, after(iommu))
 
     guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     handing: list[pulumi.Resource] = []
@@ -72,7 +71,7 @@ for name, host in settings.hosts.items():
         handing.append(CardHandover(name, turn, after(probe)))
     follows = settings.restarts_before(name)
     booted = HostRebootArgs(host_name=name, host=host, probe=probe, following=turns.get(host.cluster))
-    last = after(iommu, vfio, *handing, former=f"{name}-boot")
+    last = after(iommu, vfio, *handing)
     own: NvidiaGuestStack | None = None
     if system := on_host(name, host, probe):
         reboot = functools.partial(HostReboot.with_driver, name, booted, last)
@@ -93,14 +92,14 @@ for name, host in settings.hosts.items():
         valued = CardValuesArgs(host=host, cards=probe.gpus, generation=probe.generation_of("values"))
         ready.append(CardValues(name, valued, after(boot)))
     offered = GpuCardsArgs(host_name=name, host=host, booted=boot.host, vms=guests)
-    cards = GpuCards(name, offered, after(*ready, former=f"{name}-cards"))
+    cards = GpuCards(name, offered, after(*ready))
     tests[name] = cards.tests
     shared = {guest: container for guest, container in settings.containers.items() if container.host == name}
     nodes: list[pulumi.Resource] = []
     if any(container.may_have_nvidia(host.gpus) for container in shared.values()):
         again = probe.generation_of("nodes")
         making = NvidiaNodesArgs(host=host, containers=shared, cards=probe.gpus, generation=again)
-        nodes.append(NvidiaNodes(name, making, after(boot, former=f"{name}-nvidia-nodes")))
+        nodes.append(NvidiaNodes(name, making, after(boot)))
     if shared:
         following = CardNodesArgs(host=host, containers=shared, generation=probe.generation_of("cards"))
         nodes.append(CardNodes(name, following, after(boot)))

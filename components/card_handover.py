@@ -15,7 +15,6 @@ import pulumi
 from homelab.host.handover import lines_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.resources.handover_hook import handover_hook
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
@@ -36,18 +35,17 @@ class CardHandover(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", name, {}, opts)
-        children = Children(self, name, opts)
         program = remote.script(
-            children.named("handover"),
+            f"{name}-handover",
             args.host,
             pulumi.Output.all(args.cards, args.generation).apply(
                 lambda found: scripts.handover(lines_of(args.host, args.vms, found[0]), int(found[1]))
             ),
-            children.options("handover", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             told=True,
         )
         for guest, vm in args.vms.items():
             if vm.create is None and any(use.gpu in args.host.hands_over for use in vm.gpus):
-                options = children.options(f"{guest}-hook", depends_on=[program])
+                options = pulumi.ResourceOptions(parent=self, depends_on=[program])
                 handover_hook(f"{guest}-hook", args.host, vm, args.generation, options)
         self.register_outputs({})

@@ -12,7 +12,6 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.settings import Container, Host
 
 
@@ -30,13 +29,12 @@ class CardNodes(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardNodesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardNodes", name, {}, opts)
-        children = Children(self, name, opts)
         needed = any(container.has_cards for container in args.containers.values())
         remote.script(
-            children.named("cards"),
+            f"{name}-cards",
             args.host,
             pulumi.Output.from_input(args.generation).apply(lambda found: scripts.card_nodes(needed, int(found))),
-            children.options("cards", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             told=True,
         )
         self.register_outputs({})

@@ -14,7 +14,6 @@ import pulumi
 from homelab.host import card_values
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.settings import Host
 from homelab.shapes import CardPlan
 
@@ -33,13 +32,12 @@ class CardValues(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardValuesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardValues", name, {}, opts)
-        children = Children(self, name, opts)
         wanted = pulumi.Output.all(args.cards, args.generation)
         remote.script(
-            children.named("values"),
+            f"{name}-values",
             args.host,
             wanted.apply(lambda found: scripts.card_values(card_values.lines(found[0], args.host.gpus), found[1])),
-            children.options("values", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             told=True,
         )
         self.register_outputs({})

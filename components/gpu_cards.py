@@ -12,7 +12,6 @@ from typing import TypedDict
 
 import pulumi
 
-from homelab.resources.children import formerly
 from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.resources.pci_mapping import PciMapping, PciMappingRecord, entry_of, path_of
 from homelab.settings import Host, Vm
@@ -58,13 +57,13 @@ class GpuCards(pulumi.ComponentResource):
             node, called = host.node or host_name, host.mapping_of(gpu)
             about = {"host": host_name, "node": node, "mapping": called}
             # The three have types that tell them apart.
-            card, merged = f"{host_name}-{gpu}", pulumi.ResourceOptions.merge
+            card = f"{host_name}-{gpu}"
             # By its path the mapping's entry and a VM's option are known to be this card's.
             slot = booted.apply(functools.partial(path_of, gpu))
             record = PciMappingRecord(
                 card,
                 {**about, "path": slot},
-                merged(formerly(f"{card}-mapping-record"), pulumi.ResourceOptions(parent=self, depends_on=before)),
+                pulumi.ResourceOptions(parent=self, depends_on=before),
             )
             mapping = PciMapping(
                 card,
@@ -75,13 +74,13 @@ class GpuCards(pulumi.ComponentResource):
                     "known": record.known,
                     **_flag(host, gpu, record),
                 },
-                merged(formerly(f"{card}-mapping"), pulumi.ResourceOptions(parent=self, depends_on=[record])),
+                pulumi.ResourceOptions(parent=self, depends_on=[record]),
             )
             released[gpu] = GpuLease.of(
                 card,
                 LeasedCard(host=host_name, node=node, mapping=called, slot=slot),
                 holders.get(gpu),
-                merged(formerly(f"{card}-lease"), pulumi.ResourceOptions(parent=self, depends_on=[mapping])),
+                pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
             )
         for gpu, about_gpu in host.gpus.items():
             if about_gpu.use == "vm" and about_gpu.passthrough_test:

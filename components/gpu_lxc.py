@@ -19,7 +19,6 @@ from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
-from homelab.resources.children import Children
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.new_container import NewContainer
@@ -59,19 +58,18 @@ class GpuLxc(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
         container, host, node = args.container, args.host, args.node
-        children = Children(self, name, opts)
         in_cluster = {"cluster": host.cluster} if host.cluster else {}
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
             made = NewContainer(
-                children.named("ct"),
+                f"{name}-ct",
                 {**_creation(name, container, container.create, node), **in_cluster},
-                children.options("ct", "container", depends_on=depends_on),
+                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
         wanted = ContainerProbe(
-            children.named("probe"),
+            f"{name}-probe",
             {
                 "host": container.host,
                 "node": node,
@@ -85,7 +83,7 @@ class GpuLxc(pulumi.ComponentResource):
                 **in_cluster,
                 **({"shutdown": container.shutdown.model_dump(mode="json")} if host.cluster else {}),
             },
-            children.options("probe", depends_on=depends_on),
+            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         devices = pulumi.Output.all(wanted.minors, wanted.functions, wanted.shared).apply(
             lambda found: _devices(container, found[0], found[1], found[2])
@@ -93,15 +91,13 @@ class GpuLxc(pulumi.ComponentResource):
         shutdown = container.shutdown.model_dump(mode="json")
         before: list[pulumi.Resource] = [wanted]
         if container.safety != "none":
-            opts_of_copy = children.options("safety", depends_on=wanted)
+            opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=wanted)
             guest = (name, "lxc", container.ctid)
             before.append(
-                SafetyCopy.of(
-                    children.named("safety"), guest, node, container, wanted.identity, opts_of_copy, host.cluster
-                )
+                SafetyCopy.of(f"{name}-safety", guest, node, container, wanted.identity, opts_of_copy, host.cluster)
             )
         conf = remote.script(
-            children.named("conf"),
+            f"{name}-conf",
             host,
             pulumi.Output.all(devices, wanted.generation, instance).apply(
                 lambda found: scripts.container_gpus(
@@ -113,20 +109,20 @@ class GpuLxc(pulumi.ComponentResource):
                     guest=name,
                 )
             ),
-            children.options("conf", depends_on=before),
+            pulumi.ResourceOptions(parent=self, depends_on=before),
             identity=[args.at, str(container.ctid)],
             told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
         restart = remote.script(
-            children.named("restart"),
+            f"{name}-restart",
             host,
             pulumi.Output.all(devices, wanted.resume).apply(
                 lambda found: scripts.container_restart(
                     container.ctid, found[0], shutdown, "running" if found[1] else container.wanted_power
                 )
             ),
-            children.options("restart", depends_on=[conf]),
+            pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
             triggers=[conf.stdout, wanted.generation, instance],
             told=True,
@@ -143,10 +139,10 @@ class GpuLxc(pulumi.ComponentResource):
             if card_libraries.limits_of(container).proxy:  # its address may hold a password
                 composed = pulumi.Output.secret(composed)
             last = packages = remote.script(
-                children.named("libraries"),
+                f"{name}-libraries",
                 host,
                 composed,
-                children.options("libraries", depends_on=[restart]),
+                pulumi.ResourceOptions(parent=self, depends_on=[restart]),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [args.at, str(container.ctid)],
                 told=True,
@@ -154,14 +150,14 @@ class GpuLxc(pulumi.ComponentResource):
             )
             installed += [packages.stdout, wanted.again]
         verification = ContainerVerification(
-            children.named("opened"),
+            f"{name}-opened",
             {
                 "host": container.host,
                 "ctid": container.ctid,
                 "devices": devices if not uses else devices.apply(lambda found: {**found, **uses}),
                 "after": pulumi.Output.all(restart.id, restart.stdout, wanted.shared, *installed).apply(_happened),
             },
-            children.options("opened", "verification", depends_on=[last]),
+            pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
         self.in_force, self.at = restart.id, args.at
         self.started = pulumi.Output.all(args.boot, restart.stdout).apply(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.resources.children import Children
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
@@ -48,7 +47,6 @@ class GpuVm(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
-        children = Children(self, name, opts)
         about: dict[str, object] = {
             "host": vm.host,
             "node": node,
@@ -62,18 +60,18 @@ class GpuVm(pulumi.ComponentResource):
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
             made = VirtualMachine(
-                children.named("vm"),
+                f"{name}-vm",
                 {**about, **_creation(name, vm.create)},
-                children.options("vm", depends_on=depends_on),
+                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
         if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
             # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free. (An adopted one
             # has it before the host restarts: CardHandover.)
-            options = children.options("hook", depends_on=depends_on)
-            depends_on = [handover_hook(children.named("hook"), args.host, vm, args.handover, options)]
+            options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
+            depends_on = [handover_hook(f"{name}-hook", args.host, vm, args.handover, options)]
         record = VmRecord(
-            children.named("record"),
+            f"{name}-record",
             {
                 **about,
                 "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
@@ -86,18 +84,18 @@ class GpuVm(pulumi.ComponentResource):
                 "boot": boot,
                 **({} if vm.safety == "none" else {"copied": True}),
             },
-            children.options("record", depends_on=depends_on),
+            pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         before: list[pulumi.Resource] = [record]
         if vm.safety != "none":
-            opts_of_copy = children.options("safety", depends_on=record)
+            opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=record)
             before.append(
                 SafetyCopy.of(
-                    children.named("safety"), (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy, cluster
+                    f"{name}-safety", (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy, cluster
                 )
             )
         change = VmChange(
-            children.named("change"),
+            f"{name}-change",
             {
                 **about,
                 "record": record.record,
@@ -107,7 +105,7 @@ class GpuVm(pulumi.ComponentResource):
                 "power": vm.wanted_power,
                 "address": vm.static_address,
             },
-            children.options("change", depends_on=before),
+            pulumi.ResourceOptions(parent=self, depends_on=before),
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address

@@ -17,7 +17,6 @@ from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.boot_verification import BootVerification
-from homelab.resources.children import Children
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.shapes import (
@@ -59,7 +58,6 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = args.host, args.probe, args.driver, args.flavour
-        children = Children(self, name, opts)
         # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long ago, and the
         # guests that it stopped, for one of now.
         checked = {
@@ -73,7 +71,7 @@ class HostReboot(pulumi.ComponentResource):
             probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _back(args.following)
         )
         reboot = remote.script(
-            children.named("reboot"),
+            f"{name}-reboot",
             host,
             wanted.apply(
                 lambda values: scripts.reboot_host(
@@ -88,16 +86,16 @@ class HostReboot(pulumi.ComponentResource):
                     guests=host.guests_at_reboot,
                 )
             ),
-            children.options("reboot", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
             seconds=limits.of_reboot(host),
             # Beside the driver's version: in states of before it, there is one trigger less.
             triggers=[*checked.values(), pulumi.Output.concat(driver, args.again), flavour],
         )
         verified = BootVerification(
-            children.named("booted"),
+            f"{name}-booted",
             {"host": args.host_name, "reboot": reboot.stdout, **checked},
-            children.options("booted", "verified", depends_on=[reboot]),
+            pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
         self.boot = verified.boot
         self.driver = pulumi.Output.from_input(driver)

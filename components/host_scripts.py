@@ -13,7 +13,6 @@ import pulumi
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.resources.kept_scripts import KeptScripts, are_kept, owner
 from homelab.settings import Host
 from homelab.stack import Refusal
@@ -37,19 +36,18 @@ class HostScripts(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: HostScriptsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostScripts", name, {}, opts)
-        children = Children(self, name, opts)
-        options = children.options("put", depends_on=opts.depends_on if opts else None)
+        options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
         try:
-            there = KeptScripts.on(children.named("put"), args.host_name, args.host, options)
+            there = KeptScripts.on(f"{name}-put", args.host_name, args.host, options)
         except HomelabError as error:
             raise Refusal(error) from None
         # Sent whole: it takes away what it would be named by.
         place = owner(args.host_name)
         last = remote.script(
-            children.named("scripts"),
+            f"{name}-scripts",
             args.host,
             kept_scripts.in_use(place),
-            children.options("scripts", depends_on=[there]),
+            pulumi.ResourceOptions(parent=self, depends_on=[there]),
             place=place,
         )
         are_kept(args.host_name, args.host, last)

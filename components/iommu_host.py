@@ -13,7 +13,6 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.settings import Host
 
 
@@ -37,17 +36,17 @@ class IommuHost(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
-        host, children = args.host, Children(self, name, opts)
+        host = args.host
         self.words = pulumi.Output.from_input(args.words)
         command = remote.script(
-            children.named("cmdline"),
+            f"{name}-cmdline",
             host,
             pulumi.Output.all(args.words, args.generation, args.binding).apply(
                 lambda values: scripts.iommu_cmdline(
                     values[0], values[1], binding=bool(values[2]), rollback_after=host.timeouts.rollback
                 )
             ),
-            children.options("cmdline", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
         self.done = command.stdout
         self.register_outputs({"words": self.words})

@@ -19,7 +19,6 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
-from homelab.resources.children import Children
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System
 from homelab.settings import Container
@@ -45,8 +44,6 @@ else:
     state = later("homelab.nvidia.state")
     verification = later("homelab.nvidia.verification")
     steps = later("homelab.remote.nvidia_steps")
-
-_FORMER_TYPE = "homelab:guest:NvidiaGuestStack"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +82,14 @@ class NvidiaGuestStack(pulumi.ComponentResource):
     boot: HostReboot
 
     def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        # What a state of version 1.0 has: as the program called it, and as somebody else's may.
-        former = [pulumi.Alias(type_=_FORMER_TYPE), pulumi.Alias(name=f"{name}-nvidia", type_=_FORMER_TYPE)]
-        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(aliases=former))
         super().__init__("homelab:nvidia:Stack", name, {}, opts)
         system, reboot = args.system, args.reboot
-        self._system, self._children = system, Children(self, name, opts, _FORMER_TYPE)
+        self._system = system
         stack = system.nvidia
         self._found = NvidiaSystem(
-            self._children.named("system"),
+            f"{name}-system",
             system.inputs,
-            self._children.options("system", depends_on=list(system.depends_on)),
+            pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
         )
         self._driver: pulumi.Input[str] = ""
         # Made twice: from the system alone, and from what its repositories offer.
@@ -131,8 +125,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             done.append(self.boot.boot)
         elif system.target == "vm":
             about = {"driver": version, "timeout": stack.timeouts.reboot, "step": driver.stdout, "generation": done[1]}
-            options = self._children.options("reboot", depends_on=[last])
-            last = restart = GuestReboot(self._children.named("reboot"), {**system.inputs, **about}, options)
+            options = pulumi.ResourceOptions(parent=self, depends_on=[last])
+            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **about}, options)
             done.append(restart.boot_id)
         if stack.cuda is not None:
             last = cuda = self._step("cuda", install_cuda, last)
@@ -152,9 +146,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         }
         self._done = done
         self._verified = NvidiaVerification(
-            self._children.named("verified"),
+            f"{name}-verified",
             {**system.inputs, **about},
-            self._children.options("verified", "verification", depends_on=[last]),
+            pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
         self.result = self._verified.result
         self.register_outputs({"result": self.result})
@@ -176,13 +170,13 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             ),
             "done": pulumi.Output.all(names, *self._done),
         }
-        options = self._children.options("tried", depends_on=[self._verified, *ready])
-        return [DriverTrial(self._children.named("tried"), {**self._system.inputs, **about}, options)]
+        options = pulumi.ResourceOptions(parent=self, depends_on=[self._verified, *ready])
+        return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **about}, options)]
 
     def _step(self, layer: str, script: _Script, after: pulumi.Resource) -> remote.Command:
         word = "repo" if layer == "repository" else layer
-        options = self._children.options(word, layer, depends_on=[after])
-        return self._system.script(self._children.named(word), self._composed(layer, script), options)
+        options = pulumi.ResourceOptions(parent=self, depends_on=[after])
+        return self._system.script(f"{self.pulumi_resource_name}-{word}", self._composed(layer, script), options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """How often the layer had to be mended, and what for: a new one makes its step run again."""

@@ -15,7 +15,6 @@ import pulumi
 from homelab.container import makers
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.settings import Container, Host
 from homelab.shapes import CardPlan
 
@@ -36,14 +35,14 @@ class NvidiaNodes(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: NvidiaNodesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:NvidiaNodes", name, {}, opts)
-        containers, children = list(args.containers.values()), Children(self, name, opts)
+        containers = list(args.containers.values())
         remote.script(
-            children.named("nodes"),
+            f"{name}-nodes",
             args.host,
             pulumi.Output.all(args.cards, args.generation).apply(
                 lambda found: scripts.nvidia_nodes(int(found[1]), needed=makers.any_nvidia(containers, found[0]))
             ),
-            children.options("nodes", "service", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             told=True,
         )
         self.register_outputs({})

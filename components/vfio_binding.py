@@ -13,7 +13,6 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
-from homelab.resources.children import Children
 from homelab.settings import Host
 
 
@@ -37,25 +36,25 @@ class VfioBinding(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
-        host, children = args.host, Children(self, name, opts)
+        host = args.host
         self.functions = pulumi.Output.from_input(args.functions)
         wanted = pulumi.Output.all(args.words, args.generation)
         initramfs = remote.script(
-            children.named("initrd"),
+            f"{name}-initrd",
             host,
             wanted.apply(
                 lambda values: scripts.vfio_initramfs(bool(values[0]), values[1], rollback_after=host.timeouts.rollback)
             ),
-            children.options("initrd", "initramfs", depends_on=opts.depends_on if opts else None),
+            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
         remote.script(
-            children.named("bind"),
+            f"{name}-bind",
             host,
             pulumi.Output.all(args.words, args.generation, args.after).apply(
                 lambda values: scripts.vfio_cmdline(
                     values[0], values[1], after=values[2], rollback_after=host.timeouts.rollback
                 )
             ),
-            children.options("bind", "cmdline", depends_on=[initramfs]),
+            pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
         )
         self.register_outputs({"functions": self.functions})

@@ -111,7 +111,6 @@ SLOW = frozenset(
         "scripts/test_nvidia_read.py",
         "scripts/test_nvidia_repository.py",
         "scripts/test_nvidia_verification.py",
-        "scripts/test_older_versions.py",
         "scripts/test_on_a_host.py",
         "scripts/test_packages_library.py",
         "scripts/test_passthrough_test.py",

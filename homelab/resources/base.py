@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 import pulumi
 
 from homelab.remote import scripts
-from homelab.resources.children import FORMER_MODULE
 
 #: Inputs of a resource, outputs, or both, by name.
 Values = Mapping[str, Any]
-# A type's token -> the class that declares it; also the token of version 1.0, whose state is destroyed or refreshed under it.
+# A type's token -> the class that declares it.
 DECLARED: dict[str, type[Resource]] = {}
 
 
@@ -93,7 +92,7 @@ class Resource(pulumi.CustomResource):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "Inputs" in cls.__dict__:
-            DECLARED[cls.token()] = DECLARED[cls.former_token()] = cls
+            DECLARED[cls.token()] = cls
 
     def __init__(
         self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
@@ -102,31 +101,12 @@ class Resource(pulumi.CustomResource):
         needed = {one for one, field in known.items() if field.default is dataclasses.MISSING}
         if wrong := (args.keys() - known.keys()) | (needed - args.keys()):
             raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
-        super().__init__(
-            self.token(), name, {**args, **dict.fromkeys(self.output_names())}, self._with_former_type(opts)
-        )
+        super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
 
     @classmethod
     def token(cls) -> str:
         """The type as the engine knows it."""
         return f"homelab:{cls.kind}"
-
-    @classmethod
-    def former_token(cls) -> str:
-        """The type that a state of version 1.0 has."""
-        return f"{FORMER_MODULE}:{cls.__name__}"
-
-    @classmethod
-    def _with_former_type(cls, opts: pulumi.ResourceOptions | None) -> pulumi.ResourceOptions:
-        """Whatever names it had, it had them with that type."""
-        opts = pulumi.ResourceOptions.merge(opts, None)
-        named = [one for one in opts.aliases or () if isinstance(one, pulumi.Alias)]
-        former = cls.former_token()
-        opts.aliases = [
-            pulumi.Alias(type_=former),
-            *(pulumi.Alias(name=one.name, type_=former, parent=one.parent) for one in named),
-        ]
-        return opts
 
     @classmethod
     def output_names(cls) -> list[str]:

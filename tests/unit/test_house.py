@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typing_extensions import is_typeddict
 
-from homelab import settings, shapes
+from homelab import shapes
 from homelab.provider.registry import WORK
 from homelab.resources.base import Resource
 from tests.conftest import PROJECT
@@ -102,18 +102,6 @@ def test_a_component_takes_name_args_and_opts_and_says_what_it_puts_out(path: Pa
         if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store) and not one.attr.startswith("_")
     }
     assert said == typed
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("Api", "ApiAccess"), ("Iommu", "IommuSettings"), ("NewContainer", "NewContainerSettings")]
-)
-def test_a_settings_class_is_still_found_by_the_name_that_it_had_in_version_1_0(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"called {new} now"):
-        assert getattr(settings, old) is getattr(settings, new)
-
-
-def test_a_name_that_settings_never_had_is_not_found() -> None:
-    assert not hasattr(settings, "Apis")
 
 
 SHAPES = [one for one in vars(shapes).values() if is_typeddict(one)]

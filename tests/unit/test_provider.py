@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gzip
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from pulumi.provider.experimental import provider as sdk
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
-from homelab.contract import without_nulls
 from homelab.errors import HomelabError
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
@@ -31,7 +28,6 @@ from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
 from homelab.shapes import CardPlan
-from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
 
 
@@ -65,27 +61,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
         "copied": False,
         "cluster": "",
     }
-
-
-KEPT = sorted((PROJECT / "tests" / "e2e" / "kept").glob("*.json.gz"))
-
-
-@pytest.mark.parametrize("version", KEPT, ids=lambda path: path.name.removesuffix(".json.gz"))
-def test_a_state_of_a_released_version_is_what_the_declarations_say(version: Path) -> None:
-    kept = json.loads(gzip.decompress(version.read_bytes()))
-    states = [one for one in kept["state"]["deployment"]["resources"] if one["type"] in DECLARED]
-    assert HostProbe.former_token() in {one["type"] for one in states}
-    for one in states:
-        kind = DECLARED[one["type"]]
-        properties = {**one["inputs"], **one["outputs"]}
-        for part in (kind.Inputs, kind.Outputs):
-            read = written(read_as(part, properties))
-            changed = {
-                key
-                for key, value in read.items()
-                if key in properties and without_nulls(properties[key]) != without_nulls(value)
-            }
-            assert not changed, (one["urn"], changed)
 
 
 def test_a_card_without_an_iommu_group_is_read_as_one() -> None:
