@@ -20,7 +20,7 @@ def findings(case: Case) -> list[Finding]:
     """What its configuration doesn't give it, or gives it in a way that has no effect."""
     return [
         *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
-        *_version_1(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
+        *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
     ]  # fmt: skip
 
 
@@ -174,26 +174,13 @@ def _may_be_missing(entry: Entry) -> bool:
     return entry.method == "mount-entry" and entry.optional
 
 
-def _version_1(case: Case) -> list[Finding]:
-    conf = case.container.parsed
-    old = [rule for rule in conf.rules if rule.version == 1]
-    if not old or not any(row.allowed is False for row in case.given):
-        return []
-    return _finding(
-        "device rules for control groups of version 2 (lxc.cgroup2.devices.allow)",
-        "; ".join(rule.line for rule in old),
-        "Proxmox VE 7 and later have version 2 only: rules for version 1 do nothing",
-        f"write lxc.cgroup2 for lxc.cgroup in /etc/pve/lxc/{case.container.id}.conf",
-    )
-
-
 def _not_allowed(case: Case) -> list[Finding]:
     """Devices by raw lines without a rule for the numbers that they have now. What is open inside, is allowed: by lxc's own
     configuration of unprivileged containers, or by a rule that this program can't see."""
     rows = [row for row in case.given if row.allowed is False and not (row.seen and row.seen.root == OK)]
     by_major: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.host is not None and not _is_in_version_1(case, row):
+        if row.host is not None:
             by_major[row.host.major].append(row)
     if not by_major:
         return []
@@ -209,12 +196,6 @@ def _not_allowed(case: Case) -> list[Finding]:
         if case.cards.managed
         else "\n".join([f"put into /etc/pve/lxc/{case.container.id}.conf, above the first [section]:", *lines]),
     )
-
-
-def _is_in_version_1(case: Case, row: Row) -> bool:
-    """Would a rule for version 1 do, if it were one for version 2?"""
-    old = [rule for rule in case.container.parsed.rules if rule.version == 1 and rule.verb == "allow"]
-    return row.host is not None and any(rule.covers(row.host.major, row.host.minor, row.access) for rule in old)
 
 
 def unused_rules(case: Case) -> list[Rule]:

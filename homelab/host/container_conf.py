@@ -70,14 +70,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rule:
-    """A device rule, `c 195:* rwm`; None stands for `*`. `version`: of the control groups that it is for."""
+    """A device rule, `c 195:* rwm`; None stands for `*`."""
 
     verb: str
     kind: str
     major: int | None
     minor: int | None
     access: str
-    version: int
     line: str
 
     def covers(self, major: int, minor: int, access: str) -> bool:
@@ -128,11 +127,9 @@ class ContainerConf:
 
     @property
     def allowing(self) -> list[Rule]:
-        """The raw rules of version 2 that allow something, without those that a later rule replaces."""
+        """The raw rules that allow something, without those that a later rule replaces."""
         kept: list[Rule] = []
         for rule in self.rules:
-            if rule.version != 2:
-                continue
             kept = [] if rule.kind == "a" else [one for one in kept if one.about != rule.about]
             kept += [rule] if rule.verb == "allow" else []
         return kept
@@ -170,14 +167,13 @@ def _take(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
     if raw and raw[1] == "lxc.mount.entry":
         _take_mount(conf, raw[2], line)
     elif raw and (found := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", raw[1])):
-        rule = _RULE.fullmatch(raw[2])
+        # Rules for control groups of version 1 have no effect: Proxmox VE has version 2 alone.
+        rule = _RULE.fullmatch(raw[2]) if found[1] else None
         if rule is None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(
-            Rule(found[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], 2 if found[1] else 1, line)
-        )
+        conf.rules.append(Rule(found[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
     elif option and not raw:
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):

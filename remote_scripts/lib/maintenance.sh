@@ -48,7 +48,7 @@ has_device() {
     return 1
   fi
   text=$(of_now "/etc/pve/lxc/${1#*:}.conf")
-  ! grep -qE '^(dev[0-9]+:|lxc\.(cgroup2?\.devices\.allow|mount\.entry *[:=] */dev/))' <<<"$text" || return 0
+  ! grep -qE '^(dev[0-9]+:|lxc\.(cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))' <<<"$text" || return 0
   grep -E '^mp[0-9]+: *(volume=)?/' <<<"$text" | grep -qvE '(,|: *)shared=1(,|$)'
 }
 

@@ -79,15 +79,11 @@ def test_a_rule_for_all_takes_the_others_place() -> None:
     assert denied.rule_for(195, 0, "rw") is None
 
 
-def test_rules_of_version_1_are_kept_apart() -> None:
-    conf = parse("lxc.cgroup.devices.allow: c 195:* rwm\n")
-    assert [rule.version for rule in conf.rules] == [1] and conf.allowing == []
-
-
 @pytest.mark.parametrize(
     "line",
     [
         "lxc.cgroup2.devices.allow: c 195 rwm",
+        "lxc.cgroup.devices.allow: c 195:* rwm",
         "lxc.mount.entry: /dev/nvidia0 dev/nvidia0",
         "lxc.mount.entry: /dev/nvidia0 /dev/nvidia0 none bind,create=file",
         "dev0: /dev/nvidia0,mode=rw",

@@ -119,15 +119,6 @@ def test_the_same_after_a_kernel_that_gives_other_majors() -> None:
     assert "the major 234, 238" in found(report)[wanted]
 
 
-def test_rules_of_the_other_version_ask_for_a_rewrite_once() -> None:
-    binds = "".join(
-        f"lxc.mount.entry: /dev/{n} dev/{n} none bind,create=file\n" for n in ("nvidia0", "nvidiactl", "nvidia-uvm")
-    )
-    rules = "lxc.cgroup.devices.allow: c 195:* rwm\nlxc.cgroup.devices.allow: c 508:* rwm\n"
-    (finding,) = diagnose(reading(binds + rules), 901).findings
-    assert finding.next == "write lxc.cgroup2 for lxc.cgroup in /etc/pve/lxc/901.conf"
-
-
 def test_what_opens_without_a_rule_is_no_finding_but_is_told() -> None:
     binds = "".join(
         f"lxc.mount.entry: /dev/{n} dev/{n} none bind,create=file\n" for n in ("nvidia0", "nvidiactl", "nvidia-uvm")

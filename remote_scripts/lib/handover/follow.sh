@@ -42,7 +42,7 @@ means_what_moved() {
 lets_in() {
   local index
   for index in "${!LXC_KEY[@]}"; do
-    [[ ${LXC_KEY[index]} == lxc.cgroup*.devices.allow ]] && split_rule "${LXC_VALUE[index]}" && allows "$1" 0 && return 0
+    [[ ${LXC_KEY[index]} == lxc.cgroup2.devices.allow ]] && split_rule "${LXC_VALUE[index]}" && allows "$1" 0 && return 0
   done
   return 1
 }
