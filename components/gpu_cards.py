@@ -12,8 +12,8 @@ from typing import TypedDict
 
 import pulumi
 
+from homelab.resources.card_mapping import CardMapping, entry_of, path_of
 from homelab.resources.gpu_lease import GpuLease, LeasedCard
-from homelab.resources.pci_mapping import PciMapping, PciMappingRecord, entry_of, path_of
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
 
@@ -37,7 +37,7 @@ class GpuCardsArgs:
 class GpuCards(pulumi.ComponentResource):
     """Nothing is made for a host without an `api`: its cards are bound, and that is all.
 
-    Outputs: `cards`, name -> `mapping` and `slot` (its path: `pci_mapping.path_of`), as a GpuVm takes them; `tests`, name -> what the passthrough test saw.
+    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), as a GpuVm takes them; `tests`, name -> what the passthrough test saw.
     """
 
     cards: pulumi.Output[dict[str, OfferedCard]]
@@ -56,25 +56,18 @@ class GpuCards(pulumi.ComponentResource):
         for gpu in cards:
             node, called = host.node or host_name, host.mapping_of(gpu)
             about = {"host": host_name, "node": node, "mapping": called}
-            # The three have types that tell them apart.
+            # The two have types that tell them apart.
             card = f"{host_name}-{gpu}"
             # By its path the mapping's entry and a VM's option are known to be this card's.
             slot = booted.apply(functools.partial(path_of, gpu))
-            record = PciMappingRecord(
-                card,
-                {**about, "path": slot},
-                pulumi.ResourceOptions(parent=self, depends_on=before),
-            )
-            mapping = PciMapping(
+            mapping = CardMapping(
                 card,
                 {
                     **about,
                     "entry": booted.apply(functools.partial(entry_of, gpu)),
-                    "before": record.before,
-                    "known": record.known,
-                    **_flag(host, gpu, record),
+                    "live_migration": host.gpus[gpu].live_migration,
                 },
-                pulumi.ResourceOptions(parent=self, depends_on=[record]),
+                pulumi.ResourceOptions(parent=self, depends_on=before),
             )
             released[gpu] = GpuLease.of(
                 card,
@@ -98,13 +91,6 @@ class GpuCards(pulumi.ComponentResource):
             }
         )
         self.register_outputs({"cards": self.cards, "tests": self.tests})
-
-
-def _flag(host: Host, gpu: str, record: PciMappingRecord) -> dict[str, pulumi.Input[bool]]:
-    """Where the settings ask for live migration; else a state of an earlier version has the same inputs."""
-    if not host.gpus[gpu].live_migration:
-        return {}
-    return {"live_migration": True, "had_flag": record.had_flag.apply(bool)}
 
 
 def _functions(name: str, host: BootedHost) -> dict[str, str]:

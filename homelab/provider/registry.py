@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from homelab.resources.base import Resource
 from homelab.resources.boot_verification import BootVerification
+from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.gpu_lease import GpuLease
@@ -15,7 +16,6 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_scripts import KeptScripts
 from homelab.resources.new_container import NewContainer
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
-from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.storage_file import StorageFile
 from homelab.resources.virtual_machine import VirtualMachine
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # A resource -> the module and the class of its work.
 WORK: dict[type[Resource], tuple[str, str]] = {
     BootVerification: ("boot_verification", "BootVerificationWork"),
+    CardMapping: ("card_mapping", "CardMappingWork"),
     ContainerProbe: ("container_probe", "ContainerProbeWork"),
     ContainerVerification: ("container_verification", "ContainerVerificationWork"),
     DriverTrial: ("driver_trial", "DriverTrialWork"),
@@ -38,8 +39,6 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     NewContainer: ("new_container", "NewContainerWork"),
     NvidiaSystem: ("nvidia_system", "NvidiaSystemWork"),
     NvidiaVerification: ("nvidia_verification", "NvidiaVerificationWork"),
-    PciMapping: ("pci_mapping", "PciMappingWork"),
-    PciMappingRecord: ("pci_mapping", "PciMappingRecordWork"),
     SafetyCopy: ("safety_copy", "SafetyCopyWork"),
     StorageFile: ("storage_file", "StorageFileWork"),
     VirtualMachine: ("virtual_machine", "VirtualMachineWork"),

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from homelab.provider.pci_mapping import PciMappingWork
+from homelab.provider import card_mapping
+from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
-from homelab.resources.pci_mapping import PciMapping
+from homelab.resources.card_mapping import CardMapping
 from lab import Lab
 from tests.lab.test_proxmox_api import NODE, client, host_of
 
@@ -32,17 +33,15 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     shared_lab.run("rm -f $ROOT/etc/pve/mapping/pci.cfg")
 
 
-def work(lab: Lab) -> PciMappingWork:
+def work(lab: Lab) -> CardMappingWork:
     about = host_of(lab).model_dump(mode="json", by_alias=True)
     about["api"]["tokenSecret"] = lab.api["tokenSecret"]
-    return PciMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
+    return CardMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
 
 
-def entry_of(node: str = NODE, **more: Any) -> PciMapping.Inputs:
+def entry_of(node: str = NODE, **more: Any) -> CardMapping.Inputs:
     entry = {"path": "0000:01:00", "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
-    return PciMapping.Inputs(
-        **{"host": NODE, "node": node, "mapping": "gpu", "entry": entry, "before": "", "known": True, **more}
-    )
+    return CardMapping.Inputs(**{"host": NODE, "node": node, "mapping": "gpu", "entry": entry, **more})
 
 
 def nodes(lab: Lab) -> list[str]:
@@ -87,7 +86,7 @@ def test_however_many_change_a_mapping_meanwhile_each_entry_stays(lab: Lab, monk
 
 def test_nodes_that_complete_it_at_the_same_time_all_do(lab: Lab) -> None:
     names = [f"pve{number}" for number in range(2, 8)]
-    threads = [threading.Thread(target=work(lab).create, args=[entry_of(name, known=False)]) for name in names]
+    threads = [threading.Thread(target=work(lab).create, args=[entry_of(name)]) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -109,9 +108,9 @@ def test_a_mapping_that_is_deleted_meanwhile_is_made_anew_and_nothing_to_take_ba
     add(lab, GONE)()
     with monkeypatch.context() as once:
         meanwhile(once, "put", deleted)
-        work(lab).delete(entry_of(), PciMapping.Outputs())
+        work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
     assert nodes(lab) == []
-    work(lab).delete(entry_of(), PciMapping.Outputs())
+    work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
 
 
 def test_what_others_add_while_an_entry_is_taken_out_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +118,7 @@ def test_what_others_add_while_an_entry_is_taken_out_stays(lab: Lab, monkeypatch
     work(lab).create(entry_of())
     with monkeypatch.context() as once:
         meanwhile(once, "put", *(add(lab, one) for one in OTHERS))
-        work(lab).delete(entry_of(), PciMapping.Outputs())
+        work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
     assert nodes(lab) == ["left-long-ago", "pve2", "pve3", "pve4", "pve5"]
 
 
@@ -132,7 +131,7 @@ def test_the_last_entry_takes_the_mapping_along_only_if_nobody_has_added_one(
     other = threading.Thread(target=work(lab).create, args=[entry_of("pve2")])
     with monkeypatch.context() as once:
         meanwhile(once, verb, add(lab, OTHERS[0]) if verb == "put" else other.start)
-        work(lab).delete(entry_of(), PciMapping.Outputs())
+        work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
     if verb == "delete":
         other.join()
     assert nodes(lab) == ["pve2"]
@@ -148,9 +147,74 @@ def test_a_mapping_whose_removal_was_broken_off_is_taken_over_and_given_back(
     with monkeypatch.context() as once:
         meanwhile(once, "delete", killed)
         with pytest.raises(KeyboardInterrupt):
-            work(lab).delete(entry_of(), PciMapping.Outputs())
-    monkeypatch.setattr("homelab.provider.pci_mapping.GOING_SECONDS", 0.2)
+            work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
+    monkeypatch.setattr("homelab.provider.card_mapping.GOING_SECONDS", 0.2)
     work(lab).create(entry_of("pve2"))
     assert nodes(lab) == [NODE, "pve2"] and "description" not in client(lab).get(f"{PATH}/gpu", "the mapping")
-    work(lab).delete(entry_of(), PciMapping.Outputs())
+    work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
     assert nodes(lab) == ["pve2"]
+
+
+class KilledError(BaseException):
+    pass
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The run ends once its request of that number, to the API or to the ledger, has been carried out, and nobody knows it."""
+    left = [number]
+
+    def counted(done: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KilledError
+        return done
+
+    for verb in ("get", "post", "put", "delete"):
+        plain = getattr(Api, verb)
+        monkeypatch.setattr(Api, verb, lambda *about, plain=plain, **more: counted(plain(*about, **more)))
+    noted = card_mapping._noted
+
+    async def note(*about: Any, **more: Any) -> Any:
+        return counted(await noted(*about, **more))
+
+    monkeypatch.setattr(card_mapping, "_noted", note)
+
+
+BEFORE = {
+    "no mapping": [],
+    "another node's entry": [OTHERS[0]],
+    "an entry by hand": [f"node={NODE},path=0000:01:00.0,id=10de:2b85"],
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_run_that_is_killed_after_any_request_goes_on_and_gives_back_what_was_there_at_first(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Killed while it creates it, then while it updates it, for another entry and the flag, then while it takes it away."""
+
+    def entries() -> list[str]:
+        return [entry for mapping in client(lab).get(PATH, "mappings") for entry in mapping["map"]]
+
+    def until_done(act: Callable[[], Any]) -> Any:
+        for number in range(20):
+            with monkeypatch.context() as once:
+                killed_after(once, number)
+                try:
+                    return act()
+                except KilledError:
+                    assert number < 19
+        return None
+
+    monkeypatch.setattr(card_mapping, "GOING_SECONDS", 0.1)
+    for entry in BEFORE[before]:
+        add(lab, entry)()
+    stock, inputs = entries(), entry_of()
+    state = until_done(lambda: work(lab).create(inputs))
+    moved = entry_of(entry={**inputs.entry, "id": "10de:2684"}, live_migration=True)
+    state = until_done(lambda: work(lab).update(moved, inputs, state))
+    assert len(entries()) == max(1, len(stock) + ("another" in before)) and "id=10de:2684" in "".join(entries())
+    until_done(lambda: work(lab).delete(moved, state))
+    assert entries() == stock and not (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
+    if stock:
+        assert "live-migration-capable" not in client(lab).get(f"{PATH}/gpu", "the mapping")

@@ -12,7 +12,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
 from homelab.properties import overlap
-from homelab.resources.pci_mapping import entry_of
+from homelab.resources.card_mapping import entry_of
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, DeviceSeen
 from homelab.vm import plan as vm_plan

@@ -8,9 +8,9 @@ import pytest
 
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
-from homelab.provider import pci_mapping
+from homelab.provider import card_mapping
 from homelab.remote.proxmox.errors import NotThereError, UnansweredError
-from homelab.resources.pci_mapping import PciMapping
+from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Vm
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import VmCard
@@ -78,52 +78,51 @@ class Api:
 
 
 OTHER = "node=pve2,path=0000:41:00.1,id=8086:56c0"
+NONE_BEFORE = CardMapping.Outputs(before="")
 
 
-def inputs(**changes: Any) -> PciMapping.Inputs:
+def inputs(**changes: Any) -> CardMapping.Inputs:
     about: dict[str, Any] = {
         "host": "pve",
         "node": "pve",
         "mapping": "vf",
-        "before": "",
-        "known": True,
         "live_migration": True,
     }
-    return PciMapping.Inputs(**(about | {"entry": {"path": "0000:41:00.1", "id": "8086:56c0"}} | changes))
+    return CardMapping.Inputs(**(about | {"entry": {"path": "0000:41:00.1", "id": "8086:56c0"}} | changes))
 
 
 @pytest.mark.parametrize("had_flag", [False, True])
 def test_the_flag_is_set_and_goes_with_our_entry_where_it_was_ours(had_flag: bool) -> None:
-    before = {"map": [OTHER], **({pci_mapping.FLAG: 1} if had_flag else {})}
+    before = {"map": [OTHER], **({card_mapping.FLAG: 1} if had_flag else {})}
     api: Any = Api(**before)
-    pci_mapping._write(api, inputs(had_flag=had_flag), None)
-    assert api.mapping[pci_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
-    pci_mapping._remove(api, inputs(had_flag=had_flag), set())
+    card_mapping._write(api, inputs(), None)
+    assert api.mapping[card_mapping.FLAG] == 1 and len(api.mapping["map"]) == 2
+    card_mapping._remove(api, inputs(), CardMapping.Outputs(before="", had_flag=had_flag), set())
     assert api.mapping == before
 
 
 def test_a_flag_that_isnt_wanted_any_more_is_taken_away_and_the_entries_stay() -> None:
-    api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
-    pci_mapping._take_flag(api, inputs(live_migration=False), set())
+    api: Any = Api(map=[OTHER], **{card_mapping.FLAG: 1})
+    card_mapping._take_flag(api, inputs(live_migration=False), set())
     assert api.mapping == {"map": [OTHER]}
 
 
 def test_without_the_setting_a_flag_of_somebody_elses_stays() -> None:
-    api: Any = Api(map=[OTHER], **{pci_mapping.FLAG: 1})
-    pci_mapping._write(api, inputs(live_migration=False), None)
-    pci_mapping._remove(api, inputs(live_migration=False), set())
-    assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}
+    api: Any = Api(map=[OTHER], **{card_mapping.FLAG: 1})
+    card_mapping._write(api, inputs(live_migration=False), None)
+    card_mapping._remove(api, inputs(live_migration=False), NONE_BEFORE, set())
+    assert api.mapping == {"map": [OTHER], card_mapping.FLAG: 1}
 
 
 def test_the_flag_stays_while_another_node_of_the_stack_has_its_entry() -> None:
-    ours = {"map": [OTHER, pci_mapping.entry_of(inputs())], pci_mapping.FLAG: 1}
+    ours = {"map": [OTHER, card_mapping.entry_of(inputs())], card_mapping.FLAG: 1}
     api: Any = Api(**ours)
-    pci_mapping._take_flag(api, inputs(live_migration=False), {"pve2"})
+    card_mapping._take_flag(api, inputs(live_migration=False), {"pve2"})
     assert api.mapping == ours
-    pci_mapping._remove(api, inputs(), {"pve2", "pve3"})
-    assert api.mapping == {"map": [OTHER], pci_mapping.FLAG: 1}
-    api.mapping["map"] = [OTHER, pci_mapping.entry_of(inputs())]
-    pci_mapping._remove(api, inputs(), {"pve3"})
+    card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve2", "pve3"})
+    assert api.mapping == {"map": [OTHER], card_mapping.FLAG: 1}
+    api.mapping["map"] = [OTHER, card_mapping.entry_of(inputs())]
+    card_mapping._remove(api, inputs(), NONE_BEFORE, {"pve3"})
     assert api.mapping == {"map": [OTHER]}
 
 
@@ -132,9 +131,9 @@ class Shared:
     """A mapping that another run is about to delete, on a clock that goes on by itself while somebody waits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, deleted_at: float, slow: bool) -> None:
-        self.mapping: dict[str, Any] | None = {"map": [OTHER], "digest": "1", "description": pci_mapping.GOING}
+        self.mapping: dict[str, Any] | None = {"map": [OTHER], "digest": "1", "description": card_mapping.GOING}
         self.now, self._deleted_at, self._slow, self.puts = 0.0, deleted_at, slow, 0
-        monkeypatch.setattr(pci_mapping, "time", self)
+        monkeypatch.setattr(card_mapping, "time", self)
 
     def monotonic(self) -> float:
         return self.now
@@ -175,5 +174,5 @@ def test_an_entry_is_not_lost_with_a_mapping_that_another_run_deletes(
     monkeypatch: pytest.MonkeyPatch, deleted_at: float, slow: bool, puts: int
 ) -> None:
     api: Any = Shared(monkeypatch, deleted_at=deleted_at, slow=slow)
-    pci_mapping._write(api, inputs(live_migration=False), None)
-    assert api.mapping["map"] == [pci_mapping.entry_of(inputs())] and api.puts == puts and api.now >= deleted_at
+    card_mapping._write(api, inputs(live_migration=False), None)
+    assert api.mapping["map"] == [card_mapping.entry_of(inputs())] and api.puts == puts and api.now >= deleted_at

@@ -20,10 +20,10 @@ from homelab.provider.serve import Homelab
 from homelab.provider.typed import read_as, written
 from homelab.resources.base import DECLARED, Boot, Resource
 from homelab.resources.boot_verification import BootVerification
+from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.pci_mapping import PciMapping
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
@@ -125,9 +125,9 @@ def test_what_a_refresh_found_asks_for_an_update() -> None:
     inputs = {"host": "pve", "wanted": {}}
     assert replaced(HostProbe, state, inputs) is None
     assert replaced(HostProbe, {**state, "stale": True}, inputs) == []
-    entry = {"host": "pve", "node": "pve", "mapping": "m", "entry": {}, "known": False}
-    assert replaced(PciMapping, {**entry, "drift": []}, entry) is None
-    assert replaced(PciMapping, {**entry, "drift": ["another"]}, entry) == []
+    entry = {"host": "pve", "node": "pve", "mapping": "m", "entry": {}}
+    assert replaced(CardMapping, {**entry, "drift": []}, entry) is None
+    assert replaced(CardMapping, {**entry, "drift": ["another"]}, entry) == []
 
 
 def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_how() -> None:

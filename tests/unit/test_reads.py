@@ -12,8 +12,8 @@ import requests
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api, base, vm_record
 from homelab.provider.base import Work
+from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.pci_mapping import PciMappingWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_record import VmRecordWork
 from homelab.remote import guard, ssh
@@ -34,7 +34,7 @@ WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (HostProbeWork, {"host": "pve", "wanted": {}, **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0}}),
-    (PciMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "known": False}),
+    (CardMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmRecordWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_a_host_that_is_off_is_one_error_and_is_waited_for_once(monkeypatch: pyt
     assert [error.wanted for error in errors] == ["to read pve, and to compare it with what the last `pulumi up` left"]
     assert "Connect call failed" in errors[0].found and "switched on" in errors[0].next
     assert asked == 1
-    assert others == [(True, "PciMappingWork"), (True, "VmRecordWork")]
+    assert others == [(True, "CardMappingWork"), (True, "VmRecordWork")]
 
 
 def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgotten(
@@ -210,5 +210,5 @@ def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_m
         "five": host(5, mapping="another", liveMigration=True),
         "six": {**host(6, **migrating), "cluster": "elsewhere"},
     }
-    work = PciMappingWork({"hosts": json.dumps(hosts)})
+    work = CardMappingWork({"hosts": json.dumps(hosts)})
     assert work._needing_flag(work._inputs({**STATES[1][1], "mapping": "gpu"})) == {"pve2", "three"}

@@ -45,7 +45,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "generation": dict.fromkeys(("iommu", "vfio", "boot", "nodes", "cards", "values"), 0), "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
     },
     "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
-    "PciMappingRecord": {"known": False, "had_flag": False}, "StorageFile": {"made": True},
+    "CardMapping": {"before": ""}, "StorageFile": {"made": True},
     "VmRecord": {"record": {}, "restore": {}, "running": True, "generation": 0, "guest_name": "a"},
     "VmChange": {"state": "running", "guest_address": "192.0.2.3", "starts": 0},
     "SafetyCopy": {"copy": "a"}, "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},

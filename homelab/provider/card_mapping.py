@@ -1,10 +1,11 @@
-"""The work on a PciMapping and its record. Fields: PVE::Mapping::PCI; what a VM's start compares is in `assert_valid` there: id and
+"""The work on a CardMapping. Fields: PVE::Mapping::PCI; what a VM's start compares is in `assert_valid` there: id and
 subsystem-id of each function of its path (of a slot: the first), IOMMU group of the first one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Mapping, Set
@@ -17,7 +18,7 @@ from homelab.provider.base import GoneError
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
-from homelab.resources.pci_mapping import PciMapping, PciMappingRecord
+from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host
 from homelab.text import tell
 
@@ -32,30 +33,40 @@ TRIES = 30
 PAUSE_SECONDS = 0.5
 
 
-class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
+class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     """See the module."""
 
-    resource = PciMapping
+    resource = CardMapping
 
-    def id(self, inputs: PciMapping.Inputs) -> str:
+    def id(self, inputs: CardMapping.Inputs) -> str:
         return f"{inputs.node}/{inputs.mapping}"
 
-    def create(self, inputs: PciMapping.Inputs) -> PciMapping.Outputs:
-        api = self.api(inputs)
-        if inputs.known or not _made(api, inputs):
+    def create(self, inputs: CardMapping.Inputs) -> CardMapping.Outputs:
+        api, name = self.api(inputs), inputs.mapping
+        before, had_flag, exists = None, False, True
+        try:
+            mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+            before = _ours(mapping["map"], inputs.node, inputs.entry["path"])
+            had_flag = _has_flag(mapping)
+        except NotThereError:
+            exists = False
+        # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
+        about = {"before": before, "had_flag": had_flag}
+        noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
+        if exists or not _made(api, inputs):
             _write(api, inputs, None)
-        return PciMapping.Outputs()
+        return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
     def update(
-        self, inputs: PciMapping.Inputs, had: PciMapping.Inputs, outputs: PciMapping.Outputs
-    ) -> PciMapping.Outputs:
+        self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
+    ) -> CardMapping.Outputs:
         api = self.api(inputs)
         _write(api, inputs, had.entry["path"])
-        if had.live_migration and not had.had_flag and not inputs.live_migration:
+        if had.live_migration and not outputs.had_flag and not inputs.live_migration:
             _until_nobody_else_does(lambda: _take_flag(api, inputs, self._needing_flag(inputs)))
-        return PciMapping.Outputs()
+        return dataclasses.replace(outputs, drift=[])
 
-    def read(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> PciMapping.Outputs:
+    def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
         name = inputs.mapping
         try:
             mapping = self.reading(inputs, f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
@@ -68,17 +79,18 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
             raise GoneError
         if inputs.live_migration and not _has_flag(mapping):
             tell(f"{name}: drift: the PCI mapping is not for live migration any more ({FLAG})")
-            return PciMapping.Outputs(drift=[FLAG])
+            return dataclasses.replace(outputs, drift=[FLAG])
         if _equal(ours, entry_of(inputs)):
-            return PciMapping.Outputs()
+            return dataclasses.replace(outputs, drift=[])
         tell(f"{name}: drift: the PCI mapping's entry is {ours} instead of {entry_of(inputs)}")
-        return PciMapping.Outputs(drift=[ours])
+        return dataclasses.replace(outputs, drift=[ours])
 
-    def delete(self, inputs: PciMapping.Inputs, outputs: PciMapping.Outputs) -> None:
+    def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         api = self.api(inputs)
-        _until_nobody_else_does(lambda: _remove(api, inputs, self._needing_flag(inputs)))
+        _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
+        asyncio.run(_forgotten(self.host(inputs), inputs))
 
-    def _needing_flag(self, inputs: PciMapping.Inputs) -> set[str]:
+    def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
         hosts = {name: self.stack.host(name) for name in self.stack.peers(inputs.host)}
         return {
@@ -88,35 +100,7 @@ class PciMappingWork(ApiWork[PciMapping.Inputs, PciMapping.Outputs]):
         }
 
 
-class PciMappingRecordWork(ApiWork[PciMappingRecord.Inputs, PciMappingRecord.Outputs]):
-    """See the module."""
-
-    resource = PciMappingRecord
-
-    def id(self, inputs: PciMappingRecord.Inputs) -> str:
-        return f"{inputs.node}/{inputs.mapping}"
-
-    def create(self, inputs: PciMappingRecord.Inputs) -> PciMappingRecord.Outputs:
-        name = inputs.mapping
-        before, known, had_flag = None, True, False
-        try:
-            mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
-            before = _ours(mapping["map"], inputs.node, inputs.path)
-            had_flag = _has_flag(mapping)
-        except NotThereError:
-            known = False
-        # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
-        about = {"before": before, "known": known, "had_flag": had_flag}
-        noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
-        return PciMappingRecord.Outputs(
-            before=noted["before"] or "", known=noted["known"], had_flag=noted.get("had_flag", False)
-        )
-
-    def delete(self, inputs: PciMappingRecord.Inputs, outputs: PciMappingRecord.Outputs) -> None:
-        asyncio.run(_forgotten(self.host(inputs), inputs))
-
-
-async def _noted(host: Host, inputs: PciMappingRecord.Inputs, about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
     name = ledger.of_mapping(inputs.node, inputs.mapping)
     async with ssh.connect(host) as session:
         if keep:
@@ -125,12 +109,12 @@ async def _noted(host: Host, inputs: PciMappingRecord.Inputs, about: dict[str, A
         return about
 
 
-async def _forgotten(host: Host, inputs: PciMappingRecord.Inputs) -> None:
+async def _forgotten(host: Host, inputs: CardMapping.Inputs) -> None:
     async with ssh.connect(host) as session:
         await ledger.forget(session, ledger.of_mapping(inputs.node, inputs.mapping))
 
 
-def entry_of(inputs: PciMapping.Inputs) -> str:
+def entry_of(inputs: CardMapping.Inputs) -> str:
     """The entry as Proxmox VE writes it: properties in the order of their names."""
     entry = {"node": inputs.node, **inputs.entry}
     return ",".join(f"{key}={entry[key]}" for key in sorted(entry) if entry[key] not in (None, ""))
@@ -158,7 +142,7 @@ def _ours(entries: list[str], node: str, path: str) -> str | None:
     return None
 
 
-def _make(api: Api, inputs: PciMapping.Inputs) -> None:
+def _make(api: Api, inputs: CardMapping.Inputs) -> None:
     name = inputs.mapping
     more: dict[str, Any] = {FLAG: 1} if inputs.live_migration else {}
     api.post("cluster/mapping/pci", f"to create the PCI mapping {name}", id=name, map=[entry_of(inputs)], **more)
@@ -173,7 +157,7 @@ def _is_needed(entries: list[str], nodes: Set[str]) -> bool:
     return any(_parsed(entry).get("node") in nodes for entry in entries)
 
 
-def _take_flag(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
+def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
     """Takes the flag away that was ours.
 
     :param needing: other nodes; it stays while one of them has an entry.
@@ -186,7 +170,7 @@ def _take_flag(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
         api.put(f"cluster/mapping/pci/{name}", wanted, map=entries, digest=digest, delete=FLAG)
 
 
-def _made(api: Api, inputs: PciMapping.Inputs) -> bool:
+def _made(api: Api, inputs: CardMapping.Inputs) -> bool:
     """Makes a mapping that wasn't there a moment ago; False where another client, or a run of this program that was killed, was faster."""
     try:
         _make(api, inputs)
@@ -222,7 +206,7 @@ def _until_nobody_else_does(change: Callable[[], None]) -> None:
         time.sleep(random.uniform(0, PAUSE_SECONDS))
 
 
-def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
+def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
     """Puts the entry in. One that was put into a mapping that somebody was taking away is looked at again: that may have come to its end after all."""
     seen, taken_over = dict[str, float](), list[bool]()
 
@@ -236,7 +220,7 @@ def _write(api: Api, inputs: PciMapping.Inputs, old_path: str | None) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def _write_once(api: Api, inputs: PciMapping.Inputs, old_path: str | None, seen: dict[str, float]) -> bool:
+def _write_once(api: Api, inputs: CardMapping.Inputs, old_path: str | None, seen: dict[str, float]) -> bool:
     """Was it taken over from somebody who was taking it away?
 
     :param seen: digest of a mapping that is being taken away -> since when this sees it so.
@@ -277,7 +261,7 @@ def _with(new: str, old: str, entries: list[str]) -> list[str]:
     return [new if one == old else one for one in entries]
 
 
-def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
+def _require_free(inputs: CardMapping.Inputs, others: list[str]) -> None:
     taken = next((one for one in others if _parsed(one).get("node") == inputs.node), None)
     if taken is not None:
         raise HomelabError(
@@ -288,12 +272,12 @@ def _require_free(inputs: PciMapping.Inputs, others: list[str]) -> None:
         )
 
 
-def _remove(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
+def _remove(api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, needing: Set[str]) -> None:
     """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
 
     :param needing: as of `_take_flag`.
     """
-    name, before = inputs.mapping, inputs.before
+    name, before = inputs.mapping, outputs.before
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
     try:
         mapping = api.get(path, wanted)
@@ -305,13 +289,15 @@ def _remove(api: Api, inputs: PciMapping.Inputs, needing: Set[str]) -> None:
         return
     left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
     if left:
-        ours_alone = inputs.live_migration and not inputs.had_flag and not _is_needed(left, needing)
+        ours_alone = inputs.live_migration and not outputs.had_flag and not _is_needed(left, needing)
         away = [FLAG] if ours_alone and _has_flag(mapping) else []
         away += ["description"] if mapping.get("description") == GOING else []
         more: dict[str, Any] = {"delete": ",".join(away)} if away else {}
         api.put(path, wanted, map=left, digest=mapping["digest"], **more)
     elif mapping.get("description") != GOING:
         api.put(path, wanted, map=entries, digest=mapping["digest"], description=GOING)
-        _remove(api, inputs, needing)  # read again: nobody adds anything from now on, and what was added before stays
+        _remove(
+            api, inputs, outputs, needing
+        )  # read again: nobody adds anything from now on, and what was added before stays
     else:
         api.delete(path, wanted)
