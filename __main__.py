@@ -53,14 +53,13 @@ for name, host in settings.hosts.items():
 
     words, again = probe.iommu_words, probe.generation_of("iommu")
     given[name] = pulumi.Output.concat(words, " ", probe.vfio_words)
-    command_line = IommuHostArgs(host=host, words=words, generation=again, binding=probe.vfio_words)
+    command_line = IommuHostArgs(host=host, words=words, generation=again)
     iommu = IommuHost(name, command_line, after(probe))
     binding = VfioBindingArgs(
         host=host,
         words=probe.vfio_words,
         functions=probe.functions,
         generation=probe.generation_of("vfio"),
-        after=iommu.done,
     )
     vfio = VfioBinding(name, binding, after(iommu))
 

@@ -18,35 +18,28 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """`words`: what the command line is to have; `generation`: raised when that drifted; `binding`: the words of the VfioBinding that follows, which
-    makes the boot configuration of both, empty: none. All as HostProbe puts them out."""
+    """`words`: what the command line is to have; `generation`: raised when that drifted. Both as HostProbe puts them out."""
 
     host: Host
     words: pulumi.Input[str]
     generation: pulumi.Input[int]
-    binding: pulumi.Input[str]
 
 
 class IommuHost(pulumi.ComponentResource):
-    """Outputs: `words`, what the command line is to have, separated by spaces; `done`: another text whenever what the next boot uses is left to the
-    VfioBinding."""
+    """Outputs: `words`, what the command line is to have, separated by spaces."""
 
     words: pulumi.Output[str]
-    done: pulumi.Output[str]
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
         host = args.host
         self.words = pulumi.Output.from_input(args.words)
-        command = remote.script(
+        remote.script(
             f"{name}-cmdline",
             host,
-            pulumi.Output.all(args.words, args.generation, args.binding).apply(
-                lambda values: scripts.iommu_cmdline(
-                    values[0], values[1], binding=bool(values[2]), rollback_after=host.timeouts.rollback
-                )
+            pulumi.Output.all(args.words, args.generation).apply(
+                lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
-        self.done = command.stdout
         self.register_outputs({"words": self.words})

@@ -19,14 +19,12 @@ from homelab.settings import Host
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
     """`words`: what the command line is to have; `functions`: PCI address -> vendor:device of what is to be bound;
-    `generation`: raised when that drifted. All as HostProbe puts them out. `after`: of the IommuHost before it, `done`: whenever that changes the
-    host, this makes the boot configuration."""
+    `generation`: raised when that drifted. All as HostProbe puts them out."""
 
     host: Host
     words: pulumi.Input[str]
     functions: pulumi.Input[dict[str, str]]
     generation: pulumi.Input[int]
-    after: pulumi.Input[str]
 
 
 class VfioBinding(pulumi.ComponentResource):
@@ -50,10 +48,8 @@ class VfioBinding(pulumi.ComponentResource):
         remote.script(
             f"{name}-bind",
             host,
-            pulumi.Output.all(args.words, args.generation, args.after).apply(
-                lambda values: scripts.vfio_cmdline(
-                    values[0], values[1], after=values[2], rollback_after=host.timeouts.rollback
-                )
+            wanted.apply(
+                lambda values: scripts.vfio_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
         )

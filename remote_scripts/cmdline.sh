@@ -2,18 +2,16 @@
 # Words on the kernel command line of the next boot, and a second boot entry without them.
 # Needs: boot, cluster, switch/arm, words
 #
-# Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry), MENU (now | later: another
-#   run of this script follows, with NAME=vfio, and makes the boot configuration of both: making it twice takes twice as long),
+# Arguments: NAME (iommu | vfio), WORDS (separated by spaces; may be empty), ENTRY (yes | no: the second boot entry),
 #   ENTRY_GRUB and ENTRY_SYSTEMD_BOOT (the scripts that make it), NOTICE (what to tell on revert), ROLLBACK_AFTER and ROLLBACK (of the
 #   dead man's switch, lib/switch.sh, which `apply` arms before its first change).
 # Changes: GRUB: /etc/default/grub.d/zz-homelab-NAME.cfg, /etc/grub.d/12_homelab; systemd-boot: the end of the first line of
 #   /etc/kernel/cmdline, /etc/kernel/{postinst,postrm}.d/zzz-homelab; then the generated boot configuration.
 # Words that are there already, from others, are left to them. Undone by `revert`, byte for byte.
-# Answer of `apply`: {"loader","added":[words],"changed":"yes|no","made":"yes", or "later " and what no other run says: with it the next step runs again}.
+# Answer of `apply`: {"loader","added":[words],"changed":"yes|no"}.
 # Verbs: apply, revert, plan (what `apply` would change, as files.sh answers it).
 
 apply() {
-  local made=yes
   take_lock
   FOLLOWED_BY=boot
   BEFORE_WRITE=arm
@@ -24,17 +22,10 @@ apply() {
     "'$CONFIGURED'" "something that is read after this program's file removes it again; nothing was changed" \
     "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d"
   if is_generated_anew; then
-    if [[ $MENU == later ]]; then
-      before_the_first_change
-      pending boot
-      made="later $(boot_id) $EPOCHREALTIME"
-      log "the boot configuration is made by the next step, for both"
-    else
-      regenerate
-    fi
+    regenerate
   fi
   finish
-  printf '{"loader":"%s","added":%s,"changed":"%s","made":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED" "$made"
+  printf '{"loader":"%s","added":%s,"changed":"%s"}\n' "$LOADER" "$(json_list "${MISSING[@]}")" "$CHANGED"
 }
 
 plan() {

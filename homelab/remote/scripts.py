@@ -209,17 +209,15 @@ def _switch(rollback_after: int) -> dict[str, str]:
 def cmdline(
     name: str,
     words: str,
-    generation: object,
+    generation: int,
     *,
     entry: bool = False,
-    followed: bool = False,
     rollback_after: int = ROLLBACK_SECONDS,
 ) -> str:
     """Standard input of cmdline.sh: `words` on the kernel command line under `name`.
 
     :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     :param entry: the second boot entry.
-    :param followed: the next step makes the boot configuration, of both.
     :param rollback_after: seconds after a boot's start until the dead man's switch, which this arms, looks at it.
     """
     return compose(
@@ -227,7 +225,6 @@ def cmdline(
         NAME=name,
         WORDS=words,
         ENTRY="yes" if entry else "no",
-        MENU="later" if followed else "now",
         ENTRY_GRUB=file("grub_entry.sh"),
         ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
         NOTICE="the running kernel keeps its command line until the next reboot",
@@ -236,22 +233,14 @@ def cmdline(
     )
 
 
-def iommu_cmdline(
-    words: str, generation: int = 0, *, binding: bool = False, rollback_after: int = ROLLBACK_SECONDS
-) -> str:
-    """The layer of the IOMMU, as of `cmdline`.
-
-    :param binding: `vfio_cmdline` with words follows in the same run, whenever this one runs.
-    """
-    return cmdline("iommu", words, generation, followed=binding, rollback_after=rollback_after)
+def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """The layer of the IOMMU, as of `cmdline`."""
+    return cmdline("iommu", words, generation, rollback_after=rollback_after)
 
 
-def vfio_cmdline(words: str, generation: int = 0, *, after: str = "", rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the binding, as of `cmdline`.
-
-    :param after: the answer of the `iommu_cmdline` before it, with which this one runs again.
-    """
-    return cmdline("vfio", words, f"{generation} {after}".strip(), entry=True, rollback_after=rollback_after)
+def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
+    """The layer of the binding, as of `cmdline`."""
+    return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
 
 
 def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:

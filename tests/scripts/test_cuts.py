@@ -5,7 +5,6 @@ By default a sample of the moments is tried, another one with another seed (test
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -32,8 +31,6 @@ LAYERS, KILLED = (
     for pairs in [sampling.paired(list(CHAIN), LOADERS, "layers")]
     for rows in (pairs, sampling.sample(pairs, 1, "killed"))
 )
-# As in an `up` that configures both.
-FOLLOWED = scripts.iommu_cmdline(IOMMU, binding=True)
 
 
 def run(folder: Folder, verb: str, script: str) -> None:
@@ -82,36 +79,6 @@ def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_
     configured = cut_kit.tree(host.root)
     each_is_made_good(host, cuts, f"{layer} apply", "apply", CHAIN[layer], configured)
     each_is_made_good(host, cuts, f"{layer} revert", "revert", CHAIN[layer], before)
-
-
-@pytest.mark.parametrize("host", LOADERS, indirect=True)
-def test_what_the_binding_makes_for_both_is_the_same_from_every_cut(host: Folder, tmp_path: Path) -> None:
-    stock = cut_kit.tree(host.root)
-    for script in CHAIN.values():
-        run(host, "apply", script)
-    wanted = cut_kit.tree(host.root)
-    cut_kit.restore(host.root, stock)
-    cuts = cut_kit.cuts(host, "apply", FOLLOWED, tmp_path / "output")
-    followed = cut_kit.tree(host.root)
-    made = {key for key in stock if key.startswith(("boot/", "esp/"))}
-    assert {key: followed[key] for key in made} == {key: stock[key] for key in made}, "it is made by the next step"
-    each_is_made_good(host, cuts, "followed apply", "apply", FOLLOWED, followed)
-    each_is_made_good(host, cuts, "followed revert", "revert", FOLLOWED, stock)
-    cut_kit.restore(host.root, followed)
-    # Whatever the settings were before and are again: with another answer the next step runs.
-    answers = {json.loads(host.run("apply", FOLLOWED).stdout)["made"] for _ in range(2)}
-    assert len(answers) == 2 and all(one.startswith("later ") for one in answers)
-    for script in (CHAIN["initramfs"], CHAIN["vfio"]):
-        run(host, "apply", script)
-    assert cut_kit.tree(host.root) == wanted
-    assert json.loads(host.run("apply", FOLLOWED).stdout)["made"] == "yes"
-    # The next `up` has no card for a VM any more: there is no step that follows.
-    cut_kit.restore(host.root, followed)
-    run(host, "apply", CHAIN["iommu"])
-    alone = cut_kit.tree(host.root)
-    cut_kit.restore(host.root, stock)
-    run(host, "apply", CHAIN["iommu"])
-    assert cut_kit.tree(host.root) == alone
 
 
 @LAYERS
