@@ -94,7 +94,7 @@ def comment(stack: str, code: int, text: str, log: Sequence[Event], picture: str
     """
     parts = [f"### `pulumi preview` of stack `{stack}`{'' if code == 0 else ': refused'}"]
     parts += [fenced(one, "text") for one in events.errors(log)]
-    counted = events.in_words(events.counts(log), done=False)
+    counted = events.in_words(events.counts(log))
     parts += [f"**{counted}**"] if counted else []
     parts += [fenced(picture, "mermaid"), "`+` comes, `-` goes, `~` changes; the rest stays."] if picture else []
     room = LONGEST - sum(len(part) for part in parts)

@@ -1,7 +1,7 @@
 """The engine's event log (`pulumi … --event-log FILE`) as types: the one place that knows its form. Pure, but for reading the file.
 
-Form: sdk/go/common/apitype/events.go of Pulumi. It is lines of JSON, which grow while the engine runs; a kind that nobody here needs, and a line
-that a killed engine has left half-written, are passed over.
+Form: sdk/go/common/apitype/events.go of Pulumi. It is lines of JSON; a kind that nobody here needs, and a line that a killed engine has left
+half-written, are passed over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 from homelab.text import clean
 
@@ -24,37 +24,31 @@ _PREFIXES = re.compile(r"^(?:error: )?(?:Preview failed: )?")
 # What the engine says of errors that it has shown already.
 _NO_NEWS = re.compile(r"(?:preview|update|refresh|destroy) failed")
 _NO_CHANGE = ("same", "read", "refresh")
-# What the engine does with a resource -> the same for a person, before and after; in the order in which it matters.
+# What the engine would do with a resource -> the same for a person; in the order in which it matters.
 _OPERATIONS = {
-    "delete": ("to delete", "deleted"),
-    "replace": ("to replace", "replaced"),
-    "create": ("to create", "created"),
-    "update": ("to change", "changed"),
-    "same": ("unchanged", "unchanged"),
+    "delete": "to delete",
+    "replace": "to replace",
+    "create": "to create",
+    "update": "to change",
+    "same": "unchanged",
 }
 
 
 @dataclass(frozen=True)
 class Said:
-    """A message. `severity`: info, warning, error, debug; `text`: without markup, safe to show; `resource`: the name of the one that it is
-    about, empty: of none; `passing`: is the next one shown in its place?
-    """
+    """A message. `severity`: info, warning, error, debug; `text`: without markup, safe to show."""
 
     severity: str
     text: str
-    resource: str = ""
-    passing: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done with a resource. `operation`: as the engine calls it, such as create-replacement; `planned`: of a preview."""
+    """Something that is done with a resource. `operation`: as the engine calls it, such as create-replacement."""
 
-    state: Literal["begun", "done", "failed"]
     operation: str
     kind: str
     name: str
-    planned: bool = False
 
     @property
     def changes(self) -> bool:
@@ -72,11 +66,7 @@ class Summary:
 
 
 Event = Said | Step | Summary
-_STEPS: dict[str, Literal["begun", "done", "failed"]] = {
-    "resourcePreEvent": "begun",
-    "resOutputsEvent": "done",
-    "resOpFailedEvent": "failed",
-}
+_STEPS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
 
 
 def of(raw: Any) -> Event | None:
@@ -88,15 +78,9 @@ def of(raw: Any) -> Event | None:
             continue
         if key == "diagnosticEvent":
             text = _MARKUP.sub("", str(body.get("message", "")))
-            return Said(
-                str(body.get("severity", "")),
-                clean(text).strip(),
-                _name(body.get("urn")),
-                bool(body.get("ephemeral")),
-            )
+            return Said(str(body.get("severity", "")), clean(text).strip())
         if key in _STEPS and isinstance(step := body.get("metadata"), Mapping):
-            words = (str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")))
-            return Step(_STEPS[key], *words, planned=bool(body.get("planning")))
+            return Step(str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")))
         if key == "summaryEvent":
             changes = body.get("resourceChanges")
             numbers = changes.items() if isinstance(changes, Mapping) else ()
@@ -117,34 +101,8 @@ def _of_line(line: bytes) -> Event | None:
 
 def read(path: Path) -> list[Event]:
     """A whole log; empty where the engine hasn't come so far as to begin one."""
-    with Growing(path) as log:
-        return log.new()
-
-
-class Growing:
-    """A log that is still written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._half = b""
-
-    def __enter__(self) -> Growing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def new(self) -> list[Event]:
-        """What has come since the last call. The end of a line that is half there comes with the next one."""
-        if self._file is None:
-            try:
-                self._file = self._path.open("rb")
-            except FileNotFoundError:
-                return []
-        *lines, self._half = (self._half + self._file.read()).split(b"\n")
-        return [event for line in lines if (event := _of_line(line)) is not None]
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [event for line in lines if (event := _of_line(line)) is not None]
 
 
 def errors(events: Iterable[Event]) -> list[str]:
@@ -158,9 +116,9 @@ def counts(events: Iterable[Event]) -> Mapping[str, int]:
     return next((one.changes for one in reversed([*events]) if isinstance(one, Summary) and one.changes), {})
 
 
-def in_words(changes: Mapping[str, int], *, done: bool) -> str:
-    """`2 to delete, 12 to create, 3 unchanged`; where it is done `2 deleted, …`."""
-    return ", ".join(f"{changes[key]} {words[done]}" for key, words in _OPERATIONS.items() if changes.get(key))
+def in_words(changes: Mapping[str, int]) -> str:
+    """`2 to delete, 12 to create, 3 unchanged`."""
+    return ", ".join(f"{changes[key]} {words}" for key, words in _OPERATIONS.items() if changes.get(key))
 
 
 def changing(events: Sequence[Event]) -> list[str]:

@@ -121,7 +121,6 @@ SLOW = frozenset(
         "scripts/test_signs.py",
         "scripts/test_text.py",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
-        "unit/test_up_run.py",
         "unit/test_windows.py",
     }
 )
@@ -139,7 +138,6 @@ NEEDS_LINUX = {
     "unit/test_deploy.py": "starts a simulated host",
     "unit/test_metal_prerequisites.py": "is about the metal tier",
     "unit/test_remapping.py": "reads tables of the firmware that the lab makes",
-    "unit/test_up_run.py": "a script stands in for Pulumi; signals; a terminal",
     "unit/test_stacks.py": "compares the stacks with the lab's scenarios",
 }
 #: Single tests that need what Windows doesn't have; there they are skipped, with the reason.
@@ -187,7 +185,6 @@ LONGEST = (
     "e2e/test_nvidia_failures.py",
     "e2e/test_nvidia_vm.py",
     "e2e/test_other_cards.py",
-    "e2e/test_up_all.py",
     "e2e/test_make.py",
     "e2e/test_cluster.py",
     "e2e/test_init.py",

@@ -24,8 +24,12 @@ _COMMANDS = {
     "lock": ("lock", "main"),
     "outdated": ("lock", "show_outdated"),
     "drift": ("drift", "main"),
-    "up": ("up", "up"),
-    "preview": ("up", "preview"),
+}
+_ALL = "one stack has several hosts; several stacks are a loop in your shell"
+# Words that were commands: what to use in their place.
+_REMOVED = {
+    "up": f"use `pulumi up`: {_ALL}",
+    "preview": f"use `pulumi preview`: {_ALL}",
 }
 
 
@@ -55,6 +59,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(HELP)
         return 0 if words else 2
+    if words[0] in _REMOVED:
+        print(f"homelab {words[0]} is no command any more: {_REMOVED[words[0]]}", file=sys.stderr)
+        return 2
     module, function = _COMMANDS[parser.parse_args(words[:1]).command]
     command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
     return command(words[1:])
@@ -70,8 +77,6 @@ HELP = """usage: homelab COMMAND ...
   rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and removes it (rom remove GPU)
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing
-  up       `pulumi up` of several stacks (--all, or --stack A --stack B): side by side where their hosts differ, after one yes
-  preview  the same, but it changes nothing
   drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day
 
 homelab COMMAND --help lists what a command takes."""

@@ -90,24 +90,6 @@ class Pulumi:
         except (ValueError, AttributeError):
             return None
 
-    def stacks(self) -> set[str]:
-        """Names of the project's stacks that the backend has, without organization and project.
-
-        :raises HomelabError: it doesn't say.
-        """
-        done = self._run("stack", "ls", "--json")
-        try:
-            if done.returncode == 0:
-                return {str(one["name"]).rpartition("/")[2] for one in json.loads(done.stdout)}
-        except (ValueError, LookupError, TypeError):
-            done.stderr = "an answer in another form"
-        raise HomelabError(
-            wanted="the stacks that the backend has (pulumi stack ls)",
-            found=(done.stderr or done.stdout).strip()[-800:],
-            why="a settings file alone is no stack",
-            next="correct what it reports, and run it again",
-        )
-
     def login(self, url: str) -> None:
         """:raises HomelabError: the backend can't be used."""
         self._backend.clear()

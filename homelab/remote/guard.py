@@ -115,7 +115,7 @@ def _who() -> str:
 @functools.cache
 def _this_run() -> str:
     """The same for as long as this process lives: by it a run knows itself."""
-    return f"{_who()} (process {os.getpid()})"  # several may begin in one second, as in `up --all`
+    return f"{_who()} (process {os.getpid()})"  # several may begin in one second
 
 
 class _Guard(threading.Thread):

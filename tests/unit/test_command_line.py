@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from homelab.cli.command_line import main
 from tests.conftest import PROJECT
 
 
@@ -20,3 +21,14 @@ def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) 
     done = subprocess.run(run, cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert done.stderr == "" and done.returncode in (0, 141)  # argparse passes over it by itself
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"), [(["up", "--all"], "pulumi up"), (["preview", "--all"], "pulumi preview")]
+)
+def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(
+    words: list[str], instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and instead in err

@@ -23,7 +23,7 @@ def said(text: str, severity: str = "info") -> events.Said:
 
 
 def step(op: str, name: str, kind: str = "command:remote:Command") -> events.Step:
-    return events.Step("begun", op, kind, name)
+    return events.Step(op, kind, name)
 
 
 EXPECTED = said("error: no changes were expected but changes were proposed", "error")
