@@ -19,7 +19,6 @@ _COMMANDS = {
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
     "log": ("log", "main"),
-    "rom": ("rom", "main"),
     "switch": ("switch", "main"),
     "lock": ("lock", "main"),
     "outdated": ("lock", "show_outdated"),
@@ -30,6 +29,7 @@ _ALL = "one stack has several hosts; several stacks are a loop in your shell"
 _REMOVED = {
     "up": f"use `pulumi up`: {_ALL}",
     "preview": f"use `pulumi preview`: {_ALL}",
+    "rom": "docs/troubleshooting.md#a-rom-file-for-a-card has the commands that make a file for romfile",
 }
 
 
@@ -74,7 +74,6 @@ HELP = """usage: homelab COMMAND ...
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
   log      what long commands printed (initramfs, apt, DKMS, NVIDIA's installer); changes nothing
   switch   hands a shared card to a VM (switch GPU --to vm:NAME), or back to the containers; --rehearse changes nothing, and says what prevents it
-  rom      makes a file of a card's option ROM on its host, for a VM's romfile (rom dump GPU), and removes it (rom remove GPU)
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing
   drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day

@@ -203,7 +203,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     for row in data().roms:
         if card_ids.names(row.ids, shown):
             return [
-                f"gpus.{name}: {row.why}: `python -m homelab rom dump {name}` makes it from {row.place}, then set romfile"
+                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from {row.place}, then set romfile"
             ]
     if (integrated := _integrated(functions)) is not None:
         instead = (
@@ -215,7 +215,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     if shown.boot_vga:
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the VM shows nothing on it, "
-            f"`python -m homelab rom dump {name}` makes a file of it, for romfile; best while another card is the host's screen"
+            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for romfile; best while another card is the host's screen"
         ]
     return []
 

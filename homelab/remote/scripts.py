@@ -7,7 +7,6 @@ resource.
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import re
@@ -42,8 +41,6 @@ MOST_SECONDS = 1800
 # A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
 # for the containers that are shut down for it, each in its own time.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
-# How much of a card's option ROM, or of the firmware's table of them, is read at most; real ones have 2 MiB.
-MOST_ROM_BYTES = 4 * 2**20
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
 _ARGUMENT = re.compile(r"[A-Z][A-Z0-9_]*")
 _NEEDS = re.compile(r"^# Needs: (.+)$", re.MULTILINE)
@@ -444,19 +441,6 @@ def card_values(values: Sequence[str], generation: int = 0) -> str:
     :param values: lines of address, vendor:device, attribute and value.
     """
     return compose("card_values.sh", VALUES="\n".join(values), GENERATION=str(generation))
-
-
-def card_rom(file: str, *, address: str = "", ids: str = "", at_rest: bool = True, content: bytes = b"") -> str:
-    """Standard input of card_rom.sh.
-
-    :param file: its name in /usr/share/kvm.
-    :param at_rest: may the card's own ROM be read? Else the firmware's table alone is.
-    :param address: of the card's graphics function, with `ids`, its vendor:device: for `read_rom`.
-    :param content: for `keep`.
-    """
-    encoded = base64.b64encode(content).decode("ascii")
-    about = {"FILE": file, "ADDRESS": address, "IDS": ids, "FROM": "card" if at_rest else "firmware"}
-    return compose("card_rom.sh", **about, MOST=str(MOST_ROM_BYTES), ROM=encoded)
 
 
 def container_gpus(

@@ -16,7 +16,6 @@ OWN = (
     "pulumi ",
     "python -m homelab doctor ",
     "python -m homelab lock",
-    "python -m homelab rom ",
     "python -m homelab switch ",
 )
 ANYWHERE = {*KNOWN["words"], *KNOWN["looks"], *KNOWN["unrun"]}

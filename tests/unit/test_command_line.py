@@ -24,7 +24,12 @@ def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("words", "instead"), [(["up", "--all"], "pulumi up"), (["preview", "--all"], "pulumi preview")]
+    ("words", "instead"),
+    [
+        (["up", "--all"], "pulumi up"),
+        (["preview", "--all"], "pulumi preview"),
+        (["rom", "dump", "igpu"], "docs/troubleshooting.md"),
+    ],
 )
 def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(
     words: list[str], instead: str, capsys: pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@
 managed() {
   local layer path state steps=() separator=
   printf ',"managed":['
-  for layer in iommu vfio nodes cards values rom handover; do
+  for layer in iommu vfio nodes cards values handover; do
     [[ ! -d $STATE/files/$layer ]] || while read -r state path; do
       printf '%s{"layer":"%s","state":"%s"' "$separator" "$layer" "$state"
       json_entry path "$path"
