@@ -73,8 +73,7 @@ def test_every_decision_is_in_the_index_by_its_title(number: int) -> None:
         for line in (PROJECT / "docs/adr/README.md").read_text(encoding="utf-8").splitlines()
         if f"({decision.name})" in line
     ]
-    listed = line.partition("[")[2].partition("]")[0]
-    assert line.startswith(f"{number}. [") and title == listed
+    assert line.startswith(f"| {number} | [{title}]({decision.name}) | accepted")
 
 
 def test_headings_get_the_anchors_that_github_gives_them() -> None:
