@@ -24,10 +24,9 @@ import yaml
 
 from bench import job as jobs
 from bench import measure, report, subjects
-from bench.chart import growth_chart
 from bench.downtime import measure_downtime
 from bench.errors import BenchError
-from bench.fleet import measure_apart, measure_fleets
+from bench.fleet import measure_fleets
 from bench.floor import measure_floor
 from bench.handover import measure_handover
 from bench.job import Job
@@ -290,17 +289,13 @@ def _kernel() -> str:
 
 
 def write(results: Results, facts: dict[str, str], folder: Path) -> str:
-    """Writes `<date>.md`, its picture and `latest.json`.
+    """Writes `<date>.md` and `latest.json`.
 
     :returns: the page.
     """
     date = time.strftime("%Y-%m-%d")
     folder.mkdir(parents=True, exist_ok=True)
-    picture = growth_chart(results.fleets)
-    chart = f"{date}.svg" if picture else ""
-    if picture:
-        (folder / chart).write_text(picture, encoding="utf-8")
-    page = report.markdown(date, results, facts, chart)
+    page = report.markdown(date, results, facts)
     (folder / f"{date}.md").write_text(page, encoding="utf-8")
     values = report.as_json(date, results, facts)
     (folder / "latest.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -341,10 +336,7 @@ def measure_parts(parts: Sequence[str], wanted: argparse.Namespace, folder: Path
     if "downtime" in parts:
         found["downtime"] = measure_downtime(folder / "downtime", wanted.rounds)
     if "fleet" in parts:
-        found["fleets"] = [
-            *measure_fleets(folder, engine, wanted.hosts),
-            *measure_apart(folder, engine, wanted.apart),
-        ]
+        found["fleets"] = measure_fleets(folder, engine, wanted.hosts)
     return Results(**found)
 
 
@@ -360,9 +352,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="measure that alone")
     parser.add_argument(
         "--hosts", type=positive, nargs="+", default=[1, 4, 12], help="sizes of stacks for `fleet` (default 1 4 12)"
-    )
-    parser.add_argument(
-        "--apart", type=positive, nargs="+", default=[], help="and so many stacks of one host each (default: none)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the logs of all runs, and say where")
     wanted = parser.parse_args(arguments)

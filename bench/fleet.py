@@ -1,4 +1,4 @@
-"""How one stack grows with its hosts: first `up`, no change, `up --refresh`, `destroy`, the state's size, on so many hosts of the lab; and as many stacks of one host each.
+"""How one stack grows with its hosts: first `up`, no change, `up --refresh`, `destroy`, the state's size, on so many hosts of the lab.
 
 All hosts are computed on this machine, whose processors they share with the program: a first `up` of many hosts is mostly their work. What is the
 program's own is in the processor time, which counts the command and its children alone.
@@ -27,12 +27,11 @@ VERBS = {"first": "first `up`", "again": "no change", "refresh": "`up --refresh`
 
 @dataclass(frozen=True)
 class Fleet:
-    """`hosts`: how many, in so many `stacks`, one after another; of each of `VERBS` the `seconds`, and the `cpu` seconds of the command and its children; `peak_bytes`: the most
+    """`hosts`: how many; of each of `VERBS` the `seconds`, and the `cpu` seconds of the command and its children; `peak_bytes`: the most
     memory of its processes where nothing changes; `state_bytes`: of the state after the first `up`.
     """
 
     hosts: int
-    stacks: int
     seconds: dict[str, float]
     cpu: dict[str, float]
     peak_bytes: int
@@ -45,42 +44,31 @@ def measure_fleets(folder: Path, engine: install.Engine, sizes: Sequence[int]) -
     :param folder: for the labs and the stacks.
     :raises BenchError: a run fails, or changes something where it mustn't.
     """
-    return [_measured(folder / f"fleet-{size}", engine, [size]) for size in sizes]
+    return [_measured(folder / f"fleet-{size}", engine, size) for size in sizes]
 
 
-def measure_apart(folder: Path, engine: install.Engine, sizes: Sequence[int]) -> list[Fleet]:
-    """The same, with a stack of its own for each host.
-
-    :raises HomelabError: as `measure_fleets`.
-    """
-    return [_measured(folder / f"apart-{size}", engine, [1] * size) for size in sizes]
-
-
-def _measured(folder: Path, engine: install.Engine, stacks: Sequence[int]) -> Fleet:
-    """Stacks of so many hosts each. Every verb is run on all of them before the next one."""
+def _measured(folder: Path, engine: install.Engine, size: int) -> Fleet:
     folder.mkdir(parents=True)
     gpus = yaml.safe_load((PROJECT / "lab" / "stacks" / f"{SCENARIO}.yaml").read_text(encoding="utf-8"))["gpus"]
-    seconds, cpu = dict.fromkeys(VERBS, 0.0), dict.fromkeys(VERBS, 0.0)
+    seconds, cpu = {}, {}
     with ExitStack() as running:
-        every = [_stack(folder / f"stack-{number}", engine, size, gpus, running) for number, size in enumerate(stacks)]
+        stack = _stack(folder / "stack", engine, size, gpus, running)
 
-        def on_each(name: str, subjects: Sequence[Subject]) -> None:
-            for subject in subjects:
-                done = _run(subject, folder)
-                if name not in ("first", "destroy"):
-                    _require_no_change(subject, done)
-                seconds[name] += done.seconds
-                cpu[name] += done.cpu
+        def run(name: str, subject: Subject) -> None:
+            done = _run(subject, folder)
+            if name not in ("first", "destroy"):
+                _require_no_change(subject, done)
+            seconds[name], cpu[name] = done.seconds, done.cpu
 
-        on_each("first", [one.up() for one in every])
-        state = sum(one.state_bytes() for one in every)
-        on_each("again", [one.up() for one in every])
-        on_each("refresh", [one.refresh() for one in every])
-        up = every[0].up()
+        run("first", stack.up())
+        state = stack.state_bytes()
+        run("again", stack.up())
+        run("refresh", stack.refresh())
+        up = stack.up()
         sampled, peak = measure.peak_memory(up.command, up.cwd, up.environment, folder / "peak.log")
         _require_no_change(up, sampled)
-        on_each("destroy", [one.destroy() for one in every])
-    return Fleet(sum(stacks), len(stacks), seconds, cpu, peak, state)
+        run("destroy", stack.destroy())
+    return Fleet(size, seconds, cpu, peak, state)
 
 
 def _stack(folder: Path, engine: install.Engine, size: int, gpus: dict[str, Any], running: ExitStack) -> Programs:
@@ -120,8 +108,7 @@ def fleet_table(fleets: Sequence[Fleet]) -> str:
     lines = [head, ["---:"] * len(head)]
     for one in fleets:
         runs = [f"{one.seconds[name]:.1f} ({one.cpu[name]:.1f})" for name in VERBS]
-        hosts = str(one.hosts) if one.stacks == 1 else f"{one.hosts} in {one.stacks} stacks"
-        lines.append([hosts, *runs, f"{one.peak_bytes / 1e6:.0f}", f"{one.state_bytes / 1e6:.2f}"])
+        lines.append([str(one.hosts), *runs, f"{one.peak_bytes / 1e6:.0f}", f"{one.state_bytes / 1e6:.2f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if fleets else ""
 
 
@@ -130,7 +117,6 @@ def fleet_json(fleets: Sequence[Fleet]) -> list[dict[str, Any]]:
     return [
         {
             "hosts": one.hosts,
-            "stacks": one.stacks,
             "seconds": {name: round(value, 3) for name, value in one.seconds.items()},
             "cpu": {name: round(value, 3) for name, value in one.cpu.items()},
             "peakBytes": one.peak_bytes,
@@ -140,14 +126,9 @@ def fleet_json(fleets: Sequence[Fleet]) -> list[dict[str, Any]]:
     ]
 
 
-def in_one_stack(fleets: Sequence[Fleet]) -> list[Fleet]:
-    """Those whose hosts share a stack, by their number."""
-    return sorted((one for one in fleets if one.stacks == 1), key=lambda one: one.hosts)
-
-
 def growth_table(fleets: Sequence[Fleet]) -> str:
     """What each further host adds, between the smallest stack and the largest, and how often the largest takes the smallest's time; empty for one size."""
-    ordered = in_one_stack(fleets)
+    ordered = sorted(fleets, key=lambda one: one.hosts)
     if len(ordered) < 2:
         return ""
     small, large = ordered[0], ordered[-1]

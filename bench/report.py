@@ -154,11 +154,8 @@ def downtime_table(measured: Sequence[Measured]) -> str:
     return "\n".join(lines) if measured else ""
 
 
-def markdown(date: str, results: Results, about: Mapping[str, str], chart: str = "") -> str:
-    """The page for bench/results.
-
-    :param chart: the name of a picture beside it.
-    """
+def markdown(date: str, results: Results, about: Mapping[str, str]) -> str:
+    """The page for bench/results."""
     failures = [f"- {one.title}: {' '.join(one.failure.split())}" for one in results.failures if one.failure]
     parts = [
         f"# {date}",
@@ -169,7 +166,6 @@ def markdown(date: str, results: Results, about: Mapping[str, str], chart: str =
         downtime_table(results.downtime),
         fleet_table(results.fleets),
         growth_table(results.fleets),
-        f"![How a stack grows with its hosts]({chart})" if chart else "",
         "Not measured:\n\n" + "\n".join(failures) if failures else "",
         "\n".join(f"- {key}: {value}" for key, value in about.items()),
         "How it is measured, and what is fair about it: bench/README.md.",

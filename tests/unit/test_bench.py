@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from bench import fleet, job, measure, report, subjects
-from bench.chart import growth_chart
 from bench.errors import BenchError
 from bench.fleet import Fleet
 from bench.measure import Process
@@ -76,37 +74,21 @@ def test_every_line_of_the_table_has_as_many_cells_as_its_head() -> None:
     assert {line.count("|") for line in lines} == {len(report.HEAD) + 1}
 
 
-def a_fleet(hosts: int, seconds: float, stacks: int = 1) -> Fleet:
+def a_fleet(hosts: int, seconds: float) -> Fleet:
     return Fleet(
-        hosts, stacks, dict.fromkeys(fleet.VERBS, seconds), dict.fromkeys(fleet.VERBS, 1.25), 50_000_000, hosts * 90_000
+        hosts, dict.fromkeys(fleet.VERBS, seconds), dict.fromkeys(fleet.VERBS, 1.25), 50_000_000, hosts * 90_000
     )
 
 
 def test_stacks_of_several_sizes_are_told_side_by_side_with_what_each_further_host_adds() -> None:
     results = Results(fleets=[a_fleet(12, 13.0), a_fleet(1, 2.0)])
-    page = report.markdown("2026-01-31", results, {}, "2026-01-31.svg")
+    page = report.markdown("2026-01-31", results, {})
     assert "| 12 | 13.0 (1.2) | 13.0 (1.2) | 13.0 (1.2) | 13.0 (1.2) | 50 | 1.08 |" in page
     assert row(page, "no change") == ["no change", "6.5", "1.00", "0.00"]
-    assert row(page, "the state")[1:3] == ["12.0", "0.090 MB"] and "(2026-01-31.svg)" in page
+    assert row(page, "the state")[1:3] == ["12.0", "0.090 MB"]
     assert report.as_json("2026-01-31", results, {})["fleets"][1]["stateBytes"] == 90_000
-    nothing = report.markdown("2026-01-31", Results(fleets=[a_fleet(4, 2.0), a_fleet(50, 100.0, 50)]), {})
-    assert "| 50 in 50 stacks | 100.0 (1.2) |" in nothing
-    assert "further host" not in nothing and "svg" not in nothing
+    assert "further host" not in report.markdown("2026-01-31", Results(fleets=[a_fleet(4, 2.0)]), {})
     assert "hosts |" not in report.markdown("2026-01-31", Results(), {})
-
-
-def test_the_picture_has_a_line_for_each_command_and_a_point_for_each_size_within_its_frame() -> None:
-    picture = ElementTree.fromstring(growth_chart([a_fleet(1, 2.0), a_fleet(50, 8.0), a_fleet(12, 3.0)]))
-    name = "{http://www.w3.org/2000/svg}"
-    lines = [line.attrib["points"].split() for line in picture.iter(f"{name}polyline")]
-    assert len(lines) == len(fleet.VERBS) and all(len(points) == 3 for points in lines)
-    _, _, width, height = (float(value) for value in picture.attrib["viewBox"].split())
-    for points in lines:
-        places = [tuple(map(float, point.split(","))) for point in points]
-        assert places == sorted(places) and all(0 < x < width and 0 < y < height for x, y in places)
-    labels = [text for text in picture.iter(f"{name}text") if text.text in [*fleet.VERBS.values(), "first up"]]
-    assert len({text.attrib["y"] for text in labels}) == len(labels)
-    assert growth_chart([a_fleet(4, 2.0), a_fleet(50, 100.0, 50)]) == ""
 
 
 def test_a_first_run_on_a_real_kernel_is_compared_with_the_script() -> None:
