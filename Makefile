@@ -9,7 +9,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down drift preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs check bench engine lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -25,9 +25,6 @@ outputs: .venv/.lab ## the stack's outputs
 
 pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
 	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
-
-drift: .venv/.program ## has anything on the hosts of STACK drifted? Markdown in OUTPUT
-	@eval "$$($(VENV) engine/install.py --print-env)" && $(VENV) -m homelab drift --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),drift.md)"
 
 down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
 	@$(VENV) -m lab.deploy down $(SCENARIO)
@@ -68,13 +65,8 @@ docs: .venv/.program ## the tables in docs/ and the schemas, written anew from t
 	@$(VENV) -m homelab.contract
 	@$(VENV) -m tests.compared
 
-check: lint test ## what CI runs
-
 bench: .venv/.bench ## the same host job by this program, pyinfra and Ansible, as ratios
 	@$(VENV) -m bench
-
-engine: .venv/.program ## the Pulumi CLI, found or made, and where it is
-	@$(VENV) engine/install.py --print-env
 
 lock: .venv/.dev ## pin the dependencies anew (requirements*.txt)
 	@for lock in "" "lab" "dev" "bench"; do \

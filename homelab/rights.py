@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from homelab.vm.creation import configuration
 
@@ -345,8 +345,3 @@ def _natural(path: str) -> str:
         if path == above or path.startswith(f"{above}/"):
             return above
     return path
-
-
-def granted(answers: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Path -> privileges, of what GET /access/permissions answers."""
-    return {path: set(privileges) for path, privileges in answers.items()}

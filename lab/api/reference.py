@@ -14,8 +14,6 @@ _PARAMETER = re.compile(
     r"(?: (?P<low>[\d.]*?)\.\.(?P<high>[\d.]*))?"
     r"(?: with (?P<requires>\S+))?(?: as (?P<format>\S+))?(?: like (?P<pattern>.+))?"
 )
-#: What a parameter is besides optional.
-KINDS = ("boolean", "integer", "number", "text", "list", "one of")
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,6 @@ MODULES = {
 SOFT_AFTER = {"vfio": ("vfio_iommu_type1",)}
 NVIDIA_HOST_MODULES = ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm")
 
-#: Drivers inside the kernel image, whatever the machine.
-BUILT_IN_DRIVERS = ("pcieport",)
-
 
 def normal(module: str) -> str:
     """A module's name as /proc/modules writes it: `vfio-pci` and `vfio_pci` are the same module."""

@@ -40,7 +40,6 @@ _ARCHITECTURES = {
     "100": "12.8",
     "120": "12.8",
 }
-_PROGRAM_MARK = "# lab program "
 _NO_DEVICE, _DRIVER_TOO_OLD, _NO_IMAGE, _UNKNOWN, _NOT_INITIALISED = 100, 35, 209, 999, 3
 _TEXTS = {
     _NO_DEVICE: "no CUDA-capable device is detected",
