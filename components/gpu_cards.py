@@ -99,4 +99,4 @@ def _functions(name: str, host: BootedHost) -> dict[str, str]:
 
 def _driver(name: str, host: BootedHost) -> _Driver:
     """Of a card that is handed over, where Proxmox VE knows how to leave its driver alone."""
-    return {"driver": "keep"} if host["gpus"][name].get("keep") else {}
+    return {"driver": "keep"} if host["gpus"][name]["keep"] else {}

@@ -58,13 +58,13 @@ class GpuLxc(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
         container, host, node = args.container, args.host, args.node
-        in_cluster = {"cluster": host.cluster} if host.cluster else {}
+        shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
             made = NewContainer(
                 f"{name}-ct",
-                {**_creation(name, container, container.create, node), **in_cluster},
+                {**_creation(name, container, container.create, node), "cluster": host.cluster or ""},
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
             instance, depends_on = made.instance, [made]
@@ -80,15 +80,14 @@ class GpuLxc(pulumi.ComponentResource):
                 "boot": args.boot,
                 "instance": instance,
                 **({} if container.safety == "none" else {"copied": True}),
-                **in_cluster,
-                **({"shutdown": container.shutdown.model_dump(mode="json")} if host.cluster else {}),
+                "cluster": host.cluster or "",
+                "shutdown": shutdown,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
         devices = pulumi.Output.all(wanted.minors, wanted.functions, wanted.shared).apply(
             lambda found: _devices(container, found[0], found[1], found[2])
         )
-        shutdown = container.shutdown.model_dump(mode="json")
         before: list[pulumi.Resource] = [wanted]
         if container.safety != "none":
             opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=wanted)
@@ -132,9 +131,7 @@ class GpuLxc(pulumi.ComponentResource):
         uses = {"USES": " ".join(sorted(container.libraries))} if container.libraries else {}
         if container.libraries:
             composed = pulumi.Output.all(args.cards, wanted.again, instance).apply(
-                lambda found: card_libraries.card_libraries(
-                    name, container, found[0], f"{found[2]}{int(found[1] or 0)}"
-                )
+                lambda found: card_libraries.card_libraries(name, container, found[0], f"{found[2]}{int(found[1])}")
             )
             if card_libraries.limits_of(container).proxy:  # its address may hold a password
                 composed = pulumi.Output.secret(composed)
@@ -155,7 +152,7 @@ class GpuLxc(pulumi.ComponentResource):
                 "host": container.host,
                 "ctid": container.ctid,
                 "devices": devices if not uses else devices.apply(lambda found: {**found, **uses}),
-                "after": pulumi.Output.all(restart.id, restart.stdout, wanted.shared, *installed).apply(_happened),
+                "after": [restart.id, restart.stdout, wanted.shared, *installed],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
@@ -196,7 +193,7 @@ def _goes_away(container: Container) -> bool:
 
 
 def _devices(
-    container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard] | None
+    container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard]
 ) -> dict[str, str]:
     """The arguments of the scripts that say what the container is to have."""
     return {
@@ -207,12 +204,6 @@ def _devices(
     }
 
 
-def _happened(found: list[Any]) -> list[Any]:
-    """What a verification follows: a restart, and other numbers of a card's nodes, which a boot gives them without a restart of ours."""
-    restarted, said, shared, *installed = found
-    return [restarted, said, *([shared] if shared else []), *installed]
-
-
 def _output(
     container: Container,
     node: str,
@@ -220,7 +211,7 @@ def _output(
     name: str,
     minors: list[int],
     functions: list[str],
-    shared: dict[str, SharedCard] | None,
+    shared: dict[str, SharedCard],
     conf: str,
     state: str,
     nodes: list[str],
@@ -238,7 +229,7 @@ def _output(
         "state": state,
         "gpus": [int(minor) for minor in minors],
         "addresses": functions,
-        "cards": {gpu: card["nodes"] for gpu, card in sorted((shared or {}).items())},
+        "cards": {gpu: card["nodes"] for gpu, card in sorted(shared.items())},
         "nodes": nodes,
         "method": method,
     }

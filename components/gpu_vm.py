@@ -53,9 +53,8 @@ class GpuVm(pulumi.ComponentResource):
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
+            "cluster": (args.host.cluster if args.host else None) or "",
         }
-        cluster = args.host.cluster if args.host else None
-        about |= {"cluster": cluster} if cluster else {}
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
@@ -91,7 +90,13 @@ class GpuVm(pulumi.ComponentResource):
             opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=record)
             before.append(
                 SafetyCopy.of(
-                    f"{name}-safety", (name, "qemu", vm.vmid), node, vm, record.identity, opts_of_copy, cluster
+                    f"{name}-safety",
+                    (name, "qemu", vm.vmid),
+                    node,
+                    vm,
+                    record.identity,
+                    opts_of_copy,
+                    args.host.cluster if args.host else None,
                 )
             )
         change = VmChange(
@@ -114,14 +119,14 @@ class GpuVm(pulumi.ComponentResource):
             lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
         )
         self.started = pulumi.Output.all(boot, change.starts).apply(
-            lambda found: f"boot {found[0]['id']}, start {int(found[1] or 0)}"
+            lambda found: f"boot {found[0]['id']}, start {int(found[1])}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 
 
 def _card(use: VmGpu, cards: dict[str, OfferedCard]) -> dict[str, object]:
     """The inputs of `vm.config.VmCard`."""
-    return {**use.as_inputs(), **cards[use.gpu]}
+    return {**use.model_dump(mode="json"), **cards[use.gpu]}
 
 
 def _creation(name: str, new: NewVm) -> dict[str, object]:

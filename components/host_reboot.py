@@ -26,7 +26,6 @@ from homelab.shapes import (
     BootSeen,
     CardPlan,
     DeviceSeen,
-    IommuOutput,
     IommuSeen,
 )
 from homelab.stack import Refusal
@@ -89,8 +88,7 @@ class HostReboot(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
             seconds=limits.of_reboot(host),
-            # Beside the driver's version: in states of before it, there is one trigger less.
-            triggers=[*checked.values(), pulumi.Output.concat(driver, args.again), flavour],
+            triggers=[*checked.values(), driver, args.again, flavour],
         )
         verified = BootVerification(
             f"{name}-booted",
@@ -148,9 +146,7 @@ def _stack_output(
     cards: dict[str, BootedCard] = {
         name: {**card, "functions": _functions(card, devices)} for name, card in gpus.items()
     }
-    # What an older version left in a state as kernelLog is all that the kernel said, healthy lines that read as errors among it.
-    told: IommuOutput = {"groups": iommu["groups"], "kernelLog": iommu.get("trouble", [])}
-    return {"kernel": kernel, "bootId": boot_id, "iommu": told, "gpus": cards}
+    return {"kernel": kernel, "bootId": boot_id, "iommu": iommu, "gpus": cards}
 
 
 def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:

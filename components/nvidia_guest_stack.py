@@ -120,7 +120,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
                 driver=version,
                 flavour=self._plan.apply(lambda found: str(found.plan.flavour or "")),
                 # After a way back, the second try installs the same version, and needs its boot.
-                again=self._found.generation.apply(lambda found: str(int(found.get("boot", 0)) or "")),
+                again=self._found.generation.apply(lambda found: str(int(found["boot"]))),
             )
             done.append(self.boot.boot)
         elif system.target == "vm":
@@ -181,7 +181,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """How often the layer had to be mended, and what for: a new one makes its step run again."""
         known = pulumi.Output.all(self._found.generation, self._system.after)
-        return known.apply(lambda found: f"{int(found[0].get(layer, 0))} {found[1]}")
+        return known.apply(lambda found: f"{int(found[0][layer])} {found[1]}")
 
     def _composed(self, layer: str, script: _Script) -> pulumi.Output[str]:
         known = pulumi.Output.all(self._plan, self._driver, self._generation(layer))

@@ -1,4 +1,4 @@
-"""The shapes of what goes through a stack's state: as JSON has it, with the keys that a state of version 1.0 has.
+"""The shapes of what goes through a stack's state, as JSON has it.
 
 Resources put these out, components hand them on, and homelab/contract.py makes the stack's outputs of them. They are dictionaries, since that
 is what Pulumi carries; homelab/provider/typed.py checks them where they enter and leave the provider.
@@ -38,17 +38,17 @@ class Tried(TypedDict):
 class CardPlan(TypedDict):
     """A card of the settings, as HostProbe has found it.
 
-    `name`: its model, such as RTX 5090, empty where nobody knows it (version 1.0 left none); `path`: its slot, or its functions where the
-    slot holds others, too; `keep`: does this Proxmox VE know hostpci's driver=keep, for a card that is handed over?
+    `name`: its model, such as RTX 5090, empty where nobody knows it; `path`: its slot, or its functions where the
+    slot holds others, too; `keep`: is it handed over, and does this Proxmox VE know hostpci's driver=keep?
     """
 
-    name: NotRequired[str]
+    name: str
     slot: str
     path: str
     use: Literal["vm", "lxc", "host", "shared"]
     functions: list[CardFunction]
     iommuGroup: NotRequired[int | None]
-    keep: NotRequired[bool]
+    keep: bool
 
 
 class DeviceSeen(TypedDict):
@@ -60,15 +60,7 @@ class DeviceSeen(TypedDict):
 
 
 class IommuSeen(TypedDict):
-    """`groups`: how many there are; `trouble`: the kernel's lines that tell of something wrong. Version 1.0 left `kernelLog` instead."""
-
-    groups: int
-    trouble: NotRequired[list[str]]
-    kernelLog: NotRequired[list[str]]
-
-
-class IommuOutput(TypedDict):
-    """The same in the stack's outputs."""
+    """`groups`: how many there are; `kernelLog`: the kernel's lines that tell of something wrong."""
 
     groups: int
     kernelLog: list[str]
@@ -99,13 +91,13 @@ BootedFunction = TypedDict(
 class BootedCard(TypedDict):
     """A card of the booted host. `name`, `path` as of `CardPlan`."""
 
-    name: NotRequired[str]
+    name: str
     slot: str
-    path: NotRequired[str]
+    path: str
     use: Literal["vm", "lxc", "host", "shared"]
     functions: list[BootedFunction]
     iommuGroup: NotRequired[int | None]
-    keep: NotRequired[bool]
+    keep: bool
 
 
 class BootedHost(TypedDict):
@@ -113,7 +105,7 @@ class BootedHost(TypedDict):
 
     kernel: str
     bootId: str
-    iommu: IommuOutput
+    iommu: IommuSeen
     gpus: dict[str, BootedCard]
 
 
@@ -186,7 +178,7 @@ class StackInUse(TypedDict):
     cudnn: NotRequired[str | None]
     nccl: NotRequired[str | None]
     cdi: NotRequired[str | None]
-    unchecked: NotRequired[list[str]]
+    unchecked: list[str]
 
 
 class VmSeen(TypedDict):
@@ -221,6 +213,6 @@ class ContainerSeen(TypedDict):
     state: str
     gpus: list[int]
     addresses: list[str]
-    cards: NotRequired[dict[str, list[str]]]
+    cards: dict[str, list[str]]
     nodes: list[str]
     method: NotRequired[Literal["device", "mount-entry", "mixed"] | None]

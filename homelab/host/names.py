@@ -66,7 +66,7 @@ def model_of_output(gpu: Mapping[str, Any]) -> str:
 
 
 def of_output(gpu: Mapping[str, Any]) -> str:
-    """The same as `card` of a card as HostProbe, or a stack, puts it out; older ones put out no name."""
+    """The same as `card` of a card as HostProbe, or a stack, puts it out."""
     functions = gpu.get("functions") or [{}]
     shown = next((one for one in functions if str(one.get("class", "")).startswith(("03", "12"))), functions[0])
-    return card(str(shown.get("id", "?")), str(gpu["slot"]), str(gpu.get("name") or ""))
+    return card(str(shown.get("id", "?")), str(gpu["slot"]), str(gpu["name"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal
 
 from homelab.errors import HomelabError, raise_all
 from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
@@ -17,10 +17,6 @@ from homelab.shapes import CardPlan
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt and braces: the
 # binding doesn't need it. Other makers' drivers never are (DRIVERS).
 NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
-
-
-class _Keep(TypedDict, total=False):
-    keep: bool
 
 
 @dataclass(frozen=True)
@@ -103,15 +99,13 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
             for device in facts.functions(slot)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
-        **_kept(facts, host, name),
+        "keep": _kept(facts, host, name),
     }
 
 
-def _kept(facts: HostFacts, host: Host, name: str) -> _Keep:
+def _kept(facts: HostFacts, host: Host, name: str) -> bool:
     """Proxmox VE is told to leave the driver of a card alone that is handed over, where it can be told: then nothing but the handover ever unbinds it."""
-    if host.gpus[name].use != "shared" or options.known(facts, name, options.KEEP):
-        return {}
-    return {"keep": True}
+    return host.gpus[name].use == "shared" and not options.known(facts, name, options.KEEP)
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
@@ -138,7 +132,7 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
 
 def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
     """What the host itself says that only a reboot brings, and what a verification would find."""
-    if facts.boot_lacks is None:  # nothing was booted for it yet, or by an older version of this program
+    if facts.boot_lacks is None:  # nothing was booted for it yet
         found = ["the host has no note of what its boot should have"]
     else:
         found = list(facts.boot_lacks)

@@ -196,7 +196,7 @@ def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: Boot) -> B
     return BootVerification.Outputs(
         kernel=facts.kernel,
         boot_id=facts.boot_id,
-        iommu={"groups": facts.iommu.groups, "trouble": kernel_log.of_iommu(facts.iommu.kernel_log.splitlines())},
+        iommu={"groups": facts.iommu.groups, "kernelLog": kernel_log.of_iommu(facts.iommu.kernel_log.splitlines())},
         devices={
             device.address: {"id": device.id, "driver": device.driver, "iommuGroup": device.group}
             for device in facts.devices

@@ -15,7 +15,7 @@ from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
 from homelab.provider.peers import record_noted_by, told_by_peers
 from homelab.remote import guard, scripts, ssh
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
@@ -220,7 +220,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         asyncio.run(self._taken_out(inputs, there))
 
     async def _taken_out(self, inputs: ContainerProbe.Inputs, there: str) -> None:
-        shutdown = inputs.shutdown or ShutdownInputs(timeout=60, otherwise="fail")
+        shutdown = inputs.shutdown
         nothing = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": ""}
         async with ssh.connect(self.stack.host(there)) as session:
             script = scripts.container_gpus(

@@ -176,7 +176,7 @@ def _kept(use: VmGpu, mapping: str, slots: Mapping[str, str]) -> VmCard:
 
     :param slots: of the mappings that it has from this program; one that it has yet to get is nowhere.
     """
-    about: Mapping[str, Any] = {**use.as_inputs(), "mapping": mapping, "slot": slots.get(mapping, "")}
+    about: Mapping[str, Any] = {**use.model_dump(mode="json"), "mapping": mapping, "slot": slots.get(mapping, "")}
     return VmCard(**about)
 
 

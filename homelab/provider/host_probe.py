@@ -87,9 +87,5 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
 
 
 def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:
-    """The generations, one higher for `layers`. One that an older state hasn't comes with its first drift."""
-    return {
-        layer: generation.get(layer, 0) + (layer in layers)
-        for layer in LAYERS
-        if layer in generation or layer in layers
-    }
+    """The generations, one higher for `layers`."""
+    return {layer: generation[layer] + (layer in layers) for layer in LAYERS}

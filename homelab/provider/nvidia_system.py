@@ -62,7 +62,7 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         drifted = {line.partition(":")[0] for line in drift}
         # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed is looked at anew.
         drifted |= {"boot"} if "driver" in drifted else set()
-        generation = {layer: outputs.generation.get(layer, 0) + (layer in drifted) for layer in LAYERS}
+        generation = {layer: outputs.generation[layer] + (layer in drifted) for layer in LAYERS}
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed))
 
     def _reading(self, inputs: SystemInputs) -> SystemReading | None:

@@ -41,7 +41,7 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
             if not (works and inputs.target == "host" and self.has_followers(inputs)):
                 errors = await self._end_update(inputs, stack, errors, works=works)
         raise_all(errors)
-        for what in result.get("unchecked", []):
+        for what in result["unchecked"]:
             tell(f"{inputs.system_name}: not checked: {what}")
         cards = ", ".join(card.get("name") or "a card without a name" for card in result["gpus"])
         tell(f"{inputs.system_name}: verified from inside: {cards}, driver {result.get('driver')}")

@@ -140,7 +140,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             noted = noted_in(ledger_of_host, ledger.of_file(node, inputs.volume))
             if noted is not None and _identity(inputs).items() <= noted.items():
                 tell(f"{name}: {inputs.volume} was begun by a run that was interrupted")
-                self.delete(inputs, StorageFile.Outputs(made=True))
+                self.delete(inputs, StorageFile.Outputs(made=True, compared=""))
 
     def _files(self, inputs: StorageFile.Inputs) -> Files:
         return Files(self.api(inputs), lambda text: tell(f"{inputs.download}: {text}"))

@@ -57,9 +57,9 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
     noted = await ledger.noted(session, ledger.of_power(vmid))
     if noted is None:
         return None
-    at = int(noted.get("at", 0))
-    if same_vm(str(noted.get("identity", "unknown")), identity()):
-        boot, off = str(noted.get("boot", "")), noted.get("off") is True
+    at = int(noted["at"])
+    if same_vm(str(noted["identity"]), identity()):
+        boot, off = str(noted["boot"]), noted["off"] is True
         script = scripts.start_log(vmid, at, boot=boot, ours=_as_whom(host), off=off)
         why = str(scripts.answer(await session.run("owed", script))["why"])
     else:

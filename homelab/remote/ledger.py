@@ -45,7 +45,7 @@ def of_file(node: str, volume: str) -> str:
 
 
 def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
-    """The other name in the settings by which what is noted is kept now; empty: it is kept by `guest`, or the note doesn't say (version 1.0)."""
+    """The other name in the settings by which what is noted is kept now; empty: it is kept by `guest`."""
     holder = str((noted or {}).get("guest", ""))
     return "" if holder == guest else holder
 

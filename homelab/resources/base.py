@@ -46,7 +46,7 @@ class ShutdownInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class VmInputs(NodeInputs):
-    """A VM: its name in the settings, its id. `cluster`: of its host; empty: none, or the state is of before."""
+    """A VM: its name in the settings, its id. `cluster`: of its host; empty: none."""
 
     vm: str
     vmid: int
@@ -156,19 +156,11 @@ class Act(Resource):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        # A later version of this program has inputs and settings that a state of an earlier one lacks.
-        others = {key: new for key, new in changed.items() if key in state}
         return {
             key
-            for key, new in others.items()
-            if not (scripts.nothing_new if key in cls.answers else _only_adds_keys)(state[key], new)
+            for key, new in changed.items()
+            if key not in cls.answers or not scripts.nothing_new(state.get(key), new)
         }
-
-
-def _only_adds_keys(old: Any, new: Any) -> bool:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return all(key in new and _only_adds_keys(had, new[key]) for key, had in old.items())
-    return bool(old == new)
 
 
 class Owned(Resource):

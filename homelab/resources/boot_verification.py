@@ -31,7 +31,7 @@ class BootVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`iommu`: groups, and the kernel's lines about it that tell of `trouble`; `devices`: address -> id, driver, iommuGroup."""
+        """`iommu`: groups, and the kernel's lines about it that tell of something wrong; `devices`: address -> id, driver, iommuGroup."""
 
         kernel: str
         boot_id: str

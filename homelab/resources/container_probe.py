@@ -7,7 +7,7 @@ numbers that have changed ask for an update. It owns nothing on the host.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -49,14 +49,14 @@ class ContainerProbe(Probe):
         instance: str
         copied: bool = False
         cluster: str = ""
-        shutdown: ShutdownInputs | None = None
+        shutdown: ShutdownInputs
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
         """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards of other makers,
         by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how often it drifted;
-        `again`: the same of packages for its cards (`libraries`), None in a state of an earlier version;
-        `identity`: tells the container from another one of the same id (vm.safety.identity_of); empty: the state is of an earlier version."""
+        `again`: the same of packages for its cards (`libraries`);
+        `identity`: tells the container from another one of the same id (vm.safety.identity_of); empty: it is gone."""
 
         minors: list[int]
         functions: list[str]
@@ -64,9 +64,9 @@ class ContainerProbe(Probe):
         resume: bool
         generation: int
         stale: bool
-        shared: dict[str, SharedCard] = field(default_factory=dict)
-        identity: str = ""
-        again: int = 0
+        shared: dict[str, SharedCard]
+        identity: str
+        again: int
 
     minors: pulumi.Output[list[int]]
     functions: pulumi.Output[list[str]]

@@ -83,7 +83,7 @@ class HostProbe(Probe):
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""
-        return self.generation.apply(lambda generation: int(generation.get(layer, 0)))
+        return self.generation.apply(lambda generation: int(generation[layer]))
 
     @property
     def boot_generation(self) -> pulumi.Output[dict[str, int]]:

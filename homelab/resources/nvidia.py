@@ -15,7 +15,7 @@ is recognised by its text and answered with the cause and the remedy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pulumi
@@ -37,8 +37,8 @@ class SystemInputs(HostInputs):
     ctid: int | None = None
     address: str
     nvidia: dict[str, Any]
-    after: str = ""
-    passed: list[str] = field(default_factory=list)
+    after: str
+    passed: list[str]
     staying: list[str] | None = None
     stays: bool
 
@@ -76,7 +76,7 @@ class GuestReboot(Act):
         driver: str
         timeout: int
         step: Any
-        generation: str = ""
+        generation: str
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
@@ -108,13 +108,13 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: none in a state of an earlier version; `done`, `started`: what it is done again after."""
+        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: what it tries beside that; `done`, `started`: what it is done again after."""
 
         wanted: dict[str, Any]
         timeout: int
         done: Any
         started: str
-        tried: Tried = field(default_factory=lambda: Tried(cards=0, capabilities=[], cdi=False))
+        tried: Tried
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

@@ -35,7 +35,7 @@ class StorageFile(Owned):
         url: str | None = None
         checksum: str | None = None
         sums: str | None = None
-        named: str = ""
+        named: str
         keep: bool
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class StorageFile(Owned):
         """`made`: was it downloaded here?; `compared`: the checksum that it was compared with, empty: none; `drift`: is it gone?"""
 
         made: bool
-        compared: str = ""
+        compared: str
         drift: list[str] = field(default_factory=list)
 
     made: pulumi.Output[bool]

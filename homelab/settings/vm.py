@@ -69,11 +69,6 @@ class VmGpu(Model):
             raise ValueError("legacyIgd: Proxmox VE takes it with pcie: false alone, without xVga, and with rombar")
         return self
 
-    def as_inputs(self) -> dict[str, object]:
-        """For resources. What came after version 1.0 is left out where nobody has set it: a state of that version has the same inputs."""
-        later = {"legacy_igd": self.legacy_igd, "driver": self.driver != "vfio", "take_over": self.take_over}
-        return self.model_dump(mode="json", exclude={name for name, is_set in later.items() if not is_set})
-
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:

@@ -24,7 +24,7 @@ def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, Card
         VmCard(
             **{
                 **use.model_dump(mode="json"),
-                **({"driver": "keep"} if use.gpu in cards and cards[use.gpu].get("keep") else {}),
+                **({"driver": "keep"} if use.gpu in cards and cards[use.gpu]["keep"] else {}),
             },
             mapping=host.mapping_of(use.gpu),
             slot=slots[use.gpu],

@@ -502,7 +502,7 @@ def guest(cluster: LabCluster) -> Iterator[tuple[Path, str]]:
 def test_a_made_container_that_moved_is_kept_by_the_resource_that_replaces_its_own(
     cluster: LabCluster, guest: tuple[Path, str]
 ) -> None:
-    """The state is of before clusters counted: the resource is made anew, which finds the container, and the former one is deleted after that."""
+    """The state names no cluster: the resource is made anew, which finds the container, and the former one is deleted after that."""
     path, instance = guest
     before = {"host": "pve1", "node": "pve1", "ctid": ID, "cluster": ""}
     assert (

@@ -346,8 +346,19 @@ def record_gone(made: Copy, name: str) -> None:
             boot=boot,
             instance="",
             copied=True,
+            shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
         )
-        seen = ContainerProbe.Outputs(minors=[], functions=[], guest_name="", resume=False, generation=0, stale=False)
+        seen = ContainerProbe.Outputs(
+            minors=[],
+            functions=[],
+            guest_name="",
+            resume=False,
+            generation=0,
+            stale=False,
+            shared={},
+            identity="",
+            again=0,
+        )
         ContainerProbeWork(texts).delete(probe, seen)
         return
     record = VmRecord.Inputs(

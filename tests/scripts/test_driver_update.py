@@ -501,7 +501,7 @@ def has(machine: Machine, *libraries: str) -> list[bool]:
 
 
 def for_computing(machine: Machine, source: str = "packages") -> Machine:
-    """The old driver, as version 1.0 of this program has installed it."""
+    """The old driver, for CUDA alone."""
     assert machine.install(driver=OLD, source=source, capabilities=COMPUTE)["version"] == OLD
     return machine
 

@@ -75,7 +75,6 @@ CASES = {
     "the same, which somebody typed at the boot menu, or has in quotes": Case(
         f'quiet {IOMMU} {OPTED} {VFIO}', others='quiet pcie_acs_override=\\"downstream,multifunction\\"', noted=f"{IOMMU} {VFIO}\n\n\n\n"
     ),
-    "the same, on a host of an earlier version": Case(f"quiet {IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {VFIO}\n\n\n"),
     "an override of somebody else's": Case(f"quiet pcie_acs_override=multifunction {IOMMU} {VFIO}", others="quiet pcie_acs_override=multifunction"),
     "a relaxed RMRR that is no longer wanted": Case(
         f"quiet intel_iommu=on,relax_rmrr {VFIO}", words=f"intel_iommu=on {VFIO}", ours=f"intel_iommu=on {VFIO}",

@@ -238,11 +238,6 @@ def test_legacy_mode_on_graphics_that_qemu_has_none_for_is_said(card: str, displ
     assert ("can have legacyIgd instead" in text[False]) is not bool(said)
 
 
-def test_the_state_of_a_vm_without_new_settings_is_as_it_was() -> None:
-    use = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["igpu"]}).gpus[0]
-    assert set(use.as_inputs()) == {"gpu", "x_vga", "rombar", "pcie", "romfile", "by_address"}
-
-
 def test_the_data_say_where_they_are_from() -> None:
     assert all(
         row.source

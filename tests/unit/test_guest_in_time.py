@@ -38,10 +38,13 @@ INPUTS = GuestReboot.Inputs(
     system_name="vms.sandbox",
     address="192.0.2.103",
     nvidia={},
+    after="",
+    passed=[],
     stays=True,
     driver=VERSION,
     timeout=30,
     step="{}",
+    generation="0",
 )
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")

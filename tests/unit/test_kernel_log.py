@@ -221,7 +221,7 @@ LOST = TEXTS["inaccessible"][0]
 FUNCTIONS: list[CardFunction] = [
     {"address": address, "id": "10de:2b85", "subsystem": "", "class": "030000"} for address in CARD
 ]
-WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "functions": FUNCTIONS, "iommuGroup": 16}})  # fmt: skip
+WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090": {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "functions": FUNCTIONS, "iommuGroup": 16}})  # fmt: skip
 
 
 def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.CaptureFixture[str]) -> None:

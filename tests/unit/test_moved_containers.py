@@ -16,7 +16,7 @@ from homelab.host.facts import GuestConfig, HostFacts, SharedWith
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
-from homelab.resources.base import Boot
+from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from homelab.vm import safety
@@ -38,6 +38,7 @@ def probe(host: str) -> ContainerProbe.Inputs:
         boot=Boot(id="b", stopped=[], at=0),
         instance="",
         cluster="home",
+        shutdown=ShutdownInputs(timeout=60, otherwise="fail"),
     )
 
 
@@ -58,7 +59,17 @@ def test_a_node_that_is_no_longer_in_the_settings_holds_up_nothing_and_what_is_l
     else:
         work.delete(
             probe("pve1"),
-            ContainerProbe.Outputs(minors=[], functions=[], guest_name="ai", resume=False, generation=0, stale=False),
+            ContainerProbe.Outputs(
+                minors=[],
+                functions=[],
+                guest_name="ai",
+                resume=False,
+                generation=0,
+                stale=False,
+                shared={},
+                identity="",
+                again=0,
+            ),
         )
     assert len(said) == 1 and "pve1 is no longer in homelab:hosts" in said[0] and "container 901 is lost" in said[0]
     assert "pct set 901 --delete" in said[0] and "/etc/pve/lxc/901.conf" in said[0]

@@ -41,16 +41,17 @@ def test_what_the_host_calls_a_card_counts_before_the_table() -> None:
     facts = desktop(named=named)
     assert facts.card("0000:01:00") == "RTX 5090 X [10de:2b85] at 0000:01:00"
     want = plan.wanted(facts, settings())
-    assert want.gpus["rtx5090"].get("name") == "RTX 5090 X"
+    assert want.gpus["rtx5090"]["name"] == "RTX 5090 X"
     assert names.of_output(want.gpus["rtx5090"]) == facts.card("0000:01:00")
 
 
-def test_an_output_of_an_older_version_has_a_name_too() -> None:
-    old = {
+def test_an_output_that_the_host_knew_no_name_for_has_the_tables() -> None:
+    found = {
+        "name": "",
         "slot": "0000:01:00",
         "functions": [{"id": "10de:22e8", "class": "040300"}, {"id": "10de:2b85", "class": "030000"}],
     }
-    assert names.of_output(old) == "RTX 5090 [10de:2b85] at 0000:01:00"
+    assert names.of_output(found) == "RTX 5090 [10de:2b85] at 0000:01:00"
 
 
 def test_plan_and_refusals_call_a_card_the_same() -> None:

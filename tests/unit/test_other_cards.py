@@ -249,8 +249,8 @@ def test_the_picture_of_a_stacks_outputs_has_it_by_its_name() -> None:
     other = {"address": INTEL, "id": "8086:a780", "driver": "i915"}
     outputs = {
         "hosts": {"pve": {"gpus": {
-            "radeon": {"slot": "0000:0b:00", "use": "lxc", "functions": [function]},
-            "uhd": {"slot": "0000:00:02", "use": "lxc", "functions": [other]},
+            "radeon": {"name": "", "slot": "0000:0b:00", "use": "lxc", "functions": [function]},
+            "uhd": {"name": "", "slot": "0000:00:02", "use": "lxc", "functions": [other]},
         }}},
         "containers": {"media": {"host": "pve", "ctid": 901, "name": "box", "gpus": [], "cards": {"radeon": []}}},
     }  # fmt: skip

@@ -60,6 +60,7 @@ def test_the_picture_has_what_the_settings_want_and_marks_it_against_what_the_st
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
     assert "+ RTX 5090 " in preview.drawn(file, {})
     gpu = {
+        "name": "",
         "slot": "0000:01:00",
         "use": "vm",
         "iommuGroup": 14,

@@ -33,7 +33,7 @@ BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "running": True, "generatio
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
-    (HostProbeWork, {"host": "pve", "wanted": {}, **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0}}),
+    (HostProbeWork, {"host": "pve", "wanted": {}, **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
     (CardMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmRecordWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip

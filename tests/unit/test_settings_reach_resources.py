@@ -20,7 +20,6 @@ from pydantic import BaseModel
 from homelab import tables
 from homelab.resources import command, kept_scripts
 from homelab.resources.base import DECLARED
-from homelab.resources.host_probe import HostProbe
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY
@@ -29,7 +28,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DATA = tables.read(Path(__file__).parent / "settings_changes.yaml")
-CARD = {"slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
+CARD = {"name": "", "keep": False, "slot": "0000:01:00", "path": "0000:01:00", "use": "vm", "iommuGroup": 1}
 CARD["functions"] = [
     {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 ]
@@ -42,14 +41,14 @@ BOOT = {"id": "b", "stopped": [], "at": 1}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "HostProbe": {
         "iommu_words": "iommu=pt", "vfio_words": "homelab.vfio=a", "functions": {"0000:01:00.0": "10de:2b85"}, "by_hand": [],
-        "generation": dict.fromkeys(("iommu", "vfio", "boot", "nodes", "cards", "values"), 0), "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
+        "generation": dict.fromkeys(("iommu", "vfio", "boot", "nodes", "cards", "values", "handover"), 0), "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
     },
     "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
-    "CardMapping": {"before": ""}, "StorageFile": {"made": True},
+    "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},
     "VmRecord": {"record": {}, "restore": {}, "running": True, "generation": 0, "guest_name": "a"},
     "VmChange": {"state": "running", "guest_address": "192.0.2.3", "starts": 0},
     "SafetyCopy": {"copy": "a"}, "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
-    "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0},
+    "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
     "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
     "GuestReboot": {"boot_id": "b", "rebooted": ""},
@@ -214,18 +213,3 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
     before = told(changed(dict.fromkeys(beside, "ROOT"), without))
     unnoticed = [place for place in places if told(changed(DATA["changes"][place], without)) == before]
     assert unnoticed == []
-
-
-def test_a_setting_that_came_after_version_1_and_isnt_set_makes_no_plan_anew(
-    told: Callable[[dict[str, Any]], Any],
-) -> None:
-    """Otherwise a state of that version would have other inputs, and everything behind it would be made again."""
-    (wanted,) = (
-        inputs["wanted"]
-        for (kind, name), inputs in told(changed({})).items()
-        if (kind, name) == (HostProbe.token(), "pve-probe")
-    )
-    card = {"allow_console", "allow_containers", "allow_group_members", "address", "match", "use"}
-    # Nulls are dropped on the way.
-    assert set(wanted) <= {"iommu", "gpus", "take_over"} and set(wanted["iommu"]) <= {"enable", "passthrough"}
-    assert all({"match"} <= set(gpu) <= card for gpu in wanted["gpus"].values())

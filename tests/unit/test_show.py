@@ -268,7 +268,14 @@ def test_mermaid_marks_what_changes_and_a_guests_name_is_no_markup() -> None:
 
 # -- the result ----------------------------------------------------------------------------------------------------
 FUNCTION = {"address": "0000:01:00.0", "id": "10de:2b85", "class": "030000", "driver": "vfio-pci"}
-GPU = {"slot": "0000:01:00", "use": "vm", "functions": [FUNCTION], "iommuGroup": 14, "test": {"kernel": "6.17"}}
+GPU = {
+    "name": "",
+    "slot": "0000:01:00",
+    "use": "vm",
+    "functions": [FUNCTION],
+    "iommuGroup": 14,
+    "test": {"kernel": "6.17"},
+}
 STACK = {
     "driver": "580.95.05",
     "flavour": "open",
