@@ -174,7 +174,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return ContainerProbe.Outputs(
             minors=minors,
             functions=container_plan.functions([found.slots[number] for number in minors], facts),
-            resume=inputs.wanted["power"] == "keep" and stopped_by_us(inputs.ctid, inputs.boot, boot),
+            resume=inputs.power == "keep" and stopped_by_us(inputs.ctid, inputs.boot, boot),
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
             again=again,
@@ -262,7 +262,7 @@ def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
         return [f"container {ctid} is gone"]
     known = next((one for one in facts.containers if one.id == ctid), None)
     found = known.drift if known else ["nothing on the host tells what was given to it"]
-    power, runs = inputs.wanted["power"], ctid in facts.guests.running
+    power, runs = inputs.power, ctid in facts.guests.running
     if power != "keep" and runs != (power == "running") and "lxc" not in facts.guests.unlisted:
         found = [*found, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
     return found

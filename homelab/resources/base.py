@@ -8,13 +8,18 @@ back in one place (homelab/provider/plain.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pulumi
 
 from homelab.remote import scripts
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 #: Inputs of a resource, outputs, or both, by name.
 Values = Mapping[str, Any]
@@ -137,8 +142,22 @@ def moved_within_cluster(state: Values, changed: Values) -> set[str]:
     return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys() else set()
 
 
+def digest(settings: BaseModel, leave_out: Collection[str] | Mapping[str, object]) -> str:
+    """Another text whenever one of the settings is another.
+
+    :param leave_out: settings that don't count, by their names in the model.
+    """
+    # A setting that this program has and the one before it hadn't is as if it had been there, while nobody sets it.
+    found = settings.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Probe(Resource):
-    """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when `stale`."""
+    """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when `stale`.
+
+    Its input `settings` is a digest of the settings that it plans by: with their change it plans anew, also without a refresh. The settings
+    themselves come with the provider's configuration, in which alone they are whole: how a host is reached is no resource's input.
+    """
 
     asks_for_update = ("stale",)
 

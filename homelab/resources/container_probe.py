@@ -8,11 +8,11 @@ numbers that have changed ask for an update. It owns nothing on the host.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, Values, moved_within_cluster
+from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, Values, digest, moved_within_cluster
 from homelab.shapes import CardPlan, SharedCard
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # Settings that other resources are told.
 _ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
-# Settings that came later: where they aren't as if they weren't there, this is told of them.
-_SINCE = {"nodes", "libraries"}
 
 
 class ContainerProbe(Probe):
@@ -37,13 +35,14 @@ class ContainerProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`container`: its name in the settings; `wanted`: the settings that decide; `gpus`: as HostProbe has them; `instance`:
+        """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to run?; `gpus`: as HostProbe has them; `instance`:
         of a container that was made here; `copied`: is there a snapshot or a backup of it first (SafetyCopy)?;
         `cluster`: of its host, and `shutdown`, how it is shut down where it is given back on another node than this one."""
 
         container: str
         ctid: int
-        wanted: dict[str, Any]
+        settings: str
+        power: str
         gpus: dict[str, CardPlan]
         boot: Boot
         instance: str
@@ -79,11 +78,6 @@ class ContainerProbe(Probe):
         shared: pulumi.Output[dict[str, SharedCard]]
 
     @staticmethod
-    def wanted_of(container: Container) -> dict[str, object]:
-        """The input `wanted` for a container of the settings."""
-        return {
-            **container.model_dump(mode="json", exclude=_ELSEWHERE | _SINCE),
-            "power": container.wanted_power,
-            **({} if container.nodes == "render" else {"nodes": container.nodes}),
-            **({"libraries": container.libraries} if container.libraries else {}),
-        }
+    def settings_of(container: Container) -> str:
+        """The input `settings` for a container of the settings."""
+        return digest(container, _ELSEWHERE)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 
-from homelab.resources.base import HostInputs, Probe
+from homelab.resources.base import HostInputs, Probe, digest
 from homelab.shapes import CardPlan
 
 if TYPE_CHECKING:
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 # those of other makers' cards, `values` how cards are reset and sleep, `handover` what hands them over.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
 LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values", "handover")
-# The settings that version 1.0 told a HostProbe. One that came later and has its default is left out: where nobody has set it, a state of
-# an earlier version has the same inputs, and its plan is not made anew.
-_FIRST = frozenset(
-    (
-        "iommu", "enable", "passthrough", "gpus", "take_over", "match", "address", "use", "allow_group_members", "allow_console",
-        "allow_containers",
-    )
-)  # fmt: skip
+# What isn't planned here: how the host is reached, and what other resources are told.
+_ELSEWHERE: dict[str, object] = {
+    **dict.fromkeys(("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts", "downloads"), True),
+    "gpus": {"__all__": {"mapping", "passthrough_test"}},
+}
 
 
 class HostProbe(Probe):
@@ -41,9 +38,9 @@ class HostProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`wanted`: the settings that decide what is wanted."""
+        """`settings`: digest of those that decide what is wanted (Probe)."""
 
-        wanted: dict[str, Any]
+        settings: str
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -71,15 +68,12 @@ class HostProbe(Probe):
     @classmethod
     def of(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
         """The probe of a host of the settings."""
-        # All but how the host is reached, and what other resources are told: a setting that is added is part of it.
-        elsewhere: dict[str, Any] = dict.fromkeys(
-            ("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts", "downloads"), True
-        )
-        elsewhere["gpus"] = {"__all__": {"mapping", "passthrough_test"}}
-        wanted = host.model_dump(mode="json", exclude=elsewhere)
-        said = host.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
-        wanted = _without_new_defaults(wanted, said)
-        return cls(name, {"host": host_name, "wanted": wanted}, opts)
+        return cls(name, {"host": host_name, "settings": cls.settings_of(host)}, opts)
+
+    @staticmethod
+    def settings_of(host: Host) -> str:
+        """The input `settings` for a host of the settings."""
+        return digest(host, _ELSEWHERE)
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""
@@ -89,17 +83,3 @@ class HostProbe(Probe):
     def boot_generation(self) -> pulumi.Output[dict[str, int]]:
         """How often each of the layers had to be mended that a reboot is about."""
         return self.generation.apply(lambda generation: {layer: generation[layer] for layer in BOOT_LAYERS})
-
-
-def _without_new_defaults(every: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """Of settings, what is `_FIRST`'s or isn't a default.
-
-    :param every: all of them.
-    :param said: those that aren't defaults.
-    """
-    gpus = {name: _kept(gpu, said["gpus"][name]) for name, gpu in every["gpus"].items()}
-    return _kept(every, said) | {"iommu": _kept(every["iommu"], said.get("iommu", {})), "gpus": gpus}
-
-
-def _kept(every: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in every.items() if key in _FIRST or key in said}

@@ -72,5 +72,5 @@ def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict
     KeptScriptsWork(texts).create(inputs)  # killed before the state knows of it
     theirs = KeptScripts.Inputs(host=NODE, owner="homelab-other", version=kept_scripts.version(), reached="")
     KeptScriptsWork(texts).create(theirs)
-    HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, wanted={}), PROBED)
+    HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, settings=""), PROBED)
     assert [path.name for path in (home / "scripts").iterdir()] == ["homelab-other"]

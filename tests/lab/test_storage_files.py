@@ -215,7 +215,7 @@ def test_a_destroy_after_a_run_that_was_killed_during_a_download_leaves_neither_
     outputs = HostProbe.Outputs(
         iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False
     )
-    HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, wanted={}), outputs)
+    HostProbeWork(stack.work.stack.texts).delete(HostProbe.Inputs(host=NODE, settings=""), outputs)
     assert stack.folder == ["mine.iso"] and stack.notes == [] and not api.tasks(source="active")
 
 

@@ -33,7 +33,8 @@ def probe(host: str) -> ContainerProbe.Inputs:
         node=host,
         container="ai",
         ctid=901,
-        wanted={},
+        settings="",
+        power="keep",
         gpus={},
         boot=Boot(id="b", stopped=[], at=0),
         instance="",
@@ -223,5 +224,5 @@ def test_a_container_is_off_only_where_the_host_lists_those_that_run(
             "containers": [SharedWith(id=901, minors="0", drift=[])],
         }
     )
-    wanted = dataclasses.replace(probe("pve2"), wanted={"power": "running"})
+    wanted = dataclasses.replace(probe("pve2"), power="running")
     assert _drift(facts, wanted) == ["container 901 is stopped instead of running"] * drifts

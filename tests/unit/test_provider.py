@@ -21,14 +21,16 @@ from homelab.provider.typed import read_as, written
 from homelab.resources.base import DECLARED, Boot, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
+from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.gpu_lease import GpuLease
-from homelab.resources.host_probe import HostProbe
+from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
+from homelab.settings import Container, Gpu, Host
 from homelab.shapes import CardPlan
-from tests.unit.hosts import KEY
+from tests.unit.hosts import KEY, settings
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -128,8 +130,8 @@ def replaced(resource: type[Resource], state: dict[str, Any], inputs: dict[str, 
 
 
 def test_what_a_refresh_found_asks_for_an_update() -> None:
-    state = {"host": "pve", "wanted": {}, "generation": {"vfio": 1}, "stale": False}
-    inputs = {"host": "pve", "wanted": {}}
+    state = {"host": "pve", "settings": "a", "generation": {"vfio": 1}, "stale": False}
+    inputs = {"host": "pve", "settings": "a"}
     assert replaced(HostProbe, state, inputs) is None
     assert replaced(HostProbe, {**state, "stale": True}, inputs) == []
     entry = {"host": "pve", "node": "pve", "mapping": "m", "entry": {}}
@@ -224,6 +226,42 @@ def test_what_a_program_sees_of_a_resource_is_what_its_work_puts_out(resource: t
 
 def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
     with pytest.raises(
-        TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['wanted', 'wnated'\]"
+        TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['setings', 'settings'\]"
     ):
-        HostProbe("pve-probe", {"host": "pve", "wnated": {}})
+        HostProbe("pve-probe", {"host": "pve", "setings": ""})
+
+
+# -- probes -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", [one for one in Gpu.model_fields if one.startswith("allow")])
+def test_an_opt_in_of_a_card_that_changes_asks_the_gates_again_without_a_refresh(name: str) -> None:
+    field = Gpu.model_fields[name]
+    opted = {"allow_group_members": ["0000:01:00.3"], "allow_containers": [901]}.get(name, True)
+
+    def told(**gpu: Any) -> dict[str, Any]:
+        found = settings({"rtx5090": {"match": "10de:2b85", **gpu}})
+        return {"host": "pve", "settings": HostProbe.settings_of(found)}
+
+    state = {**told(), "generation": dict.fromkeys(LAYERS, 0), "stale": False}
+    assert replaced(HostProbe, state, told()) is None
+    assert replaced(HostProbe, state, told(**{str(field.alias): opted})) == []
+
+
+@pytest.mark.parametrize("name", [one for one in Host.model_fields if one.startswith("allow")])
+def test_an_opt_in_of_a_host_that_changes_asks_the_gates_again_without_a_refresh(name: str) -> None:
+    opted: dict[str, Any] = {str(Host.model_fields[name].alias): True}
+    assert HostProbe.settings_of(settings()) != HostProbe.settings_of(settings(None, **opted))
+
+
+def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:
+    elsewhere = settings(address="192.0.2.77", timeouts={"api": 61})
+    assert HostProbe.settings_of(settings()) == HostProbe.settings_of(elsewhere)
+
+
+@pytest.mark.parametrize("name", [one for one in Container.model_fields if one.startswith("allow")])
+def test_an_opt_in_of_a_container_that_changes_asks_again_what_it_may_have(name: str) -> None:
+    plain = {"host": "pve", "ctid": 901, "gpuAssignment": "all"}
+    opted = {**plain, str(Container.model_fields[name].alias): True}
+    before, now = (ContainerProbe.settings_of(Container.model_validate(one)) for one in (plain, opted))
+    assert before != now and before == ContainerProbe.settings_of(
+        Container.model_validate({**plain, "power": "running"})
+    )

@@ -33,7 +33,7 @@ BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "running": True, "generatio
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
-    (HostProbeWork, {"host": "pve", "wanted": {}, **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
+    (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
     (CardMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmRecordWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip
@@ -177,7 +177,10 @@ def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pyt
 def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("homelab.provider.host_probe.tell", said.append)
-    inputs, outputs = HostProbe.Inputs(host="pve", wanted={}), read_as(HostProbe.Outputs, {**WANTED, "generation": {}})
+    inputs, outputs = (
+        HostProbe.Inputs(host="pve", settings=""),
+        read_as(HostProbe.Outputs, {**WANTED, "generation": {}}),
+    )
     HostProbeWork({"hosts": json.dumps({"server": HOST})}).delete(inputs, outputs)
     assert "pve: if server is this host under another name" in said[-1] and "`pulumi up --refresh`" in said[-1]
     said.clear()

@@ -84,15 +84,16 @@ class Loop(asyncio.SelectorEventLoop):
 class Engine(pulumi.runtime.Mocks):
     """Notes what each resource is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         self.told: dict[tuple[str, str], Any] = {}
+        self.gpus = {name: host.get("gpus", {}) for name, host in config["hosts"].items()}
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         self.told[args.typ, args.name] = args.inputs
         outputs = OUTPUTS.get(DECLARED[args.typ].__name__, {}) if args.typ in DECLARED else {}
         if "gpus" in outputs:  # only those that the host is to have
             outputs = outputs | {
-                "gpus": {name: card for name, card in outputs["gpus"].items() if name in args.inputs["wanted"]["gpus"]}
+                "gpus": {name: card for name, card in outputs["gpus"].items() if name in self.gpus[args.inputs["host"]]}
             }
         if args.typ == "command:remote:Command":
             outputs = {"stdout": json.dumps(ANSWER)}
@@ -133,7 +134,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     def run(config: dict[str, Any]) -> Any:
         main = noted()
         asyncio.set_event_loop(main)
-        engine = Engine()
+        engine = Engine(config)
         values = {f"homelab:{key}": json.dumps(one) for key, one in filled(config).items()}
         monkeypatch.setenv("PULUMI_CONFIG", json.dumps(values | {"homelab:allowPlainSecrets": "true"}))
         pulumi.runtime.set_mocks(engine, project="homelab", stack="lab", preview=False)
