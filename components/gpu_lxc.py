@@ -198,7 +198,7 @@ def _devices(
 ) -> dict[str, str]:
     """The arguments of the scripts that say what the container is to have."""
     return {
-        "METHOD": container.method or "auto",
+        "METHOD": container.method,
         "MINORS": " ".join(str(int(minor)) for minor in minors),
         "FUNCTIONS": " ".join(functions),
         **({"CARDS": makers.words(shared)} if shared else {}),

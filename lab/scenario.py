@@ -19,7 +19,7 @@ from lab.host import catalogue, distributions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 _GIB = 1 << 30
-#: pve-container of the releases; `dev[n]` came with 5.0.7, its hotplug with 6.0.4 (its changelog).
+#: pve-container of the releases; the hotplug of `dev[n]` came with 6.0.4 (its changelog).
 _QEMU_SERVER = {"8.4": "8.4.14", "9.1": "9.1.2"}
 _PVE_CONTAINER = {"8.4": "5.3.3", "9.1": "6.0.18"}
 
@@ -251,7 +251,6 @@ class Scenario(_Model):
     node: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "pve"
     pve: Literal["8.4", "9.1"] = "9.1"
     qemu_server: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
-    pve_container: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     kernels: Annotated[list[Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+-\d+-pve$")]], Field(min_length=1)]
     cpu: Cpu
     firmware: Firmware = Firmware()
@@ -336,7 +335,7 @@ class Scenario(_Model):
             "node": self.node,
             "pve": self.pve,
             "qemu_server": self.qemu_server or _QEMU_SERVER[self.pve],
-            "pve_container": self.pve_container or _PVE_CONTAINER[self.pve],
+            "pve_container": _PVE_CONTAINER[self.pve],
             # Whoever installed a driver with Secure Boot on has enrolled the key that its modules are signed with.
             "mok_enrolled": self.nvidia is not None,
             "power": "off",

@@ -2,7 +2,7 @@
 # The device nodes of cards in a container's configuration, by dev[n] options or raw lxc.* lines.
 # Needs: container, handover/rest
 #
-# Arguments: CTID, METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card of NVIDIA's), FUNCTIONS (addresses of
+# Arguments: CTID, METHOD (device | mount-entry), MINORS (numbers of /dev/nvidiaN; none: no card of NVIDIA's), FUNCTIONS (addresses of
 #   their display functions), CARDS (those of other makers: ADDRESS=KIND,...; a kind is render, card or kfd), TIMEOUT (seconds of a shutdown), OTHERWISE (fail | stop), KEEP (yes: the container is removed with the
 #   stack, so that revert does nothing), GUEST (its name in the settings), GENERATION (no part in what happens).
 # Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/container.sh). What others have given the container stays.

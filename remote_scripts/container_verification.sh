@@ -16,7 +16,6 @@ apply() {
   find_devices
   look_up
   need_devices
-  choose_method
   read_conf
   plan
   if is_up; then

@@ -59,16 +59,6 @@ def shared(
             kinds = _kinds(container, facts, device)
             nodes = makers.nodes(f"{address}={','.join(kinds)}", facts.drm)
             found[gpu] = {"address": address, "kinds": kinds, "nodes": nodes}
-    trouble = facts.nvidia.dev_trouble[:1]
-    if found and container.method == "device" and trouble and trouble[0]:
-        errors.append(
-            HomelabError(
-                wanted=f"containers.{name}.method: device, dev[n] options",
-                found=trouble[0],
-                why="the container couldn't be given its devices that way",
-                next=facts.nvidia.dev_trouble[1],
-            )
-        )
     return found, errors
 
 

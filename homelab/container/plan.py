@@ -157,16 +157,6 @@ def check(
     if facts.nvidia.uvm_trouble and facts.nvidia.uvm_trouble[0] and not facts.nvidia.trouble[0]:
         cause, mends = facts.nvidia.uvm_trouble
         errors.append(_no_driver(name, "/dev/nvidia-uvm, of the module nvidia-uvm, on the host", cause, mends))
-    if container.method == "device" and facts.nvidia.dev_trouble and facts.nvidia.dev_trouble[0]:
-        cause, mends = facts.nvidia.dev_trouble
-        errors.append(
-            HomelabError(
-                wanted=f"containers.{name}.method: device, dev[n] options",
-                found=cause,
-                why="the container couldn't be given its devices that way",
-                next=mends,
-            )
-        )
     chosen, refused = numbers(name, container, found, want)
     return chosen, errors + refused
 

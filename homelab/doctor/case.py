@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from homelab.doctor.devices import Row, WantedCards, card_number
 from homelab.doctor.reading import ContainerReading, Reading
 
-# pve-container's changelog.
-
 
 @dataclass(frozen=True)
 class Case:
@@ -38,9 +36,9 @@ class Case:
 
     @property
     def method(self) -> str:
-        """How a further device is best given: as those that are there, else by dev[n] where this Proxmox VE has it."""
+        """How a further device is best given: as those that are there, else by dev[n]."""
         used = {row.entry.method for row in self.given if row.entry is not None}
-        return "device" if used != {"mount-entry"} and has_devices(self.reading) else "mount-entry"
+        return "device" if used != {"mount-entry"} else "mount-entry"
 
     @property
     def unknown(self) -> set[int]:
@@ -58,8 +56,3 @@ class Case:
     def up(self) -> str:
         """What gives a container of the settings what they want."""
         return "`pulumi up --refresh` gives it what the stack's settings want"
-
-
-def has_devices(reading: Reading) -> bool:
-    """Does this host's pve-container know dev[n]? As the script that gives containers their cards decides it."""
-    return not any(reading.facts.nvidia.dev_trouble[:1])

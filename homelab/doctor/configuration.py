@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 
-from homelab.doctor.case import Case, has_devices
+from homelab.doctor.case import Case
 from homelab.doctor.devices import Row, is_for_everybody, is_gpu, names
 from homelab.doctor.reading import OK
 from homelab.doctor.report import Finding, Stage
@@ -108,14 +108,6 @@ def _give(case: Case, rows: list[Row]) -> str:
 
 def _without_effect(case: Case) -> list[Finding]:
     conf = case.container.parsed
-    old = [row.entry.line for row in case.given if row.entry and row.entry.method == "device"]
-    if old and not has_devices(case.reading):
-        return _finding(
-            "a pve-container that knows dev[n]",
-            f"{case.reading.facts.nvidia.dev_trouble[0]}; the configuration has {'; '.join(old)}",
-            "a release without them ignores such lines",
-            "`apt update && apt install pve-container`, or give the devices by lxc.mount.entry lines",
-        )
     if not conf.broken:
         return []
     return _finding(

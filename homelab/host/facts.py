@@ -291,7 +291,7 @@ class NvidiaFacts(Fact):
     """NVIDIA's driver on the host.
 
     `version`: of the loaded one, empty: none. `installed`: is there one for the running kernel, loaded or not? `trouble`, `uvm_trouble`: what keeps the driver, and nvidia-uvm, from being there,
-    and what mends it; empty where nothing does. `dev_trouble`: the same of dev[n] options for containers. `missing_nodes`: device nodes that it serves and that aren't in /dev.
+    and what mends it; empty where nothing does. `missing_nodes`: device nodes that it serves and that aren't in /dev.
     `nodes_enabled`: is our service that makes them at boot enabled?
     """
 
@@ -301,7 +301,6 @@ class NvidiaFacts(Fact):
     uvm_trouble: list[str] = []
     missing_nodes: list[str] = []
     nodes_enabled: bool = False
-    dev_trouble: list[str] = []
 
 
 class HandedOver(Fact):

@@ -6,6 +6,7 @@ words. Opting out is one named setting per gate.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from homelab.errors import HomelabError
@@ -97,6 +98,24 @@ def _unresolved(facts: HostFacts, name: str, gpu: Gpu, found: list[str]) -> Home
 def _named(device: Device, gpu: Gpu) -> bool:
     by_address = gpu.address in (None, device.address) or (gpu.match is not None and gpu.address == device.slot)
     return by_address and gpu.match in (None, device.id)
+
+
+# Of April 2024. Every container's dev[n] options are there from 8.1 on.
+_OLDEST = (8, 2)
+
+
+def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
+    """Proxmox VE itself. What isn't one has no version, and no guests either."""
+    if not facts.pve or tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) >= _OLDEST:
+        return []
+    return [
+        HomelabError(
+            wanted="Proxmox VE 8.2 or later on the host",
+            found=f"Proxmox VE {facts.pve}",
+            why="older ones lack options by which guests get their cards; nothing was changed",
+            next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
+        )
+    ]
 
 
 def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
@@ -731,6 +750,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     facts = remapping.to_be(facts, host)
     slots, unresolved = resolve(facts, host.gpus)
     errors = [
+        *release(facts, host),
         *readable(facts),
         *tools(facts, host),
         *writable(facts, host),

@@ -221,7 +221,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     async def _taken_out(self, inputs: ContainerProbe.Inputs, there: str) -> None:
         shutdown = inputs.shutdown
-        nothing = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": ""}
+        nothing = {"METHOD": "device", "MINORS": "", "FUNCTIONS": ""}
         async with ssh.connect(self.stack.host(there)) as session:
             script = scripts.container_gpus(
                 inputs.ctid, nothing, dataclasses.asdict(shutdown), "0", guest=inputs.container

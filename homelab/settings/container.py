@@ -179,9 +179,9 @@ class Container(Model):
     libraries: list[CardUse] = []
     """Packages inside it by which programs use its Intel and AMD cards, of its own distribution (Debian or Ubuntu). `video`: VA-API's drivers and
     `vainfo`, which has to work then. `compute`: OpenCL for Intel's, ROCm's runtime for AMD's. They go again with the setting or the stack."""
-    method: Literal["device", "mount-entry"] | None = None
-    """How the devices are written into the container's configuration. `device`: `dev[n]` options, from pve-container 5.0.7 on.
-    `mount-entry`: raw `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. By default what the host can; a change converts them."""
+    method: Literal["device", "mount-entry"] = "device"
+    """How the devices are written into the container's configuration. `device`: `dev[n]` options. `mount-entry`: raw `lxc.mount.entry` and
+    `lxc.cgroup2.devices.allow` lines. A change converts them."""
     power: Literal["keep", "running", "stopped"] | None = None
     """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default `keep` for an
     adopted container, `running` for a created one."""

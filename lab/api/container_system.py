@@ -57,11 +57,6 @@ _USERS = "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33:www-data:/var/www:/u
 _GROUPS = "root:x:0:\nvideo:x:44:\nrender:x:104:\nwww-data:x:33:\nnogroup:x:65534:\n"
 
 
-def has_device_options(host: HostState) -> bool:
-    """Whether the host's pve-container knows dev[n]."""
-    return version_key(host.machine["pve_container"]) >= version_key("5.0.7")
-
-
 def plugs_devices(host: HostState) -> bool:
     """Whether the host's pve-container puts a new dev[n] into a running container."""
     return version_key(host.machine["pve_container"]) >= version_key("6.0.4")
@@ -86,9 +81,7 @@ def host_node(host: HostState, path: str) -> Node:
 
 
 def device_options(host: HostState, values: dict[str, str]) -> dict[str, dict[str, str]]:
-    """The dev[n] entries of a configuration, taken apart, by number; none where pve-container doesn't know them."""
-    if not has_device_options(host):
-        return {}
+    """The dev[n] entries of a configuration, taken apart, by number."""
     keys = sorted((k for k in values if _DEVICE.fullmatch(k)), key=lambda key: int(key[3:]))
     return {key: parse_properties("lxc-dev", values[key]) for key in keys}
 

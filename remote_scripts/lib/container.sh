@@ -18,6 +18,6 @@
 #
 #   mounted   is there while a container that is off is looked into
 #
-# Variables of a container: CTID; METHOD (auto | device | mount-entry), MINORS (numbers of /dev/nvidiaN), FUNCTIONS (addresses of
+# Variables of a container: CTID; METHOD (device | mount-entry), MINORS (numbers of /dev/nvidiaN), FUNCTIONS (addresses of
 # NVIDIA's cards' display functions, whose nodes in /dev/dri go along) and CARDS (those of other makers, as card_nodes.sh has them), all
 # separated by spaces.

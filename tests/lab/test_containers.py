@@ -150,18 +150,6 @@ def test_older_releases_keep_a_new_device_for_the_next_start(tmp_path: Path) -> 
     assert opening(host, "nvidia0", ctid=211) == ""
 
 
-def test_the_oldest_do_not_know_device_entries(tmp_path: Path) -> None:
-    from tests.lab.test_nvidia import changed
-
-    scenario = changed("containers-pve8").model_copy(update={"pve_container": "5.0.6"})
-    host = Host(tmp_path, scenario, running=True)
-    assert host.output("dpkg-query -W -f '${Version}' pve-container") == "5.0.6"
-    done = host.run("pct set 211 -dev0 /dev/nvidia0")
-    assert done.returncode == 255 and "Unknown option: dev0" in done.stderr
-    conf(host, "dev0: /dev/nvidia0\n", 211)
-    assert opening(host, "nvidia0", ctid=211) == MISSING
-
-
 # -- raw lines -------------------------------------------------------------------------------------------------
 def test_raw_lines_give_nodes_of_the_hosts_mode_under_their_rules(phoenix: Host) -> None:
     assert [opening(phoenix, name, ctid=950) for name in ALL] == [""] * 4

@@ -391,7 +391,7 @@ def with_two_shared(host: Host) -> None:
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    devices = {"METHOD": "auto", "MINORS": "1", "FUNCTIONS": OTHER, "CARDS": ""}
+    devices = {"METHOD": "device", "MINORS": "1", "FUNCTIONS": OTHER, "CARDS": ""}
     for script in (
         scripts.handover([LINE, SMALL]),
         scripts.handover_hook(104),

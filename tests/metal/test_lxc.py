@@ -16,7 +16,7 @@ from tests.metal.machine import Machine
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 CTID = 901
-DEVICES = {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": CARD[0]}
+DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": CARD[0]}
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
 
 CONTAINER = f"""

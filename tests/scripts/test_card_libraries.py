@@ -143,7 +143,7 @@ def test_without_a_network_nothing_changes_and_the_next_run_goes_on(debian: Cont
 
 def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None:
     machine = Container(tmp_path, "containers-pve8", DEBIAN)
-    devices = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": "", "CARDS": f"{UHD}=render", "USES": "video"}
+    devices = {"METHOD": "device", "MINORS": "", "FUNCTIONS": "", "CARDS": f"{UHD}=render", "USES": "video"}
 
     def on_host(verb: str, text: str) -> str:
         return run_script(machine.host.machine, verb, text).stdout

@@ -28,7 +28,7 @@ NODES = ["nvidia0", "nvidiactl", "nvidia-uvm", *LATE]
 class Boot(Shared):
     """The same, the container with the card and another device, and the service's program."""
 
-    def __init__(self, folder: Folder, method: str = "auto") -> None:
+    def __init__(self, folder: Folder, method: str = "device") -> None:
         super().__init__(folder)
         base = BASE.replace("unprivileged: 1\n", "") if method == "mount-entry" else BASE
         self.stock = f"{base}dev0: /dev/ttyUSB0\nlxc.mount.entry: /tank tank none bind\n"
@@ -123,7 +123,7 @@ def test_a_boot_that_moved_nothing_changes_nothing_even_where_somebody_has(boot:
     assert boot.conf == by_hand
 
 
-def with_nvidia(boot: Boot, cards: str, method: str = "auto") -> str:
+def with_nvidia(boot: Boot, cards: str, method: str = "device") -> str:
     """The container gets NVIDIA's card, too, whose nodes are there; its configuration."""
     folder = boot.folder
     for name in NODES:
@@ -162,7 +162,7 @@ def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(boot: B
     assert boot.revert() == boot.stock
 
 
-@pytest.mark.parametrize("method", ["auto", "mount-entry"])
+@pytest.mark.parametrize("method", ["device", "mount-entry"])
 def test_a_boot_that_moved_nvidias_node_is_followed_also_where_no_other_maker_has_a_card(
     folder: Folder, method: str
 ) -> None:
@@ -250,7 +250,7 @@ def test_what_was_late_at_one_boot_is_followed_at_the_next(boot: Boot) -> None:
     assert boot.drift() == "" and boot.revert() == boot.stock
 
 
-@pytest.mark.parametrize("method", ["auto", "mount-entry"])
+@pytest.mark.parametrize("method", ["device", "mount-entry"])
 def test_a_line_that_had_to_go_comes_back_with_the_card(folder: Folder, method: str) -> None:
     boot = Boot(folder, method)
     before = with_nvidia(boot, "", method)
@@ -263,7 +263,7 @@ def test_a_line_that_had_to_go_comes_back_with_the_card(folder: Folder, method: 
     assert boot.revert() == boot.stock
 
 
-@pytest.mark.parametrize("method", ["auto", "mount-entry"])
+@pytest.mark.parametrize("method", ["device", "mount-entry"])
 def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(folder: Folder, method: str) -> None:
     boot = Boot(folder, method)
     boot.groups("root:x:0:\n")
@@ -281,7 +281,7 @@ def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(folde
     assert boot.drift() == "" and boot.revert() == boot.stock
 
 
-@pytest.mark.parametrize(("method", "at_boot"), sampling.paired(["auto", "mount-entry"], [True, False], "numbers"))
+@pytest.mark.parametrize(("method", "at_boot"), sampling.paired(["device", "mount-entry"], [True, False], "numbers"))
 def test_nvidias_own_numbers_follow_the_card(folder: Folder, method: str, at_boot: bool) -> None:
     """Two cards of NVIDIA's in one host, one of which the container has; at a boot, and when one comes back from a VM."""
     boot = Boot(folder, method)

@@ -78,11 +78,11 @@ class Shared:
     def conf(self, text: str) -> None:
         self.folder.write("/etc/pve/lxc/300.conf", text)
 
-    def script(self, cards: str = BOTH, method: str = "auto", minors: str = "") -> str:
+    def script(self, cards: str = BOTH, method: str = "device", minors: str = "") -> str:
         devices = {"METHOD": method, "MINORS": minors, "FUNCTIONS": "", "CARDS": cards}
         return scripts.container_gpus(300, devices, SHUTDOWN, "0")
 
-    def apply(self, cards: str = BOTH, method: str = "auto", minors: str = "") -> str:
+    def apply(self, cards: str = BOTH, method: str = "device", minors: str = "") -> str:
         done = self.folder.run("apply", self.script(cards, method, minors))
         assert done.returncode == 0, done.stdout + done.stderr
         return self.conf
@@ -253,7 +253,7 @@ def test_a_card_whose_driver_makes_no_nodes_is_named_and_nothing_is_changed(shar
 
 def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Path) -> None:
     host = Host(tmp_path, "phoenix")
-    devices = {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": "", "CARDS": f"{AMD}=render"}
+    devices = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": "", "CARDS": f"{AMD}=render"}
     done = host.run("apply", scripts.container_gpus(901, devices, SHUTDOWN, "0"))
     assert done.returncode == 0, done.stdout + done.stderr
     done = host.run("read_host", scripts.read_host())

@@ -108,7 +108,7 @@ def test_what_somebody_has_given_it_is_enough(containers: Containers) -> None:
         f"dev0: /dev/nvidia0,gid=44\ndev1: /dev/nvidiactl\ndev2: path=/dev/nvidia-uvm\n{BASE}",
     ):
         containers.path.write_text(text)
-        for method in ("auto", "mount-entry", "device"):
+        for method in ("mount-entry", "device"):
             assert containers.apply(method) == text
         assert containers.revert() == text
 
@@ -300,7 +300,7 @@ def test_a_container_of_another_node_is_named_with_its_node(containers: Containe
     far.parent.mkdir(parents=True)
     far.write_text(BASE)
     done = containers.host.run(
-        "apply", scripts.container_gpus(310, {"METHOD": "auto", "MINORS": "0", "FUNCTIONS": ""}, SHUTDOWN, "0")
+        "apply", scripts.container_gpus(310, {"METHOD": "device", "MINORS": "0", "FUNCTIONS": ""}, SHUTDOWN, "0")
     )
     shutil.rmtree(far.parent.parent)
     assert "it is on the node pve2, not on this one" in done.stdout and "pct migrate 310" in done.stdout

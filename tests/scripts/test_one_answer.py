@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -81,23 +80,6 @@ def test_scripts_and_plan_agree_on_whether_a_driver_is_the_wanted_one(
     done = folder.bash(f"DRIVER={wanted}\nfits {quoted(version)} && echo yes || echo no\n", parts=["driver"])
     assert done.stdout == ("yes\n" if fitting else "no\n"), done.stderr
     assert versions.fits(versions.of_package(version), versions.parse(wanted)) is fitting
-
-
-# -- does this host's pve-container know dev[n]? Decided by the script; what reads a host passes its answer on ---------
-@pytest.mark.parametrize(
-    ("version", "known"),
-    [("5.0.6", False), ("5.0.7", True), ("5.0.10", True), ("6.0.18", True), ("10.1", True), ("5.0.7~bpo12+1", False), ("", False), ("x", False)],
-)  # fmt: skip
-def test_an_older_pve_container_and_one_of_no_known_version_get_raw_lines(
-    folder: Folder, version: str, known: bool
-) -> None:
-    folder.command("dpkg-query", f"echo {version}" if version else "exit 1")
-    text = 'CTID=300 METHOD=auto\nchoose_method; dev_trouble; json_list "$HOW" "$FOUND"\n'
-    how, found = json.loads(folder.bash(text, parts=["container/devices"]).stdout)
-    assert (how, bool(found)) == ("device" if known else "mount-entry", not known)
-    assert known or (version or "of no known version") in found
-    refused = folder.bash("CTID=300 METHOD=device\nchoose_method\n", parts=["container/devices"])
-    assert (refused.returncode == 0) is known
 
 
 # -- what a gate refuses from a reading, before the script would: with the same words ---------------------------------

@@ -16,7 +16,7 @@ from homelab.host.facts import HostFacts
 from homelab.settings import Container, NewContainerSettings, parse
 from tests.unit.hosts import KEY, desktop, device, settings
 
-DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""], "dev_trouble": ["", ""]}
+DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""]}
 SECOND = [device("0000:03:00.0", "10de:2684", "030000", 18, driver="nvidia", parent="0000:00:01.1")]
 GPUS = {"big": {"match": "10de:2b85", "use": "lxc"}, "small": {"match": "10de:2684", "use": "lxc"}}
 
@@ -94,11 +94,6 @@ NO_UVM = {**DRIVER, "uvm_trouble": ["no module nvidia-uvm", "build it"]}
         ({"configs": [conf("vm", 7000, "name: g\nhostpci0: 0000:01:00.0")]}, {}, "given to VM 7000 (g)"),
         ({"nvidia": NO_MODULE}, {}, "no module nvidia"),
         ({"nvidia": NO_UVM}, {}, "no module nvidia-uvm"),
-        (
-            {"nvidia": {**DRIVER, "dev_trouble": ["pve-container 5.0.6", "upgrade it"]}},
-            {"method": "device"},
-            "pve-container 5.0.6",
-        ),
     ],
 )
 def test_what_stands_against_it_is_said(facts: dict[str, Any], changes: dict[str, Any], said: str) -> None:

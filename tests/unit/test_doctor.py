@@ -47,7 +47,6 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
     facts = desktop(
         nvidia_minors={"0000:01:00.0": 0},
         modules=["nvidia", "nvidia_uvm"],
-        nvidia={"dev_trouble": changes.pop("dev_trouble", ["", ""])},
     )
     container = {
         "id": 901,
@@ -158,13 +157,10 @@ def test_numbers_of_device_options_that_are_taken_are_left_alone() -> None:
     assert "--dev1 /dev/nvidiactl,mode=0666 --dev3 /dev/nvidia-uvm,mode=0666" in finding.next
 
 
-def test_an_older_proxmox_gets_lines_in_place_of_device_options() -> None:
-    report = diagnose(reading("", dev_trouble=["pve-container 5.0.6", "upgrade"]), 901)
-    assert "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file" in report.next[0]
+def test_a_container_with_raw_lines_is_offered_raw_lines() -> None:
+    report = diagnose(reading("lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,create=file\n"), 901)
+    assert "lxc.mount.entry: /dev/nvidiactl dev/nvidiactl none bind,optional,create=file" in report.next[0]
     assert report.next[0].endswith("lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 508:* rwm")
-    report = diagnose(reading(DEVICE_LINES, dev_trouble=["pve-container 5.0.6", "upgrade"]), 901)
-    assert report.findings[0].wanted == "a pve-container that knows dev[n]"
-    assert report.findings[0].found.startswith("pve-container 5.0.6; the configuration has dev0: ")
 
 
 @pytest.mark.parametrize(

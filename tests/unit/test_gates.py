@@ -32,6 +32,13 @@ def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("pve", "refused"), [("8.1.11", True), ("7.4-20", True), ("8.2.2", False), ("10.0.1", False), ("", False)]
+)
+def test_a_proxmox_before_8_2_is_refused(pve: str, refused: bool) -> None:
+    assert reasons(desktop(pve=pve), settings()) == [f"Proxmox VE {pve}"] * refused
+
+
 def test_two_identical_cards_need_an_address() -> None:
     facts = desktop(*gpu("0000:03:00", 18))
     assert reasons(facts, settings()) == ["2: 0000:01:00, 0000:03:00"]

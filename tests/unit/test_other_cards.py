@@ -107,17 +107,11 @@ NO_DRIVER = [*[one for one in desktop().model_dump(by_alias=True)["devices"] if 
             "hostpci",
         ),
         ({"drm": OFF, "devices": [*NO_DRIVER[:-1], ON_VFIO]}, "is on vfio-pci", "another card"),
-        (
-            {"nvidia": {**DRIVER, "dev_trouble": ["pve-container 5.0.6", "upgrade it"]}, "method": "device"},
-            "pve-container 5.0.6",
-            "upgrade it",
-        ),
     ],
 )  # fmt: skip
 def test_what_stands_against_it_is_said_with_what_to_do(changes: dict[str, Any], found: str, next_: str) -> None:
-    method = changes.pop("method", None)
     with pytest.raises(HomelabError) as caught:
-        got(host(**changes), container("radeon", method=method))
+        got(host(**changes), container("radeon"))
     assert found in caught.value.found and next_ in caught.value.next
 
 

@@ -48,7 +48,7 @@ def test_no_name_of_an_argument_becomes_a_part_of_the_script(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["PATH", "ROOT", "x; id; y"])
 def test_a_containers_devices_set_no_other_variables(name: str) -> None:
-    devices = {"METHOD": "auto", "MINORS": "", "FUNCTIONS": ""}
+    devices = {"METHOD": "device", "MINORS": "", "FUNCTIONS": ""}
     assert scripts.container_verification(901, {**devices, name: "/tmp"}) == scripts.container_verification(
         901, devices
     )

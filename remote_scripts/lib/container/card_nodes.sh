@@ -6,7 +6,7 @@
 #
 # Gives: find_card_nodes -> CARD_NODES, UNKNOWN_NODES, GROUP_OF, CARD_OF; drm_node ADDRESS PREFIX -> NODE; find_groups, noted_groups -> GROUP_IDS;
 #   node_options PATH -> OPTIONS; unmount_left. Variables: CTID, CARDS (ADDRESS=KIND,... separated by spaces; a kind is render,
-#   card or kfd), HOW, LOOK_INSIDE (no: groups as they were noted).
+#   card or kfd), METHOD, LOOK_INSIDE (no: groups as they were noted).
 
 # What is read of a container's groups, in bytes; the rest is left out.
 GROUP_BYTES=65536
@@ -54,7 +54,7 @@ drm_node() {
 find_groups() {
   local text=''
   noted_groups
-  [[ -n $CARDS && $HOW == device && ${LOOK_INSIDE:-yes} == yes ]] || return 0
+  [[ -n $CARDS && $METHOD == device && ${LOOK_INSIDE:-yes} == yes ]] || return 0
   read_conf
   if is_up; then
     answer_of 60 "$GROUP_BYTES" pct exec "$CTID" -- sh -c 'echo "#"; getent group render video || { cd /etc && cat group; }' 2>/dev/null </dev/null || :

@@ -17,7 +17,6 @@ set_up() {
     find_devices
     look_up
     need_devices
-    choose_method
     find_groups
   fi
   ! read_conf || check_before

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The device nodes that a container is to have, and in which way this host's Proxmox VE can give them.
-# Needs: files, nvidia, versions, container/card_nodes
+# The device nodes that a container is to have.
+# Needs: files, nvidia, container/card_nodes
 #
-# Gives: find_devices -> DEVICES, NEEDED; look_up -> MAJOR, MINOR, MODE, MISSING; need_devices; dev_trouble -> FOUND, NEXT;
-#   choose_method -> HOW. Variables: CTID, METHOD, MINORS, FUNCTIONS, CARDS.
+# Gives: find_devices -> DEVICES, NEEDED; look_up -> MAJOR, MINOR, MODE, MISSING; need_devices.
+#   Variables: CTID, METHOD, MINORS, FUNCTIONS, CARDS.
 
 # find_devices - sets DEVICES: what the container is to have, those that it can't do without first; NEEDED: how many these are.
 find_devices() {
@@ -60,30 +60,4 @@ need_devices() {
     found+=": the driver serves them, and nothing has made the nodes yet"
   fi
   die "container $CTID given ${DEVICES[*]:0:NEEDED}" "$found" "without them nothing in it can use a card; its configuration is unchanged" "$next"
-}
-
-# dev_trouble - sets FOUND and NEXT: why this host's containers can't be given dev[n] options. FOUND is empty where they can. They are there
-# from pve-container 5.0.7 on (its debian/changelog), which is Proxmox VE 8.1; an older one passes over such lines without a word, so that
-# one whose version isn't known counts as older.
-dev_trouble() {
-  local version
-  FOUND='' NEXT=''
-  version=$(dpkg-query -W -f '${Version}' pve-container 2>/dev/null) || version=''
-  [[ $version != [0-9]* ]] || ! at_least 5.0.7 "$version" || return 0
-  FOUND="pve-container ${version:-of no known version}; dev[n] options are there from 5.0.7 on"
-  NEXT="upgrade Proxmox VE, or set method: mount-entry (or leave method out: the program then chooses what the host can do)"
-}
-
-# choose_method - sets HOW: device or mount-entry.
-choose_method() {
-  HOW=$METHOD
-  [[ $HOW == auto || $HOW == device ]] || return 0
-  dev_trouble
-  if [[ -z $FOUND ]]; then
-    HOW=device
-  elif [[ $METHOD == auto ]]; then
-    HOW=mount-entry
-  else
-    die "container $CTID given devices as dev[n] options (method: device)" "$FOUND" "its configuration is unchanged" "$NEXT"
-  fi
 }

@@ -17,7 +17,6 @@ container_drift() {
   look_up
   for path in "${MISSING[@]}"; do printf '%s is not on the host\n' "$path"; done
   ((${#MISSING[@]} == 0)) || return 0
-  choose_method
   plan
   for line in "${ADD_DEV[@]}"; do printf 'dev[n]: %s is not there\n' "$line"; done
   for line in "${ADD_LXC[@]}"; do printf '%s is not there\n' "$line"; done
@@ -29,12 +28,12 @@ container_drift() {
 # need_open_nodes - a mount entry's node is the host's, for the host's groups. In an unprivileged container these are nobody's.
 need_open_nodes() {
   local path closed=()
-  [[ $HOW == mount-entry && $UNPRIVILEGED == yes ]] || return 0
+  [[ $METHOD == mount-entry && $UNPRIVILEGED == yes ]] || return 0
   for path in "${CARD_NODES[@]}"; do
     find_provider "$path"
     [[ -n $PROVIDER || ${MODE[$path]} == *[67] ]] || closed+=("$path (mode ${MODE[$path]})")
   done
   ((${#closed[@]} == 0)) || die "container $CTID, which is unprivileged, given a card's nodes by mount entries" "on the host only their group may open them: ${closed[*]}" \
     "in an unprivileged container the host's groups are nobody's, so that not even its root could open them; its configuration is unchanged" \
-    "upgrade Proxmox VE to 8.1 or later, which has dev[n] options (and set no method: mount-entry); or let the host's udev open them: MODE=\"0666\" for KERNEL==\"renderD*\""
+    "take method: mount-entry out of the settings; or let the host's udev open them: MODE=\"0666\" for KERNEL==\"renderD*\""
 }

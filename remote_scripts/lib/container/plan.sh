@@ -65,7 +65,7 @@ without_rule() {
   rules=("${kept[@]}")
 }
 
-# plan - from what read_conf, find_devices, look_up and choose_method have set: WANT (lines of ours that are to be there), PROVIDED
+# plan - from what read_conf, find_devices and look_up have set: WANT (lines of ours that are to be there), PROVIDED
 # (PATH -> how it gets in), GIVEN (PATH -> `mount`, or a dev[n] option's words, where a line is ours), and the way there: ADD_DEV and ADD_LXC (values and lines), DROP_DEV (numbers), DROP_LXC (indexes in HEAD).
 plan() {
   local path mode rules=() complete OPTIONS
@@ -90,7 +90,7 @@ plan() {
     if [[ -n $PROVIDER && $RULE == yes ]]; then
       PROVIDED[$path]=$PROVIDER
       continue
-    elif [[ -z $PROVIDER && $HOW == device ]]; then
+    elif [[ -z $PROVIDER && $METHOD == device ]]; then
       PROVIDED[$path]="dev $path,$OPTIONS" GIVEN[$path]=$OPTIONS
       WANT+=("${PROVIDED[$path]}")
       continue

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The driver that containers share: keys of read_host.sh's answer.
-# Needs: nvidia, container/devices, read/text
+# Needs: nvidia, read/text
 #
 # Gives: nvidia; nvidia_minors. Variables: PCI.
 
@@ -33,17 +33,10 @@ nvidia() {
     printf '],"uvm_trouble":['
     nvidia_uvm_trouble
     found_and_next
-    printf '],"dev_trouble":['
-    dev_trouble
-    found_and_next
     find_unmade
     names=("${UNMADE[@]%% *}")
   else
-    printf '],"uvm_trouble":[],"dev_trouble":['
-    if compgen -G "$PCI/*/drm" >/dev/null; then
-      dev_trouble
-      found_and_next
-    fi
+    printf '],"uvm_trouble":['
   fi
   [[ ! -L $ROOT$NODES_ENABLED ]] || enabled=true
   printf '],"installed":%s,"nodes_enabled":%s,"missing_nodes":' "$installed" "$enabled"
