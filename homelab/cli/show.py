@@ -68,8 +68,9 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         title = (
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
         )
-        about = traits.of_host(facts), traits.wanted_of_host(facts, host)
-        drawn.append(tree.of_host(title, None if arguments.planned else now, None if arguments.now else planned, about))
+        host_traits = traits.of_host(facts), traits.wanted_of_host(facts, host)
+        current = None if arguments.planned else now
+        drawn.append(tree.of_host(title, current, None if arguments.now else planned, host_traits))
     return drawn
 
 

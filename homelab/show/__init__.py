@@ -1,5 +1,6 @@
-"""A picture of who has which card: host → IOMMU group → card → guest; as it is, as the settings want it, or both with what changes.
+"""A tree of which guest has which card: host → IOMMU group → card → guest; currently, as the settings want it, or both
+with the changes marked.
 
-`reading` has the cards of a host from a reading and from the settings, `cards` from a stack's outputs; `tree` makes one tree of them; `terminal`
-and `mermaid` draw it; `result` says in lines what an `up` has come to. Pure, but for rich's console.
+`reading` makes a host's cards from a reading and from the settings, `cards` from a stack's outputs; `tree` makes one
+tree of them; `terminal` and `mermaid` draw it; `result` is the summary of an `up`. Pure, but for rich's console.
 """

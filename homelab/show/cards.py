@@ -1,4 +1,6 @@
-"""The cards of a host and who has them; as a stack put them out. Pure, and without what reads a host: each `up` needs it."""
+"""A host's cards and the guests that have them, from a stack's outputs. Pure, and without imports that read a host:
+each `up` needs it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,20 @@ from typing import Any
 
 from homelab.host import names
 
-# What is set of a host, of a card, or of a guest's card: what it is, and how it is. None: nobody has read it.
+# Options of a host, of a card, or of a guest's card: name and value. `Traits | None`: None where they weren't read.
 Traits = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, order=True)
 class ShownGuest:
-    """Who has a card. `kind`: VM, container or host; `id`: its number, 0 for the host itself; `about`: how it has the card."""
+    """A guest, or the host, that has a card. `kind`: VM, container or host; `id`: the guest's, 0 for the host;
+    `traits`: its options of the card.
+    """
 
     kind: str
     id: int
     name: str = dataclasses.field(default="", compare=False)
-    about: Traits | None = dataclasses.field(default=None, compare=False)
+    traits: Traits | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.kind == "host":
@@ -30,55 +34,65 @@ class ShownGuest:
 
 @dataclass(frozen=True)
 class ShownCard:
-    """`place`: its slot, or what the settings find it by; `called`: host/names.py; `group`: its IOMMU group, in words; `beside`: what
-    else is in that; `driver`: of its first function; `guests`: who has it, by configuration; `about`: what is set of it."""
+    """A card in the tree. `place`: its slot, or what the settings find it by; `name`: host/names.py; `group`: the title
+    of its IOMMU group; `others_in_group`: other functions there; `driver`: of its first function; `guests`: those whose
+    configuration has it; `traits`: its options.
+    """
 
     place: str
-    called: str
+    name: str
     group: str
-    beside: tuple[str, ...] = ()
+    others_in_group: tuple[str, ...] = ()
     driver: str = ""
     guests: tuple[ShownGuest, ...] = ()
-    about: Traits | None = None
+    traits: Traits | None = None
 
 
-def group_of(number: int | None, there_are_some: bool) -> str:
+def group_title(number: int | None, groups_exist: bool) -> str:
+    """An IOMMU group for a person.
+
+    :param number: None: the card is in no group.
+    :param groups_exist: whether the host has any group.
+    """
     if number is not None:
         return f"IOMMU group {number}"
-    return "no IOMMU group" if there_are_some else "no IOMMU group yet (the IOMMU is off)"
+    return "no IOMMU group" if groups_exist else "no IOMMU group yet (the IOMMU is off)"
 
 
 def of_outputs(outputs: Mapping[str, Any], host: str) -> list[ShownCard]:
-    """A host's cards as its stack last put them out, by their places, for who can't read the host; none where it has put out nothing.
+    """A host's cards from its stack's last outputs, in the order of their places, where the host can't be read; empty
+    without outputs.
 
-    Whatever goes through Pulumi's protocol has no order of its own.
+    They are sorted because Pulumi's protocol keeps no order.
 
     :param outputs: homelab/contract.py.
     :param host: the host's name in the settings.
     """
-    found = []
+    cards = []
     for name, gpu in (outputs.get("hosts", {}).get(host) or {}).get("gpus", {}).items():
         vms = [
-            ShownGuest("VM", int(one["vmid"]), str(one["name"]))
-            for one in outputs.get("vms", {}).values()
-            if one["host"] == host and name in one["gpus"]
+            ShownGuest("VM", int(vm["vmid"]), str(vm["name"]))
+            for vm in outputs.get("vms", {}).values()
+            if vm["host"] == host and name in vm["gpus"]
         ]
         containers = [
-            ShownGuest("container", int(one["ctid"]), str(one["name"]))
-            for one in outputs.get("containers", {}).values()
-            if one["host"] == host
-            and (name in (one.get("cards") or {}) or in_slot(one.get("addresses") or [], gpu["slot"]))
+            ShownGuest("container", int(container["ctid"]), str(container["name"]))
+            for container in outputs.get("containers", {}).values()
+            if container["host"] == host
+            and (name in (container.get("cards") or {}) or in_slot(container.get("addresses") or [], gpu["slot"]))
         ]
         functions = gpu.get("functions") or [{}]
         group = gpu.get("iommuGroup")
         guests = (*vms, *containers, *([ShownGuest("host", 0)] if gpu["use"] == "host" else []))
-        about = (str(gpu["slot"]), names.of_output(gpu), group_of(None if group is None else int(group), True))
-        found.append(ShownCard(*about, (), str(functions[0].get("driver") or "no driver"), guests))
-    return sorted(found, key=lambda card: card.place)
+        title = group_title(None if group is None else int(group), True)
+        driver = str(functions[0].get("driver") or "no driver")
+        cards.append(ShownCard(str(gpu["slot"]), names.of_output(gpu), title, (), driver, guests))
+    return sorted(cards, key=lambda card: card.place)
 
 
 def in_slot(addresses: Iterable[str], slot: str) -> bool:
-    """Is one of these functions in a card's slot? So a container has a card of NVIDIA's: its numbers of /dev/nvidiaN say nothing of a place.
+    """Whether one of these functions is in a card's slot. For containers with NVIDIA's cards, since a number of
+    /dev/nvidiaN tells no slot.
 
     :param addresses: such as `0000:01:00.0`.
     :param slot: such as `0000:01:00`.

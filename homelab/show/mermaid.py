@@ -8,8 +8,13 @@ from homelab.show.tree import NodeKind, TreeNode
 from homelab.text import clean
 
 _SHAPES: dict[NodeKind, tuple[str, str]] = {
-    "host": ("[[", "]]"), "group": ("([", "])"), "card": ("[", "]"), "guest": ("(", ")"), "setting": ("{{", "}}"), "other": (">", "]"),
-}  # fmt: skip
+    "host": ("[[", "]]"),
+    "group": ("([", "])"),
+    "card": ("[", "]"),
+    "guest": ("(", ")"),
+    "setting": ("{{", "}}"),
+    "other": (">", "]"),
+}
 # Readable on a light and on a dark page.
 _CLASSES = {
     "new": "stroke:#2da44e,stroke-width:3px",
@@ -47,8 +52,12 @@ def text(trees: Sequence[TreeNode]) -> str:
 
 
 def _escaped(line: str) -> str:
-    """A host's and a guest's names are anybody's: nothing in them ends the text, or is markup (Mermaid takes `#34;` for a character)."""
+    """The line without markup, as the names of hosts and guests are arbitrary text (Mermaid takes `#34;` for a
+    character).
+    """
     safe = " ".join(clean(line).split())
-    # A text that begins with `- ` would be a list to it.
+    # Mermaid takes a text that begins with `- ` for a list.
     safe = f"−{safe[1:]}" if safe.startswith("- ") else safe
-    return "".join(one if one.isalnum() or one in _PLAIN else f"#{ord(one)};" for one in safe)
+    return "".join(
+        character if character.isalnum() or character in _PLAIN else f"#{ord(character)};" for character in safe
+    )

@@ -1,4 +1,4 @@
-"""The cards of a host as a reading has them, and as the settings want them. Pure."""
+"""A host's cards from a reading, and as the settings want them. Pure."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Gpu, Host, Vm, VmGpu
 from homelab.show import traits
-from homelab.show.cards import ShownCard, ShownGuest, Traits, group_of, in_slot
+from homelab.show.cards import ShownCard, ShownGuest, Traits, group_title, in_slot
 
 VFIO = "vfio-pci"
-THE_DRIVER = "the host's driver"
-# Of a card that nobody has read: in which group it is.
+HOSTS_DRIVER = "the host's driver"
+# The group of a card that wasn't read.
 NOT_READ = "IOMMU group not read"
 
 
 def of_reading(facts: HostFacts, host: Host, node: str) -> list[ShownCard]:
-    """NVIDIA's cards and those of the settings, as they are now.
+    """NVIDIA's cards and those of the settings, as they currently are.
 
     :param node: the host's name in Proxmox VE.
     """
     slots, _ = gates.resolve(facts, host.gpus)
-    every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
+    shown = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
     names_of = {slot: name for name, slot in slots.items()}
-    return [_read(facts, slot, node, host, names_of.get(slot)) for slot in sorted(every)]
+    return [_current(facts, slot, node, host, names_of.get(slot)) for slot in sorted(shown)]
 
 
-def _read(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) -> ShownCard:
+def _current(facts: HostFacts, slot: str, node: str, host: Host, name: str | None) -> ShownCard:
     functions = facts.functions(slot)
-    shown = next((one for one in functions if one.is_display), functions[0])
+    display = next((function for function in functions if function.is_display), functions[0])
     users = [
         ShownGuest("VM", user.vmid, user.name, traits.of_guest([*facts.options_of(slot, user.vmid, node).values()]))
         for user in facts.users_of(slot, node)
     ]
-    users += [ShownGuest("container", one.id, one.values.get("hostname", "")) for one in facts.containers_with(slot)]
+    users += [
+        ShownGuest("container", container.id, container.values.get("hostname", ""))
+        for container in facts.containers_with(slot)
+    ]
     return ShownCard(
         slot,
         facts.card(slot),
-        group_of(shown.group, bool(facts.iommu.groups)),
-        tuple(facts.describe(one) for one in facts.others_in_group(slot)),
-        shown.driver or "no driver",
+        group_title(display.group, bool(facts.iommu.groups)),
+        tuple(facts.describe(device) for device in facts.others_in_group(slot)),
+        display.driver or "no driver",
         tuple(sorted(users)),
         traits.of_card(
             facts, slot, host.gpus[name] if name else None, host.mapping_of(name) if name else "", name or ""
@@ -55,75 +58,77 @@ def wanted(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[ShownCard],
+    current: list[ShownCard],
     facts: HostFacts | None = None,
 ) -> list[ShownCard]:
-    """The same as the settings want it: cards that they don't name stay as they are.
+    """The cards as the settings want them; cards that the settings don't name stay as they are.
 
     :param vms: those of this host, by name.
     :param containers: those of this host, by name.
-    :param now: as it is; empty: nobody has looked.
-    :param facts: what `now` was made from.
+    :param current: as they are; empty: the host wasn't read.
+    :param facts: the reading that `current` was made from.
     """
-    return _wanted(host, vms, containers, now, gates.resolve(facts, host.gpus)[0] if facts else {}, facts)
+    return _wanted(host, vms, containers, current, gates.resolve(facts, host.gpus)[0] if facts else {}, facts)
 
 
 def _wanted(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[ShownCard],
+    current: list[ShownCard],
     slots: Mapping[str, str],
     facts: HostFacts | None,
 ) -> list[ShownCard]:
-    found = {card.place: card for card in now}
-    for gpu, about in host.gpus.items():
-        place = slots.get(gpu) or about.address or f"gpus.{gpu}"
-        before = found.get(place) or ShownCard(place, _unread(about.match, place, gpu), NOT_READ)
+    cards = {card.place: card for card in current}
+    for name, gpu in host.gpus.items():
+        place = slots.get(name) or gpu.address or f"gpus.{name}"
+        before = cards.get(place) or ShownCard(place, _unread_name(gpu.match, place, name), NOT_READ)
         guests = [
-            ShownGuest("VM", vm.vmid, name, traits.wanted_of_guest(_kept(use, about, facts), _now(before, vm.vmid)))
-            for name, vm in vms.items()
+            ShownGuest(
+                "VM", vm.vmid, vm_name, traits.wanted_of_guest(_kept(use, gpu, facts), _current_traits(before, vm.vmid))
+            )
+            for vm_name, vm in vms.items()
             for use in vm.gpus
-            if use.gpu == gpu
+            if use.gpu == name
         ]
         guests += [
-            ShownGuest("container", one.ctid, name)
-            for name, one in containers.items()
-            if _takes(one, gpu, place, about.use, facts)
+            ShownGuest("container", container.ctid, container_name)
+            for container_name, container in containers.items()
+            if _takes(container, name, place, gpu.use, facts)
         ]
-        guests += [ShownGuest("host", 0)] if about.use == "host" else []
-        known = {guest: guest for guest in before.guests}
-        keeps = any(use.gpu == gpu and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
-        others = [guest for guest in before.guests if guest.kind == "container" and about.use in ("lxc", "shared")]
-        found[place] = dataclasses.replace(
+        guests += [ShownGuest("host", 0)] if gpu.use == "host" else []
+        guests_before = {guest: guest for guest in before.guests}
+        keeps = any(use.gpu == name and use.driver == "keep" for vm in vms.values() for use in vm.gpus)
+        others = [guest for guest in before.guests if guest.kind == "container" and gpu.use in ("lxc", "shared")]
+        cards[place] = dataclasses.replace(
             before,
             driver=before.driver
-            if keeps or about.use == "shared" and before.driver
+            if keeps or gpu.use == "shared" and before.driver
             else VFIO
-            if about.use == "vm"
+            if gpu.use == "vm"
             else before.driver
             if before.driver not in (VFIO, "")
-            else THE_DRIVER,
-            guests=tuple(sorted({*(_called_as(known.get(guest, guest), guest) for guest in guests), *others})),
-            about=traits.wanted_of_card(facts if place in found else None, place, about, before.about),
+            else HOSTS_DRIVER,
+            guests=tuple(sorted({*(_named_as(guests_before.get(guest, guest), guest) for guest in guests), *others})),
+            traits=traits.wanted_of_card(facts if place in cards else None, place, gpu, before.traits),
         )
-    return [found[place] for place in sorted(found)]
+    return [cards[place] for place in sorted(cards)]
 
 
-def _now(card: ShownCard, vmid: int) -> Traits:
-    """How a VM has a card by now."""
-    return next((one.about or () for one in card.guests if (one.kind, one.id) == ("VM", vmid)), ())
+def _current_traits(card: ShownCard, vmid: int) -> Traits:
+    """A VM's current options of a card."""
+    return next((guest.traits or () for guest in card.guests if (guest.kind, guest.id) == ("VM", vmid)), ())
 
 
 def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:
-    """A card that is handed over has driver=keep, where Proxmox VE knows it."""
+    """The VM's settings of a card; of a shared card with driver=keep, where Proxmox VE supports it."""
     if gpu.use != "shared" or facts is None or options.known(facts, use.gpu, options.KEEP):
         return use
     return use.model_copy(update={"driver": "keep"})
 
 
-def _called_as(known: ShownGuest, wanted: ShownGuest) -> ShownGuest:
-    return dataclasses.replace(wanted, name=known.name)
+def _named_as(before: ShownGuest, wanted: ShownGuest) -> ShownGuest:
+    return dataclasses.replace(wanted, name=before.name)
 
 
 def wanted_of_outputs(
@@ -132,19 +137,20 @@ def wanted_of_outputs(
     host: Host,
     vms: Mapping[str, Vm],
     containers: Mapping[str, Container],
-    now: list[ShownCard],
+    current: list[ShownCard],
 ) -> list[ShownCard]:
-    """The same for who can't read the host: a card is where the stack's outputs have it by its name in the settings.
+    """The cards as the settings want them, where the host can't be read: places are those of the stack's outputs, by
+    the cards' names.
 
     :param name: the host's.
-    :param now: `cards.of_outputs`.
+    :param current: `cards.of_outputs`.
     """
-    known = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
-    places = {gpu: str(about["slot"]) for gpu, about in known.items()}
-    return _wanted(host, vms, containers, [card for card in now if card.place in places.values()], places, None)
+    outputs_of = (outputs.get("hosts", {}).get(name) or {}).get("gpus", {})
+    places = {gpu: str(output["slot"]) for gpu, output in outputs_of.items()}
+    return _wanted(host, vms, containers, [card for card in current if card.place in places.values()], places, None)
 
 
-def _unread(match: str | None, place: str, gpu: str) -> str:
+def _unread_name(match: str | None, place: str, gpu: str) -> str:
     return names.card(match, place) if match else f"{gpu} at {place}"
 
 

@@ -1,4 +1,5 @@
-"""What an `up` has come to, in lines: card by card, who has it and what was verified; what is changed on the host, and how it is undone.
+"""The summary of an `up`: for each card its guests and what was verified; what is changed on the host, and how it is
+undone.
 
 Made from a stack's outputs alone, so that `pulumi stack output result` says the same at any time. Pure.
 """
@@ -16,39 +17,38 @@ def lines(outputs: Mapping[str, Any], words: Mapping[str, str], kept: Collection
     """Lines of at most some 90 characters, for a display of 100 columns.
 
     :param outputs: homelab/contract.py, without nulls.
-    :param words: host -> what it was given on the kernel's command line.
+    :param words: host -> words that the program added to its kernel command line.
     :param kept: where NVIDIA's stack stays when the Pulumi stack goes, such as `vms.sandbox`.
     """
-    found: list[str] = []
+    summary: list[str] = []
     for name, host in outputs["hosts"].items():
         for card in of_outputs(outputs, name):
-            held = ", ".join(str(guest) for guest in card.guests) or "nobody yet"
-            found.append(f"{card.called} → {held}")
-        for gpu in sorted(host["gpus"].values(), key=lambda one: str(one["slot"])):
+            guests_of_card = ", ".join(str(guest) for guest in card.guests) or "nobody yet"
+            summary.append(f"{card.name} → {guests_of_card}")
+        for gpu in sorted(host["gpus"].values(), key=lambda output: str(output["slot"])):
             if gpu.get("test"):
-                found.append(f"  {names.model_of_output(gpu)}: a test VM has seen it, with its memory ranges")
+                summary.append(f"  {names.model_of_output(gpu)}: a test VM has seen it, with its memory ranges")
         for kind, guests in (("VM", outputs["vms"]), ("container", outputs.get("containers", {}))):
             for guest in guests.values():
                 if guest["host"] == name and guest.get("nvidia"):
                     number = int(guest["vmid" if kind == "VM" else "ctid"])
-                    found += _stack(f"{kind} {number} ({guest['name']})", guest["nvidia"])
+                    summary += _stack(f"{kind} {number} ({guest['name']})", guest["nvidia"])
                 elif guest["host"] == name and guest.get("nodes"):
-                    found.append(
-                        f"  container {int(guest['ctid'])} ({guest['name']}): {len(guest['nodes'])} devices were opened from inside"
-                    )
+                    container = f"container {int(guest['ctid'])} ({guest['name']})"
+                    summary.append(f"  {container}: {len(guest['nodes'])} devices were opened from inside")
         if host.get("nvidia"):
-            found += _stack(f"host {name}", host["nvidia"])
-        found += _changed(name, host, words.get(name, "").strip())
-    found.append("To undo it: `pulumi destroy` gives back every file, VM and container as it was")
+            summary += _stack(f"host {name}", host["nvidia"])
+        summary += _changed(name, host, words.get(name, "").strip())
+    summary.append("To undo it: `pulumi destroy` gives back every file, VM and container as it was")
     if kept:
-        found.append(f"  NVIDIA's software stays in {', '.join(kept)}, unless nvidia.onDestroy is purge there")
-    return found
+        summary.append(f"  NVIDIA's software stays in {', '.join(kept)}, unless nvidia.onDestroy is purge there")
+    return summary
 
 
 def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:
     flavour = f" ({stack['flavour']} modules)" if stack.get("flavour") else ""
     more = [f"CUDA {stack['cuda']}"] if stack.get("cuda") else []
-    unchecked = [str(one) for one in stack.get("unchecked") or []]
+    unchecked = [str(check) for check in stack.get("unchecked") or []]
     more += ["container toolkit"] if stack.get("container") is not None or unchecked else []
     verified = ["nvidia-smi"]
     verified += ["a CUDA program"] if stack.get("program") else []
@@ -58,18 +58,18 @@ def _stack(who: str, stack: Mapping[str, Any]) -> list[str]:
         f"  {who}: NVIDIA driver {stack['driver']}{flavour}",
         *([f"    {', '.join(more)}"] if more else []),
         f"    verified inside by {', '.join(verified)}",
-        *(f"    not checked: {one}" for one in unchecked),
+        *(f"    not checked: {check}" for check in unchecked),
     ]
 
 
 def _changed(name: str, host: Mapping[str, Any], words: str) -> list[str]:
-    found = [f"{name}: kernel {host['kernel']}, {int(host['iommu']['groups'])} IOMMU groups"]
+    host_line = f"{name}: kernel {host['kernel']}, {int(host['iommu']['groups'])} IOMMU groups"
     if not words:
-        return [*found, "  nothing of its boot is changed"]
+        return [host_line, "  nothing of its boot is changed"]
     if "homelab.vfio=" not in words:
-        return [*found, "  changed there: kernel command line (iommu)"]
+        return [host_line, "  changed there: kernel command line (iommu)"]
     return [
-        *found,
+        host_line,
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
         '  without it for one boot: the boot entry "without GPU passthrough"',
     ]

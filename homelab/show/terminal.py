@@ -1,4 +1,6 @@
-"""A tree in the terminal, and as a picture of it (SVG, HTML): by rich, which keeps to the terminal's width and its colours."""
+"""Draws trees and tables for the terminal, and trees as SVG or HTML: by rich, which knows the terminal's width and
+colours.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from homelab.text import clean
 _STYLES: dict[Mark, str] = {"stays": "", "new": "bold green", "gone": "red", "changes": "yellow"}
 _KINDS = {"host": "bold", "group": "cyan", "setting": "dim", "other": "dim"}
 WIDTH = 100
-# Where the lines go to a file or a program, which breaks none.
+# For output to a file or a program, which don't break lines.
 WIDTH_OF_A_FILE = 160
 # rich's own page of an SVG loads a font from elsewhere; a picture in a wiki needs nothing but itself.
 _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -37,7 +39,7 @@ _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:
 </g>
 </g>
 </svg>
-"""
+"""  # noqa: E501
 
 
 def _console(width: int | None, colours: bool | None) -> Console:
@@ -65,7 +67,7 @@ def text(trees: Sequence[TreeNode], *, width: int | None = None, colours: bool |
     """Lines for a terminal.
 
     :param width: in columns; None: as wide as this terminal.
-    :param colours: None: where this is one, and wants them (NO_COLOR).
+    :param colours: None: if the output is a terminal and NO_COLOR isn't set.
     """
     console = _console(width, colours)
     with console.capture() as captured:
@@ -90,7 +92,7 @@ def table(
 
 
 def picture(trees: Sequence[TreeNode], title: str, form: str) -> str:
-    """The same as a file's text.
+    """Trees as the text of a picture's file.
 
     :param form: svg or html.
     """

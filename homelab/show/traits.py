@@ -1,4 +1,4 @@
-"""What is set of a host, of its cards, and of how a VM has one: as it is by a reading, and as the settings want it. Pure."""
+"""Options of a host, its cards and its VMs' cards: as they are in a reading, and as the settings want them. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from homelab.show.cards import Traits
 
 AWAKE = ("sleep", "kept awake (no D3cold)")
 MIGRATION = ("live migration", "allowed by its mapping")
-# Of a hostpci option: what is worth a line, and what stands for its being set to 1 or 0.
+# Keys of a hostpci option that get a line -> value -> text; a value without a text is shown as it is, an empty text
+# isn't shown.
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "driver": {"vfio": ""},
     "legacy-igd": {"1": "on", "0": ""},
@@ -45,39 +46,39 @@ def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
     slots, _ = gates.resolve(facts, host.gpus)
     by_hand = set() if host.take_over else facts.bound_by_hand()
     bound = [
-        one.address
+        function.address
         for name, slot in slots.items()
         if host.gpus[name].use == "vm"
-        for one in facts.functions(slot)
-        if not one.physfn and one.address not in by_hand
+        for function in facts.functions(slot)
+        if not function.physfn and function.address not in by_hand
     ]
     words = [*facts.cmdline.others.split(), *remapping.words(facts, host).split(), *consoles.words(facts, host, bound)]
     return (*_told(words), *_left(facts))
 
 
 def _told(words: Sequence[str]) -> Traits:
-    """What a kernel's words mean; of a word that stands twice, the last one counts."""
-    found = {}
+    """The meaning of command-line words; of a word that stands twice, the last one counts."""
+    traits = {}
     for word in words:
         key, _, value = word.partition("=")
         if key == acs.WORD:
-            found["ACS override"] = value
+            traits["ACS override"] = value
         elif word == consoles.NO_FRAMEBUFFER:
-            found["the firmware's picture"] = f"not shown ({word})"
+            traits["the firmware's picture"] = f"not shown ({word})"
         elif word == remapping.UNSAFE_INTERRUPTS:
-            found["unsafe interrupts"] = "allowed"
+            traits["unsafe interrupts"] = "allowed"
         elif key == "intel_iommu" and "relax_rmrr" in value.split(","):
-            found["reserved memory (RMRR)"] = "relaxed"
-    return tuple(found.items())
+            traits["reserved memory (RMRR)"] = "relaxed"
+    return tuple(traits.items())
 
 
 # -- a card --------------------------------------------------------------------------------------------------------
 def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: str = "") -> Traits | None:
-    """How a card that is for a VM is reset and sleeps; None: it is for nobody, or for containers.
+    """Reset, sleep and live migration of a card for VMs, or the handover of a shared one; None for any other card.
 
     :param gpu: its settings, if it has some.
-    :param mapping: the id of its mapping there.
-    :param name: of the card there.
+    :param mapping: the id of its mapping.
+    :param name: its name in the settings.
     """
     functions = facts.functions(slot)
     if gpu is not None and gpu.use == "shared":
@@ -88,22 +89,23 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
         )
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":
         return None
-    found = [*_resets({one.address: resets.methods(facts, one.address) for one in functions})]
-    found += [AWAKE] if _is_awake(facts, functions, gpu) else []
-    return (*found, *([MIGRATION] if mapping in facts.guests.migrating else []))
+    traits = [*_resets({function.address: resets.methods(facts, function.address) for function in functions})]
+    traits += [AWAKE] if _is_awake(facts, functions, gpu) else []
+    return (*traits, *([MIGRATION] if mapping in facts.guests.migrating else []))
 
 
-def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | None) -> Traits | None:
-    """The same as the settings want it. What they don't say stays, or gets back what it had before they said it.
+def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, current: Traits | None) -> Traits | None:
+    """A card's traits as the settings want them. Others stay, or go back to the original that this program had
+    replaced.
 
-    :param facts: None where nobody has read it.
-    :param now: as it is.
+    :param facts: None: the host wasn't read.
+    :param current: as they are.
     """
     if gpu.use == "shared":
-        return now or (("in turn", "with the host"),)
+        return current or (("in turn", "with the host"),)
     if gpu.use != "vm":
         return None
-    kept = dict(now or ())
+    traits = dict(current or ())
     if facts is None:
         return (
             *([("reset", gpu.reset)] if gpu.reset else []),
@@ -111,62 +113,76 @@ def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, now: Traits | N
             *([MIGRATION] if gpu.live_migration else []),
         )
     functions = facts.functions(slot)
-    had = {address: state.had for address, state in facts.card_states.items()}
-    known = {one.address: resets.methods(facts, one.address) for one in functions}
+    originals = {address: state.had for address, state in facts.card_states.items()}
+    methods = {function.address: resets.methods(facts, function.address) for function in functions}
     if gpu.reset:
-        # A companion that the kernel can't reset so is left as it is (card_values.sh).
-        ways: dict[str, list[str] | None] = {
-            one.address: [gpu.reset]
-            if one.is_display or gpu.reset in (known[one.address] or [])
-            else known[one.address]
-            for one in functions
+        # A companion function for which the kernel hasn't this method is left as it is (card_values.sh).
+        planned: dict[str, list[str] | None] = {
+            function.address: [gpu.reset]
+            if function.is_display or gpu.reset in (methods[function.address] or [])
+            else methods[function.address]
+            for function in functions
         }
-        kept.update(_resets(ways))
+        traits.update(_resets(planned))
     else:
-        back = {one.address: had.get(one.address, {}).get("reset_method") for one in functions}
-        kept.update(_resets({one: known[one] if before is None else before.split() for one, before in back.items()}))
+        restored = {function.address: originals.get(function.address, {}).get("reset_method") for function in functions}
+        traits.update(
+            _resets(
+                {
+                    address: methods[address] if original is None else original.split()
+                    for address, original in restored.items()
+                }
+            )
+        )
     if gpu.keep_awake:
-        kept.update([AWAKE])
-    elif any(had.get(one.address, {}).get("d3cold_allowed") == "1" for one in functions):
-        kept.pop(AWAKE[0], None)
-    kept.pop(MIGRATION[0], None)
-    kept.update([MIGRATION] if gpu.live_migration else [])
-    return tuple(kept.items())
+        traits.update([AWAKE])
+    elif any(originals.get(function.address, {}).get("d3cold_allowed") == "1" for function in functions):
+        traits.pop(AWAKE[0], None)
+    traits.pop(MIGRATION[0], None)
+    traits.update([MIGRATION] if gpu.live_migration else [])
+    return tuple(traits.items())
 
 
-def _resets(ways: Mapping[str, list[str] | None]) -> list[tuple[str, str]]:
-    """One line for a card, where all its functions are reset alike; nothing where the kernel doesn't say."""
-    said = {address: ", ".join(way) or "none" for address, way in ways.items() if way is not None}
-    if not said:
+def _resets(methods: Mapping[str, list[str] | None]) -> list[tuple[str, str]]:
+    """The trait `reset` of a card; its functions are named if their methods differ. Empty where the kernel names no
+    method.
+    """
+    texts = {address: ", ".join(names) or "none" for address, names in methods.items() if names is not None}
+    if not texts:
         return []
-    if len({*said.values()}) == 1:
-        return [("reset", next(iter(said.values())))]
-    return [("reset", "; ".join(f"{address} by {way}" for address, way in said.items()))]
+    if len({*texts.values()}) == 1:
+        return [("reset", next(iter(texts.values())))]
+    return [("reset", "; ".join(f"{address} by {text}" for address, text in texts.items()))]
 
 
 def _is_awake(facts: HostFacts, functions: Sequence[Device], gpu: Gpu | None) -> bool:
-    """Has D3cold been switched off? That alone is no default of the kernel's; that it isn't managed (`on`) is one in places."""
-    states = [facts.card_states[one.address] for one in functions if one.address in facts.card_states]
-    if any(one.d3cold_allowed == "1" for one in states) or not any(one.d3cold_allowed == "0" for one in states):
+    """Whether D3cold is off. The kernel never has that by default, while power management is off (`on`) by default in
+    places.
+    """
+    states = [facts.card_states[function.address] for function in functions if function.address in facts.card_states]
+    if any(state.d3cold_allowed == "1" for state in states) or not any(state.d3cold_allowed == "0" for state in states):
         return False
-    return gpu is None or not gpu.keep_awake or all(one.control in (None, "on") for one in states)
+    return gpu is None or not gpu.keep_awake or all(state.control in (None, "on") for state in states)
 
 
 # -- a guest -------------------------------------------------------------------------------------------------------
 def of_guest(options: Sequence[Mapping[str, str]]) -> Traits:
-    """How a VM has a card, by its hostpci options."""
-    found = {}
+    """A VM's options of a card.
+
+    :param options: its hostpci options, by key.
+    """
+    traits = {}
     for option in options:
         for key, meanings in _OPTIONS.items():
             if value := meanings.get(option.get(key, ""), option.get(key, "")):
-                found[key] = value
-    return tuple(found.items())
+                traits[key] = value
+    return tuple(traits.items())
 
 
-def wanted_of_guest(use: VmGpu, now: Traits = ()) -> Traits:
-    """The same by its settings.
+def wanted_of_guest(use: VmGpu, current: Traits = ()) -> Traits:
+    """A VM's options of a card as its settings want them.
 
-    :param now: as it is; of an option that is taken over, that stays.
+    :param current: as they are; they stay where the option is taken over.
     """
     values = {
         "driver": use.driver,
@@ -175,4 +191,4 @@ def wanted_of_guest(use: VmGpu, now: Traits = ()) -> Traits:
         "romfile": use.romfile or "",
         "x-vga": str(int(use.x_vga)),
     }
-    return tuple({**dict(now if use.take_over else ()), **dict(of_guest([values]))}.items())
+    return tuple({**dict(current if use.take_over else ()), **dict(of_guest([values]))}.items())

@@ -1,4 +1,4 @@
-"""One tree of a host's cards: host → IOMMU group → card → guest, with what changes marked. Pure; renderers walk it."""
+"""The tree of a host's cards: host → IOMMU group → card → guest, with changes marked. Pure; renderers walk it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from homelab.show.cards import ShownCard, ShownGuest, Traits
 
 Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
-# What a mark is in a line of text, where there may be no colours.
+# A mark in a line of text, for output without colours.
 SIGNS: dict[Mark, str] = {"stays": "", "new": "+ ", "gone": "- ", "changes": "~ "}
 
 
 @dataclass(frozen=True)
 class TreeNode:
-    """`text`: what it is; `mark`: what becomes of it."""
+    """A line of the tree. `text`: without its mark; `mark`: whether it stays, comes, goes or changes."""
 
     kind: NodeKind
     text: str
@@ -29,7 +29,7 @@ class TreeNode:
         return f"{SIGNS[self.mark]}{self.text}"
 
     def walk(self) -> Iterable[TreeNode]:
-        """It, and all below it."""
+        """The node and its descendants."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -37,51 +37,54 @@ class TreeNode:
 
 def of_host(
     title: str,
-    now: Sequence[ShownCard] | None,
+    current: Sequence[ShownCard] | None,
     planned: Sequence[ShownCard] | None,
-    about: tuple[Traits | None, Traits | None] = (None, None),
+    traits: tuple[Traits | None, Traits | None] = (None, None),
 ) -> TreeNode:
-    """A host's tree. With both `now` and `planned`, what changes is marked.
+    """A host's tree. With both `current` and `planned`, changes are marked.
 
     :param title: what the host is, such as `pve (192.168.0.202)`.
-    :param now: as it is; None: that isn't shown.
-    :param planned: as the settings want it; None: that isn't shown.
-    :param about: what is set of the host: as it is, and as the settings want it.
+    :param current: its cards as they are; None: not shown.
+    :param planned: its cards as the settings want them; None: not shown.
+    :param traits: the host's options: current, and as the settings want them.
     """
-    before = {card.place: card for card in (planned if now is None else now) or ()}
-    after = {card.place: card for card in (now if planned is None else planned) or ()}
+    before = {card.place: card for card in (planned if current is None else current) or ()}
+    after = {card.place: card for card in (current if planned is None else planned) or ()}
     places = sorted({*before, *after})
     groups: dict[str, list[TreeNode]] = {}
-    beside: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for place in places:
         card = after.get(place) or before[place]
         groups.setdefault(card.group, []).append(_card(before.get(place), after.get(place)))
-        for other in card.beside:
-            if not any(other.startswith(one) for one in places) and other not in beside.setdefault(card.group, []):
-                beside[card.group].append(other)
-    shown = [
-        TreeNode("group", group, children=(*cards, *(TreeNode("other", other) for other in beside.get(group, ()))))
+        for other in card.others_in_group:
+            is_card = any(other.startswith(card_place) for card_place in places)
+            if not is_card and other not in others.setdefault(card.group, []):
+                others[card.group].append(other)
+    group_nodes = [
+        TreeNode("group", group, children=(*cards, *(TreeNode("other", other) for other in others.get(group, ()))))
         for group, cards in groups.items()
     ]
-    nothing = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
-    have, want = about
-    settings = _settings(want if now is None else have, have if planned is None else want)
-    return TreeNode("host", title, children=(*settings, *(tuple(shown) or nothing)))
+    no_card = (TreeNode("other", "no card of NVIDIA's, and none in the settings"),)
+    current_traits, planned_traits = traits
+    settings = _settings(
+        planned_traits if current is None else current_traits, current_traits if planned is None else planned_traits
+    )
+    return TreeNode("host", title, children=(*settings, *(tuple(group_nodes) or no_card)))
 
 
 def _settings(before: Traits | None, after: Traits | None) -> tuple[TreeNode, ...]:
-    """What is set of something; where nobody has read how it is, nothing is marked."""
-    had, has = dict((after if before is None else before) or ()), dict((before if after is None else after) or ())
-    found = []
-    for what in {**has, **had}:
-        mark: Mark = "stays" if had.get(what) == has.get(what) else "changes"
-        text = f"{what}: {has.get(what, had.get(what))}"
-        if mark == "changes" and what in had and what in has:
-            text = f"{what}: {had[what]} → {has[what]}"
+    """Nodes of options; without marks where the current ones weren't read."""
+    old, new = dict((after if before is None else before) or ()), dict((before if after is None else after) or ())
+    nodes = []
+    for name in {**new, **old}:
+        mark: Mark = "stays" if old.get(name) == new.get(name) else "changes"
+        text = f"{name}: {new.get(name, old.get(name))}"
+        if mark == "changes" and name in old and name in new:
+            text = f"{name}: {old[name]} → {new[name]}"
         elif mark == "changes":
-            mark = "new" if what in has else "gone"
-        found.append(TreeNode("setting", text, mark))
-    return tuple(found)
+            mark = "new" if name in new else "gone"
+        nodes.append(TreeNode("setting", text, mark))
+    return tuple(nodes)
 
 
 def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
@@ -89,36 +92,36 @@ def _card(before: ShownCard | None, after: ShownCard | None) -> TreeNode:
     assert card is not None
     if before is None or after is None:
         mark: Mark = "new" if before is None else "gone"
-        text = f"{card.called}{f', {card.driver}' if card.driver else ''}"
-        alike = (TreeNode("guest", str(guest), mark, _settings(guest.about, None)) for guest in card.guests)
-        return TreeNode("card", text, mark, (*_settings(card.about, None), *alike))
-    changed = before.driver != after.driver
-    driver = f"{before.driver or 'not read'} → {after.driver}" if changed else after.driver
+        text = f"{card.name}{f', {card.driver}' if card.driver else ''}"
+        guest_nodes = (TreeNode("guest", str(guest), mark, _settings(guest.traits, None)) for guest in card.guests)
+        return TreeNode("card", text, mark, (*_settings(card.traits, None), *guest_nodes))
+    other_driver = before.driver != after.driver
+    driver = f"{before.driver or 'not read'} → {after.driver}" if other_driver else after.driver
     guests = tuple(_guest(guest, before, after) for guest in sorted({*after.guests, *before.guests}))
-    settings = _settings(before.about, after.about)
-    moved = changed or any(node.mark != "stays" for node in (*guests, *settings))
+    settings = _settings(before.traits, after.traits)
+    changes = other_driver or any(node.mark != "stays" for node in (*guests, *settings))
     if not guests:
         guests = (TreeNode("other", "nobody has it"),)
     return TreeNode(
-        "card", f"{card.called}{f', {driver}' if driver else ''}", "changes" if moved else "stays", (*settings, *guests)
+        "card", f"{card.name}{f', {driver}' if driver else ''}", "changes" if changes else "stays", (*settings, *guests)
     )
 
 
 def _guest(guest: ShownGuest, before: ShownCard, after: ShownCard) -> TreeNode:
-    had, has = ({one: one.about for one in card.guests} for card in (before, after))
-    if guest not in had or guest not in has:
-        settings = _settings({**had, **has}[guest], None)
-        return TreeNode("guest", str(guest), "new" if guest in has else "gone", settings)
-    settings = _settings(had[guest], has[guest])
-    moved = any(node.mark != "stays" for node in settings)
-    return TreeNode("guest", str(guest), "changes" if moved else "stays", settings)
+    old, new = ({holder: holder.traits for holder in card.guests} for card in (before, after))
+    if guest not in old or guest not in new:
+        settings = _settings({**old, **new}[guest], None)
+        return TreeNode("guest", str(guest), "new" if guest in new else "gone", settings)
+    settings = _settings(old[guest], new[guest])
+    changes = any(node.mark != "stays" for node in settings)
+    return TreeNode("guest", str(guest), "changes" if changes else "stays", settings)
 
 
 def counts(nodes: Iterable[TreeNode]) -> dict[Mark, int]:
-    """How many guests and cards each thing happens to."""
-    found: dict[Mark, int] = {}
+    """Mark -> number of guests and cards with it."""
+    numbers: dict[Mark, int] = {}
     for top in nodes:
         for node in top.walk():
             if node.kind in ("card", "guest"):
-                found[node.mark] = found.get(node.mark, 0) + 1
-    return found
+                numbers[node.mark] = numbers.get(node.mark, 0) + 1
+    return numbers

@@ -51,7 +51,7 @@ def test_as_it_is_and_as_it_is_to_be_have_no_marks() -> None:
     ]
 
 
-def test_a_container_that_has_the_card_already_keeps_it_and_another_one_comes() -> None:
+def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
     container = Container.model_validate({"host": "pve", "ctid": 901, "gpuAssignment": "0"})
     guests = {"running": [], "configs": SHARED, "mappings": "", "reservations": ""}
     shown = trees(True, True, settings(LXC), {"phoenix": container}, guests=guests, nvidia_minors={"0000:01:00.0": 0})
@@ -73,7 +73,7 @@ def test_what_shares_the_group_is_shown_beside_the_card() -> None:
     assert any(one.kind == "other" and "USB controller" in one.text for one in shown.walk())
 
 
-def test_nobody_needs_the_host_to_see_what_the_settings_want() -> None:
+def test_what_the_settings_want_is_shown_without_the_host() -> None:
     after = reading.wanted(settings(), {"sandbox": VM}, {}, [])
     shown = lines(tree.of_host("pve", [], after))
     assert "card: + RTX 5090 [10de:2b85] at gpus.rtx5090, vfio-pci" in shown and "guest: + VM 103 (sandbox)" in shown
@@ -142,7 +142,7 @@ def set_of(
         ({}, {}, {"card_states": {}}, ["VM 103 (Sandbox)"]),  # a kernel that doesn't say
     ],
 )  # fmt: skip
-def test_how_a_card_is_reset_sleeps_and_is_given_is_shown_with_what_changes(
+def test_changes_of_a_cards_reset_sleep_and_options_are_marked(
     gpu: dict[str, Any], vm: dict[str, Any], before: dict[str, Any], expected: list[str]
 ) -> None:
     assert set_of(gpu, vm, **before) == expected
@@ -213,7 +213,7 @@ def test_the_firmwares_picture_that_is_to_go_is_shown_of_the_host() -> None:
     assert of_kernel("quiet", bootFramebuffer="off") == []  # without effect
 
 
-def test_who_has_not_read_the_host_sees_what_is_set_without_a_mark() -> None:
+def test_options_have_no_mark_where_the_host_was_not_read() -> None:
     host = settings({"rtx5090": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}})
     vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "romfile": "card.rom"}]})
     now = of_outputs(OUTPUTS, "pve")
@@ -293,7 +293,7 @@ OUTPUTS: dict[str, Any] = {
 WORDS = {"pve": "amd_iommu=on iommu=pt homelab.vfio=0000:01:00.0=10de:2b85"}
 
 
-def test_the_result_says_who_has_the_card_what_was_verified_what_changed_and_how_to_undo_it() -> None:
+def test_the_result_names_guests_checks_changes_and_the_way_back() -> None:
     assert result.lines(OUTPUTS, WORDS, ["vms.sandbox"]) == [
         "RTX 5090 [10de:2b85] at 0000:01:00 → VM 103 (Sandbox)",
         "  RTX 5090: a test VM has seen it, with its memory ranges",
@@ -308,7 +308,7 @@ def test_the_result_says_who_has_the_card_what_was_verified_what_changed_and_how
     ]
 
 
-def test_the_result_is_the_same_in_whatever_order_pulumi_hands_the_outputs_over() -> None:
+def test_the_result_does_not_depend_on_the_order_of_outputs() -> None:
     second = {**GPU, "slot": "0000:02:00"}
     orders = ({"a": GPU, "b": second}, {"b": second, "a": GPU})
     host = OUTPUTS["hosts"]["pve"]
@@ -320,7 +320,7 @@ def test_each_line_of_the_result_fits_a_display_of_100_columns() -> None:
     assert max(map(len, result.lines(OUTPUTS, WORDS))) <= 100 - len('        [10]: ""')
 
 
-def test_the_result_of_a_card_that_nobody_has_and_of_a_host_whose_boot_is_untouched() -> None:
+def test_the_result_of_a_free_card_and_of_an_unchanged_boot() -> None:
     found = result.lines({**OUTPUTS, "vms": {}}, {"pve": " "})
     assert found[0].endswith("→ nobody yet")
     assert any("nothing of its boot is changed" in line for line in found)
