@@ -78,15 +78,6 @@ def test_a_job_that_may_write_runs_nothing_of_the_repository(file: str, name: st
         assert not re.search(r"\bmake\b|python|bash |sh |\./|\$\{\{", step.get("run", "")), step
 
 
-@pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=lambda value: value if isinstance(value, str) else "")
-def test_an_action_is_pinned_by_its_commit(file: str, name: str, job: dict[str, Any]) -> None:
-    text = (PROJECT / ".github" / "workflows" / file).read_text(encoding="utf-8")
-    for step in job["steps"]:
-        if "uses" in step:
-            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
-            assert re.search(rf"{re.escape(step['uses'])} # v\d+\.\d+\.\d+\n", text)
-
-
 WINDOWS = [
     line.strip().removeprefix(".venv\\Scripts\\")
     for job in workflow(PROJECT / ".github" / "workflows" / "windows.yml")["jobs"].values()
@@ -135,15 +126,6 @@ def test_a_unit_test_that_runs_on_windows_imports_nothing_that_needs_linux() -> 
                     wrong.append((path.name, name))
     # The engine's Python works on Windows, too; the tests of what it makes don't.
     assert [one for one in wrong if not one[1].startswith("engine")] == []
-
-
-@pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=lambda value: value if isinstance(value, str) else "")
-def test_nothing_that_github_puts_in_becomes_a_part_of_a_shells_text(file: str, name: str, job: dict[str, Any]) -> None:
-    # What others wrote (a branch's name, a title) would be run; what a step needs comes as a variable.
-    for step in job["steps"]:
-        assert "${{" not in step.get("run", ""), step
-        if "script" in step.get("with", {}):
-            assert "${{" not in step["with"]["script"], step
 
 
 # -- conditions ------------------------------------------------------------------------------------------------------------
