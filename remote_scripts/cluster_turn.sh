@@ -13,7 +13,6 @@
 apply() {
   local over=yes
   take_lock
-  [[ ! -e $STATE/away ]] || note_away leaving '' # a destroy has begun, and then came an up
   end_turn "$OVER_SECONDS" || over=no
   finish
   # The node goes on trying at once, not when its timer's time is over.

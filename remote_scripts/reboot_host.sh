@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reboots the host if its running kernel lacks what is configured; with a dead man's switch armed before, if that is in the boot configuration.
-# Needs: absent, boot, cluster, lacking, maintenance, migrate, ran, restart, switch/arm
+# Needs: absent, boot, cluster, lacking, maintenance, ran, restart, switch/arm
 #
 # Arguments: POLICY (auto | manual), WORDS (of the command line; separated by spaces), FUNCTIONS (PCI addresses that must be on
 #   vfio-pci; separated by spaces), DRIVER, FLAVOUR and SOURCE (NVIDIA's driver, as of lib/lacking.sh, which decides),
@@ -8,12 +8,11 @@
 #   HA_MODE and TURN_END (of lib/cluster.sh), RAN_PROGRAM (of lib/ran.sh).
 # Not while a backup, a migration, another task or an installation of packages runs here (lib/work.sh). In a cluster: not before the other
 #   nodes have their quorum without this one, and no other restarts; cluster_turn.sh ends the turn. Meanwhile Ceph doesn't replace this node's disks
-#   (lib/ceph.sh), HA has its guests on other nodes where HA_MODE is maintenance or migrate (lib/maintenance.sh), and with migrate other VMs are there as well, as far as they can
-#   move while they run (lib/migrate.sh).
+#   (lib/ceph.sh), and HA has its guests on other nodes where HA_MODE is maintenance (lib/maintenance.sh).
 # Changes: /etc/systemd/system/homelab-rollback.{service,timer}, /var/lib/homelab/rollback and armed; then the host restarts.
 #   /var/lib/homelab/ran and ran-program, /etc/systemd/system/homelab-ran.{service,timer}: which guests ran, for the next boot to start those again; gone then.
 #   /var/lib/homelab/wanted-boot, which `revert` of cmdline.sh takes away.
-#   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; with HA_MODE=migrate that, and VMs on other nodes; for each /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
+#   In a cluster with Ceph: `noout` for this node's disks; with HA_MODE=maintenance HA's maintenance mode; for each /var/lib/homelab/away and turn-end, /etc/systemd/system/homelab-turn.{service,timer}.
 #   Undone by confirm_boot.sh and cluster_turn.sh once the host is back, by the switch itself otherwise.
 # The switch: unless the boot is confirmed within ROLLBACK_AFTER seconds of its start, it takes our configuration away and
 #   reboots. So a host that comes back without its network comes back again, as it was. Where nobody waits, the host judges itself.
@@ -25,16 +24,13 @@
 
 # For so long the cluster is waited for, in seconds: a node that was verified a moment ago has its vote back within a minute.
 TURN_SECONDS=180
-# For so long HA may move its guests, and then this program others: their memory goes over the network.
+# For so long HA may move its guests: their memory goes over the network.
 MOVE_SECONDS=1800
 
 apply() {
   take_lock
   local moving=0 armed=no
-  case $HA_MODE in
-    maintenance) moving=$MOVE_SECONDS ;;
-    migrate) moving=$((2 * MOVE_SECONDS)) ;;
-  esac
+  [[ $HA_MODE == keep ]] || moving=$MOVE_SECONDS
   AWAY_SECONDS=$((AWAITED + ROLLBACK_AFTER + moving))
   need_boot_loader
   decide
@@ -52,7 +48,6 @@ apply() {
       "it would start with what was configured before, and be restarted again and again" "run \`pulumi up --refresh\`, which makes it; then this host restarts"
     ! is_clustered || lift_noout_of_absent
     await_cluster "$TURN_SECONDS" || refuse_turn
-    can_be_told || refuse_turn
     log "rebooting (${REASONS[*]}); this stops: ${GUESTS:-no guest}${MOVES:+; on other nodes meanwhile: $MOVES}"
     ! needs_switch || { arm "$AWAITED" && armed=yes; }
     finish
@@ -75,21 +70,11 @@ stay_up() {
   end_turn "$TURN_SECONDS"
 }
 
-# can_be_told - is it known which guests can move? Status 1: no, WHY_NOT says why. What had a lock of a guest may have ended while the cluster was waited for.
-can_be_told() {
-  [[ -z $UNSAID ]] || decide
-  [[ -n $UNSAID ]] || return 0
-  WHY_KIND=unsaid WHY_NOT=$UNSAID
-  return 1
-}
-
 # move_guests_away - where HA_MODE says so; status 1: not now, WHY_NOT says why.
 move_guests_away() {
-  local MOVES # who has moved is no longer here to be named: what was decided stays
   [[ $HA_MODE != keep && $ALONE == no ]] && is_clustered || return 0
-  enter_maintenance "$MOVE_SECONDS" && move_guests "$MOVE_SECONDS" || return 1
-  name_guests
-  # That took up to an hour: the votes, Ceph and what is at work are asked anew.
+  enter_maintenance "$MOVE_SECONDS" || return 1
+  # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
   await_cluster "$TURN_SECONDS" || return 1
   # A restart that nobody waits for would be undone by the switch.
   is_awaited || { WHY_NOT="the \`pulumi up\` that waited for this host isn't there any more" && return 1; }
@@ -115,18 +100,15 @@ plan() {
   need_boot_loader
   decide
   [[ $DECISION != yes ]] || cluster_says
-  [[ $DECISION != yes || -n $WHY_NOT ]] || WHY_NOT=$UNSAID
   report
 }
 
 # decide - sets DECISION (yes, no or manual), REASONS, PERHAPS, GUESTS and MOVES.
 decide() {
   what_is_lacking
-  LEAVING='' MOVING='' STAYING='' DOUBTED='' UNSAID=''
+  LEAVING=''
   if ((${#REASONS[@]} + ${#PERHAPS[@]} > 0)) && [[ $HA_MODE != keep ]] && is_clustered; then
     LEAVING=$(services_here) || LEAVING=''
-    what_can_move || : # UNSAID
-    LEAVING+=$(sed -E 's/([0-9]+):[^ ]+/vm:\1/g' <<<"$MOVING")
   fi
   name_guests
   DECISION=no

@@ -106,7 +106,6 @@ SLOW = frozenset(
         "scripts/test_lacking.py",
         "scripts/test_lock.py",
         "scripts/test_maintenance.py",
-        "scripts/test_migrate.py",
         "scripts/test_nvidia_driver.py",
         "scripts/test_nvidia_read.py",
         "scripts/test_nvidia_repository.py",

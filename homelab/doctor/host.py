@@ -29,7 +29,6 @@ def diagnose(reading: Reading, host: Host) -> Report:
     shown = sorted(every)
     found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
     found += _handed_over(reading, host, slots)
-    found += _left(reading)
     said, remarks = cards.log_findings(reading, shown, of_host=host.gives_cards)
     found += said
     found += _boot(reading)
@@ -204,29 +203,11 @@ def _set_aside(reading: Reading) -> list[str]:
     notes = dict(line.split(" ", 1) for line in reading.facts.set_aside.splitlines() if " " in line)
     said = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
     said += ["HA's maintenance mode is on"] if "maintenance" in notes else []
-    said += [
-        f"VM {key.removeprefix('vm:')} was moved to {value.split()[0]} and is to come back"
-        for key, value in notes.items()
-        if key.startswith("vm:")
-    ]
     return [
         f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by itself (homelab-turn.timer), "
         "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the cluster is gone for good: "
         "docs/troubleshooting.md, A node goes on trying to end its turn"
         for one in said
-    ]
-
-
-def _left(reading: Reading) -> list[Finding]:
-    """VMs that were moved for a restart of the node, and given up."""
-    return [
-        Finding(
-            f"VM {one.vmid} back on {reading.node}, from where it was moved for a restart of this node (guestsAtReboot: migrate)",
-            f"it is still on {one.node}: {one.why}",
-            "the attempts to bring it back were given up: nothing tries any more",
-            f"on {one.node}: {one.way_back(reading.facts.cluster.node)}, once what kept it there is gone; wherever else it goes, this is forgotten at the node's next restart",
-        )
-        for one in reading.facts.left_elsewhere
     ]
 
 

@@ -374,21 +374,6 @@ class Holder(Fact):
         return f"{self.name} (process {self.pid})" if self.pid else self.name
 
 
-class LeftGuest(Fact):
-    """A VM that this program has moved to another node, `node`, for a restart, and has given up bringing back, and why."""
-
-    vmid: int
-    node: str
-    why: str
-
-    def way_back(self, here: str) -> str:
-        """The command for a person, on the node where it is.
-
-        :param here: the node from which it was moved.
-        """
-        return f"`qm migrate {self.vmid} {here} --online 1`"
-
-
 class HostFacts(Fact):
     """One reading of a host. A script's answer of another shape is no reading: it raises `pydantic.ValidationError`."""
 
@@ -470,19 +455,6 @@ class HostFacts(Fact):
     chosen: dict[str, list[str]] = {}
     # The words about the IOMMU that the next boot is going to have from this program; None: those that are configured.
     to_come: str | None = None
-
-    @property
-    def left_elsewhere(self) -> list[LeftGuest]:
-        """The VMs that were moved for a restart of this node, couldn't be brought back, and are still where they were left."""
-        lines = [
-            line.removeprefix("left:").split(" ", 2) for line in self.set_aside.splitlines() if line.startswith("left:")
-        ]
-        found = [
-            LeftGuest(vmid=int(line[0]), node=line[1], why=line[2])
-            for line in lines
-            if len(line) == 3 and line[0].isdecimal()
-        ]
-        return [one for one in found if self.cluster.node_of(one.vmid) == one.node]
 
     @property
     def next_cmdline(self) -> str:

@@ -122,7 +122,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
 async def _end_turn(host: Host, name: str) -> None:
     """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no reason to fail.
 
-    For guests that HA brings back, or that the node does, it waits minutes; where they are is said meanwhile, and what stays to be known as a note.
+    For guests that HA brings back it waits minutes; where they are is said meanwhile, and what stays to be known as a note.
     """
 
     def heard(line: str) -> None:
@@ -132,7 +132,7 @@ async def _end_turn(host: Host, name: str) -> None:
         async with ssh.connect(host) as session:
             seconds = (
                 scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + scripts.RETURN_SECONDS + ssh.SCRIPT_SECONDS
-            ) + 3 * scripts.MOST_SECONDS
+            )
             said = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds, heard))
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")

@@ -97,9 +97,7 @@ async def planned(
             guests=host.guests_at_reboot,
             **driver,
         )
-        # Proxmox VE is asked of each guest whether it can move, which takes some seconds.
-        seconds = ssh.SCRIPT_SECONDS + (scripts.RETURN_SECONDS if host.guests_at_reboot == "migrate" else 0)
-        reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script, seconds)))
+        reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script, ssh.SCRIPT_SECONDS)))
         if reboot.reboot != "no":
             raise_all(ha.refused_for_restart(facts, host, vms.values()))
     said = "\n".join(f"  note: {one}" for one in (*ha.remarks_under_ha(facts, host, vms.values()), *dark))

@@ -32,12 +32,11 @@ ROLLBACK_SECONDS = 600
 CONFIRM_LOCK_SECONDS = 45
 # For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
 CLUSTER_SECONDS = 120
-# For so long a node that is to restart waits for its cluster, each time, and for guests that move to other nodes (reboot_host.sh has the same).
+# For so long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes (reboot_host.sh has the same).
 TURN_SECONDS = 180
 MOVE_SECONDS = 1800
-# For so long a node waits for guests that HA brings back to it; and so long takes each guest at most that it brings back itself (lib/bring_back.sh has the same).
+# For so long a node waits for guests that HA brings back to it.
 RETURN_SECONDS = 600
-MOST_SECONDS = 1800
 # A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
 # for the containers that are shut down for it, each in its own time.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
@@ -267,7 +266,7 @@ def reboot_host(
     *,
     awaited: int = 3 * ROLLBACK_SECONDS,
     keep_quorum: bool = True,
-    guests: Literal["shutdown", "maintenance", "migrate"] = "shutdown",
+    guests: Literal["shutdown", "maintenance"] = "shutdown",
 ) -> str:
     """Standard input of reboot_host.sh, with the verb `apply`, or `plan`, which decides the same and changes nothing.
 

@@ -32,9 +32,8 @@ def of_script(host: Host, stack: Nvidia | None = None) -> int:
 
 
 def of_reboot(host: Host) -> int:
-    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, for HA, which moves guests, then for those that it moves itself, and
-    for their return if one doesn't."""
-    moving = {"shutdown": 0, "maintenance": 1, "migrate": 3}[host.guests_at_reboot] * scripts.MOVE_SECONDS
+    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, and for HA, which moves guests."""
+    moving = scripts.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
     return host.timeouts.script + 4 * scripts.TURN_SECONDS + moving
 
 

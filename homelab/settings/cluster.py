@@ -40,7 +40,7 @@ class ProxmoxCluster(Model):
     """How one logs in to each of them."""
     api: ApiAccess | None = None
     """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one node's alone."""
-    guests_at_reboot: Literal["shutdown", "maintenance", "migrate"] | None = None
+    guests_at_reboot: Literal["shutdown", "maintenance"] | None = None
     """The same as of each host, for all of them."""
 
     @model_validator(mode="after")

@@ -235,11 +235,9 @@ class Host(Model):
     cluster: Name | None = None
     """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or any name of your choice. Of hosts
     with the same name here, one is rebooted at a time, and only once the one before is back and verified."""
-    guests_at_reboot: Literal["shutdown", "maintenance", "migrate"] = "shutdown"
+    guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
     """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down; what ran is started again, with `onboot` or
-    without. `maintenance`: HA's maintenance mode is on for that time; HA moves its guests to other nodes before, and back afterwards, and all others are shut down. `migrate`:
-    the same, and VMs that HA doesn't have are migrated while they run, and back afterwards; what can't move (a container, a VM with a card or another
-    device or disk of the node) is shut down."""
+    without. `maintenance`: HA's maintenance mode is on for that time; HA moves its guests to other nodes before, and back afterwards, and all others are shut down."""
     allow_quorum_loss: bool = False
     """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
     start no guest and take no change. Not while HA has a guest that isn't stopped, on any node: its watchdog would reset the others."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from homelab.errors import HomelabError
 from homelab.settings.host import Host
+from homelab.settings.removed import removed
 from homelab.settings.whole import Settings
 
 
@@ -57,7 +58,7 @@ def _decode(text: str) -> Any:
 
 
 # What a host may take from its cluster.
-_FROM_CLUSTERS = {"address", "ssh", "api"}
+_FROM_CLUSTERS = {"address", "ssh", "api", "guestsAtReboot"}
 # Below these keys there are secrets, or may be by mistake.
 _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
 
@@ -75,7 +76,9 @@ def _explain(error: ValidationError) -> HomelabError:
         # A key may be anything that JSON can say, control characters of a terminal too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if instead := removed(problem["loc"], problem["input"]):
+            text = instead
+        elif problem["type"] == "extra_forbidden":
             text = f"unknown key{_meant(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"

@@ -27,18 +27,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 # -- the host ------------------------------------------------------------------------------------------------------
 def of_host(facts: HostFacts) -> Traits:
     """What the running kernel was told, beside what every such host is."""
-    return (*_told(facts.cmdline.running.split()), *_left(facts))
-
-
-def _left(facts: HostFacts) -> Traits:
-    """VMs that were moved away for a restart of the host, and given up: nothing brings them back but a person."""
-    return tuple(
-        (
-            f"VM {one.vmid}",
-            f"left on {one.node} after a restart of this node; there: {one.way_back(facts.cluster.node)}",
-        )
-        for one in facts.left_elsewhere
-    )
+    return _told(facts.cmdline.running.split())
 
 
 def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
@@ -53,7 +42,7 @@ def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
         if not function.physfn and function.address not in by_hand
     ]
     words = [*facts.cmdline.others.split(), *remapping.words(facts, host).split(), *consoles.words(facts, host, bound)]
-    return (*_told(words), *_left(facts))
+    return _told(words)
 
 
 def _told(words: Sequence[str]) -> Traits:

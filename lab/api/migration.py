@@ -11,7 +11,6 @@ import shutil
 from typing import Any
 
 from lab.host.boot import mark_running
-from lab.host.pve_packages import is_pve9
 from lab.host.state import HostState
 
 from . import ha, ha_config, lxc, passthrough
@@ -31,29 +30,6 @@ _ANYWHERE = re.compile(r"spice(,.*)?|host=spice(,.*)?|socket")
 _SHARED_KINDS = frozenset({"nfs", "cifs", "cephfs", "rbd", "iscsi", "iscsidirect", "pbs"})
 #: Between the first page of memory and the last.
 _SECONDS = 0.1
-
-
-def precondition(call: Call) -> dict[str, Any]:
-    """GET .../migrate."""
-    guest = call.guest("qemu")
-    require_cluster_ready(call.host)
-    config = guest.config()
-    require_unlocked(guest, config)
-    mapped = _mapped(guest, config)
-    local = _local(guest, config)
-    if is_pve9(call.host) and guest.running:
-        local += [name for name, about in mapped.items() if not about.get("live-migration")]
-    missing = {name: _missing(call.host, mapped, name) for name in Members(call.host).nodes if name != call.host.node}
-    return {
-        "running": int(guest.running),
-        "local_disks": [{"volid": volume} for volume in _local_disks(call.host, config)],
-        "local_resources": local,
-        "mapped-resources": sorted(mapped),
-        "mapped-resource-info": mapped,
-        "allowed_nodes": [name for name, keys in missing.items() if not keys],
-        "not_allowed_nodes": {name: {"unavailable-resources": keys} if keys else {} for name, keys in missing.items()},
-        **({"has-dbus-vmstate": 1} if is_pve9(call.host) else {}),
-    }
 
 
 def migrate(call: Call) -> str:

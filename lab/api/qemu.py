@@ -114,14 +114,6 @@ def _running_details(guest: Guest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def machines(call: Call) -> list[dict[str, Any]]:
-    """GET /nodes/{node}/capabilities/qemu/machines: the newest, and one before."""
-    found = []
-    for version in (_QEMU.rpartition(".")[0], "9.2"):
-        found += [{"id": f"pc-{kind}-{version}", "type": kind, "version": version} for kind in ("i440fx", "q35")]
-    return found
-
-
 def _qmp_status(guest: Guest) -> str:
     return "paused" if guest.paused else "running" if guest.running else "stopped"
 

@@ -3,7 +3,7 @@
 # Needs: files, lock, work, pve, ceph, maintenance, cluster/over
 #
 # Gives: cluster_says -> WHY_NOT, AT_WORK; await_cluster SECONDS; take_turn SECONDS; refuse_turn.
-# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; migrate: others move, too; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh).
+# Variables: QUORUM (keep | lose: may the others be without one meanwhile), HA_MODE (maintenance: HA is to move its guests away; keep), AWAY_SECONDS (for so long this node may be away), TURN_END (of lib/away.sh).
 #
 # In the cluster, TURN: KEY VALUE lines: node, since, until (seconds since 1970), noout (its disks that have it from this program). It is changed only under TURN_LOCK, a lock of Proxmox VE's own
 # kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make, and which the cluster's file system removes after 120 seconds when asked to.
@@ -12,7 +12,7 @@ TURN=/etc/pve/priv/homelab-reboot
 TURN_LOCK=/etc/pve/priv/lock/homelab-reboot
 
 # cluster_says - sets WHY_NOT: why this node had better not restart now; empty: it may. AT_WORK: it is for what runs here. WHY_KIND: it is for the
-# guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog); that nobody knows which guests can move (unsaid).
+# guests that HA is to move (guests), or for the watchdog of HA on the others (watchdog).
 cluster_says() {
   WHY_NOT='' WHY_KIND='' ALONE=no
   work_says
@@ -112,7 +112,6 @@ refuse_turn() {
     "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that are half configured" \
     "wait until it has ended, or end it (\`pvenode task list --source active\` shows the tasks of this host, \`ha-manager status\` what HA does), then run \`pulumi up\` again. Or reboot this host by hand when it suits you, then run it"
   [[ $WHY_KIND != guests ]] || refuse_guests
-  [[ $WHY_KIND != unsaid ]] || refuse_unsaid
   [[ $WHY_KIND != watchdog ]] || die "this node of the cluster restarted" "$WHY_NOT" \
     "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them" \
     "give the cluster a QDevice; or stop these guests (\`ha-manager set vm:103 --state stopped\`) or take them out of HA (\`ha-manager remove vm:103\`) until HA is idle (\`ha-manager status\`); then run \`pulumi up\` again"

@@ -86,12 +86,8 @@ driver_lacks() {
 }
 
 # name_guests - sets GUESTS: what a reboot stops, for people: `VM 103 (Sandbox), container 901 (ai-lab)`; MOVES: the same of those that are on other
-# nodes meanwhile (LEAVING: `vm:103 ct:200 `). STAYING: lines `VMID WHY` of VMs that were to be, too: `VM 103 (Sandbox; stays with hostpci0)`; DOUBTED: such lines of
-# VMs that move.
+# nodes meanwhile (LEAVING: `vm:103 ct:200 `).
 name_guests() {
-  local id why
-  local -A of_vm=()
-  while read -r id why; do [[ -z $id || -n ${of_vm[$id]:-} ]] || of_vm[$id]="; $why"; done <<<"${STAYING:-}${DOUBTED:-}"
   GUESTS='' MOVES=''
   if find_guests vm; then name_each vm VM; else GUESTS=$(unlisted VMs qm); fi
   if find_guests lxc; then name_each ct container; else GUESTS+=$(unlisted containers pct); fi
@@ -104,7 +100,6 @@ name_each() { # KIND WORD
   local guest id name
   for guest in "${GUESTS_HERE[@]}"; do
     read -r id name <<<"$guest"
-    [[ $1 != vm ]] || name+=${of_vm[$id]:-}
     if [[ " ${LEAVING:-} " == *" $1:$id "* ]]; then MOVES+="$2 $id ($name), "; else GUESTS+="$2 $id ($name), "; fi
   done
 }

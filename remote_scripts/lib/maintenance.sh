@@ -2,7 +2,7 @@
 # HA's maintenance mode for the time of a node's restart: HA moves the guests that it has here to other nodes, and brings them back afterwards.
 # Needs: ha, away, progress, maintenance/services
 #
-# Gives: maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; leave_maintenance, await_services SECONDS; of_now PATH.
+# Gives: maintenance_says -> WHY_NOT; enter_maintenance SECONDS -> WHY_NOT; refuse_guests; leave_maintenance, await_services SECONDS.
 #   Variables: WHY_KIND (of lib/cluster.sh).
 #
 # STATE/away: `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that another person has switched on is neither noted nor switched off.
@@ -84,6 +84,14 @@ enter_maintenance() {
     tell_now_and_then "waiting for HA, which moves ${left% } to other nodes"
     sleep 1
   done
+}
+
+# refuse_guests - one that was to be on another node isn't.
+refuse_guests() {
+  find_away_note maintenance
+  die "HA's guests on other nodes before this one restarts (guestsAtReboot: maintenance)" "$WHY_NOT" \
+    "this host is restarted once they are away; it isn't, and those that moved come back$([[ -z $AWAY_NOTED ]] || printf '. HA has its maintenance mode on still: the node goes on switching it off')" \
+    "see to that guest (\`ha-manager status\`, and the log of its migration), or shut it down, or take it out of HA (\`ha-manager remove vm:103\`), or set guestsAtReboot: shutdown; then run \`pulumi up\` again"
 }
 
 # switch_maintenance_on NODE - `services` of the caller: those that are noted, beside what an earlier run noted. A mode that somebody else has

@@ -150,18 +150,18 @@ def runs_on(cluster: LabCluster) -> str:
     return ",".join(name for name in found if HostState(cluster[name].state).machine["guests"]["200"]["running"])
 
 
-def test_nodes_restart_one_after_another_and_guests_that_can_move_go_on_or_are_found_where_somebody_moved_them(
+def test_nodes_restart_in_turn_and_guests_go_on_or_are_found_where_they_moved(
     tmp_path: Path, engine: install.Engine
 ) -> None:
-    """On the first node HA moves its guest, and Ceph keeps each node's disk; on the second one this program moves a VM. A VM with a card of its own and
-    a container with the processor's can't move: on the second node the same, behind other lines.
+    """On the first node HA moves its guest, and Ceph keeps each node's disk; on the second one a VM is shut down, and started again. A VM with a card of its
+    own and a container with the processor's are found where somebody moved them: on the second node the same, behind other lines.
 
     The roll stops where a node isn't restarted. Whose turn it is while one doesn't come back, and afterwards: tests/scripts/test_cluster_turn.py.
     """
     with LabCluster.start("ceph", tmp_path / "cluster") as cluster:
         stack = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})
         for name, host in stack.config["homelab:hosts"].items():
-            host |= {"cluster": "home", "guestsAtReboot": "maintenance" if name == "pve1" else "migrate"}
+            host |= {"cluster": "home", **({"guestsAtReboot": "maintenance"} if name == "pve1" else {})}
             host["gpus"]["igpu"] = {"match": "1002:13c0", "use": "lxc"}
             host["api"] = api_token(cluster[name])
         stack.config["homelab:allowPlainSecrets"] = True
@@ -183,7 +183,7 @@ THEIRS = (
 
 
 def with_guests(cluster: LabCluster) -> None:
-    """Beside the one that HA can move: one that this program can, and two that get cards."""
+    """Beside the one that HA can move: one that ran without `onboot`, and two that get cards."""
     cluster["pve1"].run("ha-manager add vm:200")
     cluster["pve1"].run(
         "qm create 103 --name sandbox --machine q35 --bios ovmf --memory 8192 --ostype l26 --scsi0 local-lvm:8; "
@@ -211,7 +211,7 @@ def nodes_restart_one_after_another_while_their_guests_go_on(
         done = stack.up()
     assert boots(cluster) == [2, 2, 1] and seen == one_at_a_time(*NODES)
     assert "other nodes have VM 200 (db) meanwhile; it stops VM 103 (sandbox" in done.output
-    assert "other nodes have VM 105 (web; to pve3, which has Proxmox VE 9" in done.output
+    assert "it stops VM 105 (web)" in done.output
     while_away = {(frozenset({name}), frozenset({disk})) for name, disk in DISKS.items()}
     only_before_and_after = {(frozenset[str](), frozenset(disks)) for disks in ((), *([one] for one in DISKS.values()))}
     disks = {(away, kept) for away, kept, _ in account}
@@ -219,9 +219,8 @@ def nodes_restart_one_after_another_while_their_guests_go_on(
     assert {at for away, _, at in account if "pve1" in away} <= {"pve2", "pve3"}
     assert runs_on(cluster) == "pve1" and cluster.ha["maintenance"] == []
     assert not [flags for flags in cluster.ceph.flags_of.values() if flags]
-    # It was elsewhere while its node restarted, came back, and has never been off.
     assert "status: running" in cluster["pve2"].run("qm status 105").stdout
-    assert started(cluster, "pve2", 105) == began
+    assert began and (started(cluster, "pve2", 105) or 0) > began
     assert not [name for name in NODES if (cluster[name].root / "var/lib/homelab/away").exists()]
     named = [name for _, name in done.steps]
     assert named.index("pve1-booted") < [name for _, name in done.planned].index("pve2-reboot")

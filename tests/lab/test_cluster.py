@@ -69,12 +69,10 @@ def test_a_mapping_that_one_node_makes_is_the_others_and_each_checks_its_own_har
     assert api(cluster).cluster.mapping.pci.get() == []
 
 
-def test_a_vm_moves_while_it_runs_and_what_keeps_one_on_its_node_is_said(cluster: LabCluster) -> None:
-    """Words and fields as recorded of a real cluster."""
+def test_a_vm_that_somebody_migrates_goes_on_or_is_kept_by_its_card(cluster: LabCluster) -> None:
+    """Words as recorded of a real cluster."""
     here, there = api(cluster, "pve1").nodes("pve1"), api(cluster, "pve2")
     cluster["pve1"].run("qm create 150 --memory 512 && qm start 150")
-    about = here.qemu(150).migrate.get()
-    assert (about["running"], about["allowed_nodes"], about["local_disks"]) == (1, ["pve2", "pve3"], [])
     began = Guest(HostState(cluster.folder / "nodes/pve1"), "qemu", 150).started_at
     cluster["pve1"].run("qm migrate 150 pve2 --online 1")
     assert there.nodes("pve2").qemu(150).status.current.get()["status"] == "running"
@@ -84,12 +82,8 @@ def test_a_vm_moves_while_it_runs_and_what_keeps_one_on_its_node_is_said(cluster
         here.qemu(150).status.current.get()["status"] == "running" and here.qemu(150).config.get().get("lock") is None
     )
     cluster["pve1"].run("qm stop 150; qm set 150 --hostpci0 0000:01:00")
-    assert here.qemu(150).migrate.get()["local_resources"] == ["hostpci0"]
     refused = cluster["pve1"].run("qm migrate 150 pve2", check=False)
     assert refused.returncode != 0 and "can't migrate VM which uses local devices: hostpci0" in refused.stderr
-    cluster["pve1"].run("qm set 150 --delete hostpci0 --scsi0 local-lvm:1")
-    (disk,) = here.qemu(150).migrate.get()["local_disks"]
-    assert disk["volid"].startswith("local-lvm:")
     cluster["pve1"].run("qm destroy 150")
 
 

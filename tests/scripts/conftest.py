@@ -19,9 +19,6 @@ from tests.waiting import PATIENCE
 # What a test of a part's functions mostly needs.
 COMMON = ("files", "boot", "words")
 
-# Modules of Perl for a test's host, in the place of Perl's own.
-QUICK_PERL = Path(__file__).parents[1] / "quick_perl"
-
 
 def library(*parts: str) -> str:
     """These parts of the library, whole, each after what it needs."""
@@ -79,7 +76,7 @@ class Folder:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.commands}:{os.environ['PATH']}"
-        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), "PERL5LIB": str(QUICK_PERL), **QUICK_SYNC}
+        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), **QUICK_SYNC}
 
     @property
     def has_ends(self) -> bool:

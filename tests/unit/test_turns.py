@@ -17,7 +17,6 @@ from homelab.provider import boot_verification
 from homelab.remote import scripts, ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
-from homelab.show import traits
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import facts, host
@@ -135,10 +134,6 @@ def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
     assert f"\nTURN_SECONDS={scripts.TURN_SECONDS}\n" in said and f"\nMOVE_SECONDS={scripts.MOVE_SECONDS}\n" in said
     hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"script": 60})}).hosts
     assert limits.of_reboot(hosts["pve1"]) >= 60 + scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
-    moved = parse({"hosts": hosts_of(guestsAtReboot="migrate", timeouts={"script": 60})}).hosts["pve1"]
-    assert limits.of_reboot(moved) >= 60 + 3 * scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
-    back = (scripts.FOLDER / "lib/bring_back.sh").read_text(encoding="utf-8")
-    assert f"\nMOST_SECONDS={scripts.MOST_SECONDS}\n" in back
     assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - scripts.MOVE_SECONDS
 
 
@@ -171,32 +166,13 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
         assert said in text.splitlines()[-1] and ("after pve1" in text) == (decision == "yes")
 
 
-@pytest.mark.parametrize("node", ["pve2", "pve3"], ids=["still there", "somebody has seen to it"])
-def test_doctor_and_show_name_a_vm_that_was_given_up_bringing_back_and_the_command(node: str) -> None:
-    left = facts(set_aside="left:105 pve2 it can't be brought back: no route to pve1\nleft:what a full disk left")
-    cluster = left.cluster.model_copy(update={"node": "pve1", "places": f"{node}/qemu-server/105.conf\n"})
-    left = left.model_copy(update={"cluster": cluster})
-    report = host_doctor.diagnose(reading(facts=left), host())
-    found = [one for one in report.findings if one.wanted.startswith("VM 105 back on")]
-    shown = dict(traits.of_host(left)) | dict(traits.wanted_of_host(left, host()))
-    if node == "pve3":
-        assert not found and "VM 105" not in shown
-        return
-    (one,) = found
-    assert one.found == "it is still on pve2: it can't be brought back: no route to pve1"
-    assert "on pve2: `qm migrate 105 pve1 --online 1`" in one.next
-    assert shown["VM 105"] == "left on pve2 after a restart of this node; there: `qm migrate 105 pve1 --online 1`"
-    assert not [note for note in report.notes if note.startswith("set for a restart")]
-
-
 def test_the_doctor_says_what_a_restart_has_set_and_nobody_has_put_back() -> None:
-    away = "noout 0 3\nservices vm:200\nmaintenance pve1\nvm:105 pve2 7d4f0d3c"
+    away = "noout 0 3\nservices vm:200\nmaintenance pve1"
     notes = host_doctor.diagnose(reading(facts=facts(set_aside=away)), host()).notes
     said = [note.split(": ")[1].split(";")[0] for note in notes if note.startswith("set for a restart of this node")]
     assert said == [
         "Ceph doesn't replace its disks 0 3 (noout)",
         "HA's maintenance mode is on",
-        "VM 105 was moved to pve2 and is to come back",
     ]
     assert not [
         note for note in host_doctor.diagnose(reading(facts=facts()), host()).notes if "set for a restart" in note

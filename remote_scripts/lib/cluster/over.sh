@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The end of a node's turn: what was set for its restart is put back, and the others may restart. Not while the restart is ordered and still to come: the guests
 # would come back to a node that goes away, and another node would restart beside it.
-# Needs: files, lock, pve, ceph, maintenance, bring_back
+# Needs: files, lock, pve, ceph, maintenance
 #
 # Gives: has_turn; end_turn SECONDS, give_turn_back, still_set; note_restart, drop_restart, is_restart_ordered. Takes, of cluster: is_own_turn, hold_turn_lock, free_turn_lock, TURN.
 # Variables: RETURN_SECONDS (for so long the end of a turn waits for guests that HA brings back; none: not at all).
@@ -50,10 +50,7 @@ give_turn_back() {
   local seconds=10 over=no
   [[ ! -e $STATE/away ]] || seconds=$GIVE_BACK_SECONDS
   ! end_turn "$seconds" || over=yes
-  give_left_up
   [[ $over == no ]] || return 0
-  # Nobody is told any more of what is given up later: nothing of this program is to stay here.
-  [[ ! -e $STATE/away ]] || note_away leaving yes
   finish
   if is_turn_end_armed; then
     log "note: the node goes on by itself (homelab-turn.service), and takes that away when it is done; until then $(still_set)"
@@ -74,7 +71,7 @@ still_set() {
   noout=$AWAY_NOTED
   find_away_note maintenance
   node=$AWAY_NOTED
-  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}$(guests_away_in_words)"
+  printf '%s' "no node of the cluster restarts: rm $TURN${noout:+; Ceph replaces none of these disks: ceph osd rm-noout $noout}${node:+; HA keeps its guests away: ha-manager crm-command node-maintenance disable $node}"
 }
 
 # is_turn_over - each part for itself: one that fails keeps no other from being put back.
@@ -82,8 +79,7 @@ is_turn_over() {
   local path status=0
   leave_maintenance || status=1
   let_disks_go || status=1
-  bring_guests_back || status=1 # takes longest
-  ((status == 0)) && note_away leaving '' && pve test -L "$ROOT/etc/pve/local" && disarm_turn_end || return 1
+  ((status == 0)) && pve test -L "$ROOT/etc/pve/local" && disarm_turn_end || return 1
   is_own_turn "$TURN" || is_own_turn "$TURN.new" || return 0
   hold_turn_lock || return 1
   for path in "$TURN" "$TURN.new"; do

@@ -116,15 +116,10 @@ turned_away() {
   printf '}'
 }
 
-# set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh; and `left:105 pve2 WHY` for each guest that was moved for it and
-# given up (lib/bring_back.sh).
+# set_aside - what is set for a restart of this node until its turn ends: lines of lib/away.sh.
 set_aside() {
-  local TEXT said
+  local TEXT
   read_text "$STATE/away"
-  said=$TEXT
-  read_text "$STATE/left"
   cut_end "$TEXT"
-  [[ -z $TEXT ]] || said+=$'\n'left:${TEXT//$'\n'/$'\n'left:}
-  cut_end "$said"
   json_entry set_aside "$TEXT"
 }
