@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab import events
-from homelab.events import Event, Said, Step
+from homelab.events import Diagnostic, Event, Step
 from homelab.markdown import fenced
 
 # What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
@@ -88,7 +88,7 @@ def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
 
     :param code: the preview's exit status.
     """
-    texts = [one.text for one in log if isinstance(one, Said)]
+    texts = [one.text for one in log if isinstance(one, Diagnostic)]
     lines = dict.fromkeys(f"{match['who']}: {match['what']}" for text in texts for match in _SAID.finditer(text))
     changes = events.changing(log)
     # That there are changes is what the engine calls an error here.

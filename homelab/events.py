@@ -1,7 +1,7 @@
-"""The engine's event log (`pulumi … --event-log FILE`) as types: the one place that knows its form. Pure, but for reading the file.
+"""The engine's event log (`pulumi … --event-log FILE`) as types. Pure, but for reading the file.
 
-Form: sdk/go/common/apitype/events.go of Pulumi. It is lines of JSON; a kind that nobody here needs, and a line that a killed engine has left
-half-written, are passed over.
+The log is lines of JSON; their form is in sdk/go/common/apitype/events.go of Pulumi. Kinds that have no type here, and
+a line that a killed engine has left half-written, are skipped.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 from homelab.text import clean
 
-# What makes the CLI know --event-log, by which the Automation API listens, too.
+# Makes the CLI accept --event-log, which the Automation API uses, too.
 ENVIRONMENT = {"PULUMI_DEBUG_COMMANDS": "true"}
 
 _MARKUP = re.compile(r"<\{%.*?%\}>")
-# What an error's text may begin with: the CLI's own words, and those of the SDK around a refusal of the program.
+# The beginning of an error's text that the CLI or the SDK has added to the program's refusal.
 _PREFIXES = re.compile(r"^(?:error: )?(?:Preview failed: )?")
-# What the engine says of errors that it has shown already.
-_NO_NEWS = re.compile(r"(?:preview|update|refresh|destroy) failed")
+# A diagnostic that only repeats that there were errors.
+_REPEATED = re.compile(r"(?:preview|update|refresh|destroy) failed")
 _NO_CHANGE = ("same", "read", "refresh")
-# What the engine would do with a resource -> the same for a person; in the order in which it matters.
+# The engine's operation on a resource -> text for a person; by importance.
 _OPERATIONS = {
     "delete": "to delete",
     "replace": "to replace",
@@ -35,8 +35,10 @@ _OPERATIONS = {
 
 
 @dataclass(frozen=True)
-class Said:
-    """A message. `severity`: info, warning, error, debug; `text`: without markup, safe to show."""
+class Diagnostic:
+    """A message of the engine or of a provider. `severity`: info, warning, error, debug; `text`: without markup, safe
+    to show.
+    """
 
     severity: str
     text: str
@@ -44,7 +46,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done with a resource. `operation`: as the engine calls it, such as create-replacement."""
+    """An operation on a resource. `operation`: the engine's name, such as create-replacement."""
 
     operation: str
     kind: str
@@ -52,7 +54,7 @@ class Step:
 
     @property
     def changes(self) -> bool:
-        """Does it change something? The stack itself and providers are no things."""
+        """Whether a resource changes; the stack and providers don't count as resources."""
         return self.operation not in _NO_CHANGE and not self.kind.startswith(
             ("pulumi:providers:", "pulumi:pulumi:Stack")
         )
@@ -60,17 +62,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Summary:
-    """How it ended. `changes`: operation -> number of resources."""
+    """The end of a run. `changes`: operation -> number of resources."""
 
     changes: Mapping[str, int] = field(default_factory=dict)
 
 
-Event = Said | Step | Summary
+Event = Diagnostic | Step | Summary
 _STEPS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
 
 
 def of(raw: Any) -> Event | None:
-    """One event as the engine writes it; None: it is of a kind that nobody here needs, or of another form."""
+    """An event of the engine; None: it is of a kind without a type here, or of another form."""
     if not isinstance(raw, Mapping):
         return None
     for key, body in raw.items():
@@ -78,7 +80,7 @@ def of(raw: Any) -> Event | None:
             continue
         if key == "diagnosticEvent":
             text = _MARKUP.sub("", str(body.get("message", "")))
-            return Said(str(body.get("severity", "")), clean(text).strip())
+            return Diagnostic(str(body.get("severity", "")), clean(text).strip())
         if key in _STEPS and isinstance(step := body.get("metadata"), Mapping):
             return Step(str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")))
         if key == "summaryEvent":
@@ -100,20 +102,22 @@ def _of_line(line: bytes) -> Event | None:
 
 
 def read(path: Path) -> list[Event]:
-    """A whole log; empty where the engine hasn't come so far as to begin one."""
+    """A whole log; empty where the engine ended before it began one."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [event for line in lines if (event := _of_line(line)) is not None]
 
 
 def errors(events: Iterable[Event]) -> list[str]:
-    """What the engine calls errors, each once; without what it says of errors that it has shown already."""
-    texts = [_PREFIXES.sub("", one.text) for one in events if isinstance(one, Said) and one.severity == "error"]
-    return [text for text in dict.fromkeys(texts) if text and not _NO_NEWS.fullmatch(text)]
+    """The texts of the engine's errors, each once, without those that only repeat that there were errors."""
+    texts = [
+        _PREFIXES.sub("", event.text) for event in events if isinstance(event, Diagnostic) and event.severity == "error"
+    ]
+    return [text for text in dict.fromkeys(texts) if text and not _REPEATED.fullmatch(text)]
 
 
 def counts(events: Iterable[Event]) -> Mapping[str, int]:
-    """Operation -> number of resources, as the last summary has it; empty where the engine didn't come so far."""
-    return next((one.changes for one in reversed([*events]) if isinstance(one, Summary) and one.changes), {})
+    """Operation -> number of resources, as the last summary has it; empty where the engine ended before."""
+    return next((event.changes for event in reversed([*events]) if isinstance(event, Summary) and event.changes), {})
 
 
 def in_words(changes: Mapping[str, int]) -> str:
@@ -122,5 +126,5 @@ def in_words(changes: Mapping[str, int]) -> str:
 
 
 def changing(events: Sequence[Event]) -> list[str]:
-    """Names of the resources that something is done to, in that order, each once."""
-    return list(dict.fromkeys(one.name for one in events if isinstance(one, Step) and one.changes))
+    """Names of the resources that change, in the order of the events, each once."""
+    return list(dict.fromkeys(event.name for event in events if isinstance(event, Step) and event.changes))

@@ -1,4 +1,4 @@
-"""Pages in Markdown whose tables are made from data: the tables, the places where they stand, and the anchors of a page's headings.
+"""Markdown: tables made from data, their places in a page, and the anchors of a page's headings.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
@@ -33,8 +33,8 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
 
 
 def anchors(page: str) -> list[str]:
-    """What links to the page's headings end with, in the order of the headings, as GitHub makes them."""
-    found: list[str] = []
+    """The anchors of the page's headings, in their order, as GitHub makes them."""
+    links: list[str] = []
     inside_code = False
     for match in _HEADING.finditer(page):
         if match[2]:
@@ -42,9 +42,9 @@ def anchors(page: str) -> list[str]:
         elif not inside_code:
             text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", match[1])
             anchor = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-            twins = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in found)
-            found.append(f"{anchor}-{twins}" if twins else anchor)
-    return found
+            twins = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", other) is not None for other in links)
+            links.append(f"{anchor}-{twins}" if twins else anchor)
+    return links
 
 
 def anchors_of_tables(page: str) -> dict[str, str]:

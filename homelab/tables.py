@@ -1,4 +1,4 @@
-"""The program's own data files: YAML beside the modules that know what it means."""
+"""Reads the program's own data: YAML files beside the modules that use them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
-# A tenth of the time, where PyYAML was built with it. What people write is read by the other one, which shows the line where it went wrong.
+# C's loader takes a tenth of the time, where PyYAML was built with it. Users' files are read by the other one, which
+# shows the line of an error.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read(path: Path) -> Any:
-    """What is in a file.
+    """A data file's content.
 
     :raises OSError: it can't be read.
     """

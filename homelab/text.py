@@ -1,8 +1,9 @@
-"""What a host says, on its way to a person: text without what a terminal would obey. The one place where that is done.
+"""Text that is safe for a terminal: output of a host without escape sequences and control characters.
 
-A name, a log, an error of a host may hold any bytes: escape sequences that recolour or overwrite the screen, a carriage return that
-hides what came before it, marks that turn the direction of writing. `HomelabError` cleans its parts by itself; whatever else is shown
-goes through `tell`, or through `clean` where it isn't printed. Scripts do the same before they say anything (lib/text.sh).
+A host's names, logs and errors may have any bytes: escape sequences that recolour or overwrite the screen, a carriage
+return that hides the text before it, marks that turn the direction of writing. `HomelabError` cleans its parts; all
+other output goes through `tell`, or through `clean` where it isn't printed. Scripts clean their own output
+(lib/text.sh).
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from typing import Protocol, TextIO
 
 # ECMA-48: control sequences (colours, cursor), strings that end in BEL or ST (titles, links), and the shorter ones.
 _SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]+[0-~]|\x1b[=>78cDEHMNOZ]"
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]+[0-~]|\x1b[=>78cDEHMNOZ]"
 )
-# Control characters but for tab and newline; what turns or hides writing (bidirectional marks, zero width, line separators, tags);
-# halves of surrogate pairs, which can't be written at all.
+# Control characters but for tab and newline; what turns or hides writing (bidirectional marks, zero width, line
+# separators, tags); halves of surrogate pairs, which can't be written at all.
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
 def clean(text: str) -> str:
-    """The text with escape sequences taken out, carriage returns as line ends, and each other unsafe character as its number."""
+    """The text with escape sequences taken out, carriage returns as line ends, and each other unsafe character as its
+    number.
+    """
     plain = _SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return _UNSAFE.sub(_visible, plain)
 
@@ -41,7 +46,8 @@ class Show(Protocol):
     def __call__(self, text: str, *, meanwhile: bool) -> None: ...
 
 
-# What the texts of this program have beside ASCII, for terminals and files that don't have it (Windows: code pages 437 and 1252).
+# Characters of this program's texts beside ASCII, for terminals and files without them (Windows: code pages 437 and
+# 1252).
 _IN_ASCII = str.maketrans({"→": "->", "►": ">", "…": "...", "–": "-", "−": "-", "─": "-"})
 _ERRORS = "homelab.in_ascii"
 
@@ -57,7 +63,9 @@ codecs.register_error(_ERRORS, _in_ascii)
 
 
 def encodable(stream: TextIO) -> TextIO:
-    """The stream, which from here on shows in ASCII what its encoding doesn't have: no character ends a command amid its work."""
+    """The stream, which writes characters that its encoding lacks in ASCII from now on, instead of ending the
+    command.
+    """
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=_ERRORS)
     return stream
@@ -67,20 +75,22 @@ def _print(text: str, *, meanwhile: bool) -> None:
     print(text, file=encodable(sys.stdout))
 
 
-# The last of them shows what is told.
+# The last one is used by `tell`.
 _SHOWN_BY: list[Show] = [_print]
 
 
 def tell(text: str) -> None:
-    """Shows it, clean: printed, or as `shown_by` says."""
+    """Shows a cleaned text: prints it, or calls the last function given to `shown_by`."""
     _SHOWN_BY[-1](clean(text), meanwhile=False)
 
 
 def tell_meanwhile(text: str) -> None:
-    """The same of what is true for a moment: where something is. It isn't among the messages at the end."""
+    """Shows a cleaned text that is replaced by the next one, such as progress; it isn't among the messages at the
+    end.
+    """
     _SHOWN_BY[-1](clean(text), meanwhile=True)
 
 
 def shown_by(show: Show) -> None:
-    """From here on, what is told is shown in this way."""
+    """Makes `tell` call this function from now on."""
     _SHOWN_BY.append(show)

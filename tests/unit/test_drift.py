@@ -18,8 +18,8 @@ from homelab.errors import HomelabError
 SAID = "pve: drift (iommu): /etc/default/grub.d/zz-homelab-iommu.cfg was changed by hand"
 
 
-def said(text: str, severity: str = "info") -> events.Said:
-    return events.Said(severity, text)
+def said(text: str, severity: str = "info") -> events.Diagnostic:
+    return events.Diagnostic(severity, text)
 
 
 def step(op: str, name: str, kind: str = "command:remote:Command") -> events.Step:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from homelab import events
-from homelab.events import Said, Summary
+from homelab.events import Diagnostic, Summary
 
 LOGS = Path(__file__).parent / "event_logs"
 
@@ -20,7 +20,7 @@ def test_an_up_is_steps_in_their_order_messages_and_counts() -> None:
     log = recorded("up")
     changed = events.changing(log)
     assert changed[:3] == ["pve-probe", "pve-iommu", "pve-iommu-cmdline"] and changed[-1] == "pve-cards"
-    said = [one for one in log if isinstance(one, Said) and one.severity == "info"]
+    said = [one for one in log if isinstance(one, Diagnostic) and one.severity == "info"]
     assert said[-1].text.startswith("pve: verified: kernel")
     assert events.counts(log) == {"create": 11} and events.errors(log) == []
 
@@ -48,8 +48,8 @@ def test_a_refusal_is_said_once_and_without_the_engines_words_around_it(name: st
 
 def test_markup_and_what_a_terminal_would_obey_are_taken_out() -> None:
     raw = {"diagnosticEvent": {"severity": "error", "message": "<{%reset%}>error: a\x1b[31mb\r\nc<{%reset%}>"}}
-    assert events.of(raw) == Said("error", "error: ab\nc")
-    assert events.errors([Said("error", "error: Preview failed: ab")]) == ["ab"]
+    assert events.of(raw) == Diagnostic("error", "error: ab\nc")
+    assert events.errors([Diagnostic("error", "error: Preview failed: ab")]) == ["ab"]
 
 
 @pytest.mark.parametrize(

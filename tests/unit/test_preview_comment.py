@@ -7,13 +7,13 @@ from pathlib import Path
 import yaml
 
 from engine import preview
-from homelab.events import Event, Said, Summary
+from homelab.events import Diagnostic, Event, Summary
 from tests.conftest import PROJECT
 
 EVENTS: list[Event] = [
-    Said("info", "the plan"),
-    Said("error", "error: wanted: gpus.rtx5090 alone in its IOMMU group\nfound:  a disk"),
-    Said("error", "preview failed"),
+    Diagnostic("info", "the plan"),
+    Diagnostic("error", "error: wanted: gpus.rtx5090 alone in its IOMMU group\nfound:  a disk"),
+    Diagnostic("error", "preview failed"),
     Summary({"create": 12, "same": 3, "delete": 1}),
 ]
 
