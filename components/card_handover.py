@@ -16,18 +16,17 @@ from homelab.host.handover import lines_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.handover_hook import handover_hook
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host, Vm
-from homelab.shapes import CardPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardHandoverArgs:
-    """`vms`: of the host, by name; `cards`: all of the host, and `generation`: raised when it drifted, both as HostProbe puts them out."""
+    """`vms`: of the host, by name; `probe`: which cards there are, and what drifted."""
 
     host: Host
     vms: Mapping[str, Vm]
-    cards: pulumi.Input[dict[str, CardPlan]]
-    generation: pulumi.Input[int]
+    probe: HostProbe
 
 
 class CardHandover(pulumi.ComponentResource):
@@ -35,10 +34,11 @@ class CardHandover(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", name, {}, opts)
+        probe, generation = args.probe, args.probe.generation_of("handover")
         program = remote.script(
             f"{name}-handover",
             args.host,
-            pulumi.Output.all(args.cards, args.generation).apply(
+            pulumi.Output.all(probe.gpus, generation).apply(
                 lambda found: scripts.handover(lines_of(args.host, args.vms, found[0]), int(found[1]))
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
@@ -47,5 +47,5 @@ class CardHandover(pulumi.ComponentResource):
         for guest, vm in args.vms.items():
             if vm.create is None and any(use.gpu in args.host.hands_over for use in vm.gpus):
                 options = pulumi.ResourceOptions(parent=self, depends_on=[program])
-                handover_hook(f"{guest}-hook", args.host, vm, args.generation, options)
+                handover_hook(f"{guest}-hook", args.host, vm, generation, options)
         self.register_outputs({})

@@ -1,6 +1,8 @@
-"""CardNodes: at every boot of a host, before its guests start, containers get the nodes that their cards have by then.
+"""CardNodes: the device nodes of a host's cards, for its containers: now and at every boot, before the guests start.
 
-Owns /usr/local/sbin/homelab-card-nodes and the service that runs it before pve-guests.service. Undone by taking both away.
+Owns two services that run before pve-guests.service, and their programs in /usr/local/sbin: homelab-nvidia-nodes makes the nodes of NVIDIA's driver,
+homelab-card-nodes gives containers the nodes that their cards have after a boot. Undone by taking them away; the nodes stay until the next
+boot, as others may use them.
 """
 
 from __future__ import annotations
@@ -10,31 +12,45 @@ from dataclasses import dataclass
 
 import pulumi
 
+from homelab.container import makers
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Container, Host
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardNodesArgs:
-    """`containers`: of the host, by name; `generation`: raised when its files drifted, as HostProbe puts it out."""
+    """`containers`: of the host, by name; `probe`: which cards there are, and what drifted."""
 
     host: Host
     containers: Mapping[str, Container]
-    generation: pulumi.Input[int]
+    probe: HostProbe
 
 
 class CardNodes(pulumi.ComponentResource):
-    """No outputs: what needs the service depends on it."""
+    """No outputs: what needs the nodes depends on it."""
 
     def __init__(self, name: str, args: CardNodesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardNodes", name, {}, opts)
-        needed = any(container.has_cards for container in args.containers.values())
+        host, probe, containers = args.host, args.probe, list(args.containers.values())
+        options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
+        if any(container.may_have_nvidia(host.gpus) for container in containers):
+            remote.script(
+                f"{name}-nodes",
+                host,
+                pulumi.Output.all(probe.gpus, probe.generation_of("nodes")).apply(
+                    lambda found: scripts.nvidia_nodes(int(found[1]), needed=makers.any_nvidia(containers, found[0]))
+                ),
+                options,
+                told=True,
+            )
+        needed = any(container.has_cards for container in containers)
         remote.script(
             f"{name}-cards",
-            args.host,
-            pulumi.Output.from_input(args.generation).apply(lambda found: scripts.card_nodes(needed, int(found))),
-            pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            host,
+            probe.generation_of("cards").apply(lambda generation: scripts.card_nodes(needed, generation)),
+            options,
             told=True,
         )
         self.register_outputs({})

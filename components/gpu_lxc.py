@@ -1,6 +1,6 @@
 """GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
 
-In this order: the device nodes on the host (NvidiaNodes, CardNodes), the container's configuration, a restart, packages for its Intel and AMD
+In this order: the device nodes on the host (CardNodes), the container's configuration, a restart, packages for its Intel and AMD
 cards where the settings want them, a look from inside. Owns in the
 configuration the keys and lines that it added, found again by content; what others have given the container stays. Undone by
 taking them out, with a restart if the container runs; a created one is removed, unless it is protected.

@@ -6,7 +6,6 @@ acts: their triggers are what they depend on, so that a change there replaces th
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,15 +33,16 @@ from homelab.stack import Refusal
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
     """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; `flavour`: of its modules; `following`: the boot that it waits for, of another node of the cluster; `again`: another value has the reboot looked at anew."""
+    empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was mended; `following`: the boot that it waits for, of another
+    node of the cluster."""
 
     host_name: str
     host: Host
     probe: HostProbe
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
+    driver_generation: pulumi.Input[int] = 0
     following: pulumi.Input[BootSeen] | None = None
-    again: pulumi.Input[str] = ""
 
 
 class HostReboot(pulumi.ComponentResource):
@@ -88,7 +88,7 @@ class HostReboot(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
             seconds=limits.of_reboot(host),
-            triggers=[*checked.values(), driver, args.again, flavour],
+            triggers=[*checked.values(), driver, flavour, args.driver_generation],
         )
         verified = BootVerification(
             f"{name}-booted",
@@ -105,19 +105,6 @@ class HostReboot(pulumi.ComponentResource):
             gpus=probe.gpus,
         ).apply(lambda found: _stack_output(**found))
         self.register_outputs({"host": self.host})
-
-    @classmethod
-    def with_driver(
-        cls,
-        name: str,
-        args: HostRebootArgs,
-        opts: pulumi.ResourceOptions,
-        driver: pulumi.Input[str],
-        flavour: pulumi.Input[str],
-        again: pulumi.Input[str],
-    ) -> HostReboot:
-        """The same, where the boot is to bring NVIDIA's driver into use, too."""
-        return cls(name, dataclasses.replace(args, driver=driver, flavour=flavour, again=again), opts)
 
 
 async def _back(following: pulumi.Input[BootSeen] | None) -> None:

@@ -13,33 +13,30 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """`words`: what the command line is to have; `generation`: raised when that drifted. Both as HostProbe puts them out."""
+    """`probe`: which words the command line is to have, and how often these drifted."""
 
     host: Host
-    words: pulumi.Input[str]
-    generation: pulumi.Input[int]
+    probe: HostProbe
 
 
 class IommuHost(pulumi.ComponentResource):
-    """Outputs: `words`, what the command line is to have, separated by spaces."""
-
-    words: pulumi.Output[str]
+    """No outputs: what the next boot needs depends on it."""
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
-        host = args.host
-        self.words = pulumi.Output.from_input(args.words)
+        host, probe = args.host, args.probe
         remote.script(
             f"{name}-cmdline",
             host,
-            pulumi.Output.all(args.words, args.generation).apply(
+            pulumi.Output.all(probe.iommu_words, probe.generation_of("iommu")).apply(
                 lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
         )
-        self.register_outputs({"words": self.words})
+        self.register_outputs({})

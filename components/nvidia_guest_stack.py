@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
@@ -20,12 +20,14 @@ from homelab.later import later
 from homelab.remote import scripts
 from homelab.resources import limits
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
-from homelab.resources.system import System
-from homelab.settings import Container
+from homelab.resources.system import System, address_of
+from homelab.settings import Container, Host, Vm
 from homelab.shapes import StackInUse
 from homelab.stack import Refusal, locks
 
-from .host_reboot import HostReboot
+from .gpu_lxc import GpuLxc
+from .gpu_vm import GpuVm
+from .host_reboot import HostReboot, HostRebootArgs
 
 if TYPE_CHECKING:
     from pulumi_command import remote
@@ -55,35 +57,27 @@ class _Planned:
     wanted: Expected
 
 
-class Reboot(Protocol):
-    """Boots a host once for all its layers, where they take that."""
-
-    def __call__(
-        self, driver: pulumi.Output[str], flavour: pulumi.Output[str], again: pulumi.Output[str]
-    ) -> HostReboot:
-        """:param driver: the installed version.
-        :param flavour: of its modules.
-        :param again: changes where a boot may be needed though these are as before; empty until then.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class NvidiaGuestStackArgs:
-    """`reboot`: for a host. A VM is rebooted from inside, a container not at all."""
+    """`reboot`: for a host: its HostReboot's, but for the driver; `before_reboot`: what that waits for besides. A VM is rebooted from inside, a
+    container not at all."""
 
     system: System
-    reboot: Reboot | None = None
+    reboot: HostRebootArgs | None = None
+    before_reboot: Sequence[pulumi.Resource] = ()
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: `result` (contract.NvidiaOutput). `boot`: what `reboot` made."""
+    """Outputs: `result` (contract.NvidiaOutput). `place`: of the system in the settings; `boot`: of a host: its HostReboot."""
 
     result: pulumi.Output[StackInUse]
+    place: str
     boot: HostReboot
 
     def __init__(self, name: str, args: NvidiaGuestStackArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:nvidia:Stack", name, {}, opts)
-        system, reboot = args.system, args.reboot
+        system = args.system
+        self.place = system.name
         self._system = system
         stack = system.nvidia
         self._found = NvidiaSystem(
@@ -115,13 +109,15 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self._driver = version = _answered(driver, "version")
         last: pulumi.Resource = driver
         done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
-        if reboot is not None:
-            last = self.boot = reboot(
+        if args.reboot is not None:
+            reboot = dataclasses.replace(
+                args.reboot,
                 driver=version,
                 flavour=self._plan.apply(lambda found: str(found.plan.flavour or "")),
                 # After a way back, the second try installs the same version, and needs its boot.
-                again=self._found.generation.apply(lambda found: str(int(found["boot"]))),
+                driver_generation=self._found.generation.apply(lambda found: int(found["boot"])),
             )
+            last = self.boot = HostReboot(name, reboot, pulumi.ResourceOptions(depends_on=list(args.before_reboot)))
             done.append(self.boot.boot)
         elif system.target == "vm":
             about = {"driver": version, "timeout": stack.timeouts.reboot, "step": driver.stdout, "generation": done[1]}
@@ -152,6 +148,86 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         )
         self.result = self._verified.result
         self.register_outputs({"result": self.result})
+
+    @classmethod
+    def on_host(
+        cls, name: str, host: Host, reboot: HostRebootArgs, before_reboot: Sequence[pulumi.Resource]
+    ) -> NvidiaGuestStack | None:
+        """The host's own; None: the settings have none for it.
+
+        :param reboot: of the host, but for the driver.
+        :param before_reboot: what the reboot waits for besides.
+        """
+        if host.nvidia is None:
+            return None
+        probe = reboot.probe
+        system = System(
+            "host",
+            f"hosts.{name}",
+            name,
+            host,
+            host.address,
+            host.nvidia,
+            (probe,),
+            passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
+            # One that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when this is read.
+            staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
+            if host.hands_over or host.take_over
+            else None,
+        )
+        return cls(name, NvidiaGuestStackArgs(system=system, reboot=reboot, before_reboot=before_reboot))
+
+    @classmethod
+    def in_vm(cls, name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
+        """A VM's; None: the settings have none for it."""
+        if vm.nvidia is None:
+            return None
+        system = System(
+            "vm",
+            f"vms.{name}",
+            vm.host,
+            host.model_copy(update={"ssh": vm.ssh}),
+            gpu_vm.vm.apply(lambda found: address_of(name, found)),
+            vm.nvidia,
+            (gpu_vm,),
+            gpu_vm.in_force,
+            started=gpu_vm.started,
+            stays=vm.create is None or vm.create.protect,
+        )
+        return cls(name, NvidiaGuestStackArgs(system=system))
+
+    @classmethod
+    def in_container(
+        cls,
+        name: str,
+        container: Container,
+        host: Host,
+        gpu_lxc: GpuLxc,
+        boot: HostReboot,
+        tried: Sequence[pulumi.Resource],
+    ) -> NvidiaGuestStack | None:
+        """A container's; None: the settings have none for it.
+
+        :param boot: of the host, whose driver it follows where this stack installs it.
+        :param tried: as of `tried_in`.
+        """
+        if container.nvidia is None:
+            return None
+        system = System(
+            "lxc",
+            f"containers.{name}",
+            container.host,
+            host,
+            host.address,
+            container.nvidia,
+            (gpu_lxc, *tried),
+            pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
+            container.ctid,
+            started=gpu_lxc.started,
+            at=gpu_lxc.at,
+            stays=container.create is None or container.create.protect,
+        )
+        return cls(name, NvidiaGuestStackArgs(system=system))
 
     def tried_in(self, containers: Mapping[str, Container], ready: Sequence[pulumi.Resource]) -> list[pulumi.Resource]:
         """What these containers' own stacks wait for: an update of this host's driver has been tried in each of them.

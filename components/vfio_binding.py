@@ -13,30 +13,25 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources import command as remote
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 
 
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
-    """`words`: what the command line is to have; `functions`: PCI address -> vendor:device of what is to be bound;
-    `generation`: raised when that drifted. All as HostProbe puts them out."""
+    """`probe`: which functions are to be bound, as words of the command line, and how often these drifted."""
 
     host: Host
-    words: pulumi.Input[str]
-    functions: pulumi.Input[dict[str, str]]
-    generation: pulumi.Input[int]
+    probe: HostProbe
 
 
 class VfioBinding(pulumi.ComponentResource):
-    """Outputs: `functions`, PCI address -> vendor:device of every function that is to be on vfio-pci."""
-
-    functions: pulumi.Output[dict[str, str]]
+    """No outputs: what the next boot needs depends on it."""
 
     def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
         host = args.host
-        self.functions = pulumi.Output.from_input(args.functions)
-        wanted = pulumi.Output.all(args.words, args.generation)
+        wanted = pulumi.Output.all(args.probe.vfio_words, args.probe.generation_of("vfio"))
         initramfs = remote.script(
             f"{name}-initrd",
             host,
@@ -53,4 +48,4 @@ class VfioBinding(pulumi.ComponentResource):
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
         )
-        self.register_outputs({"functions": self.functions})
+        self.register_outputs({})

@@ -75,6 +75,11 @@ class HostProbe(Probe):
         """The input `settings` for a host of the settings."""
         return digest(host, _ELSEWHERE)
 
+    @property
+    def words(self) -> pulumi.Output[str]:
+        """What the kernel's command line gets."""
+        return pulumi.Output.concat(self.iommu_words, " ", self.vfio_words)
+
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""
         return self.generation.apply(lambda generation: int(generation[layer]))

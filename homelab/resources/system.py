@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,7 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.resources import command as commands
 from homelab.resources import limits
-from homelab.resources.host_probe import HostProbe
-from homelab.settings import Container, Host, Nvidia, Vm
+from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
 
@@ -90,60 +88,11 @@ class System:
         )
 
 
-def on_host(name: str, host: Host, probe: HostProbe) -> System | None:
-    """The host itself; None: the settings have no `nvidia` for it."""
-    if host.nvidia is None:
-        return None
-    return System(
-        "host",
-        f"hosts.{name}",
-        name,
-        host,
-        host.address,
-        host.nvidia,
-        (probe,),
-        passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
-        # One that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when this is read.
-        staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
-        if host.hands_over or host.take_over
-        else None,
-    )
+def address_of(name: str, vm: VmSeen) -> str:
+    """Where a VM is reached.
 
-
-def in_vm(
-    name: str,
-    vm: Vm,
-    host: Host,
-    seen: pulumi.Output[VmSeen],
-    *,
-    in_force: pulumi.Input[str],
-    started: pulumi.Input[str],
-    ready: pulumi.Resource,
-) -> System | None:
-    """A VM; None: the settings have no `nvidia` for it.
-
-    :param seen: the VM with its cards, as GpuVm puts it out.
-    :param in_force: as GpuVm puts it out.
-    :param started: as GpuVm puts it out.
-    :param ready: that GpuVm.
+    :raises Refusal: it is off, or nobody knows.
     """
-    if vm.nvidia is None:
-        return None
-    return System(
-        "vm",
-        f"vms.{name}",
-        vm.host,
-        host.model_copy(update={"ssh": vm.ssh}),
-        seen.apply(lambda found: _address(name, found)),
-        vm.nvidia,
-        (ready,),
-        in_force,
-        started=started,
-        stays=vm.create is None or vm.create.protect,
-    )
-
-
-def _address(name: str, vm: VmSeen) -> str:
     if vm["state"] == "running" and (address := vm.get("address")):
         return address
     found = f"VM {int(vm['vmid'])} is {vm['state']}" if vm["state"] != "running" else "its guest agent named none"
@@ -156,41 +105,4 @@ def _address(name: str, vm: VmSeen) -> str:
             if vm["state"] != "running"
             else f"install qemu-guest-agent in it, or set vms.{name}.address",
         )
-    )
-
-
-def in_container(
-    name: str,
-    container: Container,
-    host: Host,
-    driver: pulumi.Input[str],
-    *,
-    at: str,
-    in_force: pulumi.Input[str],
-    started: pulumi.Input[str],
-    ready: Sequence[pulumi.Resource],
-) -> System | None:
-    """A container; None: the settings have no `nvidia` for it.
-
-    :param driver: the host's, where this stack installs it.
-    :param at: as of `System`.
-    :param in_force: as GpuLxc puts it out.
-    :param started: as GpuLxc puts it out.
-    :param ready: that GpuLxc, and what it waits for besides (`NvidiaGuestStack.tried_in`).
-    """
-    if container.nvidia is None:
-        return None
-    return System(
-        "lxc",
-        f"containers.{name}",
-        container.host,
-        host,
-        host.address,
-        container.nvidia,
-        tuple(ready),
-        pulumi.Output.all(in_force, driver).apply(" ".join),
-        container.ctid,
-        started=started,
-        at=at,
-        stays=container.create is None or container.create.protect,
     )

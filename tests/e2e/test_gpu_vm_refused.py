@@ -52,9 +52,9 @@ def test_it_is_said_and_the_vm_is_as_it_was(converged: Callable[..., Stack]) -> 
 
 def proved_by_a_small_vm(stack: Stack, done: list[str]) -> None:
     """Before anything is recorded of the VM that gets it; nothing is left of the small one."""
-    assert done.index("pve-rtx5090-test-vm") < done.index("sandbox-record")
+    assert done.index("pve-rtx5090-test") < done.index("sandbox-record")
     assert sorted(path.name for path in (stack.lab.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "104.conf"]
-    (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test-vm")
+    (test,) = (one for one in stack.resources() if name_of(one["urn"]) == "pve-rtx5090-test")
     # A reboot that brings the VM back with its card needs no other proof: it asks for one where the card is another.
     assert test["inputs"]["triggers"] == [{"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}]
 
