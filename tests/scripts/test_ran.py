@@ -138,6 +138,9 @@ def clock_set_back(host: Folder) -> None:
         (lambda host: task(host, "qmstart", 103, NOTED - 60), True),
         (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
+        # The start of what was noted as running: in the second of the note, or while its list was waited for.
+        (lambda host: task(host, "qmstart", 103, NOTED), True),
+        (lambda host: task(host, "qmstart", 103, NOTED + 5), True),
         # The same where the clock was set back.
         (clock_set_back, True),
         # Somebody else's restart, hours later.

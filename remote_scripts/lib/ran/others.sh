@@ -13,6 +13,7 @@ is_handed_a_card() {
 }
 
 # was_touched ID SINCE - has a task been about it since? Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and consoles.
+# Nor its start before that host went down: it ran then, as it was noted.
 # A line is `UPID …`, its times hexadecimal; ` END STATUS` follows, in `active` ` 1 END STATUS`, or ` 0` while it runs. Status 1: no; 2: nobody knows.
 # START_FAILED: how the last of these tasks has ended, if it was a start that failed.
 was_touched() {
@@ -30,6 +31,7 @@ was_touched() {
     END {
       for (number = 1; number <= many; number++) {
         split(about[number], task, "[: ]")
+        if (task[6] ~ /^(qm|vz)start$/ && down != "" && task[5] "" <= down "") continue
         if (down == "" || task[5] "" < down || task[5] "" > booted "" || task[8] != "root@pam" || task[6] !~ /^(qm|vz)shutdown$/) touched = 1
       }
       if (touched && kind ~ /^(qm|vz)start$/ && sub(/^[^ ]*: (1 )?[0-9A-F]+ +/, "", ended) && ended !~ /^(OK|WARNINGS.*)?$/) print ended
