@@ -36,9 +36,8 @@ class Ceph:
         #: The nodes with a monitor, by name.
         self.monitors: list[str] = data["monitors"]
         self.size, self.min_size = int(data["size"]), int(data["min_size"])
-        #: Of each disk: `noout` and the like; `flags` are the whole cluster's.
+        #: Of each disk: `noout` and the like.
         self.flags_of: dict[int, list[str]] = {int(number): flags for number, flags in data["flags_of"].items()}
-        self.flags: list[str] = data["flags"]
         self.epoch: int = data["epoch"]
 
     @classmethod
@@ -57,7 +56,7 @@ class Ceph:
         osds = {number: node for node, numbers in data["osds"].items() for number in numbers}
         made = {
             "fsid": "6a8f2c1e-52d1-4b0e-9f3f-7c1d0b6f2a11", "osds": osds, "monitors": data.get("monitors", list(data["osds"])),
-            "size": data.get("size", 3), "min_size": data.get("min_size", 2), "flags_of": {}, "flags": [], "epoch": 57,
+            "size": data.get("size", 3), "min_size": data.get("min_size", 2), "flags_of": {}, "epoch": 57,
         }  # fmt: skip
         write_atomically(folder / FILE, json.dumps(made, indent=1) + "\n")
 
@@ -73,7 +72,7 @@ class Ceph:
         """Write the flags; each change is another epoch of the map."""
         path = self._cluster.folder / FILE
         data = json.loads(path.read_text(encoding="utf-8"))
-        data |= {"flags": self.flags, "flags_of": self.flags_of, "epoch": self.epoch + 1}
+        data |= {"flags_of": self.flags_of, "epoch": self.epoch + 1}
         write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     def _runs(self, node: str, seconds: float) -> bool:
@@ -95,11 +94,6 @@ class Ceph:
         """How many placement groups have too few copies to be written once these disks have stopped, too."""
         left = set(self.up) - set(stopped)
         return sum(sum(number in left for number in copies) < self.min_size for copies in self._placed())
-
-    def degraded(self) -> int:
-        """How many placement groups lack a copy."""
-        up = set(self.up)
-        return sum(not up.issuperset(copies) for copies in self._placed())
 
     def _placed(self) -> list[list[int]]:
         """For each placement group the disks that have it: one of each of `size` nodes."""

@@ -27,24 +27,15 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     if ceph is None:
         raise Failure(_NOT_THERE)
     _await_monitors(host)
-    words = [word for word in arguments if word not in ("-f", "--format", "json", "--format=json")]
-    as_json = len(words) < len(arguments)
-    if words[:2] in (["osd", "add-noout"], ["osd", "rm-noout"], ["osd", "set"], ["osd", "unset"]):
+    words = arguments
+    if words[:2] in (["osd", "add-noout"], ["osd", "rm-noout"]) and words[2:]:
         return logged(host, name, arguments, lambda: _change(ceph, words[1], words[2:]))
     if words[:2] == ["mon", "ok-to-stop"] and words[2:]:
         _monitors_may_stop(ceph, words[2:])
     elif words[:2] == ["osd", "ok-to-stop"] and words[2:]:
         _osds_may_stop(ceph, _numbers(ceph, words[2:]))
-    elif words == ["osd", "dump"] and not as_json:
+    elif words == ["osd", "dump"]:
         print("\n".join(_dump(ceph)))
-    elif words == ["osd", "ls"]:
-        print(json.dumps(sorted(ceph.osds)) if as_json else "\n".join(map(str, sorted(ceph.osds))))
-    elif words == ["osd", "tree"] and not as_json:
-        print("\n".join(_tree(ceph)))
-    elif words in (["health"], ["health", "detail"]):
-        _print_health(ceph, as_json=as_json, detail=len(words) > 1)
-    elif words in (["-s"], ["status"]) and not as_json:
-        print("\n".join(_status(ceph)))
     else:
         raise UsageError(f"the lab's ceph has no {' '.join(arguments)!r}")
     return 0
@@ -59,8 +50,6 @@ def _await_monitors(host: HostState) -> None:
 
 
 def _numbers(ceph: Ceph, words: list[str]) -> list[int]:
-    if words == ["all"]:
-        return sorted(ceph.osds)
     found = []
     for word in words:
         number = word.removeprefix("osd.")
@@ -73,11 +62,7 @@ def _numbers(ceph: Ceph, words: list[str]) -> list[int]:
 
 
 def _change(ceph: Ceph, verb: str, words: list[str]) -> int:
-    if not words:
-        raise UsageError(f"the lab's `ceph osd {verb}` wants more words")
-    if verb in ("set", "unset"):
-        ceph.flags = [flag for flag in ceph.flags if flag != words[0]] + [words[0]] * (verb == "set")
-    for number in _numbers(ceph, words) if verb.endswith("-noout") else []:
+    for number in _numbers(ceph, words):
         flags = [flag for flag in ceph.flags_of.get(number, []) if flag != "noout"]
         ceph.flags_of[number] = [*flags, *["noout"] * (verb == "add-noout")]
     ceph.save()
@@ -111,7 +96,7 @@ def _dump(ceph: Ceph) -> list[str]:
     up = ceph.up
     head = [
         f"epoch {ceph.epoch}", f"fsid {ceph.fsid}", "created 2026-11-02T09:14:07.412283+0000", "modified 2026-11-21T03:29:24.118402+0000",
-        f"flags {','.join([*ceph.flags, _FLAGS])}", "crush_version 9", "full_ratio 0.95", "backfillfull_ratio 0.9", "nearfull_ratio 0.85",
+        f"flags {_FLAGS}", "crush_version 9", "full_ratio 0.95", "backfillfull_ratio 0.9", "nearfull_ratio 0.85",
         "require_min_compat_client luminous", "min_compat_client jewel", "require_osd_release squid", "stretch_mode_enabled false",
         f"pool 2 'vms' replicated size {ceph.size} min_size {ceph.min_size} crush_rule 0 object_hash rjenkins pg_num {GROUPS - 1} pgp_num {GROUPS - 1}"
         " autoscale_mode on last_change 41 flags hashpspool,selfmanaged_snaps stripe_width 0 application rbd",
@@ -125,77 +110,3 @@ def _dump(ceph: Ceph) -> list[str]:
             f" {address} {address} {','.join(states)} 5d1f0b6e-3f5c-4d0a-9b36-0c4f6d8a{number:04x}"
         )
     return head
-
-
-def _tree(ceph: Ceph) -> list[str]:
-    up = ceph.up
-    total = f"{len(ceph.osds) * 0.9:.5f}"
-    lines = ["ID  CLASS  WEIGHT   TYPE NAME      STATUS  REWEIGHT  PRI-AFF", f"-1         {total}  root default"]
-    for place, node in enumerate(sorted(set(ceph.osds.values())), 3):
-        own = [number for number, at in sorted(ceph.osds.items()) if at == node]
-        lines.append(f"{-place}         {len(own) * 0.9:.5f}      host {node}")
-        lines += [
-            f"{number:2}    ssd  0.90000          osd.{number}  {'up' if number in up else 'down':>6}   1.00000  1.00000"
-            for number in own
-        ]
-    return lines
-
-
-def _checks(ceph: Ceph) -> list[tuple[str, str, list[str]]]:
-    """What keeps the health from being OK: a check's name, in short, and in detail."""
-    found: list[tuple[str, str, list[str]]] = []
-    quorum, up = ceph.quorum, ceph.up
-    if missing := [name for name in ceph.monitors if name not in quorum]:
-        found.append(
-            ("MON_DOWN", f"{len(missing)}/{len(ceph.monitors)} mons down, quorum {','.join(quorum)}", [f"mon.{name} is down (out of quorum)" for name in missing])
-        )  # fmt: skip
-    down = [number for number in sorted(ceph.osds) if number not in up]
-    if ceph.flags:
-        found.append(("OSDMAP_FLAGS", f"{','.join(ceph.flags)} flag(s) set", []))
-    if kept := [number for number, flags in sorted(ceph.flags_of.items()) if "noout" in flags]:
-        found.append(
-            ("OSD_FLAGS", f"{len(kept)} OSDs or CRUSH {{nodes, device-classes}} have {{NOUP,NODOWN,NOIN,NOOUT}} flags set", [f"osd.{number} has flags NOOUT" for number in kept])
-        )  # fmt: skip
-    if down:
-        found.append(
-            (
-                "OSD_DOWN",
-                f"{len(down)} osds down",
-                [f"osd.{number} (root=default,host={ceph.osds[number]}) is down" for number in down],
-            )
-        )
-    if degraded := ceph.degraded():
-        found.append(
-            ("PG_DEGRADED", f"Degraded data redundancy: {degraded} pgs degraded, {degraded} pgs undersized", [])
-        )
-    return found
-
-
-def _print_health(ceph: Ceph, *, as_json: bool, detail: bool) -> None:
-    checks = _checks(ceph)
-    state = "HEALTH_WARN" if checks else "HEALTH_OK"
-    if as_json:
-        shown = {
-            name: {"severity": "HEALTH_WARN", "summary": {"message": text, "count": len(lines) or 1}, "muted": False}
-            | ({"detail": [{"message": line} for line in lines]} if detail else {})
-            for name, text, lines in checks
-        }
-        print(json.dumps({"status": state, "checks": shown, "mutes": []}, separators=(",", ":")))
-        return
-    print(" ".join([state, "; ".join(text for _, text, _ in checks)]).strip())
-    if detail:
-        for name, text, lines in checks:
-            print("\n".join([f"[WRN] {name}: {text}", *(f"    {line}" for line in lines)]))
-
-
-def _status(ceph: Ceph) -> list[str]:
-    checks, quorum, up = _checks(ceph), ceph.quorum, ceph.up
-    missing = [name for name in ceph.monitors if name not in quorum]
-    away = f", out of quorum: {','.join(missing)}" if missing else ""
-    return [
-        "  cluster:", f"    id:     {ceph.fsid}", f"    health: {'HEALTH_WARN' if checks else 'HEALTH_OK'}",
-        *(f"            {text}" for _, text, _ in checks), " ", "  services:",
-        f"    mon: {len(ceph.monitors)} daemons, quorum {','.join(quorum)}{away}",
-        f"    mgr: {quorum[0]}(active)", f"    osd: {len(ceph.osds)} osds: {len(up)} up, {len(ceph.osds)} in", " ", "  data:",
-        f"    pools:   2 pools, {GROUPS} pgs", f"    pgs:     {GROUPS - ceph.degraded()} active+clean", " ",
-    ]  # fmt: skip

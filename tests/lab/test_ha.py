@@ -178,29 +178,32 @@ def test_a_node_that_restarts_freezes_its_guests_and_starts_them_again(cluster: 
 
 def test_ceph_wants_its_monitors_and_its_disks(started: LabCluster) -> None:
     ceph = started["pve1"].run
-    wait_until(lambda: ceph("ceph health").stdout == "HEALTH_OK\n")  # the nodes have found one another
-    assert json.loads(ceph("ceph osd ok-to-stop 0").stdout)["ok_to_stop"] is True
+    wait_until(lambda: may_stop(started))  # the nodes have found one another
     assert "quorum should be preserved (pve2,pve3)" in ceph("ceph mon ok-to-stop pve1").stderr
     boots = len(started["pve3"].boots())
     started["pve3"].run("poweroff")
     started["pve3"].wait_settled()
-    warning = ceph("ceph health").stdout
-    assert warning.startswith("HEALTH_WARN 1/3 mons down, quorum pve1,pve2; 1 osds down; Degraded data redundancy")
     assert refused(started, "ceph osd ok-to-stop 0").endswith("(33 PGs are or would become offline)")
     assert "not enough monitors would be available (pve2)" in refused(started, "ceph mon ok-to-stop pve1")
     # Without a quorum nobody gets an answer.
     started["pve2"].fault("cut-off")
-    assert started["pve1"].run("timeout 1 ceph health", check=False).returncode == 124
+    assert started["pve1"].run("timeout 1 ceph osd dump", check=False).returncode == 124
     started["pve2"].fault("cut-off", None)
     started["pve3"].power_cycle()
     started["pve3"].wait_settled(boots=boots + 1)
-    wait_until(lambda: ceph("ceph health").stdout == "HEALTH_OK\n")
+    wait_until(lambda: may_stop(started))
+
+
+def may_stop(cluster: LabCluster) -> bool:
+    """Can Ceph do without pve1's disk?"""
+    said = cluster["pve1"].run("ceph osd ok-to-stop 0", check=False).stdout
+    return bool(said) and json.loads(said)["ok_to_stop"] is True
 
 
 def test_the_nodes_timer_gives_back_what_a_killed_run_has_set(cluster: LabCluster) -> None:
     """A run that is killed while HA moves guests: nobody runs another one."""
     lab = cluster["pve1"]
-    wait_until(lambda: lab.run("ceph health").stdout == "HEALTH_OK\n")
+    wait_until(lambda: may_stop(cluster))
     stock, boots = cluster.snapshot(), len(lab.boots())
     lab.fault("task-seconds", 30)  # a migration takes its time
     script = scripts.reboot_host("auto", "homelab.test=1", [], 600, guests="maintenance")
