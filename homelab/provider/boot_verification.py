@@ -37,11 +37,11 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
             why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
-            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot.get('moves', ''))}")
+            tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot['moves'])}")
         try:
             facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want, self._own(inputs.host)))
         except UnreachableError:
-            if reboot.get("turn") == "yes":
+            if reboot["turn"] == "yes":
                 self._give_up(inputs.host, self.host(inputs).node or inputs.host)
             raise
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
@@ -103,7 +103,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
-    if reboot.get("turn") == "yes" and not facts.rolling_back:  # an older state has no word of it
+    if reboot["turn"] == "yes" and not facts.rolling_back:
         await _end_turn(host, name)
     if reboot["reboot"] == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
