@@ -57,7 +57,7 @@ for name, host in settings.hosts.items():
         layers.append(CardHandover(name, CardHandoverArgs(host=host, vms=guests, probe=probe), after(probe)))
 
     # One reboot for all of that, and for NVIDIA's driver on the host itself.
-    reboot = HostRebootArgs(host_name=name, host=host, probe=probe, following=turns.get(host.cluster))
+    reboot = HostRebootArgs(host_name=name, host=host, probe=probe, previous_node=turns.get(host.cluster))
     own = NvidiaGuestStack.on_host(name, host, reboot, layers)
     boot = own.boot if own else HostReboot(name, reboot, after(*layers))
     if own:

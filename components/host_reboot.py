@@ -33,8 +33,8 @@ from homelab.stack import Refusal
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
     """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was mended; `following`: the boot that it waits for, of another
-    node of the cluster."""
+    empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was mended; `previous_node`: the boot of the cluster's
+    node that restarts before this one."""
 
     host_name: str
     host: Host
@@ -42,7 +42,7 @@ class HostRebootArgs:
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
     driver_generation: pulumi.Input[int] = 0
-    following: pulumi.Input[BootSeen] | None = None
+    previous_node: pulumi.Input[BootSeen] | None = None
 
 
 class HostReboot(pulumi.ComponentResource):
@@ -67,7 +67,7 @@ class HostReboot(pulumi.ComponentResource):
             "generation": probe.boot_generation,
         }
         wanted = pulumi.Output.all(
-            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _back(args.following)
+            probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(args.previous_node)
         )
         reboot = remote.script(
             f"{name}-reboot",
@@ -107,14 +107,15 @@ class HostReboot(pulumi.ComponentResource):
         self.register_outputs({"host": self.host})
 
 
-async def _back(following: pulumi.Input[BootSeen] | None) -> None:
-    """Wait until another host is back and verified, without a dependency on it: it can be forgotten by itself (`pulumi state delete --target-dependents`).
+async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
+    """Wait until another node is back and verified. It isn't depends_on, which the state keeps: `pulumi state delete --target-dependents`, by which a dead
+    node is forgotten, would take every node that restarts after it along.
 
-    :raises Refusal: it isn't, in an `up` that goes on for all that (`--continue-on-error`).
+    :raises Refusal: it isn't back, in an `up` that goes on for all that (`--continue-on-error`).
     """
-    if following is None:
+    if boot_of_node is None:
         return
-    boot = pulumi.Output.from_input(following)
+    boot = pulumi.Output.from_input(boot_of_node)
     if not await boot.is_known() and not pulumi.runtime.is_dry_run():
         raise Refusal(
             HomelabError(
