@@ -84,9 +84,8 @@ class GpuOutput(_OutputPart):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
-    name: str | None = Field(None, description="what the host's pci.ids call it, such as RTX 4090; null: nobody knows")
-    path: str | None = Field(
-        None,
+    name: str = Field(description="what the host's pci.ids call it, such as RTX 4090; empty: nobody knows")
+    path: str = Field(
         description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
     )
     use: Literal["vm", "lxc", "host", "shared"] = Field(description="who it is for")
@@ -141,7 +140,6 @@ class NvidiaOutput(_OutputPart):
         description="the driver's version that the CDI specification names; null: containers don't get cards by it",
     )
     unchecked: list[str] = Field(
-        default=[],
         description="what could not be tried, and why: an image that can't be fetched; the field container is null then",
     )
     graphics: bool | None = Field(None, description="the libraries of EGL, OpenGL and Vulkan load; null: not asked for")
@@ -180,9 +178,8 @@ class ContainerOutput(_OutputPart):
     name: str = Field(description="its name in Proxmox VE")
     state: Literal["running", "stopped"] = Field(description="as the last change left it")
     gpus: list[WholeNumber] = Field(description="the numbers of its cards of NVIDIA's: N of /dev/nvidiaN")
-    addresses: list[str] = Field([], description="where these cards are on the host's PCI bus, such as 0000:01:00.0")
+    addresses: list[str] = Field(description="where these cards are on the host's PCI bus, such as 0000:01:00.0")
     cards: dict[str, list[str]] = Field(
-        {},
         description="its cards of other makers, by their names in the host's gpus -> their nodes, such as /dev/dri/renderD128",
     )
     nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
@@ -198,8 +195,8 @@ class Outputs(_OutputPart):
     version: WholeNumber = Field(description="of the contract", json_schema_extra={"const": VERSION})
     hosts: dict[str, HostOutput]
     vms: dict[str, VmOutput]
-    containers: dict[str, ContainerOutput] = {}
-    result: list[str] = Field([], description="what the last `up` has come to, in lines for people; not for programs")
+    containers: dict[str, ContainerOutput]
+    result: list[str] = Field(description="what the last `up` has come to, in lines for people; not for programs")
 
 
 def schema() -> dict[str, Any]:

@@ -27,7 +27,6 @@ def _show(arguments: argparse.Namespace, status: dict[str, Any], text: str) -> N
 
 def _describe(status: dict[str, Any], state: Path) -> str:
     ssh = status["ssh"]
-    # A lab that was last started by an earlier version has no API yet.
     api = status.get("api")
     web = f"\n  {api['url']} (token {api['tokenId']}, authority {api['caFile']})" if api else ""
     login = f"ssh -i {ssh['privateKeyFile']} -p {ssh['port']} {ssh['user']}@{ssh['host']}"

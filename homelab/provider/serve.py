@@ -84,7 +84,7 @@ class Homelab(sdk.Provider):
         resource = _declared(request.type)
         state, inputs = plain_map(request.old_state), plain_map(request.new_inputs)
         state |= self._cluster_of(state, inputs)
-        # A state of another version may have inputs that this one doesn't know.
+        # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
         had = {key: value for key, value in state.items() if key in declared}
         found = {

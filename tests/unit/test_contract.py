@@ -27,6 +27,8 @@ def values() -> Values:
     }
     gpu = {
         "slot": "0000:01:00",
+        "name": "RTX 5090",
+        "path": "0000:01:00",
         "use": "vm",
         "functions": [function],
         "iommuGroup": 14.0,
@@ -49,7 +51,7 @@ def values() -> Values:
         "state": "running",
         "gpus": ["rtx5090"],
     }
-    return {"version": 1.0, "hosts": {"pve": host}, "vms": {"sandbox": vm}}
+    return {"version": 1.0, "hosts": {"pve": host}, "vms": {"sandbox": vm}, "containers": {}, "result": []}
 
 
 def refused(found: Values) -> str:
@@ -68,7 +70,7 @@ def test_the_schema_requires_what_a_consumer_works_with() -> None:
     required = {name: set(about.get("required", ())) for name, about in schema["$defs"].items()}
     assert required["HostOutput"] == {"node", "kernel", "bootId", "iommu", "gpus"}
     assert required["Function"] == {"address", "id", "subsystem", "class", "driver"}
-    assert {"slot", "use", "functions"} <= required["GpuOutput"]
+    assert {"slot", "name", "path", "use", "functions"} <= required["GpuOutput"]
     assert {"iommuGroup", "mapping", "hostpci", "holder"} <= set(schema["$defs"]["GpuOutput"]["properties"])
     assert required["VmOutput"] == {"host", "node", "vmid", "name", "state", "gpus"}
     assert schema["properties"]["version"]["const"] == contract.VERSION
@@ -101,7 +103,7 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 # Objects whose keys are names of things, not of the contract.
-NAMES = {("hosts",), ("vms",), ("hosts", "pve", "gpus")}
+NAMES = {("hosts",), ("vms",), ("containers",), ("hosts", "pve", "gpus")}
 
 
 @pytest.mark.parametrize("place", [place for place in places(values()) if place not in NAMES], ids=str)
