@@ -115,7 +115,6 @@ def test_a_setting_changed_updates_its_resource_and_replaces_what_follows(conver
     assert [step for step in up.steps if not step[0].startswith("delete")] == [
         ("update", "pve-probe"),
         ("update", "pve-cmdline"),
-        ("update", "pve-bind"),  # which makes the boot menu of both
         ("create-replacement", "pve-reboot"),
         ("replace", "pve-reboot"),
         ("create-replacement", "pve-booted"),
