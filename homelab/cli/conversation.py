@@ -36,17 +36,17 @@ from homelab.init.choices import (
     Guest,
     Stack,
     Use,
+    combined,
+    configured_cards,
+    configured_use,
     example,
     free_id,
     guests,
-    known_cards,
-    known_use,
     parse_card,
     parse_setting,
     parse_use,
     settings_of,
     suggested,
-    together,
 )
 from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
 from homelab.nvidia.reading import SystemReading
@@ -128,7 +128,7 @@ class Conversation:
         host = settings.hosts.get(name) if settings else None
         if settings is None or host is None:
             return found, {}
-        names = known_cards(facts, host)
+        names = configured_cards(facts, host)
         named: list[Card] = []
         for card in found:
             taken = [*host.gpus, *(one.key for one in named)]
@@ -138,7 +138,7 @@ class Conversation:
             named.append(Card(card.place, card.id, card.name, key, card.alone))
         vms = {key: vm for key, vm in settings.vms.items() if vm.host == name}
         containers = {key: one for key, one in settings.containers.items() if one.host == name}
-        return named, {place: known_use(host, gpu, vms, containers) for place, gpu in names.items()}
+        return named, {place: configured_use(host, gpu, vms, containers) for place, gpu in names.items()}
 
     def _show_host(self, facts: HostFacts, found: list[Card], access: Access, node: str) -> None:
         driver = f", NVIDIA driver {facts.nvidia.version}" if facts.nvidia.version else ""
@@ -208,7 +208,7 @@ class Conversation:
         if accepted:
             choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
         for text in self.arguments.set:
-            choices.more = together(choices.more, parse_setting(text, name))
+            choices.more = combined(choices.more, parse_setting(text, name))
         if any(use.kind == "new-vm" for use in uses.values()):
             choices.new_vm = self._new_vm(access, node)
         self._nvidia(choices, facts, found, before, access, name)
@@ -280,7 +280,7 @@ class Conversation:
         options: list[Option] = [(one, f"from the cloud image {one}") for one in there.images]
         options += [(one, f"an empty disk, and the CD {one}") for one in there.isos]
         options += [
-            (one, f"from the cloud image {one}, which the host downloads to {there.into}") for one in there.known
+            (one, f"from the cloud image {one}, which the host downloads to {there.into}") for one in there.downloadable
         ]
         if not options:
             return "", ""

@@ -1,4 +1,4 @@
-"""The cards of a host as a person chooses among them: by name, with what is with them, who uses them, and what `up` would refuse."""
+"""A host's cards for a user's choice: their names, their groups, their guests, and the refusals of `up`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from homelab.settings import Gpu, Host
 
 @dataclass(frozen=True)
 class Card:
-    """`place`: its slot, `0000:01:00`, or the address of a virtual function (SR-IOV), which is a card of its own; `id`: of its graphics
-    function; `alone`: is it the only one with that id? `name`: as every message calls it; `key`: a name for the settings.
+    """A card that can be chosen. `place`: its slot, `0000:01:00`, or the address of a virtual function (SR-IOV), which
+    is a card by itself; `id`: of its graphics function; `alone`: whether it is the only one with that id; `name`: for
+    messages; `key`: for the settings.
     """
 
     place: str
@@ -36,7 +37,7 @@ class Card:
 
     @property
     def settings(self) -> dict[str, str]:
-        """How the settings tell it apart from the host's other cards."""
+        """`match` or `address`, by which the settings find it among the host's cards."""
         if self.is_virtual:
             return {"address": self.place}
         return {"match": self.id} if self.alone else {"match": self.id, "address": self.place}
@@ -47,14 +48,16 @@ class Card:
 
 def cards(facts: HostFacts) -> list[Card]:
     """The host's graphics cards and their virtual functions, in the order of their addresses."""
-    shown = {device.slot: device for device in sorted(facts.display_devices, key=lambda one: one.address, reverse=True)}
+    shown = {
+        device.slot: device for device in sorted(facts.display_devices, key=lambda device: device.address, reverse=True)
+    }
     shown |= {device.address: device for device in facts.devices if device.is_display and device.physfn}
-    found: list[Card] = []
+    choices: list[Card] = []
     for place, device in sorted(shown.items()):
         alone = sum(other.id == device.id for other in shown.values()) == 1
-        key = key_of(facts.model(device), [card.key for card in found], "card")
-        found.append(Card(place, device.id, facts.card(place), key, alone))
-    return found
+        key = key_of(facts.model(device), [card.key for card in choices], "card")
+        choices.append(Card(place, device.id, facts.card(place), key, alone))
+    return choices
 
 
 def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
@@ -67,27 +70,27 @@ def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
 
 
 def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
-    """What a person wants to know of a card before it is given away, a line each."""
+    """Lines about a card for the user who chooses its use: functions, group, guests and programs."""
     functions = facts.functions(card.place)
-    found = [
+    text_lines = [
         f"{device.address} {device.kind} [{device.id}], driver {device.driver or 'none'}"
         + (", the host's screen" if device.boot_vga else "")
         for device in functions
     ]
     groups = sorted({device.group for device in functions if device.group is not None})
     others = facts.others_in_group(card.place)
-    where = (
+    group = (
         f"IOMMU group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
         if groups
         else "in no IOMMU group, though the IOMMU is on; by itself it would be"
         if facts.iommu.groups
         else "no IOMMU group yet (the IOMMU is off); as predicted"
     )
-    found.append(f"{where}: {'with ' + '; '.join(map(facts.describe, others)) if others else 'alone'}")
+    text_lines.append(f"{group}: {'with ' + '; '.join(map(facts.describe, others)) if others else 'alone'}")
     used = [f"{user}{', which runs' if user.running else ''}" for user in facts.users_of(card.place, node)]
     used += [f"container {ctid}" for ctid in containers_with(facts, card)]
     used += [str(holder) for holder in facts.using(device.address for device in functions)]
-    return [*found, f"used by: {', '.join(dict.fromkeys(used)) or 'nobody'}"]
+    return [*text_lines, f"used by: {', '.join(dict.fromkeys(used)) or 'nobody'}"]
 
 
 def containers_with(facts: HostFacts, card: Card) -> list[int]:
@@ -96,33 +99,37 @@ def containers_with(facts: HostFacts, card: Card) -> list[int]:
 
 
 def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
-    """Of `vm`, `lxc` and `host`, what `up` wouldn't refuse. `refused` says why not. A virtual function is for VMs alone."""
+    """The uses among `vm`, `lxc` and `host` that `up` doesn't refuse; `refused` has the reasons. Virtual functions are
+    for VMs alone.
+    """
     return {use for use in ("vm", *(() if card.is_virtual else ("lxc", "host"))) if not refused(facts, card, host, use)}
 
 
 def with_vm(facts: HostFacts, card: Card) -> list[HomelabError]:
-    """What keeps a card that this program has bound for a VM from the host's driver as yet, and how that ends."""
+    """Why a card that this program has bound for a VM can't go back to the host's driver yet, and what to do."""
     return gates.taken_out(facts, card.key, Gpu.model_validate({**card.settings, "use": "lxc"}), card.place)
 
 
 def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None:
-    """What a person has to accept (`allowConsole`) before a VM can have the card; None: nothing stands against it, or something else does."""
-    found = refused(facts, card, host, "vm")
-    return found[0] if found and not refused(facts, card, host, "vm", allowConsole=True) else None
+    """The refusal that `allowConsole` alone opens; None: the card isn't refused, or is refused for another reason,
+    too.
+    """
+    errors = refused(facts, card, host, "vm")
+    return errors[0] if errors and not refused(facts, card, host, "vm", allowConsole=True) else None
 
 
 def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) -> list[HomelabError]:
-    """What stands against giving the card to a VM (`use: vm`), or leaving it with the host's driver (`lxc`, `host`), with takeOver where that helps.
+    """The refusals of a use: `vm`, or with the host's driver (`lxc`, `host`), then with takeOver where that helps.
 
-    :param more: of the card's settings.
+    :param more: further settings of the card.
     """
     gpu = Gpu.model_validate({**card.settings, "use": use, **more})
     alone = host.model_copy(update={"gpus": {card.key: gpu}, "take_over": host.take_over or use != "vm"})
     errors = gates.check(facts, alone)[1]
     if use == "lxc" and not card.is_nvidia:
-        shown = next(one for one in facts.functions(card.place) if one.is_display)
-        # One that this program has bound goes back to its driver with the next boot.
-        given_back = shown.address in bound_by_word(facts.cmdline.running)
-        closed = None if given_back else others.unserved(f"gpus.{card.key} ({card.name})", facts, shown, "")
-        errors = [*errors, *([closed] if closed else [])]
+        display = next(function for function in facts.functions(card.place) if function.is_display)
+        # A card that this program has bound goes back to its driver at the next boot.
+        given_back = display.address in bound_by_word(facts.cmdline.running)
+        unserved = None if given_back else others.unserved(f"gpus.{card.key} ({card.name})", facts, display, "")
+        errors = [*errors, *([unserved] if unserved else [])]
     return errors

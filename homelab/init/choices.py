@@ -1,4 +1,4 @@
-"""What a person decides: which card for whom, with which of NVIDIA's software; and the settings that this comes to."""
+"""The user's choices: the use of each card, NVIDIA's software; and the settings that follow from them."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ class Guest:
 
 
 def guests(facts: HostFacts) -> list[Guest]:
-    """What is on this host, by id."""
-    names = {"vm": ("name", "VM"), "lxc": ("hostname", "CT")}
-    found = []
-    for config in sorted(facts.guests.configs, key=lambda one: one.id):
-        key, otherwise = names[config.kind]
+    """The host's guests, by id."""
+    name_keys = {"vm": ("name", "VM"), "lxc": ("hostname", "CT")}
+    listed = []
+    for config in sorted(facts.guests.configs, key=lambda config: config.id):
+        key, otherwise = name_keys[config.kind]
         name = config.values.get(key) or f"{otherwise}{config.id}"
-        found.append(Guest(config.id, config.kind, name, config.id in facts.guests.running))
-    return found
+        listed.append(Guest(config.id, config.kind, name, config.id in facts.guests.running))
+    return listed
 
 
 def free_id(facts: HostFacts) -> int:
     """The lowest id that no guest of the cluster has."""
     taken = {config.id for config in facts.guests.configs}
-    taken |= {int(found) for found in re.findall(r"/(\d+)\.conf", facts.cluster.places)}
+    taken |= {int(number) for number in re.findall(r"/(\d+)\.conf", facts.cluster.places)}
     return next(number for number in range(100, 1_000_000_000) if number not in taken)
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a card is for. `guests`: the VM's id (a new one's, too), or the containers'."""
+    """The use of a card. `guests`: the id of the VM, an existing or a new one, or the ids of the containers."""
 
     kind: Kind
     guests: tuple[int, ...] = ()
@@ -69,7 +69,7 @@ class Use:
         return f"{self.kind}:{ids}" if ids else self.kind
 
 
-# A host's own keys, which are none of the whole configuration's.
+# Keys of a host that aren't keys of the whole configuration, too.
 _OF_A_HOST = {str(field.alias) for field in Host.model_fields.values()} - {
     str(field.alias) for field in Settings.model_fields.values()
 }
@@ -77,37 +77,41 @@ _FORMS = "vm:ID, new-vm, new-vm:ID, lxc:ID,ID…, host, none"
 
 
 def example(cards: Sequence[Card], facts: HostFacts) -> str:
-    """What `--card` may be on this host: one of its cards, NVIDIA's rather than a console, and a guest that is there."""
+    """A value for `--card` that this host accepts: one of its cards, NVIDIA's first, and an existing guest."""
     cards = sorted(cards, key=lambda card: not card.is_nvidia)
     return f"{cards[0].key if cards else 'CARD'}={example_use(facts)}"
 
 
 def example_use(facts: HostFacts) -> str:
     """A use that this host allows: its first VM, else its first container, else a new VM."""
-    there = sorted(guests(facts), key=lambda guest: guest.kind != "vm")
-    return f"{there[0].kind}:{there[0].id}" if there else "new-vm"
+    existing = sorted(guests(facts), key=lambda guest: guest.kind != "vm")
+    return f"{existing[0].kind}:{existing[0].id}" if existing else "new-vm"
 
 
 def parse_card(text: str, cards: Sequence[Card], facts: HostFacts) -> tuple[Card, Use]:
-    """`rtx5090=vm:103`: a card by its name here, its slot or its id, and what it is for.
+    """A card and its use from a text such as `rtx5090=vm:103`; the card is named by its key, its slot or its id.
 
     :raises HomelabError: there is no such card, or no such use.
     """
     which, _, use = text.partition("=")
     name = which.strip().lower()
-    found = [card for card in cards if name in (card.key, card.place, card.place.removeprefix("0000:"), card.id)]
-    if len(found) != 1:
+    matching = [card for card in cards if name in (card.key, card.place, card.place.removeprefix("0000:"), card.id)]
+    if len(matching) != 1:
+        there_are = ", ".join(f"{card.key} ({card})" for card in cards) or "no card"
         raise HomelabError(
             wanted=f"one card for --card {text}",
-            found=f"{len(found) or 'none'} of that name; the host has {', '.join(f'{one.key} ({one})' for one in cards) or 'no card'}",
+            found=f"{len(matching) or 'none'} of that name; the host has {there_are}",
             why="a card is given away by its name, its slot or its id",
             next=f"write it as {example(cards, facts)}",
         )
-    return found[0], parse_use(use, facts)
+    return matching[0], parse_use(use, facts)
 
 
 def parse_use(text: str, facts: HostFacts) -> Use:
-    """:raises HomelabError: it is none, or names a guest that isn't there."""
+    """The use that a text such as `vm:103` names.
+
+    :raises HomelabError: it is no use, or names a guest that doesn't exist.
+    """
     match = re.fullmatch(
         r"(vm):(\d{3,9})|(new-vm)(?::(\d{3,9}))?|(lxc):(\d{3,9}(?:,\d{3,9})*)|(host|none)", text.strip()
     )
@@ -118,22 +122,22 @@ def parse_use(text: str, facts: HostFacts) -> Use:
             why="a card goes to one VM, to containers, or stays with the host",
             next=f"write it as --card CARD={example_use(facts)}",
         )
-    there = {guest.id: guest for guest in guests(facts)}
+    by_id = {guest.id: guest for guest in guests(facts)}
     if match[3]:
         number = int(match[4] or free_id(facts))
-        if number in there:
-            raise _wrong_guest(number, "an id that is free for a new VM", str(there[number]))
+        if number in by_id:
+            raise _wrong_guest(number, "an id that is free for a new VM", str(by_id[number]))
         return Use("new-vm", (number,))
     if match[7]:
         return Use("host" if match[7] == "host" else "none")
     kind: Literal["vm", "lxc"] = "vm" if match[1] else "lxc"
-    ids = tuple(dict.fromkeys(int(one) for one in (match[2] or match[6]).split(",")))
+    ids = tuple(dict.fromkeys(int(number) for number in (match[2] or match[6]).split(",")))
     for number in ids:
-        guest = there.get(number)
+        guest = by_id.get(number)
         if guest is None or guest.kind != kind:
             what = "VM" if kind == "vm" else "container"
-            have = "; ".join(str(one) for one in there.values() if one.kind == kind) or "none"
-            raise _wrong_guest(number, f"the {what} {number}", str(guest) if guest else f"there are: {have}")
+            existing = "; ".join(str(other) for other in by_id.values() if other.kind == kind) or "none"
+            raise _wrong_guest(number, f"the {what} {number}", str(guest) if guest else f"there are: {existing}")
     return Use(kind, ids)
 
 
@@ -147,25 +151,24 @@ def _wrong_guest(number: int, wanted: str, found: str) -> HomelabError:
 
 
 def suggested(facts: HostFacts, card: Card, node: str) -> Use:
-    """What is preselected: who has the card keeps it; else what is plain from the host; else nobody."""
+    """The preselected use: the guests that have the card; else the only one that can be meant; else none."""
     users = facts.users_of(card.place, node)
     if users:
         return Use("vm", (users[0].vmid,))
     if using := containers_with(facts, card):
         return Use("lxc", tuple(using))
-    there = guests(facts)
-    mine = {device.address for device in facts.functions(card.place)}
+    addresses = {device.address for device in facts.functions(card.place)}
     if not card.is_nvidia or card.is_virtual or facts.functions(card.place)[0].boot_vga:
         return Use("none")
-    kind = "lxc" if mine & set(facts.nvidia_minors) else "vm"
-    candidates = [guest.id for guest in there if guest.kind == kind]
+    kind = "lxc" if addresses & set(facts.nvidia_minors) else "vm"
+    candidates = [guest.id for guest in guests(facts) if guest.kind == kind]
     return Use("lxc" if kind == "lxc" else "vm", (candidates[0],)) if len(candidates) == 1 else Use("none")
 
 
-def known_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[str, Any]) -> Use:
-    """What settings that are there say of a card."""
+def configured_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[str, Any]) -> Use:
+    """The use that the existing settings give a card."""
     holders = [vm.vmid for vm in vms.values() if any(use.gpu == gpu for use in vm.gpus)]
-    sharing = tuple(one.ctid for one in containers.values() if gpu in (one.gpus or []))
+    sharing = tuple(container.ctid for container in containers.values() if gpu in (container.gpus or []))
     if holders:
         return Use("vm", (holders[0],))
     if sharing:
@@ -173,14 +176,14 @@ def known_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[
     return Use("host") if host.gpus[gpu].use != "vm" else Use("none")
 
 
-def known_cards(facts: HostFacts, host: Host) -> dict[str, str]:
-    """Slot -> the card's name in settings that are there."""
+def configured_cards(facts: HostFacts, host: Host) -> dict[str, str]:
+    """Slot -> the card's name in the existing settings."""
     return {slot: name for name, slot in gates.resolve(facts, host.gpus)[0].items()}
 
 
 @dataclass(frozen=True)
 class Stack:
-    """NVIDIA's software. None, or empty: not wanted."""
+    """NVIDIA's software on a system. None, or empty: not wanted."""
 
     driver: str | None = None
     cuda: str | None = None
@@ -188,15 +191,16 @@ class Stack:
 
     @property
     def settings(self) -> dict[str, str]:
-        """As `nvidia:` has it."""
+        """The keys of `nvidia:`."""
         pairs = {"driver": self.driver, "cuda": self.cuda, "containerToolkit": self.toolkit}
         return {key: value for key, value in pairs.items() if value}
 
 
 @dataclass(frozen=True)
 class ChosenVm:
-    """A VM that is to be made. `size`: GiB; `memory`: MiB; `image`, `iso`: the volume that it starts from, both empty: an empty disk;
-    `into`: `image` is the name of a known one, which is downloaded to this storage; `cloud`: its `cloudInit`.
+    """A VM that is going to be created. `size`: of its disk, GiB; `memory`: MiB; `image`, `iso`: the volume that it
+    starts from, both empty: an empty disk; `into`: the storage to which the known image of the name `image` is
+    downloaded; `cloud`: its `cloudInit`.
     """
 
     name: str
@@ -212,9 +216,10 @@ class ChosenVm:
 
 @dataclass
 class Choices:
-    """All that was decided. `uses`: slot -> what the card is for; `host_stack`: None: the host's driver is left as it is;
-    `guest_stack`: of the containers that get cards and run, None: nothing is installed in them; `over`: also of those whose settings have
-    one already? `vm_stacks`: a VM's id -> its `address`, `ssh` and `nvidia`. `more`: settings as they are, by key of the file's `config:`.
+    """All choices. `uses`: slot -> use of the card; `host_stack`: None: the host's driver stays as it is;
+    `guest_stack`: for running containers that get cards, None: nothing is installed in them; `over`: whether it
+    replaces the one in a container's settings; `vm_stacks`: a VM's id -> its `address`, `ssh` and `nvidia`; `more`:
+    further settings, by key of the file's `config:`.
     """
 
     uses: dict[str, Use] = field(default_factory=dict)
@@ -229,7 +234,7 @@ class Choices:
 def parse_setting(text: str, host: str) -> dict[str, Any]:
     """`vms.sandbox.machine=q35` as nested mappings below `homelab:`; the value as YAML has it.
 
-    :param host: the one whose settings a path without `hosts.NAME` is about, as refusals name it: `gpus.rtx5090.allowConsole`.
+    :param host: the host for a path without `hosts.NAME`, as in refusals: `gpus.rtx5090.allowConsole`.
     :raises HomelabError: it isn't of that form.
     """
     path, equals, value = text.partition("=")
@@ -244,21 +249,21 @@ def parse_setting(text: str, host: str) -> dict[str, Any]:
             next="docs/settings.md has the keys",
         )
     try:
-        found: Any = yaml.safe_load(value)
+        setting: Any = yaml.safe_load(value)
     except yaml.YAMLError:
-        found = value
+        setting = value
     for part in reversed(parts[1:]):
-        found = {part: found}
-    return {f"homelab:{parts[0]}": found}
+        setting = {part: setting}
+    return {f"homelab:{parts[0]}": setting}
 
 
-def together(values: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, the second one's where both have a value."""
-    made = dict(values)
+def combined(values: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of both mappings; of `more` where both have one."""
+    result = dict(values)
     for key, value in more.items():
-        there = made.get(key)
-        made[key] = together(there, value) if isinstance(there, dict) and isinstance(value, Mapping) else value
-    return made
+        before = result.get(key)
+        result[key] = combined(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+    return result
 
 
 def settings_of(
@@ -269,10 +274,10 @@ def settings_of(
     cards: Sequence[Card],
     existing: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is to be set, by key of the file's `config:`; nothing that is there and isn't named is lost.
+    """The settings that follow from the choices, by key of the file's `config:`, to be merged into the existing ones.
 
     :param access: of the host: address, ssh, api, node.
-    :param cards: under the names that they have in the settings.
+    :param cards: with the keys that they have in the settings.
     :param existing: the file's values under `homelab:`, by key without that.
     """
     host: dict[str, Any] = dict(access)
@@ -288,9 +293,9 @@ def settings_of(
         card = by_place[place]
         if use.kind == "none":
             continue
-        about = {} if card.key in old_gpus else card.settings
-        about |= {} if _mapping(old_gpus, card.key).get("mapping") else _mapping_by_hand(card, use, facts)
-        gpus[card.key] = about | {"use": use.setting}
+        gpu = {} if card.key in old_gpus else card.settings
+        gpu |= {} if _mapping(old_gpus, card.key).get("mapping") else _mapping_by_hand(card, use, facts)
+        gpus[card.key] = gpu | {"use": use.setting}
     if gpus:
         host["gpus"] = gpus
     staying = [place for place, use in choices.uses.items() if use.kind in ("lxc", "host")]
@@ -308,7 +313,7 @@ def settings_of(
                     wanted.setdefault(number, []).append(key)
         if kind == "vm":
             wanted = {
-                number: _uses_of_vm(number, keys, cards, together(dict(old_gpus), gpus), facts)
+                number: _uses_of_vm(number, keys, cards, combined(dict(old_gpus), gpus), facts)
                 for number, keys in wanted.items()
             }
         for name, entry in section.items():
@@ -343,71 +348,77 @@ def settings_of(
     values = {"homelab:hosts": {host_name: host}}
     for section_name, section_values in (("homelab:vms", vms), ("homelab:containers", containers)):
         values[section_name] = section_values
-    return together(values, choices.more)
+    return combined(values, choices.more)
 
 
 def _mapping(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = of.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = of.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _mapping_by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
-    """The mapping by which its owner gave a VM the card: a second one would give it twice."""
+    """The mapping by which the user has given a VM the card, since a second mapping would give it twice."""
     node = facts.cluster.node
     options = [
-        one for vmid in use.guests if use.kind == "vm" for one in facts.options_of(card.place, vmid, node).values()
+        option
+        for vmid in use.guests
+        if use.kind == "vm"
+        for option in facts.options_of(card.place, vmid, node).values()
     ]
-    found = next((one["mapping"] for one in options if "mapping" in one), card.key)
-    return {"mapping": found} if found != card.key else {}
+    mapping = next((option["mapping"] for option in options if "mapping" in option), card.key)
+    return {"mapping": mapping} if mapping != card.key else {}
 
 
 def _uses_of_vm(
     vmid: int, keys: Iterable[str], cards: Sequence[Card], gpus: Mapping[str, Any], facts: HostFacts
 ) -> list[Any]:
-    """Cards of a VM: the name alone; where its owner gave it the card by options of his own, with the yes to take that over.
+    """The `gpus` of a VM: each card's name; with takeOver where the user has given the VM the card by options of their
+    own.
 
     :param gpus: the host's, by name.
     """
     config = facts.guests.config(vmid)
     values = config.values if config else {}
     record, _ = noted_of(values, noted_in(facts.ledger, f"vm/{vmid}"))
-    found: list[Any] = []
+    uses: list[Any] = []
     for key in keys:
         place = next(card.place for card in cards if card.key == key)
         card = VmCard(key, _mapping(gpus, key).get("mapping") or key, facts.path_of(place))
         by_hand = any(not same(*line, card.hostpci) for line in owners_lines(values, card, record).items())
-        found.append({"gpu": key, "takeOver": True} if by_hand else key)
-    return found
+        uses.append({"gpu": key, "takeOver": True} if by_hand else key)
+    return uses
 
 
 def _cards_of_guest(entry: Mapping[str, Any], new: list[Any], chosen: Mapping[str, Use]) -> dict[str, Any] | None:
-    """A guest's cards when some of them were decided anew; None: they stay as they are."""
+    """The `gpus` of a guest in the settings after the choices; None: they don't change."""
     if entry.get("gpuAssignment") is not None:
         return None
     old = entry.get("gpus") or []
-    name_of, names = _names_of(old), _names_of(new)
-    over = [one["gpu"] for one in new if isinstance(one, Mapping)]
+    old_names, new_names = _names_of(old), _names_of(new)
+    taken_over = [use["gpu"] for use in new if isinstance(use, Mapping)]
     stay = [
-        {**(one if isinstance(one, Mapping) else {"gpu": name}), "takeOver": True} if name in over else one
-        for one, name in zip(old, name_of, strict=True)
-        if name not in chosen or name in names
+        {**(use if isinstance(use, Mapping) else {"gpu": name}), "takeOver": True} if name in taken_over else use
+        for use, name in zip(old, old_names, strict=True)
+        if name not in chosen or name in new_names
     ]
-    found = [*stay, *(one for one, name in zip(new, names, strict=True) if name not in name_of)]
-    return {"gpus": found} if found != old else None
+    gpus = [*stay, *(use for use, name in zip(new, new_names, strict=True) if name not in old_names)]
+    return {"gpus": gpus} if gpus != old else None
 
 
 def _names_of(uses: Iterable[Any]) -> list[Any]:
-    return [one.get("gpu") if isinstance(one, Mapping) else one for one in uses]
+    return [use.get("gpu") if isinstance(use, Mapping) else use for use in uses]
 
 
 def _download(new: ChosenVm, old: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of the download that a new VM's image is, and what is to be set for it: nothing where the host has it already."""
-    about = {"image": new.image, **({} if new.into == "local" else {"storage": new.into})}
-    there = [name for name, one in old.items() if isinstance(one, Mapping) and about.items() <= one.items()]
-    if there:
-        return there[0], {}
+    """The name of the download of a new VM's image, and its settings; no settings where the host has this download
+    already.
+    """
+    download = {"image": new.image, **({} if new.into == "local" else {"storage": new.into})}
+    existing = [name for name, entry in old.items() if isinstance(entry, Mapping) and download.items() <= entry.items()]
+    if existing:
+        return existing[0], {}
     name = key_of(new.image.replace(".", ""), list(old), "image")
-    return name, {name: about}
+    return name, {name: download}
 
 
 def _creation(new: ChosenVm, image: str) -> dict[str, Any]:

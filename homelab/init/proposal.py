@@ -1,4 +1,6 @@
-"""What `homelab init` proposes, before it does anything: the settings file, what makes the API's user, and what `up` would refuse."""
+"""The proposal of `homelab init`, before any change: the settings file, the commands for the API's user, and the
+refusals of `up`.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ from homelab.settings.secrets import is_encrypted, left_open, readable
 from homelab.settings.types import is_name
 from homelab.vm import plan as vm_plan
 
-# What stands for the token's secret until it is known; `up` refuses it (homelab/settings/secrets.py).
+# Stands for the token's secret until the token is made; `up` refuses it (homelab/settings/secrets.py).
 OPEN = "FILL-IN"
 
 
 @dataclass(frozen=True)
 class Existing:
-    """A stack's file as it is. `text`: empty where there is none, of the example what Pulumi has added to it; `values`: what it has under `homelab:`, by
-    key without that; `example`: is it the example, never filled in?
+    """A stack's existing file. `text`: empty where there is none, of the example only what Pulumi has added; `values`:
+    its settings, by key without `homelab:`; `example`: whether it is the example, never filled in.
     """
 
     text: str = ""
@@ -42,15 +44,19 @@ class Existing:
 
     @property
     def settings(self) -> Settings | None:
-        """As the program loads it; None: there are none.
+        """Its settings as the program loads them; None: there are none.
 
-        :raises HomelabError: they are mistaken.
+        :raises HomelabError: they are invalid.
         """
         return _loaded(self.text, "the stack's file") if self.values else None
 
 
 def existing(text: str, file: str) -> Existing:
-    """:raises HomelabError: it isn't YAML, or settings that the program doesn't take."""
+    """A stack's file, read.
+
+    :param file: its name, for messages.
+    :raises HomelabError: it isn't YAML, or its settings are invalid.
+    """
     if not text.strip():
         return Existing()
     try:
@@ -71,15 +77,17 @@ def existing(text: str, file: str) -> Existing:
             next="correct it, or choose another stack with --stack",
         )
     values = {
-        str(key).removeprefix("homelab:"): one for key, one in (config or {}).items() if str(key).startswith("homelab:")
+        str(key).removeprefix("homelab:"): value
+        for key, value in (config or {}).items()
+        if str(key).startswith("homelab:")
     }
     if not values.get("hosts"):
         return Existing(text)
     settings = _loaded(text, file)
     if any(place[-1] == "hostKey" and place[0] == "hosts" for place in left_open(settings)):
-        # With the example's host key no host can be reached: nobody has used it. What Pulumi has put beside it is the stack's: without its
-        # salt, the passphrase would no longer be the one of its secrets.
-        own = {key: one for key, one in whole.items() if key in stack_file.KEYS_OF_PULUMI and key != "config"}
+        # The example's host key reaches no host, so the example was never used. Pulumi's own keys stay: without its
+        # salt, the stack's secrets could no longer be read with its passphrase.
+        own = {key: value for key, value in whole.items() if key in stack_file.KEYS_OF_PULUMI and key != "config"}
         return Existing(HEAD + yaml.safe_dump(own) if own else "", example=True)
     return Existing(text, values)
 
@@ -87,18 +95,18 @@ def existing(text: str, file: str) -> Existing:
 def _loaded(text: str, file: str) -> Settings:
     """The settings in a file's text, by the program's own loader.
 
-    :raises HomelabError: they are mistaken.
+    :raises HomelabError: they are invalid.
     """
     whole = yaml.safe_load(text)
     stack_file.check(whole, file)
-    config = {key: one for key, one in whole["config"].items() if key.startswith("homelab:")}
-    return parse({key.removeprefix("homelab:"): json.dumps(readable(one)) for key, one in config.items()})
+    config = {key: value for key, value in whole["config"].items() if key.startswith("homelab:")}
+    return parse({key.removeprefix("homelab:"): json.dumps(readable(value)) for key, value in config.items()})
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """`text`: the settings file; `making`: of the API's user, None: none is needed, or there is one; `refused`: what `up` would
-    refuse; `remarks`: the plan's lines for guests.
+    """A proposal of init. `text`: the settings file; `making`: of the API's user, None: no user is needed, or it
+    exists; `refused`: the refusals of `up`; `remarks`: the plan's lines about guests.
     """
 
     text: str
@@ -108,7 +116,9 @@ class Proposal:
 
 
 def fingerprint(facts: HostFacts) -> str | None:
-    """The SHA-256 fingerprint of the certificate that the host's API shows, as openssl prints it; None: the reading has none."""
+    """The SHA-256 fingerprint of the certificate of the host's API, as openssl prints it; None: the reading has no
+    certificate.
+    """
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     pem = facts.cluster.certificate
     if begin not in pem or end not in pem:
@@ -119,39 +129,39 @@ def fingerprint(facts: HostFacts) -> str | None:
 
 
 def cluster_settings(host: Mapping[str, object], facts: HostFacts) -> dict[str, str]:
-    """The `cluster` of a node that the file doesn't know as one yet: it restarts in turn with the others then.
+    """The setting `cluster` of a node, with which the cluster's nodes restart in turns; empty where the file has it.
 
-    :param host: what the file has of the host.
+    :param host: the host's settings in the file.
     """
     name = facts.cluster.name
     return {"cluster": name} if name and "cluster" not in host and is_name(name) else {}
 
 
 def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: int) -> dict[str, Any] | None:
-    """The `api` of a host whose guests get cards through it; None: the person's own is left as it is.
+    """The setting `api` of a host with init's token; None: the file has another token, which stays.
 
-    :param host: what the file has of the host.
+    :param host: the host's settings in the file.
     """
-    there = host.get("api")
+    before = host.get("api")
     name = name_for(stack, facts.cluster.users)
     token = f"{name}!{TOKEN}"
-    # One whose secret was never filled in is nobody's.
-    if isinstance(there, Mapping) and there.get("token") != token and there.get("tokenSecret") != OPEN:
+    # A token whose secret was never filled in isn't in use.
+    if isinstance(before, Mapping) and before.get("token") != token and before.get("tokenSecret") != OPEN:
         return None
-    shown = fingerprint(facts)
-    if shown is None:
+    sha256 = fingerprint(facts)
+    if sha256 is None:
         raise HomelabError(
             wanted="the certificate that the host's API shows",
             found="none in /etc/pve/local (pveproxy-ssl.pem, pve-ssl.pem)",
             why="without its fingerprint, whoever answers at the address would be given the token",
             next="see whether Proxmox VE's services run on the host: systemctl status pve-cluster pveproxy",
         )
-    found: dict[str, Any] = {"token": token, **({"port": port} if port != 8006 else {})}
-    if not (isinstance(there, Mapping) and is_encrypted(there.get("tokenSecret"))):
-        found["tokenSecret"] = OPEN
-    if not (isinstance(there, Mapping) and (there.get("caFile") or there.get("publicCa"))):
-        found["fingerprint"] = shown
-    return found
+    api: dict[str, Any] = {"token": token, **({"port": port} if port != 8006 else {})}
+    if not (isinstance(before, Mapping) and is_encrypted(before.get("tokenSecret"))):
+        api["tokenSecret"] = OPEN
+    if not (isinstance(before, Mapping) and (before.get("caFile") or before.get("publicCa"))):
+        api["fingerprint"] = sha256
+    return api
 
 
 def propose(
@@ -163,18 +173,18 @@ def propose(
     file: str,
     systems: Mapping[str, SystemReading] = MappingProxyType({}),
 ) -> Proposal:
-    """The settings file with these values, and what follows from it.
+    """The settings file with these values, the refusals, and the commands for the API's user.
 
-    :param values: as of `choices.settings_of`.
+    :param values: of `choices.settings_of`.
     :param file: the file's name, for messages.
-    :param systems: what was read inside: `host`, or a guest's id.
+    :param systems: readings of systems, by `host` or the guest's id.
     :raises HomelabError: the settings can't be carried out on any host.
     """
     text = merged(before.text, values)
     settings = _loaded(text, file)
     host = settings.hosts[host_name]
     vms = {name: vm for name, vm in settings.vms.items() if vm.host == host_name}
-    containers = {name: one for name, one in settings.containers.items() if one.host == host_name}
+    containers = {name: container for name, container in settings.containers.items() if container.host == host_name}
     refused = list(preview.from_settings(settings)) if settings.stacks else []
     remarks: list[str] = []
     try:
@@ -188,11 +198,11 @@ def propose(
         ),
         preview.describe(host_name, host, facts, want, vms, containers, systems),
     ]
-    found = [error for _, errors in parts for error in errors]
-    # What the settings alone say is said again, with more, by whoever has looked inside.
-    said_better = {(error.wanted, error.found) for error in found}
-    refused = [error for error in refused if (error.wanted, error.found) not in said_better] + found
-    remarks += [line for said, _ in parts for line in said.splitlines()]
+    from_readings = [error for _, errors in parts for error in errors]
+    # A refusal by the settings alone is repeated, with more in it, by a reading of the system.
+    repeated = {(error.wanted, error.found) for error in from_readings}
+    refused = [error for error in refused if (error.wanted, error.found) not in repeated] + from_readings
+    remarks += [line for text, _ in parts for line in text.splitlines()]
     needs = probe.needed(host_name, host, facts, want, vms, containers)
     made = None
     if needs and host.api is not None and host.api.token == f"{name_for(stack, facts.cluster.users)}!{TOKEN}":

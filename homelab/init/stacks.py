@@ -1,6 +1,5 @@
-"""Which of NVIDIA's drivers and CUDA's releases fit a system: what can't work isn't offered, and the recommended one comes first.
-
-Decided by the same checks that a preview and an `up` ask (homelab/nvidia/checks.py).
+"""NVIDIA's drivers and CUDA's releases that can work on a system, the recommended one first, by the checks of a preview
+and an `up` (homelab/nvidia/checks.py).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from homelab.settings import Nvidia
 def of_host(facts: HostFacts, cards: list[str], inside: SystemReading | None = None) -> SystemFacts:
     """The host as a system that gets a driver.
 
-    :param cards: ids (vendor:device) of those that stay with it.
+    :param cards: ids (vendor:device) of the cards that stay with it.
     :param inside: a reading of it.
     """
     return dataclasses.replace(judged(inside), cards=tuple(cards)) if inside else system_of(facts, tuple(cards))
@@ -29,9 +28,10 @@ def of_host(facts: HostFacts, cards: list[str], inside: SystemReading | None = N
 def in_container(
     driver: str | None, cards: Iterable[str] | None = None, inside: SystemReading | None = None
 ) -> SystemFacts:
-    """A container on a host whose driver is, or will be, this one; None: nothing is known of it.
+    """A container as a system that gets the host's driver.
 
-    :param cards: ids (vendor:device) of those that it gets.
+    :param driver: the host's, now or later; None: not known.
+    :param cards: ids (vendor:device) of the cards that it gets.
     :param inside: a reading of it.
     """
     system = judged(inside) if inside else SystemFacts()
@@ -60,6 +60,6 @@ def releases(target: Target, system: SystemFacts, driver: str | None) -> list[st
 
 
 def releases_for_all(systems: Iterable[SystemFacts]) -> list[str]:
-    """CUDA's releases that can work in each of some containers, the newest first."""
-    each = [releases("lxc", system, None) for system in systems]
-    return [one for one in each[0] if all(one in others for others in each)] if each else []
+    """CUDA's releases that can work in all of these containers, the newest first."""
+    fitting = [releases("lxc", system, None) for system in systems]
+    return [release for release in fitting[0] if all(release in others for others in fitting)] if fitting else []

@@ -1,6 +1,6 @@
-"""What a host's storages have for a new VM, from what `pvesh` prints: storages for its disk, images and CDs that it may start from. Pure.
+"""What a new VM can be made of, from the output of `pvesh`: storages for its disk, images and CDs. Pure.
 
-What isn't of the known form is passed over with a sentence; an answer that is none is an error.
+A row of an unexpected form is skipped with a sentence; output that isn't JSON is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DISKS = (".qcow2", ".raw", ".vmdk", ".img")
 
 @dataclass(frozen=True)
 class HostStorage:
-    """`content`: what may lie on it, such as images, iso, import."""
+    """A storage of a node. `content`: its content types, such as images, iso, import."""
 
     name: str
     content: frozenset[str]
@@ -39,41 +39,41 @@ def listing_of(node: str, storage: str, kind: str) -> str:
 
 
 def storages(printed: str) -> tuple[list[HostStorage], list[str]]:
-    """Those that are active; and a sentence for each row that isn't of the known form.
+    """The active storages, and a sentence for each row of an unexpected form.
 
-    :raises HomelabError: it is no list.
+    :raises HomelabError: the output isn't a list.
     """
     odd: list[str] = []
-    found = []
+    active = []
     for row in _rows(printed, "the host's storages", odd):
         name, content = row.get("storage"), row.get("content")
         if not isinstance(name, str) or not isinstance(content, str):
             odd.append(_odd("a storage", row))
         elif row.get("active") in (1, "1"):
-            found.append(HostStorage(name, frozenset(content.replace(" ", ",").split(","))))
-    return found, odd
+            active.append(HostStorage(name, frozenset(content.replace(" ", ",").split(","))))
+    return active, odd
 
 
 def volumes(printed: str, kind: str) -> tuple[list[str], list[str]]:
-    """The names of volumes, sorted; and a sentence for each row that isn't of the known form.
+    """The names of volumes, sorted, and a sentence for each row of an unexpected form.
 
     :param kind: import or iso.
-    :raises HomelabError: it is no list.
+    :raises HomelabError: the output isn't a list.
     """
     odd: list[str] = []
-    found = []
+    names = []
     for row in _rows(printed, "what lies on a storage", odd):
         if not isinstance(volume := row.get("volid"), str):
             odd.append(_odd("a volume", row))
         elif kind != "import" or volume.lower().endswith(_DISKS):
-            found.append(volume)
-    return sorted(found), odd
+            names.append(volume)
+    return sorted(names), odd
 
 
 @dataclass(frozen=True)
 class Offered:
-    """What a new VM may be made of. `disks`: storages that take its disk; `images`: volumes that a disk may be made of; `isos`: CDs;
-    `into`: the storage that an image can be downloaded to, None where none takes any.
+    """What a new VM can be made of. `disks`: storages for its disk; `images`: volumes with the content of a disk;
+    `isos`: CDs; `into`: the storage for downloaded images, None: no storage accepts them.
     """
 
     disks: list[str]
@@ -82,27 +82,27 @@ class Offered:
     into: str | None
 
     @property
-    def known(self) -> list[str]:
-        """Known cloud images that can be downloaded, and aren't there."""
-        there = {volume.rpartition("/")[2] for volume in self.images}
-        return [name for name, one in cloud_images().items() if self.into is not None and one.file not in there]
+    def downloadable(self) -> list[str]:
+        """Names of known cloud images that can be downloaded, and aren't there yet."""
+        files = {volume.rpartition("/")[2] for volume in self.images}
+        return [name for name, image in cloud_images().items() if self.into is not None and image.file not in files]
 
 
 def cloud_images() -> dict[str, KnownImage]:
-    """Those of the known images that a VM's disk is made of; the others are CDs that help to install one."""
-    return {name: one for name, one in known_images().items() if one.user}
+    """The known images that become a VM's disk; the others are CDs for an installation."""
+    return {name: image for name, image in known_images().items() if image.user}
 
 
 def offered(node: str, ask: Callable[[str], str], tell: Callable[[Sequence[str]], None]) -> Offered:
-    """What a new VM may be made of.
+    """What a new VM can be made of on a node.
 
-    :param ask: runs a command on the host, and gives what it prints.
-    :param tell: takes sentences for the person.
-    :raises HomelabError: an answer is none, or no storage takes disks.
+    :param ask: runs a command on the host, and returns its output.
+    :param tell: shows sentences to the user.
+    :raises HomelabError: an output isn't a list, or no storage takes disks.
     """
-    there, odd = storages(ask(listing(node)))
+    active, odd = storages(ask(listing(node)))
     tell(odd)
-    disks = [one.name for one in there if "images" in one.content]
+    disks = [storage.name for storage in active if "images" in storage.content]
     if not disks:
         raise HomelabError(
             wanted="a storage for the new VM's disk",
@@ -110,20 +110,20 @@ def offered(node: str, ask: Callable[[str], str], tell: Callable[[Sequence[str]]
             why="the VM's system disk is made on it",
             next="add one in the web interface (Datacenter -> Storage, content: Disk image)",
         )
-    found: dict[str, list[str]] = {"import": [], "iso": []}
-    for kind, names in found.items():
-        for storage in there:
+    listed: dict[str, list[str]] = {"import": [], "iso": []}
+    for kind, names in listed.items():
+        for storage in active:
             if kind in storage.content:
-                have, odd = volumes(ask(listing_of(node, storage.name, kind)), kind)
-                names.extend(have)
+                volume_names, odd = volumes(ask(listing_of(node, storage.name, kind)), kind)
+                names.extend(volume_names)
                 tell(odd)
-    takers = [one.name for one in there if "import" in one.content]
+    takers = [storage.name for storage in active if "import" in storage.content]
     into = "local" if "local" in takers else next(iter(takers), None)
-    return Offered(disks, found["import"], found["iso"], into)
+    return Offered(disks, listed["import"], listed["iso"], into)
 
 
 def user_of(image: str) -> str:
-    """The user that a distribution's cloud image makes where nobody says another name; empty: it isn't known."""
+    """The default user of a distribution's cloud image; empty: not known."""
     if image in cloud_images():
         return cloud_images()[image].user
     names = {
@@ -140,7 +140,7 @@ def user_of(image: str) -> str:
 
 
 def last_json(printed: str) -> Any:
-    """The JSON of the last line; None: it is none. A login may print something of its own before."""
+    """The JSON of the last line, since a login may print other lines before it; None: the line isn't JSON."""
     try:
         return json.loads(printed.strip().rpartition("\n")[2])
     except ValueError:
@@ -154,7 +154,8 @@ def _rows(printed: str, what: str, odd: list[str]) -> Iterator[Mapping[str, Any]
             wanted=f"{what}, as a list from pvesh",
             found=printed.strip()[-300:] or "nothing",
             why="what a new VM is made of is chosen from it",
-            next="run the command on the host, and see what keeps it from answering; or describe the VM in the settings yourself: docs/settings.md",
+            next="run the command on the host, and see what keeps it from answering; or describe the VM in the "
+            "settings yourself: docs/settings.md",
         )
     for row in listed:
         if isinstance(row, Mapping):

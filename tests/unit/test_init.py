@@ -560,7 +560,7 @@ def test_known_cloud_images_are_offered_where_a_storage_takes_them_and_has_them_
         return answers({"storage": "local", "content": content, "active": 1})
 
     found = storages.offered("pve", ask, lambda odd: None)
-    assert found.known == known and storages.user_of("debian-13") == "debian"
+    assert found.downloadable == known and storages.user_of("debian-13") == "debian"
 
 
 def test_what_up_would_refuse_is_refused_with_the_same_words() -> None:
