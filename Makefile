@@ -14,19 +14,19 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
 
-up: .venv/.lab ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
+up: .venv/.dev ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
 	@$(VENV) -m lab.deploy up $(SCENARIO)
 
-preview: .venv/.lab ## what `make up` would do
+preview: .venv/.dev ## what `make up` would do
 	@$(VENV) -m lab.deploy preview $(SCENARIO)
 
-outputs: .venv/.lab ## the stack's outputs
+outputs: .venv/.dev ## the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
 pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
 	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
-down: .venv/.lab ## `pulumi destroy`, and the simulated host stopped
+down: .venv/.dev ## `pulumi destroy`, and the simulated host stopped
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
 test: .venv/.dev ## the whole test suite
@@ -65,15 +65,14 @@ docs: .venv/.program ## the tables in docs/ and the schemas, written anew from t
 	@$(VENV) -m homelab.contract
 	@$(VENV) -m tests.compared
 
-bench: .venv/.bench ## the same host job by this program, pyinfra and Ansible, as ratios
+bench: .venv/.dev ## the same host job by this program, pyinfra and Ansible, as ratios
 	@$(VENV) -m bench
 
-lock: .venv/.dev ## pin the dependencies anew (requirements*.txt)
-	@for lock in "" "lab" "dev" "bench"; do \
-	  .venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --custom-compile-command "make lock" pyproject.toml $$([ -z "$$lock" ] || echo --group "$$lock") $$([ "$$lock" != bench ] || echo --group dev) \
-	    --output-file "requirements$${lock:+-$$lock}.txt" || exit 1; \
-	done
+lock: .venv/.dev ## pin the dependencies anew (requirements.txt, and requirements-dev.txt for what it hasn't)
+	@compile=".venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url"; \
+	  $$compile --custom-compile-command "make lock" pyproject.toml --output-file requirements.txt && \
+	  $$compile --custom-compile-command "make lock" pyproject.toml --group dev --group bench --constraint requirements.txt \
+	    $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) --output-file requirements-dev.txt
 
 clean: ## stop the labs and remove what was made here, the engine's cache too
 	@others=$$(find .lab -path '*/.pulumi/stacks/*.json' ! -name lab.json 2>/dev/null); [ -z "$$others" ] || { \
@@ -94,16 +93,7 @@ clean: ## stop the labs and remove what was made here, the engine's cache too
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-.venv/.lab: requirements-lab.txt .venv/.program
-	@echo "installing what the simulated host needs into .venv (requirements-lab.txt), once"
-	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lab.txt
-	@touch $@
-
-.venv/.dev: requirements-dev.txt .venv/.lab
-	@echo "installing what the tests and linters need into .venv (requirements-dev.txt), once"
+.venv/.dev: requirements-dev.txt .venv/.program
+	@echo "installing what the simulated host, the tests and the linters need into .venv (requirements-dev.txt), once"
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@touch $@
-
-.venv/.bench: requirements-bench.txt .venv/.dev
-	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@touch $@

@@ -44,10 +44,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = REPOSITORY / "engine"
 
 PULUMI_VERSION = "3.259.0"
-"""The CLI that is built; pinned in engine/go.mod too."""
+"""The CLI that is built, and the oldest that the program runs on; a test compares engine/go.mod, the SDK in pyproject.toml, Pulumi.yaml and README.md."""
 
-REQUIRED_PULUMI_VERSION = ">=3.187.0 <4.0.0"
-"""The CLIs that the program runs on: `requiredPulumiVersion` in Pulumi.yaml (a test compares them)."""
+REQUIRED_PULUMI_VERSION = f">={PULUMI_VERSION} <4.0.0"
+"""The CLIs that the program runs on: `requiredPulumiVersion` in Pulumi.yaml."""
 
 PLUGIN_VERSION = "1.2.1"
 PLUGIN_FOLDER = f"resource-command-v{PLUGIN_VERSION}"
@@ -147,7 +147,7 @@ def parse_version(text: str) -> Version:
 
 
 def in_range(version: str, wanted: str = REQUIRED_PULUMI_VERSION) -> bool:
-    """Whether a version fits comparisons like `>=3.187.0 <4.0.0`, all of which have to hold."""
+    """Whether a version fits comparisons like `>=3.259.0 <4.0.0`, all of which have to hold."""
     actual = parse_version(version)
     comparisons: dict[str, Callable[[Version], bool]] = {
         ">=": lambda limit: actual >= limit,

@@ -3,4 +3,4 @@
 Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli and components → resources → remote → what is pure.
 """
 
-__version__ = "1.0.0"
+__version__ = "1.0.0.dev"

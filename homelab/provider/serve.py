@@ -47,6 +47,8 @@ _KINDS = {
     "delete": (sdk.PropertyDiffKind.DELETE, sdk.PropertyDiffKind.DELETE_REPLACE),
     "update": (sdk.PropertyDiffKind.UPDATE, sdk.PropertyDiffKind.UPDATE_REPLACE),
 }
+# As the engine reads a version, which isn't as Python does.
+VERSION = __version__.replace(".dev", "-dev")
 # Resources mostly wait for a host; asyncio's own pool has as many threads as there are processors, and four.
 THREADS = 64
 
@@ -60,7 +62,7 @@ class Homelab(sdk.Provider):
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
         resources: Properties = {resource.token(): {} for resource in WORK}
-        return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": __version__, "resources": resources}))
+        return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": VERSION, "resources": resources}))
 
     async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:
         # All of it stays: a refresh or a destroy that runs without the program gets it from here.
@@ -207,7 +209,7 @@ async def _serve(address: str) -> None:
     if sys.platform == "linux":  # elsewhere nothing says whose process is at the other end (docs/tiers.md)
         callers.append(OfThisUser(os.geteuid()))
     server = grpc.aio.server(interceptors=callers, options=_GRPC_CHANNEL_OPTIONS)
-    servicer = Servicer([], __version__, Homelab(), engine_address=address)
+    servicer = Servicer([], VERSION, Homelab(), engine_address=address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     for one in callers:

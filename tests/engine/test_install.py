@@ -121,7 +121,7 @@ def built_once(machine: Machine) -> list[str]:
 
 @pytest.mark.parametrize(
     ("version", "fits"),
-    [("3.186.9", False), ("3.187.0", True), ("v3.259.0", True), ("3.1000.0", True), ("4.0.0", False)],
+    [("3.187.0", False), ("3.258.9", False), ("v3.259.0", True), ("3.1000.0", True), ("4.0.0", False)],
 )
 def test_a_version_is_compared_number_by_number(version: str, fits: bool) -> None:
     assert install.in_range(version) is fits
@@ -137,10 +137,9 @@ def test_a_range_without_comparisons_is_an_error() -> None:
         install.in_range("3.259.0", "3.259.0")
 
 
-def test_the_range_is_the_projects() -> None:
-    project = install.REPOSITORY / "Pulumi.yaml"
-    if not project.exists():
-        pytest.skip(f"there is no {project} to compare with")
+@pytest.mark.parametrize("folder", [".", "examples/gaming_vm"])
+def test_the_range_is_the_projects(folder: str) -> None:
+    project = install.REPOSITORY / folder / "Pulumi.yaml"
     found = re.search(r"^requiredPulumiVersion:\s*(['\"]?)(.+?)\1\s*$", project.read_text("utf-8"), re.MULTILINE)
     assert found, f"{project} has no requiredPulumiVersion"
     assert found[2].replace(",", " ").split() == install.REQUIRED_PULUMI_VERSION.split()
@@ -151,6 +150,9 @@ def test_the_pins_are_those_of_the_modules() -> None:
     assert f"require github.com/pulumi/pulumi/pkg/v3 v{install.PULUMI_VERSION}\n" in cli
     assert f"\tgithub.com/pulumi/pulumi/sdk/v3 v{install.PULUMI_VERSION} // indirect\n" in cli
     assert install.in_range(install.PULUMI_VERSION)
+    assert f'"pulumi~={install.PULUMI_VERSION}"' in (install.REPOSITORY / "pyproject.toml").read_text("utf-8")
+    older = install.PULUMI_VERSION.rpartition(".")[0]
+    assert f"({older} or later)" in (install.REPOSITORY / "README.md").read_text("utf-8")
     plugin = (install.MODULES / "command" / "main.go").read_text("utf-8")
     assert f'pluginVersion = "{install.PLUGIN_VERSION}"' in plugin
 
@@ -172,12 +174,12 @@ def test_every_required_module_has_its_checksum(module: str) -> None:
 
 
 def test_a_pulumi_on_path_is_used(machine: Machine) -> None:
-    pulumi = machine.pulumi("3.200.0")
+    pulumi = machine.pulumi("3.260.0")
     machine.plugin(machine.cache / "home")
     engine = machine.ensure()
     assert (engine.pulumi, engine.version, engine.source, engine.bin) == (
         pulumi,
-        "3.200.0",
+        "3.260.0",
         "path",
         machine.bin,
     )
@@ -187,27 +189,27 @@ def test_a_pulumi_on_path_is_used(machine: Machine) -> None:
 def test_a_linked_pulumi_has_its_language_host_where_the_link_points(machine: Machine) -> None:
     real = machine.folder / "opt"
     machine.program("pulumi-language-python", "", real)
-    (machine.bin / "pulumi").symlink_to(machine.program("pulumi", "print('v3.200.0')", real))
+    (machine.bin / "pulumi").symlink_to(machine.program("pulumi", "print('v3.260.0')", real))
     machine.plugin(machine.cache / "home")
     assert machine.ensure().source == "path"
 
 
 def test_its_version_is_asked_once_while_it_stays_the_same(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.plugin(machine.cache / "home")
     machine.ensure()
     machine.ensure()
     assert len(machine.runs("pulumi")) == 1
-    machine.pulumi("3.201.0-alpha.1")
-    assert machine.ensure().version == "3.201.0-alpha.1"
+    machine.pulumi("3.261.0-alpha.1")
+    assert machine.ensure().version == "3.261.0-alpha.1"
 
 
 @pytest.mark.parametrize(
     ("put", "why"),
     [
-        (lambda machine: machine.pulumi("3.100.0"), "is version 3.100.0, outside >=3.187.0 <4.0.0"),
+        (lambda machine: machine.pulumi("3.100.0"), "is version 3.100.0, outside >=3.259.0 <4.0.0"),
         (
-            lambda machine: machine.pulumi("3.200.0", hosts=False),
+            lambda machine: machine.pulumi("3.260.0", hosts=False),
             "no pulumi-language-python beside it or on PATH",
         ),
         (lambda machine: machine.program("pulumi", "sys.exit(3)"), "doesn't tell its version"),
@@ -242,7 +244,7 @@ def test_what_is_run_to_make_the_engine_gets_no_secret(machine: Machine) -> None
     machine.environ |= secrets
     seen = f"pathlib.Path({str(machine.folder)!r}, 'seen-' + name).write_text(json.dumps(dict(os.environ)))"
     machine.program("pulumi-language-python", "")
-    machine.program("pulumi", f"name = 'pulumi-' + args[0]\n{seen}\nprint('v3.200.0')")
+    machine.program("pulumi", f"name = 'pulumi-' + args[0]\n{seen}\nprint('v3.260.0')")
     made = install.Maker(machine.environ, machine.said.append)
     cli = made.cli()
     made.run_plugin_install(cli)
@@ -362,7 +364,7 @@ def test_a_name_that_is_none_is_unreachable() -> None:
 
 
 def test_a_real_plugin_in_the_chosen_home_is_used_as_it_is(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     chosen = machine.folder / "chosen"
     machine.plugin(chosen)
     machine.environ["PULUMI_HOME"] = str(chosen)
@@ -372,7 +374,7 @@ def test_a_real_plugin_in_the_chosen_home_is_used_as_it_is(machine: Machine) -> 
 
 
 def test_a_real_plugin_in_the_users_home_is_used_too(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     users = machine.plugin(machine.home / ".pulumi")
     engine = machine.ensure()
     assert (engine.plugin, engine.home) == ("real", machine.cache / "home")
@@ -384,7 +386,7 @@ def test_a_real_plugin_in_the_users_home_is_used_too(machine: Machine) -> None:
 
 
 def test_an_interrupted_install_is_not_a_plugin(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.go()
     folder = machine.plugin(machine.home / ".pulumi")
     folder.with_name(folder.name + ".partial").touch()
@@ -395,7 +397,7 @@ def test_pulumi_installs_the_real_plugin_where_it_can(online: Machine) -> None:
     online.program("pulumi-language-python", "")
     body = f"""
         if args == ["version"]:
-            print("v3.200.0")
+            print("v3.260.0")
         else:
             folder = pathlib.Path(os.environ["PULUMI_HOME"], "plugins", {install.PLUGIN_FOLDER!r})
             folder.mkdir(parents=True)
@@ -415,14 +417,14 @@ def test_pulumi_installs_the_real_plugin_where_it_can(online: Machine) -> None:
 
 def test_a_plugin_install_that_fails_is_said_and_the_stand_in_follows(online: Machine) -> None:
     online.program("pulumi-language-python", "")
-    online.program("pulumi", "print('v3.200.0') if args == ['version'] else sys.exit(5)")
+    online.program("pulumi", "print('v3.260.0') if args == ['version'] else sys.exit(5)")
     online.go()
     assert online.ensure().plugin == "stand-in"
     assert any("`pulumi plugin install` ended with exit status 5" in line for line in online.said)
 
 
 def test_the_stand_in_goes_into_the_projects_home_only_and_is_said(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.go()
     users = machine.home / ".pulumi"
     machine.environ["PULUMI_HOME"] = str(users)
@@ -436,7 +438,7 @@ def test_the_stand_in_goes_into_the_projects_home_only_and_is_said(machine: Mach
 
 
 def test_a_real_plugin_takes_the_stand_ins_place(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.go()
     assert machine.ensure().plugin == "stand-in"
     users = machine.plugin(machine.home / ".pulumi")
@@ -449,7 +451,7 @@ def test_a_real_plugin_takes_the_stand_ins_place(machine: Machine) -> None:
 
 
 def test_a_real_plugin_put_over_the_stand_in_is_used(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.go()
     engine = machine.ensure()
     install.remove(install.plugin_in(engine.home))
@@ -458,7 +460,7 @@ def test_a_real_plugin_put_over_the_stand_in_is_used(machine: Machine) -> None:
 
 
 def test_a_stand_in_of_other_sources_is_built_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.go()
     machine.ensure()
     monkeypatch.setattr(install, "key_of", lambda folder: "0123456789ab")
@@ -487,12 +489,12 @@ def run_installer(machine: Machine, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_json_is_for_programs(machine: Machine) -> None:
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.plugin(machine.cache / "home")
     done = run_installer(machine, "--json")
     assert json.loads(done.stdout) == {
         "pulumi": str(machine.bin / "pulumi"),
-        "version": "3.200.0",
+        "version": "3.260.0",
         "source": "path",
         "plugin": "real",
         "home": str(machine.cache / "home"),
@@ -503,7 +505,7 @@ def test_json_is_for_programs(machine: Machine) -> None:
 def test_the_printed_environment_is_what_the_engine_runs_in(machine: Machine) -> None:
     machine.cache = machine.folder / "a cache with 'quotes'"
     machine.environ["HOMELAB_CACHE"] = str(machine.cache)
-    machine.pulumi("3.200.0")
+    machine.pulumi("3.260.0")
     machine.plugin(machine.cache / "home")
     lines = run_installer(machine, "--print-env").stdout
     shows = 'printf "%s\\n" "$PATH" "$PULUMI_HOME" "$PULUMI_SKIP_UPDATE_CHECK"'
