@@ -109,8 +109,8 @@ def timer(stack: str, project: Path, python: Path) -> str:
     return f"""\
 # Looks once a day whether anything on the hosts of the stack {stack} has drifted. To install it:
 #   1. /etc/systemd/system/homelab-drift.service and homelab-drift.timer: the two parts below
-#   2. /etc/homelab-drift.env, for root alone (chmod 600): PULUMI_BACKEND_URL=…, PULUMI_CONFIG_PASSPHRASE=… (or PULUMI_ACCESS_TOKEN=…),
-#      and HOMELAB_HOOK=https://ntfy.sh/your-topic, to be told in one line
+#   2. /etc/homelab-drift.env, for root alone (chmod 600): PULUMI_BACKEND_URL=…, PULUMI_CONFIG_PASSPHRASE=…
+#      (or PULUMI_ACCESS_TOKEN=…), and HOMELAB_HOOK=https://ntfy.sh/your-topic, to be told in one line
 #   3. systemctl daemon-reload && systemctl enable --now homelab-drift.timer
 
 # --- /etc/systemd/system/homelab-drift.service

@@ -19,8 +19,8 @@ _STATIC = {195, 226}
 def findings(case: Case) -> list[Finding]:
     """What its configuration doesn't give it, or gives it in a way that has no effect."""
     return [
-        *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case), *_sourceless(case),
-        *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
+        *_locked(case), *_not_given(case), *_without_effect(case), *_wrong_source(case), *_not_created(case),
+        *_sourceless(case), *_not_allowed(case), *_read_only(case), *_for_root_only(case), *_moved(case),
     ]  # fmt: skip
 
 

@@ -11,18 +11,20 @@ from homelab.model import Fact
 
 # Names of classes, the most exact one counts (pci.ids).
 _KINDS = {
-    "00": "device older than PCI's classes", "01": "storage controller", "0100": "SCSI controller", "0101": "IDE controller",
-    "0104": "RAID controller", "0105": "ATA controller", "0106": "SATA controller", "0107": "SAS controller",
-    "0108": "NVMe disk", "02": "network card", "0280": "wireless network card", "03": "graphics card",
-    "04": "multimedia device", "0400": "video device", "0401": "audio device", "0403": "audio device",
-    "0480": "audio coprocessor", "05": "memory controller", "0580": "memory device", "06": "bridge", "0600": "host bridge",
-    "0601": "ISA bridge", "0604": "PCI bridge", "0680": "bridge", "07": "communication controller",
-    "0700": "serial port", "0703": "modem", "08": "system device", "0805": "SD card reader", "0806": "IOMMU", "09": "input device",
-    "0a": "docking station", "0b": "processor", "0c": "serial bus controller", "0c00": "FireWire controller",
-    "0c03": "USB controller", "0c04": "Fibre Channel controller", "0c05": "SMBus", "0c06": "InfiniBand controller",
-    "0c80": "USB-C port controller", "0d": "wireless controller", "0d11": "Bluetooth controller", "0e": "I/O controller",
-    "0f": "satellite receiver", "10": "encryption controller", "1080": "security processor", "11": "signal processor",
-    "12": "accelerator", "13": "instrumentation device", "40": "coprocessor", "ff": "device without a class",
+    "00": "device older than PCI's classes", "01": "storage controller", "0100": "SCSI controller",
+    "0101": "IDE controller", "0104": "RAID controller", "0105": "ATA controller", "0106": "SATA controller",
+    "0107": "SAS controller", "0108": "NVMe disk", "02": "network card", "0280": "wireless network card",
+    "03": "graphics card", "04": "multimedia device", "0400": "video device", "0401": "audio device",
+    "0403": "audio device", "0480": "audio coprocessor", "05": "memory controller", "0580": "memory device",
+    "06": "bridge", "0600": "host bridge", "0601": "ISA bridge", "0604": "PCI bridge", "0680": "bridge",
+    "07": "communication controller", "0700": "serial port", "0703": "modem", "08": "system device",
+    "0805": "SD card reader", "0806": "IOMMU", "09": "input device", "0a": "docking station", "0b": "processor",
+    "0c": "serial bus controller", "0c00": "FireWire controller", "0c03": "USB controller",
+    "0c04": "Fibre Channel controller", "0c05": "SMBus", "0c06": "InfiniBand controller",
+    "0c80": "USB-C port controller", "0d": "wireless controller", "0d11": "Bluetooth controller",
+    "0e": "I/O controller", "0f": "satellite receiver", "10": "encryption controller", "1080": "security processor",
+    "11": "signal processor", "12": "accelerator", "13": "instrumentation device", "40": "coprocessor",
+    "ff": "device without a class",
 }  # fmt: skip
 
 

@@ -246,7 +246,8 @@ def _passed(key: str, part: _ProgramDone) -> bool:
 _MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
 # Of an engine that is there, and gets no image: its registry isn't reached (docker, podman; containerd), answers nothing, or not any more.
 _NO_IMAGE = re.compile(
-    r"(Get|Head) \"https?://[^\"]+\": (dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
+    r"(Get|Head) \"https?://[^\"]+\": "
+    r"(dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
     r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
     re.IGNORECASE,
 )

@@ -237,7 +237,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             except HomelabError as error:
                 _not_asked(inputs, peer, error.found)
                 continue
-            try:  # a node that runs and doesn't let itself be read is a person's to mend: then it can still be given back there
+            # A node that runs and doesn't let itself be read is a person's to mend: then it can still be given back there.
+            try:
                 noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
             except UnreachableError:
                 continue

@@ -14,13 +14,15 @@ from collections.abc import Iterable
 _CODE, _QUOTED, _VALUE, _SUM = "code", '"', "${", "(("
 # \x60 is a backtick.
 _INNER = r"""
-    (?P<escaped>\\.) | (?P<ansi>\$'(?:[^'\\]|\\.)*') | (?P<sum>\$\(\() | (?P<command>\$\() | (?P<value>\$\{) | (?P<backtick>\x60)
+    (?P<escaped>\\.) | (?P<ansi>\$'(?:[^'\\]|\\.)*') | (?P<sum>\$\(\() | (?P<command>\$\() | (?P<value>\$\{)
+    | (?P<backtick>\x60)
 """
 _LITERAL = r" | (?P<literal>'[^']*')"
 _TOKENS = {
     _CODE: re.compile(
         rf"""(?P<newline>\n) | (?P<blank>[ \t]+) | (?P<comment>\#[^\n]*) | {_INNER} {_LITERAL} | (?P<quote>")
-        | (?P<word_of_input><<<) | (?P<here><<-?\ ?(?P<mark>['"]?)(?P<end>\w+)(?P=mark)) | (?P<open_sum>\(\() | (?P<open>\()
+        | (?P<word_of_input><<<) | (?P<here><<-?\ ?(?P<mark>['"]?)(?P<end>\w+)(?P=mark))
+        | (?P<open_sum>\(\() | (?P<open>\()
         | (?P<close>\)) | (?P<operator>[;&|]) | (?P<other>[^\n \t\#\\'"$\x60<();&|]+ | .)""",
         re.VERBOSE | re.DOTALL,
     ),
@@ -40,7 +42,8 @@ _EMPTY = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+")
 # Python 3.11 up to 3.11.4 (Debian 12 has 3.11.2) matches them wrongly (gh-106052).
 _SIMPLE = re.compile(
     r"""[^\n'"\\\#\x60()<$]*
-        (?: (?: \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$\x60\n]|\$\w|\$\{\w+\})*" | \(\) ) [^\n'"\\\#\x60()<$]* )* \n""",
+        (?: (?: \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$\x60\n]|\$\w|\$\{\w+\})*" | \(\) )
+            [^\n'"\\\#\x60()<$]* )* \n""",
     re.VERBOSE,
 )
 # Token -> what it opens.

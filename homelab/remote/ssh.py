@@ -544,8 +544,11 @@ async def wait_for_boot(
                 raise refused or _never_back(host, last, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
-            say(f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, it gives back what was "
-                f"configured of its boot {host.timeouts.rollback} s after its start and reboots by itself: waiting for that")  # fmt: skip
+            say(
+                f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, "
+                f"it gives back what was configured of its boot {host.timeouts.rollback} s after its start and reboots "
+                "by itself: waiting for that"
+            )
         await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
 
 
