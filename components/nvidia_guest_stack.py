@@ -35,12 +35,8 @@ if TYPE_CHECKING:
     from homelab.nvidia import plan as planner
     from homelab.nvidia import state, verification
     from homelab.nvidia.plan import Plan, Request
-    from homelab.nvidia.symptoms import Context
     from homelab.nvidia.verification import Expected
     from homelab.remote import nvidia_steps as steps
-
-    # (request, plan, context for messages, the installed driver, generation) -> a composed script.
-    _Script = Callable[[Request, Plan, Context, str, str], str]
 else:
     planner = later("homelab.nvidia.plan")
     state = later("homelab.nvidia.state")
@@ -50,11 +46,12 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """A plan, what it was made from, and what it leads to."""
+    """A plan, what it was made from, and what it leads to. `driver`: the installed version; empty: none is yet."""
 
     request: Request
     plan: Plan
     wanted: Expected
+    driver: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,28 +82,29 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             system.inputs,
             pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
         )
-        self._driver: pulumi.Input[str] = ""
         # Made twice: from the system alone, and from what its repositories offer.
         self._plan = self._planned(None)
 
-        def add_repository(request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
-            return steps.repository(
-                plan, stack, planner.packages_to_ask_for(request), context=context, generation=again
-            )
+        def add_repository(made: _Planned, generation: str) -> str:
+            asked = planner.packages_to_ask_for(made.request)
+            return steps.repository(made.plan, stack, asked, context=made.wanted.context, generation=generation)
 
-        def install_driver(_request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
-            return steps.driver(plan, stack, context=context, generation=again)
+        def install_driver(made: _Planned, generation: str) -> str:
+            return steps.driver(made.plan, stack, context=made.wanted.context, generation=generation)
 
-        def install_cuda(_request: Request, plan: Plan, context: Context, _: str, again: str) -> str:
-            return steps.cuda(plan, stack, context=context, generation=again)
+        def install_cuda(made: _Planned, generation: str) -> str:
+            return steps.cuda(made.plan, stack, context=made.wanted.context, generation=generation)
 
-        def install_toolkit(_request: Request, plan: Plan, context: Context, driver: str, again: str) -> str:
-            return steps.toolkit(plan, stack, driver, context=context, generation=again)
+        def install_toolkit(made: _Planned, generation: str) -> str:
+            return steps.toolkit(made.plan, stack, made.driver, context=made.wanted.context, generation=generation)
 
         repository = self._step("repository", add_repository, self._found)
         self._plan = self._planned(_answered(repository, "offered"))
         driver = self._step("driver", install_driver, repository)
-        self._driver = version = _answered(driver, "version")
+        version = _answered(driver, "version")
+        self._plan = pulumi.Output.all(self._plan, version).apply(
+            lambda found: dataclasses.replace(found[0], driver=str(found[1]))
+        )
         last: pulumi.Resource = driver
         done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
         if args.reboot is not None:
@@ -132,9 +130,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             done.append(toolkit.stdout)
         about = {
             # The installed version: of a branch, one that was there already is as good as the newest.
-            "wanted": pulumi.Output.all(self._plan, version).apply(
-                lambda found: {**dataclasses.asdict(found[0].wanted), "driver": found[1]}
-            ),
+            "wanted": self._plan.apply(lambda found: {**dataclasses.asdict(found.wanted), "driver": found.driver}),
             "tried": self._plan.apply(lambda found: steps.tried(found.request, found.plan)),
             "timeout": stack.timeouts.verify,
             "done": pulumi.Output.all(*done),
@@ -249,23 +245,19 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         options = pulumi.ResourceOptions(parent=self, depends_on=[self._verified, *ready])
         return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **about}, options)]
 
-    def _step(self, layer: str, script: _Script, after: pulumi.Resource) -> remote.Command:
+    def _step(self, layer: str, script: Callable[[_Planned, str], str], after: pulumi.Resource) -> remote.Command:
+        """:param script: composes it, from the plan and the layer's generation."""
+        text = pulumi.Output.all(self._plan, self._generation(layer)).apply(lambda found: script(*found))
+        if self._system.nvidia.proxy:  # its address may hold a password
+            text = pulumi.Output.secret(text)
         word = "repo" if layer == "repository" else layer
         options = pulumi.ResourceOptions(parent=self, depends_on=[after])
-        return self._system.script(f"{self.pulumi_resource_name}-{word}", self._composed(layer, script), options)
+        return self._system.script(f"{self.pulumi_resource_name}-{word}", text, options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """How often the layer had to be mended, and what for: a new one makes its step run again."""
         known = pulumi.Output.all(self._found.generation, self._system.after)
         return known.apply(lambda found: f"{int(found[0][layer])} {found[1]}")
-
-    def _composed(self, layer: str, script: _Script) -> pulumi.Output[str]:
-        known = pulumi.Output.all(self._plan, self._driver, self._generation(layer))
-        text = known.apply(
-            lambda found: script(found[0].request, found[0].plan, found[0].wanted.context, str(found[1]), found[2])
-        )
-        # The proxy's address may hold a password.
-        return pulumi.Output.secret(text) if self._system.nvidia.proxy else text
 
     def _planned(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
         """:param offered: package -> versions; None as long as nobody has looked."""
