@@ -1,7 +1,8 @@
-"""What is wrong with a card in a container, in a VM or on a host, in one page: `python -m homelab doctor container 901 --like 950`.
+"""What is wrong with a card in a container, in a VM or on a host, in one page: `python -m homelab doctor container 901
+--like 950`.
 
-`reading` is what the scripts saw (homelab/remote/diagnosis.py runs them); `container`, `vm` and `host` judge it; `report` shows
-it as text or as JSON. A program that already has a reading calls the functions below.
+`reading` is what the scripts saw (homelab/remote/diagnosis.py runs them); `container`, `vm` and `host` judge it;
+`report` shows it as text or as JSON. A program that already has a reading calls the functions below.
 """
 
 from homelab.doctor.container import container_report

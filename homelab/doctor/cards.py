@@ -1,4 +1,4 @@
-"""A PCI card as a VM and a host see it: its functions, their drivers, its IOMMU group, its mapping, who has it. Pure."""
+"""A PCI card for the doctor of VMs and hosts: functions, drivers, IOMMU group, mapping and users. Pure."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def containers_of(reading: Reading, slot: str) -> list[int]:
 def holders(reading: Reading, slot: str) -> list[str]:
     """Who has the card: VMs by configuration or reservation, containers by configuration."""
     users = reading.facts.users_of(slot, reading.node)
-    found = [f"{user}{', running' if user.running else ''}" for user in users]
-    return found + [f"container {ctid}" for ctid in containers_of(reading, slot)]
+    guests = [f"{user}{', running' if user.running else ''}" for user in users]
+    return guests + [f"container {ctid}" for ctid in containers_of(reading, slot)]
 
 
 def table(reading: Reading, slots: list[str]) -> Table:
@@ -54,11 +54,11 @@ def table(reading: Reading, slots: list[str]) -> Table:
 
 def _row(reading: Reading, device: Device, slot: str) -> list[str]:
     first = device == reading.facts.functions(slot)[0]
-    said = [group_names(reading, slot), ", ".join(mappings_of(reading, slot)) or "none"]
-    said.append("; ".join(holders(reading, slot)) or "nobody")
+    of_slot = [group_names(reading, slot), ", ".join(mappings_of(reading, slot)) or "none"]
+    of_slot.append("; ".join(holders(reading, slot)) or "nobody")
     group = "none" if device.group is None else str(device.group)
     name = reading.facts.model(reading.facts.functions(slot)[0]) if first else ""
-    return [name, device.address, device.id, device.driver or "none", group, *(said if first else ["", "", ""])]
+    return [name, device.address, device.id, device.driver or "none", group, *(of_slot if first else ["", "", ""])]
 
 
 def data(reading: Reading, slot: str) -> dict[str, Any]:
@@ -68,16 +68,16 @@ def data(reading: Reading, slot: str) -> dict[str, Any]:
         "slot": slot,
         "functions": [
             {
-                "address": one.address,
-                "id": one.id,
-                "subsystem": one.subsystem,
-                "class": one.class_code,
-                "driver": one.driver or None,
-                "group": one.group,
+                "address": function.address,
+                "id": function.id,
+                "subsystem": function.subsystem,
+                "class": function.class_code,
+                "driver": function.driver or None,
+                "group": function.group,
             }
-            for one in functions
+            for function in functions
         ],
-        "groupMembers": [one.address for one in reading.facts.group_of(slot) if one not in functions],
+        "groupMembers": [device.address for device in reading.facts.group_of(slot) if device not in functions],
         "mappings": mappings_of(reading, slot),
         "vms": [
             {"id": user.vmid, "name": user.name, "running": user.running}
@@ -97,7 +97,7 @@ def mapping_findings(reading: Reading, name: str) -> list[Finding]:
     if not entries:
         nodes = ", ".join(sorted({entry.get("node", "?") for entry in every[name]}))
         return [_mapping_finding(name, f"it has entries for {nodes or 'no node'}, none for {reading.node}")]
-    wrong = [one for entry in entries for one in _differences(reading, entry)]
+    wrong = [difference for entry in entries for difference in _differences(reading, entry)]
     return [_mapping_finding(name, "; ".join(wrong))] if wrong else []
 
 
@@ -112,12 +112,12 @@ def _mapping_finding(name: str, found: str) -> Finding:
 
 
 def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
-    found = []
+    differences = []
     for number, part in enumerate(path for path in entry.get("path", "").split(";") if path):
         address = part if "." in part else f"{part}.0"
         device = reading.facts.by_address.get(address.lower())
         if device is None:
-            found.append(f"there is no {address} on the host")
+            differences.append(f"there is no {address} on the host")
             continue
         hardware = {"id": device.id, "subsystem-id": device.subsystem if ":" in device.subsystem else "0:0"}
         if number == 0:
@@ -125,8 +125,8 @@ def _differences(reading: Reading, entry: dict[str, str]) -> list[str]:
         for key, value in hardware.items():
             # A function without a subsystem: sysfs has no such file, and Proxmox VE nothing to compare.
             if (entry.get(key) or "").lower() != value and value != "0:0":
-                found.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
-    return found
+                differences.append(f"{key} of {address}: {value}, the mapping says {entry.get(key, 'nothing')}")
+    return differences
 
 
 def slots_of(reading: Reading, key: str, value: str) -> list[str]:
@@ -136,25 +136,25 @@ def slots_of(reading: Reading, key: str, value: str) -> list[str]:
 
 
 def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[list[Finding], list[str]]:
-    """What the kernel and NVIDIA's driver have said of these cards since the boot, and cards that are gone from the bus; and, as remarks, what
-    looks bad and is no failure.
+    """Findings in the log of the kernel and NVIDIA's driver since the boot, and cards that are gone from the bus; and
+    remarks about messages that look bad and are harmless.
 
-    :param of_host: also of the host as a whole.
+    :param of_host: whether messages about the host as a whole count.
     """
-    found: list[HomelabError] = []
-    said: list[kernel_log.Trouble] = []
+    errors: list[HomelabError] = []
+    troubles: list[kernel_log.Trouble] = []
     for slot in slots:
-        functions = [one.address for one in reading.facts.functions(slot)]
+        functions = [function.address for function in reading.facts.functions(slot)]
         card = reading.facts.by_address.get(functions[0]) if functions else None
         context = Context(slot, "host", bound=card.driver if card else None)
         of_card = kernel_log.of_card(reading.facts, slot, functions)
-        said += of_card
-        found += [one.error for one in of_card if not one.harmless]
-        found += recognise(kernel_log.about_card(reading.facts, functions), context)
+        troubles += of_card
+        errors += [trouble.error for trouble in of_card if not trouble.harmless]
+        errors += recognise(kernel_log.about_card(reading.facts, functions), context)
     if of_host:
-        every = kernel_log.of_host(reading.facts, reading.node)
-        said += every
-        found += [one.error for one in every if not one.harmless]
-    # What names no card is the same for each.
-    findings = list(dict.fromkeys(one for error in found for one in Finding.of(error)))
-    return findings, list(dict.fromkeys(one.remark for one in said if one.harmless))
+        of_whole_host = kernel_log.of_host(reading.facts, reading.node)
+        troubles += of_whole_host
+        errors += [trouble.error for trouble in of_whole_host if not trouble.harmless]
+    # A message that names no card is the same for each card.
+    findings = list(dict.fromkeys(finding for error in errors for finding in Finding.of(error)))
+    return findings, list(dict.fromkeys(trouble.remark for trouble in troubles if trouble.harmless))

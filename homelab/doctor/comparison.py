@@ -1,4 +1,4 @@
-"""A container beside one that works: devices, lines and majors that the other has and this one lacks. Pure."""
+"""Compares a container with one that works: devices, lines and majors that only one of them has. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _OPTIONS = ("unprivileged", "features")
 
 @dataclass(frozen=True)
 class Difference:
-    """`lacks`: lines of the other that this one hasn't, `only`: the other way round; `devices`: path -> (here, there)."""
+    """`lacks`: lines of the other that this one hasn't, `only`: the other way round; `devices`: path -> (here,
+    there).
+    """
 
     model: ContainerReading
     ctid: int
@@ -79,10 +81,12 @@ def _given(row: Row | None) -> str:
     return f"{row.entry.method}{mode}{rule}"
 
 
-def _lacking(one: ContainerConf, other: ContainerConf) -> list[str]:
-    """Lines of the one that the other hasn't; spaces, spelling of the separator and the number of dev[n] don't count."""
+def _lacking(conf: ContainerConf, other: ContainerConf) -> list[str]:
+    """Lines of a configuration that the other one hasn't; spaces, spelling of the separator and the number of dev[n]
+    don't count.
+    """
     have = {_normal(line) for line in other.lines}
-    return [line for line in dict.fromkeys(one.lines) if _normal(line) not in have]
+    return [line for line in dict.fromkeys(conf.lines) if _normal(line) not in have]
 
 
 def _normal(line: str) -> str:
@@ -95,16 +99,16 @@ def _normal(line: str) -> str:
 def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> list[str]:
     notes = []
     for option in _OPTIONS:
-        here, there = (one.parsed.options.get(option, "not set") for one in (container, model))
+        here, there = (conf.parsed.options.get(option, "not set") for conf in (container, model))
         if here != there:
             notes.append(f"{option}: {here}; in container {model.id} {there}")
-    here_majors, there_majors = ({rule.major for rule in one.parsed.allowing} for one in (container, model))
+    here_majors, there_majors = ({rule.major for rule in conf.parsed.allowing} for conf in (container, model))
     names = {major: name for name, major in reversed(case.reading.majors.items())}
-    for major in sorted(one for one in there_majors - here_majors if one is not None):
+    for major in sorted(major for major in there_majors - here_majors if major is not None):
         notes.append(
             f"container {model.id} allows the major {major} ({names.get(major, 'of no device here')}), this one not"
         )
     if container.was_seen and model.was_seen and container.library_versions != model.library_versions:
-        shown = [", ".join(one.library_versions) or "none" for one in (container, model)]
+        shown = [", ".join(conf.library_versions) or "none" for conf in (container, model)]
         notes.append(f"NVIDIA's libraries: {shown[0]}; in container {model.id} {shown[1]}")
     return notes

@@ -1,4 +1,4 @@
-"""What is wrong with a container's configuration: devices that it doesn't give, lines without effect, rules, modes. Pure."""
+"""Findings in a container's configuration: missing devices, lines without effect, rules, modes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from homelab.doctor.report import Finding, Stage
 from homelab.errors import unlocking
 from homelab.host.container_conf import Entry, Rule
 
-# Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards, dri.
+# Majors that NVIDIA's driver and the kernel gave out for good (Documentation/admin-guide/devices.txt): NVIDIA's cards,
+# dri.
 _STATIC = {195, 226}
 
 
@@ -46,7 +47,7 @@ def _not_given(case: Case) -> list[Finding]:
         return []
     gives = f"its configuration gives it {names([row for row in case.given if is_gpu(row.path)]) or 'no such device'}"
     sections = [
-        name for name, lines in case.container.parsed.elsewhere.items() if any("nvidia" in one for one in lines)
+        name for name, lines in case.container.parsed.elsewhere.items() if any("nvidia" in line for line in lines)
     ]
     if sections:
         gives += (
@@ -65,11 +66,11 @@ def _not_given(case: Case) -> list[Finding]:
 
 def _moved(case: Case) -> list[Finding]:
     """Nodes of Intel's and AMD's cards that have other numbers than when the container was given them."""
-    known = next((one for one in case.reading.facts.containers if one.id == case.container.id), None)
+    container = next((given for given in case.reading.facts.containers if given.id == case.container.id), None)
     drift = [
-        one
-        for one in (known.drift if known else [])
-        if any(part in one for part in ("/dev/dri/", "/dev/kfd", " node of "))
+        line
+        for line in (container.drift if container else [])
+        if any(part in line for part in ("/dev/dri/", "/dev/kfd", " node of "))
     ]
     if not drift:
         return []
@@ -167,8 +168,9 @@ def _may_be_missing(entry: Entry) -> bool:
 
 
 def _not_allowed(case: Case) -> list[Finding]:
-    """Devices by raw lines without a rule for the numbers that they have now. What is open inside, is allowed: by lxc's own
-    configuration of unprivileged containers, or by a rule that this program can't see."""
+    """Devices by raw lines without a rule for the numbers that they have now. What is open inside, is allowed: by lxc's
+    own configuration of unprivileged containers, or by a rule that this program can't see.
+    """
     rows = [row for row in case.given if row.allowed is False and not (row.seen and row.seen.root == OK)]
     by_major: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -192,10 +194,10 @@ def _not_allowed(case: Case) -> list[Finding]:
 
 def unused_rules(case: Case) -> list[Rule]:
     """Raw rules for majors that nothing on the host has."""
-    known = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
+    majors = {*case.reading.majors.values(), *(node.major for node in case.reading.nodes.values()), *_STATIC}
     if not case.reading.majors:
         return []
-    return [rule for rule in case.container.parsed.allowing if rule.major is not None and rule.major not in known]
+    return [rule for rule in case.container.parsed.allowing if rule.major is not None and rule.major not in majors]
 
 
 def _read_only(case: Case) -> list[Finding]:
@@ -245,7 +247,9 @@ def _mode(row: Row) -> int:
 
 
 def _is_closed(row: Row) -> bool:
-    """Does its mode keep out a user without groups? A node that was given to a user or a group on purpose is not closed."""
+    """Does its mode keep out a user without groups? A node that was given to a user or a group on purpose is not
+    closed.
+    """
     if row.host is None or row.entry is None:
         return False
     given = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (row.entry.gid != 0 and _mode(row) & 0o060 == 0o060)

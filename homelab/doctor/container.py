@@ -1,4 +1,4 @@
-"""A container: is each device on the host, given, allowed, inside and open; are driver and libraries equal; what has a working one. Pure."""
+"""The doctor's report of a container: its devices from the host to the inside, its driver and libraries. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
     """
     case, model = _case(reading, ctid, like, cards)
     # Whatever it lacks of a card that a VM has in turn, it has again with the card.
-    found = _sunk(case) if case.cards.away else findings(case)
+    own_findings = _sunk(case) if case.cards.away else findings(case)
     different = compared(case, model) if model is not None else None
     tables = [Table("devices", COLUMNS, [row.cells(case.container.was_seen) for row in case.rows])]
     notes = _notes(case)
@@ -46,9 +46,9 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
         f"{case.name} ({case.container.name}) on {reading.node}",
         _head(case),
         tables,
-        found,
+        own_findings,
         notes,
-        _steps(case, found),
+        _steps(case, own_findings),
         _data(case, different),
     )
 
@@ -67,8 +67,10 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
     if container is not None:
         return container
     guest = reading.guest(ctid)
-    there = ", ".join(str(one.id) for one in reading.extra.guests if (one.kind, one.node) == ("lxc", reading.node))
-    step = f"give the id of a container; there are {there}" if there else "give another host with --host"
+    containers = ", ".join(
+        str(other.id) for other in reading.extra.guests if (other.kind, other.node) == ("lxc", reading.node)
+    )
+    step = f"give the id of a container; there are {containers}" if containers else "give another host with --host"
     if guest is None:
         found = "no guest of the cluster has this id"
     elif guest.kind == "vm":
@@ -76,7 +78,7 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
         step = f"`python -m homelab doctor vm {ctid}`, or {step}"
     else:
         found = f"it is on the node {guest.node}"
-        step = f"give that host with --host (containers here: {there or 'none'})"
+        step = f"give that host with --host (containers here: {containers or 'none'})"
     raise HomelabError(
         wanted=f"container {ctid} on {reading.node}", found=found, why="there is nothing to look into", next=step
     )
@@ -114,11 +116,11 @@ def _sunk(case: Case) -> list[Finding]:
     return [
         Finding(
             f"{case.name} with its shared card, or the card with a VM that gives it back",
-            one,
+            state,
             "the card doesn't come back by itself: the container goes without it until somebody has mended that",
             "`python -m homelab doctor host` says what helps",
         )
-        for one in case.cards.sunk
+        for state in case.cards.sunk
     ]
 
 
@@ -126,9 +128,9 @@ def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
     notes = []
     notes += [
-        f"{one}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
-        for one in case.cards.away
-        if one not in case.cards.sunk
+        f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
+        for state in case.cards.away
+        if state not in case.cards.sunk
     ]
     if container.running is False:
         notes.append("it is off: what it has inside isn't known before it is started")
@@ -161,13 +163,13 @@ def _notes(case: Case) -> list[str]:
     return notes
 
 
-def _steps(case: Case, found: list[Finding]) -> list[str]:
+def _steps(case: Case, findings: list[Finding]) -> list[str]:
     """The findings' next steps in order, with the restart that a change of nodes or configuration takes."""
-    before = [one for one in found if one.stage < Stage.RESTART]
-    after = [one for one in found if one.stage > Stage.RESTART]
-    restart = [one.next for one in found if one.stage == Stage.RESTART]
+    before = [finding for finding in findings if finding.stage < Stage.RESTART]
+    after = [finding for finding in findings if finding.stage > Stage.RESTART]
+    restart = [finding.next for finding in findings if finding.stage == Stage.RESTART]
     # `pulumi up` restarts it by itself.
-    if case.container.running and any(one.next != case.up for one in before):
+    if case.container.running and any(finding.next != case.up for finding in before):
         restart = [restart_step(case)]
     return [*in_order(before), *restart, *in_order(after)]
 

@@ -1,4 +1,4 @@
-"""What is wrong with a container's devices, from the host up to its libraries, in the order in which it must be mended. Pure."""
+"""Findings of a container's devices, from the host up to its libraries, in the order of their repair. Pure."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def _restart(case: Case) -> list[Finding]:
     """What the configuration gives and the container, which runs with an older one, hasn't."""
     if not case.container.was_seen:
         return []
-    said = []
+    differences = []
     for row in case.given:
         if row.host is None or not row.entry or not row.entry.created or row.allowed is False:
             continue
         if row.seen is None:
-            said.append(f"{row.path} isn't inside")
+            differences.append(f"{row.path} isn't inside")
         elif row.seen.node.numbers != row.host.numbers:
-            said.append(f"{row.path} is {row.seen.node.numbers} inside, {row.host.numbers} on the host")
+            differences.append(f"{row.path} is {row.seen.node.numbers} inside, {row.host.numbers} on the host")
         elif row.seen.root == NOT_PERMITTED and not row.entry.deny_write:
-            said.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it")
-    if not said:
+            differences.append(f"{row.path}: {NOT_PERMITTED}, although a rule allows it")
+    if not differences:
         return []
     return [
         Finding(
             f"{case.name} running with its configuration",
-            "; ".join(said),
+            "; ".join(differences),
             "it gets devices and rules from its configuration when it starts, and it has run since before they were changed",
             restart_step(case),
             Stage.RESTART,
@@ -68,10 +68,10 @@ def _inside(case: Case) -> list[Finding]:
                 Stage.INSIDE,
             )
         ]
-    found = []
+    collected = []
     dead = [row for row in case.rows if row.seen and row.seen.root == NO_DRIVER]
     if dead:
-        found.append(
+        collected.append(
             Finding(
                 f"a driver behind {names(dead)}",
                 NO_DRIVER,
@@ -82,7 +82,7 @@ def _inside(case: Case) -> list[Finding]:
     closed = [row for row in case.given if row.seen and row.seen.root not in (OK, NO_DRIVER, NOT_PERMITTED, "")]
     closed = [row for row in closed if is_for_everybody(row.path)]
     if closed:
-        found.append(
+        collected.append(
             Finding(
                 f"root of {case.name} to open {names(closed)}",
                 "; ".join(f"{row.path}: {row.seen.root}" for row in closed if row.seen),
@@ -91,7 +91,7 @@ def _inside(case: Case) -> list[Finding]:
                 Stage.INSIDE,
             )
         )
-    return found
+    return collected
 
 
 # -- libraries -------------------------------------------------------------------------------------------------------

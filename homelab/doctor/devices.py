@@ -1,4 +1,6 @@
-"""The rows of a container's table: each device that it needs or is given, from the host's node to who may open it inside. Pure."""
+"""The rows of a container's table: each device that it needs or is given, from the host's node to who may open it
+inside. Pure.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,30 @@ USEFUL = ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 
 
 def is_gpu(path: str) -> bool:
-    """Is it one of NVIDIA's nodes, or of the kernel's for graphics and computing?"""
+    """Whether it is a device node of NVIDIA's driver, or of the kernel's for graphics and computing."""
     return path.startswith(("/dev/nvidia", "/dev/dri/")) or path == "/dev/kfd"
 
 
 def is_for_everybody(path: str) -> bool:
-    """Is it a node that ordinary users open? Capabilities are for who manages them, dri nodes for the groups video and render."""
+    """Is it a node that ordinary users open? Capabilities are for who manages them, dri nodes for the groups video and
+    render.
+    """
     return path.startswith("/dev/nvidia") and not path.startswith("/dev/nvidia-caps")
 
 
 def card_number(path: str) -> int | None:
     """N of `/dev/nvidiaN`."""
-    found = _CARD.fullmatch(path)
-    return int(found[1]) if found else None
+    match = _CARD.fullmatch(path)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
 class WantedCards:
-    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by nobody.
-    `managed`: the stack's settings have this container; `installs`: they install NVIDIA's libraries in it. `nodes`: of cards of other makers.
-    `away`: shared cards of its that the host hasn't got for now, each in words; `sunk`: those of them that don't come back by themselves."""
+    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by
+    nobody. `managed`: the stack's settings have this container; `installs`: they install NVIDIA's libraries in it.
+    `nodes`: of cards of other makers. `away`: shared cards of its that the host hasn't got for now, each in words;
+    `sunk`: those of them that don't come back by themselves.
+    """
 
     numbers: list[int]
     by: str
@@ -50,8 +56,10 @@ class WantedCards:
 
 @dataclass(frozen=True)
 class Row:
-    """One device. `host`: the node that is behind it there; `entry`: what in the configuration gives it; `rule`: the device rule
-    for it, as text; `allowed`: does a rule match the numbers of now? (None: nothing to match); `seen`: the node inside."""
+    """One device. `host`: the node that is behind it there; `entry`: what in the configuration gives it; `rule`: the
+    device rule for it, as text; `allowed`: does a rule match the numbers of now? (None: nothing to match); `seen`: the
+    node inside.
+    """
 
     path: str
     needed: bool
@@ -117,15 +125,17 @@ def cards_in(conf: ContainerConf) -> list[int]:
 
 
 def cards_of(
-    reading: Reading, container: ContainerReading, like: ContainerReading | None, said: WantedCards | None
+    reading: Reading, container: ContainerReading, like: ContainerReading | None, given: WantedCards | None
 ) -> WantedCards:
-    """Which cards the container is to have: as it is said, else as it is configured, else as its model, else all."""
-    if said is not None:
-        return said
-    if found := cards_in(container.parsed):
-        return WantedCards(found, "its configuration")
-    if like is not None and (found := cards_in(like.parsed)):
-        return WantedCards(found, f"container {like.id}")
+    """The cards of a container: the given ones, else those of its configuration, else those of the other container,
+    else all.
+    """
+    if given is not None:
+        return given
+    if numbers := cards_in(container.parsed):
+        return WantedCards(numbers, "its configuration")
+    if like is not None and (numbers := cards_in(like.parsed)):
+        return WantedCards(numbers, f"container {like.id}")
     return WantedCards(list(reading.cards), "nobody: all of the host's are shown", guessed=True)
 
 
@@ -151,14 +161,14 @@ def _needed(reading: Reading, cards: WantedCards) -> list[str]:
 
 def _given(reading: Reading, conf: ContainerConf) -> list[str]:
     """Every graphics node that the configuration gives, folders taken apart."""
-    found: list[str] = []
+    paths: list[str] = []
     for entry in conf.entries:
         if entry.folder:
             below = (path for path in reading.nodes if path.startswith(f"{entry.source}/"))
-            found += [entry.path + path[len(entry.source) :] for path in below]
+            paths += [entry.path + path[len(entry.source) :] for path in below]
         else:
-            found.append(entry.path)
-    return [path for path in found if is_gpu(path)]
+            paths.append(entry.path)
+    return [path for path in paths if is_gpu(path)]
 
 
 def _row(reading: Reading, container: ContainerReading, path: str, needed: bool) -> Row:

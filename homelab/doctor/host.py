@@ -110,7 +110,9 @@ def _not_configured(reading: Reading, want: plan.Wanted) -> Finding:
 
 
 def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Cards that stay with the host for its containers: NVIDIA's driver has them, or another maker's serves a node for computing."""
+    """Cards that stay with the host for its containers: NVIDIA's driver has them, or another maker's serves a node for
+    computing.
+    """
     wrong, other = [], []
     for name, slot in slots.items():
         first = next(iter(reading.facts.functions(slot)), None)

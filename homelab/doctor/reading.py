@@ -43,7 +43,9 @@ class Seen:
 
 
 class KnownGuest(Fact):
-    """A guest of the cluster. `kind`: vm or lxc; `node`: where it is; `pending`: what a VM's next start changes about its devices."""
+    """A guest of the cluster. `kind`: vm or lxc; `node`: where it is; `pending`: what a VM's next start changes about
+    its devices.
+    """
 
     id: int
     kind: str
@@ -55,8 +57,10 @@ class KnownGuest(Fact):
 
 
 class ContainerReading(Fact):
-    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more; `running`: None
-    where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs; `problem`: why that failed, if it did."""
+    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more;
+    `running`: None where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs;
+    `problem`: why that failed, if it did.
+    """
 
     id: int
     conf: str
@@ -82,29 +86,29 @@ class ContainerReading(Fact):
     def seen(self) -> dict[str, Seen]:
         """Path -> the node inside."""
         answers: dict[tuple[str, str], str] = {}
-        found: list[Node] = []
+        nodes: list[Node] = []
         for line in self.inside.splitlines():
             word, _, rest = line.partition(" ")
             path, _, answer = rest.partition(" ")
             if word == "node":
-                found += _nodes(rest)
+                nodes += _nodes(rest)
             elif word in ("root", "user"):
                 answers[word, path] = answer
         return {
             node.path: Seen(node, answers.get(("root", node.path), ""), answers.get(("user", node.path), ""))
-            for node in found
+            for node in nodes
         }
 
     @cached_property
     def libraries(self) -> dict[str, str]:
         """Where the loader finds a library of NVIDIA's -> its version (empty: its file doesn't say)."""
-        found = {}
+        versions = {}
         for line in self.inside.splitlines():
             if line.startswith("library "):
                 _, path, target = [*line.split(" "), ""][:3]
                 version = _LIBRARY_VERSION.search(target)
-                found[path] = version[1] if version else ""
-        return found
+                versions[path] = version[1] if version else ""
+        return versions
 
     @property
     def library_versions(self) -> list[str]:
@@ -112,8 +116,9 @@ class ContainerReading(Fact):
 
 
 class Extra(Fact):
-    """diagnose.sh's answer. `driver`: version of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `links`: those in
-    /dev/dri/by-path."""
+    """diagnose.sh's answer. `driver`: version of the NVIDIA module that is loaded; `char_devices`: /proc/devices;
+    `links`: those in /dev/dri/by-path.
+    """
 
     node: str
     guests: list[KnownGuest]
@@ -148,8 +153,8 @@ class Reading(Fact):
     def majors(self) -> dict[str, int]:
         """Name -> major number of the kernel's character devices, from /proc/devices."""
         text = self.extra.char_devices.partition("Block devices:")[0]
-        found = (line.split() for line in text.splitlines())
-        return {words[1]: int(words[0]) for words in found if len(words) == 2 and words[0].isdigit()}
+        rows = (line.split() for line in text.splitlines())
+        return {words[1]: int(words[0]) for words in rows if len(words) == 2 and words[0].isdigit()}
 
     @property
     def cards(self) -> dict[int, str]:
@@ -159,14 +164,14 @@ class Reading(Fact):
     def dri_nodes(self, address: str) -> list[str]:
         """The nodes in /dev/dri of a card, by what udev's links say."""
         pairs = (line.partition(" ")[::2] for line in self.extra.links.splitlines())
-        found = (
+        paths = (
             f"/dev/dri/{target.rpartition('/')[2]}" for name, target in pairs if name.startswith(f"pci-{address}-")
         )
-        return sorted(found)
+        return sorted(paths)
 
     def container(self, ctid: int) -> ContainerReading | None:
         """The container, if it was looked into."""
-        return next((one for one in self.extra.containers if one.id == ctid), None)
+        return next((container for container in self.extra.containers if container.id == ctid), None)
 
     def guest(self, number: int) -> KnownGuest | None:
         """What has that id, wherever in the cluster."""
@@ -174,15 +179,16 @@ class Reading(Fact):
 
 
 def _nodes(text: str) -> list[Node]:
-    """Lines of `path type-major type-minor mode uid gid kind`; numbers as stat(1) prints them. What isn't a character device is left
-    out."""
-    found = []
+    """Lines of `path type-major type-minor mode uid gid kind`; numbers as stat(1) prints them. What isn't a character
+    device is left out.
+    """
+    nodes = []
     for line in text.splitlines():
         path, *words = line.split(" ", 6)
         if len(words) == 6 and words[5] == "character special file":
             major, minor = (int(word, 16) for word in words[:2])
-            found.append(Node(path, major, minor, int(words[2], 8), int(words[3]), int(words[4])))
-    return found
+            nodes.append(Node(path, major, minor, int(words[2], 8), int(words[3]), int(words[4])))
+    return nodes
 
 
 def parse(facts: HostFacts, text: str) -> Reading:

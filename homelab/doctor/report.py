@@ -20,7 +20,9 @@ _COPIED = ("`", "lxc.")
 
 
 class Stage(IntEnum):
-    """What has to be done first: the host before a configuration, that before a restart, that before what is installed inside."""
+    """What has to be done first: the host before a configuration, that before a restart, that before what is installed
+    inside.
+    """
 
     HOST = 1
     CONFIGURATION = 2
@@ -42,7 +44,7 @@ class Finding:
     def of(cls, error: HomelabError, stage: Stage = Stage.HOST) -> list[Finding]:
         """The same as an error's text, or texts."""
         errors = error.errors if isinstance(error, SeveralErrors) else [error]
-        return [cls(one.wanted, one.found, one.why, one.next, stage) for one in errors]
+        return [cls(part.wanted, part.found, part.why, part.next, stage) for part in errors]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """`kind`: container, vm or host; `head`: lines that say what it is; `data`: the same as the tables, for programs."""
+    """`kind`: container, vm or host; `head`: lines that say what it is; `data`: the same as the tables, for
+    programs.
+    """
 
     kind: str
     subject: str
@@ -100,27 +104,28 @@ class Report:
 
     def json(self) -> str:
         """For programs; docs/troubleshooting.md has its keys."""
-        findings = [asdict(one) | {"stage": one.stage.name.lower()} for one in self.findings]
-        about = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
-        return json.dumps(
-            {**about, **self.data, "findings": findings, "notes": self.notes, "next": self.next}, indent=2
-        )
+        findings = [asdict(finding) | {"stage": finding.stage.name.lower()} for finding in self.findings]
+        head = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
+        return json.dumps({**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}, indent=2)
 
 
 def unreadable(kind: str, error: HomelabError) -> str:
-    """JSON in place of a report: why there is none."""
-    said = [{"wanted": one.wanted, "found": one.found, "why": one.why, "next": one.next} for one in Finding.of(error)]
-    return json.dumps({"version": VERSION, "kind": kind, "errors": said}, indent=2)
+    """JSON in place of a report: the errors for which there is none."""
+    errors = [
+        {"wanted": finding.wanted, "found": finding.found, "why": finding.why, "next": finding.next}
+        for finding in Finding.of(error)
+    ]
+    return json.dumps({"version": VERSION, "kind": kind, "errors": errors}, indent=2)
 
 
 def in_order(findings: Sequence[Finding]) -> list[str]:
     """Their next steps by stage, each once."""
-    return list(dict.fromkeys(one.next for one in sorted(findings, key=lambda one: one.stage)))
+    return list(dict.fromkeys(finding.next for finding in sorted(findings, key=lambda finding: finding.stage)))
 
 
 def shown_findings(findings: Sequence[Finding]) -> str:
     """Numbered, their four parts below each other."""
-    return "\n\n".join(_shown(number, one) for number, one in enumerate(findings, start=1))
+    return "\n\n".join(_shown(number, finding) for number, finding in enumerate(findings, start=1))
 
 
 def shown_steps(steps: Sequence[str]) -> str:

@@ -1,4 +1,6 @@
-"""The stack's configuration file, read without Pulumi: how to reach a host, and which cards the settings give a container."""
+"""The stack's configuration file, read without Pulumi: how to reach a host, and which cards the settings give a
+container.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class StackFile:
         """A host by its name, or the only one there is.
 
         :param identity: a private key's file, in place of what the settings log in with.
-        :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has encrypted.
+        :raises HomelabError: it is missing or mistaken, or can't be logged in to without a secret that Pulumi has
+            encrypted.
         """
         hosts = self.values.get("hosts")
         if not isinstance(hosts, dict) or not hosts or is_encrypted(hosts):
@@ -61,7 +64,8 @@ class StackFile:
         return [] if not isinstance(hosts, dict) or is_encrypted(hosts) else list(hosts)
 
     def guests(self) -> Settings:
-        """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and where it is reached.
+        """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and
+        where it is reached.
 
         :raises HomelabError: they are mistaken.
         """
@@ -77,16 +81,16 @@ class StackFile:
         :raises HomelabError: they name cards that the host hasn't got.
         """
         containers = self.values.get("containers")
-        for name, one in (containers if isinstance(containers, dict) else {}).items():
-            if isinstance(one, dict) and (one.get("host"), one.get("ctid")) == (host_name, ctid):
-                place, installs = f"homelab:containers.{name}", one.get("nvidia") is not None
-                named = one.get("gpus")
+        for name, entry in (containers if isinstance(containers, dict) else {}).items():
+            if isinstance(entry, dict) and (entry.get("host"), entry.get("ctid")) == (host_name, ctid):
+                place, installs = f"homelab:containers.{name}", entry.get("nvidia") is not None
+                named = entry.get("gpus")
                 slots, _ = gates.resolve(reading.facts, host.gpus)
                 with_driver = {address.rpartition(".")[0] for address in reading.cards.values()}
                 away = {
-                    gpu: f"gpus.{gpu} is {said}"
+                    gpu: f"gpus.{gpu} is {text}"
                     for gpu in host.hands_over
-                    if (said := handover.said(reading.facts, gpu))
+                    if (text := handover.said(reading.facts, gpu))
                     and slots.get(gpu) not in with_driver
                     and (named is None or gpu in named)
                 }
@@ -98,11 +102,11 @@ class StackFile:
                         f"{place}.gpus",
                         managed=True,
                         installs=installs,
-                        nodes=_nodes_of(reading, list(other.values()), every=one.get("nodes") == "all"),
+                        nodes=_nodes_of(reading, list(other.values()), every=entry.get("nodes") == "all"),
                         away=[*away.values()],
                         sunk=sunk,
                     )
-                numbers = assignment(str(one.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
+                numbers = assignment(str(entry.get("gpuAssignment", "none")), reading, f"{place}.gpuAssignment")
                 by = f"{place}.gpuAssignment"
                 return WantedCards(numbers, by, managed=True, installs=installs, away=[*away.values()], sunk=sunk)
         return None
@@ -114,22 +118,22 @@ def read(path: Path) -> StackFile:
     :raises HomelabError: it isn't there, or isn't YAML.
     """
     try:
-        found = yaml.safe_load(text_of(path))
+        content = yaml.safe_load(text_of(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         # A parser's message may quote the line, and that a secret.
         problem = error.strerror if isinstance(error, OSError) else "it isn't valid YAML"
-        others = ", ".join(sorted(one.name for one in project().glob("Pulumi.*.yaml")))
+        others = ", ".join(sorted(file.name for file in project().glob("Pulumi.*.yaml")))
         raise HomelabError(
             wanted=f"a stack's configuration in {path}",
             found=str(problem),
             why="it says how the host is reached",
             next=f"give a stack with --stack NAME, or a file with --config-file (here: {others or 'none'})",
         ) from None
-    stack_file.check(found, str(path))
-    config = found.get("config") if isinstance(found, dict) else None
+    stack_file.check(content, str(path))
+    config = content.get("config") if isinstance(content, dict) else None
     values = config if isinstance(config, dict) else {}
     return StackFile(
-        path, {key.removeprefix("homelab:"): one for key, one in values.items() if key.startswith("homelab:")}
+        path, {key.removeprefix("homelab:"): value for key, value in values.items() if key.startswith("homelab:")}
     )
 
 
@@ -145,7 +149,7 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
     :raises HomelabError: it is something else.
     """
     try:
-        found = assigned_numbers(text)
+        numbers = assigned_numbers(text)
     except ValueError:
         raise HomelabError(
             wanted=f"cards in {place}: numbers such as 0,1, or all, or none",
@@ -153,11 +157,11 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
             why="a number is N of the host's /dev/nvidiaN",
             next=f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
         ) from None
-    return list(reading.cards) if found == "all" else found
+    return list(reading.cards) if numbers == "all" else numbers
 
 
 def _is_nvidia(reading: Reading, slot: str) -> bool:
-    return any(one.is_display and one.vendor == NVIDIA for one in reading.facts.functions(slot))
+    return any(function.is_display and function.vendor == NVIDIA for function in reading.facts.functions(slot))
 
 
 def _nodes_of(reading: Reading, slots: list[str], *, every: bool) -> list[str]:
@@ -166,13 +170,13 @@ def _nodes_of(reading: Reading, slots: list[str], *, every: bool) -> list[str]:
     :param every: those that set screens, too.
     """
     drm = [
-        reading.facts.drm[one.address]
+        reading.facts.drm[function.address]
         for slot in slots
-        for one in reading.facts.functions(slot)
-        if one.address in reading.facts.drm
+        for function in reading.facts.functions(slot)
+        if function.address in reading.facts.drm
     ]
-    found = [f"/dev/dri/{name}" for one in drm for name in (one.render, one.card if every else "") if name]
-    return [*found, *(["/dev/kfd"] if any(one.kfd for one in drm) else [])]
+    paths = [f"/dev/dri/{name}" for nodes in drm for name in (nodes.render, nodes.card if every else "") if name]
+    return [*paths, *(["/dev/kfd"] if any(nodes.kfd for nodes in drm) else [])]
 
 
 def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> list[int]:
@@ -198,10 +202,10 @@ def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
     if identity is not None:
         # A path given on the command line counts from there; one in the settings from the project's folder.
         plain = {
-            key: one for key, one in ssh.items() if key not in ("privateKey", "privateKeyFile", "password", "agent")
+            key: value for key, value in ssh.items() if key not in ("privateKey", "privateKeyFile", "password", "agent")
         }
         return {**host, "ssh": {**plain, "privateKeyFile": str(Path(identity).expanduser().absolute())}}
-    encrypted = [key for key, one in ssh.items() if is_encrypted(one)]
+    encrypted = [key for key, value in ssh.items() if is_encrypted(value)]
     if is_encrypted(ssh) or encrypted:
         raise HomelabError(
             wanted=f"to log in to {name} with what is in {path}",

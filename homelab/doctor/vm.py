@@ -1,4 +1,6 @@
-"""A VM: from each hostpci option to the card behind it: mapping, functions, drivers, IOMMU group, who else has it. Pure."""
+"""The doctor's report of a VM: each hostpci option, and its card's mapping, functions, drivers, group and users.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +35,19 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     config = _config(reading, vmid)
     running = vmid in reading.facts.guests.running
     # While it runs, also those that it loses at its next start.
-    now = next(one.now for one in reading.facts.guests.configs if one.id == vmid) if running else {}
-    options = {key: value for key, value in sorted({**now, **config}.items()) if key.startswith("hostpci")}
+    current = next(guest.now for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
+    options = {key: value for key, value in sorted({**current, **config}.items()) if key.startswith("hostpci")}
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"
-    found = [*_iommu(reading, name), *_options(reading, name, options)]
+    findings = [*_iommu(reading, name), *_options(reading, name, options)]
     for slot in slots:
-        found += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
-    found += _hook(reading, vmid)
-    held, notes = _guest(reading, vmid, config, options)
-    found += held
+        findings += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
+    findings += _hook(reading, vmid)
+    of_guest, notes = _guest(reading, vmid, config, options)
+    findings += of_guest
     if slots:
-        said, remarks = cards.log_findings(reading, slots, of_host=True)
-        found += said
+        of_log, remarks = cards.log_findings(reading, slots, of_host=True)
+        findings += of_log
         notes += remarks
     if (guest := reading.guest(vmid)) is not None and guest.pending:
         notes.append(f"pending until it is off and starts again: {'; '.join(guest.pending.splitlines())}")
@@ -58,18 +60,18 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
         f"{name} on {reading.node}",
         _head(reading, config, running),
         [_hostpci_table(reading, options), cards.table(reading, slots)],
-        found,
+        findings,
         notes,
         data=_data(reading, vmid, config, options, slots, running),
     )
 
 
 def _config(reading: Reading, vmid: int) -> dict[str, str]:
-    configs = {one.id: one.values for one in reading.facts.guests.configs if one.kind == "vm"}
+    configs = {guest.id: guest.values for guest in reading.facts.guests.configs if guest.kind == "vm"}
     if vmid in configs:
         return configs[vmid]
     guest = reading.guest(vmid)
-    there = ", ".join(f"{one} ({values.get('name', '')})" for one, values in sorted(configs.items())) or "none"
+    there = ", ".join(f"{other} ({values.get('name', '')})" for other, values in sorted(configs.items())) or "none"
     step = f"give the id of a virtual machine; there are: {there}"
     if guest is None:
         found = "no guest of the cluster has this id"
@@ -105,19 +107,19 @@ def _iommu(reading: Reading, name: str) -> list[Finding]:
 
 
 def _options(reading: Reading, name: str, options: dict[str, str]) -> list[Finding]:
-    found = []
+    findings = []
     for key, value in options.items():
         option = parse_properties(key, value)
         if "mapping" in option:
-            found += cards.mapping_findings(reading, option["mapping"])
+            findings += cards.mapping_findings(reading, option["mapping"])
             continue
         missing = [
             part
             for part in option.get("host", "").split(";")
-            if part and not any(_is_at(one.address, part) for one in reading.facts.devices)
+            if part and not any(_is_at(device.address, part) for device in reading.facts.devices)
         ]
         if missing:
-            found.append(
+            findings.append(
                 Finding(
                     f"the device of {key} on the host",
                     f"there is no {', '.join(missing)} ({key}: {value})",
@@ -126,7 +128,7 @@ def _options(reading: Reading, name: str, options: dict[str, str]) -> list[Findi
                     Stage.CONFIGURATION,
                 )
             )
-    return found
+    return findings
 
 
 def _is_at(address: str, part: str) -> bool:
@@ -136,13 +138,13 @@ def _is_at(address: str, part: str) -> bool:
 
 def _functions(reading: Reading, name: str, slot: str, running: bool) -> list[Finding]:
     """While it runs, every function is on vfio-pci; before, Proxmox VE binds them at the start."""
-    wrong = [one for one in reading.facts.functions(slot) if one.driver != "vfio-pci"]
+    wrong = [function for function in reading.facts.functions(slot) if function.driver != "vfio-pci"]
     if not running or not wrong:
         return []
     return [
         Finding(
             f"every function of {reading.facts.card(slot)} on vfio-pci while {name} runs",
-            "; ".join(f"{one.address} is on {one.driver or 'no driver'}" for one in wrong),
+            "; ".join(f"{function.address} is on {function.driver or 'no driver'}" for function in wrong),
             "it runs without the card, or was given it by a configuration that it hasn't been started with yet",
             f"shut it down and start it: `qm shutdown {name.split()[1]} && qm start {name.split()[1]}`",
             Stage.RESTART,
@@ -155,12 +157,12 @@ def _gates(reading: Reading, slot: str, host: Host | None) -> list[Finding]:
     gpu_name, gpu = _UNNAMED, Gpu(address=slot)
     if host is not None:
         slots, _ = gates.resolve(reading.facts, host.gpus)
-        gpu_name = next((one for one, its in slots.items() if its == slot), _UNNAMED)
+        gpu_name = next((gpu for gpu, its in slots.items() if its == slot), _UNNAMED)
         gpu = host.gpus.get(gpu_name, gpu)
     # Containers have a shared card while no VM has it, and are shut down for the one that takes it.
     apart = () if gpu.use == "shared" else (gates.containers,)
     errors = [error for gate in (*gates.VERIFIED, *apart) for error in gate(reading.facts, gpu_name, gpu, slot)]
-    return [one for error in errors for one in Finding.of(error)]
+    return [finding for error in errors for finding in Finding.of(error)]
 
 
 def _hook(reading: Reading, vmid: int) -> list[Finding]:
@@ -199,7 +201,7 @@ def _guest(
             )
             users.setdefault(key, []).extend(_users(reading, slot))
     errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards), users)
-    return [one for error in errors for one in Finding.of(error, Stage.CONFIGURATION)], notes
+    return [finding for error in errors for finding in Finding.of(error, Stage.CONFIGURATION)], notes
 
 
 def _users(reading: Reading, slot: str) -> list[CardUser]:

@@ -38,8 +38,8 @@ class Part:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with it, with its name; that it can't be read, too."""
-        found = self.report.findings if self.report else Finding.of(self.error) if self.error else []
-        return [dataclasses.replace(one, wanted=f"{self.place}: {one.wanted}") for one in found]
+        findings = self.report.findings if self.report else Finding.of(self.error) if self.error else []
+        return [dataclasses.replace(finding, wanted=f"{self.place}: {finding.wanted}") for finding in findings]
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Whole:
     @property
     def findings(self) -> list[Finding]:
         """Of all parts, each once: a host's trouble is also its guests'."""
-        found: dict[tuple[str, str], Finding] = {}
+        by_text: dict[tuple[str, str], Finding] = {}
         for part in self.parts:
-            for one in part.findings:
-                found.setdefault((one.found, one.next), one)
-        return list(found.values())
+            for finding in part.findings:
+                by_text.setdefault((finding.found, finding.next), finding)
+        return list(by_text.values())
 
     def rows(self) -> list[list[str]]:
         """For a table with COLUMNS."""
@@ -107,10 +107,10 @@ class Whole:
             if part.report is not None:
                 reports.append({"place": part.place, **json.loads(part.report.json())})
             else:
-                said = [
-                    {"wanted": one.wanted, "found": one.found, "why": one.why, "next": one.next}
-                    for one in part.findings
+                errors = [
+                    {"wanted": finding.wanted, "found": finding.found, "why": finding.why, "next": finding.next}
+                    for finding in part.findings
                 ]
-                reports.append({"place": part.place, "well": False, "errors": said})
-        about = {"version": VERSION, "kind": "stack", "subject": self.stack, "well": self.well}
-        return json.dumps({**about, "reports": reports, "next": in_order(self.findings)}, indent=2)
+                reports.append({"place": part.place, "well": False, "errors": errors})
+        head = {"version": VERSION, "kind": "stack", "subject": self.stack, "well": self.well}
+        return json.dumps({**head, "reports": reports, "next": in_order(self.findings)}, indent=2)

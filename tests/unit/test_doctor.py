@@ -193,7 +193,7 @@ def test_a_device_that_is_given_to_somebody_on_purpose_is_open(option: str) -> N
     assert diagnose(reading(DEVICE_LINES.replace("mode=0666", option, 1)), 901).well
 
 
-def test_a_device_that_can_not_be_written_is_not_taken_for_an_old_configuration() -> None:
+def test_a_read_only_device_is_no_old_configuration() -> None:
     conf = DEVICE_LINES.replace("mode=0666", "mode=0666,deny-write=1", 1)
     seen = inside(NODES).replace("root /dev/nvidia0 ok", "root /dev/nvidia0 Operation not permitted")
     (finding,) = diagnose(reading(conf, seen), 901).findings
