@@ -73,7 +73,7 @@ HELP = """usage: homelab COMMAND ...
   doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
   log      what long commands printed (initramfs, apt, DKMS, NVIDIA's installer); changes nothing
-  switch   hands a shared card to a VM (GPU --to vm:NAME), or back to the containers; --rehearse only says what prevents it
+  switch   hands a shared card to a VM (GPU --to vm:NAME), or back to the containers; --rehearse says what prevents it
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing
   drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day
