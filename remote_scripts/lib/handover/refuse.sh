@@ -15,7 +15,7 @@ refused() {
   elif ! is_alive; then
     REFUSED="it doesn't answer: its configuration space can't be read"
   elif [[ -e $STATE/armed && $(sed -n 's/^boot //p' "$STATE/armed") != "$THIS_BOOT" ]]; then
-    REFUSED="this boot of the host isn't confirmed yet, which homelab up does"
+    REFUSED="this boot of the host isn't confirmed yet, which pulumi up does"
   elif [[ $OPTION == backup ]]; then
     refuse_backup "$1"
   elif ! is_on nvidia "$GPU"; then
