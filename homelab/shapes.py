@@ -149,7 +149,6 @@ class SystemState(TypedDict):
     cards: list[str]
     host_driver: NotRequired[str | None]
     runtimes: list[Runtime]
-    unprivileged: bool
 
 
 class CardInUse(TypedDict):

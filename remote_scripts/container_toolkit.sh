@@ -4,10 +4,10 @@
 #
 # Arguments: TARGET (vm | host | lxc), RUNTIME (docker | containerd | podman | k3s), PACKAGES (NAME or NAME=PATTERN, separated by spaces), INSTALL
 # (the engine's package if it may be installed, else nothing), CONFIGURE (command, words separated by spaces), RESTART (unit, or nothing),
-# NO_CGROUPS (yes | no: the old hook leaves control groups alone), CDI (path of a CDI specification, or nothing), CDI_OPTIONS (of
+# CDI (path of a CDI specification, or nothing), CDI_OPTIONS (of
 # nvidia-ctk, so that an older podman reads it, separated by spaces), DRIVER (version that the specification is made for), those of packages.sh,
 # CAPABILITIES and GENERATION (no part in what happens).
-# Changes: the packages, the engine's configuration (restarted if that changed), the specification, the toolkit's no-cgroups.
+# Changes: the packages, the engine's configuration (restarted if that changed), the specification.
 # Undone by `revert`: the packages and the specification; a configuration is given back byte for byte, or, where somebody has changed it
 # since, without what is ours.
 # Verbs: apply, revert.
@@ -27,7 +27,6 @@ apply() {
     [[ $other == "$RUNTIME" ]] || give_back_engine "$other"
   done
   restart_others "$RUNTIME"
-  allow_no_cgroups
   configure
   make_specification
   restart_if_changed "$RESTART"
@@ -51,9 +50,6 @@ revert() {
     esac
   done
   remove_file /var/lib/homelab/toolkit-cdi
-  give_back_config "$(config_files toolkit)"
-  [[ $CONFIG_CHANGED == no ]] || CHANGED=yes
-  CONFIG_CHANGED=no
   for engine in docker containerd; do
     give_back_engine "$engine"
   done
@@ -64,24 +60,6 @@ revert() {
   step_undone toolkit
   finish
   printf '{"changed":"%s","kept":%s}\n' "$CHANGED" "$(json_list "${KEPT[@]}")"
-}
-
-# -- the toolkit's own configuration ---------------------------------------------------------------------------
-# An unprivileged LXC container may not write device rules of control groups, and needs none: the host has given it the nodes.
-allow_no_cgroups() {
-  local path file=$LOGS/configure before=$CONFIG_CHANGED
-  path=$(config_files toolkit)
-  if [[ $NO_CGROUPS != yes ]]; then
-    give_back_config "$path"
-  elif ! awk '/^\[/ { table = $0 } table == "[nvidia-container-cli]" && /^no-cgroups *= *true/ { found = 1 } END { exit !found }' "$ROOT$path" 2>/dev/null; then
-    begin_change "$path"
-    run_streamed "$INSTALL_SECONDS" "$file" nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place ||
-      explain "$file" "$NAME: no-cgroups in $path" "in an unprivileged LXC container the toolkit's hook fails without it"
-    end_change "$path"
-  fi
-  # It is read at each start of a container.
-  if [[ $CONFIG_CHANGED == yes ]]; then CHANGED=yes; fi
-  CONFIG_CHANGED=$before
 }
 
 # -- CDI -------------------------------------------------------------------------------------------------------

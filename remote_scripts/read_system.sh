@@ -37,10 +37,8 @@ read_system() {
   entry_or_null loadedFlavour "$flavour"
   if is_container; then
     json_entry hostDriver "$version"
-    printf ',"unprivileged":'
-    unprivileged
   else
-    printf ',"hostDriver":null,"unprivileged":null'
+    printf ',"hostDriver":null'
   fi
   read_installed
   printf ',"runtimes":'
@@ -155,12 +153,6 @@ secure_boot() {
     done
   fi
   printf ',"secureBoot":%s,"mokEnrolled":%s' "$on" "$enrolled"
-}
-
-unprivileged() {
-  local inside outside
-  read -r inside outside _ 2>/dev/null <"$ROOT/proc/self/uid_map" || { printf null && return; }
-  [[ $inside != 0 || $outside != 0 ]] && printf true || printf false
 }
 
 runtimes() {

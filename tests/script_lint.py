@@ -61,7 +61,7 @@ ARGUMENTS = {
     "driver_update.sh": ("TARGET", "CONTAINERS"),
     "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
     "container_toolkit.sh": (
-        "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "NO_CGROUPS", "CDI", "DRIVER",
+        "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "CDI", "DRIVER",
     ),
     "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT", "PROXY"),
 }  # fmt: skip

@@ -247,7 +247,6 @@ class Toolkit(_Sourced):
     path: str
     key: Key
     packages: tuple[str, ...]
-    cdi_since: DataVersion
     groups_since: DataVersion
     without_groups: tuple[str, ...]
     podman: PodmanNeeds

@@ -105,7 +105,6 @@ class ToolkitPlan:
     install: tuple[str, ...]
     configure: tuple[str, ...]
     restart: str
-    no_cgroups: bool
     cdi: str
     cdi_options: tuple[str, ...]
 
@@ -567,7 +566,6 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     data, system = request.data.packaging.toolkit, request.system
     there = system.runtimes is None or runtime in system.runtimes
     version = _toolkit_version(request)
-    legacy = version is not None and version < data.cdi_since
     in_container = request.target == "lxc"
     row = request.data.distribution(system.distribution or "", system.version or "")
     package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
@@ -580,7 +578,6 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
         # podman reads CDI specifications itself; k3s looks for the runtime's program.
         configure=() if by_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
         restart="" if by_itself else runtime,
-        no_cgroups=in_container and system.unprivileged and legacy,
         # Its own service skips systems without nvidia.ko in modules.dep, which a container has not.
         cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
         cdi_options=data.without_groups if _takes_no_groups(request) else (),

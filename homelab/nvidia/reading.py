@@ -48,7 +48,6 @@ class _Answer(BaseModel):
     loaded: str
     loaded_flavour: Flavour | None
     host_driver: str | None
-    unprivileged: bool | None
     runtimes: frozenset[Runtime]
     room: int | None = None
     offered: dict[str, tuple[str, ...]] | None
@@ -70,7 +69,5 @@ def parse(text: str | dict[str, Any]) -> SystemReading:
             why="an NVIDIA stack is planned from it",
             next="run that script by hand there, and see what it says on stderr",
         ) from error
-    values = found.model_dump(exclude={"boot_id", "steps", "drift", "unprivileged"})
-    # Where it can't be told, the careful answer.
-    system = SystemFacts(**values, unprivileged=found.unprivileged is not False)
-    return SystemReading(system, found.boot_id, found.steps, found.drift)
+    values = found.model_dump(exclude={"boot_id", "steps", "drift"})
+    return SystemReading(SystemFacts(**values), found.boot_id, found.steps, found.drift)

@@ -45,7 +45,6 @@ class SystemFacts:
     nouveau: bool | None = None
     offered: Mapping[str, tuple[str, ...]] | None = None
     runtimes: frozenset[Runtime] | None = None
-    unprivileged: bool = True
     room: int | None = None
 
 

@@ -24,7 +24,6 @@ def facts_of(reading: SystemReading, target: Target) -> SystemState:
         "cards": list(system.cards or ()),
         "host_driver": system.host_driver,
         "runtimes": sorted(system.runtimes or ()),
-        "unprivileged": system.unprivileged,
     }
 
 
@@ -58,7 +57,6 @@ def request_of(
         cards=tuple(facts["cards"]),
         host_driver=facts.get("host_driver"),
         runtimes=frozenset(facts["runtimes"]),
-        unprivileged=facts["unprivileged"],
         offered=versions,
     )
     return Request(target, stack, system, name, lock)

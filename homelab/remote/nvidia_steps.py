@@ -128,7 +128,6 @@ def toolkit(
         INSTALL=install,
         CONFIGURE=" ".join(found.configure),
         RESTART=found.restart,
-        NO_CGROUPS=_yes(found.no_cgroups),
         CDI=found.cdi,
         CDI_OPTIONS=" ".join(found.cdi_options),
         DRIVER=driver_version,

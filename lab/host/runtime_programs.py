@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import nvidia, nvidia_programs, units
 from .container import outer
-from .contents import LIBRARIES, TOOLKIT_CONFIG
+from .contents import LIBRARIES
 from .dpkg import Database
 from .nvidia_programs import cards_of, library_version
 from .program import Failure, Options, UsageError, logged
@@ -73,7 +72,7 @@ def _ctk(host: HostState, arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     verbs: dict[tuple[str, ...], Callable[[HostState, list[str]], int]] = {
         ("runtime", "configure"): _ctk_configure, ("cdi", "generate"): _ctk_generate, ("cdi", "list"): _ctk_list,
-        ("config",): _ctk_config, ("system", "create-device-nodes"): _ctk_nodes,
+        ("system", "create-device-nodes"): _ctk_nodes,
     }  # fmt: skip
     for verb, work in verbs.items():
         if tuple(words[: len(verb)]) == verb and arguments[: len(verb)] == list(verb):
@@ -82,7 +81,7 @@ def _ctk(host: HostState, arguments: list[str]) -> int:
                 return work(host, rest)
             return logged(host, "nvidia-ctk", arguments, partial(work, host, rest))
     raise UsageError(
-        f"the lab's nvidia-ctk has runtime configure, cdi generate, cdi list, config and system, not {' '.join(arguments)!r}"
+        f"the lab's nvidia-ctk has runtime configure, cdi generate, cdi list and system, not {' '.join(arguments)!r}"
     )
 
 
@@ -131,49 +130,6 @@ def _import_drop_ins(host: HostState) -> None:
     text = host.read(_CONTAINERD, "version = 2\n")
     if "imports" not in text:
         host.write(_CONTAINERD, f'imports = ["/etc/containerd/conf.d/*.toml"]\n{text}')
-
-
-def _ctk_config(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "", ("set=", "in-place", "config-file=", "config=", "output=", "default"))
-    path = options.value("config-file", "config") or TOOLKIT_CONFIG
-    text = host.read(path, "")
-    for setting in [value for name, value in options.given if name == "set"]:
-        key, equals, value = setting.partition("=")
-        text = _with_setting(text, key, value if equals else "true")
-    if options.has("in-place"):
-        host.write(path, text)
-    else:
-        print(text, end="")
-    return 0
-
-
-def _with_setting(text: str, key: str, value: str) -> str:
-    """A TOML text with one key of a table set; a line that is commented out is taken."""
-    table, _, name = key.rpartition(".")
-    literal = value if value in ("true", "false") or value.lstrip("-").isdigit() else f'"{value}"'
-    head, found = "", False
-    lines = text.splitlines()
-    for index, line in enumerate(lines):
-        if match := re.fullmatch(r"\[([\w.-]+)\]", line.strip()):
-            if head == table and not found:
-                lines.insert(index, f"{name} = {literal}")
-                return "\n".join(lines) + "\n"
-            head = match[1]
-        elif head == table and re.match(rf"#?\s*{re.escape(name)}\s*=", line):
-            lines[index], found = f"{name} = {literal}", True
-            break
-    if not found:
-        lines += [f"[{table}]", f"{name} = {literal}"] if head != table and table else [f"{name} = {literal}"]
-    return "\n".join(lines) + "\n"
-
-
-def no_cgroups(host: HostState) -> bool:
-    """Whether the legacy hook leaves control groups alone: a key of [nvidia-container-cli], and of nothing else."""
-    try:
-        data = tomllib.loads(host.read(TOOLKIT_CONFIG, ""))
-    except tomllib.TOMLDecodeError:
-        return False
-    return data.get("nvidia-container-cli", {}).get("no-cgroups") is True
 
 
 def _ctk_generate(host: HostState, arguments: list[str]) -> int:
@@ -627,7 +583,7 @@ def _require_current(host: HostState, engine: str) -> None:
 def _legacy_hook(host: HostState) -> None:
     """The hook sets device rules in the container's control group, which an unprivileged container may not."""
     _require_driver(host, "docker")
-    if host.machine.get("container", {}).get("unprivileged") and not no_cgroups(host):
+    if host.machine.get("container", {}).get("unprivileged"):
         raise Failure(
             "docker: Error response from daemon: failed to create task for container: failed to create shim task: OCI runtime create "
             "failed: runc create failed: unable to start container process: error during container init: error running prestart hook "

@@ -13,7 +13,6 @@ config_files() {
   case $1 in
     docker) printf '%s\n' /etc/docker/daemon.json ;;
     containerd) printf '%s\n' /etc/containerd/conf.d/99-nvidia.toml /etc/containerd/config.toml ;;
-    toolkit) printf '%s\n' /etc/nvidia-container-runtime/config.toml ;;
   esac
 }
 

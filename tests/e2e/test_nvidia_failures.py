@@ -21,7 +21,7 @@ from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 # What only that step's script has in it, in the order of the steps.
-READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "NO_CGROUPS="
+READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "CONFIGURE="
 REBOOT, VERIFICATION = 'die "a reboot of this system"', "KERNEL_LOG="
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, that step's script.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [

@@ -143,7 +143,7 @@ class World:
             "cards": ["10de:2b85"],
         }
         found |= {"nouveau": False, "loaded": "", "loadedFlavour": None, "hostDriver": self.host.version}
-        found |= {"unprivileged": True, "runtimes": [], "offered": None, "steps": steps, "drift": []}
+        found |= {"runtimes": [], "offered": None, "steps": steps, "drift": []}
         return json.dumps(found)
 
     def versions(self) -> set[str]:

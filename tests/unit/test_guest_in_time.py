@@ -97,7 +97,6 @@ READING = {
     "nouveau": False,
     "loadedFlavour": "open",
     "hostDriver": None,
-    "unprivileged": None,
     "runtimes": [],
     "offered": None,
     "steps": [],

@@ -94,7 +94,7 @@ def test_a_container_gets_exactly_the_hosts_version_and_no_modules() -> None:
     assert (plan.version, plan.flavour, plan.source) == ("580.105.08", None, "either")
     assert plan.packages == ("libnvidia-compute-580=580.105.08-1ubuntu1", "nvidia-utils-580=580.105.08-1ubuntu1")
     assert plan.no_recommends and not any("headers" in name or "dkms" in name for name in plan.prerequisites)
-    assert plan.toolkit and plan.toolkit.cdi == "/etc/cdi/nvidia.yaml" and not plan.toolkit.no_cgroups
+    assert plan.toolkit and plan.toolkit.cdi == "/etc/cdi/nvidia.yaml"
     assert plan.reboot.needed is False
 
 
@@ -599,16 +599,6 @@ def test_a_container_on_a_host_without_a_driver() -> None:
 def test_a_container_whose_host_was_not_read() -> None:
     with pytest.raises(HomelabError, match="the host wasn't read"):
         planned("lxc", CONTAINER | {"host_driver": None})
-
-
-def test_no_cgroups_only_for_the_old_hook_in_an_unprivileged_container() -> None:
-    old = CONTAINER | {"offered": {"nvidia-container-toolkit": ("1.17.8-1",)}}
-    new = CONTAINER | {"offered": {"nvidia-container-toolkit": ("1.17.8-1", "1.20.0-1")}}
-    results = [planned("lxc", system, containerToolkit="docker").toolkit for system in (old, new)]
-    assert [toolkit.no_cgroups for toolkit in results if toolkit] == [True, False]
-    assert results[1] and results[1].packages[0] == "nvidia-container-toolkit=1.20.0-*"
-    privileged = planned("lxc", old | {"unprivileged": False}, containerToolkit="docker").toolkit
-    assert privileged and not privileged.no_cgroups
 
 
 # -- CUDA and runtimes -----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ CARD["functions"] = [
 ]
 FACTS = {
     "distribution": "debian", "version": "13", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
-    "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [], "unprivileged": True,
+    "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [],
 }  # fmt: skip
 BOOT = {"id": "b", "stopped": [], "at": 1}
 # What resources put out, by type.

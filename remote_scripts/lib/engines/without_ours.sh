@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An engine's configuration without what nvidia-ctk puts in; JSON and TOML by Perl's and awk's means.
+# An engine's configuration without what nvidia-ctk puts in; JSON by Perl's means.
 # Needs: common
 #
 # Gives: without_ours PATH; json_edit canonical FILE | without FILE KEPT. Takes kept_file of engines.sh.
@@ -11,22 +11,9 @@ without_ours() {
   case $1 in
     */daemon.json) json_edit without "$ROOT$1" "$kept" ;;
     */99-nvidia.toml) [[ ! -e $kept ]] || cat "$kept" ;;
-    */containerd/config.toml) toml_without_ours "$ROOT$1" "$kept" ;;
-    */nvidia-container-runtime/config.toml) sed -E 's/^(no-cgroups *= *)true/\1false/' "$ROOT$1" ;;
+    # Somebody's own, which imports a folder: without our file in it, that means nothing.
+    *) cat "$ROOT$1" ;;
   esac
-}
-
-# toml_without_ours FILE KEPT - without the tables of the runtime nvidia (older toolkits put them here) and the import of conf.d, unless
-# that was there before, or something else is in it.
-toml_without_ours() {
-  local import='"/etc/containerd/conf\.d/\*\.toml"' others
-  others=$(find "$ROOT/etc/containerd/conf.d" -name '*.toml' ! -name 99-nvidia.toml 2>/dev/null | head -n 1) || :
-  awk '/^[[:space:]]*\[/ { skip = ($0 ~ /runtimes\.["'\'']?nvidia["'\'']?(\.[^]]*)?\]/) } !skip' "$1" |
-    if [[ -n $others ]] || grep -qs '^imports *=.*/etc/containerd/conf\.d/' "$2"; then
-      cat
-    else
-      sed -E "/^imports *=/ { s#, *$import##; s#$import *,? *##; /= *\[ *\]\$/d; }"
-    fi
 }
 
 # json_edit canonical FILE | without FILE KEPT - JSON by Perl's own means: perl-base is everywhere, jq and Python aren't. `without` takes out
