@@ -22,7 +22,6 @@ from homelab.resources import limits
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.new_container import NewContainer
-from homelab.resources.safety_copy import SafetyCopy
 from homelab.settings import Container, Host, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 
@@ -80,7 +79,6 @@ class GpuLxc(pulumi.ComponentResource):
                 "gpus": args.cards,
                 "boot": args.boot,
                 "instance": instance,
-                **({} if container.safety == "none" else {"copied": True}),
                 "cluster": host.cluster or "",
                 "shutdown": shutdown,
             },
@@ -89,13 +87,6 @@ class GpuLxc(pulumi.ComponentResource):
         devices = pulumi.Output.all(wanted.minors, wanted.functions, wanted.shared).apply(
             lambda found: _devices(container, found[0], found[1], found[2])
         )
-        before: list[pulumi.Resource] = [wanted]
-        if container.safety != "none":
-            opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=wanted)
-            guest = (name, "lxc", container.ctid)
-            before.append(
-                SafetyCopy.of(f"{name}-safety", guest, node, container, wanted.identity, opts_of_copy, host.cluster)
-            )
         conf = remote.script(
             f"{name}-conf",
             host,
@@ -109,7 +100,7 @@ class GpuLxc(pulumi.ComponentResource):
                     guest=name,
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=before),
+            pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
             identity=[args.at, str(container.ctid)],
             told=True,
         )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import pulumi
 
 from homelab.resources.handover_hook import handover_hook
-from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
@@ -81,24 +80,9 @@ class GpuVm(pulumi.ComponentResource):
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,
                 "boot": boot,
-                **({} if vm.safety == "none" else {"copied": True}),
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        before: list[pulumi.Resource] = [record]
-        if vm.safety != "none":
-            opts_of_copy = pulumi.ResourceOptions(parent=self, depends_on=record)
-            before.append(
-                SafetyCopy.of(
-                    f"{name}-safety",
-                    (name, "qemu", vm.vmid),
-                    node,
-                    vm,
-                    record.identity,
-                    opts_of_copy,
-                    args.host.cluster if args.host else None,
-                )
-            )
         change = VmChange(
             f"{name}-change",
             {
@@ -110,7 +94,7 @@ class GpuVm(pulumi.ComponentResource):
                 "power": vm.wanted_power,
                 "address": vm.static_address,
             },
-            pulumi.ResourceOptions(parent=self, depends_on=before),
+            pulumi.ResourceOptions(parent=self, depends_on=[record]),
         )
         self.vm = pulumi.Output.all(
             record=record.record, name=record.guest_name, state=change.state, address=change.guest_address

@@ -121,15 +121,6 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
     }
 
 
-def of_safety(vmid: int, safety: str, storage: str | None) -> Needs:
-    """What a guest's snapshot or backup takes (PVE::API2::Qemu, LXC::Snapshot, VZDump). A backup is looked for first, among those of the guest."""
-    if safety == "snapshot":
-        return {f"/vms/{vmid}": {"VM.Audit", "VM.Snapshot"}}
-    if safety == "backup":
-        return {f"/vms/{vmid}": {"VM.Audit", "VM.Backup"}, f"/storage/{storage}": {"Datastore.AllocateSpace"}}
-    return {}
-
-
 def of_download(download: Download, node: str) -> Needs:
     """What downloading a file takes, and removing it (PVE::API2::Storage::Status, Storage::Content; Nodes for templates)."""
     # It is looked for first; and whoever may download may look around in the host's network.

@@ -73,7 +73,6 @@ SLOW = frozenset(
         "lab/test_real_hosts.py",
         "lab/test_remapping.py",
         "lab/test_renamed_guests.py",
-        "lab/test_safety_copies.py",
         "lab/test_scenarios.py",
         "lab/test_server_power.py",
         "lab/test_server_ssh.py",

@@ -5,6 +5,7 @@ Pure functions, so that a preview and an `up` refuse the same things with the sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from homelab.container import engines, libraries, makers, others
@@ -14,7 +15,8 @@ from homelab.host.classes import NVIDIA
 from homelab.host.facts import CardUser, GuestConfig, HostFacts, bound_by_word
 from homelab.host.plan import Wanted
 from homelab.settings import Container, Vm
-from homelab.vm import safety
+from homelab.shapes import SharedCard
+from homelab.vm.plan import copy_first
 
 
 @dataclass(frozen=True)
@@ -253,11 +255,18 @@ def describe(
         else:
             runs = "running" if container.ctid in facts.guests.running else "off"
             lines.append(f"  container {_named(config)}, {runs}: {devices}")
-            lines += [f"    {said}" for said in safety.planned(container, facts)]
+            lines += [] if _is_given(container, facts, chosen, shared) else copy_first(container)
         if container.libraries:
             lines.append(f"    packages inside for its cards: {', '.join(container.libraries)}")
         lines += [f"    note: {said}" for said in others.remarks(facts, shared)]
     return "\n".join(lines), errors
+
+
+def _is_given(container: Container, facts: HostFacts, chosen: list[int], shared: Mapping[str, SharedCard]) -> bool:
+    """Has the container's configuration what it is to have, from an earlier run?"""
+    given = next((one for one in facts.containers if one.id == container.ctid and not one.drift), None)
+    wanted = ([str(number) for number in chosen], makers.words(shared))
+    return given is not None and wanted == (given.minors.split(), given.cards)
 
 
 def _devices(chosen: list[int]) -> str:

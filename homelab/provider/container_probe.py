@@ -7,11 +7,11 @@ import dataclasses
 
 from homelab.container import libraries, others
 from homelab.container import plan as container_plan
+from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.nvidia import reading
-from homelab.provider import safety_copy
 from homelab.provider.base import Work, stopped_by_us
 from homelab.provider.peers import record_noted_by, told_by_peers
 from homelab.remote import guard, scripts, ssh
@@ -19,7 +19,6 @@ from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
-from homelab.vm import safety
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
@@ -161,8 +160,6 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
         guard.hold(inputs.host, self.host(inputs))
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
-        if not inputs.copied:
-            self._forget_copy(inputs, facts)
         want = _wanted(inputs)
         found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, found, want)
@@ -180,22 +177,18 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             again=again,
             stale=False,
             shared=shared,
-            identity=safety.identity_of("lxc", config.values) if config else "",
+            identity=identity(config.values) if config else "",
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
-        """It owns nothing. A copy that failed, or a run that was killed amid it, has left a note that no other resource knows of; and what was given to a
-        container that has moved since is still to be given back, where it is now.
-        """
+        """It owns nothing. What was given to a container that has moved since is still to be given back, where it is now."""
         if inputs.cluster and inputs.host not in self.stack.host_names():
             _lost(inputs, inputs.host)
             return
         if inputs.cluster:
             self._give_back_elsewhere(inputs, outputs.identity)
-        if inputs.copied:
-            self._forget_copy(inputs, asyncio.run(ssh.read(self.host(inputs))))
 
-    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, identity: str) -> None:
+    def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, before: str) -> None:
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
         node = facts.cluster.node_of(inputs.ctid)
         if not node or not any(one.id == inputs.ctid for one in facts.containers):
@@ -210,7 +203,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), then run the same command again",
             )
         found = asyncio.run(ssh.read(self.stack.host(there), guests=True)).guests.config(inputs.ctid)
-        if found and safety.is_another_container(identity, safety.identity_of("lxc", found.values)):
+        if found and is_another(before, identity(found.values)):
             tell(
                 f"{inputs.container}: container {inputs.ctid} on {node} is another one now: nothing is taken out of it"
             )
@@ -228,10 +221,6 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             )
             await session.run("revert", script, shutdown.timeout + self.stack.host(there).timeouts.script)
 
-    def _forget_copy(self, inputs: ContainerProbe.Inputs, facts: HostFacts) -> None:
-        if safety.noted_as(inputs.ctid) in facts.ledger:
-            asyncio.run(safety_copy.forget_on(self.host(inputs), inputs.ctid, inputs.container, facts.ledger))
-
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
     return plan.Wanted("", "", {}, [], inputs.gpus)
@@ -246,7 +235,7 @@ def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
 
 
 def _require_same(inputs: ContainerProbe.Inputs, before: str, now: str) -> None:
-    if safety.is_another_container(before, now):
+    if is_another(before, now):
         raise HomelabError(
             wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
             found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses ({now} instead of {before})",

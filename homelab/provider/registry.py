@@ -16,7 +16,6 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_scripts import KeptScripts
 from homelab.resources.new_container import NewContainer
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
-from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.storage_file import StorageFile
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_change import VmChange
@@ -39,7 +38,6 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     NewContainer: ("new_container", "NewContainerWork"),
     NvidiaSystem: ("nvidia_system", "NvidiaSystemWork"),
     NvidiaVerification: ("nvidia_verification", "NvidiaVerificationWork"),
-    SafetyCopy: ("safety_copy", "SafetyCopyWork"),
     StorageFile: ("storage_file", "StorageFileWork"),
     VirtualMachine: ("virtual_machine", "VirtualMachineWork"),
     VmChange: ("vm_change", "VmChangeWork"),

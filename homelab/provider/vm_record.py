@@ -10,7 +10,7 @@ from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
-from homelab.provider import safety_copy, vm_memory
+from homelab.provider import vm_memory
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.base import stopped_by_us
 from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by, noted_by_peers
@@ -21,7 +21,6 @@ from homelab.resources.vm_record import VmRecord
 from homelab.settings import Host
 from homelab.shapes import Record
 from homelab.text import tell
-from homelab.vm import safety as decided
 from homelab.vm.config import (
     VmCard,
     Wish,
@@ -132,8 +131,6 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             if stopped_by_us(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
                 await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
                 again = True
-            if not inputs.copied:
-                await safety_copy.forget(session, vmid, inputs.vm, facts.ledger)
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
         if had is not None and came_from:
@@ -178,18 +175,18 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
 
     def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
         owned = {**outputs.restore, **outputs.record}
-        if not owned and not inputs.copied:
+        if not owned:
             return
         try:
             noted = asyncio.run(ssh.read(self.host(inputs))).ledger
         except UnreachableError:
-            if not owned or inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned):
+            if inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned):
                 raise
             return
         if holder := ledger.held_by(noted_in(noted, ledger.of_vm(inputs.vmid)), inputs.vm):
             tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
             return
-        if owned and not inputs.goes_away:  # else the VM itself is deleted next
+        if not inputs.goes_away:  # else the VM itself is deleted next
             try:
                 machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
                 if _is_another(outputs, machine.config()):
@@ -199,7 +196,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         asyncio.run(_forget(self.host(inputs), inputs, noted))
-        names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid), decided.noted_as(inputs.vmid)]
+        names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
     def _give_back(self, machine: Machine, inputs: VmRecord.Inputs, owned: Record) -> None:
@@ -290,7 +287,6 @@ async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str])
         await ledger.forget(session, ledger.of_vm(inputs.vmid))
         if ledger.of_power(inputs.vmid) in noted:
             await ledger.forget(session, ledger.of_power(inputs.vmid))
-        await safety_copy.forget(session, inputs.vmid, inputs.vm, noted)
 
 
 def wish_of(inputs: VmRecord.Inputs, facts: HostFacts) -> Wish:

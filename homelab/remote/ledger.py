@@ -8,7 +8,7 @@ it: with a state there is nothing to look up.
 A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets another one in the settings is made
 anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.
 
-Names: `vm/<vmid>`, `power/<vmid>`, `safety/<vmid>` (homelab/vm/safety.py), `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
+Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
 
 from __future__ import annotations

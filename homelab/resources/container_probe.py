@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from homelab.settings import Container
 
 # Settings that other resources are told.
-_ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create", "safety", "backup_storage"}
+_ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
 
 
 class ContainerProbe(Probe):
@@ -36,8 +36,7 @@ class ContainerProbe(Probe):
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
         """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to run?; `gpus`: as HostProbe has them; `instance`:
-        of a container that was made here; `copied`: is there a snapshot or a backup of it first (SafetyCopy)?;
-        `cluster`: of its host, and `shutdown`, how it is shut down where it is given back on another node than this one."""
+        of a container that was made here; `cluster`: of its host, and `shutdown`, how it is shut down where it is given back on another node than this one."""
 
         container: str
         ctid: int
@@ -46,7 +45,6 @@ class ContainerProbe(Probe):
         gpus: dict[str, CardPlan]
         boot: Boot
         instance: str
-        copied: bool = False
         cluster: str = ""
         shutdown: ShutdownInputs
 
@@ -55,7 +53,7 @@ class ContainerProbe(Probe):
         """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards of other makers,
         by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how often it drifted;
         `again`: the same of packages for its cards (`libraries`);
-        `identity`: tells the container from another one of the same id (vm.safety.identity_of); empty: it is gone."""
+        `identity`: tells the container from another one of the same id (container.identity); empty: it is gone."""
 
         minors: list[int]
         functions: list[str]
@@ -72,7 +70,6 @@ class ContainerProbe(Probe):
     guest_name: pulumi.Output[str]
     resume: pulumi.Output[bool]
     generation: pulumi.Output[int]
-    identity: pulumi.Output[str]
     again: pulumi.Output[int]
     if TYPE_CHECKING:
         shared: pulumi.Output[dict[str, SharedCard]]

@@ -27,8 +27,7 @@ class VmRecord(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """`cards`: fields of `vm.config.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?;
-        `copied`: is there a snapshot or a backup of it first (SafetyCopy)?"""
+        """`cards`: fields of `vm.config.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?"""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -38,7 +37,6 @@ class VmRecord(Owned):
         instance: str
         goes_away: bool
         boot: Boot
-        copied: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
@@ -59,7 +57,6 @@ class VmRecord(Owned):
     running: pulumi.Output[bool]
     generation: pulumi.Output[int]
     guest_name: pulumi.Output[str]
-    identity: pulumi.Output[str]
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:

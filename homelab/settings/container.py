@@ -24,10 +24,9 @@ from homelab.settings.types import (
     Name,
     Plain,
     Secret,
-    Storage,
     TemplateOrDownload,
 )
-from homelab.settings.vm import Disk, Safety, Shutdown, require_safety
+from homelab.settings.vm import Disk, Shutdown
 from homelab.shapes import CardUse
 
 if TYPE_CHECKING:
@@ -194,12 +193,6 @@ class Container(Model):
     allow_older_lxc: bool = False
     """`true`: the engine of `nvidia.containerToolkit` starts containers in it, although the host's lxc-pve or the container's features say that it
     can't."""
-    safety: Safety = "none"
-    """What is made of an adopted container before it is changed for the first time. `snapshot`: a snapshot, where the storage of each disk has
-    snapshots, and nothing of the host is mounted. `backup`: a protected backup, on `backupStorage`, without what is mounted of the host. It
-    stays when the stack is destroyed. Either takes `hosts.NAME.api`."""
-    backup_storage: Storage | None = None
-    """The storage for `safety: backup`; one with the content `backup`."""
     create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 
@@ -240,11 +233,6 @@ class Container(Model):
     def volumes(self) -> list[str]:
         """What it is made of, where it is created."""
         return [self.create.template] if self.create is not None else []
-
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
-        require_safety(self.safety, self.backup_storage, created=self.create is not None)
-        return self
 
     @model_validator(mode="after")
     def _options(self) -> Self:

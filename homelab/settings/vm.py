@@ -91,21 +91,6 @@ class Shutdown(Model):
     """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power switch."""
 
 
-#: What is made of an adopted guest before this program changes it for the first time.
-Safety = Literal["none", "snapshot", "backup"]
-
-
-def require_safety(safety: Safety, storage: str | None, *, created: bool) -> None:
-    """Do `safety` and `backupStorage` fit each other, and the guest?
-
-    :raises ValueError: they don't.
-    """
-    if safety != "none" and created:
-        raise ValueError("safety is for a guest that was there before; this one is created, and has nothing to lose")
-    if (safety == "backup") != (storage is not None):
-        raise ValueError("safety: backup and backupStorage go together: where the backup is to lie")
-
-
 class CloudInit(Model):
     """What cloud-init sets up in the guest."""
 
@@ -261,11 +246,6 @@ class Vm(Model):
     """NVIDIA's stack in the guest, a Linux. In Windows, Windows Update or NVIDIA's own installer brings the driver."""
     allow_shared_onboot: bool = False
     """`true`: this VM and another one with the same card may both start with the host."""
-    safety: Safety = "none"
-    """What is made of an adopted VM before it is changed for the first time. `snapshot`: a snapshot without RAM, where the storage of each
-    disk has snapshots. `backup`: a protected backup, on `backupStorage`. It stays when the stack is destroyed."""
-    backup_storage: Storage | None = None
-    """The storage for `safety: backup`; one with the content `backup`."""
     create: NewVm | None = None
     """Create the VM with these properties, instead of adopting an existing one."""
 
@@ -303,11 +283,6 @@ class Vm(Model):
                 f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, Windows Update or NVIDIA's own "
                 "installer brings the driver"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
-        require_safety(self.safety, self.backup_storage, created=self.create is not None)
         return self
 
     @model_validator(mode="after")

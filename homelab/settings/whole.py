@@ -49,7 +49,7 @@ class Settings(Model):
         if isinstance(guest, Vm):
             cards, needs_api = {use.gpu for use in guest.gpus}, True
         else:
-            cards, needs_api = set(guest.gpus or []), guest.create is not None or guest.safety != "none"
+            cards, needs_api = set(guest.gpus or []), guest.create is not None
         return [
             name
             for name, host in self.of_cluster(guest.host).items()
@@ -272,10 +272,6 @@ def _check_shared(name: str, container: Container, gpu: str, host: Host) -> None
 
 
 def _check_creation(name: str, container: Container, host: Host) -> None:
-    if container.safety != "none" and host.api is None:
-        raise ValueError(
-            f"hosts.{container.host}.api is missing: containers.{name}.safety makes a {container.safety} through the Proxmox VE API"
-        )
     if container.create is None:
         return
     if host.api is None:

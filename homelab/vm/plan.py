@@ -8,9 +8,9 @@ from homelab.errors import HomelabError
 from homelab.host import fabric, gates, graphics, options
 from homelab.host.facts import HostFacts, noted_in
 from homelab.host.plan import Wanted
-from homelab.settings import Host, Vm
+from homelab.settings import Container, Host, Vm
 from homelab.shapes import CardPlan, Record
-from homelab.vm import files, safety
+from homelab.vm import files
 from homelab.vm.config import Change, VmCard, Wish, change_to, check, identity, recorded, same_vm, taken_over
 
 
@@ -89,8 +89,9 @@ def describe(
             certain = noted is not None or not facts.cluster.name
             asked, told = taken_over(config, wish, record, facts.guests, host.node or name, certain=certain)
             errors, notes = [*errors, *found, *asked], [*told, *notes]
-            lines += [_line(guest, vm, config, wish, record, vm.vmid in facts.guests.running)]
-            lines += [f"    {said}" for said in safety.planned(vm, facts)]
+            change = change_to(config, recorded(config, wish, record)[0], {})
+            lines += [_line(guest, vm, config, change, running=vm.vmid in facts.guests.running)]
+            lines += copy_first(vm) if change else []
             lines += [
                 f"    {other} runs with a card of it now: refused, unless it was given by this stack"
                 for other in others
@@ -156,8 +157,13 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
     return errors
 
 
-def _line(guest: str, vm: Vm, config: dict[str, str], wish: Wish, record: Record, running: bool) -> str:
-    change = change_to(config, recorded(config, wish, record)[0], {})
+def copy_first(guest: Vm | Container) -> list[str]:
+    """How a guest is copied before it is changed, unless it was made here: only its configuration is recorded and given back."""
+    vmid = guest.vmid if isinstance(guest, Vm) else guest.ctid
+    return [] if guest.create else [f"    to back it up first: `vzdump {vmid}` on the host"]
+
+
+def _line(guest: str, vm: Vm, config: dict[str, str], change: Change, *, running: bool) -> str:
     told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
     power = "; it is shut down and started again" if running and change else ""
     line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"

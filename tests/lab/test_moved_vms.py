@@ -17,7 +17,6 @@ from homelab.provider import peers, vm_record
 from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.new_container import NewContainerWork
-from homelab.provider.safety_copy import SafetyCopyWork
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_change import VmChangeWork
 from homelab.provider.vm_record import VmRecordWork
@@ -28,7 +27,6 @@ from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.new_container import NewContainer
-from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_change import VmChange
 from homelab.resources.vm_record import VmRecord
@@ -41,7 +39,7 @@ VM = 103
 SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
 CARD = {"gpu": "gpu", "mapping": "gpu", "slot": "0000:01:00"}
 GIVEN = "mapping=gpu,pcie=1"
-RECORD, COPY, POWER = f"ledger/vm/{VM}", f"ledger/safety/{VM}", f"ledger/power/{VM}"
+RECORD, POWER = f"ledger/vm/{VM}", f"ledger/power/{VM}"
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +96,6 @@ def record_of(node: str, **more: Any) -> VmRecord.Inputs:
     return VmRecord.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
 
 
-def copy_of(node: str) -> SafetyCopy.Inputs:
-    about: dict[str, Any] = {
-        "guest": "sandbox",
-        "guest_kind": "qemu",
-        "vmid": VM,
-        "safety": "snapshot",
-        "identity": "this one",
-    }
-    return SafetyCopy.Inputs(host=node, node=node, cluster="home", **about)
-
-
 def lease_of(node: str) -> GpuLease.Inputs:
     about: dict[str, Any] = {"mapping": "gpu", "slot": "0000:01:00", "vm": "sandbox", "vmid": VM}
     return GpuLease.Inputs(host=node, node=node, shutdown=SHUTDOWN, **about)
@@ -130,11 +117,9 @@ def noted(cluster: LabCluster, what: str) -> list[str]:
     return [name for name, lab in cluster.nodes.items() if (lab.root / "var/lib/homelab" / what).exists()]
 
 
-def given_and_moved(cluster: LabCluster, *, copied: bool = False) -> VmRecord.Outputs:
+def given_and_moved(cluster: LabCluster) -> VmRecord.Outputs:
     """The VM has its card from this program, on pve1; then it moves to pve2, and the state is lost."""
-    if copied:
-        SafetyCopyWork(texts(cluster)).create(copy_of("pve1"))
-    made = VmRecordWork(texts(cluster)).create(record_of("pve1", copied=copied))
+    made = VmRecordWork(texts(cluster)).create(record_of("pve1"))
     cluster["pve1"].run(f"qm set {VM} " + " ".join(f"--{key} '{one['ours']}'" for key, one in made.record.items()))
     move(cluster, "pve1", "pve2")
     return made
@@ -143,16 +128,10 @@ def given_and_moved(cluster: LabCluster, *, copied: bool = False) -> VmRecord.Ou
 def test_what_was_noted_of_a_vm_on_the_node_that_it_has_left_is_found_after_the_state_was_lost(
     cluster: LabCluster,
 ) -> None:
-    first = given_and_moved(cluster, copied=True)
+    first = given_and_moved(cluster)
     assert first.record["hostpci0"] == {"ours": GIVEN, "before": None, "slot": "0000:01:00"}
-    before = (
-        SafetyCopyWork(texts(cluster)).create(copy_of("pve1")).copy
-    )  # what is noted there, of a VM that is gone from there
-    copy = SafetyCopyWork(texts(cluster)).create(copy_of("pve2"))
-    assert copy.copy == before and "snapname" not in conf(cluster, "pve2").replace(before, "")
-    assert noted(cluster, COPY) == ["pve2"]
     assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
-    again = VmRecordWork(texts(cluster)).create(record_of("pve2", copied=True))
+    again = VmRecordWork(texts(cluster)).create(record_of("pve2"))
     assert again.record == first.record and noted(cluster, RECORD) == ["pve2"]
     assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
 
@@ -162,39 +141,35 @@ def test_a_node_that_doesnt_answer_has_not_said_that_it_noted_nothing(cluster: L
     off = texts(cluster, off="pve1")
     for do in (
         lambda: VmRecordWork(off).create(record_of("pve2")),
-        lambda: SafetyCopyWork(off).create(copy_of("pve2")),
         lambda: GpuLeaseWork(off).create(lease_of("pve2")),
     ):
         with pytest.raises(HomelabError) as raised:
             do()
         assert raised.value.wanted.startswith("to know what pve1 noted about VM 103")
         assert "take it out of homelab:hosts" in raised.value.next
-    assert noted(cluster, RECORD) == ["pve1"] and "snapname" not in conf(cluster, "pve2")
+    assert noted(cluster, RECORD) == ["pve1"]
 
 
 def test_a_vm_that_has_nothing_of_this_program_needs_no_other_node(cluster: LabCluster) -> None:
     move(cluster, "pve1", "pve2")
     off = texts(cluster, off="pve1")
-    SafetyCopyWork(off).create(copy_of("pve2"))
     assert GpuLeaseWork(off).create(lease_of("pve2")).by_hand is False
-    assert VmRecordWork(off).create(record_of("pve2", copied=True)).record["hostpci0"]["before"] is None
+    assert VmRecordWork(off).create(record_of("pve2")).record["hostpci0"]["before"] is None
 
 
 def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_later(
     cluster: LabCluster, said: list[str]
 ) -> None:
     on, off = texts(cluster), texts(cluster, off="pve1")
-    first = given_and_moved(cluster, copied=True)
-    copied = SafetyCopyWork(on).create(copy_of("pve1"))
-    assert SafetyCopyWork(off).update(copy_of("pve2"), copy_of("pve1"), copied) == copied
-    moved = VmRecordWork(off).update(record_of("pve2", copied=True), record_of("pve1", copied=True), first)
-    assert moved.record == first.record and noted(cluster, RECORD) == noted(cluster, COPY) == ["pve1", "pve2"]
-    assert len(said) == 2 and all(one.startswith("sandbox: note: pve1 couldn't be told (") for one in said)
+    first = given_and_moved(cluster)
+    moved = VmRecordWork(off).update(record_of("pve2"), record_of("pve1"), first)
+    assert moved.record == first.record and noted(cluster, RECORD) == ["pve1", "pve2"]
+    assert len(said) == 1 and said[0].startswith("sandbox: note: pve1 couldn't be told (")
 
-    VmRecordWork(off).delete(record_of("pve2", copied=True), moved)
-    assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 3
-    VmRecordWork(on).delete(record_of("pve2", copied=True), moved)
-    assert noted(cluster, RECORD) == noted(cluster, COPY) == []
+    VmRecordWork(off).delete(record_of("pve2"), moved)
+    assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 2
+    VmRecordWork(on).delete(record_of("pve2"), moved)
+    assert noted(cluster, RECORD) == []
 
 
 @pytest.mark.parametrize("now_on", ["pve1", "pve2", "another one on pve2"])

@@ -442,11 +442,12 @@ def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     lines = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
         0
     ].splitlines()
-    assert lines[1:5] == [
+    assert lines[1:6] == [
         "    - balloon: 1024",
         "    + balloon: 0",
         "    + hostpci0: mapping=one,pcie=1",
         "    + hostpci1: mapping=two,pcie=1",
+        "    to back it up first: `vzdump 103` on the host",
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import GuestConfig, HostFacts, SharedWith
 from homelab.provider import container_probe
@@ -19,7 +20,6 @@ from homelab.remote import ssh
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
-from homelab.vm import safety
 from tests.unit.hosts import desktop
 from tests.unit.test_created_vms import API, SSH
 
@@ -90,13 +90,30 @@ def test_a_node_that_is_no_longer_in_the_settings_holds_up_nothing_and_what_is_l
 def test_a_container_is_another_one_where_none_of_its_network_cards_is_the_same(
     before: str, now: str, another: bool
 ) -> None:
-    assert safety.is_another_container(before, now) is another
+    assert is_another(before, now) is another
     if another:
         with pytest.raises(HomelabError) as raised:
             _require_same(probe("pve2"), before, now)
         assert "is another one" in raised.value.found and "nothing was changed" in raised.value.why
     else:
         _require_same(probe("pve2"), before, now)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"net0": f"name=eth0,hwaddr={A}"}, {"net0": f"name=eth0,hwaddr={B}"}, False),
+        ({"rootfs": "local-lvm:vm-200-disk-0,size=8G"}, {"rootfs": "local-zfs:subvol-200-disk-0,size=8G"}, False),
+        (
+            {"net0": f"name=eth0,bridge=vmbr0,hwaddr={A},ip=dhcp", "net1": f"hwaddr={B}"},
+            {"net1": f"hwaddr={A},ip=manual,bridge=vmbr1", "net0": f"hwaddr={B.lower()}"},
+            True,
+        ),
+    ],
+    ids=["another network card", "another disk", "other settings of its network cards"],
+)
+def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: dict[str, str], same: bool) -> None:
+    assert (identity(one) == identity(other) != "") is same
 
 
 # -- a state that was lost -----------------------------------------------------------------------------------------

@@ -189,6 +189,26 @@ def test_cards_of_both_makers_in_one_container() -> None:
     assert "off: /dev/nvidia0, nvidiactl, nvidia-uvm; /dev/dri/renderD129, /dev/kfd of" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], True),
+        ([{"id": 901, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": []}], False),
+        ([{"id": 901, "minors": "", "cards": f"{AMD}=render,kfd", "drift": []}], True),
+        ([{"id": 901, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": ["dev0 is gone"]}], True),
+        ([{"id": 902, "minors": "0", "cards": f"{AMD}=render,kfd", "drift": []}], True),
+    ],
+    ids=["nothing yet", "as it is to be", "another card", "drifted", "another container"],
+)
+def test_the_plan_says_how_a_container_is_backed_up_where_its_configuration_is_about_to_change(
+    given: list[dict[str, Any]], told: bool
+) -> None:
+    facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0}, containers=given)
+    assert (
+        "    to back it up first: `vzdump 901` on the host" in planned(facts, "big", "radeon")[0].splitlines()
+    ) is told
+
+
 def test_virtual_functions_with_nodes_of_their_own_are_told() -> None:
     more = [{**IGPU, "vfs": 3}]
     text, errors = planned(host(more=more), "uhd")

@@ -25,7 +25,6 @@ from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
-from homelab.resources.safety_copy import SafetyCopy
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_record import VmRecord
 from homelab.settings import Container, Gpu, Host
@@ -60,7 +59,6 @@ def test_properties_become_the_declared_types_and_back() -> None:
     assert written(inputs) == {
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
-        "copied": False,
         "cluster": "",
     }
 
@@ -175,7 +173,7 @@ def test_a_vm_whose_state_names_no_cluster_goes_along_with_the_one_that_it_is_in
     texts = {"hosts": json.dumps(hosts)}
     before = {"host": "pve1", "node": "pve1", "vmid": 103}
     same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmRecord, VirtualMachine, SafetyCopy):
+    for resource in (VmRecord, VirtualMachine):
         assert not diffed(resource, before, same, texts).changes
         found = diffed(resource, before, moved, texts)
         assert found.changes and not found.replaces

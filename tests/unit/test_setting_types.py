@@ -122,14 +122,12 @@ WHOLE: list[dict[str, Any]] = [
                 "host": "pve",
                 "vmid": 103,
                 "machine": "q35",
-                "safety": "backup",
-                "backupStorage": "nas",
                 "gpus": [{"gpu": "big", "romfile": "big.rom"}],
             },
             "isos": {"host": "pve", "vmid": 105, "create": {"disk": DISK, "isos": ["local:iso/win.iso"]}},
         },
         "containers": {
-            "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1", "safety": "backup", "backupStorage": "nas"},
+            "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "0,1"},
             "media": {
                 "host": "pve",
                 "ctid": 902,

@@ -47,7 +47,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},
     "VmRecord": {"record": {}, "restore": {}, "running": True, "generation": 0, "guest_name": "a"},
     "VmChange": {"state": "running", "guest_address": "192.0.2.3", "starts": 0},
-    "SafetyCopy": {"copy": "a"}, "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
+    "VirtualMachine": {"instance": "a"}, "NewContainer": {"instance": "a"},
     "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
     "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},

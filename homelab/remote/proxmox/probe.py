@@ -10,14 +10,13 @@ from homelab.container.creation import configuration
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.host.plan import Wanted
-from homelab.remote.proxmox import files, safety
+from homelab.remote.proxmox import files
 from homelab.remote.proxmox.api import OUTAGE_SECONDS, Api, identity
 from homelab.remote.proxmox.connection import FINGERPRINT_COMMAND, colons
 from homelab.rights import Needs, Permissions
 from homelab.settings import Container, Host, Vm
 from homelab.vm.config import Wish, recorded
 from homelab.vm.plan import cards_of
-from homelab.vm.safety import is_made
 
 
 def check(
@@ -59,10 +58,7 @@ def check(
         # What guests that are there already were made of may be gone.
         new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
         new_containers = {key: one for key, one in containers.items() if facts.guests.config(one.ctid) is None}
-        adopted: dict[str, Vm | Container] = {f"vms.{key}": vm for key, vm in vms.items() if key not in new_vms}
-        adopted |= {f"containers.{key}": one for key, one in containers.items() if key not in new_containers}
-        copied = {place: one for place, one in adopted.items() if not is_made(one, facts)}
-        return [*files.check(api, name, host, new_vms, new_containers), *safety.check(api, copied)]
+        return files.check(api, name, host, new_vms, new_containers)
     except HomelabError as error:
         return [error]
 
@@ -77,14 +73,11 @@ def needed(
 ) -> Needs:
     """The rights that an `up` with these settings takes. Arguments as of `check`."""
     downloads = [rights.of_download(one, host.node or name) for one in host.downloads.values()]
-    copies = [rights.of_safety(one.vmid, one.safety, one.backup_storage) for one in vms.values()]
-    copies += [rights.of_safety(one.ctid, one.safety, one.backup_storage) for one in containers.values()]
     parts = [
         *_mappings(name, host, facts),
         *_vms(host, facts, want, vms),
         *_containers(containers),
         *downloads,
-        *copies,
     ]
     return rights.together(parts)
 
