@@ -67,17 +67,16 @@ forget_states() {
   for file in "$ROOT$HANDOVER"/*.state "$ROOT$HANDOVER"/*.turned_away; do
     name=${file##*/} name=${name%.*}
     if [[ ! -e $file ]] || { [[ $1 == others ]] && grep -qE "(^|[='])$name [0-9a-f]{4}:" <<<"$PROGRAM"; }; then continue; fi
-    [[ $file != *.state ]] || { tell_owed "$file" && let_autoload; }
+    [[ $file != *.state ]] || tell_owed "$file"
     rm -f "$file"
   done
 }
 
-# tell_owed FILE - containers that are still to be started again, or that run on with what may be another card's by now, which nobody sees to without what is noted there.
+# tell_owed FILE - containers that are still to be started again, which nobody sees to without what is noted there.
 tell_owed() {
-  local ctid ids=() stay=() why
+  local ctid ids=() why
   grep -qxF "boot=$(cat "$ROOT/proc/sys/kernel/random/boot_id")" "$1" || return 0
   read -ra ids < <(sed -n 's/^containers=//p' "$1") || :
-  read -ra stay < <(sed -n 's/^staying=//p' "$1") || :
   why="VM $(sed -n 's/^vm=//p' "$1")"
   for ctid in "${ids[@]}"; do
     [[ -e $ROOT/etc/pve/lxc/$ctid.conf ]] || continue
@@ -86,9 +85,6 @@ tell_owed() {
       off) log "note: container $ctid was shut down for $why and has not started again ($(sed -n 's/^why=//p' "$1")): once that is mended, \`pct start $ctid\`" ;;
       unknown) log "note: container $ctid was shut down for $why, and whether it has started again is not known ($POWER_SAID): see \`pct status $ctid\`" ;;
     esac
-  done
-  for ctid in "${stay[@]%%:*}"; do
-    [[ ! -e $ROOT/etc/pve/lxc/$ctid.conf ]] || log "note: container $ctid has run on since $why had the card, and may know it by numbers of before: \`pct reboot $ctid\`"
   done
 }
 

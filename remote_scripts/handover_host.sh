@@ -130,10 +130,7 @@ reconcile() {
     read_card "$name" || continue
     load_state "$name"
     run_at_work '' || start_owed
-    run_at_work "${S[vm]:--}" || {
-      settle || :
-      watch_staying
-    }
+    run_at_work "${S[vm]:--}" || settle || :
   done
   return 0
 }

@@ -6,7 +6,7 @@
 # Changes: nothing. What a look writes lies in a folder of its own in /run, which goes again.
 # Verbs: rehearse.
 # Answer: {"state","stands": where the card is, where it isn't simply with its driver: nothing is looked at then,"refused": why a start would be refused, or
-#   empty,"containers": that would be shut down, in this order,"stays": that would run on,"all_go": why none does, though the settings say so,"ends": who has the card and ends with them,"holders": who else has it,"way": how its
+#   empty,"containers": that would be shut down, in this order,"ends": who has the card and ends with them,"holders": who else has it,"way": how its
 #   driver would let go}.
 
 rehearse() {
@@ -15,7 +15,7 @@ rehearse() {
   set +e
   ! run_at_work "$vmid" || at_work=yes
   RUN=$(mktemp -d "$ROOT/run/homelab-rehearsal.XXXXXX") || die "a folder in /run for what is found" "it can't be made" "nothing can be looked at" "make room in /run"
-  USERS=() STAYING=() ALL_GO='' HOLDERS=() REFUSED=''
+  USERS=() HOLDERS=() REFUSED=''
   read_card "$CARD_NAME"
   load_state "$CARD_NAME"
   # As settle_after_boot has it.
@@ -29,8 +29,8 @@ rehearse() {
     look_at_it
   fi
   rm -rf "$RUN"
-  printf '{"state":"%s","stands":%s,"refused":%s,"containers":%s,"stays":%s,"all_go":%s,"ends":%s,"holders":%s,"way":"%s"}\n' "${S[state]}" "$(json_string "$stands")" "$(json_string "$why")" \
-    "$(json_list "${USERS[@]}")" "$(json_list "${STAYING[@]}")" "$(json_string "$ALL_GO")" "$(json_list "${ends[@]}")" "$(json_list "${stays[@]}")" \
+  printf '{"state":"%s","stands":%s,"refused":%s,"containers":%s,"ends":%s,"holders":%s,"way":"%s"}\n' "${S[state]}" "$(json_string "$stands")" "$(json_string "$why")" \
+    "$(json_list "${USERS[@]}")" "$(json_list "${ends[@]}")" "$(json_list "${stays[@]}")" \
     "$(if is_only; then printf 'its modules are unloaded'; else printf 'it is unbound'; fi)"
 }
 
@@ -66,8 +66,6 @@ look_at_it() {
   fi
   # Also where something stands against it: all of it is said at once.
   ((${#USERS[@]} > 0)) || find_users || why+=$([[ $why == *"$REFUSED"* ]] || printf '%s' "${why:+; }$REFUSED")
-  find_owed
-  ! is_on nvidia "$GPU" || find_staying
   if is_on nvidia "$GPU" && ! nobody_has_it && [[ -n $LOOK_FAILED ]]; then why+="${why:+; }$REFUSED"; fi
   for holder in "${HOLDERS[@]}"; do if goes_with_us "$holder"; then ends+=("$holder"); else stays+=("$holder"); fi; done
 }

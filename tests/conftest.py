@@ -99,7 +99,6 @@ SLOW = frozenset(
         "scripts/test_handover_again.py",
         "scripts/test_handover_faults.py",
         "scripts/test_handover_kills.py",
-        "scripts/test_handover_staying.py",
         "scripts/test_handover_table.py",
         "scripts/test_in_container.py",
         "scripts/test_lacking.py",

@@ -107,8 +107,6 @@ class Rehearsed(TypedDict):
     stands: str
     refused: str
     containers: list[str]
-    stays: list[str]
-    all_go: str
     ends: list[str]
     holders: list[str]
     way: str
@@ -143,10 +141,6 @@ class Switch:
             print(f"{found['stands']}.")
         for ctid in found["containers"]:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
-        for ctid in found["stays"]:
-            print(f"  would run on without the card, since no program in it has the card open: container {ctid}")
-        if found["all_go"]:
-            print(f"  all of them, although the setting is shutDown: holders: {found['all_go']}")
         for holder in found["ends"]:
             print(f"  has the card open, and ends with that: {holder}")
         for holder in found["holders"]:
@@ -170,8 +164,6 @@ class Switch:
         print(f"  would be shut down, for at most {self._off.timeout} s: VM {about['vm']}")
         for ctid in about.get("containers", "").split():
             print(f"  would be started again: container {ctid}")
-        for ctid in handover.running_on(about):
-            print(f"  would have it again, as it runs: container {ctid}")
         return WELL
 
     async def carry_out(self) -> int:
@@ -187,7 +179,7 @@ class Switch:
             return WELL
         if self._vm is None and about.get("state", "HELD") == "HELD":
             print(f"gpus.{self._card} is with the host already" + (f": {about['why']}" if about.get("why") else "."))
-            return NOT_SWITCHED if about.get("containers") or about.get("staying") else WELL
+            return NOT_SWITCHED if about.get("containers") else WELL
         await self._look(quiet=True)
         if self._vm is not None:
             return await self._to_vm(self._vm)

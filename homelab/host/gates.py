@@ -716,21 +716,6 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
     ]
 
 
-def only_card(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Containers that don't use a shared card run on only where no other one of NVIDIA's can come up under its numbers."""
-    others = sorted({one.slot for one in facts.devices if one.vendor == NVIDIA and one.is_display and one.slot != slot})
-    if gpu.shut_down == "all" or not others:
-        return []
-    return [
-        HomelabError(
-            wanted=f"containers that aren't using gpus.{name} ({facts.card(slot)}) to stay running while a VM has it (shutDown: holders)",
-            found=f"this host has more cards of NVIDIA's: {', '.join(facts.card(other) for other in others)}",
-            why="one of these could get this card's numbers while it is away, and a container that runs on would then open the wrong card, or none",
-            next=f"take gpus.{name}.shutDown out: all containers that have the card are then shut down for the VM, and started again",
-        )
-    ]
-
-
 def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
     """A card that NVSwitches join with others doesn't go to a VM without them. Whether it is one VM that has them all, homelab/vm/plan.py knows."""
     given = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
@@ -792,7 +777,6 @@ STAYING = (taken_out,)
 # Of one that a VM takes in turn, both: while it is away, and while it is with the host.
 HANDED_OVER = (
     handed_over,
-    only_card,
     one_function,
     virtual_function,
     divided,

@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 _SINKS = ("HELD", "STUCK", "DEAD")
 
 
-def card_line(name: str, card: CardPlan, vmids: Sequence[int], shut_down: str = "all") -> str:
+def card_line(name: str, card: CardPlan, vmids: Sequence[int]) -> str:
     """A card as `scripts.handover` takes it, its graphics function first.
 
     :param name: in the settings.
     :param vmids: of the VMs that may take it.
-    :param shut_down: as of `Gpu.shut_down`.
     """
     functions = sorted(card["functions"], key=lambda one: not one["class"].startswith(GRAPHICS))
     words = ",".join(f"{one['address']}={one['id']}" for one in functions)
-    line = f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
-    return line if shut_down == "all" else f"{line} {shut_down}"
+    return f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
 
 
 def refused(facts: HostFacts) -> list[HomelabError]:
@@ -58,7 +56,7 @@ def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
 
     :param cards: the host's, by name.
     """
-    return [card_line(gpu, cards[gpu], vmids, host.gpus[gpu].shut_down) for gpu, vmids in takers(host, vms).items()]
+    return [card_line(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items()]
 
 
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:
@@ -66,20 +64,12 @@ def state_of(facts: HostFacts, name: str) -> dict[str, str]:
     about = facts.handover.of_card(name)
     if not about.get("state"):
         return {}
-    if about.get("boot") == facts.boot_id.strip():
-        return about
-    # Whatever runs was started since.
-    return {**about, "staying": ""} if about["state"] == "DEAD" else {}
+    return about if about.get("boot") == facts.boot_id.strip() or about["state"] == "DEAD" else {}
 
 
 def has_sunk(facts: HostFacts, name: str) -> bool:
     """Is a card where nothing brings it back by itself, whether a VM runs or not?"""
     return state_of(facts, name).get("state") in _SINKS
-
-
-def running_on(about: Mapping[str, str]) -> list[str]:
-    """The containers that run on since a VM took the card, by what `state_of` answers (lib/handover/staying.sh)."""
-    return [entry.partition(":")[0] for entry in about.get("staying", "").split()]
 
 
 def since(about: Mapping[str, str]) -> int:
@@ -153,10 +143,8 @@ def said(facts: HostFacts, name: str) -> str:
     if not state:
         return ""
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
-    staying = running_on(about)
-    without = f"; without it, these run on: container {', '.join(staying)}" if staying else ""
     if state == "VM":
-        return f"with VM {vm} since {at}{without}"
+        return f"with VM {vm} since {at}"
     if state in _SINKS:
-        return f"{state} since {at}: {about.get('why', '')}{without if state != 'HELD' else ''}"
-    return f"on its way to or from VM {vm} ({state}) since {at}{without}"
+        return f"{state} since {at}: {about.get('why', '')}"
+    return f"on its way to or from VM {vm} ({state}) since {at}"

@@ -72,9 +72,6 @@ class Gpu(Model):
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver. `shared`: containers have it, and a
     VM, of those that name it, takes it when it starts and gives it back when it has stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For
     NVIDIA's cards, with the host's driver by `nvidia`."""
-    shut_down: Literal["all", "holders"] = "all"
-    """Only with `use: shared`: which containers that have the card are shut down when a VM takes it. `all`; or `holders`: those in which a
-    program has it open. The others stay running without it, and can use it again when it is back. Only if it is the host's only NVIDIA card."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
     ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its graphics function is among
@@ -144,10 +141,6 @@ class Gpu(Model):
             )
         if self.use != "vm" and self.live_migration:
             raise ValueError("expected no liveMigration: it is for a card that goes to a VM (use: vm)")
-        if self.use != "shared" and self.shut_down != "all":
-            raise ValueError(
-                "expected no shutDown: it is for a card that containers and VMs have in turn (use: shared)"
-            )
         if self.use == "shared":
             others = {
                 "allowConsole": self.allow_console,

@@ -9,6 +9,7 @@ _COPY = "removed: no copy of a guest is made; make one yourself before `pulumi u
 REMOVED = {
     "hosts.*.guestsAtReboot: migrate": _MIGRATE,
     "clusters.*.guestsAtReboot: migrate": _MIGRATE,
+    "hosts.*.gpus.*.shutDown": "removed: all containers that have the card are shut down when a VM takes it; take this out",
     "vms.*.safety": _COPY,
     "vms.*.backupStorage": _COPY,
     "containers.*.safety": _COPY,

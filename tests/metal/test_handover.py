@@ -139,37 +139,6 @@ def test_the_only_card_goes_with_its_modules_and_comes_back_with_them(host: Mach
     is_as_before(host, "vfio-pci")
 
 
-def test_a_container_that_does_not_use_the_only_card_runs_on_and_loads_no_driver(host: Machine) -> None:
-    """`shutDown: holders`. NVIDIA's driver has the alias of its major, by which the kernel loads it for whoever opens a node."""
-    host.run(
-        f"echo {NEIGHBOUR[0]} >/sys/bus/pci/drivers/nvidia/unbind; echo vfio-pci >/sys/bus/pci/devices/{NEIGHBOUR[0]}/driver_override"
-    )
-    host.run("echo 'alias char-major-195-* nvidia' >/etc/modprobe.d/alias.conf")
-    host.run("bash -s -- apply", input=scripts.handover([f"{LINE} holders"]))
-    idle = f"/var/lib/lxc/{CTID}/rootfs/bin/idle"
-    host.run(f"pct stop {CTID}; printf '#!/bin/sh\\nwhile :; do /bin/sleep 3600; done\\n' >{idle}; pct start {CTID}")
-    opens, modules = f"lxc-attach -n {CTID} -- /bin/sh -c 'exec 3</dev/nvidia0'", "lsmod | cut -d ' ' -f 1"
-    host.run(opens)
-    began = host.run(f"lxc-info -n {CTID} -p -H")
-    host.run(f"qm start {VMID}", seconds=600)
-    assert drivers(host)[:2] == ["vfio-pci", "vfio-pci"] and state(host) == "VM" and runs(host)
-    for left in (False, True):
-        with pytest.raises(MachineError, match="No such device"):
-            host.run(opens)
-        assert ("nvidia" in host.run(modules).split()) is left
-        # So it would be, if that weren't kept from it.
-        host.run(
-            "mv /run/modprobe.d/homelab-handover.conf /run/kept"
-            if not left
-            else "rmmod nvidia; mv /run/kept /run/modprobe.d/homelab-handover.conf"
-        )
-    host.run(f"qm stop {VMID}; while [ -e {STATE} ]; do sleep 1; done", seconds=600)
-    assert drivers(host) == ["nvidia", "snd_hda_intel", "vfio-pci"]
-    host.run(opens)
-    assert host.run(f"lxc-info -n {CTID} -p -H") == began, "it was never restarted"
-    assert host.run("ls /run/modprobe.d 2>/dev/null", check=False) == ""
-
-
 def test_a_program_of_the_hosts_that_has_it_is_named_and_all_is_as_before(host: Machine) -> None:
     host.run("systemd-run --quiet --unit=ollama bash -c 'exec 3</dev/nvidia0; sleep 3600'")
     with pytest.raises(MachineError, match=r"in use by sleep \(PID \d+ of ollama.service\)"):

@@ -62,7 +62,6 @@ while [[ $1 == -* ]]; do [[ $1 != -p ]] || shift; shift; done
 case $1 in
   pct) exec "$@" ;;
   rmmod)
-    [[ ! -e $ROOT/pins || $2 != nvidia || $(<"$ROOT/ct$(<"$ROOT/pins")") != running ]] || { echo "rmmod: ERROR: Module nvidia is in use"; exit 1; }
     [[ ! -e $ROOT/in-use || $2 != "$(<"$ROOT/in-use")" ]] || { echo "rmmod: ERROR: Module $2 is in use"; exit 1; }
     rm -rf "$ROOT/sys/module/$2"
     sed -i "/ ${2//_/-}\\$/d" "$ROOT/proc/devices"
@@ -91,38 +90,6 @@ device=$ROOT/sys/bus/pci/devices/{GPU}
 """
 #: Proxmox VE's, where the VM is on or off as the file says.
 _QM = 'echo "status: $(<"$ROOT/vm103")"'
-
-
-#: Containers that run: what has the card open in one ends with it, and begins with it again.
-_PCT = """\
-echo "$*" >>"$ROOT/asked"
-case $1 in
-  shutdown) [[ ! -d $ROOT/proc/40$2 ]] || mv "$ROOT/proc/40$2" "$ROOT/kept/" ;;
-  start) [[ ! -d $ROOT/kept/40$2 ]] || mv "$ROOT/kept/40$2" "$ROOT/proc/" ;;
-esac
-"""
-HOLDERS = " holders"
-
-
-def with_containers(host: Folder) -> Folder:
-    """As `with_a_kernel`, on a host with no other card of NVIDIA's: container 950 has the card open, and 951, which runs with it too, hasn't."""
-    host.write(f"/sys/bus/pci/devices/{OTHER}/vendor", "0x1002\n")
-    host.command("pct", _FAILS.format(name="pct") + _PCT + COMMANDS["pct"])
-    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
-    host.write("/ct951", "running\n")
-    holding(host, 950)
-    return host
-
-
-def holding(host: Folder, ctid: int) -> None:
-    """A process, of a container, has the card's memory mapped."""
-    pid = 40_000 + ctid
-    host.write(f"/proc/{pid}/comm", "ollama\n")
-    host.write(f"/proc/{pid}/cgroup", f"0::/lxc/{ctid}/ns/system.slice/ollama.service\n")
-    host.write(f"/proc/{pid}/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
-    (host.root / f"proc/{pid}/task").mkdir(exist_ok=True)
-    if not (host.root / f"proc/{pid}/task/{pid}").is_symlink():
-        (host.root / f"proc/{pid}/task/{pid}").symlink_to("..")
 
 
 #: A call that is to fail: the file `fails` has the command, and a text that is among its words.
@@ -212,7 +179,7 @@ class Left:
         return f"before command {self.number}, in {self.where}, noted {self.noted or 'nothing'}"
 
 
-def sweep(host: Folder, store: Path, *words: str, shut_down: str = "") -> tuple[list[Left], int, list[cut_kit.Tree]]:
+def sweep(host: Folder, store: Path, *words: str) -> tuple[list[Left], int, list[cut_kit.Tree]]:
     """Everything that a kill at any command of a run leaves, each state once; how many commands there were; and what a power cut leaves on the disk.
 
     In none of them has the card two users.
@@ -225,7 +192,7 @@ def sweep(host: Folder, store: Path, *words: str, shut_down: str = "") -> tuple[
     lasted = print_of_all = ""
     contents: cut_kit.Contents = {}
     with cut_kit.Changes(host.root, [""]) as changes:
-        started, number = cut_kit.start(host, "-", program(*words, shut_down=shut_down), store / "output"), 0
+        started, number = cut_kit.start(host, "-", program(*words), store / "output"), 0
         for event in started.events:
             number += 1
             if not changes.any() and number > 1 and not event.startswith("sync"):

@@ -150,8 +150,8 @@ def made(folder: Folder) -> Folder:
     return folder
 
 
-def program(*words: str, shut_down: str = "") -> str:
-    return f"set -- {' '.join(words)}\n" + scripts.compose("handover_host.sh", CARDS=LINE + shut_down)
+def program(*words: str) -> str:
+    return f"set -- {' '.join(words)}\n" + scripts.compose("handover_host.sh", CARDS=LINE)
 
 
 def drivers(host: Folder) -> list[str]:
@@ -172,8 +172,8 @@ def state(host: Folder) -> str:
     return host.read(STATE).splitlines()[0].removeprefix("state=") if (host.root / STATE.lstrip("/")).exists() else ""
 
 
-def run(host: Folder, *words: str, shut_down: str = "") -> None:
-    done = host.bash(program(*words, shut_down=shut_down), parts=())
+def run(host: Folder, *words: str) -> None:
+    done = host.bash(program(*words), parts=())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -15,7 +15,7 @@ from tests import sampling
 from tests.scripts import handover_kit
 from tests.scripts.conftest import Folder
 from tests.scripts.handover_kit import Left, at_home, two_users, with_the_vm
-from tests.scripts.test_handover import made, program, run, state
+from tests.scripts.test_handover import AUDIO, made, program, run, state
 from tests.scripts.test_handover_kills import ONLY, vm_locked
 
 SAMPLE = 3
@@ -105,3 +105,31 @@ def test_a_command_that_goes_wrong_loses_nobody_anything(folder: Folder, tmp_pat
         if not at_home(host, only=only) or state(host) not in ("", "HELD"):
             wrong.append((moment, f"{state(host)}: not everybody has everything again", said))
     assert wrong == [], f"HOMELAB_SEED={sampling.SEED}"
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (
+            'mkdir -p "$p/task" "$p/fd"; ln -sfn .. "$p/task/40960"; : >"$p/maps"; echo mpd >"$p/comm"; '
+            'ln -sfn /dev/null "$p/fd/3"; echo 0::/system.slice/mpd.service >"$p/cgroup"',
+            "in use by mpd (PID 40960 of mpd.service)",
+        ),
+        ("echo stat --cached >$ROOT/fails", "who has its sound open can't be told"),
+    ],
+)
+def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(
+    folder: Folder, happens: str, said: str
+) -> None:
+    """Its numbers are here those of /dev/null, which can be opened."""
+    host = handover_kit.with_a_kernel(made(folder), only=True)
+    handover_kit.with_a_stat_that_can_fail(host)
+    host.write(f"/sys/bus/pci/devices/{AUDIO}/sound/card1/controlC1/dev", "1:3\n")
+    host.write(f"/sys/bus/pci/devices/{AUDIO}/sound/card1/controlC1/uevent", "DEVNAME=snd/controlC1\n")
+    (host.root / "dev/snd").mkdir()
+    (host.root / "dev/snd/controlC1").symlink_to("/dev/null")
+    command = (host.commands / "systemd-run").read_text().split("\n", 1)[1]
+    host.command("systemd-run", f'p=$ROOT/proc/40960\n[[ "$*" != *"rmmod nvidia" ]] || {{ {happens}; }}\n{command}')
+    done = host.bash(program("hook", "103", "pre-start"), parts=())
+    assert done.returncode == 1 and said in done.stdout, done.stdout
+    assert at_home(host, only=True) and "step_unbind big" not in host.read("/asked")

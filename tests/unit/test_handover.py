@@ -52,7 +52,6 @@ def facts(qemu: str = "9.1.2", **changes: Any) -> HostFacts:
         ({"passthroughTest": True}, {}, "expected no passthroughTest"),
         ({"reset": "bus"}, {}, "expected neither reset nor keepAwake"),
         ({"functions": ["0000:01:00.0"]}, {}, "expected no functions"),
-        ({"use": "lxc", "shutDown": "holders"}, {}, "expected no shutDown"),
         ({}, {"nvidia": None}, "use: shared needs NVIDIA's driver on the host: set nvidia"),
         ({}, {"api": None}, "use: shared needs api"),
     ],
@@ -137,36 +136,6 @@ def test_the_card_stays_with_its_driver_at_boot_and_the_iommu_is_on() -> None:
     assert handover.card_line("rtx5090", want.gpus["rtx5090"], [103]) == (
         "rtx5090 0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 103"
     )
-
-
-@pytest.mark.parametrize(
-    ("device", "refused"),
-    [(None, False), ({"class": "030200"}, True), ({"class": "060400"}, False), ({"vendor": "1002"}, False)],
-)
-def test_containers_run_on_without_the_card_only_where_it_is_the_only_one(
-    device: dict[str, str] | None, refused: bool
-) -> None:
-    holders = {"rtx5090": {**SHARED["rtx5090"], "shutDown": "holders"}}
-    alone = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:02:00"]
-    other = {**gpu()[0], "address": "0000:42:00.0", "device": "2684", "class": "030000", "group": 77, **(device or {})}
-    for card, refuses in ((holders, refused), (SHARED, False)):
-        one = settings(card, api=API, nvidia={"driver": "580"})
-        found = facts(devices=[*alone, *([other] if device else [])])
-        if refuses:
-            with pytest.raises(HomelabError, match="this host has more cards of NVIDIA's") as error:
-                plan.wanted(found, one)
-            assert "take gpus.rtx5090.shutDown out" in error.value.next
-            continue
-        (line,) = handover.lines_of(one, {"gaming": VM}, plan.wanted(found, one).gpus)
-        assert line.endswith(" 103 holders" if card is holders else " 103")
-
-
-def test_who_runs_on_without_the_card_is_said() -> None:
-    noted = "state=VM\nvm=103\nboot=1\nsince=1\ncontainers=901\nstaying=902 903\n"
-    found = facts(handover={"cards": {"rtx5090": noted}})
-    assert handover.said(found, "rtx5090").endswith("; without it, these run on: container 902, 903")
-    found = facts(handover={"cards": {"rtx5090": noted.replace("staying=902 903", "staying=")}})
-    assert "without it" not in handover.said(found, "rtx5090")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card comes back to the host, from wherever it was left, and its containers are started again. Each step can be done again.
-# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/follow, handover/staying, handover/refuse, handover/driver
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/holders, handover/users, handover/follow, handover/refuse, handover/driver
 #
 # Gives: give_back [WHY]; stuck STEP. Both have the lock, and S of the card that was read.
 
@@ -9,7 +9,7 @@ give_back() {
   local why=${1:-} ctid function
   ! is_stopping || return 1
   [[ $UNSURE == no ]] || { say "whether its last step is still at work can't be told: it is brought to an end when it can" && return 1; }
-  for ctid in ${S[containers]:-} ${S[asked]:-}; do
+  for ctid in ${S[containers]:-}; do
     find_stop_unit "$ctid"
     is_active "$STOP_UNIT.service"
     (($? == 1)) || { say "container $ctid is still going off: it is started after that" && return 1; }
@@ -82,7 +82,6 @@ serve_again() {
   restore_persistence
   follow_numbers
   [[ $MOVED == no ]] || say "its nodes have other numbers than before: ${S[numbers]} -> $NUMBERS"
-  settle_staying || why="${why:+$why; }$REFUSED"
   start_users || why="${why:+$why; }$REFUSED"
   if [[ -n $why ]]; then sink HELD "$why"; else
     say "it is with the host again"

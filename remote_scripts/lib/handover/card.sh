@@ -2,19 +2,19 @@
 # A card that is handed over: its functions, their drivers, and whether it answers.
 # Needs: handover/state, read/devices
 #
-# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS, SHUT_DOWN; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_sole, is_only; find_drm_names -> DRM_NAMES.
-#   Variables: CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,..., and `holders` where only those containers are shut down that have it open).
+# Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_only; find_drm_names -> DRM_NAMES.
+#   Variables: CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,...).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
 LOOKS=3
 
 read_card() { # NAME
-  local name words word vms how
+  local name words word vms
   UNSURE=no
-  CARD='' FUNCTIONS=() GPU='' VMS='' SHUT_DOWN=all
+  CARD='' FUNCTIONS=() GPU='' VMS=''
   declare -gA IDS=()
-  while read -r name words vms how; do
+  while read -r name words vms; do
     [[ $name == "$1" ]] || continue
-    CARD=$name VMS=${vms//,/ } SHUT_DOWN=${how:-all}
+    CARD=$name VMS=${vms//,/ }
     for word in ${words//,/ }; do
       FUNCTIONS+=("${word%%=*}")
       IDS[${word%%=*}]=${word#*=}
@@ -28,7 +28,7 @@ read_card() { # NAME
 find_cards() {
   local name vms
   NAMES=()
-  while read -r name _ vms _; do
+  while read -r name _ vms; do
     [[ -z $name || (-n ${1:-} && ",$vms," != *",$1,"*) ]] || NAMES+=("$name")
   done <<<"$CARDS"
 }
@@ -89,20 +89,6 @@ read_first_bytes() {
   IFS= read -r -t 5 -u "$pipe" text || :
   exec {pipe}<&-
   BYTES=${text//[[:space:]]/}
-}
-
-# is_sole - has this host no other card of NVIDIA's, whoever has that? Another one could come up under this one's numbers while it is away.
-is_sole() {
-  local path vendor class
-  for path in "$PCI"/*; do
-    [[ " ${FUNCTIONS[*]} " != *" ${path##*/} "* ]] || continue
-    vendor='' class=0x03
-    { read -r vendor <"$path/vendor"; } 2>/dev/null || :
-    [[ $vendor == 0x10de ]] || continue
-    # A chipset has other functions, too; of what says nothing, it isn't known.
-    { read -r class <"$path/class"; } 2>/dev/null || :
-    [[ $class != 0x03* ]] || return 1
-  done
 }
 
 # is_only - has NVIDIA's driver no other card?

@@ -2,7 +2,7 @@
 # Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is looked for first.
 # Needs: common, handover/card, lines, nvidia
 #
-# Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; has_no_holders -> REFUSED; find_card_numbers -> CARD_NUMBERS; find_group_nodes -> GROUP_NODES.
+# Gives: find_holders NUMBER... -> HOLDERS, LOOK_FAILED; has_no_holders, sound_is_free -> REFUSED; find_card_numbers -> CARD_NUMBERS; find_group_nodes -> GROUP_NODES.
 
 # find_card_numbers - sets CARD_NUMBERS: the device numbers (in hexadecimal, as `stat` has them) of what must not be open: the card's own node and nvidia-modeset, what is
 # in /dev/dri and /dev/snd of it, and where the whole driver goes, its control nodes.
@@ -88,6 +88,24 @@ has_no_holders() {
   printf -v REFUSED '%s, ' "${HOLDERS[@]}"
   REFUSED="in use by ${REFUSED%, }"
   return 1
+}
+
+# sound_is_free - of a card whose driver is gone: nobody has its sound open. Status 1, with REFUSED and HOLDERS.
+sound_is_free() {
+  local function path sounds=() control='' line
+  HOLDERS=()
+  for function in "${FUNCTIONS[@]}"; do
+    for path in "$PCI/$function"/sound/*/dev "$PCI/$function"/sound/*/*/dev; do
+      [[ -r $path ]] || continue
+      read -r line <"$path" || continue
+      sounds+=("$(printf '%x:%x' "${line%:*}" "${line#*:}")")
+      find_first "${path%/dev}/uevent" '^DEVNAME=(.+)$'
+      [[ -z $FIRST || ! -e $ROOT/dev/$FIRST ]] || control=$ROOT/dev/$FIRST
+    done
+  done
+  [[ -n $control ]] || return 0
+  find_holders "$control" "${sounds[@]}" || { REFUSED="who has its sound open can't be told: $LOOK_FAILED" && return 1; }
+  has_no_holders
 }
 
 # look PROGRAM ARGUMENT... - a look at /proc, whose findings are in $RUN/handover.seen. It has failed where something else is said than that processes

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What was left half-way is brought to an end, and containers that didn't start are tried again. Each step can be done again.
-# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/users, handover/follow, handover/staying, handover/driver, handover/back
+# Needs: handover/state, handover/card, handover/units, handover/numbers, handover/users, handover/follow, handover/driver, handover/back
 #
-# Gives: settle; start_owed, is_late. All have the lock, and S of the card that was read.
+# Gives: settle; start_owed. All have the lock, and S of the card that was read.
 # How long containers that didn't start are tried again.
 OWED_SECONDS=1800
 
@@ -37,57 +37,30 @@ settle() {
 }
 
 # start_owed - containers that didn't start for a reason that passes, such as a storage that isn't there yet, and what came to nothing with a driver that
-# didn't answer yet: tried again, for a while. Only who has numbers of before is tried for as long as that is so: it may be locked by a backup.
+# didn't answer yet: tried again, for a while.
 start_owed() {
-  local why='' lacks=no late=no
+  local why=''
   find_boot
-  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[staying]:-}${S[owed]:-} && ${S[boot]:-} == "$THIS_BOOT" ]] || return 0
-  ! is_late || late=yes
-  [[ $late == no || -n ${S[staying]:-} ]] || return 0
+  [[ ${S[state]} == HELD && -n ${S[containers]:-}${S[owed]:-} && ${S[boot]:-} == "$THIS_BOOT" ]] || return 0
+  ((EPOCHSECONDS - ${S[since]:-0} < OWED_SECONDS)) || return 0
   ! is_stopping || return 0
-  if [[ $late == yes ]]; then
-    is_served || return 0
-  else
-    bind_again || return 0
-    if [[ -n ${S[staying]:-} ]] && is_on nvidia "$GPU" && numbers_lack; then
-      lacks=yes
-      load_driver || return 0
-    fi
-  fi
+  bind_again || return 0
   # Its modules may have come with other numbers.
-  if is_on nvidia "$GPU" && { [[ -n ${S[owed]:-} || $lacks == yes ]] || numbers_moved "${S[numbers]:-}"; }; then
+  if is_on nvidia "$GPU" && { [[ -n ${S[owed]:-} ]] || numbers_moved "${S[numbers]:-}"; }; then
     in_unit 60 step_nodes || (($? != 124)) || { stuck "making its nodes" && return 0; }
   fi
   is_served || return 0
-  [[ $late == yes ]] || restore_persistence
+  restore_persistence
   follow_numbers
   S[owed]=''
-  settle_staying || why=$REFUSED
-  # Who has gone off just now is started now.
-  if is_late; then
-    strike_off
-    [[ -z ${S[containers]:-} ]] || why+="${why:+; }containers ${S[containers]} have not started"
-  else
-    start_users || why+="${why:+; }$REFUSED"
-  fi
+  start_users || why=$REFUSED
   if [[ -z $why ]]; then
-    [[ $late == no ]] || restore_persistence
     say "it is with the host again, and its containers run"
     drop_state
   else
     save_state
   fi
 }
-
-# strike_off - of S[containers], those that run, or are gone.
-strike_off() {
-  local id left=''
-  for id in ${S[containers]:-}; do is_gone "$id" || container_runs "$id" || left+="${left:+ }$id"; done
-  S[containers]=$left
-}
-
-# is_late - is what came to nothing no longer tried?
-is_late() { ((EPOCHSECONDS - ${S[since]:-0} >= OWED_SECONDS)); }
 
 # settle_after_boot - the drivers have taken everything anew, and onboot decides which containers run. A dead card that is still there and doesn't answer stays
 # what it was, as of then: it is no longer away from a driver that has been loaded since. One that was taken out, or is another now, is nobody's concern.

@@ -7,7 +7,7 @@
 # /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without it the card is with the
 # host. state: DRAINING, FREE, DETACHED (on the way to the VM `vm`), VM, RETURNING; HELD (with the host, and `why` the VM didn't get it, or its
 # containers weren't started), STUCK (a driver doesn't let go: only a reboot helps), DEAD (the card doesn't answer). boot: of the host; since:
-# seconds; containers: those to be started again; staying: those that run on meanwhile; asked: of these, who was asked to go off after all; freed: what may be another device's meanwhile (staying.sh); owed: yes, while nothing but the card is back; taken: the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had; numbers, modules, persistence, units, d3cold (functions that may sleep so deep): as they were.
+# seconds; containers: those to be started again; owed: yes, while nothing but the card is back; taken: the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had; numbers, modules, persistence, units, d3cold (functions that may sleep so deep): as they were.
 # `log` beside it is the story.
 # How much of the story is kept, in bytes.
 STORY_BYTES=131072
@@ -91,7 +91,7 @@ save_state() {
   find_boot
   S[boot]=$THIS_BOOT
   [[ -n ${S[boot]} ]] || return 1 # it would count as an earlier boot's
-  for key in state vm boot since why containers staying asked freed owed numbers taken modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
+  for key in state vm boot since why containers owed numbers taken modules persistence units d3cold; do text+="$key=${S[$key]:-}"$'\n'; done
   need_dir "$ROOT$HANDOVER" && write_atomically "$HANDOVER/$CARD.state" 0600 printf '%s' "$text"
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A card goes to a VM that starts.
-# Needs: handover/state, handover/card, handover/steps, handover/units, handover/numbers, handover/holders, handover/users, handover/staying, handover/refuse, handover/back, handover/settle, handover/turn
+# Needs: handover/state, handover/card, handover/steps, handover/units, handover/numbers, handover/holders, handover/users, handover/refuse, handover/back, handover/settle, handover/turn
 #
 # Gives: take_card VMID; is_to_be_taken VMID, wait_for_run. Has the lock, and S of the card that was read.
 
@@ -76,21 +76,26 @@ is_elsewhere() {
   [[ $POWER_NOW =~ ^(on|unknown)$ ]]
 }
 
+# find_owed - sets OWED: who is to be started after an earlier handover, but for USERS.
+find_owed() {
+  local id
+  OWED=''
+  [[ ${S[state]} == HELD ]] || return 0
+  for id in ${S[containers]:-}; do [[ " ${USERS[*]} $OWED" == *" $id "* ]] || is_gone "$id" || OWED+="$id "; done
+}
+
 drain_card() { # VMID
-  local persistence units='' taken numbers freed
-  [[ ${S[state]} != HELD ]] || forget_gone
+  local persistence units='' taken numbers
   find_owed
-  find_staying
   find_numbers
   taken=$NUMBERS
   # By the numbers of then.
-  if [[ -n $OWED$KEPT ]]; then numbers=${S[numbers]:-} freed=${S[freed]:-}; else numbers=$taken freed=$FREED; fi
+  if [[ -n $OWED ]]; then numbers=${S[numbers]:-}; else numbers=$taken; fi
   bounded 30 nvidia-smi -i "$GPU" --query-gpu=persistence_mode --format=csv,noheader && persistence=$OUTPUT || persistence=''
   ! is_only || ! within "$ASK_SECONDS" systemctl is-active -q nvidia-persistenced.service || units=nvidia-persistenced.service
   REFUSED="its state can't be noted on the disk"
-  save_state state DRAINING vm "$1" why '' containers "$OWED${USERS[*]}" staying "$KEPT${STAYING[*]}" asked "${KEPT:+${S[asked]:-}}" freed "$freed" numbers "$numbers" taken "$taken" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
-  say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}${STAYING[*]:+; containers ${STAYING[*]} run on, since nothing in them has it open}"
-  [[ -z $ALL_GO ]] || say "all containers that have it are shut down: $ALL_GO"
+  save_state state DRAINING vm "$1" why '' containers "$OWED${USERS[*]}" numbers "$numbers" taken "$taken" modules '' d3cold '' persistence "${persistence//[[:space:]]/}" units "$units" || return 1
+  say "VM $1 starts and gets it${USERS[*]:+; containers ${USERS[*]} are shut down for it}"
   stop_users && settle_persistence || return 1
   # A barrier against those who come between the look and the unbinding, where the card knows it.
   bounded 30 nvidia-smi drain -p "$GPU" -m 1 || say "it can't be drained, and goes without that: $OUTPUT"
@@ -109,7 +114,7 @@ nobody_has_it() {
 
 free_card() {
   # Somebody may have opened it since.
-  nobody_has_it || { is_of_staying && end_staying "$REFUSED" && nobody_has_it; } || return 1
+  nobody_has_it || return 1
   REFUSED="its state can't be noted on the disk"
   save_state state FREE
 }
@@ -117,8 +122,6 @@ free_card() {
 detach_card() {
   local module names='' function only=no status
   ! is_only || only=yes
-  # An unbinding would wait for them.
-  [[ $only == yes ]] || end_staying "NVIDIA's driver has another card now" || return 1
   for module in nvidia_uvm nvidia_drm nvidia_modeset nvidia; do
     [[ $only == no || ! -d $ROOT/sys/module/$module ]] || names+="${names:+ }$module"
   done
@@ -132,17 +135,10 @@ detach_card() {
     ((status != 124)) || stuck "claiming it"
     return 1
   }
-  [[ -z ${S[staying]:-} ]] || hold_autoload || end_staying "what it opens could load the driver again: $AUTOLOAD can't be written" || return 1
   for module in $names; do
     # It says "in use" at once, where unbinding would wait.
     status=0
     run_unit 30 step_unbind rmmod "$module" || status=$?
-    # By somebody who came since, or what no look shows, such as a buffer that was handed on.
-    if [[ -n ${S[staying]:-} && ! $status =~ ^(0|12[45])$ ]]; then
-      end_staying "the module $module is in use: ${OUTPUT:-no text}" || return 1
-      status=0
-      run_unit 30 step_unbind rmmod "$module" || status=$?
-    fi
     ((status == 0)) || {
       REFUSED="the module $module, which goes with its only card, is in use: ${OUTPUT:-no text}"
       ((status != 124)) || stuck "unloading $module"
@@ -150,7 +146,7 @@ detach_card() {
     }
   done
   # Once more: somebody may have come since the first look.
-  if [[ $only == no ]]; then nobody_has_it; else sound_is_free || { is_of_staying && end_staying "$REFUSED" && sound_is_free; }; fi || return 1
+  if [[ $only == no ]]; then nobody_has_it; else sound_is_free; fi || return 1
   in_unit 30 step_unbind || {
     status=$?
     REFUSED="a function of it can't be unbound: $OUTPUT"
@@ -162,5 +158,4 @@ detach_card() {
   REFUSED="its state can't be noted on the disk"
   note_taken || return 1
   say "VM $vmid has it"
-  watch_staying
 }

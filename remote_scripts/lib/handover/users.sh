@@ -2,7 +2,7 @@
 # Who of this host uses a card: containers by their configuration, NVIDIA's persistence daemon.
 # Needs: handover/state, handover/card, handover/numbers, container/conf, guests, nvidia
 #
-# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, stop_user CTID WHY -> ASKED, find_stop_unit CTID -> STOP_UNIT; start_users; settle_persistence, restore_persistence;
+# Gives: container_runs CTID; find_users -> USERS, REFUSED; is_gone CTID; in_order CTID... -> ORDERED; stop_users, find_stop_unit CTID -> STOP_UNIT; start_users; settle_persistence, restore_persistence;
 #   has_card, gives_node PATH. Takes, of handover/follow: is_about_it.
 
 # container_runs CTID - 0: yes, 1: no, 2: nobody knows.
@@ -102,13 +102,13 @@ find_stop_unit() { STOP_UNIT=homelab-handover-$CARD-stop-$1; }
 # stop_users - those of S[containers], within their own time (startup: down=), else a minute; then their power is cut.
 stop_users() {
   local id
-  for id in ${S[containers]}; do stop_user "$id" "which has the card" || return 1; done
+  for id in ${S[containers]}; do stop_user "$id" || return 1; done
 }
 
-# stop_user CTID WHY - status 1, with REFUSED: it doesn't go off; ASKED: was it asked to? It may be off, or gone: one that an earlier handover could not start again.
+# stop_user CTID - status 1, with REFUSED: it doesn't go off. It may be off, or gone: one that an earlier handover could not start again.
 stop_user() {
   local seconds
-  CTID=$1 ASKED=no
+  CTID=$1
   ! is_gone "$CTID" || return 0
   container_runs "$CTID"
   (($? != 1)) || return 0
@@ -119,9 +119,8 @@ stop_user() {
   ! is_under_ha || { REFUSED="container $CTID doesn't go off: it is under HA by now, which would start it again" && return 1; }
   find_startup down
   seconds=$((10#${STARTUP:-60}))
-  say "shutting container $CTID down, $2"
+  say "shutting container $CTID down, which has the card"
   find_stop_unit "$CTID"
-  ASKED=yes
   bounded $((seconds + 120)) systemd-run -q --wait --collect --pipe --unit="$STOP_UNIT" pct shutdown "$CTID" --timeout "$seconds" --forceStop 1
   container_runs "$CTID"
   (($? == 1)) || { REFUSED="container $CTID doesn't go off: ${OUTPUT:-no answer}" && return 1; }
