@@ -13,10 +13,9 @@ import pulumi
 
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.virtual_machine import VirtualMachine
-from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host, NewVm, Vm, VmGpu
-from homelab.shapes import BootSeen, OfferedCard, Record, VmSeen
+from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.creation import configuration
 
 
@@ -68,8 +67,8 @@ class GpuVm(pulumi.ComponentResource):
             # has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
             depends_on = [handover_hook(f"{name}-hook", args.host, vm, args.handover, options)]
-        record = VmRecord(
-            f"{name}-record",
+        given = VmCards(
+            f"{name}-cards",
             {
                 **about,
                 "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
@@ -80,29 +79,17 @@ class GpuVm(pulumi.ComponentResource):
                 "instance": instance,
                 "goes_away": vm.create is not None and not vm.create.protect,
                 "boot": boot,
+                "address": vm.static_address,
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        change = VmChange(
-            f"{name}-change",
-            {
-                **about,
-                "record": record.record,
-                "restore": record.restore,
-                "running": record.running,
-                "generation": record.generation,
-                "power": vm.wanted_power,
-                "address": vm.static_address,
-            },
-            pulumi.ResourceOptions(parent=self, depends_on=[record]),
+        self.vm = pulumi.Output.all(name=given.guest_name, state=given.state, address=given.guest_address).apply(
+            lambda found: _output(vm, node, **found)
         )
-        self.vm = pulumi.Output.all(
-            record=record.record, name=record.guest_name, state=change.state, address=change.guest_address
-        ).apply(lambda found: _output(vm, node, **found))
-        self.in_force = pulumi.Output.all(instance, change.state).apply(
+        self.in_force = pulumi.Output.all(instance, given.state).apply(
             lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
         )
-        self.started = pulumi.Output.all(boot, change.starts).apply(
+        self.started = pulumi.Output.all(boot, given.starts).apply(
             lambda found: f"boot {found[0]['id']}, start {int(found[1])}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
@@ -129,8 +116,7 @@ def _creation(name: str, new: NewVm) -> dict[str, object]:
     }
 
 
-def _output(vm: Vm, node: str, *, record: Record, name: str, state: str, address: str) -> VmSeen:
-    """`record` isn't put out; as long as it isn't known, nothing is."""
+def _output(vm: Vm, node: str, *, name: str, state: str, address: str) -> VmSeen:
     return {
         "host": vm.host,
         "node": node,

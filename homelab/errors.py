@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from homelab.text import clean
 
@@ -12,6 +13,9 @@ class HomelabError(Exception):
 
     Whatever a host has put into a part is made safe to show (homelab/text.py).
     """
+
+    #: What is known of a resource that the work on it has failed with, as its `Outputs`: the state keeps it. None: as it was before.
+    outputs: Any = None
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
         self.wanted, self.found, self.why, self.next = (clean(part) for part in (wanted, found, why, next))
@@ -38,6 +42,14 @@ class UnreachableError(HomelabError):
 
 class LoginRefusedError(HomelabError):
     """The host answers, and doesn't let this user in by what was shown."""
+
+
+class UnfinishedError(Exception):
+    """The work on a resource has failed, and what is known of it by then belongs into the state."""
+
+    def __init__(self, error: HomelabError, id_: str, state: Mapping[str, object]) -> None:
+        super().__init__(str(error))
+        self.id, self.state = id_, state
 
 
 class SeveralErrors(HomelabError):

@@ -6,11 +6,12 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from homelab.errors import HomelabError, UnreachableError
+from homelab.errors import HomelabError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.provider.plain import Properties
 from homelab.provider.typed import read_as, written
@@ -223,7 +224,8 @@ class Work(Generic[InputsT, OutputsT]):
             self.hold_on(inputs)
             return self.create(inputs)
 
-        return self.id(inputs), {**properties, **written(self._in_time("create", properties, done))}
+        with self._kept(inputs, properties):
+            return self.id(inputs), {**properties, **written(self._in_time("create", properties, done))}
 
     def updated(self, state: Properties, properties: Properties) -> Properties:
         """The state so far and inputs -> the new state."""
@@ -233,7 +235,18 @@ class Work(Generic[InputsT, OutputsT]):
             self.hold_on(inputs)
             return self.update(inputs, had, outputs)
 
-        return {**properties, **written(self._in_time("update", properties, done))}
+        with self._kept(inputs, properties):
+            return {**properties, **written(self._in_time("update", properties, done))}
+
+    @contextmanager
+    def _kept(self, inputs: InputsT, properties: Mapping[str, object]) -> Iterator[None]:
+        """:raises UnfinishedError: the work has failed, and says what is known of it."""
+        try:
+            yield
+        except HomelabError as error:
+            if error.outputs is None:
+                raise
+            raise UnfinishedError(error, self.id(inputs), {**properties, **written(error.outputs)}) from error
 
     def refreshed(self, state: Properties) -> Properties | None:
         """The state so far -> as it is; None: the resource isn't there any more."""

@@ -8,19 +8,29 @@ import asyncio
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.host.facts import noted_in
 from homelab.properties import overlap, parse
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
+from homelab.provider.vm_cards import give_back
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
-from homelab.remote.proxmox.errors import ApiError, ChangedMeanwhileError, NotThereError, UnansweredError
+from homelab.remote.proxmox.errors import (
+    ApiError,
+    ChangedMeanwhileError,
+    ElsewhereError,
+    NotThereError,
+    UnansweredError,
+)
+from homelab.remote.proxmox.machine import Policy
 from homelab.resources.card_mapping import CardMapping
-from homelab.settings import Host
+from homelab.settings import Host, Shutdown
 from homelab.text import tell
+from homelab.vm.config import VmCard, noted_of, ours_of
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
@@ -87,8 +97,36 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
         api = self.api(inputs)
+        self._give_back_to_vms(inputs)
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
-        asyncio.run(_forgotten(self.host(inputs), inputs))
+        asyncio.run(_forgotten(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
+
+    def _give_back_to_vms(self, inputs: CardMapping.Inputs) -> None:
+        """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while it made them.
+
+        A VmCards that is in it has been deleted or updated before this, and has changed its note.
+        """
+        host = self.host(inputs)
+        notes = asyncio.run(ssh.read(host)).ledger
+        for name in sorted(notes):
+            kind, _, number = name.partition("/")
+            noted = noted_in(notes, name) or {}
+            if kind != "vm" or not any(_is_card(key, entry, inputs) for key, entry in noted.get("record", {}).items()):
+                continue
+            vmid, guest = int(number), str(noted.get("guest", ""))
+            vm = self.stack.vms(inputs.host).get(guest)
+            if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
+                continue  # the card has another mapping from now on
+            shutdown = vm.shutdown if vm else Shutdown()
+            try:
+                machine = self.machine(inputs, vmid, guest)
+                record, restore = noted_of(machine.config(), noted)
+                give_back(machine, {**restore, **record}, Policy(shutdown.timeout, shutdown.otherwise))
+            except NotThereError:
+                pass  # what is noted of it no longer counts
+            except ElsewhereError:
+                continue  # there it may be another one's by now
+            asyncio.run(_forgotten(host, [name, ledger.of_power(vmid)]))
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
@@ -109,9 +147,17 @@ async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], 
         return about
 
 
-async def _forgotten(host: Host, inputs: CardMapping.Inputs) -> None:
+def _is_card(key: str, entry: Mapping[str, str | None], inputs: CardMapping.Inputs) -> bool:
+    """Was a VM given the card by this entry of its record?"""
+    return key.startswith("hostpci") and VmCard("", inputs.mapping, inputs.entry["path"]).is_in(
+        key, ours_of(entry) or ""
+    )
+
+
+async def _forgotten(host: Host, names: Sequence[str]) -> None:
     async with ssh.connect(host) as session:
-        await ledger.forget(session, ledger.of_mapping(inputs.node, inputs.mapping))
+        for name in names:
+            await ledger.forget(session, name)
 
 
 def entry_of(inputs: CardMapping.Inputs) -> str:

@@ -101,7 +101,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
-        """What the VM is to give back in this run, by the settings: its record decides the same after this (homelab/provider/vm_record.py)."""
+        """What the VM is to give back in this run, by the settings: its VmCards decides the same after this (homelab/provider/vm_cards.py)."""
         if ledger.held_by(noted, inputs.vm or ""):
             return {}
         record, restore = noted_of(config, dict(noted))
@@ -109,7 +109,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             if vm.vmid != vmid:
                 continue
             if any(use.by_address for use in vm.gpus):
-                return {}  # which of its options these are, its record will say: it reads the host
+                return {}  # which of its options these are, its VmCards will say: it reads the host
             host = self.host(inputs)
             slots = {_mapping(key, ours_of(entry)): str(entry.get("slot") or "") for key, entry in record.items()}
             cards = [_kept(use, host.mapping_of(use.gpu), slots) for use in vm.gpus]

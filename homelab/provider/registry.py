@@ -18,8 +18,7 @@ from homelab.resources.new_container import NewContainer
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.storage_file import StorageFile
 from homelab.resources.virtual_machine import VirtualMachine
-from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 
 if TYPE_CHECKING:
     from homelab.provider.base import Work
@@ -40,8 +39,7 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     NvidiaVerification: ("nvidia_verification", "NvidiaVerificationWork"),
     StorageFile: ("storage_file", "StorageFileWork"),
     VirtualMachine: ("virtual_machine", "VirtualMachineWork"),
-    VmChange: ("vm_change", "VmChangeWork"),
-    VmRecord: ("vm_record", "VmRecordWork"),
+    VmCards: ("vm_cards", "VmCardsWork"),
 }
 
 

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 from pulumi.provider.experimental import provider as sdk
+from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.provider.experimental.server import ProviderServicer
 from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
-from pulumi.runtime.proto import provider_pb2_grpc
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 
 from homelab import __version__, text
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnfinishedError
 from homelab.provider import log
 from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
@@ -49,6 +50,8 @@ _KINDS = {
 }
 # As the engine reads a version, which isn't as Python does.
 VERSION = __version__.replace(".dev", "-dev")
+# How the engine is told why a resource isn't finished: it puts words of its own before it.
+UNFINISHED = "not finished; what is known of it is kept in the state:"
 # Resources mostly wait for a host; asyncio's own pool has as many threads as there are processors, and four.
 THREADS = 64
 
@@ -191,6 +194,8 @@ def _said_plainly(name: str) -> Callable[..., Awaitable[Any]]:
     async def method(self: Servicer, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await inherited(self, request, context)
+        except UnfinishedError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error), with_its_state(error, request))
         except HomelabError as error:
             # Not UNKNOWN or INTERNAL, after which the engine doesn't know what has become of the resource.
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -198,6 +203,18 @@ def _said_plainly(name: str) -> Callable[..., Awaitable[Any]]:
             await context.abort(grpc.StatusCode.UNKNOWN, text.clean("".join(traceback.format_exception(error))))
 
     return method
+
+
+def with_its_state(error: UnfinishedError, request: Any) -> tuple[tuple[str, bytes], ...]:
+    """What tells the engine to keep a resource of which the work has failed."""
+    state = PropertyValue.marshal_map(valued_map(error.state))
+    inputs = request.news if isinstance(request, provider_pb2.UpdateRequest) else request.properties
+    details = provider_pb2.ErrorResourceInitFailed(
+        id=error.id, properties=state, reasons=[f"{UNFINISHED}\n{error}"], inputs=inputs
+    )
+    status = status_pb2.Status(code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=str(error))
+    status.details.add().Pack(details)
+    return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
 for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create", "Read", "Update", "Delete"):

@@ -3,7 +3,7 @@
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten where not: it is of this very VM,
 no older than an hour, of this boot of this node, no start of the VM on this node has ended well since, and it was this program that has shut it down,
 as Proxmox VE's own tasks say. But for the VM's identity that is decided on the host, for containers as well (remote_scripts/lib/guest_tasks.sh).
-`Machine.converge` asks it when it acts, VmRecord when it plans.
+`Machine.converge` asks it.
 """
 
 from __future__ import annotations

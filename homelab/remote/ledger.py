@@ -1,9 +1,9 @@
 """What `destroy` needs of VMs and mappings, noted on their host as well as in Pulumi's state.
 
 A state can be lost: a laptop's disk, a backend that is gone. What we changed in files can be found again by what the scripts noted
-in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a record puts into the state
-is noted here as well, before anything is changed, and forgotten when it has been given back. Only a resource that is *created* reads
-it: with a state there is nothing to look up.
+in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a resource puts into the state
+is noted here as well, before anything is changed, and forgotten when it has been given back. The state has it only once the work has ended:
+what a run noted that was killed before that counts beside the state.
 
 A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets another one in the settings is made
 anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.

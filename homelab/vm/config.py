@@ -1,7 +1,7 @@
 """A VM's configuration: what it is to be for its cards, what stands against that, and how it becomes what it was. Pure.
 
 A *record* is what this program changed: key -> `{"ours": value, "before": value or None}`, a hostpci option's with the `slot` of
-its card. An empty `ours`: the key was taken away. It is kept in Pulumi's state before anything is changed, so that nothing is lost whatever happens then.
+its card. An empty `ours`: the key was taken away. It is noted on the host before anything is changed, and put into Pulumi's state, so that nothing is lost whatever happens then.
 """
 
 from __future__ import annotations

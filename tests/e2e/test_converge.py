@@ -87,7 +87,7 @@ def up_at_80_columns(stack: Stack) -> terminal.Terminal:
 def can_be_read(shown: terminal.Terminal) -> None:
     assert ("homelab:host:BootCheck", "pve-booted") in terminal.readable(shown)
     # While it is at work, the beginning of what a step says is there.
-    said = terminal.said_meanwhile(shown, "homelab:vm:Change")
+    said = terminal.said_meanwhile(shown, "homelab:vm:Cards")
     assert {one.split()[-1] for one in said if one.startswith("creating (") and not one.endswith(")")}, said
     # Why it is rebooted is said once, in words; the terminal's edge may be in the middle of one.
     text = "".join("".join(shown.lines()).split())

@@ -202,7 +202,7 @@ def test_a_mapping_changed_or_removed_and_a_card_taken_out_by_hand_are_mended(
         "VM 103 is stopped instead of running",
     ):
         assert f"drift: {drift}" in up.output
-    assert up.changed == {"pve-rtx5090", "sandbox-record", "sandbox-change"}
+    assert up.changed == {"pve-rtx5090", "sandbox-cards"}
     assert (stack.lab.root / MAPPING).read_text() == entry
     assert running(stack) == {103} and with_card(stack)["0000:01:00.0"] == 103
     stack.lab.run("pvesh delete /cluster/mapping/pci/rtx5090")

@@ -60,7 +60,7 @@ def test_a_vm_takes_the_card_from_containers_and_gives_it_back(converged: Callab
     up = stack.up()
     order = [name for _, name in up.steps]
     # What looks whether the card is free is there before the boot, after which a VM may start with the host.
-    steps = ["pve-handover", "sandbox-hook", "pve-reboot", "phoenix-opened", "sandbox-change"]
+    steps = ["pve-handover", "sandbox-hook", "pve-reboot", "phoenix-opened", "sandbox-cards"]
     assert [order.index(one) for one in steps] == sorted(order.index(one) for one in steps), (
         "a VM's start ends the containers"
     )

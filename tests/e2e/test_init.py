@@ -61,7 +61,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     assert person.lab.api["password"] not in shown and PASSPHRASE not in shown
     person.lab.machine.set_fault("hang-seconds", 7)  # a host that takes longer to start
     display = person.up_at_a_terminal()
-    assert ("homelab:vm:Change", "sandbox-change") in terminal.readable(display)
+    assert ("homelab:vm:Cards", "sandbox-cards") in terminal.readable(display)
     said = terminal.said_meanwhile(display, "homelab:host:BootCheck")
     recording.hold_init(scenario, screen.lines(), person.folder, person.lab)
     recording.hold_up(scenario, display.lines())

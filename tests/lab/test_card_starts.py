@@ -13,11 +13,11 @@ import yaml
 from homelab.errors import HomelabError
 from homelab.provider import api
 from homelab.provider.gpu_lease import GpuLeaseWork
-from homelab.provider.vm_change import VmChangeWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.base import ShutdownInputs
+from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
-from homelab.resources.vm_change import VmChange
+from homelab.resources.vm_cards import VmCards
 from lab import Lab
 from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
 
@@ -60,16 +60,18 @@ def texts(lab: Lab) -> dict[str, str]:
     return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
 
 
-def start(lab: Lab, power: str = "running", **options: str) -> VmChange.Outputs:
+def start(lab: Lab, power: str = "running", **options: str) -> VmCards.Outputs:
     """`up` gives the VM its card and starts it."""
     record: dict[str, Any] = {
         "hostpci0": {"ours": MAPPED["hostpci0"], "before": None, "slot": "0000:01:00"},
         **{key: {"ours": value, "before": None} for key, value in options.items()},
     }
-    inputs = VmChange.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=VM, record=record, restore={}, running=False, generation=0, power=power, shutdown=SHUTDOWN
+    inputs = VmCards.Inputs(
+        host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
+        boot=Boot(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
     )  # fmt: skip
-    return VmChangeWork(texts(lab)).create(inputs)
+    planned = VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
+    return VmCardsWork(texts(lab)).bring_into_force(inputs, planned)
 
 
 @pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["two functions, no FLR"])

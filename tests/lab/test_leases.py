@@ -14,12 +14,12 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.provider import gpu_lease
 from homelab.provider.gpu_lease import GpuLeaseWork
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 from tests.waiting import wait_until
@@ -64,19 +64,18 @@ def texts(lab: Lab, *cards: str, leaves: bool = False) -> dict[str, str]:
     return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
 
 
-def record() -> VmRecord.Inputs:
-    cards = [{"gpu": name, "mapping": name, "slot": slot} for name, slot in CARDS.items()]
-    return VmRecord.Inputs(
-        host=NODE, node=NODE, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, cards=cards, display="keep", shared_onboot=False, power="keep",
+def cards() -> VmCards.Inputs:
+    given = [{"gpu": name, "mapping": name, "slot": slot} for name, slot in CARDS.items()]
+    return VmCards.Inputs(
+        host=NODE, node=NODE, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, cards=given, display="keep", shared_onboot=False, power="keep",
         instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0),
     )  # fmt: skip
 
 
-def given(lab: Lab) -> VmRecord.Outputs:
+def given(lab: Lab) -> VmCards.Outputs:
     """The VM runs with both cards, which it has from this program, and without its balloon."""
     lab.run(f"qm stop {VM}; qm set {VM} --balloon 1024")
-    made = VmRecordWork(texts(lab, *CARDS)).create(record())
-    lab.run(f"qm set {VM} " + " ".join(f"--{key} {one['ours']}" for key, one in made.record.items()))
+    made = VmCardsWork(texts(lab, *CARDS)).create(cards())
     done = lab.run(f"qm start {VM}; qm status {VM}")
     assert "running" in done.stdout, done.stderr
     return made
@@ -121,9 +120,9 @@ def test_a_vm_that_loses_both_cards_is_restarted_once(lab: Lab, leaves: bool) ->
     assert lose(stack, *CARDS) == [None, None]
     assert power(lab, mark) == ONE_RESTART and runs(lab)
     assert "hostpci" not in conf(lab)
-    # What had to change for the cards came back with the same restart: nothing is left to its record.
+    # What had to change for the cards came back with the same restart: nothing is left to its VmCards.
     assert "balloon: 1024" in conf(lab)
-    VmRecordWork(stack).delete(record(), made)
+    VmCardsWork(stack).delete(cards(), made)
     assert power(lab, mark) == ONE_RESTART
 
 

@@ -14,6 +14,7 @@ from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
 from homelab.resources.card_mapping import CardMapping
 from lab import Lab
+from tests.lab.killed_kit import until_done
 from tests.lab.test_proxmox_api import NODE, client, host_of
 
 PATH = "cluster/mapping/pci"
@@ -155,31 +156,6 @@ def test_a_mapping_whose_removal_was_broken_off_is_taken_over_and_given_back(
     assert nodes(lab) == ["pve2"]
 
 
-class KilledError(BaseException):
-    pass
-
-
-def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The run ends once its request of that number, to the API or to the ledger, has been carried out, and nobody knows it."""
-    left = [number]
-
-    def counted(done: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KilledError
-        return done
-
-    for verb in ("get", "post", "put", "delete"):
-        plain = getattr(Api, verb)
-        monkeypatch.setattr(Api, verb, lambda *about, plain=plain, **more: counted(plain(*about, **more)))
-    noted = card_mapping._noted
-
-    async def note(*about: Any, **more: Any) -> Any:
-        return counted(await noted(*about, **more))
-
-    monkeypatch.setattr(card_mapping, "_noted", note)
-
-
 BEFORE = {
     "no mapping": [],
     "another node's entry": [OTHERS[0]],
@@ -196,25 +172,15 @@ def test_a_run_that_is_killed_after_any_request_goes_on_and_gives_back_what_was_
     def entries() -> list[str]:
         return [entry for mapping in client(lab).get(PATH, "mappings") for entry in mapping["map"]]
 
-    def until_done(act: Callable[[], Any]) -> Any:
-        for number in range(20):
-            with monkeypatch.context() as once:
-                killed_after(once, number)
-                try:
-                    return act()
-                except KilledError:
-                    assert number < 19
-        return None
-
     monkeypatch.setattr(card_mapping, "GOING_SECONDS", 0.1)
     for entry in BEFORE[before]:
         add(lab, entry)()
     stock, inputs = entries(), entry_of()
-    state = until_done(lambda: work(lab).create(inputs))
+    state = until_done(monkeypatch, lambda: work(lab).create(inputs))
     moved = entry_of(entry={**inputs.entry, "id": "10de:2684"}, live_migration=True)
-    state = until_done(lambda: work(lab).update(moved, inputs, state))
+    state = until_done(monkeypatch, lambda: work(lab).update(moved, inputs, state))
     assert len(entries()) == max(1, len(stock) + ("another" in before)) and "id=10de:2684" in "".join(entries())
-    until_done(lambda: work(lab).delete(moved, state))
+    until_done(monkeypatch, lambda: work(lab).delete(moved, state))
     assert entries() == stock and not (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
     if stock:
         assert "live-migration-capable" not in client(lab).get(f"{PATH}/gpu", "the mapping")

@@ -13,13 +13,12 @@ import pytest
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api as work_module
-from homelab.provider import peers, vm_record
+from homelab.provider import peers, vm_cards
 from homelab.provider.base import GoneError
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
-from homelab.provider.vm_change import VmChangeWork
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
@@ -28,8 +27,7 @@ from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
-from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from homelab.shapes import Record
 from homelab.vm.config import Change
 from lab.cluster import LabCluster
@@ -83,7 +81,7 @@ def texts(cluster: LabCluster, *, off: str = "", **more: dict[str, Any]) -> dict
     return {"hosts": json.dumps(hosts), "allowPlainSecrets": "true", **made}
 
 
-def record_of(node: str, **more: Any) -> VmRecord.Inputs:
+def cards_of(node: str, **more: Any) -> VmCards.Inputs:
     about: dict[str, Any] = {
         "cards": [CARD],
         "display": "keep",
@@ -93,7 +91,7 @@ def record_of(node: str, **more: Any) -> VmRecord.Inputs:
         "goes_away": False,
     }
     about |= {"boot": Boot(id="b", stopped=[], at=0), "machine": "q35", "cluster": "home", **more}
-    return VmRecord.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
+    return VmCards.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
 
 
 def lease_of(node: str) -> GpuLease.Inputs:
@@ -117,10 +115,9 @@ def noted(cluster: LabCluster, what: str) -> list[str]:
     return [name for name, lab in cluster.nodes.items() if (lab.root / "var/lib/homelab" / what).exists()]
 
 
-def given_and_moved(cluster: LabCluster) -> VmRecord.Outputs:
+def given_and_moved(cluster: LabCluster) -> VmCards.Outputs:
     """The VM has its card from this program, on pve1; then it moves to pve2, and the state is lost."""
-    made = VmRecordWork(texts(cluster)).create(record_of("pve1"))
-    cluster["pve1"].run(f"qm set {VM} " + " ".join(f"--{key} '{one['ours']}'" for key, one in made.record.items()))
+    made = VmCardsWork(texts(cluster)).create(cards_of("pve1"))
     move(cluster, "pve1", "pve2")
     return made
 
@@ -131,7 +128,7 @@ def test_what_was_noted_of_a_vm_on_the_node_that_it_has_left_is_found_after_the_
     first = given_and_moved(cluster)
     assert first.record["hostpci0"] == {"ours": GIVEN, "before": None, "slot": "0000:01:00"}
     assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
-    again = VmRecordWork(texts(cluster)).create(record_of("pve2"))
+    again = VmCardsWork(texts(cluster)).create(cards_of("pve2"))
     assert again.record == first.record and noted(cluster, RECORD) == ["pve2"]
     assert GpuLeaseWork(texts(cluster)).create(lease_of("pve2")).by_hand is False
 
@@ -140,7 +137,7 @@ def test_a_node_that_doesnt_answer_has_not_said_that_it_noted_nothing(cluster: L
     given_and_moved(cluster)
     off = texts(cluster, off="pve1")
     for do in (
-        lambda: VmRecordWork(off).create(record_of("pve2")),
+        lambda: VmCardsWork(off).create(cards_of("pve2")),
         lambda: GpuLeaseWork(off).create(lease_of("pve2")),
     ):
         with pytest.raises(HomelabError) as raised:
@@ -154,7 +151,7 @@ def test_a_vm_that_has_nothing_of_this_program_needs_no_other_node(cluster: LabC
     move(cluster, "pve1", "pve2")
     off = texts(cluster, off="pve1")
     assert GpuLeaseWork(off).create(lease_of("pve2")).by_hand is False
-    assert VmRecordWork(off).create(record_of("pve2")).record["hostpci0"]["before"] is None
+    assert VmCardsWork(off).create(cards_of("pve2")).record["hostpci0"]["before"] is None
 
 
 def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_later(
@@ -162,13 +159,13 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
 ) -> None:
     on, off = texts(cluster), texts(cluster, off="pve1")
     first = given_and_moved(cluster)
-    moved = VmRecordWork(off).update(record_of("pve2"), record_of("pve1"), first)
+    moved = VmCardsWork(off).update(cards_of("pve2"), cards_of("pve1"), first)
     assert moved.record == first.record and noted(cluster, RECORD) == ["pve1", "pve2"]
     assert len(said) == 1 and said[0].startswith("sandbox: note: pve1 couldn't be told (")
 
-    VmRecordWork(off).delete(record_of("pve2"), moved)
+    VmCardsWork(off).delete(cards_of("pve2"), moved)
     assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 2
-    VmRecordWork(on).delete(record_of("pve2"), moved)
+    VmCardsWork(on).delete(cards_of("pve2"), moved)
     assert noted(cluster, RECORD) == []
 
 
@@ -179,17 +176,17 @@ def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that
     lines: list[str] = []
     made = given_and_moved(cluster)
     before = conf(cluster, "pve2")
-    monkeypatch.setattr(vm_record, "tell", lines.append)
+    monkeypatch.setattr(vm_cards, "tell", lines.append)
     if now_on == "pve1":
         move(cluster, "pve2", "pve1")
     identity = "uuid=cccccccc-0000-4000-8000-000000000000" if now_on.startswith("another") else made.identity
-    work = VmRecordWork(texts(cluster, off="pve1"))
+    work = VmCardsWork(texts(cluster, off="pve1"))
     if now_on == "pve1":
         with pytest.raises(UnreachableError):
-            work.delete(record_of("pve1"), made)
+            work.delete(cards_of("pve1"), made)
         assert conf(cluster, "pve1") == before and lines == []
         return
-    work.delete(record_of("pve1"), dataclasses.replace(made, identity=identity))
+    work.delete(cards_of("pve1"), dataclasses.replace(made, identity=identity))
     assert "hostpci0" in before and len(lines) == 1 and "ledger on pve1 has of it" in lines[0]
     if now_on.startswith("another"):
         assert conf(cluster, "pve2") == before
@@ -205,20 +202,20 @@ def test_a_destroy_beside_a_dead_node_asks_the_node_that_the_vm_is_on_who_keeps_
     lines: list[str] = []
     made = given_and_moved(cluster)
     move(cluster, "pve2", "pve3")
-    VmRecordWork(texts(cluster)).create(dataclasses.replace(record_of("pve3"), vm="renamed"))
+    VmCardsWork(texts(cluster)).create(dataclasses.replace(cards_of("pve3"), vm="renamed"))
     assert "pve3" in noted(cluster, RECORD) and "pve2" not in noted(cluster, RECORD)
     before, settings = conf(cluster, "pve3"), texts(cluster, off="pve1 pve3" if there == "silent" else "pve1")
     if there == "not in the settings":
         hosts = json.loads(settings["hosts"])
         del hosts["pve3"]
         settings["hosts"] = json.dumps(hosts)
-    monkeypatch.setattr(vm_record, "tell", lines.append)
+    monkeypatch.setattr(vm_cards, "tell", lines.append)
     if there == "another entry's":
-        VmRecordWork(settings).delete(record_of("pve1"), made)
+        VmCardsWork(settings).delete(cards_of("pve1"), made)
         assert lines == ["sandbox: VM 103 is vms.renamed now, and keeps what it was given"]
     else:
         with pytest.raises(UnreachableError):
-            VmRecordWork(settings).delete(record_of("pve1"), made)
+            VmCardsWork(settings).delete(cards_of("pve1"), made)
         assert lines == []
     assert conf(cluster, "pve3") == before and "hostpci0" in before
 
@@ -233,36 +230,31 @@ def test_a_node_without_api_settings_doesnt_end_a_destroy_beside_a_dead_node(
     hosts = json.loads(settings["hosts"])
     for name in ("pve2", "pve3") if whose == "all" else ("pve2",):
         hosts[name]["api"] = None
-    monkeypatch.setattr(vm_record, "tell", lines.append)
-    work = VmRecordWork(settings | {"hosts": json.dumps(hosts)})
+    monkeypatch.setattr(vm_cards, "tell", lines.append)
+    work = VmCardsWork(settings | {"hosts": json.dumps(hosts)})
     said = "pve1 doesn't answer, and through pve2 nothing can be given back to VM 103: it has no api in the settings"
     if whose == "one":
-        work.delete(record_of("pve1"), made)  # through pve3, where it is on pve2
+        work.delete(cards_of("pve1"), made)  # through pve3, where it is on pve2
         assert "hostpci0" in before and "hostpci0" not in conf(cluster, "pve2") and "given back what it had" in lines[1]
     else:
         with pytest.raises(UnreachableError):  # as for the dead node alone
-            work.delete(record_of("pve1"), made)
+            work.delete(cards_of("pve1"), made)
         assert conf(cluster, "pve2") == before
     assert lines[0].endswith(said)
 
 
 def test_what_another_entry_keeps_on_another_node_stays_noted(cluster: LabCluster) -> None:
     first = given_and_moved(cluster)
-    VmRecordWork(texts(cluster)).delete(dataclasses.replace(record_of("pve2"), vm="another"), first)
+    VmCardsWork(texts(cluster)).delete(dataclasses.replace(cards_of("pve2"), vm="another"), first)
     assert noted(cluster, RECORD) == ["pve1"]
 
 
 # -- power --------------------------------------------------------------------------------------------------------------------
-def change_of(node: str, record: Record, **more: Any) -> VmChange.Inputs:
-    about: dict[str, Any] = {
-        "restore": {},
-        "running": True,
-        "generation": 0,
-        "power": "keep",
-        "cluster": "home",
-        **more,
-    }
-    return VmChange.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, record=record, **about)
+def given_on(cluster: LabCluster, node: str, record: Record, **more: Any) -> None:
+    """It is to have what is recorded, and has it."""
+    inputs = cards_of(node, **{**CARDS, **more})
+    planned = VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
+    VmCardsWork(texts(cluster)).bring_into_force(inputs, planned)
 
 
 def to_four_cores(config: dict[str, str]) -> Change:
@@ -316,7 +308,7 @@ def runs(cluster: LabCluster, node: str = "pve1") -> bool:
     return "running" in cluster[node].run(f"qm status {VM}").stdout
 
 
-def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmRecord.Outputs:
+def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmCards.Outputs:
     """A run is killed between the VM's shutdown and its start."""
 
     def killed(*_: Any) -> None:
@@ -326,11 +318,11 @@ def left_off(cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> VmRecord.O
     # A stop by hand in the note's own second would count as a later one.
     off = f"qm stop {VM}; rm -f $ROOT/var/log/pve/tasks/index"
     cluster["pve1"].run(f"{off}; qm set {VM} --balloon 1024 --memory 2048 --smbios1 uuid={uuid}; qm start {VM}")
-    first = VmRecordWork(texts(cluster)).create(record_of("pve1", **CARDS))
+    first = VmCardsWork(texts(cluster)).create(cards_of("pve1", **CARDS))
     with monkeypatch.context() as once:
         once.setattr(Machine, "start", killed)
         with pytest.raises(KilledError):
-            VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON))
+            given_on(cluster, "pve1", BALLOON)
     assert not runs(cluster) and noted(cluster, POWER) == ["pve1"]
     return dataclasses.replace(first, record=BALLOON)
 
@@ -346,12 +338,11 @@ def noted_earlier(cluster: LabCluster, node: str, **more: Any) -> None:
 def test_a_vm_that_a_killed_run_has_left_off_runs_again_after_the_next_one_or_after_destroy(
     cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
-    given, record = left_off(cluster, monkeypatch), record_of("pve1", **CARDS)
+    given, record = left_off(cluster, monkeypatch), cards_of("pve1", **CARDS)
     if ends == "up":
-        assert VmRecordWork(texts(cluster)).update(record, record, given).running is True
-        VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON))
+        assert VmCardsWork(texts(cluster)).update(record, record, given).state == "running"
     else:
-        VmRecordWork(texts(cluster)).delete(record, given)
+        VmCardsWork(texts(cluster)).delete(record, given)
     assert runs(cluster) and noted(cluster, POWER) == []
 
 
@@ -378,7 +369,7 @@ def test_a_vm_that_somebody_has_switched_off_since_stays_off(
             f"rm -f $ROOT/var/log/pve/tasks/index; qm start {VM}; rm -f $ROOT/var/log/pve/tasks/index; qm stop {VM}"
         )
     elif off == "power: stopped":
-        VmChangeWork(texts(cluster)).create(change_of("pve1", BALLOON, power="stopped"))
+        given_on(cluster, "pve1", BALLOON, power="stopped")
         assert noted(cluster, POWER) == []
     elif off == "another VM":
         path = cluster.folder / f"pve/nodes/pve1/qemu-server/{VM}.conf"
@@ -388,9 +379,9 @@ def test_a_vm_that_somebody_has_switched_off_since_stays_off(
         move(cluster, "pve1", node := "pve2")
         noted_earlier(cluster, "pve1")
         cluster["pve2"].run(f"qm start {VM}; qm stop {VM}")
-        had, has = record_of("pve1", **CARDS), record_of("pve2", **CARDS)
-        VmRecordWork(texts(cluster)).update(has, had, given)
-    VmChangeWork(texts(cluster)).create(change_of(node, BALLOON, running=True))
+        had, has = cards_of("pve1", **CARDS), cards_of("pve2", **CARDS)
+        VmCardsWork(texts(cluster)).update(has, had, given)
+    given_on(cluster, node, BALLOON)
     assert not runs(cluster, node) and noted(cluster, POWER) == []
 
 
@@ -399,10 +390,8 @@ def test_that_a_killed_run_has_left_a_vm_off_goes_along_when_it_moves(
 ) -> None:
     given = left_off(cluster, monkeypatch)
     move(cluster, "pve1", "pve2")
-    again = VmRecordWork(texts(cluster)).update(record_of("pve2", **CARDS), record_of("pve1", **CARDS), given)
-    assert again.running is True and noted(cluster, POWER) == ["pve2"]
-    VmChangeWork(texts(cluster)).create(change_of("pve2", BALLOON))
-    assert runs(cluster, "pve2") and noted(cluster, POWER) == []
+    again = VmCardsWork(texts(cluster)).update(cards_of("pve2", **CARDS), cards_of("pve1", **CARDS), given)
+    assert again.state == "running" and runs(cluster, "pve2") and noted(cluster, POWER) == []
 
 
 # -- a VM that was made here ---------------------------------------------------------------------------------------------------
@@ -564,14 +553,14 @@ def test_what_roots_session_set_is_given_back_where_the_vm_is_but_no_address_of_
 ) -> None:
     """A token may not take away an option with a romfile; the address on pve1 is another device's on pve2."""
     lines: list[str] = []
-    monkeypatch.setattr(vm_record, "tell", lines.append)
+    monkeypatch.setattr(vm_cards, "tell", lines.append)
     by_hand = "0000:01:00,pcie=1,romfile=a.rom"
     cluster["pve1"].run(f"qm set {VM} --hostpci0 {by_hand} --machine q35")
-    inputs = record_of("pve1", cards=[{**CARD, "take_over": True}])
-    made = VmRecordWork(texts(cluster)).create(inputs)
+    inputs = cards_of("pve1", cards=[{**CARD, "take_over": True}])
+    made = VmCardsWork(texts(cluster)).create(inputs)
     assert made.record["hostpci0"] == {"ours": f"{GIVEN},romfile=a.rom", "before": by_hand, "slot": "0000:01:00"}
     cluster["pve1"].run(f"qm set {VM} --hostpci0 '{made.record['hostpci0']['ours']}'")
     move(cluster, "pve1", "pve2")
-    VmRecordWork(texts(cluster)).delete(inputs, made)
+    VmCardsWork(texts(cluster)).delete(inputs, made)
     assert "hostpci0" not in conf(cluster, "pve2")
     assert any(by_hand in line and "isn't put back" in line for line in lines), lines

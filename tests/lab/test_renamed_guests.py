@@ -13,12 +13,12 @@ from homelab.container.creation import configuration as of_container
 from homelab.errors import HomelabError
 from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import NewContainerSettings, NewVm
 from homelab.vm.creation import configuration as of_vm
 from lab import Lab
@@ -113,8 +113,8 @@ def test_a_created_vm_under_another_name_is_refused_and_stays(lab: Lab) -> None:
 
 def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(lab: Lab) -> None:
     lab.run(f"qm create {ID} --name old --memory 2048 --machine pc")
-    work = VmRecordWork(texts(lab))
-    inputs = VmRecord.Inputs(
+    work = VmCardsWork(texts(lab))
+    inputs = VmCards.Inputs(
         host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", shared_onboot=False, power="keep",
         instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0),
     )  # fmt: skip

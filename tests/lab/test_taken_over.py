@@ -13,29 +13,27 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.provider import vm_record
+from homelab.provider import vm_cards
+from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.gpu_lease import GpuLeaseWork
-from homelab.provider.vm_change import VmChangeWork
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import ssh
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
 from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
-from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from lab import Lab
+from tests.lab.killed_kit import KilledError, killed_after, until_done
 from tests.lab.test_proxmox_api import host_of, map_card
+from tests.sampling import sample
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
 CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
 LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,romfile=5090.rom"}
 OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
 SHUTDOWN = ShutdownInputs(timeout=1, otherwise="fail")
-
-
-class KilledError(BaseException):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -69,31 +67,30 @@ class Run:
         self.stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
         self.about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": VM, "power": "keep"}
         self.about["shutdown"] = SHUTDOWN
-        self.inputs = VmRecord.Inputs(
+        self.inputs = VmCards.Inputs(
             **self.about, cards=[{**CARD, **card}], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
         )  # fmt: skip
         self.lease = GpuLease.Inputs(
             host=NODE, node=NODE, mapping="rtx5090", slot=SLOT, vm="sandbox", vmid=VM, shutdown=SHUTDOWN
         )
         self.leased = GpuLease.Outputs(by_hand=False)
-        self.noted: VmRecord.Outputs | None = None
+        self.noted: VmCards.Outputs | None = None
 
     def up(self) -> None:
         if self.noted is None:
             self.leased = GpuLeaseWork(self.stack).create(self.lease)
-        work = VmRecordWork(self.stack)
-        self.noted = (
-            work.create(self.inputs) if self.noted is None else work.update(self.inputs, self.inputs, self.noted)
-        )
-        VmChangeWork(self.stack).create(
-            VmChange.Inputs(
-                **self.about, record=self.noted.record, restore=self.noted.restore, running=self.noted.running, generation=0
+        work = VmCardsWork(self.stack)
+        try:
+            self.noted = (
+                work.create(self.inputs) if self.noted is None else work.update(self.inputs, self.inputs, self.noted)
             )
-        )  # fmt: skip
+        except HomelabError as error:
+            self.noted = error.outputs or self.noted
+            raise
 
     def destroy(self) -> None:
         assert self.noted is not None
-        VmRecordWork(self.stack).delete(self.inputs, self.noted)
+        VmCardsWork(self.stack).delete(self.inputs, self.noted)
         GpuLeaseWork(self.stack).delete(self.lease, self.leased)
 
 
@@ -164,7 +161,7 @@ def test_a_line_of_any_words_comes_back_byte_for_byte(lab: Lab) -> None:
 
 KILLED: dict[str, tuple[type[Any], str]] = {
     "before it is noted": (ssh.Session, "run"),
-    "between the note and the change": (VmChangeWork, "create"),
+    "between the note and the change": (VmCardsWork, "bring_into_force"),
     "before the change": (Machine, "_put"),
     "before the shutdown": (Machine, "_restart"),
     "before the start": (Machine, "start"),
@@ -189,6 +186,57 @@ def test_a_run_that_is_killed_loses_nothing(lab: Lab, monkeypatch: pytest.Monkey
     assert in_force(lab) == [OURS] and runs_with_card(lab)
     run.destroy()
     assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+def test_a_run_that_is_killed_after_any_change_goes_on_until_all_of_it_is_given_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it gives the VM its card, while it takes its display as well, and while it gives both back."""
+    before, run = conf(lab), Run(lab)
+    until_done(monkeypatch, run.up)
+    assert in_force(lab) == [OURS] and runs_with_card(lab)
+    run.inputs = dataclasses.replace(run.inputs, display="none")
+    until_done(monkeypatch, run.up)
+    assert "\nvga: none\n" in conf(lab) and in_force(lab) == [OURS] and runs_with_card(lab)
+    until_done(monkeypatch, run.destroy)
+    assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+# Of giving a VM its card, by what the run has changed by then: noted, written, noted that it runs, shut down, started.
+CHANGES = 5
+
+
+@pytest.mark.parametrize("number", sample(range(CHANGES), 3, "changes before a destroy"))
+@pytest.mark.parametrize("while_it", ["creates", "updates"])
+def test_a_destroy_right_after_a_killed_run_gives_everything_back(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, while_it: str, number: int
+) -> None:
+    """The state doesn't know what that run has done: a VmCards that it has goes by the host's notes as well; for one that it hasn't, the card's mapping does."""
+    run, entry = Run(lab), {"path": SLOT, "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
+    mapping = CardMapping.Inputs(host=NODE, node=NODE, mapping="rtx5090", entry=entry)
+    mapped, before = CardMappingWork(run.stack).create(mapping), conf(lab)
+    if while_it == "updates":
+        run.up()
+        run.inputs = dataclasses.replace(run.inputs, display="none")
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, number)
+        run.up()
+    if run.noted is not None:
+        run.destroy()
+    else:
+        GpuLeaseWork(run.stack).delete(run.lease, run.leased)
+    CardMappingWork(run.stack).delete(mapping, mapped)
+    assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+def test_a_run_that_fails_leaves_what_was_there_in_the_state(lab: Lab) -> None:
+    run = Run(lab)
+    lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(HomelabError):
+        run.up()
+    assert run.noted is not None and run.noted.drift and run.noted.state == ""
+    assert run.noted.record["hostpci2"]["before"] == LINES["hostpci2"]
+    assert VmCardsWork(run.stack).read(run.inputs, run.noted).drift, "a refresh asks for it again"
 
 
 def test_a_state_that_is_lost_is_taken_over_again_with_what_was_there_at_first(lab: Lab) -> None:
@@ -237,8 +285,8 @@ def test_what_its_owner_has_changed_since_stays_and_is_told(lab: Lab, monkeypatc
     run.up()
     changed = "mapping=rtx5090,pcie=1,romfile=better.rom"
     lab.run(f"qm stop {VM}; qm set {VM} --hostpci2 {changed}")
-    monkeypatch.setattr(vm_record, "tell", said.append)
-    assert VmRecordWork(run.stack).read(run.inputs, run.noted).drift  # type: ignore[arg-type]
+    monkeypatch.setattr(vm_cards, "tell", said.append)
+    assert VmCardsWork(run.stack).read(run.inputs, run.noted).drift  # type: ignore[arg-type]
     run.destroy()
     assert f"hostpci2: {changed}" in in_force(lab)
     assert any(changed in line and LINES["hostpci2"] in line for line in said), said

@@ -14,13 +14,11 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from homelab.provider.vm_change import VmChangeWork
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.ssh import Session
 from homelab.resources.base import Boot, ShutdownInputs
-from homelab.resources.vm_change import VmChange
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of, map_card
 
@@ -52,14 +50,11 @@ def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: str = "fail")
     stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
     about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": vmid, "power": "keep"}
     about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
-    noted = VmRecordWork(stack).create(
-        VmRecord.Inputs(
+    VmCardsWork(stack).create(
+        VmCards.Inputs(
             **about, cards=[CARD], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
         )
     )  # fmt: skip
-    VmChangeWork(stack).create(
-        VmChange.Inputs(**about, record=noted.record, restore=noted.restore, running=noted.running, generation=0)
-    )
 
 
 def conf(lab: Lab) -> str:

@@ -21,7 +21,7 @@ from homelab.errors import UnreachableError
 from homelab.provider import base
 from homelab.provider.base import Work
 from homelab.provider.serve import Homelab
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import guard, scripts
 from homelab.remote.proxmox import machine as machines
 from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
@@ -302,7 +302,7 @@ def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.Mon
         "ssh": {"hostKey": KEY, "password": "a"},
         "api": {"token": "root@pam!ab", "tokenSecret": "c", "publicCa": True},
     }
-    work = VmRecordWork({"hosts": json.dumps({"pve": host})})
+    work = VmCardsWork({"hosts": json.dumps({"pve": host})})
     about = VmInputs(
         host="pve", node="pve", vm="gaming", vmid=103, shutdown=ShutdownInputs(timeout=1, otherwise="fail")
     )

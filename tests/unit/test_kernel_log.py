@@ -16,11 +16,11 @@ from homelab.host.facts import HostFacts
 from homelab.host.kernel_log import Sign, signs
 from homelab.provider import api
 from homelab.provider.boot_verification import said_by_kernel
-from homelab.provider.vm_change import VmChangeWork
+from homelab.provider.vm_start import VmStart
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine as RealMachine
-from homelab.resources.base import ShutdownInputs
-from homelab.resources.vm_change import VmChange
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
 from homelab.shapes import CardFunction, Record
 from tests.conftest import shared
@@ -241,15 +241,15 @@ def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     assert said_by_kernel(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
 
 
-class _Stopped(VmChangeWork):
+class _Stopped(VmStart):
     """A VM whose start fails."""
 
     wanted = ""
 
-    def host(self, inputs: VmChange.Inputs) -> Host:
+    def host(self, inputs: VmCards.Inputs) -> Host:
         return settings()
 
-    def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
+    def machine(self, inputs: VmCards.Inputs, vmid: int, name: str) -> Any:
         wanted = self.wanted
 
         class Machine:
@@ -269,11 +269,12 @@ class _Stopped(VmChangeWork):
         return Machine()
 
 
-def a_change(record: Record, power: str = "keep") -> VmChange.Inputs:
-    return VmChange.Inputs(
-        host="pve", node="pve", vm="sandbox", vmid=103, record=record, restore={}, running=True, generation=0, power=power,
-        shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
+def a_change(record: Record, power: str = "keep") -> tuple[VmCards.Inputs, VmCards.Outputs]:
+    inputs = VmCards.Inputs(
+        host="pve", node="pve", vm="sandbox", vmid=103, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
+        boot=Boot(id="b", stopped=[], at=0), shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
     )  # fmt: skip
+    return inputs, VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
 
 
 class _Starting(_Stopped):
@@ -283,7 +284,7 @@ class _Starting(_Stopped):
     state = "running"
     starts = 1
 
-    def machine(self, inputs: VmChange.Inputs, vmid: int, name: str) -> Any:
+    def machine(self, inputs: VmCards.Inputs, vmid: int, name: str) -> Any:
         work = self
 
         class Machine:
@@ -331,7 +332,7 @@ def started(
     work = _Starting({})
     work.state = state
     try:
-        work.create(a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
+        work.bring_into_force(*a_change({"hostpci0": {"ours": "mapping=a", "before": None, "slot": path}}, power))
     except HomelabError as error:
         return error.found, work.converged
     return "", work.converged
@@ -418,9 +419,8 @@ def failed_start(monkeypatch: pytest.MonkeyPatch, facts: HostFacts | HomelabErro
     }
     work = _Stopped({})
     work.wanted = wanted
-    inputs = a_change(record)
     with pytest.raises(HomelabError) as raised:
-        work.create(inputs)
+        work.bring_into_force(*a_change(record))
     return raised.value
 
 

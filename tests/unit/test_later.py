@@ -37,7 +37,7 @@ def test_a_program_that_declares_resources_imports_nothing_that_reads_a_host() -
 
 def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     found = imported("import homelab.provider.serve")
-    assert "homelab.resources.vm_record" in found
+    assert "homelab.resources.vm_cards" in found
     assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
 
 

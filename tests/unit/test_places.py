@@ -13,7 +13,7 @@ from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import VirtualMachine
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Settings, parse
 from tests.unit.hosts import KEY
 
@@ -148,7 +148,7 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
     assert places.located(pinned) is pinned
 
 
-@pytest.mark.parametrize("resource", [VmRecord, VirtualMachine, ContainerProbe, NewContainer])
+@pytest.mark.parametrize("resource", [VmCards, VirtualMachine, ContainerProbe, NewContainer])
 def test_a_guest_that_moves_within_its_cluster_is_made_anew_nowhere(resource: Any) -> None:
     in_cluster, where = {"cluster": "home"}, {"host", "node"} & resource.replaced_by
     assert resource.replacing(in_cluster, dict.fromkeys(("host", "node", "boot"))) == set()

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from pulumi.provider.experimental import provider as sdk
 from pulumi.provider.experimental.property_value import PropertyValue
+from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, UnfinishedError
+from homelab.provider.base import Work
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
-from homelab.provider.serve import Homelab
+from homelab.provider.serve import Homelab, with_its_state
 from homelab.provider.typed import read_as, written
 from homelab.resources.base import DECLARED, Boot, Resource
 from homelab.resources.boot_verification import BootVerification
@@ -26,7 +28,7 @@ from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
-from homelab.resources.vm_record import VmRecord
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import CardPlan
 from tests.unit.hosts import KEY, settings
@@ -54,11 +56,12 @@ def test_properties_become_the_declared_types_and_back() -> None:
         "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [],
         "display": "keep", "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
     }  # fmt: skip
-    inputs = read_as(VmRecord.Inputs, properties)
+    inputs = read_as(VmCards.Inputs, properties)
     assert inputs.boot == Boot(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
     assert written(inputs) == {
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
+        "address": None,
         "cluster": "",
     }
 
@@ -156,8 +159,8 @@ def test_a_boot_is_verified_again_after_a_reboot_and_not_because_none_was_needed
         assert replaced(BootVerification, state, {**inputs, "reboot": other}) == ["reboot"]
 
 
-def test_another_vm_is_another_record_and_the_old_one_goes_first() -> None:
-    response = diffed(VmRecord, {"vmid": 103, "power": "keep", "record": {}}, {"vmid": 104, "power": "running"})
+def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
+    response = diffed(VmCards, {"vmid": 103, "power": "keep", "record": {}}, {"vmid": 104, "power": "running"})
     assert response.replaces == ["vmid"] and response.delete_before_replace
     assert {path: diff.kind for path, diff in (response.detailed_diff or {}).items()} == {
         "vmid": sdk.PropertyDiffKind.UPDATE_REPLACE,
@@ -173,7 +176,7 @@ def test_a_vm_whose_state_names_no_cluster_goes_along_with_the_one_that_it_is_in
     texts = {"hosts": json.dumps(hosts)}
     before = {"host": "pve1", "node": "pve1", "vmid": 103}
     same, moved = {**before, "cluster": "home"}, {"host": "pve2", "node": "pve2", "vmid": 103, "cluster": "home"}
-    for resource in (VmRecord, VirtualMachine):
+    for resource in (VmCards, VirtualMachine):
         assert not diffed(resource, before, same, texts).changes
         found = diffed(resource, before, moved, texts)
         assert found.changes and not found.replaces
@@ -263,3 +266,33 @@ def test_an_opt_in_of_a_container_that_changes_asks_again_what_it_may_have(name:
     assert before != now and before == ContainerProbe.settings_of(
         Container.model_validate({**plain, "power": "running"})
     )
+
+
+# -- work that failed ---------------------------------------------------------------------------------------------
+class _Failing(Work[VmCards.Inputs, VmCards.Outputs]):
+    resource = VmCards
+
+    def hold_on(self, inputs: VmCards.Inputs) -> None:
+        """Nobody else is at work."""
+
+    def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
+        error = HomelabError(wanted="a", found="b", why="c", next="d")
+        error.outputs = VmCards.Outputs(record={}, restore={}, guest_name="Sandbox", identity="uuid=1")
+        raise error.retold(found="more")
+
+
+def test_what_is_known_when_the_work_fails_goes_into_the_state() -> None:
+    """As the engine takes it, with the error in four parts as the reason."""
+    inputs = {
+        "host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": {"timeout": 1, "otherwise": "fail"}, "cards": [], "display": "keep",
+        "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": {"id": "b", "stopped": [], "at": 7},
+    }  # fmt: skip
+    with pytest.raises(UnfinishedError) as raised:
+        _Failing({}).created(inputs)
+    request = provider_pb2.CreateRequest(properties=PropertyValue.marshal_map(valued_map(inputs)))
+    ((name, answer),) = with_its_state(raised.value, request)
+    failed = provider_pb2.ErrorResourceInitFailed()
+    assert name == "grpc-status-details-bin" and status_pb2.Status.FromString(answer).details[0].Unpack(failed)
+    assert failed.id == "pve"
+    assert failed.properties["identity"] == "uuid=1" and failed.properties["vm"] == failed.inputs["vm"] == "sandbox"
+    assert "wanted: a\nfound:  more\nwhy:    c\nnext:   d" in failed.reasons[0]

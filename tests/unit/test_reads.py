@@ -10,12 +10,12 @@ import pytest
 import requests
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider import api, base, vm_record
+from homelab.provider import api, base, vm_cards
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.typed import read_as
-from homelab.provider.vm_record import VmRecordWork
+from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import guard, ssh
 from homelab.remote.proxmox.connection import no_answer
 from homelab.resources.host_probe import HostProbe
@@ -29,13 +29,13 @@ TEXTS = {"hosts": json.dumps({"pve": HOST})}
 SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
 VM = {"host": "pve", "node": "pve", "vm": "sandbox", "vmid": 103, "shutdown": SHUTDOWN, "cards": [], "display": "keep"}
 RECORD = {"shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "record": {}, "restore": {}}
-BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "running": True, "generation": 0, "guest_name": "Sandbox"}
+BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "identity": "", "state": "running"}
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
     (CardMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
-    (VmRecordWork, {**VM, **RECORD, **BOOT}),
+    (VmCardsWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_host_that_is_off_is_one_error_and_is_waited_for_once(monkeypatch: pyt
     assert [error.wanted for error in errors] == ["to read pve, and to compare it with what the last `pulumi up` left"]
     assert "Connect call failed" in errors[0].found and "switched on" in errors[0].next
     assert asked == 1
-    assert others == [(True, "CardMappingWork"), (True, "VmRecordWork")]
+    assert others == [(True, "CardMappingWork"), (True, "VmCardsWork")]
 
 
 def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgotten(
@@ -99,7 +99,7 @@ def test_a_destroy_of_a_host_that_is_off_says_what_goes_on_and_how_it_is_forgott
     state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
     monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
     with pytest.raises(UnreachableError) as raised:
-        VmRecordWork(TEXTS).deleted(state)
+        VmCardsWork(TEXTS).deleted(state)
     assert raised.value.found == "Connect call failed" and "nothing was changed" in raised.value.why
     for advice in ("--continue-on-error", "--target-dependents 'URN of pve-probe'", "out of homelab:hosts"):
         assert advice in raised.value.next
@@ -122,7 +122,7 @@ def test_a_destroy_that_loses_its_host_in_the_middle_does_not_say_that_nothing_w
     monkeypatch.setattr(ssh, "read", read)
     state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
     with pytest.raises(UnreachableError) as raised:
-        VmRecordWork(TEXTS).deleted(state)
+        VmCardsWork(TEXTS).deleted(state)
     error = raised.value
     assert (error.wanted, error.found) == ("an SSH connection", "Connection lost")
     assert "nothing was changed" not in error.why and "a part may have been given back" in error.why
@@ -157,12 +157,12 @@ def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
     }
     host = Host.model_validate(hosts["pve2"])
     monkeypatch.setattr(ssh, "read", read)
-    monkeypatch.setattr(vm_record, "noted_by", noted_by)
-    monkeypatch.setattr(VmRecordWork, "machine_now", lambda *_: Machine())
+    monkeypatch.setattr(vm_cards, "noted_by", noted_by)
+    monkeypatch.setattr(VmCardsWork, "machine_now", lambda *_: Machine())
     monkeypatch.setattr(base, "_OUT_OF_REACH", {"pve"})
     state = {**VM, **RECORD, **BOOT, "record": {"balloon": {"ours": "0", "before": None}}}
     with pytest.raises(HomelabError) as raised:
-        VmRecordWork({"hosts": json.dumps(hosts), "allowPlainSecrets": "true"}).deleted(state)
+        VmCardsWork({"hosts": json.dumps(hosts), "allowPlainSecrets": "true"}).deleted(state)
     error = raised.value
     assert error.wanted == "VM 103 on pve2 given back what it had" and "Connection lost" in error.found
     assert "nothing was changed" not in str(error) and "state delete" not in error.next and "pve2" in error.next
@@ -171,7 +171,7 @@ def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
 def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
     errors, _, others = refreshed(monkeypatch, off=False)
     assert len(errors) == 1 and "pveproxy" in errors[0].next and "nothing was changed" in errors[0].why
-    assert (True, "VmRecordWork") in others
+    assert (True, "VmCardsWork") in others
 
 
 def test_a_host_that_may_have_another_name_by_now_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,5 +83,5 @@ def test_it_comes_after_all_that_needs_the_card(
     settings |= {"containers.ai.gpuAssignment": None, "vms.sandbox.gpus": [{"gpu": gpu} for gpu in gpus]}
     before = BEFORE if installed else BEFORE - {"ai-verified"}
     found = after(settings)
-    assert found("sandbox-change") & BEFORE == (before if waits else ALWAYS)
-    assert not any("sandbox-change" in found(name) for name in before), "none of these waits for the VM in turn"
+    assert found("sandbox-cards") & BEFORE == (before if waits else ALWAYS)
+    assert not any("sandbox-cards" in found(name) for name in before), "none of these waits for the VM in turn"

@@ -1,8 +1,9 @@
-"""The work on a VmChange: shuts the VM down, changes it, starts it."""
+"""A VM with what it is to have: shuts it down, changes it, starts it, and says why its card keeps it from that."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from homelab.provider.api import ApiWork, policy, while_a_reset_lasts
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
-from homelab.resources.vm_change import VmChange
+from homelab.resources.vm_cards import VmCards
+from homelab.shapes import Record
 from homelab.text import tell
 from homelab.vm.config import change_to
 
@@ -24,24 +26,15 @@ AGENT_SECONDS = 120
 AGENT_POLL_SECONDS = 1.0
 
 
-class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
+class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
     """See the module."""
 
-    resource = VmChange
-
-    def id(self, inputs: VmChange.Inputs) -> str:
-        return str(inputs.vmid)
-
-    def create(self, inputs: VmChange.Inputs) -> VmChange.Outputs:
-        return self._done(inputs, 0)
-
-    def update(self, inputs: VmChange.Inputs, had: VmChange.Inputs, outputs: VmChange.Outputs) -> VmChange.Outputs:
-        return self._done(inputs, outputs.starts)
-
-    def _done(self, inputs: VmChange.Inputs, starts: int) -> VmChange.Outputs:
-        """:param starts: how often it was started so far."""
-        record, restore = inputs.record, inputs.restore
-        before = self._answering(inputs)
+    def bring_into_force(self, inputs: VmCards.Inputs, planned: VmCards.Outputs) -> VmCards.Outputs:
+        """:param planned: what it is to have; `starts`: how often it was started so far.
+        :raises HomelabError: as `converge`.
+        """
+        record, restore = planned.record, planned.restore
+        before = self._answering(inputs, record)
         machine = self.machine(inputs, inputs.vmid, inputs.vm)
         try:
             runs = self.converge(
@@ -56,7 +49,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         except ApiError as error:
             if not error.wanted.startswith(f"{machine.label} started"):
                 raise
-            raise self._explained(error, inputs, here=machine.node == inputs.node) from error
+            raise self._explained(error, inputs, record, here=machine.node == inputs.node) from error
         if machine.node != inputs.node:
             tell(
                 f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run `pulumi up` again, which counts "
@@ -65,25 +58,25 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         address = inputs.address
         if address == "agent":
             address = _asked(self.api(inputs).at(machine.node), inputs) if runs else None
-        state = "running" if runs else "stopped"
-        return VmChange.Outputs(state=state, guest_address=address or "", starts=starts + machine.starts)
+        state, starts = "running" if runs else "stopped", planned.starts + machine.starts
+        return dataclasses.replace(planned, state=state, guest_address=address or "", starts=starts)
 
-    def _answering(self, inputs: VmChange.Inputs) -> HostFacts | None:
+    def _answering(self, inputs: VmCards.Inputs, record: Record) -> HostFacts | None:
         """The host before anything is changed, where the VM has cards and may be started; None where not.
 
         :raises HomelabError: a card is lost, or the host can't be read: it isn't known then.
         """
-        if inputs.power == "stopped" or not _places(inputs):
+        if inputs.power == "stopped" or not _places(record):
             return None
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
-            troubles = kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, inputs))
+            troubles = kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, record))
             if not troubles:
                 break
         raise_all([trouble.error for trouble in troubles])
         return facts
 
-    def _explained(self, error: HomelabError, inputs: VmChange.Inputs, *, here: bool) -> HomelabError:
+    def _explained(self, error: HomelabError, inputs: VmCards.Inputs, record: Record, *, here: bool) -> HomelabError:
         """A start that failed, with what the host's kernel, or else QEMU, says of the VM's cards.
 
         :param here: on this host, and not where HA has moved it.
@@ -95,7 +88,7 @@ class VmChangeWork(ApiWork[VmChange.Inputs, VmChange.Outputs]):
         except HomelabError:
             return _by_qemu(error)  # the start's own message is what there is
         found = [
-            *kernel_log.of_card(facts, _card(inputs), _functions(facts, inputs)),
+            *kernel_log.of_card(facts, _card(inputs), _functions(facts, record)),
             *kernel_log.of_host(facts, inputs.host),
         ]
         found = [trouble for trouble in found if not trouble.harmless]
@@ -124,18 +117,18 @@ def _with_what_is_known(
     )
 
 
-def _card(inputs: VmChange.Inputs) -> str:
+def _card(inputs: VmCards.Inputs) -> str:
     return f"the card of VM {inputs.vmid}"
 
 
-def _places(inputs: VmChange.Inputs) -> list[str]:
+def _places(record: Record) -> list[str]:
     """Slots and functions of the VM's cards; a card that isn't its slot has several."""
-    paths = sorted({str(entry["slot"]) for entry in inputs.record.values() if entry.get("slot")})
+    paths = sorted({str(entry["slot"]) for entry in record.values() if entry.get("slot")})
     return [place for path in paths for place in functions_of(path)]
 
 
-def _functions(facts: HostFacts, inputs: VmChange.Inputs) -> list[str]:
-    return [one.address for place in _places(inputs) for one in facts.functions(place)]
+def _functions(facts: HostFacts, record: Record) -> list[str]:
+    return [one.address for place in _places(record) for one in facts.functions(place)]
 
 
 def _silent(facts: HostFacts) -> HostFacts:
@@ -143,7 +136,7 @@ def _silent(facts: HostFacts) -> HostFacts:
     return facts.model_copy(update={"kernel_log": ""})
 
 
-def _asked(api: Api, inputs: VmChange.Inputs) -> str | None:
+def _asked(api: Api, inputs: VmCards.Inputs) -> str | None:
     """The guest's address, as its agent says; None, with a word about it, if it says nothing."""
     vmid = inputs.vmid
     deadline = time.monotonic() + AGENT_SECONDS

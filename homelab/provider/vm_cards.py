@@ -1,23 +1,25 @@
-"""The work on a VmRecord: plans what a VM is to have, notes what it had, and gives that back."""
+"""The work on a VmCards: plans what a VM is to have, notes what it had, brings that into force, and gives it back."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import vm_memory
-from homelab.provider.api import ApiWork, policy
+from homelab.provider.api import policy
 from homelab.provider.base import stopped_by_us
 from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by, noted_by_peers
+from homelab.provider.vm_start import VmStart
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
-from homelab.remote.proxmox.machine import Machine
-from homelab.resources.vm_record import VmRecord
+from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
 from homelab.shapes import Record
 from homelab.text import tell
@@ -38,28 +40,42 @@ from homelab.vm.config import (
     undo,
 )
 
+# Of a VM's drift: what it is to have was written into the state, and the work on it failed.
+UNFINISHED = "the last run didn't finish with it"
 
-class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
+
+class VmCardsWork(VmStart):
     """See the module."""
 
-    resource = VmRecord
+    resource = VmCards
 
-    def id(self, inputs: VmRecord.Inputs) -> str:
+    def id(self, inputs: VmCards.Inputs) -> str:
         return str(inputs.vmid)
 
-    def create(self, inputs: VmRecord.Inputs) -> VmRecord.Outputs:
-        return asyncio.run(self._planned(inputs, None, None))
+    def create(self, inputs: VmCards.Inputs) -> VmCards.Outputs:
+        return self._given(inputs, None, None)
 
-    def update(self, inputs: VmRecord.Inputs, had: VmRecord.Inputs, outputs: VmRecord.Outputs) -> VmRecord.Outputs:
-        return asyncio.run(self._planned(inputs, had, outputs))
+    def update(self, inputs: VmCards.Inputs, had: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
+        return self._given(inputs, had, outputs)
 
-    def read(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> VmRecord.Outputs:
+    def _given(
+        self, inputs: VmCards.Inputs, had: VmCards.Inputs | None, outputs: VmCards.Outputs | None
+    ) -> VmCards.Outputs:
+        """:param had: as of `_planned`, with `outputs`."""
+        planned = asyncio.run(self._planned(inputs, had, outputs))
+        try:
+            return self.bring_into_force(inputs, planned)
+        except HomelabError as error:
+            error.outputs = dataclasses.replace(planned, drift=[UNFINISHED])
+            raise
+
+    def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
         drift = self._drift(inputs, outputs)
         for line in drift:
             tell(f"{inputs.vm}: drift: {line}")
         return dataclasses.replace(outputs, drift=drift)
 
-    def _drift(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> list[str]:
+    def _drift(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> list[str]:
         vmid = inputs.vmid
         path, wanted = f"nodes/{inputs.node}/qemu/{vmid}", f"to read the configuration of VM {vmid}"
         try:
@@ -74,6 +90,7 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             path = f"nodes/{error.node}/qemu/{vmid}"
             config = strings(self.reading(inputs, f"{path}/config", wanted))
         found = drift(config, outputs.record)
+        found += [] if outputs.state else [UNFINISHED]
         if _is_another(outputs, config):
             found.append(f"VM {vmid} isn't the VM that was given its cards")
         if inputs.power != "keep":
@@ -82,8 +99,8 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
         return found
 
     async def _planned(
-        self, inputs: VmRecord.Inputs, had: VmRecord.Inputs | None, outputs: VmRecord.Outputs | None
-    ) -> VmRecord.Outputs:
+        self, inputs: VmCards.Inputs, had: VmCards.Inputs | None, outputs: VmCards.Outputs | None
+    ) -> VmCards.Outputs:
         """:param had: the inputs as the state has the resource; None: it doesn't, and what is noted on the host counts.
         :param outputs: the same of its outputs.
         """
@@ -96,10 +113,11 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             if had is not None and outputs is not None:
                 known = had.instance == inputs.instance and not _is_another(outputs, config)
                 record, restore = (outputs.record, outputs.restore) if known else ({}, {})
-                generation = outputs.generation + 1
+                since = [noted_in(facts.ledger, ledger.of_vm(vmid)), *await self._noted_where_it_was(came_from, vmid)]
+                for noted in since:
+                    record, restore = _with_noted(record, restore, config, noted)
             else:
                 record, restore, came_from = await self._noted(inputs, config, facts)
-                generation = 0
             wish = wish_of(inputs, facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
@@ -121,33 +139,26 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
                 await ledger.note(session, ledger.of_vm(vmid), about)
             elif ledger.of_vm(vmid) in facts.ledger:
                 await ledger.forget(session, ledger.of_vm(vmid))
-            again = False
             if had is not None and had.host != inputs.host:
-                again = await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
-            elif ledger.of_power(vmid) in facts.ledger:
-                again = (
-                    await vm_memory.is_owed_since(session, host, vmid, inputs.vm, lambda: identity(config)) is not None
-                )
+                await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
             if stopped_by_us(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
                 await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
-                again = True
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
         if had is not None and came_from:
             tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: the notes about it move with it")
         for left_host in came_from:
             await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
-        return VmRecord.Outputs(
+        return VmCards.Outputs(
             record=made,
             restore=left,
-            running=again or vmid in guests.running,
-            generation=generation,
             guest_name=config.get("name", inputs.vm),
             identity=identity(config),
+            starts=outputs.starts if outputs else 0,
         )
 
     async def _noted(
-        self, inputs: VmRecord.Inputs, config: dict[str, str], facts: HostFacts
+        self, inputs: VmCards.Inputs, config: dict[str, str], facts: HostFacts
     ) -> tuple[Record, Record, list[str]]:
         """What was recorded of the VM by its host, or by the one from which it has come; what of that is still to be given back; those other hosts.
 
@@ -173,41 +184,47 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             )
         return record, restore, hosts
 
-    def delete(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs) -> None:
-        owned = {**outputs.restore, **outputs.record}
-        if not owned:
-            return
+    async def _noted_where_it_was(self, hosts: Sequence[str], vmid: int) -> list[Mapping[str, object]]:
+        """What is noted of the VM on the hosts that it has left, as far as they answer: a run that was killed there has noted what the state doesn't know."""
+        found = list[Mapping[str, object]]()
+        for host in hosts:
+            with suppress(HomelabError):
+                found.append(await noted_by(self.stack, host, ledger.of_vm(vmid)))
+        return found
+
+    def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
+        record, restore = outputs.record, outputs.restore
         try:
-            noted = asyncio.run(ssh.read(self.host(inputs))).ledger
+            notes = asyncio.run(ssh.read(self.host(inputs))).ledger
         except UnreachableError:
-            if inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned):
+            owned = {**restore, **record}
+            if owned and (inputs.goes_away or not self._given_back_by_peer(inputs, outputs, owned)):
                 raise
             return
-        if holder := ledger.held_by(noted_in(noted, ledger.of_vm(inputs.vmid)), inputs.vm):
+        noted = noted_in(notes, ledger.of_vm(inputs.vmid))
+        if not record and not restore and not noted:
+            return
+        if holder := ledger.held_by(noted, inputs.vm):
             tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
             return
         if not inputs.goes_away:  # else the VM itself is deleted next
             try:
                 machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
-                if _is_another(outputs, machine.config()):
+                config = machine.config()
+                if _is_another(outputs, config):
                     tell(f"{inputs.vm}: VM {inputs.vmid} isn't the VM that was given its cards: it stays as it is")
                 else:
-                    self._give_back(machine, inputs, owned)
+                    record, restore = _with_noted(record, restore, config, noted)
+                    give_back(
+                        machine, {**restore, **record}, policy(inputs.shutdown), moved=machine.node != inputs.node
+                    )
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
-        asyncio.run(_forget(self.host(inputs), inputs, noted))
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
+        asyncio.run(_forget(self.host(inputs), [name for name in names if name in notes]))
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
-    def _give_back(self, machine: Machine, inputs: VmRecord.Inputs, owned: Record) -> None:
-        moved = machine.node != inputs.node
-        for line in not_put_back(machine.config(), owned, moved=moved):
-            tell(f"{inputs.vm}: note: {line}")
-        machine.converge(
-            lambda config: undo(config, owned, moved=moved), sorted(owned), policy(inputs.shutdown), "keep"
-        )
-
-    def _given_back_by_peer(self, inputs: VmRecord.Inputs, outputs: VmRecord.Outputs, owned: Record) -> bool:
+    def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers.
 
         A node that can't be asked, whatever for, is told of, and the next one is asked: as for the dead one, nothing is given back through it.
@@ -256,10 +273,10 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             return True
         return False
 
-    def _converged_by_peer(self, machine: Machine, there: str, inputs: VmRecord.Inputs, owned: Record) -> None:
+    def _converged_by_peer(self, machine: Machine, there: str, inputs: VmCards.Inputs, owned: Record) -> None:
         """:param there: the host of the settings on which the VM is."""
         try:
-            self._give_back(machine, inputs, owned)
+            give_back(machine, owned, policy(inputs.shutdown), moved=machine.node != inputs.node)
         except (UnreachableError, UnansweredError) as error:
             # Of another kind: it isn't the host of the resource that was lost.
             raise HomelabError(
@@ -270,26 +287,44 @@ class VmRecordWork(ApiWork[VmRecord.Inputs, VmRecord.Outputs]):
             ) from error
 
 
-def _not_asked(inputs: VmRecord.Inputs, peer: str, why: str) -> None:
+def give_back(machine: Machine, owned: Record, how: Policy, *, moved: bool = False) -> None:
+    """Gives a VM back what it had, as far as it still is as this program set it.
+
+    :param moved: is it on another node than `owned` says?
+    """
+    if not owned:
+        return
+    for line in not_put_back(machine.config(), owned, moved=moved):
+        tell(f"{machine.name}: note: {line}")
+    machine.converge(lambda config: undo(config, owned, moved=moved), sorted(owned), how, "keep")
+
+
+def _not_asked(inputs: VmCards.Inputs, peer: str, why: str) -> None:
     tell(
         f"{inputs.vm}: note: {inputs.host} doesn't answer, and through {peer} nothing can be given back to VM {inputs.vmid}: {why}"
     )
 
 
-def _is_another(outputs: VmRecord.Outputs, config: dict[str, str]) -> bool:
-    """Has another VM than the recorded one the id by now? A state of an earlier version doesn't tell."""
+def _is_another(outputs: VmCards.Outputs, config: dict[str, str]) -> bool:
+    """Has another VM than the recorded one the id by now? One without an identity can't be told from another."""
     return bool(outputs.identity) and not same_vm(outputs.identity, identity(config))
 
 
-async def _forget(host: Host, inputs: VmRecord.Inputs, noted: Mapping[str, str]) -> None:
-    """:param noted: the host's notes."""
+def _with_noted(
+    record: Record, restore: Record, config: dict[str, str], noted: Mapping[str, object] | None
+) -> tuple[Record, Record]:
+    """What the state knows to be ours and still to be given back, with what a run that was killed has noted since, and done."""
+    ours, left = noted_of(config, dict(noted) if noted else None)
+    return {**record, **ours}, {**restore, **left}
+
+
+async def _forget(host: Host, names: Sequence[str]) -> None:
     async with ssh.connect(host) as session:
-        await ledger.forget(session, ledger.of_vm(inputs.vmid))
-        if ledger.of_power(inputs.vmid) in noted:
-            await ledger.forget(session, ledger.of_power(inputs.vmid))
+        for name in names:
+            await ledger.forget(session, name)
 
 
-def wish_of(inputs: VmRecord.Inputs, facts: HostFacts) -> Wish:
+def wish_of(inputs: VmCards.Inputs, facts: HostFacts) -> Wish:
     """The inputs as what `vm_config` takes.
 
     :param facts: the host, which knows the cards' names.
