@@ -59,9 +59,9 @@ read_host() {
   printf '}\n'
 }
 
-pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE
+pve_version() { # pve-manager/9.1.1/... -> 9.1.1; nothing where this isn't Proxmox VE; `unknown` where it gives no answer
   local text found=''
-  ! command -v pveversion >/dev/null || text=$(exec_within "$ASK_SECONDS" pveversion) || :
+  ! command -v pveversion >/dev/null || { found=unknown && text=$(exec_within "$ASK_SECONDS" pveversion); } || :
   [[ ! $'\n'${text:-} =~ $'\n'"pve-manager/"([^/$'\n']+)/ ]] || found=${BASH_REMATCH[1]}
   json_entry pve "$found"
 }

@@ -39,6 +39,10 @@ def test_a_proxmox_before_8_2_is_refused(pve: str, refused: bool) -> None:
     assert reasons(desktop(pve=pve), settings()) == [f"Proxmox VE {pve}"] * refused
 
 
+def test_a_proxmox_that_doesnt_say_its_version_is_refused() -> None:
+    assert reasons(desktop(pve="unknown"), settings()) == ["`pveversion` gives no answer"]
+
+
 def test_two_identical_cards_need_an_address() -> None:
     facts = desktop(*gpu("0000:03:00", 18))
     assert reasons(facts, settings()) == ["2: 0000:01:00, 0000:03:00"]
