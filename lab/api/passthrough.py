@@ -101,18 +101,6 @@ def _reserve(host: HostState, addresses: list[str], vmid: int, pid: int) -> None
     host.write(_RESERVATIONS, "".join(f"{line}\n" for line in text))
 
 
-def require_free(host: HostState, vmid: int, values: dict[str, str]) -> None:
-    """Refuse what starts QEMU with a VM's devices for a moment, as a backup of a VM that is off does, while another VM has one.
-
-    Raises:
-        ApiError: 500, who has it.
-    """
-    for alternatives in find_devices(host, values).values():
-        taken = reservations(host)
-        free = [one for one in alternatives if all(taken.get(address, vmid) == vmid for address in one)]
-        _require_unreserved(host, [] if free else alternatives[0], vmid)
-
-
 def release(host: HostState, vmid: int) -> None:
     """Give back what a VM has reserved; its devices stay with vfio-pci, as on a real host."""
     kept = [line for line in host.read(_RESERVATIONS, "").splitlines() if line.split()[1] != str(vmid)]

@@ -16,7 +16,7 @@ from typing import Any
 from lab.host.state import HostState
 from lab.state import append_log, now
 
-from . import access, agent, backups, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
+from . import access, agent, cluster, files, lxc, migration, node, qemu, qemu_power, snapshots
 from .auth import Authenticator
 from .call import Answer, Call, unheard
 from .checks import verify
@@ -273,8 +273,6 @@ def _node_handlers(power: Callable[[str], None]) -> dict[tuple[str, str], Handle
         ("POST", "/nodes/{node}/storage/{storage}/download-url"): files.download,
         ("GET", "/nodes/{node}/storage/{storage}/content/{volume}"): files.one,
         ("DELETE", "/nodes/{node}/storage/{storage}/content/{volume}"): files.remove,
-        ("PUT", "/nodes/{node}/storage/{storage}/content/{volume}"): backups.change,
-        ("POST", "/nodes/{node}/vzdump"): backups.create,
         ("GET", "/storage"): node.storage_configuration,
         ("GET", "/nodes/{node}/storage/{storage}/status"): node.status_of_storage,
         ("GET", "/nodes/{node}/storage/{storage}/content"): node.content_of_storage,
@@ -358,7 +356,6 @@ def _lxc_handlers() -> dict[tuple[str, str], Handler]:
 def _snapshot_handlers(base: str, kind: Any) -> dict[tuple[str, str], Handler]:
     one = f"{base}/snapshot/{{snapname}}"
     return {
-        ("GET", f"{base}/feature"): lambda call: snapshots.feature(call, kind),
         ("GET", f"{base}/snapshot"): lambda call: snapshots.listing(call, kind),
         ("POST", f"{base}/snapshot"): lambda call: snapshots.create(call, kind),
         ("DELETE", one): lambda call: snapshots.delete(call, kind),

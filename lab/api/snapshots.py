@@ -87,20 +87,13 @@ def create(call: Call, kind: Kind) -> str:
         guest.save(config)
         if guest.running and kind == "qemu" and qemu.agent_enabled(config.values) and not agent.answers(guest):
             log("skipping guest filesystem freeze - agent configured but not running?")
-        yield 0.05 + float(call.host.fault("snapshot-seconds") or 0)
+        yield 0.05
         config = guest.config()
         del config.snapshots[name].values["snapstate"], config.values["lock"]
         config.values["parent"] = name
         guest.save(config)
 
     return call.start(f"{_PREFIX[kind]}snapshot", str(guest.vmid), work)
-
-
-def feature(call: Call, kind: Kind) -> dict[str, Any]:
-    """GET .../feature: may it be snapshotted? Clones and copies are refused by their own operations alone."""
-    values = call.guest(kind).config().merged()
-    can = call.parameters["feature"] != "snapshot" or _can_be_taken(call.host, _volumes(values, kind))
-    return {"hasFeature": int(can), **({"nodes": [call.host.node]} if kind == "qemu" else {})}
 
 
 def _volumes(values: dict[str, str], kind: Kind) -> list[str]:

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lab.host.state import HostState
@@ -32,22 +31,7 @@ FOLDERS = {
     "backup": "dump",
     "import": "import",
 }
-_ARCHIVE = re.compile(r"vzdump-(?P<kind>qemu|lxc)-(?P<vmid>\d+)-[\d_-]+\.(?P<format>(?:vma|tar)(?:\.(?:gz|lzo|zst))?)")
 _TOTAL, _USED = 100 << 30, 20 << 30
-
-
-def _backup(storage: str, path: Path) -> list[dict[str, Any]]:
-    """An archive as it is listed; nothing for what lies beside it, or is only half written."""
-    match = _ARCHIVE.fullmatch(path.name)
-    if match is None:
-        return []
-    about = {"volid": f"{storage}:backup/{path.name}", "content": "backup", "format": match["format"]}
-    about |= {"size": path.stat().st_size, "ctime": int(path.stat().st_mtime)}
-    about |= {"subtype": match["kind"], "vmid": int(match["vmid"])}
-    notes = path.with_name(f"{path.name}.notes")
-    about |= {"notes": notes.read_text(encoding="utf-8")} if notes.exists() else {}
-    about |= {"protected": 1} if path.with_name(f"{path.name}.protected").exists() else {}
-    return [about]
 
 
 @dataclass
@@ -137,9 +121,6 @@ class Storages:
         for kind in sorted(storage.content & set(FOLDERS)):
             folder = self._host.rooted(f"{storage.settings.get('path', '')}/{FOLDERS[kind]}")
             for path in sorted(folder.iterdir()) if "path" in storage.settings and folder.is_dir() else []:
-                if kind == "backup":
-                    found += _backup(storage.name, path)
-                    continue
                 named = {
                     "volid": f"{storage.name}:{kind}/{path.name}",
                     "content": kind,
