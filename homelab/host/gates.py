@@ -111,7 +111,7 @@ def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
     return [
         HomelabError(
             wanted="Proxmox VE 8.2 or later on the host",
-            found="`pveversion` gives no answer" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
+            found="pveversion gives no answer" if facts.pve == "unknown" else f"Proxmox VE {facts.pve}",
             why="older ones lack options by which guests get their cards; nothing was changed",
             next="update the host (`apt full-upgrade`), reboot, then run `pulumi up` again",
         )
