@@ -1,8 +1,9 @@
 """CardHandover: cards that containers and VMs have in turn, handed over by the host itself when a VM starts and stops.
 
-Owns /usr/local/sbin/homelab-handover, a service and a timer of that name, the hookscript in a storage's snippets, and the option by which adopted VMs
-name it (a created VM's is GpuVm's). Made before the host restarts: a card that was a VM's alone is with NVIDIA's driver after that restart, and the VM
-may start with the host. Undone by taking them away; refused while a VM has a card.
+Owns /usr/local/sbin/homelab-handover, a service and a timer of that name, the hookscript in a storage's snippets, and
+the option by which adopted VMs name it (a created VM's is GpuVm's). Made before the host restarts: a card that was a
+VM's alone is with NVIDIA's driver after that restart, and the VM may start with the host. Undone by taking them away;
+refused while a VM has a card.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CardNodes: the device nodes of a host's cards, for its containers: now and at every boot, before the guests start.
 
-Owns two services that run before pve-guests.service, and their programs in /usr/local/sbin: homelab-nvidia-nodes makes the nodes of NVIDIA's driver,
-homelab-card-nodes gives containers the nodes that their cards have after a boot. Undone by taking them away; the nodes stay until the next
-boot, as others may use them.
+Owns two services that run before pve-guests.service, and their programs in /usr/local/sbin: homelab-nvidia-nodes makes
+the nodes of NVIDIA's driver, homelab-card-nodes gives containers the nodes that their cards have after a boot. Undone
+by taking them away; the nodes stay until the next boot, as others may use them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """GpuCards: the bound cards of a host, offered to its VMs: a PCI mapping for each, and who has it.
 
-Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry. Where the settings say how cards
-are reset or that they stay awake (`reset`, `keepAwake`), it owns a udev rule, too, which sets these values whenever a function appears or gets a
-driver. Undone, a function has the values that it had before.
+Owns one entry of each card's mapping. Undone by taking that entry away; a mapping goes with its last entry. Where the
+settings say how cards are reset or that they stay awake (`reset`, `keepAwake`), it owns a udev rule, too, which sets
+these values whenever a function appears or gets a driver. Undone, a function has the values that it had before.
 
-A card with `passthroughTest` is proved before a VM gets it: a small VM gets the card, boots the host's own kernel and says from inside what it
-sees; then it is removed. Other functions replace that act, which tests again.
+A card with `passthroughTest` is proved before a VM gets it: a small VM gets the card, boots the host's own kernel and
+says from inside what it sees; then it is removed. Other functions replace that act, which tests again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class _Driver(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCardsArgs:
-    """`host_name`: in the settings; `probe`: which cards there are, and what drifted; `booted`: the verified host, as HostReboot puts it out;
-    `vms`: those of this host, by name."""
+    """`host_name`: in the settings; `probe`: which cards there are, and what drifted; `booted`: the verified host, as
+    HostReboot puts it out; `vms`: those of this host, by name."""
 
     host_name: str
     host: Host
@@ -45,7 +45,8 @@ class GpuCardsArgs:
 class GpuCards(pulumi.ComponentResource):
     """No mappings are made for a host without an `api`: its cards are bound, and that is all.
 
-    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), as a GpuVm takes them; `tests`, name -> what the passthrough test saw.
+    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), as a GpuVm takes them; `tests`,
+    name -> what the passthrough test saw.
     """
 
     cards: pulumi.Output[dict[str, OfferedCard]]
@@ -59,7 +60,8 @@ class GpuCards(pulumi.ComponentResource):
             before = [
                 _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=before))
             ]
-        # Of a card that is handed over, several VMs may name it at once: each gets and loses it by itself, and none has to give it up first.
+        # Of a card that is handed over, several VMs may name it at once: each gets and loses it by itself, and none has
+        # to give it up first.
         leased = {gpu for gpu, about in host.gpus.items() if about.use != "shared"}
         holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus if use.gpu in leased}
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
@@ -89,7 +91,8 @@ class GpuCards(pulumi.ComponentResource):
             )
         for gpu, about_gpu in host.gpus.items():
             if about_gpu.use == "vm" and about_gpu.passthrough_test:
-                # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot, when one may.
+                # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot,
+                # when one may.
                 after = [released[gpu]] if gpu in released else before
                 functions = booted.apply(functools.partial(_functions, gpu))
                 options = pulumi.ResourceOptions(parent=self, depends_on=after)
@@ -114,7 +117,8 @@ def _values(name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOption
 def _seen(
     name: str, host: Host, functions: pulumi.Output[dict[str, str]], opts: pulumi.ResourceOptions
 ) -> pulumi.Output[PassthroughSeen]:
-    """What a VM sees of the functions (PCI address -> vendor:device). They must be on vfio-pci, and no VM that runs may have one."""
+    """What a VM sees of the functions (PCI address -> vendor:device). They must be on vfio-pci, and no VM that runs may
+    have one."""
     test = remote.script(
         name, host, functions.apply(scripts.passthrough_test), opts, undone=False, triggers=[functions]
     )

@@ -1,9 +1,9 @@
 """GpuLxc: a container that shares cards with the host's driver. Adopted as it is, or created.
 
-In this order: the device nodes on the host (CardNodes), the container's configuration, a restart, packages for its Intel and AMD
-cards where the settings want them, a look from inside. Owns in the
-configuration the keys and lines that it added, found again by content; what others have given the container stays. Undone by
-taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
+In this order: the device nodes on the host (CardNodes), the container's configuration, a restart, packages for its
+Intel and AMD cards where the settings want them, a look from inside. Owns in the
+configuration the keys and lines that it added, found again by content; what others have given the container stays.
+Undone by taking them out, with a restart if the container runs; a created one is removed, unless it is protected.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """`at`: what the container names as its host, which may be a cluster; `node`: the host's name in Proxmox VE; `cards`: all of the host, as HostProbe puts them out (`gpus`); `boot`: as GpuVm
-    takes it."""
+    """`at`: what the container names as its host, which may be a cluster; `node`: the host's name in Proxmox VE;
+    `cards`: all of the host, as HostProbe puts them out (`gpus`); `boot`: as GpuVm takes it."""
 
     container: Container
     host: Host
@@ -45,8 +45,9 @@ class GpuLxcArgs:
 
 
 class GpuLxc(pulumi.ComponentResource):
-    """Outputs: `container`, as the stack puts it out (homelab/contract.py); `in_force`: changes with each restart, for the triggers of
-    what is installed in it; `started`: the same with each boot of the host that was ours; `at`: as it was given.
+    """Outputs: `container`, as the stack puts it out (homelab/contract.py); `in_force`: changes with each restart, for
+    the triggers of what is installed in it; `started`: the same with each boot of the host that was ours; `at`: as it
+    was given.
     """
 
     container: pulumi.Output[ContainerSeen]

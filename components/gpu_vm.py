@@ -1,8 +1,9 @@
 """GpuVm: a VM with cards. Adopted as it is, or created.
 
-Owns the hostpci options of the cards, the hookscript where it takes one in turn with containers, and the options that had to change for them (machine, balloon, vga): nothing else of an
-adopted VM, all of a created one. Undone by giving back each option that still is as it was set, with a shutdown and a start if the
-VM runs; a created VM is removed, unless it is protected.
+Owns the hostpci options of the cards, the hookscript where it takes one in turn with containers, and the options that
+had to change for them (machine, balloon, vga): nothing else of an adopted VM, all of a created one. Undone by giving
+back each option that still is as it was set, with a shutdown and a start if the VM runs; a created VM is removed,
+unless it is protected.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from homelab.vm.creation import configuration
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
     """`node`: the host's name in Proxmox VE; `cards`: name -> `mapping` and `slot`, of each card in `vm.gpus` at least
-    (GpuCards); `boot`: of the host: its `id`, the VMs that this program's reboot `stopped`, and when (`at`; BootVerification); `host`: where it takes a card in turn with containers (CardHandover), and
-    `handover`, raised when what hands cards over drifted (HostProbe)."""
+    (GpuCards); `boot`: of the host: its `id`, the VMs that this program's reboot `stopped`, and when (`at`;
+    BootVerification); `host`: where it takes a card in turn with containers (CardHandover), and `handover`, raised when
+    what hands cards over drifted (HostProbe)."""
 
     vm: Vm
     node: str
@@ -34,8 +36,8 @@ class GpuVmArgs:
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: `vm`, as the stack puts it out (homelab/contract.py); `in_force`: changes with the VM and its cards, for what is installed
-    in it; `started`: changes when it, or its host, was started anew by us.
+    """Outputs: `vm`, as the stack puts it out (homelab/contract.py); `in_force`: changes with the VM and its cards, for
+    what is installed in it; `started`: changes when it, or its host, was started anew by us.
     """
 
     vm: pulumi.Output[VmSeen]
@@ -63,8 +65,8 @@ class GpuVm(pulumi.ComponentResource):
             )
             instance, depends_on = made.instance, [made]
         if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
-            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the card is free. (An adopted one
-            # has it before the host restarts: CardHandover.)
+            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the
+            # card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
             depends_on = [handover_hook(f"{name}-hook", args.host, vm, args.handover, options)]
         given = VmCards(

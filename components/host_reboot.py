@@ -1,7 +1,8 @@
-"""HostReboot: one reboot for all the layers that it depends on, only if the running kernel lacks what is wanted; then the verification.
+"""HostReboot: one reboot for all the layers that it depends on, only if the running kernel lacks what is wanted; then
+the verification.
 
-Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. Both resources are
-acts: their triggers are what they depend on, so that a change there replaces them.
+Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. Both
+resources are acts: their triggers are what they depend on, so that a change there replaces them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from homelab.stack import Refusal
 
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
-    """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and to be in use;
-    empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was mended; `previous_node`: the boot of the cluster's
-    node that restarts before this one."""
+    """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and
+    to be in use; empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was
+    mended; `previous_node`: the boot of the cluster's node that restarts before this one."""
 
     host_name: str
     host: Host
@@ -46,8 +47,8 @@ class HostRebootArgs:
 
 
 class HostReboot(pulumi.ComponentResource):
-    """Outputs: `host`, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and drivers);
-    `boot` (BootVerification); `driver`, as it was given.
+    """Outputs: `host`, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and
+    drivers); `boot` (BootVerification); `driver`, as it was given.
     """
 
     host: pulumi.Output[BootedHost]
@@ -57,8 +58,8 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = args.host, args.probe, args.driver, args.flavour
-        # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long ago, and the
-        # guests that it stopped, for one of now.
+        # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long
+        # ago, and the guests that it stopped, for one of now.
         checked = {
             "iommu_words": probe.iommu_words,
             "vfio_words": probe.vfio_words,
@@ -108,8 +109,9 @@ class HostReboot(pulumi.ComponentResource):
 
 
 async def _await_node(boot_of_node: pulumi.Input[BootSeen] | None) -> None:
-    """Wait until another node is back and verified. It isn't depends_on, which the state keeps: `pulumi state delete --target-dependents`, by which a dead
-    node is forgotten, would take every node that restarts after it along.
+    """Wait until another node is back and verified. It isn't depends_on, which the state keeps:
+    `pulumi state delete --target-dependents`, by which a dead node is forgotten, would take every node that restarts
+    after it along.
 
     :raises Refusal: it isn't back, in an `up` that goes on for all that (`--continue-on-error`).
     """

@@ -1,9 +1,12 @@
-"""NvidiaGuestStack: NVIDIA's driver, CUDA and the container toolkit on one system: a VM, a container, or the host itself.
+"""NvidiaGuestStack: NVIDIA's driver, CUDA and the container toolkit on one system: a VM, a container, or the host
+itself.
 
-NvidiaSystem (what it is) ─► repository ─► driver ─► reboot, if needed ─► CUDA ─► container toolkit ─► NvidiaVerification
+NvidiaSystem (what it is) ─► repository ─► driver ─► reboot, if needed ─► CUDA ─► container toolkit ─►
+NvidiaVerification
 
-Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from homelab/nvidia/plan.py; a
-container has the libraries alone, of exactly its host's version. Undone on `onDestroy: purge` by each step's own `revert`.
+Each step is a resource, so that a run that failed goes on where it stopped. What a step does follows from
+homelab/nvidia/plan.py; a container has the libraries alone, of exactly its host's version. Undone on `onDestroy: purge`
+by each step's own `revert`.
 """
 
 from __future__ import annotations
@@ -56,8 +59,8 @@ class _Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class NvidiaGuestStackArgs:
-    """`reboot`: for a host: its HostReboot's, but for the driver; `before_reboot`: what that waits for besides. A VM is rebooted from inside, a
-    container not at all."""
+    """`reboot`: for a host: its HostReboot's, but for the driver; `before_reboot`: what that waits for besides. A VM is
+    rebooted from inside, a container not at all."""
 
     system: System
     reboot: HostRebootArgs | None = None
@@ -65,7 +68,8 @@ class NvidiaGuestStackArgs:
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: `result` (contract.NvidiaOutput). `place`: of the system in the settings; `boot`: of a host: its HostReboot."""
+    """Outputs: `result` (contract.NvidiaOutput). `place`: of the system in the settings; `boot`: of a host: its
+    HostReboot."""
 
     result: pulumi.Output[StackInUse]
     place: str

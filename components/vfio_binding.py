@@ -1,8 +1,8 @@
 """VfioBinding: every function of the chosen cards on vfio-pci from the next boot on.
 
-Owns a script and a hook in initramfs-tools, /etc/modules-load.d/homelab-vfio.conf, the initramfs of every kernel, the word
-`homelab.vfio=` on the kernel command line (the one switch: without it the script does nothing), and a second boot entry "without
-GPU passthrough". First the initramfs, then the switch; undone the other way round, byte for byte.
+Owns a script and a hook in initramfs-tools, /etc/modules-load.d/homelab-vfio.conf, the initramfs of every kernel, the
+word `homelab.vfio=` on the kernel command line (the one switch: without it the script does nothing), and a second boot
+entry "without GPU passthrough". First the initramfs, then the switch; undone the other way round, byte for byte.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Takes a Proxmox VE host from stock to an NVIDIA GPU in use, and keeps it there.
 
-Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli and components → resources → remote → what is pure.
+Imports go one way (docs/adr/0016-house.md; `make lint` holds them to it): cli and components → resources → remote →
+what is pure.
 """
 
 __version__ = "1.0.0.dev"

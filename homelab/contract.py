@@ -1,9 +1,9 @@
 """The stack's outputs as a contract: what other programs may rely on.
 
-`version` is raised when something is taken away or changes its meaning; additions leave it as it is. A consumer reads `version`
-first, ignores keys that it doesn't know, and takes a key that is missing as null where null is allowed: Pulumi's Python SDK drops
-nulls from what a StackReference reads. One in Python calls `consumed`. docs/outputs.schema.json is made from these models, by
-`python -m homelab.contract`.
+`version` is raised when something is taken away or changes its meaning; additions leave it as it is. A consumer reads
+`version` first, ignores keys that it doesn't know, and takes a key that is missing as null where null is allowed:
+Pulumi's Python SDK drops nulls from what a StackReference reads. One in Python calls `consumed`.
+docs/outputs.schema.json is made from these models, by `python -m homelab.contract`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class NvidiaOutput(_OutputPart):
         description="the driver's version that the CDI specification names; null: containers don't get cards by it",
     )
     unchecked: list[str] = Field(
-        description="what could not be tried, and why: an image that can't be fetched; the field container is null then",
+        description="what could not be tried, and why: an image that can't be fetched; the field container is null "
+        "then",
     )
     graphics: bool | None = Field(None, description="the libraries of EGL, OpenGL and Vulkan load; null: not asked for")
 
@@ -180,7 +181,8 @@ class ContainerOutput(_OutputPart):
     gpus: list[WholeNumber] = Field(description="the numbers of its cards of NVIDIA's: N of /dev/nvidiaN")
     addresses: list[str] = Field(description="where these cards are on the host's PCI bus, such as 0000:01:00.0")
     cards: dict[str, list[str]] = Field(
-        description="its cards of other makers, by their names in the host's gpus -> their nodes, such as /dev/dri/renderD128",
+        description="its cards of other makers, by their names in the host's gpus -> their nodes, such as "
+        "/dev/dri/renderD128",
     )
     nodes: list[str] = Field(description="devices that were opened in it; none where it was off")
     method: Literal["device", "mount-entry", "mixed"] | None = Field(
@@ -283,7 +285,8 @@ def outputs(
         host = settings.hosts[name]
         gpus = {}
         for gpu, about in found["gpus"].items():
-            # One that is handed over is offered to none but the VMs of this stack: another project's would have no hookscript.
+            # One that is handed over is offered to none but the VMs of this stack: another project's would have no
+            # hookscript.
             mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
             gpus[gpu] = {
                 **about,

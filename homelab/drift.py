@@ -22,8 +22,8 @@ MARK = "<!-- homelab-drift -->"
 
 @dataclass(frozen=True)
 class Drift:
-    """`lines`: what differs, in words; `changes`: names of resources that an `up --refresh` would act on; `errors`: why it can't be told;
-    `first`: the stack has had no `up` yet."""
+    """`lines`: what differs, in words; `changes`: names of resources that an `up --refresh` would act on; `errors`: why
+    it can't be told; `first`: the stack has had no `up` yet."""
 
     stack: str
     lines: Sequence[str]
@@ -39,14 +39,23 @@ class Drift:
     def newer(self) -> str:
         """What changes without drift mean."""
         if self.first:
-            return "nothing can have drifted: this stack has had no `pulumi up` yet; it would make what the settings describe"
-        return "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed since the last one"
+            return (
+                "nothing can have drifted: this stack has had no `pulumi up` yet; it would make what the settings "
+                "describe"
+            )
+        return (
+            "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed "
+            "since the last one"
+        )
 
     @property
     def next(self) -> str:
         """What to do; empty where there is nothing to be done."""
         if self.errors:
-            return "do what is said above, then ask again; `python -m homelab doctor stack` looks at each host, VM and container"
+            return (
+                "do what is said above, then ask again; `python -m homelab doctor stack` looks at each host, VM and "
+                "container"
+            )
         if self.lines:
             return "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it"
         return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.found else ""
@@ -55,7 +64,10 @@ class Drift:
     def line(self) -> str:
         """All of it in one line, for a telephone."""
         if self.errors:
-            return f"homelab {self.stack}: it can't be told whether anything has drifted: {' '.join(self.errors[0].split())[:300]}"
+            return (
+                f"homelab {self.stack}: it can't be told whether anything has drifted: "
+                f"{' '.join(self.errors[0].split())[:300]}"
+            )
         if not self.found:
             return f"homelab {self.stack}: nothing has drifted"
         if not self.lines:

@@ -14,7 +14,8 @@ class HomelabError(Exception):
     Whatever a host has put into a part is made safe to show (homelab/text.py).
     """
 
-    #: What is known of a resource that the work on it has failed with, as its `Outputs`: the state keeps it. None: as it was before.
+    #: What is known of a resource that the work on it has failed with, as its `Outputs`: the state keeps it. None: as
+    #: it was before.
     outputs: Any = None
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
@@ -37,7 +38,8 @@ class HomelabError(Exception):
 
 
 class UnreachableError(HomelabError):
-    """The host doesn't answer on its SSH port, or not in time: it may be off, booting, or out of this network's reach."""
+    """The host doesn't answer on its SSH port, or not in time: it may be off, booting, or out of this network's
+    reach."""
 
 
 class LoginRefusedError(HomelabError):
@@ -85,7 +87,8 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
         wanted=wanted,
         found=f"{name} {guest} is on the node {there}, not on {here}",
         why="a card is in one machine: a guest can have it only on the node that the card is in",
-        next=f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe {there} as a host of its own under "
+        next=f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe "
+        f"{there} as a host of its own under "
         "homelab:hosts, and name that host for the guest",
     )
 

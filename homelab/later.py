@@ -1,11 +1,14 @@
-"""Modules that are imported when they are first used. The one place where an import waits, but for three that can't come from here.
+"""Modules that are imported when they are first used. The one place where an import waits, but for three that can't
+come from here.
 
-What it saves is a tenth to a quarter of a second of every `pulumi up` that changes nothing (measured with `python -X importtime`): asyncssh,
-the models of a host's facts, NVIDIA's data. A program that declares resources needs none of them until it plans something.
+What it saves is a tenth to a quarter of a second of every `pulumi up` that changes nothing (measured with
+`python -X importtime`): asyncssh, the models of a host's facts, NVIDIA's data. A program that declares resources needs
+none of them until it plans something.
 
 The three, in processor time: questionary (80 ms, homelab/cli/questions.py), which only a person at a terminal needs;
-the provider's work (270 ms, homelab/provider/registry.py), whose modules are named in a table; and its base where a diff asks for it
-(homelab/provider/serve.py), since pydantic, while it defines models, looks at every module that is loaded, and so would load these.
+the provider's work (270 ms, homelab/provider/registry.py), whose modules are named in a table; and its base where a
+diff asks for it (homelab/provider/serve.py), since pydantic, while it defines models, looks at every module that is
+loaded, and so would load these.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import threading
 from types import ModuleType
 from typing import Any
 
-# One module at a time: importlib's LazyLoader, until Python 3.12, shows a second thread a module of which nothing is loaded yet.
+# One module at a time: importlib's LazyLoader, until Python 3.12, shows a second thread a module of which nothing is
+# loaded yet.
 _LOADING = threading.RLock()
 _ALREADY = frozenset(("__class__", "__dict__", "__spec__", "__name__", "__loader__", "__package__", "__path__"))
 

@@ -1,9 +1,10 @@
 """A log's text as its messages: as they were meant, not as the way in which they were printed breaks them.
 
-The kernel, its drivers, QEMU and container engines say one thing in one or more lines, and who shows it adds to each: `dmesg` a time stamp
-(and indents the further lines of a message), `journalctl` the date, the host and who said it, a serial line the level. NVIDIA's driver breaks
-its sentences and begins each line with "NVRM:" anew, and lines of others come between. All of that is taken away here, once, so that no
-pattern has to know of it; a terminal's colours as well. Pure.
+The kernel, its drivers, QEMU and container engines say one thing in one or more lines, and who shows it adds to each:
+`dmesg` a time stamp (and indents the further lines of a message), `journalctl` the date, the host and who said it, a
+serial line the level. NVIDIA's driver breaks its sentences and begins each line with "NVRM:" anew, and lines of others
+come between. All of that is taken away here, once, so that no pattern has to know of it; a terminal's colours as well.
+Pure.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 
 from homelab.text import clean
 
-# How a line begins where something else than its message begins it: `<6>` and /dev/kmsg's fields; times in brackets, of dmesg (also -T, -H, -x)
-# and of the kernel's callers (printk.caller); dates of syslog and of `journalctl` (also -o short-iso, short-full).
+# How a line begins where something else than its message begins it: `<6>` and /dev/kmsg's fields; times in brackets, of
+# dmesg (also -T, -H, -x) and of the kernel's callers (printk.caller); dates of syslog and of `journalctl` (also -o
+# short-iso, short-full).
 _STAMP = (
     r"(?:<\d{1,3}>"
     r"|\d+,\d+,\d+,[^;\s]*;"
@@ -35,15 +37,17 @@ _NEXT = re.compile(
 )
 # How rsyslog and /dev/kmsg write the line breaks within a message.
 _ESCAPED_BREAK = re.compile(r"#012|\\x0a|\\n(?=\s*NVRM:)")
-# Sentences that NVIDIA's driver breaks (kernel-open/nvidia/nv.c and nv-pci.c, src/nvidia/arch/nvalloc/unix/src/osapi.c) begin like that …
+# Sentences that NVIDIA's driver breaks (kernel-open/nvidia/nv.c and nv-pci.c, src/nvidia/arch/nvalloc/unix/src/osapi.c)
+# begin like that …
 _SENTENCE = re.compile(r"NVRM: (?:The |This |Try |API mismatch|request_mem_region failed)")
-# … and go on like this: with a word amid a sentence, not with the name of a function; one that never ends isn't followed for ever.
+# … and go on like this: with a word amid a sentence, not with the name of a function; one that never ends isn't
+# followed for ever.
 _FURTHER = re.compile(
     r"NVRM: (?!loading )(?:[a-z][\w./'-]*(?: |$)|\(|NVIDIA \S+ driver|System Processor|Firmware'|Software |BAR\d)"
 )
 _LONGEST_SENTENCE = 8
-# What a line has at most that is read as one: twice what the kernel gives a message (kernel/printk/printk.c, PRINTKRB_RECORD_MAX). Patterns with `.*` would take
-# hours for a line of a megabyte.
+# What a line has at most that is read as one: twice what the kernel gives a message (kernel/printk/printk.c,
+# PRINTKRB_RECORD_MAX). Patterns with `.*` would take hours for a line of a megabyte.
 _LONGEST_LINE = 2048
 # A blank of a pattern, but for one that is repeated or belongs to a set of characters.
 _BLANK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\s+(?![*+?{])")
@@ -73,7 +77,8 @@ class Message:
 
 
 def messages(text: str) -> list[Message]:
-    """The messages of a log, of a program's output, or of a piece that somebody copied, in the order in which they begin."""
+    """The messages of a log, of a program's output, or of a piece that somebody copied, in the order in which they
+    begin."""
     found: list[Message] = []
     sentence: Message | None = None  # the driver's last one, whatever of others comes between
     stamped = False  # does the line before belong to a message that was begun with a stamp?

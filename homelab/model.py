@@ -1,4 +1,5 @@
-"""The bases of models: of the settings (strict, frozen, camelCase), and of what was read. Neither takes an unknown key."""
+"""The bases of models: of the settings (strict, frozen, camelCase), and of what was read. Neither takes an unknown
+key."""
 
 from __future__ import annotations
 

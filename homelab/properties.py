@@ -28,7 +28,8 @@ def parse(option: str, value: str) -> dict[str, str]:
 
 
 def same(option: str, one: str | None, other: str | None) -> bool:
-    """Do two values of an option mean the same? The order of properties doesn't count, nor a PCI domain 0000 left out."""
+    """Do two values of an option mean the same? The order of properties doesn't count, nor a PCI domain 0000 left
+    out."""
     if one is None or other is None:
         return one is other
     return one == other or _normal(option, one) == _normal(option, other)

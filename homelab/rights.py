@@ -1,9 +1,11 @@
-"""Rights in Proxmox VE: which ones the settings need, which are missing, and the commands that give them without taking others away.
+"""Rights in Proxmox VE: which ones the settings need, which are missing, and the commands that give them without taking
+others away.
 
-The rules of /etc/pve/user.cfg (PVE::AccessControl::roles): of the entries on a path and on those above it, the deepest that has any
-for the user counts, and what stands above it is forgotten. So an entry on a deeper path takes away what was granted further up, and
-the safe way to one more privilege is to add it to the role that counts already. A token without privilege separation has its user's
-rights, and entries of its own are without effect; one with it has what both it and its user have.
+The rules of /etc/pve/user.cfg (PVE::AccessControl::roles): of the entries on a path and on those above it, the deepest
+that has any for the user counts, and what stands above it is forgotten. So an entry on a deeper path takes away what
+was granted further up, and the safe way to one more privilege is to add it to the role that counts already. A token
+without privilege separation has its user's rights, and entries of its own are without effect; one with it has what both
+it and its user have.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ _OF_VM = {
     "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus affinity",
     "VM.Config.Memory": "memory balloon shares",
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio rng serial hostpci usb",
-    "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name onboot ostype "
+    "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
+    "onboot ostype "
     "protection reboot startdate startup tdf template tags",
     "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate",
     "VM.Config.Network": "net",
     # Either of VM.Config.Cloudinit and VM.Config.Network.
-    "VM.Config.Network|VM.Config.Cloudinit": "ipconfig cicustom cipassword citype ciupgrade ciuser nameserver searchdomain sshkeys",
+    "VM.Config.Network|VM.Config.Cloudinit": "ipconfig cicustom cipassword citype ciupgrade ciuser nameserver "
+    "searchdomain sshkeys",
 }
 _OF_CONTAINER = {
     "VM.Config.CPU": "cores cpulimit cpuunits",
@@ -122,7 +126,8 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
 
 
 def of_download(download: Download, node: str) -> Needs:
-    """What downloading a file takes, and removing it (PVE::API2::Storage::Status, Storage::Content; Nodes for templates)."""
+    """What downloading a file takes, and removing it (PVE::API2::Storage::Status, Storage::Content; Nodes for
+    templates)."""
     # It is looked for first; and whoever may download may look around in the host's network.
     privileges = {"Datastore.AllocateTemplate", "Datastore.Audit|Datastore.AllocateSpace"}
     if not download.keep:
@@ -167,7 +172,8 @@ def least(privileges: Iterable[str], pve: str = "") -> str:
 
 
 def _exists(privilege: str, release: int) -> bool:
-    """Does a release of Proxmox VE have the privilege? The guest agent's took the place of VM.Monitor in 9 (release notes)."""
+    """Does a release of Proxmox VE have the privilege? The guest agent's took the place of VM.Monitor in 9 (release
+    notes)."""
     return release >= 9 if privilege.startswith("VM.GuestAgent.") else release < 9 or privilege != "VM.Monitor"
 
 
@@ -194,7 +200,8 @@ class AclEntry:
 
 @dataclass
 class Permissions:
-    """/etc/pve/user.cfg, as far as rights go. `separated`: tokens with privilege separation; `groups`: name -> users."""
+    """/etc/pve/user.cfg, as far as rights go. `separated`: tokens with privilege separation; `groups`: name ->
+    users."""
 
     roles: dict[str, set[str]] = field(default_factory=dict)
     entries: list[AclEntry] = field(default_factory=list)
@@ -203,7 +210,8 @@ class Permissions:
 
     @classmethod
     def parse(cls, text: str) -> Permissions:
-        """Lines of fields between colons, the first of which says what it is. Others, such as pools, are passed over."""
+        """Lines of fields between colons, the first of which says what it is. Others, such as pools, are passed
+        over."""
         made = cls()
         for line in text.splitlines():
             kind, *fields = line.split(":")
@@ -240,7 +248,8 @@ class Permissions:
         return found
 
     def has(self, kind: str, who: str, path: str) -> set[str] | None:
-        """What a user or token may do on a path by roles that people made; None: by a built-in role, whose privileges /etc/pve/user.cfg doesn't have."""
+        """What a user or token may do on a path by roles that people made; None: by a built-in role, whose privileges
+        /etc/pve/user.cfg doesn't have."""
         entries = self.counting(kind, who, path)
         if any(entry.role not in self.roles for entry in entries):
             return None
@@ -268,7 +277,8 @@ def advice(access: Permissions | None, identity: str, lacking: Needs) -> str:
         return f"on the host: {' && '.join(f'`{command}`' for command in found)}; then run `pulumi up` again"
     names = " ".join(sorted({name for privileges in lacking.values() for name in privileges}))
     return (
-        f"on the host, add it to the role that {identity} has there (`pveum acl list` shows which; not one on a deeper path, which "
+        f"on the host, add it to the role that {identity} has there (`pveum acl list` shows which; not one on a "
+        "deeper path, which "
         f'would replace what it has): `pveum role modify ROLE --append 1 --privs "{names}"`; then run `pulumi up` again'
     )
 
@@ -285,7 +295,8 @@ def commands(
     """The commands, to be run in their order.
 
     :param kept: roles that are not to be extended.
-    :param shared: roles of this program's making: one that has exactly these privileges is taken, instead of another one like it.
+    :param shared: roles of this program's making: one that has exactly these privileges is taken, instead of another
+        one like it.
     :param own: roles that were made for this identity: they are taken for what they allow, wherever it lacks.
     """
     roles: dict[str, set[str]] = {}
@@ -331,7 +342,8 @@ def _quoted(who: str) -> str:
 
 
 def _natural(path: str) -> str:
-    """Where a user without any entry is best given one: for all guests, mappings or networks, but for a single storage."""
+    """Where a user without any entry is best given one: for all guests, mappings or networks, but for a single
+    storage."""
     for above in ("/vms", "/mapping/pci", "/sdn/zones"):
         if path == above or path.startswith(f"{above}/"):
             return above

@@ -1,10 +1,11 @@
 """The shapes of what goes through a stack's state, as JSON has it.
 
-Resources put these out, components hand them on, and homelab/contract.py makes the stack's outputs of them. They are dictionaries, since that
-is what Pulumi carries; homelab/provider/typed.py checks them where they enter and leave the provider.
+Resources put these out, components hand them on, and homelab/contract.py makes the stack's outputs of them. They are
+dictionaries, since that is what Pulumi carries; homelab/provider/typed.py checks them where they enter and leave the
+provider.
 
-A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`. This module doesn't import
-pydantic: a run without a change, which imports it in the provider, would take longer.
+A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`.
+This module doesn't import pydantic: a run without a change, which imports it in the provider, would take longer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Runtime = Literal["docker", "containerd", "podman", "k3s"]
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: Key of a VM's configuration -> what this program made of it (`ours`), what it was (`before`), and a hostpci option's `slot`.
+#: Key of a VM's configuration -> what this program made of it (`ours`), what it was (`before`), and a hostpci option's
+#: `slot`.
 Record = dict[str, dict[str, str | None]]
 
 #: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
@@ -27,8 +29,9 @@ CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem"
 
 
 class Tried(TypedDict):
-    """What a verification of NVIDIA's stack tries, beside what the settings say. `cards`: how many the system is to see; with none there is nothing to
-    try anything with. `capabilities`: what the driver's libraries are for; `cdi`: are an engine's containers given the cards by their CDI names?"""
+    """What a verification of NVIDIA's stack tries, beside what the settings say. `cards`: how many the system is to
+    see; with none there is nothing to try anything with. `capabilities`: what the driver's libraries are for; `cdi`:
+    are an engine's containers given the cards by their CDI names?"""
 
     cards: int
     capabilities: list[Capability]
@@ -67,7 +70,8 @@ class IommuSeen(TypedDict):
 
 
 class BootSeen(TypedDict):
-    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has `stopped`, and when (`at`, seconds since 1970)."""
+    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has `stopped`, and when (`at`,
+    seconds since 1970)."""
 
     id: str
     stopped: list[int]
@@ -110,7 +114,8 @@ class BootedHost(TypedDict):
 
 
 class OfferedCard(TypedDict):
-    """A card as a VM takes it: the id of its PCI mapping, and its path (`slot`). `driver`: where it isn't the settings' to say."""
+    """A card as a VM takes it: the id of its PCI mapping, and its path (`slot`). `driver`: where it isn't the settings'
+    to say."""
 
     mapping: str
     slot: str
@@ -137,7 +142,8 @@ class PassthroughSeen(TypedDict):
 
 
 class SystemState(TypedDict):
-    """A system that NVIDIA's stack is planned for: what the steps themselves don't change (fields as of `nvidia.request.SystemFacts`)."""
+    """A system that NVIDIA's stack is planned for: what the steps themselves don't change (fields as of
+    `nvidia.request.SystemFacts`)."""
 
     distribution: NotRequired[str | None]
     version: NotRequired[str | None]
@@ -181,7 +187,8 @@ class StackInUse(TypedDict):
 
 
 class VmSeen(TypedDict):
-    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None where it isn't known."""
+    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None where it
+    isn't known."""
 
     host: str
     node: str
@@ -193,8 +200,8 @@ class VmSeen(TypedDict):
 
 
 class SharedCard(TypedDict):
-    """A card of another maker than NVIDIA, as a container gets it. `kinds` of `nodes`: render, card, kfd, in the same order; `nodes`: their
-    paths now, none while the card isn't back on its driver."""
+    """A card of another maker than NVIDIA, as a container gets it. `kinds` of `nodes`: render, card, kfd, in the same
+    order; `nodes`: their paths now, none while the card isn't back on its driver."""
 
     address: str
     kinds: list[str]
@@ -202,8 +209,9 @@ class SharedCard(TypedDict):
 
 
 class ContainerSeen(TypedDict):
-    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `addresses`: of these cards, on the host's PCI bus; `cards`: those of other makers, by their names in the settings
-    -> their nodes; `nodes`: devices that were opened in it."""
+    """A container as its last change left it. `gpus`: numbers of /dev/nvidiaN; `addresses`: of these cards, on the
+    host's PCI bus; `cards`: those of other makers, by their names in the settings -> their nodes; `nodes`: devices that
+    were opened in it."""
 
     host: str
     node: str

@@ -29,13 +29,14 @@ else:
     preview, places = later("homelab.nvidia.preview"), later("homelab.remote.proxmox.places")
 
 
-# By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go). With any other,
-# "an unhandled error occurred" follows the message.
+# By this exit status a program tells the language host that it has shown why it ends (pulumi-language-python, main.go).
+# With any other, "an unhandled error occurred" follows the message.
 SHOWN = 32
 
 
 class Refusal(pulumi.RunError):
-    """Ends the program with `error` as all that Pulumi's display shows; after a pulumi.RunError alone, the status is 1."""
+    """Ends the program with `error` as all that Pulumi's display shows; after a pulumi.RunError alone, the status is
+    1."""
 
     def __init__(self, error: HomelabError) -> None:
         super().__init__(str(error))
@@ -70,7 +71,8 @@ def load() -> Settings:
 
 @functools.cache
 def locks() -> dict[str, SystemLock]:
-    """What the running program's lock file has, by system; refused with the program's own end where it can't be read."""
+    """What the running program's lock file has, by system; refused with the program's own end where it can't be
+    read."""
     try:
         return lock.load(lock.path_of(Path.cwd(), pulumi.get_stack()))
     except HomelabError as error:
@@ -78,7 +80,8 @@ def locks() -> dict[str, SystemLock]:
 
 
 def _end_when_told() -> None:
-    """When an update fails, the engine interrupts the program, which would wait for its own threads, and is killed five seconds later."""
+    """When an update fails, the engine interrupts the program, which would wait for its own threads, and is killed five
+    seconds later."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(SHOWN))
 
@@ -107,7 +110,8 @@ def _unsafe(found: Settings) -> list[HomelabError]:
             errors.append(secret_settings.plain_secrets(plain_ones, stack))
         if unknown:
             pulumi.log.warn(
-                f"whether all of {', '.join(map(secret_settings.path_of, unknown))} are encrypted can't be told: some are, and {file} "
+                f"whether all of {', '.join(map(secret_settings.path_of, unknown))} are encrypted can't be told: "
+                f"some are, and {file} "
                 "isn't the file that was read"
             )
     if places := secret_settings.left_open(found.as_written()):

@@ -27,7 +27,8 @@ CONNECT_SECONDS = 15.0
 
 
 class Login(TypedDict, total=False):
-    """The `ssh` of a host, as a settings file has it; which of its keys go together is the settings' model's to check."""
+    """The `ssh` of a host, as a settings file has it; which of its keys go together is the settings' model's to
+    check."""
 
     user: str
     port: int
@@ -39,8 +40,8 @@ class Login(TypedDict, total=False):
 
 @dataclass
 class Access:
-    """How the host is reached. `host`: now; `ssh`: as the settings are to have it; `install`: the public key that is put there first;
-    `password`: that is to be in the settings, encrypted.
+    """How the host is reached. `host`: now; `ssh`: as the settings are to have it; `install`: the public key that is
+    put there first; `password`: that is to be in the settings, encrypted.
     """
 
     host: Host
@@ -57,7 +58,8 @@ def host_at(address: str, login: Login, host_key: str) -> Host:
 
 
 def shown(path: PurePath, home: PurePath | None = None) -> str:
-    """A path as the settings have it: with ~ where it is in the person's own folder (`home`), and slashes on Windows, too."""
+    """A path as the settings have it: with ~ where it is in the person's own folder (`home`), and slashes on Windows,
+    too."""
     home = home or Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
@@ -87,7 +89,8 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
                 wanted=f"the host key {arguments.host_key.strip()} for {address}:{port} (--host-key)",
                 found=f"{key.fingerprint} in {path_of(arguments.stack).name}, as hosts.{name}.ssh.hostKey",
                 why="only the key in the settings would be accepted, and not the one that you gave",
-                next="compare both with what the host's console shows; if the host has a new key, correct the settings; else leave --host-key out",
+                next="compare both with what the host's console shows; if the host has a new key, correct the "
+                "settings; else leave --host-key out",
             )
         output.say(f"{address}: the host key {key.fingerprint} is pinned in the settings.")
     else:
@@ -153,7 +156,8 @@ def confirm_key(
             wanted=f"a host key of {address}:{port} that nobody has revoked",
             found=f"{key.fingerprint}, which {file} has in a line with @revoked",
             why="it was revoked because it may be lost: another machine may have it",
-            next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or take that line out, if it is wrong",
+            next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or "
+            "take that line out, if it is wrong",
         )
     if given is not None:
         if not _is_given(given, key):
@@ -173,7 +177,8 @@ def confirm_key(
         )
     if not ask.confirm("Is it the same?", default=known):
         raise Declined(
-            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody can be asked, give "
+            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody "
+            "can be asked, give "
             f"the fingerprint that the console shows with {option}."
         )
 
@@ -261,5 +266,6 @@ def _by_password(address: str, login: Login, key: HostKey, ask: Questions, outpu
         wanted=f"to log in to {address} as {login['user']} with a password",
         found="refused",
         why="nothing on the host can be read without it",
-        next="see whether the password is right, and whether the host's sshd takes passwords (PermitRootLogin, PasswordAuthentication)",
+        next="see whether the password is right, and whether the host's sshd takes passwords (PermitRootLogin, "
+        "PasswordAuthentication)",
     )

@@ -1,4 +1,5 @@
-"""What `homelab init` asks, shows and does, in its order: the host, its cards, the settings; then one yes, and step by step."""
+"""What `homelab init` asks, shows and does, in its order: the host, its cards, the settings; then one yes, and step by
+step."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ class Conversation:
         self._read = text
         if before.example:
             self.output.say(
-                f"{self.file.name} is the example, never filled in: a new file takes its place, and it is kept as {self._kept.name}."
+                f"{self.file.name} is the example, never filled in: a new file takes its place, and it is kept as "
+                f"{self._kept.name}."
             )
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
         access = access_to(self.arguments, before, self.output, self.ask)
@@ -202,7 +204,8 @@ class Conversation:
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
-                "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, such as "
+                "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, "
+                "such as "
                 f"--card {example(found, facts)}."
             )
         if accepted:
@@ -272,8 +275,8 @@ class Conversation:
         return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image, access))
 
     def _source(self, there: storages.Offered) -> tuple[str, str]:
-        """The image (a volume, or the name of a known one, which is downloaded), or the CD, that a new VM starts from; both empty: an
-        empty disk."""
+        """The image (a volume, or the name of a known one, which is downloaded), or the CD, that a new VM starts from;
+        both empty: an empty disk."""
         image, iso = self.arguments.image, self.arguments.iso
         if image is not None or iso is not None:
             return image if image not in (None, "none") else "", iso or ""
@@ -307,7 +310,8 @@ class Conversation:
             self.output.say(f"The key of {file} will log in as {user or 'its user'}.")
         else:
             self.output.say(
-                "You have no key here yet that could log in to it: put one into create.cloudInit.sshKeys before `pulumi up`."
+                "You have no key here yet that could log in to it: put one into create.cloudInit.sshKeys before "
+                "`pulumi up`."
             )
         ip = asked.cloud_ip or self.ask.text("Its address with the prefix, such as 192.168.0.50/24, or dhcp", "dhcp")
         gateway = asked.cloud_gateway or (self.ask.text("Its gateway", "") if ip != "dhcp" else "")
@@ -349,7 +353,8 @@ class Conversation:
             choices.host_stack = Stack(driver)
         for guest in off:
             self.output.say(
-                f"{guest}: it only gets its card. NVIDIA's software is installed from inside: start it, and run homelab init again."
+                f"{guest}: it only gets its card. NVIDIA's software is installed from inside: start it, and run "
+                "homelab init again."
             )
         # Those that have their software already keep it.
         inside = sorted((sharing if choices.over else new) - {guest.id for guest in off})
@@ -359,7 +364,8 @@ class Conversation:
         if inside and followed is None:
             self._refuse_without_driver("the containers")
             self.output.say(
-                "The containers only get their cards: NVIDIA's libraries in them are of the host's driver, and it has none."
+                "The containers only get their cards: NVIDIA's libraries in them are of the host's driver, and it "
+                "has none."
             )
         elif inside:
             cards = {
@@ -372,7 +378,8 @@ class Conversation:
             choices.guest_stack = Stack(None, self._cuda(stacks.releases_for_all(systems), where), self._toolkit(where))
 
     def _look_inside(self, host: Host, facts: HostFacts, containers: list[int]) -> None:
-        """Reads the host and containers as systems that NVIDIA's software is for. One that can't be read is said, and counts as unknown."""
+        """Reads the host and containers as systems that NVIDIA's software is for. One that can't be read is said, and
+        counts as unknown."""
 
         async def read() -> None:
             async with ssh.connect(host) as session:
@@ -428,7 +435,8 @@ class Conversation:
             config = facts.guests.config(guest.id)
             if config is not None and config.is_windows:
                 self.output.say(
-                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update or NVIDIA's own installer "
+                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update "
+                    "or NVIDIA's own installer "
                     "(https://www.nvidia.com/drivers) brings the driver."
                 )
                 continue
@@ -495,7 +503,8 @@ class Conversation:
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
             found="none of them is accepted",
             why="NVIDIA's software is installed from inside",
-            next=f"put your public key into {user}'s authorized_keys in the VM, and run homelab init again; or leave NVIDIA's driver out",
+            next=f"put your public key into {user}'s authorized_keys in the VM, and run homelab init again; or "
+            "leave NVIDIA's driver out",
         )
 
     def _toolkit(self, where: str) -> str | None:
@@ -511,7 +520,8 @@ class Conversation:
             return None if self.arguments.cuda == "none" else str(self.arguments.cuda)
         if not possible:
             self.output.say(
-                f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for the distribution. The driver "
+                f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for "
+                "the distribution. The driver "
                 "alone runs programs that bring their own CUDA."
             )
         chosen = self.ask.choose(
@@ -570,7 +580,8 @@ class Conversation:
             )
         if any(" token delete " in one for one in commands):
             self.output.say(
-                "The existing token is replaced, since its secret isn't in this file. If another machine's settings have the old secret, they no "
+                "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
+                "have the old secret, they no "
                 "longer get in: copy this file there, or use a stack of another name here (--stack)."
             )
         self.result |= {
@@ -640,7 +651,8 @@ class Conversation:
                     wanted=f"to log in with the key {access.install}, which was just put onto the host",
                     found="refused",
                     why="every later run needs it",
-                    next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in sshd_config; or run it with --no-install-key",
+                    next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in "
+                    "sshd_config; or run it with --no-install-key",
                 )
             did(install)
         if backend:
@@ -670,7 +682,8 @@ class Conversation:
             say(f"{previewed} --stack {self.stack}:")
             if pulumi.preview(to_errors=bool(self.arguments.json)) != 0:
                 say(
-                    "The preview failed, and `pulumi up` would fail in the same way. The settings are written; correct them, and preview again."
+                    "The preview failed, and `pulumi up` would fail in the same way. The settings are written; "
+                    "correct them, and preview again."
                 )
         say(f"Next: pulumi up --stack {self.stack}")
 

@@ -1,8 +1,8 @@
-"""`python -m homelab doctor`: what is wrong with a stack's hosts, VMs and containers, and what to do; with `container 901 --like 950`,
-`vm 103` or `host`: with one of them, in detail.
+"""`python -m homelab doctor`: what is wrong with a stack's hosts, VMs and containers, and what to do; with
+`container 901 --like 950`, `vm 103` or `host`: with one of them, in detail.
 
-Reads the host over SSH as the stack's configuration file says, and changes nothing. Exit status: 0, all is well; 1, something isn't;
-2, it couldn't be read.
+Reads the host over SSH as the stack's configuration file says, and changes nothing. Exit status: 0, all is well; 1,
+something isn't; 2, it couldn't be read.
 """
 
 from __future__ import annotations

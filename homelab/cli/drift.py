@@ -1,6 +1,8 @@
-"""`python -m homelab drift`: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`, which changes nothing.
+"""`python -m homelab drift`: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`,
+which changes nothing.
 
-Exit status: 0, nothing has; 1, something has; 2, it can't be told. `--install-timer` prints a systemd timer that asks once a day.
+Exit status: 0, nothing has; 1, something has; 2, it can't be told. `--install-timer` prints a systemd timer that asks
+once a day.
 """
 
 from __future__ import annotations

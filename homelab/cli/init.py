@@ -1,7 +1,8 @@
-"""`homelab init 192.168.0.202`: from an address to a settings file, an API user with exactly the rights that it takes, and a preview.
+"""`homelab init 192.168.0.202`: from an address to a settings file, an API user with exactly the rights that it takes,
+and a preview.
 
-Everything is shown before anything is done. Exit status: 0, done, or there was nothing to do; 1, refused or declined, nothing was done; 2, it
-couldn't be done; 130, interrupted: what was done by then is said.
+Everything is shown before anything is done. Exit status: 0, done, or there was nothing to do; 1, refused or declined,
+nothing was done; 2, it couldn't be done; 130, interrupted: what was done by then is said.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
     made = argparse.ArgumentParser(
         prog="homelab init",
-        description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown before anything is done.",
-        epilog="Each question has an option that answers it. Secrets come from the environment or standard input: HOMELAB_PASSWORD (the "
+        description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
+        "before anything is done.",
+        epilog="Each question has an option that answers it. Secrets come from the environment or standard input: "
+        "HOMELAB_PASSWORD (the "
         "host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
     )
     made.add_argument(
@@ -64,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     cards.add_argument(
         "--driver",
         metavar="BRANCH",
-        help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is, and install nothing that brings one",
+        help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is, and install nothing that "
+        "brings one",
     )
     cards.add_argument("--cuda", metavar="RELEASE", help="CUDA's toolkit, such as 12.8; none")
     cards.add_argument("--container-toolkit", choices=["docker", "containerd", "podman", "none"])
@@ -84,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     cards.add_argument(
         "--image",
         metavar="VOLUME",
-        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the host downloads, such as "
+        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the "
+        "host downloads, such as "
         "ubuntu-24.04; none",
     )
     cards.add_argument(
@@ -166,8 +171,10 @@ def _leave_the_lab() -> None:
     if lab := os.environ.get("HOMELAB_LAB"):
         raise HomelabError(
             wanted="a shell that is about your own host",
-            found=f"HOMELAB_LAB={lab}: in this shell Pulumi keeps its state in the simulated host's folder, with an empty passphrase",
-            why="your host's state and secrets would lie there, encrypted with nothing, and the folder goes with the simulated host",
+            found=f"HOMELAB_LAB={lab}: in this shell Pulumi keeps its state in the simulated host's folder, with an "
+            "empty passphrase",
+            why="your host's state and secrets would lie there, encrypted with nothing, and the folder goes with "
+            "the simulated host",
             next="open another shell, in which that folder's env file wasn't read, and run the same command there",
         )
 

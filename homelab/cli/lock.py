@@ -1,7 +1,8 @@
-"""`python -m homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs the same.
+"""`python -m homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs
+the same.
 
-`python -m homelab outdated`: what is newer, whether it fits, and how old the data is by which that is judged. Both read the systems over SSH, and change nothing there. Exit status: 0; 1,
-something is outdated; 2, a system couldn't be read.
+`python -m homelab outdated`: what is newer, whether it fits, and how old the data is by which that is judged. Both read
+the systems over SSH, and change nothing there. Exit status: 0; 1, something is outdated; 2, a system couldn't be read.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
                     wanted=f"{name}, reached over SSH",
                     found=f"its address is {vm.static_address or 'not in the settings'}",
                     why="only the guest itself knows what is installed in it",
-                    next=f"set {name}.address, or name the other systems alone: {', '.join(one for one in known if one != name) or 'there are none'}",
+                    next=f"set {name}.address, or name the other systems alone: "
+                    f"{', '.join(one for one in known if one != name) or 'there are none'}",
                 )
             host = file.host(settings.candidates(vm)[0], identity)[1]
             yield LockedSystem(

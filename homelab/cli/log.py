@@ -1,4 +1,5 @@
-"""`python -m homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM or in a container.
+"""`python -m homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
+or in a container.
 
 Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
 """
@@ -50,7 +51,8 @@ def read(arguments: argparse.Namespace) -> str:
         if arguments.system not in every:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
-                found=f"systems in {found.path}: {', '.join([*(f'hosts.{one}' for one in found.host_names()), *every]) or 'none'}",
+                found=f"systems in {found.path}: "
+                f"{', '.join([*(f'hosts.{one}' for one in found.host_names()), *every]) or 'none'}",
                 why="a log is on the system that it is about",
                 next="name one of these",
             )

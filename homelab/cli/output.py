@@ -29,7 +29,8 @@ class Output:
     _undo: str = ""
 
     def say(self, *lines: str) -> None:
-        """Lines, made safe to show; in a terminal, between words and not in the middle of one where they are too long for it."""
+        """Lines, made safe to show; in a terminal, between words and not in the middle of one where they are too long
+        for it."""
         width = shutil.get_terminal_size().columns if self.stream.isatty() else 0
         self.show(*(folded for text in lines for line in text.split("\n") for folded in _folded(line, width)))
 

@@ -1,7 +1,7 @@
 """Questions to a person: in a terminal, as lines of text in a pipe, or none at all.
 
-Widgets and colours are questionary's, where both ends are a terminal that can show them. Everywhere else a question is a line, and its answer the
-next line of standard input.
+Widgets and colours are questionary's, where both ends are a terminal that can show them. Everywhere else a question is
+a line, and its answer the next line of standard input.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def no_answer(question: str) -> HomelabError:
         wanted=f"an answer to: {question}",
         found="the input has ended",
         why="a question that you were asked isn't answered for you",
-        next="answer it with an option, a secret with an environment variable (--help lists both); or run it in a terminal",
+        next="answer it with an option, a secret with an environment variable (--help lists both); or run it in a "
+        "terminal",
     )
 
 

@@ -45,7 +45,8 @@ def write_settings(file: Path, text: str) -> None:
             wanted=f"to write the settings to {place}",
             found=str(error),
             why="they were not saved; what was in the file is there still",
-            next="allow yourself to write the file and its folder; on Windows, also close the programs that have the file open",
+            next="allow yourself to write the file and its folder; on Windows, also close the programs that have "
+            "the file open",
         ) from error
 
 

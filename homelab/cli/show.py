@@ -1,6 +1,7 @@
 """`python -m homelab show`: who has which card, as a tree; as it is, as the settings want it, and what changes.
 
-Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't be read.
+Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't
+be read.
 """
 
 from __future__ import annotations

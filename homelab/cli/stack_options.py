@@ -10,7 +10,8 @@ from homelab.doctor import stack
 
 
 def name(text: str) -> str:
-    """A stack's name as Pulumi takes it, with its organization and project or without: it becomes a file's name, and a part of commands.
+    """A stack's name as Pulumi takes it, with its organization and project or without: it becomes a file's name, and a
+    part of commands.
 
     :raises argparse.ArgumentTypeError: it is none.
     """

@@ -1,8 +1,10 @@
-"""`python -m homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.
+"""`python -m homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the
+containers, by shutting the VM down.
 
-What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells the story as it is written. With
-`--rehearse` nothing is done: who has the card, what would be shut down for it, and what stands against it. Exit status: 0, the card is where it
-was to be, or nothing stands against it; 1, it isn't, or something does; 2, it couldn't be tried.
+What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells
+the story as it is written. With `--rehearse` nothing is done: who has the card, what would be shut down for it, and
+what stands against it. Exit status: 0, the card is where it was to be, or nothing stands against it; 1, it isn't, or
+something does; 2, it couldn't be tried.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from homelab.settings import Host, Settings, Shutdown, Vm
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
 # How often the story is asked for what is new: a host tells nobody.
 POLL_SECONDS = 1.0
-# A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the latest by the host's timer. A VM's
-# own shutdown comes on top of that.
+# A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the
+# latest by the host's timer. A VM's own shutdown comes on top of that.
 SWITCH_SECONDS = 1800.0
 CONTAINERS = "containers"
 
@@ -79,7 +81,8 @@ def _host_with(
         wanted=f"gpus.{card}, a card that containers and VMs have in turn (use: shared)",
         found=f"hosts with one of that name: {', '.join(shared)}"
         if shared
-        else f"{f'it has use: {uses.pop()}' if uses else 'no such card'}; shared cards of the settings: {'; '.join(every)}",
+        else f"{f'it has use: {uses.pop()}' if uses else 'no such card'}; shared cards of the settings: "
+        f"{'; '.join(every)}",
         why="the host hands over only what the settings share",
         next=f"say which: --host {shared[0]}"
         if shared
@@ -113,7 +116,8 @@ class Rehearsed(TypedDict):
 
 
 class Switch:
-    """One switch of a card, on an open connection. `vm`: that is to have it; None: the containers are; `vms`: those of the host, by name."""
+    """One switch of a card, on an open connection. `vm`: that is to have it; None: the containers are; `vms`: those of
+    the host, by name."""
 
     def __init__(
         self, session: ssh.Session, host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], facts: HostFacts
@@ -228,7 +232,8 @@ class Switch:
                 return self._stays(f"gpus.{self._card} is {self._where()} now, which has been started meanwhile")
             if has_it and runs == "yes" and ended:
                 return self._stays(
-                    f"VM {vmid} had gone off, and runs again with gpus.{self._card}: something has started it, such as HA or a reboot from inside"
+                    f"VM {vmid} had gone off, and runs again with gpus.{self._card}: something has started it, such "
+                    "as HA or a reboot from inside"
                 )
             if has_it and runs == "yes" and asked is None:
                 if not await self._shut_down(vmid):
@@ -244,7 +249,8 @@ class Switch:
                 return self._still_runs(vmid)
             elif time.monotonic() > until:
                 return self._stays(
-                    f"gpus.{self._card} is still {self._where()}; the card comes back by itself once nothing holds VM {vmid}, such as a backup or a lock (`qm config {vmid}`)"
+                    f"gpus.{self._card} is still {self._where()}; the card comes back by itself once nothing holds "
+                    f"VM {vmid}, such as a backup or a lock (`qm config {vmid}`)"
                 )
             else:
                 await asyncio.sleep(POLL_SECONDS)
@@ -264,7 +270,8 @@ class Switch:
 
     def _still_runs(self, vmid: int) -> int:
         return self._stays(
-            f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in Proxmox VE, and the card comes back by itself"
+            f"VM {vmid} hasn't gone off, and keeps gpus.{self._card}: shut it down from inside, or stop it in "
+            "Proxmox VE, and the card comes back by itself"
         )
 
     def _stays(self, why: str) -> int:
@@ -272,7 +279,8 @@ class Switch:
         return NOT_SWITCHED
 
     async def _while_told(self, verb: str, vmid: int, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
-        """Has something done on the host within so many `seconds`, and tells the story meanwhile. Did it work, and what does it say?"""
+        """Has something done on the host within so many `seconds`, and tells the story meanwhile. Did it work, and what
+        does it say?"""
         script = scripts.switch_card(self._card, vmid, self._off.timeout, cut=self._off.otherwise == "stop")
         doing = asyncio.create_task(self._session.run(verb, script, seconds))
         while not (await asyncio.wait({doing}, timeout=POLL_SECONDS))[0]:

@@ -12,20 +12,23 @@ from homelab.settings import Container
 
 # These start containers by runc. podman of Debian and Ubuntu takes crun.
 _BY_RUNC = ("docker", "containerd", "k3s")
-# The first lxc-pve whose profile for AppArmor leaves /proc and /sys of a container with nesting alone (proxmox/lxc, debian/changelog, "fix #7006", and
-# its patch 0002-apparmor-skip-proc-and-sys-restrictions-if-nesting); on Proxmox VE 8 by an owner's report (mkuthan/homelab-public issue 43).
+# The first lxc-pve whose profile for AppArmor leaves /proc and /sys of a container with nesting alone (proxmox/lxc,
+# debian/changelog, "fix #7006", and its patch 0002-apparmor-skip-proc-and-sys-restrictions-if-nesting); on Proxmox VE 8
+# by an owner's report (mkuthan/homelab-public issue 43).
 _SINCE = {"8": "6.0.0-2"}
 _SINCE_9 = "6.0.5-2"
-# How the profiles are called that LXC brings. They refuse the same as the one that is made, and no version of lxc-pve changes that (lxc/lxc,
-# config/apparmor/abstractions/container-base.in: `deny /sys/[^fdck]*{,/**} wklx`).
+# How the profiles are called that LXC brings. They refuse the same as the one that is made, and no version of lxc-pve
+# changes that (lxc/lxc, config/apparmor/abstractions/container-base.in: `deny /sys/[^fdck]*{,/**} wklx`).
 _OF_LXC = "lxc-container-default"
 
 
 def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:
-    """What keeps the engine that is to get the card (nvidia.containerToolkit) from starting containers, before anything is installed.
+    """What keeps the engine that is to get the card (nvidia.containerToolkit) from starting containers, before anything
+    is installed.
 
-    runc 1.3.3, and what distributions have mended in older ones for CVE-2025-52881, opens sysctls through a /proc that is mounted nowhere. AppArmor takes
-    their path there for one below /, and the profile that LXC makes refuses it (opencontainers/runc issues 4968 and 4972).
+    runc 1.3.3, and what distributions have mended in older ones for CVE-2025-52881, opens sysctls through a /proc that
+    is mounted nowhere. AppArmor takes their path there for one below /, and the profile that LXC makes refuses it
+    (opencontainers/runc issues 4968 and 4972).
     """
     runtime = container.nvidia.container_toolkit if container.nvidia else None
     if runtime not in _BY_RUNC or container.allow_older_lxc:
@@ -58,9 +61,11 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
         HomelabError(
             wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
             found="; ".join(found),
-            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile that such a container gets (open sysctl "
+            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile "
+            "that such a container gets (open sysctl "
             "net.ipv4.ip_unprivileged_port_start … permission denied)",
-            next=f"{'; '.join(steps)}; then restart the container. If {runtime} starts containers there all the same, containers.{name}.allowOlderLxc: true",
+            next=f"{'; '.join(steps)}; then restart the container. If {runtime} starts containers there all the "
+            f"same, containers.{name}.allowOlderLxc: true",
         )
     ]
 
@@ -81,7 +86,8 @@ def _with_nesting(config: GuestConfig) -> str:
 
 
 def _profile(config: GuestConfig | None) -> str:
-    """The AppArmor profile that its configuration names, mostly `unconfined`; nothing: Proxmox VE makes one (PVE::LXC, make_apparmor_config)."""
+    """The AppArmor profile that its configuration names, mostly `unconfined`; nothing: Proxmox VE makes one (PVE::LXC,
+    make_apparmor_config)."""
     now = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0] if config is not None else ""
     found = re.findall(r"^lxc\.apparmor\.profile[ \t]*[:=][ \t]*(\S+)", now, re.MULTILINE)
     return found[-1] if found and found[-1] != "generated" else ""

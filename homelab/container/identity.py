@@ -16,6 +16,7 @@ def identity(config: Mapping[str, str]) -> str:
 
 
 def is_another(before: str, now: str) -> bool:
-    """By the identities of two containers of one id: none of the one's network cards is the other's. A disk may have got another name as it moved."""
+    """By the identities of two containers of one id: none of the one's network cards is the other's. A disk may have
+    got another name as it moved."""
     known, found = (set(_ADDRESS.findall(one)) for one in (before, now))
     return bool(known and found) and not known & found

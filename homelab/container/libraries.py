@@ -1,6 +1,8 @@
-"""Packages by which programs in a container use its Intel and AMD cards (`containers.NAME.libraries`): which there are, and where there are none.
+"""Packages by which programs in a container use its Intel and AMD cards (`containers.NAME.libraries`): which there are,
+and where there are none.
 
-Pure; libraries.yaml has the data. Which distribution a container is, is known for certain only inside: the script chooses its line there.
+Pure; libraries.yaml has the data. Which distribution a container is, is known for certain only inside: the script
+chooses its line there.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
 
 
 def choices(uses: Iterable[str], whose: Iterable[str]) -> str:
-    """What card_libraries.sh chooses from: a line for each distribution, of its id, its version, the packages and what it lacks, `-` for neither; tabs between.
+    """What card_libraries.sh chooses from: a line for each distribution, of its id, its version, the packages and what
+    it lacks, `-` for neither; tabs between.
 
     :param uses: `video`, `compute`.
     :param whose: as `makers_of` gives it.

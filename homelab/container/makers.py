@@ -1,4 +1,5 @@
-"""Which of a container's cards are NVIDIA's and which of another maker, whose driver makes nodes in /dev/dri; the latter as the scripts take them.
+"""Which of a container's cards are NVIDIA's and which of another maker, whose driver makes nodes in /dev/dri; the
+latter as the scripts take them.
 
 Pure, and without what reads a host: each run of the program needs it.
 """

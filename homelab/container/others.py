@@ -1,6 +1,8 @@
-"""Cards of other makers than NVIDIA for containers: whose driver makes nodes in /dev/dri, and /dev/kfd. What is given, and what stands against it.
+"""Cards of other makers than NVIDIA for containers: whose driver makes nodes in /dev/dri, and /dev/kfd. What is given,
+and what stands against it.
 
-Pure. A card is known by its address; which numbers its nodes have, the scripts look up whenever they work (remote_scripts/lib/container/card_nodes.sh).
+Pure. A card is known by its address; which numbers its nodes have, the scripts look up whenever they work
+(remote_scripts/lib/container/card_nodes.sh).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from homelab.shapes import CardPlan, SharedCard
 
 # What keeps a driver from serving its card, on the kernel's command line.
 _STOPPING = ("modeset=0", "enable=0")
-# What the reading passes on is a line of modprobe.d with its file, or one by which the kernel tells of a failure: which words of the kernel do
-# is decided there (`without_render` in remote_scripts/lib/read/drm.sh).
+# What the reading passes on is a line of modprobe.d with its file, or one by which the kernel tells of a failure: which
+# words of the kernel do is decided there (`without_render` in remote_scripts/lib/read/drm.sh).
 _MODPROBE = "/etc/modprobe.d/"
 
 
@@ -88,8 +90,10 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
             wanted=where,
             found=f"{device.address} is on {device.driver or 'no driver'}"
             + (f", and given to {users}" if users else ""),
-            why="a container shares a card with the host's driver: one that is on vfio-pci, or that a VM takes at its start, has no nodes in /dev/dri",
-            next="take it out of the VM's hostpci options and out of what binds it to vfio-pci (modprobe.d, the kernel command line), and reboot; "
+            why="a container shares a card with the host's driver: one that is on vfio-pci, or that a VM takes at "
+            "its start, has no nodes in /dev/dri",
+            next="take it out of the VM's hostpci options and out of what binds it to vfio-pci (modprobe.d, the "
+            "kernel command line), and reboot; "
             "or give the container another card",
         )
     drm = facts.drm.get(device.address)
@@ -108,7 +112,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
             wanted=where,
             found=f"{state}; on the running kernel's command line: {' '.join(words)}",
             why="with that the card's driver makes no nodes, and there is nothing to give to a container",
-            next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {gates.new_entries(facts)}, and reboot",
+            next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+            f"{gates.new_entries(facts)}, and reboot",
         )
     if any("firmware" in line.lower() and not line.startswith(_MODPROBE) for line in told):
         return HomelabError(
@@ -122,7 +127,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
             wanted=where,
             found=f"{state}; {said}",
             why="the card's driver makes the nodes that a container is given",
-            next="take a blacklist of the driver out of /etc/modprobe.d and run `update-initramfs -u -k all`; then reboot",
+            next="take a blacklist of the driver out of /etc/modprobe.d and run `update-initramfs -u -k all`; then "
+            "reboot",
         )
     return HomelabError(
         wanted=where,
@@ -137,7 +143,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
 
 
 def _stops(word: str, device: Device) -> bool:
-    """Does this word of the command line keep the card's driver away? One driver has it: what is said of another is no reason."""
+    """Does this word of the command line keep the card's driver away? One driver has it: what is said of another is no
+    reason."""
     drivers = {device.driver} if device.driver else set(DRIVERS.get(device.vendor, ()))
     key, _, value = word.partition("=")
     if key in ("modprobe.blacklist", "module_blacklist"):
@@ -160,7 +167,8 @@ def remarks(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
         device = facts.by_address.get(card["address"])
         if device is not None and device.vfs:
             said.append(
-                f"gpus.{gpu}: {device.address} has {device.vfs} virtual functions (SR-IOV) with nodes of their own; the container gets the card's own alone"
+                f"gpus.{gpu}: {device.address} has {device.vfs} virtual functions (SR-IOV) with nodes of their own; "
+                "the container gets the card's own alone"
             )
     return said
 

@@ -1,4 +1,5 @@
-"""The plan for containers, from a reading of the host: which of the driver's cards each gets, and what stands against it.
+"""The plan for containers, from a reading of the host: which of the driver's cards each gets, and what stands against
+it.
 
 Pure functions, so that a preview and an `up` refuse the same things with the same words.
 """
@@ -83,8 +84,9 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
 
 
 def _was_shared(slot: str, having: list[CardUser], facts: HostFacts) -> bool:
-    """Is it still handed over, with the host now, and named by VMs alone that this program gave it and that are off? It is taken out of them by this run,
-    whose settings have it for containers alone; until then their hookscript keeps it."""
+    """Is it still handed over, with the host now, and named by VMs alone that this program gave it and that are off? It
+    is taken out of them by this run, whose settings have it for containers alone; until then their hookscript keeps
+    it."""
     return facts.handover.enabled and all(not one.running and facts.given_by_us(slot, one.vmid) for one in having)
 
 
@@ -94,7 +96,8 @@ def want_slots(want: Wanted, use: str) -> list[str]:
 
 
 def _released(slot: str, facts: HostFacts, want: Wanted) -> bool:
-    """Do the settings give the card back to the host's driver, and has this program bound it to vfio-pci, or does it take it from who has?"""
+    """Do the settings give the card back to the host's driver, and has this program bound it to vfio-pci, or does it
+    take it from who has?"""
     ours = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
     taken = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
     stays = slot in (*want_slots(want, "lxc"), *want_slots(want, "host"), *want_slots(want, "shared"))
@@ -132,7 +135,8 @@ def _refused(name: str, what: str, about: str, found: DriverCards) -> HomelabErr
     return HomelabError(
         wanted=f"{what} for containers.{name}",
         found=f"{about}{found.text}",
-        why="a container gets a card from the host's driver: it can't have a card that isn't there, is on vfio-pci or is a VM's",
+        why="a container gets a card from the host's driver: it can't have a card that isn't there, is on vfio-pci "
+        "or is a VM's",
         next="see `nvidia-smi -L` on the host; correct gpuAssignment, or name cards with use: lxc in gpus",
     )
 

@@ -106,7 +106,8 @@ def _mapping_finding(name: str, found: str) -> Finding:
         f"the PCI mapping {name} to be what is in the slot",
         found,
         "Proxmox VE compares them at each start and refuses a VM whose card has changed",
-        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter -> Resource Mappings",
+        f"`pulumi up --refresh`, where the stack's settings have this mapping; else correct {name} under Datacenter "
+        "-> Resource Mappings",
         Stage.CONFIGURATION,
     )
 

@@ -77,7 +77,8 @@ def _moved(case: Case) -> list[Finding]:
     return _finding(
         f"{case.name} given the nodes that its cards have now",
         "; ".join(drift),
-        "the kernel numbers them anew at each boot: an older entry leads to nothing, so that the container doesn't start, or to another card",
+        "the kernel numbers them anew at each boot: an older entry leads to nothing, so that the container doesn't "
+        "start, or to another card",
         f"{case.up}; at a boot, homelab-card-nodes.service does it, and says why it didn't: `journalctl -b`",
     )
 
@@ -185,7 +186,8 @@ def _not_allowed(case: Case) -> list[Finding]:
     return _finding(
         "device rules for " + "; ".join(f"{major}:* ({names(found)})" for major, found in sorted(by_major.items())),
         f"rules: {have}" + (f"; no device of the host has the major {', '.join(stale)}" if stale else ""),
-        "majors of nvidia-uvm and nvidia-caps come from the kernel and change with it; what no rule allows can't be opened",
+        "majors of nvidia-uvm and nvidia-caps come from the kernel and change with it; what no rule allows can't be "
+        "opened",
         case.up
         if case.cards.managed
         else "\n".join([f"put into /etc/pve/lxc/{case.container.id}.conf, above the first [section]:", *lines]),
@@ -224,7 +226,10 @@ def _for_root_only(case: Case) -> list[Finding]:
         step = case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`"
     else:
         paths = shlex.join(row.host.path for row in rows if row.host)
-        step = f"on the host: `chmod 0666 {paths}`; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes them again"
+        step = (
+            f"on the host: `chmod 0666 {paths}`; a module option NVreg_DeviceFileMode in /etc/modprobe.d closes "
+            "them again"
+        )
     return _finding(
         f"{names(rows)} open to ordinary users in {case.name}",
         modes,

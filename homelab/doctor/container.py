@@ -128,7 +128,8 @@ def _notes(case: Case) -> list[str]:
     container, conf = case.container, case.container.parsed
     notes = []
     notes += [
-        f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. Until then its devices aren't judged"
+        f"{state}; when that VM is shut down, the host has the card again, and starts what it had shut down for it. "
+        "Until then its devices aren't judged"
         for state in case.cards.away
         if state not in case.cards.sunk
     ]
@@ -136,7 +137,8 @@ def _notes(case: Case) -> list[str]:
         notes.append("it is off: what it has inside isn't known before it is started")
     if container.running is None:
         notes.append(
-            f"`pct status {container.id}` gave no answer on the host: whether it runs isn't known, nor what it has inside"
+            f"`pct status {container.id}` gave no answer on the host: whether it runs isn't known, nor what it has "
+            "inside"
         )
     for section, lines in conf.elsewhere.items():
         notes.append(f"{len(lines)} device line(s) in the snapshot section [{section}] have no effect")
@@ -152,7 +154,8 @@ def _notes(case: Case) -> list[str]:
     open_anyway = [row.path for row in case.given if row.allowed is False and row.seen and row.seen.root == "ok"]
     if open_anyway:
         notes.append(
-            f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from unprivileged "
+            f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from "
+            "unprivileged "
             "containers, on some releases"
         )
     extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]

@@ -44,7 +44,8 @@ def _restart(case: Case) -> list[Finding]:
         Finding(
             f"{case.name} running with its configuration",
             "; ".join(differences),
-            "it gets devices and rules from its configuration when it starts, and it has run since before they were changed",
+            "it gets devices and rules from its configuration when it starts, and it has run since before they were "
+            "changed",
             restart_step(case),
             Stage.RESTART,
         )
@@ -75,7 +76,8 @@ def _inside(case: Case) -> list[Finding]:
             Finding(
                 f"a driver behind {names(dead)}",
                 NO_DRIVER,
-                "the node is there, and no card of NVIDIA's driver has its number: the card is on another driver, or has failed",
+                "the node is there, and no card of NVIDIA's driver has its number: the card is on another driver, "
+                "or has failed",
                 "see `dmesg | grep -iE 'nvrm|vfio'` on the host",
             )
         )
@@ -102,7 +104,10 @@ def _libraries(case: Case) -> list[Finding]:
     versions = container.library_versions
     if driver in versions:
         found = "; ".join(f"{path}: {version or 'of no version'}" for path, version in container.libraries.items())
-        why = "which of them a program gets depends on its search path; the wrong ones end in `Driver/library version mismatch`"
+        why = (
+            "which of them a program gets depends on its search path; the wrong ones end in "
+            "`Driver/library version mismatch`"
+        )
     elif container.libraries:
         found = f"{', '.join(versions) or 'libraries that say no version'} ({', '.join(container.libraries)})"
         why = "driver and libraries must be equal to the last digit: `Driver/library version mismatch` otherwise"
@@ -116,7 +121,8 @@ def _libraries(case: Case) -> list[Finding]:
             why,
             f"`pulumi up --refresh` installs them, of exactly {driver}"
             if case.cards.installs
-            else f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices are there",
+            else f"install NVIDIA's userspace of exactly {driver} inside, without kernel modules, once its devices "
+            "are there",
             Stage.INSIDE,
         )
     ]

@@ -58,7 +58,8 @@ def _head(reading: Reading) -> list[str]:
     facts = reading.facts
     words = [word for word in facts.cmdline.running.split() if any(part in word for part in _SHOWN)]
     return [
-        f"IOMMU: {facts.iommu.groups} groups; ACPI tables: {', '.join(facts.iommu.tables) or 'none'}; boot loader: {facts.loader or 'not known'}",
+        f"IOMMU: {facts.iommu.groups} groups; ACPI tables: {', '.join(facts.iommu.tables) or 'none'}; boot loader: "
+        f"{facts.loader or 'not known'}",
         f"on the running kernel's command line: {' '.join(words) or 'nothing about IOMMU or vfio'}",
         f"NVIDIA's driver: {reading.driver or 'not loaded'}; cards that it has: "
         + (
@@ -135,7 +136,8 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             "the cards for containers with NVIDIA's driver",
             "; ".join(wrong),
             "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
-            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by `pulumi up` and its reboot",
+            "install and load NVIDIA's driver on the host; a card that this program has bound is given back by "
+            "`pulumi up` and its reboot",
         ),
     ]
 
@@ -144,15 +146,19 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
-        "mend what is found, then start the VM again, or the containers that are named; the details are in /var/lib/homelab/handover/log",
+        "mend what is found, then start the VM again, or the containers that are named; the details are in "
+        "/var/lib/homelab/handover/log",
     ),
     "STUCK": (
-        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card next waits, too: nothing is tried while it waits",
-        "reboot the host: it then has the card, and containers start as they do at boot; /var/lib/homelab/handover/log names who had it",
+        "NVIDIA's driver waits in the kernel for something that still uses the card, and whatever touches the card "
+        "next waits, too: nothing is tried while it waits",
+        "reboot the host: it then has the card, and containers start as they do at boot; "
+        "/var/lib/homelab/handover/log names who had it",
     ),
     "DEAD": (
         "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card is reset, which is said below",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card "
+        "is reset, which is said below",
     ),
 }
 
@@ -177,7 +183,8 @@ def _on_its_way(name: str, about: dict[str, str], said: str, guests: Guests) -> 
         return Finding(
             wanted,
             f"{said}, which is off",
-            "homelab-handover.timer gives such a card back within some two minutes, unless the VM is starting, is backed up or is locked",
+            "homelab-handover.timer gives such a card back within some two minutes, unless the VM is starting, is "
+            "backed up or is locked",
             f"look again after that; if it is still so, see whether that timer runs, and what {look} says last",
         )
     if state not in _ON_ITS_WAY or time.time() - handover.since(about) < _WAY_SECONDS:
@@ -186,15 +193,18 @@ def _on_its_way(name: str, about: dict[str, str], said: str, guests: Guests) -> 
     return Finding(
         wanted,
         said,
-        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should have ended long ago",
-        f"see whether that timer and homelab-handover.service run, and what {look} says last; a reboot of the host ends it in any case",
+        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should "
+        "have ended long ago",
+        f"see whether that timer and homelab-handover.service run, and what {look} says last; a reboot of the host "
+        "ends it in any case",
     )
 
 
 def _turned_away(reading: Reading, host: Host) -> list[str]:
     """VMs that were started by hand while a run was at work, and haven't got their card since."""
     return [
-        f"gpus.{name}: {said}; nothing was changed: start that VM again if it is still to have the card, unless a run is still at work"
+        f"gpus.{name}: {said}; nothing was changed: start that VM again if it is still to have the card, unless a "
+        "run is still at work"
         for name, said in reading.facts.turned_away.items()
         if name in host.hands_over
     ]
@@ -206,8 +216,10 @@ def _set_aside(reading: Reading) -> list[str]:
     said = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
     said += ["HA's maintenance mode is on"] if "maintenance" in notes else []
     return [
-        f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by itself (homelab-turn.timer), "
-        "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the cluster is gone for good: "
+        f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by "
+        "itself (homelab-turn.timer), "
+        "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the "
+        "cluster is gone for good: "
         "docs/troubleshooting.md, A node goes on trying to end its turn"
         for one in said
     ]
@@ -220,8 +232,10 @@ def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Findin
         Finding(
             f"VM {user.vmid}, which takes gpus.{name} in turn, started by HA",
             "HA has it in the state error",
-            "its start was refused or failed too often, such as while the card was in use, and HA starts nothing in this state",
-            f"see why in /var/lib/homelab/handover/log; then `ha-manager set vm:{user.vmid} --state disabled`, and set it to started",
+            "its start was refused or failed too often, such as while the card was in use, and HA starts nothing in "
+            "this state",
+            f"see why in /var/lib/homelab/handover/log; then `ha-manager set vm:{user.vmid} --state disabled`, and "
+            "set it to started",
         )
         for user in (facts.users_of(slots[name], reading.node) if name in slots else [])
         if ha.given_up(facts, user.vmid)
@@ -274,8 +288,10 @@ def _boot(reading: Reading) -> list[Finding]:
         Finding(
             "every boot partition (ESP) that proxmox-boot-tool keeps",
             kernel_log.excerpt(said),
-            "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never come into effect",
-            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new one its own with "
+            "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
+            "come into effect",
+            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a "
+            "new one its own with "
             "`proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
         )
     ]

@@ -23,10 +23,14 @@ def _no_driver(case: Case) -> Finding:
     cards = [device for device in case.reading.facts.display_devices if device.vendor == NVIDIA]
     on = "; ".join(f"{device.address} is on {device.driver or 'no driver'}" for device in cards)
     if cards and all(device.driver == "vfio-pci" for device in cards):
-        step = "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of the VM that has it"
+        step = (
+            "leave a card to the host: `use: lxc` in the settings for one of them, `pulumi up`; or take it out of "
+            "the VM that has it"
+        )
     elif cards:
         step = (
-            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then `dmesg | grep -i nvrm` says why it "
+            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then "
+            "`dmesg | grep -i nvrm` says why it "
             "isn't loaded (another kernel than the module's, Secure Boot, nouveau in its place)"
         )
     else:
@@ -75,7 +79,8 @@ def _missing_nodes(case: Case) -> list[Finding]:
             f"{names(missing)} on the host",
             f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
             + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
-            "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a container, and a "
+            "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
+            "container, and a "
             "dev[n] entry for it keeps the container from starting",
             f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
         )

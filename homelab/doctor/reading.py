@@ -204,5 +204,6 @@ def parse(facts: HostFacts, text: str) -> Reading:
             wanted="one line of JSON from diagnose.sh",
             found=f"{line[:200]!r} ({str(error).splitlines()[0]})",
             why="nothing can be said about a host that can't be read",
-            next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
+            next="log in and see whether root's shell prints something of its own for non-interactive sessions "
+            "(~/.bashrc)",
         ) from error

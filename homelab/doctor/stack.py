@@ -155,7 +155,8 @@ def assignment(text: str, reading: Reading, place: str) -> list[int]:
             wanted=f"cards in {place}: numbers such as 0,1, or all, or none",
             found=repr(text),
             why="a number is N of the host's /dev/nvidiaN",
-            next=f"the host has {', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
+            next="the host has "
+            f"{', '.join(f'{n} ({address})' for n, address in reading.cards.items()) or 'none with a driver'}",
         ) from None
     return list(reading.cards) if numbers == "all" else numbers
 
@@ -209,8 +210,10 @@ def _reachable(name: str, host: Any, path: Path, identity: str | None) -> Any:
     if is_encrypted(ssh) or encrypted:
         raise HomelabError(
             wanted=f"to log in to {name} with what is in {path}",
-            found=f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can read it",
+            found=f"hosts.{name}.ssh{'.' + encrypted[0] if encrypted else ''} is encrypted, and only Pulumi can "
+            "read it",
             why="this command runs without Pulumi, its backend and its passphrase",
-            next="give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no secret in the file",
+            next="give a key with --identity FILE; or log in with ssh.privateKeyFile or ssh.agent, which need no "
+            "secret in the file",
         )
     return host

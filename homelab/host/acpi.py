@@ -1,8 +1,9 @@
 """The firmware's tables about the IOMMU, read as the kernel reads them: IVRS (AMD) and DMAR (Intel).
 
-Before an IOMMU is on, they are what tells for which devices the firmware wants memory mapped 1:1. Sources: AMD I/O Virtualization
-Technology (IOMMU) Specification 48882, 5.2 (IVRS); Intel VT-d specification, 8 (DMAR); drivers/iommu/amd/init.c and
-drivers/iommu/intel/{dmar,iommu}.c of Linux. A table may hold anything: what isn't whole ends it, and nothing is raised. Pure.
+Before an IOMMU is on, they are what tells for which devices the firmware wants memory mapped 1:1. Sources: AMD I/O
+Virtualization Technology (IOMMU) Specification 48882, 5.2 (IVRS); Intel VT-d specification, 8 (DMAR);
+drivers/iommu/amd/init.c and drivers/iommu/intel/{dmar,iommu}.c of Linux. A table may hold anything: what isn't whole
+ends it, and nothing is raised. Pure.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class UnityMap:
 
 @dataclass(frozen=True)
 class DeviceScope:
-    """One PCI device of an RMRR: the bus that its path begins at, then device and function of each bridge down to it."""
+    """One PCI device of an RMRR: the bus that its path begins at, then device and function of each bridge down to
+    it."""
 
     bus: int
     path: tuple[tuple[int, int], ...]
@@ -64,8 +66,9 @@ class DeviceScope:
     def names(self, chain: list[str]) -> bool:
         """Is it the last function of this chain of addresses, from the root bus down to it?
 
-        The kernel compares the paths, device by device (dmar_match_pci_path), so that the numbers of the buses between, which change, don't
-        matter; and takes a path of one device that fits none for an address itself, since some firmware has it so.
+        The kernel compares the paths, device by device (dmar_match_pci_path), so that the numbers of the buses between,
+        which change, don't matter; and takes a path of one device that fits none for an address itself, since some
+        firmware has it so.
         """
         buses = [parts(address) for address in chain]
         if not buses:
@@ -84,7 +87,8 @@ class ReservedMemory:
     scopes: tuple[DeviceScope, ...]
 
     def names(self, chain: list[str]) -> bool:
-        """Is it for the last function of a chain of addresses (as of `DeviceScope.names`), by itself or by a bridge above it?"""
+        """Is it for the last function of a chain of addresses (as of `DeviceScope.names`), by itself or by a bridge
+        above it?"""
         if not chain or parts(chain[-1])[0] != self.segment:
             return False
         above = [chain[:length] for length in range(1, len(chain) + 1)]
@@ -125,7 +129,8 @@ def reserved_memory(dmar: bytes) -> list[ReservedMemory]:
 
 
 def remaps_interrupts(dmar: bytes) -> bool | None:
-    """Does the firmware say that interrupts can be remapped (INTR_REMAP)? None: it isn't a DMAR table that says anything."""
+    """Does the firmware say that interrupts can be remapped (INTR_REMAP)? None: it isn't a DMAR table that says
+    anything."""
     if len(dmar) < _HEADER or not dmar.startswith(b"DMAR"):
         return None
     return bool(dmar[_INTERRUPTS_AT] & _INTERRUPTS)

@@ -1,7 +1,9 @@
-"""IOMMU groups as the kernel draws them from the topology and Access Control Services; `pcie_acs_override=`, which changes that.
+"""IOMMU groups as the kernel draws them from the topology and Access Control Services; `pcie_acs_override=`, which
+changes that.
 
-The rule is drivers/iommu/iommu.c, pci_device_group, with drivers/pci/pci.c, pci_acs_enabled. The override is Proxmox VE's own patch
-("pci: Enable overrides for missing ACS capabilities", pve-kernel patch 0004): only its kernels know the word. Pure.
+The rule is drivers/iommu/iommu.c, pci_device_group, with drivers/pci/pci.c, pci_acs_enabled. The override is Proxmox
+VE's own patch ("pci: Enable overrides for missing ACS capabilities", pve-kernel patch 0004): only its kernels know the
+word. Pure.
 """
 
 from __future__ import annotations
@@ -71,8 +73,9 @@ def override(cmdline: str, kernel: str) -> Override:
 def grouped(devices: Sequence[Device], taken_for: Override) -> Mapping[str, str]:
     """Address -> a name of its group, the same for all in it: what can't be isolated from each other.
 
-    Going up from a device, everything under a bridge that doesn't isolate shares the group with what is under it, and so do the
-    functions of that bridge's slot. Quirks of chipsets that isolate nevertheless are not known here: a group may hold too much.
+    Going up from a device, everything under a bridge that doesn't isolate shares the group with what is under it, and
+    so do the functions of that bridge's slot. Quirks of chipsets that isolate nevertheless are not known here: a group
+    may hold too much.
     """
     by_address = {device.address: device for device in devices}
     in_slot = Counter(device.slot for device in devices if not device.physfn)

@@ -1,8 +1,9 @@
 """What became of a VM's cards when it was started, by what is true afterwards. Pure.
 
-A reset that failed isn't enough to tell. Of a card of several functions without a reset of their own (FLR), the kernel lists the bus reset for
-the first function and refuses it once the others are there (drivers/pci/pci.c, pci_parent_bus_reset); Proxmox VE says "failed to reset PCI
-device", goes on (PVE::QemuServer::PCI, prepare_pci_device), and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Its VM is well.
+A reset that failed isn't enough to tell. Of a card of several functions without a reset of their own (FLR), the kernel
+lists the bus reset for the first function and refuses it once the others are there (drivers/pci/pci.c,
+pci_parent_bus_reset); Proxmox VE says "failed to reset PCI device", goes on (PVE::QemuServer::PCI, prepare_pci_device),
+and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Its VM is well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 
 @dataclass
 class Outcome:
-    """`errors`: a card is lost; `remarks`: what may come as a surprise; `explained`: what Proxmox VE says and is as it should be."""
+    """`errors`: a card is lost; `remarks`: what may come as a surprise; `explained`: what Proxmox VE says and is as it
+    should be."""
 
     errors: list[HomelabError] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -30,7 +32,8 @@ class Outcome:
 
 
 def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
-    """The functions that a VM has, as qemu-server notes it while it runs; of one that is off, those that its configuration may give it."""
+    """The functions that a VM has, as qemu-server notes it while it runs; of one that is off, those that its
+    configuration may give it."""
     lines = (line.split() for line in facts.guests.reservations.splitlines())
     reserved = [words[0] for words in lines if words[1:2] == [str(vmid)]]
     if reserved:
@@ -71,18 +74,21 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
         ways = ", ".join(resets.methods(after, address) or ["unknown"])
         if resets.works_alone(after, address) is False:
             outcome.explained.append(
-                f"that {address} could not be reset is normal: it has no reset of its own, and QEMU resets the whole card where the VM has all of it"
+                f"that {address} could not be reset is normal: it has no reset of its own, and QEMU resets the "
+                "whole card where the VM has all of it"
             )
         else:
             outcome.remarks.append(
-                f"{address} could not be reset when {vm} started (its resets: {ways}), and answers all the same: it may be as its last user left "
+                f"{address} could not be reset when {vm} started (its resets: {ways}), and answers all the same: it "
+                "may be as its last user left "
                 "it. If the guest's driver fails on it, shut the VM down and restart the host"
             )
     return outcome
 
 
 def _new(before: str, after: str) -> list[str]:
-    """The lines that came to the kernel's log. Where `journalctl` didn't answer in time, `dmesg` did (lib/common.sh), and begins each line in another way."""
+    """The lines that came to the kernel's log. Where `journalctl` didn't answer in time, `dmesg` did (lib/common.sh),
+    and begins each line in another way."""
     said, lines = set(before.splitlines()), after.splitlines()
     if not said.isdisjoint(lines):
         return [line for line in lines if line not in said]

@@ -1,4 +1,5 @@
-"""What the settings say of how cards are reset and whether they may sleep, as the host takes it. Pure; it reads nothing of a host."""
+"""What the settings say of how cards are reset and whether they may sleep, as the host takes it. Pure; it reads nothing
+of a host."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A card that is the host's screen: who else holds its memory, what lets go of it, and where the host is to be reached then.
+"""A card that is the host's screen: who else holds its memory, what lets go of it, and where the host is to be reached
+then.
 
-The kernel draws into the firmware's picture (BOOTFB in /proc/iomem) before a card has a driver. Where that holds on to the card's memory
-after vfio-pci has bound it, no guest can use the card. What is known of kernels is in consoles.yaml. Pure.
+The kernel draws into the firmware's picture (BOOTFB in /proc/iomem) before a card has a driver. Where that holds on to
+the card's memory after vfio-pci has bound it, no guest can use the card. What is known of kernels is in consoles.yaml.
+Pure.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothi
 
 
 def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
-    """Of these, what the firmware or the kernel shows its picture on. Only VGA controllers are marked by the firmware (boot_vga)."""
+    """Of these, what the firmware or the kernel shows its picture on. Only VGA controllers are marked by the firmware
+    (boot_vga)."""
     return [one for one in devices if one.boot_vga or (one.is_display and one.address in facts.framebuffers)]
 
 
@@ -83,7 +86,8 @@ def _is_ours(facts: HostFacts) -> bool:
 
 
 def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Once vfio-pci has the card, nothing of the host's console holds its memory. A VM that runs with it shows that it can be used."""
+    """Once vfio-pci has the card, nothing of the host's console holds its memory. A VM that runs with it shows that it
+    can be used."""
     held = {
         one.address: facts.framebuffers[one.address]
         for one in facts.functions(slot)
@@ -101,10 +105,12 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
                 f"{', '.join(what)} within the memory of {address} (/proc/iomem)" for address, what in held.items()
             )
             + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-            why="the kernel's own picture has the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), and the guest's driver fails",
+            why="the kernel's own picture has the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+            "and the guest's driver fails",
             next=other
             if hopeless
-            else f"set bootFramebuffer: off for this host, after you have made sure of another way in than its screen; or {other}",
+            else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
+            f"screen; or {other}",
         )
     ]
 
@@ -121,13 +127,15 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     ways = {one.address: verdict(facts, one) for one in shown}
     if host.boot_framebuffer == "off":
         said.append(
-            f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the boot entry 'without GPU passthrough' "
+            f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
+            "boot entry 'without GPU passthrough' "
             "is without it"
             + ("; this kernel would let go of the card by itself" if set(ways.values()) == {"frees"} else "")
         )
     elif set(ways.values()) != {"frees"}:
         said.append(
-            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after the reboot, and "
+            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked "
+            "after the reboot, and "
             "bootFramebuffer: off may help then"
         )
     return said
@@ -140,7 +148,8 @@ def _ways_in(facts: HostFacts) -> str:
     return "log in over the network or by the board's remote console" + (
         f", or by its serial port ({', '.join(serial)})"
         if serial
-        else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line starts one)"
+        else "; its serial port takes no login yet (console=tty0 console=ttyS0,115200 on the kernel command line "
+        "starts one)"
     )
 
 

@@ -1,12 +1,14 @@
 """A container's configuration, as far as devices go: which nodes it gives, by which lines, under which rules. Pure.
 
-Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's `dev[n]`, which brings its own rule with the
-numbers that the host's node has at the start; and raw `lxc.mount.entry` lines with `lxc.cgroup2.devices.allow` beside them. Lines
-below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from the next start on.
+Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's `dev[n]`, which brings its own rule
+with the numbers that the host's node has at the start; and raw `lxc.mount.entry` lines with `lxc.cgroup2.devices.allow`
+beside them. Lines below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from
+the next start on.
 
-remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host itself, under the
-lock of Proxmox VE's writers, and a host need not have Python. This one explains a reading. tests/container_configurations.yaml holds both
-to the same answers, which are those of PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
+remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host
+itself, under the lock of Proxmox VE's writers, and a host need not have Python. This one explains a reading.
+tests/container_configurations.yaml holds both to the same answers, which are those of PVE::LXC::Config
+(parse_pct_config) and of lxc (device_cgroup_rule_parse).
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class ContainerConf:
-    """`options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: raw device lines that lxc doesn't
-    understand; `elsewhere`: section -> device lines in it, which have no effect."""
+    """`options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: raw device lines that lxc
+    doesn't understand; `elsewhere`: section -> device lines in it, which have no effect."""
 
     options: dict[str, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)

@@ -51,7 +51,8 @@ class Device(Fact):
     vfs: int = 0
     # Can it be pulled out while the host runs (sysfs: removable)? True of what hangs on Thunderbolt or USB4.
     removable: bool = False
-    # Which kind of PCIe device it is, as lspci says it, in lower case ("root port"). Empty: conventional PCI, or not asked.
+    # Which kind of PCIe device it is, as lspci says it, in lower case ("root port"). Empty: conventional PCI, or not
+    # asked.
     express: str = ""
 
     @property

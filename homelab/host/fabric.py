@@ -1,8 +1,9 @@
 """Boards on which NVSwitches join several GPUs (HGX, DGX): a GPU of one is of no use to a VM alone. Pure.
 
-CUDA in such a VM ends with `system not yet initialized` (802) until a fabric manager has set up the switches for it, which the VM hasn't got; NVIDIA's
-Fabric Manager User Guide has the models of virtualization: all GPUs and NVSwitches in one VM, a fabric manager on the host that gives out
-partitions, or a single GPU whose driver is told NVreg_NvLinkDisable=1.
+CUDA in such a VM ends with `system not yet initialized` (802) until a fabric manager has set up the switches for it,
+which the VM hasn't got; NVIDIA's Fabric Manager User Guide has the models of virtualization: all GPUs and NVSwitches in
+one VM, a fabric manager on the host that gives out partitions, or a single GPU whose driver is told
+NVreg_NvLinkDisable=1.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.settings import Gpu
 
-# What an NVSwitch is on the bus (`lspci -nn` of an HGX board with H100: "Bridge [0680]: NVIDIA Corporation GH100 [H100 NVSwitch] [10de:22a3]"). The
-# network functions of the chipset nForce have that class, too; their ids end before 0e00, and NVSwitches came with Volta (pci.ids).
+# What an NVSwitch is on the bus (`lspci -nn` of an HGX board with H100: "Bridge [0680]: NVIDIA Corporation GH100 [H100
+# NVSwitch] [10de:22a3]"). The network functions of the chipset nForce have that class, too; their ids end before 0e00,
+# and NVSwitches came with Volta (pci.ids).
 _BRIDGE = "0680"
 _CHIPSETS_END = 0x0E00
-# GPUs that are on such boards alone, whose switches (from the fourth generation on) are no functions on the host's bus: B200, B300 (Fabric Manager User
-# Guide, NVSwitch-Based Systems; open-gpu-kernel-modules README for the ids).
+# GPUs that are on such boards alone, whose switches (from the fourth generation on) are no functions on the host's bus:
+# B200, B300 (Fabric Manager User Guide, NVSwitch-Based Systems; open-gpu-kernel-modules README for the ids).
 _ALWAYS = ("10de:2901", "10de:2909", "10de:3182")
 
 
@@ -58,8 +60,10 @@ def refused(facts: HostFacts, name: str, gpu: Gpu, slot: str, given: list[str]) 
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) for a VM",
             found=f"{joined} {', '.join(others)}, which don't go with it",
-            why="its NVLinks wait for a fabric manager that sets the switches up for all of them: CUDA in the VM ends with error 802, system not yet initialized",
-            next="keep the cards with the host, for containers (use: lxc), or give all of them to one VM, with the NVSwitches and the fabric manager; for a "
+            why="its NVLinks wait for a fabric manager that sets the switches up for all of them: CUDA in the VM "
+            "ends with error 802, system not yet initialized",
+            next="keep the cards with the host, for containers (use: lxc), or give all of them to one VM, with the "
+            "NVSwitches and the fabric manager; for a "
             f"single one, whose driver in the VM is told NVreg_NvLinkDisable=1, gpus.{name}.allowPartOfFabric: true",
         )
     ]
@@ -74,6 +78,7 @@ def remarks(facts: HostFacts, given: dict[str, str]) -> list[str]:
     if not whole or not (found := switches(facts)):
         return []
     return [
-        f"{', '.join(f'gpus.{name}' for name in whole)}: CUDA in their VM also takes the board's NVSwitches ({', '.join(one.address for one in found)}) and "
+        f"{', '.join(f'gpus.{name}' for name in whole)}: CUDA in their VM also takes the board's NVSwitches "
+        f"({', '.join(one.address for one in found)}) and "
         "a fabric manager there; this program gives it neither"
     ]

@@ -1,7 +1,7 @@
 """What must hold before a host is changed, in the order in which it is checked. A gate that can't be decided is closed.
 
-Each gate is a function from facts and settings to errors, so that a preview and an `up` refuse the same things with the same
-words. Opting out is one named setting per gate.
+Each gate is a function from facts and settings to errors, so that a preview and an `up` refuse the same things with the
+same words. Opting out is one named setting per gate.
 """
 
 from __future__ import annotations
@@ -119,14 +119,16 @@ def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
 
 
 def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """The cluster, where the host is in one: without a quorum no guest and no mapping can be changed, and none started after a reboot."""
+    """The cluster, where the host is in one: without a quorum no guest and no mapping can be changed, and none started
+    after a reboot."""
     if facts.cluster.quorate:
         return []
     return [
         HomelabError(
             wanted=f"the node {facts.cluster.node} in a cluster that takes changes",
             found="it has no quorum (`pvecm status`): most of the cluster's votes are missing",
-            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them off; nothing was changed",
+            why="/etc/pve can only be read then: guests can't be changed or started, and a reboot would leave them "
+            "off; nothing was changed",
             next="bring the missing nodes back, or wait until they are, then run `pulumi up` again",
         )
     ]
@@ -140,22 +142,26 @@ def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
             wanted=f"to know which {guests} run",
             found=f"`{program} list` gave no answer",
             why="each guest would count as off, and its card as unused; nothing is done on such a basis",
-            next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may hang); when it answers, run `pulumi up` again",
+            next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may "
+            "hang); when it answers, run `pulumi up` again",
         )
         for guests, program in (programs[kind] for kind in facts.guests.unlisted)
     ]
 
 
 def readable(facts: HostFacts) -> list[HomelabError]:
-    """Every file that is decided by: what is in none of its lines is nobody's, and what can't be read may be anybody's."""
+    """Every file that is decided by: what is in none of its lines is nobody's, and what can't be read may be
+    anybody's."""
     if not facts.unreadable:
         return []
     return [
         HomelabError(
             wanted="to read every file that tells who has a card, and what the host can't do without",
             found="; ".join(facts.unreadable),
-            why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; nothing is done on such a basis",
-            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend what keeps it from being read, or remove it, "
+            why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; "
+            "nothing is done on such a basis",
+            next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
+            "what keeps it from being read, or remove it, "
             "and run `pulumi up` again",
         )
     ]
@@ -179,7 +185,8 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
                 wanted="to know which boot loader makes the kernel command line",
                 found=facts.loader_clues,
                 why="the wrong one would be configured without effect",
-                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP that the host no longer starts "
+                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each "
+                "ESP that the host no longer starts "
                 "from, and run `pulumi up` again",
             )
         )
@@ -203,7 +210,8 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
             )
         )
     words = facts.cmdline.others.split()
-    # intel_iommu=on after intel_iommu=off wins; the others are never taken back (arch/x86/kernel/pci-dma.c, amd/init.c).
+    # intel_iommu=on after intel_iommu=off wins; the others are never taken back (arch/x86/kernel/pci-dma.c,
+    # amd/init.c).
     for word in ("iommu=off", *(() if intel else ("amd_iommu=off",))):
         if word in words:
             errors.append(
@@ -228,13 +236,15 @@ def room(facts: HostFacts, host: Host) -> list[HomelabError]:
             wanted=f"room on /boot for a new initramfs ({needed // 2**20 + 1} MiB)",
             found=f"{facts.boot_free // 2**20} MiB free",
             why="update-initramfs would fail half-way and leave kernels without the binding",
-            next="remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
+            next="remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` "
+            "again",
         )
     ]
 
 
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The functions that the settings name for the card are there, belong to its slot or its own switch, and its picture is among them."""
+    """The functions that the settings name for the card are there, belong to its slot or its own switch, and its
+    picture is among them."""
     if not gpu.functions:
         return []
     around = {device.address: device for device in facts.around(slot)}
@@ -261,14 +271,16 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
             why="what is named there is bound to vfio-pci at boot: it must be this card's, whatever else the host has",
             next="take the list out: a virtual function is a card of its own"
             if not around
-            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU group is named in "
+            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the "
+            "IOMMU group is named in "
             f"gpus.{name}.allowGroupMembers",
         )
     ]
 
 
 def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """No function of the card has virtual functions: vfio-pci refuses a card with SR-IOV on (drivers/vfio/pci/vfio_pci_core.c)."""
+    """No function of the card has virtual functions: vfio-pci refuses a card with SR-IOV on
+    (drivers/vfio/pci/vfio_pci_core.c)."""
     shared = [device for device in facts.functions(slot) if device.vfs]
     if not shared:
         return []
@@ -278,15 +290,19 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
             found="; ".join(
                 f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
             ),
-            why="vfio-pci takes no card that is split into virtual functions, and whoever uses one of them would lose it",
-            next=f"switch them off where they are switched on (`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
-            f"a module's option such as i915.max_vfs, sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
+            why="vfio-pci takes no card that is split into virtual functions, and whoever uses one of them would "
+            "lose it",
+            next="switch them off where they are switched on "
+            f"(`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
+            "a module's option such as i915.max_vfs, sysfs.conf), or give one of them to the VM: "
+            f"gpus.{name}.address with its address",
         )
     ]
 
 
 def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A virtual function (SR-IOV) can be given away: it has a group of its own, and the host's driver has the card that it is of."""
+    """A virtual function (SR-IOV) can be given away: it has a group of its own, and the host's driver has the card that
+    it is of."""
     device = facts.by_address.get(slot)
     if device is None or not device.physfn:
         return []
@@ -317,7 +333,8 @@ def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[H
             HomelabError(
                 wanted=f"gpus.{name}.passthroughTest for a card that is bound at boot",
                 found=f"{device.address} is a virtual function of {device.physfn} (SR-IOV)",
-                why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM starts",
+                why="the test takes a card that is on vfio-pci already; a virtual function gets there when its VM "
+                "starts",
                 next=f"take gpus.{name}.passthroughTest out",
             )
         )
@@ -335,8 +352,10 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
             found="; ".join(f"{address} is set up for {said.get(way, way)}" for address, way in ways.items()),
-            why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card that isn't marked for mdev",
-            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; or remove the vGPU driver, "
+            why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
+            "that isn't marked for mdev",
+            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the "
+            "settings; or remove the vGPU driver, "
             "i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
         )
     ]
@@ -361,7 +380,8 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
             wanted="NVIDIA's driver on the host (nvidia)",
             found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
             why="that driver is licensed, and another one in its place takes the cards from the VMs that share them",
-            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer has --uninstall) and run `pulumi up` again",
+            next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
+            "has --uninstall) and run `pulumi up` again",
         )
     ]
 
@@ -380,12 +400,15 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in an IOMMU group",
-            found=f"the host has {facts.iommu.groups} groups, and in none of them is {'; '.join(map(facts.describe, outside))}"
+            found=f"the host has {facts.iommu.groups} groups, and in none of them is "
+            f"{'; '.join(map(facts.describe, outside))}"
             + (f"; the kernel was started with {' '.join(words)}" if words else ""),
             why="the IOMMU doesn't translate for it: Proxmox VE refuses to give such a device to a VM",
-            next=f"take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), {new_entries(facts)}, and reboot"
+            next="take igfx_off out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
+            f"{new_entries(facts)}, and reboot"
             if words
-            else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the IOMMU",
+            else "look for it in `dmesg | grep -iE 'DMAR|AMD-Vi'`; an update of the firmware may put it under the "
+            "IOMMU",
         )
     ]
 
@@ -401,7 +424,8 @@ def _going(facts: HostFacts, slot: str) -> list[Device]:
 
 
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card's IOMMU group holds nothing but the card and bridges: starting a VM takes the whole group from the host."""
+    """The card's IOMMU group holds nothing but the card and bridges: starting a VM takes the whole group from the
+    host."""
     if _outside(facts, slot):
         return []  # without a group, nothing can be said of what is in it
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
@@ -411,8 +435,10 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) alone in its IOMMU group",
             found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
-            why="starting a VM with the card takes every device of the group from the host; with a disk or a network card it goes down",
-            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host with the card is named in "
+            why="starting a VM with the card takes every device of the group from the host; with a disk or a "
+            "network card it goes down",
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the "
+            "host with the card is named in "
             f"gpus.{name}.allowGroupMembers{remapping.offered(facts, slot)}",
         )
     ]
@@ -424,7 +450,8 @@ def predicted(facts: HostFacts) -> str:
 
 
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Nothing that the host can't do without goes with the card, or as a member of its group. No setting opens this gate."""
+    """Nothing that the host can't do without goes with the card, or as a member of its group. No setting opens this
+    gate."""
     if _outside(facts, slot):
         return []
     going = {device.address: device for device in _going(facts, slot)}
@@ -447,24 +474,30 @@ def _carries(facts: HostFacts, name: str, slot: str, device: Device, carried: li
     return HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
         found=f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
-        why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no setting allows that",
-        next="connect the disk or the network cable to another controller, or put the card into another slot, and run `pulumi up` again"
-        + ("" if own or facts.iommu.groups else SWITCH_ON),
+        why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
+        "setting allows that",
+        next="connect the disk or the network cable to another controller, or put the card into another slot, and "
+        "run `pulumi up` again" + ("" if own or facts.iommu.groups else SWITCH_ON),
     )
 
 
 # A prediction may hold too much; what the group really is, the running IOMMU tells.
-SWITCH_ON = "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the real groups are read instead"
+SWITCH_ON = (
+    "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the real groups are read "
+    "instead"
+)
 
 
 def _unknown_carrier(
     facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
 ) -> HomelabError:
     return HomelabError(
-        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it goes with gpus.{name} ({facts.card(slot)})",
+        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it "
+        f"goes with gpus.{name} ({facts.card(slot)})",
         found="; ".join(one.trouble for one in unknown)
         + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
-        why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows that",
+        why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows "
+        "that",
         next="put the card into a slot where it is alone in its group",
     )
 
@@ -481,7 +514,8 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
             if going & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        wanted=f"gpus.{other} ({facts.card(place)}) with the host (use: {gpus[other].use}) while a VM has gpus.{name} ({facts.card(slot)})",
+                        wanted=f"gpus.{other} ({facts.card(place)}) with the host (use: {gpus[other].use}) while a "
+                        f"VM has gpus.{name} ({facts.card(slot)})",
                         found=f"both are in one {predicted(facts)}IOMMU group",
                         why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
                         next="put one of them into another slot, or give both to the same VM",
@@ -491,7 +525,8 @@ def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[
 
 
 def by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
-    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, unless it may take the card from that (takeOver)."""
+    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, unless it may
+    take the card from that (takeOver)."""
     return [
         error
         for name, slot in slots.items()
@@ -515,7 +550,8 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
     steps = [f"take {', '.join(ids)} out there", "`update-initramfs -u -k all`"] if ids else []
     if any("on the kernel command line" in one for one in binds):
         steps.append(new_entries(facts))
-    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file, unless it is told not to look for one.
+    # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
+    # unless it is told not to look for one.
     steps += [
         f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
         for device in bound
@@ -524,13 +560,16 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-            found=f"{', '.join(device.address for device in bound)} on vfio-pci{' from the next start on' if back else ''}, by {', '.join(binds)}"
+            found=f"{', '.join(device.address for device in bound)} on "
+            f"vfio-pci{' from the next start on' if back else ''}, by {', '.join(binds)}"
             + (f"; {kept}" if kept and host.take_over else ""),
-            why="that was not written by this program, which doesn't take it away: the card would stay without the host's driver",
+            why="that was not written by this program, which doesn't take it away: the card would stay without the "
+            "host's driver",
             next=(
                 ""
                 if kept
-                else "set takeOver: true for the host: a word of this program's then counts instead, until `pulumi destroy`; or "
+                else "set takeOver: true for the host: a word of this program's then counts instead, until "
+                "`pulumi destroy`; or "
             )
             + f"{', '.join(steps)}, reboot, and run `pulumi up` again; or set gpus.{name}.use: vm",
         )
@@ -540,7 +579,8 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
 def taken_out(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A card that goes back to the host's driver has left its VM before.
 
-    The host restarts before anything is taken out of a VM: one that starts with the host would take the card from that driver.
+    The host restarts before anything is taken out of a VM: one that starts with the host would take the card from that
+    driver.
     """
     return _still_with(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
 
@@ -548,9 +588,11 @@ def taken_out(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
 def without_hook(
     facts: HostFacts, host: Host, slots: Mapping[str, str], hooked: Mapping[str, Collection[int]]
 ) -> list[HomelabError]:
-    """The same of cards that are handed over from then on (use: shared): a VM that starts with the host has the hookscript by then, or not the card.
+    """The same of cards that are handed over from then on (use: shared): a VM that starts with the host has the
+    hookscript by then, or not the card.
 
-    :param hooked: card's name -> ids of the VMs that are given the hookscript before the host restarts: the adopted ones that may take it.
+    :param hooked: card's name -> ids of the VMs that are given the hookscript before the host restarts: the adopted
+        ones that may take it.
     """
     errors = []
     for name, slot in slots.items():
@@ -594,7 +636,8 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
     users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
     return [
         HomelabError(
-            wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus is it",
+            wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
+            "is it",
             found=f"it is bound for VMs (homelab.vfio), and {_naming(facts, slot, having)}",
             why=_COMES_FIRST,
             next=_out_first(
@@ -607,7 +650,8 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
 
 
 _COMES_FIRST = (
-    "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new driver; "
+    "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new "
+    "driver; "
     "nothing was changed"
 )
 
@@ -638,7 +682,8 @@ def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, t
     given = ", ".join(map(str, ours))
     otherwise = "; ".join(_by_hand(facts, slot, user) for user in ours)
     steps.append(
-        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}. If it is still there after that (a VM had it before, or Pulumi's "
+        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}. If it is still there after that "
+        "(a VM had it before, or Pulumi's "
         f"state doesn't know the VM any more), {otherwise}"
     )
     return f"first {'; '.join(steps)}. After that {then}: a second `pulumi up` restarts the host"
@@ -660,8 +705,10 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {which} as its screen ({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
-            why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over the network only",
+            found=f"the firmware uses {which} as its screen "
+            f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
+            why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over "
+            "the network only",
             next="make the other card the primary one in the firmware, or accept it with "
             f"gpus.{name}.allowConsole: true (the boot entry 'without GPU passthrough' gives the screen back)",
         )
@@ -695,7 +742,8 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
             found=f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
-            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run without it",
+            why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run "
+            "without it",
             next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
         )
     ]
@@ -717,7 +765,8 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
 
 
 def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
-    """A card that NVSwitches join with others doesn't go to a VM without them. Whether it is one VM that has them all, homelab/vm/plan.py knows."""
+    """A card that NVSwitches join with others doesn't go to a VM without them. Whether it is one VM that has them all,
+    homelab/vm/plan.py knows."""
     given = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
     away = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
     return [
@@ -755,7 +804,8 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     return slots, errors + kept(facts, host.gpus, slots) + remapping.split(facts, host, slots)
 
 
-# What is checked of a card that goes to a VM, before anything is changed; of one that stays; and once there are real groups.
+# What is checked of a card that goes to a VM, before anything is changed; of one that stays; and once there are real
+# groups.
 GIVEN = (
     named_functions,
     one_function,
@@ -817,13 +867,15 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     if host.api and ";" in path:
         shown = next(device for device in mine if device.is_display)
         said.append(
-            f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with each of its functions; "
+            f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with "
+            "each of its functions; "
             f"all of them ({path.replace(';', ', ')}) go with byAddress"
         )
     owner = next((device.physfn for device in mine if device.physfn), None)
     if owner:
         said.append(
-            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it (sysfs.conf, a module's option) is left "
+            f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it "
+            "(sysfs.conf, a module's option) is left "
             "to you, and must have made it before the VM starts"
         )
     said += resets.remarks(facts, f"gpus.{name}", slot)
@@ -836,7 +888,8 @@ def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
         )
     if any(facts.pluggable(device.address) for device in mine):
         said.append(
-            f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host starts; "
+            f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host "
+            "starts; "
             "homelab binds none that comes later"
             + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
@@ -849,11 +902,13 @@ def _named_to_go(facts: HostFacts, name: str, gpu: Gpu, mine: list[Device]) -> l
     for device in mine if gpu.functions else []:
         if device.class_code.startswith(USB):
             said.append(
-                f"gpus.{name}: {facts.describe(device)} leaves the host with the card, and so does what is plugged into it"
+                f"gpus.{name}: {facts.describe(device)} leaves the host with the card, and so does what is plugged "
+                "into it"
             )
         elif device.class_code.startswith(SECURITY_PROCESSOR):
             said.append(
-                f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a guest's driver needs it; if the VM "
+                f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a "
+                "guest's driver needs it; if the VM "
                 "starts only once for each boot of the host, try first without it"
             )
     return said
@@ -866,7 +921,8 @@ def _keyboards(facts: HostFacts, given: dict[str, str]) -> list[str]:
     if not lost or len(lost) < len(keyboards):
         return []
     return [
-        f"the host's last keyboard goes with a card: {', '.join(one.name for one in lost)}; its console takes no input then"
+        f"the host's last keyboard goes with a card: {', '.join(one.name for one in lost)}; its console takes no "
+        "input then"
     ]
 
 
@@ -895,7 +951,8 @@ def _taken_back(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str
     if not bound or not word:
         return []
     return [
-        f"gpus.{name}: {', '.join(device.address for device in bound)} is on vfio-pci by {', '.join(facts.who_binds(bound))}: from the next start on {word} on the kernel "
+        f"gpus.{name}: {', '.join(device.address for device in bound)} is on vfio-pci by "
+        f"{', '.join(facts.who_binds(bound))}: from the next start on {word} on the kernel "
         "command line counts instead, until `pulumi destroy`; nothing else is changed there"
     ]
 

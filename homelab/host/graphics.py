@@ -55,7 +55,8 @@ class RomRow(NamedRow):
 
 
 class UnstartedRow(NamedRow):
-    """Cards that their own driver must have started before vfio-pci has them. `only_reset`: the one way in which the kernel resets them."""
+    """Cards that their own driver must have started before vfio-pci has them. `only_reset`: the one way in which the
+    kernel resets them."""
 
     driver: str
     only_reset: str = Field(alias="only-reset")
@@ -83,8 +84,8 @@ def data() -> Data:
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """Nothing of the card is taken from a running driver on a kernel that crashes of it.
 
-    What is bound at boot never was on one. A virtual function, and what goes along as a member of the group, Proxmox VE takes from its driver
-    when the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
+    What is bound at boot never was on one. A virtual function, and what goes along as a member of the group, Proxmox VE
+    takes from its driver when the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
     """
     going = [one for one in facts.functions(slot) if one.physfn]
     going += [one for one in facts.others_in_group(slot) if one.address in gpu.allow_group_members]
@@ -104,7 +105,8 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card isn't one that dies where vfio-pci has it before its own driver has started it, as the word for the next boot would have it."""
+    """The card isn't one that dies where vfio-pci has it before its own driver has started it, as the word for the next
+    boot would have it."""
     shown = next((one for one in facts.functions(slot) if one.is_display and not one.physfn), None)
     row = next((row for row in data().unstarted if shown is not None and card_ids.names(row.ids, shown)), None)
     if row is None or shown is None or gpu.allow_unstarted or _does_it_already(facts, slot):
@@ -122,8 +124,10 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
                 else "the kernel doesn't say how it resets"
             ),
             why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
-            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take it from there when a VM starts. If it "
-            f"starts in a VM all the same, and you can switch the host off should it not, gpus.{name}.allowUnstarted: true",
+            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can "
+            "take it from there when a VM starts. If it "
+            "starts in a VM all the same, and you can switch the host off should it not, "
+            f"gpus.{name}.allowUnstarted: true",
         )
     ]
 
@@ -145,15 +149,18 @@ def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on a host that is told to divide it by GVT-g",
             found=f"{_GVT_G} on the kernel command line, and graphics of a kind that GVT-g doesn't know",
-            why="GVT-g ended with the 10th generation of Intel's processors (Comet Lake): the word has no effect, and no virtual card will come",
-            next=f"take {_GVT_G} out (/etc/default/grub, or /etc/kernel/cmdline): the VM then gets the card as a whole; newer generations are divided "
+            why="GVT-g ended with the 10th generation of Intel's processors (Comet Lake): the word has no effect, "
+            "and no virtual card will come",
+            next=f"take {_GVT_G} out (/etc/default/grub, or /etc/kernel/cmdline): the VM then gets the card as a "
+            "whole; newer generations are divided "
             "by SR-IOV, where their driver has it, and a virtual function is a card of its own here",
         )
     ]
 
 
 def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """`legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode (PVE::QemuServer::PCI)."""
+    """`legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode
+    (PVE::QemuServer::PCI)."""
     functions = facts.functions(slot)
     if [one.address for one in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
         return []
@@ -161,14 +168,16 @@ def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
         HomelabError(
             wanted=f"{name} in legacy mode (legacyIgd)",
             found=f"it is {facts.card(slot)}" + (f", {len(functions)} functions" if len(functions) > 1 else ""),
-            why=f"only Intel's processor graphics at {INTEGRATED}, alone in their slot, have that mode: Proxmox VE refuses to start such a VM",
+            why=f"only Intel's processor graphics at {INTEGRATED}, alone in their slot, have that mode: Proxmox VE "
+            "refuses to start such a VM",
             next="take legacyIgd out",
         )
     ]
 
 
 def _has_legacy_mode(device: Device) -> bool:
-    """Does QEMU switch legacy mode on for it? The card has to be a VGA controller on the host, which the firmware makes the first screen alone."""
+    """Does QEMU switch legacy mode on for it? The card has to be a VGA controller on the host, which the firmware makes
+    the first screen alone."""
     return device.class_code.startswith("0300") and any(card_ids.names(row.ids, device) for row in data().legacy_igd)
 
 
@@ -181,13 +190,17 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
     if shown is None or _has_legacy_mode(shown):
         return []
     reason = (
-        "Intel's graphics after Comet Lake have no BIOS for legacy mode, and from version 10.1 on QEMU doesn't switch it on for them"
+        "Intel's graphics after Comet Lake have no BIOS for legacy mode, and from version 10.1 on QEMU doesn't "
+        "switch it on for them"
         if shown.class_code.startswith("0300")
-        else "the host's firmware doesn't use these graphics for its screen, and QEMU has no legacy mode for such ones (make them the first display in its set-up)"
+        else "the host's firmware doesn't use these graphics for its screen, and QEMU has no legacy mode for such "
+        "ones (make them the first display in its set-up)"
     )
     return [
-        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd the VM can have q35 and UEFI, and "
-        "computes and encodes as well; a screen from the start takes a romfile for UEFI and x-igd-lpc=on in the VM's `args`, which only root can write"
+        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd "
+        "the VM can have q35 and UEFI, and "
+        "computes and encodes as well; a screen from the start takes a romfile for UEFI and x-igd-lpc=on in the "
+        "VM's `args`, which only root can write"
     ]
 
 
@@ -203,19 +216,23 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     for row in data().roms:
         if card_ids.names(row.ids, shown):
             return [
-                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from {row.place}, then set romfile"
+                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from "
+                f"{row.place}, then set romfile"
             ]
     if (integrated := _integrated(functions)) is not None:
         instead = (
             " (a VM with SeaBIOS and machine pc can have legacyIgd instead)" if _has_legacy_mode(integrated) else ""
         )
         return [
-            f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until its system's driver starts{instead}"
+            f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
+            f"its system's driver starts{instead}"
         ]
     if shown.boot_vga:
         return [
-            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the VM shows nothing on it, "
-            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for romfile; best while another card is the host's screen"
+            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if "
+            "the VM shows nothing on it, "
+            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for romfile; best while "
+            "another card is the host's screen"
         ]
     return []
 

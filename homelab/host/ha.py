@@ -1,7 +1,8 @@
 """VMs and containers that the HA manager has, beside cards that are handed over (ADR 30). Pure.
 
-HA starts a guest itself, tries again where a start fails (`max_restart`), then moves the guest to another node (`max_relocate`), and gives up in the
-state `error` (PVE::HA::Manager). A card is in one node, and so is what hands it over.
+HA starts a guest itself, tries again where a start fails (`max_restart`), then moves the guest to another node
+(`max_relocate`), and gives up in the state `error` (PVE::HA::Manager). A card is in one node, and so is what hands it
+over.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def is_kept_started(facts: HostFacts, vmid: int) -> bool:
 
 
 def _stays(facts: HostFacts, vmid: int) -> bool:
-    """Can HA put a VM nowhere else than on this node? Before Proxmox VE 9 by a restricted group, since then by a strict rule."""
+    """Can HA put a VM nowhere else than on this node? Before Proxmox VE 9 by a restricted group, since then by a strict
+    rule."""
     ha, here = facts.cluster.ha, {facts.cluster.node}
     group = (service(facts, "vm", vmid) or {}).get("group")
     for kind, name, about in _sections(ha.groups):
@@ -82,7 +84,8 @@ def _nodes(about: Mapping[str, str]) -> set[str]:
 def refused_under_ha(
     facts: HostFacts, host: Host, vms: Iterable[Vm], containers: Iterable[Container] = ()
 ) -> list[HomelabError]:
-    """What doesn't go together with HA: a VM that HA may take away from its shared card, and a container that HA would start again.
+    """What doesn't go together with HA: a VM that HA may take away from its shared card, and a container that HA would
+    start again.
 
     :param vms: of this host.
     :param containers: of this host.
@@ -96,8 +99,10 @@ def refused_under_ha(
             HomelabError(
                 wanted=f"VM {vm.vmid}, which takes gpus.{card} in turn with containers, on {facts.cluster.node} alone",
                 found=f"it is under HA, which may start it on other nodes of the cluster {facts.cluster.name}",
-                why="the card, and what hands it over, are on this node: after a start that failed, or without this node, HA would move the VM away from them",
-                next=f"give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with {facts.cluster.node} alone (Datacenter -> HA), "
+                why="the card, and what hands it over, are on this node: after a start that failed, or without this "
+                "node, HA would move the VM away from them",
+                next="give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with "
+                f"{facts.cluster.node} alone (Datacenter -> HA), "
                 "or take it out of HA; then run `pulumi up` again",
             )
         )
@@ -108,7 +113,8 @@ def refused_under_ha(
                     wanted=f"container {one.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
                     found="it is under HA, which would start it again",
                     why="no VM would ever get a card that this container uses",
-                    next="take the container out of HA (Datacenter -> HA), or give it another card; then run `pulumi up` again",
+                    next="take the container out of HA (Datacenter -> HA), or give it another card; then run "
+                    "`pulumi up` again",
                 )
             )
     return errors
@@ -119,14 +125,16 @@ def _shares(container: Container, host: Host) -> bool:
 
 
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
-    """Where this run restarts the host: HA would start a VM at once that may take its card only when the boot is confirmed, and give up on it."""
+    """Where this run restarts the host: HA would start a VM at once that may take its card only when the boot is
+    confirmed, and give up on it."""
     shared = [vm.vmid for vm in vms if any(use.gpu in host.hands_over for use in vm.gpus)]
     tried = [vmid for vmid in shared if is_kept_started(facts, vmid)]
     return [
         HomelabError(
             wanted=f"VM {vmid} to stay off until the boot of this host is confirmed",
             found="HA is to keep it started",
-            why="it takes a shared card, which it doesn't get before that: HA would try in vain, and give up on it (state error)",
+            why="it takes a shared card, which it doesn't get before that: HA would try in vain, and give up on it "
+            "(state error)",
             next=f"`ha-manager set vm:{vmid} --state stopped`, run `pulumi up` again, and afterwards set it to started",
         )
         for vmid in tried
@@ -136,8 +144,10 @@ def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list
 def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[str]:
     """What is to be known of VMs that HA has and that take a shared card, a sentence each."""
     return [
-        f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, counts as failed; after "
-        f"{(int(about.get('max_restart', 1)) + 1) * (int(about.get('max_relocate', 1)) + 1)} of them HA gives up (state error), "
+        f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, "
+        "counts as failed; after "
+        f"{(int(about.get('max_restart', 1)) + 1) * (int(about.get('max_relocate', 1)) + 1)} of them HA gives up "
+        "(state error), "
         f"until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
         for vm in vms
         if any(use.gpu in host.hands_over for use in vm.gpus) and (about := service(facts, "vm", vm.vmid)) is not None

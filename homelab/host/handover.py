@@ -1,4 +1,5 @@
-"""Cards that containers and a VM have in turn: what the host is told of them, and what stands against changing anything while one is away. Pure."""
+"""Cards that containers and a VM have in turn: what the host is told of them, and what stands against changing anything
+while one is away. Pure."""
 
 from __future__ import annotations
 
@@ -37,8 +38,10 @@ def refused(facts: HostFacts) -> list[HomelabError]:
         HomelabError(
             wanted="this host's shared cards with the host",
             found=facts.handover.away,
-            why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; nothing was changed",
-            next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor explains it)",
+            why="NVIDIA's driver and containers can't be changed, verified or given back while one of their cards "
+            "is away; nothing was changed",
+            next="shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab "
+            "doctor explains it)",
         )
     ]
 
@@ -60,7 +63,8 @@ def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
 
 
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:
-    """What is noted of a card and holds now, by key; empty: it is with the host. What was noted before the host's last start is over, but for a dead card."""
+    """What is noted of a card and holds now, by key; empty: it is with the host. What was noted before the host's last
+    start is over, but for a dead card."""
     about = facts.handover.of_card(name)
     if not about.get("state"):
         return {}

@@ -1,8 +1,10 @@
-"""What the kernel of a host says of its cards since it booted, recognised by its real texts (kernel_log.yaml); and cards that are gone.
+"""What the kernel of a host says of its cards since it booted, recognised by its real texts (kernel_log.yaml); and
+cards that are gone.
 
-A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it is about the link,
-bridges above them. The scripts pass the lines on (read_host.sh); what a message is of them, homelab/messages.py knows, and what it means is
-decided here. What NVIDIA's driver says is known to homelab/nvidia/symptoms.py. Pure.
+A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
+is about the link, bridges above them. The scripts pass the lines on (read_host.sh); what a message is of them,
+homelab/messages.py knows, and what it means is decided here. What NVIDIA's driver says is known to
+homelab/nvidia/symptoms.py. Pure.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.messages import Message, compiled, messages, shown
 
-# What NVIDIA's driver says, and the kernel of modules that it didn't take, without naming them: for homelab/nvidia/symptoms.py. Each line of
-# a message of several has it, so that the host's grep leaves no half of one.
+# What NVIDIA's driver says, and the kernel of modules that it didn't take, without naming them: for
+# homelab/nvidia/symptoms.py. Each line of a message of several has it, so that the host's grep leaves no half of one.
 OF_MODULES = "NVRM|nvidia|nouveau|unsigned module"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
@@ -71,7 +73,8 @@ class Sign(BaseModel):
 
 
 class StartSign(BaseModel):
-    """A row of what Proxmox VE and QEMU say when a VM doesn't start with a card, or (`lost`) of a card that is lost though it starts; see the data."""
+    """A row of what Proxmox VE and QEMU say when a VM doesn't start with a card, or (`lost`) of a card that is lost
+    though it starts; see the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,7 +90,8 @@ class StartSign(BaseModel):
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a sign tells of a card or the host. `stops`: is it a reason for `up` to fail? `harmless`: it looks bad, and is no failure."""
+    """What a sign tells of a card or the host. `stops`: is it a reason for `up` to fail? `harmless`: it looks bad, and
+    is no failure."""
 
     error: HomelabError
     stops: bool
@@ -117,7 +121,8 @@ def _data() -> Any:
 
 @functools.cache
 def filter_of_lines() -> str:
-    """The extended regular expression by which the host's grep finds the lines that matter here and to homelab/nvidia/symptoms.py."""
+    """The extended regular expression by which the host's grep finds the lines that matter here and to
+    homelab/nvidia/symptoms.py."""
     patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
     return "|".join([OF_MODULES, *patterns])
 
@@ -166,7 +171,8 @@ def of_iommu(lines: Iterable[str]) -> list[str]:
 
 
 def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
-    """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for homelab/nvidia/symptoms.py."""
+    """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for
+    homelab/nvidia/symptoms.py."""
     own = set(functions)
     # One that vfio-pci has is none of the driver's: what it says without a name is of another card.
     drivers = {facts.by_address[address].driver for address in own if address in facts.by_address}
@@ -252,7 +258,8 @@ def _uncured(row: Sign, every: list[Message]) -> list[Message]:
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:
-    """The error for functions whose configuration space can't be read, or reads as ones, which is the same: so the bus answers for a device that doesn't.
+    """The error for functions whose configuration space can't be read, or reads as ones, which is the same: so the bus
+    answers for a device that doesn't.
 
     :param name: as of `of_card`.
     """
@@ -260,6 +267,7 @@ def lost(name: str, addresses: list[str]) -> HomelabError:
         wanted=f"{name}: a card that answers on the PCI bus",
         found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
         why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
-        next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the card's power cables, slot "
+        next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the "
+        "card's power cables, slot "
         "and riser if it happens again, and for newer firmware of card and board",
     )

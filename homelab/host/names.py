@@ -1,4 +1,5 @@
-"""What a card is called: by the host's pci.ids (as its lspci reads them), else by a small table. The one place where that is decided."""
+"""What a card is called: by the host's pci.ids (as its lspci reads them), else by a small table. The one place where
+that is decided."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Cards that are newer than the pci.ids of the Debian releases that Proxmox VE 8 and 9 stand on (NVIDIA's README of branch 580, "Supported
-# NVIDIA Products").
+# Cards that are newer than the pci.ids of the Debian releases that Proxmox VE 8 and 9 stand on (NVIDIA's README of
+# branch 580, "Supported NVIDIA Products").
 NEWER = {
     "10de:2b85": "RTX 5090", "10de:2b87": "RTX 5090 D", "10de:2c02": "RTX 5080", "10de:2c05": "RTX 5070 Ti",
     "10de:2f04": "RTX 5070", "10de:2d04": "RTX 5060 Ti", "10de:2d05": "RTX 5060",
@@ -24,7 +25,8 @@ _LONGEST = 48
 
 
 def listed(lspci: str) -> dict[str, str]:
-    """PCI address -> the card's name, from lines of `lspci -Dnn`; those that pci.ids doesn't know (`Device`) are left out."""
+    """PCI address -> the card's name, from lines of `lspci -Dnn`; those that pci.ids doesn't know (`Device`) are left
+    out."""
     found = {}
     for address, text, _ in _LINE.findall(lspci):
         if name := short(text):
@@ -33,7 +35,8 @@ def listed(lspci: str) -> dict[str, str]:
 
 
 def short(text: str) -> str:
-    """`RTX 4090` for pci.ids' `NVIDIA Corporation AD102 [GeForce RTX 4090]`; empty for a device that it doesn't know."""
+    """`RTX 4090` for pci.ids' `NVIDIA Corporation AD102 [GeForce RTX 4090]`; empty for a device that it doesn't
+    know."""
     marketed = _BRACKETS.search(text)
     name = (marketed[1] if marketed and not marketed[1].startswith("AMD") else text).strip()
     while (cut := _MAKERS.sub("", name)) != name:

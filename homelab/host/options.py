@@ -46,8 +46,10 @@ def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",
             found="it is a card as a whole",
-            why="only some drivers of virtual functions can hand their state over; with a whole card the migration would fail half-way",
-            next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such a mapping",
+            why="only some drivers of virtual functions can hand their state over; with a whole card the migration "
+            "would fail half-way",
+            next=f"take gpus.{name}.liveMigration out: a VM that is off can be moved to another node that has such "
+            "a mapping",
         )
     ]
 

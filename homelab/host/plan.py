@@ -1,4 +1,5 @@
-"""From facts and settings to what is wanted: words on the command line, functions on vfio-pci; drift from it; the plan as text."""
+"""From facts and settings to what is wanted: words on the command line, functions on vfio-pci; drift from it; the plan
+as text."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from homelab.host.reboot import in_short, stopping
 from homelab.settings import Host
 from homelab.shapes import CardPlan
 
-# Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt and braces: the
-# binding doesn't need it. Other makers' drivers never are (DRIVERS).
+# Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
+# and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).
 NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 
 
@@ -24,8 +25,8 @@ class Wanted:
     """What a host is to be.
 
     `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
-    vendor:device of every function that must be on vfio-pci; those in `by_hand` are put there by other configuration than this program's.
-    `gpus`: name -> slot, use, functions and group.
+    vendor:device of every function that must be on vfio-pci; those in `by_hand` are put there by other configuration
+    than this program's. `gpus`: name -> slot, use, functions and group.
     """
 
     iommu_words: str
@@ -104,7 +105,8 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
 
 
 def _kept(facts: HostFacts, host: Host, name: str) -> bool:
-    """Proxmox VE is told to leave the driver of a card alone that is handed over, where it can be told: then nothing but the handover ever unbinds it."""
+    """Proxmox VE is told to leave the driver of a card alone that is handed over, where it can be told: then nothing
+    but the handover ever unbinds it."""
     return host.gpus[name].use == "shared" and not options.known(facts, name, options.KEEP)
 
 
@@ -227,8 +229,10 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{' '.join(lost)} on the running kernel's command line",
                 found=facts.cmdline.running,
-                why="the kernel that runs was started from another boot entry, or from a configuration that was not generated again",
-                next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then `pulumi up --refresh`",
+                why="the kernel that runs was started from another boot entry, or from a configuration that was not "
+                "generated again",
+                next="reboot into the first boot entry (a pinned kernel: `proxmox-boot-tool kernel list`), then "
+                "`pulumi up --refresh`",
             )
         )
     leaving = {name: gpu["slot"] for name, gpu in want.gpus.items() if gpu["use"] in ("vm", "shared")}
@@ -268,8 +272,10 @@ def _not_made(name: str, address: str) -> HomelabError:
     return HomelabError(
         wanted=f"gpus.{name}, the virtual function {address}, made at boot",
         found="it is not there",
-        why="virtual functions are made by the card's driver while the host starts: a VM with one that isn't there doesn't start",
-        next="make sure that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; then run `pulumi up` again",
+        why="virtual functions are made by the card's driver while the host starts: a VM with one that isn't there "
+        "doesn't start",
+        next="make sure that what makes it (sriov_numvfs in sysfs.conf, a module's option) does so at every boot; "
+        "then run `pulumi up` again",
     )
 
 
@@ -298,7 +304,8 @@ class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
     `reasons`: why; `perhaps`: what would be a reason, where only the installation of packages shows whether it is one;
-    `guests`: what runs and is stopped by it; `moves`: what is on other nodes meanwhile; `cluster`: what it waits for: what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
+    `guests`: what runs and is stopped by it; `moves`: what is on other nodes meanwhile; `cluster`: what it waits for:
+    what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -332,8 +339,8 @@ class PlannedReboot:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """What a script's `plan` says of a file: `how` (a key of FILES); `what`, a path or several in words; `diff`: from what is there, as
-    `diff -u` prints it, empty where nothing is to be shown."""
+    """What a script's `plan` says of a file: `how` (a key of FILES); `what`, a path or several in words; `diff`: from
+    what is there, as `diff -u` prints it, empty where nothing is to be shown."""
 
     how: str
     what: str
@@ -341,7 +348,8 @@ class PlannedFile:
 
     @property
     def lines(self) -> list[str]:
-        """For the plan: what happens to it, and how it differs, without the diff's head; of a long one the beginning."""
+        """For the plan: what happens to it, and how it differs, without the diff's head; of a long one the
+        beginning."""
         changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]

@@ -1,4 +1,5 @@
-"""Why a host is rebooted, in a few plain words: what the script says of each function and word (remote_scripts/lib/lacking.sh), for a person. Pure."""
+"""Why a host is rebooted, in a few plain words: what the script says of each function and word
+(remote_scripts/lib/lacking.sh), for a person. Pure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""A card that stays with the host, and that ids of somebody else's configuration give to vfio-pci: taken from that by a word of ours. Pure.
+"""A card that stays with the host, and that ids of somebody else's configuration give to vfio-pci: taken from that by a
+word of ours. Pure.
 
-Of a module's parameter that is given several times, the last value counts. kmod puts what the kernel command line says behind all that modprobe.d says
-(libkmod/libkmod-config.c, kmod_config_new and kmod_config_add_options), and our words are the command line's last. So one word with the ids that are left counts instead of all
-ids in files and words of others: nobody's configuration is edited, and what was there counts again as soon as our word is gone.
-What gives options on modprobe's own command line comes later still: initramfs-tools' file `modules`.
+Of a module's parameter that is given several times, the last value counts. kmod puts what the kernel command line says
+behind all that modprobe.d says (libkmod/libkmod-config.c, kmod_config_new and kmod_config_add_options), and our words
+are the command line's last. So one word with the ids that are left counts instead of all ids in files and words of
+others: nobody's configuration is edited, and what was there counts again as soon as our word is gone. What gives
+options on modprobe's own command line comes later still: initramfs-tools' file `modules`.
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ def _left(facts: HostFacts, host: Host, slots: Mapping[str, str], one: str) -> l
 
 
 def _goes(facts: HostFacts, host: Host, slots: Mapping[str, str], one: str) -> bool:
-    """Is an id left out of our word: one of a card that stays, and one that has had no effect? What a running VM has on vfio-pci tells of no effect."""
+    """Is an id left out of our word: one of a card that stays, and one that has had no effect? What a running VM has on
+    vfio-pci tells of no effect."""
     given = at_work(facts)
     if given is not None:
         return _names_one_of(one, _staying(facts, host, slots)) or one not in given.lower().split(",")

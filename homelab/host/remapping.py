@@ -1,4 +1,5 @@
-"""What the settings about the IOMMU mean on a host: the words that its next boot gets, what stands against them, what they risk.
+"""What the settings about the IOMMU mean on a host: the words that its next boot gets, what stands against them, what
+they risk.
 
 Sources are named where a rule is the kernel's own. Pure.
 """
@@ -14,11 +15,13 @@ from homelab.host.facts import HostFacts, Vital, bound_by_word
 from homelab.properties import overlap
 from homelab.settings import Gpu, Host
 
-# The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file (ADR 1).
+# The module's option as a word of the command line: modprobe obeys it in the initramfs and later, and it needs no file
+# (ADR 1).
 UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts=1"
 # Proxmox VE's kernels know relax_rmrr since September 2023 (pve-kernel patch 0009): all from 6.5 on.
 _RELAXES = (6, 5)
-# From here on no device with such a region is given away, whatever its IOMMU (commit a48ce36e2786); before, Intel's driver refused it itself.
+# From here on no device with such a region is given away, whatever its IOMMU (commit a48ce36e2786); before, Intel's
+# driver refused it itself.
 _HOLDS_TO_ONE_TO_ONE = (6, 6)
 # Each takes the host's interrupts from the IOMMU (drivers/iommu/irq_remapping.c).
 _PLAIN_INTERRUPTS = ("intremap=off", "nointremap")
@@ -31,7 +34,8 @@ def words(facts: HostFacts, host: Host) -> str:
     if is_intel(facts):
         vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
-    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would be a reboot.
+    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would
+    # be a reboot.
     ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
     if not host.gives_cards and host.iommu.enable is None:
         wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
@@ -71,14 +75,16 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
 
 
 def without_remapping(facts: HostFacts) -> bool:
-    """Does somebody else let VFIO give cards away without interrupt remapping? As loaded, in modprobe.d, or on the command line."""
+    """Does somebody else let VFIO give cards away without interrupt remapping? As loaded, in modprobe.d, or on the
+    command line."""
     name, _, _ = UNSAFE_INTERRUPTS.partition("=")
     said = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
     ours = UNSAFE_INTERRUPTS in facts.cmdline.configured.split() and not said
     return (facts.unsafe_interrupts and not ours) or said[-1:] in (["1"], ["y"], ["Y"])
 
 
-# -- what stands against the settings ------------------------------------------------------------------------------------------
+# -- what stands against the settings
+# ------------------------------------------------------------------------------------------
 def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
     """Settings that this host can't have."""
     errors = []
@@ -87,7 +93,8 @@ def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
             HomelabError(
                 wanted=f"iommu.acsOverride ({host.iommu.acs_override})",
                 found=f"the kernel {facts.kernel}",
-                why="only Proxmox VE's own kernels know the word; any other ignores it, and the groups stay as they are",
+                why="only Proxmox VE's own kernels know the word; any other ignores it, and the groups stay as they "
+                "are",
                 next="boot a kernel of Proxmox VE, or take iommu.acsOverride out",
             )
         )
@@ -118,7 +125,8 @@ def relaxes_rmrr(facts: HostFacts) -> bool:
 
 
 def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """VFIO gives no card away without interrupt remapping (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
+    """VFIO gives no card away without interrupt remapping (drivers/vfio/vfio_iommu_type1.c,
+    vfio_iommu_type1_attach_group)."""
     if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
         return []
     if remaps_interrupts(facts) is not False:
@@ -130,7 +138,8 @@ def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
             found=f"{off[0]} on the kernel command line"
             if off
             else "none on this host (/proc/interrupts, the kernel's log, or the firmware's DMAR table says so)",
-            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: the VM wouldn't start",
+            why="without it a guest with a card could raise any interrupt of the host, and VFIO gives no card away: "
+            "the VM wouldn't start",
             next=(f"take {off[0]} out" if off else "update the firmware, and look there for VT-d or AMD-Vi and x2APIC")
             + "; only for guests that you trust as much as the host: iommu.allowUnsafeInterrupts: true",
         )
@@ -140,9 +149,9 @@ def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """Nothing in the card's group is to be mapped 1:1 for the firmware: the kernel gives no such group to a VM.
 
-    It sets require_direct for each device with a reserved region of the type `direct` (iommu_create_device_direct_mappings), whatever the
-    group's default domain is, and refuses the blocking domain that VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c).
-    Hence iommu=pt makes no difference.
+    It sets require_direct for each device with a reserved region of the type `direct`
+    (iommu_create_device_direct_mappings), whatever the group's default domain is, and refuses the blocking domain that
+    VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c). Hence iommu=pt makes no difference.
     """
     ranges = mapped_one_to_one(facts, slot)
     if not ranges or gpu.allow_direct_mapping or has_it_now(facts, slot):
@@ -152,11 +161,13 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
-            found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: {_some(ranges)}"
-            + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
-            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid argument'. iommu=pt "
+            found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: "
+            f"{_some(ranges)}" + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
+            why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
+            "argument'. iommu=pt "
             "makes no difference to that",
-            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into another slot"
+            next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
+            "another slot"
             + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
             + ("" if real else _SWITCH_ON)
             + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
@@ -183,9 +194,11 @@ def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
 
 
 def has_it_now(facts: HostFacts, slot: str) -> bool:
-    """A VM that runs with the card shows that the kernel gives it away. Of one that runs, qemu-server notes the process (`pid`).
+    """A VM that runs with the card shows that the kernel gives it away. Of one that runs, qemu-server notes the process
+    (`pid`).
 
-    What a VM's configuration says counts only where nothing is noted: a mapping may stand for several cards, of which it has another.
+    What a VM's configuration says counts only where nothing is noted: a mapping may stand for several cards, of which
+    it has another.
     """
     path = facts.path_of(slot)
     noted = [line.split() for line in facts.guests.reservations.splitlines()]
@@ -202,8 +215,9 @@ def _some(ranges: list[str], most: int = 4) -> str:
 def split(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
     """iommu.acsOverride takes no card out of a group with what the host can't do without.
 
-    Within what is split, devices reach each other's memory without the IOMMU's knowledge: a guest with the card could write to the root
-    disk's controller. Where what carries these isn't known, a card that this program has bound already, under the same override, stays.
+    Within what is split, devices reach each other's memory without the IOMMU's knowledge: a guest with the card could
+    write to the root disk's controller. Where what carries these isn't known, a card that this program has bound
+    already, under the same override, stays.
     """
     if not host.iommu.acs_override or not (ours := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)):
         return []
@@ -224,7 +238,8 @@ def split(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabEr
 
 
 def offered(facts: HostFacts, slot: str) -> str:
-    """What is said of the override where a card isn't alone in its group: nothing where it would be refused, or is there already."""
+    """What is said of the override where a card isn't alone in its group: nothing where it would be refused, or is
+    there already."""
     needed = {address for one in facts.vital if one.kind != "keyboard" for address in one.devices}
     others = {one.address for one in facts.others_in_group(slot)}
     if facts.acs_override or not acs.knows_override(facts.kernel) or needed & others:
@@ -236,21 +251,25 @@ def _split_from(
     facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
 ) -> HomelabError:
     found = [
-        f"{facts.describe(device)}, which carries {', '.join(one.name for one in carried)}, would be in the card's IOMMU group without the override"
+        f"{facts.describe(device)}, which carries {', '.join(one.name for one in carried)}, would be in the card's "
+        "IOMMU group without the override"
         for device, carried in carriers
     ] or [
-        f"what carries {', '.join(one.name for one in unknown)} isn't known: {'; '.join(one.trouble for one in unknown)}"
+        f"what carries {', '.join(one.name for one in unknown)} isn't known: "
+        f"{'; '.join(one.trouble for one in unknown)}"
     ]
     return HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
         found="; ".join(found),
-        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card could write to the "
+        why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
+        "could write to the "
         "host's disk or network controller, and so into the host; no setting allows that",
         next="put the card, or the disk or the network cable, into another slot or controller",
     )
 
 
-# -- what is to be said before it is done ----------------------------------------------------------------------------------------
+# -- what is to be said before it is done
+# ----------------------------------------------------------------------------------------
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
     """What the words risk, and settings without effect: a sentence each."""
     return [*_of_override(facts, host, slots), *_of_interrupts(facts, host), *_of_ranges(facts, host, slots)]
@@ -262,7 +281,8 @@ def _of_override(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[st
         return []
     by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
     said = [
-        f"{acs.WORD}={taken_for} ({by}): devices that are taken apart by it can reach each other's memory past the IOMMU (peer-to-peer DMA); "
+        f"{acs.WORD}={taken_for} ({by}): devices that are taken apart by it can reach each other's memory past the "
+        "IOMMU (peer-to-peer DMA); "
         "a guest that you don't trust could use that"
     ]
     for name, slot in slots.items():
@@ -281,13 +301,15 @@ def _of_interrupts(facts: HostFacts, host: Host) -> list[str]:
         return []
     if remapped is False:
         return [
-            f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can raise any interrupt of the host, which can crash it or worse: give cards only to "
+            f"{UNSAFE_INTERRUPTS}{' (set by hand, and left as it is)' if by_hand else ''}: a guest with a card can "
+            "raise any interrupt of the host, which can crash it or worse: give cards only to "
             "guests that you trust as much as the host"
         ]
     if remapped:
         return ["iommu.allowUnsafeInterrupts has no effect: this host remaps interrupts, so nothing is allowed"]
     return [
-        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before its IOMMU is on; run "
+        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
+        "its IOMMU is on; run "
         "`pulumi up --refresh` after the reboot"
     ]
 
@@ -296,7 +318,8 @@ def _of_ranges(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]
     said = []
     if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
         said.append(
-            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); where it really uses it, data can "
+            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); "
+            "where it really uses it, data can "
             "be lost"
         )
     for name, slot in slots.items():

@@ -52,7 +52,8 @@ def methods(facts: HostFacts, address: str) -> list[str] | None:
 def works_alone(facts: HostFacts, address: str) -> bool | None:
     """Has the kernel a way to reset this function without another one of its bus? None: it isn't known.
 
-    It lists `bus` for the first function of each bus, and carries it out only for one that is alone there (drivers/pci/pci.c, pci_parent_bus_reset).
+    It lists `bus` for the first function of each bus, and carries it out only for one that is alone there
+    (drivers/pci/pci.c, pci_parent_bus_reset).
     """
     ways = methods(facts, address)
     if ways is None:
@@ -111,7 +112,8 @@ def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
 
 
 def refused_choice(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The refusal of `reset: bus` for a card that isn't alone on its bus: the kernel takes no such order (drivers/pci/pci.c, reset_method_store)."""
+    """The refusal of `reset: bus` for a card that isn't alone on its bus: the kernel takes no such order
+    (drivers/pci/pci.c, reset_method_store)."""
     others = sorted(
         {one for device in facts.functions(slot) if device.is_display for one in _beside(facts, device.address)}
     )
@@ -121,7 +123,9 @@ def refused_choice(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Hom
         HomelabError(
             wanted=f"{name}.reset: bus",
             found=f"on the bus of {facts.card(slot)} there are also: {', '.join(others)}",
-            why="the kernel resets a bus for a function that is alone there; for another one it refuses that, though it may list it",
-            next=f"take reset out of {name}; a card without a reset of its own is reset with its whole bus by QEMU, where the VM has all of it",
+            why="the kernel resets a bus for a function that is alone there; for another one it refuses that, "
+            "though it may list it",
+            next=f"take reset out of {name}; a card without a reset of its own is reset with its whole bus by QEMU, "
+            "where the VM has all of it",
         )
     ]

@@ -1,7 +1,9 @@
-"""What vfio-pci's option `ids` names: `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated by commas.
+"""What vfio-pci's option `ids` names: `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated
+by commas.
 
-`ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as `10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics
-card of NVIDIA's. remote_scripts/lib/vfio_ids.sh tells the same on a host.
+`ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as
+`10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's. remote_scripts/lib/vfio_ids.sh
+tells the same on a host.
 """
 
 from __future__ import annotations

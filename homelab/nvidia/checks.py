@@ -1,6 +1,7 @@
 """What can't work, said before anything is changed: each check is a function from a request to errors.
 
-A check that lacks a fact says nothing: what settings alone decide is refused from settings alone, the rest once the system was read.
+A check that lacks a fact says nothing: what settings alone decide is refused from settings alone, the rest once the
+system was read.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def supported_system(request: Request) -> list[HomelabError]:
                 wanted=f"{request.name}: {known}",
                 found="Windows (ostype in the VM's configuration)",
                 why="what this program installs is Linux's: packages of apt, by SSH and bash",
-                next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update or NVIDIA's own installer "
-                "(https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of CUDA for Windows the toolkit",
+                next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update "
+                "or NVIDIA's own installer "
+                "(https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of CUDA for Windows the "
+                "toolkit",
             )
         )
     elif system.distribution is not None and (system.distribution, system.version) not in {
@@ -71,7 +74,8 @@ def supported_system(request: Request) -> list[HomelabError]:
                 wanted=f"{request.name}: {known}",
                 found=f"{system.distribution} {version}".strip(),
                 why="each distribution has its own packages of NVIDIA's, with their own names and repository",
-                next="use one of those systems, or leave `nvidia` out and install the driver there in that system's own way",
+                next="use one of those systems, or leave `nvidia` out and install the driver there in that system's "
+                "own way",
             )
         )
     if system.architecture not in (None, "x86_64"):
@@ -125,7 +129,8 @@ def known_branch(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            wanted=f"{request.name}: a branch of the driver: {', '.join(str(branch) for branch in sorted(data.branches))}",
+            wanted=f"{request.name}: a branch of the driver: "
+            f"{', '.join(str(branch) for branch in sorted(data.branches))}",
             found=driver.text,
             why="no release of such a branch for Linux is known (581 and the like are Windows versions)",
             next=f'set nvidia.driver: "{data.recommended}", the recommended branch',
@@ -156,7 +161,8 @@ def _dropped(request: Request, device: str, generation: Generation, driver: Driv
     return HomelabError(
         wanted=f"{request.name}: a driver that knows {card_text(request, device)}",
         found=driver.text,
-        why=f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will ignore this GPU",
+        why=f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will "
+        "ignore this GPU",
         next=way,
     )
 
@@ -182,7 +188,8 @@ def _too_old(request: Request, device: str, driver: Driver) -> HomelabError | No
 
 
 def flavour_possible(request: Request) -> list[HomelabError]:
-    """There is one flavour of the modules that all cards, the branch and the settings take. A container has no modules."""
+    """There is one flavour of the modules that all cards, the branch and the settings take. A container has no
+    modules."""
     if request.driver is None or request.target == "lxc" or choose(request) is not None:
         return []
     cards = {device: allowed_by_card(request, device) for device in request.generations}
@@ -243,13 +250,16 @@ def modules_build(request: Request) -> list[HomelabError]:
             pair = pair_that_works(request, proved=True) or pair_that_works(request)
             errors.append(
                 HomelabError(
-                    wanted=f"{request.name}: a driver whose modules build for every installed kernel, {kernel} among them",
+                    wanted=f"{request.name}: a driver whose modules build for every installed kernel, {kernel} "
+                    "among them",
                     found=f"{request.driver.text}"
                     + ("" if request.driver.exact else f", of which {request.driver.version} is the newest"),
-                    why=f"it is known not to build there ({row.source}); after a boot of that kernel there would be no GPU",
+                    why=f"it is known not to build there ({row.source}); after a boot of that kernel there would be "
+                    "no GPU",
                     next=f'set nvidia.driver: "{pair}", {_how_it_builds(request, pair, kernel)}'
                     if pair
-                    else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is known that builds for all",
+                    else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is "
+                    "known that builds for all",
                 )
             )
     return errors
@@ -275,9 +285,11 @@ def secure_boot(request: Request) -> list[HomelabError]:
         HomelabError(
             wanted=f"{request.name}: a system that loads modules which DKMS built",
             found="Secure Boot is on, and DKMS's key isn't enrolled",
-            why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the console, at a boot, by "
+            why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
+            "console, at a boot, by "
             "a person",
-            next=f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`), reboot, "
+            next=f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by "
+            "`dkms generate_mok`), reboot, "
             "confirm in MokManager on the console; then `pulumi up --refresh`",
         )
     ]
@@ -305,15 +317,18 @@ def host_version(request: Request) -> list[HomelabError]:
         HomelabError(
             wanted=f"{request.name}: the host's driver, {system.host_driver}",
             found=f'nvidia.driver: "{wanted}"',
-            why="the container's libraries must be of exactly that version: `Driver/library version mismatch`, down to the last digit",
-            next=f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers follow it',
+            why="the container's libraries must be of exactly that version: `Driver/library version mismatch`, down "
+            "to the last digit",
+            next=f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers '
+            "follow it",
         )
     ]
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 def cuda_fits(request: Request) -> list[HomelabError]:
-    """The CUDA release exists and is to be had for the distribution, the driver is new enough for it, and it can build for the cards."""
+    """The CUDA release exists and is to be had for the distribution, the driver is new enough for it, and it can build
+    for the cards."""
     if request.settings.cuda is None:
         return []
     data, release = request.data, parse(request.settings.cuda)
@@ -349,7 +364,8 @@ def another_cuda(request: Request) -> str:
     alone = "the driver alone runs programs that bring their own CUDA"
     if not fitting:
         return (
-            "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has for the distribution; "
+            "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has "
+            "for the distribution; "
             f"{alone}"
         )
     older = f", or an older one that fits ({', '.join(fitting[1:])})" if len(fitting) > 1 else ""
@@ -369,7 +385,8 @@ def _unless(request: Request, fitting: list[str]) -> str:
 
 
 def cuda_to_be_had(request: Request) -> list[HomelabError]:
-    """The distribution's repositories offer the release; as long as nobody has looked there, it is none that came before NVIDIA had one for it."""
+    """The distribution's repositories offer the release; as long as nobody has looked there, it is none that came
+    before NVIDIA had one for it."""
     if request.settings.cuda is None:
         return []
     system, release = request.system, parse(request.settings.cuda)
@@ -387,9 +404,11 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            wanted=f"{request.name}: {package}, from NVIDIA's repository for {str(system.distribution).capitalize()} {system.version}",
+            wanted=f"{request.name}: {package}, from NVIDIA's repository for "
+            f"{str(system.distribution).capitalize()} {system.version}",
             found=found,
-            why="apt could not install it: `Unable to locate package`; not every release of CUDA is there for every distribution",
+            why="apt could not install it: `Unable to locate package`; not every release of CUDA is there for every "
+            "distribution",
             next=f"{another_cuda(request)}{there}",
         )
     ]
@@ -409,7 +428,8 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
                 wanted=f"{request.name}: a major version of cuDNN: {known}",
                 found=f'nvidia.cudnn: "{settings.cudnn}"',
                 why="the packages' names contain the major version, and are known here for these",
-                next=f'set nvidia.cudnn: "{known.rpartition(", ")[2]}", or leave it out and install cuDNN there by hand',
+                next=f'set nvidia.cudnn: "{known.rpartition(", ")[2]}", or leave it out and install cuDNN there by '
+                "hand",
             )
         )
     errors += [
@@ -457,7 +477,8 @@ def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
         wanted=f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
         found=f"{request.driver.text}"
         + ("" if request.driver.exact or not request.driver.known else f" ({request.driver.version} at most)"),
-        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA driver version is "
+        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or "
+        "`CUDA driver version is "
         "insufficient for CUDA runtime version`",
         next=way + also,
     )
@@ -504,7 +525,8 @@ def runtime_there(request: Request) -> list[HomelabError]:
 
 
 def podman_knows_cdi(request: Request) -> list[HomelabError]:
-    """A podman that is to be installed gets cards at all. One that is there may be of somebody's own; the step looks at it (engines/restart.sh)."""
+    """A podman that is to be installed gets cards at all. One that is there may be of somebody's own; the step looks at
+    it (engines/restart.sh)."""
     settings, system = request.settings, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     needed = request.data.packaging.toolkit.podman.cdi
@@ -531,7 +553,8 @@ def room_there(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            wanted=f"{request.name}: room below /usr for {' and '.join(part for part, size in parts.items() if size)}: {needed // 10**6} MB at the least",
+            wanted=f"{request.name}: room below /usr for "
+            f"{' and '.join(part for part, size in parts.items() if size)}: {needed // 10**6} MB at the least",
             found=f"{room // 10**6} MB are free",
             why="apt, or the installer, would fail half-way, with no space left on the device",
             next="make room there, or give the system a larger disk"

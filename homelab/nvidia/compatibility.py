@@ -1,6 +1,7 @@
 """The compatibility data: read from data/*.yaml, checked, and asked.
 
-Every row has its source and how sure it is (`evidence`). What no row speaks of is unknown, which is not the same as impossible.
+Every row has its source and how sure it is (`evidence`). What no row speaks of is unknown, which is not the same as
+impossible.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class _Sourced(_CompatibilityRow):
 
 
 class Generation(_Sourced):
-    """Cards of one architecture. `least`: the first driver that knows any; `last_branch`: the last that knows them; CUDA likewise."""
+    """Cards of one architecture. `least`: the first driver that knows any; `last_branch`: the last that knows them;
+    CUDA likewise."""
 
     name: str
     ranges: Blocks
@@ -84,7 +86,8 @@ class Generation(_Sourced):
 
 
 class DeviceRow(_Sourced):
-    """Cards that came after their generation's first driver: `absent` lacks them, `listed` has them; between, nobody looked."""
+    """Cards that came after their generation's first driver: `absent` lacks them, `listed` has them; between, nobody
+    looked."""
 
     cards: dict[DeviceId, str]
     absent: DataVersion
@@ -116,8 +119,8 @@ ThirdDigit = Annotated[str, Field(pattern=r"^\d$")]
 
 
 class Cuda(_Sourced):
-    """A release of CUDA. `least`: for each third digit of its version, the driver that it came with; which digit is the first release is the data's,
-    as it counts updates only up to 13.3. `faults`: what is known to be wrong with one."""
+    """A release of CUDA. `least`: for each third digit of its version, the driver that it came with; which digit is the
+    first release is the data's, as it counts updates only up to 13.3. `faults`: what is known to be wrong with one."""
 
     release: DataVersion
     least: dict[ThirdDigit, DataVersion]
@@ -129,7 +132,8 @@ class Cuda(_Sourced):
         return min(self.least)
 
     def came_with(self, version: Version) -> Version:
-        """The driver that a version came with: of the release alone (13.4) its first one's, of a digit later than those known the newest's."""
+        """The driver that a version came with: of the release alone (13.4) its first one's, of a digit later than those
+        known the newest's."""
         digit = str(version.numbers[2]) if len(version.numbers) > 2 else self.first
         return self.least.get(digit) or max(self.least.values())
 
@@ -142,8 +146,8 @@ class CudaMajor(_Sourced):
 
 
 class CudaLibrary(_Sourced):
-    """A library beside CUDA's toolkit: its packages for each major release of CUDA; `at`: their version's pattern, where the names don't
-    say it."""
+    """A library beside CUDA's toolkit: its packages for each major release of CUDA; `at`: their version's pattern,
+    where the names don't say it."""
 
     name: Literal["cudnn", "nccl"]
     version: str
@@ -181,9 +185,9 @@ class NewerKernels(_CompatibilityRow):
 
 
 class Distribution(_Sourced):
-    """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`: packages of container
-    runtimes that have another name than elsewhere; `podman`: the version that it has; `first_cuda`: the oldest release that is in that repository,
-    None where that isn't known."""
+    """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`:
+    packages of container runtimes that have another name than elsewhere; `podman`: the version that it has;
+    `first_cuda`: the oldest release that is in that repository, None where that isn't known."""
 
     id: Literal["ubuntu", "debian"]
     version: str
@@ -239,7 +243,8 @@ class PodmanNeeds(_CompatibilityRow):
 
 
 class Toolkit(_Sourced):
-    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them with.
+    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them
+    with.
 
     `groups_since`: from there on its CDI specifications name groups, without the options `without_groups`.
     """
@@ -398,7 +403,8 @@ class Compatibility:
         return min(rows, key=lambda row: row.verdict != "fails", default=None)
 
     def cuda_release(self, release: Version) -> Cuda | None:
-        """The row of a CUDA release; 12.8.1 is of 12.8. None for what came before its first release, such as the preview 13.4.0."""
+        """The row of a CUDA release; 12.8.1 is of 12.8. None for what came before its first release, such as the
+        preview 13.4.0."""
         row = next((row for row in self.cuda.releases if row.release.numbers == release.numbers[:2]), None)
         return None if row and release.numbers[2:] and str(release.numbers[2]) < row.first else row
 

@@ -19,7 +19,8 @@ class Choice:
 
 
 def allowed_by_card(request: Request, device: str) -> tuple[Flavour, ...]:
-    """What a card works with. An unknown one is taken for a new one, as NVIDIA's own driver assistant takes it: open alone."""
+    """What a card works with. An unknown one is taken for a new one, as NVIDIA's own driver assistant takes it: open
+    alone."""
     generation = request.generations[device]
     return generation.flavours if generation else ("open",)
 

@@ -1,7 +1,9 @@
-"""The lock file: which packages each system has, by version and SHA-256, so that a later run, or another system, installs the same.
+"""The lock file: which packages each system has, by version and SHA-256, so that a later run, or another system,
+installs the same.
 
-`homelab lock` writes down what is installed; the plan goes by it (`nvidia.plan`): what repositories offer is narrowed to the locked versions, apt is
-told to prefer them, also for what they depend on, and the scripts end where apt would install another version or another file.
+`homelab lock` writes down what is installed; the plan goes by it (`nvidia.plan`): what repositories offer is narrowed
+to the locked versions, apt is told to prefer them, also for what they depend on, and the scripts end where apt would
+install another version or another file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from homelab.model import Model
 from homelab.nvidia.versions import parse
 from homelab.settings.types import DebianVersion, PackageName
 
-HEAD = "# Written by python -m homelab lock: what is installed on each system of this stack. Keep it beside the stack's file, under version control.\n"
+HEAD = (
+    "# Written by python -m homelab lock: what is installed on each system of this stack. Keep it beside the "
+    "stack's file, under version control.\n"
+)
 # Above what apt's own pins here have, so that a locked version counts before the newest one of a branch.
 PRIORITY = 1002
 
@@ -64,7 +69,8 @@ class SystemLock(Model):
         )
 
     def only(self, offered: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """Of what repositories offer, what may be installed: of a locked package its version alone, where that is offered."""
+        """Of what repositories offer, what may be installed: of a locked package its version alone, where that is
+        offered."""
         return {
             name: tuple(one for one in versions if one == self.packages[name].version)
             if name in self.packages
@@ -139,7 +145,8 @@ def against(
             wanted=f"{name}: packages of the lock file for {wanted}",
             found=f"the lock file has those for {found}",
             why="the lock file and the settings say different things, and neither may be left out silently",
-            next=f"`python -m homelab lock --release {name}`, then `pulumi up` and `python -m homelab lock`; or put the setting back",
+            next=f"`python -m homelab lock --release {name}`, then `pulumi up` and `python -m homelab lock`; or put "
+            "the setting back",
         )
     ]
 

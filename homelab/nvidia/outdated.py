@@ -1,4 +1,5 @@
-"""What is newer than what a system has: packages of NVIDIA's stack, releases of its driver's branch, later branches; and whether they fit."""
+"""What is newer than what a system has: packages of NVIDIA's stack, releases of its driver's branch, later branches;
+and whether they fit."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Packages:
 
     @property
     def lock(self) -> SystemLock:
-        """What the lock file is to have of it. Packages of which no repository has the version any more can't be locked: nobody could install them."""
+        """What the lock file is to have of it. Packages of which no repository has the version any more can't be
+        locked: nobody could install them."""
         known = [one for one in self.packages if one.sha256 != "-"]
         return SystemLock(
             distribution=self.distribution,
@@ -94,7 +96,10 @@ def age(data: Compatibility, today: datetime.date) -> str:
     said = f"this program's data on NVIDIA's releases is of {data.as_of}, {days} days old"
     if days <= _OLD_DAYS:
         return said
-    return f"{said}: newer drivers and releases of CUDA may be missing in what is said here; use a newer version of the program"
+    return (
+        f"{said}: newer drivers and releases of CUDA may be missing in what is said here; use a newer version of "
+        "the program"
+    )
 
 
 def _fit(request: Request, driver: str) -> str:

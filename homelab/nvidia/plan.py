@@ -1,6 +1,8 @@
-"""The plan of an NVIDIA stack: repositories, packages and pins, or NVIDIA's installer; modules, reboot, CUDA, container toolkit.
+"""The plan of an NVIDIA stack: repositories, packages and pins, or NVIDIA's installer; modules, reboot, CUDA, container
+toolkit.
 
-What can't work is refused (`checks`); what isn't known is a note of the plan, so that a person reads it before anything is done.
+What can't work is refused (`checks`); what isn't known is a note of the plan, so that a person reads it before anything
+is done.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class AptFile:
 
 @dataclass(frozen=True)
 class RunfilePlan:
-    """NVIDIA's installer. `sha256`: without it nothing is run; empty where neither data nor settings know it. `checksum_url`: where
-    NVIDIA publishes it, for people.
+    """NVIDIA's installer. `sha256`: without it nothing is run; empty where neither data nor settings know it.
+    `checksum_url`: where NVIDIA publishes it, for people.
     """
 
     version: str
@@ -94,9 +96,9 @@ class CudaPlan:
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. `package`: the runtime's own, empty where it has an installer; `install`: the same, empty where it is there already.
-    `cdi`: where the CDI specification goes, empty where the toolkit's service keeps it; it is written anew after each change of the driver.
-    `cdi_options`: what its generator is told.
+    """The container toolkit. `package`: the runtime's own, empty where it has an installer; `install`: the same, empty
+    where it is there already. `cdi`: where the CDI specification goes, empty where the toolkit's service keeps it; it
+    is written anew after each change of the driver. `cdi_options`: what its generator is told.
     """
 
     runtime: Runtime
@@ -113,10 +115,12 @@ class ToolkitPlan:
 class Plan:
     """What is going to be done. `version` is None where only the repository can tell which release of a branch it has.
 
-    `capabilities`: what its libraries are for; `demanded`: the settings name them, so that a driver that lacks one gets it, and
-    `unwanted` are the packages of the others. `source: either`: packages where the repositories have the version, and in a container without modules, else the installer. `no_recommends`: packages are
-    installed without those that they recommend, as the modules among them have no place in a container. `preferences` keeps the
-    driver where it is; `unattended` keeps unattended-upgrades from replacing libraries beside a loaded module. `locked`: `SystemLock.table`.
+    `capabilities`: what its libraries are for; `demanded`: the settings name them, so that a driver that lacks one gets
+    it, and `unwanted` are the packages of the others. `source: either`: packages where the repositories have the
+    version, and in a container without modules, else the installer. `no_recommends`: packages are installed without
+    those that they recommend, as the modules among them have no place in a container. `preferences` keeps the driver
+    where it is; `unattended` keeps unattended-upgrades from replacing libraries beside a loaded module. `locked`:
+    `SystemLock.table`.
     """
 
     target: Target
@@ -183,8 +187,8 @@ def plan_stack(request: Request) -> Plan:
 
 
 def against(request: Request) -> list[HomelabError]:
-    """All that stands against a stack, as far as it is known by now: what init proposes, what a preview shows and what is done ask this, so that none
-    of them takes what another refuses. Empty where nothing does.
+    """All that stands against a stack, as far as it is known by now: what init proposes, what a preview shows and what
+    is done ask this, so that none of them takes what another refuses. Empty where nothing does.
     """
     found = [*refusals(request), *cuda_to_be_had(request)]
     if found or request.driver is None or request.system.distribution is None:
@@ -237,8 +241,10 @@ def _not_offered(request: Request) -> list[HomelabError]:
             wanted=f"{request.name}: {', '.join(missing)}, from NVIDIA's repository for {request.system.distribution} "
             f"{request.system.version}",
             found="its repositories don't offer it",
-            why="apt could not install it: `Unable to locate package`; not every release is there for every distribution",
-            next="leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major version"
+            why="apt could not install it: `Unable to locate package`; not every release is there for every "
+            "distribution",
+            next="leave nvidia.cudnn and nvidia.nccl out there, or set nvidia.cuda to a release of another major "
+            "version"
             if any("cuda" in name or "nccl" in name for name in missing)
             else "check nvidia.mirror.containerToolkit, and the system's network",
         ),
@@ -264,8 +270,8 @@ def packages_to_ask_for(request: Request) -> tuple[str, ...]:
 def _packages(
     request: Request, driver: Driver, choice: Choice | None
 ) -> tuple[tuple[str, ...], Literal["packages", "run", "either"], tuple[Capability, ...]]:
-    """The package list with versions, where the driver comes from, and what it is going to be for: the settings' capabilities, or by default
-    what can be had of them.
+    """The package list with versions, where the driver comes from, and what it is going to be for: the settings'
+    capabilities, or by default what can be had of them.
 
     :raises HomelabError: packages are asked for, and there are none.
     """
@@ -361,8 +367,8 @@ def _pinned(request: Request, driver: Driver, name: str) -> str:
 def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
     """To take one of several packages of a version: NVIDIA's own before a distribution's, then the newest.
 
-    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has ended lead to the
-    next branch's.
+    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has
+    ended lead to the next branch's.
     """
     digits = "".join(c if c.isdigit() else " " for c in package_version.rpartition("-")[2])
     numbers = tuple(int(number) for number in digits.split())
@@ -384,7 +390,8 @@ def _no_packages(request: Request, driver: Driver, missing: list[str]) -> Homela
     there = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
     return HomelabError(
         wanted=f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
-        found=f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: {', '.join(there) or 'nothing of that branch'}"
+        found=f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: "
+        f"{', '.join(there) or 'nothing of that branch'}"
         if request.naming
         else f"no package names of branch {driver.branch} are known there",
         why="apt could not install them: `Unable to locate package`, or `Version … was not found`",
@@ -402,7 +409,8 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
             wanted=f"{request.name}: a version of the driver, for NVIDIA's installer",
             found=f"{driver.text}, of which no release is known",
             why="the installer is a file for each version",
-            next=f'set nvidia.driver to an exact version, such as "{request.data.branches[request.data.recommended].newest}"',
+            next="set nvidia.driver to an exact version, such as "
+            f'"{request.data.branches[request.data.recommended].newest}"',
         )
     base = request.settings.mirror.run or request.data.packaging.repositories.run
     version = str(driver.version)
@@ -429,9 +437,12 @@ def unpinned(run: RunfilePlan, name: str) -> HomelabError:
     return HomelabError(
         wanted=f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
         found="neither this program's data nor nvidia.runSha256 has it",
-        why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what is run",
-        next=f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set nvidia.runSha256: "
-        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: packages',
+        why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what "
+        "is run",
+        next=f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set "
+        "nvidia.runSha256: "
+        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: '
+        "packages",
     )
 
 
@@ -615,12 +626,14 @@ def _card_notes(request: Request, driver: Driver) -> list[str]:
         row = request.data.device(device)
         if generation is None:
             notes.append(
-                f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs the open "
+                f"{card_text(request, device)}: taken for a card that is newer than this program's data, which "
+                "needs the open "
                 f"modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
             )
         elif row and row.absent < driver.version < row.listed:
             notes.append(
-                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether {driver.version} does "
+                f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether "
+                f"{driver.version} does "
                 "isn't known here"
             )
     if request.devices is None and request.target != "lxc":
@@ -644,12 +657,14 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
     notes = []
     if lacking := [one for one in request.capabilities if one not in capabilities]:
         notes.append(
-            f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is installed "
+            f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver "
+            "is installed "
             "without them; to demand them, name them in nvidia.capabilities"
         )
     if "graphics" in capabilities and request.target == "lxc":
         notes.append(
-            "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the container must have been "
+            "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the "
+            "container must have been "
             "given; only the libraries are installed and checked here"
         )
     return notes
@@ -662,7 +677,8 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
     if not unknown:
         return []
     return [
-        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is checked "
+        f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is "
+        "checked "
         "before any reboot"
     ]
 
@@ -673,8 +689,10 @@ def _podman_notes(request: Request) -> list[str]:
     data, system = request.data.packaging.toolkit, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     return [
-        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that name groups, as the toolkit writes "
-        f"them from {data.groups_since} on (unknown field additionalGids): its own is made without them. Programs in a container that aren't root may "
+        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications "
+        "that name groups, as the toolkit writes "
+        f"them from {data.groups_since} on (unknown field additionalGids): its own is made without them. Programs "
+        "in a container that aren't root may "
         "then not open the nodes in /dev/dri; CUDA needs none of these"
     ]
 
@@ -690,11 +708,13 @@ def _cuda_notes(request: Request) -> list[str]:
         notes.append(f"CUDA {release}: {fault}")
     if row is None:
         notes.append(
-            f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or later is assumed"
+            f"CUDA {request.settings.cuda} is newer than this program's data: that it takes {least.version} or "
+            "later is assumed"
         )
     if request.driver and request.driver.version < least.version:
         notes.append(
-            f"CUDA {request.settings.cuda} came with {least.version}; with {request.driver.text} its programs run within the major "
+            f"CUDA {request.settings.cuda} came with {least.version}; with {request.driver.text} its programs run "
+            "within the major "
             "release, without PTX compiled at run time"
         )
     return notes

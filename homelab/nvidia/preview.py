@@ -1,4 +1,5 @@
-"""What is going to be installed where, said before anything is changed: from the settings alone, then from a reading of the host."""
+"""What is going to be installed where, said before anything is changed: from the settings alone, then from a reading of
+the host."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ _BASE = {"8": "12", "9": "13"}
 
 
 def from_settings(settings: Settings) -> list[HomelabError]:
-    """What can't work whatever is found: a card's id and a driver that doesn't know it, a container that wants another driver than
-    its host gets.
+    """What can't work whatever is found: a card's id and a driver that doesn't know it, a container that wants another
+    driver than its host gets.
     """
     errors: list[HomelabError] = []
     for name, host in settings.hosts.items():
@@ -64,7 +65,8 @@ def _matches(host: Host, *uses: str) -> tuple[str, ...] | None:
 
 
 def _followed(container: Nvidia, comes: str | None) -> str | None:
-    """The host's driver as a container's request has it; None where the container's settings can mean the same, and say more of it.
+    """The host's driver as a container's request has it; None where the container's settings can mean the same, and say
+    more of it.
 
     :param comes: branch or version that the host gets.
     """
@@ -125,7 +127,8 @@ def describe(
 
 
 def _inside(config: GuestConfig | None, read: SystemReading | None, made_from: SystemFacts) -> SystemFacts:
-    """What is known of a guest as a system: by a look inside, else by its configuration, else by what it is going to be made from.
+    """What is known of a guest as a system: by a look inside, else by its configuration, else by what it is going to be
+    made from.
 
     :param config: of one that is there.
     """
@@ -140,8 +143,8 @@ def _inside(config: GuestConfig | None, read: SystemReading | None, made_from: S
 
 
 def judged(read: SystemReading) -> SystemFacts:
-    """A reading, as far as it says something about what is going to be installed: what is there already takes no more room, and as long as NVIDIA's
-    repository isn't there, the system's own say nothing of it."""
+    """A reading, as far as it says something about what is going to be installed: what is there already takes no more
+    room, and as long as NVIDIA's repository isn't there, the system's own say nothing of it."""
     done = read.steps
     return dataclasses.replace(
         read.system,
@@ -170,7 +173,8 @@ def _made_from(volumes: list[str]) -> SystemFacts:
 def _cards_of(
     name: str, container: Container, facts: HostFacts, want: Wanted, found: container_plan.DriverCards
 ) -> tuple[str, ...] | None:
-    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which is said elsewhere.
+    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which is said
+    elsewhere.
 
     :param name: of the container in the settings.
     :param found: the driver's cards.
@@ -206,8 +210,8 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, read: Sys
 
 
 def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:
-    """The driver that a host is going to have, as far as it is known before its repositories are asked: `driver`, `flavour` and
-    `source` of `scripts.reboot_host`. Empty where the settings have none."""
+    """The driver that a host is going to have, as far as it is known before its repositories are asked: `driver`,
+    `flavour` and `source` of `scripts.reboot_host`. Empty where the settings have none."""
     request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
     if request is None or request.driver is None:
         return {}

@@ -1,4 +1,5 @@
-"""A reading of a system (remote_scripts/read_system.sh): what its stack is planned from, and how far it is still as it was left."""
+"""A reading of a system (remote_scripts/read_system.sh): what its stack is planned from, and how far it is still as it
+was left."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cud
 
 @dataclass(frozen=True)
 class SystemReading:
-    """`boot_id`: of the system's kernel, in a container of the host's. `steps`: those that were carried out there. `drift`: what isn't
-    as they left it, each line with its step in front (`driver: ...`).
+    """`boot_id`: of the system's kernel, in a container of the host's. `steps`: those that were carried out there.
+    `drift`: what isn't as they left it, each line with its step in front (`driver: ...`).
     """
 
     system: SystemFacts

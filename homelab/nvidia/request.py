@@ -1,4 +1,5 @@
-"""What is wanted, and of which system: the settings, what a reading of the system said, and the driver that both come to."""
+"""What is wanted, and of which system: the settings, what a reading of the system said, and the driver that both come
+to."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ _NEWEST = 999
 class SystemFacts:
     """What the last reading of a system said; None for what no reading has said yet.
 
-    `cards`: vendor:device of its graphics cards. `host_driver`: in a container, the version of the host's loaded driver,
-    empty where none is loaded. `loaded`: the version of the loaded nvidia module, empty where none is; `nouveau`: it has the
-    card. `offered`: package -> versions, as `apt-cache madison` lists them, for every package that was asked for (`packages_to_ask_for`),
-    empty for one that isn't there. `runtimes`: those that are installed. `mok_enrolled`: DKMS's key is among those that Secure Boot takes.
-    `room`: free bytes where packages go.
+    `cards`: vendor:device of its graphics cards. `host_driver`: in a container, the version of the host's loaded
+    driver, empty where none is loaded. `loaded`: the version of the loaded nvidia module, empty where none is;
+    `nouveau`: it has the card. `offered`: package -> versions, as `apt-cache madison` lists them, for every package
+    that was asked for (`packages_to_ask_for`), empty for one that isn't there. `runtimes`: those that are installed.
+    `mok_enrolled`: DKMS's key is among those that Secure Boot takes. `room`: free bytes where packages go.
     """
 
     distribution: str | None = None
@@ -74,8 +75,8 @@ class Driver:
 
 @dataclass(frozen=True)
 class Request:
-    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of it; `is_trial`: it is asked what
-    would fit, so that nobody reads what to do about what doesn't."""
+    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of
+    it; `is_trial`: it is asked what would fit, so that nobody reads what to do about what doesn't."""
 
     target: Target
     settings: Nvidia
@@ -126,7 +127,8 @@ class Request:
         return row is None or driver.version > row.absent
 
     def run_sha256(self, version: str) -> str:
-        """Of NVIDIA's installer of a version: the lock file's, the settings', or the known one; empty where nobody has it."""
+        """Of NVIDIA's installer of a version: the lock file's, the settings', or the known one; empty where nobody has
+        it."""
         known = self.data.installers.get(version)
         locked = self.lock.installer if self.lock else None
         if locked is not None and locked.version == version:
@@ -146,8 +148,9 @@ class Request:
 
     @property
     def naming(self) -> list[Names]:
-        """The ways in which the driver's packages may be called: the branch's own first, then the others that the distribution
-        has had, which are taken only if the repositories say so; empty where distribution or driver aren't known, or no names are.
+        """The ways in which the driver's packages may be called: the branch's own first, then the others that the
+        distribution has had, which are taken only if the repositories say so; empty where distribution or driver aren't
+        known, or no names are.
         """
         distribution = self.system.distribution
         if self.driver is None or distribution is None:
@@ -158,8 +161,8 @@ class Request:
 
 
 def ranked_branches(request: Request) -> list[Branch]:
-    """All branches: the recommended one, maintained ones that are known to build for some kernel, of these those for long before shorter ones, and
-    at the end those without fixes."""
+    """All branches: the recommended one, maintained ones that are known to build for some kernel, of these those for
+    long before shorter ones, and at the end those without fixes."""
     data = request.data
     return sorted(
         data.branches.values(),
@@ -187,7 +190,8 @@ def driver_of(request: Request, text: str) -> Driver:
 
 
 def offered_versions(request: Request, branch: int) -> list[Version]:
-    """The driver's versions of a branch that the repositories offer, under any of its names; empty where nothing is known of that."""
+    """The driver's versions of a branch that the repositories offer, under any of its names; empty where nothing is
+    known of that."""
     offered, distribution = request.system.offered or {}, request.system.distribution
     # The libraries are there in every case, whichever modules are wanted.
     packages = [

@@ -1,7 +1,7 @@
 """What a failing NVIDIA stack says, recognised by its real texts and answered with the cause and the remedy.
 
-The texts are data (data/symptoms.yaml), each with its source; a more telling one hides what only repeats its cause. How a log is printed
-is taken out of it before (homelab/messages.py).
+The texts are data (data/symptoms.yaml), each with its source; a more telling one hides what only repeats its cause. How
+a log is printed is taken out of it before (homelab/messages.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _LONGEST = 240
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the system that said it; None for what isn't. `bound`: the driver that has the card, nothing if none has."""
+    """What is known of the system that said it; None for what isn't. `bound`: the driver that has the card, nothing if
+    none has."""
 
     name: str = "this system"
     target: Target | None = None
@@ -70,7 +71,8 @@ class Cause(_SymptomRow):
 
 
 class Symptom(_SymptomRow):
-    """A text, where it appears, and its causes, the most particular first. `unless`: contexts in which it tells of nothing wrong."""
+    """A text, where it appears, and its causes, the most particular first. `unless`: contexts in which it tells of
+    nothing wrong."""
 
     name: str
     pattern: Annotated[str, AfterValidator(_compiles)]

@@ -1,7 +1,8 @@
-"""What a verification found (remote_scripts/nvidia_verification.sh), judged: is it what was wanted, and if not, why not?
+"""What a verification found (remote_scripts/nvidia_verification.sh), judged: is it what was wanted, and if not, why
+not?
 
-The script collects, this decides. A failure whose text is known is answered with its cause (`symptoms`), the most telling first; one
-cause is told once, in whatever it shows; what nobody knows is told in the program's own words.
+The script collects, this decides. A failure whose text is known is answered with its cause (`symptoms`), the most
+telling first; one cause is told once, in whatever it shows; what nobody knows is told in the program's own words.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ _COLUMNS = {
 class Expected:
     """What a system is to have; all of it as JSON has it, so that it goes through a stack's state.
 
-    `driver`: a branch or an exact version; `cards`: vendor:device of each card that it is to see; None where that isn't known, and any will do.
-    `cuda`: a release; None where no compiler was asked for. `flavour`: of the loaded modules; None in a container, whose host chose it.
-    `demanded`: capabilities that the settings name: a library of another one may be missing. `libraries`: beside CUDA, by their sonames.
-    `needs_open`, `secure_boot`, `host_driver`, `kernel`: as of `symptoms.Context`.
+    `driver`: a branch or an exact version; `cards`: vendor:device of each card that it is to see; None where that isn't
+    known, and any will do. `cuda`: a release; None where no compiler was asked for. `flavour`: of the loaded modules;
+    None in a container, whose host chose it. `demanded`: capabilities that the settings name: a library of another one
+    may be missing. `libraries`: beside CUDA, by their sonames. `needs_open`, `secure_boot`, `host_driver`, `kernel`: as
+    of `symptoms.Context`.
     """
 
     name: str = "this system"
@@ -125,8 +127,9 @@ def judge(
     """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
 
     :param result: the script's answer.
-    :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda` (nvcc's
-        release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the errors.
+    :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda`
+        (nvcc's release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the
+        errors.
     """
     parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")}
     unchecked = _not_fetched(wanted, parts["container"])
@@ -180,14 +183,16 @@ def judge(
 
 
 def _not_fetched(wanted: Expected, container: _ProgramDone | None) -> list[str]:
-    """What couldn't be tried in a container, since there is no image for it: that says nothing of the card or the toolkit."""
+    """What couldn't be tried in a container, since there is no image for it: that says nothing of the card or the
+    toolkit."""
     if container is None or _passed("container", container):
         return []
     said = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
     if said is None:
         return []
     return [
-        f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is for a way through a proxy): {said[-300:]}"
+        f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is "
+        f"for a way through a proxy): {said[-300:]}"
     ]
 
 
@@ -244,7 +249,8 @@ def _passed(key: str, part: _ProgramDone) -> bool:
 
 # What a program that works says.
 _MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
-# Of an engine that is there, and gets no image: its registry isn't reached (docker, podman; containerd), answers nothing, or not any more.
+# Of an engine that is there, and gets no image: its registry isn't reached (docker, podman; containerd), answers
+# nothing, or not any more.
 _NO_IMAGE = re.compile(
     r"(Get|Head) \"https?://[^\"]+\": "
     r"(dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
@@ -253,7 +259,8 @@ _NO_IMAGE = re.compile(
 )
 # Of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
-# What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the text.
+# What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the
+# text.
 _PROGRAMS = {
     "program": (
         "a CUDA program that is compiled and runs on each card",
@@ -263,10 +270,12 @@ _PROGRAMS = {
     "container": (
         "a container in which nvidia-smi sees the cards",
         "nothing in a container could use them",
-        "try the same by hand (the image is named above, or `docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi`), then run `pulumi up`",
+        "try the same by hand (the image is named above, or "
+        "`docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi`), then run `pulumi up`",
     ),
 }
-# Why an ordinary user can't open a node, by the kernel's word for it, in a container and elsewhere: what is behind it, what to do.
+# Why an ordinary user can't open a node, by the kernel's word for it, in a container and elsewhere: what is behind it,
+# what to do.
 _REFUSED = {
     "No such file or directory": {
         "lxc": (
@@ -297,7 +306,8 @@ _REFUSED = {
     "No such device": {
         "": (
             "no driver is behind its numbers",
-            "run `nvidia-smi` on the machine that has the driver; then restart the container, or run `pulumi up --refresh`",
+            "run `nvidia-smi` on the machine that has the driver; then restart the container, or run "
+            "`pulumi up --refresh`",
         ),
     },
     "Input/output error": {
@@ -363,7 +373,8 @@ def _seen(wanted: Expected, result: Mapping[str, Any]) -> Context:
 
 
 def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[HomelabError]:
-    """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module was loaded."""
+    """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module
+    was loaded."""
     vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE)
     known = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
     if known:
@@ -372,7 +383,8 @@ def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[Homelab
         yield HomelabError(
             wanted=f"{context.name}: nvidia-smi",
             found="it isn't installed",
-            why="the driver's libraries and tools come together; something removed them, or their installation broke off",
+            why="the driver's libraries and tools come together; something removed them, or their installation "
+            "broke off",
             next="run `pulumi up --refresh`: it installs what is missing",
         )
     else:
@@ -390,8 +402,10 @@ def _unknown(wanted: str, part: _ProgramDone, why: str, next_step: str) -> Homel
         return HomelabError(
             wanted=wanted,
             found="it wasn't done in the time that nvidia.timeouts.verify gives to all checks",
-            why="a card that doesn't answer hangs every program that asks it; or something was only slow, such as fetching an image",
-            next="read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` again",
+            why="a card that doesn't answer hangs every program that asks it; or something was only slow, such as "
+            "fetching an image",
+            next="read `dmesg | grep -E 'NVRM|Xid'`; else set a longer nvidia.timeouts.verify, and run `pulumi up` "
+            "again",
         )
     lines = [line for line in part.output.splitlines() if line.strip()]
     found = "\n".join(lines[-_QUOTED:]) or "nothing was said"
@@ -424,7 +438,8 @@ def _driver_and_cards(
         yield HomelabError(
             wanted=f"{wanted.name}: driver {wanted.driver}",
             found=f"{driver} is in use",
-            why="what was installed isn't what is loaded: the system wasn't rebooted since, or something else was installed",
+            why="what was installed isn't what is loaded: the system wasn't rebooted since, or something else was "
+            "installed",
             next="reboot it, then `pulumi up --refresh`; `dpkg -l '*nvidia*'` there shows what is installed",
         )
     flavour = result.get("flavour")
@@ -456,7 +471,8 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: C
         why="a card that is missing isn't given to this system, or doesn't start"
         if less
         else "programs would use other cards than those that were meant",
-        next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a missing one read "
+        next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
+        "missing one read "
         "`dmesg | grep NVRM`",
     )
 
@@ -539,15 +555,18 @@ def _libraries(
         lacking = {name: said for name, said in _loaded(container).items() if not said.startswith("loaded")}
         if lacking:
             yield HomelabError(
-                wanted=f"{wanted.name}: the driver's libraries in a container that asks for them (NVIDIA_DRIVER_CAPABILITIES)",
+                wanted=f"{wanted.name}: the driver's libraries in a container that asks for them "
+                "(NVIDIA_DRIVER_CAPABILITIES)",
                 found="; ".join(f"{name}: {said}" for name, said in lacking.items()),
-                why="they load on the system itself: the CDI specification is from before they were installed, or the toolkit doesn't find them",
+                why="they load on the system itself: the CDI specification is from before they were installed, or "
+                "the toolkit doesn't find them",
                 next="run `pulumi up --refresh`: it makes the specification again",
             )
 
 
 def _specification(wanted: Expected, found: str | None, driver: str | None) -> tuple[str | None, HomelabError | None]:
-    """The driver's version that the CDI specification names, and what stands against it: engines take the first of the files."""
+    """The driver's version that the CDI specification names, and what stands against it: engines take the first of the
+    files."""
     path, _, named = (found or "").partition("\n")[0].partition(" ")
     if not named or driver is None or named == driver:
         return named or None, None
@@ -555,10 +574,12 @@ def _specification(wanted: Expected, found: str | None, driver: str | None) -> t
     return named, HomelabError(
         wanted=f"{wanted.name}: a CDI specification of the driver that runs, {driver}",
         found=f"{path} names libraries of {named.replace(' ', ' and ')}",
-        why="containers are given the libraries that it names: they are gone, or of another version than the loaded module",
+        why="containers are given the libraries that it names: they are gone, or of another version than the loaded "
+        "module",
         next="run `pulumi up --refresh`: it makes the specification again"
         if ours
-        else "restart the toolkit's own service nvidia-cdi-refresh there, which writes that file; then run `pulumi up --refresh`",
+        else "restart the toolkit's own service nvidia-cdi-refresh there, which writes that file; then run "
+        "`pulumi up --refresh`",
     )
 
 
@@ -582,7 +603,8 @@ def _beside_cuda(wanted: Expected, part: _ProgramDone | None, loaded: Mapping[st
                 wanted=what,
                 found=said.partition(", ")[2],
                 why="one that is made for another major release of CUDA needs that release's libraries",
-                next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you installed it",
+                next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you "
+                "installed it",
             )
 
 

@@ -1,4 +1,5 @@
-"""Version numbers: of the driver, of CUDA, of kernels and of packages. Compared as numbers, shown as they were written."""
+"""Version numbers: of the driver, of CUDA, of kernels and of packages. Compared as numbers, shown as they were
+written."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def parse(text: str) -> Version:
 
 
 def fits(version: Version | None, wanted: Version) -> bool:
-    """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits nothing.
+    """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits
+    nothing.
 
     The scripts decide the same on a system (`fits` in remote_scripts/lib/driver.sh); a table of cases holds both to it.
     """
@@ -53,7 +55,8 @@ def of_kernel(release: str) -> Version | None:
 
 
 def flavour_of_kernel(release: str) -> str:
-    """What comes after the numbers of a kernel's release: `generic`, `amd64`, `cloud-amd64`, `pve`; empty where nothing does."""
+    """What comes after the numbers of a kernel's release: `generic`, `amd64`, `cloud-amd64`, `pve`; empty where nothing
+    does."""
     return re.sub(r"^[\d.]+(?:\+\w+)?(?:-\d[\w.~+]*)*-?", "", release)
 
 

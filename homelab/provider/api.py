@@ -25,8 +25,8 @@ from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
 
-# What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read` uses it; a
-# change always reads anew.
+# What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read`
+# uses it; a change always reads anew.
 _READINGS: dict[tuple[str, str], Any] = {}
 
 
@@ -39,7 +39,8 @@ MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 
 
 def while_a_reset_lasts() -> Iterator[None]:
-    """Once, and again for as long as a reset may last, during which a card reads as one that is lost. Whoever has seen it well breaks."""
+    """Once, and again for as long as a reset may last, during which a card reads as one that is lost. Whoever has seen
+    it well breaks."""
     deadline = time.monotonic() + CARD_SECONDS
     yield
     while time.monotonic() < deadline:
@@ -66,7 +67,8 @@ class ApiWork(Work[NodeT, OutputsT]):
                 wanted=f"homelab:hosts.{inputs.host}.api in the stack's configuration",
                 found="it is missing",
                 why="mappings and VMs are changed through it",
-                next="put it back; to give mappings and VMs up, take those out and run `pulumi up` while it is still there",
+                next="put it back; to give mappings and VMs up, take those out and run `pulumi up` while it is "
+                "still there",
             )
         return Api(host, inputs.node, access=lambda: self._access(inputs), root=lambda command: _as_root(host, command))
 
@@ -87,13 +89,14 @@ class ApiWork(Work[NodeT, OutputsT]):
         power: str,
         before: HostFacts | None = None,
     ) -> bool:
-        """`Machine.converge`, and a look at the VM's cards if it was started: Proxmox VE says OK of a start whose card is lost.
+        """`Machine.converge`, and a look at the VM's cards if it was started: Proxmox VE says OK of a start whose card
+        is lost.
 
         :param how: as of `Machine.converge`, with `target`, `keys` and `power`.
         :param before: the host as it was; None: it is read where the VM has cards.
         :returns: whether the VM runs.
-        :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is lost or the VM is off again; or QEMU has
-            halted it.
+        :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is
+            lost or the VM is off again; or QEMU has halted it.
         """
         if before is None and power != "stopped" and has_cards(machine):
             before = self._read_log(inputs)
@@ -102,7 +105,8 @@ class ApiWork(Work[NodeT, OutputsT]):
         said = [before.kernel_log]
 
         def hear() -> None:
-            # What the kernel says while the VM goes off isn't of the start. If the host can't be read now, the earlier reading counts.
+            # What the kernel says while the VM goes off isn't of the start. If the host can't be read now, the earlier
+            # reading counts.
             with suppress(HomelabError):
                 said.append(self._read_log(inputs).kernel_log)
 
@@ -120,7 +124,8 @@ class ApiWork(Work[NodeT, OutputsT]):
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
         """Judges a start.
 
-        :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again. Nothing is switched off: what is in it isn't ours.
+        :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again. Nothing is
+            switched off: what is in it isn't ours.
         """
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
@@ -158,7 +163,8 @@ class ApiWork(Work[NodeT, OutputsT]):
         )
 
     async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
-        """What a node's host has of the VM's last start; None: it has none, is not in the settings, or doesn't answer."""
+        """What a node's host has of the VM's last start; None: it has none, is not in the settings, or doesn't
+        answer."""
         host = self.stack.host_at(inputs.host, node)
         if host is None:
             return None
@@ -184,7 +190,8 @@ class ApiWork(Work[NodeT, OutputsT]):
     def drift_of_made(
         self, inputs: NodeT, guest: Taken, mark: str, instance: str, keys: Iterable[str], wanted: Mapping[str, str]
     ) -> list[str] | None:
-        """The options in which a guest that was made here differs, for a refresh, each told; None: it has moved, and its own probe says where it is.
+        """The options in which a guest that was made here differs, for a refresh, each told; None: it has moved, and
+        its own probe says where it is.
 
         :param mark: of the guest (`is_marked`).
         :param instance: of this making of it.
@@ -244,8 +251,8 @@ def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
 
 
 class Taken(NamedTuple):
-    """A guest that is made here, or another one of its id. `name`: in the settings; `place`: vms or containers; `id`, `named_by`: what its id and
-    its name are called; `kind`: in the API's paths."""
+    """A guest that is made here, or another one of its id. `name`: in the settings; `place`: vms or containers; `id`,
+    `named_by`: what its id and its name are called; `kind`: in the API's paths."""
 
     name: str
     label: str
@@ -311,7 +318,8 @@ def is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
 
 
 def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
-    """The description of a guest that carries the mark, with this making of it named in it; whatever else somebody has written there stays."""
+    """The description of a guest that carries the mark, with this making of it named in it; whatever else somebody has
+    written there stays."""
     text = config["description"].removesuffix("\n")
     return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
 
@@ -326,7 +334,8 @@ def taken(mark: str, guest: Taken, config: dict[str, str]) -> HomelabError:
         return HomelabError(
             wanted=f"{guest.label} ({name}) created",
             found=f"this stack has created {guest.label} as {guest.place}.{ours[1]}",
-            why="under another name a guest would be made anew, and the one that is there deleted with its disks; nothing was changed",
+            why="under another name a guest would be made anew, and the one that is there deleted with its disks; "
+            "nothing was changed",
             next=f"put the name {ours[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
         )
     return HomelabError(
@@ -349,10 +358,13 @@ def require_same(guest: Taken, inputs: _MadeOn, had: _MadeOn, instance: str, con
         return
     kind = guest.label.partition(" ")[0]
     raise HomelabError(
-        wanted=f"{guest.label} ({guest.name}), which this program made on {had.node}, changed on {inputs.node}, where it is now",
+        wanted=f"{guest.label} ({guest.name}), which this program made on {had.node}, changed on {inputs.node}, "
+        "where it is now",
         found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.named_by, 'without a name')}",
-        why="the one that was made is gone, and its id is used again; what isn't this program's is never changed or removed",
-        next=f"choose another {guest.id} for {guest.place}.{guest.name}, and run `pulumi up --refresh`: a new {kind} is made",
+        why="the one that was made is gone, and its id is used again; what isn't this program's is never changed or "
+        "removed",
+        next=f"choose another {guest.id} for {guest.place}.{guest.name}, and run `pulumi up --refresh`: a new "
+        f"{kind} is made",
     )
 
 
@@ -364,7 +376,8 @@ def stays(
     :param instance: the making of it that is to be deleted; empty: the state is of before these were told apart.
     :param kind: VM or container.
     :param adopted: the settings that have it without `create`.
-    :param elsewhere: it is on another node than the one that it was made on, where a replacement of the resource may have found it first.
+    :param elsewhere: it is on another node than the one that it was made on, where a replacement of the resource may
+        have found it first.
     """
     if inputs.protect:
         return "it is protected"
@@ -376,7 +389,10 @@ def stays(
         # Another resource has taken it over since, such as this one's replacement after the guest has moved.
         return "it is kept by another entry of the state now"
     if elsewhere and not (instance and _named(inputs.mark, config)):
-        return "it is on another node now, and its description doesn't tell whether it is this one or one that was made since"
+        return (
+            "it is on another node now, and its description doesn't tell whether it is this one or one that was "
+            "made since"
+        )
     return None
 
 
@@ -388,7 +404,9 @@ def policy(shutdown: ShutdownInputs) -> Policy:
 def _unknown(machine: Machine) -> HomelabError:
     return HomelabError(
         wanted=f"the functions of the cards that {machine.label} has been started with",
-        found="the host names none, neither among qemu-server's reservations (/run/qemu-server/pci-id-reservations) nor by the VM's configuration",
+        found="the host names none, neither among qemu-server's reservations (/run/qemu-server/pci-id-reservations) "
+        "nor by the VM's configuration",
         why="whether its cards have come through the start can't be told then",
-        next=f"look at both on the host (`qm config {machine.vmid}`), and whether the guest has its card; then run `pulumi up` again",
+        next=f"look at both on the host (`qm config {machine.vmid}`), and whether the guest has its card; then run "
+        "`pulumi up` again",
     )

@@ -1,4 +1,5 @@
-"""What the work on every resource has in common: its types, the stack's settings, one run at a time on a host, an end to it."""
+"""What the work on every resource has in common: its types, the stack's settings, one run at a time on a host, an end
+to it."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ T = TypeVar("T")
 # By what a message calls a resource.
 _NAMED_BY = ("system_name", "vm", "container", "mapping", "download", "host")
 
-# What a refresh has read already in this process, by host: its probe and its containers look at the same reading. Resources are
-# refreshed at the same time, in threads.
+# What a refresh has read already in this process, by host: its probe and its containers look at the same reading.
+# Resources are refreshed at the same time, in threads.
 _READINGS: dict[str, HostFacts | HomelabError] = {}
 _READING = threading.Lock()
 
@@ -40,7 +41,8 @@ _READING = threading.Lock()
 _SILENT: set[str] = set()
 _SAYING = threading.Lock()
 
-# How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a person wants it so.
+# How long after this program's reboot a guest that it stopped is started again. Later, the guest is off because a
+# person wants it so.
 REBOOT_SECONDS = 3600
 
 # Hosts that could not be reached to be held: they aren't tried again for each resource.
@@ -61,7 +63,8 @@ def stopped_by_us(vmid: int, boot: Boot, known: Boot | None) -> bool:
 
 @dataclass(frozen=True)
 class StackTexts:
-    """The stack's configuration, as the engine hands it to the provider: texts, some of them JSON. No part of it is in a resource's state."""
+    """The stack's configuration, as the engine hands it to the provider: texts, some of them JSON. No part of it is in
+    a resource's state."""
 
     texts: Mapping[str, str]
 
@@ -84,7 +87,8 @@ class StackTexts:
         ]
 
     def host_at(self, name: str, node: str) -> Host | None:
-        """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is none."""
+        """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is
+        none."""
         there = self.name_at(name, node)
         return None if there is None else self._settings("").hosts[there]
 
@@ -119,7 +123,8 @@ class StackTexts:
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
     def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:
-        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. Nobody is asked where it is now.
+        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. Nobody
+        is asked where it is now.
 
         :raises HomelabError: the settings are mistaken.
         """
@@ -137,7 +142,8 @@ class StackTexts:
         return {name: one for name, one in settings.containers.items() if found.get(name, one.host) == host}
 
     def adopting_container(self, ctid: int, host: str) -> list[str]:
-        """The entries that have a container without having made it, on its host or in the host's cluster. Nobody is asked where it is now.
+        """The entries that have a container without having made it, on its host or in the host's cluster. Nobody is
+        asked where it is now.
 
         :raises HomelabError: the settings are mistaken.
         """
@@ -158,9 +164,12 @@ class StackTexts:
 def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
     """What a `destroy` says of a host that doesn't answer."""
     return error.retold(
-        why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and the state keeps it",
-        next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by `pulumi destroy --continue-on-error`. If {host} won't "
-        f"come back, run that first, then forget it with all that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which "
+        why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and "
+        "the state keeps it",
+        next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by "
+        f"`pulumi destroy --continue-on-error`. If {host} won't "
+        "come back, run that first, then forget it with all that depends on it "
+        f"(`pulumi state delete --target-dependents 'URN of {host}-probe'`, which "
         "`pulumi stack --show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
     )
 
@@ -168,8 +177,10 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
 def _lost_meanwhile(error: UnreachableError) -> UnreachableError:
     """What a `destroy` says of a host that answered at first."""
     return error.retold(
-        why="the connection was lost while what was set up was given back: a part may have been given back already; the state keeps all of it",
-        next="see whether the host is switched on and connected to this network, then run the same command again: it goes on from what is there",
+        why="the connection was lost while what was set up was given back: a part may have been given back already; "
+        "the state keeps all of it",
+        next="see whether the host is switched on and connected to this network, then run the same command again: "
+        "it goes on from what is there",
     )
 
 
@@ -213,7 +224,8 @@ class Work(Generic[InputsT, OutputsT]):
         return outputs
 
     def delete(self, inputs: InputsT, outputs: OutputsT) -> None:
-        """Undoes it. An act has nothing to undo; but its host is held then, and a run's last act is the first that a `destroy` deletes."""
+        """Undoes it. An act has nothing to undo; but its host is held then, and a run's last act is the first that a
+        `destroy` deletes."""
 
     # -- what the engine asks for ----------------------------------------------------------------------------------
     def created(self, properties: Properties) -> tuple[str, Properties]:
@@ -277,10 +289,13 @@ class Work(Generic[InputsT, OutputsT]):
         raise HomelabError(
             wanted=f"to read {inputs.host}, and to compare it with what the last `pulumi up` left",
             found=error.found,
-            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the host or in the state",
-            next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open, then run the same command again"
+            why="a refresh that can't read the host can't tell what has changed there; nothing was changed, on the "
+            "host or in the state",
+            next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open, then "
+            "run the same command again"
             if api
-            else "see whether it is switched on and connected to this network, then run the same command again; `pulumi preview` without "
+            else "see whether it is switched on and connected to this network, then run the same command again; "
+            "`pulumi preview` without "
             "--refresh needs no host",
         ) from error
 
@@ -346,8 +361,8 @@ class Work(Generic[InputsT, OutputsT]):
         except RefusedError:
             raise
         except HomelabError:
-            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is gone for good
-            # has nobody at work on it.
+            # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is
+            # gone for good has nobody at work on it.
             return False
         return True
 

@@ -60,7 +60,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         return Own([*(one for one in vms if one not in off), *later], off)
 
     def _give_up(self, name: str, node: str) -> None:
-        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node that can be reached and whose Ceph does it."""
+        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node
+        that can be reached and whose Ceph does it."""
         for peer in self.stack.peers(name):
             try:
                 lifted = asyncio.run(_lift(self.stack.host(peer), node))
@@ -78,7 +79,8 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
 
 
 class Own(NamedTuple):
-    """Ids of a host's guests in the settings: those that the run starts once they have what they are to have (`later`), and those that it wants off."""
+    """Ids of a host's guests in the settings: those that the run starts once they have what they are to have (`later`),
+    and those that it wants off."""
 
     later: Sequence[int] = ()
     off: Sequence[int] = ()
@@ -111,18 +113,23 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
-            found=f"it has returned by itself to what it was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
-            why="it came up with the new configuration, but couldn't be reached: most likely its network depends on a device that was taken away",
-            next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, run `pulumi up --refresh`",
+            found="it has returned by itself to what it "
+            f"was{', except for its restart' if facts.rolling_back else ''}: {facts.rolled_back}",
+            why="it came up with the new configuration, but couldn't be reached: most likely its network depends on "
+            "a device that was taken away",
+            next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, "
+            "run `pulumi up --refresh`",
         )
     raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
     return facts
 
 
 async def _end_turn(host: Host, name: str) -> None:
-    """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no reason to fail.
+    """Tell the other nodes of the cluster that this one is back: the next may restart. That it can't be told is no
+    reason to fail.
 
-    For guests that HA brings back it waits minutes; where they are is said meanwhile, and what stays to be known as a note.
+    For guests that HA brings back it waits minutes; where they are is said meanwhile, and what stays to be known as a
+    note.
     """
 
     def heard(line: str) -> None:
@@ -140,12 +147,14 @@ async def _end_turn(host: Host, name: str) -> None:
     if said["over"] != "yes":
         left = said["set"] or "no other node is restarted"
         tell(
-            f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it can {left}"
+            f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it "
+            f"can {left}"
         )
 
 
 async def _start_guests(host: Host, name: str, own: Own) -> None:
-    """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason to fail."""
+    """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason
+    to fail."""
     try:
         async with ssh.connect(host) as session:
             script = scripts.start_guests(own.later, own.off)

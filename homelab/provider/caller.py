@@ -1,14 +1,17 @@
 """Whose process calls the provider: on Linux, none but one of the provider's own user is answered.
 
-The engine reaches a provider by a TCP port of 127.0.0.1, to which every user of the machine can connect; and this provider logs in to hosts as root. The
-kernel knows whose the other end of a connection is: /proc/net/tcp and tcp6 have a line for each socket of this network, with the user who made it
-(get_tcp4_sock in net/ipv4/tcp_ipv4.c). Three kinds of lines tell of nobody, and count as not known:
+The engine reaches a provider by a TCP port of 127.0.0.1, to which every user of the machine can connect; and this
+provider logs in to hosts as root. The kernel knows whose the other end of a connection is: /proc/net/tcp and tcp6 have
+a line for each socket of this network, with the user who made it (get_tcp4_sock in net/ipv4/tcp_ipv4.c). Three kinds of
+lines tell of nobody, and count as not known:
 
-- of a socket that no process has any more, or of a connection that ends, the kernel says user 0 (sock_i_uid in net/core/sock.c, get_timewait4_sock);
+- of a socket that no process has any more, or of a connection that ends, the kernel says user 0 (sock_i_uid in
+  net/core/sock.c, get_timewait4_sock);
 - of users that this user namespace doesn't have, it says the overflow user (from_kuid_munged).
 
-A port is used again once its connection is closed. So what is remembered of a caller is this process's own end of the connection, and it counts as long as
-that very socket is connected: no other connection can have both addresses until then.
+A port is used again once its connection is closed. So what is remembered of a caller is this process's own end of the
+connection, and it counts as long as that very socket is connected: no other connection can have both addresses until
+then.
 """
 
 from __future__ import annotations
@@ -84,8 +87,8 @@ def user_of(peer: Address, server: Address, proc: Path = _PROC) -> int | None:
 
 
 def _rows(proc: Path) -> Iterator[list[str]]:
-    """The words of each socket's line: the second and third are its addresses, then come its state, its user (the eighth), its inode (the tenth). A kernel
-    without IPv6 has no second table."""
+    """The words of each socket's line: the second and third are its addresses, then come its state, its user (the
+    eighth), its inode (the tenth). A kernel without IPv6 has no second table."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (proc / "net" / name).read_text(encoding="ascii", errors="replace").splitlines()[1:]
@@ -123,7 +126,8 @@ def _is_somebody(user: int, proc: Path) -> bool:
 
 
 class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has no types
-    """Answers processes of one user; each call of another one is refused, whatever it asks for. `port`: of the server, once it has one."""
+    """Answers processes of one user; each call of another one is refused, whatever it asks for. `port`: of the server,
+    once it has one."""
 
     def __init__(self, user: int) -> None:
         """:param user: the provider's own, in its user namespace."""
@@ -166,7 +170,8 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             wanted=f"a call of Pulumi's engine, which runs as user {self._user} as this provider does",
             found=found,
             why="whoever is answered here can change hosts as root; nothing was done",
-            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it was Pulumi itself: run it where "
+            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it "
+            "was Pulumi itself: run it where "
             "/proc is the one of this system, in no sandbox that hides it",
         )
         if found not in self._said:

@@ -34,11 +34,13 @@ from homelab.vm.config import VmCard, noted_of, ours_of
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
-# A mapping's description while its last entry is taken out. Proxmox VE deletes a mapping without asking for a digest: whoever would add an entry
-# right then waits until it is gone. For so many seconds since it was seen so, after which whoever took it out was killed meanwhile.
+# A mapping's description while its last entry is taken out. Proxmox VE deletes a mapping without asking for a digest:
+# whoever would add an entry right then waits until it is gone. For so many seconds since it was seen so, after which
+# whoever took it out was killed meanwhile.
 GOING = "homelab takes it away"
 GOING_SECONDS = 5.0
-# How often a change is tried while others change the mapping, each other node of this run among them, and the longest pause between two tries in seconds.
+# How often a change is tried while others change the mapping, each other node of this run among them, and the longest
+# pause between two tries in seconds.
 TRIES = 30
 PAUSE_SECONDS = 0.5
 
@@ -102,7 +104,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         asyncio.run(_forgotten(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
 
     def _give_back_to_vms(self, inputs: CardMapping.Inputs) -> None:
-        """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while it made them.
+        """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while
+        it made them.
 
         A VmCards that is in it has been deleted or updated before this, and has changed its note.
         """
@@ -171,7 +174,8 @@ def _parsed(entry: str) -> dict[str, str]:
 
 
 def _equal(one: str, other: str) -> bool:
-    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the slot, is the card, too:
+    """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
+    slot, is the card, too:
     the one that a person chose.
     """
     first, second = _parsed(one), _parsed(other)
@@ -217,7 +221,8 @@ def _take_flag(api: Api, inputs: CardMapping.Inputs, needing: Set[str]) -> None:
 
 
 def _made(api: Api, inputs: CardMapping.Inputs) -> bool:
-    """Makes a mapping that wasn't there a moment ago; False where another client, or a run of this program that was killed, was faster."""
+    """Makes a mapping that wasn't there a moment ago; False where another client, or a run of this program that was
+    killed, was faster."""
     try:
         _make(api, inputs)
     except UnansweredError:
@@ -253,7 +258,8 @@ def _until_nobody_else_does(change: Callable[[], None]) -> None:
 
 
 def _write(api: Api, inputs: CardMapping.Inputs, old_path: str | None) -> None:
-    """Puts the entry in. One that was put into a mapping that somebody was taking away is looked at again: that may have come to its end after all."""
+    """Puts the entry in. One that was put into a mapping that somebody was taking away is looked at again: that may
+    have come to its end after all."""
     seen, taken_over = dict[str, float](), list[bool]()
 
     def change() -> None:

@@ -39,14 +39,16 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         if had.host != inputs.host:
             _require_same(inputs, outputs.identity, found.identity)
             tell(
-                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: the notes about it move with it"
+                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: the notes "
+                "about it move with it"
             )
             asyncio.run(self._follow(inputs, had.host, inputs.host))
             found = dataclasses.replace(found, generation=found.generation + 1)
         return found
 
     async def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
-        """The state doesn't know the container, as where it was lost: what is noted on the host that the container has left meanwhile goes to the one that it is on.
+        """The state doesn't know the container, as where it was lost: what is noted on the host that the container has
+        left meanwhile goes to the one that it is on.
 
         :raises HomelabError: a node of the cluster doesn't answer, and the container has lines that may be noted there.
         """
@@ -57,18 +59,21 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
         for left in notes.found:
             tell(
-                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't know it: the notes there move with it"
+                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't "
+                "know it: the notes there move with it"
             )
             await self._follow(inputs, left, inputs.host)
         if not notes.found:
             notes.require_all(
                 f"container {inputs.ctid}",
-                "lines that this program gave the container look the same as its owner's: without those notes they would stay in it for good, beside new ones",
+                "lines that this program gave the container look the same as its owner's: without those notes they "
+                "would stay in it for good, beside new ones",
             )
 
     async def _follow(self, inputs: ContainerProbe.Inputs, left: str, there: str) -> None:
-        """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the old node's cards are known to be ours.
-        A host that is no longer in the settings, such as one that is dead, is not asked: what was noted there is lost.
+        """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the
+        old node's cards are known to be ours. A host that is no longer in the settings, such as one that is dead, is
+        not asked: what was noted there is lost.
 
         :raises HomelabError: one of them can't be reached; the lines stay as they are.
         """
@@ -86,8 +91,10 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             raise HomelabError(
                 wanted=f"the notes about container {inputs.ctid} moved from {left} to {there}",
                 found=f"{error.wanted}: {error.found}",
-                why="without these notes, the lines that this program gave the container can't be told from other lines; the container is as it was",
-                next=f"bring {left} back, then run the same command again; or migrate the container back; or, if {left} won't come back, take it out of "
+                why="without these notes, the lines that this program gave the container can't be told from other "
+                "lines; the container is as it was",
+                next=f"bring {left} back, then run the same command again; or migrate the container back; or, if "
+                f"{left} won't come back, take it out of "
                 "homelab:hosts: then you have to take these lines out yourself",
             ) from error
 
@@ -181,7 +188,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
-        """It owns nothing. What was given to a container that has moved since is still to be given back, where it is now."""
+        """It owns nothing. What was given to a container that has moved since is still to be given back, where it is
+        now."""
         if inputs.cluster and inputs.host not in self.stack.host_names():
             _lost(inputs, inputs.host)
             return
@@ -200,7 +208,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
                 found=f"it is on {node} now, which is no host of these settings",
                 why="its configuration is changed on the node that it is on; nothing was changed",
-                next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), then run the same command again",
+                next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
+                "then run the same command again",
             )
         found = asyncio.run(ssh.read(self.stack.host(there), guests=True)).guests.config(inputs.ctid)
         if found and is_another(before, identity(found.values)):
@@ -228,8 +237,10 @@ def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
 
 def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
     tell(
-        f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container {inputs.ctid} is lost: lines that this program gave "
-        f"it there stay in its configuration, since they can't be told from your own. Take out those of cards that {left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
+        f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container "
+        f"{inputs.ctid} is lost: lines that this program gave "
+        "it there stay in its configuration, since they can't be told from your own. Take out those of cards that "
+        f"{left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
         f"lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is off"
     )
 
@@ -238,9 +249,11 @@ def _require_same(inputs: ContainerProbe.Inputs, before: str, now: str) -> None:
     if is_another(before, now):
         raise HomelabError(
             wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
-            found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses ({now} instead of {before})",
+            found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses "
+            f"({now} instead of {before})",
             why="the one that had the cards is gone, and its id is used again; nothing was changed",
-            next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry out, run `pulumi up`, and put it back",
+            next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry "
+            "out, run `pulumi up`, and put it back",
         )
 
 

@@ -1,9 +1,11 @@
-"""The work on a DriverTrial: an update of a host's driver is tried in its containers, too, before the old version is given up.
+"""The work on a DriverTrial: an update of a host's driver is tried in its containers, too, before the old version is
+given up.
 
-The host's update waits by then (`tried`, remote_scripts/lib/driver/trial.sh): the new driver is loaded, and answers on the host. One container after
-the other gets the libraries of its version, by the steps by which it gets them anyway, and keeps the old ones. Then all of them give those up, the
-host last; or, if one can't have the new ones, the host goes back to the old driver, and then each container. Killed anywhere, the next `up` begins
-here again: what is done is found done.
+The host's update waits by then (`tried`, remote_scripts/lib/driver/trial.sh): the new driver is loaded, and answers on
+the host. One container after the other gets the libraries of its version, by the steps by which it gets them anyway,
+and keeps the old ones. Then all of them give those up, the host last; or, if one can't have the new ones, the host goes
+back to the old driver, and then each container. Killed anywhere, the next `up` begins here again: what is done is found
+done.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from homelab.text import tell
 
 @dataclass(frozen=True)
 class _Waiting:
-    """`update`: its phase; `old`: the version that is kept; `new`: the one that is installed; `given_up`: one that was taken back;
-    `running`: containers that are on."""
+    """`update`: its phase; `old`: the version that is kept; `new`: the one that is installed; `given_up`: one that was
+    taken back; `running`: containers that are on."""
 
     update: str
     old: str
@@ -105,7 +107,8 @@ def _given_up(version: str, back: list[str]) -> HomelabError:
         found="an earlier run could not bring it about everywhere, and has put the old version back"
         + "".join(f"; {one}" for one in back),
         why="a container's libraries must be of the host's version, to the last digit",
-        next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for another try: "
+        next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for "
+        "another try: "
         "`pulumi up --refresh`",
     )
 
@@ -151,7 +154,8 @@ class _Host:
                 raise
             except HomelabError as error:  # one without bash, say; its own stack fails by that
                 tell(
-                    f"{self.name}: {one.name} can't be looked into ({error.found}): the driver {version} is not tried in it"
+                    f"{self.name}: {one.name} can't be looked into ({error.found}): the driver {version} is not "
+                    "tried in it"
                 )
                 continue
             try:
@@ -210,12 +214,15 @@ class _Host:
             done = await self.end("back")
         except HomelabError as error:
             return reason.retold(
-                why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put back: {error.wanted}; "
+                why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put "
+                f"back: {error.wanted}; "
                 f"found: {error.found}",
-                next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: {reason.next}",
+                next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: "
+                f"{reason.next}",
             )
         if not done["old"]:
-            # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the others.
+            # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the
+            # others.
             others = await self._follow_anyway(failed[0] if failed else None)
             stays = (
                 f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
@@ -225,9 +232,11 @@ class _Host:
         if failed is None:
             return _given_up(new, now)
         return reason.retold(
-            why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update from {old} to {new} is given "
+            why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update "
+            f"from {old} to {new} is given "
             "up, too",
-            next=f"the driver {old} is back: {'; '.join(now)}. Set {self.name}.nvidia.driver to it; or for another try: {reason.next}, then run "
+            next=f"the driver {old} is back: {'; '.join(now)}. Set {self.name}.nvidia.driver to it; or for another "
+            f"try: {reason.next}, then run "
             "`pulumi up --refresh`",
         )
 
@@ -274,7 +283,8 @@ class _Host:
                 except UnreachableError:
                     raise
                 except HomelabError:
-                    # Settings that name the new version can't be planned with the old one: one that is back stays as it is.
+                    # Settings that name the new version can't be planned with the old one: one that is back stays as it
+                    # is.
                     if not there:
                         raise
                 said.append(f"{one.name}: {done['now'] if there else f'its libraries are {old} again'}")

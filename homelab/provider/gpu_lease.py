@@ -1,7 +1,8 @@
-"""The work on a GpuLease: takes the card out of the VM that had it, and with it all that the VM is to give back in the same run.
+"""The work on a GpuLease: takes the card out of the VM that had it, and with it all that the VM is to give back in the
+same run.
 
-A VM may lose several cards at once, and the engine deletes their leases side by side. The first of them that has its turn does it for all, with one
-shutdown and one start; the others find nothing left to do, or fail as it did.
+A VM may lose several cards at once, and the engine deletes their leases side by side. The first of them that has its
+turn does it for all, with one shutdown and one start; the others find nothing left to do, or fail as it did.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return outputs if had.vmid is not None else self.create(inputs)
 
     def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
-        """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done already."""
+        """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done
+        already."""
         if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand or self._is_handed_over(inputs):
             return
         # A VM that is gone has left this card with that.
@@ -95,13 +97,15 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             values = {key: value for key, value in back.values.items() if key not in own}
             return Change(values, sorted({*own, *back.delete}))
 
-        # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with the change written.
+        # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with
+        # the change written.
         keys = {*given(config), *leaving, *_options_with(ours, inputs)}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
-        """What the VM is to give back in this run, by the settings: its VmCards decides the same after this (homelab/provider/vm_cards.py)."""
+        """What the VM is to give back in this run, by the settings: its VmCards decides the same after this
+        (homelab/provider/vm_cards.py)."""
         if ledger.held_by(noted, inputs.vm or ""):
             return {}
         record, restore = noted_of(config, dict(noted))
@@ -120,12 +124,14 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return {**restore, **record}
 
     def _is_handed_over(self, inputs: GpuLease.Inputs) -> bool:
-        """Has the card become one that several VMs may name? Each keeps it then, or loses it by what the settings say of that VM."""
+        """Has the card become one that several VMs may name? Each keeps it then, or loses it by what the settings say
+        of that VM."""
         host = self.host(inputs)
         return any(host.mapping_of(name) == inputs.mapping for name in host.hands_over)
 
     def _by_hand(self, inputs: GpuLease.Inputs) -> bool:
-        """Does the VM have the card already, and not from this program? A VM that is yet to be made has none; the host's notes tell what this program gave."""
+        """Does the VM have the card already, and not from this program? A VM that is yet to be made has none; the
+        host's notes tell what this program gave."""
         if inputs.vmid is None:
             return False
         try:
@@ -136,8 +142,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return not options <= self._noted(inputs, inputs.vmid, config, options)
 
     def _noted(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], options: set[str]) -> set[str]:
-        """The VM's options by which this program gave it the card, by what it noted on the host: a state that was lost doesn't know them. One that it has taken
-        over isn't among them: its owner had given the card by it.
+        """The VM's options by which this program gave it the card, by what it noted on the host: a state that was lost
+        doesn't know them. One that it has taken over isn't among them: its owner had given the card by it.
 
         :param options: those that matter: where the host has noted them, no other is asked.
         :raises HomelabError: a node doesn't answer, and the VM may have come from there.
@@ -154,7 +160,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         if not options <= found:
             notes.require_all(
                 f"VM {vmid}",
-                "a card that this program gave a VM is taken out of it when another one gets it; one that its owner gave it stays",
+                "a card that this program gave a VM is taken out of it when another one gets it; one that its owner "
+                "gave it stays",
             )
         return found
 

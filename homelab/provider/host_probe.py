@@ -64,14 +64,17 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{inputs.host}: a file of this program's had been edited by hand; the edited file is kept in {copy}")
         if outputs.iommu_words or outputs.vfio_words:
             tell(
-                f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line and the "
+                f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line "
+                "and the "
                 "GPU's binding until the next reboot"
             )
         others = self.stack.host_names()
         if others and inputs.host not in others:
-            # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both are one host.
+            # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
+            # are one host.
             tell(
-                f"{inputs.host}: if {' or '.join(others)} is this host under another name, its boot configuration and services have just been taken back: "
+                f"{inputs.host}: if {' or '.join(others)} is this host under another name, its boot configuration "
+                "and services have just been taken back: "
                 "run `pulumi up --refresh` before the host is rebooted, which writes them again"
             )
 
@@ -82,7 +85,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 await session.run("revert", kept_scripts.in_use(owner), float(host.timeouts.script))
         except HomelabError as error:
             tell(
-                f"{name}: this program's scripts in /var/lib/homelab/scripts/{owner} stay ({error.wanted}: {error.found}); nothing needs them any more"
+                f"{name}: this program's scripts in /var/lib/homelab/scripts/{owner} stay ({error.wanted}: "
+                f"{error.found}); nothing needs them any more"
             )
 
 

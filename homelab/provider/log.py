@@ -1,5 +1,5 @@
-"""Messages to the person who watches. What a provider prints is hidden by the engine; what it is told by this call, it shows in the
-resource's own line."""
+"""Messages to the person who watches. What a provider prints is hidden by the engine; what it is told by this call, it
+shows in the resource's own line."""
 
 from __future__ import annotations
 

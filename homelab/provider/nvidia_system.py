@@ -31,7 +31,8 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         # Said whatever the steps do: under `purge` they have taken back what they added by now.
         if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
             tell(
-                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container toolkit, their "
+                f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container "
+                "toolkit, their "
                 "repositories and the pin"
             )
 
@@ -60,13 +61,15 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         for key in changed:
             tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
         drifted = {line.partition(":")[0] for line in drift}
-        # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed is looked at anew.
+        # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed
+        # is looked at anew.
         drifted |= {"boot"} if "driver" in drifted else set()
         generation = {layer: outputs.generation[layer] + (layer in drifted) for layer in LAYERS}
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed))
 
     def _reading(self, inputs: SystemInputs) -> SystemReading | None:
-        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't be reached."""
+        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't
+        be reached."""
         if inputs.target != "vm":
             key = "host" if inputs.target == "host" else str(inputs.ctid)
             text = self.facts_of_refresh(inputs).systems.get(key)

@@ -54,8 +54,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     async def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
     ) -> list[HomelabError]:
-        """An update of the driver that waited for a boot: with the new driver at work it is done; where that answers nobody the old
-        one is put back, and each error says so."""
+        """An update of the driver that waited for a boot: with the new driver at work it is done; where that answers
+        nobody the old one is put back, and each error says so."""
         script = steps.driver_update(inputs.target, stack, inputs.system_name)
         async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as run:
             done = scripts.answer(await run("confirm" if works else "back", script))

@@ -1,7 +1,7 @@
 """What the other nodes of a host's cluster have noted of a guest (homelab/remote/ledger.py).
 
-A guest that has come from another node is noted there: a state knows that, and one that was lost doesn't. A node that doesn't answer has
-said nothing: that nothing is noted there isn't known.
+A guest that has come from another node is noted there: a state knows that, and one that was lost doesn't. A node that
+doesn't answer has said nothing: that nothing is noted there isn't known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class PeerNotes:
                 wanted=f"to know what {names} noted about {label}, which may have come from there",
                 found="; ".join(f"{name}: {found}" for name, found in self.silent.items()),
                 why=why,
-                next=f"switch {names} on and run the same command again; or, if it won't come back, take it out of homelab:hosts",
+                next=f"switch {names} on and run the same command again; or, if it won't come back, take it out of "
+                "homelab:hosts",
             )
 
 
@@ -84,7 +85,8 @@ async def told_by_peers(stack: StackTexts, host: str, ask: Callable[[str], Await
 
 
 async def forgotten_by_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
-    """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and is told now.
+    """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and
+    is told now.
 
     :param guest: its name in the settings; a note that is kept by another name stays.
     """
@@ -92,7 +94,8 @@ async def forgotten_by_peers(stack: StackTexts, host: str, guest: str, names: Se
 
 
 async def forgotten_by(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
-    """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and holds up nothing.
+    """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and
+    holds up nothing.
 
     :param guest: as of `forgotten_by_peers`.
     :param names: as of `forgotten_by_peers`.

@@ -1,8 +1,9 @@
 """Property values as plain Python, and back. The one place where that is done.
 
-With `accept_secrets=False` and `accept_outputs=False` (serve.py) the engine sends plain values: it takes secrets out, and marks what
-comes back under the same key again. What arrives is None, bool, float, str, list and dict; a value that a preview doesn't know yet is
-the SDK's sentinel string, which `PropertyValue` doesn't turn into `Computed` (SDK 3.259), and can't be sent as `Computed` either.
+With `accept_secrets=False` and `accept_outputs=False` (serve.py) the engine sends plain values: it takes secrets out,
+and marks what comes back under the same key again. What arrives is None, bool, float, str, list and dict; a value that
+a preview doesn't know yet is the SDK's sentinel string, which `PropertyValue` doesn't turn into `Computed` (SDK 3.259),
+and can't be sent as `Computed` either.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, Final
 from pulumi.provider.experimental.property_value import Computed, PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as _SENTINEL
 
-#: A resource's properties, or a part of them, as the engine has them: JSON, whose form the declaration of each resource knows.
+#: A resource's properties, or a part of them, as the engine has them: JSON, whose form the declaration of each resource
+#: knows.
 Properties = dict[str, Any]
 
 

@@ -1,5 +1,5 @@
-"""Which class does the work of a resource. Its module is imported when there is something to do: a run without a change starts the
-provider, too, compares properties, and needs nothing that reads a host (a quarter of a second)."""
+"""Which class does the work of a resource. Its module is imported when there is something to do: a run without a change
+starts the provider, too, compares properties, and needs nothing that reads a host (a quarter of a second)."""
 
 from __future__ import annotations
 

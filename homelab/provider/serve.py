@@ -1,7 +1,8 @@
 """Answers the engine: between its calls and the work on resources.
 
 The SDK's provider interface (pulumi.provider.experimental) is used with a servicer that says errors as they are. The
-provider also ends by itself: when the engine is killed, the provider ends with it, and with that every connection to a host.
+provider also ends by itself: when the engine is killed, the provider ends with it, and with that every connection to a
+host.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class Homelab(sdk.Provider):
         )
 
     def _cluster_of(self, state: Properties, inputs: Properties) -> Properties:
-        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings say of its host."""
+        """The cluster of a resource whose state doesn't say it, since its cluster had no name then: what the settings
+        say of its host."""
         cluster, host = inputs.get("cluster"), state.get("host")
         if state.get("cluster") or not isinstance(cluster, str) or not cluster:
             return {}
@@ -135,7 +137,8 @@ class Homelab(sdk.Provider):
             raise HomelabError(
                 wanted=f"{request.resource_id} imported as {request.type}",
                 found="this program's resources are made by `pulumi up` alone",
-                why="what is there on a host is taken over by `up`, with what it was before; an import would know nothing of that",
+                why="what is there on a host is taken over by `up`, with what it was before; an import would know "
+                "nothing of that",
                 next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
         found = await self._done(request, lambda work: work.refreshed(state))

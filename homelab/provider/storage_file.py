@@ -49,7 +49,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         if source.checksum and source.url:
             files.fetch(inputs.volume, source)
         tell(
-            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack is destroyed"
+            f"{inputs.download}: {inputs.volume} was there already: it is used as it is, and stays when the stack "
+            "is destroyed"
         )
         return StorageFile.Outputs(made=False, compared=inputs.checksum or "")
 
@@ -73,7 +74,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             raise
         if not source.checksum and source.url:
             tell(
-                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what {source.url} sent"
+                f"{inputs.download}: {inputs.volume} was compared with no checksum: the program trusts what "
+                f"{source.url} sent"
             )
         return StorageFile.Outputs(made=True, compared=source.checksum or "")
 
@@ -129,8 +131,8 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         asyncio.run(_forget(host, inputs))
 
     def left(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
-        """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be called when the files of the
-        state have been given back.
+        """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
+        called when the files of the state have been given back.
 
         :param ledger_of_host: what is noted now.
         :raises HomelabError: it can't be.

@@ -1,4 +1,5 @@
-"""How a script reaches a system that NVIDIA's stack is installed on: the host, a VM over SSH, a container by `pct exec`."""
+"""How a script reaches a system that NVIDIA's stack is installed on: the host, a VM over SSH, a container by
+`pct exec`."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ Run = Callable[[str, str], Awaitable[str]]
 READING_SECONDS = 60
 # Between two tries to reach a guest that starts. Nothing on this side tells when it is there.
 RETRY_SECONDS = 1.0
-# For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while it goes down, PAM lets in
-# nobody but root (pam_nologin).
+# For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while
+# it goes down, PAM lets in nobody but root (pam_nologin).
 NO_LOGIN_SECONDS = 30.0
 
 
@@ -95,11 +96,13 @@ class SystemWork(Work[SystemT, OutputsT]):
     ) -> SystemReading:
         """The first reading, of another boot than `old_boot`.
 
-        A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried again.
+        A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried
+        again.
 
-        :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done again.
-        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or `then` fails. A
-            host and its containers are not waited for.
+        :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done
+            again.
+        :raises HomelabError: there is none in that time; or the login is refused for longer than a start takes, or
+            `then` fails. A host and its containers are not waited for.
         """
 
         started, told, known = time.monotonic(), False, bool(old_boot)  # known: it could be read before, so it restarts
@@ -130,7 +133,8 @@ class SystemWork(Work[SystemT, OutputsT]):
             if not told and found is None:
                 told = True
                 tell(
-                    f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s at most: {last}"
+                    f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s "
+                    f"at most: {last}"
                 )
             await asyncio.sleep(ssh.REFUSED_SECONDS if refused else RETRY_SECONDS)
 
@@ -146,7 +150,8 @@ def _never_there(inputs: SystemInputs, found: str, seconds: float, *, restarted:
         wanted=f"{inputs.system_name} in reach at {inputs.address}{' after its reboot' if restarted else ''}",
         found=f"{found}, for {seconds:.0f} s",
         why="NVIDIA's stack is installed from inside the guest",
-        next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run `pulumi up` again: it goes on from here",
+        next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run "
+        "`pulumi up` again: it goes on from here",
     )
 
 

@@ -160,7 +160,8 @@ class VmCardsWork(VmStart):
     async def _noted(
         self, inputs: VmCards.Inputs, config: dict[str, str], facts: HostFacts
     ) -> tuple[Record, Record, list[str]]:
-        """What was recorded of the VM by its host, or by the one from which it has come; what of that is still to be given back; those other hosts.
+        """What was recorded of the VM by its host, or by the one from which it has come; what of that is still to be
+        given back; those other hosts.
 
         :raises HomelabError: a node of the cluster doesn't answer, and the VM has what may be noted there.
         """
@@ -175,17 +176,20 @@ class VmCardsWork(VmStart):
             if not hosts:
                 notes.require_all(
                     f"VM {vmid}",
-                    "what this program gave the VM looks the same as what its owner did: without those notes it would stay in the VM for good",
+                    "what this program gave the VM looks the same as what its owner did: without those notes it "
+                    "would stay in the VM for good",
                 )
         if record or restore:
             tell(
-                f"{inputs.vm}: VM {vmid} was given {', '.join(sorted({**record, **restore}))} by this program before, and "
+                f"{inputs.vm}: VM {vmid} was given {', '.join(sorted({**record, **restore}))} by this program "
+                "before, and "
                 f"this stack's state doesn't know it: taken over from what is noted on {', '.join(hosts) or 'the host'}"
             )
         return record, restore, hosts
 
     async def _noted_where_it_was(self, hosts: Sequence[str], vmid: int) -> list[Mapping[str, object]]:
-        """What is noted of the VM on the hosts that it has left, as far as they answer: a run that was killed there has noted what the state doesn't know."""
+        """What is noted of the VM on the hosts that it has left, as far as they answer: a run that was killed there has
+        noted what the state doesn't know."""
         found = list[Mapping[str, object]]()
         for host in hosts:
             with suppress(HomelabError):
@@ -225,9 +229,11 @@ class VmCardsWork(VmStart):
         asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
 
     def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
-        """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on that host, or nobody answers.
+        """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on
+        that host, or nobody answers.
 
-        A node that can't be asked, whatever for, is told of, and the next one is asked: as for the dead one, nothing is given back through it.
+        A node that can't be asked, whatever for, is told of, and the next one is asked: as for the dead one, nothing is
+        given back through it.
 
         :raises HomelabError: the other node was lost meanwhile.
         """
@@ -251,7 +257,8 @@ class VmCardsWork(VmStart):
             except HomelabError as error:
                 _not_asked(inputs, peer, error.found)
                 continue
-            # A node that runs and doesn't let itself be read is a person's to mend: then it can still be given back there.
+            # A node that runs and doesn't let itself be read is a person's to mend: then it can still be given back
+            # there.
             try:
                 noted = asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid)))
             except UnreachableError:
@@ -261,13 +268,15 @@ class VmCardsWork(VmStart):
                 tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
             elif _is_another(outputs, config):
                 tell(
-                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} on {machine.node} is another one than the one that "
+                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} on {machine.node} is "
+                    "another one than the one that "
                     f"was given its cards: it stays as it is, and so does {stays}"
                 )
             else:
                 self._converged_by_peer(machine, there, inputs, owned)
                 tell(
-                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} now, where it was given back what "
+                    f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} "
+                    "now, where it was given back what "
                     f"it had: {stays} stays"
                 )
             return True
@@ -282,8 +291,10 @@ class VmCardsWork(VmStart):
             raise HomelabError(
                 wanted=f"VM {inputs.vmid} on {machine.node} given back what it had",
                 found=error.found,
-                why="the connection was lost meanwhile: a part may have been given back already; the state keeps all of it",
-                next=f"see whether {there} is switched on and pveproxy runs there, then run the same command again: it goes on from what is there",
+                why="the connection was lost meanwhile: a part may have been given back already; the state keeps "
+                "all of it",
+                next=f"see whether {there} is switched on and pveproxy runs there, then run the same command again: "
+                "it goes on from what is there",
             ) from error
 
 
@@ -301,7 +312,8 @@ def give_back(machine: Machine, owned: Record, how: Policy, *, moved: bool = Fal
 
 def _not_asked(inputs: VmCards.Inputs, peer: str, why: str) -> None:
     tell(
-        f"{inputs.vm}: note: {inputs.host} doesn't answer, and through {peer} nothing can be given back to VM {inputs.vmid}: {why}"
+        f"{inputs.vm}: note: {inputs.host} doesn't answer, and through {peer} nothing can be given back to VM "
+        f"{inputs.vmid}: {why}"
     )
 
 
@@ -313,7 +325,8 @@ def _is_another(outputs: VmCards.Outputs, config: dict[str, str]) -> bool:
 def _with_noted(
     record: Record, restore: Record, config: dict[str, str], noted: Mapping[str, object] | None
 ) -> tuple[Record, Record]:
-    """What the state knows to be ours and still to be given back, with what a run that was killed has noted since, and done."""
+    """What the state knows to be ours and still to be given back, with what a run that was killed has noted since, and
+    done."""
     ours, left = noted_of(config, dict(noted) if noted else None)
     return {**record, **ours}, {**restore, **left}
 

@@ -1,9 +1,11 @@
-"""That a VM ran when this program shut it down, and is to run again: noted on its host before that (`power/<vmid>`), until it runs again.
+"""That a VM ran when this program shut it down, and is to run again: noted on its host before that (`power/<vmid>`),
+until it runs again.
 
-Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten where not: it is of this very VM,
-no older than an hour, of this boot of this node, no start of the VM on this node has ended well since, and it was this program that has shut it down,
-as Proxmox VE's own tasks say. But for the VM's identity that is decided on the host, for containers as well (remote_scripts/lib/guest_tasks.sh).
-`Machine.converge` asks it.
+Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten
+where not: it is of this very VM, no older than an hour, of this boot of this node, no start of the VM on this node has
+ended well since, and it was this program that has shut it down, as Proxmox VE's own tasks say. But for the VM's
+identity that is decided on the host, for containers as well (remote_scripts/lib/guest_tasks.sh). `Machine.converge`
+asks it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ async def note_that_it_ran(
 
 
 async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, identity: Callable[[], str]) -> int | None:
-    """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is forgotten.
+    """When it was noted that the VM is to run again, in seconds since 1970, if that counts; a note that doesn't is
+    forgotten.
 
     :param session: with `host`.
     :param guest: as of `note_that_it_ran`.
@@ -66,7 +69,8 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
         why = "that this is still the same VM isn't certain"
     if why:
         tell(
-            f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and vms.{guest}.power"
+            f"{guest}: VM {vmid} ran when an earlier run shut it down; {why}: whether it runs is left to you, and "
+            f"vms.{guest}.power"
         )
         await ledger.forget(session, ledger.of_power(vmid))
         return None
@@ -107,8 +111,8 @@ async def _starts(session: Session, vmid: int, since: int) -> _Starts:
 
 
 class VmMemory:
-    """The same for a VM that is being changed, as `Machine` asks for it. `here`: is the VM on the node of that host? Elsewhere, nothing of it is
-    certain.
+    """The same for a VM that is being changed, as `Machine` asks for it. `here`: is the VM on the node of that host?
+    Elsewhere, nothing of it is certain.
     """
 
     def __init__(self, host: Host, vmid: int, guest: str, *, here: bool) -> None:

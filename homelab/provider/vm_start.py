@@ -52,7 +52,8 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             raise self._explained(error, inputs, record, here=machine.node == inputs.node) from error
         if machine.node != inputs.node:
             tell(
-                f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run `pulumi up` again, which counts "
+                f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run "
+                "`pulumi up` again, which counts "
                 "it there and looks at its cards"
             )
         address = inputs.address
@@ -155,7 +156,8 @@ def _asked(api: Api, inputs: VmCards.Inputs) -> str | None:
                 return address
         if time.monotonic() > deadline:
             tell(
-                f"{inputs.vm}: its guest agent has named no address for {AGENT_SECONDS} seconds: install qemu-guest-agent in it"
+                f"{inputs.vm}: its guest agent has named no address for {AGENT_SECONDS} seconds: install "
+                "qemu-guest-agent in it"
             )
             return None
         time.sleep(AGENT_POLL_SECONDS)

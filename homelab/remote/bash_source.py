@@ -1,7 +1,8 @@
-"""The text of a bash script without what does nothing: comments, blank lines, functions of the library that nothing names. Pure.
+"""The text of a bash script without what does nothing: comments, blank lines, functions of the library that nothing
+names. Pure.
 
-No general parser: it reads what remote_scripts/ has, in shfmt's layout, and refuses what it doesn't know. Tests hold it to shfmt's own
-reading of every script (tests/scripts/test_composition.py).
+No general parser: it reads what remote_scripts/ has, in shfmt's layout, and refuses what it doesn't know. Tests hold it
+to shfmt's own reading of every script (tests/scripts/test_composition.py).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _TOKENS = {
 }
 # Most lines need no such care: what is to go, and what opens nothing.
 _EMPTY = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+")
-# Each character can be matched in one way only, so that a line that isn't simple costs no time. No possessive quantifier does that here:
-# Python 3.11 up to 3.11.4 (Debian 12 has 3.11.2) matches them wrongly (gh-106052).
+# Each character can be matched in one way only, so that a line that isn't simple costs no time. No possessive
+# quantifier does that here: Python 3.11 up to 3.11.4 (Debian 12 has 3.11.2) matches them wrongly (gh-106052).
 _SIMPLE = re.compile(
     r"""[^\n'"\\\#\x60()<$]*
         (?: (?: \$\w | \$\{\w+\} | '[^'\n]*' | "(?:[^"\\$\x60\n]|\$\w|\$\{\w+\})*" | \(\) )
@@ -64,10 +65,12 @@ def stripped(text: str) -> str:
 
 
 def needed(library: Iterable[str], script: str) -> str:
-    """Parts of the library and a script, all `stripped`, without what nothing names: functions, and parts of which nothing is named.
+    """Parts of the library and a script, all `stripped`, without what nothing names: functions, and parts of which
+    nothing is named.
 
-    A name counts wherever it stands as a word, in a text too: a function that is called by its name in a variable, by a trap, or in
-    another process stays. What a part does besides defining functions is sent as soon as a function or a variable of it is named.
+    A name counts wherever it stands as a word, in a text too: a function that is called by its name in a variable, by a
+    trap, or in another process stays. What a part does besides defining functions is sent as soon as a function or a
+    variable of it is named.
     """
     parts = [_part(text) for text in library]
     words = {*_WORD.findall(script)}
@@ -85,7 +88,8 @@ def _part(text: str) -> _LibraryPart:
 
 
 class _LibraryPart:
-    """A part of the library: `chunks` in their order; `words` that are in each function, and, without a name, outside of them."""
+    """A part of the library: `chunks` in their order; `words` that are in each function, and, without a name, outside
+    of them."""
 
     def __init__(self, text: str) -> None:
         self.chunks = list(_chunks(text.splitlines(keepends=True)))

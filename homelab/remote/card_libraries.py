@@ -13,7 +13,8 @@ from homelab.shapes import CardPlan
 
 
 def limits_of(container: Container) -> Nvidia:
-    """The settings that say how long apt may take, and by which proxy it goes: those of NVIDIA's stack there, or their defaults."""
+    """The settings that say how long apt may take, and by which proxy it goes: those of NVIDIA's stack there, or their
+    defaults."""
     return container.nvidia or Nvidia()
 
 

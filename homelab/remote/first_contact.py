@@ -1,4 +1,5 @@
-"""The first contact with a host: its key, seen without logging in; which way in works; a public key put there; commands run one by one."""
+"""The first contact with a host: its key, seen without logging in; which way in works; a public key put there; commands
+run one by one."""
 
 from __future__ import annotations
 
@@ -56,14 +57,16 @@ def host_key(address: str, port: int, seconds: float) -> HostKey:
             wanted=f"an SSH server at {address}:{port}",
             found=f"{type(error).__name__}: {error}",
             why="the host can be neither read nor changed",
-            next="see whether it is switched on and connected to this network, and whether address and --port are right",
+            next="see whether it is switched on and connected to this network, and whether address and --port are "
+            "right",
         ) from error
     if found is None:
         raise HomelabError(
             wanted=f"a host key of {address}:{port}",
             found=f"none of the kinds {', '.join(_KINDS)}",
             why="without it nobody can tell whether the right host answers",
-            next="look on the host's console for /etc/ssh/ssh_host_ed25519_key.pub; ssh-keygen -A makes it where it is missing",
+            next="look on the host's console for /etc/ssh/ssh_host_ed25519_key.pub; ssh-keygen -A makes it where it "
+            "is missing",
         )
     line = " ".join(found.export_public_key().decode("ascii").split()[:2])
     return HostKey(line, found.get_fingerprint())
@@ -78,7 +81,8 @@ Standing = Literal["known", "another", "revoked", "unknown"]
 
 
 def standing(address: str, port: int, key: HostKey, known_hosts: Path) -> Standing:
-    """What this person's known_hosts says of a host's key: known; another one is known; revoked (a line with `@revoked`); nothing."""
+    """What this person's known_hosts says of a host's key: known; another one is known; revoked (a line with
+    `@revoked`); nothing."""
     try:
         trusted, _, revoked = asyncssh.match_known_hosts(str(known_hosts), address, address, port)[:3]
     except (OSError, ValueError):
@@ -154,11 +158,13 @@ def public_key_of(path: Path) -> str:
 
 
 def installing(line: str, user: str) -> str:
-    """The command that lets a public key in, once. Another user than root has it run by sudo, whose home is root's: theirs is meant."""
+    """The command that lets a public key in, once. Another user than root has it run by sudo, whose home is root's:
+    theirs is meant."""
     key = shlex.quote(f"{line} homelab")
     command = (
         "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && "
-        f"{{ grep -qF {shlex.quote(line.split()[1])} ~/.ssh/authorized_keys || printf '%s\\n' {key} >>~/.ssh/authorized_keys; }}"
+        f"{{ grep -qF {shlex.quote(line.split()[1])} ~/.ssh/authorized_keys || printf '%s\\n' {key} "
+        f">>~/.ssh/authorized_keys; }}"
     )
     return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 

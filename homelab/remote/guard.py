@@ -1,8 +1,8 @@
 """One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
 
-Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack. So whoever is about
-to change a host opens a connection on which a script holds a lock (run_guard.sh) until that connection ends: with the process, whatever
-ends it. Nothing has to be cleared away after a run that was killed.
+Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack.
+So whoever is about to change a host opens a connection on which a script holds a lock (run_guard.sh) until that
+connection ends: with the process, whatever ends it. Nothing has to be cleared away after a run that was killed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def hold(name: str, host: Host) -> None:
 
 
 def hold_on(name: str, host: Host) -> None:
-    """Holds `host` again where this process has held it, and lost it since (its machine slept, the way to the host was cut), or was refused.
+    """Holds `host` again where this process has held it, and lost it since (its machine slept, the way to the host was
+    cut), or was refused.
 
     Another run may have changed the host meanwhile, and may still be at work. Arguments and errors as of `hold`.
     """
@@ -80,13 +81,15 @@ def release(name: str) -> None:
 
 
 def cancel() -> None:
-    """Tells every host that is held that this run was cancelled: what it has begun there ends where it waits. The hosts stay held until this process ends."""
+    """Tells every host that is held that this run was cancelled: what it has begun there ends where it waits. The hosts
+    stay held until this process ends."""
     for guard in _GUARDS.values():
         guard.say("cancelled")
 
 
 def let_start(host: Host, vmid: int) -> None:
-    """Lets a VM take its shared cards although this process holds the host; others wait until it has ended (lib/handover/turn.sh).
+    """Lets a VM take its shared cards although this process holds the host; others wait until it has ended
+    (lib/handover/turn.sh).
 
     :raises HomelabError: the host can't be reached, or can't note it.
     """

@@ -1,8 +1,10 @@
-"""Scripts that lie on a host, so that a resource's input, which is in Pulumi's state twice, is what a script is told and not its text (ADR 31).
+"""Scripts that lie on a host, so that a resource's input, which is in Pulumi's state twice, is what a script is told
+and not its text (ADR 31).
 
-A composed text (homelab/remote/scripts.py) is made of assignments and texts that are the same for everybody: scripts, and files that they
-install. Each of these is kept in /var/lib/homelab/scripts/OWNER as NAME.SUM; SUM begins the SHA-256 of its content. In `by_reference` its name
-stands where the text was. So a changed script still changes what takes it, and nothing else.
+A composed text (homelab/remote/scripts.py) is made of assignments and texts that are the same for everybody: scripts,
+and files that they install. Each of these is kept in /var/lib/homelab/scripts/OWNER as NAME.SUM; SUM begins the SHA-256
+of its content. In `by_reference` its name stands where the text was. So a changed script still changes what takes it,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ _FOLDER = "/var/lib/homelab/scripts"
 
 
 class KeptText(NamedTuple):
-    """`name`: NAME.SUM; `text`: without its last newline; `quoted`: as it stands in an argument; `twice`: in an argument of what is
-    an argument."""
+    """`name`: NAME.SUM; `text`: without its last newline; `quoted`: as it stands in an argument; `twice`: in an
+    argument of what is an argument."""
 
     name: str
     text: str
@@ -111,7 +113,8 @@ def _loader() -> str:
 
 
 def by_reference(text: str, owned_by: str) -> str:
-    """The same standard input for `bash -s -- VERB` on a host that keeps the scripts; `text` itself where none of them is in it.
+    """The same standard input for `bash -s -- VERB` on a host that keeps the scripts; `text` itself where none of them
+    is in it.
 
     :param owned_by: as of `owner`.
     """
@@ -127,7 +130,10 @@ def by_reference(text: str, owned_by: str) -> str:
     notes = "yes" if program and program.name.rpartition(".")[0] not in _NOTED_ELSEWHERE else "no"
     end = f'eval "${{KEPT_TEXT[{program.name}]}}"\nexit 1\n' if program else ""
     needed = " ".join(dict.fromkeys(used))
-    return f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts {needed}\n{head}{end}"
+    return (
+        f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts "
+        f"{needed}\n{head}{end}"
+    )
 
 
 def _apart(text: str) -> tuple[str, KeptText | None]:

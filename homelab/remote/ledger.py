@@ -1,12 +1,14 @@
 """What `destroy` needs of VMs and mappings, noted on their host as well as in Pulumi's state.
 
-A state can be lost: a laptop's disk, a backend that is gone. What we changed in files can be found again by what the scripts noted
-in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a resource puts into the state
-is noted here as well, before anything is changed, and forgotten when it has been given back. The state has it only once the work has ended:
+A state can be lost: a laptop's disk, a backend that is gone. What we changed in files can be found again by what the
+scripts noted in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a
+resource puts into the state is noted here as well, before anything is changed, and forgotten when it has been given
+back. The state has it only once the work has ended:
 what a run noted that was killed before that counts beside the state.
 
-A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets another one in the settings is made
-anew by the engine first, and what had the old name is undone after that. The second one sees by the note that the guest is another's by then.
+A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets
+another one in the settings is made anew by the engine first, and what had the old name is undone after that. The second
+one sees by the note that the guest is another's by then.
 
 Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
@@ -30,7 +32,8 @@ def of_vm(vmid: int) -> str:
 
 
 def of_power(vmid: int) -> str:
-    """The name of the note that a VM ran when this program shut it down, until it runs again (homelab/provider/vm_memory.py says when it counts)."""
+    """The name of the note that a VM ran when this program shut it down, until it runs again
+    (homelab/provider/vm_memory.py says when it counts)."""
     return f"power/{vmid}"
 
 
@@ -40,7 +43,8 @@ def of_mapping(node: str, mapping: str) -> str:
 
 
 def of_file(node: str, volume: str) -> str:
-    """The name of a note of a file on a storage that this program downloads. A volume's one slash, after its content, becomes a plus sign."""
+    """The name of a note of a file on a storage that this program downloads. A volume's one slash, after its content,
+    becomes a plus sign."""
     return f"file/{node}/{volume.replace('/', '+', 1)}"
 
 

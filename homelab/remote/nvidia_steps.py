@@ -57,7 +57,8 @@ def read_packages() -> str:
 
 
 def in_container(ctid: int, script: str) -> str:
-    """Standard input of in_container.sh, to be run on the host with the verb that `script`, a composed one, is to get inside."""
+    """Standard input of in_container.sh, to be run on the host with the verb that `script`, a composed one, is to get
+    inside."""
     return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
 
 
@@ -248,7 +249,8 @@ def _proxy(settings: Nvidia) -> str:
 
 
 def _table(context: Context) -> str:
-    """The symptoms for `explain`: a line each, the cause that holds in this context; what the text itself says is filled in there."""
+    """The symptoms for `explain`: a line each, the cause that holds in this context; what the text itself says is
+    filled in there."""
     rows = [row for row in symptoms() if _MET_BY_SCRIPTS.search(row.where)]
     return "\n".join("\t".join(_columns(row, context)) for row in rows)
 

@@ -1,7 +1,7 @@
 """A host read, judged and planned over one connection: what a preview shows, and what an `up` refuses or goes by.
 
-What is to be is decided from facts and settings (`plan.wanted`). What that means on the host (whether it must be rebooted, which files
-change) the very scripts say that do it, with the verb `plan`, which changes nothing.
+What is to be is decided from facts and settings (`plan.wanted`). What that means on the host (whether it must be
+rebooted, which files change) the very scripts say that do it, with the verb `plan`, which changes nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 
-# How long one look into a system may take, and how long a VM that may be on its way up or down has for its connection, in seconds.
+# How long one look into a system may take, and how long a VM that may be on its way up or down has for its connection,
+# in seconds.
 READING_SECONDS = 60.0
 VM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and whether it is
-    going to be rebooted. `guests`: the plan's lines for guests and NVIDIA's stacks."""
+    """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and
+    whether it is going to be rebooted. `guests`: the plan's lines for guests and NVIDIA's stacks."""
 
     facts: HostFacts
     want: plan.Wanted
@@ -141,11 +142,13 @@ async def _files(
 async def look_inside(
     session: ssh.Session, facts: HostFacts, containers: Iterable[int], *, host: bool
 ) -> tuple[dict[str, SystemReading], list[HomelabError]]:
-    """The host and its containers as systems that NVIDIA's stack is for, as far as they can be looked into now: `host`, or an id -> what is there.
+    """The host and its containers as systems that NVIDIA's stack is for, as far as they can be looked into now: `host`,
+    or an id -> what is there.
 
     :param containers: their ids.
     :param host: is the host looked at, too?
-    :returns: also what keeps a container from being looked into: it would keep the stack from being installed there, too.
+    :returns: also what keeps a container from being looked into: it would keep the stack from being installed there,
+        too.
     :raises UnreachableError: the host went away meanwhile.
     """
     found: dict[str, SystemReading] = {}
@@ -171,8 +174,8 @@ async def look_inside(
 async def _vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, SystemReading], list[str]]:
-    """What is in the VMs that run and let us in: id -> that; and a remark about each that doesn't. One that is off, or whose guest agent names the
-    address, is looked into once it has its card."""
+    """What is in the VMs that run and let us in: id -> that; and a remark about each that doesn't. One that is off, or
+    whose guest agent names the address, is looked into once it has its card."""
     found: dict[str, SystemReading] = {}
     dark: list[str] = []
     for name, vm in vms.items():
@@ -185,7 +188,8 @@ async def _vms(
             found[str(vm.vmid)] = await read_vm(reached, timeout)
         except HomelabError as error:
             dark.append(
-                f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows once it has its card"
+                f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
+                "once it has its card"
             )
     return found, dark
 

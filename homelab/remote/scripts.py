@@ -1,8 +1,8 @@
 """The bash that runs on a host: composed of arguments, the library and one script, and run as standard input.
 
-No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else runs there is sent
-whole. What is sent is what a script does, without comments and without functions that it doesn't reach: only a change of that changes a
-resource.
+No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else
+runs there is sent whole. What is sent is what a script does, without comments and without functions that it doesn't
+reach: only a change of that changes a resource.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
-# For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after the network.
+# For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after
+# the network.
 CLUSTER_SECONDS = 120
-# For so long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes (reboot_host.sh has the same).
+# For so long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes
+# (reboot_host.sh has the same).
 TURN_SECONDS = 180
 MOVE_SECONDS = 1800
 # For so long a node waits for guests that HA brings back to it.
 RETURN_SECONDS = 600
-# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for the host, RETURN_SECONDS between), and then
-# for the containers that are shut down for it, each in its own time.
+# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for
+# the host, RETURN_SECONDS between), and then for the containers that are shut down for it, each in its own time.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
 # The line of a file's header that names the parts of the library which it takes functions or variables of.
 _ARGUMENT = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -85,7 +87,8 @@ def compose(script: str, **arguments: str) -> str:
 
 
 def library_of(script: str) -> tuple[str, ...]:
-    """The parts of the library that a script, or a part (`lib/boot.sh`), needs, each after those that it needs itself."""
+    """The parts of the library that a script, or a part (`lib/boot.sh`), needs, each after those that it needs
+    itself."""
     found: dict[str, None] = {}
 
     def add(file: str) -> None:
@@ -104,7 +107,8 @@ _OF_THIS_RUN = frozenset(("why", "changed", "restarted"))
 
 
 def nothing_new(old: Any, new: Any) -> bool:
-    """Do answers say the same of a system, and the new ones of no restart? So a script answers that was run again because its text has changed.
+    """Do answers say the same of a system, and the new ones of no restart? So a script answers that was run again
+    because its text has changed.
 
     :param old: an answer, a text that ends with one, or a list of these and of other values.
     :param new: the same, which a preview may not know yet.
@@ -159,8 +163,9 @@ _AT_ONCE = 'LC_ALL=C; IFS= read -rN 99999999 SENT; eval "$SENT"'
 def command(verb: str, user: str, *, at_once: bool = False) -> str:
     """The command line that runs a composed script: as root, through sudo for any other user.
 
-    :param at_once: all of standard input is taken before anything runs. From a pipe `bash -s` takes one byte after the other, which for 60 kB is two thirds of
-        the script's processor time. What is cut off on its way does nothing in either way: `main` is a script's last line.
+    :param at_once: all of standard input is taken before anything runs. From a pipe `bash -s` takes one byte after the
+        other, which for 60 kB is two thirds of the script's processor time. What is cut off on its way does nothing in
+        either way: `main` is a script's last line.
     """
     bash = f"bash -c {shlex.quote(_AT_ONCE)} bash {verb}" if at_once else f"bash -s -- {verb}"
     return bash if user == "root" else f"sudo -n {bash}"
@@ -170,8 +175,10 @@ def command(verb: str, user: str, *, at_once: bool = False) -> str:
 _OVERDUE = (
     "wanted: this step done within {seconds} s\\n"
     "found:  it has not ended; it was killed, with all that it had started\\n"
-    "why:    something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted there\\n"
-    "next:   log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
+    "why:    something on this system hangs: a disk, a share, a card, a script of a package. What is half done is "
+    "noted there\\n"
+    "next:   log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the "
+    "step. "
     "What takes longer by nature: timeouts.script\\n"
 )
 # bash takes this line alone from standard input, byte by byte; the script's own bash has the rest.
@@ -182,9 +189,9 @@ _LIMITED = (
 
 
 def limited(text: str, seconds: int) -> str:
-    """`text`, for `bash -s -- VERB`, as a step that ends in that time on the system where it runs, whatever becomes of who sent it: pulumi-command keeps
-    no limit. By then its process group is killed; what it starts in groups of their own (`within`) ends by itself before. The last tenth is for
-    the script: to say what hung, and to put back.
+    """`text`, for `bash -s -- VERB`, as a step that ends in that time on the system where it runs, whatever becomes of
+    who sent it: pulumi-command keeps no limit. By then its process group is killed; what it starts in groups of their
+    own (`within`) ends by itself before. The last tenth is for the script: to say what hung, and to put back.
     """
     overdue = shlex.quote(_OVERDUE.format(seconds=seconds))
     first = _LIMITED.format(seconds=seconds, at_once=shlex.quote(_AT_ONCE), overdue=overdue)
@@ -271,7 +278,8 @@ def reboot_host(
     """Standard input of reboot_host.sh, with the verb `apply`, or `plan`, which decides the same and changes nothing.
 
     :param rollback_after: as of `cmdline`.
-    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for `plan` also the branch that is to be installed. Empty:
+    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for `plan` also the branch
+        that is to be installed. Empty:
         it doesn't matter.
     :param flavour: of its modules.
     :param source: where it is installed from.
@@ -384,8 +392,9 @@ def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SEC
 def handover(cards: Sequence[str], generation: int = 0) -> str:
     """Standard input of handover.sh.
 
-    :param cards: of those that are handed over, a line each: its name, its functions (address=vendor:device, the graphics function first,
-        joined by commas), the ids of the VMs that may take it (joined by commas). None: nothing of it is needed.
+    :param cards: of those that are handed over, a line each: its name, its functions (address=vendor:device, the
+        graphics function first, joined by commas), the ids of the VMs that may take it (joined by commas). None:
+        nothing of it is needed.
     """
     about = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = compose("handover_host.sh", CARDS="\n".join(cards)).removesuffix("\n")
@@ -457,7 +466,8 @@ def container_gpus(
     :param shutdown: `timeout` in seconds, `otherwise`.
     :param generation: has no part in what happens; a new one makes Pulumi run the script again.
     :param keep: the container goes with the stack, so that nothing is taken out of it.
-    :param guest: its name in the settings; a revert under another name than the last one's leaves the container as it is.
+    :param guest: its name in the settings; a revert under another name than the last one's leaves the container as it
+        is.
     """
     return compose(
         "container_gpus.sh",
@@ -487,7 +497,8 @@ def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[s
 
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` where programs that use the cards are to work."""
+    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` where programs that
+    use the cards are to work."""
     return compose("container_verification.sh", CTID=str(ctid), USES=devices.get("USES", ""), **_given(devices))
 
 
@@ -526,11 +537,13 @@ def start_log(vmid: int, since: int, *, boot: str = "", ours: str = "", off: boo
 
 
 def said_by(command: Sequence[str], seconds: int) -> str:
-    """What runs one command of the host as root: its output is what the command said, and in its last line its exit status.
+    """What runs one command of the host as root: its output is what the command said, and in its last line its exit
+    status.
 
     :param seconds: how long it may take.
     """
-    # English, and no letter of a value lost: Proxmox VE's commands read what they are given by the locale (PVE::JSONSchema, get_options).
+    # English, and no letter of a value lost: Proxmox VE's commands read what they are given by the locale
+    # (PVE::JSONSchema, get_options).
     line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
 

@@ -35,8 +35,8 @@ KEEPALIVE_SECONDS = 5
 SCRIPT_SECONDS = 60
 # How much of the time until an unconfirmed boot is undone one reading may take at least.
 SHORT_SECONDS = 15
-# What is taken of a script's answer, in bytes: a host with hundreds of devices and guests says a quarter of a megabyte. Of its log
-# the end is kept.
+# What is taken of a script's answer, in bytes: a host with hundreds of devices and guests says a quarter of a megabyte.
+# Of its log the end is kept.
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
@@ -52,10 +52,11 @@ NOT_CONFIRMED = "this boot confirmed"
 TELL_SECONDS = 5.0
 # Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
 RETRY_SECONDS = 0.5
-# How long an open connection is watched for its end, which tells that the host goes down, before the boot is asked for again: a host
-# whose power is cut ends none.
+# How long an open connection is watched for its end, which tells that the host goes down, before the boot is asked for
+# again: a host whose power is cut ends none.
 GOING_DOWN_SECONDS = 5.0
-# The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more often.
+# The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more
+# often.
 REFUSED_SECONDS = 6.0
 
 
@@ -78,7 +79,8 @@ class Session:
         """
         command = scripts.command(verb, self._host.ssh.user, at_once=True)
         try:
-            # A host that goes down may keep a connection open and answer its keepalives without ever running the script.
+            # A host that goes down may keep a connection open and answer its keepalives without ever running the
+            # script.
             async with asyncio.timeout(seconds):
                 status, output, log = await self._exchange(command, script, heard)
         except TimeoutError as error:
@@ -169,7 +171,8 @@ class Session:
     async def _exchange(
         self, command: str, script: str, heard: Callable[[str], None] | None
     ) -> tuple[int | None, bytes, bytes]:
-        """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited for."""
+        """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited
+        for."""
         process = await self._connection.create_process(command, encoding=None)
         with suppress(OSError):  # it reads no more: its output and its status say why
             process.stdin.write(script.encode())
@@ -243,7 +246,8 @@ def _endless(verb: str, output: bytes) -> HomelabError:
         wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
         found=f"more, and no end; it begins: {_text(output[:200])!r}",
         why="taking all of it in could use up this machine's memory; nothing was decided",
-        next="log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's ~/.bashrc, a file that has grown",
+        next="log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
+        "~/.bashrc, a file that has grown",
     )
 
 
@@ -264,7 +268,8 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
         return UnreachableError(
             wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
             found="it was lost in the middle: the host restarts, its sshd was stopped, or the network was cut",
-            why="what was asked isn't known; another run (`pulumi up` or `pulumi destroy`, also from another machine) restarts a host that needs it",
+            why="what was asked isn't known; another run (`pulumi up` or `pulumi destroy`, also from another "
+            "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
     return UnreachableError(
@@ -347,7 +352,8 @@ async def _connected(
             wanted="a private key in OpenSSH or PEM format, without a passphrase",
             found=str(error),
             why="the host can't be logged in to without it",
-            next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: true)",
+            next="use a key without a passphrase kept as a Pulumi secret (ssh.privateKey), or an agent (ssh.agent: "
+            "true)",
         ) from error
     except asyncssh.PermissionDenied as error:
         if agent is not None and agent.problem:
@@ -356,7 +362,8 @@ async def _connected(
             wanted=f"to log in to {host.address}:{host.ssh.port} as {host.ssh.user}",
             found=f"refused: {error}",
             why="the host can be neither read nor changed",
-            next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} {host.ssh.user}@{host.address}",
+            next=f"put the key into {host.ssh.user}'s authorized_keys on the host: ssh-copy-id -p {host.ssh.port} "
+            f"{host.ssh.user}@{host.address}",
         ) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
         if agent is not None and agent.signs and isinstance(error, TimeoutError):
@@ -367,8 +374,8 @@ async def _connected(
 
 
 class _Agent:
-    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `signs`: it is asked to, and hasn't answered;
-    `problem`: what it has said, or done, instead.
+    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `signs`: it is asked to,
+    and hasn't answered; `problem`: what it has said, or done, instead.
     """
 
     def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
@@ -402,14 +409,18 @@ class _Agent:
         try:
             signature = await sign(data)
         except (OSError, ValueError) as error:
-            self.problem = f"an agent that named its keys and signs with none: it is locked, was told not to, or has gone ({error})"
+            self.problem = (
+                "an agent that named its keys and signs with none: it is locked, was told not to, or has gone "
+                f"({error})"
+            )
             raise asyncssh.PermissionDenied(self.problem) from error
         self.signs = False
         return signature
 
 
 def ask_the_agent() -> None:
-    """Asks this machine's SSH agent for its keys, on behalf of somebody who would wait for its answer without end (pulumi-command).
+    """Asks this machine's SSH agent for its keys, on behalf of somebody who would wait for its answer without end
+    (pulumi-command).
 
     :raises LoginRefusedError: there is no agent, it has no key, or it says nothing.
     """
@@ -428,7 +439,8 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with `ssh-add`, unlock it "
+        next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with "
+        "`ssh-add`, unlock it "
         "(`ssh-add -X`), or set ssh.privateKeyFile",
     )
 
@@ -459,16 +471,19 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
         wanted=f"host key {wanted} at {host.address}:{host.ssh.port}",
         found=shown,
         why="this may be another machine, or one in between: it would be given root's commands",
-        next="if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console and correct ssh.hostKey",
+        next="if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its "
+        "console and correct ssh.hostKey",
     )
 
 
 async def confirm(
     host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
 ) -> facts.HostFacts:
-    """Confirms the running boot, unless the host has rolled itself back, and reads the host, of the boot that was confirmed.
+    """Confirms the running boot, unless the host has rolled itself back, and reads the host, of the boot that was
+    confirmed.
 
-    A host that is rolling back is waited for until it has restarted. `rolled_back` of the reading says so; then nothing was confirmed.
+    A host that is rolling back is waited for until it has restarted. `rolled_back` of the reading says so; then nothing
+    was confirmed.
 
     :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
     :raises UnreachableError: it can't be reached.
@@ -508,8 +523,8 @@ async def wait_for_boot(
     :param waits: is told every few seconds for how long that has been; by default, `say` is.
     :param confirming: what was tried already.
     :raises UnreachableError: it didn't come back in all that time.
-    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read; or it says why its boot can't be
-        confirmed; or its boot is confirmed and it can't be read.
+    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read;
+        or it says why its boot can't be confirmed; or its boot is confirmed and it can't be read.
     """
     started = time.monotonic()
     confirming = confirming or _Confirming(say)
@@ -531,8 +546,8 @@ async def wait_for_boot(
             last, refused = error.found, None
         except HomelabError as error:
             confirming.failed(error)
-            # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's passphrase over
-            # SSH, with a host key of its own; the shutdown ended a command of the script.
+            # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's
+            # passphrase over SSH, with a host key of its own; the shutdown ended a command of the script.
             if refused is None:
                 say(f"{host.address} answers, but can't be read yet: {error.found}")
             last, refused = error.found, error
@@ -569,7 +584,8 @@ async def _of_another_boot(
 
 
 class _Confirming:
-    """A host's boot confirmed, then the host read: first the confirmation, as the dead man's switch goes on while a host is read.
+    """A host's boot confirmed, then the host read: first the confirmation, as the dead man's switch goes on while a
+    host is read.
 
     `boot`: the id of the one that is confirmed; empty: none yet.
     """
@@ -604,7 +620,8 @@ class _Confirming:
     def failed(self, error: HomelabError) -> None:
         """What ran on the host did, or the connection was lost, or there was none.
 
-        :raises HomelabError: the host itself says why its boot can't be confirmed, or a boot that is confirmed could not be read so often.
+        :raises HomelabError: the host itself says why its boot can't be confirmed, or a boot that is confirmed could
+            not be read so often.
         """
         if error.wanted.startswith(NOT_CONFIRMED):
             raise error
@@ -616,7 +633,8 @@ class _Confirming:
             raise HomelabError(
                 wanted="a host read whose boot is confirmed",
                 found=f"{self._tries} times: {error.found}",
-                why=f"whether it has what was configured can't be told. Boot {self.boot} is confirmed: the dead man's switch doesn't undo it",
+                why=f"whether it has what was configured can't be told. Boot {self.boot} is confirmed: the dead "
+                "man's switch doesn't undo it",
                 next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
             ) from None
 
@@ -625,7 +643,9 @@ def _never_back(host: Host, last: str, waited: float) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
         found=f"{last}, for {waited:.0f} s",
-        why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only once it does",
-        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; when it is back, run "
+        why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
+        "once it does",
+        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU "
+        "passthrough'; when it is back, run "
         "`pulumi up` again to go on, or `pulumi destroy` to give everything back",
     )

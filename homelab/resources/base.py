@@ -1,8 +1,9 @@
-"""What the resources of homelab's provider have in common: what each takes and puts out, and what a change of an input leads to.
+"""What the resources of homelab's provider have in common: what each takes and puts out, and what a change of an input
+leads to.
 
-A resource is declared here, and its work is done in homelab/provider/, in the provider's process. Both go by the dataclasses of the
-declaration: a program that leaves out an input is told so before anything runs, and the provider turns properties into these types and
-back in one place (homelab/provider/plain.py).
+A resource is declared here, and its work is done in homelab/provider/, in the provider's process. Both go by the
+dataclasses of the declaration: a program that leaves out an input is told so before anything runs, and the provider
+turns properties into these types and back in one place (homelab/provider/plain.py).
 """
 
 from __future__ import annotations
@@ -74,15 +75,18 @@ class NoOutputs:
 
 
 class Resource(pulumi.CustomResource):
-    """A resource of homelab's provider. `args`: the inputs, by the names that the class's `Inputs` has; one that is None may be left out.
+    """A resource of homelab's provider. `args`: the inputs, by the names that the class's `Inputs` has; one that is
+    None may be left out.
 
-    `replaced_by`: inputs whose change makes another one; `ignored`: inputs whose change is no reason to do anything, since they
-    only say how; `asks_for_update`: outputs that ask for an update when there is something in them, such as drift.
+    `replaced_by`: inputs whose change makes another one; `ignored`: inputs whose change is no reason to do anything,
+    since they only say how; `asks_for_update`: outputs that ask for an update when there is something in them, such as
+    drift.
 
-    An output whose parts have a shape (homelab/shapes.py) is annotated below `if TYPE_CHECKING`: Pulumi compares each value with its annotation
-    while a program runs, and knows no typed dictionaries.
+    An output whose parts have a shape (homelab/shapes.py) is annotated below `if TYPE_CHECKING`: Pulumi compares each
+    value with its annotation while a program runs, and knows no typed dictionaries.
 
-    No output is ever null: what is null in the state comes back from a refresh as not known, and would change whatever takes it.
+    No output is ever null: what is null in the state comes back from a refresh as not known, and would change whatever
+    takes it.
     """
 
     #: Module and name of its type, short: Pulumi's display has a column of that width.
@@ -134,7 +138,8 @@ class Resource(pulumi.CustomResource):
 
 
 def moved_within_cluster(state: Values, changed: Values) -> set[str]:
-    """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew for that.
+    """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew
+    for that.
 
     :param state: the resource's inputs and outputs until now.
     :param changed: inputs, each with its new value.
@@ -155,8 +160,9 @@ def digest(settings: BaseModel, leave_out: Collection[str] | Mapping[str, object
 class Probe(Resource):
     """Reads a host and owns nothing there; a refresh finds drift. What it puts out is planned anew when `stale`.
 
-    Its input `settings` is a digest of the settings that it plans by: with their change it plans anew, also without a refresh. The settings
-    themselves come with the provider's configuration, in which alone they are whole: how a host is reached is no resource's input.
+    Its input `settings` is a digest of the settings that it plans by: with their change it plans anew, also without a
+    refresh. The settings themselves come with the provider's configuration, in which alone they are whole: how a host
+    is reached is no resource's input.
     """
 
     asks_for_update = ("stale",)
@@ -165,8 +171,9 @@ class Probe(Resource):
 class Act(Resource):
     """Something that is done, and done again with the change of any input. It owns nothing.
 
-    What it follows has changed: then another one takes its place. Only this program has changed since the state was written: then the same one is
-    done again, by an update. Either way the same work is done, and what depends on it follows its outputs.
+    What it follows has changed: then another one takes its place. Only this program has changed since the state was
+    written: then the same one is done again, by an update. Either way the same work is done, and what depends on it
+    follows its outputs.
 
     `answers`: inputs made of what scripts answered.
     """
@@ -183,6 +190,7 @@ class Act(Resource):
 
 
 class Owned(Resource):
-    """Something on a host that is this program's, and is given back with the resource; `drift` is mended by an update."""
+    """Something on a host that is this program's, and is given back with the resource; `drift` is mended by an
+    update."""
 
     asks_for_update = ("drift",)

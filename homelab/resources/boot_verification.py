@@ -1,4 +1,5 @@
-"""BootVerification: waits for the reboot that was begun, if any; confirms the boot; compares the running system with what is wanted."""
+"""BootVerification: waits for the reboot that was begun, if any; confirms the boot; compares the running system with
+what is wanted."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class BootVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`iommu`: groups, and the kernel's lines about it that tell of something wrong; `devices`: address -> id, driver, iommuGroup."""
+        """`iommu`: groups, and the kernel's lines about it that tell of something wrong; `devices`: address -> id,
+        driver, iommuGroup."""
 
         kernel: str
         boot_id: str
@@ -41,7 +43,8 @@ class BootVerification(Act):
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
-        """That no reboot was needed: so a script whose text alone has changed, with a new version of this program, verifies nothing again."""
+        """That no reboot was needed: so a script whose text alone has changed, with a new version of this program,
+        verifies nothing again."""
         return key == "reboot" and isinstance(new, str) and scripts.answer(new).get("reboot") == "no"
 
     kernel: pulumi.Output[str]

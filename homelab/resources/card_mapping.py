@@ -1,12 +1,12 @@
 """CardMapping: a card as a cluster-wide resource mapping, so that a token may give it to a VM.
 
-Proxmox VE lets nobody but root@pam with a password give a device by its address; a mapping can be used by whoever has Mapping.Use
-on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a mapping's description and
-flags, stay as they are; the mapping goes with its last entry.
+Proxmox VE lets nobody but root@pam with a password give a device by its address; a mapping can be used by whoever has
+Mapping.Use on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a
+mapping's description and flags, stay as they are; the mapping goes with its last entry.
 
-What stood there before is noted on the host before anything is written (homelab/remote/ledger.py), and put out: a run that is killed right after
-its request, and a stack whose state was lost, know that the entry is this program's. A card that is in another slot by now has the same mapping, and
-what that was at first is what comes back.
+What stood there before is noted on the host before anything is written (homelab/remote/ledger.py), and put out: a run
+that is killed right after its request, and a stack whose state was lost, know that the entry is this program's. A card
+that is in another slot by now has the same mapping, and what that was at first is what comes back.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class CardMapping(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`before`: the entry as it was, empty where there was none; `had_flag`: was the mapping one for live migration? `drift`: the entry that was
-        found, where it is another one.
+        """`before`: the entry as it was, empty where there was none; `had_flag`: was the mapping one for live
+        migration? `drift`: the entry that was found, where it is another one.
         """
 
         before: str
@@ -60,8 +60,9 @@ def path_of(gpu: str, host: BootedHost) -> str:
 def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
     """What Proxmox VE compares with the hardware at a VM's start: id, subsystem and group of the slot's first function.
 
-    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds never pass. So
-    a card that shares its slot is offered by its graphics function alone. The arguments are those of `path_of`.
+    Of a path of several functions it compares the one id and subsystem with each, which functions of different kinds
+    never pass. So a card that shares its slot is offered by its graphics function alone. The arguments are those of
+    `path_of`.
     """
     path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
     shared = ";" in path or "." in path

@@ -29,7 +29,8 @@ else:
     kept_scripts = later("homelab.remote.kept_scripts")
     _ssh = later("homelab.remote.ssh")
 
-# A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at once.
+# A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at
+# once.
 DIAL_ATTEMPTS = 3
 # How long an agent that isn't needed may take to accept a connection.
 AGENT_SECONDS = 5.0
@@ -45,7 +46,8 @@ def _ask_the_agent() -> None:
 
 
 def _need_no_agent() -> None:
-    """pulumi-command connects to the agent that the environment names, and fails without it, whatever else there is to log in with."""
+    """pulumi-command connects to the agent that the environment names, and fails without it, whatever else there is to
+    log in with."""
     path = os.environ.get("SSH_AUTH_SOCK")
     if not path or not hasattr(socket, "AF_UNIX"):
         return
@@ -57,7 +59,8 @@ def _need_no_agent() -> None:
         raise _refusal(
             wanted=f"no SSH agent named by SSH_AUTH_SOCK, or one that is there: {path}",
             found=str(error),
-            why="pulumi-command connects to it before each step, though the settings have another way to log in; without it every step fails",
+            why="pulumi-command connects to it before each step, though the settings have another way to log in; "
+            "without it every step fails",
             next="unset SSH_AUTH_SOCK in this shell, or start the agent again, then run the same again",
         ) from None
 
@@ -73,8 +76,8 @@ _HOOKS: dict[str, pulumi.ResourceHook] = {}
 
 
 def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
-    """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and says nothing, and for an SSH agent
-    that hangs. (Before an undo there can be none: a `destroy` runs no program.)
+    """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and
+    says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.)
 
     :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
     """
@@ -99,10 +102,12 @@ def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
     """How pulumi-command reaches `host`, and the inputs to ignore changes of.
 
-    A preview in a pull request has no private key. It needs none, and the key that the state knows must not look changed.
+    A preview in a pull request has no private key. It needs none, and the key that the state knows must not look
+    changed.
 
     :param address: of a guest, whose address may be known later than its settings; by default the host's.
-    :raises Refusal: the host's key can't be read, or is none that pulumi-command can use; the private key can't be, or the SSH agent doesn't answer, and this is not a preview.
+    :raises Refusal: the host's key can't be read, or is none that pulumi-command can use; the private key can't be, or
+        the SSH agent doesn't answer, and this is not a preview.
     """
     ignored: list[str] = []
     key: str | None = None
@@ -117,12 +122,15 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     except HomelabError as error:
         raise Refusal(error) from None
     if host_key.startswith("ssh-rsa "):
-        # It takes the key's type for the only algorithm (ssh.ClientConfig.HostKeyAlgorithms), which for RSA is the one with SHA-1.
+        # It takes the key's type for the only algorithm (ssh.ClientConfig.HostKeyAlgorithms), which for RSA is the one
+        # with SHA-1.
         raise _refusal(
             wanted=f"a host key of {host.address} by which pulumi-command recognises it: ed25519 or ECDSA",
             found="an RSA key (ssh.hostKey or hostKeyFile)",
-            why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step would fail",
-            next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on the host's console",
+            why="pulumi-command asks for such a key by SHA-1 alone, which OpenSSH has refused since 8.8: every step "
+            "would fail",
+            next="set the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address, and compare it on "
+            "the host's console",
         )
     if not pulumi.runtime.is_dry_run():
         if host.ssh.agent:
@@ -163,12 +171,12 @@ def script(
 
     Where the host keeps the scripts (components/host_scripts.py), `stdin` names them.
 
-    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one first and deletes the old one
-        then, so that the undo would run after the redo.
-    :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it was, and then
-        makes the new one.
-    :param place: what the script is about, where the old one's undo leaves the new one's alone: a change makes the new one first, and undoes the
-        old one when nothing needs it any more.
+    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one
+        first and deletes the old one then, so that the undo would run after the redo.
+    :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it
+        was, and then makes the new one.
+    :param place: what the script is about, where the old one's undo leaves the new one's alone: a change makes the new
+        one first, and undoes the old one when nothing needs it any more.
     :param told: whether Pulumi's display shows the script's log.
     :param address: as of `connection`.
     :param seconds: how long it may take; by default the host's `timeouts.script`.

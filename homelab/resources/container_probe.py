@@ -1,8 +1,9 @@
-"""ContainerProbe: which of the host's cards a container is to have, NVIDIA's as numbers, others by address; where drift of its configuration is found.
+"""ContainerProbe: which of the host's cards a container is to have, NVIDIA's as numbers, others by address; where drift
+of its configuration is found.
 
-Reads the host, passes every check or fails before anything is changed, and puts out what the scripts are told. A refresh compares the
-host with that: what differs raises `generation`, with which the configuration is written again and the chain behind it follows;
-numbers that have changed ask for an update. It owns nothing on the host.
+Reads the host, passes every check or fails before anything is changed, and puts out what the scripts are told. A
+refresh compares the host with that: what differs raises `generation`, with which the configuration is written again and
+the chain behind it follows; numbers that have changed ask for an update. It owns nothing on the host.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class ContainerProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to run?; `gpus`: as HostProbe has them; `instance`:
-        of a container that was made here; `cluster`: of its host, and `shutdown`, how it is shut down where it is given back on another node than this one."""
+        """`container`: its name in the settings; `settings`: digest of those that decide (Probe); `power`: is it to
+        run?; `gpus`: as HostProbe has them; `instance`:
+        of a container that was made here; `cluster`: of its host, and `shutdown`, how it is shut down where it is given
+        back on another node than this one."""
 
         container: str
         ctid: int
@@ -50,9 +53,9 @@ class ContainerProbe(Probe):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards of other makers,
-        by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how often it drifted;
-        `again`: the same of packages for its cards (`libraries`);
+        """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards
+        of other makers, by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how
+        often it drifted; `again`: the same of packages for its cards (`libraries`);
         `identity`: tells the container from another one of the same id (container.identity); empty: it is gone."""
 
         minors: list[int]

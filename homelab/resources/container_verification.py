@@ -1,6 +1,7 @@
 """ContainerVerification: a look from inside a container, once its configuration gives it its cards.
 
-What is wrong is said device by device, and the diagnosis (`python -m homelab doctor container ID`) is part of the message.
+What is wrong is said device by device, and the diagnosis (`python -m homelab doctor container ID`) is part of the
+message.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GpuLease: which VM has a card, one resource for a card.
 
-It writes nothing when it is made. When the card goes to another VM, it is replaced, the old one deleted first: that takes the card
-out of the VM that had it, before the next one gets it, whichever way cards are exchanged in one `pulumi up`. An update in place of
-the two VMs could come in either order.
+It writes nothing when it is made. When the card goes to another VM, it is replaced, the old one deleted first: that
+takes the card out of the VM that had it, before the next one gets it, whichever way cards are exchanged in one
+`pulumi up`. An update in place of the two VMs could come in either order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The option hookscript of a VM that may take a card: by it the host hands the card over when the VM starts and stops."""
+"""The option hookscript of a VM that may take a card: by it the host hands the card over when the VM starts and
+stops."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """HostProbe: what a host is and is to be, read over SSH; where drift is found.
 
-It reads the host, passes every gate or fails before anything is changed, and puts out what is wanted: words of the command line,
-functions for vfio-pci. A refresh (`pulumi refresh`, `up --refresh`) compares the host with that, names every difference, and raises
-the `generation` of each layer that drifted: the commands that take it run again, with the chain behind them, and a preview shows
-exactly these. A card that is no longer where it was, or no longer bound by hand, makes the plan itself `stale`: it is made anew.
-It owns nothing on the host: destroying it changes nothing.
+It reads the host, passes every gate or fails before anything is changed, and puts out what is wanted: words of the
+command line, functions for vfio-pci. A refresh (`pulumi refresh`, `up --refresh`) compares the host with that, names
+every difference, and raises the `generation` of each layer that drifted: the commands that take it run again, with the
+chain behind them, and a preview shows exactly these. A card that is no longer where it was, or no longer bound by hand,
+makes the plan itself `stale`: it is made anew. It owns nothing on the host: destroying it changes nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from homelab.shapes import CardPlan
 if TYPE_CHECKING:
     from homelab.settings import Host
 
-# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes, `cards` the service for
-# those of other makers' cards, `values` how cards are reset and sleep, `handover` what hands them over.
+# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes,
+# `cards` the service for those of other makers' cards, `values` how cards are reset and sleep, `handover` what hands
+# them over.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
 LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values", "handover")
 # What isn't planned here: how the host is reached, and what other resources are told.

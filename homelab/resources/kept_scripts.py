@@ -1,7 +1,7 @@
 """KeptScripts: this program's scripts on a host, where its commands find them (homelab/remote/kept_scripts.py, ADR 31).
 
-A refresh that finds one missing or changed has them put there again. They go with the component's command, which knows the way to a host that
-the settings no longer have; what is left by a run that was killed goes with the host's probe.
+A refresh that finds one missing or changed has them put there again. They go with the component's command, which knows
+the way to a host that the settings no longer have; what is left by a run that was killed goes with the host's probe.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class KeptScripts(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`owner`: the stack's folder on the host; `version`: of all of them together; `reached`: the way to the host, and its key: another
-        machine has none of them.
+        """`owner`: the stack's folder on the host; `version`: of all of them together; `reached`: the way to the host,
+        and its key: another machine has none of them.
         """
 
         owner: str

@@ -1,7 +1,8 @@
-"""How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't end.
+"""How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't
+end.
 
-A script's time is kept where it runs (`scripts.limited`): pulumi-command looks at its limit while it dials, and not while a command runs. To a provider, Pulumi only
-names the limit: `ended_in_time` keeps it.
+A script's time is kept where it runs (`scripts.limited`): pulumi-command looks at its limit while it dials, and not
+while a command runs. To a provider, Pulumi only names the limit: `ended_in_time` keeps it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ def of_script(host: Host, stack: Nvidia | None = None) -> int:
     """Seconds for a script on a host; with `stack` for a step of NVIDIA's."""
     if stack is None:
         return host.timeouts.script
-    # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's installer.
+    # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's
+    # installer.
     return host.timeouts.script + stack.timeouts.lock + 3 * (stack.timeouts.download + stack.timeouts.install)
 
 
 def of_reboot(host: Host) -> int:
-    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, and for HA, which moves guests."""
+    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, and for HA, which
+    moves guests."""
     moving = scripts.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
     return host.timeouts.script + 4 * scripts.TURN_SECONDS + moving
 
@@ -42,7 +45,8 @@ def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
     seconds = host.timeouts.task + 2 * host.timeouts.reboot + host.timeouts.rollback
     shutdown, stack = inputs.get("shutdown"), inputs.get("timeout")
     if isinstance(shutdown, dict):
-        # Shut down and started, and once more if what was changed is taken back. Whether the VM has a hookscript that waits isn't known here.
+        # Shut down and started, and once more if what was changed is taken back. Whether the VM has a hookscript that
+        # waits isn't known here.
         seconds += 2 * (int(shutdown["timeout"]) + (scripts.HANDOVER_SECONDS if inputs.get("vmid") is not None else 0))
     return seconds + (2 * int(stack) if isinstance(stack, int | float) else 0)
 
@@ -93,6 +97,7 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
         wanted=f"{what} done within {seconds:g} s",
         found="it has not ended",
         why="something on the host or on the way to it hangs; how far it got isn't known",
-        next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then run `pulumi up` again, which "
+        next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); "
+        "then run `pulumi up` again, which "
         "finishes what is half done. What takes longer by nature: timeouts.task",
     )

@@ -1,8 +1,9 @@
 """NewContainer: a container that this program makes through the API, and removes with the stack unless it is protected.
 
-Its description carries a mark, by which an interrupted run finds its own container again, and without which none is ever removed.
-Features other than nesting are root@pam's alone. What can be changed in place is; its template, its disk's storage and whether it
-is unprivileged can't be, and a change there is refused, as making it anew would lose what is on it.
+Its description carries a mark, by which an interrupted run finds its own container again, and without which none is
+ever removed. Features other than nesting are root@pam's alone. What can be changed in place is; its template, its
+disk's storage and whether it is unprivileged can't be, and a change there is refused, as making it anew would lose what
+is on it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class NewContainer(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`container`: its name in the settings; `config`: option -> value, as the API takes them; `cluster`: of its host."""
+        """`container`: its name in the settings; `config`: option -> value, as the API takes them; `cluster`: of its
+        host."""
 
         container: str
         ctid: int

@@ -1,16 +1,18 @@
 """The resources of NVIDIA's stack on a system: what the system is, a guest's reboot, the look from inside.
 
-NvidiaSystem waits until the system answers, reads it, and refuses what can't work before anything is installed. A refresh compares it
-with what the steps left there: a layer that differs gets a higher `generation`, with which its step runs again, and what follows it.
+NvidiaSystem waits until the system answers, reads it, and refuses what can't work before anything is installed. A
+refresh compares it with what the steps left there: a layer that differs gets a higher `generation`, with which its step
+runs again, and what follows it.
 
-GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia module is loaded than
-the installed one, or nouveau has the card. Both let go of it at a boot alone.
+GuestReboot restarts a guest from inside, only if its running kernel can't use the installed driver: another nvidia
+module is loaded than the installed one, or nouveau has the card. Both let go of it at a boot alone.
 
-DriverTrial ends an update of a host's driver that works on the host itself: the libraries of that version are brought into each of its containers
-that has this program's. If one can't have them, the host and all of its containers get the old version back.
+DriverTrial ends an update of a host's driver that works on the host itself: the libraries of that version are brought
+into each of its containers that has this program's. If one can't have them, the host and all of its containers get the
+old version back.
 
-NvidiaVerification uses the stack from inside: nvidia-smi, nvcc, a CUDA program, a container, UVM as an ordinary user. What doesn't work
-is recognised by its text and answered with the cause and the remedy.
+NvidiaVerification uses the stack from inside: nvidia-smi, nvcc, a CUDA program, a container, UVM as an ordinary user.
+What doesn't work is recognised by its text and answered with the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ LAYERS = ("repository", "driver", "boot", "cuda", "toolkit")
 
 @dataclass(frozen=True, kw_only=True)
 class SystemInputs(HostInputs):
-    """A system, as `System` describes it. `target`: host, vm or lxc; `nvidia`: the settings, without what only says how."""
+    """A system, as `System` describes it. `target`: host, vm or lxc; `nvidia`: the settings, without what only says
+    how."""
 
     target: Literal["vm", "host", "lxc"]
     system_name: str
@@ -71,7 +74,8 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: that whole answer; `generation`: of the boot (NvidiaSystem)."""
+        """`driver`: its version, as the driver's step answers; `timeout` in seconds; `step`: that whole answer;
+        `generation`: of the boot (NvidiaSystem)."""
 
         driver: str
         timeout: int
@@ -80,7 +84,8 @@ class GuestReboot(Act):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The driver's step may answer in other words, with a new version of this program, that no reboot is needed: then this one looks again."""
+        """The driver's step may answer in other words, with a new version of this program, that no reboot is needed:
+        then this one looks again."""
         return {key for key in super().replacing(state, changed) if key != "step" or _may_need_a_reboot(changed[key])}
 
     @dataclass(frozen=True, kw_only=True)
@@ -108,7 +113,8 @@ class NvidiaVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: what it tries beside that; `done`, `started`: what it is done again after."""
+        """`wanted`: fields of `nvidia.verification.Expected`; `tried`: what it tries beside that; `done`, `started`:
+        what it is done again after."""
 
         wanted: dict[str, Any]
         timeout: int
@@ -136,7 +142,8 @@ class DriverTrial(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(SystemInputs):
-        """`locks`: what the lock file has of containers, by their names; `timeout` in seconds; `done`: what it is done again after."""
+        """`locks`: what the lock file has of containers, by their names; `timeout` in seconds; `done`: what it is done
+        again after."""
 
         locks: dict[str, Any]
         timeout: int

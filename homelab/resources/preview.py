@@ -1,4 +1,5 @@
-"""The plan for people, in a preview: the host is read, changing nothing, and what an `up` would refuse is refused here."""
+"""The plan for people, in a preview: the host is read, changing nothing, and what an `up` would refuse is refused
+here."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def preview(
     :param vms: the VMs of this host, by name.
     :param containers: the containers of this host, by name.
     :param results: what isn't known yet exactly when something would change.
-    :param mode: `auto`: when something would change and the host is in reach; `always`: also when nothing would, and it must be in reach; `never`.
+    :param mode: `auto`: when something would change and the host is in reach; `always`: also when nothing would, and it
+        must be in reach; `never`.
     :param follows: as of `plan.describe`.
     """
     if pulumi.runtime.is_dry_run() and mode != "always":

@@ -1,8 +1,9 @@
 """StorageFile: a file that Proxmox VE downloads onto a storage of a node, for guests to be made of.
 
-One that is there already is used as it is, and never removed. One that was downloaded here is removed with the resource, unless a guest names
-it or the settings say keep. That it is ours is noted on the host before the download begins (homelab/remote/ledger.py): a run that is killed in
-between, or a state that is lost, leaves nothing behind that the next run doesn't know.
+One that is there already is used as it is, and never removed. One that was downloaded here is removed with the
+resource, unless a guest names it or the settings say keep. That it is ours is noted on the host before the download
+begins (homelab/remote/ledger.py): a run that is killed in between, or a state that is lost, leaves nothing behind that
+the next run doesn't know.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class StorageFile(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`download`: its name in the settings; `url`: None: a template of Proxmox VE's list; `checksum`: as `Download.checksum`; `sums`:
+        """`download`: its name in the settings; `url`: None: a template of Proxmox VE's list; `checksum`: as
+        `Download.checksum`; `sums`:
         the address of a list that has it, `named` there."""
 
         download: str
@@ -40,7 +42,8 @@ class StorageFile(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`made`: was it downloaded here?; `compared`: the checksum that it was compared with, empty: none; `drift`: is it gone?"""
+        """`made`: was it downloaded here?; `compared`: the checksum that it was compared with, empty: none; `drift`: is
+        it gone?"""
 
         made: bool
         compared: str

@@ -28,10 +28,11 @@ class System:
     """Where steps run.
 
     `name`: its place in the settings, such as `vms.sandbox`; `host`: its host's name there; `ctid`: of a container;
-    `reached`: the SSH settings; `address`: where they lead (a VM's may be known only once it runs); `stays`: is it there after
-    a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the host's driver;
-    `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of those that its driver has after its start; `started`: with its change what is installed is verified again: the system, or
-    the host below it, was started anew by us; `at`: what a guest names as its host, where that is a cluster.
+    `reached`: the SSH settings; `address`: where they lead (a VM's may be known only once it runs); `stays`: is it
+    there after a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the
+    host's driver; `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of
+    those that its driver has after its start; `started`: with its change what is installed is verified again: the
+    system, or the host below it, was started anew by us; `at`: what a guest names as its host, where that is a cluster.
     """
 
     target: Target

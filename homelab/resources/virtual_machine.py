@@ -1,7 +1,8 @@
 """VirtualMachine: a VM that this program makes, and removes with the stack unless it is protected.
 
-Its description carries a mark, by which an interrupted run finds its own VM again, and without which none is ever removed. What can
-be changed in place is; a disk or its source can't, and a change there is refused, as making the VM anew would lose what is on it.
+Its description carries a mark, by which an interrupted run finds its own VM again, and without which none is ever
+removed. What can be changed in place is; a disk or its source can't, and a change there is refused, as making the VM
+anew would lose what is on it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """VmCards: the cards of a VM, and what had to change in it for them. It owns those keys, and no others.
 
-It reads the VM and the host, and passes every check or fails before anything is changed. What it is about to change is noted on the host with what was
-there before (homelab/remote/ledger.py); then it is brought into force, with a shutdown and a start if the VM runs. The same record is put out, also if
-that fails; a run that was killed before that, and a stack whose state was lost, go on from the host's notes. A refresh finds drift, and a VM that is
-gone. Its deletion gives back every key that still is as we set it, with a shutdown and a start if the VM runs.
+It reads the VM and the host, and passes every check or fails before anything is changed. What it is about to change is
+noted on the host with what was there before (homelab/remote/ledger.py); then it is brought into force, with a shutdown
+and a start if the VM runs. The same record is put out, also if that fails; a run that was killed before that, and a
+stack whose state was lost, go on from the host's notes. A refresh finds drift, and a VM that is gone. Its deletion
+gives back every key that still is as we set it, with a shutdown and a start if the VM runs.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class VmCards(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(VmInputs):
-        """`cards`: fields of `vm.config.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself deleted next?;
-        `address`: the guest's; `agent`: it is asked."""
+        """`cards`: fields of `vm.config.VmCard`; `instance`: of a VM that was made here; `goes_away`: is the VM itself
+        deleted next?; `address`: the guest's; `agent`: it is asked."""
 
         cards: list[dict[str, Any]]
         machine: str | None = None
@@ -42,8 +43,9 @@ class VmCards(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`record`, `restore`: key -> ours, before; `identity`: tells the VM from another one of the same id (vm.config.identity); `state`: running or
-        stopped, as it was left, empty where the work on it failed; `guest_address`: empty where it isn't known; `starts`: how often it was started here.
+        """`record`, `restore`: key -> ours, before; `identity`: tells the VM from another one of the same id
+        (vm.config.identity); `state`: running or stopped, as it was left, empty where the work on it failed;
+        `guest_address`: empty where it isn't known; `starts`: how often it was started here.
         """
 
         record: Record

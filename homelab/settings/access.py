@@ -34,7 +34,8 @@ class SshLogin(Model):
     port: Port = 22
     """The port of the SSH server."""
     private_key_file: LocalPath | None = None
-    """A file with a private key without a passphrase. Set exactly one of `privateKeyFile`, `privateKey`, `password` and `agent`."""
+    """A file with a private key without a passphrase. Set exactly one of `privateKeyFile`, `privateKey`, `password` and
+    `agent`."""
     private_key: PrivateKey | None = None
     """The text of a private key, as an encrypted value."""
     password: Secret | None = None
@@ -67,7 +68,8 @@ class SshLogin(Model):
                 wanted=f"an SSH private key in {path} (privateKeyFile)",
                 found=f"{type(error).__name__}: {error}",
                 why="nothing on the host can be read or changed without it",
-                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to the host",
+                next="correct privateKeyFile, or make a key with `ssh-keygen -t ed25519` and `ssh-copy-id` it to "
+                "the host",
             ) from error
 
 
@@ -75,8 +77,8 @@ class Ssh(SshLogin):
     """How a host or a VM is reached over SSH: one way to log in, and the host key that is expected."""
 
     host_key: PublicKey | None = None
-    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and compare the key
-    with the one that the host shows on its own console. Set this or `hostKeyFile`."""
+    """The host's public key, which must answer. `ssh-keyscan -t ed25519 ADDRESS` prints it; leave the address out, and
+    compare the key with the one that the host shows on its own console. Set this or `hostKeyFile`."""
     host_key_file: LocalPath | None = None
     """A file with the host's public key. Set this or `hostKey`."""
 
@@ -84,7 +86,8 @@ class Ssh(SshLogin):
     def _recognised(self) -> Self:
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError(
-                "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or hostKeyFile: "
+                "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or "
+                "hostKeyFile: "
                 "without it, the program would send root's commands to any machine that answers at the address"
             )
         return self
@@ -105,13 +108,14 @@ class Ssh(SshLogin):
                 wanted=f"the host's public key in {path}",
                 found=str(error),
                 why="without it the program can't tell whether the right host answers",
-                next="save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), or set hostKey",
+                next="save it there (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address), "
+                "or set hostKey",
             ) from error
 
 
 class ApiAccess(Model):
-    """How the Proxmox VE API is reached. Log in with `token` and `tokenSecret`, or with `user` and `password`. Exactly one of `caFile`,
-    `fingerprint` and `publicCa` says how the host's certificate is checked."""
+    """How the Proxmox VE API is reached. Log in with `token` and `tokenSecret`, or with `user` and `password`. Exactly
+    one of `caFile`, `fingerprint` and `publicCa` says how the host's certificate is checked."""
 
     port: Port = 8006
     """The port of the API."""
@@ -126,9 +130,10 @@ class ApiAccess(Model):
     ca_file: LocalPath | None = None
     """A copy of the host's `/etc/pve/pve-root-ca.pem`."""
     fingerprint: Plain | None = None
-    """The SHA-256 fingerprint of the host's certificate. `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints
-    it on the host; where there is a `pveproxy-ssl.pem`, take that file. The first fingerprint that `pvenode cert info` lists belongs to the
-    authority and never fits."""
+    """The SHA-256 fingerprint of the host's certificate.
+    `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints it on the host; where there is a
+    `pveproxy-ssl.pem`, take that file. The first fingerprint that `pvenode cert info` lists belongs to the authority
+    and never fits."""
     public_ca: bool = False
     """`true`: an authority that this machine trusts already has signed the certificate."""
 
@@ -152,7 +157,8 @@ class ApiAccess(Model):
         plain = value and value.replace(":", "").lower()
         if plain is not None and not _FINGERPRINT.fullmatch(plain):
             raise ValueError(
-                "expected a SHA-256 fingerprint, 64 hexadecimal digits (`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256`)"
+                "expected a SHA-256 fingerprint, 64 hexadecimal digits "
+                "(`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256`)"
             )
         return plain
 
@@ -164,7 +170,8 @@ class ApiAccess(Model):
             raise ValueError("expected token and tokenSecret, or user and password")
         if sum((self.ca_file is not None, self.fingerprint is not None, self.public_ca)) != 1:
             raise ValueError(
-                "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address would be given "
+                "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address "
+                "would be given "
                 "the credentials"
             )
         return self

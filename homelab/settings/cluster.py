@@ -31,15 +31,17 @@ class ClusterNode(Model):
 
 
 class ProxmoxCluster(Model):
-    """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself: `address`, `ssh`, `api`
-    and `guestsAtReboot`."""
+    """A Proxmox VE cluster. A host with this name as its `cluster` takes from here what it doesn't say itself:
+    `address`, `ssh`, `api` and `guestsAtReboot`."""
 
     nodes: dict[NodeName, ClusterNode]
-    """Its nodes, each under its name in Proxmox VE. One without cards, which is no host of these settings, may be left out."""
+    """Its nodes, each under its name in Proxmox VE. One without cards, which is no host of these settings, may be left
+    out."""
     ssh: SshLogin
     """How one logs in to each of them."""
     api: ApiAccess | None = None
-    """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one node's alone."""
+    """How the Proxmox VE API is reached: one user and one authority (`caFile`) for all of them. A `fingerprint` is one
+    node's alone."""
     guests_at_reboot: Literal["shutdown", "maintenance"] | None = None
     """The same as of each host, for all of them."""
 
@@ -47,7 +49,8 @@ class ProxmoxCluster(Model):
     def _one_authority(self) -> Self:
         if self.api is not None and self.api.fingerprint is not None and len(self.nodes) > 1:
             raise ValueError(
-                "api.fingerprint is of one node's certificate, and each node has its own: set api.caFile, a copy of /etc/pve/pve-root-ca.pem"
+                "api.fingerprint is of one node's certificate, and each node has its own: set api.caFile, a copy of "
+                "/etc/pve/pve-root-ca.pem"
             )
         return self
 

@@ -41,8 +41,9 @@ _FOLDER = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+")
 
 
 class Mount(Model):
-    """A folder of the host, mounted in a new container (a bind mount). Only `root@pam` may do that; a token may not. In an unprivileged
-    container its files belong to `nobody`, unless their owner on the host is 100000 and more. Neither a snapshot nor a backup has it."""
+    """A folder of the host, mounted in a new container (a bind mount). Only `root@pam` may do that; a token may not. In
+    an unprivileged container its files belong to `nobody`, unless their owner on the host is 100000 and more. Neither a
+    snapshot nor a backup has it."""
 
     source: Plain
     """The folder on the host, which must be there: `/tank/films`. Not one of the host's system, such as `/etc`."""
@@ -65,7 +66,8 @@ class Mount(Model):
     def _not_the_systems(cls, value: str) -> str:
         if _SYSTEM.fullmatch(value) and not _OWN.fullmatch(value):
             raise ValueError(
-                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a folder with your data, "
+                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a "
+                "folder with your data, "
                 "such as /tank/films"
             )
         return value
@@ -106,8 +108,8 @@ class NewContainerSettings(Model):
     """A container that the program creates. It is deleted again by `pulumi destroy`."""
 
     template: TemplateOrDownload
-    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`; `pveam list local` lists them. Or the name of one
-    of the host's `downloads`."""
+    """The volume of a template, such as `local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst`; `pveam list local`
+    lists them. Or the name of one of the host's `downloads`."""
     hostname: HostName | None = None
     """Its host name. By default the name that it has in these settings."""
     disk: Disk
@@ -150,7 +152,8 @@ class NewContainerSettings(Model):
     def _fit(self) -> Self:
         if self.features.mount and self.unprivileged:
             raise ValueError(
-                "features.mount: an unprivileged container mounts no network file system; mount it on the host, and give it by mounts"
+                "features.mount: an unprivileged container mounts no network file system; mount it on the host, and "
+                "give it by mounts"
             )
         targets = [one.target for one in self.mounts]
         if twice := next((one for one in targets if targets.count(one) > 1), None):
@@ -159,31 +162,33 @@ class NewContainerSettings(Model):
 
 
 class Container(Model):
-    """A container that shares cards with the host's driver. Several containers may have the same card. Exactly one of `gpuAssignment`
-    and `gpus` says which cards it gets."""
+    """A container that shares cards with the host's driver. Several containers may have the same card. Exactly one of
+    `gpuAssignment` and `gpus` says which cards it gets."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: then it counts where it is now
-    ([a guest that moves](day-two.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: then it counts where it
+    is now ([a guest that moves](day-two.md#a-guest-that-moves))."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
     gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None
-    """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the order of the PCI
-    addresses."""
+    """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the
+    order of the PCI addresses."""
     gpus: list[Name] | None = None
     """Cards by their names under `hosts.NAME.gpus`, of any maker; each needs `use: lxc`."""
     nodes: Literal["render", "all"] = "render"
-    """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`), and `/dev/kfd` of an AMD
-    card that has it. `all`: also the one that sets screens (`/dev/dri/card0`), which some older programs look for."""
+    """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`),
+    and `/dev/kfd` of an AMD card that has it. `all`: also the one that sets screens (`/dev/dri/card0`), which some
+    older programs look for."""
     libraries: list[CardUse] = []
-    """Packages inside it by which programs use its Intel and AMD cards, of its own distribution (Debian or Ubuntu). `video`: VA-API's drivers and
-    `vainfo`, which has to work then. `compute`: OpenCL for Intel's, ROCm's runtime for AMD's. They go again with the setting or the stack."""
+    """Packages inside it by which programs use its Intel and AMD cards, of its own distribution (Debian or Ubuntu).
+    `video`: VA-API's drivers and `vainfo`, which has to work then. `compute`: OpenCL for Intel's, ROCm's runtime for
+    AMD's. They go again with the setting or the stack."""
     method: Literal["device", "mount-entry"] = "device"
-    """How the devices are written into the container's configuration. `device`: `dev[n]` options. `mount-entry`: raw `lxc.mount.entry` and
-    `lxc.cgroup2.devices.allow` lines. A change converts them."""
+    """How the devices are written into the container's configuration. `device`: `dev[n]` options. `mount-entry`: raw
+    `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. A change converts them."""
     power: Literal["keep", "running", "stopped"] | None = None
-    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default `keep` for an
-    adopted container, `running` for a created one."""
+    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default
+    `keep` for an adopted container, `running` for a created one."""
     start: bool = False
     """`true` means the same as `power: running`."""
     shutdown: Shutdown = Shutdown()
@@ -191,8 +196,8 @@ class Container(Model):
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
     allow_older_lxc: bool = False
-    """`true`: the engine of `nvidia.containerToolkit` starts containers in it, although the host's lxc-pve or the container's features say that it
-    can't."""
+    """`true`: the engine of `nvidia.containerToolkit` starts containers in it, although the host's lxc-pve or the
+    container's features say that it can't."""
     create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 

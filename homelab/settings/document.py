@@ -1,4 +1,5 @@
-"""The tables in docs/settings.md, made from the settings' models: `python -m homelab.settings.document` writes them anew.
+"""The tables in docs/settings.md, made from the settings' models: `python -m homelab.settings.document` writes them
+anew.
 
 Each key's meaning is the docstring below it in its model, each type's name is its `InWords`.
 """

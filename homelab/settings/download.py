@@ -14,8 +14,8 @@ from homelab import tables
 from homelab.model import Model
 from homelab.settings.types import Checksum, FileName, ImageName, Storage, WebAddress
 
-# How a file's name ends -> what it is to Proxmox VE (PVE::Storage: ISO_EXT_RE_0, VZTMPL_EXT_RE_1, UPLOAD_IMPORT_EXT_RE_1). An .ova is a whole
-# VM, and an .img as `iso` could be no disk.
+# How a file's name ends -> what it is to Proxmox VE (PVE::Storage: ISO_EXT_RE_0, VZTMPL_EXT_RE_1,
+# UPLOAD_IMPORT_EXT_RE_1). An .ova is a whole VM, and an .img as `iso` could be no disk.
 _CONTENTS = {
     r".+\.iso": "iso",
     r".+\.tar\.(gz|xz|zst|bz2)": "vztmpl",
@@ -25,7 +25,8 @@ _CONTENTS = {
 
 @dataclass(frozen=True)
 class KnownImage:
-    """A known image (images.yaml). `sums`: the address of its maker's checksums; `user`: whom cloud-init makes in it."""
+    """A known image (images.yaml). `sums`: the address of its maker's checksums; `user`: whom cloud-init makes in
+    it."""
 
     url: str
     file: str
@@ -41,26 +42,28 @@ def images() -> dict[str, KnownImage]:
 
 
 class Download(Model):
-    """A file that Proxmox VE downloads onto one of the host's storages, and that guests are made of: they name it by its name here. Exactly one
-    of `image`, `url` and `template` says what it is."""
+    """A file that Proxmox VE downloads onto one of the host's storages, and that guests are made of: they name it by
+    its name here. Exactly one of `image`, `url` and `template` says what it is."""
 
     image: ImageName | None = None
-    """A known image: `ubuntu-24.04`, `ubuntu-22.04`, `ubuntu-26.04`, `debian-13` and `debian-12` are cloud images, `virtio-win` is the CD
-    with Windows' drivers. It is compared with the checksum that its maker publishes; `virtio-win` has none."""
+    """A known image: `ubuntu-24.04`, `ubuntu-22.04`, `ubuntu-26.04`, `debian-13` and `debian-12` are cloud images,
+    `virtio-win` is the CD with Windows' drivers. It is compared with the checksum that its maker publishes;
+    `virtio-win` has none."""
     url: WebAddress | None = None
     """The address of a file: an ISO image, or a disk image in the format qcow2, raw or vmdk."""
     checksum: Checksum | None = None
-    """What the file must have, such as `sha256:` and 64 hexadecimal digits; only with `url` or `image`. Without it, a file from `url` isn't
-    checked."""
+    """What the file must have, such as `sha256:` and 64 hexadecimal digits; only with `url` or `image`. Without it, a
+    file from `url` isn't checked."""
     template: FileName | None = None
     """A template of containers, as `pveam available` lists it. Proxmox VE knows its address and its checksum."""
     storage: Storage = "local"
-    """The storage that it comes to. It must be one of files (a directory, NFS, CIFS, CephFS), with the content that the file is: `iso`, `import`
-    (disk images; from Proxmox VE 8.4 on) or `vztmpl`."""
+    """The storage that it comes to. It must be one of files (a directory, NFS, CIFS, CephFS), with the content that the
+    file is: `iso`, `import` (disk images; from Proxmox VE 8.4 on) or `vztmpl`."""
     file: FileName | None = None
     """Its name there; only with `url`. By default the address's last part."""
     keep: bool = False
-    """`true`: it stays when the stack is destroyed. A file that was there already always stays, and so does one that another guest uses."""
+    """`true`: it stays when the stack is destroyed. A file that was there already always stays, and so does one that
+    another guest uses."""
 
     @property
     def name(self) -> str:
@@ -105,11 +108,14 @@ class Download(Model):
             raise ValueError("file: only a file from url gets another name; take it out")
         if not any(re.fullmatch(pattern, self.name) for pattern in _CONTENTS):
             raise ValueError(
-                f"{self.name}: expected a name that ends in .iso, .qcow2, .raw, .vmdk or .tar.zst (.gz, .xz, .bz2), by which Proxmox VE knows what "
-                "it is; set `file` to such a name (a cloud image that ends in .img is mostly qcow2: `qemu-img info` tells)"
+                f"{self.name}: expected a name that ends in .iso, .qcow2, .raw, .vmdk or .tar.zst (.gz, .xz, .bz2), "
+                "by which Proxmox VE knows what "
+                "it is; set `file` to such a name (a cloud image that ends in .img is mostly qcow2: `qemu-img info` "
+                "tells)"
             )
         if self.template is not None and self.content != "vztmpl":
             raise ValueError(
-                "template: expected a name as `pveam available` lists it, such as debian-12-standard_12.7-1_amd64.tar.zst"
+                "template: expected a name as `pveam available` lists it, such as "
+                "debian-12-standard_12.7-1_amd64.tar.zst"
             )
         return self

@@ -39,18 +39,20 @@ class IommuSettings(Model):
     enable: bool | None = None
     """`amd_iommu=on` or `intel_iommu=on`. By default `true` where a VM gets a card."""
     passthrough: bool | None = None
-    """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted. It decides nothing about what a VM
-    can get ([ADR 21](adr/0021-iommu.md))."""
+    """`iommu=pt`: the host's own devices bypass the IOMMU. By default `true` where the IOMMU is wanted. It decides
+    nothing about what a VM can get ([ADR 21](adr/0021-iommu.md))."""
     acs_override: AcsOverride | None = None
-    """`pcie_acs_override=`, such as `downstream` or `downstream,multifunction`: divides IOMMU groups although the hardware doesn't promise
-    that their devices are isolated. Devices in what is divided can reach each other's memory past the IOMMU. Only Proxmox VE's kernels
-    know it. It never takes a card out of a group with the host's own disks or network."""
+    """`pcie_acs_override=`, such as `downstream` or `downstream,multifunction`: divides IOMMU groups although the
+    hardware doesn't promise that their devices are isolated. Devices in what is divided can reach each other's memory
+    past the IOMMU. Only Proxmox VE's kernels know it. It never takes a card out of a group with the host's own disks or
+    network."""
     allow_unsafe_interrupts: bool = False
-    """`true`: cards go to VMs although the host can't remap interrupts, where it can't. A guest with a card can then raise any interrupt of
-    the host: only for guests that you trust as much as the host."""
+    """`true`: cards go to VMs although the host can't remap interrupts, where it can't. A guest with a card can then
+    raise any interrupt of the host: only for guests that you trust as much as the host."""
     relax_rmrr: bool = False
-    """`true`: `intel_iommu=on,relax_rmrr`. The kernel no longer holds to the memory that the firmware reserves for devices (RMRR), which
-    otherwise keeps a card from VMs. Data can be lost. Only Intel, and only Proxmox VE's kernels."""
+    """`true`: `intel_iommu=on,relax_rmrr`. The kernel no longer holds to the memory that the firmware reserves for
+    devices (RMRR), which otherwise keeps a card from VMs. Data can be lost. Only Intel, and only Proxmox VE's
+    kernels."""
 
     @model_validator(mode="after")
     def _switched_on(self) -> Self:
@@ -62,45 +64,51 @@ class IommuSettings(Model):
 
 
 class Gpu(Model):
-    """A card of a host. `match` says what it is, `address` where it is; set one of them, or both where two cards are identical."""
+    """A card of a host. `match` says what it is, `address` where it is; set one of them, or both where two cards are
+    identical."""
 
     match: Annotated[Plain | None, InWords("vendor:device, such as 10de:2b85")] = None
     """The id of the card's graphics function, as `lspci -nn` prints it."""
     address: PciPlace | None = None
-    """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card is](day-two.md#what-a-card-is)."""
+    """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card
+    is](day-two.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host", "shared"] = "vm"
-    """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver. `shared`: containers have it, and a
-    VM, of those that name it, takes it when it starts and gives it back when it has stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For
-    NVIDIA's cards, with the host's driver by `nvidia`."""
+    """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver.
+    `shared`: containers have it, and a VM, of those that name it, takes it when it starts and gives it back when it has
+    stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For NVIDIA's cards, with the host's
+    driver by `nvidia`."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
-    ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its graphics function is among
-    them. A USB controller is given to the VM only if it is named here."""
+    ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its
+    graphics function is among them. A USB controller is given to the VM only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
-    """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own disks or network
-    never goes, whatever is listed here."""
+    """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own
+    disks or network never goes, whatever is listed here."""
     allow_console: bool = False
     """`true`: the card is the host's screen, and you accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
     """Ids of containers that use the card now and may lose it."""
     allow_direct_mapping: bool = False
-    """`true`: the firmware wants memory mapped 1:1 for the card, and you know that your kernel gives it to a VM all the same."""
+    """`true`: the firmware wants memory mapped 1:1 for the card, and you know that your kernel gives it to a VM all the
+    same."""
     allow_unstarted: bool = False
-    """`true`: the card is of a kind that died in a VM where its own driver hadn't started it first, and you know that yours starts all the same."""
+    """`true`: the card is of a kind that died in a VM where its own driver hadn't started it first, and you know that
+    yours starts all the same."""
     allow_part_of_fabric: bool = False
-    """`true`: the card is one of several on a board with NVSwitches, and you know how a VM uses it without the others: with
-    `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on the host."""
+    """`true`: the card is one of several on a board with NVSwitches, and you know how a VM uses it without the others:
+    with `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on the host."""
     mapping: Plain | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False
-    """Only for a virtual function, with `use: vm`. `true`: its mapping says that a VM with it can be migrated while it runs
-    (`live-migration-capable`), which its driver has to be able to do. From Proxmox VE 8.4 on."""
+    """Only for a virtual function, with `use: vm`. `true`: its mapping says that a VM with it can be migrated while it
+    runs (`live-migration-capable`), which its driver has to be able to do. From Proxmox VE 8.4 on."""
     reset: Literal["flr", "bus", "pm", "acpi", "device_specific"] | None = None
-    """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own order (`reset_method`). Set it only
-    if the plan's note about your card, or your own trial, says so. `bus` is for a card of a single function: the kernel refuses it for others."""
+    """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own
+    order (`reset_method`). Set it only if the plan's note about your card, or your own trial, says so. `bus` is for a
+    card of a single function: the kernel refuses it for others."""
     keep_awake: bool = False
-    """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it, for a card that doesn't wake up again (D3cold). It takes more power
-    then."""
+    """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it, for a card that doesn't wake up again
+    (D3cold). It takes more power then."""
     passthrough_test: bool = False
     """`true`: prove the binding. A small VM gets the card, reports what it sees, and is removed."""
 
@@ -133,7 +141,8 @@ class Gpu(Model):
     def _named(self) -> Self:
         if self.functions and self.use != "vm":
             raise ValueError(
-                "expected no functions: they are for a card that goes to a VM (use: vm), any other stays with the host as a whole"
+                "expected no functions: they are for a card that goes to a VM (use: vm), any other stays with the "
+                "host as a whole"
             )
         if self.use != "vm" and (self.reset or self.keep_awake):
             raise ValueError(
@@ -170,15 +179,16 @@ class Timeouts(Model):
     api_task: Seconds = 300
     """For a task of Proxmox VE, in addition to what the task itself waits for."""
     create: Seconds = 7200
-    """For creating or removing a VM or a container: its disk may be copied over a network, or be overwritten first. Also for a download."""
+    """For creating or removing a VM or a container: its disk may be copied over a network, or be overwritten first.
+    Also for a download."""
     reboot: Seconds = 600
     """Until a host that reboots answers again."""
     rollback: Seconds = 600
-    """From the host's start until a boot that no `up` has confirmed is undone. Where no `up` waits, the host then judges the boot
-    itself. At least 30: a healthy host needs that long to start and to be confirmed."""
+    """From the host's start until a boot that no `up` has confirmed is undone. Where no `up` waits, the host then
+    judges the boot itself. At least 30: a healthy host needs that long to start and to be confirmed."""
     script: Seconds = 3600
-    """For one script on the host, including the wait for another run; then it is ended there. The steps of NVIDIA's stack have timeouts of their own in
-    addition. With another value each step runs once more."""
+    """For one script on the host, including the wait for another run; then it is ended there. The steps of NVIDIA's
+    stack have timeouts of their own in addition. With another value each step runs once more."""
     task: Seconds = 10_800
     """For one change over the API or one reading, in addition to reboots and shutdowns that it waits for."""
 
@@ -187,14 +197,16 @@ class Timeouts(Model):
     def _long_enough(cls, value: int) -> int:
         if value < SHORTEST_ROLLBACK:
             raise ValueError(
-                f"expected {SHORTEST_ROLLBACK} seconds at least: a healthy host needs them to start its services and be asked how it "
+                f"expected {SHORTEST_ROLLBACK} seconds at least: a healthy host needs them to start its services "
+                "and be asked how it "
                 "is; a shorter time undoes every boot"
             )
         return value
 
     @property
     def boot(self) -> int:
-        """For how long a host that was told to reboot is waited for: its reboot; then the switch's time, and the reboot that it makes."""
+        """For how long a host that was told to reboot is waited for: its reboot; then the switch's time, and the reboot
+        that it makes."""
         return self.reboot + self.rollback + self.reboot
 
 
@@ -216,24 +228,30 @@ class Host(Model):
     downloads: dict[Name, Download] = {}
     """Files that Proxmox VE downloads for guests that are created, each under a name of your choice."""
     take_over: bool = False
-    """`true`: what `vfio-pci.ids=` or a file in modprobe.d binds already becomes the program's matter. It also binds such a card itself; this leaves out one on an external
-    port (Thunderbolt), which may appear late, and then only its id catches it. And a card that stays with the host is taken from these ids, by a word that counts
-    instead of them until `pulumi destroy`; the files stay as they are."""
+    """`true`: what `vfio-pci.ids=` or a file in modprobe.d binds already becomes the program's matter. It also binds
+    such a card itself; this leaves out one on an external port (Thunderbolt), which may appear late, and then only its
+    id catches it. And a card that stays with the host is taken from these ids, by a word that counts instead of them
+    until `pulumi destroy`; the files stay as they are."""
     boot_framebuffer: Literal["keep", "off"] = "keep"
-    """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on to the memory of a card that goes
-    to a VM and is the host's screen. The host then shows nothing on any screen from the boot menu on: have another way in first. Set it only if
-    the verification asks for it. The boot entry 'without GPU passthrough' is without it."""
+    """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on
+    to the memory of a card that goes to a VM and is the host's screen. The host then shows nothing on any screen from
+    the boot menu on: have another way in first. Set it only if the verification asks for it. The boot entry 'without
+    GPU passthrough' is without it."""
     reboot: Literal["auto", "manual"] = "auto"
-    """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after your reboot."""
+    """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after
+    your reboot."""
     cluster: Name | None = None
-    """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or any name of your choice. Of hosts
-    with the same name here, one is rebooted at a time, and only once the one before is back and verified."""
+    """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or
+    any name of your choice. Of hosts with the same name here, one is rebooted at a time, and only once the one before
+    is back and verified."""
     guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
-    """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down; what ran is started again, with `onboot` or
-    without. `maintenance`: HA's maintenance mode is on for that time; HA moves its guests to other nodes before, and back afterwards, and all others are shut down."""
+    """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down; what ran is
+    started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on for that time; HA moves its
+    guests to other nodes before, and back afterwards, and all others are shut down."""
     allow_quorum_loss: bool = False
-    """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a QDevice. Until it is back, they
-    start no guest and take no change. Not while HA has a guest that isn't stopped, on any node: its watchdog would reset the others."""
+    """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a
+    QDevice. Until it is back, they start no guest and take no change. Not while HA has a guest that isn't stopped, on
+    any node: its watchdog would reset the others."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()
@@ -290,7 +308,8 @@ class Host(Model):
             return text
         if text not in self.downloads:
             raise ValueError(
-                f"{text} is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has {', '.join(self.downloads) or 'none'}"
+                f"{text} is neither a volume (such as local:iso/NAME.iso) nor one of the host's downloads; it has "
+                f"{', '.join(self.downloads) or 'none'}"
             )
         return self.downloads[text].volume
 

@@ -25,7 +25,8 @@ _KEY_PARTS: dict[str, tuple[int | None, ...]] = {
 
 
 def _ispublic_key(value: str) -> bool:
-    """`type base64 [comment]`, whole: with the type once more inside, all the parts that it has, and nothing after them."""
+    """`type base64 [comment]`, whole: with the type once more inside, all the parts that it has, and nothing after
+    them."""
     match = _HOST_KEY.fullmatch(value.strip())
     if match is None:
         return False

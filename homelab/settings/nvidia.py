@@ -16,7 +16,8 @@ _CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
 
 
 def _written_as_text(value: Any) -> Any:
-    # YAML has read 12.10 as 12.1 and 580.10 as 580.1 before anybody here sees them: what was meant can't be told any more.
+    # YAML has read 12.10 as 12.1 and 580.10 as 580.1 before anybody here sees them: what was meant can't be told any
+    # more.
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(
             'expected text in quotes, such as "580" or "12.8": YAML reads 12.10 without them as the number 12.1'
@@ -47,8 +48,8 @@ Capabilities = Annotated[list[Capability], AfterValidator(_with_compute)]
 
 
 class Mirror(Model):
-    """Copies of NVIDIA's servers. A mirror changes where files come from, and nothing about which are trusted: a key must have the known
-    fingerprint, an installer the known SHA-256."""
+    """Copies of NVIDIA's servers. A mirror changes where files come from, and nothing about which are trusted: a key
+    must have the known fingerprint, an installer the known SHA-256."""
 
     cuda: WebAddress | None = None
     """In place of `https://developer.download.nvidia.com/compute/cuda/repos`."""
@@ -74,12 +75,12 @@ class NvidiaTimeouts(Model):
 
 
 class Nvidia(Model):
-    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. [What works with what](nvidia.md) has the
-    versions. Write a version in quotes: YAML reads 12.10 without them as the number 12.1."""
+    """NVIDIA's stack on one system. `nvidia: {}` installs the recommended driver alone. [What works with
+    what](nvidia.md) has the versions. Write a version in quotes: YAML reads 12.10 without them as the number 12.1."""
 
     driver: VersionText | None = None
-    """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By default the
-    recommended branch; in a container the host's version."""
+    """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By
+    default the recommended branch; in a container the host's version."""
     cuda: VersionText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
     cudnn: VersionText | None = None
@@ -88,17 +89,19 @@ class Nvidia(Model):
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
     container_toolkit: Runtime | None = None
     """NVIDIA's container toolkit, set up for this runtime. `k3s`: the system is a node of a k3s cluster
-    ([how to configure the cluster](day-two.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the driver's libraries in a container of
-    a small Ubuntu image, known by its digest: what the toolkit brings is the same in NVIDIA's larger ones. An image that had to be fetched goes
-    again; where it can't be fetched, `up` says that this was not checked."""
+    ([how to configure the cluster](day-two.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
+    driver's libraries in a container of a small Ubuntu image, known by its digest: what the toolkit brings is the same
+    in NVIDIA's larger ones. An image that had to be fetched goes again; where it can't be fetched, `up` says that this
+    was not checked."""
     flavour: Literal["auto", "open", "proprietary"] = "auto"
     """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
     source: Literal["auto", "packages", "run"] = "auto"
     """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version."""
     capabilities: Capabilities | None = None
-    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`: NVENC and NVDEC;
-    `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is installed from now on; one that is there
-    already is left as it is. What is named here is added to a driver that lacks it, and demanded of it."""
+    """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`:
+    NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is
+    installed from now on; one that is there already is left as it is. What is named here is added to a driver that
+    lacks it, and demanded of it."""
     docker: Literal["as-is", "install"] = "as-is"
     """`install`: install the container runtime as well, if it is missing; k3s has its own installer."""
     allow_minor_version_compatibility: bool = False
@@ -106,10 +109,11 @@ class Nvidia(Model):
     mirror: Mirror = Mirror()
     """Copies to use in place of NVIDIA's servers."""
     run_sha256: dict[DriverText, Sha256] = {}
-    """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It counts before the
-    [known ones](nvidia.md#nvidias-installer)."""
+    """For versions of NVIDIA's installer, the SHA-256 that a file must have before it is run: `{"580.126.09": "…"}`. It
+    counts before the [known ones](nvidia.md#nvidias-installer)."""
     proxy: Proxy | None = None
-    """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as an encrypted value."""
+    """A proxy for downloads: `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it asks for them; then as
+    an encrypted value."""
     timeouts: NvidiaTimeouts = NvidiaTimeouts()
     """How long the steps may take."""
     on_destroy: Literal["keep", "purge"] = "keep"
@@ -130,7 +134,8 @@ class Nvidia(Model):
     def _libraries_with_cuda(self) -> Self:
         if self.cuda is None and (self.cudnn is not None or self.nccl):
             raise ValueError(
-                f'expected nvidia.cuda, such as "12.8", beside {"cudnn" if self.cudnn else "nccl"}: its packages are made for one major release '
+                f'expected nvidia.cuda, such as "12.8", beside {"cudnn" if self.cudnn else "nccl"}: its packages '
+                "are made for one major release "
                 "of CUDA each"
             )
         return self

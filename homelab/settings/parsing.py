@@ -1,4 +1,5 @@
-"""The stack's configuration as settings; every mistake in it is named, where it is, what was found, and what was probably meant."""
+"""The stack's configuration as settings; every mistake in it is named, where it is, what was found, and what was
+probably meant."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from homelab.settings.whole import Settings
 
 
 def parse(values: Mapping[str, str]) -> Settings:
-    """Settings, or a part of them, that can be read; what can't be carried out must not keep anybody from taking it away.
+    """Settings, or a part of them, that can be read; what can't be carried out must not keep anybody from taking it
+    away.
 
     :param values: key (without `homelab:`) -> text, structured values as JSON.
     :raises HomelabError: one error that names every mistake.
@@ -45,7 +47,8 @@ def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host
             wanted=f"homelab:hosts.{name} in the stack's configuration",
             found=f"hosts: {sorted(known)}",
             why="it says how to reach the host",
-            next="put it back; to give the host up, first take its cards, VMs and containers out, and run `pulumi up`; then take the host out",
+            next="put it back; to give the host up, first take its cards, VMs and containers out, and run "
+            "`pulumi up`; then take the host out",
         )
     return host
 

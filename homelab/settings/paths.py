@@ -10,8 +10,8 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 
 
 def project() -> Path:
-    """The folder of the Pulumi project that is being run: the nearest one with a Pulumi.yaml, from where we are upwards. Pulumi runs a
-    project's program, and its provider, there."""
+    """The folder of the Pulumi project that is being run: the nearest one with a Pulumi.yaml, from where we are
+    upwards. Pulumi runs a project's program, and its provider, there."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "Pulumi.yaml").is_file()), here)
 
@@ -23,8 +23,8 @@ def resolved(text: str) -> Path:
 
 
 def text_of(path: Path, *, with_mark: bool = False) -> str:
-    """A text that a person has written, or a command's output that was kept: in UTF-8, or as its byte order mark says; with the ends of
-    lines that it has.
+    """A text that a person has written, or a command's output that was kept: in UTF-8, or as its byte order mark says;
+    with the ends of lines that it has.
 
     :param with_mark: UTF-8's byte order mark stays, as the text's first character.
     :raises OSError: it can't be read.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 _MIGRATE = "removed: Proxmox VE's HA moves guests: put the VMs that are to run on under HA, and use maintenance"
-_COPY = "removed: no copy of a guest is made; make one yourself before `pulumi up` (`vzdump ID` on the host), and take this out"
+_COPY = (
+    "removed: no copy of a guest is made; make one yourself before `pulumi up` (`vzdump ID` on the host), and take "
+    "this out"
+)
 
 # Place in the settings, with * for a name, or `place: value` -> what is said.
 REMOVED = {
     "hosts.*.guestsAtReboot: migrate": _MIGRATE,
     "clusters.*.guestsAtReboot: migrate": _MIGRATE,
-    "hosts.*.gpus.*.shutDown": "removed: all containers that have the card are shut down when a VM takes it; take this out",
+    "hosts.*.gpus.*.shutDown": "removed: all containers that have the card are shut down when a VM takes it; take "
+    "this out",
     "vms.*.safety": _COPY,
     "vms.*.backupStorage": _COPY,
     "containers.*.safety": _COPY,

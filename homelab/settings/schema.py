@@ -1,7 +1,9 @@
-"""docs/config.schema.json: what an editor completes and checks in `Pulumi.<stack>.yaml`. `python -m homelab.settings.schema` writes it anew.
+"""docs/config.schema.json: what an editor completes and checks in `Pulumi.<stack>.yaml`.
+`python -m homelab.settings.schema` writes it anew.
 
-It is made from the settings' models, so it knows each key, its meaning, its type and its bounds. What several settings must be together
-(one way to log in, a card for one VM) only the program checks. JSON Schema's draft 7, the newest that editors for YAML know whole.
+It is made from the settings' models, so it knows each key, its meaning, its type and its bounds. What several settings
+must be together (one way to log in, a card for one VM) only the program checks. JSON Schema's draft 7, the newest that
+editors for YAML know whole.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Values that must not stand in the settings file as they are: secrets in plain text, and what the example file left open.
+"""Values that must not stand in the settings file as they are: secrets in plain text, and what the example file left
+open.
 
-What can be known. Pulumi tells a program which keys of its configuration have an encrypted value (PULUMI_CONFIG_SECRET_KEYS), but not
-where in it: `homelab:hosts` is one key. So: no secret of a key that isn't among them is encrypted. Of one that is, the stack's file
-tells, if it is the one that this configuration came from: its plain values are the same. Pulumi doesn't say which file it read, and with
-`--config-file` it may be any. Without that file, the only secret of a key is the encrypted one; of several nobody can tell, which is said.
+What can be known. Pulumi tells a program which keys of its configuration have an encrypted value
+(PULUMI_CONFIG_SECRET_KEYS), but not where in it: `homelab:hosts` is one key. So: no secret of a key that isn't among
+them is encrypted. Of one that is, the stack's file tells, if it is the one that this configuration came from: its plain
+values are the same. Pulumi doesn't say which file it read, and with `--config-file` it may be any. Without that file,
+the only secret of a key is the encrypted one; of several nobody can tell, which is said.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Place = tuple[str | int, ...]
 _OPEN = re.compile(r"FILL[-+]IN|0{64}")
 _HOW = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-    "fingerprint": "the SHA-256 fingerprint that `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
+    "fingerprint": "the SHA-256 fingerprint that "
+    "`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
 }
 
 
@@ -114,7 +117,8 @@ def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
 
 
 def the_file_read(whole: Mapping[str, str], stack_file: Path) -> Any:
-    """The stack's own file, if this configuration may have come from it: all that it has under `config:` is there. None: it didn't.
+    """The stack's own file, if this configuration may have come from it: all that it has under `config:` is there.
+    None: it didn't.
 
     :param whole: key -> text, as Pulumi hands it over.
     """
@@ -163,7 +167,8 @@ def path_of(place: Place) -> str:
 
 
 def encrypting(place: Place, stack: str) -> str:
-    """The command that puts a secret into the file encrypted. It asks for the value, which so is in no shell's history."""
+    """The command that puts a secret into the file encrypted. It asks for the value, which so is in no shell's
+    history."""
     file = " < FILE" if place[-1] == "privateKey" else ""
     return f"pulumi config set --stack {stack} --secret --path '{path_of(place)}'{file}"
 
@@ -173,7 +178,8 @@ def plain_secrets(places: list[Place], stack: str) -> HomelabError:
     return HomelabError(
         wanted="secrets that are encrypted in the stack's file",
         found="in plain text: " + ", ".join(path_of(place) for place in places),
-        why="the file is meant for git, where everybody who can read it would have them; replace a secret that was there already "
+        why="the file is meant for git, where everybody who can read it would have them; replace a secret that was "
+        "there already "
         "by a new one",
         next="\n        ".join(encrypting(place, stack) for place in places)
         + "\n        or, where the file is yours alone, set homelab:allowPlainSecrets: true",

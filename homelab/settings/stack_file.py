@@ -1,7 +1,7 @@
 """`Pulumi.<stack>.yaml` as a whole: which keys it may have beside the settings, and those that nobody reads.
 
-Pulumi passes over a key that it doesn't know. So settings that stand in a wrong place, such as under `encryptionsalt` instead of `config`,
-would be without effect, and nobody would say so.
+Pulumi passes over a key that it doesn't know. So settings that stand in a wrong place, such as under `encryptionsalt`
+instead of `config`, would be without effect, and nobody would say so.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _meant_beside(key: str) -> str:
 
 
 def misspelt(keys: Iterable[str]) -> list[str]:
-    """Of the keys under `config:`, those of another name before the colon that were meant to be homelab's; a line for each.
+    """Of the keys under `config:`, those of another name before the colon that were meant to be homelab's; a line for
+    each.
 
     Keys of other projects and of providers, such as `aws:region`, are theirs.
     """

@@ -1,8 +1,8 @@
 """What a setting's text may consist of: each ends up in a file, a command or a property string that root reads.
 
-`plain` is the rule for all of them: text on one line, nothing that can't be seen, no hyphen at its beginning (a command takes that
-for an option). What has a form of its own gets its alphabet besides. Every text in the settings is of one of these types, or is
-matched whole by a validator of its own; a test goes through all fields of all models.
+`plain` is the rule for all of them: text on one line, nothing that can't be seen, no hyphen at its beginning (a command
+takes that for an option). What has a form of its own gets its alphabet besides. Every text in the settings is of one of
+these types, or is matched whole by a validator of its own; a test goes through all fields of all models.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-# Control characters and what else can't be seen (other directions of writing, zero width), ends of lines that are none of ASCII's,
-# and halves of characters.
+# Control characters and what else can't be seen (other directions of writing, zero width), ends of lines that are none
+# of ASCII's, and halves of characters.
 _UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _HOSTNAME = re.compile(
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
@@ -29,8 +29,8 @@ _HOSTNAME = re.compile(
 
 @dataclass(frozen=True)
 class InWords:
-    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py) and for editors
-    (homelab/settings/schema.py)."""
+    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py)
+    and for editors (homelab/settings/schema.py)."""
 
     text: str
 
@@ -38,7 +38,8 @@ class InWords:
         return {**handler(core), "form": self.text.replace("`", "")}
 
 
-# What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the doctor.
+# What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the
+# doctor.
 ENCRYPTED = "(encrypted)"
 
 
@@ -192,7 +193,8 @@ def _name_servers(value: str) -> str:
 
 
 def _container_name_servers(value: str) -> str:
-    """A container's: a link-local address may have the interface behind it (PVE::LXC::Config, verify_ip_with_ll_iface; PVE::JSONSchema, pve_verify_iface)."""
+    """A container's: a link-local address may have the interface behind it (PVE::LXC::Config, verify_ip_with_ll_iface;
+    PVE::JSONSchema, pve_verify_iface)."""
     plain(value)
     found = []
     for one in value.split(" "):
@@ -260,7 +262,8 @@ TemplateOrDownload = Annotated[
     AfterValidator(
         matching(
             rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
-            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the host's downloads",
+            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the "
+            "host's downloads",
         )
     ),
 ]
@@ -375,7 +378,8 @@ def _acs_override(value: str) -> str:
     parts = value.lower().split(",")
     if not all(_ACS_PART.fullmatch(part) for part in parts) or len(set(parts)) < len(parts):
         raise ValueError(
-            "expected downstream, multifunction, id:vendor:device (such as id:8086:1901) or several of them with commas and without spaces"
+            "expected downstream, multifunction, id:vendor:device (such as id:8086:1901) or several of them with "
+            "commas and without spaces"
         )
     if sum(part.startswith("id:") for part in parts) > 15:
         raise ValueError("expected at most 15 ids: the kernel takes no more")

@@ -47,21 +47,22 @@ class VmGpu(Model):
     pcie: bool = True
     """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: Plain | None = None
-    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM; docs/troubleshooting.md says how to make it.
-    Proxmox VE lets root alone set it: it is done over SSH."""
+    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM; docs/troubleshooting.md says
+    how to make it. Proxmox VE lets root alone set it: it is done over SSH."""
     by_address: bool = False
-    """`true`: name the card by its PCI address, without a mapping. Proxmox VE lets root alone do that: it is done over SSH."""
+    """`true`: name the card by its PCI address, without a mapping. Proxmox VE lets root alone do that: it is done over
+    SSH."""
     take_over: bool = False
-    """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program may replace it. The mapping takes the address's
-    place, the line's other options stay (what is set here otherwise than by default counts over them), and `pulumi destroy` puts the line back as it was.
-    `homelab init` sets it."""
+    """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
+    may replace it. The mapping takes the address's place, the line's other options stay (what is set here otherwise
+    than by default counts over them), and `pulumi destroy` puts the line back as it was. `homelab init` sets it."""
     legacy_igd: bool = False
-    """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`). Needs the machine model `pc`, with `pcie: false`,
-    and `display: none`."""
+    """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`).
+    Needs the machine model `pc`, with `pcie: false`, and `display: none`."""
 
     driver: Literal["vfio", "keep"] = "vfio"
-    """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a VFIO driver of its maker.
-    From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
+    """`keep`: Proxmox VE leaves the card on the driver that it has and doesn't reset it: for a virtual function with a
+    VFIO driver of its maker. From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
 
     @model_validator(mode="after")
     def _legacy(self) -> Self:
@@ -88,7 +89,8 @@ class Shutdown(Model):
     timeout: Seconds = 180
     """How long the guest has for its shutdown."""
     otherwise: Literal["fail", "stop"] = "fail"
-    """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power switch."""
+    """If it still runs then. `fail`: it runs on, and nothing is changed. `stop`: it is stopped, as by its power
+    switch."""
 
 
 class CloudInit(Model):
@@ -138,7 +140,8 @@ _OPTIONS_WITH_A_SETTING = {
 _OPTIONS_OF_NOBODY = {
     "description": "it has the mark by which this program knows its VM again",
     "balloon": "a card pins all of a VM's memory",
-    "lock|digest|meta|vmgenid|parent|snaptime|vmstate|running[a-z-]*|unused[0-9]+|template": "Proxmox VE writes it itself",
+    "lock|digest|meta|vmgenid|parent|snaptime|vmstate|running[a-z-]*|unused[0-9]+|template": "Proxmox VE writes it "
+    "itself",
     "vmid|node|newid|archive|storage|pool|start|force|unique|delete|revert|skiplock|skip_lock|autostart|full|target|format|snapname"
     "|background_delay|bwlimit|live-restore|ha-managed|import-working-storage": "it is no key of a VM's configuration",
 }
@@ -158,8 +161,8 @@ def _owner_of_option(key: str, new: NewVm) -> str | None:
 
 
 class NewVm(Model):
-    """A VM that the program creates, and that `pulumi destroy` deletes. At most one of `image`, `template` and `isos` says where its
-    system comes from; without them it starts with an empty disk."""
+    """A VM that the program creates, and that `pulumi destroy` deletes. At most one of `image`, `template` and `isos`
+    says where its system comes from; without them it starts with an empty disk."""
 
     name: HostName | None = None
     """Its name in Proxmox VE. By default the name that it has in these settings."""
@@ -175,7 +178,8 @@ class NewVm(Model):
     """The id of a template, of which it becomes a full clone."""
     # sata0 to sata5, and no more.
     isos: Annotated[list[VolumeOrDownload], Field(max_length=6)] = []
-    """ISO images, at most six, which it gets as CDs beside an empty disk: volumes, or names of the host's `downloads`."""
+    """ISO images, at most six, which it gets as CDs beside an empty disk: volumes, or names of the host's
+    `downloads`."""
     bridge: Bridge = "vmbr0"
     """The network bridge of the host that it is connected to."""
     machine: Literal["q35", "pc"] = "q35"
@@ -197,8 +201,8 @@ class NewVm(Model):
     cloud_init: CloudInit | None = None
     """What cloud-init sets up in it."""
     options: dict[OptionName, OptionValue] = {}
-    """Further keys of its configuration, as `qm set` takes them. Keys that have a setting here are refused, and so are `description`, by
-    which the program recognises its VM, and whatever isn't an option of a VM."""
+    """Further keys of its configuration, as `qm set` takes them. Keys that have a setting here are refused, and so are
+    `description`, by which the program recognises its VM, and whatever isn't an option of a VM."""
     protect: bool = False
     """`true`: the program never deletes it."""
 
@@ -222,15 +226,15 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or its cluster: the VM is then found on whichever of its nodes it is
-    ([more than one host](day-two.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`. Or its cluster: the VM is then found on whichever of its nodes it
+    is ([more than one host](day-two.md#a-guest-that-moves))."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []
     """The cards that it gets."""
     power: Literal["keep", "running", "stopped"] | None = None
-    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default `keep` for an
-    adopted VM, `running` for a created one."""
+    """`keep`: it runs afterwards if it ran before. `running` and `stopped` are restored by a refresh, too. By default
+    `keep` for an adopted VM, `running` for a created one."""
     shutdown: Shutdown = Shutdown()
     """How it is shut down when a change needs it off."""
     machine: Literal["q35"] | None = None
@@ -238,7 +242,8 @@ class Vm(Model):
     display: Literal["keep", "none"] = "keep"
     """`none`: it has no emulated screen beside the card."""
     address: NetworkAddress | None = None
-    """Where the guest is reached; `agent`: its guest agent is asked, which takes the privilege `VM.GuestAgent.Audit` (Proxmox VE 8:
+    """Where the guest is reached; `agent`: its guest agent is asked, which takes the privilege `VM.GuestAgent.Audit`
+    (Proxmox VE 8:
     `VM.Monitor`). By default the address that cloud-init gives it."""
     ssh: Ssh | None = None
     """How the guest is reached over SSH; needed with `nvidia`."""
@@ -280,7 +285,8 @@ class Vm(Model):
             raise ValueError("nvidia needs a VM that runs, and power is stopped")
         if self.create is not None and self.create.os_type.startswith("win"):
             raise ValueError(
-                f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, Windows Update or NVIDIA's own "
+                f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, "
+                "Windows Update or NVIDIA's own "
                 "installer brings the driver"
             )
         return self

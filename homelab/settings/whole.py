@@ -29,7 +29,8 @@ class Settings(Model):
     containers: dict[Name, Container] = {}
     """The containers that share cards, each under a name of your choice."""
     clusters: dict[Name, ProxmoxCluster] = {}
-    """Proxmox VE clusters, each under a name of your choice: what hosts that name it as their `cluster` have in common."""
+    """Proxmox VE clusters, each under a name of your choice: what hosts that name it as their `cluster` have in
+    common."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
@@ -43,7 +44,8 @@ class Settings(Model):
         return filled(values) if isinstance(values, dict) else values
 
     def candidates(self, guest: Vm | Container) -> list[str]:
-        """The hosts on which a guest may be: the one that it names; of a cluster those that have all of its cards, in the settings' order."""
+        """The hosts on which a guest may be: the one that it names; of a cluster those that have all of its cards, in
+        the settings' order."""
         if guest.host in self.hosts:
             return [guest.host]
         if isinstance(guest, Vm):
@@ -61,7 +63,8 @@ class Settings(Model):
         return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
 
     def restarts_before(self, host: str) -> str:
-        """The host of the same cluster that restarts before this one, of those that do; empty: it is the first, or in none."""
+        """The host of the same cluster that restarts before this one, of those that do; empty: it is the first, or in
+        none."""
         cluster = self.hosts[host].cluster
         nodes = list(self.of_cluster(cluster)) if cluster else [host]
         return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
@@ -123,7 +126,8 @@ class Settings(Model):
                     continue  # only the cluster knows who is where
                 if other := holders.get((vm.host, use.gpu)):
                     raise ValueError(
-                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it: give it to one, or set use: shared"
+                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it: "
+                        "give it to one, or set use: shared"
                     )
                 holders[vm.host, use.gpu] = name
             for text in vm.volumes:
@@ -131,7 +135,8 @@ class Settings(Model):
                 _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
 
     def _check_roaming(self, place: str, guest: Vm | Container) -> None:
-        """A shared card is handed over by what its own node has: a hookscript that is called there, and a list of the guests that have it in turn.
+        """A shared card is handed over by what its own node has: a hookscript that is called there, and a list of the
+        guests that have it in turn.
 
         :param place: in the settings, such as `vms.sandbox`.
         """
@@ -142,8 +147,10 @@ class Settings(Model):
             shared = [gpu for gpu in cards if gpu in self.hosts[host].hands_over]
             if shared:
                 raise ValueError(
-                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers of {host}, which hands it over: "
-                    f"name the host ({', '.join(self.candidates(guest))}), or give the card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
+                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and "
+                    f"containers of {host}, which hands it over: "
+                    f"name the host ({', '.join(self.candidates(guest))}), or give the card use: "
+                    f"{'vm' if isinstance(guest, Vm) else 'lxc'}"
                 )
 
     def _host_of(self, place: str, guest: Vm | Container) -> Host:
@@ -163,7 +170,8 @@ class Settings(Model):
             raise ValueError(f"{place}.host: no host of the cluster {guest.host} has an api{cards}")
         if guest.host not in self.hosts and not any(host.api for host in nodes.values()):
             raise ValueError(
-                f"{place}.host: no host of the cluster {guest.host} has an api, through which the cluster is asked where the guest is"
+                f"{place}.host: no host of the cluster {guest.host} has an api, through which the cluster is asked "
+                "where the guest is"
             )
         return self.hosts[found[0]]
 
@@ -255,7 +263,8 @@ def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
         )
     if not gpu.may_leave:
         raise ValueError(
-            f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm, or shared with containers"
+            f"vms.{name}.gpus: {use.gpu} stays with the host (use: {gpu.use}); a VM needs use: vm, or shared with "
+            "containers"
         )
 
 
@@ -281,5 +290,6 @@ def _check_creation(name: str, container: Container, host: Host) -> None:
     for setting in container.create.takes_root if not host.api.is_root else []:
         what = "all but nesting are" if setting == "features" else "a folder of the host is"
         raise ValueError(
-            f"containers.{name}.create.{setting}: {what} root@pam's alone to give, no token's: set hosts.{container.host}.api.user and password"
+            f"containers.{name}.create.{setting}: {what} root@pam's alone to give, no token's: set "
+            f"hosts.{container.host}.api.user and password"
         )

@@ -1,7 +1,8 @@
 """A VM's configuration: what it is to be for its cards, what stands against that, and how it becomes what it was. Pure.
 
-A *record* is what this program changed: key -> `{"ours": value, "before": value or None}`, a hostpci option's with the `slot` of
-its card. An empty `ours`: the key was taken away. It is noted on the host before anything is changed, and put into Pulumi's state, so that nothing is lost whatever happens then.
+A *record* is what this program changed: key -> `{"ours": value, "before": value or None}`, a hostpci option's with the
+`slot` of its card. An empty `ours`: the key was taken away. It is noted on the host before anything is changed, and put
+into Pulumi's state, so that nothing is lost whatever happens then.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _OF_EACH = ("pcie", "driver")
 
 @dataclass(frozen=True)
 class VmCard:
-    """One card for a VM. `mapping`: the mapping's id; `slot`: where it is, `0000:01:00`, or its functions, joined by `;`,
-    where it shares its slot with others.
+    """One card for a VM. `mapping`: the mapping's id; `slot`: where it is, `0000:01:00`, or its functions, joined by
+    `;`, where it shares its slot with others.
     """
 
     gpu: str
@@ -56,9 +57,11 @@ class VmCard:
         return ",".join([*parts, "x-vga=1"] if self.x_vga else parts)
 
     def in_place_of(self, line: str, *, first: bool = True) -> str:
-        """The value instead of its owner's own one: with that one's options, but for what the settings say otherwise than by default.
+        """The value instead of its owner's own one: with that one's options, but for what the settings say otherwise
+        than by default.
 
-        :param first: is the card the line's first device? All options but `pcie` and `driver` are of that one alone (PVE::QemuServer::PCI, print_hostpci_devices).
+        :param first: is the card the line's first device? All options but `pcie` and `driver` are of that one alone
+            (PVE::QemuServer::PCI, print_hostpci_devices).
         """
         options = parse("hostpci", line)
         kept = {key: options[key] for key in options if key not in ("host", "mapping") and (first or key in _OF_EACH)}
@@ -130,9 +133,11 @@ def wanted(config: dict[str, str], wish: Wish, record: Record) -> dict[str, str]
 
 
 def _still_counting(config: dict[str, str], cards: Iterable[VmCard], record: Record) -> Record:
-    """The record without what its owner has replaced since: of a card that is taken over, where he has given it by its address anew (or has gone back to a snapshot).
+    """The record without what its owner has replaced since: of a card that is taken over, where he has given it by its
+    address anew (or has gone back to a snapshot).
 
-    His lines are then the ones that are put back. Where one is as it was before, a run was interrupted, and the record counts.
+    His lines are then the ones that are put back. Where one is as it was before, a run was interrupted, and the record
+    counts.
     """
     raw = ";".join(parse(key, value).get("host", "") for key, value in _hostpci_of(config).items())
     gone: set[str] = set()
@@ -216,15 +221,16 @@ def _hostpci(key: str, card: VmCard, config: dict[str, str], record: Record) -> 
 
 
 def owners_lines(config: dict[str, str], card: VmCard, record: Record) -> dict[str, str]:
-    """The options by which its owner gave a VM the card, as they are or, where this program has changed them, as they were."""
+    """The options by which its owner gave a VM the card, as they are or, where this program has changed them, as they
+    were."""
     lines = {key: value for key, value in _hostpci_of(config).items() if key not in record}
     lines |= {key: str(entry["before"]) for key, entry in record.items() if entry.get("before")}
     return {key: line for key, line in lines.items() if key.startswith("hostpci") and card.is_in(key, line)}
 
 
 def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
-    """Options beside a card's own by which its owner gave it, with the card: a line for each function, such as that of its sound. They go, since the card's
-    own one has all of its functions, and come back with it.
+    """Options beside a card's own by which its owner gave it, with the card: a line for each function, such as that of
+    its sound. They go, since the card's own one has all of its functions, and come back with it.
     """
     found = {}
     for own, card in _hostpci_keys(config, cards, record).items():
@@ -282,7 +288,8 @@ def change_to(config: dict[str, str], record: Record, restore: Record) -> Change
 
 
 def undo(config: dict[str, str], record: Record, *, moved: bool = False) -> Change:
-    """What is to be written to give back what `record` replaced; what was changed since by others stays as it is. An address that is another device's by now isn't put back.
+    """What is to be written to give back what `record` replaced; what was changed since by others stays as it is. An
+    address that is another device's by now isn't put back.
 
     :param moved: is the VM on another node than the record says?
     """
@@ -298,14 +305,16 @@ def undo(config: dict[str, str], record: Record, *, moved: bool = False) -> Chan
 
 
 def _is_elsewhere(key: str, entry: Mapping[str, str | None], *, moved: bool) -> bool:
-    """Did a hostpci option name by its address what is no longer there: on another node, or since the card is in another slot?"""
+    """Did a hostpci option name by its address what is no longer there: on another node, or since the card is in
+    another slot?"""
     host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
     slot = entry.get("slot") or ""
     return bool(host) and (moved or (bool(slot) and not overlap(host, slot)))
 
 
 def _is_given_anew(config: Mapping[str, str], key: str, record: Record) -> bool:
-    """Did a hostpci option that this program has taken away name what the VM's owner has given it by another one since? With both, the VM wouldn't start."""
+    """Did a hostpci option that this program has taken away name what the VM's owner has given it by another one since?
+    With both, the VM wouldn't start."""
     entry = record[key]
     host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
     if not host or ours_of(entry):
@@ -330,7 +339,8 @@ def identity(config: dict[str, str]) -> str:
 
 
 def same_vm(one: str, other: str) -> bool:
-    """Are two identities of the same VM? What its owner writes beside its UUID, such as a serial number, makes it no other one."""
+    """Are two identities of the same VM? What its owner writes beside its UUID, such as a serial number, makes it no
+    other one."""
     found = [re.search(r"\buuid=([0-9A-Fa-f-]+)", text) for text in (one, other)]
     uuids = [match[1].lower() for match in found if match]
     return uuids[0] == uuids[1] if len(uuids) == 2 else one == other
@@ -358,7 +368,8 @@ def may_be_ours(config: dict[str, str]) -> bool:
 
 
 def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False) -> list[str]:
-    """What `undo` doesn't put back, though it was another thing before this program came: somebody has changed it, or an address is another device's by now.
+    """What `undo` doesn't put back, though it was another thing before this program came: somebody has changed it, or
+    an address is another device's by now.
 
     :param moved: as of `undo`.
     """
@@ -368,12 +379,14 @@ def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False)
         if same(key, config.get(key), ours_of(entry)) and _is_elsewhere(key, entry, moved=moved)
     ]
     stale += [
-        f"{key} was {entry['before']} before this program, and isn't put back: somebody has given the VM that device by another option since"
+        f"{key} was {entry['before']} before this program, and isn't put back: somebody has given the VM that "
+        "device by another option since"
         for key, entry in record.items()
         if same(key, config.get(key), ours_of(entry)) and _is_given_anew(config, key, record)
     ]
     return stale + [
-        f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program it was {entry['before']})"
+        f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program "
+        f"it was {entry['before']})"
         for key, entry in record.items()
         if entry.get("before")
         and not same(key, config.get(key), ours_of(entry))
@@ -403,7 +416,8 @@ def check(config: dict[str, str], wish: Wish, users: dict[str, list[CardUser]]) 
         others = [user for user in users.get(card.gpu, []) if user.vmid != wish.vmid]
         errors += _held(name, card, others) + _onboot(config, wish, name, card, others)
         notes += [
-            f"{other}, which doesn't run with it now, has {card.gpu} as well: only one of them can run with it at a time"
+            f"{other}, which doesn't run with it now, has {card.gpu} as well: only one of them can run with it at a "
+            "time"
             for other in others
             if not other.running
         ]
@@ -439,8 +453,10 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
             HomelabError(
                 wanted=f"{name} to have the machine model pc (i440fx), for a card with legacyIgd",
                 found=f"machine: {config['machine']}",
-                why="legacy mode needs the old machine model's place for the graphics: Proxmox VE refuses to start such a VM with q35",
-                next="change the machine to i440fx under the VM's hardware (the guest sees other devices then), or take legacyIgd out",
+                why="legacy mode needs the old machine model's place for the graphics: Proxmox VE refuses to start "
+                "such a VM with q35",
+                next="change the machine to i440fx under the VM's hardware (the guest sees other devices then), or "
+                "take legacyIgd out",
             )
         ]
     given = [_hostpci(key, card, config, {}) for key, card in _hostpci_keys(config, wish.cards, {}).items()]
@@ -451,7 +467,8 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
             wanted=f"{name} to have the machine model q35",
             found=f"machine: {config.get('machine', 'i440fx, the default')}",
             why="only q35 has PCI Express, which a modern card's driver expects; Proxmox VE refuses to start such a VM",
-            next=f"set vms.{wish.vm}.machine: q35 (the guest sees other devices then: Windows and fixed network names may need care), or "
+            next=f"set vms.{wish.vm}.machine: q35 (the guest sees other devices then: Windows and fixed network "
+            "names may need care), or "
             "pcie: false for the card",
         )
     ]
@@ -469,7 +486,8 @@ def taken_over(
     :param record: of an earlier change.
     :param guests: the host's, with its mappings.
     :param node: the host's name in Proxmox VE.
-    :param certain: is the record all that there is? Another node may have one of a VM that has come from there; a mapping is the same card's on each.
+    :param certain: is the record all that there is? Another node may have one of a VM that has come from there; a
+        mapping is the same card's on each.
     """
     name = f"VM {wish.vmid} ({config.get('name', wish.vm)})"
     record = _still_counting(config, wish.cards, record)
@@ -513,12 +531,14 @@ def _mapped_otherwise(name: str, card: VmCard, key: str, value: str) -> HomelabE
         wanted=f"{card.gpu} given to {name} by the mapping {card.mapping}",
         found=f"{key}: {value}, set by hand: {mapping} is a mapping of the same card",
         why="with both, the VM would be given the card twice, and wouldn't start",
-        next=f"set mapping: {mapping} for the host's gpus.{card.gpu}, which homelab init does: that mapping is used then, and stays",
+        next=f"set mapping: {mapping} for the host's gpus.{card.gpu}, which homelab init does: that mapping is used "
+        "then, and stays",
     )
 
 
 def is_roots_alone(value: str) -> bool:
-    """Does Proxmox VE let root@pam alone set, change or take away such a hostpci option, and no token (PVE::API2::Qemu, check_hostpci_perm)?"""
+    """Does Proxmox VE let root@pam alone set, change or take away such a hostpci option, and no token (PVE::API2::Qemu,
+    check_hostpci_perm)?"""
     options = parse("hostpci", value)
     return "mapping" not in options or "romfile" in options
 
@@ -531,9 +551,11 @@ def _not_asked(wish: Wish, name: str, card: VmCard, key: str, value: str) -> Hom
     return HomelabError(
         wanted=f"{card.gpu} given to {name}",
         found=f"{key}: {value}, set by hand",
-        why="that line is not this program's. It is changed with your consent only: then the mapping takes the address's place, the line's other options stay, and "
+        why="that line is not this program's. It is changed with your consent only: then the mapping takes the "
+        "address's place, the line's other options stay, and "
         "`pulumi destroy` puts the line back as it was",
-        next=f"set takeOver: true for the card (vms.{wish.vm}.gpus: {{gpu: {card.gpu}, takeOver: true}}), which homelab init does; or take {card.gpu} out of "
+        next=f"set takeOver: true for the card (vms.{wish.vm}.gpus: {{gpu: {card.gpu}, takeOver: true}}), which "
+        f"homelab init does; or take {card.gpu} out of "
         f"vms.{wish.vm}.gpus, and the VM keeps it as it is",
     )
 
@@ -546,7 +568,10 @@ def _more_than_the_card(
     left = ";".join(part for part in host.split(";") if address(part) not in beyond)
     free = next((f"hostpci{number}" for number in range(SLOTS) if f"hostpci{number}" not in config), "hostpciN")
     functions = [part for part in beyond if slot_of(part) in map(slot_of, functions_of(card.slot))]
-    apart = f"give the rest an option of its own, while the VM is off: `qm set {wish.vmid} --{key} '{left}{comma}{options}' --{free} '{';'.join(beyond)},pcie=1'`"
+    apart = (
+        "give the rest an option of its own, while the VM is off: "
+        f"`qm set {wish.vmid} --{key} '{left}{comma}{options}' --{free} '{';'.join(beyond)},pcie=1'`"
+    )
     named = f"name those of its functions that the VM is to have in the host's gpus.{card.gpu}.functions"
     return HomelabError(
         wanted=f"{key} of {name} taken over for {card.gpu}",
@@ -562,7 +587,8 @@ def _held(name: str, card: VmCard, others: Iterable[CardUser]) -> list[HomelabEr
             wanted=f"{card.gpu} ({card.called or card.slot}) free for {name}",
             found=f"{other} runs with it",
             why="a card can be in one running VM only; nothing was stopped for it",
-            next=f"shut {other} down (`qm shutdown {other.vmid}`), or take the card out of it, then run `pulumi up` again",
+            next=f"shut {other} down (`qm shutdown {other.vmid}`), or take the card out of it, then run `pulumi up` "
+            "again",
         )
         for other in others
         if other.running
@@ -579,7 +605,8 @@ def _onboot(
             wanted=f"one VM with {card.gpu} to start with the host",
             found=f"{name} and {other} both have onboot: 1",
             why="the second of them fails to start at every boot of the host",
-            next=f"switch onboot off for one (`qm set {other.vmid} --onboot 0`), or accept it with vms.{wish.vm}.allowSharedOnboot: true",
+            next=f"switch onboot off for one (`qm set {other.vmid} --onboot 0`), or accept it with "
+            f"vms.{wish.vm}.allowSharedOnboot: true",
         )
         for other in others
         if other.onboot
@@ -592,12 +619,14 @@ def _remarks(config: dict[str, str], wish: Wish, name: str) -> list[str]:
     notes = []
     if config.get("bios", "seabios") != "ovmf":
         notes.append(
-            f"{name} starts by SeaBIOS: OVMF is recommended, as cards' firmware is made for UEFI and large BARs (a whole GPU's memory) "
+            f"{name} starts by SeaBIOS: OVMF is recommended, as cards' firmware is made for UEFI and large BARs (a "
+            "whole GPU's memory) "
             "are only placed by it. Changing it takes a bootable UEFI system inside"
         )
     if _balloons(config):
         notes.append(
-            f"{name}: balloon: {config['balloon']} becomes 0: a card pins all of the VM's memory; it is put back on destroy"
+            f"{name}: balloon: {config['balloon']} becomes 0: a card pins all of the VM's memory; it is put back on "
+            "destroy"
         )
     if "parent" in config:
         notes.append(f"{name} has snapshots: with a card, none with RAM can be made or returned to while it runs")

@@ -1,4 +1,5 @@
-"""Files on a host's storages that guests are made of: what stands against them, and what failed downloads mean. Pure."""
+"""Files on a host's storages that guests are made of: what stands against them, and what failed downloads mean.
+Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def parts(volume: str) -> tuple[str, str, str]:
 
 
 def sum_in(text: str, name: str) -> str | None:
-    """A file's checksum from what sha256sum or sha512sum printed (`digits *name`), as `Download.checksum` has it; None: it isn't there."""
+    """A file's checksum from what sha256sum or sha512sum printed (`digits *name`), as `Download.checksum` has it; None:
+    it isn't there."""
     match = re.search(rf"^([0-9a-f]{{64}}|[0-9a-f]{{128}}) [ *](?:\./)?{re.escape(name)}\r?$", text, re.MULTILINE)
     return None if match is None else f"{'sha256' if len(match[1]) == 64 else 'sha512'}:{match[1]}"
 
@@ -66,12 +68,14 @@ def describe(host: Host) -> str:
             checked = "not compared with a checksum: there is none"
         after = "kept on destroy" if one.keep else "removed on destroy, unless a guest uses it"
         lines.append(
-            f"  {one.volume} ({name}): downloaded {whence}, {checked}; {after}. One that is there already is used, and stays"
+            f"  {one.volume} ({name}): downloaded {whence}, {checked}; {after}. One that is there already is used, "
+            "and stays"
         )
     return "\n".join(lines)
 
 
-# -- what stands against it ---------------------------------------------------------------------------------------------
+# -- what stands against it
+# ---------------------------------------------------------------------------------------------
 def against(
     name: str, volume: str, storages: Iterable[Mapping[str, object]], size: int | None = None
 ) -> HomelabError | None:
@@ -107,8 +111,10 @@ def against(
         return HomelabError(
             wanted=wanted,
             found=f"the storage takes {', '.join(sorted(_contents(row))) or 'nothing'}, and not `{content}`",
-            why=f"Proxmox VE keeps a {called} only on a storage with that content{old}, and only on one of files: a directory, NFS, CIFS, CephFS",
-            next=f"allow it (`pvesm set {storage} --content {added}` on the host), or set {name}.storage to another one",
+            why=f"Proxmox VE keeps a {called} only on a storage with that content{old}, and only on one of files: a "
+            "directory, NFS, CIFS, CephFS",
+            next=f"allow it (`pvesm set {storage} --content {added}` on the host), or set {name}.storage to another "
+            "one",
         )
     avail = row.get("avail")
     if size is not None and isinstance(avail, int) and size > avail:
@@ -133,14 +139,21 @@ def missing(place: str, volume: str, found: Iterable[str]) -> HomelabError:
     """
     storage, content, name = parts(volume)
     called, tab, folder = _CALLED[content]
-    step = f"upload it (web interface: {storage} -> {tab} -> Upload; or copy it into the folder {folder} of the storage), or name one that is there"
+    step = (
+        f"upload it (web interface: {storage} -> {tab} -> Upload; or copy it into the folder {folder} of the "
+        "storage), or name one that is there"
+    )
     if content == "iso" and re.match(r"(?i)win|.*windows|.*server_eval", name):
         step += (
-            ". Microsoft gives its ISO images out by hand alone: https://www.microsoft.com/software-download/windows11, with an address that holds "
+            ". Microsoft gives its ISO images out by hand alone: "
+            "https://www.microsoft.com/software-download/windows11, with an address that holds "
             "for a day"
         )
     elif content == "vztmpl":
-        step += f"; or let Proxmox VE download it: hosts.NAME.downloads.ct: {{template: {name}, storage: {storage}}}, and name `ct` here"
+        step += (
+            f"; or let Proxmox VE download it: hosts.NAME.downloads.ct: {{template: {name}, storage: {storage}}}, "
+            "and name `ct` here"
+        )
     else:
         step += "; or let Proxmox VE download it, with hosts.NAME.downloads (docs/settings.md), and name that here"
     return HomelabError(
@@ -157,12 +170,14 @@ def unpublished(name: str, file: str, sums: str) -> HomelabError:
         wanted=f"the checksum of {file}, for {name}",
         found=f"{sums} doesn't name that file",
         why="an image that nothing can be compared with is not downloaded; nothing was changed",
-        next=f"look at that list: the image may be called otherwise by now; set {name}.url and checksum instead of image",
+        next=f"look at that list: the image may be called otherwise by now; set {name}.url and checksum instead of "
+        "image",
     )
 
 
 def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None:
-    """Why a download failed and what to do, from its task's exit status (PVE::Tools::download_file_from_url); None: it isn't known.
+    """Why a download failed and what to do, from its task's exit status (PVE::Tools::download_file_from_url); None: it
+    isn't known.
 
     :param name: the download's in the settings.
     :param url: where it came from, None: Proxmox VE's list of templates says.
@@ -170,11 +185,13 @@ def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None
     if "aborting" in reason and "mismatch" in reason:
         return (
             "a different file of that name is on the storage already; it was not touched",
-            f"remove it or rename it there, or give {name} another file name; without a checksum it would be used as it is",
+            f"remove it or rename it there, or give {name} another file name; without a checksum it would be used "
+            "as it is",
         )
     if "checksum mismatch" in reason:
         return (
-            "what came isn't the file that its maker means: it was damaged, replaced, or renewed a moment ago. It was thrown away",
+            "what came isn't the file that its maker means: it was damaged, replaced, or renewed a moment ago. It "
+            "was thrown away",
             "run `pulumi up` again: a known image's checksum is read anew. "
             f"If it differs again, compare {name}.checksum with what the maker publishes",
         )
@@ -191,7 +208,8 @@ def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None
     if reason.startswith("download failed"):
         return (
             "the host couldn't get it, or not all of it; what had come was thrown away",
-            f"see whether the host reaches {url or 'download.proxmox.com'} (a proxy: Datacenter -> Options -> HTTP proxy), then run `pulumi up` again",
+            f"see whether the host reaches {url or 'download.proxmox.com'} (a proxy: Datacenter -> Options -> HTTP "
+            "proxy), then run `pulumi up` again",
         )
     if "interrupt" in reason or "unexpected status" in reason:
         return (

@@ -1,4 +1,5 @@
-"""The plan for VMs, from a reading of the host: what an `up` would refuse is refused by a preview, with the same words."""
+"""The plan for VMs, from a reading of the host: what an `up` would refuse is refused by a preview, with the same
+words."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def describe(
 ) -> tuple[str, list[HomelabError]]:
     """The plan's lines, and what stands against it.
 
-    A VM that runs with a card that another is to get is no reason against it here: whether this stack gave it that card, and so
-    may take it, only the run itself knows.
+    A VM that runs with a card that another is to get is no reason against it here: whether this stack gave it that
+    card, and so may take it, only the run itself knows.
 
     :param name: the host's name in the settings.
     :param vms: those of this host, by name.
@@ -125,7 +126,8 @@ def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
 
 
 def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
-    """Two cards of one IOMMU group for two VMs: the one that starts second gets nothing, since the first has the whole group."""
+    """Two cards of one IOMMU group for two VMs: the one that starts second gets nothing, since the first has the whole
+    group."""
     cards = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
     errors = []
     for number, (guest, vm, gpu) in enumerate(cards):
@@ -150,7 +152,8 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
                     HomelabError(
                         wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
                         found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
-                        why="the VM that starts first takes the whole group; the other one can't start as long as it runs",
+                        why="the VM that starts first takes the whole group; the other one can't start as long as "
+                        "it runs",
                         next="give both cards to the same VM, or put one of them into a slot with a group of its own",
                     )
                 )
@@ -158,7 +161,8 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
 
 
 def copy_first(guest: Vm | Container) -> list[str]:
-    """How a guest is copied before it is changed, unless it was made here: only its configuration is recorded and given back."""
+    """How a guest is copied before it is changed, unless it was made here: only its configuration is recorded and given
+    back."""
     vmid = guest.vmid if isinstance(guest, Vm) else guest.ctid
     return [] if guest.create else [f"    to back it up first: `vzdump {vmid}` on the host"]
 

@@ -38,8 +38,9 @@ from homelab.remote.proxmox.errors import (
 )
 from homelab.settings import Host
 
-# For how long, in seconds, what may be repeated is: while nobody answers; while a lock is held (Proxmox VE itself waits ten seconds
-# for it each time); while a cluster says that it has no quorum, which it says once more after it has it again.
+# For how long, in seconds, what may be repeated is: while nobody answers; while a lock is held (Proxmox VE itself waits
+# ten seconds for it each time); while a cluster says that it has no quorum, which it says once more after it has it
+# again.
 OUTAGE_SECONDS = 15.0
 LOCK_SECONDS = 90.0
 QUORUM_SECONDS = 5.0
@@ -85,9 +86,9 @@ class Clock:
 class Api:
     """One host's API.
 
-    `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users and roles, for advice on a
-    missing right; None: they can't be read. `patience`: seconds that an outage may last. `root`: carries a command out as root on the host; what it said,
-    and its exit status.
+    `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users
+    and roles, for advice on a missing right; None: they can't be read. `patience`: seconds that an outage may last.
+    `root`: carries a command out as root on the host; what it said, and its exit status.
     """
 
     def __init__(
@@ -244,7 +245,8 @@ class Api:
         kinds: tuple[str, ...],
         **parameters: Any,
     ) -> list[str]:
-        """Starts a task and waits for it; its log's first and last lines. Once more, if it only waited for a lock in vain.
+        """Starts a task and waits for it; its log's first and last lines. Once more, if it only waited for a lock in
+        vain.
 
         :param kinds: the types of task that the request may start, by which one is found whose start wasn't answered.
         :param seconds: how long the task may take.
@@ -277,7 +279,8 @@ class Api:
         parameters: Mapping[str, object],
         say: Callable[[str], None],
     ) -> str | None:
-        """The UPID of the task that a request has started. One that wasn't answered is sent again only if there is no such task."""
+        """The UPID of the task that a request has started. One that wasn't answered is sent again only if there is no
+        such task."""
         began = self._connection.node_time - 2  # the clock of an answer's header goes by the second
         repeatable = verb == "put"  # a resize to a size: the same twice
         try:
@@ -433,7 +436,8 @@ class Api:
         return made
 
     def _completed(self, error: ApiError, path: str) -> ApiError:
-        """The error with what only the node, asked once more, can add: who holds a lock, where a guest is, which nodes are missing."""
+        """The error with what only the node, asked once more, can add: who holds a lock, where a guest is, which nodes
+        are missing."""
         guest = _GUEST.match(path)
         if isinstance(error, ForbiddenError):
             return self._advised(error)
@@ -472,8 +476,10 @@ class Api:
             named = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in running)
             return f"the running task {named} works on it"
         return (
-            f"no task of {identity(self.host)} works on it: another user's (`pvesh get /nodes/{self.node}/tasks --source active --vmid "
-            f"{vmid} --output-format json` on the host shows them), or `qm cleanup` after a stop, which takes half a minute at most"
+            f"no task of {identity(self.host)} works on it: another user's "
+            f"(`pvesh get /nodes/{self.node}/tasks --source active --vmid "
+            f"{vmid} --output-format json` on the host shows them), or `qm "
+            "cleanup` after a stop, which takes half a minute at most"
         )
 
     def _missing_nodes(self) -> str:
@@ -565,7 +571,8 @@ def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
         wanted=wanted,
         found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
         why="its work isn't done yet; it continues by itself",
-        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes longer gets more time "
+        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that "
+        "takes longer gets more time "
         "with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
         status=500,
         reason="still running",

@@ -25,7 +25,8 @@ from homelab.settings import Host
 
 # What shows the fingerprint of the certificate that the API shows. `pvenode cert info` lists the authority's first.
 FINGERPRINT_COMMAND = "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256"
-# Of a TLS connection that broke, in Python's words; a certificate was not even seen. pveproxy breaks them off when it restarts.
+# Of a TLS connection that broke, in Python's words; a certificate was not even seen. pveproxy breaks them off when it
+# restarts.
 _BROKEN = re.compile(r"EOF occurred|UNEXPECTED_EOF|Connection reset|zero return|timed out", re.IGNORECASE)
 
 
@@ -85,7 +86,8 @@ def _connection(_settings: str, secret: str | None, key: _Key) -> Connection:
     session = ProxmoxHttpSession()
     session.mount("https://", _adapter(api.fingerprint))
     session.headers["accept"] = JsonSerializer().get_accept_types()
-    # Not from the environment: a proxy is not on the way to a host of one's own network, and .netrc knows nothing of it.
+    # Not from the environment: a proxy is not on the way to a host of one's own network, and .netrc knows nothing of
+    # it.
     session.trust_env = False
     verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
     about: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
@@ -108,7 +110,8 @@ def _adapter(fingerprint: str | None) -> Any:
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             if fingerprint:
-                # urllib3's own would read every authority that this machine trusts, of which none is asked: 27 ms a run.
+                # urllib3's own would read every authority that this machine trusts, of which none is asked: 27 ms a
+                # run.
                 kwargs["ssl_context"] = create_urllib3_context(cert_reqs=ssl.CERT_NONE)
             super().init_poolmanager(*args, **kwargs, assert_fingerprint=fingerprint)
 
@@ -163,7 +166,8 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
         wanted=wanted,
         found=f"{status} {plain(reason)}",
         why="without it nothing can be asked of Proxmox VE",
-        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs a token instead "
+        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor "
+        "needs a token instead "
         f"(`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
         status=status,
         reason=reason,
@@ -189,7 +193,8 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
         else "nothing was asked of the node"
         if unsent
         else "whether a change was carried out can't be told from here",
-        next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run `pulumi up` again: it "
+        next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
+        "`pulumi up` again: it "
         "continues from what is there",
         status=0,
         reason=text,
@@ -205,11 +210,14 @@ def _stranger(host: Host, wanted: str, text: str) -> ApiError:
     found = re.search(r'got "([0-9a-f]+)"', text)
     seen = f"the certificate's fingerprint is {colons(found[1])}" if found else text
     return ApiError(
-        wanted=f"{wanted}, from the host whose certificate is the one in api.{'fingerprint' if api.fingerprint else 'caFile'}",
+        wanted=f"{wanted}, from the host whose certificate is the one in "
+        f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
         found=f"{host.address}:{api.port}: {seen}",
         why="the program would send the credentials to whatever answers there",
-        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there is one; the first "
-        "certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then correct api.fingerprint, or "
+        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where "
+        "there is one; the first "
+        "certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then correct "
+        "api.fingerprint, or "
         "api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",
         status=0,
         reason=text,

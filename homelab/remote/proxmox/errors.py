@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from homelab.errors import HomelabError
 from homelab.text import clean
 
-# pveproxy's own codes for a node, or a daemon behind it, that it couldn't ask: while connecting, sending, receiving; anything else.
+# pveproxy's own codes for a node, or a daemon behind it, that it couldn't ask: while connecting, sending, receiving;
+# anything else.
 PROXY_FAILED = (595, 596, 597, 599)
-# Of these, those after which the request certainly wasn't carried out: AnyEvent::HTTP's "errors during connection establishment".
+# Of these, those after which the request certainly wasn't carried out: AnyEvent::HTTP's "errors during connection
+# establishment".
 PROXY_UNSENT = (595,)
 
 # Longer than any reason of a node; what a guest can make longer, such as a log, has limits of its own.
@@ -27,8 +29,8 @@ _TAKEN_ELSEWHERE = re.compile(r"(?:VM|CT) \d+ already exists on node '(?P<node>[
 _LOCK_HELD = re.compile(
     r"^(?:[\w ]+ failed: )?(?:can't lock file '[^']+' - got timeout|cfs-lock '[^']+' error: got lock request timeout)"
 )
-# One condition, three texts: for mappings and the like, for what starts a task, and for a guest's configuration, whose file can't be
-# made because pmxcfs has made itself read-only.
+# One condition, three texts: for mappings and the like, for what starts a task, and for a guest's configuration, whose
+# file can't be made because pmxcfs has made itself read-only.
 _NO_QUORUM = re.compile(r"no quorum|'/etc/pve/[^']*' - (?:Permission denied|Read-only file system)")
 
 
@@ -69,7 +71,8 @@ class NoQuorumError(ApiError):
 
 
 class ForbiddenError(ApiError):
-    """A right is missing. `path`: where, None: not said; `privileges`: each of them, or with `either` one of them, would do."""
+    """A right is missing. `path`: where, None: not said; `privileges`: each of them, or with `either` one of them,
+    would do."""
 
     path: str | None = None
     privileges: tuple[str, ...] = ()
@@ -105,7 +108,9 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
             wanted=wanted,
             found=f"401 {reason or 'Unauthorized'}",
             why=f"the node doesn't know {who} by these credentials",
-            next=f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a secret is shown only "
+            next="correct api.token and api.tokenSecret "
+            f"(`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a "
+            "secret is shown only "
             "once, when its token is made), or api.user and api.password",
             status=status,
             reason=reason,
@@ -134,16 +139,20 @@ _STALE = re.compile("checksum mismatch|detected modified configuration")
 _GONE = ("it is the one that the stack's configuration names", "correct its id, or bring it back")
 _ELSEWHERE = (
     "an id belongs to one guest in the whole cluster",
-    "choose another id; or, if it is the guest that is meant, migrate it to this node, or name the node that it is on as a host",
+    "choose another id; or, if it is the guest that is meant, migrate it to this node, or name the node that it is "
+    "on as a host",
 )
 _HELD = (
     "Proxmox VE changes a guest under a lock, and another process had it all that time; nothing was done",
     "wait until that process has ended, then run `pulumi up` again",
 )
 _UNWRITABLE = (
-    "without a quorum /etc/pve can only be read: nothing can be changed or started; nothing was changed by this request",
-    "see `pvecm status` on the host; bring the missing nodes back, or wait until they are, then run `pulumi up` again. Only if they "
-    "are switched off for good: `pvecm expected 1` lets this node go on alone; while one of them runs, both may start the same guest",
+    "without a quorum /etc/pve can only be read: nothing can be changed or started; nothing was changed by this "
+    "request",
+    "see `pvecm status` on the host; bring the missing nodes back, or wait until they are, then run `pulumi up` "
+    "again. Only if they "
+    "are switched off for good: `pvecm expected 1` lets this node go on alone; while one of them runs, both may "
+    "start the same guest",
 )
 _OVERTAKEN = (
     "it was changed between reading and writing; nothing was overwritten",
@@ -176,7 +185,8 @@ def _other(who: str, status: int, reason: str) -> tuple[str, str]:
     """Why it matters, and what to do next."""
     if "only root can set" in reason or "only root@pam can" in reason.replace("\\", ""):
         return (
-            f"in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as {who}",
+            "in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as "
+            f"{who}",
             "leave out what it names, or give api.user: root@pam and api.password",
         )
     if "hostname lookup" in reason:

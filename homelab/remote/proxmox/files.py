@@ -1,4 +1,5 @@
-"""Files on a node's storages over the API: which there are, downloading one, removing one. What is decided about them: homelab/vm/files.py."""
+"""Files on a node's storages over the API: which there are, downloading one, removing one. What is decided about them:
+homelab/vm/files.py."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ END_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from. `name`: the download's, `hosts.pve.downloads.noble`; `url`: None: Proxmox VE's list of templates knows
-    it; `checksum`: as `Download.checksum`.
+    """Where a file comes from. `name`: the download's, `hosts.pve.downloads.noble`; `url`: None: Proxmox VE's list of
+    templates knows it; `checksum`: as `Download.checksum`.
     """
 
     name: str
@@ -72,8 +73,9 @@ class Files:
             raise stands
 
     def fetch(self, volume: str, source: Source) -> None:
-        """Downloads it, or goes on waiting where the node already does. Proxmox VE writes it beside its place, and moves it there once it is
-        whole and its checksum is right. A file that is there, and has the checksum, is left as it is.
+        """Downloads it, or goes on waiting where the node already does. Proxmox VE writes it beside its place, and
+        moves it there once it is whole and its checksum is right. A file that is there, and has the checksum, is left
+        as it is.
 
         :raises HomelabError: it couldn't be; nothing is left of it. UnansweredError: it isn't known.
         """
@@ -109,7 +111,8 @@ class Files:
             why="it was told to end, and what had come was thrown away"
             if ended
             else "it was told to end, and hasn't: it may still come to its end",
-            next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that takes longer than {seconds:.0f} seconds "
+            next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that "
+            f"takes longer than {seconds:.0f} seconds "
             "gets more time with hosts.<name>.timeouts.create; then run `pulumi up` again",
             status=error.status,
             reason=error.reason,
@@ -148,7 +151,8 @@ def _explained(error: ApiError, source: Source) -> ApiError:
     elif error.reason.startswith("invalid server response"):
         known = (
             "what can't be reached can't be downloaded; nothing was changed",
-            f"correct {source.name}.url, or see whether the host reaches it (a proxy: Datacenter -> Options -> HTTP proxy)",
+            f"correct {source.name}.url, or see whether the host reaches it (a proxy: Datacenter -> Options -> HTTP "
+            "proxy)",
         )
     if known is None:
         return error
@@ -158,7 +162,8 @@ def _explained(error: ApiError, source: Source) -> ApiError:
 def check(
     api: Api, name: str, host: Host, vms: Mapping[str, Vm], containers: Mapping[str, Container]
 ) -> list[HomelabError]:
-    """What stands against the files that guests are to be made of: no place for a download, or a file that nobody downloads and isn't there.
+    """What stands against the files that guests are to be made of: no place for a download, or a file that nobody
+    downloads and isn't there.
 
     :param name: the host's in the settings.
     :param vms: those that are still to be made.

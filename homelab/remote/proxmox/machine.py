@@ -1,8 +1,8 @@
 """A VM through the API: its configuration changed under its digest, its power with care.
 
-A change is written first, while the VM still runs: what Proxmox VE refuses (rights, locks, digests) it refuses then, before anything
-is stopped. What waits for the next start is brought into force by a shutdown and a start; if the VM won't go off, or not start with
-it, the change is taken back.
+A change is written first, while the VM still runs: what Proxmox VE refuses (rights, locks, digests) it refuses then,
+before anything is stopped. What waits for the next start is brought into force by a shutdown and a start; if the VM
+won't go off, or not start with it, the change is taken back.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ PRESS_SECONDS = 60
 CLOCK_SECONDS = 5
 # How long to look for the effect of a start that no task can be waited for.
 LOST_SECONDS = 30
-# The same where the HA manager starts or stops it: its task ends at once, and the VM follows 10 to 20 seconds later (recorded), or after the
-# two minutes that a lock of a node that has nothing else to do takes.
+# The same where the HA manager starts or stops it: its task ends at once, and the VM follows 10 to 20 seconds later
+# (recorded), or after the two minutes that a lock of a node that has nothing else to do takes.
 HA_SECONDS = 180
 
-# For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work (recorded).
+# For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work
+# (recorded).
 HA_TAKES_SECONDS = 30
 
 # HA's states of a VM that it was asked to stop.
@@ -95,9 +96,10 @@ class NoMemory:
 class Machine:
     """One VM.
 
-    `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may be the one that hands it its
-    card (homelab/remote/guard.py); `memory`: whether it ran when an earlier run shut it down; `log_of_start`: the log of its last start on a node
-    since a time (in seconds since 1970), as the host has it; for a start of HA's, which is another user's task. None: nobody can say.
+    `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may be
+    the one that hands it its card (homelab/remote/guard.py); `memory`: whether it ran when an earlier run shut it down;
+    `log_of_start`: the log of its last start on a node since a time (in seconds since 1970), as the host has it; for a
+    start of HA's, which is another user's task. None: nobody can say.
     """
 
     def __init__(
@@ -116,13 +118,15 @@ class Machine:
         # By what it is told from another VM, once this has noted that it is to run again.
         self._noted: str | None = None
         self._log_of_start = log_of_start
-        # Has this asked HA to start or to stop it? Then it may be on another node at any moment. Had somebody else asked HA to stop it before?
+        # Has this asked HA to start or to stop it? Then it may be on another node at any moment. Had somebody else
+        # asked HA to stop it before?
         self._asked_ha, self._others_stop_it = False, False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
         self.label = f"VM {vmid} ({name})"
-        # How often it was started by this, and what the last of these starts said: what became of its cards is told there alone (homelab/host/card_start.py).
+        # How often it was started by this, and what the last of these starts said: what became of its cards is told
+        # there alone (homelab/host/card_start.py).
         self.starts = 0
         self.start_log: list[str] = []
         # Called before it is started for a change, while it is off.
@@ -151,7 +155,8 @@ class Machine:
         return found
 
     def _get(self, below: str, wanted: str, **parameters: Any) -> Any:
-        """A GET below its path; where HA has moved it since this asked HA for something, on the node that it is on now."""
+        """A GET below its path; where HA has moved it since this asked HA for something, on the node that it is on
+        now."""
         while True:
             try:
                 return self._api.get(f"{self._path}{below}", wanted, **parameters)
@@ -170,8 +175,8 @@ class Machine:
         return bool(self._status()["status"] == "running")
 
     def state(self) -> str:
-        """`running`; `stopped`; or `internal-error`: QEMU has halted it, as it does when the kernel tells of an error of a card (hw/vfio/pci.c,
-        vfio_err_notifier_handler).
+        """`running`; `stopped`; or `internal-error`: QEMU has halted it, as it does when the kernel tells of an error
+        of a card (hw/vfio/pci.c, vfio_err_notifier_handler).
 
         :raises ApiError: the API doesn't say.
         """
@@ -202,7 +207,8 @@ class Machine:
     def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str) -> bool:
         """Writes what is to be written, brings it into force, and sees to the power.
 
-        One that is off stays off with `keep`, unless a run that was interrupted, or this program's reboot, has shut it down: its memory says so.
+        One that is off stays off with `keep`, unless a run that was interrupted, or this program's reboot, has shut it
+        down: its memory says so.
 
         :param keys: all that may be waiting from an earlier, interrupted change.
         :param power: `keep`, `running` or `stopped`.
@@ -230,7 +236,8 @@ class Machine:
             self._remembered = ran
             if ran:
                 self.say(
-                    f"{self.label} ran when this program shut it down, and hasn't been started since: it is to run again"
+                    f"{self.label} ran when this program shut it down, and hasn't been started since: it is to run "
+                    "again"
                 )
             self._start_with(before, change, was_running=ran)
             return True
@@ -274,7 +281,8 @@ class Machine:
         self._api.put(f"{self._path}/config", wanted, as_root=self._takes_root(change, before), **parameters)
 
     def _takes_root(self, change: Change, before: Mapping[str, str]) -> bool:
-        """Is it root's alone to make this change, or to take it back? That goes by the values in force, too, not only by those that wait.
+        """Is it root's alone to make this change, or to take it back? That goes by the values in force, too, not only
+        by those that wait.
 
         :param before: the configuration, with what waits.
         """
@@ -320,7 +328,8 @@ class Machine:
             self._announce_start(before)
             self.start()
         except HomelabError as error:
-            # While its start is under way, it may wait for containers that use its card, its configuration is locked, and what it begins with stays.
+            # While its start is under way, it may wait for containers that use its card, its configuration is locked,
+            # and what it begins with stays.
             if change and not isinstance(error, UnansweredError | StillRunsError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
@@ -394,7 +403,8 @@ class Machine:
         )
 
     def _note_again(self) -> None:
-        """Before the next request to shut it down: where people have the same user, only what follows a note at once is this program's."""
+        """Before the next request to shut it down: where people have the same user, only what follows a note at once is
+        this program's."""
         if self._noted is None:
             return
         try:
@@ -408,21 +418,24 @@ class Machine:
             self._remembered = False
 
     def _have_ha_keep_it(self) -> None:
-        """A VM that is to run on, and that HA was asked to stop, is asked to be started again: HA would stop it when it comes to that."""
+        """A VM that is to run on, and that HA was asked to stop, is asked to be started again: HA would stop it when it
+        comes to that."""
         try:
             ha = self._ha()
             if not ha or ha.get("state") == GIVEN_UP or not (self._asked_ha or ha.get("state") == "stopped"):
                 return
             if self._others_stop_it:
                 return
-            # A request to stop is written down when HA comes to it: one to start that is made before would be overtaken.
+            # A request to stop is written down when HA comes to it: one to start that is made before would be
+            # overtaken.
             deadline = self._api.clock.now() + HA_TAKES_SECONDS
             while self._ha().get("state") != "stopped" and self._api.clock.now() < deadline:
                 self._api.clock.sleep(1)
             self._task("post", "/status/start", f"HA told that {self.label} is to run on", ("hastart",))
         except ApiError as error:
             self.say(
-                f"HA couldn't be told that it is to run on ({error.found}): `ha-manager set vm:{self.vmid} --state started`"
+                f"HA couldn't be told that it is to run on ({error.found}): "
+                f"`ha-manager set vm:{self.vmid} --state started`"
             )
 
     def _log_of_ha(self, began: int) -> list[str]:
@@ -434,7 +447,8 @@ class Machine:
         found = self._log_of_start(self.node, began - CLOCK_SECONDS)
         if found is None:
             self.say(
-                f"whether its cards were reset when HA started it on {self.node} isn't known: `pvenode task list --vmid {self.vmid}` there shows that start"
+                f"whether its cards were reset when HA started it on {self.node} isn't known: "
+                f"`pvenode task list --vmid {self.vmid}` there shows that start"
             )
         return found or []
 
@@ -449,7 +463,8 @@ class Machine:
         return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
 
     def _comes_up(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
-        """Does it run, within a while, and while HA hasn't given up? There may be no task to wait for: the answer was lost, or the HA manager does it."""
+        """Does it run, within a while, and while HA hasn't given up? There may be no task to wait for: the answer was
+        lost, or the HA manager does it."""
         return self._becomes(running=True, deadline=self._api.clock.now() + seconds, by_ha=by_ha)
 
     def _require_ha_can(self, wanted: str) -> bool:
@@ -463,7 +478,8 @@ class Machine:
                 wanted=wanted,
                 found="HA has it in the state error",
                 why="HA has tried to start it and given up; it starts nothing in this state, and nobody else may",
-                next=f"see why (`journalctl -u pve-ha-lrm` on the host); then `ha-manager set vm:{self.vmid} --state disabled`, and run `pulumi up` again",
+                next="see why (`journalctl -u pve-ha-lrm` on the host); then "
+                f"`ha-manager set vm:{self.vmid} --state disabled`, and run `pulumi up` again",
                 status=500,
                 reason="in error state",
             )
@@ -500,7 +516,8 @@ class Machine:
         by_ha = bool(self._ha())
         self._asked_ha |= by_ha
         deadline = clock.now() + policy.timeout
-        # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets all of it.
+        # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets
+        # all of it.
         at_once = policy.timeout if by_ha else PRESS_SECONDS
         while True:
             left = max(1, round(deadline - clock.now()))
@@ -551,7 +568,8 @@ def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError
     return error.retold(
         found=f"it is still on: {error.found}",
         why="the change needs a VM that is off; it runs on as it was",
-        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), or let it be switched "
+        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now "
+        f"{policy.timeout}), or let it be switched "
         f"off then (shutdown.otherwise: stop)",
     )
 

@@ -1,4 +1,5 @@
-"""Where guests are: the cluster is asked, through any of its nodes that answers. Once in a process: a run goes by one answer."""
+"""Where guests are: the cluster is asked, through any of its nodes that answers. Once in a process: a run goes by one
+answer."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ def located(settings: Settings) -> Settings:
 
 
 def seen(settings: Settings) -> dict[str, str]:
-    """The host of each of these guests that is on one of the settings, whether its cards are there or not; of one that is to be made, the one that it is
-    made on.
+    """The host of each of these guests that is on one of the settings, whether its cards are there or not; of one that
+    is to be made, the one that it is made on.
 
     :raises HomelabError: no node answers.
     """
@@ -109,7 +110,8 @@ def _answered(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
         wanted=f"to know on which node of the cluster {cluster} each guest is",
         found="; ".join(silent),
         why="a guest that names a cluster as its host is found where it is now",
-        next="see whether pveproxy runs on one of them (`systemctl status pveproxy`), then run the same command again; or name the host for each guest",
+        next="see whether pveproxy runs on one of them (`systemctl status pveproxy`), then run the same command "
+        "again; or name the host for each guest",
     )
 
 
@@ -119,7 +121,8 @@ def _nowhere(name: str, guest: Vm | Container) -> HomelabError:
         wanted=f"{called}, to be adopted as {place}, on a node of the cluster {guest.host}",
         found="no such guest that this user may see",
         why="a card can't be given to a guest that isn't there",
-        next=f"correct {place}.{key}, describe the guest under {place}.create, or give the user VM.Audit on /vms/{_id(guest)}",
+        next=f"correct {place}.{key}, describe the guest under {place}.create, or give the user VM.Audit on "
+        f"/vms/{_id(guest)}",
     )
 
 
@@ -130,9 +133,11 @@ def _without_card(name: str, guest: Vm | Container, node: str, fitting: list[str
     command = "qm" if isinstance(guest, Vm) else "pct"
     return HomelabError(
         wanted=f"{called} ({place}) on a node that has {cards}",
-        found=f"it is on {node}, which has no such card in the settings; {', '.join(fitting)} {'has' if len(fitting) == 1 else 'have'}",
+        found=f"it is on {node}, which has no such card in the settings; {', '.join(fitting)} "
+        f"{'has' if len(fitting) == 1 else 'have'}",
         why="a card is in one machine; nothing was changed",
-        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {fitting[0]}`), or describe {node}'s card under hosts",
+        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {fitting[0]}`), or describe "
+        f"{node}'s card under hosts",
     )
 
 

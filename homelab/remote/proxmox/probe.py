@@ -1,4 +1,5 @@
-"""Before anything is changed: does the API let us in, is it the host's, may we do what `up` is going to do? All that isn't so, at once."""
+"""Before anything is changed: does the API let us in, is it the host's, may we do what `up` is going to do? All that
+isn't so, at once."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def check(
     containers: dict[str, Container],
     patience: float = OUTAGE_SECONDS,
 ) -> list[HomelabError]:
-    """What stands against using the API of a host as these settings will; nothing for a host that isn't used through it.
+    """What stands against using the API of a host as these settings will; nothing for a host that isn't used through
+    it.
 
     :param name: the host's in the settings.
     :param facts: a reading of the host with its guests.
@@ -128,9 +130,11 @@ def _fingerprint(name: str, host: Host, facts: HostFacts) -> HomelabError | None
     right = f": {colons(certificate)}" if certificate else ""
     return HomelabError(
         wanted=f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
-        found="it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that `pvenode cert info` lists",
+        found="it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that "
+        "`pvenode cert info` lists",
         why="the API shows another certificate, which the authority has signed: this one identifies no node",
-        next=f"set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one (`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
+        next="set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one "
+        f"(`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
         "a copy of /etc/pve/pve-root-ca.pem, instead",
     )
 
