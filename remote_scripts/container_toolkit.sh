@@ -8,8 +8,8 @@
 # nvidia-ctk, so that an older podman reads it, separated by spaces), DRIVER (version that the specification is made for), those of packages.sh,
 # CAPABILITIES and GENERATION (no part in what happens).
 # Changes: the packages, the engine's configuration (restarted if that changed), the specification.
-# Undone by `revert`: the packages and the specification; a configuration is given back byte for byte, or, where somebody has changed it
-# since, without what is ours.
+# Undone by `revert`: the packages and the specification; a configuration is given back byte for byte. Where somebody has changed it since,
+# docker's loses our runtime, and containerd's own file stays as it is: our drop-in goes.
 # Verbs: apply, revert.
 # Answer: {"runtime","version","cdi","changed","restarted"}; of `revert` {"changed","kept"}.
 

@@ -3,7 +3,7 @@
 #
 # nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept (STATE/kept), what it
 # became is noted (STATE/files/toolkit, `pending` while it is being changed). As long as nobody changes it, the kept bytes are given back;
-# else what is ours is taken out of what it has become.
+# else our runtime is taken out of docker's daemon.json, our drop-in of containerd goes, and its own config.toml stays as it is.
 # Needs: files, engines/without_ours
 #
 # Gives: config_files ENGINE; config_state PATH; begin_change PATH, end_change PATH, give_back_config PATH -> CONFIG_CHANGED.
