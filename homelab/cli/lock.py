@@ -21,7 +21,7 @@ from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.nvidia import lock, outdated, reading
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.outdated import Packages
+from homelab.nvidia.outdated import PackagesReading
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request
 from homelab.remote import nvidia_steps as steps
@@ -87,14 +87,14 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
             )
 
 
-async def _read(place: LockedSystem) -> tuple[Packages, SystemReading]:
+async def _read(place: LockedSystem) -> tuple[PackagesReading, SystemReading]:
     async with ssh.connect(place.reached) as session:
 
         async def run(verb: str, script: str) -> str:
             text = script if place.ctid is None else steps.in_container(place.ctid, script)
             return await session.run(verb, text)
 
-        found = Packages.of(scripts.answer(await run("read_packages", steps.read_packages())))
+        found = PackagesReading.of(scripts.answer(await run("read_packages", steps.read_packages())))
         return found, reading.parse(await run("read_system", steps.read_system()))
 
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 said.append(f"{place.name}: {len(found.lock.packages)} packages, driver {found.driver or 'none'}")
                 if found.installer:
                     said.append(f"  NVIDIA's installer {found.installer.version}, by its SHA-256")
-                said += [f"  not locked, since no repository has it: {one}" for one in found.unknown]
+                said += [f"  not locked, since no repository has it: {one}" for one in found.not_lockable]
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from homelab.host.facts import HostFacts
 from homelab.nvidia.checks import cudas_that_fit, drivers_that_fit
 from homelab.nvidia.compatibility import Target
-from homelab.nvidia.preview import judged, system_of
+from homelab.nvidia.preview import facts_for_plan, system_of
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings import Nvidia
@@ -22,7 +22,7 @@ def of_host(facts: HostFacts, cards: list[str], inside: SystemReading | None = N
     :param cards: ids (vendor:device) of the cards that stay with it.
     :param inside: a reading of it.
     """
-    return dataclasses.replace(judged(inside), cards=tuple(cards)) if inside else system_of(facts, tuple(cards))
+    return dataclasses.replace(facts_for_plan(inside), cards=tuple(cards)) if inside else system_of(facts, tuple(cards))
 
 
 def in_container(
@@ -34,7 +34,7 @@ def in_container(
     :param cards: ids (vendor:device) of the cards that it gets.
     :param inside: a reading of it.
     """
-    system = judged(inside) if inside else SystemFacts()
+    system = facts_for_plan(inside) if inside else SystemFacts()
     return dataclasses.replace(system, host_driver=driver, cards=None if cards is None else tuple(cards))
 
 
@@ -43,7 +43,7 @@ def in_vm(cards: list[str], inside: SystemReading | None = None) -> SystemFacts:
 
     :param inside: a reading of it.
     """
-    return dataclasses.replace(judged(inside) if inside else SystemFacts(), cards=tuple(cards))
+    return dataclasses.replace(facts_for_plan(inside) if inside else SystemFacts(), cards=tuple(cards))
 
 
 def drivers(target: Target, system: SystemFacts) -> list[str]:

@@ -1,7 +1,8 @@
-"""What can't work, said before anything is changed: each check is a function from a request to errors.
+"""Refusals of NVIDIA stacks that can't work, before anything is changed: each check is a function from a request to
+errors.
 
-A check that lacks a fact says nothing: what settings alone decide is refused from settings alone, the rest once the
-system was read.
+A check that lacks a fact gives no error: what the settings alone decide is refused from the settings alone, the rest
+once the system was read.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ Check = Callable[[Request], list[HomelabError]]
 
 
 def refusals(request: Request) -> list[HomelabError]:
-    """All that stands against a stack, as far as it is known; empty where nothing does."""
+    """Every reason to refuse a stack, as far as its facts are known; empty where there is none."""
     return [error for check in CHECKS for error in check(request)]
 
 
 def card_text(request: Request, device: str) -> str:
-    """A card for a message: what it is, and its id."""
+    """A card for a message: its id, model and generation.
+
+    :param device: its device id, four hexadecimal digits.
+    """
     row, generation = request.data.device(device), request.generations.get(device)
     if generation is None:
         return f"{VENDOR}:{device} (unknown)"
@@ -33,12 +37,12 @@ def card_text(request: Request, device: str) -> str:
 
 
 def locked(request: Request) -> list[HomelabError]:
-    """What the lock file has of the system is what the settings ask for."""
+    """The system's entry in the lock file agrees with the settings."""
     system = request.system
     if request.lock is None or system.distribution is None or system.version is None:
         return []
     driver = system.host_driver if request.target == "lxc" else request.settings.driver
-    return lock.against(
+    return lock.refusals(
         request.lock,
         request.name,
         f"{system.distribution} {system.version}",
@@ -49,14 +53,14 @@ def locked(request: Request) -> list[HomelabError]:
 
 # -- the system ------------------------------------------------------------------------------------------------
 def supported_system(request: Request) -> list[HomelabError]:
-    """Distribution and architecture are among those that the data has."""
+    """The data has the system's distribution and architecture."""
     system, errors = request.system, []
     rows = [row for row in request.data.packaging.distributions if request.target in row.targets]
-    known = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows)
+    supported = ", ".join(f"{row.id.capitalize()} {row.version}" for row in rows)
     if system.distribution == "windows":
         errors.append(
             HomelabError(
-                wanted=f"{request.name}: {known}",
+                wanted=f"{request.name}: {supported}",
                 found="Windows (ostype in the VM's configuration)",
                 why="what this program installs is Linux's: packages of apt, by SSH and bash",
                 next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update "
@@ -71,7 +75,7 @@ def supported_system(request: Request) -> list[HomelabError]:
         version = "without a VERSION_ID" if system.version is None else system.version
         errors.append(
             HomelabError(
-                wanted=f"{request.name}: {known}",
+                wanted=f"{request.name}: {supported}",
                 found=f"{system.distribution} {version}".strip(),
                 why="each distribution has its own packages of NVIDIA's, with their own names and repository",
                 next="use one of those systems, or leave `nvidia` out and install the driver there in that system's "
@@ -91,7 +95,7 @@ def supported_system(request: Request) -> list[HomelabError]:
 
 
 def has_a_card(request: Request) -> list[HomelabError]:
-    """Where the cards are known, there is one of NVIDIA's, and each id is a card's."""
+    """Where the cards are known, one is NVIDIA's, and each id is a card's first function's."""
     if request.devices is None:
         return []
     errors = [_not_a_card(request, device) for device in request.devices if request.data.function(device)]
@@ -123,7 +127,7 @@ def _not_a_card(request: Request, device: str) -> HomelabError:
 
 # -- the driver ------------------------------------------------------------------------------------------------
 def known_branch(request: Request) -> list[HomelabError]:
-    """The branch is one of NVIDIA's for Linux, as far as those up to the newest known go."""
+    """The branch is one of NVIDIA's for Linux; one that is newer than the data passes."""
     driver, data = request.driver, request.data
     if driver is None or driver.branch in data.branches or driver.branch > data.newest_branch:
         return []
@@ -139,21 +143,21 @@ def known_branch(request: Request) -> list[HomelabError]:
 
 
 def cards_known_to_driver(request: Request) -> list[HomelabError]:
-    """Each card is among those that the driver knows: not too new for it, and not dropped."""
+    """The driver knows each card: none is too new for it, and none was dropped."""
     if request.driver is None:
         return []
     errors = []
     for device, generation in request.generations.items():
         if generation and generation.outlived_by(request.driver.branch):
-            errors.append(_dropped(request, device, generation, request.driver))
-        elif problem := _too_old(request, device, request.driver):
+            errors.append(_card_dropped(request, device, generation, request.driver))
+        elif problem := _driver_too_old(request, device, request.driver):
             errors.append(problem)
     return errors
 
 
-def _dropped(request: Request, device: str, generation: Generation, driver: Driver) -> HomelabError:
+def _card_dropped(request: Request, device: str, generation: Generation, driver: Driver) -> HomelabError:
     last = generation.last_branch
-    way = (
+    step = (
         f'set nvidia.driver: "{last}"'
         if last in request.data.branches
         else f"use a newer card: branch {last} is legacy and no supported distribution has it"
@@ -163,44 +167,43 @@ def _dropped(request: Request, device: str, generation: Generation, driver: Driv
         found=driver.text,
         why=f"branch {last} is the last one that knows {generation.name} cards; later ones say that they will "
         "ignore this GPU",
-        next=way,
+        next=step,
     )
 
 
-def _too_old(request: Request, device: str, driver: Driver) -> HomelabError | None:
+def _driver_too_old(request: Request, device: str, driver: Driver) -> HomelabError | None:
     row, generation = request.data.device(device), request.generations[device]
     if row and driver.version <= row.absent:
-        least, source = f"{row.listed}", f"{row.absent} doesn't list it, {row.listed} does"
+        minimum, source = f"{row.listed}", f"{row.absent} doesn't list it, {row.listed} does"
     elif generation and driver.version < generation.least:
-        least, source = f"{generation.least}", f"{generation.name} cards are known from {generation.least} on"
+        minimum, source = f"{generation.least}", f"{generation.name} cards are known from {generation.least} on"
     else:
         return None
     open_alone = allowed_by_card(request, device) == ("open",)
-    needs = f"branch {parse(least).major} or later" + (", with the open kernel modules" if open_alone else "")
+    requirement = f"branch {parse(minimum).major} or later" + (", with the open kernel modules" if open_alone else "")
     # 565 is what many guides say of the RTX 50 series.
-    wrong = '; the often quoted "565+" is wrong' if generation and generation.name == "Blackwell" else ""
+    correction = '; the often quoted "565+" is wrong' if generation and generation.name == "Blackwell" else ""
     return HomelabError(
-        wanted=f"{request.name}: a driver that knows {card_text(request, device)}: {needs}",
+        wanted=f"{request.name}: a driver that knows {card_text(request, device)}: {requirement}",
         found=driver.text,
-        why=f"{source}{wrong}; an older driver finds no device",
-        next=f'set nvidia.driver: "{pair_that_works(request) or parse(least).major}"',
+        why=f"{source}{correction}; an older driver finds no device",
+        next=f'set nvidia.driver: "{first_driver_that_fits(request) or parse(minimum).major}"',
     )
 
 
 def flavour_possible(request: Request) -> list[HomelabError]:
-    """There is one flavour of the modules that all cards, the branch and the settings take. A container has no
-    modules."""
+    """All cards, the branch and the settings take one flavour of the modules. A container has no modules."""
     if request.driver is None or request.target == "lxc" or choose(request) is not None:
         return []
-    cards = {device: allowed_by_card(request, device) for device in request.generations}
-    open_alone = [device for device, allowed in cards.items() if allowed == ("open",)]
-    closed_alone = [device for device, allowed in cards.items() if allowed == ("proprietary",)]
+    flavours = {device: allowed_by_card(request, device) for device in request.generations}
+    open_alone = [device for device, allowed in flavours.items() if allowed == ("open",)]
+    closed_alone = [device for device, allowed in flavours.items() if allowed == ("proprietary",)]
     if open_alone and closed_alone:
-        return [_mixed(request, open_alone, closed_alone)]
+        return [_flavours_mixed(request, open_alone, closed_alone)]
     return [_flavour_refused(request, open_alone, closed_alone)]
 
 
-def _mixed(request: Request, open_alone: list[str], closed_alone: list[str]) -> HomelabError:
+def _flavours_mixed(request: Request, open_alone: list[str], closed_alone: list[str]) -> HomelabError:
     new, old = (", ".join(card_text(request, device) for device in cards) for cards in (open_alone, closed_alone))
     return HomelabError(
         wanted=f"{request.name}: one kind of kernel modules for all its cards",
@@ -240,14 +243,14 @@ def _flavour_refused(request: Request, open_alone: list[str], closed_alone: list
 
 # -- kernels ---------------------------------------------------------------------------------------------------
 def modules_build(request: Request) -> list[HomelabError]:
-    """No installed kernel is one for which the driver's modules are known not to build."""
+    """The driver's modules aren't known to fail to build for any installed kernel."""
     if request.driver is None or request.target == "lxc":
         return []
     errors = []
     for kernel in request.system.kernels or ():
         row = request.data.kernel_verdict(kernel, request.driver.version)
         if row and row.verdict == "fails":
-            pair = pair_that_works(request, proved=True) or pair_that_works(request)
+            driver = first_driver_that_fits(request, known_to_build=True) or first_driver_that_fits(request)
             errors.append(
                 HomelabError(
                     wanted=f"{request.name}: a driver whose modules build for every installed kernel, {kernel} "
@@ -256,8 +259,8 @@ def modules_build(request: Request) -> list[HomelabError]:
                     + ("" if request.driver.exact else f", of which {request.driver.version} is the newest"),
                     why=f"it is known not to build there ({row.source}); after a boot of that kernel there would be "
                     "no GPU",
-                    next=f'set nvidia.driver: "{pair}", {_how_it_builds(request, pair, kernel)}'
-                    if pair
+                    next=f'set nvidia.driver: "{driver}", {_how_it_builds(request, driver, kernel)}'
+                    if driver
                     else "remove that kernel, or pin an older one (`proxmox-boot-tool kernel pin`): no driver is "
                     "known that builds for all",
                 )
@@ -272,11 +275,11 @@ def _how_it_builds(request: Request, branch: str, kernel: str) -> str:
 
 
 def secure_boot(request: Request) -> list[HomelabError]:
-    """Modules that DKMS builds are signed with a key of the system's own, which the firmware must have been told of."""
+    """Under Secure Boot, the firmware has the key by which DKMS signs the modules that it builds."""
     system = request.system
     if request.target == "lxc" or not system.secure_boot or system.mok_enrolled:
         return []
-    off = {
+    turn_off = {
         "vm": "turn Secure Boot off in the VM's firmware (an efidisk0 without pre-enrolled-keys=1)",
         "host": "turn Secure Boot off in the host's firmware",
         "lxc": "",
@@ -288,7 +291,7 @@ def secure_boot(request: Request) -> list[HomelabError]:
             why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
             "console, at a boot, by "
             "a person",
-            next=f"either {off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by "
+            next=f"either {turn_off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by "
             "`dkms generate_mok`), reboot, "
             "confirm in MokManager on the console; then `pulumi up --refresh`",
         )
@@ -297,7 +300,7 @@ def secure_boot(request: Request) -> list[HomelabError]:
 
 # -- containers ------------------------------------------------------------------------------------------------
 def host_version(request: Request) -> list[HomelabError]:
-    """A container's libraries are of the host's version, to the last digit; so its settings can't want another."""
+    """A container's settings want the host's driver: its libraries are of that version, to the last digit."""
     system, wanted = request.system, request.settings.driver
     if request.target != "lxc" or system.host_driver is None:
         return []
@@ -327,21 +330,20 @@ def host_version(request: Request) -> list[HomelabError]:
 
 # -- CUDA ------------------------------------------------------------------------------------------------------
 def cuda_fits(request: Request) -> list[HomelabError]:
-    """The CUDA release exists and is to be had for the distribution, the driver is new enough for it, and it can build
-    for the cards."""
+    """The CUDA release exists, the driver is new enough for it, and it can build for the cards."""
     if request.settings.cuda is None:
         return []
     data, release = request.data, parse(request.settings.cuda)
     newest = max(row.release for row in data.cuda.releases)
     row = data.cuda_release(release)
     if row is None and release < newest:
-        known = ", ".join(str(one.release) for one in data.cuda.releases)
+        releases = ", ".join(str(cuda.release) for cuda in data.cuda.releases)
         return [
             HomelabError(
-                wanted=f"{request.name}: a release of CUDA: {known}",
+                wanted=f"{request.name}: a release of CUDA: {releases}",
                 found=f'nvidia.cuda: "{release}"',
                 why="no such release is known; its packages and the oldest driver for it follow from the release",
-                next=f"write it as `major.minor`: {another_cuda(request)}",
+                next=f"write it as `major.minor`: {cuda_advice(request)}",
             )
         ]
     least = least_driver_of_cuda(request)
@@ -351,53 +353,53 @@ def cuda_fits(request: Request) -> list[HomelabError]:
 
 def cudas_that_fit(request: Request) -> list[str]:
     """The releases of CUDA that cards, driver and distribution allow, the newest first; empty where none is."""
-    known = sorted(request.data.cuda.releases, key=lambda row: row.release, reverse=True)
-    trials = ((str(row.release), request.with_settings(cuda=str(row.release))) for row in known)
+    newest_first = sorted(request.data.cuda.releases, key=lambda row: row.release, reverse=True)
+    trials = ((str(row.release), request.with_settings(cuda=str(row.release))) for row in newest_first)
     return [release for release, trial in trials if not cuda_fits(trial) and not cuda_to_be_had(trial)]
 
 
-def another_cuda(request: Request) -> str:
-    """What to do about a release of CUDA that doesn't fit: the newest that does, else none."""
+def cuda_advice(request: Request) -> str:
+    """What to do about a release of CUDA that doesn't fit: set the newest that does, else none. `-` in a trial."""
     if request.is_trial:
         return "-"
     fitting = cudas_that_fit(request)
-    alone = "the driver alone runs programs that bring their own CUDA"
+    driver_alone = "the driver alone runs programs that bring their own CUDA"
     if not fitting:
         return (
             "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has "
             "for the distribution; "
-            f"{alone}"
+            f"{driver_alone}"
         )
     older = f", or an older one that fits ({', '.join(fitting[1:])})" if len(fitting) > 1 else ""
-    return f'set nvidia.cuda: "{fitting[0]}"{older}{_unless(request, fitting)}'
+    return f'set nvidia.cuda: "{fitting[0]}"{older}{_distributions_without(request, fitting)}'
 
 
-def _unless(request: Request, fitting: list[str]) -> str:
-    """As long as nobody knows the distribution: those whose repositories have none of these releases."""
+def _distributions_without(request: Request, fitting: list[str]) -> str:
+    """While the distribution isn't known: a clause that names those whose repositories have none of these releases."""
     if request.system.distribution is not None:
         return ""
-    without = [
+    distributions = [
         f"{row.id.capitalize()} {row.version}"
         for row in request.data.packaging.distributions
         if request.target in row.targets and row.first_cuda is not None and row.first_cuda > parse(fitting[0])
     ]
-    return f"; for {' and '.join(without)} NVIDIA has none of them: leave it out there" if without else ""
+    return f"; for {' and '.join(distributions)} NVIDIA has none of them: leave it out there" if distributions else ""
 
 
 def cuda_to_be_had(request: Request) -> list[HomelabError]:
-    """The distribution's repositories offer the release; as long as nobody has looked there, it is none that came
-    before NVIDIA had one for it."""
+    """The distribution's repositories offer the release; while they aren't read, it isn't older than the first release
+    that NVIDIA's repository for the distribution has."""
     if request.settings.cuda is None:
         return []
     system, release = request.system, parse(request.settings.cuda)
     row = request.data.distribution(system.distribution or "", system.version or "")
     package = request.data.cuda_package(release)
-    there = ""
+    hint = ""
     if system.offered is not None:
         if system.offered.get(package, ("?",)):
             return []
         found = "its repositories don't offer it"
-        there = " (`apt-cache search --names-only '^cuda-toolkit-[0-9]'` lists what they have)"
+        hint = " (`apt-cache search --names-only '^cuda-toolkit-[0-9]'` lists what they have)"
     elif row is not None and row.first_cuda is not None and release.numbers[:2] < row.first_cuda.numbers[:2]:
         found = f"that repository begins with CUDA {row.first_cuda}"
     else:
@@ -409,26 +411,26 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
             found=found,
             why="apt could not install it: `Unable to locate package`; not every release of CUDA is there for every "
             "distribution",
-            next=f"{another_cuda(request)}{there}",
+            next=f"{cuda_advice(request)}{hint}",
         )
     ]
 
 
 def cuda_libraries_known(request: Request) -> list[HomelabError]:
-    """cuDNN and NCCL are among those that the data has, for the major release of CUDA."""
+    """The data has the wanted cuDNN and NCCL, for the major release of CUDA."""
     settings, data = request.settings, request.data
     if settings.cuda is None:
         return []
     major, errors = parse(settings.cuda).major, []
     rows = data.cuda_libraries(settings.cudnn, nccl=settings.nccl)
     if settings.cudnn is not None and not any(row.name == "cudnn" for row in rows):
-        known = ", ".join(row.version for row in data.cuda.libraries if row.name == "cudnn")
+        versions = ", ".join(row.version for row in data.cuda.libraries if row.name == "cudnn")
         errors.append(
             HomelabError(
-                wanted=f"{request.name}: a major version of cuDNN: {known}",
+                wanted=f"{request.name}: a major version of cuDNN: {versions}",
                 found=f'nvidia.cudnn: "{settings.cudnn}"',
                 why="the packages' names contain the major version, and are known here for these",
-                next=f'set nvidia.cudnn: "{known.rpartition(", ")[2]}", or leave it out and install cuDNN there by '
+                next=f'set nvidia.cudnn: "{versions.rpartition(", ")[2]}", or leave it out and install cuDNN there by '
                 "hand",
             )
         )
@@ -446,11 +448,11 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
 
 
 def least_driver_of_cuda(request: Request) -> Driver | None:
-    """The driver that the wanted CUDA came with; of a release newer than those known, the newest known one's."""
+    """The driver that the wanted CUDA came with; for a release newer than the data, that of the newest known one."""
     if request.settings.cuda is None:
         return None
     release = parse(request.settings.cuda)
-    row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda one: one.release)
+    row = request.data.cuda_release(release) or max(request.data.cuda.releases, key=lambda cuda: cuda.release)
     version = row.came_with(release)
     return Driver(version.major, True, version)
 
@@ -459,28 +461,28 @@ def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
     if request.driver is None or request.driver.version >= least.version:
         return None
     floor = request.data.cuda_major(parse(request.settings.cuda or "0").major)
-    bridged = floor is not None and request.driver.version >= floor.least
-    if bridged and request.settings.allow_minor_version_compatibility:
+    within_major = floor is not None and request.driver.version >= floor.least
+    if within_major and request.settings.allow_minor_version_compatibility:
         return None
-    pair = pair_that_works(request)
-    way = another_cuda(request)
-    if pair and request.target == "lxc":
-        way = f'set nvidia.driver: "{pair}" or later for the host, whose driver this is; or here {way}'
-    elif pair:
-        way = f'set nvidia.driver: "{pair}"; or {way}'
-    also = (
+    fitting_driver = first_driver_that_fits(request)
+    step = cuda_advice(request)
+    if fitting_driver and request.target == "lxc":
+        step = f'set nvidia.driver: "{fitting_driver}" or later for the host, whose driver this is; or here {step}'
+    elif fitting_driver:
+        step = f'set nvidia.driver: "{fitting_driver}"; or {step}'
+    alternative = (
         "; or set nvidia.allowMinorVersionCompatibility: true, and do without PTX compiled at run time"
-        if bridged
+        if within_major
         else ""
     )
     return HomelabError(
         wanted=f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
         found=f"{request.driver.text}"
-        + ("" if request.driver.exact or not request.driver.known else f" ({request.driver.version} at most)"),
+        + ("" if request.driver.exact or not request.driver.is_release else f" ({request.driver.version} at most)"),
         why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or "
         "`CUDA driver version is "
         "insufficient for CUDA runtime version`",
-        next=way + also,
+        next=step + alternative,
     )
 
 
@@ -499,13 +501,13 @@ def _cuda_card(request: Request, device: str) -> HomelabError | None:
         wanted=f"{request.name}: {fits}, for {card_text(request, device)}",
         found=f'nvidia.cuda: "{release}"',
         why=why,
-        next=another_cuda(request),
+        next=cuda_advice(request),
     )
 
 
 # -- containers' runtime ---------------------------------------------------------------------------------------
-def runtime_there(request: Request) -> list[HomelabError]:
-    """The runtime that is to get the card is installed, or may be."""
+def runtime_installed(request: Request) -> list[HomelabError]:
+    """The runtime of `nvidia.containerToolkit` is installed, or the settings have it installed."""
     wanted, installed = request.settings.container_toolkit, request.system.runtimes
     if wanted is None or installed is None or wanted in installed:
         return []
@@ -525,8 +527,8 @@ def runtime_there(request: Request) -> list[HomelabError]:
 
 
 def podman_knows_cdi(request: Request) -> list[HomelabError]:
-    """A podman that is to be installed gets cards at all. One that is there may be of somebody's own; the step looks at
-    it (engines/restart.sh)."""
+    """A podman that is to be installed knows CDI. An installed one may be another build than the distribution's, so the
+    step itself looks at it (engines/restart.sh)."""
     settings, system = request.settings, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     needed = request.data.packaging.toolkit.podman.cdi
@@ -544,8 +546,8 @@ def podman_knows_cdi(request: Request) -> list[HomelabError]:
     ]
 
 
-def room_there(request: Request) -> list[HomelabError]:
-    """There is room for what is installed, by the least that it takes."""
+def enough_room(request: Request) -> list[HomelabError]:
+    """There is room below /usr for driver and toolkit, by the least that they take."""
     room, data = request.system.room, request.data
     parts = {"the driver": data.packaging.room, "CUDA's toolkit": data.cuda.room if request.settings.cuda else 0}
     needed = sum(parts.values()) * 10**6
@@ -563,38 +565,41 @@ def room_there(request: Request) -> list[HomelabError]:
     ]
 
 
-def pair_that_works(request: Request, proved: bool = False) -> str | None:
-    """A branch against which none of the checks of cards, flavour, kernels and CUDA has anything, in the order of
-    `ranked_branches`. None where there is none.
+def first_driver_that_fits(request: Request, known_to_build: bool = False) -> str | None:
+    """The first branch that passes the checks of cards, flavour, kernels and CUDA, in the order of `ranked_branches`;
+    None where no branch does, and in a trial.
 
-    :param proved: only one that is known to build for every installed kernel.
+    :param known_to_build: only one that is known to build for every installed kernel.
     """
     if request.is_trial:
         return None
-    return next(iter(drivers_that_fit(request, proved=proved)), None)
+    return next(iter(drivers_that_fit(request, known_to_build=known_to_build)), None)
 
 
-def drivers_that_fit(request: Request, proved: bool = False) -> list[str]:
-    """All such branches; arguments as of `pair_that_works`."""
-    found = []
+def drivers_that_fit(request: Request, known_to_build: bool = False) -> list[str]:
+    """The branches that pass the checks of cards, flavour, kernels and CUDA, in the order of `ranked_branches`.
+
+    :param known_to_build: only those that are known to build for every installed kernel.
+    """
+    drivers = []
     for row in ranked_branches(request):
-        # In a container, it is the host's that would be another.
+        # In a container, the trial is of another driver on the host.
         trial = request.with_settings(driver=str(row.branch), allow_minor_version_compatibility=False)
         trial = dataclasses.replace(trial, system=dataclasses.replace(trial.system, host_driver=None))
-        if not any(check(trial) for check in _OF_DRIVER) and (not proved or _proved(trial)):
-            found.append(str(row.branch))
-    return found
+        if not any(check(trial) for check in _DRIVER_CHECKS) and (not known_to_build or _builds_for_each_kernel(trial)):
+            drivers.append(str(row.branch))
+    return drivers
 
 
-def _proved(request: Request) -> bool:
-    """Is the driver known to build for every installed kernel?"""
+def _builds_for_each_kernel(request: Request) -> bool:
+    """Whether the driver is known to build for every installed kernel."""
     driver = driver_of(request, request.settings.driver or "")
     rows = [request.data.kernel_verdict(kernel, driver.version) for kernel in request.system.kernels or ()]
     return all(row is not None and row.verdict == "builds" for row in rows)
 
 
-# What another driver would be for.
-_OF_DRIVER: tuple[Check, ...] = (
+# The checks that depend on the driver.
+_DRIVER_CHECKS: tuple[Check, ...] = (
     known_branch,
     cards_known_to_driver,
     flavour_possible,
@@ -614,8 +619,8 @@ CHECKS: tuple[Check, ...] = (
     host_version,
     cuda_fits,
     cuda_libraries_known,
-    runtime_there,
+    runtime_installed,
     podman_knows_cdi,
-    room_there,
+    enough_room,
     locked,
 )

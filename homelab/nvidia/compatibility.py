@@ -1,7 +1,7 @@
-"""The compatibility data: read from data/*.yaml, checked, and asked.
+"""The compatibility data of data/*.yaml as types, and the questions that it answers.
 
-Every row has its source and how sure it is (`evidence`). What no row speaks of is unknown, which is not the same as
-impossible.
+Every row has its source and how sure it is (`evidence`). A card, version or kernel without a row is unknown, which is
+not the same as impossible.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class _CompatibilityRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, arbitrary_types_allowed=True)
 
 
-class _Sourced(_CompatibilityRow):
+class _SourcedRow(_CompatibilityRow):
     source: Annotated[str, Field(min_length=10)]
     evidence: Evidence
 
 
-class Generation(_Sourced):
-    """Cards of one architecture. `least`: the first driver that knows any; `last_branch`: the last that knows them;
-    CUDA likewise."""
+class Generation(_SourcedRow):
+    """Cards of one architecture. `ranges`: their device ids, both ends included; `least`: the first driver that knows
+    any; `last_branch`: the last that knows them; `first_cuda`, `last_cuda`: the releases that build for them."""
 
     name: str
     ranges: Blocks
@@ -77,7 +77,7 @@ class Generation(_Sourced):
     last_cuda: DataVersion | None = None
 
     def has(self, device: str) -> bool:
-        """Whether a device id (four hexadecimal digits) is of it."""
+        """Whether a device id (four hexadecimal digits) is of this generation."""
         return any(first <= int(device, 16) <= last for first, last in self.ranges)
 
     def outlived_by(self, branch: int) -> bool:
@@ -85,23 +85,23 @@ class Generation(_Sourced):
         return self.last_branch is not None and branch > self.last_branch
 
 
-class DeviceRow(_Sourced):
-    """Cards that came after their generation's first driver: `absent` lacks them, `listed` has them; between, nobody
-    looked."""
+class DeviceRow(_SourcedRow):
+    """Cards that came after their generation's first driver. `cards`: device id -> model; `absent`: the last driver
+    that is known to lack them; `listed`: the first that is known to have them."""
 
     cards: dict[DeviceId, str]
     absent: DataVersion
     listed: DataVersion
 
 
-class FunctionRow(_Sourced):
-    """What else a card shows on the bus."""
+class FunctionRow(_SourcedRow):
+    """Functions of a card beside its first one, such as its audio function."""
 
     kind: str
     ids: tuple[DeviceId, ...]
 
 
-class Branch(_Sourced):
+class Branch(_SourcedRow):
     """A branch of the driver. `ends`: the month (YYYY-MM) after which there are no fixes."""
 
     branch: int
@@ -111,16 +111,16 @@ class Branch(_Sourced):
     flavours: tuple[Flavour, ...]
 
     def ended(self, today: datetime.date) -> bool:
-        """Whether its end of life is over."""
+        """Whether its last month with fixes is over."""
         return self.ends is not None and today.isoformat()[:7] > self.ends
 
 
 ThirdDigit = Annotated[str, Field(pattern=r"^\d$")]
 
 
-class Cuda(_Sourced):
-    """A release of CUDA. `least`: for each third digit of its version, the driver that it came with; which digit is the
-    first release is the data's, as it counts updates only up to 13.3. `faults`: what is known to be wrong with one."""
+class Cuda(_SourcedRow):
+    """A release of CUDA. `least`: third digit of its version -> the driver that it came with; its lowest digit is the
+    first release, as the digit counts updates only up to 13.3. `faults`: third digit -> what is known to be wrong."""
 
     release: DataVersion
     least: dict[ThirdDigit, DataVersion]
@@ -132,22 +132,22 @@ class Cuda(_Sourced):
         return min(self.least)
 
     def came_with(self, version: Version) -> Version:
-        """The driver that a version came with: of the release alone (13.4) its first one's, of a digit later than those
-        known the newest's."""
+        """The driver that a version came with: for the release alone (13.4) that of its first digit, for a digit that
+        isn't known the newest driver of the row."""
         digit = str(version.numbers[2]) if len(version.numbers) > 2 else self.first
         return self.least.get(digit) or max(self.least.values())
 
 
-class CudaMajor(_Sourced):
+class CudaMajor(_SourcedRow):
     """A major family of CUDA. `least`: the driver from which all of it runs, with limits."""
 
     major: int
     least: DataVersion
 
 
-class CudaLibrary(_Sourced):
-    """A library beside CUDA's toolkit: its packages for each major release of CUDA; `at`: their version's pattern,
-    where the names don't say it."""
+class CudaLibrary(_SourcedRow):
+    """A library beside CUDA's toolkit. `cuda`: the major releases that it is made for; `packages`: their names, with
+    `{major}`; `at`: the pattern of their version, where the names don't contain CUDA's."""
 
     name: Literal["cudnn", "nccl"]
     version: str
@@ -156,13 +156,13 @@ class CudaLibrary(_Sourced):
     at: str | None = None
     soname: str
 
-    def wanted(self, major: int) -> tuple[str, ...]:
+    def packages_for(self, major: int) -> tuple[str, ...]:
         """NAME or NAME=PATTERN of its packages for a major release of CUDA."""
-        at = f"={self.at.format(major=major)}" if self.at else ""
-        return tuple(f"{name.format(major=major)}{at}" for name in self.packages)
+        suffix = f"={self.at.format(major=major)}" if self.at else ""
+        return tuple(f"{name.format(major=major)}{suffix}" for name in self.packages)
 
 
-class KernelRow(_Sourced):
+class KernelRow(_SourcedRow):
     """Whether a driver's modules build for a kernel."""
 
     kernel: DataRange
@@ -171,20 +171,20 @@ class KernelRow(_Sourced):
 
 
 class Key(_CompatibilityRow):
-    """A repository's key: a file beside it, and the fingerprint of its primary key."""
+    """A repository's key. `file`: its name in the repository's folder; `fingerprint`: of its primary key."""
 
     file: str
     fingerprint: Fingerprint
 
 
 class NewerKernels(_CompatibilityRow):
-    """Kernels of later versions than a release's own, and what follows their updates."""
+    """Kernels of a newer version than `than`; `headers_follow`: the package that follows their updates."""
 
     than: DataVersion
     headers_follow: str
 
 
-class Distribution(_Sourced):
+class Distribution(_SourcedRow):
     """A distribution, by os-release's ID and VERSION_ID. `path`: of its CUDA repository, below the base; `runtimes`:
     packages of container runtimes that have another name than elsewhere; `podman`: the version that it has;
     `first_cuda`: the oldest release that is in that repository, None where that isn't known."""
@@ -202,15 +202,15 @@ class Distribution(_Sourced):
     first_cuda: DataVersion | None = None
 
 
-class Headers(_Sourced):
-    """Names of a kernel's header packages: of one kernel, and of what follows every kernel update."""
+class Headers(_SourcedRow):
+    """Names of a kernel's header packages. `headers`: of one kernel; `headers_follow`: of all kernel updates."""
 
     headers: str
     headers_follow: str
 
 
-class Names(_Sourced):
-    """What the driver's packages are called, from one branch (included) to another (not included)."""
+class Names(_SourcedRow):
+    """Names of the driver's packages, from branch `start` (included) to `before` (not included)."""
 
     distribution: Literal["ubuntu", "debian"]
     start: Annotated[int, Field(alias="from")] = 0
@@ -221,13 +221,13 @@ class Names(_Sourced):
     video: tuple[str, ...]
     graphics: tuple[str, ...]
 
-    def beside(self, capabilities: Iterable[Capability], branch: int) -> tuple[str, ...]:
+    def packages_for(self, capabilities: Iterable[Capability], branch: int) -> tuple[str, ...]:
         """The packages of capabilities beyond computing, for a branch."""
         lists = {"video": self.video, "graphics": self.graphics}
-        return tuple(name.format(branch=branch) for one in capabilities for name in lists.get(one, ()))
+        return tuple(name.format(branch=branch) for capability in capabilities for name in lists.get(capability, ()))
 
 
-class CapabilityRow(_Sourced):
+class CapabilityRow(_SourcedRow):
     """The libraries of a capability, by their sonames; `bare`: those that need no others than the driver's own."""
 
     capability: Capability
@@ -242,12 +242,10 @@ class PodmanNeeds(_CompatibilityRow):
     groups: DataVersion
 
 
-class Toolkit(_Sourced):
-    """The container toolkit's repository, for each runtime the distribution's package of it, and an image to try them
-    with.
-
-    `groups_since`: from there on its CDI specifications name groups, without the options `without_groups`.
-    """
+class Toolkit(_SourcedRow):
+    """The container toolkit's repository and packages. `groups_since`: the version from which its CDI specifications
+    name groups; `without_groups`: its generator's options that keep them out; `runtimes`: the distributions' package of
+    each runtime, empty where it has its own installer; `image`: to try a runtime with."""
 
     path: str
     key: Key
@@ -259,15 +257,15 @@ class Toolkit(_Sourced):
     image: str
 
 
-class Installer(_Sourced):
-    """One release of NVIDIA's own installer, and the SHA-256 without which it isn't run."""
+class Installer(_SourcedRow):
+    """One release of NVIDIA's own installer, and the SHA-256 that its file must have."""
 
     version: DataVersion
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _DataFile(_CompatibilityRow):
-    """A file of the data. `as_of`: the day on which it was last held against its sources."""
+    """A file of the data. `as_of`: the day on which it was last compared with its sources."""
 
     as_of: datetime.date | None = None
 
@@ -276,7 +274,7 @@ class _Installers(_DataFile):
     installers: tuple[Installer, ...]
 
 
-class Runfile(_Sourced):
+class Runfile(_SourcedRow):
     """NVIDIA's own installer: addresses below the base, and its options."""
 
     url: str
@@ -296,14 +294,14 @@ class _Gpus(_DataFile):
 
     @model_validator(mode="after")
     def _each_id_once(self) -> Self:
-        blocks = sorted((block, one.name) for one in self.generations for block in one.ranges)
-        for (block, name), (after, other) in zip(blocks, blocks[1:], strict=False):
-            if block[1] >= after[0]:
-                raise ValueError(f"{name} and {other} share the ids {after[0]:04x} to {block[1]:04x}")
+        blocks = sorted((block, generation.name) for generation in self.generations for block in generation.ranges)
+        for (block, name), (next_block, next_name) in zip(blocks, blocks[1:], strict=False):
+            if block[1] >= next_block[0]:
+                raise ValueError(f"{name} and {next_name} share the ids {next_block[0]:04x} to {block[1]:04x}")
         cards = [id_ for row in self.devices for id_ in row.cards]
         for ids in (cards, [id_ for row in self.functions for id_ in row.ids]):
-            if twice := {id_ for id_ in ids if ids.count(id_) > 1}:
-                raise ValueError(f"{', '.join(sorted(twice))}: twice")
+            if duplicates := {id_ for id_ in ids if ids.count(id_) > 1}:
+                raise ValueError(f"{', '.join(sorted(duplicates))}: twice")
         return self
 
 
@@ -331,7 +329,7 @@ class _Kernels(_DataFile):
 
 
 class Bases(_CompatibilityRow):
-    """Where repositories begin; what a mirror stands for."""
+    """Base addresses of the repositories; a mirror replaces one."""
 
     cuda: str
     container_toolkit: str
@@ -354,7 +352,7 @@ class _Distributions(_DataFile):
 
 
 class Compatibility:
-    """All of the data, and the questions that it answers."""
+    """All of the data, and its look-ups."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.gpus = _Gpus.model_validate(tables.read(folder / "gpus.yaml"))
@@ -368,33 +366,33 @@ class Compatibility:
         installers = _Installers.model_validate(tables.read(folder / "installers.yaml"))
         self.installers = {str(row.version): row for row in installers.installers}
         files: tuple[_DataFile, ...] = (self.gpus, self.cuda, kernels, self.packaging, branches, installers)
-        #: The day on which the data was last held against its sources: that of the file that has waited longest.
-        self.as_of = min((one.as_of for one in files if one.as_of), default=None)
+        #: The day on which the data was last compared with its sources: the earliest of its files'.
+        self.as_of = min((file.as_of for file in files if file.as_of), default=None)
 
     def generation(self, device: str) -> Generation | None:
         """The generation of a device id (four hexadecimal digits); None for one that no block has."""
-        return next((one for one in self.gpus.generations if one.has(device)), None)
+        return next((generation for generation in self.gpus.generations if generation.has(device)), None)
 
     def device(self, device: str) -> DeviceRow | None:
-        """What is known of this very device id, beyond its generation."""
+        """The row that names this very device id; None where its generation says all."""
         return next((row for row in self.gpus.devices if device in row.cards), None)
 
     def function(self, device: str) -> FunctionRow | None:
-        """What a device id is that is no card's first function."""
+        """The row of a device id that isn't a card's first function; None for any other."""
         return next((row for row in self.gpus.functions if device in row.ids), None)
 
     @property
     def newest_branch(self) -> int:
-        """The newest branch that is known here."""
+        """The newest branch of the data."""
         return max(self.branches)
 
     def is_proved(self, branch: int) -> bool:
-        """Whether any kernel is known for which a release of the branch builds."""
+        """Whether the data has a kernel for which a release of the branch builds."""
         builds = (row.driver.start for row in self.kernels if row.verdict == "builds")
         return any(start is not None and start.major == branch for start in builds)
 
     def kernel_verdict(self, kernel: str, driver: Version) -> KernelRow | None:
-        """The row that speaks of this pair; one that says `fails` before one that says `builds`; None where none does.
+        """The row of a kernel and a driver; one with `fails` before one with `builds`; None where there is none.
 
         :param kernel: a release as `uname -r` prints it.
         """
@@ -414,15 +412,15 @@ class Compatibility:
 
     @property
     def cuda_packages(self) -> tuple[str, ...]:
-        """Those of all the releases that are known."""
+        """The toolkit packages of all releases of the data."""
         return tuple(self.cuda_package(row.release) for row in self.cuda.releases)
 
     def cuda_major(self, major: int) -> CudaMajor | None:
-        """The floor of a major family."""
+        """The row of a major family of CUDA; None where the data has none."""
         return next((row for row in self.cuda.majors if row.major == major), None)
 
     def cuda_libraries(self, cudnn: str | None, *, nccl: bool) -> tuple[CudaLibrary, ...]:
-        """The rows of what is wanted beside CUDA; none for a cuDNN that isn't known."""
+        """The rows of the wanted cuDNN (by its major version) and NCCL; without one for a cuDNN that isn't known."""
         wanted = {"cudnn": cudnn, "nccl": "2" if nccl else None}
         return tuple(row for row in self.cuda.libraries if wanted[row.name] == row.version)
 
@@ -439,9 +437,11 @@ class Compatibility:
         return tuple(name for row in rows for name in (row.bare if bare else row.libraries))
 
     def names(self, distribution: str, branch: int) -> Names | None:
-        """What the driver's packages are called; None where that isn't known."""
+        """The names of the driver's packages; None where they aren't known."""
         rows = self.packaging.names
-        return next((r for r in rows if r.distribution == distribution and r.start <= branch < r.before), None)
+        return next(
+            (row for row in rows if row.distribution == distribution and row.start <= branch < row.before), None
+        )
 
 
 @functools.cache

@@ -13,15 +13,15 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "nvidia.md"
 
 
 def written(text: str, data: Compatibility | None = None) -> str:
-    """A document's text with its tables as the data has them.
+    """A document's text with its tables made from the data.
 
-    :raises KeyError: it asks for a table that isn't there.
+    :raises KeyError: the text has a marker of a table that doesn't exist.
     """
     return with_tables(text, all_tables(data or load()))
 
 
 def all_tables(data: Compatibility) -> dict[str, str]:
-    """Name -> Markdown."""
+    """The tables: name -> Markdown."""
     return {
         "cards": _cards(data),
         "late-cards": _late_cards(data),
@@ -37,15 +37,15 @@ def all_tables(data: Compatibility) -> dict[str, str]:
 def _cards(data: Compatibility) -> str:
     rows = [
         (
-            one.name,
-            ", ".join(f"{first:04x}–{last:04x}" for first, last in one.ranges),
-            str(one.least),
-            str(one.last_branch or ""),
-            " or ".join(one.flavours),
-            f"{one.first_cuda or ''} – {one.last_cuda or ''}",
-            one.evidence,
+            generation.name,
+            ", ".join(f"{first:04x}–{last:04x}" for first, last in generation.ranges),
+            str(generation.least),
+            str(generation.last_branch or ""),
+            " or ".join(generation.flavours),
+            f"{generation.first_cuda or ''} – {generation.last_cuda or ''}",
+            generation.evidence,
         )
-        for one in reversed(data.gpus.generations)
+        for generation in reversed(data.gpus.generations)
     ]
     return table(("cards", "device ids (10de:…)", "driver from", "last branch", "modules", "CUDA", "evidence"), rows)
 
@@ -82,7 +82,9 @@ def _cuda(data: Compatibility) -> str:
     rows = []
     for row in reversed(data.cuda.releases):
         floor = data.cuda_major(row.release.major)
-        updates = ", ".join(f"{row.release}{f'.{n}' if n != '0' else ''}: {least}" for n, least in row.least.items())
+        updates = ", ".join(
+            f"{row.release}{f'.{digit}' if digit != '0' else ''}: {least}" for digit, least in row.least.items()
+        )
         rows.append((str(row.release), updates, str(floor.least if floor else ""), row.evidence))
     return table(("CUDA", "came with", "runs, with limits, from", "evidence"), rows)
 

@@ -1,4 +1,4 @@
-"""Open or proprietary kernel modules: what cards and branch allow, and which of it is taken."""
+"""Open or proprietary kernel modules: which flavours cards and branch allow, and which one is chosen."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Choice:
 
 
 def allowed_by_card(request: Request, device: str) -> tuple[Flavour, ...]:
-    """What a card works with. An unknown one is taken for a new one, as NVIDIA's own driver assistant takes it: open
-    alone."""
+    """The flavours that a card works with. An unknown card counts as a new one, which needs the open modules, as in
+    NVIDIA's own driver assistant."""
     generation = request.generations[device]
     return generation.flavours if generation else ("open",)
 
 
 def allowed_by_branch(request: Request) -> tuple[Flavour, ...]:
-    """What a branch has; newer branches than those known are taken to have what the newest known has."""
+    """The flavours that the request's branch has; a newer branch than the data's counts as its newest."""
     if request.branch is not None:
         return request.branch.flavours
     newest = request.data.newest_branch
@@ -35,10 +35,14 @@ def allowed_by_branch(request: Request) -> tuple[Flavour, ...]:
 
 
 def choose(request: Request) -> Choice | None:
-    """The flavour that all cards and the branch allow, open where both are; None where there is none."""
+    """The flavour that settings, all cards and the branch allow, open where both are; None where none is."""
     wanted = request.settings.flavour
     cards = [allowed_by_card(request, device) for device in request.generations]
-    possible = [f for f in _BOTH if f in allowed_by_branch(request) and all(f in allowed for allowed in cards)]
+    possible = [
+        flavour
+        for flavour in _BOTH
+        if flavour in allowed_by_branch(request) and all(flavour in allowed for allowed in cards)
+    ]
     if wanted != "auto":
         return Choice(wanted, "the settings say so") if wanted in possible else None
     if not possible:
@@ -47,7 +51,12 @@ def choose(request: Request) -> Choice | None:
 
 
 def _why(request: Request, possible: list[Flavour]) -> str:
-    names = sorted({one.name if one else f"the unknown card {device}" for device, one in request.generations.items()})
+    names = sorted(
+        {
+            generation.name if generation else f"the unknown card {device}"
+            for device, generation in request.generations.items()
+        }
+    )
     cards = ", ".join(names)
     if not cards:
         return "open modules are NVIDIA's choice from Turing on; the cards aren't known yet"

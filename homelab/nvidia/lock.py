@@ -1,9 +1,8 @@
-"""The lock file: which packages each system has, by version and SHA-256, so that a later run, or another system,
-installs the same.
+"""The lock file: the packages of each system, by version and SHA-256, so that a later run, or another system, installs
+the same.
 
-`homelab lock` writes down what is installed; the plan goes by it (`nvidia.plan`): what repositories offer is narrowed
-to the locked versions, apt is told to prefer them, also for what they depend on, and the scripts end where apt would
-install another version or another file.
+`homelab lock` writes what is installed. The plan (`nvidia.plan`) then offers the locked versions alone, apt prefers
+them, also as dependencies, and the scripts fail where apt would install another version or another file.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ HEAD = (
     "# Written by python -m homelab lock: what is installed on each system of this stack. Keep it beside the "
     "stack's file, under version control.\n"
 )
-# Above what apt's own pins here have, so that a locked version counts before the newest one of a branch.
+# Above the priority of the plan's pins, so that apt takes a locked version before the newest one of a branch.
 PRIORITY = 1002
 
 
 class LockedPackage(Model):
-    """A package, exactly."""
+    """A package's version and file."""
 
     version: DebianVersion
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of its file, as the repository's index has it."""
+    """The SHA-256 of its file, from the repository's index."""
 
 
 class LockedInstaller(Model):
-    """NVIDIA's installer, exactly."""
+    """The version and file of NVIDIA's installer."""
 
     version: Annotated[str, Field(pattern=r"^[0-9]{3}(\.[0-9]{2,3}){1,2}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SystemLock(Model):
-    """What one system has."""
+    """A system's entry in the lock file."""
 
     distribution: Annotated[str, Field(pattern=r"^[a-z]+ [0-9.]+$")]
     """Its distribution and version: `ubuntu 24.04`."""
     driver: Annotated[str, Field(pattern=r"^([0-9.]+)?$")] = ""
-    """The driver's version; empty where it has none of this program's."""
+    """The driver's version; empty where this program has installed none."""
     packages: dict[PackageName, LockedPackage] = {}
     """The packages that this program has added or changed."""
     installer: LockedInstaller | None = None
@@ -57,22 +56,27 @@ class SystemLock(Model):
 
     @property
     def table(self) -> str:
-        """For scripts: a line for each, NAME VERSION SHA256."""
-        return "\n".join(f"{name} {one.version} {one.sha256}" for name, one in sorted(self.packages.items()))
+        """The packages for scripts: lines of NAME VERSION SHA256."""
+        return "\n".join(
+            f"{name} {package.version} {package.sha256}" for name, package in sorted(self.packages.items())
+        )
 
     @property
     def pins(self) -> str:
-        """For apt's preferences."""
+        """The packages as pins in apt's preferences."""
         return "\n".join(
-            f"Package: {name}\nPin: version {one.version}\nPin-Priority: {PRIORITY}\n"
-            for name, one in sorted(self.packages.items())
+            f"Package: {name}\nPin: version {package.version}\nPin-Priority: {PRIORITY}\n"
+            for name, package in sorted(self.packages.items())
         )
 
-    def only(self, offered: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """Of what repositories offer, what may be installed: of a locked package its version alone, where that is
-        offered."""
+    def narrowed(self, offered: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """The offered versions that may be installed: for a locked package its version alone, none where that isn't
+        offered.
+
+        :param offered: package -> versions.
+        """
         return {
-            name: tuple(one for one in versions if one == self.packages[name].version)
+            name: tuple(version for version in versions if version == self.packages[name].version)
             if name in self.packages
             else versions
             for name, versions in offered.items()
@@ -85,7 +89,7 @@ class _File(Model):
 
 
 def path_of(folder: Path, stack: str) -> Path:
-    """Where a stack's lock file lies.
+    """The path of a stack's lock file.
 
     :param stack: its name, perhaps with organization and project.
     """
@@ -93,9 +97,9 @@ def path_of(folder: Path, stack: str) -> Path:
 
 
 def load(path: Path) -> dict[str, SystemLock]:
-    """The locks by system (`vms.sandbox`); none where there is no file.
+    """The locks by system (`vms.sandbox`); empty where the file doesn't exist.
 
-    :raises HomelabError: it isn't one.
+    :raises HomelabError: the file isn't a lock file.
     """
     if not path.exists():
         return {}
@@ -111,31 +115,34 @@ def load(path: Path) -> dict[str, SystemLock]:
 
 
 def text_of(locks: Mapping[str, SystemLock]) -> str:
-    """The file."""
+    """The lock file's text."""
     systems = {
-        name: one.model_dump(mode="json", by_alias=True, exclude_none=True) for name, one in sorted(locks.items())
+        name: lock.model_dump(mode="json", by_alias=True, exclude_none=True) for name, lock in sorted(locks.items())
     }
     return HEAD + yaml.safe_dump({"version": 1, "systems": systems}, sort_keys=True, width=120)
 
 
-def against(
+def refusals(
     lock: SystemLock, name: str, distribution: str, driver: str | None, run_sha256: Mapping[str, str] | None = None
 ) -> list[HomelabError]:
-    """Why a lock isn't one of what is wanted now.
+    """Why a lock doesn't fit the system's distribution or its settings: at most one error.
 
-    :param driver: the settings' branch or version; None: whichever.
-    :param run_sha256: what the settings say of installers, by version.
+    :param lock: the system's entry in the lock file.
+    :param name: the system's, in the settings.
+    :param distribution: the system's, such as `ubuntu 24.04`.
+    :param driver: the settings' branch or version; None: any.
+    :param run_sha256: version of an installer -> its SHA-256 in the settings.
     """
     wanted, found = "", ""
     installer = lock.installer
-    named = (run_sha256 or {}).get(installer.version) if installer else None
+    sha256_of_settings = (run_sha256 or {}).get(installer.version) if installer else None
     if lock.distribution != distribution:
         wanted, found = f"{distribution}, which {name} has", lock.distribution
     elif driver is not None and lock.driver and not _fits(driver, lock.driver):
         wanted, found = f"NVIDIA's driver {driver}, as the settings have it", lock.driver
-    elif installer is not None and named not in (None, installer.sha256):
+    elif installer is not None and sha256_of_settings not in (None, installer.sha256):
         wanted, found = (
-            f"NVIDIA's installer {installer.version} with the SHA-256 {named}, as nvidia.runSha256 has it",
+            f"NVIDIA's installer {installer.version} with the SHA-256 {sha256_of_settings}, as nvidia.runSha256 has it",
             installer.sha256,
         )
     if not wanted:

@@ -1,8 +1,8 @@
 """The plan of an NVIDIA stack: repositories, packages and pins, or NVIDIA's installer; modules, reboot, CUDA, container
 toolkit.
 
-What can't work is refused (`checks`); what isn't known is a note of the plan, so that a person reads it before anything
-is done.
+What can't work is refused (`checks`); what isn't known is a note of the plan, which a person reads before `up` changes
+anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "RunfilePlan",
     "SystemFacts",
     "ToolkitPlan",
-    "against",
+    "all_refusals",
     "packages_to_ask_for",
     "plan_stack",
     "refusals",
@@ -43,7 +43,8 @@ _PRIORITY = 1001
 
 @dataclass(frozen=True)
 class Repository:
-    """An apt repository. `line` is the whole content of `list_file`; the key is taken only with this fingerprint."""
+    """An apt repository. `line`: the whole content of `list_file`; `key_fingerprint`: the key's, any other is refused;
+    `keyring`: the path of the key's file."""
 
     name: str
     list_file: str
@@ -55,7 +56,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class AptFile:
-    """A file of apt's configuration, written whole."""
+    """A file of apt's configuration, with its whole content."""
 
     path: str
     content: str
@@ -63,8 +64,8 @@ class AptFile:
 
 @dataclass(frozen=True)
 class RunfilePlan:
-    """NVIDIA's installer. `sha256`: without it nothing is run; empty where neither data nor settings know it.
-    `checksum_url`: where NVIDIA publishes it, for people.
+    """NVIDIA's installer. `sha256`: empty where neither data nor settings have it, and then the installer isn't run;
+    `checksum_url`: where NVIDIA publishes it, for people; `prerequisites`: packages; `arguments`: the installer's.
     """
 
     version: str
@@ -77,7 +78,8 @@ class RunfilePlan:
 
 @dataclass(frozen=True)
 class RebootPlan:
-    """Whether the installed driver takes a reboot; None where only a reading of the system can tell."""
+    """A reboot for the installed driver. `needed`: None where only a reading of the system tells; `why`: for a
+    person."""
 
     needed: bool | None
     why: str
@@ -85,20 +87,22 @@ class RebootPlan:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """CUDA's toolkit, which brings no driver. `beside`: packages of cuDNN and NCCL; `libraries`: their sonames."""
+    """CUDA's toolkit, which brings no driver. `nvcc`: the compiler's path; `library_packages`: those of cuDNN and NCCL;
+    `libraries`: their sonames."""
 
     release: str
     packages: tuple[str, ...]
     nvcc: str
-    beside: tuple[str, ...] = ()
+    library_packages: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. `package`: the runtime's own, empty where it has an installer; `install`: the same, empty
-    where it is there already. `cdi`: where the CDI specification goes, empty where the toolkit's service keeps it; it
-    is written anew after each change of the driver. `cdi_options`: what its generator is told.
+    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `install`: the same, empty
+    where nothing is to be installed; `configure`: a command; `restart`: a service. `cdi`: the path of the CDI
+    specification, which is written anew after each change of the driver, empty where the toolkit's service writes it;
+    `cdi_options`: its generator's.
     """
 
     runtime: Runtime
@@ -113,14 +117,15 @@ class ToolkitPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be done. `version` is None where only the repository can tell which release of a branch it has.
+    """An NVIDIA stack as it is to be. `driver`: a branch or an exact version; `version`: None where only the repository
+    tells which release of a branch it has.
 
-    `capabilities`: what its libraries are for; `demanded`: the settings name them, so that a driver that lacks one gets
-    it, and `unwanted` are the packages of the others. `source: either`: packages where the repositories have the
-    version, and in a container without modules, else the installer. `no_recommends`: packages are installed without
-    those that they recommend, as the modules among them have no place in a container. `preferences` keeps the driver
-    where it is; `unattended` keeps unattended-upgrades from replacing libraries beside a loaded module. `locked`:
-    `SystemLock.table`.
+    `source`: `packages`; `run`, the installer; `either`: packages where the repositories have the version, and in a
+    container without modules, else the installer. `capabilities`: of the driver's libraries; `demanded`: whether the
+    settings name them, so that a library that is missing is installed; `unwanted`: packages of the other capabilities.
+    `no_recommends`: whether packages come without those that they recommend: modules have no place in a container.
+    `preferences`: apt's pins of the driver; `unattended`: keeps unattended-upgrades from replacing libraries of a
+    loaded module; `run`: the installer; `notes`: for a person; `locked`: `SystemLock.table`.
     """
 
     target: Target
@@ -149,18 +154,18 @@ class Plan:
 def plan_stack(request: Request) -> Plan:
     """The plan of a stack.
 
-    :raises HomelabError: something stands against it, or what it takes isn't known; all of it at once.
+    :raises HomelabError: the stack is refused, or a fact that the plan needs isn't known; all errors at once.
     """
     raise_all(refusals(request))
     driver = _driver(request)
     _distribution_known(request)
-    raise_all(_not_offered(request))
+    raise_all(_packages_not_offered(request))
     choice = choose(request) if request.target != "lxc" else None
     packages, source, capabilities = _packages(request, driver, choice)
     version = _version_of(packages) or (str(driver.version) if driver.exact else None)
     run = _runfile(request, driver, choice) if source != "packages" else None
     if run and source == "run" and not run.sha256:
-        raise unpinned(run, request.name)
+        raise unknown_sha256(run, request.name)
     return Plan(
         target=request.target,
         driver=str(driver.version) if driver.exact else str(driver.branch),
@@ -173,7 +178,7 @@ def plan_stack(request: Request) -> Plan:
         packages=packages if source != "run" else (),
         capabilities=capabilities,
         demanded=request.settings.capabilities is not None,
-        unwanted=_unwanted(request, driver),
+        unwanted=_unwanted_packages(request, driver),
         no_recommends=request.target == "lxc",
         preferences=_preferences(request, driver, source),
         unattended=_unattended(request, source),
@@ -186,13 +191,13 @@ def plan_stack(request: Request) -> Plan:
     )
 
 
-def against(request: Request) -> list[HomelabError]:
-    """All that stands against a stack, as far as it is known by now: what init proposes, what a preview shows and what
-    is done ask this, so that none of them takes what another refuses. Empty where nothing does.
+def all_refusals(request: Request) -> list[HomelabError]:
+    """Every reason to refuse a stack, as far as its facts are known, those of its plan among them; empty where there is
+    none. Proposals of init, previews and `up` ask it, so that none of them accepts a stack that another refuses.
     """
-    found = [*refusals(request), *cuda_to_be_had(request)]
-    if found or request.driver is None or request.system.distribution is None:
-        return found
+    errors = [*refusals(request), *cuda_to_be_had(request)]
+    if errors or request.driver is None or request.system.distribution is None:
+        return errors
     try:
         plan_stack(request)
     except HomelabError as error:
@@ -221,18 +226,19 @@ def _distribution_known(request: Request) -> None:
         )
 
 
-def _not_offered(request: Request) -> list[HomelabError]:
-    """CUDA's packages, and the toolkit's, that were asked for and aren't there."""
+def _packages_not_offered(request: Request) -> list[HomelabError]:
+    """Errors for packages of CUDA, its libraries and the container toolkit that the repositories were asked for and
+    don't offer."""
     if request.system.offered is None:
         return []
     cuda, offered, errors = _cuda(request), request.system.offered, cuda_to_be_had(request)
-    names = [name.partition("=")[0] for name in cuda.beside] if cuda else []
+    names = [name.partition("=")[0] for name in cuda.library_packages] if cuda else []
     if request.settings.container_toolkit:
         names += request.data.packaging.toolkit.packages
     missing = [name for name in names if name in offered and not offered[name]]
     # NCCL is offered for several releases of CUDA under one name.
-    patterns = [name.partition("=")[::2] for name in cuda.beside if "=" in name] if cuda else []
-    missing += [name for name, at in patterns if offered.get(name) and not fnmatch.filter(offered[name], at)]
+    patterns = [name.partition("=")[::2] for name in cuda.library_packages if "=" in name] if cuda else []
+    missing += [name for name, pattern in patterns if offered.get(name) and not fnmatch.filter(offered[name], pattern)]
     if not missing:
         return errors
     return [
@@ -253,67 +259,74 @@ def _not_offered(request: Request) -> list[HomelabError]:
 
 # -- packages or installer -------------------------------------------------------------------------------------
 def packages_to_ask_for(request: Request) -> tuple[str, ...]:
-    """The packages whose offered versions decide a plan: what a reading of the system looks up (`System.offered`)."""
+    """The packages whose offered versions decide a plan: a reading looks them up (`SystemFacts.offered`)."""
     branch = request.driver.branch if request.driver else 0
-    lists = [names for row in request.naming for names in (row.open, row.proprietary, row.userspace)]
+    lists = [names for row in request.package_names for names in (row.open, row.proprietary, row.userspace)]
     driver = [name.format(branch=branch) for names in lists for name in names]
-    driver += [name for row in request.naming for name in row.beside(request.capabilities, branch)]
+    driver += [name for row in request.package_names for name in row.packages_for(request.capabilities, branch)]
     cuda = _cuda(request)
     toolkit = request.data.packaging.toolkit.packages if request.settings.container_toolkit else ()
-    beside = (name.partition("=")[0] for name in (*cuda.packages, *cuda.beside)) if cuda else ()
-    # The other releases, too: what is to be had instead is said where the wanted one isn't there.
-    others = request.data.cuda_packages if cuda else ()
-    asked = [*driver, *beside, *toolkit, *others]
-    return tuple(dict.fromkeys(asked))
+    cuda_packages = (name.partition("=")[0] for name in (*cuda.packages, *cuda.library_packages)) if cuda else ()
+    # Of all releases, so that an error can name those that are offered instead.
+    other_cudas = request.data.cuda_packages if cuda else ()
+    packages = [*driver, *cuda_packages, *toolkit, *other_cudas]
+    return tuple(dict.fromkeys(packages))
 
 
 def _packages(
     request: Request, driver: Driver, choice: Choice | None
 ) -> tuple[tuple[str, ...], Literal["packages", "run", "either"], tuple[Capability, ...]]:
-    """The package list with versions, where the driver comes from, and what it is going to be for: the settings'
-    capabilities, or by default what can be had of them.
+    """The packages with their versions, the driver's source, and its capabilities: the settings', or those of the
+    default that the repositories offer.
 
-    :raises HomelabError: packages are asked for, and there are none.
+    :raises HomelabError: the settings want packages, and there are none.
     """
     if request.settings.source == "run":
         return (), "run", request.capabilities
-    if request.settings.capabilities is None and not _can_be_had(request, driver, choice, request.capabilities):
-        alone: tuple[Capability, ...] = ("compute",)
-        packages, source = _packages_of(request, driver, choice, alone)
-        # The installer has all of it.
-        return packages, source, request.capabilities if source == "run" else alone
+    if request.settings.capabilities is None and not _is_offered(request, driver, choice, request.capabilities):
+        compute: tuple[Capability, ...] = ("compute",)
+        packages, source = _packages_of(request, driver, choice, compute)
+        # The installer has all libraries.
+        return packages, source, request.capabilities if source == "run" else compute
     return *_packages_of(request, driver, choice, request.capabilities), request.capabilities
 
 
-def _lists(
+def _package_lists(
     request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
 ) -> list[tuple[str, ...]]:
-    """The packages under each of the names that they may have."""
+    """The driver's packages, once for each naming that the distribution may have.
+
+    :param choice: None in a container, which has no modules.
+    """
     branch = driver.branch
     return [
-        tuple(name.format(branch=branch) for name in (row.userspace if choice is None else _modules(row, choice)))
-        + row.beside(capabilities, branch)
-        for row in request.naming
+        tuple(
+            name.format(branch=branch) for name in (row.userspace if choice is None else _module_packages(row, choice))
+        )
+        + row.packages_for(capabilities, branch)
+        for row in request.package_names
     ]
 
 
-def _can_be_had(request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]) -> bool:
-    """Whether the repositories offer all of them in one version, or weren't read yet."""
-    offered, lists = request.system.offered, _lists(request, driver, choice, capabilities)
+def _is_offered(request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]) -> bool:
+    """Whether the repositories offer all packages of the capabilities in one version, or weren't read yet."""
+    offered, lists = request.system.offered, _package_lists(request, driver, choice, capabilities)
     if offered is None:
         return True
-    return any(_common(request, driver, names) for names in lists if all(name in offered for name in names))
+    return any(_common_version(request, driver, names) for names in lists if all(name in offered for name in names))
 
 
-def _unwanted(request: Request, driver: Driver) -> tuple[str, ...]:
-    """Packages of capabilities that the settings leave out; none where they don't name any."""
+def _unwanted_packages(request: Request, driver: Driver) -> tuple[str, ...]:
+    """Packages of the capabilities that the settings leave out; empty where the settings name none."""
     if request.settings.capabilities is None:
         return ()
-    others = tuple(row.capability for row in request.data.packaging.capabilities)
+    capabilities = tuple(row.capability for row in request.data.packaging.capabilities)
     names = [
         name
-        for row in request.naming
-        for name in row.beside([one for one in others if one not in request.capabilities], driver.branch)
+        for row in request.package_names
+        for name in row.packages_for(
+            [capability for capability in capabilities if capability not in request.capabilities], driver.branch
+        )
     ]
     return tuple(dict.fromkeys(names))
 
@@ -321,56 +334,62 @@ def _unwanted(request: Request, driver: Driver) -> tuple[str, ...]:
 def _packages_of(
     request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
 ) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
-    wanted, offered = request.settings.source, request.system.offered or {}
-    lists = _lists(request, driver, choice, capabilities)
-    asked = [names for names in lists if all(name in offered for name in names)]
-    for names in asked:
-        if version := _common(request, driver, names):
-            pinned = tuple(_pinned(request, Driver(driver.branch, True, version), name) for name in names)
-            # Whether the libraries come without modules, which a container has no place for, shows when apt is asked.
-            alone = request.target != "lxc" or wanted == "packages" or not driver.known
-            return pinned, "packages" if alone else "either"
-    if lists and lists[0] not in asked:
-        # Nobody has looked yet. A branch's newest release is in its repository; an old version may not be.
-        names = tuple(_pinned(request, driver, name) for name in lists[0])
-        return names, "packages" if wanted == "packages" or not driver.exact else "either"
-    if wanted == "packages" or not driver.known:
-        raise _no_packages(request, driver, _missing(request, driver, lists[0]) if lists else [])
+    source, offered = request.settings.source, request.system.offered or {}
+    lists = _package_lists(request, driver, choice, capabilities)
+    looked_up = [names for names in lists if all(name in offered for name in names)]
+    for names in looked_up:
+        if version := _common_version(request, driver, names):
+            pinned = tuple(_pinned_package(request, Driver(driver.branch, True, version), name) for name in names)
+            # Whether a container gets the libraries without modules, only apt tells, in the script.
+            packages_only = request.target != "lxc" or source == "packages" or not driver.is_release
+            return pinned, "packages" if packages_only else "either"
+    if lists and lists[0] not in looked_up:
+        # The repositories weren't read yet. A branch's newest release is in them; an old version may not be.
+        names = tuple(_pinned_package(request, driver, name) for name in lists[0])
+        return names, "packages" if source == "packages" or not driver.exact else "either"
+    if source == "packages" or not driver.is_release:
+        raise _no_packages(request, driver, _missing_packages(request, driver, lists[0]) if lists else [])
     return (), "run"
 
 
-def _modules(row: Names, choice: Choice) -> tuple[str, ...]:
+def _module_packages(row: Names, choice: Choice) -> tuple[str, ...]:
     return row.open if choice.flavour == "open" else row.proprietary
 
 
-def _common(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
-    """The newest fitting version that all the packages are offered in: modules and libraries must be of one."""
+def _common_version(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
+    """The newest fitting version in which all packages are offered, as modules and libraries must have the same; None
+    where there is none."""
     offered = request.system.offered or {}
-    each = [{of_package(text) for text in offered[name] if fits(of_package(text), driver.wanted)} for name in packages]
-    return max((version for version in set.intersection(*each) if version), default=None)
+    versions_of_each = [
+        {of_package(text) for text in offered[name] if fits(of_package(text), driver.version_or_branch)}
+        for name in packages
+    ]
+    return max((version for version in set.intersection(*versions_of_each) if version), default=None)
 
 
-def _missing(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
+def _missing_packages(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
     offered = request.system.offered or {}
     return [
-        name for name in packages if not any(fits(of_package(text), driver.wanted) for text in offered.get(name, ()))
+        name
+        for name in packages
+        if not any(fits(of_package(text), driver.version_or_branch) for text in offered.get(name, ()))
     ]
 
 
-def _pinned(request: Request, driver: Driver, name: str) -> str:
-    """`name=version`, as the repository writes it; with a pattern where the repository wasn't read."""
+def _pinned_package(request: Request, driver: Driver, name: str) -> str:
+    """`name=version`, as the repository writes the version; with a pattern where the repository wasn't read."""
     offered = (request.system.offered or {}).get(name, ())
     exact = [text for text in offered if of_package(text) == driver.version]
     return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
 
 
 def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
-    """To take one of several packages of a version: NVIDIA's own before a distribution's, then the newest.
+    """The key that orders packages of one version: NVIDIA's own come after a distribution's, then the newest.
 
     A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has
     ended lead to the next branch's.
     """
-    digits = "".join(c if c.isdigit() else " " for c in package_version.rpartition("-")[2])
+    digits = "".join(character if character.isdigit() else " " for character in package_version.rpartition("-")[2])
     numbers = tuple(int(number) for number in digits.split())
     return -len(numbers), numbers
 
@@ -387,24 +406,28 @@ def _version_of(packages: tuple[str, ...]) -> str | None:
 
 def _no_packages(request: Request, driver: Driver, missing: list[str]) -> HomelabError:
     system = request.system
-    there = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
+    versions = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
     return HomelabError(
         wanted=f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
         found=f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: "
-        f"{', '.join(there) or 'nothing of that branch'}"
-        if request.naming
+        f"{', '.join(versions) or 'nothing of that branch'}"
+        if request.package_names
         else f"no package names of branch {driver.branch} are known there",
         why="apt could not install them: `Unable to locate package`, or `Version … was not found`",
         next="set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"
-        if driver.known
+        if driver.is_release
         else "set nvidia.driver to an exact version",
     )
 
 
 def _runfile(request: Request, driver: Driver, choice: Choice | None) -> RunfilePlan:
-    """:raises HomelabError: no release of the branch is known, so that there is nothing to download."""
+    """NVIDIA's installer for a driver.
+
+    :param choice: None in a container, which has no modules.
+    :raises HomelabError: no release of the branch is known, so that there is no file to download.
+    """
     data = request.data.packaging.runfile
-    if not driver.known:
+    if not driver.is_release:
         raise HomelabError(
             wanted=f"{request.name}: a version of the driver, for NVIDIA's installer",
             found=f"{driver.text}, of which no release is known",
@@ -432,8 +455,11 @@ def _runfile(request: Request, driver: Driver, choice: Choice | None) -> Runfile
     )
 
 
-def unpinned(run: RunfilePlan, name: str) -> HomelabError:
-    """An installer whose SHA-256 isn't known."""
+def unknown_sha256(run: RunfilePlan, name: str) -> HomelabError:
+    """The error for an installer whose SHA-256 isn't known.
+
+    :param name: the system's, in the settings.
+    """
     return HomelabError(
         wanted=f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
         found="neither this program's data nor nvidia.runSha256 has it",
@@ -461,9 +487,9 @@ def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
 
 
 def _headers(request: Request) -> tuple[str, ...]:
-    """Headers for the kernels that the modules are built for, and the package that follows kernel updates.
+    """Packages of the headers of the kernels that the modules are built for, and the one that follows kernel updates.
 
-    On Proxmox VE for every kernel, as any of them may be the next one to boot; in a guest for the running one.
+    On Proxmox VE for every installed kernel, as the next boot may take any; in a guest for the running one.
     """
     system, data = request.system, request.data.packaging
     row = request.data.distribution(system.distribution or "", system.version or "")
@@ -477,24 +503,24 @@ def _headers(request: Request) -> tuple[str, ...]:
     if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
         follow = newer.headers_follow
     flavour = flavour_of_kernel(running)
-    # No package follows a kernel that was built by hand.
-    after = (follow.format(flavour=flavour),) if flavour else ()
-    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *after)
+    # For a kernel that was built by hand there is no such package.
+    follow_package = (follow.format(flavour=flavour),) if flavour else ()
+    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *follow_package)
 
 
 def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
-    data, mirror, found = request.data.packaging, request.settings.mirror, []
+    data, mirror, repositories = request.data.packaging, request.settings.mirror, []
     if source != "run" or request.settings.cuda:
         row = request.data.distribution(request.system.distribution or "", request.system.version or "")
         if row is not None:
             base = mirror.cuda or data.repositories.cuda
-            found.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
+            repositories.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
     if request.settings.container_toolkit:
         base = mirror.container_toolkit or data.repositories.container_toolkit
-        found.append(
+        repositories.append(
             _repository("homelab-nvidia-container-toolkit", f"{base}/{data.toolkit.path}", base, data.toolkit.key)
         )
-    return tuple(found)
+    return tuple(repositories)
 
 
 def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
@@ -540,8 +566,8 @@ def _reboot(request: Request, driver: Driver, choice: Choice | None) -> RebootPl
         return RebootPlan(None, "only if the loaded module isn't the installed one, or nouveau has the card")
     if not system.loaded:
         return RebootPlan(False, "no driver has the card: the new module is loaded at once")
-    same = parse(system.loaded) == driver.version and system.loaded_flavour in (None, choice.flavour)
-    if same:
+    is_loaded = parse(system.loaded) == driver.version and system.loaded_flavour in (None, choice.flavour)
+    if is_loaded:
         return RebootPlan(False, f"{system.loaded} is loaded already")
     return RebootPlan(True, f"{system.loaded} is loaded, {driver.text} ({choice.flavour}) will be installed")
 
@@ -557,16 +583,17 @@ def _cuda(request: Request) -> CudaPlan | None:
         str(release),
         (exact,),
         data.nvcc(release),
-        tuple(_offered_at(request, name) for row in rows for name in row.wanted(release.major)),
+        tuple(_at_newest_offered(request, name) for row in rows for name in row.packages_for(release.major)),
         tuple(row.soname for row in rows),
     )
 
 
-def _offered_at(request: Request, name: str) -> str:
-    """`NAME=PATTERN` at the newest offered version of it, as apt takes no pattern that begins with a star."""
+def _at_newest_offered(request: Request, name: str) -> str:
+    """`NAME=VERSION` with the newest offered version for a `NAME=PATTERN`, as apt takes no pattern that begins with a
+    star; unchanged where none is offered, or where it has no pattern."""
     package, _, pattern = name.partition("=")
-    found = fnmatch.filter((request.system.offered or {}).get(package, ()), pattern) if pattern else []
-    newest = max(found, key=lambda text: [int(number) for number in re.findall(r"\d+", text)], default=None)
+    versions = fnmatch.filter((request.system.offered or {}).get(package, ()), pattern) if pattern else []
+    newest = max(versions, key=lambda text: [int(number) for number in re.findall(r"\d+", text)], default=None)
     return f"{package}={newest}" if newest else name
 
 
@@ -575,28 +602,28 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     if runtime is None:
         return None
     data, system = request.data.packaging.toolkit, request.system
-    there = system.runtimes is None or runtime in system.runtimes
+    is_installed = system.runtimes is None or runtime in system.runtimes
     version = _toolkit_version(request)
     in_container = request.target == "lxc"
     row = request.data.distribution(system.distribution or "", system.version or "")
     package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
-    by_itself = runtime in ("podman", "k3s")
+    configures_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
         package=package,
-        install=(package,) if package and request.settings.docker == "install" and not there else (),
+        install=(package,) if package and request.settings.docker == "install" and not is_installed else (),
         # podman reads CDI specifications itself; k3s looks for the runtime's program.
-        configure=() if by_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
-        restart="" if by_itself else runtime,
-        # Its own service skips systems without nvidia.ko in modules.dep, which a container has not.
+        configure=() if configures_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
+        restart="" if configures_itself else runtime,
+        # The toolkit's service skips systems without nvidia.ko in modules.dep, such as containers.
         cdi="/etc/cdi/nvidia.yaml" if in_container or runtime == "podman" else "",
         cdi_options=data.without_groups if _takes_no_groups(request) else (),
     )
 
 
 def _takes_no_groups(request: Request) -> bool:
-    """Whether podman refuses the specifications that the toolkit writes by itself, which name groups."""
+    """Whether podman refuses the CDI specifications that the toolkit writes without options, as they name groups."""
     data, system = request.data.packaging.toolkit, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     version = _toolkit_version(request)
@@ -655,7 +682,7 @@ def _branch_notes(request: Request, driver: Driver) -> list[str]:
 
 def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) -> list[str]:
     notes = []
-    if lacking := [one for one in request.capabilities if one not in capabilities]:
+    if lacking := [capability for capability in request.capabilities if capability not in capabilities]:
         notes.append(
             f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver "
             "is installed "
@@ -673,7 +700,9 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
 def _kernel_notes(request: Request, driver: Driver) -> list[str]:
     if request.target == "lxc":
         return []
-    unknown = [k for k in request.system.kernels or () if request.data.kernel_verdict(k, driver.version) is None]
+    unknown = [
+        kernel for kernel in request.system.kernels or () if request.data.kernel_verdict(kernel, driver.version) is None
+    ]
     if not unknown:
         return []
     return [

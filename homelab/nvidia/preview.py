@@ -1,5 +1,5 @@
-"""What is going to be installed where, said before anything is changed: from the settings alone, then from a reading of
-the host."""
+"""The NVIDIA stacks of a host and its guests in a preview, and their refusals: from the settings alone, then from a
+reading of the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import refusals
 from homelab.nvidia.flavour import choose
-from homelab.nvidia.plan import against
+from homelab.nvidia.plan import all_refusals
 from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.download import images
 
@@ -29,50 +29,50 @@ _BASE = {"8": "12", "9": "13"}
 
 
 def from_settings(settings: Settings) -> list[HomelabError]:
-    """What can't work whatever is found: a card's id and a driver that doesn't know it, a container that wants another
-    driver than its host gets.
-    """
+    """Refusals that the settings alone decide, such as a driver that doesn't know a card's id, or a container that
+    wants another driver than its host gets."""
     errors: list[HomelabError] = []
     for name, host in settings.hosts.items():
         if host.nvidia:
             errors += refusals(
                 Request(
-                    "host", host.nvidia, SystemFacts(cards=_matches(host, "lxc", "host", "shared")), f"hosts.{name}"
+                    "host", host.nvidia, SystemFacts(cards=_card_ids(host, "lxc", "host", "shared")), f"hosts.{name}"
                 )
             )
     for name, vm in settings.vms.items():
         if vm.nvidia:
             ids = [settings.hosts[settings.candidates(vm)[0]].gpus[use.gpu].match for use in vm.gpus]
-            cards = tuple(one for one in ids if one)
-            # With one that is known by its address alone, what else there is isn't known either.
+            cards = tuple(card for card in ids if card)
+            # A card that is set by its address alone has no id yet, so that the VM's cards aren't known.
             system = SystemFacts(cards=cards if len(cards) == len(ids) else None)
             errors += refusals(Request("vm", vm.nvidia, system, f"vms.{name}"))
     for name, container in settings.containers.items():
         if container.nvidia:
             host = settings.hosts[settings.candidates(container)[0]]
-            known = [host.gpus[gpu].match for gpu in container.gpus or []]
+            card_ids = [host.gpus[gpu].match for gpu in container.gpus or []]
             system = SystemFacts(
-                host_driver=_followed(container.nvidia, host.nvidia.driver if host.nvidia else None),
-                cards=tuple(one for one in known if one) if known and all(known) else None,
+                host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),
+                cards=tuple(card for card in card_ids if card) if card_ids and all(card_ids) else None,
             )
             errors += refusals(Request("lxc", container.nvidia, system, f"containers.{name}"))
     return errors
 
 
-def _matches(host: Host, *uses: str) -> tuple[str, ...] | None:
-    """The ids of a host's cards, as far as the settings name some; more may be there."""
+def _card_ids(host: Host, *uses: str) -> tuple[str, ...] | None:
+    """The ids of a host's cards of these uses that the settings name; None where they name none. The host may have
+    more."""
     return tuple(gpu.match for gpu in host.gpus.values() if gpu.use in uses and gpu.match) or None
 
 
-def _followed(container: Nvidia, comes: str | None) -> str | None:
-    """The host's driver as a container's request has it; None where the container's settings can mean the same, and say
-    more of it.
+def _driver_to_follow(container: Nvidia, host_driver: str | None) -> str | None:
+    """The host's driver for a container's request; None where the container's settings name a version of it, which is
+    more precise.
 
-    :param comes: branch or version that the host gets.
+    :param host_driver: branch or version that the host gets.
     """
-    if comes is None or (container.driver is not None and container.driver.startswith(comes)):
+    if host_driver is None or (container.driver is not None and container.driver.startswith(host_driver)):
         return None
-    return comes
+    return host_driver
 
 
 def describe(
@@ -82,88 +82,97 @@ def describe(
     want: Wanted,
     vms: dict[str, Vm],
     containers: dict[str, Container],
-    systems: Mapping[str, SystemReading] = MappingProxyType({}),
+    readings: Mapping[str, SystemReading] = MappingProxyType({}),
 ) -> tuple[str, list[HomelabError]]:
-    """The plan's lines for a host and its guests, and what stands against it.
+    """The plan's lines for a host and its guests, and the refusals.
 
-    :param name: the host's in the settings.
-    :param want: of the same reading.
-    :param vms: its VMs, by their names in the settings.
-    :param containers: its containers, by theirs.
-    :param systems: what was read inside: `host`, or a guest's id.
+    :param name: the host's, in the settings.
+    :param want: the host's plan from the same reading.
+    :param vms: the host's VMs, by their names in the settings.
+    :param containers: the host's containers, by their names in the settings.
+    :param readings: `host`, or a guest's id -> the reading of that system.
     """
     requests: list[tuple[str, Request]] = []
-    comes: str | None = None
+    host_driver: str | None = None
     if host.nvidia:
-        request = _of_host(name, host.nvidia, facts, want, systems.get("host"))
+        request = _of_host(name, host.nvidia, facts, want, readings.get("host"))
         requests.append(("the host", request))
         if driver := request.driver:
-            comes = str(driver.version if driver.exact else driver.branch)
+            host_driver = str(driver.version if driver.exact else driver.branch)
     for guest, vm in vms.items():
         if vm.nvidia:
             slots = [want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus]
             cards = tuple(device.id for device in facts.display_devices if device.slot in slots)
-            inside = _inside(facts.guests.config(vm.vmid), systems.get(str(vm.vmid)), _made_from(vm.volumes))
-            system = dataclasses.replace(inside, cards=cards)
+            guest_system = _guest_system(
+                facts.guests.config(vm.vmid), readings.get(str(vm.vmid)), _system_of_template(vm.volumes)
+            )
+            system = dataclasses.replace(guest_system, cards=cards)
             requests.append((f"VM {vm.vmid} ({guest})", Request("vm", vm.nvidia, system, f"vms.{guest}")))
-    found = container_plan.cards(facts, want, vms, host.node or name, driver_comes=host.nvidia is not None)
+    driver_cards = container_plan.cards(facts, want, vms, host.node or name, driver_comes=host.nvidia is not None)
     for guest, container in containers.items():
         if container.nvidia:
-            inside = _inside(
-                facts.guests.config(container.ctid), systems.get(str(container.ctid)), _made_from(container.volumes)
+            guest_system = _guest_system(
+                facts.guests.config(container.ctid),
+                readings.get(str(container.ctid)),
+                _system_of_template(container.volumes),
             )
-            # Where this program changes the host's driver, what is loaded now says nothing.
+            # Where this program changes the host's driver, the loaded one doesn't count.
             loaded = None if host.nvidia else facts.nvidia.version or None
             system = dataclasses.replace(
-                inside,
-                host_driver=_followed(container.nvidia, comes) if host.nvidia else loaded,
-                cards=_cards_of(guest, container, facts, want, found),
+                guest_system,
+                host_driver=_driver_to_follow(container.nvidia, host_driver) if host.nvidia else loaded,
+                cards=_cards_of(guest, container, facts, want, driver_cards),
             )
             label = f"container {container.ctid} ({guest})"
             requests.append((label, Request("lxc", container.nvidia, system, f"containers.{guest}")))
     lines = [f"  NVIDIA's stack in {label}: {_text(request)}" for label, request in requests]
-    errors = [error for _, request in requests for error in against(request)]
-    return "\n".join(lines), [*errors, *_off(facts, vms, containers)]
+    errors = [error for _, request in requests for error in all_refusals(request)]
+    return "\n".join(lines), [*errors, *_powered_off(facts, vms, containers)]
 
 
-def _inside(config: GuestConfig | None, read: SystemReading | None, made_from: SystemFacts) -> SystemFacts:
-    """What is known of a guest as a system: by a look inside, else by its configuration, else by what it is going to be
-    made from.
+def _guest_system(
+    config: GuestConfig | None, reading: SystemReading | None, template_system: SystemFacts
+) -> SystemFacts:
+    """The facts of a guest as a system: from a reading of it, else from its configuration, else from its template.
 
-    :param config: of one that is there.
+    :param config: None: the guest doesn't exist yet.
+    :param template_system: the facts that the image or template of a new guest tells.
     """
     if config is None:
-        return made_from
+        return template_system
     if config.is_windows:
         return SystemFacts(distribution="windows", version="")
-    if read is not None:
-        return judged(read)
+    if reading is not None:
+        return facts_for_plan(reading)
     kind = config.values.get("ostype", "unmanaged") if config.kind == "lxc" else "unmanaged"
     return SystemFacts() if kind in ("debian", "ubuntu", "unmanaged") else SystemFacts(distribution=kind, version="")
 
 
-def judged(read: SystemReading) -> SystemFacts:
-    """A reading, as far as it says something about what is going to be installed: what is there already takes no more
-    room, and as long as NVIDIA's repository isn't there, the system's own say nothing of it."""
-    done = read.steps
+def facts_for_plan(reading: SystemReading) -> SystemFacts:
+    """The facts of a reading that count for a plan: without the room where driver or CUDA are already installed, and
+    without the offered versions while NVIDIA's repository isn't configured."""
+    steps = reading.steps
     return dataclasses.replace(
-        read.system,
-        room=None if {"driver", "cuda"} & done else read.system.room,
-        offered=read.system.offered if "repository" in done else None,
+        reading.system,
+        room=None if {"driver", "cuda"} & steps else reading.system.room,
+        offered=reading.system.offered if "repository" in steps else None,
     )
 
 
-# As Proxmox VE's templates of containers are called: debian-13-standard_13.1-2_amd64.tar.zst.
+# Names of Proxmox VE's container templates, such as debian-13-standard_13.1-2_amd64.tar.zst.
 _TEMPLATE = re.compile(r"(?:.*/)?(debian|ubuntu)-(\d+(?:\.\d+)?)-.*\.tar\.\w+")
 
 
-def _made_from(volumes: list[str]) -> SystemFacts:
-    """The distribution of a guest that is going to be made from an image or a template whose name tells it."""
+def _system_of_template(volumes: list[str]) -> SystemFacts:
+    """The distribution of a new guest, where the name of its image or template tells it.
+
+    :param volumes: those that the guest is made from.
+    """
     for volume in volumes:
         file = volume.rpartition("/")[2]
-        known = next((name for name, image in images().items() if image.file == file and image.user), "")
-        if known:
-            id_, _, version = known.partition("-")
+        image_name = next((name for name, image in images().items() if image.file == file and image.user), "")
+        if image_name:
+            id_, _, version = image_name.partition("-")
             return SystemFacts(distribution=id_, version=version)
         if match := _TEMPLATE.fullmatch(volume):
             return SystemFacts(distribution=match[1], version=match[2])
@@ -171,23 +180,22 @@ def _made_from(volumes: list[str]) -> SystemFacts:
 
 
 def _cards_of(
-    name: str, container: Container, facts: HostFacts, want: Wanted, found: container_plan.DriverCards
+    name: str, container: Container, facts: HostFacts, want: Wanted, driver_cards: container_plan.DriverCards
 ) -> tuple[str, ...] | None:
-    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which is said
-    elsewhere.
+    """Ids (vendor:device) of the cards that a container gets; None where it can't have one of them, which
+    `container.plan` refuses.
 
-    :param name: of the container in the settings.
-    :param found: the driver's cards.
+    :param name: the container's, in the settings.
     """
-    numbers, refused = container_plan.numbers(name, container, found, want)
-    slots = [found.slots[number] for number in numbers]
+    numbers, refused = container_plan.numbers(name, container, driver_cards, want)
+    slots = [driver_cards.slots[number] for number in numbers]
     return None if refused else tuple(device.id for device in facts.display_devices if device.slot in slots)
 
 
 def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
-    """A host as a system that gets a driver, as far as its reading tells.
+    """A host's facts as a system that gets a driver.
 
-    :param cards: ids (vendor:device) of those that stay with it.
+    :param cards: ids (vendor:device) of the cards that stay with the host.
     """
     base = _BASE.get(facts.pve.partition(".")[0])
     return SystemFacts(
@@ -199,19 +207,19 @@ def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
     )
 
 
-def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, read: SystemReading | None = None) -> Request:
-    passed = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
-    staying = tuple(device.id for device in facts.display_devices if device.slot not in passed)
-    system = system_of(facts, staying)
-    if read is not None:
-        # What has the cards now says nothing about the next start.
-        system = dataclasses.replace(judged(read), cards=staying)
+def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: SystemReading | None = None) -> Request:
+    slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
+    cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
+    system = system_of(facts, cards)
+    if reading is not None:
+        # A card's current driver says nothing about the next boot.
+        system = dataclasses.replace(facts_for_plan(reading), cards=cards)
     return Request("host", stack, system, f"hosts.{name}")
 
 
 def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:
-    """The driver that a host is going to have, as far as it is known before its repositories are asked: `driver`,
-    `flavour` and `source` of `scripts.reboot_host`. Empty where the settings have none."""
+    """The driver that a host gets, as far as it is known before its repositories are read: `driver`, `flavour` and
+    `source` of `scripts.reboot_host`. Empty where the settings have none."""
     request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
     if request is None or request.driver is None:
         return {}
@@ -223,17 +231,17 @@ def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[
     }
 
 
-def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:
-    """Guests that are off, and stay so: nothing can be installed in them."""
+def _powered_off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container]) -> list[HomelabError]:
+    """Refusals of guests that are off and stay off (`power: keep`), as their stack is installed from inside."""
     guests: dict[str, tuple[int, bool]] = {
         f"vms.{name}": (vm.vmid, vm.vmid in facts.guests.running)
         for name, vm in vms.items()
         if vm.nvidia and vm.wanted_power == "keep"
     }
     guests |= {
-        f"containers.{name}": (one.ctid, one.ctid in facts.guests.running)
-        for name, one in containers.items()
-        if one.nvidia and one.wanted_power == "keep"
+        f"containers.{name}": (container.ctid, container.ctid in facts.guests.running)
+        for name, container in containers.items()
+        if container.nvidia and container.wanted_power == "keep"
     }
     return [
         HomelabError(
@@ -242,9 +250,9 @@ def _off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Container])
             why="NVIDIA's stack is installed from inside the guest",
             next=f"start it, or set {place}.power: running",
         )
-        for place, (vmid, runs) in guests.items()
-        # One that isn't there is another error's.
-        if not runs and facts.guests.config(vmid)
+        for place, (vmid, is_running) in guests.items()
+        # A guest that doesn't exist is refused elsewhere.
+        if not is_running and facts.guests.config(vmid)
     ]
 
 

@@ -1,5 +1,4 @@
-"""A reading of a system (remote_scripts/read_system.sh): what its stack is planned from, and how far it is still as it
-was left."""
+"""A reading of a system (remote_scripts/read_system.sh): the facts that its stack is planned from, and its drift."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ _Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cud
 
 @dataclass(frozen=True)
 class SystemReading:
-    """`boot_id`: of the system's kernel, in a container of the host's. `steps`: those that were carried out there.
-    `drift`: what isn't as they left it, each line with its step in front (`driver: ...`).
+    """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
+    applied there; `drift`: a line for each difference from what the steps left, after its step (`driver: ...`).
     """
 
     system: SystemFacts
@@ -57,12 +56,15 @@ class _Answer(BaseModel):
 
 
 def parse(text: str | dict[str, Any]) -> SystemReading:
-    """The reading in a script's output, or in the object that it stands for.
+    """The reading in the output of read_system.sh.
 
-    :raises HomelabError: it isn't one.
+    :param text: the output, whose last line is JSON, or the object of that line.
+    :raises HomelabError: it isn't a reading.
     """
     try:
-        found = _Answer.model_validate(text if isinstance(text, dict) else json.loads(text.strip().rpartition("\n")[2]))
+        answer = _Answer.model_validate(
+            text if isinstance(text, dict) else json.loads(text.strip().rpartition("\n")[2])
+        )
     except (ValidationError, ValueError) as error:
         raise HomelabError(
             wanted="the reading of a system, as read_system.sh gives it",
@@ -70,5 +72,5 @@ def parse(text: str | dict[str, Any]) -> SystemReading:
             why="an NVIDIA stack is planned from it",
             next="run that script by hand there, and see what it says on stderr",
         ) from error
-    values = found.model_dump(exclude={"boot_id", "steps", "drift"})
-    return SystemReading(SystemFacts(**values), found.boot_id, found.steps, found.drift)
+    values = answer.model_dump(exclude={"boot_id", "steps", "drift"})
+    return SystemReading(SystemFacts(**values), answer.boot_id, answer.steps, answer.drift)

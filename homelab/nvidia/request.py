@@ -1,5 +1,4 @@
-"""What is wanted, and of which system: the settings, what a reading of the system said, and the driver that both come
-to."""
+"""The request for a system's NVIDIA stack: the settings, the system's facts, and the driver that follows from both."""
 
 from __future__ import annotations
 
@@ -15,21 +14,22 @@ from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Capability, Runtime
 
 _CAPABILITIES: tuple[Capability, ...] = ("compute", "video", "graphics")
-# In which order one is chosen.
-_KINDS = ("LTSB", "PB", "NFB", "legacy")
+# In the order in which a branch is chosen.
+_KINDS_IN_ORDER = ("LTSB", "PB", "NFB", "legacy")
 # Stands for "the newest of its branch" where no release of the branch is known.
 _NEWEST = 999
 
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """What the last reading of a system said; None for what no reading has said yet.
+    """A system's facts; None for each that wasn't read yet.
 
-    `cards`: vendor:device of its graphics cards. `host_driver`: in a container, the version of the host's loaded
-    driver, empty where none is loaded. `loaded`: the version of the loaded nvidia module, empty where none is;
-    `nouveau`: it has the card. `offered`: package -> versions, as `apt-cache madison` lists them, for every package
-    that was asked for (`packages_to_ask_for`), empty for one that isn't there. `runtimes`: those that are installed.
-    `mok_enrolled`: DKMS's key is among those that Secure Boot takes. `room`: free bytes where packages go.
+    `kernels`: installed ones, as `uname -r` prints them; `running`: the running one. `cards`: vendor:device of the
+    graphics cards. `host_driver`: in a container, the version of the host's loaded driver, empty where none is loaded.
+    `loaded`: the version of the loaded nvidia module, empty where none is; `nouveau`: whether nouveau has the card.
+    `offered`: package -> versions, as `apt-cache madison` lists them, for every package that was looked up
+    (`packages_to_ask_for`), empty for a package that isn't offered. `runtimes`: installed ones. `mok_enrolled`: whether
+    Secure Boot accepts DKMS's key. `room`: free bytes below /usr.
     """
 
     distribution: str | None = None
@@ -51,32 +51,33 @@ class SystemFacts:
 
 @dataclass(frozen=True)
 class Driver:
-    """A branch, or one version of it. `version`: exact, or the newest of the branch that is offered or known."""
+    """A branch of the driver, or one version. `exact`: whether the version is wanted, not its branch; `version`: the
+    wanted one, else the newest of the branch that is offered or known."""
 
     branch: int
     exact: bool
     version: Version
 
     @property
-    def known(self) -> bool:
-        """Whether `version` is a release at all."""
+    def is_release(self) -> bool:
+        """Whether `version` is a release; False where no release of the branch is known."""
         return self.version.numbers[1:] != (_NEWEST,)
 
     @property
-    def wanted(self) -> Version:
-        """The version, or the branch as one, of which any version will do."""
+    def version_or_branch(self) -> Version:
+        """The wanted version, or the branch alone (580), which any of its versions fits."""
         return self.version if self.exact else parse(str(self.branch))
 
     @property
     def text(self) -> str:
-        """For a message."""
+        """The driver for a message."""
         return str(self.version) if self.exact else f"branch {self.branch}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One system's stack. `name`: where it is in the settings, such as `vms.gaming`; `lock`: what the lock file has of
-    it; `is_trial`: it is asked what would fit, so that nobody reads what to do about what doesn't."""
+    """The request for one system's stack. `name`: the system's place in the settings, such as `vms.gaming`; `lock`: its
+    entry in the lock file; `is_trial`: whether it only tries what would fit, so that its errors need no advice."""
 
     target: Target
     settings: Nvidia
@@ -88,7 +89,10 @@ class Request:
     is_trial: bool = False
 
     def with_settings(self, **values: object) -> Request:
-        """The same with other settings, as a trial. Libraries beside CUDA are left out: they follow its release."""
+        """A trial with other settings, without cuDNN and NCCL, which follow CUDA's release.
+
+        :param values: fields of the settings.
+        """
         settings = self.settings.model_copy(update={"cudnn": None, "nccl": False, **values})
         return replace(self, settings=settings, is_trial=True)
 
@@ -96,7 +100,11 @@ class Request:
     def devices(self) -> tuple[str, ...] | None:
         """The device ids of NVIDIA's cards; None where the cards aren't known."""
         cards = self.system.cards
-        return None if cards is None else tuple(c[5:].lower() for c in cards if c.lower().startswith(f"{VENDOR}:"))
+        return (
+            None
+            if cards is None
+            else tuple(card[5:].lower() for card in cards if card.lower().startswith(f"{VENDOR}:"))
+        )
 
     @cached_property
     def generations(self) -> dict[str, Generation | None]:
@@ -105,7 +113,7 @@ class Request:
 
     @cached_property
     def driver(self) -> Driver | None:
-        """The driver that is meant; None in a container whose host wasn't read and whose settings name none."""
+        """The wanted driver; None in a container whose host wasn't read and whose settings name none."""
         text = self.settings.driver
         if self.target == "lxc" and self.system.host_driver:
             return driver_of(self, self.system.host_driver)
@@ -114,55 +122,63 @@ class Request:
         return driver_of(self, text) if text else self._recommended()
 
     def _recommended(self) -> Driver:
-        """Of the branches that know all the cards, the one to choose first; the recommended one where none does."""
+        """The first of the ranked branches that knows all the cards; the recommended one where none does."""
         drivers = (driver_of(self, str(row.branch)) for row in ranked_branches(self))
-        fitting = (one for one in drivers if all(self.knows(one, device) for device in self.generations))
+        fitting = (driver for driver in drivers if all(self.knows(driver, device) for device in self.generations))
         return next(fitting, driver_of(self, str(self.data.recommended)))
 
     def knows(self, driver: Driver, device: str) -> bool:
-        """Whether nothing says that a driver doesn't know a card: too new for it, or dropped."""
+        """Whether a driver may know a card: the card isn't known to be too new for it, or dropped.
+
+        :param device: the card's device id.
+        """
         row, generation = self.data.device(device), self.generations[device]
         if generation and (generation.outlived_by(driver.branch) or driver.version < generation.least):
             return False
         return row is None or driver.version > row.absent
 
     def run_sha256(self, version: str) -> str:
-        """Of NVIDIA's installer of a version: the lock file's, the settings', or the known one; empty where nobody has
-        it."""
-        known = self.data.installers.get(version)
-        locked = self.lock.installer if self.lock else None
-        if locked is not None and locked.version == version:
-            return locked.sha256
-        return self.settings.run_sha256.get(version) or (known.sha256 if known else "")
+        """The SHA-256 of NVIDIA's installer of a version: the lock file's, the settings', or the data's; empty where
+        none has it."""
+        row = self.data.installers.get(version)
+        installer = self.lock.installer if self.lock else None
+        if installer is not None and installer.version == version:
+            return installer.sha256
+        return self.settings.run_sha256.get(version) or (row.sha256 if row else "")
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
-        """What the driver's libraries are for. Where the settings don't say it: also video, as far as it can be had."""
-        named = self.settings.capabilities
-        return ("compute", "video") if named is None else tuple(one for one in _CAPABILITIES if one in named)
+        """The capabilities of the driver's libraries; without settings `compute`, and `video` where it is offered."""
+        wanted = self.settings.capabilities
+        return (
+            ("compute", "video")
+            if wanted is None
+            else tuple(capability for capability in _CAPABILITIES if capability in wanted)
+        )
 
     @property
     def branch(self) -> Branch | None:
-        """What is known of the driver's branch."""
+        """The row of the driver's branch; None where the driver or its branch isn't known."""
         return self.data.branches.get(self.driver.branch) if self.driver else None
 
     @property
-    def naming(self) -> list[Names]:
-        """The ways in which the driver's packages may be called: the branch's own first, then the others that the
-        distribution has had, which are taken only if the repositories say so; empty where distribution or driver aren't
-        known, or no names are.
+    def package_names(self) -> list[Names]:
+        """The namings that the driver's packages may have: the branch's first, then the distribution's other ones,
+        which are used only if the repositories offer them; empty where distribution, driver or names aren't known.
         """
         distribution = self.system.distribution
         if self.driver is None or distribution is None:
             return []
-        own = self.data.names(distribution, self.driver.branch)
-        others = [row for row in self.data.packaging.names if row.distribution == distribution and row is not own]
-        return [own, *others] if own else []
+        branch_names = self.data.names(distribution, self.driver.branch)
+        other_names = [
+            row for row in self.data.packaging.names if row.distribution == distribution and row is not branch_names
+        ]
+        return [branch_names, *other_names] if branch_names else []
 
 
 def ranked_branches(request: Request) -> list[Branch]:
-    """All branches: the recommended one, maintained ones that are known to build for some kernel, of these those for
-    long before shorter ones, and at the end those without fixes."""
+    """All branches in the order in which one is chosen: the recommended one; then maintained ones, those that are known
+    to build for some kernel first, of these those with long support; at the end those without fixes."""
     data = request.data
     return sorted(
         data.branches.values(),
@@ -171,14 +187,15 @@ def ranked_branches(request: Request) -> list[Branch]:
             row.ended(request.today),
             row.newest is None,
             not data.is_proved(row.branch),
-            _KINDS.index(row.kind),
+            _KINDS_IN_ORDER.index(row.kind),
             -row.branch,
         ),
     )
 
 
 def driver_of(request: Request, text: str) -> Driver:
-    """A driver from `580` or `580.105.08`; a branch stands for its newest release that is offered, else known."""
+    """The driver that `580` or `580.105.08` means; for a branch its locked release, else its newest one that is
+    offered, else the newest known one."""
     version = parse(text)
     if len(version.numbers) > 1:
         return Driver(version.major, True, version)
@@ -190,14 +207,14 @@ def driver_of(request: Request, text: str) -> Driver:
 
 
 def offered_versions(request: Request, branch: int) -> list[Version]:
-    """The driver's versions of a branch that the repositories offer, under any of its names; empty where nothing is
-    known of that."""
+    """The driver's versions of a branch that the repositories offer, under any naming; empty where the repositories
+    weren't read."""
     offered, distribution = request.system.offered or {}, request.system.distribution
-    # The libraries are there in every case, whichever modules are wanted.
+    # Each naming has the libraries, whichever modules are wanted.
     packages = [
         row.userspace[0].format(branch=branch)
         for row in request.data.packaging.names
         if row.distribution == distribution
     ]
-    found = [of_package(text) for package in packages for text in offered.get(package, ())]
-    return [version for version in found if version and version.major == branch]
+    versions = [of_package(text) for package in packages for text in offered.get(package, ())]
+    return [version for version in versions if version and version.major == branch]

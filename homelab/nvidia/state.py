@@ -1,4 +1,4 @@
-"""A system as the state of a stack holds it."""
+"""A system's facts in a stack's state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from homelab.shapes import SystemState
 
 
 def facts_of(reading: SystemReading, target: Target) -> SystemState:
-    """What is known of the system, as the state holds it: nothing that the steps themselves change."""
+    """The facts of a system for the state, without those that the steps themselves change."""
     system = reading.system
     return {
         "distribution": system.distribution,
@@ -35,17 +35,17 @@ def request_of(
     offered: dict[str, list[str]] | None = None,
     lock: SystemLock | None = None,
 ) -> Request:
-    """What `nvidia.plan` plans.
+    """The request for `nvidia.plan`.
 
     :param name: the system's, in the settings.
-    :param facts: as `facts_of` has them.
+    :param facts: those of `facts_of`.
     :param stack: the settings.
-    :param offered: package -> versions, once the repositories are there.
-    :param lock: what the lock file has of the system: no other version of its packages counts as offered.
+    :param offered: package -> versions; None until the repositories are configured.
+    :param lock: the system's entry in the lock file: no other version of its packages counts as offered.
     """
-    versions = None if offered is None else {name: tuple(found) for name, found in offered.items()}
+    versions = None if offered is None else {package: tuple(texts) for package, texts in offered.items()}
     if versions is not None and lock is not None:
-        versions = lock.only(versions)
+        versions = lock.narrowed(versions)
     system = SystemFacts(
         distribution=facts.get("distribution"),
         version=facts.get("version"),

@@ -1,7 +1,7 @@
-"""What a failing NVIDIA stack says, recognised by its real texts and answered with the cause and the remedy.
+"""Symptoms of a failing NVIDIA stack: real texts, each answered with its causes and remedies.
 
-The texts are data (data/symptoms.yaml), each with its source; a more telling one hides what only repeats its cause. How
-a log is printed is taken out of it before (homelab/messages.py).
+They are data (data/symptoms.yaml), each with its source; a symptom hides others that only repeat its cause. Time stamps
+and line breaks of logs are removed before the search (homelab/messages.py).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from homelab.errors import HomelabError
 from homelab.messages import Log, compiled, expression
 from homelab.nvidia.compatibility import FOLDER, Evidence, Flavour, Target
 
-# So much of a text is quoted in an error.
-_LONGEST = 240
+# At most so many characters of a text are quoted in an error.
+_QUOTED_CHARACTERS = 240
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the system that said it; None for what isn't. `bound`: the driver that has the card, nothing if
-    none has."""
+    """Facts of the system that a text comes from; None for what isn't known. `needs_open`: whether a card works with
+    the open modules alone; `bound`: the driver that has the card, empty if none has."""
 
     name: str = "this system"
     target: Target | None = None
@@ -48,7 +48,7 @@ class _SymptomRow(BaseModel):
 
 
 class When(_SymptomRow):
-    """What must hold in the context; a fact that isn't known holds nothing."""
+    """A condition on the context: each field that isn't None must equal the context's."""
 
     target: Target | None = None
     flavour: Flavour | None = None
@@ -57,13 +57,13 @@ class When(_SymptomRow):
     bound: str | None = None
 
     def holds(self, context: Context) -> bool:
-        """Whether all that is asked is so."""
-        known = asdict(context)
-        return all(known[key] == value for key, value in self.model_dump(exclude_none=True).items())
+        """Whether the condition is met; not where a fact that it names isn't known."""
+        facts = asdict(context)
+        return all(facts[key] == value for key, value in self.model_dump(exclude_none=True).items())
 
 
 class Cause(_SymptomRow):
-    """One cause of a symptom, and what to do."""
+    """A cause of a symptom, and what to do (`next`)."""
 
     when: When = When()
     why: str
@@ -71,8 +71,8 @@ class Cause(_SymptomRow):
 
 
 class Symptom(_SymptomRow):
-    """A text, where it appears, and its causes, the most particular first. `unless`: contexts in which it tells of
-    nothing wrong."""
+    """A text by which a failure is recognised. `where`: the log or program that has it; `causes`: the most particular
+    first; `unless`: contexts in which the text is no failure; `hides`: names of symptoms that only repeat its cause."""
 
     name: str
     pattern: Annotated[str, AfterValidator(_compiles)]
@@ -86,22 +86,22 @@ class Symptom(_SymptomRow):
 
     @property
     def expression(self) -> str:
-        """The pattern, as the texts are searched for it; Perl reads it the same way."""
+        """The regular expression of the pattern, the same for Python and Perl."""
         return expression(self.pattern)
 
     def search(self, text: str, context: Context) -> re.Match[str] | None:
-        """Where the text has it, if it tells of something wrong there."""
-        if any(one.holds(context) for one in self.unless):
+        """The match in a text; None without one, or where the context says that it is no failure."""
+        if any(when.holds(context) for when in self.unless):
             return None
         return compiled(self.pattern).search(text)
 
     def cause(self, context: Context) -> Cause:
-        """The cause that holds in a context."""
-        return next((one for one in self.causes if one.when.holds(context)), self.causes[-1])
+        """The first cause that holds in a context, else the last one."""
+        return next((cause for cause in self.causes if cause.when.holds(context)), self.causes[-1])
 
     @staticmethod
     def values(context: Context) -> dict[str, str]:
-        """What the texts' fields stand for, but `what`, which the pattern catches."""
+        """The values of the fields in the row's texts, but for `what`, a group of the pattern."""
         return {
             "name": context.name,
             "driver": context.driver or "the wanted driver",
@@ -116,19 +116,19 @@ class _Symptoms(_SymptomRow):
 
 @functools.cache
 def symptoms() -> tuple[Symptom, ...]:
-    """All rows, in the order in which they are answered."""
+    """All symptoms, in the order in which they are answered."""
     return _Symptoms.model_validate(tables.read(FOLDER / "symptoms.yaml")).symptoms
 
 
 def recognise(text: str, context: Context | None = None) -> list[HomelabError]:
-    """The errors behind what nvidia-smi, the kernel log, apt, dkms, CUDA or docker said; empty for a text without any.
+    """The errors behind an output of nvidia-smi, apt, dkms, CUDA or docker, or the kernel log; empty without a symptom.
 
-    :param text: output or log, of any length; what was printed is quoted in each error.
+    :param text: output or log, of any length; each error quotes it.
     """
     log, context = Log(text), context or Context()
-    found = {row.name: (row, match) for row in symptoms() if (match := row.search(log.text, context))}
-    hidden = {name for row, _ in found.values() for name in row.hides}
-    return [_answer(row, match, log, context) for name, (row, match) in found.items() if name not in hidden]
+    matches = {row.name: (row, match) for row in symptoms() if (match := row.search(log.text, context))}
+    hidden = {name for row, _ in matches.values() for name in row.hides}
+    return [_answer(row, match, log, context) for name, (row, match) in matches.items() if name not in hidden]
 
 
 def _answer(row: Symptom, match: re.Match[str], log: Log, context: Context) -> HomelabError:
@@ -136,7 +136,7 @@ def _answer(row: Symptom, match: re.Match[str], log: Log, context: Context) -> H
     values = {**row.values(context), "what": match.groupdict().get("what") or ""}
     return HomelabError(
         wanted=row.wanted.format(**values),
-        found=f"{row.where}: {log.quote(match, _LONGEST)}",
+        found=f"{row.where}: {log.quote(match, _QUOTED_CHARACTERS)}",
         why=cause.why.format(**values),
         next=cause.next.format(**values),
     )

@@ -1,8 +1,8 @@
-"""What a verification found (remote_scripts/nvidia_verification.sh), judged: is it what was wanted, and if not, why
-not?
+"""The verification of a system: the answer of remote_scripts/nvidia_verification.sh compared with what is expected,
+and an error for each difference.
 
-The script collects, this decides. A failure whose text is known is answered with its cause (`symptoms`), the most
-telling first; one cause is told once, in whatever it shows; what nobody knows is told in the program's own words.
+The script collects, this module decides. A failure with a known symptom is answered with its cause (`symptoms`), each
+cause once; any other is quoted.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from homelab.nvidia.symptoms import Context, recognise
 from homelab.nvidia.versions import fits, of_package, parse
 from homelab.shapes import CardInUse, Runtime, StackInUse
 
-# Of `timeout`, and of a shell that finds no such program.
+# Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
-# How much of what the driver last said is judged.
+# At most so many of the driver's last lines in the kernel log are searched.
 _LOG_LINES = 60
-# What nvidia-smi says of many different causes.
-_VAGUE = (
+# Messages of nvidia-smi that have many different causes.
+_VAGUE_MESSAGES = (
     "No devices were found",
     "couldn't communicate with the NVIDIA driver",
     "Unable to determine the device handle",
     "Unknown Error",
 )
-# So many lines of a program that failed are quoted.
+# At most so many lines of a program that failed are quoted.
 _QUOTED = 8
 # Columns of nvidia-smi by the words with which their headings begin; units follow in brackets.
 _COLUMNS = {
@@ -52,13 +52,13 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Expected:
-    """What a system is to have; all of it as JSON has it, so that it goes through a stack's state.
+    """A stack as a verification is to find it; of JSON's types alone, as it goes through a stack's state.
 
-    `driver`: a branch or an exact version; `cards`: vendor:device of each card that it is to see; None where that isn't
-    known, and any will do. `cuda`: a release; None where no compiler was asked for. `flavour`: of the loaded modules;
-    None in a container, whose host chose it. `demanded`: capabilities that the settings name: a library of another one
-    may be missing. `libraries`: beside CUDA, by their sonames. `needs_open`, `secure_boot`, `host_driver`, `kernel`: as
-    of `symptoms.Context`.
+    `driver`: a branch or an exact version; `cards`: vendor:device of each card; None where they aren't known, and any
+    will do. `cuda`: a release; None where no compiler is wanted. `flavour`: of the loaded modules; None in a container,
+    whose host chose it. `demanded`: capabilities that the settings name; a library of another one may be missing.
+    `libraries`: sonames of cuDNN and NCCL. `needs_open`, `secure_boot`, `host_driver`, `kernel`: those of
+    `symptoms.Context`.
     """
 
     name: str = "this system"
@@ -77,23 +77,25 @@ class Expected:
 
     @classmethod
     def of(cls, request: Request, plan: Plan, cards: Sequence[str] | None = None) -> Expected:
-        """What a plan leads to.
+        """The stack that a plan leads to.
 
-        :param cards: vendor:device of the cards that it is given, where that isn't all that were read.
+        :param cards: vendor:device of the cards that the system is given; None: all that were read.
         """
         system = request.system
-        given = system.cards if cards is None else cards
-        ours = None if given is None else [card.lower() for card in given if card.lower().startswith(f"{VENDOR}:")]
-        needs = [allowed_by_card(request, device) == ("open",) for device in request.generations]
+        card_ids = system.cards if cards is None else cards
+        nvidia_cards = (
+            None if card_ids is None else [card.lower() for card in card_ids if card.lower().startswith(f"{VENDOR}:")]
+        )
+        need_open = [allowed_by_card(request, device) == ("open",) for device in request.generations]
         return cls(
             name=request.name,
             target=request.target,
             driver=plan.version or plan.driver,
-            cards=ours,
+            cards=nvidia_cards,
             cuda=plan.cuda.release if plan.cuda else None,
             runtime=plan.toolkit.runtime if plan.toolkit else None,
             flavour=plan.flavour,
-            needs_open=any(needs) if needs else None,
+            needs_open=any(need_open) if need_open else None,
             secure_boot=system.secure_boot,
             host_driver=system.host_driver or None,
             kernel=system.running,
@@ -103,15 +105,15 @@ class Expected:
 
     @property
     def context(self) -> Context:
-        """The same for `symptoms`. The flavour isn't in it: which modules are loaded is read, not wanted."""
+        """The context for `symptoms`, without the flavour, which is that of the loaded modules."""
         return Context(
             self.name, self.target, None, self.needs_open, self.secure_boot, self.driver, self.host_driver, self.kernel
         )
 
 
 @dataclass(frozen=True)
-class _ProgramDone:
-    """What one of the script's programs did."""
+class _ProgramResult:
+    """Exit status and output of one of the script's programs."""
 
     status: int
     output: str
@@ -124,26 +126,30 @@ class _ProgramDone:
 def judge(
     result: Mapping[str, Any], wanted: Expected, data: Compatibility | None = None
 ) -> tuple[StackInUse, list[HomelabError]]:
-    """The stack's output of a system, and all that isn't as wanted; the output holds what was seen in either case.
+    """The stack in use on a system, and an error for each difference from what is expected; the first is whole with and
+    without errors.
 
     :param result: the script's answer.
     :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda`
         (nvcc's release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the
         errors.
     """
-    parts = {key: _part(result.get(key)) for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")}
-    unchecked = _not_fetched(wanted, parts["container"])
-    if unchecked:
+    parts = {
+        key: _program_result(result.get(key))
+        for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")
+    }
+    unfetched = _unfetched_image(wanted, parts["container"])
+    if unfetched:
         parts["container"] = None
-    smi = parts["nvidiaSmi"] or _ProgramDone(_NO_PROGRAM, "")
-    cards = _cards(smi.output) if smi.works else []
+    smi = parts["nvidiaSmi"] or _ProgramResult(_NO_PROGRAM, "")
+    cards = _cards_of_smi(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
-    release = _release(nvcc) if nvcc else None
-    passed = {key: None if part is None else _passed(key, part) for key, part in parts.items() if key in _MARKS}
+    release = _release_of_nvcc(nvcc) if nvcc else None
+    passed = {key: None if part is None else _succeeded(key, part) for key, part in parts.items() if key in _MARKS}
     output: StackInUse = {
         "driver": cards[0]["driver"] if cards else result.get("loaded") or None,
         "flavour": result.get("flavour") or None,
-        "gpus": [_in_use(card) for card in cards],
+        "gpus": [_card_output(card) for card in cards],
         "cuda": release,
         "program": passed["program"],
         "container": passed["container"],
@@ -154,70 +160,70 @@ def judge(
         "cudnn": None,
         "nccl": None,
         "cdi": None,
-        "unchecked": unchecked,
+        "unchecked": unfetched,
     }
     data = data or load()
-    loaded = _loaded(parts["libraries"]) if cards else {}
+    load_results = _load_results(parts["libraries"]) if cards else {}
     for capability in ("video", "graphics"):
-        known = [loaded[name] for name in data.libraries([capability]) if name in loaded]
-        # What isn't installed, and wasn't demanded, is none of this verification's.
-        missing = [said for said in known if _NOT_THERE in said] and capability not in wanted.demanded
-        output[capability] = None if missing or not known else all(said.startswith("loaded") for said in known)
-    interface = re.search(r"NVENC (\d+\.\d+)", loaded.get("libnvidia-encode.so.1", ""))
+        states = [load_results[name] for name in data.libraries([capability]) if name in load_results]
+        # A library that isn't installed only counts where the settings demand its capability.
+        missing = [state for state in states if _NOT_THERE in state] and capability not in wanted.demanded
+        output[capability] = None if missing or not states else all(state.startswith("loaded") for state in states)
+    interface = re.search(r"NVENC (\d+\.\d+)", load_results.get("libnvidia-encode.so.1", ""))
     output["nvenc"] = interface[1] if interface else None
     for row in data.cuda.libraries:
-        told = re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", loaded.get(row.soname, ""))
-        if told and row.name == "cudnn":
-            output["cudnn"] = told[1]
-        elif told:
-            output["nccl"] = told[1]
+        match = re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, ""))
+        if match and row.name == "cudnn":
+            output["cudnn"] = match[1]
+        elif match:
+            output["nccl"] = match[1]
     errors = list(_errors(result, wanted, parts, cards, release, data))
     output["cdi"], outdated = _specification(wanted, result.get("cdi"), output.get("driver"))
-    # A container that failed by it says the same.
+    # A container that failed for this reason has the same error.
     if outdated and not any("CDI specification" in error.wanted for error in errors):
         errors.append(outdated)
     if cards:
-        errors += _beside_cuda(wanted, parts["libraries"], loaded)
-        errors += _libraries(wanted, parts, loaded, output, data)
-    return output, _once(errors)
+        errors += _cuda_libraries(wanted, parts["libraries"], load_results)
+        errors += _libraries(wanted, parts, load_results, output, data)
+    return output, _unique(errors)
 
 
-def _not_fetched(wanted: Expected, container: _ProgramDone | None) -> list[str]:
-    """What couldn't be tried in a container, since there is no image for it: that says nothing of the card or the
-    toolkit."""
-    if container is None or _passed("container", container):
+def _unfetched_image(wanted: Expected, container: _ProgramResult | None) -> list[str]:
+    """Sentences on the trial in a container that couldn't be made, as its image couldn't be fetched, which is no
+    failure of card or toolkit; else empty."""
+    if container is None or _succeeded("container", container):
         return []
-    said = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
-    if said is None:
+    message = next((line.strip() for line in container.output.splitlines() if _NO_IMAGE.search(line)), None)
+    if message is None:
         return []
     return [
         f"a container of {wanted.runtime or 'the engine'}, since its image could not be fetched (nvidia.proxy is "
-        f"for a way through a proxy): {said[-300:]}"
+        f"for a way through a proxy): {message[-300:]}"
     ]
 
 
-def _part(value: Any) -> _ProgramDone | None:
-    return None if value is None else _ProgramDone(int(value["status"]), str(value["output"]))
+def _program_result(value: Any) -> _ProgramResult | None:
+    return None if value is None else _ProgramResult(int(value["status"]), str(value["output"]))
 
 
-def _cards(output: str) -> list[dict[str, str | None]]:
-    """nvidia-smi's rows, by the headings above them; what it calls [N/A] isn't known."""
+def _cards_of_smi(output: str) -> list[dict[str, str | None]]:
+    """The cards of nvidia-smi's table: names of `_COLUMNS` -> text; None for [N/A]."""
     lines = output.splitlines()
     start = next((number for number, line in enumerate(lines) if line.startswith("index")), None)
     if start is None:
         return []
-    found = []
-    for row in csv.DictReader(io.StringIO("\n".join(lines[start:])), skipinitialspace=True):
+    cards = []
+    for fields in csv.DictReader(io.StringIO("\n".join(lines[start:])), skipinitialspace=True):
         # A warning below the table has no second field.
-        values = {str(key).partition(" ")[0]: value for key, value in row.items() if isinstance(value, str)}
+        values = {str(key).partition(" ")[0]: value for key, value in fields.items() if isinstance(value, str)}
         if not values.get("uuid", "").startswith(("GPU-", "MIG-")):
             continue
         texts = {name: values.get(heading, "[N/A]").strip() for heading, name in _COLUMNS.items()}
-        found.append({name: None if text.startswith("[") else text for name, text in texts.items()})
-    return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in found]
+        cards.append({name: None if text.startswith("[") else text for name, text in texts.items()})
+    return [{**card, "device": _device(card["device"]), "address": _address(card["address"])} for card in cards]
 
 
-def _in_use(card: Mapping[str, str | None]) -> CardInUse:
+def _card_output(card: Mapping[str, str | None]) -> CardInUse:
     return {
         "name": card["name"],
         "uuid": card["uuid"],
@@ -228,39 +234,39 @@ def _in_use(card: Mapping[str, str | None]) -> CardInUse:
 
 
 def _address(text: str | None) -> str | None:
-    """nvidia-smi's 00000000:01:00.0, whose domain has eight digits, as everybody else writes it."""
+    """0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits."""
     return None if text is None else re.sub(r"^0000(?=[0-9a-f]{4}:)", "", text.lower())
 
 
 def _device(text: str | None) -> str | None:
-    """nvidia-smi's 0x2B8510DE, device and vendor, as 10de:2b85."""
+    """10de:2b85 for nvidia-smi's 0x2B8510DE; None where it isn't of that form."""
     match = re.fullmatch(r"0x([0-9A-F]{4})([0-9A-F]{4})", text or "", re.IGNORECASE)
     return f"{match[2]}:{match[1]}".lower() if match else None
 
 
-def _release(part: _ProgramDone) -> str | None:
+def _release_of_nvcc(part: _ProgramResult) -> str | None:
     match = re.search(r"release (\d+\.\d+)", part.output) if part.works else None
     return match[1] if match else None
 
 
-def _passed(key: str, part: _ProgramDone) -> bool:
+def _succeeded(key: str, part: _ProgramResult) -> bool:
     return part.works and _MARKS[key] in part.output
 
 
-# What a program that works says.
+# What the output of a program that works contains.
 _MARKS = {"program": "Result = PASS", "container": "GPU 0:", "uvm": "opened"}
-# Of an engine that is there, and gets no image: its registry isn't reached (docker, podman; containerd), answers
-# nothing, or not any more.
+# Messages of an installed engine that gets no image: its registry isn't reached (docker, podman; containerd), doesn't
+# answer, or refuses more requests.
 _NO_IMAGE = re.compile(
     r"(Get|Head) \"https?://[^\"]+\": "
     r"(dial tcp|proxyconnect|net/http|context deadline|EOF|tls|x509|read tcp|Service Unavailable)"
     r"|toomanyrequests|pinging container registry|manifest unknown|received unexpected HTTP status: 5",
     re.IGNORECASE,
 )
-# Of the loader, for the library itself or one that it needs.
+# A message of the loader, for the library itself or one that it needs.
 _NOT_THERE = "cannot open shared object file"
-# What programs are tried for: what was wanted, what it means that it doesn't work, what to do where nobody knows the
-# text.
+# The programs that are tried: what was wanted, why a failure matters, and what to do where its output has no known
+# symptom.
 _PROGRAMS = {
     "program": (
         "a CUDA program that is compiled and runs on each card",
@@ -274,8 +280,8 @@ _PROGRAMS = {
         "`docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi`), then run `pulumi up`",
     ),
 }
-# Why an ordinary user can't open a node, by the kernel's word for it, in a container and elsewhere: what is behind it,
-# what to do.
+# The kernel's reason why an ordinary user can't open a device node -> target ("" for any other) -> the cause, and what
+# to do.
 _REFUSED = {
     "No such file or directory": {
         "lxc": (
@@ -322,13 +328,13 @@ _REFUSED = {
 def _errors(
     result: Mapping[str, Any],
     wanted: Expected,
-    parts: Mapping[str, _ProgramDone | None],
+    parts: Mapping[str, _ProgramResult | None],
     cards: Sequence[Mapping[str, str | None]],
     release: str | None,
     data: Compatibility,
 ) -> Iterator[HomelabError]:
-    smi = parts["nvidiaSmi"] or _ProgramDone(_NO_PROGRAM, "")
-    context = _seen(wanted, result)
+    smi = parts["nvidiaSmi"] or _ProgramResult(_NO_PROGRAM, "")
+    context = _context_of(wanted, result)
     if smi.works and cards:
         yield from _driver_and_cards(wanted, result, cards, data)
     else:
@@ -337,27 +343,29 @@ def _errors(
     nvcc = parts["nvcc"]
     if nvcc is not None:
         yield from _compiler(wanted, nvcc, release, context)
-    told: list[HomelabError] = []
+    program_errors: list[HomelabError] = []
     for key, (what, why, next_step) in _PROGRAMS.items():
         part = parts[key]
-        if part is None or _passed(key, part):
+        if part is None or _succeeded(key, part):
             continue
         # Nothing works without the driver, nor a program without its compiler.
         if not (smi.works and cards) or (key == "program" and nvcc is not None and not nvcc.works):
             continue
-        told += recognise(part.output, context) or [_unknown(f"{wanted.name}: {what}", part, why, next_step)]
+        program_errors += recognise(part.output, context) or [
+            _unrecognised(f"{wanted.name}: {what}", part, why, next_step)
+        ]
     devices = parts["uvm"]
     if devices and not devices.works and smi.works and cards:
-        # What the kernel says of a node tells more than the CUDA program, which failed for the same reason.
-        told = [error for error in told if not error.wanted.endswith("/dev/nvidia-uvm")]
+        # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
+        program_errors = [error for error in program_errors if not error.wanted.endswith("/dev/nvidia-uvm")]
         yield _refused(wanted, devices)
-    yield from told
-    if (container := parts["container"]) and _passed("container", container):
+    yield from program_errors
+    if (container := parts["container"]) and _succeeded("container", container):
         yield from _cards_of_container(wanted, container, cards)
 
 
-def _seen(wanted: Expected, result: Mapping[str, Any]) -> Context:
-    """The context, with the flavour that is loaded, not the one that was wanted."""
+def _context_of(wanted: Expected, result: Mapping[str, Any]) -> Context:
+    """The context for `symptoms`, with the flavour of the loaded modules."""
     context = wanted.context
     flavour: Flavour | None = {"open": "open", "proprietary": "proprietary"}.get(str(result.get("flavour")))  # type: ignore[assignment]
     return Context(
@@ -372,13 +380,15 @@ def _seen(wanted: Expected, result: Mapping[str, Any]) -> Context:
     )
 
 
-def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[HomelabError]:
-    """Why nvidia-smi lists no card. Where it doesn't say that itself, the kernel log does, of the time since the module
-    was loaded."""
-    vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE)
-    known = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
-    if known:
-        yield from known
+def _no_cards(smi: _ProgramResult, log: str, context: Context) -> Iterator[HomelabError]:
+    """Why nvidia-smi lists no card.
+
+    :param log: the kernel log since the module was loaded, which is searched too where nvidia-smi's message is vague.
+    """
+    vague = smi.status == _TIMED_OUT or any(text in smi.output for text in _VAGUE_MESSAGES)
+    errors = recognise(f"{log}\n{smi.output}" if vague else smi.output, context)
+    if errors:
+        yield from errors
     elif smi.status == _NO_PROGRAM:
         yield HomelabError(
             wanted=f"{context.name}: nvidia-smi",
@@ -388,7 +398,7 @@ def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[Homelab
             next="run `pulumi up --refresh`: it installs what is missing",
         )
     else:
-        yield _unknown(
+        yield _unrecognised(
             f"{context.name}: nvidia-smi that lists the cards",
             smi,
             "nothing could use them",
@@ -396,8 +406,8 @@ def _no_cards(smi: _ProgramDone, log: str, context: Context) -> Iterator[Homelab
         )
 
 
-def _unknown(wanted: str, part: _ProgramDone, why: str, next_step: str) -> HomelabError:
-    """A failure whose text nobody knows."""
+def _unrecognised(wanted: str, part: _ProgramResult, why: str, next_step: str) -> HomelabError:
+    """The error for a failure without a known symptom."""
     if part.status == _TIMED_OUT:
         return HomelabError(
             wanted=wanted,
@@ -408,12 +418,12 @@ def _unknown(wanted: str, part: _ProgramDone, why: str, next_step: str) -> Homel
             "again",
         )
     lines = [line for line in part.output.splitlines() if line.strip()]
-    found = "\n".join(lines[-_QUOTED:]) or "nothing was said"
-    return HomelabError(wanted=wanted, found=f"status {part.status}: {found}", why=why, next=next_step)
+    quoted = "\n".join(lines[-_QUOTED:]) or "nothing was said"
+    return HomelabError(wanted=wanted, found=f"status {part.status}: {quoted}", why=why, next=next_step)
 
 
-def _refused(wanted: Expected, devices: _ProgramDone) -> HomelabError:
-    """Nodes that an ordinary user can't open; the first one's reason stands for all."""
+def _refused(wanted: Expected, devices: _ProgramResult) -> HomelabError:
+    """The error for device nodes that an ordinary user can't open; its reason is the first one's."""
     lines = [line for line in devices.output.splitlines() if line.strip() and not line.endswith(": opened")]
     reason = next((word for word in _REFUSED if lines and word in lines[0]), None)
     answers = (
@@ -454,22 +464,23 @@ def _driver_and_cards(
 
 
 def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:
-    """By PCI id where nvidia-smi tells it, else by their number alone: names differ between drivers."""
+    """An error where other cards are there than expected: compared by PCI id where nvidia-smi tells it, else by their
+    number, as names differ between drivers."""
     if not wanted.cards:
         return
-    seen = [card["device"] for card in cards]
+    devices = [card["device"] for card in cards]
     expected = Counter(card.lower() for card in wanted.cards)
-    known = all(seen)
-    if Counter(seen) == expected if known else len(seen) == len(wanted.cards):
+    all_have_ids = all(devices)
+    if Counter(devices) == expected if all_have_ids else len(devices) == len(wanted.cards):
         return
-    texts = ", ".join(_text(card, data) for card in wanted.cards)
-    found = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
-    less = len(cards) < len(wanted.cards)
+    texts = ", ".join(_card_text(card, data) for card in wanted.cards)
+    listed = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
+    some_missing = len(cards) < len(wanted.cards)
     yield HomelabError(
         wanted=f"{wanted.name}: {len(wanted.cards)} card(s): {texts}",
-        found=f"{len(cards)} in nvidia-smi: {found}",
+        found=f"{len(cards)} in nvidia-smi: {listed}",
         why="a card that is missing isn't given to this system, or doesn't start"
-        if less
+        if some_missing
         else "programs would use other cards than those that were meant",
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
         "missing one read "
@@ -477,8 +488,11 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: C
     )
 
 
-def _text(card: str, data: Compatibility) -> str:
-    """A card by its model, where the data knows it."""
+def _card_text(card: str, data: Compatibility) -> str:
+    """A card for a message: its model, where the data has it, and its id.
+
+    :param card: vendor:device.
+    """
     device = card.partition(":")[2].lower()
     row = data.device(device)
     generation = data.generation(device)
@@ -486,10 +500,10 @@ def _text(card: str, data: Compatibility) -> str:
     return f"{name} ({card})"
 
 
-def _compiler(wanted: Expected, nvcc: _ProgramDone, release: str | None, context: Context) -> Iterator[HomelabError]:
+def _compiler(wanted: Expected, nvcc: _ProgramResult, release: str | None, context: Context) -> Iterator[HomelabError]:
     if release is None:
         missing = nvcc.status in (_NO_PROGRAM, 126)
-        known = recognise(nvcc.output, context)
+        errors = recognise(nvcc.output, context)
         generic = HomelabError(
             wanted=f"{wanted.name}: nvcc of CUDA {wanted.cuda}",
             found="it isn't there"
@@ -498,7 +512,7 @@ def _compiler(wanted: Expected, nvcc: _ProgramDone, release: str | None, context
             why="CUDA programs are compiled with it",
             next="run `pulumi up --refresh`: it installs CUDA's toolkit again",
         )
-        yield from known or [generic]
+        yield from errors or [generic]
     elif wanted.cuda and release.split(".") != wanted.cuda.split(".")[:2]:
         yield HomelabError(
             wanted=f"{wanted.name}: CUDA {wanted.cuda}",
@@ -508,100 +522,111 @@ def _compiler(wanted: Expected, nvcc: _ProgramDone, release: str | None, context
         )
 
 
-def _loaded(part: _ProgramDone | None) -> dict[str, str]:
-    """Soname -> what loading it came to: `loaded`, perhaps with what it said, or the loader's error."""
+def _load_results(part: _ProgramResult | None) -> dict[str, str]:
+    """Soname -> the result of loading it: `loaded`, perhaps with its version, or the loader's error."""
     lines = part.output.splitlines() if part else []
     return {match[1]: match[2] for line in lines if (match := re.match(r"(lib\S+\.so\.\d+): (.+)", line))}
 
 
 def _libraries(
     wanted: Expected,
-    parts: Mapping[str, _ProgramDone | None],
-    loaded: Mapping[str, str],
+    parts: Mapping[str, _ProgramResult | None],
+    load_results: Mapping[str, str],
     output: StackInUse,
     data: Compatibility,
 ) -> Iterator[HomelabError]:
-    """Libraries of what the driver is for, here and in a container."""
+    """Errors for the libraries of the driver's capabilities, on the system and in a container."""
     texts = {"video": "NVENC and NVDEC", "graphics": "EGL, OpenGL and Vulkan"}
     states = {"video": output.get("video"), "graphics": output.get("graphics")}
     part = parts["libraries"]
     for capability, works in states.items():
         names = data.libraries([capability])
-        said = [f"{name}: {loaded[name]}" for name in names if not loaded.get(name, "loaded").startswith("loaded")]
+        failures = [
+            f"{name}: {load_results[name]}"
+            for name in names
+            if not load_results.get(name, "loaded").startswith("loaded")
+        ]
         what = f"{wanted.name}: the libraries of {texts[capability]}, loaded"
         if works is None and capability in wanted.demanded and part is not None:
-            yield _unknown(
+            yield _unrecognised(
                 what, part, "programs could not use them", "run `pulumi up --refresh`: it installs them again"
             )
         elif works is False:
-            missing = any(_NOT_THERE in line for line in said)
+            missing = any(_NOT_THERE in line for line in failures)
             yield HomelabError(
                 wanted=what,
-                found="; ".join(said),
+                found="; ".join(failures),
                 why="a library that isn't there, or one that it needs, was removed since, or never installed"
                 if missing
                 else "the loader refuses a library that isn't whole, or that has another version than those beside it",
                 next="run `pulumi up --refresh`: it installs what is missing",
             )
-        refused = [name for name in names if loaded.get(name, "").startswith("loaded, NVENC error")]
+        refused = [name for name in names if load_results.get(name, "").startswith("loaded, NVENC error")]
         if refused:
             yield HomelabError(
                 wanted=f"{wanted.name}: the newest version of NVENC's interface",
-                found=f"{refused[0]}: {loaded[refused[0]].partition(', ')[2]}",
+                found=f"{refused[0]}: {load_results[refused[0]].partition(', ')[2]}",
                 why="the library is there and doesn't answer: programs could not encode video",
                 next="run `pulumi up --refresh`: it looks whether the library is of the loaded driver's version",
             )
-    if (container := parts["container"]) and _passed("container", container):
-        lacking = {name: said for name, said in _loaded(container).items() if not said.startswith("loaded")}
+    if (container := parts["container"]) and _succeeded("container", container):
+        lacking = {name: state for name, state in _load_results(container).items() if not state.startswith("loaded")}
         if lacking:
             yield HomelabError(
                 wanted=f"{wanted.name}: the driver's libraries in a container that asks for them "
                 "(NVIDIA_DRIVER_CAPABILITIES)",
-                found="; ".join(f"{name}: {said}" for name, said in lacking.items()),
+                found="; ".join(f"{name}: {state}" for name, state in lacking.items()),
                 why="they load on the system itself: the CDI specification is from before they were installed, or "
                 "the toolkit doesn't find them",
                 next="run `pulumi up --refresh`: it makes the specification again",
             )
 
 
-def _specification(wanted: Expected, found: str | None, driver: str | None) -> tuple[str | None, HomelabError | None]:
-    """The driver's version that the CDI specification names, and what stands against it: engines take the first of the
-    files."""
-    path, _, named = (found or "").partition("\n")[0].partition(" ")
-    if not named or driver is None or named == driver:
-        return named or None, None
-    ours = path.startswith("/etc/")
-    return named, HomelabError(
+def _specification(wanted: Expected, cdi: str | None, driver: str | None) -> tuple[str | None, HomelabError | None]:
+    """The driver's version that the CDI specification names, and an error where another driver runs.
+
+    :param cdi: a line for each specification, `PATH VERSIONS`; engines take the first one.
+    :param driver: the version of the running driver.
+    """
+    path, _, versions = (cdi or "").partition("\n")[0].partition(" ")
+    if not versions or driver is None or versions == driver:
+        return versions or None, None
+    is_homelabs = path.startswith("/etc/")
+    return versions, HomelabError(
         wanted=f"{wanted.name}: a CDI specification of the driver that runs, {driver}",
-        found=f"{path} names libraries of {named.replace(' ', ' and ')}",
+        found=f"{path} names libraries of {versions.replace(' ', ' and ')}",
         why="containers are given the libraries that it names: they are gone, or of another version than the loaded "
         "module",
         next="run `pulumi up --refresh`: it makes the specification again"
-        if ours
+        if is_homelabs
         else "restart the toolkit's own service nvidia-cdi-refresh there, which writes that file; then run "
         "`pulumi up --refresh`",
     )
 
 
-def _beside_cuda(wanted: Expected, part: _ProgramDone | None, loaded: Mapping[str, str]) -> Iterator[HomelabError]:
-    """cuDNN and NCCL: there, and of the major release of CUDA that was wanted."""
+def _cuda_libraries(
+    wanted: Expected, part: _ProgramResult | None, load_results: Mapping[str, str]
+) -> Iterator[HomelabError]:
+    """Errors for cuDNN and NCCL: not loaded, or of another major release of CUDA than the wanted one."""
     major = (wanted.cuda or "").partition(".")[0]
     for name in wanted.libraries:
-        said = loaded.get(name)
+        state = load_results.get(name)
         what = f"{wanted.name}: {name} of CUDA {major}, loaded"
-        if said is None and part is not None:
-            yield _unknown(what, part, "programs could not use it", "run `pulumi up --refresh`: it installs it again")
-        elif said is not None and not said.startswith("loaded"):
+        if state is None and part is not None:
+            yield _unrecognised(
+                what, part, "programs could not use it", "run `pulumi up --refresh`: it installs it again"
+            )
+        elif state is not None and not state.startswith("loaded"):
             yield HomelabError(
                 wanted=what,
-                found=said,
+                found=state,
                 why="it was removed since, or isn't whole: programs that compute with it don't start",
                 next="run `pulumi up --refresh`: it installs what is missing",
             )
-        elif said and (match := re.search(r"for CUDA (\d+)", said)) and match[1] != major:
+        elif state and (match := re.search(r"for CUDA (\d+)", state)) and match[1] != major:
             yield HomelabError(
                 wanted=what,
-                found=said.partition(", ")[2],
+                found=state.partition(", ")[2],
                 why="one that is made for another major release of CUDA needs that release's libraries",
                 next="run `pulumi up --refresh`: it installs the one of this release; remove the other one if you "
                 "installed it",
@@ -609,22 +634,22 @@ def _beside_cuda(wanted: Expected, part: _ProgramDone | None, loaded: Mapping[st
 
 
 def _cards_of_container(
-    wanted: Expected, container: _ProgramDone, cards: Sequence[Mapping[str, str | None]]
+    wanted: Expected, container: _ProgramResult, cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
-    inside = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
-    if not cards or inside == len(cards):
+    listed = len(re.findall(r"^GPU \d+:", container.output, re.MULTILINE))
+    if not cards or listed == len(cards):
         return
     yield HomelabError(
         wanted=f"{wanted.name}: a container that sees all of its {len(cards)} cards",
-        found=f"nvidia-smi in it lists {inside}",
+        found=f"nvidia-smi in it lists {listed}",
         why="the CDI specification, or the runtime's configuration, names fewer cards",
         next="run `pulumi up --refresh`: it makes the specification again",
     )
 
 
-def _once(errors: list[HomelabError]) -> list[HomelabError]:
-    """Each cause once: the same symptom shows in several programs."""
-    found: dict[tuple[str, str], HomelabError] = {}
+def _unique(errors: list[HomelabError]) -> list[HomelabError]:
+    """The errors, each cause once, as one symptom shows in several programs."""
+    by_cause: dict[tuple[str, str], HomelabError] = {}
     for error in errors:
-        found.setdefault((error.wanted, error.why), error)
-    return list(found.values())
+        by_cause.setdefault((error.wanted, error.why), error)
+    return list(by_cause.values())

@@ -7,7 +7,7 @@ import dataclasses
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.nvidia import reading
-from homelab.nvidia.plan import against, plan_stack
+from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.systems import SystemWork
@@ -96,7 +96,7 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             )
         facts = facts_of(asyncio.run(self.read_system_in_time(inputs, stack.timeouts.reboot)), inputs.target)
         request = request_of(inputs.target, inputs.system_name, facts, stack)
-        raise_all(against(request))
+        raise_all(all_refusals(request))
         for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
         return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)

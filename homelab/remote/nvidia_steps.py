@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import AptFile, Plan, Repository, unpinned
+from homelab.nvidia.plan import AptFile, Plan, Repository, unknown_sha256
 from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context, Symptom, symptoms
 from homelab.nvidia.versions import parse
@@ -99,7 +99,7 @@ def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, genera
         LOCKED=plan.locked,
         # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
         PACKAGES=" ".join((*plan.cuda.packages, load().packaging.build[-1])),
-        BESIDE=" ".join(plan.cuda.beside),
+        BESIDE=" ".join(plan.cuda.library_packages),
         RELEASE=plan.cuda.release,
         NVCC=plan.cuda.nvcc,
         GENERATION=generation,
@@ -194,7 +194,7 @@ def driver(
         RUN_VERSION=run.version if run else "",
         RUN_URL=run.url if run else "",
         RUN_SHA256=run.sha256 if run else "",
-        RUN_UNPINNED=_parts(unpinned(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
+        RUN_UNPINNED=_parts(unknown_sha256(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target != "lxc" else "",

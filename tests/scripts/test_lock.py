@@ -9,7 +9,7 @@ import pytest
 
 from homelab.nvidia import plan as planning
 from homelab.nvidia.lock import LockedPackage, SystemLock
-from homelab.nvidia.outdated import Packages, lines
+from homelab.nvidia.outdated import PackagesReading, lines
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
 from homelab.remote import nvidia_steps as steps
@@ -20,8 +20,8 @@ from tests.scripts.test_nvidia_driver import of_driver
 OLD = "580.159.03"
 
 
-def packages_of(machine: Machine) -> Packages:
-    return Packages.of(machine.answer("read_packages", steps.read_packages()))
+def packages_of(machine: Machine) -> PackagesReading:
+    return PackagesReading.of(machine.answer("read_packages", steps.read_packages()))
 
 
 def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") -> dict[str, str]:
@@ -32,7 +32,7 @@ def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") ->
         system = machine.read().system
         if offered is not None:
             found = {name: tuple(versions) for name, versions in offered.items()}
-            system = dataclasses.replace(system, offered=lock.only(found) if lock else found)
+            system = dataclasses.replace(system, offered=lock.narrowed(found) if lock else found)
         return planning.plan_stack(Request(machine.target, machine.settings, system, "it", lock))
 
     asked = planning.packages_to_ask_for(Request(machine.target, machine.settings, machine.read().system, "it", lock))
@@ -50,7 +50,7 @@ def lock(tmp_path_factory: pytest.TempPathFactory) -> SystemLock:
     vm = VirtualMachine(tmp_path_factory.mktemp("first"))
     installed(vm, None, OLD)
     found = packages_of(vm)
-    assert found.unknown == [] and found.driver == OLD and found.distribution == "ubuntu 24.04"
+    assert found.not_lockable == [] and found.driver == OLD and found.distribution == "ubuntu 24.04"
     assert {"cuda-toolkit-12-8", "libcudnn9-cuda-12", "libnccl2"} <= found.lock.packages.keys()
     driver = next(name for name, one in sorted(found.lock.packages.items()) if OLD in one.version)
     # Somebody asks what is newer.

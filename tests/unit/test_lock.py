@@ -14,7 +14,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia import lock
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.lock import LockedInstaller, LockedPackage, SystemLock
-from homelab.nvidia.outdated import Installed, Packages, age
+from homelab.nvidia.outdated import InstalledPackage, PackagesReading, age
 from homelab.nvidia.plan import plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request, SystemFacts
@@ -57,8 +57,8 @@ def test_a_file_that_is_no_lock_is_one_clear_error(tmp_path: Path, text: str) ->
 
 def test_only_the_locked_version_counts_as_offered() -> None:
     offered = {"libnvidia-compute-580": ("580.105.08-0ubuntu1", VERSION), "other": ("2", "1")}
-    assert LOCK.only(offered) == {"libnvidia-compute-580": (VERSION,), "other": ("2", "1")}
-    assert LOCK.only({"libnvidia-compute-580": ("580.105.08-0ubuntu1",)}) == {"libnvidia-compute-580": ()}
+    assert LOCK.narrowed(offered) == {"libnvidia-compute-580": (VERSION,), "other": ("2", "1")}
+    assert LOCK.narrowed({"libnvidia-compute-580": ("580.105.08-0ubuntu1",)}) == {"libnvidia-compute-580": ()}
 
 
 def test_a_branch_stands_for_the_locked_release_and_apt_is_told_first() -> None:
@@ -95,10 +95,10 @@ CONFIG = {
     "homelab:hosts": {"pve": {"address": "192.0.2.10", "ssh": {"hostKey": KEY, "agent": True}, "nvidia": {}}},
     "homelab:containers": {"ai": {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {}}},
 }
-FOUND = Packages(
+FOUND = PackagesReading(
     "debian 13",
     "580.95.05",
-    (Installed("libcuda1", "580.95.05-1", SUM, "580.105.08-1"), Installed("gone", "1", "-", "-")),
+    (InstalledPackage("libcuda1", "580.95.05-1", SUM, "580.105.08-1"), InstalledPackage("gone", "1", "-", "-")),
 )
 
 
@@ -107,7 +107,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The options of a stack's own file; each of its systems has the same packages."""
     (tmp_path / "Pulumi.x.yaml").write_text(yaml.safe_dump({"config": CONFIG}))
 
-    async def read(place: command.LockedSystem) -> tuple[Packages, SystemReading]:
+    async def read(place: command.LockedSystem) -> tuple[PackagesReading, SystemReading]:
         return FOUND, SystemReading(
             dataclasses.replace(SYSTEM, distribution="debian", version="13"), "b", frozenset(), ()
         )
@@ -131,7 +131,7 @@ def test_the_command_writes_what_each_system_has_and_forgets_what_is_released(
     assert command.main([*options, "--release"]) == 0 and not path.exists()
 
 
-def test_a_system_that_is_not_in_the_settings_is_one_error_and_writes_nothing(
+def test_a_system_missing_in_the_settings_is_one_error_and_writes_nothing(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main([*options, "vms.sandbox"]) == 2

@@ -61,7 +61,7 @@ def test_a_cards_other_functions_are_no_cards(device: str) -> None:
 
 
 @pytest.mark.parametrize("row", DATA.gpus.devices, ids=lambda row: next(iter(row.cards)))
-def test_a_late_card_is_of_a_generation_that_has_a_driver_before_it(row: DeviceRow) -> None:
+def test_a_late_card_is_of_a_generation_with_an_earlier_driver(row: DeviceRow) -> None:
     assert row.absent < row.listed
     for device in row.cards:
         generation = DATA.generation(device)
@@ -119,7 +119,7 @@ def test_what_is_known_of_kernels_and_drivers(kernel: str, driver: str, verdict:
     assert (row.verdict if row else None) == verdict
 
 
-def test_every_release_of_cuda_has_its_first_driver_and_the_floor_of_its_family() -> None:
+def test_every_release_of_cuda_has_its_first_driver_and_a_floor() -> None:
     for row in DATA.cuda.releases:
         floor = DATA.cuda_major(row.release.major)
         assert floor is not None and set(row.faults) <= set(row.least)
@@ -142,7 +142,7 @@ def test_every_release_of_cuda_has_its_first_driver_and_the_floor_of_its_family(
         ("13.5.0", "620.70.06"),
     ],
 )
-def test_the_third_digit_of_a_version_of_cuda_counts_updates_only_up_to_13_3(version: str, driver: str | None) -> None:
+def test_cudas_third_digit_counts_updates_only_up_to_13_3(version: str, driver: str | None) -> None:
     row = DATA.cuda_release(parse(version))
     assert (str(row.came_with(parse(version))) if row else None) == driver
 

@@ -121,7 +121,7 @@ def test_a_container_whose_repositories_were_not_read_has_both_ways() -> None:
 @pytest.mark.parametrize(("cuda", "major"), [("12.8", 12), ("12.8.1", 12), ("13.0", 13)])
 def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major: int) -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda=cuda, cudnn="9", nccl=True)
-    assert plan.cuda and plan.cuda.beside == (
+    assert plan.cuda and plan.cuda.library_packages == (
         f"libcudnn9-cuda-{major}",
         f"libcudnn9-dev-cuda-{major}",
         f"libnccl2=*+cuda{major}.*",
@@ -134,7 +134,7 @@ def test_cudnn_and_nccl_are_those_of_the_major_release_of_cuda(cuda: str, major:
 
 def test_cuda_alone_brings_neither() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8")
-    assert plan.cuda and (plan.cuda.beside, plan.cuda.libraries) == ((), ())
+    assert plan.cuda and (plan.cuda.library_packages, plan.cuda.libraries) == ((), ())
 
 
 @pytest.mark.parametrize("settings", [{"cudnn": "9"}, {"nccl": True}])
@@ -154,7 +154,7 @@ def test_a_nccl_of_another_cuda_alone_is_not_taken() -> None:
         planned("vm", UBUNTU | {"offered": offered}, driver="580", cuda="13.0", nccl=True)
     newer = {name: ("2.9.9-1+cuda12.9", *versions, "2.28.3-1+cuda13.0") for name, versions in offered.items()}
     plan = planned("vm", UBUNTU | {"offered": newer}, driver="580", cuda="12.8", nccl=True)
-    assert plan.cuda and plan.cuda.beside == ("libnccl2=2.27.3-1+cuda12.9", "libnccl-dev=2.27.3-1+cuda12.9")
+    assert plan.cuda and plan.cuda.library_packages == ("libnccl2=2.27.3-1+cuda12.9", "libnccl-dev=2.27.3-1+cuda12.9")
 
 
 # -- what the driver is for ------------------------------------------------------------------------------------
@@ -201,13 +201,13 @@ def test_the_installer_leaves_graphics_out_where_nobody_asked_for_them() -> None
     assert plan.capabilities == ("compute", "video"), "it brings NVENC and NVDEC in every case"
 
 
-def test_where_video_is_not_offered_the_driver_comes_without_and_that_is_said() -> None:
+def test_video_that_is_not_offered_is_left_out_with_a_note() -> None:
     plan = planned("vm", offering(*BASE), driver="580")
     assert len(plan.packages) == 3 and plan.capabilities == ("compute",) and not plan.demanded
     assert any("don't offer the packages of video" in note for note in plan.notes)
 
 
-def test_video_that_is_demanded_and_not_offered_is_refused_or_comes_from_the_installer() -> None:
+def test_demanded_video_that_is_not_offered_is_refused_or_comes_by_installer() -> None:
     with pytest.raises(HomelabError, match="not offered: libnvidia-decode-580, libnvidia-encode-580"):
         offered = offering(*BASE) | {"offered": offering(*BASE)["offered"] | dict.fromkeys(VIDEO, ())}
         planned("vm", offered, driver="580.178.04", source="packages", capabilities=["compute", "video"])
@@ -215,7 +215,7 @@ def test_video_that_is_demanded_and_not_offered_is_refused_or_comes_from_the_ins
     assert plan.source == "run" and plan.capabilities == ("compute", "video")
 
 
-def test_what_the_driver_is_no_longer_for_goes_where_the_settings_say_what_it_is_for() -> None:
+def test_packages_of_capabilities_that_the_settings_leave_out_are_unwanted() -> None:
     assert planned("vm", UBUNTU, driver="580").unwanted == ()
     plan = planned("vm", UBUNTU, driver="580", capabilities=["compute", "video"])
     assert set(GRAPHICS) <= set(plan.unwanted) and not set(VIDEO) & set(plan.unwanted)
@@ -300,7 +300,7 @@ def test_branches_from_615_on_have_the_open_modules_alone() -> None:
     assert plan.flavour == "open" and plan.packages[0] == "nvidia-dkms-open=615.*"
 
 
-def test_an_unknown_card_is_taken_for_a_new_one_and_that_is_said() -> None:
+def test_an_unknown_card_counts_as_a_new_one_with_a_note() -> None:
     plan = planned("vm", UBUNTU | {"cards": ("10de:3f01",)})
     assert plan.flavour == "open"
     assert any("10de:3f01 (unknown): taken for a card that is newer" in note for note in plan.notes)
@@ -330,9 +330,7 @@ def test_ids_may_be_written_in_capitals() -> None:
     ("cards", "branch"),
     [((), 580), ((RTX_5090,), 580), ((GTX_1080_TI,), 580), (("10de:128b",), 470), (("10de:2c3a",), 595)],
 )
-def test_without_a_driver_in_the_settings_the_recommended_one_that_knows_the_cards(
-    cards: tuple[str, ...], branch: int
-) -> None:
+def test_without_a_driver_in_the_settings_the_first_that_knows_the_cards(cards: tuple[str, ...], branch: int) -> None:
     driver = request("vm", {"cards": cards}).driver
     assert driver is not None and driver.branch == branch
 
@@ -342,7 +340,7 @@ def test_a_branch_that_is_none_is_refused() -> None:
     assert "Windows" in error.why and "580" in error.wanted
 
 
-def test_a_branch_that_is_newer_than_the_data_is_taken_and_that_is_said() -> None:
+def test_a_branch_newer_than_the_data_is_accepted_with_a_note() -> None:
     plan = planned("vm", UBUNTU, driver="640.10.02")
     assert plan.flavour == "open" and any("newer than this program's data" in note for note in plan.notes)
 
@@ -554,7 +552,7 @@ def test_mirrors_stand_for_nvidias_servers() -> None:
     assert there and run.sha256 == there.sha256 and run.checksum_url == there.checksum_url
 
 
-def test_an_installer_whose_checksum_nobody_knows_is_refused_until_the_settings_have_it() -> None:
+def test_an_installer_without_checksum_is_refused_until_the_settings_have_it() -> None:
     with pytest.raises(HomelabError) as error:
         planned("vm", UBUNTU, driver="570.211.01", source="run")
     message = str(error.value)
@@ -659,7 +657,7 @@ def test_a_cuda_that_can_not_build_for_the_card(card: str, cuda: str, wanted: st
     assert wanted in refusal("vm", {"cards": (card,)}, driver="580", cuda=cuda).wanted
 
 
-def test_a_cuda_that_does_not_exist_and_one_that_is_newer_than_the_data() -> None:
+def test_a_cuda_that_does_not_exist_and_one_newer_than_the_data() -> None:
     assert "12.8" in refusal("vm", {}, driver="580", cuda="12.7").wanted
     assert "13.4" in refusal("vm", {}, driver="620", cuda="13.4.0").wanted  # a preview, which 13.4.1 took the place of
     plan = planned("vm", UBUNTU, driver="620", cuda="13.9")
@@ -700,7 +698,7 @@ WITHOUT_GROUPS = ("--feature-flag", "no-additional-gids-for-device-nodes")
         ("ubuntu", "26.04", "1.20.0", "podman", ()),
     ],
 )
-def test_an_older_podman_gets_a_specification_that_it_reads_and_that_is_said(
+def test_an_older_podman_gets_a_specification_without_groups_and_a_note(
     distribution: str, version: str, toolkit: str, runtime: str, options: tuple[str, ...]
 ) -> None:
     names = load().packaging.toolkit.packages
@@ -731,7 +729,7 @@ def test_ubuntu_26_04s_containerd_has_another_package() -> None:
 
 
 # -- all together ----------------------------------------------------------------------------------------------
-def test_every_pair_of_branch_and_generation_is_planned_or_refused_with_a_way_out() -> None:
+def test_every_branch_and_generation_is_planned_or_refused_with_a_step() -> None:
     data = load()
     for branch, generation in itertools.product(data.branches.values(), data.gpus.generations):
         card = f"10de:{generation.ranges[-1][0]:04x}"

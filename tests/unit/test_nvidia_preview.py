@@ -86,7 +86,7 @@ def test_a_plan_names_driver_and_modules_and_why() -> None:
     assert ", its libraries for compute and graphics" in described(settings(vm=named))[0]
 
 
-def test_a_card_that_is_known_by_its_place_is_refused_once_the_host_was_read() -> None:
+def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
     _, errors = described(settings(vm={"driver": "535"}, rtx={"address": "01:00"}))
     assert ["branch 570 or later" in str(error) for error in errors] == [True]
 
@@ -149,7 +149,7 @@ def test_no_cuda_of_debian_13_works_with_a_pascal_card(cuda: str) -> None:
     assert shared(DEBIAN) == []
 
 
-def test_a_cuda_that_card_and_distribution_have_is_named_where_another_is_wanted() -> None:
+def test_an_error_names_a_cuda_that_card_and_distribution_have() -> None:
     assert shared(UBUNTU, cuda="12.9") == []
     (error,) = shared(UBUNTU, cuda="13.0")
     assert error.next.startswith('set nvidia.cuda: "12.9", or an older one that fits (12.8, ')
@@ -158,7 +158,7 @@ def test_a_cuda_that_card_and_distribution_have_is_named_where_another_is_wanted
     assert error.next.endswith("for Ubuntu 26.04 and Debian 13 NVIDIA has none of them: leave it out there")
 
 
-def test_a_container_that_is_going_to_be_made_is_known_by_its_template() -> None:
+def test_the_template_of_a_new_container_tells_its_distribution() -> None:
     found = settings(container={"cuda": "12.9"}, host={"driver": "580"}, p4={"match": P4, "use": "lxc"})
     facts = desktop(devices=[device("0000:01:00.0", P4, "030200", 16)])
     made = {
@@ -172,7 +172,7 @@ def test_a_container_that_is_going_to_be_made_is_known_by_its_template() -> None
     assert error.found == "that repository begins with CUDA 13.1"
 
 
-def test_what_a_repository_that_is_there_offers_counts_before_what_is_known_of_it() -> None:
+def test_what_a_configured_repository_offers_counts_before_the_data() -> None:
     offers: dict[str, Any] = {"offered": {"cuda-toolkit-12-9": ("12.9.1-1",), "cuda-toolkit-12-8": ()}}
     there = seen(frozenset({"repository"}), **DEBIAN, **offers)
     assert shared(there, cuda="12.9") == []
@@ -206,7 +206,7 @@ def inside_vm(config: dict[str, Any] = VM_103, read: SystemReading | None = None
         ({"kernels": ("7.0.0-14-generic",), "running": "7.0.0-14-generic"}, {"driver": "580.95.05"}, "580.95.05"),
     ],
 )  # fmt: skip
-def test_what_is_in_a_vm_is_refused_before_the_host_is_rebooted_for_its_card(
+def test_a_vms_stack_is_refused_before_the_hosts_reboot_for_its_card(
     inside: dict[str, Any], nvidia: dict[str, Any], said: str
 ) -> None:
     (error,) = inside_vm(read=seen(**{**UBUNTU, **inside}), **nvidia)
@@ -241,7 +241,7 @@ def test_a_container_of_another_distribution_is_refused_by_its_configuration(kin
     assert error.found == kind
 
 
-def test_a_host_whose_kernel_takes_no_module_of_dkms_is_refused_by_a_preview() -> None:
+def test_a_preview_refuses_a_host_whose_kernel_takes_no_dkms_module() -> None:
     found = settings(host={"driver": "580"}, rtx={"match": "10de:2b85", "use": "lxc"})
     facts, host = desktop(), found.hosts["pve"]
     closed = seen(**DEBIAN, secure_boot=True, mok_enrolled=False)

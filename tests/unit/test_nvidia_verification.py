@@ -352,9 +352,7 @@ def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
         ("container", "exec format error", "by hand"),
     ],
 )
-def test_a_program_that_fails_beside_a_driver_that_works_has_a_cause_of_its_own(
-    part: str, text: str, words: str
-) -> None:
+def test_a_program_that_fails_with_a_working_driver_has_another_cause(part: str, text: str, words: str) -> None:
     changes: dict[str, Any] = {part: done(text, 1)}
     output, (error,) = judge(found(**changes), WANTED)
     assert words in error.why + error.next, str(error)
