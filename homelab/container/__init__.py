@@ -1,1 +1,1 @@
-"""A container's configuration and what is planned for it, without Pulumi and without a network."""
+"""A container's configuration and its plan; pure, and without Pulumi."""

@@ -1,4 +1,4 @@
-"""A container that this program makes: the options that it is made with."""
+"""The options of a container that this program creates."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
     """The parameters of a new container, as the API takes them.
 
     :param name: the container's name in the settings, which is its host name unless `new` has one.
-    :param new: its `create`. A password is no part of this: it goes into no file.
+    :param new: its `create`. The parameters have no password, as that goes into no file.
     """
     net = f"name=eth0,bridge={new.bridge},ip={new.ip}" + (f",gw={new.gateway}" if new.gateway else "")
-    found = {
+    parameters = {
         "ostemplate": new.template,
         "hostname": new.hostname or name,
         "rootfs": f"{new.disk.storage}:{new.disk.size}",
@@ -24,10 +24,10 @@ def configuration(name: str, new: NewContainerSettings) -> dict[str, str]:
         "onboot": str(int(new.onboot)),
     }
     if new.features.option:
-        found["features"] = new.features.option
-    found |= {f"mp{number}": one.option for number, one in enumerate(new.mounts)}
+        parameters["features"] = new.features.option
+    parameters |= {f"mp{number}": mount.option for number, mount in enumerate(new.mounts)}
     if new.nameserver:
-        found["nameserver"] = new.nameserver
+        parameters["nameserver"] = new.nameserver
     if new.ssh_keys:
-        found["ssh-public-keys"] = "\n".join(new.ssh_keys)
-    return found
+        parameters["ssh-public-keys"] = "\n".join(new.ssh_keys)
+    return parameters

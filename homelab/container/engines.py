@@ -1,4 +1,4 @@
-"""Docker, containerd and k3s inside a container: whether the host lets them start containers at all. Pure."""
+"""Refusals of Docker, containerd and k3s inside a container where the host lets them start no containers. Pure."""
 
 from __future__ import annotations
 
@@ -11,56 +11,55 @@ from homelab.properties import TRUE, parse
 from homelab.settings import Container
 
 # These start containers by runc. podman of Debian and Ubuntu takes crun.
-_BY_RUNC = ("docker", "containerd", "k3s")
+_WITH_RUNC = ("docker", "containerd", "k3s")
 # The first lxc-pve whose profile for AppArmor leaves /proc and /sys of a container with nesting alone (proxmox/lxc,
 # debian/changelog, "fix #7006", and its patch 0002-apparmor-skip-proc-and-sys-restrictions-if-nesting); on Proxmox VE 8
 # by an owner's report (mkuthan/homelab-public issue 43).
-_SINCE = {"8": "6.0.0-2"}
-_SINCE_9 = "6.0.5-2"
-# How the profiles are called that LXC brings. They refuse the same as the one that is made, and no version of lxc-pve
-# changes that (lxc/lxc, config/apparmor/abstractions/container-base.in: `deny /sys/[^fdck]*{,/**} wklx`).
-_OF_LXC = "lxc-container-default"
+_FIXED_IN = {"8": "6.0.0-2"}
+_FIXED_IN_9 = "6.0.5-2"
+# What the names of LXC's own profiles begin with. They refuse the same as the one that is made, and no version of
+# lxc-pve changes that (lxc/lxc, config/apparmor/abstractions/container-base.in: `deny /sys/[^fdck]*{,/**} wklx`).
+_LXC_PROFILES = "lxc-container-default"
 
 
 def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabError]:
-    """What keeps the engine that is to get the card (nvidia.containerToolkit) from starting containers, before anything
-    is installed.
+    """Errors for what keeps the engine of nvidia.containerToolkit from starting containers, before it is installed.
 
     runc 1.3.3, and what distributions have mended in older ones for CVE-2025-52881, opens sysctls through a /proc that
     is mounted nowhere. AppArmor takes their path there for one below /, and the profile that LXC makes refuses it
     (opencontainers/runc issues 4968 and 4972).
     """
     runtime = container.nvidia.container_toolkit if container.nvidia else None
-    if runtime not in _BY_RUNC or container.allow_older_lxc:
+    if runtime not in _WITH_RUNC or container.allow_older_lxc:
         return []
     config = facts.guests.config(container.ctid)
     profile = _profile(config)
-    if profile and not profile.startswith(_OF_LXC):
+    if profile and not profile.startswith(_LXC_PROFILES):
         return []
-    since = _SINCE.get(facts.pve.partition(".")[0], _SINCE_9)
+    fixed_in = _FIXED_IN.get(facts.pve.partition(".")[0], _FIXED_IN_9)
     version = facts.packages.get("lxc-pve", "")
-    old = _numbers(version) < _numbers(since)
-    nesting = _has_nesting(container, config)
-    if not old and nesting and not profile:
+    is_older = _numbers(version) < _numbers(fixed_in)
+    has_nesting = _has_nesting(container, config)
+    if not is_older and has_nesting and not profile:
         return []
-    found = (
+    obstacles = (
         [f"lxc-pve {version} on the host" if version else "the version of lxc-pve on the host can't be told"]
-        if old
+        if is_older
         else []
     )
-    found += [] if nesting else [f"container {container.ctid} without the feature nesting"]
-    found += [f"container {container.ctid} with LXC's profile {profile}"] if profile else []
-    steps = [f"update the host to lxc-pve {since} or later (`apt full-upgrade`)"] if old else []
-    if not nesting and config is not None:
+    obstacles += [] if has_nesting else [f"container {container.ctid} without the feature nesting"]
+    obstacles += [f"container {container.ctid} with LXC's profile {profile}"] if profile else []
+    steps = [f"update the host to lxc-pve {fixed_in} or later (`apt full-upgrade`)"] if is_older else []
+    if not has_nesting and config is not None:
         steps.append(f"`pct set {container.ctid} --features {shlex.quote(_with_nesting(config))}`")
-    elif not nesting:
+    elif not has_nesting:
         steps.append(f"set containers.{name}.create.features.nesting: true")
     if profile:
         steps.append(f"take the line of lxc.apparmor.profile out of /etc/pve/lxc/{container.ctid}.conf")
     return [
         HomelabError(
             wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
-            found="; ".join(found),
+            found="; ".join(obstacles),
             why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile "
             "that such a container gets (open sysctl "
             "net.ipv4.ip_unprivileged_port_start … permission denied)",
@@ -81,16 +80,16 @@ def _has_nesting(container: Container, config: GuestConfig | None) -> bool:
 
 
 def _with_nesting(config: GuestConfig) -> str:
-    """All features, as the command replaces them."""
+    """The container's features with nesting: `pct set` replaces all of them."""
     return ",".join(f"{key}={value}" for key, value in {**_features(config), "nesting": "1"}.items())
 
 
 def _profile(config: GuestConfig | None) -> str:
-    """The AppArmor profile that its configuration names, mostly `unconfined`; nothing: Proxmox VE makes one (PVE::LXC,
+    """The AppArmor profile that the configuration names, mostly `unconfined`; empty: Proxmox VE makes one (PVE::LXC,
     make_apparmor_config)."""
-    now = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0] if config is not None else ""
-    found = re.findall(r"^lxc\.apparmor\.profile[ \t]*[:=][ \t]*(\S+)", now, re.MULTILINE)
-    return found[-1] if found and found[-1] != "generated" else ""
+    current = re.split(r"^\[", config.lines, maxsplit=1, flags=re.MULTILINE)[0] if config is not None else ""
+    profiles = re.findall(r"^lxc\.apparmor\.profile[ \t]*[:=][ \t]*(\S+)", current, re.MULTILINE)
+    return profiles[-1] if profiles and profiles[-1] != "generated" else ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What tells a container from another one of the same id: it has no UUID, as a VM has."""
+"""The identity of a container, which tells it from another one of the same id, as it has no UUID."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ _ADDRESS = re.compile(r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}")
 
 
 def identity(config: Mapping[str, str]) -> str:
-    """What a container keeps: its network cards' addresses, which Proxmox VE makes up; without any, its disk."""
+    """A container's identity: the addresses of its network cards, which Proxmox VE generates; without any, its disk.
+
+    :param config: its options.
+    """
     cards = [value for key, value in config.items() if re.fullmatch(r"net\d+", key)]
-    addresses = [found[1].upper() for card in cards if (found := re.search(r"\bhwaddr=([0-9A-Fa-f:]+)", card))]
+    addresses = [match[1].upper() for card in cards if (match := re.search(r"\bhwaddr=([0-9A-Fa-f:]+)", card))]
     return " ".join(sorted(addresses)) or config.get("rootfs", "").partition(",")[0]
 
 
-def is_another(before: str, now: str) -> bool:
-    """By the identities of two containers of one id: none of the one's network cards is the other's. A disk may have
-    got another name as it moved."""
-    known, found = (set(_ADDRESS.findall(one)) for one in (before, now))
-    return bool(known and found) and not known & found
+def is_another(before: str, current: str) -> bool:
+    """Whether two identities of one id are of different containers: they have network cards, and none in common. Disks
+    aren't compared, as moving one changes its name."""
+    addresses_before, addresses_now = (set(_ADDRESS.findall(text)) for text in (before, current))
+    return bool(addresses_before and addresses_now) and not addresses_before & addresses_now

@@ -1,8 +1,8 @@
-"""Packages by which programs in a container use its Intel and AMD cards (`containers.NAME.libraries`): which there are,
-and where there are none.
+"""Packages by which programs in a container use its Intel and AMD cards (`containers.NAME.libraries`), and refusals
+where there are none.
 
-Pure; libraries.yaml has the data. Which distribution a container is, is known for certain only inside: the script
-chooses its line there.
+Pure; libraries.yaml has the data. Only inside a container its distribution is known for certain, so that the script
+chooses the line there.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
 
-# What the step is called inside (remote_scripts/card_libraries.sh).
+# The step's name in the container (remote_scripts/card_libraries.sh).
 LAYER = "libraries"
 _MAKERS = {INTEL: "intel", AMD: "amd"}
 _Maker = Literal["intel", "amd"]
-# Proxmox VE's names of what has apt.
+# Proxmox VE's names (ostype) of distributions with apt.
 _WITH_APT = ("debian", "ubuntu", "devuan", "unmanaged")
 
 
-class LookInside(Protocol):
-    """What a reading of the container says of steps there (homelab/nvidia/reading.py)."""
+class StepsReading(Protocol):
+    """The part of a container's reading (homelab/nvidia/reading.py) that is about steps."""
 
     @property
     def steps(self) -> frozenset[str]:
-        """Those that were carried out."""
+        """The steps that were applied."""
 
     @property
     def drift(self) -> tuple[str, ...]:
-        """What isn't as they left it."""
+        """Lines for differences from what the steps left."""
 
 
 class DistributionRow(BaseModel):
-    """A release of a distribution."""
+    """A release of a distribution. `packages`: maker -> use -> package names; `lacks`: the same -> what isn't
+    packaged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,7 +57,7 @@ class DistributionRow(BaseModel):
 
 
 class LibraryData(BaseModel):
-    """libraries.yaml; see there."""
+    """The content of libraries.yaml. `others`: ostype -> how to install drivers there by hand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,50 +66,54 @@ class LibraryData(BaseModel):
 
     @property
     def names(self) -> str:
-        """For a message."""
+        """The distributions' names, for a message."""
         return ", ".join(f"{row.id.capitalize()} {row.version}" for row in self.distributions)
 
 
 @functools.cache
 def data() -> LibraryData:
-    """The data."""
+    """The data; read once."""
     return LibraryData.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
 
 
 def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
-    """Whose cards a container gets that need packages: `intel`, `amd`; a driver for screens alone has none.
+    """Makers of a container's cards that need packages: `intel`, `amd`; a card for screens alone needs none.
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
     """
-    ids = {makers.shown(card)["id"].partition(":")[0] for card in makers.others(container, gpus).values()}
+    ids = {
+        makers.display_function(card)["id"].partition(":")[0] for card in makers.other_cards(container, gpus).values()
+    }
     return sorted(_MAKERS[vendor] for vendor in ids if vendor in _MAKERS)
 
 
-def choices(uses: Iterable[str], whose: Iterable[str]) -> str:
-    """What card_libraries.sh chooses from: a line for each distribution, of its id, its version, the packages and what
-    it lacks, `-` for neither; tabs between.
+def choices(uses: Iterable[str], maker_names: Iterable[str]) -> str:
+    """The choices of card_libraries.sh: a line for each distribution, of its id, its version, the packages and what it
+    lacks, with tabs between and `-` for an empty field.
 
     :param uses: `video`, `compute`.
-    :param whose: as `makers_of` gives it.
+    :param maker_names: those of `makers_of`.
     """
-    wanted = [(maker, use) for maker in sorted(whose) for use in sorted(uses)]
+    wanted = [(maker, use) for maker in sorted(maker_names) for use in sorted(uses)]
     lines = []
     for row in data().distributions:
         packages: dict[str, None] = {}
         lacking = []
         for maker, use in wanted:
-            packages |= dict.fromkeys(_of(row.packages, maker, use).split())
-            lacking += [text] if (text := _of(row.lacks, maker, use)) else []
+            packages |= dict.fromkeys(_text_of(row.packages, maker, use).split())
+            lacking += [text] if (text := _text_of(row.lacks, maker, use)) else []
         lines.append("\t".join((row.id, row.version, " ".join(packages) or "-", "; ".join(lacking) or "-")))
     return "\n".join(lines)
 
 
-def _of(found: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str) -> str:
-    return next((uses[key] for name, uses in found.items() if name == maker for key in uses if key == use), "")
+def _text_of(table: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str) -> str:
+    return next(
+        (uses[key] for row_maker, uses in table.items() if row_maker == maker for key in uses if key == use), ""
+    )
 
 
 def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[str, CardPlan]) -> list[HomelabError]:
-    """What is known before anything is changed to stand against packages in a container."""
+    """Refusals of packages in a container: none of its cards needs any, or none are known for its distribution."""
     if not container.libraries:
         return []
     wanted = f"containers.{name}.libraries: {', '.join(container.libraries)}"
@@ -122,21 +127,23 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
             )
         ]
     config = facts.guests.config(container.ctid)
-    kind = config.values.get("ostype", "unmanaged") if config is not None and config.kind == "lxc" else "unmanaged"
-    if kind in _WITH_APT:
+    distribution = (
+        config.values.get("ostype", "unmanaged") if config is not None and config.kind == "lxc" else "unmanaged"
+    )
+    if distribution in _WITH_APT:
         return []
-    by_hand = data().others.get(kind, "its own VA-API drivers inside")
+    by_hand = data().others.get(distribution, "its own VA-API drivers inside")
     return [
         HomelabError(
             wanted=wanted,
-            found=f"container {container.ctid} is {kind} (`pct config {container.ctid}`)",
+            found=f"container {container.ctid} is {distribution} (`pct config {container.ctid}`)",
             why=f"packages are known for {data().names} alone; the card itself works in any container",
             next=f"take containers.{name}.libraries out, and install them yourself: {by_hand}",
         )
     ]
 
 
-def drift(reading: LookInside) -> list[str]:
-    """What has become of the packages, by a reading of the container: a sentence each."""
-    found = [line for line in reading.drift if line.startswith(f"{LAYER}: ")]
-    return found if LAYER in reading.steps else [*found, f"{LAYER}: nothing there tells of it any more"]
+def drift(reading: StepsReading) -> list[str]:
+    """The drift of the packages in a container: a sentence each."""
+    lines = [line for line in reading.drift if line.startswith(f"{LAYER}: ")]
+    return lines if LAYER in reading.steps else [*lines, f"{LAYER}: nothing there tells of it any more"]

@@ -1,7 +1,7 @@
-"""Which of a container's cards are NVIDIA's and which of another maker, whose driver makes nodes in /dev/dri; the
-latter as the scripts take them.
+"""A container's cards by maker: NVIDIA's, and those whose driver makes nodes in /dev/dri; the latter as words for
+scripts.
 
-Pure, and without what reads a host: each run of the program needs it.
+Pure, and without imports that read a host: each run of the program needs it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from homelab.settings import Container
 
 
-def shown(card: CardPlan) -> CardFunction:
-    """The function that makes it a card."""
-    return next((one for one in card["functions"] if one["class"].startswith(GRAPHICS)), card["functions"][0])
+def display_function(card: CardPlan) -> CardFunction:
+    """A card's graphics function, else its first one."""
+    return next(
+        (function for function in card["functions"] if function["class"].startswith(GRAPHICS)), card["functions"][0]
+    )
 
 
 def is_nvidia(card: CardPlan) -> bool:
-    """Is it one of NVIDIA's?"""
-    return shown(card)["id"].startswith(f"{NVIDIA}:")
+    """Whether a card is NVIDIA's."""
+    return display_function(card)["id"].startswith(f"{NVIDIA}:")
 
 
-def others(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str, CardPlan]:
-    """The cards of other makers that the settings give to a container: name -> card.
+def other_cards(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str, CardPlan]:
+    """The cards of makers other than NVIDIA that the settings give to a container: name -> card.
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
     """
@@ -36,7 +38,8 @@ def others(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str, Card
 
 
 def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) -> bool:
-    """Does a container use NVIDIA's driver? One without cards doesn't, nor one whose cards are all of other makers."""
+    """Whether any container uses NVIDIA's driver: not those without cards, nor those with cards of other makers
+    alone."""
     return any(
         bool(container.numbers) or any(name in gpus and is_nvidia(gpus[name]) for name in container.gpus or [])
         for container in containers
@@ -44,21 +47,22 @@ def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) ->
 
 
 def words(shared: Mapping[str, SharedCard]) -> str:
-    """As the scripts take them: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
+    """Cards as words for scripts: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
     return " ".join(sorted(f"{card['address']}={','.join(card['kinds'])}" for card in shared.values()))
 
 
 def nodes(words: str, drm: Mapping[str, DrmNodes]) -> list[str]:
-    """The paths that the words of `words` mean now; of a card without a driver none.
+    """The paths of the cards' current device nodes; none for a card without a driver.
 
+    :param words: the text of the function `words`.
     :param drm: PCI address -> its nodes.
     """
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for word in words.split():
         address, _, kinds = word.partition("=")
-        one = drm.get(address)
-        for kind in kinds.split(",") if one is not None else ():
-            name = "" if one is None else one.render if kind == "render" else one.card
+        drm_nodes = drm.get(address)
+        for kind in kinds.split(",") if drm_nodes is not None else ():
+            name = "" if drm_nodes is None else drm_nodes.render if kind == "render" else drm_nodes.card
             if kind == "kfd" or name:
-                found["/dev/kfd" if kind == "kfd" else f"/dev/dri/{name}"] = None
-    return list(found)
+                paths["/dev/kfd" if kind == "kfd" else f"/dev/dri/{name}"] = None
+    return list(paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from homelab.container import others
+from homelab.container import other_makers
 from homelab.doctor import cards
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
@@ -126,7 +126,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
             wrong.append(f"gpus.{name}: {first.address} is on {first.driver or 'no driver'}")
         elif host.gpus[name].use == "lxc" and first and first.vendor != NVIDIA:
             where = f"gpus.{name} ({reading.facts.card(slot)}) for containers"
-            if error := others.unserved(where, reading.facts, first, reading.node):
+            if error := other_makers.unserved(where, reading.facts, first, reading.node):
                 other += Finding.of(error)
     if not wrong:
         return other

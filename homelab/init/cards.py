@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from homelab.container import others
+from homelab.container import other_makers
 from homelab.errors import HomelabError
 from homelab.host import gates
 from homelab.host.classes import NVIDIA
@@ -130,6 +130,6 @@ def refused(facts: HostFacts, card: Card, host: Host, use: str, **more: object) 
         display = next(function for function in facts.functions(card.place) if function.is_display)
         # A card that this program has bound goes back to its driver at the next boot.
         given_back = display.address in bound_by_word(facts.cmdline.running)
-        unserved = None if given_back else others.unserved(f"gpus.{card.key} ({card.name})", facts, display, "")
+        unserved = None if given_back else other_makers.unserved(f"gpus.{card.key} ({card.name})", facts, display, "")
         errors = [*errors, *([unserved] if unserved else [])]
     return errors

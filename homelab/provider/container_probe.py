@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from homelab.container import libraries, others
+from homelab.container import libraries, other_makers
 from homelab.container import plan as container_plan
 from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, raise_all
@@ -143,7 +143,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             inputs.container, container, container_plan.cards(facts, want, {}, inputs.node), want
         )
         said = [] if found == outputs.minors else [f"its cards are /dev/nvidia{found}, not /dev/nvidia{outputs.minors}"]
-        shared, _ = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
+        shared, _ = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         for gpu, card in shared.items():
             before = outputs.shared.get(gpu)
             if before is not None and before != card:
@@ -170,7 +170,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         want = _wanted(inputs)
         found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
         minors, errors = container_plan.check(inputs.container, container, facts, found, want)
-        shared, refused = others.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
+        shared, refused = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
         if boot is None and config is not None:

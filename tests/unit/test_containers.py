@@ -112,7 +112,7 @@ def test_a_card_that_somebody_bound_to_vfio_pci_is_refused() -> None:
         planned(facts, container(gpuAssignment="1"))
 
 
-def test_the_other_cards_number_is_the_one_after_the_reboot_that_takes_one_away() -> None:
+def test_the_other_cards_number_is_that_after_the_reboot() -> None:
     gpus = {"small": {"match": "10de:2684"}, "big": {"match": "10de:2b85", "use": "lxc"}}
     facts = shared()
     assert planned(facts, container(gpuAssignment="0"), gpus) == [0]
@@ -122,9 +122,7 @@ def test_the_other_cards_number_is_the_one_after_the_reboot_that_takes_one_away(
 
 
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
-def test_a_card_that_our_word_has_bound_is_the_drivers_from_the_next_start_on_unless_a_vm_names_it(
-    named: bool, there: dict[int, str]
-) -> None:
+def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, there: dict[int, str]) -> None:
     """A card that a VM names is refused before (tests/unit/test_gates.py); nothing is planned with it all the same."""
     word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
     line = {"running": word, "configured": word, "others": "quiet", "generated": ""}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homelab.container import makers, others
+from homelab.container import makers, other_makers
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import plan
@@ -46,7 +46,7 @@ def container(*gpus: str, **changes: Any) -> Container:
 
 def got(facts: HostFacts, one: Container, gpus: dict[str, Any] | None = None, **more: Any) -> dict[str, list[str]]:
     want = plan.wanted(facts, settings(GPUS if gpus is None else gpus))
-    found, errors = others.shared("media", one, facts, want.gpus, "pve", **more)
+    found, errors = other_makers.shared("media", one, facts, want.gpus, "pve", **more)
     if errors:
         raise errors[0]
     return {name: card["nodes"] for name, card in found.items()}
@@ -70,7 +70,7 @@ def test_a_card_is_its_node_for_computing_unless_more_is_asked_for(
 
 def test_the_scripts_are_told_addresses_and_no_numbers() -> None:
     want = plan.wanted(host(), settings(GPUS))
-    found, _ = others.shared("media", container("radeon", "uhd"), host(), want.gpus, "pve")
+    found, _ = other_makers.shared("media", container("radeon", "uhd"), host(), want.gpus, "pve")
     assert makers.words(found) == f"{INTEL}=render {AMD}=render,kfd"
     assert makers.nodes(makers.words(found), host().drm) == ["/dev/dri/renderD128", "/dev/dri/renderD129", "/dev/kfd"]
 
@@ -132,19 +132,19 @@ def test_another_cards_driver_is_not_blamed(words: str, blamed: bool) -> None:
     assert (words in caught.value.found) == blamed
 
 
-def test_of_a_card_without_a_driver_every_driver_of_its_vendor_is_looked_for() -> None:
+def test_a_card_without_a_driver_is_looked_up_by_its_vendors_drivers() -> None:
     with pytest.raises(HomelabError, match="modprobe.blacklist=radeon"):
         got(host(drm=OFF, devices=NO_DRIVER, cmdline=cmdline("modprobe.blacklist=radeon")), container("radeon"))
 
 
-def test_a_virtual_function_is_free_where_a_vm_has_another_of_its_slot() -> None:
+def test_a_virtual_function_is_free_where_a_vm_has_another_one() -> None:
     function = device("0000:00:02.1", "8086:a780", "030000", 4, driver="i915", physfn=INTEL)
     other = device("0000:00:02.2", "8086:a780", "030000", 5, driver="i915", physfn=INTEL)
     vm = {"kind": "vm", "id": 103, "lines": "name: g\nhostpci0: 00:02.2"}
     drm = {**DRM, "0000:00:02.1": {"render": "renderD130"}}
     facts = host(more=[IGPU, function, other], drm=drm, guests={**GUESTS, "configs": [vm]})
-    assert others.unserved("x", facts, facts.by_address["0000:00:02.1"], "pve") is None
-    refused = others.unserved("x", facts, facts.by_address["0000:00:02.2"], "pve")
+    assert other_makers.unserved("x", facts, facts.by_address["0000:00:02.1"], "pve") is None
+    refused = other_makers.unserved("x", facts, facts.by_address["0000:00:02.2"], "pve")
     assert refused is not None and "VM 103" in refused.found
 
 
@@ -153,7 +153,7 @@ def test_the_hosts_screen_is_no_reason_to_refuse_it() -> None:
     assert got(host(), container("radeon"))
 
 
-def test_a_card_that_the_next_boot_gives_back_is_refused_after_it_alone() -> None:
+def test_a_card_that_the_next_boot_returns_is_refused_only_afterwards() -> None:
     words = f"quiet homelab.vfio={AMD}=1002:164e"
     facts = host(devices=[*NO_DRIVER[:-1], ON_VFIO], drm=OFF, cmdline=cmdline(words))
     assert got(facts, container("radeon"), after_boot=True) == {"radeon": []}
@@ -200,9 +200,7 @@ def test_cards_of_both_makers_in_one_container() -> None:
     ],
     ids=["nothing yet", "as it is to be", "another card", "drifted", "another container"],
 )
-def test_the_plan_says_how_a_container_is_backed_up_where_its_configuration_is_about_to_change(
-    given: list[dict[str, Any]], told: bool
-) -> None:
+def test_the_plan_names_the_backup_of_a_container_that_is_changed(given: list[dict[str, Any]], told: bool) -> None:
     facts = host(nvidia=DRIVER, nvidia_minors={"0000:01:00.0": 0}, containers=given)
     assert (
         "    to back it up first: `vzdump 901` on the host" in planned(facts, "big", "radeon")[0].splitlines()
@@ -236,11 +234,11 @@ def test_whether_a_program_has_a_part_for_nvidia_follows_from_the_settings(gpus:
 def test_who_names_a_card_by_its_address_gets_what_is_there() -> None:
     gpus = {"somewhere": {"address": "0000:0b:00", "use": "lxc"}}
     want = plan.wanted(host(), settings(gpus))
-    assert makers.others(container("somewhere"), want.gpus)
+    assert makers.other_cards(container("somewhere"), want.gpus)
     assert not makers.any_nvidia([container("somewhere")], want.gpus)
 
 
-def test_init_offers_such_a_card_to_containers_only_where_it_can_be_shared() -> None:
+def test_init_offers_a_card_to_containers_only_where_it_is_shareable() -> None:
     def possible(facts: HostFacts) -> bool:
         card = next(one for one in init_cards.cards(facts) if one.id == "1002:164e")
         return "lxc" in init_cards.possible_uses(facts, card, settings({}))

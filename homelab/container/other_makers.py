@@ -1,7 +1,7 @@
-"""Cards of other makers than NVIDIA for containers: whose driver makes nodes in /dev/dri, and /dev/kfd. What is given,
-and what stands against it.
+"""Cards of makers other than NVIDIA for containers, whose drivers make nodes in /dev/dri, and /dev/kfd: what a
+container gets of them, and the refusals.
 
-Pure. A card is known by its address; which numbers its nodes have, the scripts look up whenever they work
+Pure. A card is identified by its address; the numbers of its nodes change, so scripts look them up in each run
 (remote_scripts/lib/container/card_nodes.sh).
 """
 
@@ -18,10 +18,10 @@ from homelab.host.facts import HostFacts, bound_by_word
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
 
-# What keeps a driver from serving its card, on the kernel's command line.
+# Parameters of a driver, on the kernel's command line, that keep it from serving its card.
 _STOPPING = ("modeset=0", "enable=0")
-# What the reading passes on is a line of modprobe.d with its file, or one by which the kernel tells of a failure: which
-# words of the kernel do is decided there (`without_render` in remote_scripts/lib/read/drm.sh).
+# What a line of modprobe.d in a reading's `trouble` begins with; the other lines are the kernel's messages of failures,
+# selected by `without_render` in remote_scripts/lib/read/drm.sh.
 _MODPROBE = "/etc/modprobe.d/"
 
 
@@ -34,34 +34,34 @@ def shared(
     *,
     after_boot: bool = False,
 ) -> tuple[dict[str, SharedCard], list[HomelabError]]:
-    """What a container gets of its cards of other makers, and every reason not to give it.
+    """The cards of other makers that a container gets (name -> card), and every reason to refuse one.
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
     :param node: the host's name in Proxmox VE.
-    :param after_boot: is it asked before a reboot that gives cards back to their drivers?
+    :param after_boot: whether a reboot comes first, which gives cards back to their drivers.
     """
-    found: dict[str, SharedCard] = {}
+    cards: dict[str, SharedCard] = {}
     errors: list[HomelabError] = []
-    for gpu, card in makers.others(container, gpus).items():
-        address = makers.shown(card)["address"]
+    for gpu, card in makers.other_cards(container, gpus).items():
+        address = makers.display_function(card)["address"]
         device = facts.by_address.get(address)
         where = f"gpus.{gpu} ({facts.card(card['slot'])}) for containers.{name}"
         bound = device is not None and device.driver == "vfio-pci"
-        # What somebody else has bound, and that would stay so, is refused before (host/gates.py).
-        ours = bound and (
+        # A card that stays bound by another program's or the user's configuration is refused by host/gates.py.
+        returns_at_boot = bound and (
             address in bound_by_word(facts.cmdline.running) or facts.kept_by_hand(facts.by_address[address])
         )
         if device is None:
             errors.append(_gone(where, address))
-        elif ours and after_boot:
-            found[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
-        elif refused := unserved(where, facts, device, node):
-            errors.append(refused)
+        elif returns_at_boot and after_boot:
+            cards[gpu] = {"address": address, "kinds": _kinds(container, facts, device), "nodes": []}
+        elif error := unserved(where, facts, device, node):
+            errors.append(error)
         else:
             kinds = _kinds(container, facts, device)
             nodes = makers.nodes(f"{address}={','.join(kinds)}", facts.drm)
-            found[gpu] = {"address": address, "kinds": kinds, "nodes": nodes}
-    return found, errors
+            cards[gpu] = {"address": address, "kinds": kinds, "nodes": nodes}
+    return cards, errors
 
 
 def _kinds(container: Container, facts: HostFacts, device: Device) -> list[str]:
@@ -83,7 +83,7 @@ def _gone(where: str, address: str) -> HomelabError:
 
 
 def unserved(where: str, facts: HostFacts, device: Device, node: str) -> HomelabError | None:
-    """Why the host's driver has no node of this card to share; None: it has."""
+    """The error for a card of which the host's driver has no node to share; None where it has one."""
     users = ", ".join(str(user) for user in facts.users_of(device.address if device.physfn else device.slot, node))
     if device.driver == "vfio-pci" or users:
         return HomelabError(
@@ -100,8 +100,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
     if drm is not None and drm.render:
         return None
     words = [word for word in facts.cmdline.running.split() if _stops(word, device)]
-    told = (drm.trouble if drm is not None else "").splitlines()
-    said = "; ".join(told)
+    trouble_lines = (drm.trouble if drm is not None else "").splitlines()
+    trouble = "; ".join(trouble_lines)
     state = (
         f"{device.address} is on {device.driver}, which serves no node for computing (renderD)"
         if device.driver
@@ -115,17 +115,17 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
             next=f"take {' '.join(words)} out of where the words are (/etc/default/grub, or /etc/kernel/cmdline), "
             f"{gates.new_entries(facts)}, and reboot",
         )
-    if any("firmware" in line.lower() and not line.startswith(_MODPROBE) for line in told):
+    if any("firmware" in line.lower() and not line.startswith(_MODPROBE) for line in trouble_lines):
         return HomelabError(
             wanted=where,
-            found=f"{state}; the kernel says: {said}",
+            found=f"{state}; the kernel says: {trouble}",
             why="the card's firmware is the host's matter: without it its driver serves nothing",
             next="update the host's packages pve-firmware and kernel (`apt full-upgrade`), and reboot",
         )
-    if said:
+    if trouble:
         return HomelabError(
             wanted=where,
-            found=f"{state}; {said}",
+            found=f"{state}; {trouble}",
             why="the card's driver makes the nodes that a container is given",
             next="take a blacklist of the driver out of /etc/modprobe.d and run `update-initramfs -u -k all`; then "
             "reboot",
@@ -143,17 +143,16 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
 
 
 def _stops(word: str, device: Device) -> bool:
-    """Does this word of the command line keep the card's driver away? One driver has it: what is said of another is no
-    reason."""
+    """Whether a word of the kernel's command line keeps the card's driver away; words about other drivers don't."""
     drivers = {device.driver} if device.driver else set(DRIVERS.get(device.vendor, ()))
     key, _, value = word.partition("=")
     if key in ("modprobe.blacklist", "module_blacklist"):
         return bool(drivers.intersection(value.split(",")))
-    return word == "nomodeset" or word in {f"{driver}.{setting}" for driver in drivers for setting in _STOPPING}
+    return word == "nomodeset" or word in {f"{driver}.{parameter}" for driver in drivers for parameter in _STOPPING}
 
 
 def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
-    """What a container gets, for the plan: a part for each card."""
+    """What a container gets, for the plan: a text for each card."""
     return [
         f"{', '.join(card['nodes']) or 'its nodes in /dev/dri'} of {facts.card(_slot(card['address']))}"
         for _, card in sorted(shared.items())
@@ -161,16 +160,16 @@ def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
 
 
 def remarks(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
-    """What must not come as a surprise: a sentence each."""
-    said = []
+    """Remarks on the cards that a container gets: a sentence each."""
+    sentences = []
     for gpu, card in sorted(shared.items()):
         device = facts.by_address.get(card["address"])
         if device is not None and device.vfs:
-            said.append(
+            sentences.append(
                 f"gpus.{gpu}: {device.address} has {device.vfs} virtual functions (SR-IOV) with nodes of their own; "
                 "the container gets the card's own alone"
             )
-    return said
+    return sentences
 
 
 def _slot(address: str) -> str:
