@@ -94,7 +94,7 @@ def _file() -> Path:
 def _unread(whole: dict[str, str]) -> list[HomelabError]:
     """What stands where nobody reads it: in the configuration, or in the stack's file beside it."""
     lines = stack_file.misspelt(whole)
-    if isinstance(read := secret_settings.the_file_read(whole, _file()), dict):
+    if isinstance(read := secret_settings.file_of_configuration(whole, _file()), dict):
         lines = stack_file.unread(read) + lines
     return [stack_file.not_read(lines, _file().name)] if lines else []
 

@@ -44,7 +44,7 @@ class SshLogin(Model):
     """`true`: the SSH agent of this machine logs in."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _one_login(self) -> Self:
         ways = [self.private_key_file, self.private_key, self.password, self.agent or None]
         if sum(way is not None for way in ways) != 1:
             raise ValueError("expected exactly one of privateKeyFile, privateKey, password, agent")
@@ -83,7 +83,7 @@ class Ssh(SshLogin):
     """A file with the host's public key. Set this or `hostKey`."""
 
     @model_validator(mode="after")
-    def _recognised(self) -> Self:
+    def _one_host_key(self) -> Self:
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError(
                 "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or "
@@ -103,7 +103,7 @@ class Ssh(SshLogin):
         path = resolved(self.host_key_file or "")
         try:
             return " ".join(public_key(text_of(path).strip()).split()[:2])
-        except (OSError, ValueError) as error:  # what isn't text is a ValueError, too
+        except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError, too
             raise HomelabError(
                 wanted=f"the host's public key in {path}",
                 found=str(error),
@@ -163,7 +163,7 @@ class ApiAccess(Model):
         return plain
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> Self:
+    def _one_login_and_check(self) -> Self:
         by_token = (self.token is not None, self.token_secret is not None)
         by_user = (self.user is not None, self.password is not None)
         if (by_token, by_user) not in (((True, True), (False, False)), ((False, False), (True, True))):
@@ -178,14 +178,14 @@ class ApiAccess(Model):
 
     @property
     def is_root(self) -> bool:
-        """Whether this is root@pam itself, who alone may use a device by its address; a token of root@pam is not."""
+        """Whether this is root@pam itself, which alone may use a device by its address; a token of root@pam may not."""
         return self.user == "root@pam"
 
     @property
     def ca_path(self) -> Path | None:
-        """The file with the authority to trust.
+        """The file with the certificate authority to trust; None without caFile.
 
-        :raises HomelabError: it isn't there.
+        :raises HomelabError: there is no such file.
         """
         if self.ca_file is None:
             return None

@@ -1,4 +1,4 @@
-"""A Proxmox VE cluster: what its nodes have in common, said once."""
+"""A Proxmox VE cluster: the settings that its nodes have in common."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClusterNode(Model):
     """A file with the node's public key. Set this or `hostKey`."""
 
     @model_validator(mode="after")
-    def _recognised(self) -> Self:
+    def _one_host_key(self) -> Self:
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError("expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints) or hostKeyFile")
         return self
@@ -55,14 +55,14 @@ class ProxmoxCluster(Model):
         return self
 
 
-# Characters of a message that names what was written.
-_LINE = 400
+# Characters at most of a message that quotes names from the settings.
+_LONGEST_MESSAGE = 400
 
 
 def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration with what its hosts take from their clusters.
 
-    :param values: key (without `homelab:`) -> as it was written; what isn't as it should be is left to be refused.
+    :param values: key (without `homelab:`) -> value, not validated yet: a value of a wrong type is left to the models.
     :raises ValueError: a host is no node of the cluster that it takes something from.
     """
     clusters, hosts = values.get("clusters"), values.get("hosts")
@@ -72,23 +72,24 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(name: str, host: Any, clusters: Mapping[str, Any]) -> Any:
-    named = host.get("cluster") if isinstance(host, Mapping) else None
-    cluster = clusters.get(named) if isinstance(named, str) else None
-    own = host.get("node", name) if isinstance(host, Mapping) else None
-    if not isinstance(cluster, Mapping) or not isinstance(own, str):
+    cluster_name = host.get("cluster") if isinstance(host, Mapping) else None
+    cluster = clusters.get(cluster_name) if isinstance(cluster_name, str) else None
+    node_name = host.get("node", name) if isinstance(host, Mapping) else None
+    if not isinstance(cluster, Mapping) or not isinstance(node_name, str):
         return host
     nodes, ssh = cluster.get("nodes"), cluster.get("ssh")
-    node = nodes.get(own) if isinstance(nodes, Mapping) else None
+    node = nodes.get(node_name) if isinstance(nodes, Mapping) else None
     if node is None and isinstance(nodes, Mapping) and not {"address", "ssh"} <= host.keys():
-        said = f"hosts.{name}: clusters.{named} has no node {own}; it has {', '.join(map(str, nodes)) or 'none'}"
-        if said.isprintable() and len(said) < _LINE:  # else the names themselves are refused
-            raise ValueError(said)
+        there = ", ".join(map(str, nodes)) or "none"
+        message = f"hosts.{name}: clusters.{cluster_name} has no node {node_name}; it has {there}"
+        if message.isprintable() and len(message) < _LONGEST_MESSAGE:  # else the names themselves are refused
+            raise ValueError(message)
     if isinstance(node, Mapping):
-        host = {**_given(node, "address"), **host}
+        host = {**_selected(node, "address"), **host}
         if isinstance(ssh, Mapping):
-            host = {"ssh": {**ssh, **_given(node, "hostKey", "hostKeyFile")}, **host}
-    return {**_given(cluster, "api", "guestsAtReboot"), **host}
+            host = {"ssh": {**ssh, **_selected(node, "hostKey", "hostKeyFile")}, **host}
+    return {**_selected(cluster, "api", "guestsAtReboot"), **host}
 
 
-def _given(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def _selected(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: values[key] for key in keys if key in values}

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 # Folders of the host's system: Proxmox VE's own documentation warns of giving any of them to a container.
-_SYSTEM = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
-# Below /var there is room for people's own data, too.
-_OWN = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
+_SYSTEM_FOLDER = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
+# Folders below /var that hold users' data.
+_DATA_BELOW_VAR = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
 _FOLDER = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+")
 
 
@@ -63,8 +63,8 @@ class Mount(Model):
 
     @field_validator("source")
     @classmethod
-    def _not_the_systems(cls, value: str) -> str:
-        if _SYSTEM.fullmatch(value) and not _OWN.fullmatch(value):
+    def _not_a_system_folder(cls, value: str) -> str:
+        if _SYSTEM_FOLDER.fullmatch(value) and not _DATA_BELOW_VAR.fullmatch(value):
             raise ValueError(
                 f"{value} is of the host's own system: a container that changes it breaks the host. Expected a "
                 "folder with your data, "
@@ -74,7 +74,7 @@ class Mount(Model):
 
     @property
     def option(self) -> str:
-        """As Proxmox VE writes it."""
+        """The value of the container's `mp` option."""
         return f"{self.source},mp={self.target}" + (",ro=1" if self.read_only else "")
 
 
@@ -92,12 +92,12 @@ class Features(Model):
 
     @property
     def takes_root(self) -> bool:
-        """Whether only root@pam itself can make a container so."""
+        """Whether only root@pam itself can create a container with these features."""
         return self.keyctl or self.fuse or bool(self.mount)
 
     @property
     def option(self) -> str:
-        """As Proxmox VE writes it; empty where there are none."""
+        """The value of the container's `features` option; empty without features."""
         flags = [name for name in ("fuse", "keyctl", "nesting") if getattr(self, name)]
         parts = [f"{name}=1" for name in flags]
         parts += [f"mount={';'.join(self.mount)}"] if self.mount else []
@@ -145,19 +145,19 @@ class NewContainerSettings(Model):
 
     @property
     def takes_root(self) -> list[str]:
-        """Settings of which only root@pam itself can make a container."""
+        """The settings, as keys of `create`, with which only root@pam itself can create a container."""
         return ["features"] * self.features.takes_root + ["mounts"] * bool(self.mounts)
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
+    def _mounts_fit(self) -> Self:
         if self.features.mount and self.unprivileged:
             raise ValueError(
                 "features.mount: an unprivileged container mounts no network file system; mount it on the host, and "
                 "give it by mounts"
             )
-        targets = [one.target for one in self.mounts]
-        if twice := next((one for one in targets if targets.count(one) > 1), None):
-            raise ValueError(f"mounts: {twice} is a target twice")
+        targets = [mount.target for mount in self.mounts]
+        if repeated := next((target for target in targets if targets.count(target) > 1), None):
+            raise ValueError(f"mounts: {repeated} is a target twice")
         return self
 
 
@@ -218,13 +218,13 @@ class Container(Model):
 
     @property
     def has_cards(self) -> bool:
-        """Does it get any?"""
+        """Whether it gets a card."""
         return bool(self.gpus or self.numbers)
 
     def may_have_nvidia(self, gpus: Mapping[str, Gpu]) -> bool:
-        """May it get a card of NVIDIA's? Of one that is named by its address alone, only the host knows the maker.
+        """Whether it may get a card of NVIDIA's. Only the host knows the maker of a card that is named by its address.
 
-        :param gpus: its host's, by name.
+        :param gpus: the cards of its host, by name.
         """
         return not self.gpus or any(
             gpus[name].match is None or gpus[name].is_nvidia for name in self.gpus if name in gpus
@@ -236,18 +236,18 @@ class Container(Model):
 
     @property
     def volumes(self) -> list[str]:
-        """What it is made of, where it is created."""
+        """Volumes or downloads that it is created from; empty for an adopted container."""
         return [self.create.template] if self.create is not None else []
 
     @model_validator(mode="after")
-    def _options(self) -> Self:
+    def _cards_fit(self) -> Self:
         if (self.gpu_assignment is None) == (self.gpus is None):
             raise ValueError(
                 'expected exactly one of gpuAssignment (such as "0,1", "all" or "none") and gpus (names of cards)'
             )
         names = self.gpus or []
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"gpus: {twice} is there twice")
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"gpus: {repeated} is there twice")
         if self.start and self.power not in (None, "running"):
             raise ValueError(f"start: true and power: {self.power} contradict each other")
         if self.nvidia is not None and (self.gpus == [] or self.numbers == []):
@@ -264,7 +264,7 @@ class Container(Model):
 
 
 def assigned_numbers(text: str) -> list[int] | Literal["all"]:
-    """`0,1` as [0, 1]; `none` as []; `all`.
+    """The driver's numbers in a `gpuAssignment`, ascending: [0, 1] for `0,1`; [] for `none`; `all` for `all`.
 
     :raises ValueError: it is none of these, or names a card twice.
     """
@@ -274,8 +274,8 @@ def assigned_numbers(text: str) -> list[int] | Literal["all"]:
     parts = [] if plain == "none" else [part.strip() for part in plain.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,3}", part) for part in parts):
         raise ValueError('expected numbers of /dev/nvidiaN such as "0" or "0,1", or "all", or "none"')
-    found = sorted(int(part) for part in parts)
-    for number in found:
-        if found.count(number) > 1:
+    numbers = sorted(int(part) for part in parts)
+    for number in numbers:
+        if numbers.count(number) > 1:
             raise ValueError(f"card {number} is there twice")
-    return found
+    return numbers

@@ -52,10 +52,11 @@ MODELS: dict[str, type[BaseModel]] = {
 _NAMES = {bool: "true or false", int: "integer", str: "text", SecretStr: "secret"}
 
 
-def written(page: str) -> str:
-    """The page with its tables as the models have them.
+def with_current_tables(page: str) -> str:
+    """The page with its tables made anew from the models.
 
-    :raises KeyError: it asks for a table that isn't there, or a table links to one that isn't on the page.
+    :param page: the text of docs/settings.md.
+    :raises KeyError: the page has a table without a model, or a table links to one that isn't on the page.
     """
     anchors = markdown.anchors_of_tables(page)
     links = {model: f"[{_title(name)}](#{anchors[name]})" for name, model in MODELS.items()}
@@ -98,17 +99,17 @@ def _default(field: FieldInfo) -> str:
 def _type(annotation: Any, links: dict[type[BaseModel], str]) -> str:
     """An annotation in words.
 
-    :raises KeyError: it is none that the settings have had until now.
+    :raises KeyError: an unknown type: `_NAMES` needs a name for it.
     """
     if hasattr(annotation, "__metadata__"):
-        words = [one.text for one in annotation.__metadata__ if isinstance(one, InWords)]
+        words = [metadata.text for metadata in annotation.__metadata__ if isinstance(metadata, InWords)]
         kind = words[-1] if words else _type(get_args(annotation)[0], links)
         return f"{kind}{_bounds(annotation)}"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return _or([f"`{value}`" for value in arguments])
     if origin in (typing.Union, types.UnionType):
-        return _or([_type(one, links) for one in arguments if one is not type(None)])
+        return _or([_type(argument, links) for argument in arguments if argument is not type(None)])
     if origin is list:
         return f"list: {_type(arguments[0], links)}"
     if origin is dict:
@@ -118,7 +119,7 @@ def _type(annotation: Any, links: dict[type[BaseModel], str]) -> str:
 
 def _bounds(annotation: Any) -> str:
     """`, 1 to 65535`, of a number."""
-    fields = [one for one in annotation.__metadata__ if isinstance(one, FieldInfo)]
+    fields = [metadata for metadata in annotation.__metadata__ if isinstance(metadata, FieldInfo)]
     least = [bound.ge for field in fields for bound in field.metadata if hasattr(bound, "ge")]
     most = [bound.le for field in fields for bound in field.metadata if hasattr(bound, "le")]
     return f", {max(least)} to {min(most)}" if least and most else ""
@@ -130,7 +131,7 @@ def _or(words: list[str]) -> str:
 
 def main() -> None:
     """Write the tables of docs/settings.md."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(with_current_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

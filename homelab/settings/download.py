@@ -14,7 +14,7 @@ from homelab import tables
 from homelab.model import Model
 from homelab.settings.types import Checksum, FileName, ImageName, Storage, WebAddress
 
-# How a file's name ends -> what it is to Proxmox VE (PVE::Storage: ISO_EXT_RE_0, VZTMPL_EXT_RE_1,
+# How a file's name ends -> its content type in Proxmox VE (PVE::Storage: ISO_EXT_RE_0, VZTMPL_EXT_RE_1,
 # UPLOAD_IMPORT_EXT_RE_1). An .ova is a whole VM, and an .img as `iso` could be no disk.
 _CONTENTS = {
     r".+\.iso": "iso",
@@ -25,8 +25,8 @@ _CONTENTS = {
 
 @dataclass(frozen=True)
 class KnownImage:
-    """A known image (images.yaml). `sums`: the address of its maker's checksums; `user`: whom cloud-init makes in
-    it."""
+    """An image in images.yaml. `url`: its address; `file`: its name; `sums`: the address of its maker's checksums, None
+    without any; `user`: the user that cloud-init creates in it."""
 
     url: str
     file: str
@@ -36,9 +36,9 @@ class KnownImage:
 
 @cache
 def images() -> dict[str, KnownImage]:
-    """Those that can be named, by name."""
-    known = tables.read(Path(__file__).with_name("images.yaml"))
-    return {name: KnownImage(**{"file": about["url"].rpartition("/")[2], **about}) for name, about in known.items()}
+    """The images of images.yaml, by the names that `image` takes."""
+    by_name = tables.read(Path(__file__).with_name("images.yaml"))
+    return {name: KnownImage(**{"file": image["url"].rpartition("/")[2], **image}) for name, image in by_name.items()}
 
 
 class Download(Model):
@@ -68,39 +68,39 @@ class Download(Model):
     @property
     def name(self) -> str:
         """The file's name on the storage."""
-        known = images()[self.image].file if self.image else (self.url or "").rpartition("/")[2]
-        return self.template or self.file or known
+        default = images()[self.image].file if self.image else (self.url or "").rpartition("/")[2]
+        return self.template or self.file or default
 
     @property
     def content(self) -> str:
-        """What it is to Proxmox VE: `iso`, `import` or `vztmpl`."""
+        """Its content type in Proxmox VE: `iso`, `import` or `vztmpl`."""
         return next(kind for pattern, kind in _CONTENTS.items() if re.fullmatch(pattern, self.name))
 
     @property
     def volume(self) -> str:
-        """As guests' configurations name it: `local:iso/virtio-win.iso`."""
+        """The volume, as guests' configurations name it: `local:iso/virtio-win.iso`."""
         return f"{self.storage}:{self.content}/{self.name}"
 
     @property
     def address(self) -> str | None:
-        """Where it is downloaded from; None: Proxmox VE knows."""
+        """The address that it is downloaded from; None for a template, whose address Proxmox VE knows."""
         return images()[self.image].url if self.image else self.url
 
     @property
     def sums(self) -> str | None:
-        """The address of its maker's checksums; None: there are none, or the settings have one."""
+        """The address of its maker's checksums; None: it has none, or the settings have a checksum."""
         return images()[self.image].sums if self.image and self.checksum is None else None
 
     @field_validator("image")
     @classmethod
-    def _known(cls, value: str | None) -> str | None:
+    def _image_name(cls, value: str | None) -> str | None:
         if value is not None and value not in images():
             raise ValueError(f"expected one of {', '.join(images())}; for any other set url")
         return value
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(one is not None for one in (self.image, self.url, self.template)) != 1:
+    def _one_source(self) -> Self:
+        if sum(source is not None for source in (self.image, self.url, self.template)) != 1:
             raise ValueError("expected exactly one of image, url and template")
         if self.template is not None and self.checksum is not None:
             raise ValueError("checksum: Proxmox VE has a template's own; take it out")

@@ -1,4 +1,4 @@
-"""A host: its IOMMU, its cards, its limits."""
+"""The settings of a host: its IOMMU, its cards, its downloads, its timeouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from homelab.settings.types import (
 )
 
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
-# pve-configid, what Proxmox VE takes as a mapping's id.
+# A mapping's id: Proxmox VE's format pve-configid.
 _CONFIG_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 
 
@@ -114,12 +114,12 @@ class Gpu(Model):
 
     @property
     def may_leave(self) -> bool:
-        """Can a VM have it, from the host's start on or in turn with containers?"""
+        """Whether a VM can have it, from the host's start on or in turn with containers."""
         return self.use in ("vm", "shared")
 
     @property
     def is_nvidia(self) -> bool:
-        """Does `match` say that it is one of NVIDIA's?"""
+        """Whether `match` is an id of NVIDIA's."""
         return (self.match or "").startswith("10de:")
 
     @field_validator("mapping")
@@ -131,14 +131,14 @@ class Gpu(Model):
 
     @field_validator("match", mode="before")
     @classmethod
-    def _id(cls, value: Any) -> Any:
+    def _pci_id(cls, value: Any) -> Any:
         value = _lower(value)
         if isinstance(value, str) and not _PCI_ID.fullmatch(value):
             raise ValueError("expected vendor:device in hexadecimal, such as 10de:2b85 (see `lspci -nn`)")
         return value
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _fits_its_use(self) -> Self:
         if self.functions and self.use != "vm":
             raise ValueError(
                 "expected no functions: they are for a card that goes to a VM (use: vm), any other stays with the "
@@ -151,13 +151,15 @@ class Gpu(Model):
         if self.use != "vm" and self.live_migration:
             raise ValueError("expected no liveMigration: it is for a card that goes to a VM (use: vm)")
         if self.use == "shared":
-            others = {
+            for_vfio = {
                 "allowConsole": self.allow_console,
                 "allowContainers": self.allow_containers,
                 "passthroughTest": self.passthrough_test,
             }
-            if said := [name for name, is_set in others.items() if is_set]:
-                raise ValueError(f"expected no {said[0]}: it is for a card that is bound to vfio-pci at boot (use: vm)")
+            if names := [name for name, is_set in for_vfio.items() if is_set]:
+                raise ValueError(
+                    f"expected no {names[0]}: it is for a card that is bound to vfio-pci at boot (use: vm)"
+                )
             if self.match is not None and not self.is_nvidia:
                 raise ValueError("use: shared is for NVIDIA's cards (10de:...)")
         if self.match is None and self.address is None:
@@ -165,7 +167,7 @@ class Gpu(Model):
         return self
 
 
-# Seconds from a host's start until it can have been reached and its boot confirmed.
+# Seconds that a healthy host needs from its start until its boot can be confirmed.
 SHORTEST_ROLLBACK = 30
 
 
@@ -205,8 +207,8 @@ class Timeouts(Model):
 
     @property
     def boot(self) -> int:
-        """For how long a host that was told to reboot is waited for: its reboot; then the switch's time, and the reboot
-        that it makes."""
+        """Seconds until a host that reboots must have answered: its reboot, the time of the dead man's switch, and the
+        reboot that the switch makes."""
         return self.reboot + self.rollback + self.reboot
 
 
@@ -267,7 +269,7 @@ class Host(Model):
 
     @property
     def gives_cards(self) -> bool:
-        """Does a VM get a card?"""
+        """Whether a VM can get a card of this host."""
         return any(gpu.may_leave for gpu in self.gpus.values())
 
     @property
@@ -286,22 +288,26 @@ class Host(Model):
 
     @property
     def wants_iommu(self) -> bool:
-        """Is the IOMMU to be switched on? Where no VM gets a card, only if the settings ask for it."""
+        """Whether the IOMMU is to be on; without a card for VMs, only if the settings ask for it."""
         return self.gives_cards if self.iommu.enable is None else self.iommu.enable
 
     @property
     def bypasses_iommu(self) -> bool:
-        """Are the host's own devices to bypass it (iommu=pt)?"""
+        """Whether the host's own devices are to bypass the IOMMU (iommu=pt)."""
         default = self.gives_cards or self.wants_iommu
         return default if self.iommu.passthrough is None else self.iommu.passthrough
 
     def mapping_of(self, gpu: str) -> str:
-        """The id of a card's PCI mapping."""
+        """The id of a card's PCI mapping.
+
+        :param gpu: the card's name in the settings.
+        """
         return self.gpus[gpu].mapping or gpu
 
     def volume_of(self, text: str) -> str:
-        """The volume that a guest's setting means, which may name a download.
+        """The volume that a guest's setting means.
 
+        :param text: a volume, or the name of a download.
         :raises ValueError: there is no such download.
         """
         if ":" in text:
@@ -325,9 +331,9 @@ class Host(Model):
 
     @model_validator(mode="after")
     def _distinct_mappings(self) -> Self:
-        passed = [name for name, gpu in self.gpus.items() if gpu.may_leave] if self.api else []
-        ids = [self.mapping_of(name) for name in passed]
-        for name in passed:
+        names = [name for name, gpu in self.gpus.items() if gpu.may_leave] if self.api else []
+        ids = [self.mapping_of(name) for name in names]
+        for name in names:
             if not _CONFIG_ID.fullmatch(self.mapping_of(name)):
                 raise ValueError(f"gpus.{name}: Proxmox VE takes no mapping id of one letter: set `mapping`")
             if ids.count(self.mapping_of(name)) > 1:
@@ -337,11 +343,11 @@ class Host(Model):
     @model_validator(mode="after")
     def _distinct_gpus(self) -> Self:
         for name, gpu in self.gpus.items():
-            for other_name, other in self.gpus.items():
-                if other_name > name and gpu.address == other.address and gpu.match == other.match:
+            for other_name, other_gpu in self.gpus.items():
+                if other_name > name and gpu.address == other_gpu.address and gpu.match == other_gpu.match:
                     raise ValueError(
                         f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address or gpu.match})"
                     )
-                if other_name > name and gpu.address is not None and gpu.address == other.address:
+                if other_name > name and gpu.address is not None and gpu.address == other_gpu.address:
                     raise ValueError(f"gpus.{name} and gpus.{other_name} are the same card ({gpu.address})")
         return self

@@ -24,9 +24,9 @@ _KEY_PARTS: dict[str, tuple[int | None, ...]] = {
 }
 
 
-def _ispublic_key(value: str) -> bool:
-    """`type base64 [comment]`, whole: with the type once more inside, all the parts that it has, and nothing after
-    them."""
+def _is_public_key(value: str) -> bool:
+    """Whether a text is a whole key, `type base64 [comment]`: the bytes repeat the type, and have all parts of that
+    type and nothing more."""
     match = _HOST_KEY.fullmatch(value.strip())
     if match is None:
         return False
@@ -51,8 +51,12 @@ def _ispublic_key(value: str) -> bool:
 
 
 def public_key(value: str) -> str:
+    """A public key without blanks around it.
+
+    :raises ValueError: it isn't a whole key of a known type.
+    """
     plain(value.strip())
-    if not _ispublic_key(value):
+    if not _is_public_key(value):
         raise ValueError(
             "expected a public key such as `ssh-ed25519 AAAA…`, all of it (see `ssh-keyscan -t ed25519 ADDRESS`)"
         )

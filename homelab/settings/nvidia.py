@@ -1,4 +1,4 @@
-"""What a user writes under `nvidia:`: for a VM, a container, or a host that keeps its card."""
+"""The settings below `nvidia:` of a VM, of a container, or of a host that keeps its card."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ _CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
 
 
 def _written_as_text(value: Any) -> Any:
-    # YAML has read 12.10 as 12.1 and 580.10 as 580.1 before anybody here sees them: what was meant can't be told any
-    # more.
+    # YAML reads 12.10 as 12.1 and 580.10 as 580.1: the text in the file can't be told from the number.
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(
             'expected text in quotes, such as "580" or "12.8": YAML reads 12.10 without them as the number 12.1'

@@ -1,5 +1,5 @@
-"""The stack's configuration as settings; every mistake in it is named, where it is, what was found, and what was
-probably meant."""
+"""Makes settings from the stack's configuration. The error names every mistake in it: the key, the value, and the key
+that was probably meant."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from homelab.settings.whole import Settings
 
 
 def parse(values: Mapping[str, str]) -> Settings:
-    """Settings, or a part of them, that can be read; what can't be carried out must not keep anybody from taking it
-    away.
+    """Settings, or a part of them. The models' rules alone apply, so that what can't be carried out can still be
+    removed.
 
     :param values: key (without `homelab:`) -> text, structured values as JSON.
     :raises HomelabError: one error that names every mistake.
@@ -31,21 +31,23 @@ def parse(values: Mapping[str, str]) -> Settings:
 
 
 def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host:
-    """One host from the text of `homelab:hosts`; for the processes that don't run the program.
+    """One host from the text of `homelab:hosts`, for processes that don't run the program, such as the provider.
 
-    :param clusters: the text of `homelab:clusters`, of which it may take something.
-    :raises HomelabError: it is missing or mistaken.
+    :param hosts: the text of `homelab:hosts`, JSON; None: the key isn't set.
+    :param name: the host's name in the settings.
+    :param clusters: the text of `homelab:clusters`, of which the host may take settings.
+    :raises HomelabError: the host is missing, or its settings are mistaken.
     """
-    whole = _decode(hosts or "{}")
-    if isinstance(whole, dict) and name in whole:
-        # A mistake in another host's settings must not keep anybody from giving this one up.
-        whole = {name: whole[name]}
-    known = parse({"hosts": json.dumps(whole), **({"clusters": clusters} if clusters else {})}).hosts
-    host = known.get(name)
+    values = _decode(hosts or "{}")
+    if isinstance(values, dict) and name in values:
+        # A mistake in another host's settings must not stop the removal of this one.
+        values = {name: values[name]}
+    parsed = parse({"hosts": json.dumps(values), **({"clusters": clusters} if clusters else {})}).hosts
+    host = parsed.get(name)
     if host is None:
         raise HomelabError(
             wanted=f"homelab:hosts.{name} in the stack's configuration",
-            found=f"hosts: {sorted(known)}",
+            found=f"hosts: {sorted(parsed)}",
             why="it says how to reach the host",
             next="put it back; to give the host up, first take its cards, VMs and containers out, and run "
             "`pulumi up`; then take the host out",
@@ -60,29 +62,31 @@ def _decode(text: str) -> Any:
         return text
 
 
-# What a host may take from its cluster.
+# Keys that a host may take from its cluster.
 _FROM_CLUSTERS = {"address", "ssh", "api", "guestsAtReboot"}
-# Below these keys there are secrets, or may be by mistake.
+# Keys below which there are secrets, or may be by mistake.
 _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
 
 
 def _explain(error: ValidationError) -> HomelabError:
-    """Pydantic's list as the text a person gets. Values never appear where they may be secret."""
+    """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret."""
     lines = []
     problems = error.errors(include_url=False)
     if any(problem["loc"][:1] == ("clusters",) for problem in problems):
-        # A mistake in a cluster is told where it was written, and not once more for each host that takes it from there.
+        # A mistake in a cluster is reported there alone, not once more for each host that takes it from there.
         problems = [
-            one for one in problems if not (one["loc"][:1] == ("hosts",) and {*one["loc"][2:3]} & _FROM_CLUSTERS)
+            problem
+            for problem in problems
+            if not (problem["loc"][:1] == ("hosts",) and {*problem["loc"][2:3]} & _FROM_CLUSTERS)
         ]
     for problem in problems:
-        # A key may be anything that JSON can say, control characters of a terminal too.
+        # A key may be any JSON string, with a terminal's control characters too.
         place = ".".join(_visible(str(part)) for part in problem["loc"] if part != "[key]")
         text = problem["msg"].removeprefix("Value error, ")
-        if instead := removed(problem["loc"], problem["input"]):
-            text = instead
+        if replacement := removed(problem["loc"], problem["input"]):
+            text = replacement
         elif problem["type"] == "extra_forbidden":
-            text = f"unknown key{_meant(problem['loc'])}"
+            text = f"unknown key{_suggestion(problem['loc'])}"
         elif problem["type"] == "missing":
             text = "missing"
         elif isinstance(problem["input"], str | int | float | bool) and not _SECRET_PLACES & set(problem["loc"]):
@@ -96,33 +100,33 @@ def _explain(error: ValidationError) -> HomelabError:
     )
 
 
-# How much of a mistaken value or key a message shows.
-_SHOWN = 120
+# Characters of a mistaken value or key that a message shows.
+_LONGEST_SHOWN = 120
 
 
 def _visible(text: str) -> str:
     shown = text if text.isprintable() else ascii(text)[1:-1]
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
-def _meant(location: tuple[int | str, ...]) -> str:
+def _suggestion(location: tuple[int | str, ...]) -> str:
     """`, did you mean …` for an unknown key, from the keys that its model has."""
     model: Any = Settings
     for part in location[:-1]:
-        model = _inside(model)
+        model = _without_none(model)
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = next(field.annotation for field in model.model_fields.values() if field.alias == part)
         else:  # a mapping of names to models, or a list of them
             model = get_args(model)[-1]
-    known = [field.alias or "" for field in _inside(model).model_fields.values()]
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f", did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"
+    keys = [field.alias or "" for field in _without_none(model).model_fields.values()]
+    matches = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    return f", did you mean `{matches[0]}`?" if matches else f"; known are {', '.join(keys)}"
 
 
-def _inside(annotation: Any) -> Any:
+def _without_none(annotation: Any) -> Any:
     """`X` for `X | None`."""
     return (
-        next((one for one in get_args(annotation) if one is not type(None)), None)
+        next((argument for argument in get_args(annotation) if argument is not type(None)), None)
         if _optional(annotation)
         else annotation
     )

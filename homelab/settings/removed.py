@@ -1,4 +1,4 @@
-"""Settings, and values of settings, that there were: each is refused with what is to be used instead."""
+"""Settings, and values of settings, that were removed: each is refused with a sentence that names the replacement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _COPY = (
     "this out"
 )
 
-# Place in the settings, with * for a name, or `place: value` -> what is said.
+# Place in the settings, with * for a name, or `place: value` -> text of the refusal.
 REMOVED = {
     "hosts.*.guestsAtReboot: migrate": _MIGRATE,
     "clusters.*.guestsAtReboot: migrate": _MIGRATE,
@@ -22,15 +22,18 @@ REMOVED = {
 
 
 def removed(location: tuple[int | str, ...], value: object) -> str | None:
-    """What is said of a mistake at this place, where the setting or its value was removed; None: it wasn't.
+    """The text of the refusal, if the setting at a place, or its value, was removed; None: it wasn't.
 
-    :param location: as pydantic has it.
+    :param location: of an error, as pydantic has it.
+    :param value: the setting's value.
     """
     parts = [str(part) for part in location]
     for key, text in REMOVED.items():
-        place, _, old = key.partition(": ")
-        wanted = place.split(".")
-        fits = len(parts) == len(wanted) and all(one in ("*", part) for one, part in zip(wanted, parts, strict=True))
-        if fits and old in ("", value):
+        place, _, removed_value = key.partition(": ")
+        pattern = place.split(".")
+        fits = len(parts) == len(pattern) and all(
+            expected in ("*", part) for expected, part in zip(pattern, parts, strict=True)
+        )
+        if fits and removed_value in ("", value):
             return text
     return None

@@ -1,4 +1,4 @@
-"""docs/config.schema.json: what an editor completes and checks in `Pulumi.<stack>.yaml`.
+"""Makes docs/config.schema.json, by which an editor completes and checks `Pulumi.<stack>.yaml`.
 `python -m homelab.settings.schema` writes it anew.
 
 It is made from the settings' models, so it knows each key, its meaning, its type and its bounds. What several settings
@@ -24,13 +24,13 @@ _ENCRYPTED = "Encrypted"
 
 def schema() -> dict[str, Any]:
     """The schema of a stack's file."""
-    made = Settings.model_json_schema(ref_template="#/definitions/{model}")
-    parts = {name: _adapted(part) for name, part in made.pop("$defs").items()}
+    generated = Settings.model_json_schema(ref_template="#/definitions/{model}")
+    parts = {name: _adapted(part) for name, part in generated.pop("$defs").items()}
     # A card's name alone is a card of a VM; one number of a card needs no quotes.
     parts["VmGpu"] = {"description": parts["VmGpu"]["description"], "anyOf": [{"type": "string"}, parts["VmGpu"]]}
-    # A host may take them from its cluster.
-    said = parts["Host"].pop("required")
-    parts["Host"]["anyOf"] = [{"required": said}, {"required": ["cluster"]}]
+    # A host of a cluster may take its required keys from there.
+    required = parts["Host"].pop("required")
+    parts["Host"]["anyOf"] = [{"required": required}, {"required": ["cluster"]}]
     parts["Container"]["properties"]["gpuAssignment"]["anyOf"].append({"type": "integer", "minimum": 0})
     parts[_ENCRYPTED] = {
         "description": "A value that `pulumi config set --secret --path` has encrypted.",
@@ -39,8 +39,7 @@ def schema() -> dict[str, Any]:
         "required": ["secure"],
         "additionalProperties": False,
     }
-    known = {name: _adapted(about) for name, about in made["properties"].items()}
-    keys = {f"homelab:{name}": about for name, about in known.items()}
+    keys = {f"homelab:{name}": _adapted(value) for name, value in generated["properties"].items()}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A stack of homelab",
@@ -54,9 +53,9 @@ def schema() -> dict[str, Any]:
                 # Keys of other projects and providers have a name before the colon, too.
                 "patternProperties": {r"^(?!homelab:)[^:]+:.+$": {}},
                 "additionalProperties": False,
-                "required": [f"homelab:{name}" for name in made["required"]],
+                "required": [f"homelab:{name}" for name in generated["required"]],
             },
-            **{name: {"description": about} for name, about in KEYS_OF_PULUMI.items() if name != "config"},
+            **{name: {"description": description} for name, description in KEYS_OF_PULUMI.items() if name != "config"},
         },
         "additionalProperties": False,
         "required": ["config"],
@@ -65,37 +64,39 @@ def schema() -> dict[str, Any]:
 
 
 def _adapted(value: Any, *, names: bool = False) -> Any:
-    """A part of pydantic's schema in the form that editors like.
+    """A part of pydantic's schema in the form that editors for YAML need: draft 7, and text that may be encrypted.
 
-    :param names: are the keys names of settings, rather than words of JSON Schema?
+    :param names: whether the keys are names of settings, rather than keywords of JSON Schema.
     """
     if isinstance(value, list):
-        return [_adapted(one) for one in value]
+        return [_adapted(item) for item in value]
     if not isinstance(value, dict):
         return value
     if names:
-        return {name: _adapted(one) for name, one in value.items()}
-    found = {
-        word: _adapted(one, names=word == "properties") if word not in ("default", "enum") else one
-        for word, one in value.items()
-        if word not in ("title", "format", "writeOnly")
+        return {name: _adapted(part) for name, part in value.items()}
+    adapted = {
+        keyword: _adapted(part, names=keyword == "properties") if keyword not in ("default", "enum") else part
+        for keyword, part in value.items()
+        if keyword not in ("title", "format", "writeOnly")
     }
-    if "form" in found:
-        found["title"] = found.pop("form")
-    if "description" in found:
-        found["description"] = _LINK.sub(r"\1", " ".join(found["description"].split()))
-    if "$ref" in found and len(found) > 1:  # in draft 7, what stands beside a reference counts for nothing
-        found = {"allOf": [{"$ref": found.pop("$ref")}], **found}
-    if found.get("type") == "string" and "enum" not in found and "const" not in found:
-        kind = {"type": found.pop("type"), **({"title": found.pop("title")} if "title" in found else {})}
-        found["anyOf"] = [kind, {"$ref": f"#/definitions/{_ENCRYPTED}"}]
-    if any(one.keys() == {"anyOf"} for one in found.get("anyOf", ())):
-        found["anyOf"] = [
-            part for one in found["anyOf"] for part in (one["anyOf"] if one.keys() == {"anyOf"} else [one])
+    if "form" in adapted:
+        adapted["title"] = adapted.pop("form")
+    if "description" in adapted:
+        adapted["description"] = _LINK.sub(r"\1", " ".join(adapted["description"].split()))
+    if "$ref" in adapted and len(adapted) > 1:  # in draft 7, what stands beside a reference counts for nothing
+        adapted = {"allOf": [{"$ref": adapted.pop("$ref")}], **adapted}
+    if adapted.get("type") == "string" and "enum" not in adapted and "const" not in adapted:
+        kind = {"type": adapted.pop("type"), **({"title": adapted.pop("title")} if "title" in adapted else {})}
+        adapted["anyOf"] = [kind, {"$ref": f"#/definitions/{_ENCRYPTED}"}]
+    if any(choice.keys() == {"anyOf"} for choice in adapted.get("anyOf", ())):
+        adapted["anyOf"] = [
+            inner
+            for choice in adapted["anyOf"]
+            for inner in (choice["anyOf"] if choice.keys() == {"anyOf"} else [choice])
         ]
-    if "propertyNames" in found:  # a name is never encrypted
-        found["propertyNames"] = {"type": "string"}
-    return found
+    if "propertyNames" in adapted:  # a name is never encrypted
+        adapted["propertyNames"] = {"type": "string"}
+    return adapted
 
 
 def text() -> str:

@@ -1,11 +1,10 @@
-"""Values that must not stand in the settings file as they are: secrets in plain text, and what the example file left
-open.
+"""Finds values that must not stay in the stack's file: secrets in plain text, and the example file's placeholders.
 
-What can be known. Pulumi tells a program which keys of its configuration have an encrypted value
+Pulumi tells a program which keys of its configuration have an encrypted value
 (PULUMI_CONFIG_SECRET_KEYS), but not where in it: `homelab:hosts` is one key. So: no secret of a key that isn't among
 them is encrypted. Of one that is, the stack's file tells, if it is the one that this configuration came from: its plain
 values are the same. Pulumi doesn't say which file it read, and with `--config-file` it may be any. Without that file,
-the only secret of a key is the encrypted one; of several nobody can tell, which is said.
+the only secret of a key is the encrypted one; of several it isn't known which, and the program says so.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from homelab.settings.types import ENCRYPTED
 
 Place = tuple[str | int, ...]
 
-# What Pulumi.homelab.yaml has where a value is to be filled in.
-_OPEN = re.compile(r"FILL[-+]IN|0{64}")
-_HOW = {
+# Placeholders in Pulumi.homelab.yaml for values that the user has to fill in.
+_PLACEHOLDER = re.compile(r"FILL[-+]IN|0{64}")
+_SOURCES = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
     "fingerprint": "the SHA-256 fingerprint that "
     "`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
@@ -40,37 +39,37 @@ def is_encrypted(value: Any) -> bool:
 
 
 def readable(value: Any) -> Any:
-    """A value of a stack's file with a word in place of what is encrypted in it, for who has no passphrase."""
+    """A value of a stack's file with ENCRYPTED in place of each encrypted value, for use without the passphrase."""
     if is_encrypted(value):
         return ENCRYPTED
     if isinstance(value, dict):
-        return {key: readable(one) for key, one in value.items()}
-    return [readable(one) for one in value] if isinstance(value, list) else value
+        return {key: readable(item) for key, item in value.items()}
+    return [readable(item) for item in value] if isinstance(value, list) else value
 
 
 def texts(value: Any, place: Place = ()) -> Iterator[tuple[Place, str | SecretStr]]:
-    """Every text in settings, and where it stands in the file."""
+    """Every text in settings, with its place in the file."""
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from texts(getattr(value, name), (*place, field.alias or name))
     elif isinstance(value, dict | list):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from texts(one, (*place, key))
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts(item, (*place, key))
     elif isinstance(value, str | SecretStr):
         yield place, value
 
 
 def left_open(settings: BaseModel) -> list[Place]:
-    """Where the example file's values still stand."""
-    return [place for place, value in texts(settings) if _OPEN.search(_text(value))]
+    """The places that still have a placeholder of the example file."""
+    return [place for place, value in texts(settings) if _PLACEHOLDER.search(_text(value))]
 
 
 def secrets(settings: BaseModel) -> list[Place]:
-    """Where secrets stand that the file could give away."""
+    """The places of secrets: of passwords, keys and tokens, and of addresses with a password."""
     return [
         place
         for place, value in texts(settings)
-        if isinstance(value, SecretStr) and _is_secret(_text(value)) and not _OPEN.search(_text(value))
+        if isinstance(value, SecretStr) and _is_secret(_text(value)) and not _PLACEHOLDER.search(_text(value))
     ]
 
 
@@ -79,58 +78,58 @@ def _text(value: str | SecretStr) -> str:
 
 
 def _is_secret(text: str) -> bool:
-    # A proxy's address is one only with a user and a password in it.
+    # A proxy's address is a secret only with a user and a password in it.
     return text != ENCRYPTED and (not re.match(r"https?://", text) or "@" in text)
 
 
 def in_plain_text(settings: BaseModel, environ: Mapping[str, str], stack_file: Path) -> tuple[list[Place], list[Place]]:
-    """Where secrets stand in plain text, and where that can't be told.
+    """The places of secrets in plain text, and of those that may be in plain text or encrypted.
 
-    :param environ: of the program, as Pulumi has set it.
+    :param environ: the program's environment variables, as Pulumi sets them.
     :param stack_file: the stack's own file, whether or not it is the one that was read.
     """
     encrypted_keys = json.loads(environ.get("PULUMI_CONFIG_SECRET_KEYS") or "[]")
-    whole = json.loads(environ.get("PULUMI_CONFIG") or "{}")
+    configuration = json.loads(environ.get("PULUMI_CONFIG") or "{}")
     places = secrets(settings)
     plain: list[Place] = []
-    unknown: list[Place] = []
+    uncertain: list[Place] = []
     for key in dict.fromkeys(place[0] for place in places):
-        of_key = [place for place in places if place[0] == key]
+        secrets_of_key = [place for place in places if place[0] == key]
         if f"homelab:{key}" not in encrypted_keys:
-            plain += of_key
-        elif (written := _written(f"homelab:{key}", whole, stack_file)) is not None:
-            plain += [place for place in of_key if not _is_encrypted_at(written, place[1:])]
-        elif len(of_key) > 1:
-            unknown += of_key
-    return plain, unknown
+            plain += secrets_of_key
+        elif (value := _value_in_file(f"homelab:{key}", configuration, stack_file)) is not None:
+            plain += [place for place in secrets_of_key if not _is_encrypted_at(value, place[1:])]
+        elif len(secrets_of_key) > 1:
+            uncertain += secrets_of_key
+    return plain, uncertain
 
 
-def _written(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
-    """What the file has under a key, encrypted values as they are; None: it isn't the file that was read."""
+def _value_in_file(key: str, whole: Mapping[str, str], stack_file: Path) -> Any:
+    """The file's value of a key, with encrypted values as they are; None: Pulumi read another file."""
     try:
         config = yaml.safe_load(text_of(stack_file))["config"]
         # A key of the project's own may stand without the project's name.
-        written = config.get(key, config.get(key.partition(":")[2]))
-        return written if _same(written, json.loads(whole[key])) else None
+        value = config.get(key, config.get(key.partition(":")[2]))
+        return value if _same(value, json.loads(whole[key])) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
         return None
 
 
-def the_file_read(whole: Mapping[str, str], stack_file: Path) -> Any:
-    """The stack's own file, if this configuration may have come from it: all that it has under `config:` is there.
-    None: it didn't.
+def file_of_configuration(whole: Mapping[str, str], stack_file: Path) -> Any:
+    """The content of the stack's own file, if the configuration may have come from it, that is, has all keys below the
+    file's `config:`; None: it came from another file.
 
     :param whole: key -> text, as Pulumi hands it over.
     """
     try:
-        found = yaml.safe_load(text_of(stack_file))
+        content = yaml.safe_load(text_of(stack_file))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    config = (found.get("config") or {}) if isinstance(found, dict) else None
+    config = (content.get("config") or {}) if isinstance(content, dict) else None
     if not isinstance(config, dict):
         return None
-    pairs = [(whole.get(str(key), whole.get(f"homelab:{key}")), one) for key, one in config.items()]
-    return found if all(text is not None and _same(one, _loaded(text, one)) for text, one in pairs) else None
+    pairs = [(whole.get(str(key), whole.get(f"homelab:{key}")), value) for key, value in config.items()]
+    return content if all(text is not None and _same(value, _loaded(text, value)) for text, value in pairs) else None
 
 
 def _loaded(text: str, written: Any) -> Any:
@@ -200,4 +199,4 @@ def _filling_in(place: Place, stack: str) -> str:
     leaf = str(place[-1])
     if leaf in ("tokenSecret", "password", "privateKey"):
         return encrypting(place, stack)
-    return f"{path_of(place)}: {_HOW.get(leaf, 'see docs/settings.md')}"
+    return f"{path_of(place)}: {_SOURCES.get(leaf, 'see docs/settings.md')}"

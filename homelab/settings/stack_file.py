@@ -1,7 +1,7 @@
-"""`Pulumi.<stack>.yaml` as a whole: which keys it may have beside the settings, and those that nobody reads.
+"""The keys of a whole `Pulumi.<stack>.yaml`: those that Pulumi and the program read, and the others, which are refused.
 
-Pulumi passes over a key that it doesn't know. So settings that stand in a wrong place, such as under `encryptionsalt`
-instead of `config`, would be without effect, and nobody would say so.
+Pulumi passes over a key that it doesn't know. So settings in a wrong place, such as below `encryptionsalt` instead of
+`config`, would be without effect and without a message.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from homelab.errors import HomelabError
 from homelab.model import camel
 from homelab.settings.whole import Settings
 
-# The keys that Pulumi reads (sdk/go/common/workspace/project.go, ProjectStack), and what each is.
+# The keys that Pulumi reads (sdk/go/common/workspace/project.go, ProjectStack), and their descriptions.
 KEYS_OF_PULUMI = {
     "config": "The settings.",
     "encryptionsalt": "What Pulumi makes the key from, together with your passphrase. Pulumi writes it.",
@@ -23,57 +23,62 @@ KEYS_OF_PULUMI = {
     "environment": "Environments of Pulumi ESC whose values this stack takes.",
 }
 _SETTINGS = [camel(name) for name in Settings.model_fields]
-# How alike two names must be for one to be the other misspelt; a project called `homelab-gaming` is none of this one's.
+# The similarity, for difflib, from which on a name is a misspelt one; `homelab-gaming`, another project, is below it.
 _ALIKE = 0.8
 
 
 def unread(keys: Iterable[Any]) -> list[str]:
-    """What is wrong with the keys of a whole file: a line for each one that nobody reads."""
-    return [f"{key}: {_meant_beside(str(key))}" for key in keys if key not in KEYS_OF_PULUMI]
+    """A line for each key of a whole file that Pulumi doesn't read."""
+    return [f"{key}: {_suggestion_beside(str(key))}" for key in keys if key not in KEYS_OF_PULUMI]
 
 
-def _meant_beside(key: str) -> str:
+def _suggestion_beside(key: str) -> str:
     name = key.removeprefix("homelab:")
     if name in _SETTINGS:
         return f"it is beside `config:`, where nothing reads it; put it under `config:`, as `homelab:{name}`"
-    close = difflib.get_close_matches(key, KEYS_OF_PULUMI, n=1) or [
-        f"homelab:{one}" for one in difflib.get_close_matches(name, _SETTINGS, n=1)
+    matches = difflib.get_close_matches(key, KEYS_OF_PULUMI, n=1) or [
+        f"homelab:{setting}" for setting in difflib.get_close_matches(name, _SETTINGS, n=1)
     ]
     return "unknown key" + (
-        f", did you mean `{close[0]}`{' under `config:`' if ':' in close[0] else ''}?"
-        if close
+        f", did you mean `{matches[0]}`{' under `config:`' if ':' in matches[0] else ''}?"
+        if matches
         else f"; known are {', '.join(KEYS_OF_PULUMI)}"
     )
 
 
 def misspelt(keys: Iterable[str]) -> list[str]:
-    """Of the keys under `config:`, those of another name before the colon that were meant to be homelab's; a line for
-    each.
+    """A line for each key below `config:` that is a misspelt one of homelab's.
 
-    Keys of other projects and of providers, such as `aws:region`, are theirs.
+    Keys of other projects and of providers, such as `aws:region`, are left out.
+
+    :param keys: those below `config:`.
     """
     lines = []
     for key in keys:
-        space, colon, name = key.partition(":")
+        namespace, colon, name = key.partition(":")
         if not colon:
-            space, name = "", key
-        if space == "homelab":
+            namespace, name = "", key
+        if namespace == "homelab":
             continue
         # Without the project's name, Pulumi takes a key for the project's own.
-        if (space and not difflib.get_close_matches(space, ["homelab"], n=1, cutoff=_ALIKE)) or key in _SETTINGS:
+        if (
+            namespace and not difflib.get_close_matches(namespace, ["homelab"], n=1, cutoff=_ALIKE)
+        ) or key in _SETTINGS:
             continue
-        meant = next(iter(difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=_ALIKE)), name if space else None)
-        if meant:
-            lines.append(f"{key}: unknown key, did you mean `homelab:{meant}`?")
+        suggestion = next(
+            iter(difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=_ALIKE)), name if namespace else None
+        )
+        if suggestion:
+            lines.append(f"{key}: unknown key, did you mean `homelab:{suggestion}`?")
     return lines
 
 
 def check(whole: Any, file: str) -> None:
-    """Accepts a file if every key in it is read by the program.
+    """Accepts a file if Pulumi or the program reads every key in it.
 
     :param whole: the file, as YAML has it.
     :param file: its name, for the message.
-    :raises HomelabError: it has others.
+    :raises HomelabError: it has other keys.
     """
     if not isinstance(whole, Mapping):
         return
@@ -84,7 +89,11 @@ def check(whole: Any, file: str) -> None:
 
 
 def not_read(lines: list[str], file: str) -> HomelabError:
-    """The error for keys that nobody reads."""
+    """The refusal of keys that neither Pulumi nor the program reads.
+
+    :param lines: one for each key.
+    :param file: its name, for the message.
+    """
     return HomelabError(
         wanted=f"only known keys in {file}",
         found="\n        ".join(lines),

@@ -1,8 +1,10 @@
-"""What a setting's text may consist of: each ends up in a file, a command or a property string that root reads.
+"""The types of texts and numbers in the settings. Each text ends up in a file, a command or a property string that root
+reads.
 
-`plain` is the rule for all of them: text on one line, nothing that can't be seen, no hyphen at its beginning (a command
-takes that for an option). What has a form of its own gets its alphabet besides. Every text in the settings is of one of
-these types, or is matched whole by a validator of its own; a test goes through all fields of all models.
+`plain` is the rule for all texts: one line, visible characters alone, no hyphen at the beginning (a command takes that
+for an option). Texts of a certain form, such as addresses, are matched against a pattern besides. Every text in the
+settings is of one of these types, or is matched whole by a validator of its own; a test goes through all fields of all
+models.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from pydantic import AfterValidator, Field, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-# Control characters and what else can't be seen (other directions of writing, zero width), ends of lines that are none
-# of ASCII's, and halves of characters.
-_UNSEEN = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+# Unicode categories of invisible characters: control characters, other directions of writing, zero width, line ends
+# beyond ASCII, surrogates.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _HOSTNAME = re.compile(
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
@@ -29,8 +31,8 @@ _HOSTNAME = re.compile(
 
 @dataclass(frozen=True)
 class InWords:
-    """What a value is, in a word or two of Markdown, for the tables of docs/settings.md (homelab/settings/document.py)
-    and for editors (homelab/settings/schema.py)."""
+    """The name of a value's type, in a word or two of Markdown, for the tables of docs/settings.md
+    (homelab/settings/document.py) and for editors (homelab/settings/schema.py)."""
 
     text: str
 
@@ -38,17 +40,16 @@ class InWords:
         return {**handler(core), "form": self.text.replace("`", "")}
 
 
-# What stands for a value that Pulumi has encrypted where nobody has the passphrase: in a pull request's preview, in the
-# doctor.
+# Placeholder of an encrypted value where the passphrase isn't known: in a pull request's preview, in the doctor.
 ENCRYPTED = "(encrypted)"
 
 
 def visible(value: str) -> str:
-    """Text on one line without control characters.
+    """The text, if it is one line of visible characters and not empty.
 
     :raises ValueError: it isn't.
     """
-    if any(unicodedata.category(character) in _UNSEEN for character in value):
+    if any(unicodedata.category(character) in _INVISIBLE for character in value):
         raise ValueError("expected text on one line, without newline, tab or another control character")
     if not value.strip():
         raise ValueError("expected text, found none")
@@ -56,7 +57,7 @@ def visible(value: str) -> str:
 
 
 def plain(value: str) -> str:
-    """Text that can stand in a file, and as a word of a command.
+    """The text, if it can stand in a file, and as an argument of a command.
 
     :raises ValueError: it can't.
     """
@@ -69,7 +70,10 @@ def plain(value: str) -> str:
 
 
 def matching(pattern: str, expected: str) -> Callable[[str], str]:
-    """A check of the whole text against a regular expression, whose `\\d` and `\\w` are ASCII's."""
+    """A validator that matches the whole text against a regular expression, whose `\\d` and `\\w` are ASCII's.
+
+    :param expected: what the text should be, for the message.
+    """
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: str) -> str:
@@ -87,14 +91,14 @@ def _secret(value: SecretStr) -> SecretStr:
 
 
 def _private_key(value: SecretStr) -> SecretStr:
-    # The one text of several lines. It goes to SSH libraries alone.
+    # The only text that may have several lines. It goes to SSH libraries alone.
     for line in value.get_secret_value().strip().splitlines() or [""]:
         visible(line)
     return value
 
 
 def _web_address(value: str) -> str:
-    """An address for lists of packages and for curl: it stands on a line of its own fields there."""
+    """An https address that lists of packages and curl take: without blanks and what means something in them."""
     plain(value)
     parts = urlsplit(value)
     if parts.scheme == "http":
@@ -119,7 +123,7 @@ def _port(value: str) -> None:
 
 
 def _proxy(value: SecretStr) -> SecretStr:
-    # It may hold a password: the messages quote nothing.
+    # A proxy's address may hold a password: the messages quote nothing of it.
     text = value.get_secret_value()
     if text == ENCRYPTED:
         return value
@@ -131,7 +135,7 @@ def _proxy(value: SecretStr) -> SecretStr:
 
 
 def network_address(value: str) -> str:
-    """An IP address or a host name.
+    """The text, if it is an IP address or a host name; an address in its canonical form.
 
     :raises ValueError: it is neither.
     """
@@ -182,7 +186,7 @@ def _name_server(value: str) -> str:
 
 
 def _name_servers(value: str) -> str:
-    """A VM's: Proxmox VE's format `address-list`, which knows no zones (PVE::JSONSchema)."""
+    """A VM's name servers: Proxmox VE's format `address-list`, which knows no zones (PVE::JSONSchema)."""
     plain(value)
     try:
         return " ".join(map(_name_server, value.split(" ")))
@@ -193,23 +197,23 @@ def _name_servers(value: str) -> str:
 
 
 def _container_name_servers(value: str) -> str:
-    """A container's: a link-local address may have the interface behind it (PVE::LXC::Config, verify_ip_with_ll_iface;
-    PVE::JSONSchema, pve_verify_iface)."""
+    """A container's name servers: a link-local address may have the interface behind it (PVE::LXC::Config,
+    verify_ip_with_ll_iface; PVE::JSONSchema, pve_verify_iface)."""
     plain(value)
-    found = []
-    for one in value.split(" "):
-        address, percent, interface = one.partition("%")
+    addresses = []
+    for word in value.split(" "):
+        address, percent, interface = word.partition("%")
         if percent and not (
             address.lower().startswith("fe80:")
             and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{1,20}([:.][0-9]{1,5})?", interface)
         ):
             raise ValueError("expected an interface behind % for a link-local address alone, such as fe80::1%eth0")
-        found.append(f"{_name_servers(address)}{percent}{interface}")
-    return " ".join(found)
+        addresses.append(f"{_name_servers(address)}{percent}{interface}")
+    return " ".join(addresses)
 
 
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
-# What may follow a storage's name; no comma and no space, which end it in a property string.
+# A volume's part after its storage; no comma and no space, which would end it in a property string.
 _IN_STORAGE = r"[A-Za-z0-9._+@=~()%/-]+"
 
 Plain = Annotated[str, AfterValidator(plain)]
@@ -267,7 +271,7 @@ TemplateOrDownload = Annotated[
         )
     ),
 ]
-#: What Proxmox VE leaves as it is of a file's name (PVE::Storage::normalize_content_filename).
+#: A file's name that Proxmox VE leaves as it is (PVE::Storage::normalize_content_filename).
 FileName = Annotated[
     str,
     InWords("name of a file"),
@@ -306,11 +310,11 @@ CpuModel = Annotated[
         )
     ),
 ]
-#: What logs in to a Unix system.
+#: A user of a Unix system.
 UnixUser = Annotated[
     str, InWords("user name"), AfterValidator(matching(r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name"))
 ]
-#: What cloud-init makes; on Windows, names have capitals.
+#: A user that cloud-init creates; on Windows, names have capitals.
 GuestUser = Annotated[
     str,
     InWords("user name"),
@@ -350,7 +354,7 @@ def _place(value: str) -> str:
     match = _PCI_PLACE.fullmatch(value.lower())
     if match is None:
         raise ValueError("expected a PCI address such as 0000:01:00 or 01:00.0 (see `lspci -D`)")
-    # Function 0 is the slot's card itself; another one is what it says, such as a virtual function.
+    # Function 0 stands for the card in the slot; another function, such as a virtual one, for itself.
     return f"{match[1] or '0000'}:{match[2].removesuffix('.0')}"
 
 
@@ -361,7 +365,7 @@ def _function(value: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """May it be the name of a host, a card, a cluster?"""
+    """Whether a text may be the name of a host, a card or a cluster in the settings."""
     return _NAME.fullmatch(text) is not None
 
 

@@ -65,14 +65,14 @@ class VmGpu(Model):
     VFIO driver of its maker. From Proxmox VE 9.1 on (qemu-server 9.0.25)."""
 
     @model_validator(mode="after")
-    def _legacy(self) -> Self:
+    def _legacy_igd_fits(self) -> Self:
         if self.legacy_igd and (self.pcie or self.x_vga or not self.rombar):
             raise ValueError("legacyIgd: Proxmox VE takes it with pcie: false alone, without xVga, and with rombar")
         return self
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _name_alone(cls, value: Any) -> Any:
         return {"gpu": value} if isinstance(value, str) else value
 
     @field_validator("romfile")
@@ -119,7 +119,7 @@ class Disk(Model):
     """Its size."""
 
 
-# Keys of a VM's configuration that have a setting of their own: pattern -> the setting.
+# Keys of a VM's configuration that have a setting of their own: pattern of the key -> the setting.
 _OPTIONS_WITH_A_SETTING = {
     "name": "create.name",
     "cores|sockets|vcpus": "create.cores",
@@ -136,8 +136,9 @@ _OPTIONS_WITH_A_SETTING = {
     "ci[a-z]+|sshkeys|ipconfig0|nameserver": "create.cloudInit",
     "hostpci[0-9]+": "gpus",
 }
-# Keys that this program or Proxmox VE writes for itself, and parameters of the API that are no option of a VM.
-_OPTIONS_OF_NOBODY = {
+# Keys that homelab or Proxmox VE writes for itself, and parameters of the API that are no option of a VM: pattern of
+# the key -> reason.
+_REFUSED_OPTIONS = {
     "description": "it has the mark by which this program knows its VM again",
     "balloon": "a card pins all of a VM's memory",
     "lock|digest|meta|vmgenid|parent|snaptime|vmstate|running[a-z-]*|unused[0-9]+|template": "Proxmox VE writes it "
@@ -147,14 +148,14 @@ _OPTIONS_OF_NOBODY = {
 }
 
 
-def _owner_of_option(key: str, new: NewVm) -> str | None:
-    """Why an option can't be set under `options`; None: it can."""
+def _option_refusal(key: str, new: NewVm) -> str | None:
+    """The reason why an option can't be set under `options`; None: it can."""
     for pattern, setting in _OPTIONS_WITH_A_SETTING.items():
         if re.fullmatch(pattern, key):
             return f"it has a setting of its own, {setting}"
-    for pattern, why in _OPTIONS_OF_NOBODY.items():
+    for pattern, reason in _REFUSED_OPTIONS.items():
         if re.fullmatch(pattern, key):
-            return f"{why}; take it out"
+            return f"{reason}; take it out"
     if key in [f"sata{number}" for number in range(len(new.isos))]:
         return "create.isos are there"
     return "create.cloudInit has its drive there" if key == "ide2" and new.cloud_init is not None else None
@@ -176,7 +177,7 @@ class NewVm(Model):
     """A cloud image: its volume, such as `local:import/noble.qcow2`, or the name of one of the host's `downloads`."""
     template: GuestId | None = None
     """The id of a template, of which it becomes a full clone."""
-    # sata0 to sata5, and no more.
+    # A VM has sata0 to sata5.
     isos: Annotated[list[VolumeOrDownload], Field(max_length=6)] = []
     """ISO images, at most six, which it gets as CDs beside an empty disk: volumes, or names of the host's
     `downloads`."""
@@ -207,10 +208,10 @@ class NewVm(Model):
     """`true`: the program never deletes it."""
 
     @model_validator(mode="after")
-    def _options_of_others(self) -> Self:
+    def _settable_options(self) -> Self:
         for key in self.options:
-            if owner := _owner_of_option(key, self):
-                raise ValueError(f"options.{key}: {owner}")
+            if refusal := _option_refusal(key, self):
+                raise ValueError(f"options.{key}: {refusal}")
         return self
 
     @model_validator(mode="after")
@@ -260,19 +261,19 @@ class Vm(Model):
 
     @property
     def volumes(self) -> list[str]:
-        """What it is made of, where it is created."""
+        """Volumes or downloads that it is created from; empty for an adopted VM."""
         if self.create is None:
             return []
         return [*([self.create.image] if self.create.image else []), *self.create.isos]
 
     @property
     def static_address(self) -> str | None:
-        """Where the guest is reached, as far as the settings say it; `agent`: its guest agent does."""
+        """The guest's address by the settings; `agent`: its guest agent is asked; None: the settings have none."""
         ip = self.create.cloud_init.ip if self.create and self.create.cloud_init else "dhcp"
         return self.address or (None if ip == "dhcp" else ip.partition("/")[0])
 
     @model_validator(mode="after")
-    def _stack(self) -> Self:
+    def _nvidia_fits(self) -> Self:
         if self.nvidia is None:
             return self
         if self.ssh is None:
@@ -292,10 +293,10 @@ class Vm(Model):
         return self
 
     @model_validator(mode="after")
-    def _options(self) -> Self:
+    def _cards_fit(self) -> Self:
         names = [gpu.gpu for gpu in self.gpus]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"gpus: {twice} is there twice")
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"gpus: {repeated} is there twice")
         if sum(gpu.x_vga for gpu in self.gpus) > 1:
             raise ValueError("gpus: one card at most can be the VM's screen (xVga)")
         if self.create is not None and any(gpu.take_over for gpu in self.gpus):

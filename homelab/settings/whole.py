@@ -1,4 +1,4 @@
-"""All of the settings, and whether its parts fit each other."""
+"""The whole settings, with the rules that several parts have to meet together."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Settings(Model):
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
     """`true`: secrets may stand unencrypted in the stack's file. See [Secrets](#secrets)."""
-    # Of guests that were found: name -> the cluster that they name.
-    _found_in: dict[str, str] = PrivateAttr(default_factory=dict)
+    # Guests that were located by `with_hosts`: name -> the cluster that their settings name.
+    _cluster_of: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -44,8 +44,8 @@ class Settings(Model):
         return filled(values) if isinstance(values, dict) else values
 
     def candidates(self, guest: Vm | Container) -> list[str]:
-        """The hosts on which a guest may be: the one that it names; of a cluster those that have all of its cards, in
-        the settings' order."""
+        """The names of the hosts on which a guest may be: the host that it names; of a cluster those that have all of
+        its cards, in the settings' order."""
         if guest.host in self.hosts:
             return [guest.host]
         if isinstance(guest, Vm):
@@ -63,43 +63,42 @@ class Settings(Model):
         return {name: host for name, host in self.hosts.items() if host.cluster == cluster}
 
     def restarts_before(self, host: str) -> str:
-        """The host of the same cluster that restarts before this one, of those that do; empty: it is the first, or in
-        none."""
+        """The name of the host that restarts before this one in its cluster; empty: this one is the first, or in no
+        cluster."""
         cluster = self.hosts[host].cluster
         nodes = list(self.of_cluster(cluster)) if cluster else [host]
         return nodes[nodes.index(host) - 1] if nodes.index(host) else ""
 
     @property
     def roaming(self) -> dict[str, Vm | Container]:
-        """The guests that name a cluster instead of a host, and so are found where they are now."""
+        """The guests that name a cluster instead of a host, by name."""
         guests: dict[str, Vm | Container] = {**self.vms, **self.containers}
         return {name: guest for name, guest in guests.items() if guest.host not in self.hosts}
 
     def named_by(self, guest: str, host: str) -> str:
-        """What a guest names as its host: the cluster in which it was found there (`with_hosts`), or the host."""
-        return self._found_in.get(guest, host)
+        """The cluster that a guest names, if `with_hosts` has located it on this host; else the host itself."""
+        return self._cluster_of.get(guest, host)
 
     def as_written(self) -> Settings:
-        """The same without what hosts take from their clusters: each text stands once, where it was written."""
-        hosts = {name: self._own(host) for name, host in self.hosts.items()}
+        """The settings without what hosts take from their clusters: each text is only where the user has written it."""
+        hosts = {name: self._without_cluster(host) for name, host in self.hosts.items()}
         return self.model_copy(update={"hosts": hosts})
 
-    def _own(self, host: Host) -> Host:
+    def _without_cluster(self, host: Host) -> Host:
         cluster = self.clusters.get(host.cluster or "")
         if cluster is None:
             return host
-        taken = {"api": None} if host.api == cluster.api else {}
         login = {name: getattr(host.ssh, name) for name in SshLogin.model_fields}
-        return host.model_copy(
-            update={**taken, **({"ssh": None} if SshLogin.model_construct(**login) == cluster.ssh else {})}
-        )
+        api = {"api": None} if host.api == cluster.api else {}
+        ssh = {"ssh": None} if SshLogin.model_construct(**login) == cluster.ssh else {}
+        return host.model_copy(update={**api, **ssh})
 
     @property
     def stacks(self) -> dict[str, Nvidia]:
-        """Where NVIDIA's stack is wanted: a place, such as `vms.sandbox`, -> what."""
+        """The settings of NVIDIA's stack by place in the settings, such as `vms.sandbox`."""
         hosts = {f"hosts.{name}": host.nvidia for name, host in self.hosts.items()}
         vms = {f"vms.{name}": vm.nvidia for name, vm in self.vms.items()}
-        containers = {f"containers.{name}": one.nvidia for name, one in self.containers.items()}
+        containers = {f"containers.{name}": container.nvidia for name, container in self.containers.items()}
         return {place: stack for place, stack in {**hosts, **vms, **containers}.items() if stack is not None}
 
     @model_validator(mode="after")
@@ -114,19 +113,19 @@ class Settings(Model):
             host = self._host_of(f"vms.{name}", vm)
             if host.api is None:
                 raise ValueError(f"hosts.{vm.host}.api is missing: cards go to VMs ({name}) through the Proxmox VE API")
-            if other := ids.get((vm.host, vm.vmid)):
-                raise ValueError(f"vms.{name} and vms.{other} have the same vmid {vm.vmid}")
+            if other_vm := ids.get((vm.host, vm.vmid)):
+                raise ValueError(f"vms.{name} and vms.{other_vm} have the same vmid {vm.vmid}")
             ids[vm.host, vm.vmid] = name
             self._check_roaming(f"vms.{name}", vm)
             for use in vm.gpus:
-                _check_use(name, vm, use, host)
+                _check_vm_card(name, vm, use, host)
                 if host.gpus[use.gpu].use == "shared":
-                    continue  # the one that starts first has it
+                    continue  # the VM that starts first has it
                 if vm.host not in self.hosts:
-                    continue  # only the cluster knows who is where
-                if other := holders.get((vm.host, use.gpu)):
+                    continue  # the host is known only once the guest was located
+                if holder := holders.get((vm.host, use.gpu)):
                     raise ValueError(
-                        f"gpus: {use.gpu} is given to vms.{other} and vms.{name}; one VM at a time can have it: "
+                        f"gpus: {use.gpu} is given to vms.{holder} and vms.{name}; one VM at a time can have it: "
                         "give it to one, or set use: shared"
                     )
                 holders[vm.host, use.gpu] = name
@@ -135,8 +134,8 @@ class Settings(Model):
                 _check_file(f"vms.{name}.create.{'image' if kind == 'import' else 'isos'}", text, kind, host)
 
     def _check_roaming(self, place: str, guest: Vm | Container) -> None:
-        """A shared card is handed over by what its own node has: a hookscript that is called there, and a list of the
-        guests that have it in turn.
+        """Refuses a guest that names a cluster and has a card that is handed over: that is done by a hookscript, and a
+        list of the card's guests, on the card's own node.
 
         :param place: in the settings, such as `vms.sandbox`.
         """
@@ -154,17 +153,18 @@ class Settings(Model):
                 )
 
     def _host_of(self, place: str, guest: Vm | Container) -> Host:
-        """The host that a guest names; of a cluster, the first that has its cards.
+        """The host that a guest names; of a cluster, the first host that has its cards.
 
         :param place: in the settings, such as `vms.sandbox`.
+        :raises ValueError: there is no such host or cluster, or none of its hosts has the cards and an api.
         """
         nodes = self.of_cluster(guest.host)
         if guest.host not in self.hosts and not nodes:
             clusters = sorted({host.cluster for host in self.hosts.values() if host.cluster})
-            known = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
-            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{known}")
-        found = self.candidates(guest)
-        if not found:
+            others = f", and the cluster{'s' if len(clusters) > 1 else ''} {', '.join(clusters)}" if clusters else ""
+            raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{others}")
+        candidates = self.candidates(guest)
+        if not candidates:
             names = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
             cards = f" and the card{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
             raise ValueError(f"{place}.host: no host of the cluster {guest.host} has an api{cards}")
@@ -173,7 +173,7 @@ class Settings(Model):
                 f"{place}.host: no host of the cluster {guest.host} has an api, through which the cluster is asked "
                 "where the guest is"
             )
-        return self.hosts[found[0]]
+        return self.hosts[candidates[0]]
 
     @model_validator(mode="after")
     def _containers_fit(self) -> Self:
@@ -187,50 +187,53 @@ class Settings(Model):
             self._check_roaming(f"containers.{name}", container)
             if name in self.vms:
                 raise ValueError(f"containers.{name} and vms.{name}: a name is one guest's")
-            if other := ids.get((container.host, container.ctid)):
-                raise ValueError(f"containers.{name} and {other} have the same id {container.ctid}")
+            if other_guest := ids.get((container.host, container.ctid)):
+                raise ValueError(f"containers.{name} and {other_guest} have the same id {container.ctid}")
             ids[container.host, container.ctid] = f"containers.{name}"
             for gpu in container.gpus or []:
-                _check_shared(name, container, gpu, host)
+                _check_container_card(name, container, gpu, host)
             _check_creation(name, container, host)
             if container.create is not None:
                 _check_file(f"containers.{name}.create.template", container.create.template, "vztmpl", host)
 
     def with_hosts(self, hosts: Mapping[str, str]) -> Settings:
-        """The same with the host on which each guest is.
+        """The settings with the host on which each guest currently is.
 
         :param hosts: a guest's name -> the host's.
-        :raises ValueError: they don't fit each other there.
+        :raises ValueError: guests and hosts don't fit each other there.
         """
         placed = self.model_copy(
             update={
-                kind: {name: one.model_copy(update={"host": hosts.get(name, one.host)}) for name, one in guests.items()}
+                kind: {
+                    name: guest.model_copy(update={"host": hosts.get(name, guest.host)})
+                    for name, guest in guests.items()
+                }
                 for kind, guests in (("vms", self.vms), ("containers", self.containers))
             }
         )
-        placed._found_in = {name: self.roaming[name].host for name in hosts}
+        placed._cluster_of = {name: self.roaming[name].host for name in hosts}
         placed._check_vms()
         placed._check_containers()
         return placed.with_volumes()
 
     def with_volumes(self) -> Settings:
-        """The same with volumes in place of the names of downloads, wherever a guest has one."""
+        """The settings with the downloads' volumes in place of their names, in each guest that is created."""
         vms, containers = {}, {}
         for name, vm in self.vms.items():
             volume_of, new = self._host_of(f"vms.{name}", vm).volume_of, vm.create
             image = volume_of(new.image) if new and new.image else None
-            volumes = {"image": image, "isos": [volume_of(one) for one in new.isos] if new else []}
+            volumes = {"image": image, "isos": [volume_of(iso) for iso in new.isos] if new else []}
             vms[name] = vm.model_copy(update={"create": new and new.model_copy(update=volumes)})
-        for name, one in self.containers.items():
-            made = one.create and one.create.model_copy(
-                update={"template": self._host_of(f"containers.{name}", one).volume_of(one.create.template)}
+        for name, container in self.containers.items():
+            created = container.create and container.create.model_copy(
+                update={"template": self._host_of(f"containers.{name}", container).volume_of(container.create.template)}
             )
-            containers[name] = one.model_copy(update={"create": made})
+            containers[name] = container.model_copy(update={"create": created})
         return self.model_copy(update={"vms": vms, "containers": containers})
 
     @field_validator("hosts")
     @classmethod
-    def _some(cls, value: dict[str, Host]) -> dict[str, Host]:
+    def _distinct_hosts(cls, value: dict[str, Host]) -> dict[str, Host]:
         if not value:
             raise ValueError("expected at least one host")
         addresses = [f"{host.address}:{host.ssh.port}" for host in value.values()]
@@ -241,21 +244,26 @@ class Settings(Model):
 
 
 def _check_file(place: str, text: str, kind: str, host: Host) -> None:
-    """A download must be of the kind that the setting takes; of a volume, only the storage knows."""
+    """Refuses a download of another content than the setting takes; a volume's content only the storage knows.
+
+    :param place: the setting, such as `vms.sandbox.create.image`.
+    :param text: a volume, or the name of a download.
+    :param kind: the content that the setting takes: import, iso or vztmpl.
+    """
     try:
         volume = host.volume_of(text)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     if text in host.downloads and f":{kind}/" not in volume:
-        wanted = {
+        contents = {
             "import": "a disk image (.qcow2, .raw, .vmdk)",
             "iso": "an ISO image",
             "vztmpl": "a template of containers",
         }
-        raise ValueError(f"{place}: expected {wanted[kind]}, and the download {text} is {volume}")
+        raise ValueError(f"{place}: expected {contents[kind]}, and the download {text} is {volume}")
 
 
-def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
+def _check_vm_card(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
     gpu = host.gpus.get(use.gpu)
     if gpu is None:
         raise ValueError(
@@ -268,15 +276,15 @@ def _check_use(name: str, vm: Vm, use: VmGpu, host: Host) -> None:
         )
 
 
-def _check_shared(name: str, container: Container, gpu: str, host: Host) -> None:
-    about = host.gpus.get(gpu)
-    if about is None:
+def _check_container_card(name: str, container: Container, gpu: str, host: Host) -> None:
+    card = host.gpus.get(gpu)
+    if card is None:
         raise ValueError(
             f"containers.{name}.gpus: hosts.{container.host} has no card {gpu}; it has {', '.join(host.gpus) or 'none'}"
         )
-    if about.use not in ("lxc", "shared"):
+    if card.use not in ("lxc", "shared"):
         raise ValueError(
-            f"containers.{name}.gpus: {gpu} is for use: {about.use}; a container needs use: lxc, or shared with a VM"
+            f"containers.{name}.gpus: {gpu} is for use: {card.use}; a container needs use: lxc, or shared with a VM"
         )
 
 
@@ -288,8 +296,8 @@ def _check_creation(name: str, container: Container, host: Host) -> None:
             f"hosts.{container.host}.api is missing: containers.{name} is created through the Proxmox VE API"
         )
     for setting in container.create.takes_root if not host.api.is_root else []:
-        what = "all but nesting are" if setting == "features" else "a folder of the host is"
+        subject = "all but nesting are" if setting == "features" else "a folder of the host is"
         raise ValueError(
-            f"containers.{name}.create.{setting}: {what} root@pam's alone to give, no token's: set "
+            f"containers.{name}.create.{setting}: {subject} root@pam's alone to give, no token's: set "
             f"hosts.{container.host}.api.user and password"
         )

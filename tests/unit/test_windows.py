@@ -141,7 +141,7 @@ def test_a_settings_file_is_read_as_windows_writes_it(written: Callable[[str], P
     file = written(SETTINGS)
     assert stack.read(file).values == {"hosts": {"pve": {"address": "pve.lan"}}}
     assert read_settings(file).removeprefix("\ufeff") == SETTINGS
-    assert isinstance(secrets.the_file_read({"homelab:hosts": '{"pve": {"address": "pve.lan"}}'}, file), dict)
+    assert isinstance(secrets.file_of_configuration({"homelab:hosts": '{"pve": {"address": "pve.lan"}}'}, file), dict)
 
 
 def test_a_host_key_is_read_as_windows_writes_it(written: Callable[[str], Path]) -> None:
