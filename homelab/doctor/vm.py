@@ -196,7 +196,7 @@ def _guest(
                     reading.facts.path_of(slot),
                     pcie=option.get("pcie") == "1",
                     by_address="mapping" not in option,
-                    called=reading.facts.card(slot),
+                    name=reading.facts.card(slot),
                 )
             )
             users.setdefault(key, []).extend(_users(reading, slot))

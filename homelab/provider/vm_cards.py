@@ -29,7 +29,7 @@ from homelab.vm.config import (
     check,
     drift,
     identity,
-    may_be_ours,
+    may_have_record,
     not_put_back,
     noted_of,
     ours_of,
@@ -167,7 +167,7 @@ class VmCardsWork(VmStart):
         """
         vmid, name, hosts = inputs.vmid, ledger.of_vm(inputs.vmid), list[str]()
         record, restore = noted_of(config, noted_in(facts.ledger, name))
-        if not record and not restore and may_be_ours(config):
+        if not record and not restore and may_have_record(config):
             notes = await noted_by_peers(self.stack, inputs.host, name)
             for host, noted in notes.found.items():
                 known, left = noted_of(config, dict(noted))
@@ -345,7 +345,7 @@ def wish_of(inputs: VmCards.Inputs, facts: HostFacts) -> Wish:
     return Wish(
         inputs.vm,
         inputs.vmid,
-        [VmCard(**card, called=facts.card(str(card["slot"]))) for card in inputs.cards],
+        [VmCard(**card, name=facts.card(str(card["slot"]))) for card in inputs.cards],
         inputs.machine,
         inputs.display,
         inputs.shared_onboot,

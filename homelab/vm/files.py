@@ -1,4 +1,4 @@
-"""Files on a host's storages that guests are made of: what stands against them, and what failed downloads mean.
+"""Files on a host's storages that guests are created from: refusals of them, and the causes of failed downloads.
 Pure."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from homelab.errors import HomelabError
 from homelab.settings import Container, Host, Vm
 
-# What a content is called: to a person, in the web interface, and its folder below a directory storage's path.
-_CALLED = {
+# Content -> its name in messages, its tab in the web interface, its folder below a directory storage's path.
+_CONTENTS = {
     "iso": ("ISO image", "ISO Images", "template/iso"),
     "vztmpl": ("container template", "CT Templates", "template/cache"),
     "import": ("disk image", "Import", "import"),
@@ -19,81 +19,82 @@ _MIB = 1 << 20
 
 
 def parts(volume: str) -> tuple[str, str, str]:
-    """`local:iso/a.iso` as storage, content and name."""
+    """The storage, the content and the name in a volume such as `local:iso/a.iso`."""
     storage, _, rest = volume.partition(":")
     content, _, name = rest.partition("/")
     return storage, content, name
 
 
 def sum_in(text: str, name: str) -> str | None:
-    """A file's checksum from what sha256sum or sha512sum printed (`digits *name`), as `Download.checksum` has it; None:
-    it isn't there."""
+    """A file's checksum in a list of sha256sum or sha512sum (`digits *name`), in the form of the setting `checksum`;
+    None: the list hasn't the file."""
     match = re.search(rf"^([0-9a-f]{{64}}|[0-9a-f]{{128}}) [ *](?:\./)?{re.escape(name)}\r?$", text, re.MULTILINE)
     return None if match is None else f"{'sha256' if len(match[1]) == 64 else 'sha512'}:{match[1]}"
 
 
 def users(volume: str, lines: str) -> list[str]:
-    """The guests that a file is part of, as `qm` and `pct` know them: VM 103 on pve.
+    """The guests whose configuration has a file, such as `VM 103 on pve`, each once.
 
-    :param lines: of guests' configurations (remote_scripts/storage_file.sh, users).
+    :param volume: the file's.
+    :param lines: of guests' configurations, from the function `users` of remote_scripts/storage_file.sh.
     """
-    found = []
+    guests = []
     for line in lines.splitlines():
         match = re.fullmatch(r"([^/]+)/(qemu-server|lxc)/(\d+)\.conf:[a-z]+\d+: *(.+)", line)
-        if match and volume in {one.removeprefix("file=").removeprefix("volume=") for one in match[4].split(",")}:
-            found.append(f"{'VM' if match[2] == 'qemu-server' else 'container'} {match[3]} on {match[1]}")
-    return list(dict.fromkeys(found))
+        if match and volume in {part.removeprefix("file=").removeprefix("volume=") for part in match[4].split(",")}:
+            guests.append(f"{'VM' if match[2] == 'qemu-server' else 'container'} {match[3]} on {match[1]}")
+    return list(dict.fromkeys(guests))
 
 
 def wanted_volumes(vms: Mapping[str, Vm], containers: Mapping[str, Container]) -> dict[str, str]:
-    """Volumes that guests with `create` are made of -> the setting that names each."""
-    found: dict[str, str] = {}
+    """Volumes that guests are created from -> the setting that names each."""
+    places: dict[str, str] = {}
     for section, guests in (("vms", vms), ("containers", containers)):
         for name, guest in guests.items():
             for volume in guest.volumes:
-                found.setdefault(volume, f"{section}.{name}.create")
-    return {volume: place for volume, place in found.items() if parts(volume)[1] in _CALLED}
+                places.setdefault(volume, f"{section}.{name}.create")
+    return {volume: place for volume, place in places.items() if parts(volume)[1] in _CONTENTS}
 
 
 def describe(host: Host) -> str:
-    """The plan's lines for downloads."""
+    """The plan's lines for a host's downloads."""
     lines = []
-    for name, one in host.downloads.items():
-        whence = f"from {one.address}" if one.address else "as Proxmox VE's list of templates has it"
-        if one.template:
+    for name, download in host.downloads.items():
+        source = f"from {download.address}" if download.address else "as Proxmox VE's list of templates has it"
+        if download.template:
             checked = "with the list's checksum"
-        elif one.checksum or one.sums:
-            checked = f"with the {'checksum of the settings' if one.checksum else f'checksum of {one.sums}'}"
+        elif download.checksum or download.sums:
+            checked = f"with the {'checksum of the settings' if download.checksum else f'checksum of {download.sums}'}"
         else:
             checked = "not compared with a checksum: there is none"
-        after = "kept on destroy" if one.keep else "removed on destroy, unless a guest uses it"
+        after = "kept on destroy" if download.keep else "removed on destroy, unless a guest uses it"
         lines.append(
-            f"  {one.volume} ({name}): downloaded {whence}, {checked}; {after}. One that is there already is used, "
-            "and stays"
+            f"  {download.volume} ({name}): downloaded {source}, {checked}; {after}. "
+            "One that is there already is used, and stays"
         )
     return "\n".join(lines)
 
 
-# -- what stands against it
-# ---------------------------------------------------------------------------------------------
-def against(
+# -- refusals ---------------------------------------------------------------------------------------------------------
+def storage_refusal(
     name: str, volume: str, storages: Iterable[Mapping[str, object]], size: int | None = None
 ) -> HomelabError | None:
-    """Why a file can't come to its storage; None: nothing is known.
+    """The refusal of a download that its storage can't take; None: it can, as far as that is known.
 
-    :param name: the download's, as in `hosts.pve.downloads.noble`.
+    :param name: the download's place in the settings, such as `hosts.pve.downloads.noble`.
+    :param volume: the file's.
     :param storages: as GET /nodes/NODE/storage lists them.
-    :param size: of the file, in bytes; None: its server doesn't say.
+    :param size: of the file, in bytes; None: unknown.
     """
     storage, content, file = parts(volume)
-    called, _, _ = _CALLED[content]
+    kind, _, _ = _CONTENTS[content]
     rows = {str(row["storage"]): row for row in storages}
     wanted = f"{file} downloaded to the storage {storage}, for {name}"
     if storage not in rows or not rows[storage].get("enabled", 1):
-        there = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
+        others = ", ".join(sorted(key for key, row in rows.items() if content in _contents(row))) or "none"
         return HomelabError(
             wanted=wanted,
-            found=f"the node has no such storage, or it is switched off; for {called}s there are: {there}",
+            found=f"the node has no such storage, or it is switched off; for {kind}s there are: {others}",
             why="the file has to lie where this node's guests can be made of it",
             next=f"set {name}.storage to one of them",
         )
@@ -111,7 +112,7 @@ def against(
         return HomelabError(
             wanted=wanted,
             found=f"the storage takes {', '.join(sorted(_contents(row))) or 'nothing'}, and not `{content}`",
-            why=f"Proxmox VE keeps a {called} only on a storage with that content{old}, and only on one of files: a "
+            why=f"Proxmox VE keeps a {kind} only on a storage with that content{old}, and only on one of files: a "
             "directory, NFS, CIFS, CephFS",
             next=f"allow it (`pvesm set {storage} --content {added}` on the host), or set {name}.storage to another "
             "one",
@@ -128,17 +129,18 @@ def against(
 
 
 def _contents(row: Mapping[str, object]) -> set[str]:
-    return {one for one in str(row.get("content", "")).split(",") if one}
+    return {content for content in str(row.get("content", "")).split(",") if content}
 
 
-def missing(place: str, volume: str, found: Iterable[str]) -> HomelabError:
-    """A file that a guest is to be made of, that isn't there, and that nobody downloads.
+def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
+    """The refusal of a guest whose file is neither on its storage nor a download.
 
-    :param place: the setting that names it.
-    :param found: volumes of that content on the storage.
+    :param place: the setting that names the file.
+    :param volume: the file's.
+    :param volumes: those of the same content on the storage.
     """
     storage, content, name = parts(volume)
-    called, tab, folder = _CALLED[content]
+    kind, tab, folder = _CONTENTS[content]
     step = (
         f"upload it (web interface: {storage} -> {tab} -> Upload; or copy it into the folder {folder} of the "
         "storage), or name one that is there"
@@ -158,14 +160,19 @@ def missing(place: str, volume: str, found: Iterable[str]) -> HomelabError:
         step += "; or let Proxmox VE download it, with hosts.NAME.downloads (docs/settings.md), and name that here"
     return HomelabError(
         wanted=f"{volume}, as {place} names it",
-        found=f"it is not on the storage; there are: {', '.join(sorted(found)) or 'none'}",
-        why=f"the guest is to be made of this {called}",
+        found=f"it is not on the storage; there are: {', '.join(sorted(volumes)) or 'none'}",
+        why=f"the guest is to be made of this {kind}",
         next=step,
     )
 
 
 def unpublished(name: str, file: str, sums: str) -> HomelabError:
-    """The maker's list of checksums hasn't the file."""
+    """The refusal of an image that its maker's list of checksums hasn't.
+
+    :param name: the download's place in the settings.
+    :param file: the image's name.
+    :param sums: the list's address.
+    """
     return HomelabError(
         wanted=f"the checksum of {file}, for {name}",
         found=f"{sums} doesn't name that file",
@@ -175,12 +182,13 @@ def unpublished(name: str, file: str, sums: str) -> HomelabError:
     )
 
 
-def of_failed(name: str, url: str | None, reason: str) -> tuple[str, str] | None:
-    """Why a download failed and what to do, from its task's exit status (PVE::Tools::download_file_from_url); None: it
-    isn't known.
+def failed_download(name: str, url: str | None, reason: str) -> tuple[str, str] | None:
+    """The cause of a failed download and what to do next, from its task's exit status
+    (PVE::Tools::download_file_from_url); None: an unknown status.
 
-    :param name: the download's in the settings.
-    :param url: where it came from, None: Proxmox VE's list of templates says.
+    :param name: the download's place in the settings.
+    :param url: the file's address; None for a template of Proxmox VE's list.
+    :param reason: the task's exit status.
     """
     if "aborting" in reason and "mismatch" in reason:
         return (

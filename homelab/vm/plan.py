@@ -1,5 +1,5 @@
-"""The plan for VMs, from a reading of the host: what an `up` would refuse is refused by a preview, with the same
-words."""
+"""The plan for a host's VMs, from a reading of the host. It refuses in a preview what an `up` would refuse, with the
+same messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from homelab.vm.config import Change, VmCard, Wish, change_to, check, identity, 
 
 
 def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
-    """A VM's cards.
+    """The cards that a VM is to have; without those whose slot isn't known.
 
-    :param slots: GPU name -> its path.
-    :param cards: the host's, by name.
+    :param slots: a card's name -> its path.
+    :param cards: plans of the host's cards, by name.
     """
     return [
         VmCard(
@@ -38,20 +38,21 @@ def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, Card
 def describe(
     name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
 ) -> tuple[str, list[HomelabError]]:
-    """The plan's lines, and what stands against it.
+    """The plan's lines, and refusals.
 
-    A VM that runs with a card that another is to get is no reason against it here: whether this stack gave it that
-    card, and so may take it, only the run itself knows.
+    A running VM that has a card which another one is to get is no refusal here: only a run knows whether this stack
+    gave it that card, and so may take it.
 
     :param name: the host's name in the settings.
+    :param want: the host's plan.
     :param vms: those of this host, by name.
     """
-    slots = {gpu: about["path"] for gpu, about in want.gpus.items()}
+    slots = {gpu: card["path"] for gpu, card in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
-    kept = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
-    errors = [error for use in kept for error in options.known(facts, use, options.KEEP)]
-    errors += _apart(name, facts, host, want, vms)
+    keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
+    errors = [error for place in keeping for error in options.known(facts, place, options.KEEP)]
+    errors += _split_groups(name, facts, host, want, vms)
     errors += _split_boards(facts, host, want, vms)
     errors += [
         error
@@ -70,9 +71,9 @@ def describe(
             vm.display,
             vm.allow_shared_onboot,
         )
-        away = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
-        if away is not None:
-            errors.append(away)
+        elsewhere = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
+        if elsewhere is not None:
+            errors.append(elsewhere)
         elif config is None and vm.create is None:
             errors.append(_missing(guest, vm, configs))
         elif config is None:
@@ -81,15 +82,19 @@ def describe(
             )
         else:
             users = {card.gpu: facts.guests.users_of(card.slot, host.node or name) for card in wish.cards}
-            others = [user for found in users.values() for user in found if user.vmid != vm.vmid and user.running]
-            found, notes = check(config, wish, {gpu: [u for u in has if u not in others] for gpu, has in users.items()})
+            others = [user for of_card in users.values() for user in of_card if user.vmid != vm.vmid and user.running]
+            refusals, remarks = check(
+                config, wish, {gpu: [user for user in of_card if user not in others] for gpu, of_card in users.items()}
+            )
             noted = noted_in(facts.ledger, f"vm/{vm.vmid}")
-            # As the state has it: what somebody has changed since is drift.
-            ours = noted is not None and same_vm(str(noted.get("identity", "")), identity(config))
-            record: Record = noted.get("record", {}) if noted is not None and ours else {}
+            # The whole record, as the state has it: what was changed since is drift.
+            is_same = noted is not None and same_vm(str(noted.get("identity", "")), identity(config))
+            record: Record = noted.get("record", {}) if noted is not None and is_same else {}
             certain = noted is not None or not facts.cluster.name
-            asked, told = taken_over(config, wish, record, facts.guests, host.node or name, certain=certain)
-            errors, notes = [*errors, *found, *asked], [*told, *notes]
+            more_refusals, more_remarks = taken_over(
+                config, wish, record, facts.guests, host.node or name, certain=certain
+            )
+            errors, remarks = [*errors, *refusals, *more_refusals], [*more_remarks, *remarks]
             change = change_to(config, recorded(config, wish, record)[0], {})
             lines += [_line(guest, vm, config, change, running=vm.vmid in facts.guests.running)]
             lines += copy_first(vm) if change else []
@@ -97,26 +102,26 @@ def describe(
                 f"    {other} runs with a card of it now: refused, unless it was given by this stack"
                 for other in others
             ]
-            lines += [f"    {note}" for note in notes]
+            lines += [f"    {remark}" for remark in remarks]
         lines += [
-            f"    {said}"
+            f"    {remark}"
             for use in vm.gpus
             if use.gpu in want.gpus
-            for said in graphics.rom_remarks(
+            for remark in graphics.rom_remarks(
                 facts, use.gpu, want.gpus[use.gpu]["slot"], romfile=use.romfile, legacy_igd=use.legacy_igd
             )
         ]
         lines += [
-            f"    {said}"
+            f"    {remark}"
             for use in vm.gpus
             if use.legacy_igd and use.gpu in want.gpus
-            for said in graphics.legacy_remarks(facts, use.gpu, want.gpus[use.gpu]["slot"])
+            for remark in graphics.legacy_remarks(facts, use.gpu, want.gpus[use.gpu]["slot"])
         ]
     return "\n".join(lines), errors
 
 
 def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
-    """Cards that NVSwitches join, for several VMs; that all of them go to VMs at all, the host's gate sees to."""
+    """Refusals of cards that NVSwitches join, for several VMs; the host's gate checks that all of them go to VMs."""
     errors = []
     for vm in vms.values():
         slots = {use.gpu: want.gpus[use.gpu]["slot"] for use in vm.gpus if use.gpu in want.gpus}
@@ -125,32 +130,31 @@ def _split_boards(facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]
     return errors
 
 
-def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
-    """Two cards of one IOMMU group for two VMs: the one that starts second gets nothing, since the first has the whole
-    group."""
-    cards = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
+def _split_groups(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str, Vm]) -> list[HomelabError]:
+    """Refusals of two cards of one IOMMU group for two VMs: the first VM that starts takes the whole group."""
+    uses = [(vm_name, vm, use.gpu) for vm_name, vm in vms.items() for use in vm.gpus if use.gpu in want.gpus]
     errors = []
-    for number, (guest, vm, gpu) in enumerate(cards):
+    for number, (guest, vm, gpu) in enumerate(uses):
         slot = want.gpus[gpu]["slot"]
         group = {device.address for device in facts.others_in_group(slot)}
         others = [
             (f"VM {other.vmid} (vms.{other_guest})", other_gpu, want.gpus[other_gpu]["slot"])
-            for other_guest, other, other_gpu in cards[number + 1 :]
+            for other_guest, other, other_gpu in uses[number + 1 :]
             if other.vmid != vm.vmid
         ]
-        known = {one.vmid for one in vms.values()}
+        vmids = {planned.vmid for planned in vms.values()}
         foreign = {device.slot for device in facts.display_devices if device.address in group}
         others += [
             (f"{user}, which runs,", place, place)
             for place in sorted(foreign)
             for user in facts.users_of(place, host.node or name)
-            if user.running and user.vmid not in known
+            if user.running and user.vmid not in vmids
         ]
-        for who, card, place in others:
+        for holder, card, place in others:
             if group & {device.address for device in facts.functions(place)}:
                 errors.append(
                     HomelabError(
-                        wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {who} has {card}",
+                        wanted=f"{gpu} ({facts.card(slot)}) for VM {vm.vmid} (vms.{guest}) while {holder} has {card}",
                         found=f"both cards are in one {gates.predicted(facts)}IOMMU group",
                         why="the VM that starts first takes the whole group; the other one can't start as long as "
                         "it runs",
@@ -161,33 +165,33 @@ def _apart(name: str, facts: HostFacts, host: Host, want: Wanted, vms: dict[str,
 
 
 def copy_first(guest: Vm | Container) -> list[str]:
-    """How a guest is copied before it is changed, unless it was made here: only its configuration is recorded and given
-    back."""
+    """The plan's line with the command that backs up an adopted guest; homelab records the guest's configuration alone.
+    Empty for a created guest."""
     vmid = guest.vmid if isinstance(guest, Vm) else guest.ctid
     return [] if guest.create else [f"    to back it up first: `vzdump {vmid}` on the host"]
 
 
 def _line(guest: str, vm: Vm, config: dict[str, str], change: Change, *, running: bool) -> str:
-    told = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
+    changes = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
     power = "; it is shut down and started again" if running and change else ""
-    line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {told}{power}"
+    line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {changes}{power}"
     return "\n".join([line, *_before_and_after(config, change)])
 
 
 def _before_and_after(config: dict[str, str], change: Change) -> list[str]:
-    """The options that change, as they are and as they are going to be."""
-    found = []
+    """Lines of the options that change, with their current and their future values."""
+    lines = []
     for key in sorted({*change.values, *change.delete}):
-        found += [f"    - {key}: {config[key]}"] if key in config else []
-        found += [f"    + {key}: {change.values[key]}"] if key in change.values else []
-    return found
+        lines += [f"    - {key}: {config[key]}"] if key in config else []
+        lines += [f"    + {key}: {change.values[key]}"] if key in change.values else []
+    return lines
 
 
 def _missing(guest: str, vm: Vm, configs: dict[int, dict[str, str]]) -> HomelabError:
-    there = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
+    names = ", ".join(f"{vmid} ({values.get('name', '')})" for vmid, values in sorted(configs.items()))
     return HomelabError(
         wanted=f"VM {vm.vmid}, to be adopted as vms.{guest}",
-        found=f"no such VM on the host; there are: {there or 'none'}",
+        found=f"no such VM on the host; there are: {names or 'none'}",
         why="a card can't be given to a VM that isn't there",
         next=f"correct vms.{guest}.vmid, or describe the VM under vms.{guest}.create",
     )

@@ -161,7 +161,7 @@ pve/qemu-server/103.conf:sata0: local:iso/virtio-win.iso,media=cdrom"""
 
 
 def test_a_storage_that_takes_it_stands_against_nothing() -> None:
-    assert files.against("hosts.pve.downloads.a", "local:iso/a.iso", [ROW], 10 << 30) is None
+    assert files.storage_refusal("hosts.pve.downloads.a", "local:iso/a.iso", [ROW], 10 << 30) is None
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_storage_that_takes_it_stands_against_nothing() -> None:
 def test_a_storage_that_cannot_take_it_is_refused(
     row: dict[str, Any], size: int | None, found: str, next_step: str
 ) -> None:
-    error = files.against("hosts.pve.downloads.a", "local:iso/a.iso", [{**ROW, **row}], size)
+    error = files.storage_refusal("hosts.pve.downloads.a", "local:iso/a.iso", [{**ROW, **row}], size)
     assert error is not None and found in error.found and next_step in error.next
 
 
@@ -207,7 +207,7 @@ def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> 
     ],
 )
 def test_a_failed_download_is_explained_by_its_own_words(reason: str, why: str) -> None:
-    known = files.of_failed("hosts.pve.downloads.a", "https://example.org/a.iso", reason)
+    known = files.failed_download("hosts.pve.downloads.a", "https://example.org/a.iso", reason)
     assert known is not None and why in known[0]
 
 

@@ -69,7 +69,7 @@ class Files:
             except ApiError as error:
                 raise _explained(error, source) from error
             size = int(answer["size"]) if str(answer.get("size", "")).isdigit() else None
-        if stands := decided.against(source.name, volume, self.storages(), size):
+        if stands := decided.storage_refusal(source.name, volume, self.storages(), size):
             raise stands
 
     def fetch(self, volume: str, source: Source) -> None:
@@ -141,7 +141,7 @@ class Files:
 
 def _explained(error: ApiError, source: Source) -> ApiError:
     """With what a failed download's own words mean, where they are known."""
-    known = decided.of_failed(source.name, source.url, error.reason)
+    known = decided.failed_download(source.name, source.url, error.reason)
     template = source.url is None and "no such template" in error.found
     if template:
         known = (
@@ -176,7 +176,9 @@ def check(
     if not downloads and not wanted:
         return []
     rows = files.storages()
-    found = [decided.against(f"hosts.{name}.downloads.{key}", volume, rows) for volume, key in downloads.items()]
+    found = [
+        decided.storage_refusal(f"hosts.{name}.downloads.{key}", volume, rows) for volume, key in downloads.items()
+    ]
     errors = [one for one in found if one is not None]
     known = {str(row["storage"]) for row in rows}
     for volume, place in wanted.items():
