@@ -1,4 +1,4 @@
-"""The stack's outputs as a contract: what other programs may rely on.
+"""The stack's outputs, on which other programs may rely, as models.
 
 `version` is raised when something is taken away or changes its meaning; additions leave it as it is. A consumer reads
 `version` first, ignores keys that it doesn't know, and takes a key that is missing as null where null is allowed:
@@ -215,8 +215,8 @@ def consumed(stack: str, values: Mapping[str, object]) -> Outputs:
     """The outputs of another stack, for a program that takes them by a StackReference.
 
     :param stack: its name, for messages.
-    :param values: what it has put out.
-    :raises HomelabError: it is of another version, or not what this version has; both before anything is made with it.
+    :param values: its outputs.
+    :raises HomelabError: they are of another version, or don't fit the models.
     """
     version = values.get("version")
     if version is None:
@@ -251,11 +251,11 @@ def consumed(stack: str, values: Mapping[str, object]) -> Outputs:
         ) from None
 
 
-def without_nulls(found: Any) -> Any:
-    """Without the keys whose value is null: a key that is missing says the same, and a preview knows it."""
-    if isinstance(found, Mapping):
-        return {key: without_nulls(one) for key, one in found.items() if one is not None}
-    return [without_nulls(one) for one in found] if isinstance(found, list) else found
+def without_nulls(value: Any) -> Any:
+    """A value without keys whose value is null. A missing key means the same, and a preview knows of it."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def outputs(
@@ -267,53 +267,52 @@ def outputs(
     stacks: dict[str, pulumi.Output[StackInUse]],
     words: dict[str, pulumi.Output[str]],
 ) -> dict[str, Any]:
-    """What a program exports, from what its components put out.
+    """A program's outputs, by name, made from those of its components.
 
     :param hosts: name -> HostReboot's `host`.
     :param tests: name -> GpuCards' `tests`.
     :param vms: name -> GpuVm's `vm`.
     :param containers: name -> GpuLxc's `container`.
     :param stacks: place in the settings, such as `vms.sandbox`, -> NvidiaGuestStack's `result`.
-    :param words: host -> what it was given on the kernel's command line.
+    :param words: host -> the words that homelab has set on its kernel command line.
     """
     takers = [((vm.host, use.gpu), name) for name, vm in settings.vms.items() for use in vm.gpus]
-    # Of a card that several VMs may take, the host alone knows which one has it.
-    holders = {card: name for card, name in takers if [other for other, _ in takers].count(card) == 1}
+    # Of a card that several VMs may take, only the host knows which VM has it.
+    holders = {card: name for card, name in takers if [taken for taken, _ in takers].count(card) == 1}
 
     def of_host(name: str, values: list[dict[str, Any]]) -> dict[str, Any]:
-        found, tested = values
+        booted, tests_of_host = values
         host = settings.hosts[name]
         gpus = {}
-        for gpu, about in found["gpus"].items():
-            # One that is handed over is offered to none but the VMs of this stack: another project's would have no
-            # hookscript.
+        for gpu, card in booted["gpus"].items():
+            # A card that is handed over is for this stack's VMs alone: another project's have no hookscript.
             mapping = host.mapping_of(gpu) if host.api and host.gpus[gpu].use == "vm" else None
             gpus[gpu] = {
-                **about,
+                **card,
                 "mapping": mapping,
                 "hostpci": mapping and f"mapping={mapping},pcie=1",
                 "holder": holders.get((name, gpu)),
-                "test": tested.get(gpu),
+                "test": tests_of_host.get(gpu),
             }
-        return {**found, "node": host.node or name, "gpus": gpus}
+        return {**booted, "node": host.node or name, "gpus": gpus}
 
     def with_stack(place: str, value: pulumi.Output[Any]) -> pulumi.Output[dict[str, Any]]:
         both = pulumi.Output.all(value, stacks.get(place))
-        return both.apply(lambda found: without_nulls({**found[0], "nvidia": found[1]}))
+        return both.apply(lambda values: without_nulls({**values[0], "nvidia": values[1]}))
 
     verified = {
-        name: pulumi.Output.all(found, tests[name]).apply(functools.partial(of_host, name))
-        for name, found in hosts.items()
+        name: pulumi.Output.all(host, tests[name]).apply(functools.partial(of_host, name))
+        for name, host in hosts.items()
     }
-    found = {
+    values = {
         "version": VERSION,
         "hosts": {name: with_stack(f"hosts.{name}", value) for name, value in verified.items()},
         "vms": {name: with_stack(f"vms.{name}", value) for name, value in vms.items()},
         "containers": {name: with_stack(f"containers.{name}", value) for name, value in containers.items()},
     }
     kept = [place for place, stack in settings.stacks.items() if stack.on_destroy == "keep"]
-    about = pulumi.Output.all(found, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
-    return {**found, "result": about.apply(lambda both: result.lines(both[0], both[1], kept))}
+    both = pulumi.Output.all(values, pulumi.Output.all(**words) if words else {})  # `all` of nothing is a list
+    return {**values, "result": both.apply(lambda pair: result.lines(pair[0], pair[1], kept))}
 
 
 if __name__ == "__main__":

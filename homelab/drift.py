@@ -1,6 +1,5 @@
-"""What has drifted since the last `up`, in words, from the engine's event log of a `pulumi preview --refresh`. Pure.
-
-Also the systemd timer that looks once a day. What is run is in homelab/cli/drift.py.
+"""The drift since the last `up`, in lines, from the engine's event log of a `pulumi preview --refresh`; and the text of
+a systemd timer that looks for drift once a day. Pure.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from homelab import events
 from homelab.events import Diagnostic, Event, Step
 from homelab.markdown import fenced
 
-# What a refresh says of a difference (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
-_SAID = re.compile(r"^(?P<who>[^:\n]+): drift(?: \((?P<layer>\w+)\))?: (?P<what>.+)$", re.MULTILINE)
+# A refresh's message about drift (homelab/provider/): `pve: drift (vfio): …`, `sandbox: drift: …`.
+_MESSAGE = re.compile(r"^(?P<name>[^:\n]+): drift(?: \((?P<layer>\w+)\))?: (?P<difference>.+)$", re.MULTILINE)
 MARK = "<!-- homelab-drift -->"
 
 
 @dataclass(frozen=True)
 class Drift:
-    """`lines`: what differs, in words; `changes`: names of resources that an `up --refresh` would act on; `errors`: why
-    it can't be told; `first`: the stack has had no `up` yet."""
+    """A stack's drift. `lines`: one for each difference; `changes`: names of resources that an `up --refresh` would
+    change; `errors`: why the drift isn't known; `first`: the stack has had no `up` yet."""
 
     stack: str
     lines: Sequence[str]
@@ -32,12 +31,13 @@ class Drift:
     first: bool = False
 
     @property
-    def found(self) -> bool:
+    def exists(self) -> bool:
+        """Whether a refresh tells of drift, or an `up` would change anything."""
         return bool(self.lines or self.changes)
 
     @property
-    def newer(self) -> str:
-        """What changes without drift mean."""
+    def cause_of_changes(self) -> str:
+        """The cause of changes where there is no drift."""
         if self.first:
             return (
                 "nothing can have drifted: this stack has had no `pulumi up` yet; it would make what the settings "
@@ -50,7 +50,7 @@ class Drift:
 
     @property
     def next(self) -> str:
-        """What to do; empty where there is nothing to be done."""
+        """What to do next; empty if there is nothing to do."""
         if self.errors:
             return (
                 "do what is said above, then ask again; `python -m homelab doctor stack` looks at each host, VM and "
@@ -58,62 +58,73 @@ class Drift:
             )
         if self.lines:
             return "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it"
-        return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.found else ""
+        return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.exists else ""
 
     @property
     def line(self) -> str:
-        """All of it in one line, for a telephone."""
+        """The drift in one line, for a notification."""
         if self.errors:
             return (
                 f"homelab {self.stack}: it can't be told whether anything has drifted: "
                 f"{' '.join(self.errors[0].split())[:300]}"
             )
-        if not self.found:
+        if not self.exists:
             return f"homelab {self.stack}: nothing has drifted"
         if not self.lines:
-            named = "" if self.first else f": {', '.join(self.changes)}"
-            return f"homelab {self.stack}: {self.newer}{named}"
-        what = "; ".join(self.lines)
+            names = "" if self.first else f": {', '.join(self.changes)}"
+            return f"homelab {self.stack}: {self.cause_of_changes}{names}"
+        text = "; ".join(self.lines)
         return (
-            f"homelab {self.stack}: {what if len(what) <= 400 else f'{what[:400]}…'}; `pulumi up --refresh` corrects it"
+            f"homelab {self.stack}: {text if len(text) <= 400 else f'{text[:400]}…'}; `pulumi up --refresh` corrects it"
         )
 
     def markdown(self) -> str:
-        """For an issue."""
+        """The drift in Markdown, for an issue."""
         parts = [f"### Drift of the stack {self.stack}"]
         if self.errors:
-            parts += ["It can't be told whether anything has drifted:", *(fenced(one, "text") for one in self.errors)]
-        elif not self.found:
+            parts += [
+                "It can't be told whether anything has drifted:",
+                *(fenced(error, "text") for error in self.errors),
+            ]
+        elif not self.exists:
             parts.append("Nothing has drifted.")
         else:
-            parts += ["\n".join(f"- {_plain(one)}" for one in self.lines)] if self.lines else []
-            parts += [] if self.lines else [f"{self.newer[0].upper()}{self.newer[1:]}."]
+            parts += ["\n".join(f"- {_escaped(line)}" for line in self.lines)] if self.lines else []
+            parts += [] if self.lines else [f"{self.cause_of_changes[0].upper()}{self.cause_of_changes[1:]}."]
             parts += (
-                [f"`pulumi up --refresh` would act on: {', '.join(map(_plain, self.changes))}"] if self.changes else []
+                [f"`pulumi up --refresh` would act on: {', '.join(map(_escaped, self.changes))}"]
+                if self.changes
+                else []
             )
         parts += [f"What to do: {self.next}."] if self.next else []
         return "\n\n".join([*parts, MARK]) + "\n"
 
 
 def of_events(stack: str, log: Sequence[Event], code: int) -> Drift:
-    """What an event log tells.
+    """The drift that an event log tells of.
 
+    :param stack: its name.
     :param code: the preview's exit status.
     """
-    texts = [one.text for one in log if isinstance(one, Diagnostic)]
-    lines = dict.fromkeys(f"{match['who']}: {match['what']}" for text in texts for match in _SAID.finditer(text))
+    texts = [event.text for event in log if isinstance(event, Diagnostic)]
+    lines = dict.fromkeys(
+        f"{match['name']}: {match['difference']}" for text in texts for match in _MESSAGE.finditer(text)
+    )
     changes = events.changing(log)
-    # That there are changes is what the engine calls an error here.
+    # The engine reports changes as an error here.
     errors = [text for text in events.errors(log) if "no changes were expected" not in text]
     if code != 0 and not errors and not changes:
         errors = [f"pulumi preview ended with status {code}"]
-    first = any(isinstance(one, Step) and (one.operation, one.kind) == ("create", "pulumi:pulumi:Stack") for one in log)
+    first = any(
+        isinstance(event, Step) and (event.operation, event.kind) == ("create", "pulumi:pulumi:Stack") for event in log
+    )
     return Drift(stack, list(lines), changes, errors, first)
 
 
 def timer(stack: str, project: Path, python: Path) -> str:
-    """Two units for systemd, and where they go.
+    """The text of two units for systemd, with the steps to install them.
 
+    :param stack: its name.
     :param project: the program's folder.
     :param python: the interpreter of its environment.
     """
@@ -153,6 +164,6 @@ WantedBy=timers.target
 """
 
 
-def _plain(text: str) -> str:
-    """Nothing in a host's words is markup."""
+def _escaped(text: str) -> str:
+    """A host's text with escaped markup."""
     return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The one kind of error that a person gets to see."""
+"""The errors that a user sees."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from homelab.text import clean
 
 
 class HomelabError(Exception):
-    """Something a person has to act on; its text says what was wanted, what was found, why it matters, what to do next.
-
-    Whatever a host has put into a part is made safe to show (homelab/text.py).
+    """An error that the user has to act on. Its text has four parts: what was wanted, what was found, why it matters,
+    what to do next. Control characters in them, which a host may have sent, are made safe to show (homelab/text.py).
     """
 
-    #: What is known of a resource that the work on it has failed with, as its `Outputs`: the state keeps it. None: as
-    #: it was before.
+    #: The `Outputs` that the state keeps of the resource whose work failed with this error; None: those from before.
     outputs: Any = None
 
     def __init__(self, *, wanted: str, found: str, why: str, next: str) -> None:
@@ -23,18 +21,18 @@ class HomelabError(Exception):
         super().__init__(f"wanted: {self.wanted}\nfound:  {self.found}\nwhy:    {self.why}\nnext:   {self.next}")
 
     def parts(self) -> dict[str, str]:
-        """What its text is made of, by the names of `__init__`."""
+        """The four parts by their names."""
         return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
 
     def retold(self, **parts: str) -> Self:
-        """The same error, of the same kind and with all that it knows besides, with other words in these parts.
+        """A copy of the error, of the same class and with its further attributes, with other texts in some parts.
 
-        :param parts: those of `wanted`, `found`, `why` and `next` that become others.
+        :param parts: new texts, by the names `wanted`, `found`, `why` and `next`.
         """
-        other = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        HomelabError.__init__(other, **{**self.parts(), **parts})
-        return other
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        HomelabError.__init__(copy, **{**self.parts(), **parts})
+        return copy
 
 
 class UnreachableError(HomelabError):
@@ -43,11 +41,11 @@ class UnreachableError(HomelabError):
 
 
 class LoginRefusedError(HomelabError):
-    """The host answers, and doesn't let this user in by what was shown."""
+    """The host answers, and refuses this user's login."""
 
 
 class UnfinishedError(Exception):
-    """The work on a resource has failed, and what is known of it by then belongs into the state."""
+    """The work on a resource has failed. `id`, `state`: the resource's id and outputs by then, which Pulumi keeps."""
 
     def __init__(self, error: HomelabError, id_: str, state: Mapping[str, object]) -> None:
         super().__init__(str(error))
@@ -55,16 +53,16 @@ class UnfinishedError(Exception):
 
 
 class SeveralErrors(HomelabError):
-    """All that stands against a change at once, so that a person can mend it in one go."""
+    """All refusals of a change in one error, so that the user can correct them together."""
 
     def __init__(self, errors: list[HomelabError]) -> None:
         numbered = (f"{number}.\n{error}" for number, error in enumerate(errors, start=1))
-        # The first line is what a narrow display shows of it.
+        # A narrow display shows the first line alone.
         Exception.__init__(self, "\n".join([f"{len(errors)} problems prevent this:", *numbered]))
         self.errors = errors
-        # For whoever tells more of an error.
+        # The parts of all errors, for code that copies an error's parts.
         self.wanted, self.found, self.why, self.next = (
-            "; ".join(dict.fromkeys(getattr(one, part) for one in errors))
+            "; ".join(dict.fromkeys(getattr(error, part) for error in errors))
             for part in ("wanted", "found", "why", "next")
         )
 
@@ -76,9 +74,11 @@ def raise_all(errors: list[HomelabError]) -> None:
 
 
 def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> HomelabError:
-    """A guest that is on another node of the cluster.
+    """The refusal of a guest that is on another node of the cluster.
 
+    :param wanted: the error's first part.
     :param kind: qemu or lxc.
+    :param guest: its id.
     :param here: the name of the node that it is to be on.
     :param there: the name of the node that it is on.
     """
@@ -94,9 +94,10 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
 
 
 def unlocking(kind: str, guest: int | str, lock: str) -> str:
-    """What to do about a guest that is locked.
+    """What to do next about a guest that is locked.
 
     :param kind: qemu or lxc.
+    :param guest: its id.
     :param lock: the lock's name, such as `backup`.
     """
     if lock == "suspended":

@@ -1,4 +1,4 @@
-"""The bases of models: of the settings (strict, frozen, camelCase), and of what was read. Neither takes an unknown
+"""The base classes of models: of the settings (strict, frozen, camelCase) and of readings. Neither takes an unknown
 key."""
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def camel(name: str) -> str:
 
 
 class Fact(BaseModel):
-    """What was read of a system. It stays as it was read."""
+    """A part of a reading; it is never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
 class Model(BaseModel):
-    """A part of the stack's configuration."""
+    """A part of the settings."""
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
-    # What a key means stands below it, as a docstring; docs/settings.md is made of these.
+    # The docstring below a key describes it; docs/settings.md is made of these.
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=camel, strict=True, use_attribute_docstrings=True
     )

@@ -1,10 +1,10 @@
-"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, and PCI addresses as they stand in them."""
+"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, and the PCI addresses in them."""
 
 from __future__ import annotations
 
 import re
 
-# The key that a value without one is for, by option (PVE::JSONSchema, `default_key`).
+# Option -> the key of a property that is written without one (PVE::JSONSchema, `default_key`).
 _DEFAULT_KEYS = (
     ("hostpci", "host"),
     ("machine", "type"),
@@ -20,30 +20,30 @@ TRUE, FALSE = frozenset(("1", "on", "yes", "true")), frozenset(("0", "off", "no"
 
 
 def parse(option: str, value: str) -> dict[str, str]:
-    """`parse("hostpci0", "01:00,pcie=1")` -> `{"host": "01:00", "pcie": "1"}`."""
+    """The properties of an option: `parse("hostpci0", "01:00,pcie=1")` is `{"host": "01:00", "pcie": "1"}`."""
     name = _NUMBERED.sub("", option)
     default = next((key for start, key in _DEFAULT_KEYS if start == name), "file")
     parts = (part.partition("=") for part in value.split(",") if part)
-    return {key if found else default: content if found else key for key, found, content in parts}
+    return {key if equals else default: content if equals else key for key, equals, content in parts}
 
 
-def same(option: str, one: str | None, other: str | None) -> bool:
-    """Do two values of an option mean the same? The order of properties doesn't count, nor a PCI domain 0000 left
-    out."""
-    if one is None or other is None:
-        return one is other
-    return one == other or _normal(option, one) == _normal(option, other)
+def same(option: str, first: str | None, second: str | None) -> bool:
+    """Whether two values of an option mean the same; None: the option is missing. The order of properties doesn't
+    count, nor a PCI domain 0000 left out."""
+    if first is None or second is None:
+        return first is second
+    return first == second or _normal(option, first) == _normal(option, second)
 
 
 def _normal(option: str, value: str) -> dict[str, str]:
-    found = parse(option, value)
-    if "host" in found:
-        found["host"] = ";".join(address(part) for part in found["host"].split(";"))
-    return found
+    properties = parse(option, value)
+    if "host" in properties:
+        properties["host"] = ";".join(address(part) for part in properties["host"].split(";"))
+    return properties
 
 
 def address(text: str) -> str:
-    """`0000:01:00.0` for `01:00.0`; a slot stays a slot."""
+    """The address with its domain, `0000:01:00.0` for `01:00.0`; a slot's stays a slot's."""
     text = text.lower()
     return text if text.count(":") == 2 else f"0000:{text}"
 
@@ -53,13 +53,15 @@ def functions_of(path: str) -> list[str]:
     return [address(part) for part in path.split(";") if part]
 
 
-def overlap(one: str, other: str) -> bool:
-    """Have two such paths a function in common? A slot stands for all of its functions."""
+def overlap(first: str, second: str) -> bool:
+    """Whether two paths of a mapping have a function in common; a slot stands for all of its functions."""
     return any(
-        a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.") for a in functions_of(one) for b in functions_of(other)
+        a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+        for a in functions_of(first)
+        for b in functions_of(second)
     )
 
 
 def slot_of(text: str) -> str:
-    """`0000:01:00` for `01:00.1`."""
+    """The slot of a function: `0000:01:00` for `01:00.1`."""
     return address(text).partition(".")[0]

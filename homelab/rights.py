@@ -1,11 +1,11 @@
-"""Rights in Proxmox VE: which ones the settings need, which are missing, and the commands that give them without taking
-others away.
+"""Privileges in Proxmox VE: those that the settings need, those that are missing, and the commands that grant them
+without taking others away.
 
-The rules of /etc/pve/user.cfg (PVE::AccessControl::roles): of the entries on a path and on those above it, the deepest
-that has any for the user counts, and what stands above it is forgotten. So an entry on a deeper path takes away what
-was granted further up, and the safe way to one more privilege is to add it to the role that counts already. A token
-without privilege separation has its user's rights, and entries of its own are without effect; one with it has what both
-it and its user have.
+The rules of /etc/pve/user.cfg (PVE::AccessControl::roles): of a path and those above it, the deepest one with entries
+for the user decides, and entries further up have no effect. So an entry on a deeper path takes away what was granted
+further up, and the safe way to one more privilege is to add it to the role that decides already. A token without
+privilege separation has its user's privileges, and entries of its own are without effect; a token with privilege
+separation has the privileges that both it and its user have.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from homelab.vm.creation import configuration
 if TYPE_CHECKING:
     from homelab.settings import Download, Host, NewContainerSettings, NewVm, Vm
 
-# The name that docs/day-two.md gives its role; another one where that is not the role to change.
+# The name of the role in docs/day-two.md. Where it is taken, a new role gets a number behind it.
 ROLE = "Homelab"
 
-# A path -> privileges. Where one of several would do: `A|B`.
+# A path -> privileges. `A|B`: one of these is enough.
 Needs = dict[str, set[str]]
 
-# Of several privileges that would do, the one that allows least comes first.
+# Ends of privileges' names, in the order in which `least` prefers them.
 _LEAST = ("Audit", "Use", "AllocateSpace")
 
-# A VM's option -> the privilege that setting it takes (PVE::API2::Qemu; a node's recorded answers for each).
-_OF_VM = {
+# Privilege -> options of a VM that it allows to set (PVE::API2::Qemu; a node's recorded answers for each).
+_VM_OPTIONS = {
     "VM.Config.CPU": "cores cpu cpulimit cpuunits numa smp sockets vcpus affinity",
     "VM.Config.Memory": "memory balloon shares",
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio rng serial hostpci usb",
@@ -43,7 +43,7 @@ _OF_VM = {
     "VM.Config.Network|VM.Config.Cloudinit": "ipconfig cicustom cipassword citype ciupgrade ciuser nameserver "
     "searchdomain sshkeys",
 }
-_OF_CONTAINER = {
+_CONTAINER_OPTIONS = {
     "VM.Config.CPU": "cores cpulimit cpuunits",
     "VM.Config.Memory": "memory swap",
     "VM.Config.Network": "net hostname nameserver searchdomain",
@@ -52,30 +52,31 @@ _OF_CONTAINER = {
 }
 
 
-# -- what is needed --------------------------------------------------------------------------------------------------
+# -- needed privileges -----------------------------------------------------------------------------------------------
 def of_options(keys: Iterable[str], *, container: bool = False) -> set[str]:
-    """What setting, or taking away, these options of a guest's configuration takes on /vms/ID."""
-    table = _OF_CONTAINER if container else _OF_VM
-    known = {option: privilege for privilege, options in table.items() for option in options.split()}
-    found = (known.get(key) or known.get(key.rstrip("0123456789")) for key in keys)
-    return {privilege for privilege in found if privilege}
+    """The privileges on /vms/ID for setting, or taking away, options of a guest's configuration."""
+    table = _CONTAINER_OPTIONS if container else _VM_OPTIONS
+    privilege_of = {option: privilege for privilege, options in table.items() for option in options.split()}
+    privileges = (privilege_of.get(key) or privilege_of.get(key.rstrip("0123456789")) for key in keys)
+    return {privilege for privilege in privileges if privilege}
 
 
 def of_mapping(mapping: str, *, write: bool, make: bool) -> Needs:
-    """What a card's mapping takes.
+    """The privileges for a card's mapping.
 
-    :param write: its entry is changed.
-    :param make: there is no such mapping yet.
+    :param mapping: its id.
+    :param write: whether its entry is changed.
+    :param make: whether the mapping is new.
     """
     path = "/mapping/pci" if make else f"/mapping/pci/{mapping}"
     return {path: {"Mapping.Modify"} if write else {"Mapping.Use|Mapping.Modify|Mapping.Audit"}}
 
 
 def of_vm(vm: Vm, host: Host, keys: Iterable[str], *, power: bool = True) -> Needs:
-    """What a VM takes that is there.
+    """The privileges for an existing VM.
 
     :param keys: the options that are to be changed.
-    :param power: is it shut down or started?
+    :param power: whether it is shut down or started.
     """
     path = f"/vms/{vm.vmid}"
     needs: Needs = {path: {"VM.Audit", *of_options(keys), *({"VM.PowerMgmt"} if power else ())}}
@@ -88,7 +89,10 @@ def of_vm(vm: Vm, host: Host, keys: Iterable[str], *, power: bool = True) -> Nee
 
 
 def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
-    """What making a VM, and removing it, takes."""
+    """The privileges for creating a VM, and for deleting it.
+
+    :param name: the VM's name in the settings.
+    """
     keys = {*configuration(name, new), "description"}
     path = f"/vms/{vmid}"
     needs: Needs = {
@@ -104,15 +108,15 @@ def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
     if new.template is not None:
         needs[f"/vms/{new.template}"] = {"VM.Clone"}
         if new.cloud_init is not None:
-            # A drive that is added to a VM that is there; in one that is made, it goes along with its disks.
+            # Its drive is added to the clone; in other new VMs it comes with the disks.
             needs[path] |= {"VM.Config.Cloudinit", "VM.Config.CDROM"}
     return needs
 
 
 def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings) -> Needs:
-    """What making a container, and removing it, takes.
+    """The privileges for creating a container, and for deleting it.
 
-    :param config: the options that it is made with.
+    :param config: the options that it is created with.
     """
     return {
         f"/vms/{ctid}": {
@@ -126,9 +130,12 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
 
 
 def of_download(download: Download, node: str) -> Needs:
-    """What downloading a file takes, and removing it (PVE::API2::Storage::Status, Storage::Content; Nodes for
-    templates)."""
-    # It is looked for first; and whoever may download may look around in the host's network.
+    """The privileges for downloading a file, and for removing it (PVE::API2::Storage::Status, Storage::Content; Nodes
+    for templates).
+
+    :param node: the host's name in Proxmox VE.
+    """
+    # The storage is searched for the file first. A download from any address takes Sys.AccessNetwork.
     privileges = {"Datastore.AllocateTemplate", "Datastore.Audit|Datastore.AllocateSpace"}
     if not download.keep:
         privileges.add("Datastore.Allocate")
@@ -139,69 +146,70 @@ def of_download(download: Download, node: str) -> Needs:
 
 
 def together(parts: Iterable[Needs]) -> Needs:
-    """All of them."""
-    found: Needs = {}
+    """The privileges of all parts, by path."""
+    needs: Needs = {}
     for part in parts:
         for path, privileges in part.items():
-            found.setdefault(path, set()).update(privileges)
-    return found
+            needs.setdefault(path, set()).update(privileges)
+    return needs
 
 
 def missing(needs: Needs, has: Mapping[str, Iterable[str]]) -> Needs:
-    """Of what is needed, what isn't there.
+    """The needed privileges that are missing.
 
     :param has: path -> privileges.
     """
-    found = {
-        path: {one for one in privileges if not set(one.split("|")) & set(has.get(path, ()))}
+    lacking = {
+        path: {choice for choice in privileges if not set(choice.split("|")) & set(has.get(path, ()))}
         for path, privileges in needs.items()
     }
-    return {path: privileges for path, privileges in found.items() if privileges}
+    return {path: privileges for path, privileges in lacking.items() if privileges}
 
 
 def least(privileges: Iterable[str], pve: str = "") -> str:
-    """Of several that would do, the one that allows least.
+    """Of several privileges, each of which is enough, the one that allows least.
 
     :param pve: the host's version of Proxmox VE, which may not have all of them.
     """
     names = list(privileges)
-    release = int(found[0]) if (found := re.match(r"\d+", pve)) else None
+    release = int(match[0]) if (match := re.match(r"\d+", pve)) else None
     if release is not None:
         names = [name for name in names if _exists(name, release)] or names
     return next((name for end in _LEAST for name in names if name.endswith(f".{end}")), names[0])
 
 
 def _exists(privilege: str, release: int) -> bool:
-    """Does a release of Proxmox VE have the privilege? The guest agent's took the place of VM.Monitor in 9 (release
+    """Whether a release of Proxmox VE has a privilege. Those of the guest agent have replaced VM.Monitor in 9 (release
     notes)."""
     return release >= 9 if privilege.startswith("VM.GuestAgent.") else release < 9 or privilege != "VM.Monitor"
 
 
 def described(needs: Needs) -> str:
-    """For a person: `VM.Audit and VM.PowerMgmt on /vms/103`."""
+    """Privileges for a message: `VM.Audit, VM.PowerMgmt on /vms/103`."""
     parts = (
-        f"{', '.join(one.replace('|', ' or ') for one in sorted(privileges))} on {path}"
+        f"{', '.join(choice.replace('|', ' or ') for choice in sorted(privileges))} on {path}"
         for path, privileges in sorted(needs.items())
     )
     return "; ".join(parts)
 
 
-# -- who has what ------------------------------------------------------------------------------------------------------
+# -- granted privileges ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class AclEntry:
-    """An access control list's entry. `kind`: user, group or token."""
+    """An entry of the access control list. `propagate`: whether it counts for paths below; `kind`: user, group or
+    token; `subject`: the name of that user, group or token."""
 
     path: str
     propagate: bool
     kind: str
-    who: str
+    subject: str
     role: str
 
 
 @dataclass
 class Permissions:
-    """/etc/pve/user.cfg, as far as rights go. `separated`: tokens with privilege separation; `groups`: name ->
-    users."""
+    """The privileges in /etc/pve/user.cfg. `roles`: name -> privileges; `separated`: token -> whether it has privilege
+    separation; `groups`: name -> users."""
 
     roles: dict[str, set[str]] = field(default_factory=dict)
     entries: list[AclEntry] = field(default_factory=list)
@@ -210,54 +218,55 @@ class Permissions:
 
     @classmethod
     def parse(cls, text: str) -> Permissions:
-        """Lines of fields between colons, the first of which says what it is. Others, such as pools, are passed
-        over."""
-        made = cls()
+        """The privileges in the file's text. Its lines have fields between colons; the first field is the line's kind.
+        Other kinds, such as pools, are passed over."""
+        permissions = cls()
         for line in text.splitlines():
             kind, *fields = line.split(":")
             if kind == "role" and len(fields) > 1:
-                made.roles[fields[0]] = {name for name in fields[1].split(",") if name}
+                permissions.roles[fields[0]] = {name for name in fields[1].split(",") if name}
             elif kind == "token" and len(fields) > 2:
-                made.separated[fields[0]] = fields[2] == "1"
+                permissions.separated[fields[0]] = fields[2] == "1"
             elif kind == "group" and len(fields) > 1:
-                made.groups[fields[0]] = {name for name in fields[1].split(",") if name}
+                permissions.groups[fields[0]] = {name for name in fields[1].split(",") if name}
             elif kind == "acl" and len(fields) > 3:
-                made.entries += [
-                    AclEntry(fields[1], fields[0] == "1", _kind(who), who.removeprefix("@"), role)
-                    for who in fields[2].split(",")
+                permissions.entries += [
+                    AclEntry(fields[1], fields[0] == "1", _kind(subject), subject.removeprefix("@"), role)
+                    for subject in fields[2].split(",")
                     for role in fields[3].split(",")
-                    if who and role
+                    if subject and role
                 ]
-        return made
+        return permissions
 
     def subjects(self, identity: str) -> list[tuple[str, str]]:
-        """Whose entries count for a user or token: kind and name."""
+        """Kind and name of the users and tokens whose entries decide for a user or token."""
         user, _, token = identity.partition("!")
         if token and self.separated.get(identity, True):
             return [("token", identity), ("user", user)]
         return [("user", user)]
 
-    def counting(self, kind: str, who: str, path: str) -> list[AclEntry]:
-        """The entries that decide what a user or token may do on a path; none where there are none."""
-        groups = {name for name, users in self.groups.items() if kind == "user" and who in users}
-        found: list[AclEntry] = []
+    def counting(self, kind: str, subject: str, path: str) -> list[AclEntry]:
+        """The entries that decide for a user or token on a path."""
+        groups = {name for name, users in self.groups.items() if kind == "user" and subject in users}
+        deciding: list[AclEntry] = []
         for above in _paths_to(path):
-            here = [e for e in self.entries if e.path == above and (e.propagate or above == path)]
-            own = [e for e in here if (e.kind, e.who) == (kind, who)]
-            found = own or [e for e in here if e.kind == "group" and e.who in groups] or found
-        return found
+            entries = [entry for entry in self.entries if entry.path == above and (entry.propagate or above == path)]
+            own = [entry for entry in entries if (entry.kind, entry.subject) == (kind, subject)]
+            of_groups = [entry for entry in entries if entry.kind == "group" and entry.subject in groups]
+            deciding = own or of_groups or deciding
+        return deciding
 
-    def has(self, kind: str, who: str, path: str) -> set[str] | None:
-        """What a user or token may do on a path by roles that people made; None: by a built-in role, whose privileges
+    def has(self, kind: str, subject: str, path: str) -> set[str] | None:
+        """The privileges of a user or token on a path, by custom roles; None: by a built-in role, whose privileges
         /etc/pve/user.cfg doesn't have."""
-        entries = self.counting(kind, who, path)
+        entries = self.counting(kind, subject, path)
         if any(entry.role not in self.roles for entry in entries):
             return None
         return {name for entry in entries for name in self.roles[entry.role]}
 
 
-def _kind(who: str) -> str:
-    return "group" if who.startswith("@") else "token" if "!" in who else "user"
+def _kind(subject: str) -> str:
+    return "group" if subject.startswith("@") else "token" if "!" in subject else "user"
 
 
 def _paths_to(path: str) -> list[str]:
@@ -265,16 +274,18 @@ def _paths_to(path: str) -> list[str]:
     return ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]
 
 
-# -- what to do --------------------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
 def advice(access: Permissions | None, identity: str, lacking: Needs) -> str:
-    """What to do so that nothing of `lacking` is missing, and nothing else changes.
+    """What to do next to grant missing privileges, and nothing else.
 
-    :param access: None: it couldn't be read.
+    :param access: of the host; None: it couldn't be read.
+    :param identity: the user or token.
+    :param lacking: the missing privileges.
     """
-    lacking = {path: {least(one.split("|")) for one in privileges} for path, privileges in lacking.items()}
-    found = commands(access, identity, lacking) if access else []
-    if found:
-        return f"on the host: {' && '.join(f'`{command}`' for command in found)}; then run `pulumi up` again"
+    lacking = {path: {least(choice.split("|")) for choice in privileges} for path, privileges in lacking.items()}
+    grants = commands(access, identity, lacking) if access else []
+    if grants:
+        return f"on the host: {' && '.join(f'`{command}`' for command in grants)}; then run `pulumi up` again"
     names = " ".join(sorted({name for privileges in lacking.values() for name in privileges}))
     return (
         f"on the host, add it to the role that {identity} has there (`pveum acl list` shows which; not one on a "
@@ -292,58 +303,62 @@ def commands(
     shared: Collection[str] = (),
     own: Collection[str] = (),
 ) -> list[str]:
-    """The commands, to be run in their order.
+    """The commands that grant missing privileges, to be run in their order.
 
+    :param identity: the user or token.
+    :param lacking: the missing privileges.
     :param kept: roles that are not to be extended.
-    :param shared: roles of this program's making: one that has exactly these privileges is taken, instead of another
-        one like it.
-    :param own: roles that were made for this identity: they are taken for what they allow, wherever it lacks.
+    :param shared: roles that homelab has made: one with exactly the missing privileges is used, instead of a new one.
+    :param own: roles that were made for this identity: one that has the missing privileges is used.
     """
     roles: dict[str, set[str]] = {}
-    lists: list[str] = []
+    acl_commands: list[str] = []
     taken = set(access.roles)
-    for kind, who in access.subjects(identity):
+    for kind, subject in access.subjects(identity):
         for path, privileges in sorted(lacking.items()):
-            has = access.has(kind, who, path)
+            has = access.has(kind, subject, path)
             wanted = privileges if has is None else privileges - has
             if not wanted:
                 continue
-            entries = access.counting(kind, who, path)
+            entries = access.counting(kind, subject, path)
             denied = next((entry for entry in entries if entry.role == "NoAccess"), None)
             if denied:
-                lists.append(f"pveum acl delete {denied.path} --{denied.kind}s {_quoted(denied.who)} --roles NoAccess")
+                acl_commands.append(
+                    f"pveum acl delete {denied.path} --{denied.kind}s {_quoted(denied.subject)} --roles NoAccess"
+                )
                 continue
-            ours = next((entry for entry in entries if entry.role in access.roles and entry.role not in kept), None)
-            if ours is not None:
-                roles.setdefault(ours.role, set()).update(wanted)
+            extendable = next(
+                (entry for entry in entries if entry.role in access.roles and entry.role not in kept), None
+            )
+            if extendable is not None:
+                roles.setdefault(extendable.role, set()).update(wanted)
                 continue
-            # Beside a role that can't be changed, on the same path for the same subject: both count there.
-            beside = entries[0] if entries else AclEntry(_natural(path), True, kind, who, "")
+            # A role that can't be extended gets a second one beside it, on the same path for the same subject.
+            beside = entries[0] if entries else AclEntry(_path_for_first_entry(path), True, kind, subject, "")
             role = next(name for name in (ROLE, *(f"{ROLE}{number}" for number in range(2, 99))) if name not in taken)
             roles.setdefault(role, set()).update(wanted)
-            command = f"pveum acl modify {beside.path} --{beside.kind}s {_quoted(beside.who)} --roles {role}"
-            lists += [command] if command not in lists else []
-    made = []
+            command = f"pveum acl modify {beside.path} --{beside.kind}s {_quoted(beside.subject)} --roles {role}"
+            acl_commands += [command] if command not in acl_commands else []
+    role_commands = []
     for role, names in roles.items():
-        like = [name for name in own if names <= access.roles.get(name, set())]
-        like += [name for name in shared if access.roles.get(name) == names]
-        if like and role not in taken:
-            lists = [command.replace(f" --roles {role}", f" --roles {like[0]}") for command in lists]
+        usable = [name for name in own if names <= access.roles.get(name, set())]
+        usable += [name for name in shared if access.roles.get(name) == names]
+        if usable and role not in taken:
+            acl_commands = [command.replace(f" --roles {role}", f" --roles {usable[0]}") for command in acl_commands]
             continue
         privileges_text = " ".join(sorted(names))
         verb = f"modify {role} --append 1" if role in taken else f"add {role}"
-        made.append(f'pveum role {verb} --privs "{privileges_text}"')
-    return made + lists
+        role_commands.append(f'pveum role {verb} --privs "{privileges_text}"')
+    return role_commands + acl_commands
 
 
-def _quoted(who: str) -> str:
-    """For a shell: the name of a user may have a quote in it."""
-    return "'" + who.replace("'", "'\\''") + "'"
+def _quoted(subject: str) -> str:
+    """A user's name, which may have a quote in it, as a word of a shell."""
+    return "'" + subject.replace("'", "'\\''") + "'"
 
 
-def _natural(path: str) -> str:
-    """Where a user without any entry is best given one: for all guests, mappings or networks, but for a single
-    storage."""
+def _path_for_first_entry(path: str) -> str:
+    """The path for a user's first entry: that of all guests, mappings or networks; of a storage its own."""
     for above in ("/vms", "/mapping/pci", "/sdn/zones"):
         if path == above or path.startswith(f"{above}/"):
             return above

@@ -1,7 +1,7 @@
-"""The shapes of what goes through a stack's state, as JSON has it.
+"""The types of the values in a stack's state, as JSON has them.
 
-Resources put these out, components hand them on, and homelab/contract.py makes the stack's outputs of them. They are
-dictionaries, since that is what Pulumi carries; homelab/provider/typed.py checks them where they enter and leave the
+They are outputs of resources, inputs of components, and homelab/contract.py makes the stack's outputs of them. They are
+dictionaries, as Pulumi carries no classes; homelab/provider/typed.py checks them where they enter and leave the
 provider.
 
 A key whose value may be null may also be missing: Pulumi's SDK drops nulls on the way. So read such a key by `get`.
@@ -14,14 +14,14 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-#: What runs containers.
+#: The program that runs containers on a system.
 Runtime = Literal["docker", "containerd", "podman", "k3s"]
-#: What the driver's libraries are for, in the container toolkit's words.
+#: A use of the driver's libraries, by the container toolkit's names.
 Capability = Literal["compute", "video", "graphics"]
 CardUse = Literal["video", "compute"]
 
-#: Key of a VM's configuration -> what this program made of it (`ours`), what it was (`before`), and a hostpci option's
-#: `slot`.
+#: Key of a VM's configuration -> the value that homelab has set (`ours`), the original (`before`), and a hostpci
+#: option's `slot`.
 Record = dict[str, dict[str, str | None]]
 
 #: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
@@ -29,9 +29,9 @@ CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem"
 
 
 class Tried(TypedDict):
-    """What a verification of NVIDIA's stack tries, beside what the settings say. `cards`: how many the system is to
-    see; with none there is nothing to try anything with. `capabilities`: what the driver's libraries are for; `cdi`:
-    are an engine's containers given the cards by their CDI names?"""
+    """What a verification of NVIDIA's stack tries in addition to the settings. `cards`: how many the system is to see;
+    without cards nothing is tried. `capabilities`: the uses of the driver's libraries; `cdi`: whether an engine's
+    containers get the cards by their CDI names."""
 
     cards: int
     capabilities: list[Capability]
@@ -39,10 +39,10 @@ class Tried(TypedDict):
 
 
 class CardPlan(TypedDict):
-    """A card of the settings, as HostProbe has found it.
+    """A card of the settings, as HostProbe has read it.
 
-    `name`: its model, such as RTX 5090, empty where nobody knows it; `path`: its slot, or its functions where the
-    slot holds others, too; `keep`: is it handed over, and does this Proxmox VE know hostpci's driver=keep?
+    `name`: its model, such as RTX 5090, empty if unknown; `path`: its slot, or its functions if other functions are in
+    the slot; `keep`: whether it is handed over, and this Proxmox VE knows hostpci's driver=keep.
     """
 
     name: str
@@ -55,7 +55,7 @@ class CardPlan(TypedDict):
 
 
 class DeviceSeen(TypedDict):
-    """A PCI function of the booted host. `driver`: empty where none has it."""
+    """A PCI function of the booted host. `driver`: empty without one."""
 
     id: str
     driver: str
@@ -63,22 +63,22 @@ class DeviceSeen(TypedDict):
 
 
 class IommuSeen(TypedDict):
-    """`groups`: how many there are; `kernelLog`: the kernel's lines that tell of something wrong."""
+    """The IOMMU of the booted host. `groups`: their number; `kernelLog`: the kernel's lines about faults."""
 
     groups: int
     kernelLog: list[str]
 
 
 class BootSeen(TypedDict):
-    """A boot of the host, as homelab.resources.base.Boot: the guests that a reboot has `stopped`, and when (`at`,
-    seconds since 1970)."""
+    """A boot of the host, as homelab.resources.base.Boot. `stopped`: ids of the guests that the reboot has stopped;
+    `at`: when, in seconds since 1970."""
 
     id: str
     stopped: list[int]
     at: int
 
 
-#: A function of a card with what the booted host made of it.
+#: A function of a card, with its driver and group on the booted host.
 BootedFunction = TypedDict(
     "BootedFunction",
     {
@@ -114,8 +114,8 @@ class BootedHost(TypedDict):
 
 
 class OfferedCard(TypedDict):
-    """A card as a VM takes it: the id of its PCI mapping, and its path (`slot`). `driver`: where it isn't the settings'
-    to say."""
+    """A card as a VM takes it. `mapping`: the id of its PCI mapping; `slot`: its path; `driver`: only if the settings
+    don't decide it."""
 
     mapping: str
     slot: str
@@ -142,7 +142,7 @@ class PassthroughSeen(TypedDict):
 
 
 class SystemState(TypedDict):
-    """A system that NVIDIA's stack is planned for: what the steps themselves don't change (fields as of
+    """A system that NVIDIA's stack is planned for, without what the steps change (fields as of
     `nvidia.request.SystemFacts`)."""
 
     distribution: NotRequired[str | None]
@@ -158,7 +158,7 @@ class SystemState(TypedDict):
 
 
 class CardInUse(TypedDict):
-    """A card as nvidia-smi shows it; None: it doesn't say."""
+    """A card as nvidia-smi shows it; None: nvidia-smi doesn't show that."""
 
     name: NotRequired[str | None]
     uuid: NotRequired[str | None]
@@ -168,7 +168,7 @@ class CardInUse(TypedDict):
 
 
 class StackInUse(TypedDict):
-    """NVIDIA's stack as its verification found it; None: it wasn't asked for, or isn't known."""
+    """NVIDIA's stack as its verification has seen it; None: not asked for, or unknown."""
 
     driver: NotRequired[str | None]
     flavour: NotRequired[str | None]
@@ -187,8 +187,8 @@ class StackInUse(TypedDict):
 
 
 class VmSeen(TypedDict):
-    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None where it
-    isn't known."""
+    """A VM as its last change left it. `gpus`: its cards, by their names in the settings; `address`: None if it isn't
+    known."""
 
     host: str
     node: str

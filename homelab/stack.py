@@ -1,4 +1,4 @@
-"""The running program's settings, refused where it is plain from them alone that they can't be carried out."""
+"""The running program's settings and lock file, with the refusals that need no host."""
 
 from __future__ import annotations
 
@@ -46,75 +46,79 @@ class Refusal(pulumi.RunError):
 
 
 def load() -> Settings:
-    """The settings of the running program, refused where it is plain from them alone that they can't be carried out.
+    """The settings of the running program, with each guest's current host.
 
     :raises HomelabError: one error that names every mistake.
     """
-    _end_when_told()
-    # What the language host hands to a program; pulumi.Config can't list keys, so an unknown one would go unnoticed.
-    whole = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
-    errors = _unread(whole)
+    _end_on_interrupt()
+    # As the language host passes it; pulumi.Config can't list keys, so that an unknown one would go unnoticed.
+    configuration = json.loads(os.environ.get("PULUMI_CONFIG", "{}"))
+    errors = _unread(configuration)
     try:
-        found = parse({key.removeprefix("homelab:"): text for key, text in whole.items() if key.startswith("homelab:")})
+        settings = parse(
+            {key.removeprefix("homelab:"): text for key, text in configuration.items() if key.startswith("homelab:")}
+        )
     except HomelabError as error:
         raise_all([*errors, error])
         raise
-    errors += _unsafe(found)
-    if found.roaming:
+    errors += _unsafe(settings)
+    if settings.roaming:
         raise_all(errors)
-        found = places.located(found)
-    if found.stacks:
-        errors += preview.from_settings(found)
+        settings = places.located(settings)
+    if settings.stacks:
+        errors += preview.from_settings(settings)
     raise_all(errors)
-    return found
+    return settings
 
 
 @functools.cache
 def locks() -> dict[str, SystemLock]:
-    """What the running program's lock file has, by system; refused with the program's own end where it can't be
-    read."""
+    """The locks in the running program's lock file, by system.
+
+    :raises Refusal: the file can't be read.
+    """
     try:
         return lock.load(lock.path_of(Path.cwd(), pulumi.get_stack()))
     except HomelabError as error:
         raise Refusal(error) from None
 
 
-def _end_when_told() -> None:
-    """When an update fails, the engine interrupts the program, which would wait for its own threads, and is killed five
-    seconds later."""
+def _end_on_interrupt() -> None:
+    """Ends the program at once on SIGINT. When an update fails, the engine interrupts the program, which otherwise
+    would wait for its threads until it is killed five seconds later."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, lambda *_: os._exit(SHOWN))
 
 
 def _file() -> Path:
-    """The stack's own file; with `--config-file`, another one was read."""
+    """The stack's own file, which with `--config-file` isn't the one that Pulumi reads."""
     return Path.cwd() / f"Pulumi.{pulumi.get_stack().rpartition('/')[2]}.yaml"
 
 
-def _unread(whole: dict[str, str]) -> list[HomelabError]:
-    """What stands where nobody reads it: in the configuration, or in the stack's file beside it."""
-    lines = stack_file.misspelt(whole)
-    if isinstance(read := secret_settings.file_of_configuration(whole, _file()), dict):
-        lines = stack_file.unread(read) + lines
+def _unread(configuration: dict[str, str]) -> list[HomelabError]:
+    """The refusal of keys that nothing reads, in the configuration or in the stack's file beside it."""
+    lines = stack_file.misspelt(configuration)
+    if isinstance(content := secret_settings.file_of_configuration(configuration, _file()), dict):
+        lines = stack_file.unread(content) + lines
     return [stack_file.not_read(lines, _file().name)] if lines else []
 
 
-def _unsafe(found: Settings) -> list[HomelabError]:
-    """What stands against secrets in plain text and values of the example; in a preview, the latter are only named."""
+def _unsafe(settings: Settings) -> list[HomelabError]:
+    """Refusals of secrets in plain text, and of the example's placeholders; of placeholders a preview only warns."""
 
     stack, errors = pulumi.get_stack(), []
-    if not found.allow_plain_secrets:
+    if not settings.allow_plain_secrets:
         file = _file()
-        plain_ones, unknown = secret_settings.in_plain_text(found.as_written(), os.environ, file)
-        if plain_ones:
-            errors.append(secret_settings.plain_secrets(plain_ones, stack))
-        if unknown:
+        plain, uncertain = secret_settings.in_plain_text(settings.as_written(), os.environ, file)
+        if plain:
+            errors.append(secret_settings.plain_secrets(plain, stack))
+        if uncertain:
             pulumi.log.warn(
-                f"whether all of {', '.join(map(secret_settings.path_of, unknown))} are encrypted can't be told: "
+                f"whether all of {', '.join(map(secret_settings.path_of, uncertain))} are encrypted can't be told: "
                 f"some are, and {file} "
                 "isn't the file that was read"
             )
-    if places := secret_settings.left_open(found.as_written()):
+    if places := secret_settings.left_open(settings.as_written()):
         error = secret_settings.still_open(places, stack)
         if pulumi.runtime.is_dry_run():
             pulumi.log.warn(f"`pulumi up` will refuse this:\n{error}")

@@ -125,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line)
         if found.next:
             print(f"next: {found.next}")
-        if arguments.hook and (found.found or found.errors):
+        if arguments.hook and (found.exists or found.errors):
             tell(arguments.hook, found.line, as_json=arguments.hook_json)
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNKNOWN
-    return UNKNOWN if found.errors else FOUND if found.found else NOTHING
+    return UNKNOWN if found.errors else FOUND if found.exists else NOTHING

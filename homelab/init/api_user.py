@@ -89,7 +89,7 @@ def making(stack: str, config: str, needs: Needs, *, has_secret: bool, pve: str)
     lacking = rights.missing(wanted, given)
     own = user.roles if user else ()
     # A role isn't extended if another user has it, who would get more rights, nor if init didn't make it.
-    kept = {entry.role for entry in access.entries if entry.who != name} | (set(access.roles) - set(own))
+    kept = {entry.role for entry in access.entries if entry.subject != name} | (set(access.roles) - set(own))
     made = {role for other in users(config) for role in other.roles}
     granting = rights.commands(access, name, lacking, kept=kept, shared=sorted(made), own=own)
     # An undo removes what the comment names, so the comment is written before a role is made.
@@ -134,14 +134,16 @@ def undoing(stack: str, config: str) -> Undoing:
     own = [user for user in users(config) if user.stack == stack]
     names = {user.name for user in own}
     marked = {role for user in own for role in user.roles}
-    entries = [entry for entry in access.entries if entry.kind == "user" and entry.who in names]
+    entries = [entry for entry in access.entries if entry.kind == "user" and entry.subject in names]
     for user in own:
         commands += [f"pveum user token delete {user.name} {token}" for token in user.tokens]
-    commands += [f"pveum acl delete {entry.path} --users {entry.who} --roles {entry.role}" for entry in entries]
+    commands += [f"pveum acl delete {entry.path} --users {entry.subject} --roles {entry.role}" for entry in entries]
     # Marked roles count even if they aren't assigned: an interrupted undo may have removed the entries already.
     for role in sorted({*marked, *(entry.role for entry in entries)} & set(access.roles)):
         others = {
-            entry.who for entry in access.entries if entry.role == role and entry.who.partition("!")[0] not in names
+            entry.subject
+            for entry in access.entries
+            if entry.role == role and entry.subject.partition("!")[0] not in names
         }
         others |= {user.name for user in users(config) if role in user.roles and user.name not in names}
         if others:

@@ -49,7 +49,7 @@ def test_what_has_drifted_is_said_in_words_and_what_would_be_done() -> None:
 def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
     found = drift.of_events("homelab", [step("update", "pve-cmdline")], 255)
     assert (
-        found.found
+        found.exists
         and "settings or program have changed" in found.line
         and "Nothing on the hosts tells of drift" in found.markdown()
     )
@@ -62,14 +62,14 @@ def test_of_a_stack_that_was_never_deployed_nothing_can_have_drifted() -> None:
         EXPECTED,
     ]
     found = drift.of_events("homelab", log, 255)
-    assert found.found and found.line.startswith("homelab homelab: nothing can have drifted: ")
+    assert found.exists and found.line.startswith("homelab homelab: nothing can have drifted: ")
     assert "no `pulumi up` yet" in found.line and "pve-cmdline" not in found.line
     assert "no `pulumi up` yet" in found.markdown()
 
 
 def test_nothing_is_nothing() -> None:
     found = drift.of_events("homelab", [step("refresh", "pve-probe"), step("same", "x")], 0)
-    assert not found.found and not found.errors and "nothing has drifted" in found.line
+    assert not found.exists and not found.errors and "nothing has drifted" in found.line
 
 
 def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
@@ -81,7 +81,7 @@ def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
         ],
         255,
     )
-    assert found.errors == ["wanted: to read pve\nfound:  it is off"] and not found.found
+    assert found.errors == ["wanted: to read pve\nfound:  it is off"] and not found.exists
     assert "it can't be told" in found.line and "```text\nwanted: to read pve" in found.markdown()
     assert drift.of_events("homelab", [], 255).errors == ["pulumi preview ended with status 255"]
 
