@@ -27,8 +27,7 @@ CONNECT_SECONDS = 15.0
 
 
 class Login(TypedDict, total=False):
-    """The `ssh` of a host, as a settings file has it; which of its keys go together is the settings' model's to
-    check."""
+    """`ssh` of a host under the keys of a settings file. Which of them go together is checked by homelab.settings."""
 
     user: str
     port: int
@@ -40,8 +39,9 @@ class Login(TypedDict, total=False):
 
 @dataclass
 class Access:
-    """How the host is reached. `host`: now; `ssh`: as the settings are to have it; `install`: the public key that is
-    put there first; `password`: that is to be in the settings, encrypted.
+    """A login that works. `host`: by which this run logs in; `ssh`: for the settings; `key`: the host's; `name`: the
+    host's in the settings, empty where it is new; `install`: the private key's file whose public key is put onto the
+    host first, empty for none; `password`: for the settings, encrypted, empty for none.
     """
 
     host: Host
@@ -53,25 +53,31 @@ class Access:
 
 
 def host_at(address: str, login: Login, host_key: str) -> Host:
-    """:raises HomelabError: a port, a name or a password is none."""
+    """The host as the settings would have it.
+
+    :param host_key: type and base64, as in `HostKey.line`.
+    :raises HomelabError: the port, the user's name or the password isn't valid.
+    """
     return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
 
 
-def shown(path: PurePath, home: PurePath | None = None) -> str:
-    """A path as the settings have it: with ~ where it is in the person's own folder (`home`), and slashes on Windows,
-    too."""
+def settings_path(path: PurePath, home: PurePath | None = None) -> str:
+    """A path for the settings: with ~ in place of the user's home folder, and with slashes on Windows, too.
+
+    :param home: the home folder; None: this user's.
+    """
     home = home or Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
 
 def access_to(arguments: argparse.Namespace, before: Existing, output: Output, ask: Questions) -> Access:
-    """The host's key confirmed, and a login that works.
+    """Confirms the host's key and finds a login that works.
 
     :raises HomelabError: it can't be reached, another key answers, no login works.
     :raises Declined: the key isn't the host's.
     """
-    known = _known_host(arguments, before)
-    name, entry = known if known else ("", None)
+    configured = _configured_host(arguments, before)
+    name, entry = configured if configured else ("", None)
     address = arguments.address or (entry.address if entry else "")
     if not address:
         raise HomelabError(
@@ -84,7 +90,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
     user = arguments.user or (entry.ssh.user if entry else "root")
     if entry is not None:
         key = first_contact.of_line(entry.ssh.pinned_host_key)
-        if arguments.host_key is not None and not _is_given(arguments.host_key, key):
+        if arguments.host_key is not None and not _is_key(arguments.host_key, key):
             raise HomelabError(
                 wanted=f"the host key {arguments.host_key.strip()} for {address}:{port} (--host-key)",
                 found=f"{key.fingerprint} in {path_of(arguments.stack).name}, as hosts.{name}.ssh.hostKey",
@@ -96,14 +102,14 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
     else:
         key = first_contact.host_key(address, port, CONNECT_SECONDS)
         confirm_key(arguments.host_key, "--host-key", address, port, key, output, ask)
-        _not_there_already(address, port, key, before)
+        _refuse_duplicate(address, port, key, before)
     login = login_as(user, port)
-    found = _login(arguments, address, login, key, entry, output, ask)
-    found.name = name
-    return found
+    access = _login(arguments, address, login, key, entry, output, ask)
+    access.name = name
+    return access
 
 
-def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, Host] | None:
+def _configured_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, Host] | None:
     settings = before.settings
     if settings is None:
         return None
@@ -122,7 +128,7 @@ def _known_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, H
     return matching[0] if matching else None
 
 
-def _not_there_already(address: str, port: int, key: HostKey, before: Existing) -> None:
+def _refuse_duplicate(address: str, port: int, key: HostKey, before: Existing) -> None:
     """:raises HomelabError: the settings have this host, under another address."""
     for name, host in (before.settings.hosts if before.settings else {}).items():
         if first_contact.of_line(host.ssh.pinned_host_key) == key:
@@ -134,15 +140,20 @@ def _not_there_already(address: str, port: int, key: HostKey, before: Existing) 
             )
 
 
-def _is_given(given: str, key: HostKey) -> bool:
-    """Is it the key that a person has given, as its fingerprint or as its line?"""
-    return given.strip() == key.fingerprint or given.split()[:2] == key.line.split()
+def _is_key(text: str, key: HostKey) -> bool:
+    """Whether the text is the key's fingerprint or its line."""
+    return text.strip() == key.fingerprint or text.split()[:2] == key.line.split()
 
 
 def confirm_key(
-    given: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
+    expected: str | None, option: str, address: str, port: int, key: HostKey, output: Output, ask: Questions
 ) -> None:
-    """:param given: what the option `option` says that the key is, None: nothing."""
+    """Confirms that a key is the host's: by the option, or by a question.
+
+    :param expected: the key's fingerprint or line, from the option; None: it wasn't used.
+    :raises HomelabError: the key is revoked, or isn't the expected one.
+    :raises Declined: the user says that it is another.
+    """
     kind = key.line.split()[0].removeprefix("ssh-").partition("-")[0]
     output.say(
         f"{address} shows the host key  {key.fingerprint}  ({kind})",
@@ -150,8 +161,8 @@ def confirm_key(
         f"  ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub",
     )
     file = Path.home() / ".ssh" / "known_hosts"
-    said = first_contact.standing(address, port, key, file)
-    if said == "revoked":
+    standing = first_contact.standing(address, port, key, file)
+    if standing == "revoked":
         raise HomelabError(
             wanted=f"a host key of {address}:{port} that nobody has revoked",
             found=f"{key.fingerprint}, which {file} has in a line with @revoked",
@@ -159,23 +170,23 @@ def confirm_key(
             next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or "
             "take that line out, if it is wrong",
         )
-    if given is not None:
-        if not _is_given(given, key):
+    if expected is not None:
+        if not _is_key(expected, key):
             raise HomelabError(
-                wanted=f"the host key {given.strip()} at {address}:{port}",
+                wanted=f"the host key {expected.strip()} at {address}:{port}",
                 found=f"{key.fingerprint} ({key.line})",
                 why="this may be another machine, or one in between: it would be given root's commands",
                 next=f"compare with what its console shows, and correct {option} or the address",
             )
         return
-    known = said == "known"
-    if known:
+    is_known = standing == "known"
+    if is_known:
         output.say("It is the key that your known_hosts has for this address.")
-    if said == "another":
+    if standing == "another":
         output.say(
             "Your known_hosts has another key for this address: the host was reinstalled, or this is another machine."
         )
-    if not ask.confirm("Is it the same?", default=known):
+    if not ask.confirm("Is it the same?", default=is_known):
         raise Declined(
             "Nothing was done: without the right host key, root's commands might go to another machine. If nobody "
             "can be asked, give "
@@ -184,14 +195,16 @@ def confirm_key(
 
 
 def login_as(user: str, port: int) -> Login:
-    """Who logs in, and where; the usual port isn't written."""
+    """`user` and `port` of a login; port 22 is left out."""
     return {"user": user, "port": port} if port != 22 else {"user": user}
 
 
-def own_ways() -> list[Login]:
-    """How this person may log in without a password, in the order in which it is tried."""
-    ways: list[Login] = [{"privateKeyFile": shown(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")]
-    return [*ways, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else ways
+def login_methods() -> list[Login]:
+    """This user's logins without a password, in the order in which they are tried: the usual keys, then the agent."""
+    methods: list[Login] = [
+        {"privateKeyFile": settings_path(path)} for path in first_contact.usual_keys(Path.home() / ".ssh")
+    ]
+    return [*methods, {"agent": True}] if os.environ.get("SSH_AUTH_SOCK") or os.name == "nt" else methods
 
 
 def _login(
@@ -205,24 +218,24 @@ def _login(
 ) -> Access:
     folder = Path.home() / ".ssh"
     usual = first_contact.usual_keys(folder)
-    ways: list[Login] = []
+    methods: list[Login] = []
     if arguments.identity:
-        ways = [{"privateKeyFile": shown(Path(arguments.identity).expanduser().absolute())}]
+        methods = [{"privateKeyFile": settings_path(Path(arguments.identity).expanduser().absolute())}]
     elif arguments.agent:
-        ways = [{"agent": True}]
+        methods = [{"agent": True}]
     else:
         if entry is not None and (entry.ssh.private_key_file or entry.ssh.agent):
             file = entry.ssh.private_key_file
-            there = file is None or resolved(file).is_file()
-            ways += [{"privateKeyFile": file} if file else {"agent": True}] if there else []
-        ways += own_ways()
+            exists = file is None or resolved(file).is_file()
+            methods += [{"privateKeyFile": file} if file else {"agent": True}] if exists else []
+        methods += login_methods()
     refused = None
-    for way in ways:
-        host = host_at(address, {**login, **way}, key.line)
+    for method in methods:
+        host = host_at(address, {**login, **method}, key.line)
         refused = first_contact.refusal(host)
         if refused is None:
-            output.say(f"Logged in as {host.ssh.user} with {way.get('privateKeyFile') or 'the SSH agent'}.")
-            return Access(host, {**login, "hostKey": key.line, **way}, key)
+            output.say(f"Logged in as {host.ssh.user} with {method.get('privateKeyFile') or 'the SSH agent'}.")
+            return Access(host, {**login, "hostKey": key.line, **method}, key)
     if arguments.identity or arguments.agent:
         raise LoginRefusedError(
             wanted=f"to log in to {address} as {login['user']} with {arguments.identity or 'the SSH agent'}",
@@ -232,13 +245,13 @@ def _login(
             + (f"; {refused.next}" if arguments.agent and refused is not None else ""),
         )
     output.say(f"None of your keys can log in to {address} yet.")
-    if refused is not None and ways[-1].get("agent"):
+    if refused is not None and methods[-1].get("agent"):
         output.say(f"The SSH agent: {refused.found}.")
     host, password = _by_password(address, login, key, ask, output)
     if entry is not None:
         # How the settings log in is the person's. A password that an ended run was to put there is put there now.
-        given = entry.ssh.password
-        is_open = given is not None and given.get_secret_value() == OPEN
+        configured = entry.ssh.password
+        is_open = configured is not None and configured.get_secret_value() == OPEN
         return Access(host, {}, key, password=password if is_open else "")
     install = arguments.install_key
     if install is None:
@@ -247,20 +260,20 @@ def _login(
         return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
     path = usual[0] if usual else folder / "homelab_ed25519"
     return Access(
-        host, {**login, "hostKey": key.line, "privateKeyFile": shown(path)}, key, install=str(path), password=""
+        host, {**login, "hostKey": key.line, "privateKeyFile": settings_path(path)}, key, install=str(path), password=""
     )
 
 
 def _by_password(address: str, login: Login, key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
     for number in range(_TRIES):
-        given = os.environ.get(PASSWORD)
-        password = given or ask.secret(f"Password of {login['user']} on {address} (it is asked for once)")
+        from_environment = os.environ.get(PASSWORD)
+        password = from_environment or ask.secret(f"Password of {login['user']} on {address} (it is asked for once)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
             if first_contact.refusal(host) is None:
                 return host, password
         output.say("The host refuses this password.")
-        if given or number == _TRIES - 1:
+        if from_environment or number == _TRIES - 1:
             break
     raise LoginRefusedError(
         wanted=f"to log in to {address} as {login['user']} with a password",

@@ -12,7 +12,7 @@ from homelab.later import later
 from homelab.text import encodable
 
 # The exit status of a program that SIGPIPE ended, as a shell tells it.
-NOBODY_READS = 141
+BROKEN_PIPE = 141
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
     "init": ("init", "main"),
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # also of what argparse prints and ends with
     except BrokenPipeError:
-        # Whoever read it has seen enough, as `head` has. What Python still holds for standard output goes nowhere.
+        # The reader has closed the pipe, as `head` does. What Python still holds for standard output goes nowhere.
         with Path(os.devnull).open("wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
-        return NOBODY_READS
+        return BROKEN_PIPE
 
 
 def _run(arguments: Sequence[str] | None) -> int:

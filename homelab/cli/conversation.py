@@ -19,7 +19,7 @@ from homelab.cli.access import (
     confirm_key,
     host_at,
     login_as,
-    own_ways,
+    login_methods,
 )
 from homelab.cli.output import Declined, Output
 from homelab.cli.pulumi import Pulumi
@@ -56,9 +56,9 @@ from homelab.remote import first_contact, planning, ssh
 from homelab.settings import Host, project
 
 
-def _recommending(values: list[str], what: str) -> list[Option]:
-    """Options, of which the first is the recommended one."""
-    return [(one, f"{what} {one}{' (recommended)' if number == 0 else ''}") for number, one in enumerate(values)]
+def _recommending(values: list[str], noun: str) -> list[Option]:
+    """Options of a question; the first is the recommended one."""
+    return [(value, f"{noun} {value}{' (recommended)' if number == 0 else ''}") for number, value in enumerate(values)]
 
 
 class Conversation:
@@ -69,23 +69,23 @@ class Conversation:
         self.stack: str = arguments.stack
         self.file = path_of(arguments.stack)
         self.result: dict[str, object] = {"stack": self.stack, "file": str(self.file)}
-        self._read = ""
+        self._text_before = ""
         # What was read inside: `host`, or a guest's id.
-        self._systems: dict[str, SystemReading] = {}
+        self._readings: dict[str, SystemReading] = {}
 
     def hold(self) -> None:
-        """All of it.
+        """Asks for the settings, shows them and the commands, and carries them out.
 
         :raises HomelabError: it can't go on.
         :raises Declined: the person says no.
         """
         text = read_settings(self.file)
         before = existing(text, self.file.name)
-        self._read = text
+        self._text_before = text
         if before.example:
             self.output.say(
                 f"{self.file.name} is the example, never filled in: a new file takes its place, and it is kept as "
-                f"{self._kept.name}."
+                f"{self._example_copy.name}."
             )
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
         access = access_to(self.arguments, before, self.output, self.ask)
@@ -93,11 +93,11 @@ class Conversation:
         node = facts.cluster.node or "pve"
         # Another host whose node has the same name (that is "pve" where nobody chose one) is not this one.
         name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
-        found, known = self._cards(facts, before, name)
-        self._show_host(facts, found, access, node)
+        cards, uses_before = self._cards(facts, before, name)
+        self._show_host(facts, cards, access, node)
         while True:
-            choices = self._choose(facts, found, known, access, name, node, before)
-            proposal = self._propose(before, choices, access, facts, found, name, node)
+            choices = self._choose(facts, cards, uses_before, access, name, node, before)
+            proposal = self._propose(before, choices, access, facts, cards, name, node)
             self._show(text if not before.example else "", proposal, access)
             if not proposal.refused:
                 break
@@ -115,38 +115,38 @@ class Conversation:
         if not self.ask.confirm("Do all of this?", default=self.arguments.yes):
             raise Declined("Nothing was done.")
         if passphrase is not None:
-            pulumi.more["PULUMI_CONFIG_PASSPHRASE"] = passphrase
+            pulumi.extra_environment["PULUMI_CONFIG_PASSPHRASE"] = passphrase
         self._do(pulumi, backend, before, proposal, access, name)
 
     @property
-    def _kept(self) -> Path:
+    def _example_copy(self) -> Path:
         return self.file.with_name(f"{self.file.name}.example")
 
     # -- the host ----------------------------------------------------------------------------------------------
     def _cards(self, facts: HostFacts, before: Existing, name: str) -> tuple[list[Card], dict[str, Use]]:
-        """The cards, under the names that they have in the settings already; and what those say of them."""
-        found = init_cards.cards(facts)
+        """A host's cards under their names in the settings, and place -> use that the settings have of a card."""
+        cards = init_cards.cards(facts)
         settings = before.settings
         host = settings.hosts.get(name) if settings else None
         if settings is None or host is None:
-            return found, {}
+            return cards, {}
         names = configured_cards(facts, host)
-        named: list[Card] = []
-        for card in found:
-            taken = [*host.gpus, *(one.key for one in named)]
+        renamed: list[Card] = []
+        for card in cards:
+            names_in_use = [*host.gpus, *(earlier.key for earlier in renamed)]
             key = names.get(card.place) or (
-                card.key if card.key not in taken else init_cards.key_of(card.key, taken, "card")
+                card.key if card.key not in names_in_use else init_cards.key_of(card.key, names_in_use, "card")
             )
-            named.append(Card(card.place, card.id, card.name, key, card.alone))
+            renamed.append(Card(card.place, card.id, card.name, key, card.alone))
         vms = {key: vm for key, vm in settings.vms.items() if vm.host == name}
-        containers = {key: one for key, one in settings.containers.items() if one.host == name}
-        return named, {place: configured_use(host, gpu, vms, containers) for place, gpu in names.items()}
+        containers = {key: container for key, container in settings.containers.items() if container.host == name}
+        return renamed, {place: configured_use(host, gpu, vms, containers) for place, gpu in names.items()}
 
-    def _show_host(self, facts: HostFacts, found: list[Card], access: Access, node: str) -> None:
+    def _show_host(self, facts: HostFacts, cards: list[Card], access: Access, node: str) -> None:
         driver = f", NVIDIA driver {facts.nvidia.version}" if facts.nvidia.version else ""
         self.output.say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{driver}{facts.cluster.described}")
-        shown = []
-        for card in found:
+        card_results = []
+        for card in cards:
             refused = init_cards.refused(facts, card, access.host, "vm")
             self.output.say(f"  {card.key}: {card}", *(f"    {line}" for line in init_cards.lines(facts, card, node)))
             if (screen := init_cards.screen_lost(facts, card, access.host)) is not None:
@@ -155,48 +155,48 @@ class Conversation:
                 self.output.say(
                     *(f"    for a VM it would be refused: {error.found}; {error.next}" for error in refused)
                 )
-            shown.append(
+            card_results.append(
                 {
                     "name": card.key,
                     "is": card.name,
                     "id": card.id,
                     "place": card.place,
-                    "refusedForVm": [str(one) for one in refused],
+                    "refusedForVm": [str(error) for error in refused],
                 }
             )
-        there = guests(facts)
-        self.output.say(*(["Guests:", *(f"  {guest}" for guest in there)] if there else ["No guests."]))
+        all_guests = guests(facts)
+        self.output.say(*(["Guests:", *(f"  {guest}" for guest in all_guests)] if all_guests else ["No guests."]))
         self.result["host"] = {
             "node": node,
             "address": access.host.address,
             "hostKey": access.key.fingerprint,
             "version": facts.pve,
         }
-        self.result["cards"] = shown
+        self.result["cards"] = card_results
         self.result["guests"] = [
-            {"id": guest.id, "kind": guest.kind, "name": guest.name, "running": guest.running} for guest in there
+            {"id": guest.id, "kind": guest.kind, "name": guest.name, "running": guest.running} for guest in all_guests
         ]
 
     # -- choices -----------------------------------------------------------------------------------------------
     def _choose(
         self,
         facts: HostFacts,
-        found: list[Card],
-        known: dict[str, Use],
+        cards: list[Card],
+        uses_before: dict[str, Use],
         access: Access,
         name: str,
         node: str,
         before: Existing,
     ) -> Choices:
-        given = dict(parse_card(text, found, facts) for text in self.arguments.card)
-        uses = {card.place: use for card, use in given.items()}
+        chosen = dict(parse_card(text, cards, facts) for text in self.arguments.card)
+        uses = {card.place: use for card, use in chosen.items()}
         accepted: dict[str, Any] = {}
-        for card in found:
+        for card in cards:
             if card.place not in uses:
-                preset = known.get(card.place) or suggested(facts, card, node)
+                preset = uses_before.get(card.place) or suggested(facts, card, node)
                 # With --card, the cards that aren't named stay as they are.
-                if given:
-                    uses[card.place] = known.get(card.place, Use("none"))
+                if chosen:
+                    uses[card.place] = uses_before.get(card.place, Use("none"))
                     continue
                 uses[card.place] = use = self._use_of(facts, card, access.host, preset)
                 if use.kind in ("vm", "new-vm") and init_cards.screen_lost(facts, card, access.host) is not None:
@@ -206,7 +206,7 @@ class Conversation:
             raise Declined(
                 "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, "
                 "such as "
-                f"--card {example(found, facts)}."
+                f"--card {example(cards, facts)}."
             )
         if accepted:
             choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
@@ -214,17 +214,17 @@ class Conversation:
             choices.more = combined(choices.more, parse_setting(text, name))
         if any(use.kind == "new-vm" for use in uses.values()):
             choices.new_vm = self._new_vm(access, node)
-        self._nvidia(choices, facts, found, before, access, name)
-        self._in_vms(choices, facts, found, before, access)
+        self._nvidia(choices, facts, cards, before, access, name)
+        self._in_vms(choices, facts, cards, before, access)
         return choices
 
     def _use_of(self, facts: HostFacts, card: Card, host: Host, preset: Use) -> Use:
-        there = guests(facts)
+        all_guests = guests(facts)
         possible = init_cards.possible_uses(facts, card, host)
         screen = init_cards.screen_lost(facts, card, host)
         for_vms = "vm" in possible or screen is not None
-        vms = [guest for guest in there if guest.kind == "vm"] if for_vms else []
-        shared = [guest for guest in there if guest.kind == "lxc"] if "lxc" in possible else []
+        vms = [guest for guest in all_guests if guest.kind == "vm"] if for_vms else []
+        shared = [guest for guest in all_guests if guest.kind == "lxc"] if "lxc" in possible else []
         options: list[Option] = [(f"vm:{guest.id}", f"for {guest}") for guest in vms]
         if for_vms:
             options.append(("new-vm", f"for a new VM (id {free_id(facts)})"))
@@ -249,61 +249,64 @@ class Conversation:
         ids = self.ask.several(
             "For which containers?",
             [(str(guest.id), str(guest)) for guest in shared],
-            [str(one) for one in preset.guests] if preset.kind == "lxc" else [str(shared[0].id)],
+            [str(ctid) for ctid in preset.guests] if preset.kind == "lxc" else [str(shared[0].id)],
         )
-        return Use("lxc", tuple(int(one) for one in ids))
+        return Use("lxc", tuple(int(ctid) for ctid in ids))
 
     def _new_vm(self, access: Access, node: str) -> ChosenVm:
         """What a new VM is made of: its disk's storage and what it starts from, of what the host has."""
 
-        def ran(command: str) -> str:
-            printed: list[str] = []
-            first_contact.carry_out(access.host, [command], lambda _, said: printed.append(said))
-            return "".join(printed)
+        def output_of(command: str) -> str:
+            outputs: list[str] = []
+            first_contact.carry_out(access.host, [command], lambda _, text: outputs.append(text))
+            return "".join(outputs)
 
-        asked = self.arguments
-        there = storages.offered(node, ran, lambda odd: self.output.say(*odd))
-        name = asked.vm_name or self.ask.text("Name of the new VM", "gpu")
-        preset = "local-lvm" if "local-lvm" in there.disks else there.disks[0]
-        storage = asked.storage or self.ask.choose("Storage for its disk", [(one, one) for one in there.disks], preset)
-        image, iso = self._source(there)
-        size = str(asked.disk or self.ask.text("Its disk, in GiB", "64"))
+        arguments = self.arguments
+        offered = storages.offered(node, output_of, lambda sentences: self.output.say(*sentences))
+        name = arguments.vm_name or self.ask.text("Name of the new VM", "gpu")
+        preset = "local-lvm" if "local-lvm" in offered.disks else offered.disks[0]
+        storage = arguments.storage or self.ask.choose(
+            "Storage for its disk", [(option, option) for option in offered.disks], preset
+        )
+        image, iso = self._source(offered)
+        size = str(arguments.disk or self.ask.text("Its disk, in GiB", "64"))
         while not re.fullmatch(r"[1-9][0-9]{0,5}", size):
             self.output.say("A number of GiB, such as 64.")
             size = self.ask.text("Its disk, in GiB", "64")
-        into = (there.into or "local") if image in storages.cloud_images() else ""
+        into = (offered.into or "local") if image in storages.cloud_images() else ""
         return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image, access))
 
-    def _source(self, there: storages.Offered) -> tuple[str, str]:
+    def _source(self, offered: storages.Offered) -> tuple[str, str]:
         """The image (a volume, or the name of a known one, which is downloaded), or the CD, that a new VM starts from;
         both empty: an empty disk."""
         image, iso = self.arguments.image, self.arguments.iso
         if image is not None or iso is not None:
             return image if image not in (None, "none") else "", iso or ""
-        options: list[Option] = [(one, f"from the cloud image {one}") for one in there.images]
-        options += [(one, f"an empty disk, and the CD {one}") for one in there.isos]
+        options: list[Option] = [(volume, f"from the cloud image {volume}") for volume in offered.images]
+        options += [(volume, f"an empty disk, and the CD {volume}") for volume in offered.isos]
         options += [
-            (one, f"from the cloud image {one}, which the host downloads to {there.into}") for one in there.downloadable
+            (release, f"from the cloud image {release}, which the host downloads to {offered.into}")
+            for release in offered.downloadable
         ]
         if not options:
             return "", ""
         # What is downloaded is never what nobody has chosen.
-        preset = (*there.images, "none")[0]
+        preset = (*offered.images, "none")[0]
         chosen = self.ask.choose("What does it start from?", [*options, ("none", "an empty disk")], preset)
-        if chosen in there.isos:
+        if chosen in offered.isos:
             return "", chosen
         return "" if chosen == "none" else chosen, ""
 
     def _cloud(self, image: str, access: Access) -> dict[str, Any]:
         """What cloud-init sets up in a VM from an image; empty: nothing."""
-        asked = self.arguments
+        arguments = self.arguments
         if not image:
             return {}
-        user = asked.cloud_user or self.ask.text("User that cloud-init makes in it", storages.user_of(image))
+        user = arguments.cloud_user or self.ask.text("User that cloud-init makes in it", storages.user_of(image))
         file = (
-            asked.cloud_key
+            arguments.cloud_key
             or access.ssh.get("privateKeyFile")
-            or next((way["privateKeyFile"] for way in own_ways() if "privateKeyFile" in way), "")
+            or next((method["privateKeyFile"] for method in login_methods() if "privateKeyFile" in method), "")
         )
         key = first_contact.public_key_of(Path(file).expanduser()) if file else ""
         if key:
@@ -313,31 +316,37 @@ class Conversation:
                 "You have no key here yet that could log in to it: put one into create.cloudInit.sshKeys before "
                 "`pulumi up`."
             )
-        ip = asked.cloud_ip or self.ask.text("Its address with the prefix, such as 192.168.0.50/24, or dhcp", "dhcp")
-        gateway = asked.cloud_gateway or (self.ask.text("Its gateway", "") if ip != "dhcp" else "")
-        made = {"user": user, "sshKeys": [key] if key else [], "ip": ip, "gateway": gateway}
-        return {name: value for name, value in made.items() if value}
+        ip = arguments.cloud_ip or self.ask.text(
+            "Its address with the prefix, such as 192.168.0.50/24, or dhcp", "dhcp"
+        )
+        gateway = arguments.cloud_gateway or (self.ask.text("Its gateway", "") if ip != "dhcp" else "")
+        cloud_init = {"user": user, "sshKeys": [key] if key else [], "ip": ip, "gateway": gateway}
+        return {name: value for name, value in cloud_init.items() if value}
 
     def _nvidia(
-        self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing, access: Access, name: str
+        self, choices: Choices, facts: HostFacts, cards: list[Card], before: Existing, access: Access, name: str
     ) -> None:
-        staying = [card for card in found if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
+        staying = [card for card in cards if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
         settings = before.settings
-        set_up = {one.ctid for one in settings.containers.values() if one.nvidia is not None} if settings else set()
-        new = {number for card in staying for number in choices.uses[card.place].guests} - set_up
+        configured = (
+            {container.ctid for container in settings.containers.values() if container.nvidia is not None}
+            if settings
+            else set()
+        )
+        new = {number for card in staying for number in choices.uses[card.place].guests} - configured
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
         if not staying or not (new or of_host or choices.over or self.arguments.driver):
             return
         sharing = {number for card in staying for number in choices.uses[card.place].guests}
-        off = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
-        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in off}))
-        system = stacks.of_host(facts, [card.id for card in staying], self._systems.get("host"))
+        stopped = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
+        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in stopped}))
+        system = stacks.of_host(facts, [card.id for card in staying], self._readings.get("host"))
         loaded = facts.nvidia.version
-        own = settings.hosts[name].nvidia if settings and name in settings.hosts else None
+        host_nvidia = settings.hosts[name].nvidia if settings and name in settings.hosts else None
         driver: str | None = None
         if self.arguments.driver not in (None, "none"):
             driver = self.arguments.driver
-        elif loaded or own:
+        elif loaded or host_nvidia:
             self.output.say(f"The host's driver{f' {loaded}' if loaded else ''} stays as it is.")
         elif self.arguments.driver is None:
             possible = stacks.drivers("host", system)
@@ -348,43 +357,47 @@ class Conversation:
             )
             driver = None if chosen == "none" else chosen
         if of_host:
-            choices.host_stack = self._on_host(system, driver, loaded, configured=own is not None)
+            choices.host_stack = self._on_host(system, driver, loaded, configured=host_nvidia is not None)
         elif driver:
             choices.host_stack = Stack(driver)
-        for guest in off:
+        for guest in stopped:
             self.output.say(
                 f"{guest}: it only gets its card. NVIDIA's software is installed from inside: start it, and run "
                 "homelab init again."
             )
         # Those that have their software already keep it.
-        inside = sorted((sharing if choices.over else new) - {guest.id for guest in off})
-        followed = (
-            driver or loaded or (own and (own.driver or next(iter(stacks.drivers("host", system)), None))) or None
+        inside = sorted((sharing if choices.over else new) - {guest.id for guest in stopped})
+        followed_driver = (
+            driver
+            or loaded
+            or (host_nvidia and (host_nvidia.driver or next(iter(stacks.drivers("host", system)), None)))
+            or None
         )
-        if inside and followed is None:
+        if inside and followed_driver is None:
             self._refuse_without_driver("the containers")
             self.output.say(
                 "The containers only get their cards: NVIDIA's libraries in them are of the host's driver, and it "
                 "has none."
             )
         elif inside:
-            cards = {
+            ids_by_guest = {
                 number: [card.id for card in staying if number in choices.uses[card.place].guests] for number in inside
             }
             systems = [
-                stacks.in_container(followed, cards[number], self._systems.get(str(number))) for number in inside
+                stacks.in_container(followed_driver, ids_by_guest[number], self._readings.get(str(number)))
+                for number in inside
             ]
             where = "in the containers"
             choices.guest_stack = Stack(None, self._cuda(stacks.releases_for_all(systems), where), self._toolkit(where))
 
     def _look_inside(self, host: Host, facts: HostFacts, containers: list[int]) -> None:
-        """Reads the host and containers as systems that NVIDIA's software is for. One that can't be read is said, and
+        """Reads the host and containers as systems of NVIDIA's software. One that can't be read is reported, and
         counts as unknown."""
 
         async def read() -> None:
             async with ssh.connect(host) as session:
-                found, refused = await planning.look_inside(session, facts, containers, host=True)
-            self._systems |= found
+                readings, refused = await planning.look_inside(session, facts, containers, host=True)
+            self._readings |= readings
             self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
 
         asyncio.run(read())
@@ -410,27 +423,27 @@ class Conversation:
 
     def _refuse_without_driver(self, where: str) -> None:
         """:raises HomelabError: software is asked for that takes a driver."""
-        asked = {"--cuda": self.arguments.cuda, "--container-toolkit": self.arguments.container_toolkit}
-        named = [f"{option} {value}" for option, value in asked.items() if value not in (None, "none")]
-        if named:
+        options = {"--cuda": self.arguments.cuda, "--container-toolkit": self.arguments.container_toolkit}
+        software = [f"{option} {value}" for option, value in options.items() if value not in (None, "none")]
+        if software:
             raise HomelabError(
-                wanted=f"{' and '.join(named)} for {where}",
+                wanted=f"{' and '.join(software)} for {where}",
                 found="no driver of NVIDIA's is loaded on the host, and none is to be installed (--driver none)",
                 why="CUDA's programs and the container toolkit work with the driver alone",
                 next="leave --driver none out, or install the driver yourself first, or leave the others out",
             )
 
-    def _in_vms(self, choices: Choices, facts: HostFacts, found: list[Card], before: Existing, access: Access) -> None:
+    def _in_vms(self, choices: Choices, facts: HostFacts, cards: list[Card], before: Existing, access: Access) -> None:
         """NVIDIA's software inside the VMs that run and get a card, where the person wants it."""
         settings = before.settings
-        set_up = {vm.vmid for vm in settings.vms.values() if vm.nvidia is not None} if settings else set()
+        configured = {vm.vmid for vm in settings.vms.values() if vm.nvidia is not None} if settings else set()
         for guest in guests(facts):
-            mine = [
+            card_ids = [
                 card.id
-                for card in found
+                for card in cards
                 if card.is_nvidia and choices.uses[card.place] == Use("vm", (guest.id,)) and guest.kind == "vm"
             ]
-            if not mine or guest.id in set_up:
+            if not card_ids or guest.id in configured:
                 continue
             config = facts.guests.config(guest.id)
             if config is not None and config.is_windows:
@@ -453,10 +466,10 @@ class Conversation:
                     why="everything of NVIDIA's in a VM begins with its driver",
                     next="leave --driver none out, or leave --guest-address out: then the VM only gets its card",
                 )
-            login, inside = self._guest_login(guest, access)
-            if inside is not None:
-                self._systems[str(guest.id)] = inside
-            system = stacks.in_vm(mine, inside)
+            login, reading = self._guest_login(guest, access)
+            if reading is not None:
+                self._readings[str(guest.id)] = reading
+            system = stacks.in_vm(card_ids, reading)
             possible = stacks.drivers("vm", system)
             if not possible and not self.arguments.driver:
                 self.output.say(
@@ -475,30 +488,32 @@ class Conversation:
 
         :raises HomelabError: it can't be reached, or lets nobody in.
         """
-        asked = self.arguments
-        address = asked.guest_address or self.ask.text(f"Address of {guest.name}", "")
-        user = asked.guest_user or self.ask.text(
+        arguments = self.arguments
+        address = arguments.guest_address or self.ask.text(f"Address of {guest.name}", "")
+        user = arguments.guest_user or self.ask.text(
             f"Who logs in to {guest.name}: root, or a user with sudo without a password", "root"
         )
-        key = first_contact.host_key(address, asked.guest_port, CONNECT_SECONDS)
-        confirm_key(asked.guest_host_key, "--guest-host-key", address, asked.guest_port, key, self.output, self.ask)
-        login = login_as(user, asked.guest_port)
-        own: Login = {}
+        key = first_contact.host_key(address, arguments.guest_port, CONNECT_SECONDS)
+        confirm_key(
+            arguments.guest_host_key, "--guest-host-key", address, arguments.guest_port, key, self.output, self.ask
+        )
+        login = login_as(user, arguments.guest_port)
+        host_method: Login = {}
         if file := access.ssh.get("privateKeyFile"):
-            own["privateKeyFile"] = file
+            host_method["privateKeyFile"] = file
         elif access.ssh.get("agent"):
-            own["agent"] = True
-        for way in [*([own] if own and not access.install else []), *own_ways()]:
-            reached = host_at(address, {**login, **way}, key.line)
-            if first_contact.refusal(reached) is None:
-                found = {"address": address, "ssh": {**login, "hostKey": key.line, **way}}
+            host_method["agent"] = True
+        for method in [*([host_method] if host_method and not access.install else []), *login_methods()]:
+            vm_host = host_at(address, {**login, **method}, key.line)
+            if first_contact.refusal(vm_host) is None:
+                settings = {"address": address, "ssh": {**login, "hostKey": key.line, **method}}
                 try:
-                    return found, asyncio.run(planning.read_vm(reached))
+                    return settings, asyncio.run(planning.read_vm(vm_host))
                 except HomelabError as error:
                     self.output.say(
                         f"{guest} can't be looked into: {error.found}. Whether NVIDIA's software fits it isn't known."
                     )
-                    return found, None
+                    return settings, None
         raise LoginRefusedError(
             wanted=f"to log in to {guest} at {address} as {user} with a key of yours",
             found="none of them is accepted",
@@ -508,12 +523,12 @@ class Conversation:
         )
 
     def _toolkit(self, where: str) -> str | None:
-        found = self.arguments.container_toolkit or self.ask.choose(
+        chosen = self.arguments.container_toolkit or self.ask.choose(
             f"NVIDIA's container toolkit {where}",
             [("none", "none"), ("docker", "for Docker"), ("containerd", "for containerd"), ("podman", "for Podman")],
             "none",
         )
-        return None if found == "none" else str(found)
+        return None if chosen == "none" else str(chosen)
 
     def _cuda(self, possible: list[str], where: str) -> str | None:
         if self.arguments.cuda is not None:
@@ -538,37 +553,39 @@ class Conversation:
         choices: Choices,
         access: Access,
         facts: HostFacts,
-        found: list[Card],
+        cards: list[Card],
         name: str,
         node: str,
     ) -> Proposal:
-        old = before.values.get("hosts")
-        there = old.get(name) if isinstance(old, Mapping) else None
-        host: dict[str, Any] = {"address": access.host.address} if not there else {}
-        if not there:
+        hosts_before = before.values.get("hosts")
+        host_before = hosts_before.get(name) if isinstance(hosts_before, Mapping) else None
+        host: dict[str, Any] = {"address": access.host.address} if not host_before else {}
+        if not host_before:
             host |= {"ssh": access.ssh, **({"node": node} if node != name else {})}
-        host |= cluster_settings(there or {}, facts)
+        host |= cluster_settings(host_before or {}, facts)
         if any(use.kind in ("vm", "new-vm") for use in choices.uses.values()):
-            if (api := api_settings(self.stack, there or {}, facts, self.arguments.api_port or 8006)) is not None:
+            if (api := api_settings(self.stack, host_before or {}, facts, self.arguments.api_port or 8006)) is not None:
                 host["api"] = api
             else:
                 self.output.say("The settings' own API user stays as it is; homelab init makes none.")
-        values = settings_of(choices, name, host, facts, found, before.values)
-        return propose(before, values, self.stack, name, facts, self.file.name, self._systems)
+        values = settings_of(choices, name, host, facts, cards, before.values)
+        return propose(before, values, self.stack, name, facts, self.file.name, self._readings)
 
-    def _show(self, old: str, proposal: Proposal, access: Access) -> None:
+    def _show(self, text_before: str, proposal: Proposal, access: Access) -> None:
         self.output.say(
             "",
             f"{self.file.name}:"
-            if not old
+            if not text_before
             else f"{self.file.name} changes:"
-            if old != proposal.text
+            if text_before != proposal.text
             else f"{self.file.name} stays as it is.",
         )
-        if not old:
+        if not text_before:
             self.output.show(*(f"  {line}" for line in proposal.text.splitlines()))
         else:
-            changes = difflib.unified_diff(old.splitlines(), proposal.text.splitlines(), "now", "then", lineterm="")
+            changes = difflib.unified_diff(
+                text_before.splitlines(), proposal.text.splitlines(), "now", "then", lineterm=""
+            )
             self.output.show(*(f"  {line}" for line in changes))
         self.output.say(*(["What `pulumi up` does to guests:", *proposal.remarks] if proposal.remarks else []))
         commands = proposal.making.commands if proposal.making else []
@@ -576,9 +593,9 @@ class Conversation:
             self.output.show(
                 "",
                 "On the host, an API user with exactly the rights that these settings take:",
-                *(f"  {one}" for one in commands),
+                *(f"  {command}" for command in commands),
             )
-        if any(" token delete " in one for one in commands):
+        if any(" token delete " in command for command in commands):
             self.output.say(
                 "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
                 "have the old secret, they no "
@@ -689,7 +706,7 @@ class Conversation:
 
     def _write(self, before: Existing, text: str) -> None:
         """The settings file, whole or not at all."""
-        if read_settings(self.file) != self._read:
+        if read_settings(self.file) != self._text_before:
             raise HomelabError(
                 wanted=f"{self.file.name} as it was when it was read",
                 found="it was changed meanwhile",
@@ -697,7 +714,7 @@ class Conversation:
                 next="run homelab init again: it adds to the file as it is now",
             )
         if before.example:
-            write_settings(self._kept, self._read)
+            write_settings(self._example_copy, self._text_before)
         write_settings(self.file, text)
 
 
@@ -707,12 +724,12 @@ def _token_secret(printed: str) -> str:
     :raises HomelabError: there is none.
     """
     answer = storages.last_json(printed)
-    found = answer.get("value") if isinstance(answer, dict) else None
-    if not isinstance(found, str) or not found:
+    secret = answer.get("value") if isinstance(answer, dict) else None
+    if not isinstance(secret, str) or not secret:
         raise HomelabError(
             wanted="the new token's secret from pveum",
             found="an answer in another form",
             why="it is shown once, and the settings need it",
             next="run homelab init again: it makes the token anew",
         )
-    return found
+    return secret

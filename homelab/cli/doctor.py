@@ -56,64 +56,77 @@ def parser() -> argparse.ArgumentParser:
 
 
 def diagnose(arguments: argparse.Namespace) -> Report:
-    """Reads and judges.
+    """A host's, VM's or container's report.
 
     :raises HomelabError: the configuration, the host or the guest can't be read.
     """
-    found = stack_options.read(arguments)
-    name, host = found.host(arguments.host, arguments.identity)
+    file = stack_options.read(arguments)
+    name, host = file.host(arguments.host, arguments.identity)
     if arguments.kind == "container":
         ids = [arguments.id, *([arguments.like] if arguments.like is not None else [])]
-        seen = asyncio.run(diagnosis.read(host, list(dict.fromkeys(ids))))
+        reading = asyncio.run(diagnosis.read(host, list(dict.fromkeys(ids))))
         if arguments.gpus is not None:
-            cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, seen, "--gpus"), "--gpus")
+            cards: WantedCards | None = WantedCards(stack.assignment(arguments.gpus, reading, "--gpus"), "--gpus")
         else:
-            cards = found.cards(name, host, arguments.id, seen)
-        return container.diagnose(seen, arguments.id, like=arguments.like, cards=cards)
-    seen = asyncio.run(diagnosis.read(host))
+            cards = file.cards(name, host, arguments.id, reading)
+        return container.diagnose(reading, arguments.id, like=arguments.like, cards=cards)
+    reading = asyncio.run(diagnosis.read(host))
     if arguments.kind == "vm":
-        return vm.diagnose(seen, arguments.id, host)
-    return host_judge.diagnose(seen, host)
+        return vm.diagnose(reading, arguments.id, host)
+    return host_judge.diagnose(reading, host)
 
 
 def everything(arguments: argparse.Namespace) -> whole.Whole:
-    """Reads every host once, and judges it with the guests that the settings give cards.
+    """The report of all hosts, each read once, and of the guests that the settings give cards.
 
     :raises HomelabError: the configuration can't be read.
     """
-    found = stack_options.read(arguments)
-    guests = found.guests()
+    file = stack_options.read(arguments)
+    guests = file.guests()
     parts: list[whole.Part] = []
-    chosen: list[str | None] = [arguments.host] if arguments.host else [*found.host_names()] or [None]
-    for wanted in chosen:
-        vms = {name: vm.vmid for name, vm in guests.vms.items() if vm.host == wanted}
-        containers = {name: one.ctid for name, one in guests.containers.items() if one.host == wanted}
+    host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
+    for host_name in host_names:
+        vms = {name: vm.vmid for name, vm in guests.vms.items() if vm.host == host_name}
+        containers = {
+            name: container.ctid for name, container in guests.containers.items() if container.host == host_name
+        }
         try:
-            name, host = found.host(wanted, arguments.identity)
-            roaming = [one.ctid for one in guests.containers.values() if host.cluster and one.host == host.cluster]
-            seen = asyncio.run(diagnosis.read(host, [*containers.values(), *roaming]))
+            name, host = file.host(host_name, arguments.identity)
+            roaming = [
+                container.ctid
+                for container in guests.containers.values()
+                if host.cluster and container.host == host.cluster
+            ]
+            reading = asyncio.run(diagnosis.read(host, [*containers.values(), *roaming]))
         except HomelabError as error:
-            if wanted is None:
+            if host_name is None:
                 raise
-            parts.append(whole.Part(f"hosts.{wanted}", error=error))
+            parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
         containers |= {
-            one: guest.ctid
-            for one, guest in guests.containers.items()
-            if seen.facts.has_roaming(host.cluster, guest.host, guest.ctid)
+            container_name: guest.ctid
+            for container_name, guest in guests.containers.items()
+            if reading.facts.has_roaming(host.cluster, guest.host, guest.ctid)
         }
         vms |= {
-            one: vm.vmid for one, vm in guests.vms.items() if seen.facts.has_roaming(host.cluster, vm.host, vm.vmid)
+            vm_name: vm.vmid
+            for vm_name, vm in guests.vms.items()
+            if reading.facts.has_roaming(host.cluster, vm.host, vm.vmid)
         }
-        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(seen, host)))
-        parts += [_part(f"vms.{one}", functools.partial(vm.diagnose, seen, vmid, host)) for one, vmid in vms.items()]
-        for one, ctid in containers.items():
-            parts.append(_part(f"containers.{one}", functools.partial(_container, found, name, host, ctid, seen)))
+        parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
+        parts += [
+            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, vmid, host))
+            for vm_name, vmid in vms.items()
+        ]
+        for container_name, ctid in containers.items():
+            parts.append(
+                _part(f"containers.{container_name}", functools.partial(_container, file, name, host, ctid, reading))
+            )
     return whole.Whole(arguments.stack, parts)
 
 
-def _container(found: stack.StackFile, name: str, host: Host, ctid: int, seen: Reading) -> Report:
-    return container.diagnose(seen, ctid, cards=found.cards(name, host, ctid, seen))
+def _container(file: stack.StackFile, name: str, host: Host, ctid: int, reading: Reading) -> Report:
+    return container.diagnose(reading, ctid, cards=file.cards(name, host, ctid, reading))
 
 
 def _part(place: str, judge: Callable[[], Report]) -> whole.Part:
@@ -145,12 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _everything(arguments: argparse.Namespace) -> int:
     try:
-        found = everything(arguments)
+        report = everything(arguments)
     except HomelabError as error:
         print(unreadable(EVERYTHING, error) if arguments.json else error, file=None if arguments.json else sys.stderr)
         return UNREADABLE
-    print(found.json() if arguments.json else found.text(terminal.table(whole.COLUMNS, found.rows())))
-    return UNREADABLE if not found.readable else WELL if found.well else FINDINGS
+    print(report.json() if arguments.json else report.text(terminal.table(whole.COLUMNS, report.rows())))
+    return UNREADABLE if not report.readable else WELL if report.well else FINDINGS
 
 
 if __name__ == "__main__":

@@ -24,45 +24,45 @@ from homelab.cli.pulumi import installed
 from homelab.errors import HomelabError
 from homelab.settings import project
 
-NOTHING, FOUND, UNKNOWN = 0, 1, 2
+NOTHING, DRIFTED, UNKNOWN = 0, 1, 2
 HOOK = "HOMELAB_HOOK"
 HOOK_SECONDS = 20
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m homelab drift", description="Has anything on the hosts drifted since the last `up`?"
     )
-    stack_options.add(found)
-    found.add_argument("--output", type=Path, help="also writes Markdown, for an issue")
-    found.add_argument(
+    stack_options.add(parser)
+    parser.add_argument("--output", type=Path, help="also writes Markdown, for an issue")
+    parser.add_argument(
         "--hook",
         default=os.environ.get(HOOK),
         help=f"sends one line there if something has drifted, as text (ntfy) (default: ${HOOK})",
     )
-    found.add_argument(
+    parser.add_argument(
         "--hook-json", action="store_true", help='sends {"text", "content"} instead: Slack, Mattermost, Discord'
     )
-    found.add_argument("--install-timer", action="store_true", help="prints units for systemd, and does nothing else")
-    return found
+    parser.add_argument("--install-timer", action="store_true", help="prints units for systemd, and does nothing else")
+    return parser
 
 
 def look(stack: str, config_file: Path | None) -> drift.Drift:
-    """Runs the preview.
+    """Drift of a stack, by a preview with a refresh.
 
     :raises HomelabError: there is no Pulumi CLI.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "events.jsonl"
-        where = [
+        options = [
             "--stack",
             stack,
             "--cwd",
             str(project()),
             *(["--config-file", str(config_file)] if config_file else []),
         ]
-        done = subprocess.run(
+        preview = subprocess.run(
             [
                 installed(),
                 "preview",
@@ -71,7 +71,7 @@ def look(stack: str, config_file: Path | None) -> drift.Drift:
                 "--non-interactive",
                 "--event-log",
                 str(log),
-                *where,
+                *options,
             ],
             env={**os.environ, **events.ENVIRONMENT, "NO_COLOR": "1"},
             capture_output=True,
@@ -81,15 +81,15 @@ def look(stack: str, config_file: Path | None) -> drift.Drift:
             stdin=subprocess.DEVNULL,
         )
         logged = events.read(log)
-    if not logged and done.returncode != 0:
-        return drift.Drift(stack, [], [], [(done.stderr or done.stdout).strip()[-2000:]])
-    return drift.of_events(stack, logged, done.returncode)
+    if not logged and preview.returncode != 0:
+        return drift.Drift(stack, [], [], [(preview.stderr or preview.stdout).strip()[-2000:]])
+    return drift.of_events(stack, logged, preview.returncode)
 
 
 def tell(hook: str, line: str, *, as_json: bool) -> None:
-    """Sends one line.
+    """Sends a line to a hook's address.
 
-    :raises HomelabError: nobody takes it. The address may be a secret, and isn't shown.
+    :raises HomelabError: the hook can't be reached, or refuses the line. Its address may be a secret, and isn't shown.
     """
     body, kind = (
         (json.dumps({"text": line, "content": line}), "application/json")
@@ -118,16 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(drift.timer(arguments.stack, project(), Path(sys.executable)), end="")
         return NOTHING
     try:
-        found = look(arguments.stack, arguments.config_file)
+        result = look(arguments.stack, arguments.config_file)
         if arguments.output:
-            arguments.output.write_text(found.markdown(), encoding="utf-8")
-        for line in found.errors or found.lines or [found.line]:
+            arguments.output.write_text(result.markdown(), encoding="utf-8")
+        for line in result.errors or result.lines or [result.line]:
             print(line)
-        if found.next:
-            print(f"next: {found.next}")
-        if arguments.hook and (found.exists or found.errors):
-            tell(arguments.hook, found.line, as_json=arguments.hook_json)
+        if result.next:
+            print(f"next: {result.next}")
+        if arguments.hook and (result.exists or result.errors):
+            tell(arguments.hook, result.line, as_json=arguments.hook_json)
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNKNOWN
-    return UNKNOWN if found.errors else FOUND if found.exists else NOTHING
+    return UNKNOWN if result.errors else DRIFTED if result.exists else NOTHING

@@ -27,7 +27,7 @@ DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="homelab init",
         description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
         "before anything is done.",
@@ -35,14 +35,14 @@ def parser() -> argparse.ArgumentParser:
         "HOMELAB_PASSWORD (the "
         "host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
     )
-    made.add_argument(
+    parser.add_argument(
         "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
     )
-    made.add_argument(
+    parser.add_argument(
         "--stack", type=stack_options.name, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)"
     )
-    made.add_argument("--undo", action="store_true", help="remove the API user, its role and its token again")
-    host = made.add_argument_group("the host")
+    parser.add_argument("--undo", action="store_true", help="remove the API user, its role and its token again")
+    host = parser.add_argument_group("the host")
     host.add_argument("--port", type=int, help="of its SSH server (default: 22)")
     host.add_argument("--user", help="who logs in (default: root)")
     host.add_argument(
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="put your public key onto the host after a login with the password",
     )
     host.add_argument("--api-port", type=int, help="of its web interface (default: 8006)")
-    cards = made.add_argument_group("cards and what they run")
+    cards = parser.add_argument_group("cards and what they run")
     cards.add_argument(
         "--card",
         action="append",
@@ -104,18 +104,18 @@ def parser() -> argparse.ArgumentParser:
     cards.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="any setting, such as vms.sandbox.machine=q35"
     )
-    pulumi = made.add_argument_group("Pulumi")
+    pulumi = parser.add_argument_group("Pulumi")
     pulumi.add_argument(
         "--backend", metavar="URL", help="where the state is kept, such as file://~ (default: where you are logged in)"
     )
     pulumi.add_argument(
         "--preview", action=argparse.BooleanOptionalAction, default=True, help="run `pulumi preview` at the end"
     )
-    how = made.add_argument_group("how")
+    how = parser.add_argument_group("how")
     how.add_argument("--yes", action="store_true", help="no questions: what is preselected counts")
     how.add_argument("--dry-run", action="store_true", help="show all of it, and do nothing")
     how.add_argument("--json", action="store_true", help="for programs: the result on standard output, no questions")
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,25 +126,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.dry_run = True
     result: dict[str, object] = {}
     with ended_as_by_ctrl_c():
-        status = _carried_out(arguments, output, result)
+        status = _carry_out(arguments, output, result)
     if arguments.json:
         with suppress(BrokenPipeError):
             print(json.dumps({**result, "done": output.done}, indent=2), flush=True)
     return status
 
 
-def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str, object]) -> int:
-    """The command's exit status. However it ends, it is said where it stands.
+def _carry_out(arguments: argparse.Namespace, output: Output, result: dict[str, object]) -> int:
+    """Runs the command, reports the steps however it ends, and returns its exit status.
 
-    :param result: gets what is known of it.
+    :param result: gets the keys of `--json`.
     """
     try:
-        _leave_the_lab()
-        asked: Questions = Preselected() if arguments.yes or arguments.json else questions()
+        _refuse_lab_shell()
+        ask: Questions = Preselected() if arguments.yes or arguments.json else questions()
         if arguments.undo:
-            result |= undo(arguments, output, asked)
+            result |= undo(arguments, output, ask)
         else:
-            conversation = Conversation(arguments, output, asked)
+            conversation = Conversation(arguments, output, ask)
             try:
                 conversation.hold()
             finally:
@@ -159,15 +159,18 @@ def _carried_out(arguments: argparse.Namespace, output: Output, result: dict[str
         return INTERRUPTED
     except Exception as error:
         # Without this, its exit status would be the one of "nothing was done".
-        said = str(error if isinstance(error, HomelabError) else _unforeseen(error))
-        _say_where_it_stands(output, said, errors=True)
-        result["error"] = said
+        message = str(error if isinstance(error, HomelabError) else _unforeseen(error))
+        _say_where_it_stands(output, message, errors=True)
+        result["error"] = message
         return FAILED
     return DONE
 
 
-def _leave_the_lab() -> None:
-    """:raises HomelabError: this shell is a simulated host's (lab/deploy.py)."""
+def _refuse_lab_shell() -> None:
+    """Refuses a shell that has a simulated host's environment (lab/deploy.py).
+
+    :raises HomelabError: it has.
+    """
     if lab := os.environ.get("HOMELAB_LAB"):
         raise HomelabError(
             wanted="a shell that is about your own host",
@@ -180,7 +183,7 @@ def _leave_the_lab() -> None:
 
 
 def _say_where_it_stands(output: Output, why: str, *, errors: bool = False) -> None:
-    """An error, and what was done by then. Where nobody reads standard output any more, on standard error."""
+    """Reports an error and the steps; on standard error where standard output is closed."""
     with suppress(OSError):  # the terminal is gone
         print(why, file=sys.stderr if errors else output.stream, flush=True)
     try:
@@ -192,7 +195,7 @@ def _say_where_it_stands(output: Output, why: str, *, errors: bool = False) -> N
 
 
 def _unforeseen(error: Exception) -> HomelabError:
-    """What is no HomelabError. The text of an error that isn't the system's might hold a password."""
+    """An unexpected error as a HomelabError. Only an OSError's text is shown: another's might hold a password."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = f": {error}" if isinstance(error, OSError) else f" in {frame.filename}, line {frame.lineno}"
     return HomelabError(

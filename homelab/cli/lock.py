@@ -33,36 +33,38 @@ WELL, OUTDATED, UNREADABLE = 0, 1, 2
 
 @dataclass(frozen=True)
 class LockedSystem:
-    """A system of the settings that has NVIDIA's stack. `name`: `vms.sandbox`; `ctid`: of a container."""
+    """A system of the settings that has NVIDIA's stack. `name`: such as `vms.sandbox`; `host`: what SSH connects to;
+    `ctid`: of a container.
+    """
 
     name: str
     target: Target
-    reached: Host
+    host: Host
     nvidia: Nvidia
     ctid: int | None = None
 
 
-def _parser(name: str, about: str) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog=f"python -m homelab {name}", description=about)
-    stack_options.add(found)
-    found.add_argument("systems", nargs="*", metavar="SYSTEM", help="such as vms.sandbox (default: all)")
-    found.add_argument(
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m homelab {name}", description=description)
+    stack_options.add(parser)
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="such as vms.sandbox (default: all)")
+    parser.add_argument(
         "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
     )
-    return found
+    return parser
 
 
-def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Iterator[LockedSystem]:
+def _systems(file: StackFile, chosen: Sequence[str], identity: str | None) -> Iterator[LockedSystem]:
     settings = file.guests()
-    known = settings.stacks
-    if unknown := sorted(set(chosen) - set(known)):
+    stacks = settings.stacks
+    if unknown := sorted(set(chosen) - set(stacks)):
         raise HomelabError(
             wanted=f"the systems {', '.join(unknown)}",
-            found=f"systems with nvidia in {file.path.name}: {', '.join(known) or 'none'}",
+            found=f"systems with nvidia in {file.path.name}: {', '.join(stacks) or 'none'}",
             why="a system is known by its place in the settings",
             next="name one of these",
         )
-    for name, nvidia in known.items():
+    for name, nvidia in stacks.items():
         if chosen and name not in chosen:
             continue
         kind, _, key = name.partition(".")
@@ -79,7 +81,7 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
                     found=f"its address is {vm.static_address or 'not in the settings'}",
                     why="only the guest itself knows what is installed in it",
                     next=f"set {name}.address, or name the other systems alone: "
-                    f"{', '.join(one for one in known if one != name) or 'there are none'}",
+                    f"{', '.join(other for other in stacks if other != name) or 'there are none'}",
                 )
             host = file.host(settings.candidates(vm)[0], identity)[1]
             yield LockedSystem(
@@ -87,19 +89,19 @@ def _places(file: StackFile, chosen: Sequence[str], identity: str | None) -> Ite
             )
 
 
-async def _read(place: LockedSystem) -> tuple[PackagesReading, SystemReading]:
-    async with ssh.connect(place.reached) as session:
+async def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
+    async with ssh.connect(system.host) as session:
 
         async def run(verb: str, script: str) -> str:
-            text = script if place.ctid is None else steps.in_container(place.ctid, script)
+            text = script if system.ctid is None else steps.in_container(system.ctid, script)
             return await session.run(verb, text)
 
-        found = PackagesReading.of(scripts.answer(await run("read_packages", steps.read_packages())))
-        return found, reading.parse(await run("read_system", steps.read_system()))
+        packages = PackagesReading.of(scripts.answer(await run("read_packages", steps.read_packages())))
+        return packages, reading.parse(await run("read_system", steps.read_system()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`lock`.
+    """Runs `homelab lock`.
 
     :returns: its exit status.
     """
@@ -111,49 +113,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = lock.path_of(file.path.parent, arguments.stack)
         locks = lock.load(path)
         if arguments.release:
-            gone = sorted(set(arguments.systems or locks) & set(locks))
-            locks = {name: one for name, one in locks.items() if name not in gone}
-            said = [f"{name}: no longer locked" for name in gone]
+            released = sorted(set(arguments.systems or locks) & set(locks))
+            locks = {name: system_lock for name, system_lock in locks.items() if name not in released}
+            lines = [f"{name}: no longer locked" for name in released]
         else:
-            said = []
-            for place in _places(file, arguments.systems, arguments.identity):
-                found, _ = asyncio.run(_read(place))
-                locks[place.name] = found.lock
-                said.append(f"{place.name}: {len(found.lock.packages)} packages, driver {found.driver or 'none'}")
-                if found.installer:
-                    said.append(f"  NVIDIA's installer {found.installer.version}, by its SHA-256")
-                said += [f"  not locked, since no repository has it: {one}" for one in found.not_lockable]
+            lines = []
+            for system in _systems(file, arguments.systems, arguments.identity):
+                packages, _ = asyncio.run(_read(system))
+                locks[system.name] = packages.lock
+                lines.append(
+                    f"{system.name}: {len(packages.lock.packages)} packages, driver {packages.driver or 'none'}"
+                )
+                if packages.installer:
+                    lines.append(f"  NVIDIA's installer {packages.installer.version}, by its SHA-256")
+                lines += [f"  not locked, since no repository has it: {package}" for package in packages.not_lockable]
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
     _write(path, locks)
-    print("\n".join([*said, f"{'written' if locks else 'removed'}: {path}"]))
+    print("\n".join([*lines, f"{'written' if locks else 'removed'}: {path}"]))
     return WELL
 
 
 def _write(path: Path, locks: dict[str, lock.SystemLock]) -> None:
-    """Whole, or not at all; without systems there is no file."""
+    """Writes the lock file, whole or not at all; without systems, removes it."""
     if not locks:
         path.unlink(missing_ok=True)
         return
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(lock.text_of(locks), encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(lock.text_of(locks), encoding="utf-8")
+    temporary.replace(path)
 
 
 def show_outdated(argv: Sequence[str] | None = None) -> int:
-    """`outdated`.
+    """Runs `homelab outdated`.
 
     :returns: its exit status.
     """
     arguments = _parser("outdated", "What is newer than what each system has, and whether it fits.").parse_args(argv)
     status = WELL
     try:
-        for place in _places(stack_options.read(arguments), arguments.systems, arguments.identity):
-            found, now = asyncio.run(_read(place))
-            lines = outdated.lines(found, Request(place.target, place.nvidia, now.system, place.name))
-            about = f"{place.name} ({found.distribution}, driver {found.driver or 'none'})"
-            print("\n".join([f"{about}:", *(f"  {line}" for line in lines)]) if lines else f"{about}: nothing is newer")
+        for system in _systems(stack_options.read(arguments), arguments.systems, arguments.identity):
+            packages, system_reading = asyncio.run(_read(system))
+            lines = outdated.lines(packages, Request(system.target, system.nvidia, system_reading.system, system.name))
+            title = f"{system.name} ({packages.distribution}, driver {packages.driver or 'none'})"
+            print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else f"{title}: nothing is newer")
             status = OUTDATED if lines else status
         print(outdated.age(load(), datetime.date.today()))
     except HomelabError as error:

@@ -23,15 +23,15 @@ WELL, UNREADABLE = 0, 2
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m homelab log",
         description="What long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
     )
-    found.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
-    stack_options.add(found)
-    found.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
-    found.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
-    return found
+    parser.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
+    stack_options.add(parser)
+    parser.add_argument("--identity", metavar="FILE", help="log in to the host with this private key")
+    parser.add_argument("--lines", type=int, default=200, help="how many lines from the end (default: 200)")
+    return parser
 
 
 def read(arguments: argparse.Namespace) -> str:
@@ -39,28 +39,31 @@ def read(arguments: argparse.Namespace) -> str:
 
     :raises HomelabError: there is no such system, or it can't be read.
     """
-    found = stack_options.read(arguments)
+    file = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
     script = scripts.read_log(arguments.lines)
     if kind == "hosts":
-        _, host = found.host(name or None, arguments.identity)
+        _, host = file.host(name or None, arguments.identity)
     else:
-        guests = found.guests()
-        every = {f"vms.{one}": guests.candidates(vm)[0] for one, vm in guests.vms.items()}
-        every |= {f"containers.{one}": guests.candidates(container)[0] for one, container in guests.containers.items()}
-        if arguments.system not in every:
+        guests = file.guests()
+        host_names = {f"vms.{vm_name}": guests.candidates(vm)[0] for vm_name, vm in guests.vms.items()}
+        host_names |= {
+            f"containers.{container_name}": guests.candidates(container)[0]
+            for container_name, container in guests.containers.items()
+        }
+        if arguments.system not in host_names:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
-                found=f"systems in {found.path}: "
-                f"{', '.join([*(f'hosts.{one}' for one in found.host_names()), *every]) or 'none'}",
+                found=f"systems in {file.path}: "
+                f"{', '.join([*(f'hosts.{host_name}' for host_name in file.host_names()), *host_names]) or 'none'}",
                 why="a log is on the system that it is about",
                 next="name one of these",
             )
         if kind == "containers":
-            host = host_of(found, guests, guests.containers[name], arguments.identity)
+            host = host_of(file, guests, guests.containers[name], arguments.identity)
             script = nvidia_steps.in_container(guests.containers[name].ctid, script)
         else:
-            _, host = found.host(every[arguments.system], arguments.identity)
+            _, host = file.host(host_names[arguments.system], arguments.identity)
             vm = guests.vms[name]
             if vm.static_address in (None, "agent"):
                 raise HomelabError(

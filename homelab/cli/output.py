@@ -20,7 +20,7 @@ class Declined(Exception):
 
 @dataclass
 class Output:
-    """What a person sees, and where the steps stand. `done`: the steps that are."""
+    """A command's output and its steps. `done`: the steps that are done."""
 
     stream: TextIO
     done: list[str] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Output:
         self.show(*(folded for text in lines for line in text.split("\n") for folded in _folded(line, width)))
 
     def show(self, *lines: str) -> None:
-        """As `say`, what may be copied: commands, a file's lines."""
+        """Lines to copy, such as commands and a file's: made safe to show, and never folded."""
         for line in lines:
             self.stream.write(clean(line) + "\n")
         self.stream.flush()
 
     def steps(self, planned: list[str], again: str, undo: str = "") -> None:
-        """From here on things are done.
+        """Sets the steps that are done from here on.
 
         :param again: the commands that go on after an interruption.
         :param undo: the commands that go back after one.
@@ -69,7 +69,7 @@ class Output:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line as lines of that width at most, what follows indented; 0: as it is."""
+    """A line as lines of at most `width` characters, indented from the second on; 0: unchanged."""
     indent = line[: len(line) - len(line.lstrip())]
     if not width or len(line) <= width:
         return [line]
@@ -85,7 +85,7 @@ def _folded(line: str, width: int) -> list[str]:
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """Whoever ends the program, or closes its terminal, gets what Ctrl-C gets."""
+    """SIGTERM, and SIGHUP of a closed terminal, raise KeyboardInterrupt as Ctrl-C does."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         names = []

@@ -36,17 +36,22 @@ def installed() -> str:
 
 @dataclass
 class Pulumi:
-    """The CLI in a project's folder. `more`: of the environment, such as a passphrase that was asked for."""
+    """The CLI in a project's folder. `extra_environment`: variables for its processes, such as a passphrase that the
+    user typed.
+    """
 
     program: str
     folder: Path
     stack: str
-    more: dict[str, str] = field(default_factory=dict)
+    extra_environment: dict[str, str] = field(default_factory=dict)
     _backend: list[str | None] = field(default_factory=list)
 
     @classmethod
     def find(cls, folder: Path, stack: str) -> Pulumi:
-        """:raises HomelabError: it isn't installed."""
+        """The CLI for a stack of the project in a folder.
+
+        :raises HomelabError: it isn't installed, or the folder has no project.
+        """
         program = installed()
         if not (folder / "Pulumi.yaml").is_file():
             raise HomelabError(
@@ -59,16 +64,16 @@ class Pulumi:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the children: without the host's password, which is none of theirs."""
+        """The environment of Pulumi's processes: without the host's password."""
         inherited = {name: value for name, value in os.environ.items() if name != PASSWORD}
-        return {**inherited, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.more}
+        return {**inherited, "PULUMI_SKIP_UPDATE_CHECK": "true", **self.extra_environment}
 
-    def _run(self, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    def _run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.program, *arguments, "--non-interactive"],
             cwd=self.folder,
             env=self.environment,
-            input=given if given is not None else "",
+            input=stdin if stdin is not None else "",
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -76,17 +81,17 @@ class Pulumi:
         )
 
     def backend(self) -> str | None:
-        """Where the state is kept, asked once; None: nobody is logged in."""
+        """URL of the place that keeps the state, asked for once; None: the user isn't logged in."""
         if not self._backend:
             self._backend.append(self._whoami())
         return self._backend[0]
 
     def _whoami(self) -> str | None:
-        done = self._run("whoami", "--json")
-        if done.returncode != 0:
+        process = self._run("whoami", "--json")
+        if process.returncode != 0:
             return None
         try:
-            return str(json.loads(done.stdout).get("url") or "") or None
+            return str(json.loads(process.stdout).get("url") or "") or None
         except (ValueError, AttributeError):
             return None
 
@@ -96,48 +101,50 @@ class Pulumi:
         _checked(self._run("login", url), f"to keep the state in {url}")
 
     def needs_passphrase(self, url: str, text: str) -> bool:
-        """Are the stack's secrets encrypted with a passphrase that nobody has given yet?
+        """Whether the stack's secrets take a passphrase that isn't in the environment yet.
 
         :param text: of the stack's file.
         """
         by_other_means = re.search(r"^secretsprovider: *(?!passphrase)\S", text, re.MULTILINE)
-        given = any(name in self.environment for name in ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE"))
-        return not (given or by_other_means or _CLOUD.match(url))
+        has_passphrase = any(
+            name in self.environment for name in ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_CONFIG_PASSPHRASE_FILE")
+        )
+        return not (has_passphrase or by_other_means or _CLOUD.match(url))
 
     def make_stack(self) -> None:
-        """The stack made, unless it is there.
+        """Makes the stack, unless it exists.
 
         :raises HomelabError: it can't be made.
         """
-        done = self._run("stack", "init", "--stack", self.stack)
-        if done.returncode != 0 and "already exists" not in done.stderr:
-            _checked(done, f"to make the stack {self.stack}")
+        process = self._run("stack", "init", "--stack", self.stack)
+        if process.returncode != 0 and "already exists" not in process.stderr:
+            _checked(process, f"to make the stack {self.stack}")
 
     def set_secret(self, path: str, value: str) -> None:
-        """A secret put into the stack's file, encrypted; it goes over standard input.
+        """Puts a secret into the stack's file, encrypted; Pulumi gets it over standard input.
 
-        :raises HomelabError: it couldn't be.
+        :raises HomelabError: Pulumi can't encrypt it.
         """
         _checked(
-            self._run("config", "set", "--stack", self.stack, "--secret", "--path", path, given=value),
+            self._run("config", "set", "--stack", self.stack, "--secret", "--path", path, stdin=value),
             f"to encrypt {path}",
         )
 
     def preview(self, *, to_errors: bool) -> int:
         """`pulumi preview`, shown to the person; its exit status.
 
-        :param to_errors: on standard error, since standard output is a program's?
+        :param to_errors: show it on standard error, since a program reads standard output.
         """
         command = [self.program, "preview", "--stack", self.stack]
-        shown = _STANDARD_ERROR if to_errors else None
-        return subprocess.run(command, cwd=self.folder, env=self.environment, stdout=shown).returncode
+        stdout = _STANDARD_ERROR if to_errors else None
+        return subprocess.run(command, cwd=self.folder, env=self.environment, stdout=stdout).returncode
 
 
-def _checked(done: subprocess.CompletedProcess[str], wanted: str) -> None:
-    if done.returncode != 0:
+def _checked(process: subprocess.CompletedProcess[str], wanted: str) -> None:
+    if process.returncode != 0:
         raise HomelabError(
             wanted=wanted,
-            found=(done.stderr or done.stdout).strip()[-800:],
+            found=(process.stderr or process.stdout).strip()[-800:],
             why="without it Pulumi can't keep what it did, nor its secrets",
             next="correct what it reports, and run homelab init again: it goes on from here",
         )

@@ -34,11 +34,11 @@ class Questions(Protocol):
         """A line."""
 
     def secret(self, question: str) -> str:
-        """What isn't shown."""
+        """A line that isn't shown while it is typed."""
 
 
 def no_answer(question: str) -> HomelabError:
-    """Nobody answers."""
+    """The error of a question that gets no answer."""
     return HomelabError(
         wanted=f"an answer to: {question}",
         found="the input has ended",
@@ -51,15 +51,15 @@ def no_answer(question: str) -> HomelabError:
 class Lines:
     """Questions as lines, for pipes, and for terminals without colours or cursor."""
 
-    def __init__(self, given: TextIO | None = None, shown: TextIO | None = None) -> None:
-        self._given, self._shown = given or sys.stdin, shown or sys.stdout
+    def __init__(self, source: TextIO | None = None, display: TextIO | None = None) -> None:
+        self._input, self._output = source or sys.stdin, display or sys.stdout
 
     def _ask(self, question: str, hint: str) -> str:
-        self._shown.write(clean(f"{question} {hint}: ".replace("  ", " ")))
-        self._shown.flush()
-        line = self._given.readline()
+        self._output.write(clean(f"{question} {hint}: ".replace("  ", " ")))
+        self._output.flush()
+        line = self._input.readline()
         if not line:
-            self._shown.write("\n")
+            self._output.write("\n")
             raise no_answer(question)
         return line.rstrip("\r\n")
 
@@ -72,31 +72,31 @@ class Lines:
     def _numbers(self, question: str, options: Sequence[Option], default: Sequence[str], *, several: bool) -> list[str]:
         values = [value for value, _ in options]
         for number, (value, label) in enumerate(options, start=1):
-            self._shown.write(clean(f"  {number}{'*' if value in default else ' '} {label}\n"))
-        preset = ",".join(str(values.index(one) + 1) for one in default if one in values)
+            self._output.write(clean(f"  {number}{'*' if value in default else ' '} {label}\n"))
+        preset = ",".join(str(values.index(value) + 1) for value in default if value in values)
         while True:
-            said = self._ask(question, f"[{preset}]" if preset else "").strip() or preset
-            words = [word.strip() for word in said.split(",")] if several else [said]
+            answer = self._ask(question, f"[{preset}]" if preset else "").strip() or preset
+            words = [word.strip() for word in answer.split(",")] if several else [answer]
             # A number of the list, or the value itself.
-            found = [
+            chosen = [
                 values[int(word) - 1] if word.isdecimal() and 0 < int(word) <= len(values) else word for word in words
             ]
-            if found and all(one in values for one in found):
-                return list(dict.fromkeys(found))
-            self._shown.write(f"  a number from 1 to {len(values)}{', or several with commas' if several else ''}\n")
+            if chosen and all(value in values for value in chosen):
+                return list(dict.fromkeys(chosen))
+            self._output.write(f"  a number from 1 to {len(values)}{', or several with commas' if several else ''}\n")
 
     def confirm(self, question: str, default: bool) -> bool:
         while True:
-            said = self._ask(question, "[Y/n]" if default else "[y/N]").strip().lower()
-            if said in ("", "y", "yes", "n", "no"):
-                return default if not said else said.startswith("y")
-            self._shown.write("  yes or no\n")
+            answer = self._ask(question, "[Y/n]" if default else "[y/N]").strip().lower()
+            if answer in ("", "y", "yes", "n", "no"):
+                return default if not answer else answer.startswith("y")
+            self._output.write("  yes or no\n")
 
     def text(self, question: str, default: str) -> str:
         return self._ask(question, f"[{default}]" if default else "").strip() or default
 
     def secret(self, question: str) -> str:
-        if self._given is sys.stdin and sys.stdin.isatty():
+        if self._input is sys.stdin and sys.stdin.isatty():
             try:
                 return getpass.getpass(clean(f"{question}: "))
             except EOFError:
@@ -114,15 +114,15 @@ class Widgets:
 
     def choose(self, question: str, options: Sequence[Option], default: str) -> str:
         choices = [self._ask.Choice(clean(label), value=value) for value, label in options]
-        chosen = next((one for one in choices if one.value == default), choices[0])
+        chosen = next((choice for choice in choices if choice.value == default), choices[0])
         return str(_answer(question, self._ask.select(clean(question), choices, default=chosen)))
 
     def several(self, question: str, options: Sequence[Option], default: Sequence[str]) -> list[str]:
         choices = [self._ask.Choice(clean(label), value=value, checked=value in default) for value, label in options]
-        asked = self._ask.checkbox(
-            clean(question), choices, validate=lambda found: bool(found) or "choose one at least"
+        prompt = self._ask.checkbox(
+            clean(question), choices, validate=lambda values: bool(values) or "choose one at least"
         )
-        return [str(one) for one in _answer(question, asked)]
+        return [str(value) for value in _answer(question, prompt)]
 
     def confirm(self, question: str, default: bool) -> bool:
         return bool(_answer(question, self._ask.confirm(clean(question), default=default, auto_enter=False)))
@@ -134,10 +134,10 @@ class Widgets:
         return str(_answer(question, self._ask.password(clean(question))))
 
 
-def _answer(question: str, asked: Any) -> Any:
+def _answer(question: str, prompt: Any) -> Any:
     """A widget's answer. Ctrl-D ends the input."""
     try:
-        return asked.unsafe_ask()
+        return prompt.unsafe_ask()
     except EOFError:
         raise no_answer(question) from None
 
@@ -162,8 +162,8 @@ class Preselected:
 
 
 def questions() -> Questions:
-    """As widgets where they can be shown, else as lines."""
-    both = sys.stdin.isatty() and sys.stdout.isatty()
-    if both and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
+    """Widgets where the terminal can show them, else lines."""
+    in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if in_terminal and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
         return Widgets()
     return Lines()

@@ -12,12 +12,12 @@ from pathlib import Path
 from homelab.errors import HomelabError
 from homelab.settings.paths import text_of
 
-# Of a file that is half written; an editor's own (.swp) are none of ours.
+# The end of a temporary file's name; an editor has its own, such as .swp.
 _SUFFIX = ".homelab-tmp"
 
 
 def read_settings(file: Path) -> str:
-    """A settings file's text with its own ends of lines; empty: there is none.
+    """A settings file's text with its own ends of lines; empty: there is no file.
 
     :raises HomelabError: it can't be read, or isn't text.
     """
@@ -33,16 +33,16 @@ def read_settings(file: Path) -> str:
 
 
 def write_settings(file: Path, text: str) -> None:
-    """Writes it in UTF-8, whole or not at all. A link stays one, and who may read the file stays as it was.
+    """Writes a settings file in UTF-8, whole or not at all. A link stays a link, and the file keeps its mode.
 
-    :raises HomelabError: it isn't allowed; what was there stays.
+    :raises HomelabError: the user may not write it; the file stays as it was.
     """
-    place = file.resolve()
+    target = file.resolve()
     try:
-        _replace(place, text.encode())
+        _replace(target, text.encode())
     except PermissionError as error:
         raise HomelabError(
-            wanted=f"to write the settings to {place}",
+            wanted=f"to write the settings to {target}",
             found=str(error),
             why="they were not saved; what was in the file is there still",
             next="allow yourself to write the file and its folder; on Windows, also close the programs that have "
@@ -50,22 +50,22 @@ def write_settings(file: Path, text: str) -> None:
         ) from error
 
 
-def _replace(place: Path, written: bytes) -> None:
-    for half in place.parent.glob(f".{glob.escape(place.name)}.*{_SUFFIX}"):
-        half.unlink(missing_ok=True)  # of a run that was killed
-    number, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=_SUFFIX)
-    new = Path(name)
+def _replace(target: Path, content: bytes) -> None:
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}"):
+        leftover.unlink(missing_ok=True)  # of a run that was killed
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX)
+    temporary = Path(name)
     try:
-        with os.fdopen(number, "wb") as opened:
-            opened.write(written)
-            opened.flush()
-            os.fsync(opened.fileno())
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         # mkstemp's file is its owner's alone, which a new one may well stay.
-        if place.exists():
-            shutil.copymode(place, new)
-        new.replace(place)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
     except BaseException:
         # Windows removes no file that is read-only, as a copied mode may have it.
-        new.chmod(stat.S_IWRITE | stat.S_IREAD)
-        new.unlink(missing_ok=True)
+        temporary.chmod(stat.S_IWRITE | stat.S_IREAD)
+        temporary.unlink(missing_ok=True)
         raise

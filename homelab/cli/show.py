@@ -22,22 +22,22 @@ WELL, UNREADABLE = 0, 2
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m homelab show", description="Who has which card: host, IOMMU group, card, guest."
     )
-    stack_options.add(found)
-    found.add_argument("--host", help="one of homelab:hosts alone")
-    found.add_argument(
+    stack_options.add(parser)
+    parser.add_argument("--host", help="one of homelab:hosts alone")
+    parser.add_argument(
         "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
     )
-    when = found.add_mutually_exclusive_group()
+    when = parser.add_mutually_exclusive_group()
     when.add_argument("--now", action="store_true", help="as it is, without what the settings want")
     when.add_argument("--planned", action="store_true", help="as the settings want it, without what is there")
-    form = found.add_mutually_exclusive_group()
+    form = parser.add_mutually_exclusive_group()
     form.add_argument("--svg", metavar="FILE", type=Path, help="writes a picture")
     form.add_argument("--html", metavar="FILE", type=Path, help="writes a page")
     form.add_argument("--mermaid", action="store_true", help="prints a flowchart for Markdown")
-    return found
+    return parser
 
 
 def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
@@ -45,33 +45,33 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 
     :raises HomelabError: the configuration or a host can't be read.
     """
-    found = stack_options.read(arguments)
-    guests = found.guests()
+    file = stack_options.read(arguments)
+    guests = file.guests()
     drawn = []
     # Without a host in the file, `host` says so.
-    chosen: list[str | None] = [arguments.host] if arguments.host else [*found.host_names()] or [None]
-    for wanted in chosen:
-        name, host = found.host(wanted, arguments.identity)
+    host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
+    for host_name in host_names:
+        name, host = file.host(host_name, arguments.identity)
         facts = asyncio.run(ssh.read(host, guests=True))
         node = host.node or name
-        now = reading.of_reading(facts, host, node)
+        current_cards = reading.of_reading(facts, host, node)
         vms = {
-            one: vm
-            for one, vm in guests.vms.items()
+            vm_name: vm
+            for vm_name, vm in guests.vms.items()
             if vm.host == name or facts.has_roaming(host.cluster, vm.host, vm.vmid)
         }
         containers = {
-            one: container
-            for one, container in guests.containers.items()
+            container_name: container
+            for container_name, container in guests.containers.items()
             if container.host == name or facts.has_roaming(host.cluster, container.host, container.ctid)
         }
-        planned = reading.wanted(host, vms, containers, now, facts)
+        planned_cards = reading.wanted(host, vms, containers, current_cards, facts)
         title = (
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
         )
         host_traits = traits.of_host(facts), traits.wanted_of_host(facts, host)
-        current = None if arguments.planned else now
-        drawn.append(tree.of_host(title, current, None if arguments.now else planned, host_traits))
+        current = None if arguments.planned else current_cards
+        drawn.append(tree.of_host(title, current, None if arguments.now else planned_cards, host_traits))
     return drawn
 
 

@@ -13,7 +13,7 @@ def name(text: str) -> str:
     """A stack's name as Pulumi takes it, with its organization and project or without: it becomes a file's name, and a
     part of commands.
 
-    :raises argparse.ArgumentTypeError: it is none.
+    :raises argparse.ArgumentTypeError: the text is no stack's name.
     """
     if not re.fullmatch(r"([A-Za-z0-9_.-]+/){0,2}[A-Za-z0-9_.-]{1,100}", text):
         raise argparse.ArgumentTypeError("a stack's name has letters, digits, hyphens, underscores and periods")
@@ -21,13 +21,13 @@ def name(text: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """`--stack` and `--config-file`."""
+    """Adds `--stack` and `--config-file` to a command's options."""
     parser.add_argument("--stack", type=name, default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
     parser.add_argument("--config-file", type=Path, help="another file, like Pulumi's option of that name")
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:
-    """The file.
+    """The stack's settings file, as the options name it.
 
     :raises HomelabError: it can't be read.
     """

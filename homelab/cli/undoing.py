@@ -26,14 +26,14 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
     arguments.install_key = False  # nothing is left on the host by an undo
     access = access_to(arguments, before, output, ask)
     facts = asyncio.run(ssh.read(access.host, guests=True))
-    found = undoing(arguments.stack, facts.cluster.users)
-    result: dict[str, object] = {"commands": found.commands, "left": found.left}
-    if not found.commands:
+    plan = undoing(arguments.stack, facts.cluster.users)
+    result: dict[str, object] = {"commands": plan.commands, "left": plan.left}
+    if not plan.commands:
         raise Declined(
             f"homelab init has made no user for the stack {arguments.stack} on this host; there is nothing to undo."
         )
-    output.show("On the host:", *(f"  {command}" for command in found.commands))
-    output.say(*found.left)
+    output.show("On the host:", *(f"  {command}" for command in plan.commands))
+    output.say(*plan.left)
     output.say(
         "After this, the stack can't change any VM; if it is to give its cards back, run `pulumi destroy` first."
     )
@@ -41,7 +41,7 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
         return result
     if not ask.confirm("Do it?", default=bool(arguments.yes)):
         raise Declined("Nothing was done.")
-    output.steps(found.commands, f"homelab init --undo --stack {arguments.stack}")
-    first_contact.carry_out(access.host, found.commands, lambda command, _: output.did(command))
+    output.steps(plan.commands, f"homelab init --undo --stack {arguments.stack}")
+    first_contact.carry_out(access.host, plan.commands, lambda command, _: output.did(command))
     output.say(f"Undone. {file.name} stays; its token is of no use any more, and homelab init makes a new one.")
     return result

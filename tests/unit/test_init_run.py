@@ -83,7 +83,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (KeyError("hunter2"), "KeyError"),
     ],
 )
-def test_any_error_says_where_it_stands_and_is_not_taken_for_a_refusal(
+def test_any_error_reports_the_steps_and_is_no_refusal(
     error: Exception, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ending(monkeypatch, raising(error))
@@ -186,7 +186,7 @@ def test_ctrl_d_at_a_password_is_an_end_of_the_input(monkeypatch: pytest.MonkeyP
         (False, {"TERM": "xterm"}, questions.Lines),
     ],
 )
-def test_questions_are_widgets_where_a_terminal_shows_them_and_lines_without_colours_and_in_a_pipe(
+def test_questions_are_widgets_in_a_terminal_with_colours_else_lines(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], kind: type
 ) -> None:
     for name in ("stdin", "stdout"):
@@ -222,7 +222,7 @@ def test_a_password_that_can_not_be_one_is_not_repeated(password: str) -> None:
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_key_for_another_user_than_root_is_put_into_that_users_home(tmp_path: Path) -> None:
+def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
     line = f"ssh-ed25519 {'A' * 60}"
     # Of sudo, the home is root's. The program that becomes the user, as far as the command needs it.
     (tmp_path / "admin").mkdir()
@@ -247,7 +247,7 @@ def test_half_a_key_of_an_ended_run_is_in_nobodys_way(tmp_path: Path) -> None:
 
 
 # -- the settings file -----------------------------------------------------------------------------------------------------
-def test_ends_of_lines_and_every_other_byte_are_read_and_written_as_they_are(tmp_path: Path) -> None:
+def test_every_byte_of_the_settings_is_read_and_written_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.homelab.yaml"
     file.write_bytes("\ufeffconfig: {} # Größe\r\n".encode())
     write_settings(file, read_settings(file))
@@ -267,7 +267,7 @@ def test_a_link_stays_one_and_who_may_read_the_file_stays(tmp_path: Path) -> Non
     )
 
 
-def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(
+def test_a_full_disk_leaves_the_file_unchanged_and_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -295,7 +295,7 @@ def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> 
     assert run.file.read_text(encoding="utf-8") == "config: {} # mine\n"
 
 
-def test_a_card_that_a_vm_has_from_this_program_leaves_it_in_a_run_of_its_own(folder: Path) -> None:
+def test_a_card_of_a_vm_leaves_the_vm_in_a_separate_run(folder: Path) -> None:
     """Containers and the host aren't offered for it, and why is said."""
     facts, shown = was_for_a_vm(), io.StringIO()
     [card] = [one for one in init_cards.cards(facts) if one.is_nvidia]
@@ -307,7 +307,7 @@ def test_a_card_that_a_vm_has_from_this_program_leaves_it_in_a_run_of_its_own(fo
 
 
 @pytest.mark.parametrize(("there", "put"), [("FILL-IN", "hunter2"), ("(encrypted)", "")])
-def test_a_password_that_an_ended_run_left_open_is_put_in_by_the_next(
+def test_the_next_run_puts_in_a_password_left_open(
     there: str, put: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOMELAB_PASSWORD", "hunter2")
@@ -319,7 +319,7 @@ def test_a_password_that_an_ended_run_left_open_is_put_in_by_the_next(
 
 
 # -- another host ------------------------------------------------------------------------------------------------------------
-def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
+def test_a_second_host_with_the_same_node_name_is_a_host_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "Pulumi.homelab.yaml").write_text(SETTINGS)
@@ -343,10 +343,10 @@ def test_a_second_host_whose_node_has_the_same_name_is_a_host_of_its_own(
     assert found["homelab:vms"]["sandbox"]["host"] == "pve-2"
 
 
-def test_a_host_that_the_settings_have_at_another_address_is_not_described_twice() -> None:
+def test_a_host_in_the_settings_at_another_address_is_refused() -> None:
     key = first_contact.of_line(hosts.KEY)
     with pytest.raises(HomelabError, match=r"192\.0\.2\.1"):
-        access._not_there_already("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
+        access._refuse_duplicate("pve.lan", 22, key, existing(SETTINGS, "Pulumi.homelab.yaml"))
 
 
 @pytest.mark.parametrize("name", ["a,b", "a b", "", "a/b/c/d", "$(reboot)", "../../x\n"])
@@ -433,9 +433,7 @@ def test_a_revoked_key_is_refused_even_if_it_is_given(given: str | None, folder:
         access.confirm_key(given, "--host-key", "192.0.2.1", 22, key, Output(io.StringIO()), Lines(io.StringIO("y\n")))
 
 
-def test_a_host_key_that_is_given_beside_another_one_in_the_settings_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_host_key_than_the_settings_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_contact, "refusal", lambda _: None)
     before = existing(SETTINGS, "Pulumi.homelab.yaml")
 

@@ -46,13 +46,11 @@ def found(monkeypatch: pytest.MonkeyPatch, *, on: str, off: str = "") -> str:
 
 
 @pytest.mark.parametrize("off", ["", "pve1"])
-def test_a_container_is_found_on_the_node_that_it_is_on_also_where_another_is_off(
-    monkeypatch: pytest.MonkeyPatch, off: str
-) -> None:
+def test_a_container_is_found_on_its_node_while_another_node_is_off(monkeypatch: pytest.MonkeyPatch, off: str) -> None:
     assert found(monkeypatch, on="pve2", off=off) == "192.0.2.2"
 
 
-def test_one_that_is_nowhere_to_be_seen_is_said_by_what_keeps_it_from_being_seen(
+def test_an_unreachable_node_is_the_error_of_a_container_that_is_not_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UnreachableError):
@@ -65,7 +63,7 @@ def test_one_that_is_nowhere_to_be_seen_is_said_by_what_keeps_it_from_being_seen
     ("cluster", "named", "counts"),
     [("home", "home", True), ("home", "pve1", False), ("other", "home", False), (None, "home", False)],
 )
-def test_a_container_that_names_the_cluster_counts_on_the_node_that_has_it(
+def test_a_container_of_the_cluster_counts_on_the_node_that_has_it(
     cluster: str | None, named: str, counts: bool
 ) -> None:
     assert with_container(901).has_roaming(cluster, named, 901) is counts

@@ -196,7 +196,7 @@ def test_a_settings_file_that_another_program_holds_stays_as_it_was(
 def test_a_path_goes_into_the_settings_with_slashes_and_from_there_to_the_same_file(
     path: PurePath, home: PurePath, shown: str
 ) -> None:
-    assert access.shown(path, home) == shown
+    assert access.settings_path(path, home) == shown
     assert Ssh.model_validate({"hostKey": KEY, "privateKeyFile": shown}).private_key_file == shown
     assert type(path)(shown.replace("~", str(home))) == path
 
