@@ -36,7 +36,7 @@ limits.limit_every_resource(settings)
 
 
 def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
-    """Made once these are there, deleted before them."""
+    """Options of a resource that is made after these, and deleted before them."""
     return pulumi.ResourceOptions(depends_on=list(resources))
 
 
@@ -44,7 +44,7 @@ hosts, tests, vms, containers, stacks, words = {}, {}, {}, {}, {}, {}
 turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of its node that restarts last
 for name, host in settings.hosts.items():
     node = host.node or name
-    guests = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
+    host_vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     sharers = {guest: container for guest, container in settings.containers.items() if container.host == name}
 
     probe = HostProbe.of(f"{name}-probe", name, host)
@@ -55,14 +55,14 @@ for name, host in settings.hosts.items():
     vfio = VfioBinding(name, VfioBindingArgs(host=host, probe=probe), after(iommu))
     layers: list[pulumi.Resource] = [iommu, vfio]
     if host.hands_over:
-        layers.append(CardHandover(name, CardHandoverArgs(host=host, vms=guests, probe=probe), after(probe)))
+        layers.append(CardHandover(name, CardHandoverArgs(host=host, vms=host_vms, probe=probe), after(probe)))
 
     # One reboot for all of that, and for NVIDIA's driver on the host itself.
     reboot = HostRebootArgs(host_name=name, host=host, probe=probe, previous_node=turns.get(host.cluster))
-    own = NvidiaGuestStack.on_host(name, host, reboot, layers)
-    boot = own.boot if own else HostReboot(name, reboot, after(*layers))
-    if own:
-        stacks[own.place] = own.result
+    host_stack = NvidiaGuestStack.on_host(name, host, reboot, layers)
+    boot = host_stack.boot if host_stack else HostReboot(name, reboot, after(*layers))
+    if host_stack:
+        stacks[host_stack.place] = host_stack.result
     if host.cluster:  # its next node restarts once this one is back
         turns[host.cluster] = boot.boot
     hosts[name], words[name] = boot.host, probe.words
@@ -74,37 +74,37 @@ for name, host in settings.hosts.items():
 
     # Containers, which share cards.
     nodes = [CardNodes(name, CardNodesArgs(host=host, containers=sharers, probe=probe), after(boot))] if sharers else []
-    sharing: dict[str, GpuLxc] = {}
+    lxcs: dict[str, GpuLxc] = {}
     for guest, container in sharers.items():
         at = settings.named_by(guest, name)
-        shared = GpuLxcArgs(container=container, host=host, at=at, node=node, cards=probe.gpus, boot=boot.boot)
-        made_of = [files[volume] for volume in container.volumes if volume in files]
-        sharing[guest] = GpuLxc(guest, shared, after(*nodes, *made_of))
-        containers[guest] = sharing[guest].container
-    tried = own.tried_in(sharers, list(sharing.values())) if own else []
-    inside: list[NvidiaGuestStack] = []
+        lxc_args = GpuLxcArgs(container=container, host=host, at=at, node=node, cards=probe.gpus, boot=boot.boot)
+        downloads = [files[volume] for volume in container.volumes if volume in files]
+        lxcs[guest] = GpuLxc(guest, lxc_args, after(*nodes, *downloads))
+        containers[guest] = lxcs[guest].container
+    trials = host_stack.driver_trials(sharers, list(lxcs.values())) if host_stack else []
+    container_stacks: list[NvidiaGuestStack] = []
     for guest, container in sharers.items():
-        if stack := NvidiaGuestStack.in_container(guest, container, host, sharing[guest], boot, tried):
-            inside.append(stack)
+        if stack := NvidiaGuestStack.in_container(guest, container, host, lxcs[guest], boot, trials):
+            container_stacks.append(stack)
             stacks[stack.place] = stack.result
 
     # VMs, which have cards to themselves. One that takes a card from containers comes last: its start ends them.
-    offered = GpuCardsArgs(host_name=name, host=host, probe=probe, booted=boot.host, vms=guests)
-    cards = GpuCards(name, offered, after(boot))
+    cards_args = GpuCardsArgs(host_name=name, host=host, probe=probe, booted=boot.host, vms=host_vms)
+    cards = GpuCards(name, cards_args, after(boot))
     tests[name] = cards.tests
     handover = probe.generation_of("handover")
-    for guest, vm in guests.items():
-        takes = any(use.gpu in host.hands_over for use in vm.gpus)
-        made_of = [files[volume] for volume in vm.volumes if volume in files]
-        others = [*layers, *sharing.values(), *inside, *([own] if own else [])] if takes else []
-        given = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=handover)
-        gpu_vm = GpuVm(guest, given, after(cards, *made_of, *others))
+    for guest, vm in host_vms.items():
+        shares = any(use.gpu in host.hands_over for use in vm.gpus)
+        downloads = [files[volume] for volume in vm.volumes if volume in files]
+        before = [*layers, *lxcs.values(), *container_stacks, *([host_stack] if host_stack else [])] if shares else []
+        vm_args = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=handover)
+        gpu_vm = GpuVm(guest, vm_args, after(cards, *downloads, *before))
         vms[guest] = gpu_vm.vm
         if stack := NvidiaGuestStack.in_vm(guest, vm, host, gpu_vm):
             stacks[stack.place] = stack.result
 
-    results = [probe.generation, *(vms[guest] for guest in guests), *(containers[guest] for guest in sharers)]
-    preview(name, host, probe, guests, sharers, results, settings.plan, settings.restarts_before(name))
+    results = [probe.generation, *(vms[guest] for guest in host_vms), *(containers[guest] for guest in sharers)]
+    preview(name, host, probe, host_vms, sharers, results, settings.plan, settings.restarts_before(name))
 
 for name, value in contract.outputs(settings, hosts, tests, vms, containers, stacks, words).items():
     pulumi.export(name, value)

@@ -23,7 +23,7 @@ from homelab.settings import Host, Vm
 
 @dataclass(frozen=True, kw_only=True)
 class CardHandoverArgs:
-    """`vms`: of the host, by name; `probe`: which cards there are, and what drifted."""
+    """`vms`: of the host, by name in the settings; `probe`: the host's cards and the layer's generation."""
 
     host: Host
     vms: Mapping[str, Vm]
@@ -40,7 +40,7 @@ class CardHandover(pulumi.ComponentResource):
             f"{name}-handover",
             args.host,
             pulumi.Output.all(probe.gpus, generation).apply(
-                lambda found: scripts.handover(lines_of(args.host, args.vms, found[0]), int(found[1]))
+                lambda values: scripts.handover(lines_of(args.host, args.vms, values[0]), int(values[1]))
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             told=True,

@@ -21,7 +21,7 @@ from homelab.settings import Container, Host
 
 @dataclass(frozen=True, kw_only=True)
 class CardNodesArgs:
-    """`containers`: of the host, by name; `probe`: which cards there are, and what drifted."""
+    """`containers`: of the host, by name in the settings; `probe`: the host's cards and the layers' generations."""
 
     host: Host
     containers: Mapping[str, Container]
@@ -40,7 +40,7 @@ class CardNodes(pulumi.ComponentResource):
                 f"{name}-nodes",
                 host,
                 pulumi.Output.all(probe.gpus, probe.generation_of("nodes")).apply(
-                    lambda found: scripts.nvidia_nodes(int(found[1]), needed=makers.any_nvidia(containers, found[0]))
+                    lambda values: scripts.nvidia_nodes(int(values[1]), needed=makers.any_nvidia(containers, values[0]))
                 ),
                 options,
                 told=True,

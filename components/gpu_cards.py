@@ -32,8 +32,9 @@ class _Driver(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCardsArgs:
-    """`host_name`: in the settings; `probe`: which cards there are, and what drifted; `booted`: the verified host, as
-    HostReboot puts it out; `vms`: those of this host, by name."""
+    """`host_name`: in the settings; `probe`: the host's cards and the layer's generation; `booted`: the verified host,
+    HostReboot's `host`; `vms`: of the host, by name in the settings.
+    """
 
     host_name: str
     host: Host
@@ -43,10 +44,10 @@ class GpuCardsArgs:
 
 
 class GpuCards(pulumi.ComponentResource):
-    """No mappings are made for a host without an `api`: its cards are bound, and that is all.
+    """Mappings of a host's cards; none for a host without an `api`, whose cards are only bound.
 
-    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), as a GpuVm takes them; `tests`,
-    name -> what the passthrough test saw.
+    Outputs: `cards`, name -> `mapping` and `slot` (its path: `card_mapping.path_of`), for GpuVm; `tests`, name -> what
+    the passthrough test saw.
     """
 
     cards: pulumi.Output[dict[str, OfferedCard]]
@@ -55,52 +56,52 @@ class GpuCards(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuCards", name, {}, opts)
         host_name, host, booted = args.host_name, args.host, pulumi.Output.from_input(args.booted)
-        before = opts.depends_on if opts else None
+        depends_on = opts.depends_on if opts else None
         if any(gpu.reset or gpu.keep_awake for gpu in host.gpus.values()):
-            before = [
-                _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=before))
+            depends_on = [
+                _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))
             ]
-        # Of a card that is handed over, several VMs may name it at once: each gets and loses it by itself, and none has
-        # to give it up first.
-        leased = {gpu for gpu, about in host.gpus.items() if about.use != "shared"}
+        # Several VMs may name a shared card at once. Each gets and loses it by its own start and stop, and none has to
+        # give it up first: it has no lease.
+        leased = {gpu for gpu, settings in host.gpus.items() if settings.use != "shared"}
         holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus if use.gpu in leased}
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
-        released: dict[str, pulumi.Resource] = {}
-        cards = [gpu for gpu, about in host.gpus.items() if about.may_leave] if host.api else []
+        leases: dict[str, pulumi.Resource] = {}
+        cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave] if host.api else []
         for gpu in cards:
-            node, called = host.node or host_name, host.mapping_of(gpu)
-            about = {"host": host_name, "node": node, "mapping": called}
-            # The two have types that tell them apart.
-            card = f"{host_name}-{gpu}"
-            # By its path the mapping's entry and a VM's option are known to be this card's.
+            node, mapping_id = host.node or host_name, host.mapping_of(gpu)
+            inputs = {"host": host_name, "node": node, "mapping": mapping_id}
+            # The mapping and the lease have the same name, and other types.
+            resource_name = f"{host_name}-{gpu}"
+            # The path tells which mapping's entry and which VM's option are this card's.
             slot = booted.apply(functools.partial(path_of, gpu))
             mapping = CardMapping(
-                card,
+                resource_name,
                 {
-                    **about,
+                    **inputs,
                     "entry": booted.apply(functools.partial(entry_of, gpu)),
                     "live_migration": host.gpus[gpu].live_migration,
                 },
-                pulumi.ResourceOptions(parent=self, depends_on=before),
+                pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            released[gpu] = GpuLease.of(
-                card,
-                LeasedCard(host=host_name, node=node, mapping=called, slot=slot),
+            leases[gpu] = GpuLease.of(
+                resource_name,
+                LeasedCard(host=host_name, node=node, mapping=mapping_id, slot=slot),
                 holders.get(gpu),
                 pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
             )
-        for gpu, about_gpu in host.gpus.items():
-            if about_gpu.use == "vm" and about_gpu.passthrough_test:
+        for gpu, settings in host.gpus.items():
+            if settings.use == "vm" and settings.passthrough_test:
                 # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot,
                 # when one may.
-                after = [released[gpu]] if gpu in released else before
+                test_depends_on = [leases[gpu]] if gpu in leases else depends_on
                 functions = booted.apply(functools.partial(_functions, gpu))
-                options = pulumi.ResourceOptions(parent=self, depends_on=after)
+                options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)
                 tests[gpu] = _seen(f"{host_name}-{gpu}-test", host, functions, options)
         self.tests = pulumi.Output.all(**tests) if tests else pulumi.Output.from_input({})  # `all` of nothing is a list
         self.cards = booted.apply(
-            lambda found: {
-                gpu: {"mapping": host.mapping_of(gpu), "slot": path_of(gpu, found), **_driver(gpu, found)}
+            lambda booted_host: {
+                gpu: {"mapping": host.mapping_of(gpu), "slot": path_of(gpu, booted_host), **_driver(gpu, booted_host)}
                 for gpu in cards
             }
         )
@@ -108,17 +109,19 @@ class GpuCards(pulumi.ComponentResource):
 
 
 def _values(name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions) -> pulumi.Resource:
-    """How the cards are reset and whether they may sleep."""
-    wanted = pulumi.Output.all(probe.gpus, probe.generation_of("values"))
-    lines = wanted.apply(lambda found: scripts.card_values(card_values.lines(found[0], host.gpus), found[1]))
+    """The script for the cards' `reset` and `keepAwake`."""
+    script_inputs = pulumi.Output.all(probe.gpus, probe.generation_of("values"))
+    lines = script_inputs.apply(lambda values: scripts.card_values(card_values.lines(values[0], host.gpus), values[1]))
     return remote.script(name, host, lines, opts, told=True)
 
 
 def _seen(
     name: str, host: Host, functions: pulumi.Output[dict[str, str]], opts: pulumi.ResourceOptions
 ) -> pulumi.Output[PassthroughSeen]:
-    """What a VM sees of the functions (PCI address -> vendor:device). They must be on vfio-pci, and no VM that runs may
-    have one."""
+    """A passthrough test: what a VM sees of functions, which must be on vfio-pci and in no running VM.
+
+    :param functions: PCI address -> vendor:device.
+    """
     test = remote.script(
         name, host, functions.apply(scripts.passthrough_test), opts, undone=False, triggers=[functions]
     )
@@ -130,5 +133,5 @@ def _functions(name: str, host: BootedHost) -> dict[str, str]:
 
 
 def _driver(name: str, host: BootedHost) -> _Driver:
-    """Of a card that is handed over, where Proxmox VE knows how to leave its driver alone."""
+    """`driver: keep` for a shared card, if Proxmox VE has that option; else nothing."""
     return {"driver": "keep"} if host["gpus"][name]["keep"] else {}

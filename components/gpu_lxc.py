@@ -33,8 +33,9 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """`at`: what the container names as its host, which may be a cluster; `node`: the host's name in Proxmox VE;
-    `cards`: all of the host, as HostProbe puts them out (`gpus`); `boot`: as GpuVm takes it."""
+    """`at`: the host or cluster that the container names in the settings; `node`: the host's name in Proxmox VE;
+    `cards`: all of the host, HostProbe's `gpus`; `boot`: the host's, HostReboot's `boot`.
+    """
 
     container: Container
     host: Host
@@ -45,9 +46,9 @@ class GpuLxcArgs:
 
 
 class GpuLxc(pulumi.ComponentResource):
-    """Outputs: `container`, as the stack puts it out (homelab/contract.py); `in_force`: changes with each restart, for
-    the triggers of what is installed in it; `started`: the same with each boot of the host that was ours; `at`: as it
-    was given.
+    """Outputs: `container`, for the stack's outputs (homelab/contract.py); `in_force`: a text that changes with each
+    restart of the container by this program, a trigger for what is installed in it; `started`: a text that changes with
+    each such restart and with each reboot of the host by this program; `at`: the argument.
     """
 
     container: pulumi.Output[ContainerSeen]
@@ -62,13 +63,13 @@ class GpuLxc(pulumi.ComponentResource):
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if container.create is not None:
-            made = NewContainer(
+            created = NewContainer(
                 f"{name}-ct",
                 {**_creation(name, container, container.create, node), "cluster": host.cluster or ""},
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            instance, depends_on = made.instance, [made]
-        wanted = ContainerProbe(
+            instance, depends_on = created.instance, [created]
+        probe = ContainerProbe(
             f"{name}-probe",
             {
                 "host": container.host,
@@ -85,23 +86,23 @@ class GpuLxc(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        devices = pulumi.Output.all(wanted.minors, wanted.functions, wanted.shared).apply(
-            lambda found: _devices(container, found[0], found[1], found[2])
+        devices = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
+            lambda values: _devices(container, values[0], values[1], values[2])
         )
         conf = remote.script(
             f"{name}-conf",
             host,
-            pulumi.Output.all(devices, wanted.generation, instance).apply(
-                lambda found: scripts.container_gpus(
+            pulumi.Output.all(devices, probe.generation, instance).apply(
+                lambda values: scripts.container_gpus(
                     container.ctid,
-                    found[0],
+                    values[0],
                     shutdown,
-                    f"{found[2]}{int(found[1])}",
+                    f"{values[2]}{int(values[1])}",
                     keep=_goes_away(container),
                     guest=name,
                 )
             ),
-            pulumi.ResourceOptions(parent=self, depends_on=[wanted]),
+            pulumi.ResourceOptions(parent=self, depends_on=[probe]),
             identity=[args.at, str(container.ctid)],
             told=True,
         )
@@ -109,59 +110,59 @@ class GpuLxc(pulumi.ComponentResource):
         restart = remote.script(
             f"{name}-restart",
             host,
-            pulumi.Output.all(devices, wanted.resume).apply(
-                lambda found: scripts.container_restart(
-                    container.ctid, found[0], shutdown, "running" if found[1] else container.wanted_power
+            pulumi.Output.all(devices, probe.resume).apply(
+                lambda values: scripts.container_restart(
+                    container.ctid, values[0], shutdown, "running" if values[1] else container.wanted_power
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
-            triggers=[conf.stdout, wanted.generation, instance],
+            triggers=[conf.stdout, probe.generation, instance],
             told=True,
         )
         last: pulumi.Resource = restart
-        installed: list[pulumi.Input[Any]] = []
+        install_outputs: list[pulumi.Input[Any]] = []
         uses = {"USES": " ".join(sorted(container.libraries))} if container.libraries else {}
         if container.libraries:
-            composed = pulumi.Output.all(args.cards, wanted.again, instance).apply(
-                lambda found: card_libraries.card_libraries(name, container, found[0], f"{found[2]}{int(found[1])}")
+            script = pulumi.Output.all(args.cards, probe.again, instance).apply(
+                lambda values: card_libraries.card_libraries(name, container, values[0], f"{values[2]}{int(values[1])}")
             )
             if card_libraries.limits_of(container).proxy:  # its address may hold a password
-                composed = pulumi.Output.secret(composed)
+                script = pulumi.Output.secret(script)
             last = packages = remote.script(
                 f"{name}-libraries",
                 host,
-                composed,
+                script,
                 pulumi.ResourceOptions(parent=self, depends_on=[restart]),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [args.at, str(container.ctid)],
                 told=True,
                 seconds=limits.of_script(host, card_libraries.limits_of(container)),
             )
-            installed += [packages.stdout, wanted.again]
+            install_outputs += [packages.stdout, probe.again]
         verification = ContainerVerification(
             f"{name}-opened",
             {
                 "host": container.host,
                 "ctid": container.ctid,
-                "devices": devices if not uses else devices.apply(lambda found: {**found, **uses}),
-                "after": [restart.id, restart.stdout, wanted.shared, *installed],
+                "devices": devices if not uses else devices.apply(lambda arguments: {**arguments, **uses}),
+                "after": [restart.id, restart.stdout, probe.shared, *install_outputs],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
         self.in_force, self.at = restart.id, args.at
         self.started = pulumi.Output.all(args.boot, restart.stdout).apply(
-            lambda found: f"boot {found[0]['id']}, {found[1]}"
+            lambda values: f"boot {values[0]['id']}, {values[1]}"
         )
         self.container = pulumi.Output.all(
-            name=wanted.guest_name,
-            minors=wanted.minors,
-            functions=wanted.functions,
-            shared=wanted.shared,
+            name=probe.guest_name,
+            minors=probe.minors,
+            functions=probe.functions,
+            shared=probe.shared,
             conf=conf.stdout,
             state=verification.state,
             nodes=verification.nodes,
-        ).apply(lambda found: _output(container, node, **found))
+        ).apply(lambda values: _output(container, node, **values))
         self.register_outputs({"container": self.container, "in_force": self.in_force})
 
 
@@ -188,7 +189,7 @@ def _goes_away(container: Container) -> bool:
 def _devices(
     container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard]
 ) -> dict[str, str]:
-    """The arguments of the scripts that say what the container is to have."""
+    """The container's devices as arguments of container_gpus.sh and container_restart.sh."""
     return {
         "METHOD": container.method,
         "MINORS": " ".join(str(int(minor)) for minor in minors),
@@ -209,11 +210,14 @@ def _output(
     state: str,
     nodes: list[str],
 ) -> ContainerSeen:
-    """:param conf: what container_gpus.sh answered."""
-    ways = set(scripts.answer(conf)["devices"].values())
-    method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if ways else None
-    if len(ways) == 1:
-        method = "device" if ways == {"dev"} else "mount-entry"
+    """The container for the stack's outputs.
+
+    :param conf: the output of container_gpus.sh.
+    """
+    entry_kinds = set(scripts.answer(conf)["devices"].values())
+    method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if entry_kinds else None
+    if len(entry_kinds) == 1:
+        method = "device" if entry_kinds == {"dev"} else "mount-entry"
     return {
         "host": container.host,
         "node": node,

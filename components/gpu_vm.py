@@ -23,9 +23,10 @@ from homelab.vm.creation import configuration
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
     """`node`: the host's name in Proxmox VE; `cards`: name -> `mapping` and `slot`, of each card in `vm.gpus` at least
-    (GpuCards); `boot`: of the host: its `id`, the VMs that this program's reboot `stopped`, and when (`at`;
-    BootVerification); `host`: where it takes a card in turn with containers (CardHandover), and `handover`, raised when
-    what hands cards over drifted (HostProbe)."""
+    (GpuCards); `boot`: the host's: its `id`, the VMs that this program's reboot `stopped`, and when (`at`;
+    BootVerification); `host`: needed where the VM takes a shared card (CardHandover); `handover`: the generation of
+    that layer (HostProbe).
+    """
 
     vm: Vm
     node: str
@@ -36,8 +37,9 @@ class GpuVmArgs:
 
 
 class GpuVm(pulumi.ComponentResource):
-    """Outputs: `vm`, as the stack puts it out (homelab/contract.py); `in_force`: changes with the VM and its cards, for
-    what is installed in it; `started`: changes when it, or its host, was started anew by us.
+    """Outputs: `vm`, for the stack's outputs (homelab/contract.py); `in_force`: a text that changes with the VM and its
+    cards, a trigger for what is installed in it; `started`: a text that changes when this program starts the VM, or
+    reboots its host.
     """
 
     vm: pulumi.Output[VmSeen]
@@ -47,7 +49,7 @@ class GpuVm(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
         vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
-        about: dict[str, object] = {
+        inputs: dict[str, object] = {
             "host": vm.host,
             "node": node,
             "vm": name,
@@ -58,22 +60,24 @@ class GpuVm(pulumi.ComponentResource):
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
         if vm.create is not None:
-            made = VirtualMachine(
+            created = VirtualMachine(
                 f"{name}-vm",
-                {**about, **_creation(name, vm.create)},
+                {**inputs, **_creation(name, vm.create)},
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            instance, depends_on = made.instance, [made]
+            instance, depends_on = created.instance, [created]
         if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
-            # Before it has the card, and until it has it no more: without the hookscript nobody would look whether the
-            # card is free. (An adopted one has it before the host restarts: CardHandover.)
+            # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
+            # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
             depends_on = [handover_hook(f"{name}-hook", args.host, vm, args.handover, options)]
-        given = VmCards(
+        vm_cards = VmCards(
             f"{name}-cards",
             {
-                **about,
-                "cards": pulumi.Output.from_input(cards).apply(lambda found: [_card(use, found) for use in vm.gpus]),
+                **inputs,
+                "cards": pulumi.Output.from_input(cards).apply(
+                    lambda offered: [_card(use, offered) for use in vm.gpus]
+                ),
                 "machine": vm.machine,
                 "display": vm.display,
                 "shared_onboot": vm.allow_shared_onboot,
@@ -85,14 +89,14 @@ class GpuVm(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        self.vm = pulumi.Output.all(name=given.guest_name, state=given.state, address=given.guest_address).apply(
-            lambda found: _output(vm, node, **found)
+        self.vm = pulumi.Output.all(
+            name=vm_cards.guest_name, state=vm_cards.state, address=vm_cards.guest_address
+        ).apply(lambda values: _output(vm, node, **values))
+        self.in_force = pulumi.Output.all(instance, vm_cards.state).apply(
+            lambda values: f"{values[0]} {' '.join(use.gpu for use in vm.gpus)}"
         )
-        self.in_force = pulumi.Output.all(instance, given.state).apply(
-            lambda found: f"{found[0]} {' '.join(use.gpu for use in vm.gpus)}"
-        )
-        self.started = pulumi.Output.all(boot, given.starts).apply(
-            lambda found: f"boot {found[0]['id']}, start {int(found[1])}"
+        self.started = pulumi.Output.all(boot, vm_cards.starts).apply(
+            lambda values: f"boot {values[0]['id']}, start {int(values[1])}"
         )
         self.register_outputs({"vm": self.vm, "in_force": self.in_force})
 

@@ -33,9 +33,10 @@ from homelab.stack import Refusal
 
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
-    """`host_name`: in the settings; `probe`: says what is wanted; `driver`: NVIDIA's that is installed on the host, and
-    to be in use; empty: it doesn't matter; `flavour`: of its modules; `driver_generation`: raised when that driver was
-    mended; `previous_node`: the boot of the cluster's node that restarts before this one."""
+    """`host_name`: in the settings; `probe`: has the plan; `driver`: the version of NVIDIA's driver that is installed
+    on the host and has to be loaded; empty: any, or none; `flavour`: of its modules; `driver_generation`: the driver
+    layer's; `previous_node`: the boot of the cluster's node that restarts before this one.
+    """
 
     host_name: str
     host: Host
@@ -47,8 +48,8 @@ class HostRebootArgs:
 
 
 class HostReboot(pulumi.ComponentResource):
-    """Outputs: `host`, the verified host as the stack puts it out (kernel, bootId, iommu, gpus with functions and
-    drivers); `boot` (BootVerification); `driver`, as it was given.
+    """Outputs: `host`, the verified host for the stack's outputs (kernel, bootId, iommu, gpus with functions and
+    drivers); `boot` (BootVerification); `driver`, the argument.
     """
 
     host: pulumi.Output[BootedHost]
@@ -58,9 +59,9 @@ class HostReboot(pulumi.ComponentResource):
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
         host, probe, driver, flavour = args.host, args.probe, args.driver, args.flavour
-        # What the verification is replaced by. The reboot is, too: another verification would take the reboot of long
-        # ago, and the guests that it stopped, for one of now.
-        checked = {
+        # A change of one of these replaces the verification, and the reboot, too: a new verification would take an old
+        # reboot, and the guests that it stopped, for its own.
+        verification_inputs = {
             "iommu_words": probe.iommu_words,
             "vfio_words": probe.vfio_words,
             "functions": probe.functions,
@@ -89,22 +90,22 @@ class HostReboot(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             undone=False,
             seconds=limits.of_reboot(host),
-            triggers=[*checked.values(), driver, flavour, args.driver_generation],
+            triggers=[*verification_inputs.values(), driver, flavour, args.driver_generation],
         )
-        verified = BootVerification(
+        verification = BootVerification(
             f"{name}-booted",
-            {"host": args.host_name, "reboot": reboot.stdout, **checked},
+            {"host": args.host_name, "reboot": reboot.stdout, **verification_inputs},
             pulumi.ResourceOptions(parent=self, depends_on=[reboot]),
         )
-        self.boot = verified.boot
+        self.boot = verification.boot
         self.driver = pulumi.Output.from_input(driver)
         self.host = pulumi.Output.all(
-            kernel=verified.kernel,
-            boot_id=verified.boot_id,
-            iommu=verified.iommu,
-            devices=verified.devices,
+            kernel=verification.kernel,
+            boot_id=verification.boot_id,
+            iommu=verification.iommu,
+            devices=verification.devices,
             gpus=probe.gpus,
-        ).apply(lambda found: _stack_output(**found))
+        ).apply(lambda values: _stack_output(**values))
         self.register_outputs({"host": self.host})
 
 
@@ -140,7 +141,7 @@ def _stack_output(
 
 
 def _functions(card: CardPlan, devices: dict[str, DeviceSeen]) -> list[BootedFunction]:
-    """What the booted host made of a card's functions."""
+    """A card's functions with their drivers and groups on the booted host."""
     return [
         cast("BootedFunction", {**function, **devices.get(function["address"], {})}) for function in card["functions"]
     ]

@@ -1,4 +1,4 @@
-"""HostScripts: what the other components run on a host lies there, and their commands name it.
+"""HostScripts: the scripts of the other components as files on a host, which their commands name.
 
 Owns /var/lib/homelab/scripts/STACK. Put there before a host's first command, and taken away after its last one.
 """
@@ -38,16 +38,16 @@ class HostScripts(pulumi.ComponentResource):
         super().__init__("homelab:host:HostScripts", name, {}, opts)
         options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
         try:
-            there = KeptScripts.on(f"{name}-put", args.host_name, args.host, options)
+            kept = KeptScripts.on(f"{name}-put", args.host_name, args.host, options)
         except HomelabError as error:
             raise Refusal(error) from None
-        # Sent whole: it takes away what it would be named by.
+        # This script is sent as text, since it removes the files.
         place = owner(args.host_name)
         last = remote.script(
             f"{name}-scripts",
             args.host,
             kept_scripts.in_use(place),
-            pulumi.ResourceOptions(parent=self, depends_on=[there]),
+            pulumi.ResourceOptions(parent=self, depends_on=[kept]),
             place=place,
         )
         are_kept(args.host_name, args.host, last)

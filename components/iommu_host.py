@@ -19,7 +19,7 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """`probe`: which words the command line is to have, and how often these drifted."""
+    """`probe`: the command-line words of the IOMMU, and the layer's generation."""
 
     host: Host
     probe: HostProbe

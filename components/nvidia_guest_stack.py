@@ -49,18 +49,21 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """A plan, what it was made from, and what it leads to. `driver`: the installed version; empty: none is yet."""
+    """A plan, the request that it was made from, and what a verification expects. `driver`: the installed version;
+    empty: none is installed yet.
+    """
 
     request: Request
     plan: Plan
-    wanted: Expected
+    expected: Expected
     driver: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NvidiaGuestStackArgs:
-    """`reboot`: for a host: its HostReboot's, but for the driver; `before_reboot`: what that waits for besides. A VM is
-    rebooted from inside, a container not at all."""
+    """`reboot`: for a host, arguments of its HostReboot, without the driver; `before_reboot`: resources that the reboot
+    depends on besides the driver. A VM is rebooted from inside, a container isn't.
+    """
 
     system: System
     reboot: HostRebootArgs | None = None
@@ -68,8 +71,9 @@ class NvidiaGuestStackArgs:
 
 
 class NvidiaGuestStack(pulumi.ComponentResource):
-    """Outputs: `result` (contract.NvidiaOutput). `place`: of the system in the settings; `boot`: of a host: its
-    HostReboot."""
+    """Outputs: `result` (contract.NvidiaOutput). `place`: the system's in the settings, such as `vms.sandbox`; `boot`:
+    a host's HostReboot.
+    """
 
     result: pulumi.Output[StackInUse]
     place: str
@@ -81,82 +85,93 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self.place = system.name
         self._system = system
         stack = system.nvidia
-        self._found = NvidiaSystem(
+        self._nvidia_system = NvidiaSystem(
             f"{name}-system",
             system.inputs,
             pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
         )
         # Made twice: from the system alone, and from what its repositories offer.
-        self._plan = self._planned(None)
+        self._plan = self._plan_for(None)
 
-        def add_repository(made: _Planned, generation: str) -> str:
-            asked = planner.packages_to_ask_for(made.request)
-            return steps.repository(made.plan, stack, asked, context=made.wanted.context, generation=generation)
+        def add_repository(planned: _Planned, generation: str) -> str:
+            packages = planner.packages_to_ask_for(planned.request)
+            return steps.repository(
+                planned.plan, stack, packages, context=planned.expected.context, generation=generation
+            )
 
-        def install_driver(made: _Planned, generation: str) -> str:
-            return steps.driver(made.plan, stack, context=made.wanted.context, generation=generation)
+        def install_driver(planned: _Planned, generation: str) -> str:
+            return steps.driver(planned.plan, stack, context=planned.expected.context, generation=generation)
 
-        def install_cuda(made: _Planned, generation: str) -> str:
-            return steps.cuda(made.plan, stack, context=made.wanted.context, generation=generation)
+        def install_cuda(planned: _Planned, generation: str) -> str:
+            return steps.cuda(planned.plan, stack, context=planned.expected.context, generation=generation)
 
-        def install_toolkit(made: _Planned, generation: str) -> str:
-            return steps.toolkit(made.plan, stack, made.driver, context=made.wanted.context, generation=generation)
+        def install_toolkit(planned: _Planned, generation: str) -> str:
+            return steps.toolkit(
+                planned.plan, stack, planned.driver, context=planned.expected.context, generation=generation
+            )
 
-        repository = self._step("repository", add_repository, self._found)
-        self._plan = self._planned(_answered(repository, "offered"))
+        repository = self._step("repository", add_repository, self._nvidia_system)
+        self._plan = self._plan_for(_answer(repository, "offered"))
         driver = self._step("driver", install_driver, repository)
-        version = _answered(driver, "version")
+        version = _answer(driver, "version")
         self._plan = pulumi.Output.all(self._plan, version).apply(
-            lambda found: dataclasses.replace(found[0], driver=str(found[1]))
+            lambda values: dataclasses.replace(values[0], driver=str(values[1]))
         )
         last: pulumi.Resource = driver
-        done: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
+        step_outputs: list[pulumi.Input[Any]] = [driver.stdout, self._generation("boot")]
         if args.reboot is not None:
             reboot = dataclasses.replace(
                 args.reboot,
                 driver=version,
-                flavour=self._plan.apply(lambda found: str(found.plan.flavour or "")),
+                flavour=self._plan.apply(lambda planned: str(planned.plan.flavour or "")),
                 # After a way back, the second try installs the same version, and needs its boot.
-                driver_generation=self._found.generation.apply(lambda found: int(found["boot"])),
+                driver_generation=self._nvidia_system.generation.apply(lambda generations: int(generations["boot"])),
             )
             last = self.boot = HostReboot(name, reboot, pulumi.ResourceOptions(depends_on=list(args.before_reboot)))
-            done.append(self.boot.boot)
+            step_outputs.append(self.boot.boot)
         elif system.target == "vm":
-            about = {"driver": version, "timeout": stack.timeouts.reboot, "step": driver.stdout, "generation": done[1]}
+            inputs = {
+                "driver": version,
+                "timeout": stack.timeouts.reboot,
+                "step": driver.stdout,
+                "generation": step_outputs[1],
+            }
             options = pulumi.ResourceOptions(parent=self, depends_on=[last])
-            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **about}, options)
-            done.append(restart.boot_id)
+            last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
+            step_outputs.append(restart.boot_id)
         if stack.cuda is not None:
             last = cuda = self._step("cuda", install_cuda, last)
-            done.append(cuda.stdout)
+            step_outputs.append(cuda.stdout)
         if stack.container_toolkit is not None:
             last = toolkit = self._step("toolkit", install_toolkit, last)
-            done.append(toolkit.stdout)
-        about = {
+            step_outputs.append(toolkit.stdout)
+        inputs = {
             # The installed version: of a branch, one that was there already is as good as the newest.
-            "wanted": self._plan.apply(lambda found: {**dataclasses.asdict(found.wanted), "driver": found.driver}),
-            "tried": self._plan.apply(lambda found: steps.tried(found.request, found.plan)),
+            "wanted": self._plan.apply(
+                lambda planned: {**dataclasses.asdict(planned.expected), "driver": planned.driver}
+            ),
+            "tried": self._plan.apply(lambda planned: steps.tried(planned.request, planned.plan)),
             "timeout": stack.timeouts.verify,
-            "done": pulumi.Output.all(*done),
+            "done": pulumi.Output.all(*step_outputs),
             "started": system.started,
         }
-        self._done = done
-        self._verified = NvidiaVerification(
+        self._step_outputs = step_outputs
+        self._verification = NvidiaVerification(
             f"{name}-verified",
-            {**system.inputs, **about},
+            {**system.inputs, **inputs},
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
         )
-        self.result = self._verified.result
+        self.result = self._verification.result
         self.register_outputs({"result": self.result})
 
     @classmethod
     def on_host(
         cls, name: str, host: Host, reboot: HostRebootArgs, before_reboot: Sequence[pulumi.Resource]
     ) -> NvidiaGuestStack | None:
-        """The host's own; None: the settings have none for it.
+        """A host's stack; None: the settings have none for it.
 
-        :param reboot: of the host, but for the driver.
-        :param before_reboot: what the reboot waits for besides.
+        :param reboot: arguments of the host's HostReboot, without the driver.
+        :param before_reboot: resources that the reboot depends on besides the driver.
         """
         if host.nvidia is None:
             return None
@@ -170,7 +185,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             host.nvidia,
             (probe,),
             passed=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] == "vm")),
-            # One that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when this is read.
+            # A card that was a VM's alone so far, or that ids bind by hand, is on vfio-pci when the system is read.
             staying=probe.gpus.apply(lambda gpus: sorted(gpu["slot"] for gpu in gpus.values() if gpu["use"] != "vm"))
             if host.hands_over or host.take_over
             else None,
@@ -179,7 +194,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
     @classmethod
     def in_vm(cls, name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
-        """A VM's; None: the settings have none for it."""
+        """A VM's stack; None: the settings have none for it."""
         if vm.nvidia is None:
             return None
         system = System(
@@ -187,7 +202,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             f"vms.{name}",
             vm.host,
             host.model_copy(update={"ssh": vm.ssh}),
-            gpu_vm.vm.apply(lambda found: address_of(name, found)),
+            gpu_vm.vm.apply(lambda vm_output: address_of(name, vm_output)),
             vm.nvidia,
             (gpu_vm,),
             gpu_vm.in_force,
@@ -204,12 +219,12 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         host: Host,
         gpu_lxc: GpuLxc,
         boot: HostReboot,
-        tried: Sequence[pulumi.Resource],
+        trials: Sequence[pulumi.Resource],
     ) -> NvidiaGuestStack | None:
-        """A container's; None: the settings have none for it.
+        """A container's stack; None: the settings have none for it.
 
-        :param boot: of the host, whose driver it follows where this stack installs it.
-        :param tried: as of `tried_in`.
+        :param boot: of the host, whose driver the container follows where this program installs it.
+        :param trials: from the host's `driver_trials`.
         """
         if container.nvidia is None:
             return None
@@ -220,7 +235,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             host,
             host.address,
             container.nvidia,
-            (gpu_lxc, *tried),
+            (gpu_lxc, *trials),
             pulumi.Output.all(gpu_lxc.in_force, boot.driver).apply(" ".join),
             container.ctid,
             started=gpu_lxc.started,
@@ -229,29 +244,35 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         )
         return cls(name, NvidiaGuestStackArgs(system=system))
 
-    def tried_in(self, containers: Mapping[str, Container], ready: Sequence[pulumi.Resource]) -> list[pulumi.Resource]:
-        """What these containers' own stacks wait for: an update of this host's driver has been tried in each of them.
+    def driver_trials(
+        self, containers: Mapping[str, Container], ready: Sequence[pulumi.Resource]
+    ) -> list[pulumi.Resource]:
+        """The trial of an update of this host's driver in the containers, which their stacks depend on; empty: none of
+        them has a stack.
 
         :param ready: the containers with their devices.
         """
-        following = {name: one.nvidia for name, one in containers.items() if one.nvidia is not None}
-        if not following:
+        stacks = {name: container.nvidia for name, container in containers.items() if container.nvidia is not None}
+        if not stacks:
             return []
-        names = [f"containers.{name}" for name in following]
-        about = {
+        names = [f"containers.{name}" for name in stacks]
+        inputs = {
             "locks": {name: lock.model_dump(mode="json") for name, lock in locks().items() if name in names},
             # Of a host that has given up, the way back, too.
             "timeout": sum(
-                limits.of_script(self._system.reached, stack) for stack in (self._system.nvidia, *following.values())
+                limits.of_script(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
             ),
-            "done": pulumi.Output.all(names, *self._done),
+            "done": pulumi.Output.all(names, *self._step_outputs),
         }
-        options = pulumi.ResourceOptions(parent=self, depends_on=[self._verified, *ready])
-        return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **about}, options)]
+        options = pulumi.ResourceOptions(parent=self, depends_on=[self._verification, *ready])
+        return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **inputs}, options)]
 
     def _step(self, layer: str, script: Callable[[_Planned, str], str], after: pulumi.Resource) -> remote.Command:
-        """:param script: composes it, from the plan and the layer's generation."""
-        text = pulumi.Output.all(self._plan, self._generation(layer)).apply(lambda found: script(*found))
+        """A layer's command.
+
+        :param script: composes its text, from the plan and the layer's generation.
+        """
+        text = pulumi.Output.all(self._plan, self._generation(layer)).apply(lambda values: script(*values))
         if self._system.nvidia.proxy:  # its address may hold a password
             text = pulumi.Output.secret(text)
         word = "repo" if layer == "repository" else layer
@@ -259,17 +280,20 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         return self._system.script(f"{self.pulumi_resource_name}-{word}", text, options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
-        """How often the layer had to be mended, and what for: a new one makes its step run again."""
-        known = pulumi.Output.all(self._found.generation, self._system.after)
-        return known.apply(lambda found: f"{int(found[0][layer])} {found[1]}")
+        """The layer's generation and the system's `after`: a change of either makes the step run again."""
+        readings = pulumi.Output.all(self._nvidia_system.generation, self._system.after)
+        return readings.apply(lambda values: f"{int(values[0][layer])} {values[1]}")
 
-    def _planned(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
-        """:param offered: package -> versions; None as long as nobody has looked."""
+    def _plan_for(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
+        """The plan for the system.
 
-        def planned(known: list[Any]) -> _Planned:
+        :param offered: package -> versions in the repositories; None: not read yet.
+        """
+
+        def plan_of(values: list[Any]) -> _Planned:
             system = self._system
             request = state.request_of(
-                system.target, system.name, known[0], system.nvidia, known[1], locks().get(system.name)
+                system.target, system.name, values[0], system.nvidia, values[1], locks().get(system.name)
             )
             try:
                 plan = planner.plan_stack(request)
@@ -277,8 +301,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
                 raise Refusal(error) from None
             return _Planned(request, plan, verification.Expected.of(request, plan))
 
-        return pulumi.Output.all(self._found.facts, offered).apply(planned)
+        return pulumi.Output.all(self._nvidia_system.facts, offered).apply(plan_of)
 
 
-def _answered(step: remote.Command, key: str) -> pulumi.Output[Any]:
+def _answer(step: remote.Command, key: str) -> pulumi.Output[Any]:
     return step.stdout.apply(lambda text: scripts.answer(text)[key])

@@ -19,7 +19,7 @@ from homelab.settings import Host
 
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
-    """`probe`: which functions are to be bound, as words of the command line, and how often these drifted."""
+    """`probe`: the functions to bind, as command-line words, and the layer's generation."""
 
     host: Host
     probe: HostProbe
