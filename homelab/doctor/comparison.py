@@ -55,19 +55,21 @@ class Difference:
 
 def compared(case: Case, model: ContainerReading) -> Difference:
     """This container against a working one, on the same host."""
-    conf, other = case.container.parsed, model.parsed
-    here = {row.path: row for row in case.rows}
-    there = {row.path: row for row in rows_of(case.reading, model, WantedCards(cards_in(other), "its configuration"))}
+    conf, model_conf = case.container.parsed, model.parsed
+    rows = {row.path: row for row in case.rows}
+    model_rows = {
+        row.path: row for row in rows_of(case.reading, model, WantedCards(cards_in(model_conf), "its configuration"))
+    }
     devices = {}
-    for path in dict.fromkeys([*there, *here]):
-        pair = _given(here.get(path)), _given(there.get(path))
+    for path in dict.fromkeys([*model_rows, *rows]):
+        pair = _given(rows.get(path)), _given(model_rows.get(path))
         if pair[0] != pair[1]:
             devices[path] = pair
     return Difference(
         model,
         case.container.id,
-        _lacking(other, conf),
-        _lacking(conf, other),
+        _lacking(model_conf, conf),
+        _lacking(conf, model_conf),
         devices,
         _notes(case.container, model, case),
     )
@@ -85,8 +87,8 @@ def _lacking(conf: ContainerConf, other: ContainerConf) -> list[str]:
     """Lines of a configuration that the other one hasn't; spaces, spelling of the separator and the number of dev[n]
     don't count.
     """
-    have = {_normal(line) for line in other.lines}
-    return [line for line in dict.fromkeys(conf.lines) if _normal(line) not in have]
+    normalized = {_normal(line) for line in other.lines}
+    return [line for line in dict.fromkeys(conf.lines) if _normal(line) not in normalized]
 
 
 def _normal(line: str) -> str:
@@ -109,6 +111,6 @@ def _notes(container: ContainerReading, model: ContainerReading, case: Case) -> 
             f"container {model.id} allows the major {major} ({names.get(major, 'of no device here')}), this one not"
         )
     if container.was_seen and model.was_seen and container.library_versions != model.library_versions:
-        shown = [", ".join(conf.library_versions) or "none" for conf in (container, model)]
-        notes.append(f"NVIDIA's libraries: {shown[0]}; in container {model.id} {shown[1]}")
+        versions = [", ".join(conf.library_versions) or "none" for conf in (container, model)]
+        notes.append(f"NVIDIA's libraries: {versions[0]}; in container {model.id} {versions[1]}")
     return notes

@@ -184,7 +184,7 @@ def _not_allowed(case: Case) -> list[Finding]:
     stale = [str(rule.major) for rule in unused_rules(case)]
     lines = [f"lxc.cgroup2.devices.allow: c {major}:* rwm" for major in sorted(by_major)]
     return _finding(
-        "device rules for " + "; ".join(f"{major}:* ({names(found)})" for major, found in sorted(by_major.items())),
+        "device rules for " + "; ".join(f"{major}:* ({names(rows)})" for major, rows in sorted(by_major.items())),
         f"rules: {have}" + (f"; no device of the host has the major {', '.join(stale)}" if stale else ""),
         "majors of nvidia-uvm and nvidia-caps come from the kernel and change with it; what no rule allows can't be "
         "opened",
@@ -219,10 +219,10 @@ def _for_root_only(case: Case) -> list[Finding]:
     rows = [row for row in case.given if is_for_everybody(row.path) and _is_closed(row)]
     if not rows:
         return []
-    own = [row for row in rows if row.entry and row.entry.method == "device"]
+    device_rows = [row for row in rows if row.entry and row.entry.method == "device"]
     modes = "; ".join(f"{row.path} has mode {_mode(row):04o}" for row in rows)
-    if own:
-        keys = " ".join(_changed(row.entry.line, "mode", "0666") for row in own if row.entry is not None)
+    if device_rows:
+        keys = " ".join(_changed(row.entry.line, "mode", "0666") for row in device_rows if row.entry is not None)
         step = case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`"
     else:
         paths = shlex.join(row.host.path for row in rows if row.host)
@@ -257,5 +257,7 @@ def _is_closed(row: Row) -> bool:
     """
     if row.host is None or row.entry is None:
         return False
-    given = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (row.entry.gid != 0 and _mode(row) & 0o060 == 0o060)
-    return _mode(row) & 0o006 != 0o006 and not given
+    has_owner = (row.entry.uid != 0 and _mode(row) & 0o600 == 0o600) or (
+        row.entry.gid != 0 and _mode(row) & 0o060 == 0o060
+    )
+    return _mode(row) & 0o006 != 0o006 and not has_owner

@@ -68,7 +68,9 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
         return container
     guest = reading.guest(ctid)
     containers = ", ".join(
-        str(other.id) for other in reading.extra.guests if (other.kind, other.node) == ("lxc", reading.node)
+        str(container_guest.id)
+        for container_guest in reading.extra.guests
+        if (container_guest.kind, container_guest.node) == ("lxc", reading.node)
     )
     step = f"give the id of a container; there are {containers}" if containers else "give another host with --host"
     if guest is None:

@@ -38,10 +38,10 @@ def card_number(path: str) -> int | None:
 
 @dataclass(frozen=True)
 class WantedCards:
-    """Which cards a container is to have: their numbers N of /dev/nvidiaN, and `by` whom that is said. `guessed`: by
-    nobody. `managed`: the stack's settings have this container; `installs`: they install NVIDIA's libraries in it.
-    `nodes`: of cards of other makers. `away`: shared cards of its that the host hasn't got for now, each in words;
-    `sunk`: those of them that don't come back by themselves.
+    """The cards that a container is to have. `numbers`: N of their /dev/nvidiaN; `by`: what names them, such as an
+    option; `guessed`: nothing does. `managed`: the stack's settings have this container; `installs`: they install
+    NVIDIA's libraries in it. `nodes`: of other makers' cards. `away`: its shared cards that aren't with the host, each
+    in words; `sunk`: those of them that don't come back by themselves.
     """
 
     numbers: list[int]

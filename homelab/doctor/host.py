@@ -1,4 +1,4 @@
-"""A host: is its IOMMU on, what is every card bound to, who has it, does it still have what the settings want. Pure."""
+"""The diagnosis of a host: its IOMMU, its cards with their drivers and guests, and its drift. Pure."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def host_report(reading: Reading, host: Host) -> str:
 
 
 def diagnose(reading: Reading, host: Host) -> Report:
-    """How a host differs from its settings, what stands against them, and what its kernel says of its cards."""
+    """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards."""
     facts = reading.facts
     slots, _ = gates.resolve(facts, host.gpus)
-    every = {one.slot for one in facts.display_devices if one.vendor == NVIDIA} | set(slots.values())
-    shown = sorted(every)
-    found = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
-    found += _handed_over(reading, host, slots)
-    said, remarks = cards.log_findings(reading, shown, of_host=host.gives_cards)
-    found += said
-    found += _boot(reading)
+    slot_set = {device.slot for device in facts.display_devices if device.vendor == NVIDIA} | set(slots.values())
+    shown_slots = sorted(slot_set)
+    findings = [*_wanted(reading, host), *_for_containers(reading, host, slots), *_mappings(reading, host, slots)]
+    findings += _handed_over(reading, host, slots)
+    log_findings, remarks = cards.log_findings(reading, shown_slots, of_host=host.gives_cards)
+    findings += log_findings
+    findings += _boot(reading)
     return Report(
         "host",
         f"host {reading.node}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}",
         _head(reading),
-        [_settings_table(reading, host, slots), cards.table(reading, shown), _files_table(reading)],
-        found,
+        [_settings_table(reading, host, slots), cards.table(reading, shown_slots), _files_table(reading)],
+        findings,
         [
             *_notes(reading),
             *_turned_away(reading, host),
@@ -46,11 +46,11 @@ def diagnose(reading: Reading, host: Host) -> Report:
             *_resets(reading, host, slots),
             *remarks,
         ],
-        data=_data(reading, host, slots, shown),
+        data=_data(reading, host, slots, shown_slots),
     )
 
 
-# What words of the kernel command line are about the IOMMU, by a part of them.
+# Parts of command-line words that are about the IOMMU.
 _SHOWN = ("iommu", "vfio", "pcie_acs_override", "intremap")
 
 
@@ -70,71 +70,77 @@ def _head(reading: Reading) -> list[str]:
 
 
 def _wanted(reading: Reading, host: Host) -> list[Finding]:
-    """What an `up` would refuse; else what a verification would find, and what has drifted beyond that."""
+    """What an `up` would refuse; else the errors of a verification, and drift that these don't have."""
     facts = reading.facts
     try:
-        want = plan.wanted(facts, host)
+        planned = plan.wanted(facts, host)
     except HomelabError as error:
         return Finding.of(error)
-    if not facts.managed and missing_words(want.words, facts.cmdline.others):
-        return [_not_configured(reading, want)]
-    found = [one for error in plan.verify(facts, host, want) for one in Finding.of(error)]
-    said = {line for layer in ("iommu", "vfio", "values") for line in plan.drift(facts, want)[layer]}
-    misplaced = set(plan.misplaced(facts, want))
-    lost = sorted(said - misplaced)
+    if not facts.managed and missing_words(planned.words, facts.cmdline.others):
+        return [_not_configured(reading, planned)]
+    findings = [finding for error in plan.verify(facts, host, planned) for finding in Finding.of(error)]
+    drift = {line for layer in ("iommu", "vfio", "values") for line in plan.drift(facts, planned)[layer]}
+    misplaced = set(plan.misplaced(facts, planned))
+    missing = sorted(drift - misplaced)
     if facts.rolled_back:
-        lost.append(facts.rolled_back.strip())
-    if lost:
-        found.append(
+        missing.append(facts.rolled_back.strip())
+    if missing:
+        findings.append(
             Finding(
                 "the host configured as the settings have it",
-                "; ".join(lost),
+                "; ".join(missing),
                 "the next boot, or the next kernel, would be without it",
                 "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it",
                 Stage.CONFIGURATION,
             )
         )
-    return found
+    return findings
 
 
-def _not_configured(reading: Reading, want: plan.Wanted) -> Finding:
-    """Nothing was done here yet, or all was given back."""
-    on = [reading.facts.by_address[address] for address in want.functions if address in reading.facts.by_address]
-    drivers = "".join(f"; {one.address} is on {one.driver or 'no driver'}" for one in on if one.driver != "vfio-pci")
-    lost = " ".join(missing_words(want.words, reading.facts.cmdline.others))
+def _not_configured(reading: Reading, planned: plan.Wanted) -> Finding:
+    """The finding on a host without any file of this program: before the first `up`, or after a `destroy`."""
+    functions = [
+        reading.facts.by_address[address] for address in planned.functions if address in reading.facts.by_address
+    ]
+    drivers = "".join(
+        f"; {function.address} is on {function.driver or 'no driver'}"
+        for function in functions
+        if function.driver != "vfio-pci"
+    )
+    missing = " ".join(missing_words(planned.words, reading.facts.cmdline.others))
     return Finding(
         "the host configured as the settings have it",
-        f"no file of this program is there; the kernel's command line lacks {lost}{drivers}",
+        f"no file of this program is there; the kernel's command line lacks {missing}{drivers}",
         "without it the cards stay with the host's drivers",
         "`pulumi preview` shows what would be done, `pulumi up` does it",
     )
 
 
 def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Cards that stay with the host for its containers: NVIDIA's driver has them, or another maker's serves a node for
-    computing.
+    """Findings on cards with `use: lxc`: one of NVIDIA's without NVIDIA's driver, and another maker's whose driver
+    serves no node for computing.
     """
-    wrong, other = [], []
+    without_driver, findings = [], []
     for name, slot in slots.items():
-        first = next(iter(reading.facts.functions(slot)), None)
+        function = next(iter(reading.facts.functions(slot)), None)
         if (
             host.gpus[name].use == "lxc"
-            and first
-            and first.vendor == NVIDIA
-            and first.address not in reading.cards.values()
+            and function
+            and function.vendor == NVIDIA
+            and function.address not in reading.cards.values()
         ):
-            wrong.append(f"gpus.{name}: {first.address} is on {first.driver or 'no driver'}")
-        elif host.gpus[name].use == "lxc" and first and first.vendor != NVIDIA:
+            without_driver.append(f"gpus.{name}: {function.address} is on {function.driver or 'no driver'}")
+        elif host.gpus[name].use == "lxc" and function and function.vendor != NVIDIA:
             where = f"gpus.{name} ({reading.facts.card(slot)}) for containers"
-            if error := other_makers.unserved(where, reading.facts, first, reading.node):
-                other += Finding.of(error)
-    if not wrong:
-        return other
+            if error := other_makers.unserved(where, reading.facts, function, reading.node):
+                findings += Finding.of(error)
+    if not without_driver:
+        return findings
     return [
-        *other,
+        *findings,
         Finding(
             "the cards for containers with NVIDIA's driver",
-            "; ".join(wrong),
+            "; ".join(without_driver),
             "containers use the host's driver; a card that it doesn't have has no /dev/nvidia node",
             "install and load NVIDIA's driver on the host; a card that this program has bound is given back by "
             "`pulumi up` and its reboot",
@@ -142,7 +148,7 @@ def _for_containers(reading: Reading, host: Host, slots: dict[str, str]) -> list
     ]
 
 
-# Sink -> why it matters, and what to do.
+# State in which a handover has stopped -> why it matters, and what to do.
 _SINKS = {
     "HELD": (
         "the card is with the host, and a VM didn't get it, or what had it before was not started again",
@@ -163,8 +169,9 @@ _SINKS = {
 }
 
 
-# For how long a card may be on its way: each step has a time limit, and the host's timer ends what was left half-way.
+# Seconds that a handover may take: each step has a time limit, and the host's timer ends one that stopped half-way.
 _WAY_SECONDS = 900
+# State of a handover at work -> what it means, and how the host's timer ends it.
 _ON_ITS_WAY = {
     "DRAINING": ("containers are being shut down for a VM, each in its own time (startup: down=)", "is undone"),
     "FREE": ("nobody was seen to have the card, and it is about to be taken", "is undone"),
@@ -173,60 +180,64 @@ _ON_ITS_WAY = {
 }
 
 
-def _on_its_way(name: str, about: dict[str, str], said: str, guests: Guests) -> Finding | None:
-    """A card that has been on its way for longer than any step takes, or is with a VM that is off."""
-    state = about.get("state", "")
-    wanted, look = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
-    if state == "VM" and about.get("vm", "") not in map(str, guests.running):
+def _on_its_way(name: str, details: dict[str, str], description: str, guests: Guests) -> Finding | None:
+    """The finding on a handover that takes longer than any step may, or on a card with a VM that is off.
+
+    :param details: the card's state, from `handover.state_of`.
+    :param description: the state in words.
+    """
+    state = details.get("state", "")
+    wanted, log = f"gpus.{name} with a VM, or with the host", "/var/lib/homelab/handover/log"
+    if state == "VM" and details.get("vm", "") not in map(str, guests.running):
         if "vm" in guests.unlisted:
             return None  # that is a finding of its own
         return Finding(
             wanted,
-            f"{said}, which is off",
+            f"{description}, which is off",
             "homelab-handover.timer gives such a card back within some two minutes, unless the VM is starting, is "
             "backed up or is locked",
-            f"look again after that; if it is still so, see whether that timer runs, and what {look} says last",
+            f"look again after that; if it is still so, see whether that timer runs, and what {log} says last",
         )
-    if state not in _ON_ITS_WAY or time.time() - handover.since(about) < _WAY_SECONDS:
+    if state not in _ON_ITS_WAY or time.time() - handover.since(details) < _WAY_SECONDS:
         return None
-    what, then = _ON_ITS_WAY[state]
+    meaning, ending = _ON_ITS_WAY[state]
     return Finding(
         wanted,
-        said,
-        f"{what}; once a minute homelab-handover.timer looks at it, and what was left half-way {then}. It should "
+        description,
+        f"{meaning}; once a minute homelab-handover.timer looks at it, and what was left half-way {ending}. It should "
         "have ended long ago",
-        f"see whether that timer and homelab-handover.service run, and what {look} says last; a reboot of the host "
+        f"see whether that timer and homelab-handover.service run, and what {log} says last; a reboot of the host "
         "ends it in any case",
     )
 
 
 def _turned_away(reading: Reading, host: Host) -> list[str]:
-    """VMs that were started by hand while a run was at work, and haven't got their card since."""
+    """Remarks on VMs that were started during a run, and haven't got their card since."""
     return [
-        f"gpus.{name}: {said}; nothing was changed: start that VM again if it is still to have the card, unless a "
+        f"gpus.{name}: {message}; nothing was changed: start that VM again if it is still to have the card, unless a "
         "run is still at work"
-        for name, said in reading.facts.turned_away.items()
+        for name, message in reading.facts.turned_away.items()
         if name in host.hands_over
     ]
 
 
 def _set_aside(reading: Reading) -> list[str]:
-    """What was set for a restart of the node, while it lasts or after a run that was killed."""
+    """Remarks on Ceph's noout and HA's maintenance mode, set for a restart of the node and not put back yet."""
     notes = dict(line.split(" ", 1) for line in reading.facts.set_aside.splitlines() if " " in line)
-    said = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
-    said += ["HA's maintenance mode is on"] if "maintenance" in notes else []
+    texts = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
+    texts += ["HA's maintenance mode is on"] if "maintenance" in notes else []
     return [
-        f"set for a restart of this node, and not put back yet: {one}; unless a run is at work, the node does it by "
+        f"set for a restart of this node, and not put back yet: {text}; unless a run is at work, the node does it by "
         "itself (homelab-turn.timer), "
         "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the "
         "cluster is gone for good: "
         "docs/troubleshooting.md, A node goes on trying to end its turn"
-        for one in said
+        for text in texts
     ]
 
 
 def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Finding]:
-    """VMs that HA doesn't start any more, of those that have a card in turn."""
+    """Findings on VMs with a shared card that HA doesn't start any more."""
     facts = reading.facts
     return [
         Finding(
@@ -243,20 +254,20 @@ def _given_up(reading: Reading, name: str, slots: dict[str, str]) -> list[Findin
 
 
 def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """Cards that a VM takes in turn, where one is neither with it nor with the host as before."""
-    found = []
+    """Findings on shared cards, on VMs that moved away with homelab's hookscript, and on the handover's files."""
+    findings = []
     for name in host.hands_over:
-        about = handover.state_of(reading.facts, name)
-        state, said = about.get("state", ""), handover.said(reading.facts, name)
-        if late := _on_its_way(name, about, said, reading.facts.guests):
-            found.append(late)
-        if state in _SINKS and said:
-            why, then = _SINKS[state]
-            found.append(Finding(f"gpus.{name} handed over whole, or not at all", said, why, then))
-        found += _given_up(reading, name, slots)
-    for moved in reading.facts.handover.moved_hooks:
-        vmid, _, node = moved.partition(" on ")
-        found.append(
+        details = handover.state_of(reading.facts, name)
+        state, description = details.get("state", ""), handover.said(reading.facts, name)
+        if finding := _on_its_way(name, details, description, reading.facts.guests):
+            findings.append(finding)
+        if state in _SINKS and description:
+            why, step = _SINKS[state]
+            findings.append(Finding(f"gpus.{name} handed over whole, or not at all", description, why, step))
+        findings += _given_up(reading, name, slots)
+    for hook in reading.facts.handover.moved_hooks:
+        vmid, _, node = hook.partition(" on ")
+        findings.append(
             Finding(
                 f"VM {vmid} on this host, where it takes a shared card",
                 f"it is on node {node} now, and names homelab's hookscript there",
@@ -265,29 +276,29 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
                 Stage.CONFIGURATION,
             )
         )
-    lost = plan.lost_handover(reading.facts)
-    if lost:
-        found.append(
+    missing = plan.lost_handover(reading.facts)
+    if missing:
+        findings.append(
             Finding(
                 "what hands cards from containers to VMs, as `up` installed it",
-                "; ".join(lost),
+                "; ".join(missing),
                 "a VM would start without its card, or a handover that is cut short would stay half-way",
                 "`pulumi up --refresh` puts it back",
                 Stage.CONFIGURATION,
             )
         )
-    return found
+    return findings
 
 
 def _boot(reading: Reading) -> list[Finding]:
-    """ESPs that proxmox-boot-tool should keep, and can't."""
-    said = reading.facts.boot_warnings.strip()
-    if not said:
+    """The finding on ESPs that proxmox-boot-tool should keep, and can't."""
+    warnings = reading.facts.boot_warnings.strip()
+    if not warnings:
         return []
     return [
         Finding(
             "every boot partition (ESP) that proxmox-boot-tool keeps",
-            kernel_log.excerpt(said),
+            kernel_log.excerpt(warnings),
             "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
             "come into effect",
             "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a "
@@ -298,10 +309,10 @@ def _boot(reading: Reading) -> list[Finding]:
 
 
 def _mappings(reading: Reading, host: Host, slots: dict[str, str]) -> list[Finding]:
-    """The mappings of the settings' cards that are there."""
-    there = reading.facts.guests.mapping_entries
+    """Findings on the existing mappings of the settings' cards."""
+    mappings = reading.facts.guests.mapping_entries
     names = [host.mapping_of(gpu) for gpu in slots if host.api and host.gpus[gpu].may_leave]
-    return [one for name in names if name in there for one in cards.mapping_findings(reading, name)]
+    return [finding for name in names if name in mappings for finding in cards.mapping_findings(reading, name)]
 
 
 def _notes(reading: Reading) -> list[str]:
@@ -319,13 +330,13 @@ def _notes(reading: Reading) -> list[str]:
 
 
 def _resets(reading: Reading, host: Host, slots: dict[str, str]) -> list[str]:
-    """How the cards that go to VMs are reset, and what is known of that."""
+    """Remarks on the resets of cards that go to VMs."""
     facts = reading.facts
     notes = []
     for name, slot in slots.items():
         if host.gpus[name].use == "vm":
-            ways = resets.described(facts, facts.functions(slot))
-            notes += [f"gpus.{name} is reset: {ways}"] if ways else []
+            described = resets.described(facts, facts.functions(slot))
+            notes += [f"gpus.{name} is reset: {described}"] if described else []
             notes += resets.remarks(facts, f"gpus.{name}", slot)
     return notes
 
@@ -334,7 +345,7 @@ def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Tabl
     rows, facts = [], reading.facts
     for name, gpu in host.gpus.items():
         slot = slots.get(name, "")
-        drivers = dict.fromkeys(one.driver or "none" for one in reading.facts.functions(slot))
+        drivers = dict.fromkeys(function.driver or "none" for function in reading.facts.functions(slot))
         use = ", ".join(part for part in (gpu.use, handover.said(facts, name)) if part)
         rows.append([name, use, facts.card(slot) if slot else "not found", ", ".join(drivers)])
     return Table("cards of the settings", ["name", "use", "card", "drivers"], rows)
@@ -346,7 +357,7 @@ def _files_table(reading: Reading) -> Table:
     )
 
 
-def _data(reading: Reading, host: Host, slots: dict[str, str], shown: list[str]) -> dict[str, Any]:
+def _data(reading: Reading, host: Host, slots: dict[str, str], shown_slots: list[str]) -> dict[str, Any]:
     facts = reading.facts
     return {
         "node": reading.node,
@@ -356,6 +367,6 @@ def _data(reading: Reading, host: Host, slots: dict[str, str], shown: list[str])
         "cmdline": {"running": facts.cmdline.running, "configured": facts.cmdline.configured},
         "driver": reading.driver or None,
         "gpus": [{"name": name, "use": gpu.use, "slot": slots.get(name)} for name, gpu in host.gpus.items()],
-        "cards": [cards.data(reading, slot) for slot in shown],
+        "cards": [cards.data(reading, slot) for slot in shown_slots],
         "files": [{"layer": file.layer, "path": file.path, "state": file.state} for file in facts.managed],
     }

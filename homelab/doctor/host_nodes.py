@@ -60,7 +60,7 @@ def _missing_cards(case: Case) -> list[Finding]:
     return [
         Finding(
             f"{', '.join(f'/dev/nvidia{number}' for number in missing)} on the host, for {case.name} ({case.cards.by})",
-            f"cards that the driver has: {has or 'none'}" + "".join(f"; {one}" for one in away),
+            f"cards that the driver has: {has or 'none'}" + "".join(f"; {function}" for function in away),
             "the numbers are the driver's own, in its order; a card on vfio-pci has none",
             "give the container a card that the host has, or give that card back to the host",
         )
@@ -98,18 +98,18 @@ def _made_by(path: str) -> str:
 def _stale_nodes(case: Case) -> list[Finding]:
     """Nodes of an earlier boot's numbers."""
     majors = case.reading.majors
-    wrong = []
+    stale = []
     for row in case.rows:
         driver = "nvidia-caps" if "/nvidia-caps/" in row.path else "nvidia-uvm" if "-uvm" in row.path else ""
         if row.host and row.host.path == row.path and driver in majors and row.host.major != majors[driver]:
-            wrong.append((row.path, row.host.major, majors[driver]))
-    if not wrong:
+            stale.append((row.path, row.host.major, majors[driver]))
+    if not stale:
         return []
     return [
         Finding(
             "nodes on the host with the majors that the driver has now",
-            "; ".join(f"{path} has {found}, /proc/devices says {major}" for path, found, major in wrong),
+            "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
             "the driver gets its numbers anew from the kernel; an old node leads to nothing, or to another driver",
-            f"`rm {shlex.join(path for path, _, _ in wrong)}`, then `nvidia-modprobe -u -c 0`",
+            f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
         )
     ]

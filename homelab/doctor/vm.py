@@ -71,14 +71,16 @@ def _config(reading: Reading, vmid: int) -> dict[str, str]:
     if vmid in configs:
         return configs[vmid]
     guest = reading.guest(vmid)
-    there = ", ".join(f"{other} ({values.get('name', '')})" for other, values in sorted(configs.items())) or "none"
-    step = f"give the id of a virtual machine; there are: {there}"
+    configured = (
+        ", ".join(f"{other_id} ({values.get('name', '')})" for other_id, values in sorted(configs.items())) or "none"
+    )
+    step = f"give the id of a virtual machine; there are: {configured}"
     if guest is None:
         found = "no guest of the cluster has this id"
     elif guest.kind == "lxc":
         found, step = "it is a container", f"`python -m homelab doctor container {vmid}`, or {step}"
     else:
-        found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {there})"
+        found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {configured})"
     raise HomelabError(
         wanted=f"VM {vmid} on {reading.node}", found=found, why="there is nothing to look into", next=step
     )

@@ -342,7 +342,7 @@ def test_a_mapping_that_proxmox_would_refuse(old: str, new: str, said: str) -> N
     assert said in [one.found for one in diagnose_vm(with_vm(ENTRY.replace(old, new)), 103).findings]
 
 
-def test_a_mapping_that_is_not_there_and_an_address_that_is_not_there() -> None:
+def test_a_mapping_and_an_address_that_do_not_exist() -> None:
     assert "there is no such mapping (there are: gpu)" in found(diagnose_vm(with_vm(hostpci="mapping=x"), 103)).values()
     report = diagnose_vm(with_vm(hostpci="09:00,pcie=1"), 103)
     assert "the device of hostpci0 on the host" in found(report)
