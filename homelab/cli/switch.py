@@ -134,7 +134,7 @@ class Switch:
     async def rehearse(self) -> int:
         """Prints what a switch would do, and what prevents it; returns the exit status."""
         handover.switch_refused(self._facts, self._host, self._card, self._vm, rehearsed=True)
-        state = handover.said(self._facts, self._card) or "with the host"
+        state = handover.state_text(self._facts, self._card) or "with the host"
         print(f"gpus.{self._card} is {state}. Nothing is done.")
         if self._vm is None:
             return self._rehearse_return()
@@ -181,7 +181,7 @@ class Switch:
             and (state.get("state"), state.get("vm")) == ("VM", str(self._vm.vmid))
             and self._vm.vmid in self._facts.guests.running
         ):
-            print(f"gpus.{self._card} is {handover.said(self._facts, self._card)} already.")
+            print(f"gpus.{self._card} is {handover.state_text(self._facts, self._card)} already.")
             return WELL
         if self._vm is None and state.get("state", "HELD") == "HELD":
             print(f"gpus.{self._card} is with the host already" + (f": {state['why']}" if state.get("why") else "."))
@@ -313,7 +313,7 @@ class Switch:
         facts = self._facts.model_copy(
             update={"handover": HandedOver(cards={self._card: "\n".join(f"{k}={v}" for k, v in self._state.items())})}
         )
-        return handover.said(facts, self._card) or "with the host"
+        return handover.state_text(facts, self._card) or "with the host"
 
 
 async def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, rehearse: bool) -> int:

@@ -101,7 +101,9 @@ def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
 
     :param users: the guests whose configuration names the card.
     """
-    return facts.handover.enabled and all(not user.running and facts.given_by_us(slot, user.vmid) for user in users)
+    return facts.handover.enabled and all(
+        not user.running and facts.given_by_homelab(slot, user.vmid) for user in users
+    )
 
 
 def slots_of_use(want: Wanted, use: str) -> list[str]:

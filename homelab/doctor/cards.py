@@ -151,7 +151,7 @@ def log_findings(reading: Reading, slots: list[str], *, of_host: bool) -> tuple[
         of_card = kernel_log.of_card(reading.facts, slot, functions)
         troubles += of_card
         errors += [trouble.error for trouble in of_card if not trouble.harmless]
-        errors += recognise(kernel_log.about_card(reading.facts, functions), context)
+        errors += recognise(kernel_log.driver_messages(reading.facts, functions), context)
     if of_host:
         of_whole_host = kernel_log.of_host(reading.facts, reading.node)
         troubles += of_whole_host

@@ -258,7 +258,7 @@ def _handed_over(reading: Reading, host: Host, slots: dict[str, str]) -> list[Fi
     findings = []
     for name in host.hands_over:
         details = handover.state_of(reading.facts, name)
-        state, description = details.get("state", ""), handover.said(reading.facts, name)
+        state, description = details.get("state", ""), handover.state_text(reading.facts, name)
         if finding := _on_its_way(name, details, description, reading.facts.guests):
             findings.append(finding)
         if state in _SINKS and description:
@@ -346,7 +346,7 @@ def _settings_table(reading: Reading, host: Host, slots: dict[str, str]) -> Tabl
     for name, gpu in host.gpus.items():
         slot = slots.get(name, "")
         drivers = dict.fromkeys(function.driver or "none" for function in reading.facts.functions(slot))
-        use = ", ".join(part for part in (gpu.use, handover.said(facts, name)) if part)
+        use = ", ".join(part for part in (gpu.use, handover.state_text(facts, name)) if part)
         rows.append([name, use, facts.card(slot) if slot else "not found", ", ".join(drivers)])
     return Table("cards of the settings", ["name", "use", "card", "drivers"], rows)
 

@@ -90,7 +90,7 @@ class StackFile:
                 away = {
                     gpu: f"gpus.{gpu} is {text}"
                     for gpu in host.hands_over
-                    if (text := handover.said(reading.facts, gpu))
+                    if (text := handover.state_text(reading.facts, gpu))
                     and slots.get(gpu) not in with_driver
                     and (named is None or gpu in named)
                 }

@@ -35,7 +35,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     config = _config(reading, vmid)
     running = vmid in reading.facts.guests.running
     # While it runs, also those that it loses at its next start.
-    current = next(guest.now for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
+    current = next(guest.current for guest in reading.facts.guests.configs if guest.id == vmid) if running else {}
     options = {key: value for key, value in sorted({**current, **config}.items()) if key.startswith("hostpci")}
     slots = list(dict.fromkeys(slot for key, value in options.items() for slot in cards.slots_of(reading, key, value)))
     name = f"VM {vmid} ({config.get('name', 'no name')})"

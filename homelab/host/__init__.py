@@ -1,1 +1,1 @@
-"""What is known and decided about one Proxmox VE host, without Pulumi: facts read over SSH, gates, the plan."""
+"""The facts of one Proxmox VE host, which are read over SSH, the gates and the plan. Without Pulumi."""

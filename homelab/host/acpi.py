@@ -1,9 +1,9 @@
 """The firmware's tables about the IOMMU, read as the kernel reads them: IVRS (AMD) and DMAR (Intel).
 
-Before an IOMMU is on, they are what tells for which devices the firmware wants memory mapped 1:1. Sources: AMD I/O
+Before an IOMMU is on, only these tables say for which devices the firmware wants memory mapped 1:1. Sources: AMD I/O
 Virtualization Technology (IOMMU) Specification 48882, 5.2 (IVRS); Intel VT-d specification, 8 (DMAR);
-drivers/iommu/amd/init.c and drivers/iommu/intel/{dmar,iommu}.c of Linux. A table may hold anything: what isn't whole
-ends it, and nothing is raised. Pure.
+drivers/iommu/amd/init.c and drivers/iommu/intel/{dmar,iommu}.c of Linux. A table may hold anything: reading ends at a
+structure that isn't whole, and nothing is raised. Pure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class UnityMap:
     memory: MemoryRange
 
     def names(self, address: str) -> bool:
-        """Is it for this PCI function (`dddd:bb:ss.f`)?"""
+        """Whether the map is for this PCI function (`dddd:bb:ss.f`)."""
         domain, bus, device, function = parts(address)
         return domain == self.segment and self.first <= (bus << 8 | device << 3 | function) <= self.last
 
@@ -64,7 +64,7 @@ class DeviceScope:
     path: tuple[tuple[int, int], ...]
 
     def names(self, chain: list[str]) -> bool:
-        """Is it the last function of this chain of addresses, from the root bus down to it?
+        """Whether the scope is the last function of this chain of addresses, from the root bus down to it.
 
         The kernel compares the paths, device by device (dmar_match_pci_path), so that the numbers of the buses between,
         which change, don't matter; and takes a path of one device that fits none for an address itself, since some
@@ -87,12 +87,12 @@ class ReservedMemory:
     scopes: tuple[DeviceScope, ...]
 
     def names(self, chain: list[str]) -> bool:
-        """Is it for the last function of a chain of addresses (as of `DeviceScope.names`), by itself or by a bridge
-        above it?"""
+        """Whether the memory is for the last function of a chain of addresses, from the root bus down to it: by its own
+        scope, or by that of a bridge above it."""
         if not chain or parts(chain[-1])[0] != self.segment:
             return False
-        above = [chain[:length] for length in range(1, len(chain) + 1)]
-        return any(scope.names(part) for scope in self.scopes for part in above)
+        prefixes = [chain[:length] for length in range(1, len(chain) + 1)]
+        return any(scope.names(prefix) for scope in self.scopes for prefix in prefixes)
 
 
 def parts(address: str) -> tuple[int, int, int, int]:
@@ -103,63 +103,62 @@ def parts(address: str) -> tuple[int, int, int, int]:
 
 
 def unity_maps(ivrs: bytes) -> list[UnityMap]:
-    """What an IVRS table wants mapped 1:1."""
-    found = []
+    """The memory that an IVRS table wants mapped 1:1."""
+    maps = []
     for start, size in _structures(ivrs, "<BxH"):
         kind, flags = ivrs[start], ivrs[start + 1]
         if kind not in (_IVMD_ALL, _IVMD_ONE, _IVMD_RANGE) or not flags & _IVMD_FLAGS or size < _IVMD_SIZE:
             continue
         device, last, segment, memory, length = struct.unpack_from("<HHH6xQQ", ivrs, start + 4)
         first, last = {_IVMD_ALL: (0, 0xFFFF), _IVMD_ONE: (device, device), _IVMD_RANGE: (device, last)}[kind]
-        found.append(UnityMap(segment, first, last, MemoryRange(memory, memory + max(length, 1) - 1)))
-    return found
+        maps.append(UnityMap(segment, first, last, MemoryRange(memory, memory + max(length, 1) - 1)))
+    return maps
 
 
 def reserved_memory(dmar: bytes) -> list[ReservedMemory]:
-    """What a DMAR table wants mapped 1:1."""
-    found = []
+    """The memory that a DMAR table wants mapped 1:1."""
+    regions = []
     for start, size in _structures(dmar, "<HH"):
         if struct.unpack_from("<H", dmar, start)[0] != _RMRR or size < _RMRR_SIZE:
             continue
         segment, memory, end = struct.unpack_from("<2xHQQ", dmar, start + 4)
-        found.append(
+        regions.append(
             ReservedMemory(segment, MemoryRange(memory, end), tuple(_scopes(dmar, start + _RMRR_SIZE, start + size)))
         )
-    return found
+    return regions
 
 
 def remaps_interrupts(dmar: bytes) -> bool | None:
-    """Does the firmware say that interrupts can be remapped (INTR_REMAP)? None: it isn't a DMAR table that says
-    anything."""
+    """Whether the firmware says that interrupts can be remapped (INTR_REMAP); None: this is no whole DMAR table."""
     if len(dmar) < _HEADER or not dmar.startswith(b"DMAR"):
         return None
     return bool(dmar[_INTERRUPTS_AT] & _INTERRUPTS)
 
 
-def _structures(table: bytes, head: str) -> Iterator[tuple[int, int]]:
-    """Where each structure begins, and its size. Whole ones only.
+def _structures(table: bytes, header_format: str) -> Iterator[tuple[int, int]]:
+    """The offset and the size of each structure of a table, in bytes. Whole ones only.
 
-    :param head: how type and size stand at its beginning.
+    :param header_format: of the type and the size at a structure's beginning, as `struct` has it.
     """
     if len(table) < _HEADER:
         return
     end = min(len(table), struct.unpack_from("<I", table, _LENGTH_AT)[0])
-    at, least = _HEADER, struct.calcsize(head)
-    while at + least <= end:
-        size = struct.unpack_from(head, table, at)[-1]
-        if size < least or at + size > end:
+    offset, header_size = _HEADER, struct.calcsize(header_format)
+    while offset + header_size <= end:
+        size = struct.unpack_from(header_format, table, offset)[-1]
+        if size < header_size or offset + size > end:
             return
-        yield at, size
-        at += size
+        yield offset, size
+        offset += size
 
 
-def _scopes(table: bytes, at: int, end: int) -> Iterator[DeviceScope]:
-    while at + _SCOPE_SIZE <= end:
-        kind, size = table[at], table[at + 1]
-        if size < _SCOPE_SIZE or at + size > end:
+def _scopes(table: bytes, offset: int, end: int) -> Iterator[DeviceScope]:
+    while offset + _SCOPE_SIZE <= end:
+        kind, size = table[offset], table[offset + 1]
+        if size < _SCOPE_SIZE or offset + size > end:
             return
-        path = table[at + _SCOPE_SIZE : at + size]
+        path = table[offset + _SCOPE_SIZE : offset + size]
         if kind in (_ENDPOINT, _BRIDGE) and len(path) >= 2:
             pairs = list(pairwise(path))[::2]
-            yield DeviceScope(table[at + 5], tuple((device, function) for device, function in pairs))
-        at += size
+            yield DeviceScope(table[offset + 5], tuple((device, function) for device, function in pairs))
+        offset += size

@@ -19,14 +19,15 @@ WORD = "pcie_acs_override"
 # Of the patch's 16 places for ids the last one is never used.
 MOST_IDS = 15
 _ID = re.compile(r"id:([0-9a-fA-F]{4}:[0-9a-fA-F]{4})")
-# What lspci calls the kinds of PCIe devices, in lower case.
+# Kinds of PCIe devices, as lspci names them, in lower case.
 _PORTS = ("root port", "downstream port")
 _MAY_BE_ONE_OF_SEVERAL = ("endpoint", "legacy endpoint", "root complex integrated endpoint", "upstream port")
 
 
 @dataclass(frozen=True)
 class Override:
-    """What is taken for isolating although it says nothing of Access Control Services."""
+    """The functions that the kernel is told to take for isolating (`pcie_acs_override=`), although they say nothing of
+    Access Control Services: downstream ports, functions of a multifunction slot, `vendor:device` ids."""
 
     downstream: bool = False
     multifunction: bool = False
@@ -36,8 +37,8 @@ class Override:
         return self.downstream or self.multifunction or bool(self.ids)
 
     def __str__(self) -> str:
-        named = [name for name in ("downstream", "multifunction") if getattr(self, name)]
-        return ",".join([*named, *(f"id:{one}" for one in sorted(self.ids))])
+        kinds = [name for name in ("downstream", "multifunction") if getattr(self, name)]
+        return ",".join([*kinds, *(f"id:{id_}" for id_ in sorted(self.ids))])
 
     def __sub__(self, other: Override) -> Override:
         return Override(
@@ -48,34 +49,35 @@ class Override:
 
 
 def knows_override(kernel: str) -> bool:
-    """Does a kernel of this release (`uname -r`) have the patch? Proxmox VE's have."""
+    """Whether a kernel of this release (`uname -r`) has the patch. Proxmox VE's have it."""
     return "-pve" in kernel
 
 
 def override(cmdline: str, kernel: str) -> Override:
-    """What a kernel makes of its command line. Several such words add up."""
+    """The override of a kernel with this command line. Several `pcie_acs_override=` words add up."""
     if not knows_override(kernel):
         return Override()
-    listed = [
+    options = [
         part
         for word in cmdline.split()
         if word.startswith(f"{WORD}=")
         for part in word.partition("=")[2].strip('"').split(",")
     ]
-    ids = [match[1].lower() for part in listed if (match := _ID.match(part))]
+    ids = [match[1].lower() for part in options if (match := _ID.match(part))]
     return Override(
-        any(part.startswith("downstream") for part in listed),
-        any(part.startswith("multifunction") for part in listed),
+        any(part.startswith("downstream") for part in options),
+        any(part.startswith("multifunction") for part in options),
         frozenset(ids[:MOST_IDS]),
     )
 
 
-def grouped(devices: Sequence[Device], taken_for: Override) -> Mapping[str, str]:
-    """Address -> a name of its group, the same for all in it: what can't be isolated from each other.
+def grouped(devices: Sequence[Device], assumed: Override) -> Mapping[str, str]:
+    """Address -> a name of its group, the same for all functions that can't be isolated from each other.
 
-    Going up from a device, everything under a bridge that doesn't isolate shares the group with what is under it, and
-    so do the functions of that bridge's slot. Quirks of chipsets that isolate nevertheless are not known here: a group
-    may hold too much.
+    Everything under a bridge that doesn't isolate is one group, together with the functions of that bridge's slot.
+    Chipsets that isolate by a quirk of the kernel's are not known here: a group may hold too much.
+
+    :param assumed: taken for isolating.
     """
     by_address = {device.address: device for device in devices}
     in_slot = Counter(device.slot for device in devices if not device.physfn)
@@ -86,19 +88,19 @@ def grouped(devices: Sequence[Device], taken_for: Override) -> Mapping[str, str]
         kind = device.express
         if not kind:  # conventional PCI, or not known
             return False
-        if device.id in taken_for.ids:
+        if device.id in assumed.ids:
             return True
         if kind in _PORTS:
-            return taken_for.downstream
+            return assumed.downstream
         alone = in_slot[device.slot] < 2
-        return kind in _MAY_BE_ONE_OF_SEVERAL and (alone or taken_for.multifunction)
+        return kind in _MAY_BE_ONE_OF_SEVERAL and (alone or assumed.multifunction)
 
     isolating = {address: isolates(device) for address, device in by_address.items()}
-    names = {}
+    group_names = {}
     for address, device in by_address.items():
-        above = [one for one in device.ancestors if one in by_address]
+        bridges = [bridge for bridge in device.ancestors if bridge in by_address]
         # The whole way up has to isolate: a bridge that does is of no use below one that doesn't.
-        shared = [number for number, bridge in enumerate(above) if not isolating[bridge]]
-        top = by_address[above[shared[-1]]] if shared else device
-        names[address] = top.address if isolating[top.address] or in_slot[top.slot] < 2 else top.slot
-    return names
+        passing = [number for number, bridge in enumerate(bridges) if not isolating[bridge]]
+        top = by_address[bridges[passing[-1]]] if passing else device
+        group_names[address] = top.address if isolating[top.address] or in_slot[top.slot] < 2 else top.slot
+    return group_names

@@ -25,7 +25,7 @@ Ids = Annotated[str, AfterValidator(_ids)]
 
 
 def names(ids: Iterable[str], device: Device) -> bool:
-    """Is the function one of these ids?"""
+    """Whether a function has one of these ids."""
     for match in map(_RANGE.fullmatch, ids):
         if match and device.vendor == match[1] and match[2] <= device.device <= (match[3] or match[2]):
             return True

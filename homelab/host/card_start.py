@@ -1,6 +1,6 @@
-"""What became of a VM's cards when it was started, by what is true afterwards. Pure.
+"""The state of a VM's cards after the VM's start, compared with the host before it. Pure.
 
-A reset that failed isn't enough to tell. Of a card of several functions without a reset of their own (FLR), the kernel
+A failed reset alone proves no lost card. Of a card of several functions without a reset of their own (FLR), the kernel
 lists the bus reset for the first function and refuses it once the others are there (drivers/pci/pci.c,
 pci_parent_bus_reset); Proxmox VE says "failed to reset PCI device", goes on (PVE::QemuServer::PCI, prepare_pci_device),
 and QEMU resets the whole bus (hw/vfio/pci.c, vfio_pci_hot_reset). Its VM is well.
@@ -23,8 +23,8 @@ _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 
 @dataclass
 class Outcome:
-    """`errors`: a card is lost; `remarks`: what may come as a surprise; `explained`: what Proxmox VE says and is as it
-    should be."""
+    """The result of a VM's start for its cards. `errors`: of lost cards; `remarks`: on what may surprise the user;
+    `explained`: on messages of Proxmox VE that look like errors and are none."""
 
     errors: list[HomelabError] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -32,34 +32,41 @@ class Outcome:
 
 
 def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
-    """The functions that a VM has, as qemu-server notes it while it runs; of one that is off, those that its
-    configuration may give it."""
+    """Addresses of the functions that a VM has, by qemu-server's reservations while it runs; of a VM that is off, those
+    that its configuration may give it."""
     lines = (line.split() for line in facts.guests.reservations.splitlines())
     reserved = [words[0] for words in lines if words[1:2] == [str(vmid)]]
     if reserved:
         return sorted(reserved)
     config = facts.guests.config(vmid)
-    options = [parse(key, value) for key, value in config.now.items() if key.startswith("hostpci")] if config else []
+    options = (
+        [parse(key, value) for key, value in config.current.items() if key.startswith("hostpci")] if config else []
+    )
     places = [place for option in options for place in facts.guests.places_of(option, node)]
-    return sorted({one.address for place in places for one in facts.functions(place)})
+    return sorted({function.address for place in places for function in facts.functions(place)})
 
 
-def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log: list[str], vm: str) -> Outcome:
-    """What a start has led to.
+def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_log: list[str], vm: str) -> Outcome:
+    """The result of a VM's start.
 
-    :param before: the host before the start: what was so by then is not of this start.
-    :param functions: those that the VM has.
-    :param start_log: of its start's task.
+    :param before: the host before the start; trouble that is in it already isn't the start's.
+    :param after: the host after the start.
+    :param functions: addresses of those that the VM has.
+    :param start_log: lines of the log of the start's task.
     :param vm: for messages, such as `VM 103 (sandbox)`.
     """
     card = f"the card of {vm}"
-    since = after.model_copy(update={"kernel_log": "\n".join(_new(before.kernel_log, after.kernel_log))})
+    since_start = after.model_copy(
+        update={"kernel_log": "\n".join(_new_log_lines(before.kernel_log, after.kernel_log))}
+    )
     outcome = Outcome()
-    if gone := [one for one in functions if one not in after.by_address]:
+    if missing := [address for address in functions if address not in after.by_address]:
         outcome.errors.append(
-            kernel_log.lost(card, gone).retold(found=f"{', '.join(gone)} can't be found on the PCI bus any more")
+            kernel_log.lost(card, missing).retold(found=f"{', '.join(missing)} can't be found on the PCI bus any more")
         )
-    for trouble in kernel_log.of_card(since, card, [one for one in functions if one not in before.lost]):
+    for trouble in kernel_log.of_card(
+        since_start, card, [address for address in functions if address not in before.lost]
+    ):
         if trouble.stops:
             outcome.errors.append(trouble.error)
         else:
@@ -71,7 +78,7 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
                 HomelabError(wanted=f"{card}, awake", found=f"QEMU says: {line}", why=sign.why, next=sign.next)
             )
     for address in sorted({match[1] for line in start_log if (match := _NOT_RESET.search(line))}):
-        ways = ", ".join(resets.methods(after, address) or ["unknown"])
+        methods = ", ".join(resets.methods(after, address) or ["unknown"])
         if resets.works_alone(after, address) is False:
             outcome.explained.append(
                 f"that {address} could not be reset is normal: it has no reset of its own, and QEMU resets the "
@@ -79,23 +86,23 @@ def judged(before: HostFacts, after: HostFacts, functions: list[str], start_log:
             )
         else:
             outcome.remarks.append(
-                f"{address} could not be reset when {vm} started (its resets: {ways}), and answers all the same: it "
+                f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same: it "
                 "may be as its last user left "
                 "it. If the guest's driver fails on it, shut the VM down and restart the host"
             )
     return outcome
 
 
-def _new(before: str, after: str) -> list[str]:
-    """The lines that came to the kernel's log. Where `journalctl` didn't answer in time, `dmesg` did (lib/common.sh),
-    and begins each line in another way."""
-    said, lines = set(before.splitlines()), after.splitlines()
-    if not said.isdisjoint(lines):
-        return [line for line in lines if line not in said]
-    earlier = Counter(message.text for message in messages(before))
-    new = []
+def _new_log_lines(before: str, after: str) -> list[str]:
+    """The lines of the kernel's log `after` that aren't in `before`. One may come from `journalctl` and the other from
+    `dmesg` (lib/common.sh), whose lines begin differently: then messages are compared without their beginnings."""
+    lines_before, lines_after = set(before.splitlines()), after.splitlines()
+    if not lines_before.isdisjoint(lines_after):
+        return [line for line in lines_after if line not in lines_before]
+    remaining = Counter(message.text for message in messages(before))
+    new_lines = []
     for message in messages(after):
-        earlier[message.text] -= 1
-        if earlier[message.text] < 0:
-            new += message.raw
-    return new
+        remaining[message.text] -= 1
+        if remaining[message.text] < 0:
+            new_lines += message.raw
+    return new_lines

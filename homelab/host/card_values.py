@@ -1,5 +1,5 @@
-"""What the settings say of how cards are reset and whether they may sleep, as the host takes it. Pure; it reads nothing
-of a host."""
+"""The settings about the reset and the power management of cards, as lines for the host. Pure; it reads nothing of a
+host."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def lines(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> list[str]:
     :param cards: as HostProbe puts them out.
     :param gpus: those of the settings.
     """
-    found: list[str] = []
+    value_lines: list[str] = []
     for name, card in sorted(cards.items()):
         gpu = gpus.get(name)
         for function in card["functions"] if gpu else []:
-            about = f"{function['address']} {function['id']}"
+            function_key = f"{function['address']} {function['id']}"
             if gpu and gpu.reset:
-                found.append(f"{about} reset_method {gpu.reset}")
+                value_lines.append(f"{function_key} reset_method {gpu.reset}")
             if gpu and gpu.keep_awake:
-                found += [f"{about} d3cold_allowed 0", f"{about} power/control on"]
-    return found
+                value_lines += [f"{function_key} d3cold_allowed 0", f"{function_key} power/control on"]
+    return value_lines

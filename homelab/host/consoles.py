@@ -1,10 +1,9 @@
-"""A card that is the host's screen: who else holds its memory, what lets go of it, and where the host is to be reached
-then.
+"""A card that is the host's screen: the kernel's framebuffer in its memory, the word that keeps it out, and the ways to
+log in without the screen.
 
-The kernel draws into the firmware's picture (BOOTFB in /proc/iomem) before a card has a driver. Where that holds on to
-the card's memory after vfio-pci has bound it, no guest can use the card. What is known of kernels is in consoles.yaml.
-Pure.
-"""
+The kernel draws into the firmware's framebuffer (BOOTFB in /proc/iomem) before a card has a driver. If that still has
+the card's memory after vfio-pci has bound the card, no guest can use the card. consoles.yaml has the kernels'
+behaviour. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ NO_FRAMEBUFFER = "initcall_blacklist=sysfb_init"
 
 
 class KernelRange(BaseModel):
-    """Releases, `6.18`; a missing end is open."""
+    """A range of kernel releases such as `6.18`: from `first` on, and before `before`; a missing end is open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,12 +34,13 @@ class KernelRange(BaseModel):
     before: str = "9999.0"
 
     def has(self, kernel: str) -> bool:
-        """Is `6.17.2-1-pve` one of them?"""
+        """Whether a kernel such as `6.17.2-1-pve` is in the range."""
         return remapping.release(self.first) <= remapping.release(kernel) < remapping.release(self.before)
 
 
 class ConsoleRow(BaseModel):
-    """A row of the data; see there."""
+    """A row of consoles.yaml: whether a kernel frees the memory of a card of this class (`code`: the beginning of a
+    class code) by itself (`frees`), with the word NO_FRAMEBUFFER (`word`), or never (`nothing`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,87 +58,91 @@ def rows() -> tuple[ConsoleRow, ...]:
 
 
 def verdict(facts: HostFacts, device: Device) -> Literal["frees", "word", "nothing"]:
-    """What is known of the host's kernel and such a card; the last row has every one."""
+    """The verdict of the first row for the host's kernel and a card; the last row has every kernel and card."""
     fits = (row for row in rows() if row.kernel.has(facts.kernel) and device.class_code.startswith(row.code))
     return next(fits).verdict
 
 
 def screens(facts: HostFacts, devices: Sequence[Device]) -> list[Device]:
-    """Of these, what the firmware or the kernel shows its picture on. Only VGA controllers are marked by the firmware
+    """Those of `devices` that the firmware or the kernel uses as a screen. The firmware marks VGA controllers alone
     (boot_vga)."""
-    return [one for one in devices if one.boot_vga or (one.is_display and one.address in facts.framebuffers)]
+    return [
+        device for device in devices if device.boot_vga or (device.is_display and device.address in facts.framebuffers)
+    ]
 
 
 def words(facts: HostFacts, host: Host, bound: Sequence[str]) -> list[str]:
-    """The word that the settings ask for, where it has an effect.
+    """The words of the kernel command line for `bootFramebuffer: off`, where it has an effect: one or none.
 
-    :param bound: addresses that this program gives to vfio-pci.
+    :param bound: addresses of the functions that this program gives to vfio-pci.
     """
     if host.boot_framebuffer == "keep" or not bound:
         return []
-    shown = screens(facts, [facts.by_address[one] for one in bound])
-    return [NO_FRAMEBUFFER] if shown or _is_ours(facts) else []
+    bound_screens = screens(facts, [facts.by_address[address] for address in bound])
+    return [NO_FRAMEBUFFER] if bound_screens or _is_configured_by_homelab(facts) else []
 
 
-def _is_ours(facts: HostFacts) -> bool:
-    """Is the word configured by this program? Once it is in effect there is no picture any more, and it stays."""
+def _is_configured_by_homelab(facts: HostFacts) -> bool:
+    """Whether this program has configured NO_FRAMEBUFFER. Once it has an effect there is no framebuffer that could be
+    seen, so the word stays."""
     return NO_FRAMEBUFFER in facts.cmdline.configured.split() and NO_FRAMEBUFFER not in facts.cmdline.others.split()
 
 
 def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Once vfio-pci has the card, nothing of the host's console holds its memory. A VM that runs with it shows that it
-    can be used."""
-    held = {
-        one.address: facts.framebuffers[one.address]
-        for one in facts.functions(slot)
-        if one.driver == "vfio-pci" and one.address in facts.framebuffers
+    """A gate: no framebuffer of the host has memory of a card that is on vfio-pci. A VM that runs with the card proves
+    that."""
+    framebuffers = {
+        device.address: facts.framebuffers[device.address]
+        for device in facts.functions(slot)
+        if device.driver == "vfio-pci" and device.address in facts.framebuffers
     }
-    if not held or remapping.has_it_now(facts, slot):
+    if not framebuffers or remapping.runs_in_vm(facts, slot):
         return []
     has_word = NO_FRAMEBUFFER in facts.cmdline.running.split()
-    hopeless = has_word or any(verdict(facts, facts.by_address[one]) == "nothing" for one in held)
-    other = 'let another card be the screen (the firmware\'s setup, "primary display"), or another kernel start'
+    hopeless = has_word or any(verdict(facts, facts.by_address[address]) == "nothing" for address in framebuffers)
+    alternative = 'let another card be the screen (the firmware\'s setup, "primary display"), or another kernel start'
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}), whose memory nobody else holds",
             found="; ".join(
-                f"{', '.join(what)} within the memory of {address} (/proc/iomem)" for address, what in held.items()
+                f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
+                for address, names in framebuffers.items()
             )
             + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
             why="the kernel's own picture has the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
             "and the guest's driver fails",
-            next=other
+            next=alternative
             if hopeless
             else "set bootFramebuffer: off for this host, after you have made sure of another way in than its "
-            f"screen; or {other}",
+            f"screen; or {alternative}",
         )
     ]
 
 
 def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
-    """What it means that a card is the host's screen: a sentence each.
+    """Remarks on a card that is the host's screen, a sentence each.
 
-    :param name: as messages call it.
+    :param name: of the card, for messages.
     """
-    shown = screens(facts, facts.functions(slot))
-    if not shown:
+    card_screens = screens(facts, facts.functions(slot))
+    if not card_screens:
         return []
-    said = [f"{name} is the host's screen, which stays dark from the host's next start on: {_ways_in(facts)}"]
-    ways = {one.address: verdict(facts, one) for one in shown}
+    sentences = [f"{name} is the host's screen, which stays dark from the host's next start on: {_ways_in(facts)}"]
+    verdicts = {device.address: verdict(facts, device) for device in card_screens}
     if host.boot_framebuffer == "off":
-        said.append(
+        sentences.append(
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
             "boot entry 'without GPU passthrough' "
             "is without it"
-            + ("; this kernel would let go of the card by itself" if set(ways.values()) == {"frees"} else "")
+            + ("; this kernel would let go of the card by itself" if set(verdicts.values()) == {"frees"} else "")
         )
-    elif set(ways.values()) != {"frees"}:
-        said.append(
+    elif set(verdicts.values()) != {"frees"}:
+        sentences.append(
             f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked "
             "after the reboot, and "
             "bootFramebuffer: off may help then"
         )
-    return said
+    return sentences
 
 
 def _ways_in(facts: HostFacts) -> str:
@@ -153,12 +157,12 @@ def _ways_in(facts: HostFacts) -> str:
     )
 
 
-def without_effect(facts: HostFacts, host: Host, given: Mapping[str, str]) -> list[str]:
-    """The setting where no card that goes to a VM is the host's screen.
+def without_effect(facts: HostFacts, host: Host, vm_slots: Mapping[str, str]) -> list[str]:
+    """The remark on `bootFramebuffer: off` if no card that goes to a VM is the host's screen.
 
-    :param given: these cards, name -> slot.
+    :param vm_slots: of the cards that go to VMs, name -> slot.
     """
-    every = [one for slot in given.values() for one in facts.functions(slot)]
-    if host.boot_framebuffer == "keep" or screens(facts, every) or _is_ours(facts):
+    functions = [function for slot in vm_slots.values() for function in facts.functions(slot)]
+    if host.boot_framebuffer == "keep" or screens(facts, functions) or _is_configured_by_homelab(facts):
         return []
     return ["bootFramebuffer: off has no effect: no card that goes to a VM is the host's screen"]

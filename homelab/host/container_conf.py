@@ -1,4 +1,4 @@
-"""A container's configuration, as far as devices go: which nodes it gives, by which lines, under which rules. Pure.
+"""The device nodes that a container's configuration gives, their lines and device rules. Pure.
 
 Two ways give a container a device (pct(1), lxc.container.conf(5)): Proxmox VE's `dev[n]`, which brings its own rule
 with the numbers that the host's node has at the start; and raw `lxc.mount.entry` lines with `lxc.cgroup2.devices.allow`
@@ -6,8 +6,8 @@ beside them. Lines below a `[section]` are a snapshot's and count for nothing; t
 the next start on.
 
 remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host
-itself, under the lock of Proxmox VE's writers, and a host need not have Python. This one explains a reading.
-tests/container_configurations.yaml holds both to the same answers, which are those of PVE::LXC::Config
+itself, under the lock of Proxmox VE's writers, and a host need not have Python. This module parses the configuration in
+a reading. tests/container_configurations.yaml has the same results for both, which are those of PVE::LXC::Config
 (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 """
 
@@ -58,21 +58,28 @@ class Entry:
     pending: bool = False
 
     def gives(self, path: str) -> bool:
-        """Is the node inside its doing?"""
+        """Whether the line gives the container this device node.
+
+        :param path: of the node, inside the container.
+        """
         return path == self.path or (self.folder and path.startswith(f"{self.path}/"))
 
     def source_of(self, path: str) -> str:
-        """The host's node behind one inside."""
+        """The host's path of a device node.
+
+        :param path: of the node, inside the container.
+        """
         return self.source + path[len(self.path) :]
 
     def takes(self, node: str) -> bool:
-        """Is it about this node of the host, whatever it is called inside?"""
+        """Whether the line gives the container this device node of the host, under any name."""
         return node == self.source or node.startswith(f"{self.source}/")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A device rule, `c 195:* rwm`; None stands for `*`."""
+    """A device rule of lxc, `c 195:* rwm`. `verb`: allow or deny; `kind`: a, b or c; `major`, `minor`: None stands for
+    `*`; `access`: letters of rwm."""
 
     verb: str
     kind: str
@@ -82,7 +89,7 @@ class Rule:
     line: str
 
     def covers(self, major: int, minor: int, access: str) -> bool:
-        """Is all of `access` (r, w) to this character device in it?"""
+        """Whether the rule has all of `access` (r, w) to this character device."""
         return (
             self.kind in ("a", "c")
             and self.major in (None, major)
@@ -91,14 +98,16 @@ class Rule:
         )
 
     @property
-    def about(self) -> tuple[str, int | None, int | None]:
+    def device(self) -> tuple[str, int | None, int | None]:
+        """Kind, major and minor: a later rule with the same replaces this one."""
         return self.kind, self.major, self.minor
 
 
 @dataclass(frozen=True)
 class ContainerConf:
-    """`options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: raw device lines that lxc
-    doesn't understand; `elsewhere`: section -> device lines in it, which have no effect."""
+    """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: device
+    lines that lxc or Proxmox VE doesn't understand; `elsewhere`: section -> device lines in it, which have no
+    effect."""
 
     options: dict[str, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
@@ -112,51 +121,55 @@ class ContainerConf:
 
     @property
     def lines(self) -> list[str]:
-        """The device lines that count, as they stand."""
+        """The device lines that have an effect, as they are in the file."""
         return [entry.line for entry in self.entries] + [rule.line for rule in self.rules]
 
     def entry_for(self, path: str) -> Entry | None:
-        """What gives the container a node: a dev[n] option, which is done after the mounts; else the last such line.
+        """The line that gives the container a device node: a dev[n] option, which comes after the mounts; else the last
+        mount; None: no line gives it.
 
-        :param path: the node's, inside.
+        :param path: of the node, inside the container.
         """
-        found = [entry for entry in self.entries if entry.gives(path)]
-        return next((entry for entry in found if entry.method == "device"), found[-1] if found else None)
+        entries = [entry for entry in self.entries if entry.gives(path)]
+        return next((entry for entry in entries if entry.method == "device"), entries[-1] if entries else None)
 
     def rule_for(self, major: int, minor: int, access: str) -> Rule | None:
-        """The raw rule that allows it; None where there is none. An entry's own rule isn't asked."""
+        """The raw rule that allows `access` (r, w) to a character device; None: no raw rule does. The rule that a
+        dev[n] option brings isn't among them."""
         return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
 
     @property
     def allowing(self) -> list[Rule]:
         """The raw rules that allow something, without those that a later rule replaces."""
-        kept: list[Rule] = []
+        allow_rules: list[Rule] = []
         for rule in self.rules:
-            kept = [] if rule.kind == "a" else [one for one in kept if one.about != rule.about]
-            kept += [rule] if rule.verb == "allow" else []
-        return kept
+            allow_rules = (
+                [] if rule.kind == "a" else [earlier for earlier in allow_rules if earlier.device != rule.device]
+            )
+            allow_rules += [rule] if rule.verb == "allow" else []
+        return allow_rules
 
 
 def parse(text: str) -> ContainerConf:
-    """A configuration file's text; other lines than those about devices, and comments, are passed over."""
+    """Parses the text of a configuration file. Unknown lines and comments are skipped."""
     conf = ContainerConf()
     pending: list[str] = []
     section = ""
-    for line in (one.rstrip() for one in text.split("\n")):
-        if found := _SECTION.fullmatch(line):
-            section = found[1]
+    for line in (text_line.rstrip() for text_line in text.split("\n")):
+        if match := _SECTION.fullmatch(line):
+            section = match[1]
         elif section.lower() == _PENDING:
             pending.append(line)
         elif section:
-            if _is_about_devices(line):
+            if _is_device_line(line):
                 conf.elsewhere.setdefault(section, []).append(line)
         else:
-            _take(conf, line)
-    _take_pending(conf, pending)
+            _add_line(conf, line)
+    _add_pending(conf, pending)
     return conf
 
 
-def _is_about_devices(line: str) -> bool:
+def _is_device_line(line: str) -> bool:
     raw = _RAW.fullmatch(line)
     if raw:
         return raw[1] == "lxc.mount.entry" or ".devices." in raw[1]
@@ -164,55 +177,55 @@ def _is_about_devices(line: str) -> bool:
     return bool(option and _DEVICE.fullmatch(option[1]))
 
 
-def _take(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
+def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
     raw, option = _RAW.fullmatch(line), _OPTION.fullmatch(line)
     if raw and raw[1] == "lxc.mount.entry":
-        _take_mount(conf, raw[2], line)
-    elif raw and (found := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", raw[1])):
+        _add_mount(conf, raw[2], line)
+    elif raw and (match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", raw[1])):
         # Rules for control groups of version 1 have no effect: Proxmox VE has version 2 alone.
-        rule = _RULE.fullmatch(raw[2]) if found[1] else None
+        rule = _RULE.fullmatch(raw[2]) if match[1] else None
         if rule is None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(Rule(found[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
+        conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
     elif option and not raw:
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):
-            _take_device(conf, option[1], option[2], line, pending)
+            _add_device(conf, option[1], option[2], line, pending)
 
 
-def _take_device(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
-    _forget(conf, key)
-    given = _device_properties(value)
-    if given is None:
+def _add_device(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
+    _remove_option(conf, key)
+    properties = _device_properties(value)
+    if properties is None:
         conf.broken.append(line)
         return
-    mode = int(given["mode"], 8) if "mode" in given else DEVICE_MODE
-    deny = given.get("deny-write", "0").lower() in TRUE
-    path, uid, gid = given["path"], int(given.get("uid", "0")), int(given.get("gid", "0"))
+    mode = int(properties["mode"], 8) if "mode" in properties else DEVICE_MODE
+    deny = properties.get("deny-write", "0").lower() in TRUE
+    path, uid, gid = properties["path"], int(properties.get("uid", "0")), int(properties.get("gid", "0"))
     conf.entries.append(Entry(path, path, "device", line, mode, uid, gid, deny_write=deny, pending=pending))
 
 
 def _device_properties(value: str) -> dict[str, str] | None:
-    """What a dev[n] option says; None where Proxmox VE refuses it, and with it the container's start."""
-    found: dict[str, str] = {}
+    """The properties of a dev[n] option, key -> value; None: Proxmox VE refuses the option, and so the start."""
+    properties: dict[str, str] = {}
     for part in filter(None, value.split(",")):
         text = part if "=" in part else f"path={part}"
         key, _, content = text.partition("=")
-        if key in found or not _PROPERTY.fullmatch(text):
+        if key in properties or not _PROPERTY.fullmatch(text):
             return None
-        found[key] = content
-    return found if "path" in found else None
+        properties[key] = content
+    return properties if "path" in properties else None
 
 
-def _take_mount(conf: ContainerConf, value: str, line: str) -> None:
+def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
     words = value.split()
     if len(words) < 4:
         conf.broken.append(line)
         return
     options = words[3].split(",")
-    # An absolute target is a path of the host, below which nobody inside ever looks.
+    # An absolute target is a path of the host, which the container doesn't see.
     if {"bind", "rbind"} & set(options) and f"{words[0]}/".startswith("/dev/") and not words[1].startswith("/"):
         conf.entries.append(
             Entry(
@@ -229,19 +242,20 @@ def _take_mount(conf: ContainerConf, value: str, line: str) -> None:
         conf.broken.append(line)
 
 
-def _take_pending(conf: ContainerConf, lines: list[str]) -> None:
-    """What the next start changes: new values, and options that go (PVE::GuestHelpers, parse_pending_delete)."""
+def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
+    """Adds the pending changes of the next start: new values, and deleted options (PVE::GuestHelpers,
+    parse_pending_delete)."""
     for line in lines:
         option = _OPTION.fullmatch(line)
         if option and option[1] == "delete":
             for key in re.split(r"[\s,;]+", option[2]):
-                _forget(conf, key.lstrip("!"))
+                _remove_option(conf, key.lstrip("!"))
                 conf.options.pop(key.lstrip("!"), None)
         elif not _RAW.fullmatch(line):  # such lines wait for nothing, and are never taken from there
-            _take(conf, line, pending=True)
+            _add_line(conf, line, pending=True)
 
 
-def _forget(conf: ContainerConf, key: str) -> None:
-    """An option that is there twice counts once, the last time."""
+def _remove_option(conf: ContainerConf, key: str) -> None:
+    """Removes the entry of an option: the last line of an option counts."""
     conf.entries[:] = [entry for entry in conf.entries if not entry.line.startswith(f"{key}:")]
     conf.broken[:] = [line for line in conf.broken if not line.startswith(f"{key}:")]

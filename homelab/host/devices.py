@@ -57,7 +57,7 @@ class Device(Fact):
 
     @property
     def slot(self) -> str:
-        """`dddd:bb:ss`: what a card's functions share, and maybe others with them."""
+        """`dddd:bb:ss`: a card's functions have the same slot, which may have other functions, too."""
         return self.address.rpartition(".")[0]
 
     @property
@@ -71,17 +71,17 @@ class Device(Fact):
 
     @property
     def is_display(self) -> bool:
-        """Is it what makes a card: a display controller, a 3D controller or an accelerator?"""
+        """Whether the function makes a card: a display controller, a 3D controller or an accelerator."""
         return self.class_code.startswith(GRAPHICS)
 
     @property
     def may_carry(self) -> bool:
-        """May disks or a network be behind it?"""
+        """Whether disks or a network may be behind the function."""
         return self.class_code.startswith(CARRIERS)
 
     @property
     def kind(self) -> str:
-        """What it is, for a person."""
+        """The kind of device, for messages."""
         names = (_KINDS.get(self.class_code[:digits]) for digits in (4, 2))
         return next((name for name in names if name), f"device of class {self.class_code[:4]}")
 

@@ -1,4 +1,4 @@
-"""Boards on which NVSwitches join several GPUs (HGX, DGX): a GPU of one is of no use to a VM alone. Pure.
+"""Boards on which NVSwitches join several GPUs (HGX, DGX): a VM can't use one of these GPUs alone. Pure.
 
 CUDA in such a VM ends with `system not yet initialized` (802) until a fabric manager has set up the switches for it,
 which the VM hasn't got; NVIDIA's Fabric Manager User Guide has the models of virtualization: all GPUs and NVSwitches in
@@ -34,26 +34,26 @@ def switches(facts: HostFacts) -> list[Device]:
 
 
 def board(facts: HostFacts, slot: str) -> list[str]:
-    """The slots of a card and of the others of its kind on its board; empty: it is on none, or alone there."""
-    shown = next((one for one in facts.functions(slot) if one.is_display and not one.physfn), None)
-    if shown is None or shown.vendor != NVIDIA or not (shown.id in _ALWAYS or switches(facts)):
+    """The slots of a card and of the other cards of its kind on its board; empty: it is on no such board, or alone."""
+    display = next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
+    if display is None or display.vendor != NVIDIA or not (display.id in _ALWAYS or switches(facts)):
         return []
-    found = [one.slot for one in facts.display_devices if one.id == shown.id]
-    return found if len(found) > 1 else []
+    slots = [device.slot for device in facts.display_devices if device.id == display.id]
+    return slots if len(slots) > 1 else []
 
 
-def refused(facts: HostFacts, name: str, gpu: Gpu, slot: str, given: list[str]) -> list[HomelabError]:
+def refused(facts: HostFacts, name: str, gpu: Gpu, slot: str, vm_slots: list[str]) -> list[HomelabError]:
     """The refusal of a card whose board's other cards don't go to the same VM.
 
-    :param given: the slots of those that go with it.
+    :param vm_slots: of the cards that go with it.
     """
-    others = [one for one in board(facts, slot) if one not in given]
+    others = [board_slot for board_slot in board(facts, slot) if board_slot not in vm_slots]
     if not others or gpu.allow_part_of_fabric:
         return []
-    found = switches(facts)
+    nvswitches = switches(facts)
     joined = (
-        f"{len(found)} NVSwitches ({', '.join(one.address for one in found)}) join it with"
-        if found
+        f"{len(nvswitches)} NVSwitches ({', '.join(device.address for device in nvswitches)}) join it with"
+        if nvswitches
         else "NVSwitches join it with"
     )
     return [
@@ -69,16 +69,16 @@ def refused(facts: HostFacts, name: str, gpu: Gpu, slot: str, given: list[str]) 
     ]
 
 
-def remarks(facts: HostFacts, given: dict[str, str]) -> list[str]:
-    """What a whole board for VMs takes besides.
+def remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
+    """A remark on a whole board for VMs, whose CUDA needs more than the cards.
 
-    :param given: card's name -> slot, of those for VMs.
+    :param vm_slots: of the cards for VMs, name -> slot.
     """
-    whole = [name for name, slot in given.items() if board(facts, slot)]
-    if not whole or not (found := switches(facts)):
+    names = [name for name, slot in vm_slots.items() if board(facts, slot)]
+    if not names or not (nvswitches := switches(facts)):
         return []
     return [
-        f"{', '.join(f'gpus.{name}' for name in whole)}: CUDA in their VM also takes the board's NVSwitches "
-        f"({', '.join(one.address for one in found)}) and "
+        f"{', '.join(f'gpus.{name}' for name in names)}: CUDA in their VM also takes the board's NVSwitches "
+        f"({', '.join(device.address for device in nvswitches)}) and "
         "a fabric manager there; this program gives it neither"
     ]

@@ -1,7 +1,7 @@
-"""What must hold before a host is changed, in the order in which it is checked. A gate that can't be decided is closed.
+"""The gates of a host, in the order in which they are checked. A gate that can't be decided is closed.
 
-Each gate is a function from facts and settings to errors, so that a preview and an `up` refuse the same things with the
-same words. Opting out is one named setting per gate.
+Each gate is a function from facts and settings to refusals, so that a preview and an `up` refuse the same things with
+the same words. One setting of its own opens a gate, if it can be opened.
 """
 
 from __future__ import annotations
@@ -18,32 +18,38 @@ from homelab.settings import Gpu, Host
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:
-    """GPU name -> slot (`0000:01:00`), and what can't be resolved: no such card, several, or one under two names."""
+    """GPU name -> slot (`0000:01:00`), or address of a virtual function; and the errors of those that can't be
+    resolved: no such card, several, or one under two names."""
     slots: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, gpu in gpus.items():
-        devices = [device for device in facts.devices if _is(device, gpu)]
+        devices = [device for device in facts.devices if _matches(device, gpu)]
         # A virtual function is a card of its own, named by its address.
-        found = sorted({device.slot for device in devices if not device.physfn}) or sorted(
+        places = sorted({device.slot for device in devices if not device.physfn}) or sorted(
             device.address for device in devices if device.physfn
         )
-        if len(found) == 1 and found[0] not in slots.values():
-            slots[name] = found[0]
-        elif len(found) == 1:
-            errors.append(_twice(name, next(other for other, slot in slots.items() if slot == found[0]), found[0]))
+        if len(places) == 1 and places[0] not in slots.values():
+            slots[name] = places[0]
+        elif len(places) == 1:
+            errors.append(
+                _same_card_error(
+                    name, next(other_name for other_name, slot in slots.items() if slot == places[0]), places[0]
+                )
+            )
         else:
-            errors.append(_unresolved(facts, name, gpu, found))
+            errors.append(_unresolved_error(facts, name, gpu, places))
     return slots, errors
 
 
 def choosing(facts: HostFacts, gpus: dict[str, Gpu]) -> HostFacts:
-    """The same reading, in which a card is the functions that the settings name for it (`functions`), where they do."""
-    named = {name: gpu for name, gpu in gpus.items() if gpu.functions}
-    slots = resolve(facts, named)[0]
-    return facts.model_copy(update={"chosen": {slot: gpus[name].functions for name, slot in slots.items()}})
+    """The reading, in which a card consists of the functions that the settings name for it (`functions`), if they
+    do."""
+    with_functions = {name: gpu for name, gpu in gpus.items() if gpu.functions}
+    slots = resolve(facts, with_functions)[0]
+    return facts.model_copy(update={"chosen_functions": {slot: gpus[name].functions for name, slot in slots.items()}})
 
 
-def _is(device: Device, gpu: Gpu) -> bool:
+def _matches(device: Device, gpu: Gpu) -> bool:
     # Settings leave out the ".0" of a function. A slot may hold eight virtual functions, and each is another card.
     first = device.address.removesuffix(".0")
     if gpu.address is not None and gpu.address not in (device.address, first if device.physfn else device.slot):
@@ -52,35 +58,37 @@ def _is(device: Device, gpu: Gpu) -> bool:
     return device.is_display and (gpu.match is None or device.id == gpu.match)
 
 
-def _cards(facts: HostFacts) -> str:
+def _card_names(facts: HostFacts) -> str:
     return "; ".join(facts.card(device.address) for device in facts.display_devices) or "no graphics card at all"
 
 
-def _twice(name: str, other: str, slot: str) -> HomelabError:
+def _same_card_error(name: str, other_name: str, slot: str) -> HomelabError:
     return HomelabError(
-        wanted=f"gpus.{name} and gpus.{other} to be two cards",
+        wanted=f"gpus.{name} and gpus.{other_name} to be two cards",
         found=f"both are the one in {slot}",
         why="one card can be given away only once",
         next="correct their `match` or `address`",
     )
 
 
-def _unresolved(facts: HostFacts, name: str, gpu: Gpu, found: list[str]) -> HomelabError:
+def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) -> HomelabError:
     wanted = " at ".join(part for part in (gpu.match or "a graphics card", gpu.address) if part)
-    if found:
+    if places:
         return HomelabError(
             wanted=f"gpus.{name}: one card ({wanted})",
-            found=f"{len(found)}: {', '.join(found)}",
+            found=f"{len(places)}: {', '.join(places)}",
             why="identical cards can't be told apart by their id",
-            next=f'add `address: "{found[0]}"` (or another of them) to gpus.{name}',
+            next=f'add `address: "{places[0]}"` (or another of them) to gpus.{name}',
         )
-    # Something else may be there by that id or address, such as the card's audio function.
-    other = next((one for one in facts.devices if not one.is_display and _named(one, gpu)), None)
-    if other is not None:
-        card = next((one for one in facts.functions(other.slot) if one.is_display), None)
+    # Another function may have that id or address, such as the card's audio function.
+    device = next(
+        (device for device in facts.devices if not device.is_display and _has_id_or_address(device, gpu)), None
+    )
+    if device is not None:
+        card = next((device for device in facts.functions(device.slot) if device.is_display), None)
         return HomelabError(
             wanted=f"gpus.{name}: a card ({wanted})",
-            found=f"{facts.describe(other)}"
+            found=f"{facts.describe(device)}"
             + (f"; the graphics card of its slot is {facts.describe(card)}" if card else ""),
             why="a card is named by its graphics function; what else belongs to it follows",
             next=f'set `address: "{card.slot}"` or `match: {card.id}`'
@@ -89,13 +97,13 @@ def _unresolved(facts: HostFacts, name: str, gpu: Gpu, found: list[str]) -> Home
         )
     return HomelabError(
         wanted=f"gpus.{name}: a card ({wanted})",
-        found=f"graphics cards here: {_cards(facts)}",
+        found=f"graphics cards here: {_card_names(facts)}",
         why="nothing is bound in place of a card that isn't there",
         next="correct `match` or `address`; if the card is missing from `lspci -nn`, look at its power and its slot",
     )
 
 
-def _named(device: Device, gpu: Gpu) -> bool:
+def _has_id_or_address(device: Device, gpu: Gpu) -> bool:
     by_address = gpu.address in (None, device.address) or (gpu.match is not None and gpu.address == device.slot)
     return by_address and gpu.match in (None, device.id)
 
@@ -105,7 +113,7 @@ _OLDEST = (8, 2)
 
 
 def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """Proxmox VE itself. What isn't one has no version, and no guests either."""
+    """A gate: Proxmox VE is new enough. A host without Proxmox VE has no version, and no guests either."""
     if not facts.pve or tuple(int(number) for number in re.findall(r"\d+", facts.pve)[:2]) >= _OLDEST:
         return []
     return [
@@ -121,8 +129,8 @@ def release(facts: HostFacts, _host: Host) -> list[HomelabError]:
 
 
 def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """The cluster, where the host is in one: without a quorum no guest and no mapping can be changed, and none started
-    after a reboot."""
+    """A gate: the host's cluster, if any, has a quorum. Without it no guest and no mapping can be changed, and no guest
+    starts after a reboot."""
     if facts.cluster.quorate:
         return []
     return [
@@ -136,8 +144,9 @@ def writable(facts: HostFacts, _host: Host) -> list[HomelabError]:
     ]
 
 
-def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """The guests that run. One that isn't known to run would lose its card, or its power, unasked."""
+def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
+    """A gate: the lists of running guests were read. A guest that isn't known to run could lose its card, or be
+    switched off."""
     programs = {"vm": ("VMs", "qm"), "lxc": ("containers", "pct")}
     return [
         HomelabError(
@@ -152,8 +161,8 @@ def listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
 
 
 def readable(facts: HostFacts) -> list[HomelabError]:
-    """Every file that is decided by: what is in none of its lines is nobody's, and what can't be read may be
-    anybody's."""
+    """A gate: every file that a decision needs was read. Cards count as unused if no line names them, so a file that
+    can't be read would make cards free that a guest has."""
     if not facts.unreadable:
         return []
     return [
@@ -170,7 +179,7 @@ def readable(facts: HostFacts) -> list[HomelabError]:
 
 
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """What the scripts call, and a boot loader that is known for certain."""
+    """A gate: the host has the commands that the scripts run, and its boot loader is certain."""
     errors = []
     if facts.missing_tools:
         errors.append(
@@ -196,7 +205,7 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
 
 
 def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """The IOMMU can be on: the firmware offers it, nothing on the command line switches it off for good."""
+    """A gate: the IOMMU can be on. The firmware offers it, and no word on the command line switches it off for good."""
     if not (host.wants_iommu or host.gives_cards):
         return []
     errors = []
@@ -228,10 +237,10 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def room(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """/boot takes the new initramfs, which is written beside the old one (the largest one, plus a tenth)."""
-    made = any(file.path.endswith("/init-top/homelab-vfio") and file.state == "ok" for file in facts.managed)
+    """A gate: /boot has room for a new initramfs beside the old one (the largest one, plus a tenth)."""
+    has_script = any(file.path.endswith("/init-top/homelab-vfio") and file.state == "ok" for file in facts.managed)
     needed = facts.largest_initramfs * 11 // 10
-    if not host.gives_cards or (made and not facts.stale_initramfs) or facts.boot_free >= needed:
+    if not host.gives_cards or (has_script and not facts.stale_initramfs) or facts.boot_free >= needed:
         return []
     return [
         HomelabError(
@@ -245,12 +254,14 @@ def room(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The functions that the settings name for the card are there, belong to its slot or its own switch, and its
-    picture is among them."""
+    """A gate: the functions that the settings name for the card exist, belong to its slot or its own switch, and its
+    graphics function is among them."""
     if not gpu.functions:
         return []
     around = {device.address: device for device in facts.around(slot)}
-    shown = next((one for one in around.values() if one.slot == slot and one.is_display and not one.physfn), None)
+    display = next(
+        (device for device in around.values() if device.slot == slot and device.is_display and not device.physfn), None
+    )
     wrong = []
     for address in gpu.functions:
         device = facts.by_address.get(address)
@@ -262,8 +273,8 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
             wrong.append(
                 f"{facts.describe(device)} is a {'bridge' if device.is_bridge else 'virtual function (SR-IOV)'}"
             )
-    if shown is not None and shown.address not in gpu.functions:
-        wrong.append(f"the graphics function, {shown.address}, is not among them")
+    if display is not None and display.address not in gpu.functions:
+        wrong.append(f"the graphics function, {display.address}, is not among them")
     if not wrong:
         return []
     return [
@@ -281,7 +292,7 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
 
 
 def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """No function of the card has virtual functions: vfio-pci refuses a card with SR-IOV on
+    """A gate: no function of the card has virtual functions, since vfio-pci refuses a card with SR-IOV on
     (drivers/vfio/pci/vfio_pci_core.c)."""
     shared = [device for device in facts.functions(slot) if device.vfs]
     if not shared:
@@ -303,8 +314,8 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
 
 
 def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A virtual function (SR-IOV) can be given away: it has a group of its own, and the host's driver has the card that
-    it is of."""
+    """A gate: a virtual function (SR-IOV) can be given away. The IOMMU is on, and the host's driver has its physical
+    function."""
     device = facts.by_address.get(slot)
     if device is None or not device.physfn:
         return []
@@ -344,16 +355,16 @@ def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[H
 
 
 def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card isn't set up to be divided among VMs (NVIDIA vGPU, mediated devices): it is left as it is."""
+    """A gate: the card isn't set up to be divided among VMs (NVIDIA vGPU, mediated devices)."""
     states = {device.address: facts.card_states.get(device.address) for device in facts.functions(slot)}
-    ways = {address: state.divided for address, state in states.items() if state is not None and state.divided}
-    if not ways:
+    modes = {address: state.divided for address, state in states.items() if state is not None and state.divided}
+    if not modes:
         return []
-    said = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
+    mode_names = {"vgpu": "NVIDIA's vGPU driver", "mdev": "mediated devices (mdev_supported_types)"}
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) as a whole for a VM",
-            found="; ".join(f"{address} is set up for {said.get(way, way)}" for address, way in ways.items()),
+            found="; ".join(f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()),
             why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
             "that isn't marked for mdev",
             next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the "
@@ -364,15 +375,15 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
 
 
 def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card answers, isn't one that a reset is known to break, and can be reset as the settings want it."""
-    gone = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
-    lost = [kernel_log.lost(f"gpus.{name}", gone)] if gone else []
-    about = f"gpus.{name}"
-    return lost + resets.refused(facts, about, slot) + resets.refused_choice(facts, about, gpu, slot)
+    """A gate: the card answers, no reset is known to break it, and it can be reset as the settings want it."""
+    lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
+    errors = [kernel_log.lost(f"gpus.{name}", lost_addresses)] if lost_addresses else []
+    gpu_name = f"gpus.{name}"
+    return errors + resets.refused(facts, gpu_name, slot) + resets.refused_choice(facts, gpu_name, gpu, slot)
 
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """NVIDIA's driver isn't installed over its vGPU driver, which is another one."""
+    """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
     signs = [f"the module {name} is loaded" for name in facts.modules if name == "nvidia_vgpu_vfio"]
     signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
     if host.nvidia is None or not signs:
@@ -388,14 +399,14 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
     ]
 
 
-def _outside(facts: HostFacts, slot: str) -> list[Device]:
-    """The functions of a card that are in no group, although the host has groups."""
+def _without_group(facts: HostFacts, slot: str) -> list[Device]:
+    """The functions of a card that are in no IOMMU group, although the host has groups."""
     return [device for device in facts.functions(slot) if device.group is None] if facts.iommu.groups else []
 
 
 def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Every function of the card is in an IOMMU group, where there are groups."""
-    outside = _outside(facts, slot)
+    """A gate: every function of the card is in an IOMMU group, if the host has groups."""
+    outside = _without_group(facts, slot)
     if not outside:
         return []
     words = [word for word in facts.cmdline.running.split() if "igfx_off" in word]
@@ -416,19 +427,19 @@ def grouped(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
 
 
 def new_entries(facts: HostFacts) -> str:
-    """What brings changed words of the kernel command line into the boot entries."""
+    """The command that brings changed words of the kernel command line into the boot entries."""
     return "`proxmox-boot-tool refresh`" if facts.loader == "systemd-boot" else "`update-grub`"
 
 
-def _going(facts: HostFacts, slot: str) -> list[Device]:
-    """Everything that a VM's start with the card takes from the host."""
-    return [*facts.functions(slot), *([] if _outside(facts, slot) else facts.others_in_group(slot))]
+def _leaving_functions(facts: HostFacts, slot: str) -> list[Device]:
+    """The functions that a VM's start with the card takes from the host: the card's and those of its groups."""
+    return [*facts.functions(slot), *([] if _without_group(facts, slot) else facts.others_in_group(slot))]
 
 
 def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card's IOMMU group holds nothing but the card and bridges: starting a VM takes the whole group from the
-    host."""
-    if _outside(facts, slot):
+    """A gate: the card's IOMMU groups hold nothing but the card, bridges and what `allowGroupMembers` names, since a
+    VM's start takes the whole group from the host."""
+    if _without_group(facts, slot):
         return []  # without a group, nothing can be said of what is in it
     others = [device for device in facts.others_in_group(slot) if device.address not in gpu.allow_group_members]
     if not others:
@@ -441,62 +452,62 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
             "network card it goes down",
             next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the "
             "host with the card is named in "
-            f"gpus.{name}.allowGroupMembers{remapping.offered(facts, slot)}",
+            f"gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
         )
     ]
 
 
 def predicted(facts: HostFacts) -> str:
-    """`predicted ` while there are no groups to be read."""
+    """`predicted `, for messages, while the host has no groups; else empty."""
     return "" if facts.iommu.groups else "predicted "
 
 
 def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Nothing that the host can't do without goes with the card, or as a member of its group. No setting opens this
-    gate."""
-    if _outside(facts, slot):
+    """A gate: no storage or network that the host can't do without leaves with the card or its groups. No setting opens
+    it."""
+    if _without_group(facts, slot):
         return []
-    going = {device.address: device for device in _going(facts, slot)}
+    leaving = {device.address: device for device in _leaving_functions(facts, slot)}
     errors = []
-    needed = [one for one in facts.vital if one.kind != "keyboard"]
-    for address, device in going.items():
-        carried = [one.name for one in needed if address in one.devices]
+    needs = [need for need in facts.vital if need.kind != "keyboard"]
+    for address, device in leaving.items():
+        carried = [need.name for need in needs if address in need.devices]
         if carried:
-            errors.append(_carries(facts, name, slot, device, carried))
-    doubtful = [device for device in going.values() if device.may_carry]
-    unknown = [one for one in needed if one.trouble]
+            errors.append(_carrier_error(facts, name, slot, device, carried))
+    doubtful = [device for device in leaving.values() if device.may_carry]
+    unknown = [need for need in needs if need.trouble]
     if doubtful and unknown and not errors:
-        errors.append(_unknown_carrier(facts, name, slot, doubtful, unknown))
+        errors.append(_unknown_carrier_error(facts, name, slot, doubtful, unknown))
     return errors
 
 
-def _carries(facts: HostFacts, name: str, slot: str, device: Device, carried: list[str]) -> HomelabError:
-    own = device.address in {one.address for one in facts.functions(slot)}
-    how = "is a function of the card" if own else f"is in the card's {predicted(facts)}IOMMU group"
+def _carrier_error(facts: HostFacts, name: str, slot: str, device: Device, carried: list[str]) -> HomelabError:
+    is_own = device.address in {function.address for function in facts.functions(slot)}
+    relation = "is a function of the card" if is_own else f"is in the card's {predicted(facts)}IOMMU group"
     return HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) without anything that the host can't do without",
-        found=f"{facts.describe(device)}, which {how}, carries {', '.join(carried)}",
+        found=f"{facts.describe(device)}, which {relation}, carries {', '.join(carried)}",
         why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
         "setting allows that",
         next="connect the disk or the network cable to another controller, or put the card into another slot, and "
-        "run `pulumi up` again" + ("" if own or facts.iommu.groups else SWITCH_ON),
+        "run `pulumi up` again" + ("" if is_own or facts.iommu.groups else SWITCH_ON),
     )
 
 
-# A prediction may hold too much; what the group really is, the running IOMMU tells.
+# A predicted group may have too many functions; once the IOMMU is on, the real one is read.
 SWITCH_ON = (
     "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the real groups are read "
     "instead"
 )
 
 
-def _unknown_carrier(
+def _unknown_carrier_error(
     facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
 ) -> HomelabError:
     return HomelabError(
-        wanted=f"to know what carries {', '.join(one.name for one in unknown)}, before anything that may carry it "
+        wanted=f"to know what carries {', '.join(need.name for need in unknown)}, before anything that may carry it "
         f"goes with gpus.{name} ({facts.card(slot)})",
-        found="; ".join(one.trouble for one in unknown)
+        found="; ".join(need.trouble for need in unknown)
         + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
         why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows "
         "that",
@@ -504,53 +515,55 @@ def _unknown_carrier(
     )
 
 
-def kept(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
-    """No card that stays with the host is in the group of one that a VM gets."""
+def staying_cards_apart(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
+    """A gate: no card that stays with the host is in the group of a card that a VM gets."""
     errors = []
-    staying = {name: slot for name, slot in slots.items() if not gpus[name].may_leave}
+    staying_slots = {name: slot for name, slot in slots.items() if not gpus[name].may_leave}
     for name, slot in slots.items():
         if not gpus[name].may_leave:
             continue
-        going = {device.address for device in facts.others_in_group(slot)}
-        for other, place in staying.items():
-            if going & {device.address for device in facts.functions(place)}:
+        group_addresses = {device.address for device in facts.others_in_group(slot)}
+        for other_name, other_slot in staying_slots.items():
+            if group_addresses & {device.address for device in facts.functions(other_slot)}:
                 errors.append(
                     HomelabError(
-                        wanted=f"gpus.{other} ({facts.card(place)}) with the host (use: {gpus[other].use}) while a "
-                        f"VM has gpus.{name} ({facts.card(slot)})",
+                        wanted=f"gpus.{other_name} ({facts.card(other_slot)}) with the host "
+                        f"(use: {gpus[other_name].use}) while a VM has gpus.{name} ({facts.card(slot)})",
                         found=f"both are in one {predicted(facts)}IOMMU group",
-                        why=f"a VM's start with {name} takes every device of the group from the host, {other} too",
+                        why=f"a VM's start with {name} takes every device of the group from the host, {other_name} too",
                         next="put one of them into another slot, or give both to the same VM",
                     )
                 )
     return errors
 
 
-def by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
-    """A card that stays with the host isn't bound to vfio-pci by other configuration than this program's, unless it may
-    take the card from that (takeOver)."""
+def bound_by_hand(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[HomelabError]:
+    """A gate: a card that stays with the host isn't bound to vfio-pci by other configuration than this program's, or
+    takeOver lets this program's word count instead."""
     return [
         error
         for name, slot in slots.items()
         if host.gpus[name].use != "vm"
-        for error in _bound_by_hand(facts, host, name, slot, slots)
+        for error in _card_bound_by_hand(facts, host, name, slot, slots)
     ]
 
 
-def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]) -> list[HomelabError]:
-    # Also one that our word binds as well (takeOver): that configuration binds it as soon as our word is gone.
+def _card_bound_by_hand(
+    facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
+) -> list[HomelabError]:
+    # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
     bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
-    gpu, kept = host.gpus[name], released.kept_bound(facts, host, slots, bound)
-    # What our word has taken back, and would no longer.
-    back = [] if host.take_over or released.at_work(facts) is None else facts.functions(slot)
-    back = [device for device in back if device not in bound and facts.named_at_next_boot(device)]
-    bound += back
-    if not bound or (host.take_over and not kept):
+    gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
+    # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
+    returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
+    returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
+    bound += returned
+    if not bound or (host.take_over and not kept_reason):
         return []
-    binds = facts.who_binds(bound) or ["vfio-pci's ids"]
+    sources = facts.who_binds(bound) or ["vfio-pci's ids"]
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
     steps = [f"take {', '.join(ids)} out there", "`update-initramfs -u -k all`"] if ids else []
-    if any("on the kernel command line" in one for one in binds):
+    if any("on the kernel command line" in source for source in sources):
         steps.append(new_entries(facts))
     # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
     # unless it is told not to look for one.
@@ -563,13 +576,13 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
             found=f"{', '.join(device.address for device in bound)} on "
-            f"vfio-pci{' from the next start on' if back else ''}, by {', '.join(binds)}"
-            + (f"; {kept}" if kept and host.take_over else ""),
+            f"vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
+            + (f"; {kept_reason}" if kept_reason and host.take_over else ""),
             why="that was not written by this program, which doesn't take it away: the card would stay without the "
             "host's driver",
             next=(
                 ""
-                if kept
+                if kept_reason
                 else "set takeOver: true for the host: a word of this program's then counts instead, until "
                 "`pulumi destroy`; or "
             )
@@ -578,50 +591,51 @@ def _bound_by_hand(facts: HostFacts, host: Host, name: str, slot: str, slots: Ma
     ]
 
 
-def taken_out(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A card that goes back to the host's driver has left its VM before.
+def out_of_vms(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: a card that goes back to the host's driver is in no VM's configuration.
 
-    The host restarts before anything is taken out of a VM: one that starts with the host would take the card from that
-    driver.
+    The host restarts before a card is taken out of a VM, and a VM that starts with the host would take the card from
+    that driver.
     """
-    return _still_with(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
+    return _still_in_vm(facts, name, gpu, slot, facts.users_of(slot, facts.cluster.node))
 
 
 def without_hook(
     facts: HostFacts, host: Host, slots: Mapping[str, str], hooked: Mapping[str, Collection[int]]
 ) -> list[HomelabError]:
-    """The same of cards that are handed over from then on (use: shared): a VM that starts with the host has the
-    hookscript by then, or not the card.
+    """A gate: a VM that starts with the host and has a card that is going to be handed over (use: shared) gets the
+    hookscript before the restart.
 
-    :param hooked: card's name -> ids of the VMs that are given the hookscript before the host restarts: the adopted
-        ones that may take it.
+    :param hooked: card's name -> ids of the adopted VMs that may take it, which get the hookscript before the host
+        restarts.
     """
     errors = []
     for name, slot in slots.items():
         if host.gpus[name].use == "shared":
             users = facts.users_of(slot, facts.cluster.node)
             starting = [user for user in users if user.onboot or ha.is_kept_started(facts, user.vmid)]
-            bare = [user for user in starting if user.vmid not in hooked.get(name, ())]
-            errors += _still_with(facts, name, host.gpus[name], slot, bare)
+            unhooked = [user for user in starting if user.vmid not in hooked.get(name, ())]
+            errors += _still_in_vm(facts, name, host.gpus[name], slot, unhooked)
     return errors
 
 
-def _still_with(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
-    if not users or not (facts.bound_by_us(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
+def _still_in_vm(facts: HostFacts, name: str, gpu: Gpu, slot: str, users: list[CardUser]) -> list[HomelabError]:
+    if not users or not (facts.bound_by_homelab(slot) or any(map(facts.kept_by_hand, facts.functions(slot)))):
         return []
     first = f"set gpus.{name}.use: vm again, without a container, and take {name}"
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver from its next start on (use: {gpu.use})",
-            found=f"it is bound for VMs, and {_naming(facts, slot, users)}",
-            why=_COMES_FIRST,
-            next=_out_first(facts, slot, users, first, f"set use: {gpu.use}"),
+            found=f"it is bound for VMs, and {_holders_with_options(facts, slot, users)}",
+            why=_WHY_RELEASE_FIRST,
+            next=_release_steps(facts, slot, users, first, f"set use: {gpu.use}"),
         )
     ]
 
 
 def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
-    """The same of a card that the settings no longer name, where NVIDIA's driver is going to have it.
+    """A gate: a card that the settings no longer name, and that NVIDIA's driver is going to have, is in no VM's
+    configuration.
 
     :param slots: of all cards that the settings name.
     """
@@ -632,7 +646,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         for device in facts.display_devices
         if device.vendor == NVIDIA
         and device.slot not in slots.values()
-        and facts.bound_by_us(device.address)
+        and facts.bound_by_homelab(device.address)
         and not facts.named_at_next_boot(device)  # that keeps it on vfio-pci
     }
     users = {slot: facts.users_of(slot, facts.cluster.node) for slot in sorted(leaving)}
@@ -640,74 +654,75 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         HomelabError(
             wanted=f"{facts.card(slot)} with NVIDIA's driver from the host's next start on, since no card of gpus "
             "is it",
-            found=f"it is bound for VMs (homelab.vfio), and {_naming(facts, slot, having)}",
-            why=_COMES_FIRST,
-            next=_out_first(
-                facts, slot, having, "put it back into gpus with use: vm, and take it", "take it out of gpus"
+            found=f"it is bound for VMs (homelab.vfio), and {_holders_with_options(facts, slot, holders)}",
+            why=_WHY_RELEASE_FIRST,
+            next=_release_steps(
+                facts, slot, holders, "put it back into gpus with use: vm, and take it", "take it out of gpus"
             ),
         )
-        for slot, having in users.items()
-        if having
+        for slot, holders in users.items()
+        if holders
     ]
 
 
-_COMES_FIRST = (
+_WHY_RELEASE_FIRST = (
     "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new "
     "driver; "
     "nothing was changed"
 )
 
 
-def _naming(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
-    """Which VMs have the card, by which options."""
-    options = {user: ", ".join(_lines_of(facts, slot, user)) for user in users}
+def _holders_with_options(facts: HostFacts, slot: str, users: list[CardUser]) -> str:
+    """The VMs that have the card, each with its options, for messages."""
+    options = {user: ", ".join(_option_lines(facts, slot, user)) for user in users}
     return "; ".join(f"{user} has it ({lines or 'it runs with it'})" for user, lines in options.items())
 
 
-def _lines_of(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
-    """The options by which a VM has the card, as they stand there."""
+def _option_lines(facts: HostFacts, slot: str, user: CardUser) -> list[str]:
+    """The options by which a VM has the card, as lines of its configuration."""
     config = facts.guests.config(user.vmid)
     keys = facts.options_of(slot, user.vmid, facts.cluster.node)
-    return [f"{key}: {config.values.get(key) or config.now[key]}" for key in keys] if config else []
+    return [f"{key}: {config.values.get(key) or config.current[key]}" for key in keys] if config else []
 
 
-def _out_first(facts: HostFacts, slot: str, users: list[CardUser], first: str, then: str) -> str:
-    """How the card leaves the VMs before the host restarts.
+def _release_steps(facts: HostFacts, slot: str, users: list[CardUser], first: str, afterwards: str) -> str:
+    """The steps by which the user takes the card out of the VMs before the host restarts.
 
-    :param first: what is done to the settings for that, if this program gave it to one.
-    :param then: what is done to them afterwards.
+    :param first: the change of the settings before that, if this program gave a VM the card.
+    :param afterwards: the change of the settings after that.
     """
-    ours = [user for user in users if facts.given_by_us(slot, user.vmid)]
-    steps = [_by_hand(facts, slot, user) for user in users if user not in ours]
-    if not ours:
+    given_users = [user for user in users if facts.given_by_homelab(slot, user.vmid)]
+    steps = [_release_by_hand(facts, slot, user) for user in users if user not in given_users]
+    if not given_users:
         return f"{'; '.join(steps)}; then run `pulumi up` again"
-    given = ", ".join(map(str, ours))
-    otherwise = "; ".join(_by_hand(facts, slot, user) for user in ours)
+    given_names = ", ".join(map(str, given_users))
+    otherwise = "; ".join(_release_by_hand(facts, slot, user) for user in given_users)
     steps.append(
-        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given}. If it is still there after that "
-        "(a VM had it before, or Pulumi's "
-        f"state doesn't know the VM any more), {otherwise}"
+        f"{first} out of the VM's gpus: `pulumi up` then takes it out of {given_names}. If it is still there after "
+        f"that (a VM had it before, or Pulumi's state doesn't know the VM any more), {otherwise}"
     )
-    return f"first {'; '.join(steps)}. After that {then}: a second `pulumi up` restarts the host"
+    return f"first {'; '.join(steps)}. After that {afterwards}: a second `pulumi up` restarts the host"
 
 
-def _by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
+def _release_by_hand(facts: HostFacts, slot: str, user: CardUser) -> str:
     keys = ",".join(facts.options_of(slot, user.vmid, facts.cluster.node))
     command = f"; note that line, which nothing else keeps: `qm set {user.vmid} --delete {keys}`" if keys else ""
     return f"shut {user} down, if it runs, and take the card out of it{command}"
 
 
 def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Neither the card nor a member of its group is the screen on which the firmware and the host's console show."""
-    screens = consoles.screens(facts, _going(facts, slot))
+    """A gate: neither the card nor a member of its groups is the host's screen."""
+    screens = consoles.screens(facts, _leaving_functions(facts, slot))
     if gpu.allow_console or not screens:
         return []
-    own = screens[0] in facts.functions(slot)
-    which = "this card" if own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
+    is_own = screens[0] in facts.functions(slot)
+    screen_text = (
+        "this card" if is_own else f"{facts.describe(screens[0])}, which is in its {predicted(facts)}IOMMU group,"
+    )
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) not to be the host's console",
-            found=f"the firmware uses {which} as its screen "
+            found=f"the firmware uses {screen_text} as its screen "
             f"({'boot_vga' if screens[0].boot_vga else 'the kernel draws into its memory'})",
             why="once it is bound, the host shows nothing on its screen after the boot menu; it can be reached over "
             "the network only",
@@ -717,20 +732,25 @@ def console(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
     ]
 
 
-# Of NVIDIA's major, what is above has other uses (NV_MINOR_DEVICE_NUMBER_REGULAR_MAX, nv-chardev-numbers.h: 247).
+# Minor numbers from here on are no cards of NVIDIA's major (NV_MINOR_DEVICE_NUMBER_REGULAR_MAX, nv-chardev-numbers.h:
+# 247).
 _NVIDIA_MINORS = 248
 
 
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """No container uses the card, or another one of its group, through the host's driver."""
-    mine = {device.address for device in _going(facts, slot)}
-    nodes = [f"/dev/nvidia{minor}" for address, minor in facts.nvidia_minors.items() if address in mine]
-    if any(facts.by_address[one].driver == "nvidia" for one in mine - facts.nvidia_minors.keys()):
-        # Which number it has, the driver doesn't say: it may be any that it has given to no other card.
-        others = {minor for address, minor in facts.nvidia_minors.items() if address not in mine}
-        nodes += [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in others]
-    drm = [one for address, one in facts.drm.items() if address in mine and facts.by_address[address].vendor != NVIDIA]
-    nodes += [f"/dev/dri/{name}" for one in drm for name in (one.card, one.render) if name]
+    """A gate: no container uses the card, or another one of its groups, through the host's driver."""
+    addresses = {device.address for device in _leaving_functions(facts, slot)}
+    nodes = [f"/dev/nvidia{minor}" for address, minor in facts.nvidia_minors.items() if address in addresses]
+    if any(facts.by_address[address].driver == "nvidia" for address in addresses - facts.nvidia_minors.keys()):
+        # The reading has no minor number for this card: it may be any that no other card has.
+        other_minors = {minor for address, minor in facts.nvidia_minors.items() if address not in addresses}
+        nodes += [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in other_minors]
+    drm = [
+        drm_node
+        for address, drm_node in facts.drm.items()
+        if address in addresses and facts.by_address[address].vendor != NVIDIA
+    ]
+    nodes += [f"/dev/dri/{name}" for drm_node in drm for name in (drm_node.card, drm_node.render) if name]
     users = [
         guest.id
         for guest in facts.guests.configs
@@ -752,8 +772,8 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
 
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """A card that containers and a VM have in turn is NVIDIA's, as a whole."""
-    device = next((one for one in facts.functions(slot) if one.is_display), None)
+    """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
+    device = next((device for device in facts.functions(slot) if device.is_display), None)
     if device is not None and device.vendor == NVIDIA and not device.physfn:
         return []
     return [
@@ -767,21 +787,21 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
 
 
 def whole_boards(facts: HostFacts, gpus: dict[str, Gpu], slots: dict[str, str]) -> list[HomelabError]:
-    """A card that NVSwitches join with others doesn't go to a VM without them. Whether it is one VM that has them all,
-    homelab/vm/plan.py knows."""
-    given = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
-    away = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
+    """A gate: a card that NVSwitches join with others doesn't go to VMs without them. homelab/vm/plan.py checks that
+    one VM has all of them."""
+    vm_slots = [slot for name, slot in slots.items() if gpus[name].use == "vm"]
+    leaving_slots = {name: slot for name, slot in slots.items() if gpus[name].may_leave}
     return [
         error
-        for name, slot in away.items()
-        for error in fabric.refused(facts, name, gpus[name], slot, given if slot in given else [slot])
+        for name, slot in leaving_slots.items()
+        for error in fabric.refused(facts, name, gpus[name], slot, vm_slots if slot in vm_slots else [slot])
     ]
 
 
 def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabError]]:
-    """All gates.
+    """Checks all gates.
 
-    :returns: the slot of each GPU that could be resolved, and every reason not to go on.
+    :returns: the slot of each GPU that could be resolved, and every refusal.
     """
     facts = remapping.to_be(facts, host)
     slots, unresolved = resolve(facts, host.gpus)
@@ -790,24 +810,24 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         *readable(facts),
         *tools(facts, host),
         *writable(facts, host),
-        *listed(facts, host),
+        *guests_listed(facts, host),
         *iommu(facts, host),
         *remapping.refused(facts, host),
         *room(facts, host),
         *vgpu_host(facts, host),
         *unresolved,
     ]
-    errors += by_hand(facts, host, slots)
+    errors += bound_by_hand(facts, host, slots)
     for name, slot in slots.items():
         gpu = host.gpus[name]
         for gate in GATES[gpu.use]:
             errors += gate(facts, name, gpu, slot)
     errors += whole_boards(facts, host.gpus, slots)
-    return slots, errors + kept(facts, host.gpus, slots) + remapping.split(facts, host, slots)
+    return slots, errors + staying_cards_apart(facts, host.gpus, slots) + remapping.split_groups(facts, host, slots)
 
 
-# What is checked of a card that goes to a VM, before anything is changed; of one that stays; and once there are real
-# groups.
+# The gates of a card that goes to a VM (GIVEN), of one that stays (STAYING), and of the real groups, after the reboot
+# (VERIFIED).
 GIVEN = (
     named_functions,
     one_function,
@@ -825,8 +845,8 @@ GIVEN = (
     console,
     containers,
 )
-STAYING = (taken_out,)
-# Of one that a VM takes in turn, both: while it is away, and while it is with the host.
+STAYING = (out_of_vms,)
+# The gates of a card that containers and a VM have in turn.
 HANDED_OVER = (
     handed_over,
     one_function,
@@ -844,110 +864,128 @@ VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remappi
 
 
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    """What is no reason to refuse a card, and must not come as a surprise: a sentence each."""
-    given = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
+    """Remarks on the cards, which refuse nothing: a sentence each."""
+    vm_slots = {name: slot for name, slot in slots.items() if host.gpus[name].use == "vm"}
     return [
         *remapping.remarks(facts, host, slots),
-        *consoles.without_effect(facts, host, given),
-        *(said for name, slot in given.items() for said in _about(facts, host, name, slot)),
-        *_keyboards(facts, given),
-        *fabric.remarks(facts, given),
-        *(said for name, slot in slots.items() if name not in given for said in _stays_bound(facts, name, slot)),
-        *(said for name, slot in slots.items() if name not in given for said in _taken_back(facts, host, name, slots)),
+        *consoles.without_effect(facts, host, vm_slots),
+        *(remark for name, slot in vm_slots.items() for remark in _card_remarks(facts, host, name, slot)),
+        *_keyboard_remarks(facts, vm_slots),
+        *fabric.remarks(facts, vm_slots),
+        *(
+            remark
+            for name, slot in slots.items()
+            if name not in vm_slots
+            for remark in _unknown_binding_remarks(facts, name, slot)
+        ),
+        *(
+            remark
+            for name, slot in slots.items()
+            if name not in vm_slots
+            for remark in _taken_back_remarks(facts, host, name, slots)
+        ),
     ]
 
 
-def _about(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
-    said = []
-    mine = facts.functions(slot)
-    left = [
-        device for device in facts.in_slot(slot) if device not in mine and device not in facts.others_in_group(slot)
+def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
+    sentences = []
+    functions = facts.functions(slot)
+    staying = [
+        device
+        for device in facts.in_slot(slot)
+        if device not in functions and device not in facts.others_in_group(slot)
     ]
-    if left:
-        said.append(f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, left))}")
+    if staying:
+        sentences.append(
+            f"gpus.{name}: in the same slot, but left with the host: {'; '.join(map(facts.describe, staying))}"
+        )
     path = facts.path_of(slot)
     if host.api and ";" in path:
-        shown = next(device for device in mine if device.is_display)
-        said.append(
-            f"gpus.{name}: its mapping offers {shown.address} alone, since Proxmox VE compares a mapping's id with "
+        display = next(device for device in functions if device.is_display)
+        sentences.append(
+            f"gpus.{name}: its mapping offers {display.address} alone, since Proxmox VE compares a mapping's id with "
             "each of its functions; "
             f"all of them ({path.replace(';', ', ')}) go with byAddress"
         )
-    owner = next((device.physfn for device in mine if device.physfn), None)
+    owner = next((device.physfn for device in functions if device.physfn), None)
     if owner:
-        said.append(
+        sentences.append(
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it "
             "(sysfs.conf, a module's option) is left "
             "to you, and must have made it before the VM starts"
         )
-    said += resets.remarks(facts, f"gpus.{name}", slot)
-    said += consoles.remarks(facts, host, f"gpus.{name}", slot)
-    said += _named_to_go(facts, name, host.gpus[name], mine)
-    holders = facts.using(device.address for device in _going(facts, slot) if device.driver != "vfio-pci")
+    sentences += resets.remarks(facts, f"gpus.{name}", slot)
+    sentences += consoles.remarks(facts, host, f"gpus.{name}", slot)
+    sentences += _function_remarks(facts, name, host.gpus[name], functions)
+    holders = facts.holders_of(
+        device.address for device in _leaving_functions(facts, slot) if device.driver != "vfio-pci"
+    )
     if holders:
-        said.append(
+        sentences.append(
             f"gpus.{name} is in use by {', '.join(map(str, holders))}: after the reboot the card is gone for them"
         )
-    if any(facts.pluggable(device.address) for device in mine):
-        said.append(
+    if any(facts.pluggable(device.address) for device in functions):
+        sentences.append(
             f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host "
             "starts; "
             "homelab binds none that comes later"
             + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
-    return said
+    return sentences
 
 
-def _named_to_go(facts: HostFacts, name: str, gpu: Gpu, mine: list[Device]) -> list[str]:
-    """What of the functions that the settings name may surprise."""
-    said = []
-    for device in mine if gpu.functions else []:
+def _function_remarks(facts: HostFacts, name: str, gpu: Gpu, functions: list[Device]) -> list[str]:
+    """Remarks on functions that the settings name for the card, a sentence each."""
+    sentences = []
+    for device in functions if gpu.functions else []:
         if device.class_code.startswith(USB):
-            said.append(
+            sentences.append(
                 f"gpus.{name}: {facts.describe(device)} leaves the host with the card, and so does what is plugged "
                 "into it"
             )
         elif device.class_code.startswith(SECURITY_PROCESSOR):
-            said.append(
+            sentences.append(
                 f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a "
                 "guest's driver needs it; if the VM "
                 "starts only once for each boot of the host, try first without it"
             )
-    return said
+    return sentences
 
 
-def _keyboards(facts: HostFacts, given: dict[str, str]) -> list[str]:
-    going = {device.address for slot in given.values() for device in _going(facts, slot)}
-    keyboards = [one for one in facts.vital if one.kind == "keyboard"]
-    lost = [one for one in keyboards if going.intersection(one.devices)]
-    if not lost or len(lost) < len(keyboards):
+def _keyboard_remarks(facts: HostFacts, vm_slots: dict[str, str]) -> list[str]:
+    addresses = {device.address for slot in vm_slots.values() for device in _leaving_functions(facts, slot)}
+    keyboards = [keyboard for keyboard in facts.vital if keyboard.kind == "keyboard"]
+    leaving_keyboards = [keyboard for keyboard in keyboards if addresses.intersection(keyboard.devices)]
+    if not leaving_keyboards or len(leaving_keyboards) < len(keyboards):
         return []
     return [
-        f"the host's last keyboard goes with a card: {', '.join(one.name for one in lost)}; its console takes no "
-        "input then"
+        f"the host's last keyboard goes with a card: {', '.join(keyboard.name for keyboard in leaving_keyboards)}; "
+        "its console takes no input then"
     ]
 
 
-def _stays_bound(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """On vfio-pci by means that aren't known here: nothing is promised of it."""
-    ours = bound_by_word(facts.cmdline.running)
+def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
+    """The remark on a card that stays and that something unknown has put on vfio-pci: one sentence or none."""
+    homelab_bound = bound_by_word(facts.cmdline.running)
     bound = [
         device.address
         for device in facts.functions(slot)
-        if device.driver == "vfio-pci" and device.address not in ours and device.address not in facts.bound_by_hand()
+        if device.driver == "vfio-pci"
+        and device.address not in homelab_bound
+        and device.address not in facts.bound_by_hand()
     ]
     if not bound or any(user.running for user in facts.guests.users_of(facts.path_of(slot), "")):
         return []
-    where = (
+    advice = (
         f"look at {', '.join(facts.vfio_mentions)}"
         if facts.vfio_mentions
         else "driverctl, a script, or a VM that had it"
     )
-    return [f"gpus.{name}: {', '.join(bound)} is on vfio-pci, not by this program, and stays there: {where}"]
+    return [f"gpus.{name}: {', '.join(bound)} is on vfio-pci, not by this program, and stays there: {advice}"]
 
 
-def _taken_back(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
-    """A card that stays, and that a word of ours takes from what somebody else has configured."""
+def _taken_back_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
+    """The remark on a card that stays and that homelab's word takes from other configuration: one sentence or none."""
     bound = [device for device in facts.functions(slots[name]) if facts.kept_by_hand(device)]
     word = released.word(facts, host, slots)
     if not bound or not word:
@@ -960,5 +998,8 @@ def _taken_back(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str
 
 
 def nvidia_stays(facts: HostFacts, bound: set[str]) -> bool:
-    """Does an NVIDIA graphics card stay with the host, given the addresses that go to vfio-pci?"""
+    """Whether an NVIDIA graphics card stays with the host.
+
+    :param bound: addresses of the functions that go to vfio-pci.
+    """
     return any(device.vendor == NVIDIA and device.address not in bound for device in facts.display_devices)

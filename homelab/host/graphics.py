@@ -1,6 +1,5 @@
-"""What AMD's and Intel's graphics need as cards of VMs, beyond what holds for every card (graphics.yaml has the data).
-
-Gates and notes. Pure.
+"""Gates and remarks for AMD's and Intel's graphics as cards of VMs, beyond those for every card (graphics.yaml has the
+data). Pure.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class _CrashRow(BaseModel):
 
 
 class RebindingRow(_CrashRow):
-    """Kernels that crash when this driver lets a device go."""
+    """Kernels that crash when a function is unbound from this driver."""
 
     driver: str
     kernels: tuple[str, ...] = Field(min_length=1)
@@ -41,22 +40,22 @@ class RebindingRow(_CrashRow):
 
 
 class NamedRow(_CrashRow):
-    """Cards of one kind."""
+    """Cards of one kind, by their ids."""
 
     name: str
     ids: tuple[card_ids.Ids, ...] = Field(min_length=1)
 
 
 class RomRow(NamedRow):
-    """Cards that a guest wants a ROM file for."""
+    """Cards that need a ROM file in a guest. `place`: where the ROM comes from."""
 
     place: str = Field(alias="from")
     why: str
 
 
 class UnstartedRow(NamedRow):
-    """Cards that their own driver must have started before vfio-pci has them. `only_reset`: the one way in which the
-    kernel resets them."""
+    """Cards that their own driver must start before vfio-pci has them. `only_reset`: the kernel's only way to reset
+    them."""
 
     driver: str
     only_reset: str = Field(alias="only-reset")
@@ -64,7 +63,7 @@ class UnstartedRow(NamedRow):
 
 
 class Data(BaseModel):
-    """graphics.yaml; see there."""
+    """The content of graphics.yaml, which explains its rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,26 +76,26 @@ class Data(BaseModel):
 
 @functools.cache
 def data() -> Data:
-    """The data."""
+    """graphics.yaml, parsed and checked."""
     return Data.model_validate(tables.read(Path(__file__).with_suffix(".yaml")))
 
 
 def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Nothing of the card is taken from a running driver on a kernel that crashes of it.
+    """A gate: no function of the card is unbound from a running driver on a kernel that crashes of it.
 
-    What is bound at boot never was on one. A virtual function, and what goes along as a member of the group, Proxmox VE
-    takes from its driver when the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
+    What is bound at boot never had another driver. Proxmox VE unbinds virtual functions and members of the group when
+    the VM starts (PVE::SysFSTools::pci_dev_bind_to_vfio).
     """
-    going = [one for one in facts.functions(slot) if one.physfn]
-    going += [one for one in facts.others_in_group(slot) if one.address in gpu.allow_group_members]
+    leaving = [device for device in facts.functions(slot) if device.physfn]
+    leaving += [device for device in facts.others_in_group(slot) if device.address in gpu.allow_group_members]
     errors = []
     for row in data().rebinding:
-        held = [one for one in going if one.driver == row.driver]
-        if held and facts.kernel in row.kernels:
+        on_driver = [device for device in leaving if device.driver == row.driver]
+        if on_driver and facts.kernel in row.kernels:
             errors.append(
                 HomelabError(
                     wanted=f"gpus.{name} ({facts.card(slot)}) taken from the host while it runs",
-                    found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, held))} on {row.driver}",
+                    found=f"the kernel {facts.kernel}, and {'; '.join(map(facts.describe, on_driver))} on {row.driver}",
                     why=f"{row.why} ({row.source}); the start of a VM with it would do that",
                     next="update the host's kernel (`apt full-upgrade`), reboot, and run `pulumi up` again",
                 )
@@ -105,22 +104,22 @@ def rebound(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabErr
 
 
 def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """The card isn't one that dies where vfio-pci has it before its own driver has started it, as the word for the next
-    boot would have it."""
-    shown = next((one for one in facts.functions(slot) if one.is_display and not one.physfn), None)
-    row = next((row for row in data().unstarted if shown is not None and card_ids.names(row.ids, shown)), None)
-    if row is None or shown is None or gpu.allow_unstarted or _does_it_already(facts, slot):
+    """A gate: the card isn't one that fails if vfio-pci has it before its own driver has started it, which is so after
+    each boot with this program's word."""
+    display = next((device for device in facts.functions(slot) if device.is_display and not device.physfn), None)
+    row = next((row for row in data().unstarted if display is not None and card_ids.names(row.ids, display)), None)
+    if row is None or display is None or gpu.allow_unstarted or _runs_since_boot(facts, slot):
         return []
-    ways = resets.methods(facts, shown.address)
-    if ways is not None and set(ways) - {row.only_reset}:
+    reset_methods = resets.methods(facts, display.address)
+    if reset_methods is not None and set(reset_methods) - {row.only_reset}:
         return []
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) for a VM, on vfio-pci from the host's start on",
             found=f"it is a card of the kind {row.name}, which "
             + (
-                f"is reset by {', '.join(ways) or 'nothing'}"
-                if ways is not None
+                f"is reset by {', '.join(reset_methods) or 'nothing'}"
+                if reset_methods is not None
                 else "the kernel doesn't say how it resets"
             ),
             why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
@@ -132,18 +131,18 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
     ]
 
 
-def _does_it_already(facts: HostFacts, slot: str) -> bool:
-    """A VM runs with the card, which has been on vfio-pci since the host's start."""
-    ours = bound_by_word(facts.cmdline.running)
-    since_start = all(one.address in ours or facts.kept_by_hand(one) for one in facts.functions(slot))
-    return since_start and remapping.has_it_now(facts, slot)
+def _runs_since_boot(facts: HostFacts, slot: str) -> bool:
+    """Whether a VM runs with the card, which has been on vfio-pci since the boot."""
+    homelab_bound = bound_by_word(facts.cmdline.running)
+    since_start = all(device.address in homelab_bound or facts.kept_by_hand(device) for device in facts.functions(slot))
+    return since_start and remapping.runs_in_vm(facts, slot)
 
 
 def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Nobody counts on GVT-g where the processor's graphics never had it."""
-    shown = _integrated(facts.functions(slot))
+    """A gate: the command line doesn't ask for GVT-g on processor graphics that don't have it."""
+    integrated = _integrated(facts.functions(slot))
     words = f"{facts.cmdline.others} {facts.cmdline.running}".split()
-    if shown is None or _GVT_G not in words or any(card_ids.names(row.ids, shown) for row in data().gvt_g):
+    if integrated is None or _GVT_G not in words or any(card_ids.names(row.ids, integrated) for row in data().gvt_g):
         return []
     return [
         HomelabError(
@@ -159,10 +158,10 @@ def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
 
 
 def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
-    """`legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode
+    """The gate of `legacyIgd`: only Intel's processor graphics, in their own place and as one function, have this mode
     (PVE::QemuServer::PCI)."""
     functions = facts.functions(slot)
-    if [one.address for one in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
+    if [device.address for device in functions] == [INTEGRATED] and functions[0].vendor == INTEL:
         return []
     return [
         HomelabError(
@@ -176,23 +175,24 @@ def legacy(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
 
 
 def _has_legacy_mode(device: Device) -> bool:
-    """Does QEMU switch legacy mode on for it? The card has to be a VGA controller on the host, which the firmware makes
-    the first screen alone."""
+    """Whether QEMU switches legacy mode on for the card. It has to be a VGA controller on the host, which the firmware
+    makes of the first screen alone."""
     return device.class_code.startswith("0300") and any(card_ids.names(row.ids, device) for row in data().legacy_igd)
 
 
 def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """What `legacyIgd` doesn't bring on newer graphics: a sentence.
+    """The remark on newer graphics, on which `legacyIgd` shows nothing before the system's driver: one sentence or
+    none.
 
     :param name: of the settings.
     """
-    shown = _integrated(facts.functions(slot))
-    if shown is None or _has_legacy_mode(shown):
+    integrated = _integrated(facts.functions(slot))
+    if integrated is None or _has_legacy_mode(integrated):
         return []
     reason = (
         "Intel's graphics after Comet Lake have no BIOS for legacy mode, and from version 10.1 on QEMU doesn't "
         "switch it on for them"
-        if shown.class_code.startswith("0300")
+        if integrated.class_code.startswith("0300")
         else "the host's firmware doesn't use these graphics for its screen, and QEMU has no legacy mode for such "
         "ones (make them the first display in its set-up)"
     )
@@ -205,16 +205,16 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
 
 
 def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, legacy_igd: bool) -> list[str]:
-    """What a VM may see of the card's ROM, where it is given no file for it: a sentence each.
+    """Remarks on a card's ROM, which a VM without a ROM file may lack or find changed: a sentence each.
 
     :param name: of the settings.
     """
     functions = facts.functions(slot)
-    shown = next((one for one in functions if one.is_display and not one.physfn), None)
-    if shown is None or romfile or legacy_igd:
+    display = next((device for device in functions if device.is_display and not device.physfn), None)
+    if display is None or romfile or legacy_igd:
         return []
     for row in data().roms:
-        if card_ids.names(row.ids, shown):
+        if card_ids.names(row.ids, display):
             return [
                 f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
@@ -227,7 +227,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
             f"gpus.{name}: processor graphics have no ROM for UEFI of their own: the VM shows nothing on them until "
             f"its system's driver starts{instead}"
         ]
-    if shown.boot_vga:
+    if display.boot_vga:
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if "
             "the VM shows nothing on it, "
@@ -241,9 +241,9 @@ def _integrated(functions: Sequence[Device]) -> Device | None:
     """Intel's processor graphics, if they are the card."""
     return next(
         (
-            one
-            for one in functions
-            if one.address == INTEGRATED and one.vendor == INTEL and one.class_code.startswith(DISPLAY)
+            device
+            for device in functions
+            if device.address == INTEGRATED and device.vendor == INTEL and device.class_code.startswith(DISPLAY)
         ),
         None,
     )

@@ -1,8 +1,8 @@
-"""VMs and containers that the HA manager has, beside cards that are handed over (ADR 30). Pure.
+"""Guests of the HA manager, and cards that are handed over (ADR 30). Pure.
 
 HA starts a guest itself, tries again where a start fails (`max_restart`), then moves the guest to another node
-(`max_relocate`), and gives up in the state `error` (PVE::HA::Manager). A card is in one node, and so is what hands it
-over.
+(`max_relocate`), and gives up in the state `error` (PVE::HA::Manager). A card, and the service
+that hands it over, are on one node.
 """
 
 from __future__ import annotations
@@ -18,74 +18,72 @@ from homelab.settings import Container, Host, Vm
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
 
-#: HA's state of a guest that it has tried to start in vain, and starts no more.
+#: HA's state of a guest whose starts failed and that it starts no more.
 GIVEN_UP = "error"
 
 
 def _sections(text: str) -> list[tuple[str, str, dict[str, str]]]:
     """Kind, name and options of each section (PVE::SectionConfig); an option without a value is set."""
-    found: list[tuple[str, str, dict[str, str]]] = []
+    sections: list[tuple[str, str, dict[str, str]]] = []
     for line in text.splitlines():
         key, _, value = line.strip().partition(" ")
-        if key and line[:1].isspace() and found:
-            found[-1][2][key] = value.strip() or "1"
+        if key and line[:1].isspace() and sections:
+            sections[-1][2][key] = value.strip() or "1"
         elif key.endswith(":"):
-            found.append((key[:-1], value.strip(), {}))
-    return found
+            sections.append((key[:-1], value.strip(), {}))
+    return sections
 
 
 def _words(value: str) -> list[str]:
     return re.split(r"[,;\s]+", value.strip())
 
 
-def _is_on(about: Mapping[str, str], key: str) -> bool:
-    return about.get(key, "0").lower() in ("1", "yes", "on", "true")
+def _is_true(options: Mapping[str, str], key: str) -> bool:
+    return options.get(key, "0").lower() in ("1", "yes", "on", "true")
 
 
 def service(facts: HostFacts, kind: str, guest: int) -> dict[str, str] | None:
-    """What HA is told of a guest; None: it isn't one of its services.
+    """HA's options of a guest, key -> value; None: HA doesn't have the guest, or ignores it.
 
     :param kind: vm or ct.
     """
-    for found, name, about in _sections(facts.cluster.ha.resources):
-        if (found, name) == (kind, str(guest)):
-            return None if about.get("state") == "ignored" else about
+    for section_kind, name, options in _sections(facts.cluster.ha.resources):
+        if (section_kind, name) == (kind, str(guest)):
+            return None if options.get("state") == "ignored" else options
     return None
 
 
 def is_kept_started(facts: HostFacts, vmid: int) -> bool:
-    """Does HA start a VM whenever it is off, also after its node's restart, whatever its `onboot` says?"""
-    about = service(facts, "vm", vmid)
-    return about is not None and about.get("state", "started") in ("started", "enabled")
+    """Whether HA starts a VM whenever it is off, also after its node's restart, whatever its `onboot` says."""
+    options = service(facts, "vm", vmid)
+    return options is not None and options.get("state", "started") in ("started", "enabled")
 
 
-def _stays(facts: HostFacts, vmid: int) -> bool:
-    """Can HA put a VM nowhere else than on this node? Before Proxmox VE 9 by a restricted group, since then by a strict
-    rule."""
-    ha, here = facts.cluster.ha, {facts.cluster.node}
+def _stays_on_node(facts: HostFacts, vmid: int) -> bool:
+    """Whether HA keeps a VM on this node: before Proxmox VE 9 by a restricted group, since then by a strict rule."""
+    ha, own_node = facts.cluster.ha, {facts.cluster.node}
     group = (service(facts, "vm", vmid) or {}).get("group")
-    for kind, name, about in _sections(ha.groups):
-        if (kind, name) == ("group", group) and _is_on(about, "restricted") and _nodes(about) == here:
+    for kind, name, options in _sections(ha.groups):
+        if (kind, name) == ("group", group) and _is_true(options, "restricted") and _nodes(options) == own_node:
             return True
     return any(
         kind == "node-affinity"
-        and f"vm:{vmid}" in _words(about.get("resources", ""))
-        and _is_on(about, "strict")
-        and not _is_on(about, "disable")
-        and _nodes(about) == here
-        for kind, _, about in _sections(ha.rules)
+        and f"vm:{vmid}" in _words(options.get("resources", ""))
+        and _is_true(options, "strict")
+        and not _is_true(options, "disable")
+        and _nodes(options) == own_node
+        for kind, _, options in _sections(ha.rules)
     )
 
 
-def _nodes(about: Mapping[str, str]) -> set[str]:
-    return {word.partition(":")[0] for word in _words(about.get("nodes", ""))}
+def _nodes(options: Mapping[str, str]) -> set[str]:
+    return {word.partition(":")[0] for word in _words(options.get("nodes", ""))}
 
 
 def refused_under_ha(
     facts: HostFacts, host: Host, vms: Iterable[Vm], containers: Iterable[Container] = ()
 ) -> list[HomelabError]:
-    """What doesn't go together with HA: a VM that HA may take away from its shared card, and a container that HA would
-    start again.
+    """The refusals of VMs that HA may move away from their shared card, and of containers that HA would start again.
 
     :param vms: of this host.
     :param containers: of this host.
@@ -93,7 +91,12 @@ def refused_under_ha(
     errors = []
     for vm in vms:
         card = next((use.gpu for use in vm.gpus if use.gpu in host.hands_over), None)
-        if card is None or not facts.cluster.name or service(facts, "vm", vm.vmid) is None or _stays(facts, vm.vmid):
+        if (
+            card is None
+            or not facts.cluster.name
+            or service(facts, "vm", vm.vmid) is None
+            or _stays_on_node(facts, vm.vmid)
+        ):
             continue
         errors.append(
             HomelabError(
@@ -106,11 +109,11 @@ def refused_under_ha(
                 "or take it out of HA; then run `pulumi up` again",
             )
         )
-    for one in containers:
-        if host.hands_over and service(facts, "ct", one.ctid) is not None and _shares(one, host):
+    for container in containers:
+        if host.hands_over and service(facts, "ct", container.ctid) is not None and _has_shared_card(container, host):
             errors.append(
                 HomelabError(
-                    wanted=f"container {one.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
+                    wanted=f"container {container.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
                     found="it is under HA, which would start it again",
                     why="no VM would ever get a card that this container uses",
                     next="take the container out of HA (Datacenter -> HA), or give it another card; then run "
@@ -120,15 +123,15 @@ def refused_under_ha(
     return errors
 
 
-def _shares(container: Container, host: Host) -> bool:
+def _has_shared_card(container: Container, host: Host) -> bool:
     return bool(container.numbers) or any(gpu in host.hands_over for gpu in container.gpus or [])
 
 
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
-    """Where this run restarts the host: HA would start a VM at once that may take its card only when the boot is
-    confirmed, and give up on it."""
+    """The refusals of VMs if this run restarts the host: HA would start them at once, though they get their cards only
+    after the boot's confirmation, and then give up on them."""
     shared = [vm.vmid for vm in vms if any(use.gpu in host.hands_over for use in vm.gpus)]
-    tried = [vmid for vmid in shared if is_kept_started(facts, vmid)]
+    kept_started = [vmid for vmid in shared if is_kept_started(facts, vmid)]
     return [
         HomelabError(
             wanted=f"VM {vmid} to stay off until the boot of this host is confirmed",
@@ -137,28 +140,28 @@ def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list
             "(state error)",
             next=f"`ha-manager set vm:{vmid} --state stopped`, run `pulumi up` again, and afterwards set it to started",
         )
-        for vmid in tried
+        for vmid in kept_started
     ]
 
 
 def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[str]:
-    """What is to be known of VMs that HA has and that take a shared card, a sentence each."""
+    """Remarks on VMs that HA has and that take a shared card, a sentence each."""
     return [
         f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, "
         "counts as failed; after "
-        f"{(int(about.get('max_restart', 1)) + 1) * (int(about.get('max_relocate', 1)) + 1)} of them HA gives up "
+        f"{(int(options.get('max_restart', 1)) + 1) * (int(options.get('max_relocate', 1)) + 1)} of them HA gives up "
         "(state error), "
         f"until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
         for vm in vms
-        if any(use.gpu in host.hands_over for use in vm.gpus) and (about := service(facts, "vm", vm.vmid)) is not None
+        if any(use.gpu in host.hands_over for use in vm.gpus) and (options := service(facts, "vm", vm.vmid)) is not None
     ]
 
 
 def given_up(facts: HostFacts, vmid: int) -> bool:
-    """Has HA a VM in the state error?"""
+    """Whether HA has a VM in the state `error`."""
     try:
         services = json.loads(facts.cluster.ha.status or "{}").get("service_status", {})
     except (ValueError, AttributeError):
         return False
-    about = services.get(f"vm:{vmid}") if isinstance(services, dict) else None
-    return isinstance(about, dict) and about.get("state") == GIVEN_UP and service(facts, "vm", vmid) is not None
+    status = services.get(f"vm:{vmid}") if isinstance(services, dict) else None
+    return isinstance(status, dict) and status.get("state") == GIVEN_UP and service(facts, "vm", vmid) is not None

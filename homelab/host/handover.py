@@ -1,5 +1,5 @@
-"""Cards that containers and a VM have in turn: what the host is told of them, and what stands against changing anything
-while one is away. Pure."""
+"""Cards that containers and a VM have in turn: their lines for the host, their state, and the refusals while one is
+away. Pure."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from homelab.shapes import CardPlan
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
 
-# Where a handover may end, other than with the host or with a VM.
+# States in which a handover ends, other than with the host or with a VM.
 _SINKS = ("HELD", "STUCK", "DEAD")
 
 
 def card_line(name: str, card: CardPlan, vmids: Sequence[int]) -> str:
-    """A card as `scripts.handover` takes it, its graphics function first.
+    """The line of a card for the handover's script, its graphics function first.
 
     :param name: in the settings.
     :param vmids: of the VMs that may take it.
     """
-    functions = sorted(card["functions"], key=lambda one: not one["class"].startswith(GRAPHICS))
-    words = ",".join(f"{one['address']}={one['id']}" for one in functions)
+    functions = sorted(card["functions"], key=lambda function: not function["class"].startswith(GRAPHICS))
+    words = ",".join(f"{function['address']}={function['id']}" for function in functions)
     return f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
 
 
 def refused(facts: HostFacts) -> list[HomelabError]:
-    """What an `up` that changes something refuses in the same words (lib/handover/rest.sh)."""
+    """The refusal while a shared card is away; lib/handover/rest.sh has the same words."""
     if not facts.handover.away:
         return []
     return [
@@ -55,7 +55,7 @@ def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
 
 
 def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> list[str]:
-    """`card_line` of each shared card.
+    """The lines of all shared cards for the handover's script.
 
     :param cards: the host's, by name.
     """
@@ -63,33 +63,33 @@ def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -
 
 
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:
-    """What is noted of a card and holds now, by key; empty: it is with the host. What was noted before the host's last
-    start is over, but for a dead card."""
-    about = facts.handover.of_card(name)
-    if not about.get("state"):
+    """A card's state, key -> value; empty: the card is with the host. A state of an earlier boot doesn't count, unless
+    the card is dead."""
+    card_state = facts.handover.of_card(name)
+    if not card_state.get("state"):
         return {}
-    return about if about.get("boot") == facts.boot_id.strip() or about["state"] == "DEAD" else {}
+    return card_state if card_state.get("boot") == facts.boot_id.strip() or card_state["state"] == "DEAD" else {}
 
 
 def has_sunk(facts: HostFacts, name: str) -> bool:
-    """Is a card where nothing brings it back by itself, whether a VM runs or not?"""
+    """Whether a card is in a state from which it doesn't come back by itself, with or without a running VM."""
     return state_of(facts, name).get("state") in _SINKS
 
 
-def since(about: Mapping[str, str]) -> int:
-    """Since when a card is where `state_of` has it, in seconds; 0: that can't be told."""
-    return int(about.get("since", "")) if about.get("since", "").isdecimal() else 0
+def since(card_state: Mapping[str, str]) -> int:
+    """The beginning of a card's state, in seconds since the epoch; 0: unknown."""
+    return int(card_state.get("since", "")) if card_state.get("since", "").isdecimal() else 0
 
 
 def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
-    """Before a card is switched by hand.
+    """Checks that a card can be switched by hand.
 
     :param name: of the card in the settings, which is shared.
     :param vm: the one that is to take it; None: the containers are to have it again.
-    :param rehearsed: nothing is to be done, so that what it would wait for is no reason.
+    :param rehearsed: nothing is done, so that a VM that has to be shut down first is no reason.
     :raises HomelabError: it can't be.
     """
-    about = state_of(facts, name)
+    card_state = state_of(facts, name)
     if not facts.handover.enabled:
         raise HomelabError(
             wanted=f"gpus.{name} switched between this host's containers and a VM",
@@ -97,10 +97,10 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             why="a start of the VM alone would take the card from its driver without any check",
             next="run `pulumi up` (`pulumi up --refresh`, if it was there once)",
         )
-    if about.get("state") in ("STUCK", "DEAD"):
+    if card_state.get("state") in ("STUCK", "DEAD"):
         raise HomelabError(
             wanted=f"gpus.{name} switched",
-            found=said(facts, name),
+            found=state_text(facts, name),
             why="nothing is tried with such a card",
             next="`python -m homelab doctor host` says what helps",
         )
@@ -120,16 +120,16 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             why="its start would take the card from its driver without any check",
             next="run `pulumi up --refresh`, which sets it again",
         )
-    if about.get("state") == "VM" and about.get("vm") != str(vm.vmid) and not rehearsed:
+    if card_state.get("state") == "VM" and card_state.get("vm") != str(vm.vmid) and not rehearsed:
         raise HomelabError(
             wanted=f"gpus.{name} for VM {vm.vmid}",
-            found=f"it is {said(facts, name)}",
+            found=f"it is {state_text(facts, name)}",
             why="one VM at a time can have it, and nothing is shut down for another one",
             next=f"first `python -m homelab switch {name} --to containers`, which shuts that VM down",
         )
     if (
         vm.vmid in facts.guests.running
-        and (about.get("state"), about.get("vm")) != ("VM", str(vm.vmid))
+        and (card_state.get("state"), card_state.get("vm")) != ("VM", str(vm.vmid))
         and not rehearsed
     ):
         raise HomelabError(
@@ -140,15 +140,15 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
         )
 
 
-def said(facts: HostFacts, name: str) -> str:
-    """Where a card is that is handed over, in words; nothing where it is simply with the host."""
-    about = state_of(facts, name)
-    state, vm = about.get("state", ""), about.get("vm", "")
+def state_text(facts: HostFacts, name: str) -> str:
+    """The state of a card that is handed over, in words; empty: it is with the host."""
+    card_state = state_of(facts, name)
+    state, vm = card_state.get("state", ""), card_state.get("vm", "")
     if not state:
         return ""
-    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(about)))
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since(card_state)))
     if state == "VM":
         return f"with VM {vm} since {at}"
     if state in _SINKS:
-        return f"{state} since {at}: {about.get('why', '')}"
+        return f"{state} since {at}: {card_state.get('why', '')}"
     return f"on its way to or from VM {vm} ({state}) since {at}"

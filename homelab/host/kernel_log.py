@@ -1,10 +1,8 @@
-"""What the kernel of a host says of its cards since it booted, recognised by its real texts (kernel_log.yaml); and
-cards that are gone.
+"""The kernel's messages about cards since the boot, recognised by their real texts (kernel_log.yaml); and lost cards.
 
 A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
-is about the link, bridges above them. The scripts pass the lines on (read_host.sh); what a message is of them,
-homelab/messages.py knows, and what it means is decided here. What NVIDIA's driver says is known to
-homelab/nvidia/symptoms.py. Pure.
+is about the link, bridges above them. The lines are in a reading (read_host.sh), and homelab/messages.py makes messages
+of them. homelab/nvidia/symptoms.py recognises the messages of NVIDIA's driver. Pure.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.messages import Message, compiled, messages, shown
 
-# What NVIDIA's driver says, and the kernel of modules that it didn't take, without naming them: for
-# homelab/nvidia/symptoms.py. Each line of a message of several has it, so that the host's grep leaves no half of one.
+# In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
+# homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
 OF_MODULES = "NVRM|nvidia|nouveau|unsigned module"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
@@ -33,9 +31,9 @@ _ADDRESS = re.compile(
     r"(?:(?<=PCI:)|(?<![\w:.]))(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f])(?:\.([0-7])(?!\w)|(?![\w:.]))",
     re.IGNORECASE,
 )
-# The row that VFIO can be told to go on without.
+# The row that doesn't count if VFIO is allowed to go on without interrupt remapping.
 UNSAFE = "no-remapping"
-# With which NVIDIA's module begins: what was said before is of one that is loaded no more.
+# The first line of NVIDIA's module: messages before it are of a module that was unloaded.
 _LOADED = "nvidia-nvlink: Nvlink Core is being initialized"
 
 
@@ -48,7 +46,7 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class Sign(BaseModel):
-    """A row of the data; see there."""
+    """A row of `signs` in kernel_log.yaml, which explains the keys: a message of the kernel and its meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,14 +65,14 @@ class Sign(BaseModel):
     evidence: Literal["primary", "report", "unconfirmed"]
 
     def part(self, text: str) -> tuple[list[str], str]:
-        """What a message is about: addresses, and which part of the device."""
+        """The addresses that a message names, and the part of the device (`same`)."""
         match = compiled(self.same).search(text) if self.same else None
-        return named(text), match[0] if match else ""
+        return addresses_in(text), match[0] if match else ""
 
 
 class StartSign(BaseModel):
-    """A row of what Proxmox VE and QEMU say when a VM doesn't start with a card, or (`lost`) of a card that is lost
-    though it starts; see the data."""
+    """A row of `starts` in kernel_log.yaml: a message of Proxmox VE or QEMU when a VM doesn't start with a card, or
+    (`lost`) when the card is lost though the VM starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,8 +88,8 @@ class StartSign(BaseModel):
 
 @dataclass(frozen=True)
 class Trouble:
-    """What a sign tells of a card or the host. `stops`: is it a reason for `up` to fail? `harmless`: it looks bad, and
-    is no failure."""
+    """The trouble of a card or host that a sign shows. `stops`: whether `up` fails for it; `harmless`: it looks bad,
+    and is no failure."""
 
     error: HomelabError
     stops: bool
@@ -99,19 +97,19 @@ class Trouble:
 
     @property
     def remark(self) -> str:
-        """In one sentence."""
+        """The trouble in one sentence."""
         return f"{self.error.found}: {self.error.why}; {self.error.next}"
 
 
 @functools.cache
 def signs() -> tuple[Sign, ...]:
-    """All rows, in the order in which they are told."""
+    """All rows of `signs`, in the order of messages to the user."""
     return tuple(Sign.model_validate(row) for row in _data()["signs"])
 
 
 @functools.cache
 def start_signs() -> tuple[StartSign, ...]:
-    """What Proxmox VE and QEMU say of a start that failed."""
+    """All rows of `starts`."""
     return tuple(StartSign.model_validate(row) for row in _data()["starts"])
 
 
@@ -121,147 +119,173 @@ def _data() -> Any:
 
 @functools.cache
 def filter_of_lines() -> str:
-    """The extended regular expression by which the host's grep finds the lines that matter here and to
-    homelab/nvidia/symptoms.py."""
+    """The extended regular expression by which the host's grep finds the lines for a reading."""
     patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
     return "|".join([OF_MODULES, *patterns])
 
 
 def of_card(facts: HostFacts, name: str, functions: Iterable[str]) -> list[Trouble]:
-    """What is wrong with a card, and what looks like it.
+    """The troubles of a card, harmless ones included.
 
     :param name: for messages, such as `gpus.rtx5090`.
     :param functions: addresses of the functions that are the card.
     """
-    own = set(functions)
-    gone = sorted(own & set(facts.lost))
-    found = [Trouble(lost(name, gone), stops=True)] if gone else []
-    above = {bridge for address in own if address in facts.by_address for bridge in facts.by_address[address].ancestors}
-    every = messages(facts.kernel_log)
+    card_addresses = set(functions)
+    lost_addresses = sorted(card_addresses & set(facts.lost))
+    troubles = [Trouble(lost(name, lost_addresses), stops=True)] if lost_addresses else []
+    bridges = {
+        bridge
+        for address in card_addresses
+        if address in facts.by_address
+        for bridge in facts.by_address[address].ancestors
+    }
+    log_messages = messages(facts.kernel_log)
     rows = [row for row in signs() if row.of != "host"]
-    return found + _told(
-        name, rows, lambda row: [one for one in every if _is_about(one.text, own, above, row.of == "port")]
+    return troubles + _troubles(
+        name,
+        rows,
+        lambda row: [
+            message for message in log_messages if _names_card(message.text, card_addresses, bridges, row.of == "port")
+        ],
     )
 
 
 def of_host(facts: HostFacts, name: str) -> list[Trouble]:
-    """What keeps the host from giving away any card, and what looks like it.
+    """The troubles of a host that keep it from giving away any card, harmless ones included.
 
-    :param name: as it is called in messages.
+    :param name: of the host, for messages.
     """
-    every = messages(facts.kernel_log)
+    log_messages = messages(facts.kernel_log)
     rows = [row for row in signs() if row.of == "host" and not (row.name == UNSAFE and facts.unsafe_interrupts)]
-    return _told(name, rows, lambda _: every)
+    return _troubles(name, rows, lambda _: log_messages)
 
 
 def of_start(text: str) -> list[StartSign]:
-    """What a VM's start met with, by what Proxmox VE and QEMU say."""
+    """The rows of `starts` that the output of a VM's start has.
+
+    :param text: of Proxmox VE and QEMU.
+    """
     log = "\n".join(message.text for message in messages(text))
-    found = [row for row in start_signs() if compiled(row.pattern).search(log)]
-    hidden = {name for row in found for name in row.hides}
-    return [row for row in found if row.name not in hidden]
+    rows = [row for row in start_signs() if compiled(row.pattern).search(log)]
+    hidden = {name for row in rows for name in row.hides}
+    return [row for row in rows if row.name not in hidden]
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:
-    """Of the kernel's lines about the IOMMU, those that tell of something wrong; none on a healthy host."""
-    every = messages("\n".join(lines))
+    """The messages about trouble among the kernel's lines about the IOMMU; none on a healthy host."""
+    log_messages = messages("\n".join(lines))
     rows = [row for row in signs() if row.of == "host" and not row.harmless]
-    told = [message.shown for row in rows for message in _uncured(row, every)]
-    return [message.shown for message in every if message.shown in told]
+    wrong = [message.shown for row in rows for message in _uncured(row, log_messages)]
+    return [message.shown for message in log_messages if message.shown in wrong]
 
 
-def about_card(facts: HostFacts, functions: Iterable[str]) -> str:
-    """What NVIDIA's driver has said since it was last loaded of a card, or without naming one: for
-    homelab/nvidia/symptoms.py."""
-    own = set(functions)
-    # One that vfio-pci has is none of the driver's: what it says without a name is of another card.
-    drivers = {facts.by_address[address].driver for address in own if address in facts.by_address}
+def driver_messages(facts: HostFacts, functions: Iterable[str]) -> str:
+    """The messages of NVIDIA's driver since it was last loaded that name a card, or none: for
+    homelab/nvidia/symptoms.py.
+
+    :param functions: addresses of the card's functions.
+    """
+    card_addresses = set(functions)
+    # NVIDIA's driver doesn't have a card that is on vfio-pci: its messages without an address are about another card.
+    drivers = {facts.by_address[address].driver for address in card_addresses if address in facts.by_address}
     nameless = drivers != {"vfio-pci"}
     return shown(
         [
             message
             for message in messages("\n".join(since_loaded(facts.kernel_log)))
             if compiled(OF_MODULES).search(message.text)
-            and (_is_about(message.text, own, set(), with_ports=False) or (nameless and not named(message.text)))
+            and (
+                _names_card(message.text, card_addresses, set(), with_ports=False)
+                or (nameless and not addresses_in(message.text))
+            )
         ]
     )
 
 
 def since_loaded(log: str) -> list[str]:
-    """The lines since NVIDIA's module was last loaded; all where none says that it was."""
+    """The lines since NVIDIA's module was last loaded; all lines, if none says that it was."""
     lines = log.splitlines()
     return lines[max((number for number, line in enumerate(lines) if _LOADED in line), default=0) :]
 
 
 def excerpt(text: str, lines: int = _QUOTED) -> str:
-    """Head and tail of a log, in one line."""
-    every = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(every) > lines:
+    """The first and the last lines of a log, joined to one line.
+
+    :param lines: how many, at most.
+    """
+    log_lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(log_lines) > lines:
         head = (lines + 1) // 2
-        left = len(every) - lines
-        every = [*every[:head], f"… {left} {'line' if left == 1 else 'lines'} …", *every[len(every) - (lines - head) :]]
-    return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in every)
+        omitted = len(log_lines) - lines
+        log_lines = [
+            *log_lines[:head],
+            f"… {omitted} {'line' if omitted == 1 else 'lines'} …",
+            *log_lines[len(log_lines) - (lines - head) :],
+        ]
+    return " | ".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in log_lines)
 
 
-def named(text: str) -> list[str]:
-    """The PCI addresses in a message: `0000:01:00.0`, or `0000:01:00` where it names no function."""
-    found = []
+def addresses_in(text: str) -> list[str]:
+    """The PCI addresses in a message: `0000:01:00.0`, or `0000:01:00` if it names no function."""
+    addresses = []
     for match in _ADDRESS.finditer(text):
         domain, device, function = match.groups()
         if domain is None and function is None:
             continue  # 01:00 alone may be anything, such as a time
         # As sysfs writes it; nvidia-smi, and what quotes it, has eight digits.
-        found.append(f"{int(domain or '0', 16):04x}:{device.lower()}{'.' + function if function else ''}")
-    return found
+        addresses.append(f"{int(domain or '0', 16):04x}:{device.lower()}{'.' + function if function else ''}")
+    return addresses
 
 
-def _is_about(text: str, own: set[str], above: set[str], with_ports: bool) -> bool:
-    slots = {address.rpartition(".")[0] for address in own}
-    addresses = named(text)
+def _names_card(text: str, card_addresses: set[str], bridges: set[str], with_ports: bool) -> bool:
+    slots = {address.rpartition(".")[0] for address in card_addresses}
+    addresses = addresses_in(text)
     if not addresses:
         return False
-    ours = [address in own or address in slots for address in addresses]
+    is_of_card = [address in card_addresses or address in slots for address in addresses]
     if not with_ports:
-        return all(ours)
-    # A port tells of another device behind it by that one's address.
-    return all(mine or address in above for mine, address in zip(ours, addresses, strict=True))
+        return all(is_of_card)
+    # A message of a port also has the address of the device behind it.
+    return all(is_card or address in bridges for is_card, address in zip(is_of_card, addresses, strict=True))
 
 
-def _told(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
-    found = {row.name: (row, said) for row in rows if (said := _uncured(row, messages_of(row)))}
-    hidden = {other for row, _ in found.values() for other in row.hides}
+def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Message]]) -> list[Trouble]:
+    matching = {row.name: (row, row_messages) for row in rows if (row_messages := _uncured(row, messages_of(row)))}
+    hidden = {hidden_name for row, _ in matching.values() for hidden_name in row.hides}
     return [
         Trouble(
             HomelabError(
                 wanted=f"{name}: {row.wanted}",
-                found=f"the kernel says: {excerpt(shown(said))}",
+                found=f"the kernel says: {excerpt(shown(row_messages))}",
                 why=row.why,
                 next=row.next,
             ),
             row.stops and not row.harmless,
             row.harmless,
         )
-        for row, said in found.values()
+        for row, row_messages in matching.values()
         if row.name not in hidden
     ]
 
 
-def _uncured(row: Sign, every: list[Message]) -> list[Message]:
-    """The messages of a sign, but for those that a later one takes back."""
-    said: list[Message] = []
-    for message in every:
+def _uncured(row: Sign, log_messages: list[Message]) -> list[Message]:
+    """The messages of a sign, without those that a later message cures."""
+    matching: list[Message] = []
+    for message in log_messages:
         if compiled(row.pattern).search(message.text):
-            said.append(message)
+            matching.append(message)
         elif row.cured and compiled(row.cured).search(message.text):
-            said = [one for one in said if row.of == "card" and row.part(one.text) != row.part(message.text)]
-    return said
+            matching = [
+                earlier for earlier in matching if row.of == "card" and row.part(earlier.text) != row.part(message.text)
+            ]
+    return matching
 
 
 def lost(name: str, addresses: list[str]) -> HomelabError:
-    """The error for functions whose configuration space can't be read, or reads as ones, which is the same: so the bus
-    answers for a device that doesn't.
+    """The error for lost functions: their configuration space can't be read, or reads as ones, which the bus answers
+    for a device that doesn't.
 
-    :param name: as of `of_card`.
+    :param name: of the card, for messages.
     """
     return HomelabError(
         wanted=f"{name}: a card that answers on the PCI bus",

@@ -1,5 +1,4 @@
-"""What a card is called: by the host's pci.ids (as its lspci reads them), else by a small table. The one place where
-that is decided."""
+"""Cards' names for messages: from the host's pci.ids (as its lspci reads them), else from a small table."""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ NEWER = {
 _LINE = re.compile(r"^(\S+) .*?\[[0-9a-f]{4}\]: (.+) \[([0-9a-f]{4}:[0-9a-f]{4})\]", re.MULTILINE)
 # A marketing name, behind the chip's.
 _BRACKETS = re.compile(r"\[([^\[\]]+)\]\s*$")
-# What every card of a maker begins with tells nothing; and no name is as long as a line.
+# The beginnings of names that all cards of a maker share, which are left out.
 _MAKERS = re.compile(
     r"^(?:NVIDIA Corporation|Intel Corporation|Advanced Micro Devices, Inc\. \[AMD(?:/ATI)?\]|GeForce|NVIDIA)\s+"
 )
 _LONGEST = 48
 
 
-def listed(lspci: str) -> dict[str, str]:
-    """PCI address -> the card's name, from lines of `lspci -Dnn`; those that pci.ids doesn't know (`Device`) are left
-    out."""
-    found = {}
+def of_lspci(lspci: str) -> dict[str, str]:
+    """PCI address -> the card's name, from lines of `lspci -Dnn`; without those that pci.ids doesn't know
+    (`Device`)."""
+    by_address = {}
     for address, text, _ in _LINE.findall(lspci):
         if name := short(text):
-            found[address] = name
-    return found
+            by_address[address] = name
+    return by_address
 
 
 def short(text: str) -> str:
@@ -47,29 +46,32 @@ def short(text: str) -> str:
 
 
 def model(ids: str, listed_as: str = "") -> str:
-    """`RTX 5090`; empty where nobody knows.
+    """The name of a card's model, `RTX 5090`; empty: unknown.
 
     :param ids: vendor:device.
-    :param listed_as: what pci.ids calls it, short.
+    :param listed_as: its short name in pci.ids, empty: none.
     """
     return listed_as or NEWER.get(ids.lower(), "")
 
 
 def card(ids: str, place: str, listed_as: str = "", kind: str = "graphics card") -> str:
-    """`RTX 5090 [10de:2b85] at 0000:01:00`: how every message, plan and table calls a card.
+    """A card's name in every message, plan and table: `RTX 5090 [10de:2b85] at 0000:01:00`.
 
-    :param kind: what it is, where nobody knows its name.
+    :param kind: takes the place of an unknown name.
     """
     return f"{model(ids, listed_as) or kind} [{ids}] at {place}"
 
 
 def model_of_output(gpu: Mapping[str, Any]) -> str:
-    """`RTX 5090`, or the slot where nobody knows, of a card as HostProbe, or a stack, puts it out."""
+    """The name of a model, `RTX 5090`, or its kind if that is unknown, of a card in the outputs of HostProbe or a
+    stack."""
     return of_output(gpu).partition(" [")[0]
 
 
 def of_output(gpu: Mapping[str, Any]) -> str:
-    """The same as `card` of a card as HostProbe, or a stack, puts it out."""
+    """`RTX 5090 [10de:2b85] at 0000:01:00`, of a card in the outputs of HostProbe or a stack."""
     functions = gpu.get("functions") or [{}]
-    shown = next((one for one in functions if str(one.get("class", "")).startswith(("03", "12"))), functions[0])
-    return card(str(shown.get("id", "?")), str(gpu["slot"]), str(gpu["name"]))
+    display = next(
+        (function for function in functions if str(function.get("class", "")).startswith(("03", "12"))), functions[0]
+    )
+    return card(str(display.get("id", "?")), str(gpu["slot"]), str(gpu["name"]))

@@ -16,32 +16,33 @@ _SINCE = {
 LIVE_MIGRATION, KEEP = _SINCE
 
 
-def known(facts: HostFacts, name: str, option: str) -> list[HomelabError]:
-    """Does this host's Proxmox VE know the option? Where its version can't be told, it is refused.
+def refused(facts: HostFacts, name: str, option: str) -> list[HomelabError]:
+    """The refusal of an option that this host's Proxmox VE doesn't know, or whose version is unknown.
 
-    :param name: whose option, for messages.
+    :param name: of the card or use that has the option, for messages.
+    :param option: LIVE_MIGRATION or KEEP.
     """
-    package, since, release = _SINCE[option]
+    package, oldest, release = _SINCE[option]
     version = facts.packages.get(package, "")
-    if _numbers(version) >= _numbers(since):
+    if _numbers(version) >= _numbers(oldest):
         return []
     return [
         HomelabError(
             wanted=f"{name}: {option}",
             found=f"{package} {version}" if version else f"the version of {package} can't be told",
-            why=f"Proxmox VE knows it since {package} {since} ({release}); an older one refuses the change",
+            why=f"Proxmox VE knows it since {package} {oldest} ({release}); an older one refuses the change",
             next="update the host (`apt full-upgrade`), or take the option out",
         )
     ]
 
 
 def migratable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """liveMigration is for a virtual function, and known to this Proxmox VE."""
+    """A gate: liveMigration is set for a virtual function, and this Proxmox VE knows it."""
     if not gpu.live_migration:
         return []
     device = facts.by_address.get(slot)
     if device is not None and device.physfn:
-        return known(facts, f"gpus.{name}", LIVE_MIGRATION)
+        return refused(facts, f"gpus.{name}", LIVE_MIGRATION)
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with liveMigration",

@@ -1,5 +1,5 @@
-"""From facts and settings to what is wanted: words on the command line, functions on vfio-pci; drift from it; the plan
-as text."""
+"""The plan of a host from facts and settings: words on the command line, functions on vfio-pci; the drift from it; the
+plan as text."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a host is to be.
+    """The plan of a host.
 
     `iommu_words`/`vfio_words`: words of the kernel command line, separated by spaces. `functions`: PCI address ->
-    vendor:device of every function that must be on vfio-pci; those in `by_hand` are put there by other configuration
-    than this program's. `gpus`: name -> slot, use, functions and group.
+    vendor:device of every function that must be on vfio-pci; `by_hand`: addresses of those that other configuration
+    than this program's puts there. `gpus`: name -> slot, use, functions and group.
     """
 
     iommu_words: str
@@ -41,14 +41,14 @@ class Wanted:
 
     @property
     def binds(self) -> bool:
-        """Is anything bound by this program's means?"""
+        """Whether this program binds a function, or takes one from other configuration."""
         return bool(self.vfio_words)
 
 
 def wanted(facts: HostFacts, host: Host) -> Wanted:
-    """What `host` (settings) means on this host (facts).
+    """The plan of a host with these facts and settings.
 
-    :raises HomelabError: a gate is closed; the text names every reason.
+    :raises HomelabError: a gate is closed; the text has every refusal.
     """
     slots, errors = gates.check(facts, host)
     raise_all([*errors, *gates.left_with_vm(facts, host, slots)])
@@ -61,13 +61,13 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     }
     by_hand = sorted(facts.bound_by_hand() & set(functions))
     if host.take_over:
-        # What can be plugged in later needs its ids with vfio-pci: our word is for what is there when the host starts.
+        # What can be plugged in later needs its ids with vfio-pci: homelab's word is for what is there at the boot.
         by_hand = [address for address in by_hand if facts.pluggable(address)]
-    ours = {address: ids for address, ids in functions.items() if address not in by_hand}
+    by_homelab = {address: ids for address, ids in functions.items() if address not in by_hand}
     return Wanted(
         iommu_words=remapping.words(facts, host),
         vfio_words=" ".join(
-            [_vfio_words(facts, host, ours, set(functions)), released.word(facts, host, slots)]
+            [_vfio_words(facts, host, by_homelab, set(functions)), released.word(facts, host, slots)]
         ).strip(),
         functions=functions,
         by_hand=by_hand,
@@ -75,18 +75,18 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     )
 
 
-def _vfio_words(facts: HostFacts, host: Host, ours: dict[str, str], bound: set[str]) -> str:
-    if not ours:
+def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], bound: set[str]) -> str:
+    if not by_homelab:
         return ""
-    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(ours.items()))]
-    # Where it is ours already, it stays: without need, taking it away would be a reboot.
-    has_it = (
+    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(by_homelab.items()))]
+    # If homelab has configured it already, it stays: taking it away would need a reboot.
+    is_configured = (
         NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
     )
-    goes = has_it or any(facts.by_address[address].vendor == NVIDIA for address in bound)
-    if goes and not gates.nvidia_stays(facts, bound):
+    applies = is_configured or any(facts.by_address[address].vendor == NVIDIA for address in bound)
+    if applies and not gates.nvidia_stays(facts, bound):
         words.append(NVIDIA_BLACKLIST)
-    return " ".join([*words, *consoles.words(facts, host, sorted(ours))])
+    return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
 
 
 def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
@@ -100,29 +100,29 @@ def card_plan(facts: HostFacts, host: Host, name: str, slot: str) -> CardPlan:
             for device in facts.functions(slot)
         ],
         "iommuGroup": next((device.group for device in facts.functions(slot)), None),
-        "keep": _kept(facts, host, name),
+        "keep": _keeps_driver(facts, host, name),
     }
 
 
-def _kept(facts: HostFacts, host: Host, name: str) -> bool:
-    """Proxmox VE is told to leave the driver of a card alone that is handed over, where it can be told: then nothing
-    but the handover ever unbinds it."""
-    return host.gpus[name].use == "shared" and not options.known(facts, name, options.KEEP)
+def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
+    """Whether Proxmox VE is told to leave the driver of a card alone (`driver: keep`): the card is handed over, and
+    this Proxmox VE knows the option. Then only the handover unbinds it."""
+    return host.gpus[name].use == "shared" and not options.refused(facts, name, options.KEEP)
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
-    """Layer -> how the host differs from `want`, as sentences. `boot` is what only a reboot can mend."""
+    """Layer -> its drift from `want`, a sentence each. Only a reboot repairs the layer `boot`."""
     return {
         "iommu": [
             *_changed_files(facts, "iommu"),
             *_lost_words(facts, want.iommu_words),
-            *_unmade(facts, "boot", "the boot configuration"),
+            *_unfinished(facts, "boot", "the boot configuration"),
         ],
         "vfio": [
             *_changed_files(facts, "vfio"),
             *_lost_words(facts, want.vfio_words),
             *_lost_binding(facts, want),
-            *_unmade(facts, "initramfs", "the initramfs"),
+            *_unfinished(facts, "initramfs", "the initramfs"),
         ],
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
@@ -133,45 +133,51 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
 
 
 def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
-    """What the host itself says that only a reboot brings, and what a verification would find."""
+    """The drift that only a reboot repairs: the running kernel's, and what a verification would find."""
     if facts.boot_lacks is None:  # nothing was booted for it yet
-        found = ["the host has no note of what its boot should have"]
+        differences = ["the host has no note of what its boot should have"]
     else:
-        found = list(facts.boot_lacks)
+        differences = list(facts.boot_lacks)
     if want.functions and facts.iommu.groups == 0:
-        found.append("the running kernel has no IOMMU group")
-    return found + ([facts.rolled_back] if facts.rolled_back else [])
+        differences.append("the running kernel has no IOMMU group")
+    return differences + ([facts.rolled_back] if facts.rolled_back else [])
 
 
 def _lost_nodes(facts: HostFacts) -> list[str]:
-    """NVIDIA's device nodes, where we see to them."""
+    """The drift of NVIDIA's device nodes, if homelab's service makes them."""
     if not any(file.layer == "nodes" for file in facts.managed):
         return []
-    found = _changed_files(facts, "nodes")
-    found += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
-    return found + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
+    differences = _changed_files(facts, "nodes")
+    differences += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
+    return differences + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
 
 
 def _lost_service(facts: HostFacts) -> list[str]:
-    """What sees at each boot to the nodes of the cards in containers, where we have it."""
+    """The drift of the service that follows the nodes of cards in containers at each boot, if it is installed."""
     if not any(file.layer == "cards" for file in facts.managed):
         return []
-    found = _changed_files(facts, "cards")
-    return found + ([] if facts.cards_enabled else ["homelab-card-nodes.service is not enabled"])
+    differences = _changed_files(facts, "cards")
+    return differences + ([] if facts.cards_enabled else ["homelab-card-nodes.service is not enabled"])
 
 
 def lost_handover(facts: HostFacts) -> list[str]:
-    """What hands cards over, where we have it."""
+    """The drift of the handover of cards, if it is installed."""
     if not any(file.layer == "handover" for file in facts.managed):
         return []
-    found = _changed_files(facts, "handover")
-    found += [] if facts.handover.enabled else ["homelab-handover.service or its timer is not enabled"]
-    return found + [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
+    differences = _changed_files(facts, "handover")
+    differences += [] if facts.handover.enabled else ["homelab-handover.service or its timer is not enabled"]
+    return differences + [
+        f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks
+    ]
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:
-    said = {"changed": "was changed by hand", "missing": "is gone"}
-    return [f"{file.path} {said[file.state]}" for file in facts.managed if file.layer == layer and file.state in said]
+    state_texts = {"changed": "was changed by hand", "missing": "is gone"}
+    return [
+        f"{file.path} {state_texts[file.state]}"
+        for file in facts.managed
+        if file.layer == layer and file.state in state_texts
+    ]
 
 
 def _lost_words(facts: HostFacts, words: str) -> list[str]:
@@ -182,46 +188,51 @@ def _lost_words(facts: HostFacts, words: str) -> list[str]:
     return [f"{' '.join(lost)} is not in the generated boot configuration (grub.cfg)"] if lost else []
 
 
-def _unmade(facts: HostFacts, step: str, made: str) -> list[str]:
-    """What a run that was cut short has left to be made."""
-    return [f"{made} was not made after the last change"] if step in facts.pending else []
+def _unfinished(facts: HostFacts, step: str, result: str) -> list[str]:
+    """The drift by a step that an interrupted run didn't reach.
+
+    :param step: boot or initramfs.
+    :param result: of the step, for the sentence.
+    """
+    return [f"{result} was not made after the last change"] if step in facts.pending else []
 
 
 def misplaced(facts: HostFacts, want: Wanted) -> list[str]:
-    """Functions that are no longer where the plan has them: hardware was changed, or buses were renumbered."""
-    found = []
+    """Functions that aren't at their address in the plan, a sentence each: hardware was changed, or buses were
+    renumbered."""
+    differences = []
     for address, ids in want.functions.items():
         device = facts.by_address.get(address)
         if device is None or device.id != ids:
-            found.append(f"{address} is {device.id if device else 'not there'}, not {ids}")
-    return found
+            differences.append(f"{address} is {device.id if device else 'not there'}, not {ids}")
+    return differences
 
 
 def stale(facts: HostFacts, want: Wanted) -> bool:
-    """Must it be decided again? Hardware was changed, or a binding that was made by hand is gone."""
+    """Whether a plan must be made again: hardware was changed, or a binding that was made by hand is gone."""
     return bool(misplaced(facts, want)) or not facts.bound_by_hand().issuperset(want.by_hand)
 
 
 def _lost_binding(facts: HostFacts, want: Wanted) -> list[str]:
-    found = misplaced(facts, want)
+    differences = misplaced(facts, want)
     if want.binds:
         if not any(file.path.endswith("/init-top/homelab-vfio") for file in facts.managed):
-            found.append("the initramfs script for vfio-pci is gone")
-        found += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
-    return found
+            differences.append("the initramfs script for vfio-pci is gone")
+        differences += [f"the initramfs of {kernel} is older than its script" for kernel in facts.stale_initramfs]
+    return differences
 
 
 def _on_another_driver(facts: HostFacts, want: Wanted) -> list[str]:
     devices = [facts.by_address[address] for address in want.functions if address in facts.by_address]
     return [
-        f"{one.address} is on {one.driver or 'no driver'}, not on vfio-pci"
-        for one in devices
-        if one.driver != "vfio-pci"
+        f"{device.address} is on {device.driver or 'no driver'}, not on vfio-pci"
+        for device in devices
+        if device.driver != "vfio-pci"
     ]
 
 
 def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
-    """After the reboot: does the running system have what was wanted? Each failing check, with what to try."""
+    """The verification after the reboot: an error for each difference between the running system and the plan."""
     errors = gates.readable(facts)
     lost = missing_words(want.words, facts.cmdline.running)
     if lost:
@@ -303,9 +314,9 @@ def _log_excerpt(facts: HostFacts) -> str:
 class PlannedReboot:
     """Whether the host must be rebooted, as reboot_host.sh decides it (remote_scripts/lib/lacking.sh).
 
-    `reasons`: why; `perhaps`: what would be a reason, where only the installation of packages shows whether it is one;
-    `guests`: what runs and is stopped by it; `moves`: what is on other nodes meanwhile; `cluster`: what it waits for:
-    what runs there, or that the cluster can't do without this node now; empty where nothing keeps it.
+    `reasons`: for it; `perhaps`: reasons that only the installation of packages confirms; `guests`: running guests that
+    it stops; `moves`: guests that are on other nodes meanwhile; `cluster`: why the reboot waits for the cluster, empty:
+    it doesn't.
     """
 
     reboot: Literal["yes", "no", "manual"]
@@ -317,16 +328,16 @@ class PlannedReboot:
     moves: str = ""
 
     def __str__(self) -> str:
-        return self._said("; ".join(self.reasons))
+        return self._text("; ".join(self.reasons))
 
     def in_short(self, cards: Mapping[str, CardPlan]) -> str:
-        """The same for an `up`, in few words; the plan of a preview has all of them.
+        """The reboot and its reasons in few words, for an `up`; the plan of a preview has all words.
 
         :param cards: of the plan.
         """
-        return self._said(in_short(self.reasons, cards))
+        return self._text(in_short(self.reasons, cards))
 
-    def _said(self, because: str) -> str:
+    def _text(self, because: str) -> str:
         stops = stopping(self.guests, self.moves, again=self.reboot != "manual")
         if self.reboot != "no":
             by = "by you (reboot: manual)" if self.reboot == "manual" else "one"
@@ -339,8 +350,8 @@ class PlannedReboot:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """What a script's `plan` says of a file: `how` (a key of FILES); `what`, a path or several in words; `diff`: from
-    what is there, as `diff -u` prints it, empty where nothing is to be shown."""
+    """A file in the answer of a script's `plan`. `how`: a key of FILES; `what`: a path, or several in words; `diff`:
+    from the file on the host, as `diff -u` prints it, empty: none is shown."""
 
     how: str
     what: str
@@ -348,8 +359,7 @@ class PlannedFile:
 
     @property
     def lines(self) -> list[str]:
-        """For the plan: what happens to it, and how it differs, without the diff's head; of a long one the
-        beginning."""
+        """Lines for the plan: the file and its change, then the diff without its head, cut to DIFF_LINES."""
         changed = [line for line in self.diff.splitlines() if not line.startswith(("--- ", "+++ "))]
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"… {len(changed) - DIFF_LINES} more lines"]
@@ -358,7 +368,7 @@ class PlannedFile:
 
 # How many lines of a file's diff a plan shows.
 DIFF_LINES = 16
-# How a file changes -> the same in a sentence. Given back: the file that was there before; made: from other files.
+# Change of a file -> the verb for the plan. Given back: the original file; made: from other files.
 FILES = {"new": "writes", "changed": "changes", "given back": "gives back", "removed": "removes", "made": "makes anew"}
 
 
@@ -371,14 +381,14 @@ def describe(
     files: Sequence[PlannedFile] = (),
     follows: str = "",
 ) -> str:
-    """The plan for people: command line before -> after, files, each function with its driver now and then, the reboot.
+    """The plan as text: command line before -> after, files, each function with its driver before -> after, the reboot.
 
-    :param follows: the node of its cluster that is restarted before this one, if it is; empty: none.
+    :param follows: the node of the cluster that is restarted before this one; empty: none.
     """
-    have = facts.cmdline.others.split()
+    other_words = facts.cmdline.others.split()
     added = missing_words(want.words, facts.cmdline.others)
     before = facts.cmdline.configured
-    after = " ".join([*have, *added])
+    after = " ".join([*other_words, *added])
     lines = [
         f"{name}: {facts.kernel}, Proxmox VE {facts.pve or 'not found'}, {facts.cpu_vendor}, boot loader {facts.loader}"
     ]
@@ -388,29 +398,31 @@ def describe(
         else f"  command line: {before.strip()}\n             -> {after}"
     )
     # Of two layers that touch the same file, once.
-    shown: dict[str, list[str]] = {}
+    diffs_by_head: dict[str, list[str]] = {}
     for file in files:
         head, *diff = file.lines
-        shown.setdefault(head, []).extend(line for line in diff if line not in shown.get(head, []))
-    lines += [line for head, diff in shown.items() for line in (head, *diff)]
-    for gpu, found in want.gpus.items():
-        lines.append(f"  {gpu}: {facts.card(str(found['slot']))}, for {found['use']}:")
-        for device in facts.functions(found["slot"]):
-            then = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
+        diffs_by_head.setdefault(head, []).extend(line for line in diff if line not in diffs_by_head.get(head, []))
+    lines += [line for head, diff in diffs_by_head.items() for line in (head, *diff)]
+    for gpu, card in want.gpus.items():
+        lines.append(f"  {gpu}: {facts.card(str(card['slot']))}, for {card['use']}:")
+        for device in facts.functions(card["slot"]):
+            driver_after = "vfio-pci" if device.address in want.functions else device.driver or "no driver"
             by_hand = ", bound by hand" if device.address in want.by_hand else ""
-            lines.append(f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {then}{by_hand}")
-        lines += [f"    {line}" for line in _groups(facts, found["slot"])]
-        ways = resets.described(facts, facts.functions(found["slot"]))
-        lines += [f"    reset: {ways}"] if ways and found["use"] == "vm" else []
-    slots = {gpu: found["slot"] for gpu, found in want.gpus.items()}
-    lines += [f"  note: {said}" for said in gates.remarks(facts, host, slots)]
+            lines.append(
+                f"    {device.address} [{device.id}] {device.driver or 'no driver'} -> {driver_after}{by_hand}"
+            )
+        lines += [f"    {line}" for line in _groups(facts, card["slot"])]
+        reset_methods = resets.described(facts, facts.functions(card["slot"]))
+        lines += [f"    reset: {reset_methods}"] if reset_methods and card["use"] == "vm" else []
+    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
+    lines += [f"  note: {remark}" for remark in gates.remarks(facts, host, slots)]
     order = f"; after {follows}, if that one is: one node of the cluster at a time" if follows else ""
     lines.append(f"  reboot: {reboot}{order if reboot.reboot == 'yes' else ''}")
     return "\n".join(lines)
 
 
 def _groups(facts: HostFacts, slot: str) -> list[str]:
-    """A line for each IOMMU group that functions of the card are in, or are going to be in."""
+    """A line for each IOMMU group of the card's functions, or for the predicted one."""
     functions = facts.functions(slot)
     others = "; ".join(facts.describe(device) for device in facts.others_in_group(slot)) or "nothing else"
     if not facts.iommu.groups:
@@ -423,7 +435,7 @@ def _groups(facts: HostFacts, slot: str) -> list[str]:
     return [
         f"{', '.join(addresses)}: IOMMU group {'none' if group is None else group}, with it: "
         + (
-            "; ".join(facts.describe(one) for one in facts.others_in_group(slot) if one.group == group)
+            "; ".join(facts.describe(device) for device in facts.others_in_group(slot) if device.group == group)
             or "nothing else"
         )
         for group, addresses in of_group.items()

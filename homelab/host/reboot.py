@@ -1,5 +1,5 @@
-"""Why a host is rebooted, in a few plain words: what the script says of each function and word
-(remote_scripts/lib/lacking.sh), for a person. Pure."""
+"""The reasons of a reboot in few words, from the reasons for each function and word (remote_scripts/lib/lacking.sh).
+Pure."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _UNWANTED = re.compile(r"(?P<word>\S+) is no longer wanted")
 _ON_ANOTHER_DRIVER = re.compile(r"(?P<address>\S+) is on .+, not on (?P<driver>vfio-pci|NVIDIA's driver)")
 # A function in the word that names each with its id.
 _FUNCTION = re.compile(r"(?:homelab\.vfio=|,)([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])=")
-# Words that follow from the cards: what a person wants to know is which cards.
+# Words that follow from the cards, which are named instead.
 _OF_CARDS = ("homelab.vfio=", "modprobe.blacklist=")
 
 
-# Where nothing else changes.
+# If only the word modprobe.blacklist= changes.
 _BLACKLIST_ALONE = "the list of drivers that are kept off the cards changes (modprobe.blacklist)"
 
 
 def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     """`the kernel command line gets amd_iommu=on iommu=pt, and RTX 5090 goes to vfio-pci`.
 
-    :param reasons: as reboot_host.sh answers them; one that isn't understood is said as it is.
-    :param cards: of the plan, as HostProbe puts them out.
+    :param reasons: as reboot_host.sh answers them; an unknown one is kept as it is.
+    :param cards: of the plan, as in HostProbe's outputs.
     """
-    said = list(dict.fromkeys(_each(reasons, cards)))
-    return _joined(said or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
+    phrases = list(dict.fromkeys(_phrases(reasons, cards)))
+    return _joined(phrases or [_BLACKLIST_ALONE] * bool(reasons), ", and ")
 
 
 def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
-    """What a reboot does to guests.
+    """The effect of a reboot on guests, as a part of a sentence.
 
-    :param guests: as reboot_host.sh names those that it stops.
-    :param moves: those that are on other nodes meanwhile.
-    :param again: it is this program's, which starts them again, with `onboot` or without.
+    :param guests: that it stops, as reboot_host.sh names them.
+    :param moves: guests that are on other nodes meanwhile.
+    :param again: whether the guests are started again, which this program's reboots do even without `onboot`.
     """
     away = f"other nodes have {moves} meanwhile; " if moves else ""
     if not guests or not again:
@@ -45,35 +45,39 @@ def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
     return f"{away}it stops {guests}, and starts {'them' if '), ' in guests else 'it'} again"
 
 
-def _each(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:
-    called = {one["address"]: names.model_of_output(card) for card in cards.values() for one in card["functions"]}
+def _phrases(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> Iterator[str]:
+    card_names = {
+        function["address"]: names.model_of_output(card) for card in cards.values() for function in card["functions"]
+    }
     added: list[str] = []
     removed: list[str] = []
     moved: dict[str, list[str]] = {}
     others = []
-    gone = False
+    binding_removed = False
     for reason in reasons:
-        if found := _MISSING.fullmatch(reason):
-            added += [word for word in found["words"].split() if not word.startswith(_OF_CARDS)]
-            moved.setdefault("vfio-pci", []).extend(called.get(one, one) for one in _FUNCTION.findall(found["words"]))
-        elif found := _UNWANTED.fullmatch(reason):
-            gone = gone or found["word"].startswith("homelab.vfio=")
-            removed += [] if found["word"].startswith(_OF_CARDS) else [found["word"]]
-        elif found := _ON_ANOTHER_DRIVER.fullmatch(reason):
-            moved.setdefault(found["driver"], []).append(called.get(found["address"], found["address"]))
+        if match := _MISSING.fullmatch(reason):
+            added += [word for word in match["words"].split() if not word.startswith(_OF_CARDS)]
+            moved.setdefault("vfio-pci", []).extend(
+                card_names.get(address, address) for address in _FUNCTION.findall(match["words"])
+            )
+        elif match := _UNWANTED.fullmatch(reason):
+            binding_removed = binding_removed or match["word"].startswith("homelab.vfio=")
+            removed += [] if match["word"].startswith(_OF_CARDS) else [match["word"]]
+        elif match := _ON_ANOTHER_DRIVER.fullmatch(reason):
+            moved.setdefault(match["driver"], []).append(card_names.get(match["address"], match["address"]))
         else:
             others.append(reason)
     if added:
         yield f"the kernel command line gets {' '.join(added)}"
     if removed:
         yield f"the kernel command line loses {' '.join(removed)}"
-    for driver, found_cards in moved.items():
-        if found_cards:
-            several = list(dict.fromkeys(found_cards))
-            yield f"{_joined(several, ' and ')} {'goes' if len(several) == 1 else 'go'} to {driver}"
-    if gone and not moved.get("vfio-pci"):
+    for driver, moved_cards in moved.items():
+        if moved_cards:
+            distinct_cards = list(dict.fromkeys(moved_cards))
+            yield f"{_joined(distinct_cards, ' and ')} {'goes' if len(distinct_cards) == 1 else 'go'} to {driver}"
+    if binding_removed and not moved.get("vfio-pci"):
         yield "no card is for a VM any more"
-    elif gone:
+    elif binding_removed:
         yield "the cards that VMs get are others"
     yield from others
 

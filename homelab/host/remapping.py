@@ -1,5 +1,4 @@
-"""What the settings about the IOMMU mean on a host: the words that its next boot gets, what stands against them, what
-they risk.
+"""The settings about the IOMMU on a host: their words for its next boot, their refusals, and remarks on their risks.
 
 Sources are named where a rule is the kernel's own. Pure.
 """
@@ -34,11 +33,11 @@ def words(facts: HostFacts, host: Host) -> str:
     if is_intel(facts):
         vendor = "intel_iommu=on,relax_rmrr" if host.iommu.relax_rmrr else "intel_iommu=on"
     wanted = {vendor: host.wants_iommu, "iommu=pt": host.bypasses_iommu}
-    # Where no VM gets a card any more and nobody says otherwise, what is ours stays: without need, taking it away would
-    # be a reboot.
-    ours = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
+    # If no VM gets a card any more and the settings don't say otherwise, homelab's words stay: taking them away would
+    # need a reboot.
+    homelab_words = set(facts.cmdline.configured.split()) - set(facts.cmdline.others.split())
     if not host.gives_cards and host.iommu.enable is None:
-        wanted |= {word: word in ours for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
+        wanted |= {word: word in homelab_words for word in (vendor, *(["iommu=pt"] * (host.iommu.passthrough is None)))}
     if host.iommu.acs_override:
         wanted[f"{acs.WORD}={host.iommu.acs_override}"] = True
     wanted[UNSAFE_INTERRUPTS] = host.iommu.allow_unsafe_interrupts and remaps_interrupts(facts) is False
@@ -46,8 +45,8 @@ def words(facts: HostFacts, host: Host) -> str:
 
 
 def to_be(facts: HostFacts, host: Host) -> HostFacts:
-    """The facts, which know what the next boot's command line is going to say of the IOMMU."""
-    return facts.model_copy(update={"to_come": words(facts, host)})
+    """The facts with the words about the IOMMU of the next boot's command line."""
+    return facts.model_copy(update={"planned_words": words(facts, host)})
 
 
 def is_intel(facts: HostFacts) -> bool:
@@ -55,13 +54,13 @@ def is_intel(facts: HostFacts) -> bool:
 
 
 def release(kernel: str) -> tuple[int, int]:
-    """`6.17.2-1-pve` -> (6, 17); (0, 0) where it says nothing of the kind."""
+    """`6.17.2-1-pve` -> (6, 17); (0, 0): it isn't of that form."""
     match = re.match(r"(\d+)\.(\d+)", kernel)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def remaps_interrupts(facts: HostFacts) -> bool | None:
-    """Are interrupts remapped by the IOMMU, now and in the next boot? None: it can't be told before the IOMMU is on."""
+    """Whether the IOMMU remaps interrupts, now and in the next boot; None: unknown before the IOMMU is on."""
     if any(word in facts.next_cmdline.split() for word in _PLAIN_INTERRUPTS):
         return False
     if not any(word in facts.cmdline.running.split() for word in _PLAIN_INTERRUPTS):
@@ -75,18 +74,18 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
 
 
 def without_remapping(facts: HostFacts) -> bool:
-    """Does somebody else let VFIO give cards away without interrupt remapping? As loaded, in modprobe.d, or on the
-    command line."""
+    """Whether other configuration than this program's lets VFIO give cards away without interrupt remapping: the loaded
+    module's option, or a word on the command line."""
     name, _, _ = UNSAFE_INTERRUPTS.partition("=")
-    said = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
-    ours = UNSAFE_INTERRUPTS in facts.cmdline.configured.split() and not said
-    return (facts.unsafe_interrupts and not ours) or said[-1:] in (["1"], ["y"], ["Y"])
+    values = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
+    by_homelab = UNSAFE_INTERRUPTS in facts.cmdline.configured.split() and not values
+    return (facts.unsafe_interrupts and not by_homelab) or values[-1:] in (["1"], ["y"], ["Y"])
 
 
 # -- what stands against the settings
 # ------------------------------------------------------------------------------------------
 def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """Settings that this host can't have."""
+    """The refusals of settings about the IOMMU that this host can't have."""
     errors = []
     if host.iommu.acs_override and not acs.knows_override(facts.kernel):
         errors.append(
@@ -120,13 +119,13 @@ def refused(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def relaxes_rmrr(facts: HostFacts) -> bool:
-    """Does the kernel know relax_rmrr?"""
+    """Whether the kernel knows relax_rmrr."""
     return "-pve" in facts.kernel and release(facts.kernel) >= _RELAXES
 
 
 def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
-    """VFIO gives no card away without interrupt remapping (drivers/vfio/vfio_iommu_type1.c,
-    vfio_iommu_type1_attach_group)."""
+    """A gate: interrupts are remapped, or may stay plain. VFIO gives no card away without remapping
+    (drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group)."""
     if not host.gives_cards or host.iommu.allow_unsafe_interrupts or without_remapping(facts):
         return []
     if remaps_interrupts(facts) is not False:
@@ -147,14 +146,15 @@ def _plain_interrupts(facts: HostFacts, host: Host) -> list[HomelabError]:
 
 
 def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
-    """Nothing in the card's group is to be mapped 1:1 for the firmware: the kernel gives no such group to a VM.
+    """A gate: the firmware wants no memory mapped 1:1 for the card's groups, since the kernel gives no such group to a
+    VM.
 
-    It sets require_direct for each device with a reserved region of the type `direct`
+    The kernel sets require_direct for each device with a reserved region of the type `direct`
     (iommu_create_device_direct_mappings), whatever the group's default domain is, and refuses the blocking domain that
     VFIO begins with (__iommu_device_set_domain; drivers/iommu/iommu.c). Hence iommu=pt makes no difference.
     """
     ranges = mapped_one_to_one(facts, slot)
-    if not ranges or gpu.allow_direct_mapping or has_it_now(facts, slot):
+    if not ranges or gpu.allow_direct_mapping or runs_in_vm(facts, slot):
         return []
     relaxable = is_intel(facts) and relaxes_rmrr(facts)
     real = bool(facts.iommu.groups)
@@ -162,7 +162,7 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) as the kernel gives it to a VM",
             found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: "
-            f"{_some(ranges)}" + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
+            f"{_first_ranges(ranges)}" + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
             why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
             "argument'. iommu=pt "
             "makes no difference to that",
@@ -175,14 +175,15 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     ]
 
 
-# What is predicted from tables, the running IOMMU tells for certain.
+# The firmware's tables give a prediction; the running IOMMU has the real regions.
 _SWITCH_ON = (
     "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
 )
 
 
 def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
-    """What of it the next boot's kernel holds to; see `one_to_one`."""
+    """The memory that the firmware wants mapped 1:1 for the card's groups, and for which the next boot's kernel refuses
+    them to a VM."""
     ranges = facts.mapped_one_to_one(slot)
     if is_intel(facts):
         relaxed = relaxes_rmrr(facts) and any(
@@ -193,74 +194,88 @@ def mapped_one_to_one(facts: HostFacts, slot: str) -> list[str]:
     return ranges if release(facts.kernel) >= _HOLDS_TO_ONE_TO_ONE else []
 
 
-def has_it_now(facts: HostFacts, slot: str) -> bool:
-    """A VM that runs with the card shows that the kernel gives it away. Of one that runs, qemu-server notes the process
-    (`pid`).
+def runs_in_vm(facts: HostFacts, slot: str) -> bool:
+    """Whether a VM runs with the card, which proves that the kernel gives it away. qemu-server's reservation of a
+    running VM has its process (`pid`).
 
-    What a VM's configuration says counts only where nothing is noted: a mapping may stand for several cards, of which
-    it has another.
+    VMs' configurations count only if there is no such reservation: a mapping may stand for several cards, and the VM
+    may have another one.
     """
     path = facts.path_of(slot)
-    noted = [line.split() for line in facts.guests.reservations.splitlines()]
-    if any(words[2:3] == ["pid"] for words in noted):
-        return any(words[2:3] == ["pid"] and overlap(words[0], path) for words in noted)
+    reservations = [line.split() for line in facts.guests.reservations.splitlines()]
+    if any(words[2:3] == ["pid"] for words in reservations):
+        return any(words[2:3] == ["pid"] and overlap(words[0], path) for words in reservations)
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
 
 
-def _some(ranges: list[str], most: int = 4) -> str:
-    left = len(ranges) - most
-    return "; ".join([*ranges[:most], *([f"and {left} more"] if left > 0 else [])])
+def _first_ranges(ranges: list[str], most: int = 4) -> str:
+    omitted = len(ranges) - most
+    return "; ".join([*ranges[:most], *([f"and {omitted} more"] if omitted > 0 else [])])
 
 
-def split(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
-    """iommu.acsOverride takes no card out of a group with what the host can't do without.
+def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
+    """A gate: iommu.acsOverride splits no card from a function that carries storage or network of the host.
 
-    Within what is split, devices reach each other's memory without the IOMMU's knowledge: a guest with the card could
-    write to the root disk's controller. Where what carries these isn't known, a card that this program has bound
-    already, under the same override, stays.
+    Functions that the override splits can reach each other's memory past the IOMMU: a guest with the card could write
+    to the root disk's controller. If the functions that carry them are unknown, a card that this program has bound
+    already, under the same override, isn't refused.
     """
-    if not host.iommu.acs_override or not (ours := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)):
+    if not host.iommu.acs_override or not (
+        override := acs.override(f"{acs.WORD}={host.iommu.acs_override}", facts.kernel)
+    ):
         return []
     errors = []
-    runs, bound = not (ours - facts.acs_running), bound_by_word(facts.cmdline.running)
+    is_running, bound = not (override - facts.acs_running), bound_by_word(facts.cmdline.running)
     for name, slot in slots.items():
         if not host.gpus[name].may_leave:
             continue
-        decided = runs and all(one.address in bound for one in facts.functions(slot))
-        stay = {device.address for device in facts.group_of(slot)}
-        left = [one for one in facts.group_without_override(slot) if one.address not in stay and not one.is_bridge]
-        needed = [one for one in facts.vital if one.kind != "keyboard"]
-        carriers = [(one, carried) for one in left if (carried := [v for v in needed if one.address in v.devices])]
-        unknown = [one for one in needed if one.trouble] if any(one.may_carry for one in left) and not decided else []
+        is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
+        group_addresses = {device.address for device in facts.group_of(slot)}
+        split_off = [
+            device
+            for device in facts.group_without_override(slot)
+            if device.address not in group_addresses and not device.is_bridge
+        ]
+        needs = [need for need in facts.vital if need.kind != "keyboard"]
+        carriers = [
+            (device, carried)
+            for device in split_off
+            if (carried := [need for need in needs if device.address in need.devices])
+        ]
+        unknown = (
+            [need for need in needs if need.trouble]
+            if any(need.may_carry for need in split_off) and not is_bound
+            else []
+        )
         if carriers or unknown:
-            errors.append(_split_from(facts, name, slot, carriers, unknown))
+            errors.append(_split_error(facts, name, slot, carriers, unknown))
     return errors
 
 
-def offered(facts: HostFacts, slot: str) -> str:
-    """What is said of the override where a card isn't alone in its group: nothing where it would be refused, or is
-    there already."""
-    needed = {address for one in facts.vital if one.kind != "keyboard" for address in one.devices}
-    others = {one.address for one in facts.others_in_group(slot)}
-    if facts.acs_override or not acs.knows_override(facts.kernel) or needed & others:
+def override_hint(facts: HostFacts, slot: str) -> str:
+    """The hint to iommu.acsOverride for a card that isn't alone in its group; empty: it would be refused, or is set
+    already."""
+    needed_addresses = {address for need in facts.vital if need.kind != "keyboard" for address in need.devices}
+    others = {device.address for device in facts.others_in_group(slot)}
+    if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
         return ""
     return "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk (docs/settings.md)"
 
 
-def _split_from(
+def _split_error(
     facts: HostFacts, name: str, slot: str, carriers: list[tuple[Device, list[Vital]]], unknown: list[Vital]
 ) -> HomelabError:
-    found = [
-        f"{facts.describe(device)}, which carries {', '.join(one.name for one in carried)}, would be in the card's "
+    causes = [
+        f"{facts.describe(device)}, which carries {', '.join(need.name for need in carried)}, would be in the card's "
         "IOMMU group without the override"
         for device, carried in carriers
     ] or [
-        f"what carries {', '.join(one.name for one in unknown)} isn't known: "
-        f"{'; '.join(one.trouble for one in unknown)}"
+        f"what carries {', '.join(need.name for need in unknown)} isn't known: "
+        f"{'; '.join(need.trouble for need in unknown)}"
     ]
     return HomelabError(
         wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
-        found="; ".join(found),
+        found="; ".join(causes),
         why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
         "could write to the "
         "host's disk or network controller, and so into the host; no setting allows that",
@@ -271,31 +286,41 @@ def _split_from(
 # -- what is to be said before it is done
 # ----------------------------------------------------------------------------------------
 def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    """What the words risk, and settings without effect: a sentence each."""
-    return [*_of_override(facts, host, slots), *_of_interrupts(facts, host), *_of_ranges(facts, host, slots)]
+    """Remarks on risks of the words, and on settings without effect: a sentence each."""
+    return [
+        *_override_remarks(facts, host, slots),
+        *_interrupt_remarks(facts, host),
+        *_range_remarks(facts, host, slots),
+    ]
 
 
-def _of_override(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    taken_for = facts.acs_override
-    if not taken_for:
+def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    override = facts.acs_override
+    if not override:
         return []
     by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
-    said = [
-        f"{acs.WORD}={taken_for} ({by}): devices that are taken apart by it can reach each other's memory past the "
+    sentences = [
+        f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
         "IOMMU (peer-to-peer DMA); "
         "a guest that you don't trust could use that"
     ]
     for name, slot in slots.items():
         if not host.gpus[name].may_leave:
             continue
-        stay = {device.address for device in facts.group_of(slot)}
-        left = [one for one in facts.group_without_override(slot) if one.address not in stay and not one.is_bridge]
-        if left:
-            said.append(f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, left))}")
-    return said
+        group_addresses = {device.address for device in facts.group_of(slot)}
+        split_off = [
+            device
+            for device in facts.group_without_override(slot)
+            if device.address not in group_addresses and not device.is_bridge
+        ]
+        if split_off:
+            sentences.append(
+                f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
+            )
+    return sentences
 
 
-def _of_interrupts(facts: HostFacts, host: Host) -> list[str]:
+def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
     remapped, by_hand = remaps_interrupts(facts), without_remapping(facts)
     if not host.iommu.allow_unsafe_interrupts and not (host.gives_cards and by_hand and remapped is False):
         return []
@@ -314,10 +339,10 @@ def _of_interrupts(facts: HostFacts, host: Host) -> list[str]:
     ]
 
 
-def _of_ranges(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
-    said = []
+def _range_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
+    sentences = []
     if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
-        said.append(
+        sentences.append(
             "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); "
             "where it really uses it, data can "
             "be lost"
@@ -325,5 +350,7 @@ def _of_ranges(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]
     for name, slot in slots.items():
         ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []
         if ranges:
-            said.append(f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_some(ranges)}")
-    return said
+            sentences.append(
+                f"gpus.{name}: the firmware wants memory mapped 1:1 for its IOMMU group: {_first_ranges(ranges)}"
+            )
+    return sentences

@@ -1,4 +1,4 @@
-"""How cards come back from a reset: what the kernel offers, and what is known of a card (resets.yaml). Pure."""
+"""Resets of cards: the kernel's methods, and known trouble of cards (resets.yaml). Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from homelab.settings import Gpu
 
 
 class ResetRow(BaseModel):
-    """A row of the data; see there."""
+    """A row of resets.yaml, which explains the keys: cards of one kind, and the trouble of their resets."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,7 @@ class ResetRow(BaseModel):
     evidence: Literal["primary", "report"]
 
     def has(self, device: Device) -> bool:
-        """Is it about this function?"""
+        """Whether the row is for this function."""
         return card_ids.names(self.ids, device)
 
 
@@ -44,61 +44,71 @@ def rows() -> tuple[ResetRow, ...]:
 
 
 def methods(facts: HostFacts, address: str) -> list[str] | None:
-    """The ways in which the kernel resets a function, in the order in which it tries them; None: it doesn't say."""
+    """The kernel's methods to reset a function, in the order in which it tries them; None: unknown."""
     state = facts.card_states.get(address)
     return None if state is None or state.reset_method is None else state.reset_method.split()
 
 
 def works_alone(facts: HostFacts, address: str) -> bool | None:
-    """Has the kernel a way to reset this function without another one of its bus? None: it isn't known.
+    """Whether the kernel can reset a function without the others of its bus; None: unknown.
 
     It lists `bus` for the first function of each bus, and carries it out only for one that is alone there
     (drivers/pci/pci.c, pci_parent_bus_reset).
     """
-    ways = methods(facts, address)
-    if ways is None:
+    reset_methods = methods(facts, address)
+    if reset_methods is None:
         return None
-    if set(ways) - {"bus", "cxl_bus"}:
+    if set(reset_methods) - {"bus", "cxl_bus"}:
         return True
-    return bool(ways) and not _beside(facts, address)
+    return bool(reset_methods) and not _others_on_bus(facts, address)
 
 
-def _beside(facts: HostFacts, address: str) -> list[str]:
+def _others_on_bus(facts: HostFacts, address: str) -> list[str]:
     """The other functions on its bus."""
     bus = address.rpartition(":")[0]
-    return [one.address for one in facts.devices if one.address != address and one.address.startswith(f"{bus}:")]
+    return [
+        device.address for device in facts.devices if device.address != address and device.address.startswith(f"{bus}:")
+    ]
 
 
-def known(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
-    """What is known of a card, by its graphics function; a virtual function is reset by itself."""
+def row_of(facts: HostFacts, functions: Sequence[Device]) -> ResetRow | None:
+    """The row for a card, by its graphics function; None: none. A virtual function is reset by itself."""
     for device in functions:
         if device.is_display and not device.physfn:
             row = next((row for row in rows() if row.has(device)), None)
             # Where a function can't be reset at all, the kernel has no such file.
-            ways = methods(facts, device.address) or []
-            if row is not None and row.unless not in ways and (row.only_with is None or row.only_with in ways):
+            reset_methods = methods(facts, device.address) or []
+            if (
+                row is not None
+                and row.unless not in reset_methods
+                and (row.only_with is None or row.only_with in reset_methods)
+            ):
                 return row
     return None
 
 
 def described(facts: HostFacts, functions: Sequence[Device]) -> str:
-    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty where the kernel says nothing of any."""
-    said = {device.address: methods(facts, device.address) for device in functions}
-    return "; ".join(f"{address} by {', '.join(ways) or 'none'}" for address, ways in said.items() if ways is not None)
+    """`0000:01:00.0 by flr, bus; 0000:01:00.1 by none`; empty: no method is known."""
+    methods_by_address = {device.address: methods(facts, device.address) for device in functions}
+    return "; ".join(
+        f"{address} by {', '.join(reset_methods) or 'none'}"
+        for address, reset_methods in methods_by_address.items()
+        if reset_methods is not None
+    )
 
 
 def remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
-    """What is known of the card that may come as a surprise.
+    """The remark on known trouble of the card's resets: one sentence or none.
 
-    :param name: for messages.
+    :param name: of the card, for messages.
     """
-    row = known(facts, facts.functions(slot))
+    row = row_of(facts, facts.functions(slot))
     return [f"{name}: {row.why}; {row.next}"] if row is not None and row.verdict == "warn" else []
 
 
 def refused(facts: HostFacts, name: str, slot: str) -> list[HomelabError]:
     """The refusal of a card that a reset is known to break."""
-    row = known(facts, facts.functions(slot))
+    row = row_of(facts, facts.functions(slot))
     if row is None or row.verdict != "refuse":
         return []
     return [
@@ -115,7 +125,12 @@ def refused_choice(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Hom
     """The refusal of `reset: bus` for a card that isn't alone on its bus: the kernel takes no such order
     (drivers/pci/pci.c, reset_method_store)."""
     others = sorted(
-        {one for device in facts.functions(slot) if device.is_display for one in _beside(facts, device.address)}
+        {
+            other_address
+            for device in facts.functions(slot)
+            if device.is_display
+            for other_address in _others_on_bus(facts, device.address)
+        }
     )
     if gpu.reset != "bus" or not others:
         return []

@@ -1,9 +1,9 @@
-"""What vfio-pci's option `ids` names: `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated
+"""vfio-pci's option `ids`: `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated
 by commas.
 
 `ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as
 `10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's. remote_scripts/lib/vfio_ids.sh
-tells the same on a host.
+does the same on a host.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ _ID = re.compile(r"(?:0x)?[0-9a-f]{1,8}(?::(?:0x)?[0-9a-f]{1,8}){1,5}")
 
 
 def names(ids: str, device: str, subsystem: str, class_code: str) -> bool:
-    """Is a function among them?
+    """Whether the option names a function.
 
+    :param ids: the option's value.
     :param device: `vendor:device`.
     :param subsystem: `subvendor:subdevice`.
     :param class_code: six hex digits.
     """
-    given = (one for one in ids.lower().split(",") if _ID.fullmatch(one))
-    return any(_is(one, device, subsystem, class_code) for one in given)
+    entries = (entry for entry in ids.lower().split(",") if _ID.fullmatch(entry))
+    return any(_matches(entry, device, subsystem, class_code) for entry in entries)
 
 
-def _is(one: str, device: str, subsystem: str, class_code: str) -> bool:
-    fields = [int(field, 16) for field in one.split(":")]
-    wanted = fields + [_ANY, _ANY, _ANY, _ANY, 0, 0][len(fields) :]
-    have = [int(part, 16) for part in f"{device}:{subsystem}".split(":")]
-    alike = all(want in (_ANY, has) for want, has in zip(wanted[:4], have, strict=True))
-    return alike and not (wanted[4] ^ int(class_code, 16)) & wanted[5]
+def _matches(entry: str, device: str, subsystem: str, class_code: str) -> bool:
+    fields = [int(field, 16) for field in entry.split(":")]
+    pattern = fields + [_ANY, _ANY, _ANY, _ANY, 0, 0][len(fields) :]
+    actual = [int(part, 16) for part in f"{device}:{subsystem}".split(":")]
+    alike = all(want in (_ANY, has) for want, has in zip(pattern[:4], actual, strict=True))
+    return alike and not (pattern[4] ^ int(class_code, 16)) & pattern[5]

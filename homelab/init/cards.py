@@ -89,7 +89,7 @@ def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
     text_lines.append(f"{group}: {'with ' + '; '.join(map(facts.describe, others)) if others else 'alone'}")
     used = [f"{user}{', which runs' if user.running else ''}" for user in facts.users_of(card.place, node)]
     used += [f"container {ctid}" for ctid in containers_with(facts, card)]
-    used += [str(holder) for holder in facts.using(device.address for device in functions)]
+    used += [str(holder) for holder in facts.holders_of(device.address for device in functions)]
     return [*text_lines, f"used by: {', '.join(dict.fromkeys(used)) or 'nobody'}"]
 
 
@@ -107,7 +107,7 @@ def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:
 
 def with_vm(facts: HostFacts, card: Card) -> list[HomelabError]:
     """Why a card that this program has bound for a VM can't go back to the host's driver yet, and what to do."""
-    return gates.taken_out(facts, card.key, Gpu.model_validate({**card.settings, "use": "lxc"}), card.place)
+    return gates.out_of_vms(facts, card.key, Gpu.model_validate({**card.settings, "use": "lxc"}), card.place)
 
 
 def screen_lost(facts: HostFacts, card: Card, host: Host) -> HomelabError | None:

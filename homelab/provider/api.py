@@ -132,7 +132,7 @@ class ApiWork(Work[NodeT, OutputsT]):
             functions = card_start.functions_of(facts, machine.vmid, machine.node)
             if not functions and has_cards(machine):
                 raise _unknown(machine)
-            outcome = card_start.judged(before, facts, functions, machine.start_log, machine.label)
+            outcome = card_start.outcome_of(before, facts, functions, machine.start_log, machine.label)
             state = machine.state()
             if not outcome.errors or state != "running":
                 break

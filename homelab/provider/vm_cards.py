@@ -125,7 +125,12 @@ class VmCardsWork(VmStart):
             errors, notes = [*errors, *asked], [*told, *notes]
             mine = [vm for vm in self.stack.vms(inputs.host).values() if vm.vmid == vmid]
             raise_all(
-                [*gates.readable(facts), *gates.listed(facts, host), *errors, *ha.refused_under_ha(facts, host, mine)]
+                [
+                    *gates.readable(facts),
+                    *gates.guests_listed(facts, host),
+                    *errors,
+                    *ha.refused_under_ha(facts, host, mine),
+                ]
             )
             made, given_back = recorded(config, wish, record)
             # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.

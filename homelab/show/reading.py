@@ -122,7 +122,7 @@ def _current_traits(card: ShownCard, vmid: int) -> Traits:
 
 def _kept(use: VmGpu, gpu: Gpu, facts: HostFacts | None) -> VmGpu:
     """The VM's settings of a card; of a shared card with driver=keep, where Proxmox VE supports it."""
-    if gpu.use != "shared" or facts is None or options.known(facts, use.gpu, options.KEEP):
+    if gpu.use != "shared" or facts is None or options.refused(facts, use.gpu, options.KEEP):
         return use
     return use.model_copy(update={"driver": "keep"})
 

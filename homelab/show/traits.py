@@ -73,7 +73,7 @@ def of_card(facts: HostFacts, slot: str, gpu: Gpu | None, mapping: str, name: st
     if gpu is not None and gpu.use == "shared":
         refused = facts.turned_away.get(name)
         return (
-            ("in turn", handover.said(facts, name) or "with the host"),
+            ("in turn", handover.state_text(facts, name) or "with the host"),
             *([("refused", str(refused))] if refused else []),
         )
     if gpu is not None and gpu.use != "vm" or gpu is None and functions[0].driver != "vfio-pci":

@@ -51,7 +51,7 @@ def describe(
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
-    errors = [error for place in keeping for error in options.known(facts, place, options.KEEP)]
+    errors = [error for place in keeping for error in options.refused(facts, place, options.KEEP)]
     errors += _split_groups(name, facts, host, want, vms)
     errors += _split_boards(facts, host, want, vms)
     errors += [

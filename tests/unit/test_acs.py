@@ -98,7 +98,7 @@ def test_one_that_is_set_by_hand_counts_too_running_or_for_the_next_boot() -> No
     assert others(z370(devices=split, cmdline=line(word, "quiet"))) == {"0000:02:00.0"}
 
 
-def test_the_override_is_no_use_to_what_has_acs_to_conventional_pci_and_below_what_does_not_isolate() -> None:
+def test_the_override_changes_nothing_for_acs_conventional_pci_or_below_shared_bridges() -> None:
     path = "../../../devices/pci0000:00/0000:00:1c.0/0000:03:00.0"
     old = [
         device("0000:00:1c.0", "8086:a110", "060400", express="root port"),

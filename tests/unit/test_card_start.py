@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.host.card_start import Outcome, functions_of, judged
+from homelab.host.card_start import Outcome, functions_of, outcome_of
 from homelab.host.facts import HostFacts
 from homelab.host.resets import works_alone
 from tests.conftest import shared
@@ -37,7 +37,7 @@ def alone(methods: str) -> HostFacts:
 
 
 def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> Outcome:
-    return judged(before or desktop(), after, [CARD, AUDIO][: len(after.in_slot("0000:01:00"))], list(log), VM)
+    return outcome_of(before or desktop(), after, [CARD, AUDIO][: len(after.in_slot("0000:01:00"))], list(log), VM)
 
 
 # -- a reset that failed ---------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_what_an_owner_posted_of_a_vm_that_works_is_no_failure() -> None:
         for number, ids, code in ((0, "1002:1900", "030000"), (1, "1002:1640", "040300"))
     ]
     facts = desktop(*both, card_states={f"{slot}.0": {"reset_method": "bus"}})
-    outcome = judged(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
+    outcome = outcome_of(desktop(*both), facts, [f"{slot}.0", f"{slot}.1"], log, VM)
     assert (outcome.errors, outcome.remarks, len(outcome.explained)) == ([], [], 1)
 
 
@@ -101,10 +101,10 @@ def test_a_function_is_alone_if_no_other_is_on_its_bus(address: str, devices: li
         ),
     ],
 )
-def test_a_card_that_is_lost_after_its_start_is_an_error_with_and_without_a_reset(after: HostFacts) -> None:
+def test_a_card_lost_after_the_start_is_an_error_with_or_without_reset(after: HostFacts) -> None:
     facts = desktop()
     for log in (LOG, []):
-        assert len(judged(facts, after, [CARD, AUDIO], log, VM).errors) == 1
+        assert len(outcome_of(facts, after, [CARD, AUDIO], log, VM).errors) == 1
 
 
 def test_what_qemu_says_of_a_card_that_does_not_wake_up_is_an_error() -> None:

@@ -569,7 +569,7 @@ def test_who_has_the_card_open_is_named_in_the_plan_and_beside_its_reboot() -> N
     assert "other" not in text.partition("note:")[2]
 
 
-def test_a_card_on_an_external_port_is_said_to_be_one_and_takes_no_ids_from_vfio_pci() -> None:
+def test_a_card_on_an_external_port_gets_a_remark_and_leaves_the_ids() -> None:
     parent = device("0000:00:01.1", "8086:9a23", "060400", 1, driver="pcieport", removable=True)
     cards = [
         device(f"0000:01:00.{number}", ids, code, 16, driver="vfio-pci", parent="0000:00:01.1")
@@ -631,9 +631,7 @@ def test_an_iommu_that_is_on_stays_on_until_somebody_says_otherwise(gpus: dict[s
         ({"vfio_mentions": ["/etc/driverctl.d/pci-0000:01:00.0"]}, "/etc/driverctl.d/pci-0000:01:00.0"),
     ],
 )
-def test_a_card_that_is_bound_by_hand_and_is_to_stay_is_refused_with_what_binds_it(
-    use: str, changes: dict[str, Any], by: str
-) -> None:
+def test_a_staying_card_bound_by_hand_is_refused_with_what_binds_it(use: str, changes: dict[str, Any], by: str) -> None:
     devices = [device("0000:01:00.0", "10de:2b85", "030000", 16, driver="vfio-pci")]
     facts = desktop(devices=devices, **changes)
     host = settings({"g": {"match": "10de:2b85", "use": use}})
@@ -710,7 +708,7 @@ _WAITING = {
 }
 
 
-def test_a_card_that_waits_for_a_vms_next_start_is_given_and_not_in_use() -> None:
+def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
     for lines, (given, in_use) in _WAITING.items():
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
         users = desktop(guests=desktop().guests.model_dump() | {"configs": configs}).users_of("0000:01:00", "pve")
@@ -718,7 +716,7 @@ def test_a_card_that_waits_for_a_vms_next_start_is_given_and_not_in_use() -> Non
         assert any(user.running for user in users) == in_use, lines
 
 
-def test_a_vm_that_was_shut_down_from_inside_has_the_cards_of_its_next_start() -> None:
+def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:
     for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
         configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
         guests = desktop().guests.model_dump() | {"configs": configs, "running": []}

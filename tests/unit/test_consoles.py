@@ -90,7 +90,7 @@ def test_a_vm_that_runs_with_the_card_shows_that_it_can_be_used() -> None:
     assert unfree(only_card(driver="vfio-pci", guests=guests, **BOOTFB)) == []
 
 
-def test_the_word_is_written_where_it_has_an_effect_and_stays_once_it_is_ours() -> None:
+def test_the_word_is_written_for_an_effect_and_stays_once_configured() -> None:
     off = host(bootFramebuffer="off")
     assert plan.wanted(only_card(), host()).vfio_words.split()[1:] == []
     assert plan.wanted(only_card(), off).vfio_words.split()[1:] == [NO_FRAMEBUFFER]

@@ -177,7 +177,7 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
     assert reasons(facts, settings({"g": {"match": "10de:2b85", "allowContainers": [950]}})) == []
 
 
-def test_a_card_for_containers_or_the_host_is_not_held_to_the_gates_of_passthrough() -> None:
+def test_cards_for_containers_or_the_host_skip_the_gates_of_passthrough() -> None:
     assert reasons(desktop(NVME), settings({"g": {"match": "10de:2b85", "use": "lxc"}})) == []
 
 
@@ -261,9 +261,7 @@ def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
     ("running", "configured", "closed"),
     [(WORD, WORD, True), (WORD, "", True), ("", WORD, True), ("", "", False), ("homelab.vfio=0000:01:00.0=10de:1", "", False)],
 )  # fmt: skip
-def test_what_counts_is_that_our_word_binds_the_card_now_or_from_the_next_start_on(
-    running: str, configured: str, closed: bool
-) -> None:
+def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured: str, closed: bool) -> None:
     """Without it, the host doesn't restart for the card; a container is refused it by its own plan."""
     assert bool(reasons(was_for_a_vm(running=running, configured=configured), to_be())) is closed
 
@@ -276,7 +274,7 @@ def test_what_counts_is_that_our_word_binds_the_card_now_or_from_the_next_start_
         ("template: 1\nhostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
     ],
 )
-def test_a_card_that_somebody_else_gave_a_vm_is_taken_out_by_hand_and_one_run_does(lines: str, command: str) -> None:
+def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, command: str) -> None:
     (error,) = gates.check(was_for_a_vm(lines, ours=False), to_be())[1]
     assert command in error.next and error.next.endswith("; then run `pulumi up` again"), error.next
 
@@ -324,7 +322,7 @@ def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
         ({"nvidia": {"driver": "580"}}, {"running": "", "configured": ""}, False),
     ],
 )
-def test_so_does_one_that_leaves_the_settings_where_nvidias_driver_is_going_to_have_it(
+def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
     host: dict[str, Any], facts: dict[str, Any], closed: bool
 ) -> None:
     reading = was_for_a_vm(**facts)
@@ -352,7 +350,7 @@ def test_so_does_one_that_leaves_the_settings_where_nvidias_driver_is_going_to_h
         ("1", [], "vm", False),
     ],
 )
-def test_a_vm_that_starts_with_the_host_has_the_hookscript_before_its_card_is_handed_over(
+def test_a_vm_started_at_boot_has_the_hookscript_before_the_handover(
     onboot: str, hooked: list[int], use: str, closed: bool
 ) -> None:
     host = to_be(use, api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
@@ -537,7 +535,7 @@ def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
     return facts.model_validate(facts.model_dump(by_alias=True) | {"cmdline": cmdline, "devices": devices})
 
 
-def test_a_card_that_our_word_has_left_to_the_ids_is_let_go_of_by_the_next_one() -> None:
+def test_a_card_left_to_the_ids_is_released_by_the_next_word() -> None:
     other = device("0000:03:00.0", "10de:2684", "030000", 18, driver="vfio-pci")
     facts = bound_by_ids(other, ids=f"{IDS},10de:2684")
     cards = {"big": {"match": "10de:2b85", "use": "lxc"}, "other": {"match": "10de:2684"}}
@@ -566,7 +564,7 @@ def test_a_vm_that_runs_with_another_device_changes_no_word() -> None:
     assert plan.wanted(started, to_be(takeOver=True)).vfio_words == "vfio-pci.ids="
 
 
-def test_of_two_cards_of_the_same_ids_one_stays_and_our_word_binds_the_other() -> None:
+def test_of_two_cards_with_the_same_ids_one_stays_and_one_is_bound() -> None:
     two = {
         "big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"},
         "other": {"match": "10de:2b85", "address": "03:00"},

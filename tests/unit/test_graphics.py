@@ -288,7 +288,7 @@ def test_a_card_that_dies_on_vfio_pci_before_its_driver_started_it_is_refused(
     assert all("gpus.radeon.allowUnstarted: true" in error.next and "amdgpu" in error.why for error in errors)
 
 
-def test_one_that_runs_in_a_vm_and_was_bound_at_boot_has_shown_that_it_starts() -> None:
+def test_a_card_bound_at_boot_that_runs_in_a_vm_starts() -> None:
     guests = {"running": [103], "configs": [], "mappings": "", "reservations": "0000:86:00.0 103 pid 4711"}
     card = settings({"radeon": {"address": "86:00"}})
     assert gates.check(navi_48(bound=True, guests=guests), card)[1] == []

@@ -102,7 +102,7 @@ def test_a_vm_that_takes_a_shared_card_names_its_host_and_no_cluster(use: str, f
 
 
 @pytest.mark.parametrize(("use", "taken"), [("vm", [103]), ("shared", [])])
-def test_a_card_that_becomes_shared_is_not_taken_out_of_the_vm_that_had_it(
+def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
     use: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease ends; whether the VM keeps it is what the settings say of that VM."""
@@ -292,9 +292,9 @@ def test_while_a_card_is_away_nothing_is_changed() -> None:
 )
 def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     found = facts(handover={"cards": {"rtx5090": STATE.format(state)}}, guests=RUNNING | {"running": []})
-    assert said in handover.said(found, "rtx5090")
-    assert handover.said(found.model_copy(update={"boot_id": "2"}), "rtx5090") == (
-        handover.said(found, "rtx5090") if state == "DEAD" else ""
+    assert said in handover.state_text(found, "rtx5090")
+    assert handover.state_text(found.model_copy(update={"boot_id": "2"}), "rtx5090") == (
+        handover.state_text(found, "rtx5090") if state == "DEAD" else ""
     )
     cards = show.of_reading(found, host(), "pve")
     wanted = show.wanted(host(), {"gaming": VM}, {}, cards, found)
@@ -361,7 +361,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
         (about,) = [
             one for one in doctor.diagnose(reading(facts=found), host()).findings if "gpus.rtx5090" in one.wanted
         ]
-        assert handover.said(found, "rtx5090") in about.found and about.why and about.next
+        assert handover.state_text(found, "rtx5090") in about.found and about.why and about.next
 
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
@@ -374,7 +374,7 @@ def test_what_the_doctor_says_of_the_timer_is_so() -> None:
 
 def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:
     found = facts(handover={"cards": {"rtx5090": STATE.format("HELD").replace("1700000000", "garbage")}})
-    assert "HELD since 1970" in handover.said(found, "rtx5090")
+    assert "HELD since 1970" in handover.state_text(found, "rtx5090")
     doctor.diagnose(reading(facts=found), host())
 
 

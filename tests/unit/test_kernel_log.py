@@ -125,7 +125,7 @@ def test_another_function_of_the_slot_is_not_the_card() -> None:
         ("no-remapping", "[ 0.9] DMAR-IR: Enabled IRQ remapping in xapic mode"),
     ],
 )
-def test_what_a_later_line_takes_back_is_over_and_what_comes_after_it_is_not(name: str, cure: str) -> None:
+def test_a_later_line_cures_what_came_before_it_alone(name: str, cure: str) -> None:
     text = TEXTS[name][0]
     assert names(desktop(kernel_log=f"{text}\n{cure}")) == []
     assert names(desktop(kernel_log=f"{text}\n{cure}\n{text}")) == [name]
@@ -392,7 +392,7 @@ def test_a_vm_that_qemu_has_halted_for_a_card_does_not_run(
     assert RealMachine.__new__(RealMachine).state() == state
 
 
-def test_what_the_kernel_says_since_the_start_counts_and_what_it_said_before_does_not(
+def test_only_the_kernels_messages_since_the_start_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = desktop(kernel_log=LOST)

@@ -173,7 +173,7 @@ NEEDS_OPEN = (
 
 def about(lines: Sequence[str], **changes: object) -> list[str]:
     facts = desktop(kernel_log="\n".join(lines), **changes)
-    return of_symptoms(kernel_log.about_card(facts, CARD))
+    return of_symptoms(kernel_log.driver_messages(facts, CARD))
 
 
 @pytest.mark.parametrize("stamp", ["", *STAMPS.values(), *MORE_STAMPS.values()])

@@ -28,10 +28,10 @@ LISTED = {
 @pytest.mark.parametrize("text", LISTED)
 def test_a_name_of_pci_ids_is_what_people_call_the_card(text: str) -> None:
     line = f"0000:01:00.0 VGA compatible controller [0300]: {text} [10de:2684] (rev a1)"
-    assert names.listed(line) == ({"0000:01:00.0": LISTED[text]} if LISTED[text] else {})
+    assert names.of_lspci(line) == ({"0000:01:00.0": LISTED[text]} if LISTED[text] else {})
 
 
-def test_a_card_that_pci_ids_does_not_know_yet_is_known_by_the_table_and_any_other_by_its_kind() -> None:
+def test_a_card_unknown_to_pci_ids_is_named_by_the_table_or_its_kind() -> None:
     assert names.card("10de:2b85", "0000:01:00") == "RTX 5090 [10de:2b85] at 0000:01:00"
     assert names.card("10de:ffff", "0000:01:00") == "graphics card [10de:ffff] at 0000:01:00"
 

@@ -84,7 +84,7 @@ def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:
     assert said == f"gpus.g: the firmware wants memory mapped 1:1 for its IOMMU group: {REGION}"
 
 
-def test_a_kernel_before_6_6_gives_an_amd_hosts_card_away_and_it_is_said() -> None:
+def test_an_older_kernel_gives_an_amd_hosts_card_away_with_a_remark() -> None:
     old = held(kernel="6.5.13-6-pve")
     assert errors(old) == []
     assert REGION in gates.remarks(old, settings(), {"rtx5090": "0000:01:00"})[0]

@@ -51,7 +51,7 @@ def test_what_is_known_of_a_card_is_a_note(ids: str, said: str) -> None:
 
 @pytest.mark.parametrize("ids", ["10de:2684", "8086:e212", "1002:67bf", "8086:56a6", "1002:", "10de:2b86"])
 def test_of_other_cards_nothing_is_said(ids: str) -> None:
-    assert resets.known(one(ids), one(ids).devices) is None
+    assert resets.row_of(one(ids), one(ids).devices) is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_of_other_cards_nothing_is_said(ids: str) -> None:
     ],
 )
 def test_it_counts_how_the_kernel_resets_the_card(ids: str, methods: str | None, warned: bool) -> None:
-    assert (resets.known(one(ids, methods), one(ids).devices) is not None) is warned
+    assert (resets.row_of(one(ids, methods), one(ids).devices) is not None) is warned
 
 
 def test_where_vendor_reset_is_loaded_nothing_is_warned_of() -> None:
@@ -92,7 +92,7 @@ def test_a_bus_reset_is_refused_for_a_card_that_shares_its_bus() -> None:
 
 def test_a_virtual_function_is_reset_by_itself() -> None:
     facts = one("1002:74a1", physfn="0000:02:00.0")
-    assert resets.known(facts, facts.devices) is None
+    assert resets.row_of(facts, facts.devices) is None
 
 
 def test_a_card_that_doesnt_answer_is_refused_before_anything_is_changed() -> None:

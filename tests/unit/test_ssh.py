@@ -379,7 +379,7 @@ def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(*_: object) -> str:
-        return desktop().model_dump_json(by_alias=True, exclude={"chosen"})
+        return desktop().model_dump_json(by_alias=True, exclude={"chosen_functions"})
 
     monkeypatch.setattr(ssh.Session, "run", answer)
     host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
