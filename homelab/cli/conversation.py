@@ -91,7 +91,7 @@ class Conversation:
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
         node = facts.cluster.node or "pve"
-        # Another host whose node has the same name (that is "pve" where nobody chose one) is not this one.
+        # Another host whose node has the same name ("pve" is the default) is not this one.
         name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
         cards, uses_before = self._cards(facts, before, name)
         self._show_host(facts, cards, access, node)
@@ -290,7 +290,7 @@ class Conversation:
         ]
         if not options:
             return "", ""
-        # What is downloaded is never what nobody has chosen.
+        # A download is never preselected.
         preset = (*offered.images, "none")[0]
         chosen = self.ask.choose("What does it start from?", [*options, ("none", "an empty disk")], preset)
         if chosen in offered.isos:
@@ -486,7 +486,7 @@ class Conversation:
     def _guest_login(self, guest: Guest, access: Access) -> tuple[dict[str, Any], SystemReading | None]:
         """`address` and `ssh` of a VM, tried; and what is in it, None where that can't be read.
 
-        :raises HomelabError: it can't be reached, or lets nobody in.
+        :raises HomelabError: it can't be reached, or refuses each login.
         """
         arguments = self.arguments
         address = arguments.guest_address or self.ask.text(f"Address of {guest.name}", "")
@@ -609,7 +609,7 @@ class Conversation:
 
     # -- Pulumi ----------------------------------------------------------------------------------------------------
     def _backend(self, pulumi: Pulumi) -> str | None:
-        """Where to log in first; None: somebody is logged in."""
+        """URL of the backend to log in to first; None: the user is logged in."""
         if self.arguments.backend:
             return str(self.arguments.backend)
         if pulumi.backend() is not None:

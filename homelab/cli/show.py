@@ -47,7 +47,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     """
     file = stack_options.read(arguments)
     guests = file.guests()
-    drawn = []
+    roots = []
     # Without a host in the file, `host` says so.
     host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
     for host_name in host_names:
@@ -71,27 +71,27 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
         )
         host_traits = traits.of_host(facts), traits.wanted_of_host(facts, host)
         current = None if arguments.planned else current_cards
-        drawn.append(tree.of_host(title, current, None if arguments.now else planned_cards, host_traits))
-    return drawn
+        roots.append(tree.of_host(title, current, None if arguments.now else planned_cards, host_traits))
+    return roots
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
     try:
-        drawn = trees(arguments)
+        roots = trees(arguments)
     except HomelabError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
     file = arguments.svg or arguments.html
     if file is not None:
         title = f"homelab: {arguments.stack}"
-        file.write_text(terminal.picture(drawn, title, "svg" if arguments.svg else "html"), encoding="utf-8")
+        file.write_text(terminal.picture(roots, title, "svg" if arguments.svg else "html"), encoding="utf-8")
         print(f"written: {file}")
     elif arguments.mermaid:
-        print(mermaid.text(drawn))
+        print(mermaid.text(roots))
     else:
-        print(terminal.text(drawn), end="")
+        print(terminal.text(roots), end="")
         if not arguments.now and not arguments.planned:
             print(LEGEND)
     return WELL
