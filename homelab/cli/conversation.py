@@ -396,7 +396,7 @@ class Conversation:
 
         async def read() -> None:
             async with ssh.connect(host) as session:
-                readings, refused = await planning.look_inside(session, facts, containers, host=True)
+                readings, refused = await planning.read_systems(session, facts, containers, host=True)
             self._readings |= readings
             self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
 
@@ -661,7 +661,9 @@ class Conversation:
         host = access.host
         if access.install:
             line = first_contact.make_key(Path(access.install))
-            first_contact.carry_out(access.host, [first_contact.installing(line, host.ssh.user)], lambda *_: None)
+            first_contact.carry_out(
+                access.host, [first_contact.authorizing_command(line, host.ssh.user)], lambda *_: None
+            )
             host = host_at(access.host.address, access.ssh, access.key.line)
             if first_contact.refusal(host) is not None:
                 raise LoginRefusedError(

@@ -115,7 +115,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         if runs and machine.starts and machine.node == inputs.node:
             self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": said[-1]}))
         elif runs and machine.state() == HALTED:
-            raise machine.off_again(HALTED)
+            raise machine.not_running_error(HALTED)
         return runs
 
     def _read_log(self, inputs: NodeT) -> HostFacts:
@@ -143,7 +143,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         if state == "running":
             raise_all([one.retold(found=f"{one.found}; {machine.label} runs") for one in outcome.errors])
         else:
-            raise_all([machine.off_again(state), *outcome.errors])
+            raise_all([machine.not_running_error(state), *outcome.errors])
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node.
@@ -244,7 +244,7 @@ def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
     async def said() -> str:
         seconds = host.timeouts.api
         async with ssh.connect(host) as session:
-            return await session.run("set", scripts.said_by(command, seconds), seconds + SPARE_SECONDS)
+            return await session.run("set", scripts.host_command(command, seconds), seconds + SPARE_SECONDS)
 
     text, _, status = asyncio.run(said()).rstrip("\n").rpartition("\n")
     return text, int(status)

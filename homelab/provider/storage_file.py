@@ -32,7 +32,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
     def create(self, inputs: StorageFile.Inputs) -> StorageFile.Outputs:
         files, source = self._files(inputs), _source(inputs)
         noted = asyncio.run(_noted(self.host(inputs), inputs))
-        if files.there(inputs.volume):
+        if files.exists(inputs.volume):
             if noted is not None and _identity(inputs).items() <= noted.items():
                 tell(
                     f"{inputs.download}: {inputs.volume} was downloaded by this program before: it is this stack's now"
@@ -69,7 +69,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         except UnansweredError:
             raise  # it may come yet: it stays noted as ours
         except HomelabError:
-            if not files.there(inputs.volume):
+            if not files.exists(inputs.volume):
                 asyncio.run(_forget(host, inputs))
             raise
         if not source.checksum and source.url:

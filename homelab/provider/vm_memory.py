@@ -63,7 +63,7 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
     at = int(noted["at"])
     if same_vm(str(noted["identity"]), identity()):
         boot, off = str(noted["boot"]), noted["off"] is True
-        script = scripts.start_log(vmid, at, boot=boot, ours=_as_whom(host), off=off)
+        script = scripts.start_log(vmid, at, boot=boot, user=_as_whom(host), off=off)
         why = str(scripts.answer(await session.run("owed", script))["why"])
     else:
         why = "that this is still the same VM isn't certain"

@@ -13,8 +13,7 @@ from homelab.shapes import CardPlan
 
 
 def limits_of(container: Container) -> Nvidia:
-    """The settings that say how long apt may take, and by which proxy it goes: those of NVIDIA's stack there, or their
-    defaults."""
+    """The settings of apt's time limits and proxy in a container: those of its NVIDIA stack, or the defaults."""
     return container.nvidia or Nvidia()
 
 
@@ -22,13 +21,13 @@ def card_libraries(name: str, container: Container, gpus: Mapping[str, CardPlan]
     """Standard input of in_container.sh, with the verbs `apply` and `revert`.
 
     :param name: the container's in the settings.
-    :param gpus: the host's cards of the settings, as HostProbe has them.
-    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :param gpus: the host's cards by their names in the settings, as HostProbe puts them out.
+    :param generation: not used by the script; a new one makes Pulumi run it again.
     """
-    stack = limits_of(container)
+    limits = limits_of(container)
     inner = compose(
         "card_libraries.sh",
-        **nvidia_steps.package_arguments(stack, Context(f"containers.{name}", "lxc")),
+        **nvidia_steps.package_arguments(limits, Context(f"containers.{name}", "lxc")),
         LOCKED="",
         CHOICES=libraries.choices(container.libraries, libraries.makers_of(container, gpus)),
         GENERATION=generation,

@@ -1,4 +1,4 @@
-"""A host looked through, for the doctor."""
+"""Reads a host for `homelab doctor`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from homelab.settings import Host
 async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
     """Reads a host over one connection; changes nothing there.
 
-    :param containers: those to look into; a container that isn't there is left out.
-    :raises UnreachableError: nobody answers.
-    :raises HomelabError: the login is refused, another host key, a script failed.
+    :param containers: ids of containers to read from inside; one that isn't there is left out.
+    :raises UnreachableError: the host doesn't answer.
+    :raises HomelabError: the login is refused, the host shows another key, or a script failed.
     """
     async with ssh.connect(host) as session:
         facts = await session.read(guests=True, lspci=True, kernel_log=True)

@@ -1,8 +1,8 @@
 """One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
 
 Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack.
-So whoever is about to change a host opens a connection on which a script holds a lock (run_guard.sh) until that
-connection ends: with the process, whatever ends it. Nothing has to be cleared away after a run that was killed.
+So a run that is about to change a host opens a connection on which a script holds a lock (run_guard.sh) until that
+connection ends: with the process, whatever ends it. Nothing has to be cleaned up after a run that was killed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from homelab.remote import scripts, ssh
 from homelab.settings import Host
 from homelab.text import tell
 
-# How often the script hears from here; it gives up after six times that.
+# Between two signs of life to the script, which gives up after six times that.
 BEAT_SECONDS = 10.0
-# For so long the script of a connection that was cut may go on holding the host for this very run.
+# How long the script of a connection that was cut may go on holding the host for this run.
 GHOST_SECONDS = 90.0
 
 
@@ -43,20 +43,20 @@ def hold(name: str, host: Host) -> None:
     :raises HomelabError: it can't be reached.
     """
     with _TAKING:
-        known = _GUARDS.get(name)
-        if known is not None and known.is_alive():
+        guard_before = _GUARDS.get(name)
+        if guard_before is not None and guard_before.is_alive():
             return
-        ends = time.monotonic() + GHOST_SECONDS
+        deadline = time.monotonic() + GHOST_SECONDS
         while True:
             guard = _Guard(host)
-            guard.called = name
+            guard.host_name = name
             guard.start()
             guard.answered.wait()
             if guard.error is None:
                 break
-            # Refused on account of itself: the host hasn't noticed yet that the connection from before is gone.
-            own = isinstance(guard.error, RefusedError) and _this_run() in guard.error.found
-            if known is None or not own or time.monotonic() > ends:
+            # The lock is still this run's own: the host hasn't noticed yet that the earlier connection is gone.
+            refused_by_itself = isinstance(guard.error, RefusedError) and _this_run() in guard.error.found
+            if guard_before is None or not refused_by_itself or time.monotonic() > deadline:
                 if isinstance(guard.error, RefusedError):
                     _GUARDS[name] = guard  # this run is to hold it, and doesn't: `hold_on` asks again
                 raise guard.error
@@ -64,8 +64,8 @@ def hold(name: str, host: Host) -> None:
 
 
 def hold_on(name: str, host: Host) -> None:
-    """Holds `host` again where this process has held it, and lost it since (its machine slept, the way to the host was
-    cut), or was refused.
+    """Holds `host` again if this process held it and lost it since (its machine slept, the network was cut), or was
+    refused.
 
     Another run may have changed the host meanwhile, and may still be at work. Arguments and errors as of `hold`.
     """
@@ -74,15 +74,16 @@ def hold_on(name: str, host: Host) -> None:
 
 
 def release(name: str) -> None:
-    """Lets go of it; a process that ends does so by itself."""
+    """Releases a host, by its name in the settings; a process that ends does so by itself."""
     guard = _GUARDS.pop(name, None)
     if guard is not None:
         guard.stop()
 
 
 def cancel() -> None:
-    """Tells every host that is held that this run was cancelled: what it has begun there ends where it waits. The hosts
-    stay held until this process ends."""
+    """Tells every host that is held that this run was cancelled: its scripts there end where they wait. The hosts stay
+    held until this process ends.
+    """
     for guard in _GUARDS.values():
         guard.say("cancelled")
 
@@ -102,7 +103,7 @@ async def _let_start(host: Host, vmid: int) -> None:
 
 
 def _who() -> str:
-    """Who is at work, for another one to read."""
+    """This run's user, machine and start, for the error of another run."""
     try:
         user = getpass.getuser()
     except (
@@ -117,19 +118,21 @@ def _who() -> str:
 
 @functools.cache
 def _this_run() -> str:
-    """The same for as long as this process lives: by it a run knows itself."""
+    """`_who` with the process's id: the same text as long as this process lives, by which a run recognises itself."""
     return f"{_who()} (process {os.getpid()})"  # several may begin in one second
 
 
 class _Guard(threading.Thread):
-    """Holds a host until the process ends, or the connection does. `called`: its name in the settings."""
+    """A thread that holds a host until the process or the connection ends. `host_name`: the host's in the settings;
+    `answered`: set once the script has the lock or refused it; `error`: the reason that it hasn't.
+    """
 
     def __init__(self, host: Host) -> None:
         super().__init__(daemon=True, name=f"guard of {host.address}")
         self._host = host
-        self.called = host.address
-        # Of the resource that holds it: what the host notes is told as that one's.
-        self._inside = contextvars.copy_context()
+        self.host_name = host.address
+        # The context of the resource that holds the host: notes of the host are shown as that resource's.
+        self._context = contextvars.copy_context()
         self._words: asyncio.Queue[str] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -151,13 +154,13 @@ class _Guard(threading.Thread):
             self._loop.call_soon_threadsafe(self._task.cancel)
             self.join()
 
-    def _told(self, note: str) -> None:
-        """What a script on the host wants a person to read at the end."""
+    def _tell_note(self, note: str) -> None:
+        """Shows a note that a script on the host has for the user."""
         if note.strip():
-            self._inside.run(tell, f"{self.called}: {note.strip()}")
+            self._context.run(tell, f"{self.host_name}: {note.strip()}")
 
     def say(self, word: str) -> None:
-        """Says a word to the script that holds the host, if it does."""
+        """Sends a word to the script that holds the host, if it still does."""
         if self._loop is not None and self.is_alive():
             self._loop.call_soon_threadsafe(self._words.put_nowait, word)
 
@@ -166,7 +169,7 @@ class _Guard(threading.Thread):
         async with ssh.connect(self._host) as session:
             try:
                 text = scripts.compose("run_guard.sh", WHO=_this_run())
-                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words, self._told)
+                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
             except UnreachableError:
                 raise
             except HomelabError as error:

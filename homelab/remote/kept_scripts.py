@@ -1,10 +1,10 @@
-"""Scripts that lie on a host, so that a resource's input, which is in Pulumi's state twice, is what a script is told
-and not its text (ADR 31).
+"""Scripts kept on a host, so that a resource's input, which is in Pulumi's state twice, has a script's arguments and
+not its text (ADR 31).
 
-A composed text (homelab/remote/scripts.py) is made of assignments and texts that are the same for everybody: scripts,
+A composed text (homelab/remote/scripts.py) is made of assignments and of texts that don't depend on settings: scripts,
 and files that they install. Each of these is kept in /var/lib/homelab/scripts/OWNER as NAME.SUM; SUM begins the SHA-256
-of its content. In `by_reference` its name stands where the text was. So a changed script still changes what takes it,
-and nothing else.
+of its content. `by_reference` puts that name in the text's place. So a changed script still changes the resources that
+use it, and no others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from homelab.remote import bash_source, scripts
 
-# What commands of a host run, or install: beside these scripts, all of remote_scripts/files.
+# Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
 _SCRIPTS = (
     "card_libraries.sh",
     "card_nodes.sh",
@@ -45,9 +45,9 @@ _SCRIPTS = (
     "rollback.sh",
     "vfio_initramfs.sh",
 )
-# What is shorter stays where it is.
-_SHORT = 400
-# What these undo isn't noted on the host alone.
+# A text of at most so many characters isn't kept, but stays in the input.
+_SHORT_CHARACTERS = 400
+# Scripts whose originals aren't noted on the host alone.
 _NOTED_ELSEWHERE = ("handover_hook.sh", "in_container.sh")
 _FILES = (".cu", ".py", ".service", ".sh", ".timer")
 _LOADER = scripts.FOLDER / "lib" / "kept_scripts.sh"
@@ -55,25 +55,26 @@ _FOLDER = "/var/lib/homelab/scripts"
 
 
 class KeptText(NamedTuple):
-    """`name`: NAME.SUM; `text`: without its last newline; `quoted`: as it stands in an argument; `twice`: in an
-    argument of what is an argument."""
+    """A text that hosts keep. `name`: NAME.SUM; `text`: without its last newline; `quoted`: the text in an argument of
+    a script; `quoted_twice`: in an argument of a script that is an argument itself.
+    """
 
     name: str
     text: str
     quoted: str
-    twice: str
+    quoted_twice: str
 
 
 @functools.cache
 def texts() -> tuple[KeptText, ...]:
-    """All that is kept; the longest first, since one may be in another."""
-    found = {name: scripts.compose(name) for name in _SCRIPTS}
+    """All texts that hosts keep; the longest first, since one may contain another."""
+    by_name = {name: scripts.compose(name) for name in _SCRIPTS}
     files = (
         path.name for path in (scripts.FOLDER / "files").iterdir() if path.suffix in _FILES and path.name[0] != "."
     )
-    found |= {f"files-{name}": scripts.file(name) for name in files}
-    kept = [_kept(name, text.rstrip("\n")) for name, text in found.items() if len(text) > _SHORT]
-    return tuple(sorted(kept, key=lambda one: len(one.text), reverse=True))
+    by_name |= {f"files-{name}": scripts.file(name) for name in files}
+    kept = [_kept(name, text.rstrip("\n")) for name, text in by_name.items() if len(text) > _SHORT_CHARACTERS]
+    return tuple(sorted(kept, key=lambda kept_text: len(kept_text.text), reverse=True))
 
 
 def _kept(name: str, text: str) -> KeptText:
@@ -88,23 +89,28 @@ def _quoted(text: str) -> str:
 
 @functools.cache
 def version() -> str:
-    """Changes with each of them."""
-    return hashlib.sha256("\n".join(sorted(one.name for one in texts())).encode()).hexdigest()[:16]
+    """A digest of all kept texts, in 16 hexadecimal digits."""
+    return hashlib.sha256("\n".join(sorted(kept_text.name for kept_text in texts())).encode()).hexdigest()[:16]
 
 
 def owner(project: str, stack: str, host: str) -> str:
-    """The name of a stack's folder on a host.
+    """The name of a stack's folder of kept scripts on a host.
 
-    :param host: its name in the settings: under another one it is another host, as long as both are there.
+    :param host: its name in the settings; the same machine under another name is another host, as both may be in the
+        state at once.
     """
     digest = hashlib.sha256("\0".join((project, stack, host)).encode()).hexdigest()
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{project}-{stack}-{host}")[:80] + f"-{digest[:8]}"
 
 
 def owner_of(urn: str, host: str) -> str:
-    """The same, of the stack that a resource belongs to."""
-    whose, _, rest = urn.partition("::")
-    return owner(rest.partition("::")[0], whose.rpartition(":")[2], host)
+    """The name of the folder of kept scripts (`owner`) of the stack that a resource belongs to.
+
+    :param urn: the resource's.
+    :param host: its name in the settings.
+    """
+    stack_part, _, rest = urn.partition("::")
+    return owner(rest.partition("::")[0], stack_part.rpartition(":")[2], host)
 
 
 @functools.cache
@@ -112,61 +118,64 @@ def _loader() -> str:
     return bash_source.stripped(_LOADER.read_text(encoding="utf-8"))
 
 
-def by_reference(text: str, owned_by: str) -> str:
-    """The same standard input for `bash -s -- VERB` on a host that keeps the scripts; `text` itself where none of them
-    is in it.
+def by_reference(text: str, owner_name: str) -> str:
+    """A composed text for `bash -s -- VERB` on a host that keeps the scripts: with their names instead of their texts;
+    `text` itself if it contains none of them.
 
-    :param owned_by: as of `owner`.
+    :param owner_name: as `owner` returns it.
     """
-    head, program = _apart(text)
-    used = [program.name] if program else []
-    for one in texts():
-        for place, known in (("KEPT_TEXT", one.quoted), ("KEPT_QUOTED", one.twice)):
-            if known in head:
-                used.append(one.name)
-                head = head.replace(known, f"'\"${{{place}[{one.name}]}}\"'")
-    if not used:
+    head, program = _split(text)
+    names = [program.name] if program else []
+    for kept_text in texts():
+        for array, argument in (("KEPT_TEXT", kept_text.quoted), ("KEPT_QUOTED", kept_text.quoted_twice)):
+            if argument in head:
+                names.append(kept_text.name)
+                head = head.replace(argument, f"'\"${{{array}[{kept_text.name}]}}\"'")
+    if not names:
         return text
     notes = "yes" if program and program.name.rpartition(".")[0] not in _NOTED_ELSEWHERE else "no"
     end = f'eval "${{KEPT_TEXT[{program.name}]}}"\nexit 1\n' if program else ""
-    needed = " ".join(dict.fromkeys(used))
+    needed = " ".join(dict.fromkeys(names))
     return (
-        f"KEPT_IN={_FOLDER}/{owned_by} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts "
+        f"KEPT_IN={_FOLDER}/{owner_name} KEPT_VERB=$1 KEPT_NOTES={notes}\n{_loader()}need_kept_scripts "
         f"{needed}\n{head}{end}"
     )
 
 
-def _apart(text: str) -> tuple[str, KeptText | None]:
-    """A composed text's assignments, and its script; None: it is none of `texts`."""
-    end = text.rstrip("\n")
-    for one in texts():
-        if end.endswith(one.text) and (end == one.text or end[: -len(one.text)].endswith("\n")):
-            return end.removesuffix(one.text), one
+def _split(text: str) -> tuple[str, KeptText | None]:
+    """Splits a composed text into its assignments and its script; None: the script isn't kept."""
+    stripped_text = text.rstrip("\n")
+    for kept_text in texts():
+        if stripped_text.endswith(kept_text.text) and (
+            stripped_text == kept_text.text or stripped_text[: -len(kept_text.text)].endswith("\n")
+        ):
+            return stripped_text.removesuffix(kept_text.text), kept_text
     return text, None
 
 
-def put(owned_by: str) -> str:
+def put(owner_name: str) -> str:
     """Standard input of kept_scripts.sh for `put`.
 
-    :raises ValueError: that is no owner's name, and leads elsewhere.
+    :raises ValueError: `owner_name` has characters that could lead out of the folder.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", owned_by):
-        raise ValueError(f"no owner of scripts: {owned_by!r}")
-    return scripts.compose("kept_scripts.sh", OWNER=owned_by, CONTENT=base64.b64encode(_archive()).decode("ascii"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", owner_name):
+        raise ValueError(f"no owner of scripts: {owner_name!r}")
+    return scripts.compose("kept_scripts.sh", OWNER=owner_name, CONTENT=base64.b64encode(_archive()).decode("ascii"))
 
 
-def in_use(owned_by: str) -> str:
-    """Standard input of kept_scripts.sh for `apply`, and for `revert`, which takes them away."""
-    return scripts.compose("kept_scripts.sh", OWNER=owned_by, CONTENT="")
+def in_use(owner_name: str) -> str:
+    """Standard input of kept_scripts.sh for `apply`, and for `revert`, which removes the scripts from the host."""
+    return scripts.compose("kept_scripts.sh", OWNER=owner_name, CONTENT="")
 
 
 @functools.cache
 def _archive() -> bytes:
+    """All kept texts as a tar.gz."""
     packed = io.BytesIO()
     with tarfile.TarFile(fileobj=packed, mode="w") as archive:
-        for one in texts():
-            about = tarfile.TarInfo(one.name)
-            content = one.text.encode()
-            about.size = len(content)
-            archive.addfile(about, io.BytesIO(content))
+        for kept_text in texts():
+            entry = tarfile.TarInfo(kept_text.name)
+            content = kept_text.text.encode()
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     return gzip.compress(packed.getvalue(), mtime=0)

@@ -1,14 +1,15 @@
-"""What `destroy` needs of VMs and mappings, noted on their host as well as in Pulumi's state.
+"""The ledger: the originals of VMs, mappings and downloads that `destroy` needs, noted on their host as well as in
+Pulumi's state.
 
-A state can be lost: a laptop's disk, a backend that is gone. What we changed in files can be found again by what the
-scripts noted in /var/lib/homelab; a VM's options and a mapping's entry look the same whoever wrote them. So what a
-resource puts into the state is noted here as well, before anything is changed, and forgotten when it has been given
-back. The state has it only once the work has ended:
-what a run noted that was killed before that counts beside the state.
+A state can be lost: a laptop's disk, a backend that is gone. Changes in files can be found again by the records of the
+scripts in /var/lib/homelab; a VM's options and a mapping's entry don't tell who wrote them. So the originals that a
+resource puts into the state are noted here as well, before anything is changed, and forgotten when they have been given
+back. The state has them only once the work has ended: the note of a run that was killed before that counts beside the
+state.
 
-A note of a guest says by which name of the settings it is kept (`guest`). That name is no identity: a guest that gets
-another one in the settings is made anew by the engine first, and what had the old name is undone after that. The second
-one sees by the note that the guest is another's by then.
+A guest's note has the guest's name in the settings that keeps it (`guest`). That name is no identity: if a guest gets
+another name in the settings, the engine first creates the resource of the new name, and deletes that of the old name
+after that. The deletion sees by the note that the guest is the other resource's by then.
 
 Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
@@ -32,30 +33,30 @@ def of_vm(vmid: int) -> str:
 
 
 def of_power(vmid: int) -> str:
-    """The name of the note that a VM ran when this program shut it down, until it runs again
-    (homelab/provider/vm_memory.py says when it counts)."""
+    """The name of the note that a VM ran when this program shut it down; it is kept until the VM runs again."""
     return f"power/{vmid}"
 
 
 def of_mapping(node: str, mapping: str) -> str:
-    """The name of a mapping's note: the entry of this node."""
+    """The name of the note of a mapping's entry of this node."""
     return f"mapping/{node}/{mapping}"
 
 
 def of_file(node: str, volume: str) -> str:
-    """The name of a note of a file on a storage that this program downloads. A volume's one slash, after its content,
-    becomes a plus sign."""
+    """The name of the note of a file that this program downloads to a storage. The volume's one slash, after its
+    content, becomes a plus sign.
+    """
     return f"file/{node}/{volume.replace('/', '+', 1)}"
 
 
 def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
-    """The other name in the settings by which what is noted is kept now; empty: it is kept by `guest`."""
+    """The name in the settings that keeps a note, if it is another than `guest`; else empty."""
     holder = str((noted or {}).get("guest", ""))
     return "" if holder == guest else holder
 
 
 async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
-    """What is noted there; None: nothing.
+    """The note of this name; None: there is none.
 
     :raises HomelabError: as `Session.run`.
     """
@@ -63,31 +64,31 @@ async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
     return noted_in({name: str(answer["note"])}, name)
 
 
-async def note(session: Session, name: str, about: Mapping[str, Any]) -> None:
-    """Notes it, in place of what is noted there.
+async def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
+    """Writes a note, in place of an earlier one of this name.
 
     :raises HomelabError: as `Session.run`.
     """
-    await session.run("apply", scripts.ledger(name, _line(about)))
+    await session.run("apply", scripts.ledger(name, _line(values)))
 
 
-async def keep(session: Session, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes it unless something is noted there.
+async def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a note unless there is one of this name.
 
-    :returns: what is noted now.
+    :returns: the note that is there afterwards.
     :raises HomelabError: as `Session.run`.
     """
-    answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(about), keep=True)))
-    return noted_in({name: str(answer["note"])}, name) or dict(about)
+    answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(values), keep=True)))
+    return noted_in({name: str(answer["note"])}, name) or dict(values)
 
 
 async def forget(session: Session, name: str) -> None:
-    """What is noted there has been given back.
+    """Removes the note of this name, if there is one.
 
     :raises HomelabError: as `Session.run`.
     """
     await session.run("apply", scripts.ledger(name, ""))
 
 
-def _line(about: Mapping[str, Any]) -> str:
-    return json.dumps(about, sort_keys=True)
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)

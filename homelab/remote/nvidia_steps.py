@@ -1,6 +1,5 @@
-"""NVIDIA's stack as steps: a plan and settings turned into what each script gets on its standard input.
-
-What is decided lies in the plan; the scripts only carry it out.
+"""The standard input of each script of NVIDIA's stack, from a plan and settings. The scripts carry out the plan, and
+decide nothing.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ __all__ = [
     "verification",
 ]
 
-# Where the texts come from that the scripts meet; those of the card itself are judged in Python.
+# The programs whose symptoms the scripts explain; symptoms of the card itself are recognised in Python.
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
 
 
 def read_system(
-    asked: Sequence[str] = (), passed: Sequence[str] = (), staying: Sequence[str] = (), *, released: bool = False
+    packages: Sequence[str] = (), passed: Sequence[str] = (), staying: Sequence[str] = (), *, released: bool = False
 ) -> str:
     """Standard input of read_system.sh.
 
-    :param asked: packages whose offered versions are told (`plan.packages_to_ask_for`).
-    :param passed: slots of a host's cards that VMs get.
-    :param staying: of those that its driver has from the next start on, whatever has them now.
-    :param released: does that driver have from then on what this program has bound, too, but for `passed`?
+    :param packages: packages whose available versions the answer has (`plan.packages_to_ask_for`).
+    :param passed: slots of the host's cards that VMs get.
+    :param staying: slots of the cards that the host's driver has from the next start on, whatever has them now.
+    :param released: whether from then on that driver also has the cards that this program bound, except `passed`.
     """
-    about = {"PASSED": " ".join(passed), "STAYING": " ".join(staying), "RELEASED": "yes" if released else ""}
-    return compose("read_system.sh", ASK=" ".join(asked), **about)
+    card_arguments = {"PASSED": " ".join(passed), "STAYING": " ".join(staying), "RELEASED": "yes" if released else ""}
+    return compose("read_system.sh", ASK=" ".join(packages), **card_arguments)
 
 
 def read_packages() -> str:
@@ -57,29 +56,33 @@ def read_packages() -> str:
 
 
 def in_container(ctid: int, script: str) -> str:
-    """Standard input of in_container.sh, to be run on the host with the verb that `script`, a composed one, is to get
-    inside."""
+    """Standard input of in_container.sh, which runs on the host and hands its verb to a script in a container.
+
+    :param ctid: the container's id.
+    :param script: a composed text.
+    """
     return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
 
 
 def repository(
-    plan: Plan, settings: Nvidia, asked: Sequence[str] = (), *, context: Context | None = None, generation: str = "0"
+    plan: Plan, settings: Nvidia, packages: Sequence[str] = (), *, context: Context | None = None, generation: str = "0"
 ) -> str:
     """Standard input of nvidia_repository.sh.
 
-    :param asked: packages whose versions its answer has (`plan.packages_to_ask_for`).
-    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :param packages: packages whose versions the answer has (`plan.packages_to_ask_for`).
+    :param context: for messages; by default the plan's.
+    :param generation: not used by the script; a new one makes Pulumi run it again.
     """
-    first = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
-    files = [one for one in (plan.preferences, plan.unattended) if one]
+    first_packages = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
+    apt_files = [apt for apt in (plan.preferences, plan.unattended) if apt]
     return compose(
         "nvidia_repository.sh",
         **package_arguments(settings, context or _context(plan)),
         LOCKED=plan.locked,
-        PREREQUISITES=" ".join(first),
-        REPOSITORIES="\n".join("\t".join(_fields(one)) for one in plan.repositories),
-        APT_FILES="\n".join(f"{one.path}\t{_one_line(one)}" for one in files),
-        ASK=" ".join(asked),
+        PREREQUISITES=" ".join(first_packages),
+        REPOSITORIES="\n".join("\t".join(_repository_columns(row)) for row in plan.repositories),
+        APT_FILES="\n".join(f"{apt.path}\t{_printf_text(apt)}" for apt in apt_files),
+        ASK=" ".join(packages),
         GENERATION=generation,
     )
 
@@ -87,8 +90,8 @@ def repository(
 def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
     """Standard input of cuda_toolkit.sh.
 
-    :param context: for messages.
-    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
+    :param context: for messages; by default the plan's.
+    :param generation: not used by the script; a new one makes Pulumi run it again.
     :raises ValueError: the plan has no CUDA.
     """
     if plan.cuda is None:
@@ -116,21 +119,21 @@ def toolkit(
     """
     if plan.toolkit is None:
         raise ValueError("the plan has no container toolkit")
-    found = plan.toolkit
+    toolkit_plan = plan.toolkit
     # What the settings say, not what the plan has to install now: the text stays the same once the runtime is there.
-    install = found.package if settings.docker == "install" else ""
+    install = toolkit_plan.package if settings.docker == "install" else ""
     return compose(
         "container_toolkit.sh",
         **package_arguments(settings, context or _context(plan)),
         LOCKED=plan.locked,
         TARGET=plan.target,
-        RUNTIME=found.runtime,
-        PACKAGES=" ".join(found.packages),
+        RUNTIME=toolkit_plan.runtime,
+        PACKAGES=" ".join(toolkit_plan.packages),
         INSTALL=install,
-        CONFIGURE=" ".join(found.configure),
-        RESTART=found.restart,
-        CDI=found.cdi,
-        CDI_OPTIONS=" ".join(found.cdi_options),
+        CONFIGURE=" ".join(toolkit_plan.configure),
+        RESTART=toolkit_plan.restart,
+        CDI=toolkit_plan.cdi,
+        CDI_OPTIONS=" ".join(toolkit_plan.cdi_options),
         DRIVER=driver_version,
         CAPABILITIES=" ".join((*plan.capabilities, *(("demanded",) if plan.demanded else ()))),
         GENERATION=generation,
@@ -138,7 +141,7 @@ def toolkit(
 
 
 def tried(request: Request, plan: Plan) -> Tried:
-    """What `verification` tries of a plan."""
+    """The parts of a plan that `verification` needs."""
     cdi = plan.toolkit is not None and bool(plan.toolkit.cdi)
     return {"cards": len(request.devices or ()), "capabilities": list(plan.capabilities), "cdi": cdi}
 
@@ -148,8 +151,8 @@ def verification(target: Target, settings: Nvidia, of_plan: Tried) -> str:
 
     :param of_plan: as of `tried`.
     """
-    try_them, data = of_plan["cards"] != 0, load()
-    with_cuda, engine = settings.cuda if try_them else None, settings.container_toolkit if try_them else None
+    has_cards, data = of_plan["cards"] != 0, load()
+    with_cuda, engine = settings.cuda if has_cards else None, settings.container_toolkit if has_cards else None
     beside = data.cuda_libraries(settings.cudnn, nccl=settings.nccl) if settings.cuda else ()
     return compose(
         "nvidia_verification.sh",
@@ -159,12 +162,12 @@ def verification(target: Target, settings: Nvidia, of_plan: Tried) -> str:
         ENGINE=engine or "",
         IMAGE=data.packaging.toolkit.image,
         CDI=_yes(engine is not None and of_plan["cdi"]),
-        UVM=_yes(try_them),
+        UVM=_yes(has_cards),
         LIBRARIES=" ".join((*data.libraries(of_plan["capabilities"]), *(row.soname for row in beside)))
-        if try_them
+        if has_cards
         else "",
         BARE=" ".join(data.libraries(of_plan["capabilities"], bare=True)) if engine else "",
-        LOADER=file("load_libraries.py") if try_them else "",
+        LOADER=file("load_libraries.py") if has_cards else "",
         KERNEL_LOG=OF_MODULES if target != "lxc" else "",
         TIMEOUT=str(settings.timeouts.verify),
     )
@@ -175,9 +178,9 @@ def driver(
 ) -> str:
     """Standard input of nvidia_driver.sh; other arguments as of `repository`.
 
-    :param awaited: the driver before is kept until `driver_update` ends the update.
+    :param awaited: keep the earlier driver until `driver_update` ends the update.
     """
-    first, run = load().packaging.prerequisites, plan.run
+    first_packages, run = load().packaging.prerequisites, plan.run
     return compose(
         "nvidia_driver.sh",
         **package_arguments(settings, context or _context(plan)),
@@ -186,7 +189,7 @@ def driver(
         DRIVER=plan.driver,
         FLAVOUR=plan.flavour or "",
         SOURCE=plan.source,
-        PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first),
+        PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first_packages),
         PACKAGES=" ".join(plan.packages),
         LIBRARIES=" ".join(load().libraries(plan.capabilities)) if plan.demanded else "",
         UNWANTED=" ".join(plan.unwanted),
@@ -194,7 +197,9 @@ def driver(
         RUN_VERSION=run.version if run else "",
         RUN_URL=run.url if run else "",
         RUN_SHA256=run.sha256 if run else "",
-        RUN_UNPINNED=_parts(unknown_sha256(run, (context or _context(plan)).name)) if run and not run.sha256 else "",
+        RUN_UNPINNED=_error_lines(unknown_sha256(run, (context or _context(plan)).name))
+        if run and not run.sha256
+        else "",
         RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
         RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
         PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target != "lxc" else "",
@@ -207,23 +212,32 @@ def driver_update(target: Target, settings: Nvidia, name: str, containers: Seque
     """Standard input of driver_update.sh, with the verb `waiting`, `confirm` or `back`.
 
     :param name: the system's, for messages.
-    :param containers: of a host: the numbers of those that are to follow it.
+    :param containers: of a host: the ids of the containers that get its new driver, too.
     """
     followers = {"CONTAINERS": " ".join(map(str, containers))} if containers else {}
     return compose("driver_update.sh", **package_arguments(settings, Context(name, target)), TARGET=target, **followers)
 
 
-def _fields(one: Repository) -> Sequence[str]:
-    address, suite = one.line.split()[-2:]
-    return (address.rstrip("/"), suite, one.list_file, one.line.strip(), one.key_url, one.key_fingerprint, one.keyring)
+def _repository_columns(repository: Repository) -> Sequence[str]:
+    """A repository's line of REPOSITORIES, as nvidia_repository.sh has it."""
+    address, suite = repository.line.split()[-2:]
+    return (
+        address.rstrip("/"),
+        suite,
+        repository.list_file,
+        repository.line.strip(),
+        repository.key_url,
+        repository.key_fingerprint,
+        repository.keyring,
+    )
 
 
-def _one_line(apt: AptFile) -> str:
-    # For printf %b; put_file adds the last end of line.
+def _printf_text(apt: AptFile) -> str:
+    """A file's content for printf %b, without its last newline, which put_file adds."""
     return apt.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
 
 
-def _parts(error: HomelabError) -> str:
+def _error_lines(error: HomelabError) -> str:
     return "\n".join((error.wanted, error.found, error.why, error.next))
 
 
@@ -232,11 +246,11 @@ def _context(plan: Plan) -> Context:
 
 
 def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:
-    """The arguments of remote_scripts/lib/packages.sh."""
+    """The arguments of remote_scripts/lib/packages.sh: name -> value."""
     timeouts = settings.timeouts
     return {
         "NAME": context.name,
-        "SYMPTOMS": _table(context),
+        "SYMPTOMS": _symptom_table(context),
         "PROXY": _proxy(settings),
         "LOCK_SECONDS": str(timeouts.lock),
         "DOWNLOAD_SECONDS": str(timeouts.download),
@@ -248,14 +262,15 @@ def _proxy(settings: Nvidia) -> str:
     return settings.proxy.get_secret_value() if settings.proxy else ""
 
 
-def _table(context: Context) -> str:
-    """The symptoms for `explain`: a line each, the cause that holds in this context; what the text itself says is
-    filled in there."""
+def _symptom_table(context: Context) -> str:
+    """The symptoms for the function `explain` of the scripts, a line each, with the cause in this context; `explain`
+    fills in `{what}` from the program's output.
+    """
     rows = [row for row in symptoms() if _MET_BY_SCRIPTS.search(row.where)]
-    return "\n".join("\t".join(_columns(row, context)) for row in rows)
+    return "\n".join("\t".join(_symptom_columns(row, context)) for row in rows)
 
 
-def _columns(row: Symptom, context: Context) -> Sequence[str]:
+def _symptom_columns(row: Symptom, context: Context) -> Sequence[str]:
     cause = row.cause(context)
     values = {**row.values(context), "what": "{what}"}
     texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))

@@ -1,7 +1,8 @@
-"""A host read, judged and planned over one connection: what a preview shows, and what an `up` refuses or goes by.
+"""Reads a host, checks the settings against it and makes its plan, over one connection: for a preview, and for the
+refusals of an `up`.
 
-What is to be is decided from facts and settings (`plan.wanted`). What that means on the host (whether it must be
-rebooted, which files change) the very scripts say that do it, with the verb `plan`, which changes nothing.
+The plan comes from facts and settings (`plan.wanted`). Whether the host must be rebooted, and which files change, its
+scripts answer themselves, with the verb `plan`, which changes nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 
-# How long one look into a system may take, and how long a VM that may be on its way up or down has for its connection,
-# in seconds.
+# How long one reading of a system may take, and how long a VM, which may just be starting or shutting down, has to
+# accept a connection, in seconds.
 READING_SECONDS = 60.0
 VM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A reading, what is wanted on that host, the files that are going to be written, changed or given back for it, and
-    whether it is going to be rebooted. `guests`: the plan's lines for guests and NVIDIA's stacks."""
+    """A host's plan. `facts`: the reading it is made from; `files`: those that will be written, changed or given back;
+    `reboot`: whether the host will be rebooted; `guests`: text about guests and NVIDIA's stacks, several lines.
+    """
 
     facts: HostFacts
     want: plan.Wanted
@@ -51,37 +53,37 @@ async def planned(
     containers: dict[str, Container],
     timeout: float | None = None,
 ) -> Planned:
-    """Reads `host` and asks its scripts.
+    """Reads `host` and plans it.
 
     :param name: the host's in the settings.
     :param vms: its VMs, by their names in the settings.
-    :param containers: its containers, by theirs.
+    :param containers: its containers, by their names in the settings.
     :param timeout: seconds until there is a connection; by default the host's `timeouts.connect`.
     :raises UnreachableError: as of `ssh.connect`.
-    :raises HomelabError: whatever stands against the change, all of it at once.
+    :raises HomelabError: all refusals at once.
     """
     async with ssh.connect(host, timeout) as session:
         facts = remapping.to_be(await session.read(guests=True), host)
         want = plan.wanted(facts, host)
-        # What would stop the way to a VM or a container is found before the host is rebooted for it.
-        machines, errors = vm_plan.describe(name, facts, host, want, vms)
-        shared, refused = container_plan.describe(
+        # Refusals of VMs and containers come before the host is rebooted for them.
+        vm_lines, vm_errors = vm_plan.describe(name, facts, host, want, vms)
+        container_lines, container_errors = container_plan.describe(
             facts, want, containers, vms, host.node or name, driver_comes=host.nvidia is not None
         )
-        inside = [one.ctid for one in containers.values() if one.nvidia is not None]
-        systems, unread = await look_inside(session, facts, inside, host=host.nvidia is not None)
-        seen, dark = await _vms(host, facts, vms, timeout)
-        stacks, impossible = _stacks(name, host, facts, want, vms, containers, systems | seen)
-        impossible += unread
-        # In a thread: requests knows nothing of this loop.
+        ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
+        systems, reading_errors = await read_systems(session, facts, ctids, host=host.nvidia is not None)
+        vm_systems, vm_remarks = await _read_vms(host, facts, vms, timeout)
+        stack_lines, stack_errors = _stacks(name, host, facts, want, vms, containers, systems | vm_systems)
+        stack_errors += reading_errors
+        # In a thread, since requests would block the event loop.
         patience = OUTAGE_SECONDS if timeout is None else timeout
-        closed = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
-        under_ha = ha.refused_under_ha(facts, host, vms.values(), containers.values())
+        api_errors = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
+        ha_errors = ha.refused_under_ha(facts, host, vms.values(), containers.values())
         # Before the restart, adopted VMs get the hookscript (CardHandover); a created one gets it afterwards (GpuVm).
-        hooked = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
-        slots = {gpu: about["slot"] for gpu, about in want.gpus.items()}
-        in_turn = [*handover.refused(facts), *gates.without_hook(facts, host, slots, hooked)]
-        raise_all([*in_turn, *under_ha, *errors, *refused, *impossible, *closed])
+        vms_with_hook = handover.takers(host, {guest: vm for guest, vm in vms.items() if vm.create is None})
+        slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
+        handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
+        raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
         values: list[str] | None = card_values.lines(want.gpus, host.gpus)
         if not values and not any(file.layer == "values" for file in facts.managed):
             values = None
@@ -101,8 +103,16 @@ async def planned(
         reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script, ssh.SCRIPT_SECONDS)))
         if reboot.reboot != "no":
             raise_all(ha.refused_for_restart(facts, host, vms.values()))
-    said = "\n".join(f"  note: {one}" for one in (*ha.remarks_under_ha(facts, host, vms.values()), *dark))
-    return Planned(facts, want, files, reboot, "\n".join(part for part in (machines, shared, stacks, said) if part))
+    remark_lines = "\n".join(
+        f"  note: {remark}" for remark in (*ha.remarks_under_ha(facts, host, vms.values()), *vm_remarks)
+    )
+    return Planned(
+        facts,
+        want,
+        files,
+        reboot,
+        "\n".join(part for part in (vm_lines, container_lines, stack_lines, remark_lines) if part),
+    )
 
 
 async def _files(
@@ -114,10 +124,10 @@ async def _files(
     facts: HostFacts,
     vms: Mapping[str, Vm],
 ) -> list[plan.PlannedFile]:
-    """What the layers' scripts would change, in their order.
+    """The files that the layers' scripts would change, in the layers' order.
 
     :param containers: of this host.
-    :param values: of cards (`homelab.host.card_values`); None: there are none, and were none.
+    :param values: of cards (`homelab.host.card_values`); None: there are none, and the host has none noted.
     :param facts: the reading that `want` is made from.
     :param vms: of this host.
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
@@ -127,9 +137,13 @@ async def _files(
         scripts.vfio_initramfs(bool(want.vfio_words)),
         scripts.vfio_cmdline(want.vfio_words),
     ]
-    nvidia = makers.any_nvidia(containers, want.gpus)
-    layers += [scripts.nvidia_nodes(needed=nvidia)] if any(one.may_have_nvidia(host.gpus) for one in containers) else []
-    layers += [scripts.card_nodes(any(one.has_cards for one in containers))] if containers else []
+    has_nvidia = makers.any_nvidia(containers, want.gpus)
+    layers += (
+        [scripts.nvidia_nodes(needed=has_nvidia)]
+        if any(container.may_have_nvidia(host.gpus) for container in containers)
+        else []
+    )
+    layers += [scripts.card_nodes(any(container.has_cards for container in containers))] if containers else []
     layers += [scripts.card_values(values)] if values is not None else []
     files = []
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
@@ -139,74 +153,75 @@ async def _files(
     return [plan.PlannedFile(**file) for file in files]
 
 
-async def look_inside(
+async def read_systems(
     session: ssh.Session, facts: HostFacts, containers: Iterable[int], *, host: bool
 ) -> tuple[dict[str, SystemReading], list[HomelabError]]:
-    """The host and its containers as systems that NVIDIA's stack is for, as far as they can be looked into now: `host`,
-    or an id -> what is there.
+    """Reads the systems that NVIDIA's stack is for: a host and its containers, of these the ones that run.
 
+    :param facts: the host's.
     :param containers: their ids.
-    :param host: is the host looked at, too?
-    :returns: also what keeps a container from being looked into: it would keep the stack from being installed there,
-        too.
-    :raises UnreachableError: the host went away meanwhile.
+    :param host: whether the host is read, too.
+    :returns: readings by `host` or the container's id; and the errors of containers that couldn't be read, which would
+        keep the stack from being installed there, too.
+    :raises UnreachableError: the host's connection was lost.
     """
-    found: dict[str, SystemReading] = {}
-    refused: list[HomelabError] = []
+    systems: dict[str, SystemReading] = {}
+    errors: list[HomelabError] = []
     if host:
-        found["host"] = await _read(session, _reading_script())
+        systems["host"] = await _read(session, _reading_script())
     for ctid in containers:
         config = facts.guests.config(ctid)
         if config is None or config.kind != "lxc" or ctid not in facts.guests.running or "lock" in config.values:
             continue
-        # Without a bash inside nobody answers; that there is no stack for others is said by their configuration.
+        # A system of another kind may have no bash; that it gets no stack is decided by its configuration.
         if config.values.get("ostype", "unmanaged") not in ("debian", "ubuntu", "unmanaged"):
             continue
         try:
-            found[str(ctid)] = await _read(session, in_container(ctid, _reading_script()))
+            systems[str(ctid)] = await _read(session, in_container(ctid, _reading_script()))
         except UnreachableError:
             raise
         except HomelabError as error:
-            refused.append(error)
-    return found, refused
+            errors.append(error)
+    return systems, errors
 
 
-async def _vms(
+async def _read_vms(
     host: Host, facts: HostFacts, vms: Mapping[str, Vm], timeout: float | None
 ) -> tuple[dict[str, SystemReading], list[str]]:
-    """What is in the VMs that run and let us in: id -> that; and a remark about each that doesn't. One that is off, or
-    whose guest agent names the address, is looked into once it has its card."""
-    found: dict[str, SystemReading] = {}
-    dark: list[str] = []
+    """Reads the VMs that run and accept a login: readings by id; and a remark about each that doesn't accept it. A VM
+    that is off, or whose address its guest agent names, is read once it has its card.
+    """
+    systems: dict[str, SystemReading] = {}
+    remarks: list[str] = []
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         runs = config is not None and not config.is_windows and vm.vmid in facts.guests.running
         if not runs or vm.nvidia is None or vm.ssh is None or vm.static_address == "agent":
             continue
         try:
-            reached = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
-            found[str(vm.vmid)] = await read_vm(reached, timeout)
+            vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
+            systems[str(vm.vmid)] = await read_vm(vm_host, timeout)
         except HomelabError as error:
-            dark.append(
+            remarks.append(
                 f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "
                 "once it has its card"
             )
-    return found, dark
+    return systems, remarks
 
 
-async def read_vm(reached: Host, timeout: float | None = None) -> SystemReading:
-    """What is in a VM.
+async def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
+    """A reading of a VM as a system for NVIDIA's stack.
 
-    :param reached: how SSH gets there.
-    :param timeout: seconds until there is a connection.
-    :raises HomelabError: it doesn't answer, lets nobody in, or has no bash, as Windows.
+    :param vm_host: the host's settings with the VM's address and login.
+    :param timeout: seconds until there is a connection, at most VM_SECONDS.
+    :raises HomelabError: it doesn't answer, refuses the login, or has no bash, as Windows.
     """
-    async with ssh.connect(reached, min(timeout or VM_SECONDS, VM_SECONDS)) as inside:
-        return await _read(inside, _reading_script())
+    async with ssh.connect(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)) as session:
+        return await _read(session, _reading_script())
 
 
 def _reading_script() -> str:
-    """What is read inside; where NVIDIA's repository is there already, it says itself what it offers."""
+    """The script that reads a system, with the versions of CUDA that its repository offers, if NVIDIA's is set up."""
     return read_system(load().cuda_packages)
 
 
@@ -223,8 +238,12 @@ def _stacks(
     containers: dict[str, Container],
     systems: Mapping[str, SystemReading],
 ) -> tuple[str, list[HomelabError]]:
-    """The plan of NVIDIA's stacks, and what stands against it; its data is read only where there is one."""
-    stacks: list[Any] = [host.nvidia, *(vm.nvidia for vm in vms.values()), *(one.nvidia for one in containers.values())]
+    """The plan of NVIDIA's stacks as text, and its refusals; without a stack, the data about NVIDIA isn't read."""
+    stacks: list[Any] = [
+        host.nvidia,
+        *(vm.nvidia for vm in vms.values()),
+        *(container.nvidia for container in containers.values()),
+    ]
     if not any(stacks):
         return "", []
     return preview.describe(name, host, facts, want, vms, containers, systems)

@@ -1,8 +1,8 @@
-"""The bash that runs on a host: composed of arguments, the library and one script, and run as standard input.
+"""Composes the bash that runs on a host, as standard input, of arguments, the library and one script.
 
-No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); what else
-runs there is sent whole. What is sent is what a script does, without comments and without functions that it doesn't
-reach: only a change of that changes a resource.
+No value is ever part of a command line. For commands the host keeps scripts (homelab/remote/kept_scripts.py); other
+scripts are sent whole. They are sent without comments and without functions that they don't use, so that only a change
+of the code that runs changes a resource.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from homelab.remote import bash_source
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = next(folder for folder in (_PACKAGE / "remote_scripts", _PACKAGE.parent / "remote_scripts") if folder.is_dir())
 
-# By its name the test VM of a run that was killed is known to the next one, and removed.
+# By this name a run recognises the test VM of an earlier run that was killed, and removes it.
 PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
 PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
 
-# After its start until the dead man's switch looks at a boot, in seconds; the settings' default.
+# From a boot's start until the dead man's switch checks it, in seconds; the settings' default.
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
-# For so long a node that has restarted waits until its cluster can be told, in seconds: pmxcfs and corosync start after
-# the network.
+# How long a node that has restarted waits until it can write to its cluster, in seconds: pmxcfs and corosync start
+# after the network.
 CLUSTER_SECONDS = 120
-# For so long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes
-# (reboot_host.sh has the same).
+# How long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes
+# (the same numbers as in reboot_host.sh).
 TURN_SECONDS = 180
 MOVE_SECONDS = 1800
-# For so long a node waits for guests that HA brings back to it.
+# How long a node waits for guests that HA brings back to it.
 RETURN_SECONDS = 600
-# A VM that takes a shared card waits in its hookscript for another handover (handover_host.sh: twice START_SECONDS for
-# the host, RETURN_SECONDS between), and then for the containers that are shut down for it, each in its own time.
+# How long a VM that takes a shared card waits in its hookscript: for another handover (handover_host.sh: twice
+# START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
-# The line of a file's header that names the parts of the library which it takes functions or variables of.
 _ARGUMENT = re.compile(r"[A-Z][A-Z0-9_]*")
+# The line of a file's header that names the parts of the library whose functions or variables it uses.
 _NEEDS = re.compile(r"^# Needs: (.+)$", re.MULTILINE)
 
 
@@ -65,7 +65,7 @@ def _program(script: str) -> str:
 
 @functools.cache
 def file(name: str) -> str:
-    """A file that a script installs on the host, without its last newline (the script adds it).
+    """The text of a file that a script installs on the host, without its last newline (the script adds it).
 
     :raises FileNotFoundError: there is no remote_scripts/files/<name>.
     """
@@ -76,9 +76,9 @@ def compose(script: str, **arguments: str) -> str:
     """The standard input for `bash -s -- VERB`.
 
     :param script: a file name in remote_scripts/.
-    :param arguments: what the script's header lists; each becomes a quoted assignment.
+    :param arguments: those that the script's header lists; each becomes a quoted assignment.
     :raises FileNotFoundError: there is no such script.
-    :raises ValueError: a name can't be one of an argument, and would be a part of the script.
+    :raises ValueError: a name isn't that of an argument; it would be code of the script.
     """
     if wrong := [name for name in arguments if not _ARGUMENT.fullmatch(name)]:
         raise ValueError(f"{script}: no names of arguments: {wrong}")
@@ -87,56 +87,57 @@ def compose(script: str, **arguments: str) -> str:
 
 
 def library_of(script: str) -> tuple[str, ...]:
-    """The parts of the library that a script, or a part (`lib/boot.sh`), needs, each after those that it needs
-    itself."""
-    found: dict[str, None] = {}
+    """The names of the library's parts that a script, or a part (`lib/boot.sh`), needs, each after those that it needs
+    itself.
+    """
+    parts: dict[str, None] = {}
 
     def add(file: str) -> None:
-        named = _NEEDS.search(_text(file))
-        for name in named[1].split(", ") if named else ():
-            if name not in found:
+        needs = _NEEDS.search(_text(file))
+        for name in needs[1].split(", ") if needs else ():
+            if name not in parts:
                 add(f"lib/{name}.sh")
-                found[name] = None
+                parts[name] = None
 
     add(script)
-    return tuple(found)
+    return tuple(parts)
 
 
-# Of an answer: what it says of this one run.
-_OF_THIS_RUN = frozenset(("why", "changed", "restarted"))
+# Keys of an answer that describe one run of the script, and not the system.
+_RUN_KEYS = frozenset(("why", "changed", "restarted"))
 
 
-def nothing_new(old: Any, new: Any) -> bool:
-    """Do answers say the same of a system, and the new ones of no restart? So a script answers that was run again
-    because its text has changed.
+def same_answers(old: Any, new: Any) -> bool:
+    """Whether two answers of a script describe the same system, without a restart since the old one: then the script
+    ran again only because its text has changed.
 
-    :param old: an answer, a text that ends with one, or a list of these and of other values.
-    :param new: the same, which a preview may not know yet.
+    :param old: an answer as text, a text that ends with one, or a list of these and of other values.
+    :param new: of the same form; during a preview it may be unknown.
     """
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(nothing_new, old, new))
+        return len(old) == len(new) and all(map(same_answers, old, new))
     if not isinstance(old, str) or not isinstance(new, str) or "{" not in old or "{" not in new:
         return bool(old == new)
-    (about, _, had), (now, _, has) = old.partition("{"), new.partition("{")
+    (prefix, _, old_json), (new_prefix, _, new_json) = old.partition("{"), new.partition("{")
     try:
-        before, after = answer("{" + had), answer("{" + has)
+        before, after = answer("{" + old_json), answer("{" + new_json)
     except HomelabError:  # no answers
         return old == new
-    same = {**before, **dict.fromkeys(_OF_THIS_RUN)} == {**after, **dict.fromkeys(_OF_THIS_RUN)}
-    return about == now and same and (after.get("restarted") != "yes" or old == new)
+    same = {**before, **dict.fromkeys(_RUN_KEYS)} == {**after, **dict.fromkeys(_RUN_KEYS)}
+    return prefix == new_prefix and same and (after.get("restarted") != "yes" or old == new)
 
 
 def answer(output: str) -> dict[str, Any]:
-    """What a script answers: the JSON of its last line. A login may print something of its own before.
+    """A script's answer: the JSON object of its output's last line. A login may print something of its own before.
 
-    :raises HomelabError: it is none.
+    :raises HomelabError: the last line is no JSON object.
     """
     line = output.strip().rpartition("\n")[2]
     try:
-        found = json.loads(line)
-        if isinstance(found, dict):
+        value = json.loads(line)
+        if isinstance(value, dict):
             # Half a surrogate pair, which JSON can escape, can't be written anywhere.
-            return found if "\\ud" not in line.lower() else dict(_writable(found))
+            return value if "\\ud" not in line.lower() else dict(_writable(value))
         problem = "it is no object"
     except ValueError as error:
         problem = str(error)
@@ -149,29 +150,32 @@ def answer(output: str) -> dict[str, Any]:
 
 
 def _writable(value: Any) -> Any:
+    """A JSON value with "?" for each half of a surrogate pair."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_writable(key): _writable(one) for key, one in value.items()}
-    return [_writable(one) for one in value] if isinstance(value, list) else value
+        return {_writable(key): _writable(item) for key, item in value.items()}
+    return [_writable(item) for item in value] if isinstance(value, list) else value
 
 
-# Bytes, not characters; in blocks, which of bash's means only -N does. Its status is that of the end of the input.
-_AT_ONCE = 'LC_ALL=C; IFS= read -rN 99999999 SENT; eval "$SENT"'
+# Reads bytes, not characters, and in blocks, as only -N of bash's `read` does, whose status is that of the end of the
+# input.
+_READ_ALL_INPUT = 'LC_ALL=C; IFS= read -rN 99999999 SENT; eval "$SENT"'
 
 
 def command(verb: str, user: str, *, at_once: bool = False) -> str:
     """The command line that runs a composed script: as root, through sudo for any other user.
 
-    :param at_once: all of standard input is taken before anything runs. From a pipe `bash -s` takes one byte after the
-        other, which for 60 kB is two thirds of the script's processor time. What is cut off on its way does nothing in
-        either way: `main` is a script's last line.
+    :param at_once: read all of standard input before anything runs. From a pipe `bash -s` reads one byte after the
+        other, which for 60 kB is two thirds of the script's processor time. A script that is cut off on its way does
+        nothing in either case: `main` is its last line.
     """
-    bash = f"bash -c {shlex.quote(_AT_ONCE)} bash {verb}" if at_once else f"bash -s -- {verb}"
+    bash = f"bash -c {shlex.quote(_READ_ALL_INPUT)} bash {verb}" if at_once else f"bash -s -- {verb}"
     return bash if user == "root" else f"sudo -n {bash}"
 
 
-# What a step says that had no end; the script itself says more where it still can (lib/common.sh).
+# The error of a step that was killed at its time limit; the script's own has more, where it still can write one
+# (lib/common.sh).
 _OVERDUE = (
     "wanted: this step done within {seconds} s\\n"
     "found:  it has not ended; it was killed, with all that it had started\\n"
@@ -188,25 +192,27 @@ _LIMITED = (
 )
 
 
-def limited(text: str, seconds: int) -> str:
-    """`text`, for `bash -s -- VERB`, as a step that ends in that time on the system where it runs, whatever becomes of
-    who sent it: pulumi-command keeps no limit. By then its process group is killed; what it starts in groups of their
-    own (`within`) ends by itself before. The last tenth is for the script: to say what hung, and to put back.
+def with_time_limit(text: str, seconds: int) -> str:
+    """A composed text, for `bash -s -- VERB`, with a time limit that the system where it runs keeps, also if the
+    connection is lost: pulumi-command has no limit.
+
+    After `seconds` its process group is killed; programs that it starts in groups of their own (bash's `within`) end
+    by themselves before that. The last tenth of the time is for the script's error and for undoing.
     """
-    overdue = shlex.quote(_OVERDUE.format(seconds=seconds))
-    first = _LIMITED.format(seconds=seconds, at_once=shlex.quote(_AT_ONCE), overdue=overdue)
-    return f"{first}TIME_LIMIT={seconds}\n{text}"
+    overdue_message = shlex.quote(_OVERDUE.format(seconds=seconds))
+    first_line = _LIMITED.format(seconds=seconds, at_once=shlex.quote(_READ_ALL_INPUT), overdue=overdue_message)
+    return f"{first_line}TIME_LIMIT={seconds}\n{text}"
 
 
-def _switch(rollback_after: int) -> dict[str, str]:
-    # What the dead man's switch is made of, for whoever arms it.
+def _switch_arguments(rollback_after: int) -> dict[str, str]:
+    """The arguments of the dead man's switch, for the scripts that arm it."""
     program = compose(
         "rollback.sh", ROLLBACK_AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
-    about = (
+    comment = (
         "# Written by homelab: gives back a boot configuration that nobody confirmed. Gone once the boot is confirmed."
     )
-    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{about}\n{program}"}
+    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{comment}\n{program}"}
 
 
 def cmdline(
@@ -219,9 +225,9 @@ def cmdline(
 ) -> str:
     """Standard input of cmdline.sh: `words` on the kernel command line under `name`.
 
-    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
-    :param entry: the second boot entry.
-    :param rollback_after: seconds after a boot's start until the dead man's switch, which this arms, looks at it.
+    :param generation: not used by the script; a new one makes Pulumi run it again.
+    :param entry: write the second boot entry.
+    :param rollback_after: seconds from a boot's start until the dead man's switch, which the script arms, checks it.
     """
     return compose(
         "cmdline.sh",
@@ -232,24 +238,24 @@ def cmdline(
         ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
         NOTICE="the running kernel keeps its command line until the next reboot",
         GENERATION=str(generation),
-        **_switch(rollback_after),
+        **_switch_arguments(rollback_after),
     )
 
 
 def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the IOMMU, as of `cmdline`."""
+    """Standard input of cmdline.sh for the layer iommu; arguments as of `cmdline`."""
     return cmdline("iommu", words, generation, rollback_after=rollback_after)
 
 
 def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """The layer of the binding, as of `cmdline`."""
+    """Standard input of cmdline.sh for the layer vfio; arguments as of `cmdline`."""
     return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
 
 
 def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
     """Standard input of vfio_initramfs.sh.
 
-    :param needed: False where nothing is bound by this program.
+    :param needed: False if this program binds no card.
     :param rollback_after: as of `cmdline`.
     """
     return compose(
@@ -258,7 +264,7 @@ def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = R
         INIT_TOP=file("init_top.sh"),
         HOOK=file("initramfs_hook.sh"),
         GENERATION=str(generation),
-        **_switch(rollback_after),
+        **_switch_arguments(rollback_after),
     )
 
 
@@ -277,15 +283,17 @@ def reboot_host(
 ) -> str:
     """Standard input of reboot_host.sh, with the verb `apply`, or `plan`, which decides the same and changes nothing.
 
+    :param policy: the setting `reboot`.
+    :param words: command-line words that the boot is to have.
+    :param functions: addresses of the functions that vfio-pci is to have.
     :param rollback_after: as of `cmdline`.
-    :param driver: NVIDIA's that the host's own cards are to have: the installed version; for `plan` also the branch
-        that is to be installed. Empty:
-        it doesn't matter.
+    :param driver: NVIDIA's driver that the host's own cards are to have: the installed version; for `plan` also the
+        branch that is to be installed. Empty: any.
     :param flavour: of its modules.
     :param source: where it is installed from.
     :param awaited: seconds for which an `up` waits for the boot.
-    :param keep_quorum: of a cluster: it restarts only if the others have a quorum without it.
-    :param guests: what becomes of them, as of the setting guestsAtReboot.
+    :param keep_quorum: in a cluster, restart only if the other nodes have a quorum without this one.
+    :param guests: what happens to the guests: the setting guestsAtReboot.
     """
     return compose(
         "reboot_host.sh",
@@ -300,7 +308,7 @@ def reboot_host(
         HA_MODE="keep" if guests == "shutdown" else guests,
         TURN_END=_turn_end(),
         RAN_PROGRAM=_ran_program(),
-        **_switch(rollback_after),
+        **_switch_arguments(rollback_after),
     )
 
 
@@ -315,9 +323,9 @@ def read_host(
 ) -> str:
     """Standard input of read_host.sh.
 
-    :param guests: also lists what runs, which takes a real host a second or two.
-    :param acs: also reads which devices isolate what is behind them, where there are IOMMU groups already.
-    :param signs: an extended regular expression; lines of the kernel's log that it finds are passed on.
+    :param guests: also list the running guests, which takes a real host a second or two.
+    :param acs: also read which devices isolate the devices behind them (ACS), if there are IOMMU groups already.
+    :param signs: an extended regular expression; the reading has the lines of the kernel's log that it matches.
     :param systems: `host` and ids of containers, which are read as well, each by the composed script `read_system`.
     """
     return compose(
@@ -336,10 +344,10 @@ def passthrough_test(
 ) -> str:
     """Standard input of passthrough_test.sh, with the verbs `apply`, or `build` and `report` for any QEMU.
 
-    :param functions: PCI address -> vendor:device of what the test VM gets: whole cards.
+    :param functions: address -> vendor:device of the functions that the test VM gets: whole cards.
     :param vmid: the VM's id; None: the next free one.
-    :param timeout: seconds from the VM's start until it has said what it sees.
-    :param folder: where the test's files are; for `apply` below /run, since it is removed.
+    :param timeout: seconds from the VM's start until it has reported its devices.
+    :param folder: of the test's files; for `apply` below /run, since it is removed.
     """
     return compose(
         "passthrough_test.sh",
@@ -355,14 +363,14 @@ def passthrough_test(
 def nvidia_nodes(generation: int = 0, *, needed: bool = True) -> str:
     """Standard input of nvidia_nodes.sh.
 
-    :param needed: False where no container has a card of NVIDIA's.
+    :param needed: False if no container has a card of NVIDIA's.
     """
-    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = bash_source.needed([_code("lib/lines.sh"), _code("lib/nvidia.sh")], "make_nvidia_nodes")
     return compose(
         "nvidia_nodes.sh",
         NEEDED="yes" if needed else "no",
-        NODES=f"#!/bin/bash\n{about}\nset -eu\nROOT=${{ROOT:-}}\n{program}",
+        NODES=f"#!/bin/bash\n{comment}\nset -eu\nROOT=${{ROOT:-}}\n{program}",
         UNIT=file("homelab-nvidia-nodes.service"),
         GENERATION=str(generation),
     )
@@ -375,15 +383,15 @@ CARD_SECONDS, QUORUM_SECONDS = 20, 60
 def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SECONDS) -> str:
     """Standard input of card_nodes.sh.
 
-    :param needed: False where no container has a card.
-    :param wait: for how many seconds a boot waits for the cards' drivers.
+    :param needed: False if no container has a card.
+    :param wait: seconds for which a boot waits for the cards' drivers.
     """
-    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = compose("card_nodes_boot.sh", WAIT=str(wait), QUORUM=str(QUORUM_SECONDS)).removesuffix("\n")
     return compose(
         "card_nodes.sh",
         NEEDED="yes" if needed else "no",
-        PROGRAM=f"#!/bin/bash\n{about}\n{program}",
+        PROGRAM=f"#!/bin/bash\n{comment}\n{program}",
         UNIT=file("homelab-card-nodes.service"),
         GENERATION=str(generation),
     )
@@ -392,16 +400,16 @@ def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SEC
 def handover(cards: Sequence[str], generation: int = 0) -> str:
     """Standard input of handover.sh.
 
-    :param cards: of those that are handed over, a line each: its name, its functions (address=vendor:device, the
-        graphics function first, joined by commas), the ids of the VMs that may take it (joined by commas). None:
-        nothing of it is needed.
+    :param cards: a line for each shared card: its name, its functions (address=vendor:device, the graphics function
+        first, joined by commas), the ids of the VMs that may take it (joined by commas). Empty: no card is shared, and
+        the script removes its files.
     """
-    about = "# Written by homelab, which takes it away again (pulumi destroy)."
+    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
     program = compose("handover_host.sh", CARDS="\n".join(cards)).removesuffix("\n")
     return compose(
         "handover.sh",
         NEEDED="yes" if cards else "no",
-        PROGRAM=f"#!/bin/bash\n{about}\n{program}",
+        PROGRAM=f"#!/bin/bash\n{comment}\n{program}",
         UNIT=file("homelab-handover.service"),
         TIMER=file("homelab-handover.timer"),
         HOOK=file("handover_hook.sh"),
@@ -412,7 +420,7 @@ def handover(cards: Sequence[str], generation: int = 0) -> str:
 def handover_hook(vmid: int, generation: int = 0, *, holder: str = "") -> str:
     """Standard input of handover_hook.sh.
 
-    :param holder: which entry of the settings wants it.
+    :param holder: the entry of the settings that wants the hook.
     """
     return compose("handover_hook.sh", VMID=str(vmid), HOLDER=holder, GENERATION=str(generation))
 
@@ -421,7 +429,7 @@ def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
     """Standard input of rehearse_card.sh.
 
     :param cards: as of `handover`.
-    :param name: of the one that VM `vmid` would take.
+    :param name: of the card that VM `vmid` would take.
     """
     return compose("rehearse_card.sh", CARDS="\n".join(cards), CARD_NAME=name, VMID=str(vmid))
 
@@ -429,9 +437,10 @@ def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
 def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool = False) -> str:
     """Standard input of switch_card.sh.
 
+    :param name: the card's.
     :param seconds: for a shutdown.
-    :param cut: the VM's power is cut after that.
-    :param since: how much of the story is known already, in bytes.
+    :param since: bytes of the handover's log that the user has seen already.
+    :param cut: cut the VM's power after `seconds`.
     """
     return compose(
         "switch_card.sh",
@@ -462,18 +471,18 @@ def container_gpus(
 ) -> str:
     """Standard input of container_gpus.sh.
 
-    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and, where there are such, `CARDS`, as the script's header has them.
+    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and maybe `CARDS`, as the script's header describes them.
     :param shutdown: `timeout` in seconds, `otherwise`.
-    :param generation: has no part in what happens; a new one makes Pulumi run the script again.
-    :param keep: the container goes with the stack, so that nothing is taken out of it.
-    :param guest: its name in the settings; a revert under another name than the last one's leaves the container as it
-        is.
+    :param generation: not used by the script; a new one makes Pulumi run it again.
+    :param keep: `revert` takes nothing out of the container, as it is removed with the stack.
+    :param guest: its name in the settings; a `revert` under another name than that of the last `apply` leaves the
+        container as it is.
     """
     return compose(
         "container_gpus.sh",
         CTID=str(ctid),
-        **_given(devices),
-        **_shutdown(shutdown),
+        **_card_arguments(devices),
+        **_shutdown_arguments(shutdown),
         KEEP="yes" if keep else "no",
         GUEST=guest,
         GENERATION=generation,
@@ -483,7 +492,7 @@ def container_gpus(
 def container_record(ctid: int, record: str = "") -> str:
     """Standard input of container_record.sh.
 
-    :param record: for the verb `take`, as `give` answers it.
+    :param record: for the verb `take`: the record from the answer of `give`.
     """
     return compose("container_record.sh", CTID=str(ctid), NOTES=record)
 
@@ -493,57 +502,63 @@ def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[s
 
     :param power: keep, running or stopped.
     """
-    return compose("container_restart.sh", CTID=str(ctid), **_given(devices), **_shutdown(shutdown), POWER=power)
+    return compose(
+        "container_restart.sh", CTID=str(ctid), **_card_arguments(devices), **_shutdown_arguments(shutdown), POWER=power
+    )
 
 
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` where programs that
-    use the cards are to work."""
-    return compose("container_verification.sh", CTID=str(ctid), USES=devices.get("USES", ""), **_given(devices))
+    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` in `devices` if
+    programs that use the cards are to work.
+    """
+    return compose(
+        "container_verification.sh", CTID=str(ctid), USES=devices.get("USES", ""), **_card_arguments(devices)
+    )
 
 
-def _given(devices: Mapping[str, str]) -> dict[str, str]:
-    # By name: what else a resource's inputs have is no argument, and sets no variable of bash.
+def _card_arguments(devices: Mapping[str, str]) -> dict[str, str]:
+    # By name: other keys of a resource's inputs are no arguments, and mustn't set variables of bash.
     return {name: devices[name] for name in ("METHOD", "MINORS", "FUNCTIONS")} | {"CARDS": devices.get("CARDS", "")}
 
 
-def _shutdown(policy: Mapping[str, Any]) -> dict[str, str]:
-    # Numbers come back from the state as floating-point ones.
+def _shutdown_arguments(policy: Mapping[str, Any]) -> dict[str, str]:
+    # The state has numbers as floating-point ones.
     return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
 
 
 def ledger(name: str, note: str, *, keep: bool = False) -> str:
     """Standard input of ledger.sh.
 
-    :param note: one line of JSON; empty: what is noted is forgotten.
-    :param keep: what is noted already stays, and is answered.
-    :raises ValueError: the name leads out of the ledger.
+    :param name: the note's, such as vm/103.
+    :param note: one line of JSON; empty: the note is removed.
+    :param keep: an earlier note stays, and is the answer.
+    :raises ValueError: the name leads out of the ledger's folder.
     """
     if {"", ".", ".."} & {*name.split("/")}:
         raise ValueError(f"no name of a note: {name!r}")
     return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
 
 
-def start_log(vmid: int, since: int, *, boot: str = "", ours: str = "", off: bool = False) -> str:
+def start_log(vmid: int, since: int, *, boot: str = "", user: str = "", off: bool = False) -> str:
     """Standard input of start_log.sh, with the verb `started` or, with the rest, `owed`.
 
     :param since: in seconds since 1970.
-    :param boot: the node's boot when it was noted that the VM ran.
-    :param ours: the user as which it is shut down.
-    :param off: was it off already when that was noted?
+    :param boot: the id of the node's boot when it was noted that the VM ran.
+    :param user: the user as which this program shuts it down.
+    :param off: whether it was off already when that was noted.
     """
     off_word = "yes" if off else "no"
-    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=ours, OFF=off_word)
+    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=user, OFF=off_word)
 
 
-def said_by(command: Sequence[str], seconds: int) -> str:
-    """What runs one command of the host as root: its output is what the command said, and in its last line its exit
-    status.
+def host_command(command: Sequence[str], seconds: int) -> str:
+    """Standard input that runs one command on the host: its output is the command's, and a last line with the
+    command's exit status.
 
-    :param seconds: how long it may take.
+    :param seconds: the command's time limit.
     """
-    # English, and no letter of a value lost: Proxmox VE's commands read what they are given by the locale
-    # (PVE::JSONSchema, get_options).
+    # In English, and with all letters: Proxmox VE's commands decode their arguments by the locale (PVE::JSONSchema,
+    # get_options).
     line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
 
@@ -551,52 +566,52 @@ def said_by(command: Sequence[str], seconds: int) -> str:
 def read_log(lines: int) -> str:
     """Standard input of read_log.sh, with the verb `read_system`.
 
-    :param lines: how many of the end.
+    :param lines: the number of lines from the log's end.
     """
     return compose("read_log.sh", LINES=str(lines))
 
 
-def confirm_boot(unless: str = "", *, told: bool = False) -> str:
+def confirm_boot(old_boot_id: str = "", *, judgement_told: bool = False) -> str:
     """Standard input of confirm_boot.sh.
 
-    :param unless: the id of a boot that is not to be confirmed, as the host is about to leave it.
-    :param told: that the host has judged a boot itself was said, and is no news any more.
+    :param old_boot_id: the id of a boot that isn't to be confirmed, as the host is about to leave it.
+    :param judgement_told: the user was told that the host has judged a boot itself; the script forgets it.
     """
-    return _confirm_boot(unless, told=told)
+    return _confirm_boot(old_boot_id, judgement_told=judgement_told)
 
 
 def start_guests(later: Sequence[int], unwanted: Sequence[int]) -> str:
     """Standard input of confirm_boot.sh, with the verb `start_guests`.
 
     :param later: ids of guests that this run starts itself.
-    :param unwanted: of those that it wants off.
+    :param unwanted: ids of guests that this run wants off.
     """
     return _confirm_boot(later=later, unwanted=unwanted)
 
 
 def _confirm_boot(
-    unless: str = "", *, told: bool = False, later: Sequence[int] = (), unwanted: Sequence[int] = ()
+    old_boot_id: str = "", *, judgement_told: bool = False, later: Sequence[int] = (), unwanted: Sequence[int] = ()
 ) -> str:
     return compose(
         "confirm_boot.sh",
         LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
-        UNLESS=unless,
-        JUDGED_TOLD="yes" if told else "no",
+        UNLESS=old_boot_id,
+        JUDGED_TOLD="yes" if judgement_told else "no",
         LATER=" ".join(map(str, later)),
         UNWANTED=" ".join(map(str, unwanted)),
     )
 
 
 def _ran_program() -> str:
-    # What a host runs to start the guests that ran before its restart.
-    about = "# Written by homelab: starts the guests again that ran before its restart of this host. Gone then."
-    return f"#!/bin/bash\n{about}\n{_confirm_boot().removesuffix(chr(10))}"
+    """The program that a host runs to start the guests that ran before its restart."""
+    comment = "# Written by homelab: starts the guests again that ran before its restart of this host. Gone then."
+    return f"#!/bin/bash\n{comment}\n{_confirm_boot().removesuffix(chr(10))}"
 
 
 def cluster_turn(node: str = "") -> str:
     """Standard input of cluster_turn.sh.
 
-    :param node: another one, for the verb `lift`.
+    :param node: another node, for the verb `lift`.
     """
     return compose(
         "cluster_turn.sh",
@@ -608,15 +623,15 @@ def cluster_turn(node: str = "") -> str:
 
 
 def _turn_end() -> str:
-    # What a node runs that nobody has told of the end of its turn.
-    about = "# Written by homelab: ends this node's turn to restart, if no `pulumi up` has. Gone then."
-    return f"#!/bin/bash\n{about}\n{cluster_turn().removesuffix(chr(10))}"
+    """The program by which a node ends its turn, if no run has."""
+    comment = "# Written by homelab: ends this node's turn to restart, if no `pulumi up` has. Gone then."
+    return f"#!/bin/bash\n{comment}\n{cluster_turn().removesuffix(chr(10))}"
 
 
 def diagnose(containers: Sequence[int] = ()) -> str:
     """Standard input of diagnose.sh, with the verb `diagnose`.
 
-    :param containers: ids of those to look into, should they be there.
+    :param containers: ids of containers to read from inside; one that isn't there is left out.
     """
     return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))
 

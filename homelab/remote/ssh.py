@@ -1,6 +1,6 @@
-"""Running scripts on a host over SSH, for what pulumi-command can't do: reading on refresh, and waiting for a reboot.
+"""Runs scripts on a host over SSH, where pulumi-command can't: reading on refresh, and waiting for a reboot.
 
-asyncssh is imported on first use: a run that has nothing to read doesn't pay for it.
+It is imported on first use (homelab/later.py): a run that has nothing to read doesn't pay for asyncssh.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ _MESSAGE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 
-# How long a host may take to answer a script's connection that is already open.
+# Between two keepalives of an open connection, in seconds, as all times here.
 KEEPALIVE_SECONDS = 5
 # How long reading a host, or confirming its boot, may take. A real one takes two or three seconds.
 SCRIPT_SECONDS = 60
-# How much of the time until an unconfirmed boot is undone one reading may take at least.
+# How long one reading may take at least, of the time until an unconfirmed boot is undone.
 SHORT_SECONDS = 15
-# What is taken of a script's answer, in bytes: a host with hundreds of devices and guests says a quarter of a megabyte.
-# Of its log the end is kept.
+# Limits of a script's answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
+# devices and guests has a quarter of a megabyte.
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
-# How a line begins by which run_guard.sh says whom it waits for.
+# The begin of the line of run_guard.sh that names the run it waits for.
 ANOTHER_RUN = "another run is at work: "
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
-# How often a host whose boot is confirmed is tried to be read.
+# Attempts to read a host whose boot is confirmed.
 READ_TRIES = 3
-# How the message of confirm_boot.sh begins whose cause doesn't go away by itself.
+# The begin of confirm_boot.sh's error whose cause doesn't go away by itself.
 NOT_CONFIRMED = "this boot confirmed"
-# How often a person is told that the host is waited for.
+# Between two lines for the user that the host is waited for.
 TELL_SECONDS = 5.0
-# Between two tries to reach a host that is booting. Nothing on this side tells when it is back.
+# Between two attempts to reach a host that is booting; nothing on this side signals that it is back.
 RETRY_SECONDS = 0.5
-# How long an open connection is watched for its end, which tells that the host goes down, before the boot is asked for
-# again: a host whose power is cut ends none.
+# How long an open connection is watched for its end, by which a host's shutdown shows, before the boot id is asked for
+# again: a host whose power is cut ends no connection.
 GOING_DOWN_SECONDS = 5.0
-# The same where it answered and refused: sshd (from OpenSSH 9.8 on) shuts out for a while whoever it refuses more
-# often.
+# Between two attempts after the host refused: sshd (from OpenSSH 9.8 on) locks out for a while a client that it refuses
+# more often.
 REFUSED_SECONDS = 6.0
 
 
@@ -68,13 +68,13 @@ class Session:
         self._connection = connection
 
     async def run(
-        self, verb: str, script: str, seconds: float = SCRIPT_SECONDS, heard: Callable[[str], None] | None = None
+        self, verb: str, script: str, seconds: float = SCRIPT_SECONDS, on_line: Callable[[str], None] | None = None
     ) -> str:
-        """Runs a composed script and returns what it printed; bytes that aren't UTF-8 are U+FFFD in it.
+        """Runs a composed script and returns its output; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take.
-        :param heard: called with each line of its log when it comes.
-        :raises HomelabError: the script failed (its own message), or sudo did; or it said more than OUTPUT_BYTES.
+        :param on_line: called with each line of its log when it comes.
+        :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
         command = scripts.command(verb, self._host.ssh.user, at_once=True)
@@ -82,30 +82,32 @@ class Session:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
             async with asyncio.timeout(seconds):
-                status, output, log = await self._exchange(command, script, heard)
+                status, output, log = await self._exchange(command, script, on_line)
         except TimeoutError as error:
-            raise _lost(self._host, TimeoutError(f"the script has not ended within {seconds:g} s")) from error
+            raise _connection_lost(
+                self._host, TimeoutError(f"the script has not ended within {seconds:g} s")
+            ) from error
         except (OSError, asyncssh.Error) as error:
-            raise _lost(self._host, error) from error
+            raise _connection_lost(self._host, error) from error
         if len(output) > OUTPUT_BYTES:
             self._connection.abort()  # or it would go on sending
-            raise _endless(verb, output)
+            raise _too_long(verb, output)
         if status is None:
-            raise _lost(self._host, ConnectionError("the connection ended before the script did"))
+            raise _connection_lost(self._host, ConnectionError("the connection ended before the script did"))
         if status != 0:
-            raise _failed(verb, _text(output), _text(log), status)
-        return _text(output)
+            raise _failed(verb, _decoded(output), _decoded(log), status)
+        return _decoded(output)
 
     async def boot_id(self, seconds: float) -> str:
         """The running boot's id; empty where the kernel's file can't be read.
 
         :raises HomelabError: as `run`.
         """
-        said = await self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
-        return (said.split() or [""])[-1]  # a login may print something of its own before
+        output = await self.run("read_boot", 'cat "${ROOT:-}/proc/sys/kernel/random/boot_id" || true\n', seconds)
+        return (output.split() or [""])[-1]  # a login may print something of its own before
 
     async def ended(self, seconds: float) -> None:
-        """Waits until the connection has ended, for so long at most."""
+        """Waits until the connection has ended, at most so many seconds."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._connection.wait_closed(), seconds)
 
@@ -113,82 +115,84 @@ class Session:
         self,
         verb: str,
         script: str,
-        answered: Callable[[], None],
+        on_answer: Callable[[], None],
         beat: float,
         words: asyncio.Queue[str] | None = None,
-        heard: Callable[[str], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Runs a script that goes on after its answer, for as long as it hears from here; returns when it has ended, or
-        the connection has.
+        """Runs a script that goes on after its answer as long as it gets signs of life; returns when the script or the
+        connection has ended.
 
-        :param answered: called once it has answered.
+        :param on_answer: called once the script has answered.
         :param beat: seconds between two signs of life.
-        :param words: what it is told meanwhile.
-        :param heard: gets each line that comes after its answer.
-        :raises HomelabError: it failed instead of answering.
+        :param words: words that are sent to the script meanwhile, a line each.
+        :param on_line: called with each line that comes after the answer.
+        :raises HomelabError: the script failed instead of answering.
         :raises UnreachableError: the connection was lost before that.
         """
         command = scripts.command(verb, self._host.ssh.user)
-        told: list[str] = []
+        log_lines: list[str] = []
         try:
             async with asyncio.timeout(SCRIPT_SECONDS):
                 process = await self._connection.create_process(command, encoding=None)
                 with suppress(OSError):  # it reads no more: what it says is why
                     process.stdin.write(script.encode())
-                log = asyncio.ensure_future(_end_of(process.stderr, told.append))
+                log = asyncio.ensure_future(_last_bytes(process.stderr, log_lines.append))
                 log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
-                said = b""  # a login may print something of its own before
+                output = b""  # a login may print something of its own before
                 while (line := await process.stdout.readline()) and not line.startswith(b"{"):
-                    said = (said + line)[-LOG_BYTES:]
+                    output = (output + line)[-LOG_BYTES:]
                 if not line:
                     await asyncio.wait([log])
                     await process.wait_closed()
-                    raise _failed(verb, _text(said), "\n".join(told), process.exit_status or 1)
-            answered()
+                    raise _failed(verb, _decoded(output), "\n".join(log_lines), process.exit_status or 1)
+            on_answer()
             # Not the end of its output, which never comes where the connection was lost.
-            ended = asyncio.ensure_future(process.wait_closed())
-            lines = asyncio.ensure_future(_end_of(process.stdout, heard))
-            lines.add_done_callback(lambda done: done.cancelled() or done.exception())
+            closed = asyncio.ensure_future(process.wait_closed())
+            line_reader = asyncio.ensure_future(_last_bytes(process.stdout, on_line))
+            line_reader.add_done_callback(lambda done: done.cancelled() or done.exception())
             words = words or asyncio.Queue()
-            while not ended.done():
+            while not closed.done():
                 word = asyncio.ensure_future(words.get())
-                await asyncio.wait({ended, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
-                said = word.result().encode() if word.done() else b""
+                await asyncio.wait({closed, word}, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
+                sent = word.result().encode() if word.done() else b""
                 word.cancel()
                 with suppress(OSError):  # it has just ended
-                    process.stdin.write(said + b"\n")
+                    process.stdin.write(sent + b"\n")
         except (OSError, TimeoutError, asyncssh.Error) as error:
-            other = next((line for line in told if line.startswith(ANOTHER_RUN)), None)
-            if other is not None:
+            other_run = next((line for line in log_lines if line.startswith(ANOTHER_RUN)), None)
+            if other_run is not None:
                 raise HomelabError(
                     wanted="to be the only run at work on this host",
-                    found=f"{other}; while it was waited for, the connection was lost: it may be restarting the host",
+                    found=f"{other_run}; while it was waited for, the connection was lost: it may be restarting the "
+                    "host",
                     why="two at once would undo each other's changes, and could reboot the host twice",
                     next="this run changes nothing more: wait until the other one has ended, then run the same again",
                 ) from error
-            raise _lost(self._host, error) from error
+            raise _connection_lost(self._host, error) from error
 
     async def _exchange(
-        self, command: str, script: str, heard: Callable[[str], None] | None
+        self, command: str, script: str, on_line: Callable[[str], None] | None
     ) -> tuple[int | None, bytes, bytes]:
-        """Exit status (None: there was none), answer, end of the log; once the answer is too long, no more is waited
-        for."""
+        """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
+        long.
+        """
         process = await self._connection.create_process(command, encoding=None)
         with suppress(OSError):  # it reads no more: its output and its status say why
             process.stdin.write(script.encode())
             process.stdin.write_eof()
-        log = asyncio.create_task(_end_of(process.stderr, heard))
+        log = asyncio.create_task(_last_bytes(process.stderr, on_line))
         try:
             output = bytearray()
             while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
                 output += data
             if len(output) > OUTPUT_BYTES:
                 return None, bytes(output), b""
-            said = await log
+            log_end = await log
             await process.wait_closed()
         finally:
             log.cancel()
-        return process.exit_status, bytes(output), said
+        return process.exit_status, bytes(output), log_end
 
     async def read(
         self,
@@ -201,50 +205,50 @@ class Session:
     ) -> facts.HostFacts:
         """One reading of the host; other arguments as of `scripts.read_host` and `run`.
 
-        :param kernel_log: also what the kernel says of cards.
+        :param kernel_log: also reads the kernel's messages about cards.
         :raises HomelabError: as `run`.
         """
-        inside = signs = ""
+        system_script = signs = ""
         if kernel_log:
             signs = filter_of_lines()
         if systems:
-            inside = steps.read_system()
+            system_script = steps.read_system()
         text = scripts.read_host(
             guests=guests,
             lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
             signs=signs,
             systems=systems,
-            read_system=inside,
+            read_system=system_script,
         )
-        found = facts.parse(await self.run("read_host", text, seconds))
-        return gates.choosing(found, self._host.gpus)
+        reading = facts.parse(await self.run("read_host", text, seconds))
+        return gates.choosing(reading, self._host.gpus)
 
 
-async def _end_of(stream: asyncssh.SSHReader[bytes], heard: Callable[[str], None] | None = None) -> bytes:
-    """The last LOG_BYTES of all that comes.
+async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:
+    """Reads a stream to its end and returns its last LOG_BYTES.
 
-    :param heard: gets each line, of one that is longer its end.
+    :param on_line: called with each line, or with the last LOG_BYTES of a longer one.
     """
     end = line = b""
     while data := await stream.read(_CHUNK):
         end = (end + data)[-LOG_BYTES:]
         *lines, line = (line + data).split(b"\n")
         line = line[-LOG_BYTES:]
-        if heard:
-            for one in lines:
-                heard(_text(one))
+        if on_line:
+            for text_line in lines:
+                on_line(_decoded(text_line))
     return end
 
 
-def _text(said: bytes) -> str:
-    return said.decode("utf-8", errors="replace")
+def _decoded(output: bytes) -> str:
+    return output.decode("utf-8", errors="replace")
 
 
-def _endless(verb: str, output: bytes) -> HomelabError:
+def _too_long(verb: str, output: bytes) -> HomelabError:
     return HomelabError(
         wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
-        found=f"more, and no end; it begins: {_text(output[:200])!r}",
+        found=f"more, and no end; it begins: {_decoded(output[:200])!r}",
         why="taking all of it in could use up this machine's memory; nothing was decided",
         next="log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
         "~/.bashrc, a file that has grown",
@@ -263,7 +267,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     )
 
 
-def _lost(host: Host, error: Exception) -> UnreachableError:
+def _connection_lost(host: Host, error: Exception) -> UnreachableError:
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError):
         return UnreachableError(
             wanted=f"the SSH connection to {host.address}:{host.ssh.port}, until the answer is there",
@@ -280,8 +284,11 @@ def _lost(host: Host, error: Exception) -> UnreachableError:
     )
 
 
-def _pinned(host: Host) -> asyncssh.SSHKey:
-    """:raises HomelabError: it has a key's form, and is none."""
+def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
+    """The host key that the settings name.
+
+    :raises HomelabError: it looks like a key, and is none.
+    """
     try:
         return asyncssh.import_public_key(host.ssh.pinned_host_key)
     except (asyncssh.KeyImportError, ValueError) as error:
@@ -295,42 +302,46 @@ def _pinned(host: Host) -> asyncssh.SSHKey:
 
 @asynccontextmanager
 async def connect(host: Host, timeout: float | None = None) -> AsyncIterator[Session]:
-    """A connection; exactly the pinned host key is accepted.
+    """A connection; only the pinned host key is accepted.
 
     :param timeout: seconds until it is up; by default the host's `timeouts.connect`.
-    :raises UnreachableError: nobody answers in time.
-    :raises HomelabError: another host key, or the login is refused.
+    :raises UnreachableError: the host doesn't answer in time.
+    :raises HomelabError: it shows another host key, or refuses the login.
     """
-    key, pinned = host.ssh.key, _pinned(host)
-    async with AsyncExitStack() as ends:
-        connection = await _connected(host, key, pinned, timeout or host.timeouts.connect, ends)
+    key, pinned = host.ssh.key, _pinned_host_key(host)
+    async with AsyncExitStack() as exit_stack:
+        connection = await _connected(host, key, pinned, timeout or host.timeouts.connect, exit_stack)
         # Not `close`, which waits for an answer that a host on its way down never gives.
-        ends.callback(connection.abort)
+        exit_stack.callback(connection.abort)
         yield Session(host, connection)
 
 
 async def reach(host: Host) -> None:
-    """Connects and logs in, and no more, within `timeouts.connect`; a host that isn't there is tried again until then.
+    """Checks that a login works, within `timeouts.connect`; an unreachable host is tried again until then.
 
-    :raises UnreachableError: nobody answers in time.
+    :raises UnreachableError: the host doesn't answer in time.
     :raises HomelabError: as of `connect`.
     """
-    ends = time.monotonic() + host.timeouts.connect
+    deadline = time.monotonic() + host.timeouts.connect
     while True:
         try:
-            async with connect(host, max(ends - time.monotonic(), 1.0)):
+            async with connect(host, max(deadline - time.monotonic(), 1.0)):
                 return
         except UnreachableError:
-            if time.monotonic() + RETRY_SECONDS > ends:
+            if time.monotonic() + RETRY_SECONDS > deadline:
                 raise
         await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _connected(
-    host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, ends: AsyncExitStack
+    host: Host, key: str | None, pinned: asyncssh.SSHKey, timeout: float, exit_stack: AsyncExitStack
 ) -> asyncssh.SSHClientConnection:
-    """As `connect`; what is to be closed at the end is put into `ends`."""
-    agent = await _Agent.of_this_machine(ends, timeout) if host.ssh.agent else None
+    """An open connection; arguments and errors as of `connect`.
+
+    :param key: the private key's text; None: an agent or a password is used.
+    :param exit_stack: gets the agent's connection, which is to be closed with this one.
+    """
+    agent = await _Agent.of_this_machine(exit_stack, timeout) if host.ssh.agent else None
     try:
         async with asyncio.timeout(timeout):
             keys = None if key is None else [asyncssh.import_private_key(key)]
@@ -366,33 +377,37 @@ async def _connected(
             f"{host.ssh.user}@{host.address}",
         ) from error
     except (OSError, TimeoutError, asyncssh.Error) as error:
-        if agent is not None and agent.signs and isinstance(error, TimeoutError):
+        if agent is not None and agent.is_signing and isinstance(error, TimeoutError):
             raise _no_key_of_the_agent(
                 f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
             ) from error
-        raise _lost(host, error) from error
+        raise _connection_lost(host, error) from error
 
 
 class _Agent:
-    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `signs`: it is asked to,
-    and hasn't answered; `problem`: what it has said, or done, instead.
+    """This machine's SSH agent: at SSH_AUTH_SOCK, or on Windows at the pipe of its OpenSSH. `is_signing`: it was asked
+    for a signature, and hasn't answered; `problem`: the reason that it gave none, for an error.
     """
 
     def __init__(self, keys: Sequence[asyncssh.SSHKeyPair]) -> None:
         self.keys = list(keys)
-        self.signs = False
+        self.is_signing = False
         self.problem = ""
-        for one in self.keys:
+        for key in self.keys:
             # asyncssh takes whatever a signature fails with for an error of its own.
-            setattr(one, "sign_async", functools.partial(self._sign, cast(asyncssh.SSHAgentKeyPair, one).sign_async))  # noqa: B010
+            setattr(key, "sign_async", functools.partial(self._sign, cast(asyncssh.SSHAgentKeyPair, key).sign_async))  # noqa: B010
 
     @classmethod
-    async def of_this_machine(cls, ends: AsyncExitStack, timeout: float) -> _Agent:
-        """:raises LoginRefusedError: there is no agent, it has no key, or it says nothing."""
+    async def of_this_machine(cls, exit_stack: AsyncExitStack, timeout: float) -> _Agent:
+        """The agent, with its keys.
+
+        :param exit_stack: gets its connection.
+        :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
+        """
         seconds = min(timeout, AGENT_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                agent = await ends.enter_async_context(await asyncssh.connect_agent())
+                agent = await exit_stack.enter_async_context(await asyncssh.connect_agent())
                 keys = await agent.get_keys()
         except TimeoutError as error:
             raise _no_key_of_the_agent(
@@ -405,7 +420,7 @@ class _Agent:
         return cls(keys)
 
     async def _sign(self, sign: Callable[[bytes], Awaitable[bytes]], data: bytes) -> bytes:
-        self.signs = True
+        self.is_signing = True
         try:
             signature = await sign(data)
         except (OSError, ValueError) as error:
@@ -414,24 +429,23 @@ class _Agent:
                 f"({error})"
             )
             raise asyncssh.PermissionDenied(self.problem) from error
-        self.signs = False
+        self.is_signing = False
         return signature
 
 
 def ask_the_agent() -> None:
-    """Asks this machine's SSH agent for its keys, on behalf of somebody who would wait for its answer without end
-    (pulumi-command).
+    """Checks that this machine's SSH agent answers, before pulumi-command uses it, which would wait without end.
 
-    :raises LoginRefusedError: there is no agent, it has no key, or it says nothing.
+    :raises LoginRefusedError: there is no agent, it has no key, or it doesn't answer.
     """
 
     async def ask() -> None:
-        async with AsyncExitStack() as ends:
-            await _Agent.of_this_machine(ends, AGENT_SECONDS)
+        async with AsyncExitStack() as exit_stack:
+            await _Agent.of_this_machine(exit_stack, AGENT_SECONDS)
 
     # A program that declares resources has an event loop of its own in its thread.
-    with ThreadPoolExecutor(1) as aside:
-        aside.submit(asyncio.run, ask()).result()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(asyncio.run, ask()).result()
 
 
 def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
@@ -463,8 +477,8 @@ async def read(
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     try:
         async with asyncio.timeout(host.timeouts.connect):
-            found = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
-        shown = found.get_fingerprint() if found else "none"
+            key = await asyncssh.get_server_host_key(host.address, host.ssh.port, config=None)
+        shown = key.get_fingerprint() if key else "none"
     except (OSError, TimeoutError, asyncssh.Error) as error:
         shown = f"another one ({error})"
     return HomelabError(
@@ -477,117 +491,120 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
 
 
 async def confirm(
-    host: Host, old_boot_id: str | None, say: Callable[[str], None], waits: Callable[[str], None] | None = None
+    host: Host, old_boot_id: str | None, say: Callable[[str], None], on_wait: Callable[[str], None] | None = None
 ) -> facts.HostFacts:
-    """Confirms the running boot, unless the host has rolled itself back, and reads the host, of the boot that was
-    confirmed.
+    """Confirms the running boot, unless the host has rolled itself back, and reads the host in that boot.
 
-    A host that is rolling back is waited for until it has restarted. `rolled_back` of the reading says so; then nothing
-    was confirmed.
+    A host that is rolling back is waited for until it has restarted. Then `rolled_back` of the reading is set, and
+    nothing was confirmed.
 
-    :param old_boot_id: the boot before a reboot that was begun, which is waited for; None: none was.
+    :param old_boot_id: the boot before a reboot that was begun, and that is waited for; None: no reboot was begun.
+    :param say: shows a line to the user.
+    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
     :raises UnreachableError: it can't be reached.
     :raises HomelabError: as of `wait_for_boot`.
     """
-    found = None
-    confirming = _Confirming(say)
+    reading = None
+    confirmation = _Confirmation(say)
     if old_boot_id is None:
         async with connect(host) as session:
             try:
-                found = await confirming.read(session, None, SCRIPT_SECONDS)
+                reading = await confirmation.read(session, None, SCRIPT_SECONDS)
             except UnreachableError as error:  # it may have been going down for a roll-back just then
-                confirming.failed(error)
-    if found is None:
-        found = await wait_for_boot(host, old_boot_id, say, waits, confirming)
-    while found.rolling_back:
-        say(f"it is giving back its boot configuration ({found.rolled_back}), and restarts: waiting for that")
+                confirmation.failed(error)
+    if reading is None:
+        reading = await wait_for_boot(host, old_boot_id, say, on_wait, confirmation)
+    while reading.rolling_back:
+        say(f"it is giving back its boot configuration ({reading.rolled_back}), and restarts: waiting for that")
         try:
-            found = await wait_for_boot(host, found.boot_id, say, waits)
+            reading = await wait_for_boot(host, reading.boot_id, say, on_wait)
         except HomelabError as error:
             say(f"it has not restarted: {error.found}")
-            return found
-    return found
+            return reading
+    return reading
 
 
 async def wait_for_boot(
     host: Host,
     old_boot_id: str | None,
     say: Callable[[str], None],
-    waits: Callable[[str], None] | None = None,
-    confirming: _Confirming | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    confirmation: _Confirmation | None = None,
 ) -> facts.HostFacts:
-    """The first reading of the host with another boot id than `old_boot_id`, None: with any, which is confirmed before.
+    """Waits for a boot with another id than `old_boot_id`, confirms it, and returns the first reading of it.
 
     Waits `timeouts.reboot` seconds, then as long again as the dead man's switch and its reboot may take.
 
-    :param waits: is told every few seconds for how long that has been; by default, `say` is.
-    :param confirming: what was tried already.
-    :raises UnreachableError: it didn't come back in all that time.
-    :raises HomelabError: to the end of that time it refused the login, showed another host key, or failed to be read;
-        or it says why its boot can't be confirmed; or its boot is confirmed and it can't be read.
+    :param old_boot_id: None: any boot will do.
+    :param say: shows a line to the user.
+    :param on_wait: shows a line every few seconds while waiting; by default, `say` does.
+    :param confirmation: the attempts so far.
+    :raises UnreachableError: the host didn't come back in all that time.
+    :raises HomelabError: to the end of that time it refused the login, showed another host key, or couldn't be read; or
+        its script says why the boot can't be confirmed; or the boot is confirmed, and the host can't be read.
     """
     started = time.monotonic()
-    confirming = confirming or _Confirming(say)
+    confirmation = confirmation or _Confirmation(say)
     patience = host.timeouts.reboot
     # One reading that hangs, on a host that has just come up, must not take all the time in which it is waited for.
     seconds = min(SCRIPT_SECONDS, max(SHORT_SECONDS, host.timeouts.rollback / 3))
     extended = False
-    told = started
-    last = "it went down and nothing answers"
-    refused: HomelabError | None = None
+    last_told = started
+    last_problem = "it went down and nothing answers"
+    last_refusal: HomelabError | None = None
     while True:
         try:
-            found = await _of_another_boot(host, old_boot_id, seconds, confirming)
-            if found is not None:
-                return found
-            last, refused = "it answers, but has not rebooted", None
+            reading = await _reading_of_another_boot(host, old_boot_id, seconds, confirmation)
+            if reading is not None:
+                return reading
+            last_problem, last_refusal = "it answers, but has not rebooted", None
         except UnreachableError as error:
-            confirming.failed(error)
-            last, refused = error.found, None
+            confirmation.failed(error)
+            last_problem, last_refusal = error.found, None
         except HomelabError as error:
-            confirming.failed(error)
+            confirmation.failed(error)
             # On its way down or up: root's keys lie in /etc/pve, which isn't there yet; the initramfs asks for a disk's
             # passphrase over SSH, with a host key of its own; the shutdown ended a command of the script.
-            if refused is None:
+            if last_refusal is None:
                 say(f"{host.address} answers, but can't be read yet: {error.found}")
-            last, refused = error.found, error
-        if time.monotonic() - told >= TELL_SECONDS:
-            told = time.monotonic()
-            (waits or say)(f"waiting for the host: {told - started:.0f} s")
+            last_problem, last_refusal = error.found, error
+        if time.monotonic() - last_told >= TELL_SECONDS:
+            last_told = time.monotonic()
+            (on_wait or say)(f"waiting for the host: {last_told - started:.0f} s")
         if time.monotonic() - started > patience:
-            if extended or confirming.boot:
-                raise refused or _never_back(host, last, time.monotonic() - started)
+            if extended or confirmation.boot:
+                raise last_refusal or _never_back(host, last_problem, time.monotonic() - started)
             extended = True
             patience = host.timeouts.boot
             say(
-                f"{host.address} is not back after {host.timeouts.reboot} s ({last}); if it only lacks its network, "
-                f"it gives back what was configured of its boot {host.timeouts.rollback} s after its start and reboots "
-                "by itself: waiting for that"
+                f"{host.address} is not back after {host.timeouts.reboot} s ({last_problem}); if it only lacks its "
+                f"network, it gives back what was configured of its boot {host.timeouts.rollback} s after its start "
+                "and reboots by itself: waiting for that"
             )
-        await asyncio.sleep(RETRY_SECONDS if refused is None else REFUSED_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS if last_refusal is None else REFUSED_SECONDS)
 
 
-async def _of_another_boot(
-    host: Host, old_boot_id: str | None, seconds: float, confirming: _Confirming
+async def _reading_of_another_boot(
+    host: Host, old_boot_id: str | None, seconds: float, confirmation: _Confirmation
 ) -> facts.HostFacts | None:
-    """A reading, or None while the host runs the old boot: then its end has been waited for a while.
+    """A reading, or None while the host runs the old boot, after having waited for the connection's end.
 
-    A host that goes down isn't read, only asked which boot it runs. Where it doesn't say, its confirmation tells.
+    A host that goes down isn't read, but asked for its boot id only; if it has none, the confirmation's answer has it.
     """
     async with connect(host) as session:
         if await session.boot_id(seconds) != old_boot_id or old_boot_id is None:
-            found = await confirming.read(session, old_boot_id, seconds)
-            if found is not None:
-                return found
+            reading = await confirmation.read(session, old_boot_id, seconds)
+            if reading is not None:
+                return reading
         await session.ended(GOING_DOWN_SECONDS)
         return None
 
 
-class _Confirming:
-    """A host's boot confirmed, then the host read: first the confirmation, as the dead man's switch goes on while a
-    host is read.
+class _Confirmation:
+    """Confirms a host's boot, then reads the host: in this order, as the dead man's switch goes on while a host is
+    read.
 
-    `boot`: the id of the one that is confirmed; empty: none yet.
+    `boot`: the id of the confirmed boot; empty: none yet.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -597,31 +614,34 @@ class _Confirming:
         self._tries = 0
 
     async def read(self, session: Session, old_boot_id: str | None, seconds: float) -> facts.HostFacts | None:
-        """None: it is the old boot, or the host has restarted between the two, or is about to.
+        """Confirms the boot and returns a reading; None: the host runs the old boot, or restarted between the
+        confirmation and the reading, or is about to.
 
+        :param old_boot_id: a boot that isn't to be confirmed.
+        :param seconds: for the reading.
         :raises HomelabError: as `Session.run`.
         """
-        unless = old_boot_id or ""
-        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(unless)))
+        left_boot_id = old_boot_id or ""
+        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(left_boot_id)))
         if answer["boot"] == old_boot_id:
             return None
         if answer["judged"]:
             self._say(answer["judged"])
-            await session.run("apply", scripts.confirm_boot(unless, told=True))
+            await session.run("apply", scripts.confirm_boot(left_boot_id, judgement_told=True))
         if answer["confirmed"] != self.boot:
             self.boot, self._tries = answer["confirmed"], 0
         self._reading = True
-        found = await session.read(lspci=True, kernel_log=True, seconds=seconds)
+        reading = await session.read(lspci=True, kernel_log=True, seconds=seconds)
         self._reading = False
-        if found.rolled_back or found.rolling_back or found.boot_id == self.boot:
-            return found
+        if reading.rolled_back or reading.rolling_back or reading.boot_id == self.boot:
+            return reading
         return None
 
     def failed(self, error: HomelabError) -> None:
-        """What ran on the host did, or the connection was lost, or there was none.
+        """Counts an attempt that failed: the script did, or there was no connection, or it was lost.
 
-        :raises HomelabError: the host itself says why its boot can't be confirmed, or a boot that is confirmed could
-            not be read so often.
+        :raises HomelabError: the boot can't be confirmed for a reason that stays, or READ_TRIES readings of a confirmed
+            boot failed.
         """
         if error.wanted.startswith(NOT_CONFIRMED):
             raise error
@@ -639,10 +659,10 @@ class _Confirming:
             ) from None
 
 
-def _never_back(host: Host, last: str, waited: float) -> UnreachableError:
+def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
-        found=f"{last}, for {waited:.0f} s",
+        found=f"{last_problem}, for {waited:.0f} s",
         why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
         "once it does",
         next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU "

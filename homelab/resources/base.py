@@ -185,7 +185,7 @@ class Act(Resource):
         return {
             key
             for key, new in changed.items()
-            if key not in cls.answers or not scripts.nothing_new(state.get(key), new)
+            if key not in cls.answers or not scripts.same_answers(state.get(key), new)
         }
 
 

@@ -194,7 +194,7 @@ def script(
         stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
         opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.there]))
     limit = seconds or limits.of_script(host)
-    stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.limited(text, limit))
+    stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.with_time_limit(text, limit))
     return remote.Command(
         name,
         connection=arguments,

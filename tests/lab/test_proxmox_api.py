@@ -444,8 +444,8 @@ def test_of_several_rights_that_would_do_the_lesser_is_advised(lab: Lab) -> None
         client(lab, **login).put(CONFIG, "the disk", scsi5="local-lvm:1", digest=None)
     assert error.value.status == 403
     made = ForbiddenError(wanted="", found="", why="", next="", status=403, reason="")
-    made.path, made.privileges, made.either = "/storage/x", ("Datastore.AllocateSpace", "Datastore.Audit"), True
-    told = client(lab)._advised(made)
+    made.path, made.privileges, made.any_suffices = "/storage/x", ("Datastore.AllocateSpace", "Datastore.Audit"), True
+    told = client(lab)._with_advice(made)
     assert '--privs "Datastore.Audit"' in told.next
     assert "either of Datastore.AllocateSpace and Datastore.Audit would do" in told.why
 

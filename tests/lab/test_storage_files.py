@@ -337,7 +337,7 @@ def test_a_users_missing_rights_are_those_that_the_node_asks_for(lab: Lab) -> No
     def carried_out() -> None:
         files.require_room("local:iso/virtio-win.iso", source)
         files.fetch("local:iso/virtio-win.iso", source)
-        assert files.there("local:iso/virtio-win.iso")
+        assert files.exists("local:iso/virtio-win.iso")
         files.remove("local:iso/virtio-win.iso")
 
     carried_out()

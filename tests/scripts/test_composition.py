@@ -236,7 +236,7 @@ def together(groups: Iterable[set[str]]) -> list[set[str]]:
     return found
 
 
-def test_no_two_files_of_a_script_set_a_variable_of_one_name_by_chance() -> None:
+def test_no_two_files_of_a_script_set_the_same_variable_by_chance() -> None:
     """One would lose what it keeps there, without a word: a lock's number, a container's drift. Which do it knowingly: shared_variables.yaml."""
     found: dict[str, list[set[str]]] = {}
     for name in SCRIPTS:
@@ -318,7 +318,7 @@ _INTO = re.compile(r"(?:\bread|\bmapfile|\bexec \{)[^\n|;<]*")
 
 
 @each(PARTS)
-def test_what_a_part_calls_is_in_what_it_needs_or_said_to_come_from_elsewhere(name: str) -> None:
+def test_functions_that_a_part_calls_are_in_parts_it_needs_or_takes(name: str) -> None:
     header = scripts._text(name).partition("\n\n")[0]
     elsewhere = {*re.findall(r"[A-Za-z_]+", header.partition("akes")[2])}
     needed = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
@@ -361,9 +361,7 @@ def test_every_part_that_a_header_says_is_needed_is(name: str) -> None:
 
 # -- a file's main ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_runs_from_standard_input_and_as_a_file_and_where_it_is_sourced_it_only_gives_its_functions(
-    folder: Folder, name: str
-) -> None:
+def test_a_script_runs_from_standard_input_and_as_a_file_but_not_sourced(folder: Folder, name: str) -> None:
     file = folder.write("script", scripts.compose(name))
     more = f"{scripts.compose(name)}echo what follows is not read\n"
     done = folder.bash('bash "$1" pwd', str(file), parts=())

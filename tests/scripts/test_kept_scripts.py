@@ -61,7 +61,7 @@ def test_a_command_that_names_its_scripts_runs_what_the_whole_one_does(folder: F
     assert told(folder, short + "\n", last.removeprefix("eval "), names) == expected
 
 
-def test_what_is_put_is_root_alone_s_to_write_and_is_in_use_with_its_folders(folder: Folder) -> None:
+def test_kept_scripts_are_writable_by_root_alone_and_removed_by_revert(folder: Folder) -> None:
     before = folder.tree()
     put(folder)
     assert {mode & 0o022 for path, (mode, _) in folder.tree().items() if path not in before} == {0}
@@ -117,7 +117,7 @@ def test_to_undo_something_another_version_is_taken_where_the_very_one_is_gone(f
     assert done.stdout == text_of("handover_hook.sh")
 
 
-def test_a_host_without_any_note_has_nothing_to_give_back_but_what_is_noted_elsewhere(folder: Folder) -> None:
+def test_a_host_without_notes_gives_back_only_what_is_noted_elsewhere(folder: Folder) -> None:
     """Its root was put back to what it was before this program."""
     done = folder.run("revert", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
     assert (done.returncode, scripts.answer(done.stdout)) == (0, {"reverted": "nothing"})

@@ -103,7 +103,7 @@ def limited(folder: Folder, text: str, seconds: int = 3, *, sent: int | None = N
 
     :param sent: so much of it comes, and no end: the rest is still on its way.
     """
-    script = scripts.limited(library("files", "lock") + text, seconds)
+    script = scripts.with_time_limit(library("files", "lock") + text, seconds)
     began = time.monotonic()
     with subprocess.Popen(
         ["bash", "-s", "--", "apply"],

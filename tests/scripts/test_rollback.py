@@ -105,7 +105,7 @@ class Switched(Host):
         answer: dict[str, object] = json.loads(self.run("apply", scripts.confirm_boot()).stdout)
         if answer["judged"]:
             assert (self.state / "judged").exists(), "it is kept until somebody was told"
-            self.run("apply", scripts.confirm_boot(told=True))
+            self.run("apply", scripts.confirm_boot(judgement_told=True))
         return answer
 
     def is_rolling(self) -> bool:

@@ -116,7 +116,7 @@ log 'goes on to its end'
 def step(folder: Folder, text: str = STEP, limit: int = 60) -> Iterator[subprocess.Popen[str]]:
     """A step of a run, which holds the lock and waits until the test has written to `go`."""
     subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
-    text = scripts.limited(library("files", "lock") + text, limit)
+    text = scripts.with_time_limit(library("files", "lock") + text, limit)
     process = subprocess.Popen(
         ["bash", "-s", "--", "apply"],
         stdin=subprocess.PIPE,
@@ -181,7 +181,7 @@ def test_no_run_begins_beside_a_step_in_a_container(folder: Folder) -> None:
     subprocess.run(["mkfifo", str(folder.root / "go")], check=True)
     folder.command("pct", '[[ $1 != exec ]] || exec "${@:4}"; echo "status: running"')
     inside = 'while read -r word; do echo "$word" >&2; done <"$ROOT/go"\n'
-    text = scripts.limited(scripts.compose("in_container.sh", CTID="901", SCRIPT=inside), 60)
+    text = scripts.with_time_limit(scripts.compose("in_container.sh", CTID="901", SCRIPT=inside), 60)
     with run(folder, "anna") as first:
         assert answer(first) == HELD and first.stdin is not None
         with subprocess.Popen(

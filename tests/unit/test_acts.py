@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from homelab.provider.plain import UNKNOWN
-from homelab.remote.scripts import nothing_new
+from homelab.remote.scripts import same_answers
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.nvidia import GuestReboot, NvidiaVerification
 
@@ -37,10 +37,10 @@ def said(**other: Any) -> str:
     ],
 )
 def test_an_answer_in_other_words_is_no_news(new: Any, same: bool) -> None:
-    assert nothing_new(said(), new) is same
-    assert nothing_new([said(), "0"], [new, "0"]) is same
-    assert not nothing_new([said(), "0"], [new, "1"])
-    assert not nothing_new([said()], [said(), new])
+    assert same_answers(said(), new) is same
+    assert same_answers([said(), "0"], [new, "0"]) is same
+    assert not same_answers([said(), "0"], [new, "1"])
+    assert not same_answers([said()], [said(), new])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_answer_in_other_words_is_no_news(new: Any, same: bool) -> None:
     ],
 )
 def test_a_text_that_ends_with_an_answer_is_compared_whole(old: str, new: str, same: bool) -> None:
-    assert nothing_new(old, new) is same
+    assert same_answers(old, new) is same
 
 
 VM = {"target": "vm", "after": " rtx5090", "passed": [], "nvidia": {"cuda": "12.8", "driver": None}}

@@ -90,7 +90,7 @@ def test_a_part_of_which_nothing_is_named_is_not_sent_at_all(script: str, sent: 
     assert needed([OTHER], script) == sent + script
 
 
-def test_what_is_sent_of_a_part_brings_what_that_names_of_others_whichever_comes_first() -> None:
+def test_functions_named_by_a_sent_part_are_sent_in_either_order() -> None:
     parts = ["a() { b; }\n", "X=1\nb() { c; }\n", "c() { :; }\nd() { :; }\n"]
     expected = "a() { b; }\nX=1\nb() { c; }\nc() { :; }\n"
     assert needed(parts, "a\n") == f"{expected}a\n"

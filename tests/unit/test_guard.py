@@ -105,7 +105,7 @@ def test_what_another_run_holds_is_not_deleted(done: list[str], monkeypatch: pyt
     assert done == []
 
 
-def test_a_host_that_is_out_of_reach_is_asked_once_and_given_up_all_the_same(
+def test_an_unreachable_host_is_asked_once_and_its_resources_are_deleted(
     done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -326,11 +326,11 @@ def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
     for hook in (False, True):
         vm = object.__new__(machines.Machine)
         vm.__dict__.update(
-            label="VM 103", _api=SimpleNamespace(node_time=1), _announced=hook, _asked_ha=False, starts=0, say=lambda text: None,
-            _require_ha_can=lambda wanted: by_ha, _runs_again=lambda: None,
+            label="VM 103", _api=SimpleNamespace(node_time=1), _start_announced=hook, _has_asked_ha=False, starts=0, say=lambda text: None,
+            _is_under_ha=lambda wanted: by_ha, _runs_again=lambda: None,
             _log_of_ha=lambda began: [],
             _task=lambda *about, seconds: [str(noted("task", seconds))],
-            _comes_up=lambda seconds, **_: noted("up", seconds),
+            _starts_to_run=lambda seconds, **_: noted("up", seconds),
         )  # fmt: skip
         vm.start()
     plain = machines.HA_SECONDS if by_ha else machines.LOST_SECONDS
@@ -343,5 +343,5 @@ def test_a_start_by_ha_is_not_waited_for_once_ha_has_given_up() -> None:
     vm = object.__new__(machines.Machine)
     clock = SimpleNamespace(now=lambda: 0.0, sleep=lambda seconds: None)
     vm.__dict__.update(_api=SimpleNamespace(clock=clock), running=lambda: False, _ha=lambda: {"state": next(states)})
-    assert vm._comes_up(machines.HA_SECONDS + scripts.HANDOVER_SECONDS, by_ha=True) is False
+    assert vm._starts_to_run(machines.HA_SECONDS + scripts.HANDOVER_SECONDS, by_ha=True) is False
     assert next(states, None) is None

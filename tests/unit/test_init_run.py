@@ -232,7 +232,7 @@ def test_a_key_of_a_user_is_put_into_the_users_home(tmp_path: Path) -> None:
     program.chmod(0o755)
     environment = {"HOME": str(tmp_path / "root"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for _ in range(2):
-        subprocess.run(["bash", "-c", first_contact.installing(line, "admin")], env=environment, check=True)
+        subprocess.run(["bash", "-c", first_contact.authorizing_command(line, "admin")], env=environment, check=True)
     keys = tmp_path / "admin/.ssh/authorized_keys"
     assert keys.read_text(encoding="utf-8") == f"{line} homelab\n" and stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert not (tmp_path / "root/.ssh").exists()

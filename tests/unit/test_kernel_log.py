@@ -307,7 +307,7 @@ class _Starting(_Stopped):
             def config(self) -> dict[str, str]:
                 return {"hostpci0": "mapping=a"}
 
-            off_again = RealMachine.off_again
+            not_running_error = RealMachine.not_running_error
 
         return Machine()
 

@@ -92,12 +92,12 @@ def test_a_container_that_isnt_where_its_card_is_is_refused(where: dict[int, str
     assert all(one in str(raised.value) for one in said)
 
 
-def test_guests_of_a_host_are_told_by_where_they_are_also_without_their_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_asked", lambda *_: {901: "pve3"})
+def test_guests_of_a_host_are_found_without_their_cards_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_cached_nodes", lambda *_: {901: "pve3"})
     assert places.seen(sharing()) == {"ai": "pve3"}
-    monkeypatch.setattr(places, "_asked", lambda *_: {901: "pve9"})
+    monkeypatch.setattr(places, "_cached_nodes", lambda *_: {901: "pve9"})
     assert places.seen(sharing()) == {}
-    monkeypatch.setattr(places, "_asked", lambda *_: {})
+    monkeypatch.setattr(places, "_cached_nodes", lambda *_: {})
     assert places.seen(sharing()) == {} and places.seen(sharing(**MADE)) == {"ai": "pve1"}
 
 
@@ -140,7 +140,7 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
             return [{"vmid": 103, "node": "pve2"}]
 
     monkeypatch.setattr(places, "Api", OneThatAnswers)
-    monkeypatch.setattr(places, "_FOUND", {})
+    monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
     for _ in range(2):
         assert places.located(settings({"a": vm()})).vms["a"].host == "pve2"
     assert asked == ["pve1", "pve2"]

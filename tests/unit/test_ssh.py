@@ -349,7 +349,7 @@ def test_a_confirmation_that_is_cut_off_is_tried_again(monkeypatch: pytest.Monke
     assert said == ["192.168.0.202 answers, but can't be read yet: exit status 137"]
 
 
-def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for_as_one_that_is_to_come(
+def test_a_confirmed_boot_that_cannot_be_read_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Restarting, "readings", [])
@@ -490,7 +490,7 @@ def test_an_agent_that_misbehaves_is_one_error_that_names_it_and_holds_nobody(
 # pulumi-command imports its deprecated resources too.
 @pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("dry_run", "fault"), [(False, "silent"), (False, "empty"), (False, ""), (True, "silent")])
-def test_an_up_asks_the_agent_once_before_pulumi_command_could_wait_for_it_without_end(
+def test_an_up_asks_the_agent_once_before_pulumi_command_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool, fault: str
 ) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
@@ -597,7 +597,7 @@ def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.Mo
     assert all(5 <= later - earlier <= 10 for earlier, later in itertools.pairwise([0, *seconds])), said
 
 
-def test_where_a_run_is_goes_to_its_line_and_not_among_the_messages_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, bool]] = []
     monkeypatch.setattr(text, "_SHOWN_BY", [lambda what, *, meanwhile: told.append((what, meanwhile))])
     text.tell("pve: rebooting")

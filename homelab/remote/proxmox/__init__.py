@@ -1,1 +1,1 @@
-"""The Proxmox VE API over proxmoxer, and what is read and changed through it."""
+"""The Proxmox VE API over proxmoxer, and reading and changing guests and files through it."""

@@ -1,11 +1,12 @@
-"""The Proxmox VE API as a run uses it: requests that outlast a short outage, tasks waited for, errors for people.
+"""The Proxmox VE API: requests that outlast a short outage, waiting for tasks, errors for users.
 
-What is asked again, and for how long, is decided here alone:
+Only this module repeats requests:
 
-- a read, and what certainly wasn't carried out, while the API is away for a moment;
-- a change under a digest whose answer was lost, if the digest says that nothing was changed;
-- what starts a task and got no answer, if no such task is to be found on the node;
-- what was refused because another process has the lock (`qm cleanup` may hold a VM's for half a minute after its stop).
+- a read, and a request that certainly wasn't carried out, during a short outage of the API;
+- a change with a digest whose answer was lost, if by the digest nothing was changed;
+- a start of a task whose answer was lost, if the node has no such task;
+- a request that was refused because another process has the lock (`qm cleanup` may hold a VM's for half a minute after
+  its stop).
 """
 
 from __future__ import annotations
@@ -38,44 +39,43 @@ from homelab.remote.proxmox.errors import (
 )
 from homelab.settings import Host
 
-# For how long, in seconds, what may be repeated is: while nobody answers; while a lock is held (Proxmox VE itself waits
-# ten seconds for it each time); while a cluster says that it has no quorum, which it says once more after it has it
-# again.
+# How long a request is repeated, in seconds: while the API doesn't answer; while a lock is held (Proxmox VE itself
+# waits ten seconds for it each time); while a cluster reports no quorum, as it does once more after it has one again.
 OUTAGE_SECONDS = 15.0
 LOCK_SECONDS = 90.0
 QUORUM_SECONDS = 5.0
 # How long to look for the task of a request whose answer was lost.
 LOOK_SECONDS = 5.0
-# Between two tries.
+# Between two attempts: the shortest and the longest pause.
 RETRY_SECONDS = (0.2, 2.0)
-# Between two looks at a task: it tells nobody when it ends.
+# Between two requests of a task's status, the shortest and the longest pause: the API doesn't signal a task's end.
 POLL_SECONDS = (0.1, 1.0)
-# Of a task's log: lines that an error shows, lines that are shown while it runs, lines a request, characters a line.
+# Of a task's log: lines in an error, lines that are shown while it runs, lines in a request, characters in a line.
 TAIL_LINES = 12
 SHOWN_LINES = 200
 CHUNK_LINES = 500
 LINE_CHARACTERS = 400
-# Chunks a look: a task that writes faster than it is read must not be read for ever.
+# Requests of a log between two of the status: a task may write faster than its log is read.
 CHUNKS = 20
 
 # Parameters that no message may show.
 SECRETS = ("password", "cipassword")
-_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
-# In a name that a path is made of, these would make it another path, or add parameters.
-_LEADS_ELSEWHERE = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
+_GUEST_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
+# In a name that is part of a path, these would make it another path, or add parameters.
+_UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
-_TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
-_NO_CONTENT = "no content"  # a task that has said nothing yet
-# What pvesh says besides when it changes a VM (PVE::API2::Qemu, PVE::Tools::lock_file).
-_BESIDES = ("update VM ", "trying to acquire lock", " OK")
-_WAITED = ("trying to acquire lock", "trying to acquire cfs lock")
+_ID_TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
+_NO_LOG_YET = "no content"  # the line of a log that is still empty
+# Lines of pvesh's output that aren't an error when it changes a VM (PVE::API2::Qemu, PVE::Tools::lock_file).
+_PVESH_PROGRESS = ("update VM ", "trying to acquire lock", " OK")
+_WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
 
 
 class Clock:
-    """Time, as tests replace it."""
+    """The time; tests replace it."""
 
     def now(self) -> float:
-        """Seconds, of which only differences mean something."""
+        """Seconds since an arbitrary moment."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -88,7 +88,7 @@ class Api:
 
     `host`: the settings; `host.api` is set. `node`: the node's name in its cluster; `access`: reads the node's users
     and roles, for advice on a missing right; None: they can't be read. `patience`: seconds that an outage may last.
-    `root`: carries a command out as root on the host; what it said, and its exit status.
+    `root`: runs a command as root on the host; returns its output and exit status.
     """
 
     def __init__(
@@ -107,26 +107,26 @@ class Api:
         self._access = access
         self._patience = patience
         self._root = root
-        self._followed: set[str] = set()
-        self._connection: Connection = self._repeated(lambda: connected(host), repeatable=True)
+        self._followed_upids: set[str] = set()
+        self._connection: Connection = self._with_retries(lambda: connected(host), repeatable=True)
 
     def at(self, node: str) -> Api:
-        """The same for what is on another node of the cluster: any node passes requests on."""
-        other = copy.copy(self)
-        other.node = node
-        return other
+        """An API for another node of the cluster, through the same connection: any node passes requests on."""
+        api = copy.copy(self)
+        api.node = node
+        return api
 
     # -- requests ------------------------------------------------------------------------------------------------
     def get(self, path: str, wanted: str, /, **parameters: Any) -> Any:
         """GET below /api2/json.
 
-        :param wanted: says for an error what was asked for.
+        :param wanted: the request's purpose, for errors.
         :raises ApiError: it was refused, or not answered.
         """
         return self._ask("get", path, wanted, parameters, repeatable=True)
 
     def post(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """POST.
+        """POST; arguments as of `get`.
 
         :raises ApiError: it was refused, or not answered.
         """
@@ -135,25 +135,26 @@ class Api:
     def put(
         self, path: str, wanted: str, /, *, repeatable: bool = False, as_root: bool = False, **parameters: Any
     ) -> Any:
-        """PUT. One with a `digest` is sent again when its answer was lost and nothing has been changed.
+        """PUT; other arguments as of `get`. One with a `digest` is sent again when its answer was lost and nothing has
+        been changed.
 
         :param repeatable: it may be carried out twice.
-        :param as_root: not by the API's user, who may not, but by root's session on the host.
-        :raises ApiError: UnansweredError where it may have been carried out.
+        :param as_root: by `root` on the host, for a change that the API's user may not make.
+        :raises ApiError: it was refused; UnansweredError: it may have been carried out.
         """
         digest = parameters.get("digest")
-        began = self.clock.now()
+        start_time = self.clock.now()
         while True:
             try:
                 return self._ask("put", path, wanted, parameters, repeatable=repeatable, as_root=as_root)
             except UnansweredError:
-                late = self.clock.now() - began > self._patience
-                if digest is None or late or self.get(path, wanted).get("digest") != digest:
+                is_late = self.clock.now() - start_time > self._patience
+                if digest is None or is_late or self.get(path, wanted).get("digest") != digest:
                     raise
             self.clock.sleep(RETRY_SECONDS[1])
 
     def delete(self, path: str, wanted: str, /, **parameters: Any) -> Any:
-        """DELETE.
+        """DELETE; arguments as of `get`.
 
         :raises ApiError: it was refused, or not answered.
         """
@@ -175,54 +176,57 @@ class Api:
             return self._request(verb, path, wanted, parameters)
 
         try:
-            return self._repeated(ask, repeatable=repeatable)
+            return self._with_retries(ask, repeatable=repeatable)
         except ApiError as error:
-            raise self._completed(error, path) from error
+            raise self._with_details(error, path) from error
 
     def _request(self, verb: str, path: str, wanted: str, parameters: Mapping[str, object]) -> Any:
-        """One try."""
-        if _LEADS_ELSEWHERE.search(path):
+        """One attempt of a request through the connection."""
+        if _UNSAFE_IN_PATH.search(path):
             raise ValueError(f"no path of the API: {path!r}")
         # The API knows 0 and 1; a Python True would be refused.
-        sent = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
+        api_parameters = {name: int(value) if isinstance(value, bool) else value for name, value in parameters.items()}
         try:
-            return getattr(self._connection.resource(path), verb)(**sent)
+            return getattr(self._connection.resource(path), verb)(**api_parameters)
         except ResourceException as error:
-            raise self._refused(verb, path, wanted, parameters, error) from error
+            raise self._error_of_refusal(verb, path, wanted, parameters, error) from error
         except requests.exceptions.RequestException as error:
             raise no_answer(self.host, wanted, error, reads=verb == "get") from error
 
     @property
     def is_roots(self) -> bool:
-        """Is the API's user root@pam itself, who may do all?"""
+        """Whether the API's user is root@pam itself, who may do everything."""
         return bool(self.host.api and self.host.api.is_root)
 
     def _set_as_root(self, path: str, wanted: str, parameters: Mapping[str, object]) -> None:
-        """One try, with pvesh, which is root@pam, and goes to another node by itself."""
+        """One attempt of a PUT with pvesh, which is root@pam, and passes requests on to other nodes."""
         assert self._root is not None
         options = [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
         try:
-            said, status = self._root(["pvesh", "set", f"/{path}", *options])
+            output, status = self._root(["pvesh", "set", f"/{path}", *options])
         except UnreachableError as error:
             raise UnansweredError(
                 wanted=wanted, found=error.found, why=error.why, next=error.next, status=0, reason=error.found
             ) from error
         if status != 0:
-            lines = [line for line in said.splitlines() if line.strip() and not line.startswith(_BESIDES)]
+            lines = [line for line in output.splitlines() if line.strip() and not line.startswith(_PVESH_PROGRESS)]
             reason = plain("\n".join(lines))
             raise explained(wanted, f"pvesh, as root, ends with {status}: {reason}", "root@pam", 500, reason)
 
-    def _repeated(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
-        """What `ask` answers, asked again where that is safe."""
-        began = self.clock.now()
+    def _with_retries(self, ask: Callable[[], Any], *, repeatable: bool) -> Any:
+        """The answer of `ask`, which is called again where that is safe.
+
+        :param repeatable: it may be carried out twice.
+        """
+        start_time = self.clock.now()
         pauses = _pauses(RETRY_SECONDS)
         while True:
-            waited = self.clock.now() - began
+            waited = self.clock.now() - start_time
             try:
                 return ask()
             except UnansweredError as error:
                 # A time limit that has passed once is not waited for again and again.
-                waited = self.clock.now() - began
+                waited = self.clock.now() - start_time
                 if waited > self._patience or not (repeatable or not error.sent):
                     raise
             except LockHeldError:
@@ -245,32 +249,32 @@ class Api:
         kinds: tuple[str, ...],
         **parameters: Any,
     ) -> list[str]:
-        """Starts a task and waits for it; its log's first and last lines. Once more, if it only waited for a lock in
-        vain.
+        """Starts a task, waits for it, and returns its log's first and last lines. A task that failed because it waited
+        for a lock in vain is started again.
 
-        :param kinds: the types of task that the request may start, by which one is found whose start wasn't answered.
+        :param kinds: the types of task that the request may start, by which the task is found if the answer was lost.
         :param seconds: how long the task may take.
-        :param say: gets each new line of its log.
+        :param say: called with each new line of its log.
         :raises ApiError: it was refused, failed, or still runs.
         """
-        began = self.clock.now()
+        start_time = self.clock.now()
         pauses = _pauses(RETRY_SECONDS)
         while True:
-            waited = self.clock.now() - began
-            upid = self._started(verb, path, wanted, kinds, parameters, say)
+            waited = self.clock.now() - start_time
+            upid = self._start_task(verb, path, wanted, kinds, parameters, say)
             if not upid:
                 return []  # it was done at once, as a resize before Proxmox VE 8
             try:
                 return self.task(upid, wanted, seconds, say)
             except LockHeldError as error:
                 if waited > LOCK_SECONDS:
-                    raise self._completed(error, path) from error
+                    raise self._with_details(error, path) from error
                 say("another process holds its lock: trying again")
             except ApiError as error:
-                raise self._completed(error, path) from error
+                raise self._with_details(error, path) from error
             self.clock.sleep(next(pauses))
 
-    def _started(
+    def _start_task(
         self,
         verb: str,
         path: str,
@@ -279,61 +283,66 @@ class Api:
         parameters: Mapping[str, object],
         say: Callable[[str], None],
     ) -> str | None:
-        """The UPID of the task that a request has started. One that wasn't answered is sent again only if there is no
-        such task."""
-        began = self._connection.node_time - 2  # the clock of an answer's header goes by the second
+        """The UPID of the task that a request has started; None: it was done without a task. A request that wasn't
+        answered is sent again only if there is no such task.
+        """
+        request_time = self._connection.node_time - 2  # the clock of an answer's header goes by the second
         repeatable = verb == "put"  # a resize to a size: the same twice
         try:
             upid: str | None = self._ask(verb, path, wanted, parameters, repeatable=repeatable)
         except UnansweredError as error:
             if not error.sent:
                 raise
-            upid = self._lost_task(path, kinds, parameters, began)
+            upid = self._lost_task(path, kinds, parameters, request_time)
             if upid is not None:
                 say("the answer was lost on the way; its task was started")
             else:
                 upid = self._ask(verb, path, wanted, parameters)
-        self._followed.add(upid or "")
+        self._followed_upids.add(upid or "")
         return upid
 
     def _lost_task(
-        self, path: str, kinds: tuple[str, ...], parameters: Mapping[str, object], began: float
+        self, path: str, kinds: tuple[str, ...], parameters: Mapping[str, object], request_time: float
     ) -> str | None:
+        """The UPID of this user's task since `request_time` that isn't known yet; None: there is none."""
         match = _GUEST.match(path)
         vmid = (match and match["id"]) or parameters.get("vmid")
         user = identity(self.host).partition("!")[0]
         deadline = self.clock.now() + LOOK_SECONDS
         while True:
             for task in self.tasks(source="all", vmid=vmid):
-                ours = task.get("user") == user and task["type"] in kinds and task["upid"] not in self._followed
-                if ours and task["starttime"] >= began:
+                matches = (
+                    task.get("user") == user and task["type"] in kinds and task["upid"] not in self._followed_upids
+                )
+                if matches and task["starttime"] >= request_time:
                     return str(task["upid"])
             if self.clock.now() > deadline:
                 return None
             self.clock.sleep(POLL_SECONDS[1])
 
-    def tasks(self, **which: Any) -> list[dict[str, Any]]:
-        """The node's tasks, the latest first: our own, or all with Sys.Audit.
+    def tasks(self, **filters: Any) -> list[dict[str, Any]]:
+        """The node's tasks, the latest first: those of the API's user, or with Sys.Audit all.
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
-        found: list[dict[str, Any]] = self.get(f"nodes/{self.node}/tasks", "to see the node's tasks", **which)
-        return sorted(found, key=lambda task: -int(task["starttime"]))
+        tasks: list[dict[str, Any]] = self.get(f"nodes/{self.node}/tasks", "to see the node's tasks", **filters)
+        return sorted(tasks, key=lambda task: -int(task["starttime"]))
 
     @property
     def node_time(self) -> float:
-        """What the node's clock says, in seconds since 1970; to about a second."""
+        """The time by the node's clock, in seconds since 1970; to about a second."""
         return self._connection.node_time
 
     def task(self, upid: str, wanted: str, seconds: float, say: Callable[[str], None]) -> list[str]:
-        """Waits for a task; each new line of its log goes to `say`. Its log's first and last lines.
+        """Waits for a task, and returns its log's first and last lines.
 
         :param seconds: how long to wait at most.
-        :raises ApiError: it failed, or still runs; the end of its log is in the text.
+        :param say: called with each new line of its log.
+        :raises ApiError: it failed, or still runs; the error has the end of its log.
         """
         path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
         deadline = self.clock.now() + seconds
-        log = _Log(say, upid, self._hidden())
+        log = _Log(say, upid, self._secrets())
         for pause in _pauses(POLL_SECONDS):
             status = self.get(f"{path}/status", wanted)
             self._read_log(path, wanted, log)
@@ -342,15 +351,15 @@ class Api:
             if self.clock.now() > deadline:
                 raise _still_runs(wanted, upid, seconds, log)
             self.clock.sleep(pause)
-        ended = str(status.get("exitstatus", "unexpected status"))
-        if ended != "OK" and not ended.startswith("WARNINGS"):
-            raise self._task_failed(wanted, upid, plain(ended, self._hidden()), log)
+        exit_status = str(status.get("exitstatus", "unexpected status"))
+        if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
+            raise self._error_of_task(wanted, upid, plain(exit_status, self._secrets()), log)
         return log.lines
 
     def end_task(self, upid: str, wanted: str, seconds: float) -> bool:
-        """Tells a task of ours to end, and waits for that. Has it?
+        """Tells a task of the API's user to end; returns whether it has ended after so many seconds at most.
 
-        :raises ApiError: it couldn't be told, or the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
         self.delete(path, wanted)
@@ -364,9 +373,9 @@ class Api:
         return False
 
     def log_of_ended(self, upid: str, seconds: float) -> list[str]:
-        """The log of another user's task, as `task_log`, once it has ended, or as far as it is after so many seconds.
+        """The log of another user's task, as `task_log`, once it has ended, or as it is after so many seconds.
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         deadline = self.clock.now() + seconds
         for pause in _pauses(POLL_SECONDS):
@@ -381,9 +390,9 @@ class Api:
     def task_log(self, upid: str) -> list[str]:
         """The log of a task that has ended: its first and last lines.
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
-        log = _Log(lambda _: None, upid, self._hidden())
+        log = _Log(lambda _: None, upid, self._secrets())
         self._read_log(f"nodes/{upid.split(':')[1]}/tasks/{upid}", "to read a task's log", log)
         return log.lines
 
@@ -392,18 +401,18 @@ class Api:
             lines = [
                 line["t"]
                 for line in self.get(f"{path}/log", wanted, start=log.count, limit=CHUNK_LINES)
-                if "t" in line and line["t"] != _NO_CONTENT
+                if "t" in line and line["t"] != _NO_LOG_YET
             ]
             log.add(lines)
             if len(lines) < CHUNK_LINES:
                 return
 
-    def _task_failed(self, wanted: str, upid: str, status: str, log: _Log) -> ApiError:
+    def _error_of_task(self, wanted: str, upid: str, status: str, log: _Log) -> ApiError:
         found = f"the task ended with: {status}{log.quoted}"
         error = explained(wanted, found, identity(self.host), 500, status)
-        # One that had begun before it lacked a lock: it isn't certain any more that nothing was done.
-        begun = isinstance(error, LockHeldError) and not log.only_waited
-        if begun or type(error) is ApiError:
+        # A task that had begun its work before it lacked a lock may have changed something.
+        had_begun = isinstance(error, LockHeldError) and not log.only_waited
+        if had_begun or type(error) is ApiError:
             return TaskFailedError(
                 wanted=wanted,
                 found=found,
@@ -415,41 +424,46 @@ class Api:
         return error
 
     # -- errors --------------------------------------------------------------------------------------------------
-    def _hidden(self, parameters: Mapping[str, object] | None = None) -> list[str]:
-        """What no message may show."""
+    def _secrets(self, parameters: Mapping[str, object] | None = None) -> list[str]:
+        """The secrets of the settings and of a request's parameters, which no message may show."""
         api = self.host.api
-        secrets = [one.get_secret_value() for one in (api and api.token_secret, api and api.password) if one]
+        secrets = [secret.get_secret_value() for secret in (api and api.token_secret, api and api.password) if secret]
         return secrets + [str(value) for name, value in (parameters or {}).items() if name in SECRETS]
 
-    def _refused(
+    def _error_of_refusal(
         self, verb: str, path: str, wanted: str, parameters: Mapping[str, object], error: ResourceException
     ) -> ApiError:
-        hidden = self._hidden(parameters)
-        status, reason = int(error.status_code), plain(str(error.content or "").strip(), hidden)
+        secrets = self._secrets(parameters)
+        status, reason = int(error.status_code), plain(str(error.content or "").strip(), secrets)
         errors = error.errors if isinstance(error.errors, dict) else {}
-        details = plain("; ".join(f"{name}: {str(text).strip()}" for name, text in errors.items()), hidden)
+        details = plain("; ".join(f"{name}: {str(text).strip()}" for name, text in errors.items()), secrets)
         found = f"{status} {reason}" + (f" ({details})" if details else "")
-        made = explained(wanted, found, identity(self.host), status, reason)
-        if isinstance(made, ForbiddenError) and made.path is None and verb == "post" and "vmid" in parameters:
-            # The one refusal that doesn't say what is missing: to make a guest.
-            made.path, made.privileges = f"/vms/{parameters['vmid']}", ("VM.Allocate",)
-        return made
+        refusal = explained(wanted, found, identity(self.host), status, reason)
+        if isinstance(refusal, ForbiddenError) and refusal.path is None and verb == "post" and "vmid" in parameters:
+            # The refusal to create a guest doesn't name the missing right.
+            refusal.path, refusal.privileges = f"/vms/{parameters['vmid']}", ("VM.Allocate",)
+        return refusal
 
-    def _completed(self, error: ApiError, path: str) -> ApiError:
-        """The error with what only the node, asked once more, can add: who holds a lock, where a guest is, which nodes
-        are missing."""
+    def _with_details(self, error: ApiError, path: str) -> ApiError:
+        """The error with details for which the node is asked again: the lock's holder, the guest's node, the missing
+        nodes.
+        """
         guest = _GUEST.match(path)
         if isinstance(error, ForbiddenError):
-            return self._advised(error)
+            return self._with_advice(error)
         if isinstance(error, LockHeldError) and guest and guest["id"]:
-            return error.retold(found=f"{error.found}; {self._holder(guest['id'])}")
+            return error.retold(found=f"{error.found}; {self._lock_holder(guest['id'])}")
         if isinstance(error, NoQuorumError):
             return error.retold(found=f"{error.found}: no quorum{self._missing_nodes()}")
-        if isinstance(error, ElsewhereError) and (taken := _TAKEN.search(error.reason)) and taken["node"] != self.node:
-            kind = "qemu" if taken["kind"] == "VM" else "lxc"
-            return _moved(error, kind, int(taken["id"]), self.node, taken["node"])
-        if guest and guest["id"] and (held := _LOCKED.search(error.reason)):
-            step = f"{unlocking(guest['kind'], guest['id'], held['lock'])}; then run `pulumi up` again"
+        if (
+            isinstance(error, ElsewhereError)
+            and (taken_id := _ID_TAKEN.search(error.reason))
+            and taken_id["node"] != self.node
+        ):
+            kind = "qemu" if taken_id["kind"] == "VM" else "lxc"
+            return _moved(error, kind, int(taken_id["id"]), self.node, taken_id["node"])
+        if guest and guest["id"] and (lock := _GUEST_LOCKED.search(error.reason)):
+            step = f"{unlocking(guest['kind'], guest['id'], lock['lock'])}; then run `pulumi up` again"
             return error.retold(next=step)
         if isinstance(error, NotThereError) and guest and guest["id"]:
             node = self._node_of(int(guest["id"]))
@@ -457,24 +471,24 @@ class Api:
                 return _moved(error, guest["kind"], int(guest["id"]), self.node, node)
         return error
 
-    def _advised(self, error: ForbiddenError) -> ApiError:
+    def _with_advice(self, error: ForbiddenError) -> ApiError:
         access = self._access() if self._access is not None and error.path else None
         if error.path is None:
             return error
-        names = [rights.least(error.privileges)] if error.either else list(error.privileges)
-        said = f" (either of {' and '.join(error.privileges)} would do)" if error.either else ""
-        step = rights.advice(access, identity(self.host), {error.path: set(names)})
-        return error.retold(why=error.why + said, next=step)
+        privileges = [rights.least(error.privileges)] if error.any_suffices else list(error.privileges)
+        alternatives = f" (either of {' and '.join(error.privileges)} would do)" if error.any_suffices else ""
+        step = rights.advice(access, identity(self.host), {error.path: set(privileges)})
+        return error.retold(why=error.why + alternatives, next=step)
 
-    def _holder(self, vmid: str) -> str:
-        """What holds a guest's lock, as far as it can be seen."""
+    def _lock_holder(self, vmid: str) -> str:
+        """A text that names the tasks which hold a guest's lock, as far as this user may see them."""
         try:
-            running = self.tasks(source="active", vmid=vmid)
+            active_tasks = self.tasks(source="active", vmid=vmid)
         except ApiError:
-            running = []
-        if running:
-            named = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in running)
-            return f"the running task {named} works on it"
+            active_tasks = []
+        if active_tasks:
+            descriptions = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active_tasks)
+            return f"the running task {descriptions} works on it"
         return (
             f"no task of {identity(self.host)} works on it: another user's "
             f"(`pvesh get /nodes/{self.node}/tasks --source active --vmid "
@@ -487,35 +501,37 @@ class Api:
             nodes = self.get("nodes", "to see which nodes are missing")
         except ApiError:
             return ""
-        away = sorted(one["node"] for one in nodes if one.get("status") != "online")
-        return f"; {', '.join(away)} of the cluster's {len(nodes)} nodes don't answer" if away else ""
+        missing = sorted(node["node"] for node in nodes if node.get("status") != "online")
+        return f"; {', '.join(missing)} of the cluster's {len(nodes)} nodes don't answer" if missing else ""
 
     def _node_of(self, vmid: int) -> str | None:
-        """The other node that a guest is on."""
+        """The node of a guest, if it isn't on this one."""
         try:
             guests = self.get("cluster/resources", "to see on which node a guest is", type="vm")
         except ApiError:
             return None
-        return next((str(g["node"]) for g in guests if g.get("vmid") == vmid and g["node"] != self.node), None)
+        return next(
+            (str(guest["node"]) for guest in guests if guest.get("vmid") == vmid and guest["node"] != self.node), None
+        )
 
 
 def identity(host: Host) -> str:
-    """Who we are to the API: `homelab@pve!pulumi` or `root@pam`."""
+    """The API's user or token of a host: `homelab@pve!pulumi` or `root@pam`."""
     assert host.api is not None
     return host.api.token or host.api.user or ""
 
 
-def _moved(error: ApiError, kind: str, vmid: int, here: str, there: str) -> ElsewhereError:
-    told = elsewhere(error.wanted, kind, vmid, here, there)
-    made = ElsewhereError(
-        wanted=told.wanted, found=told.found, why=told.why, next=told.next, status=error.status, reason=error.reason
+def _moved(error: ApiError, kind: str, vmid: int, node: str, new_node: str) -> ElsewhereError:
+    text = elsewhere(error.wanted, kind, vmid, node, new_node)
+    moved = ElsewhereError(
+        wanted=text.wanted, found=text.found, why=text.why, next=text.next, status=error.status, reason=error.reason
     )
-    made.node = there
-    return made
+    moved.node = new_node
+    return moved
 
 
 def _pauses(seconds: tuple[float, float]) -> Iterator[float]:
-    """Ever longer ones, without end."""
+    """Pauses from the first of `seconds`, each twice as long up to the second, without end."""
     pause, longest = seconds
     while True:
         yield pause
@@ -523,27 +539,29 @@ def _pauses(seconds: tuple[float, float]) -> Iterator[float]:
 
 
 class _Log:
-    """A task's log as it is read: shown, counted, its last lines kept."""
+    """A task's log while it is read: shows its lines, and keeps the first and the last ones. `count`: of lines so far;
+    `tail`: the last lines.
+    """
 
-    def __init__(self, say: Callable[[str], None], upid: str, hidden: list[str]) -> None:
-        self._say, self._upid, self._hidden = say, upid, hidden
+    def __init__(self, say: Callable[[str], None], upid: str, secrets: list[str]) -> None:
+        self._say, self._upid, self._secrets = say, upid, secrets
         self.count = 0
-        self._waited, self._worked = False, False
+        self._has_waited, self._has_worked = False, False
         self._head: list[str] = []
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def add(self, lines: list[str]) -> None:
-        """The next lines."""
+        """Adds the next lines."""
         for line in lines:
             self.count += 1
-            text = plain(line[:LINE_CHARACTERS], self._hidden)
+            text = plain(line[:LINE_CHARACTERS], self._secrets)
             self.tail.append(text)
             if self.count <= SHOWN_LINES:
                 self._head.append(text)
             if line.startswith("TASK "):
                 continue  # it only repeats the status
-            self._waited |= line.startswith(_WAITED)
-            self._worked |= not line.startswith(_WAITED)
+            self._has_waited |= line.startswith(_WAITS_FOR_LOCK)
+            self._has_worked |= not line.startswith(_WAITS_FOR_LOCK)
             if self.count <= SHOWN_LINES:
                 self._say(text)
             elif self.count == SHOWN_LINES + 1:
@@ -551,17 +569,17 @@ class _Log:
 
     @property
     def only_waited(self) -> bool:
-        """Has the task done nothing but wait for a lock?"""
-        return self._waited and not self._worked
+        """Whether the task has only waited for a lock."""
+        return self._has_waited and not self._has_worked
 
     @property
     def lines(self) -> list[str]:
-        """The first and the last ones."""
+        """The first and the last lines."""
         return [*self._head, *(list(self.tail)[SHOWN_LINES - self.count :] if self.count > SHOWN_LINES else [])]
 
     @property
     def quoted(self) -> str:
-        """The last lines for an error; nothing where there are none."""
+        """The last lines for an error; empty without lines."""
         lines = "\n        ".join(line for line in self.tail if line)
         return f"\n        its log: {lines}" if lines else ""
 

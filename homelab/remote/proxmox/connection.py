@@ -1,6 +1,6 @@
-"""The connection to one host's API: one login a run, TLS that is really checked, requests that have a time limit.
+"""The connection to a host's API: one login in a run, the certificate checked, requests with a time limit.
 
-proxmoxer and requests are imported on first use: a run that changes nothing doesn't pay for them.
+It is imported on first use (homelab/later.py): a run that changes nothing doesn't pay for proxmoxer and requests.
 """
 
 from __future__ import annotations
@@ -23,40 +23,39 @@ from urllib3.util.ssl_ import create_urllib3_context
 from homelab.remote.proxmox.errors import ApiError, UnansweredError, explained, plain
 from homelab.settings import Host
 
-# What shows the fingerprint of the certificate that the API shows. `pvenode cert info` lists the authority's first.
+# Prints the fingerprint of the API's certificate; `pvenode cert info` lists the authority's first.
 FINGERPRINT_COMMAND = "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256"
-# Of a TLS connection that broke, in Python's words; a certificate was not even seen. pveproxy breaks them off when it
-# restarts.
-_BROKEN = re.compile(r"EOF occurred|UNEXPECTED_EOF|Connection reset|zero return|timed out", re.IGNORECASE)
+# Python's errors of a TLS connection that broke before a certificate was seen, as pveproxy's do when it restarts.
+_CONNECTION_BROKEN = re.compile(r"EOF occurred|UNEXPECTED_EOF|Connection reset|zero return|timed out", re.IGNORECASE)
 
 
 class Connection:
-    """`resource`: proxmoxer's; `node_time`: what the node's clock says now, as far as an answer has told it."""
+    """An API's connection. `resource`: proxmoxer's; `node_time`: by the node's clock, known from the last answer."""
 
     def __init__(self, resource: ProxmoxResource, session: Any) -> None:
         self.resource = resource
-        self._ahead = 0.0
-        session.hooks["response"].append(self._noted)
+        self._clock_offset = 0.0
+        session.hooks["response"].append(self._note_clock)
 
-    def _noted(self, response: Any, *_: Any, **__: Any) -> None:
+    def _note_clock(self, response: Any, *_: Any, **__: Any) -> None:
         try:
-            self._ahead = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+            self._clock_offset = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
         except (KeyError, ValueError):
-            self._ahead = 0.0
+            self._clock_offset = 0.0
 
     @property
     def node_time(self) -> float:
-        """Seconds since 1970, to about a second."""
-        return time.time() + self._ahead
+        """The time by the node's clock, in seconds since 1970, to about a second."""
+        return time.time() + self._clock_offset
 
 
 _LOCK = threading.Lock()
 
 
 def connected(host: Host) -> Connection:
-    """The connection, made once in this process: the engine runs all resources of a program in one.
+    """The connection to a host's API, made once in this process, in which all resources of a program run.
 
-    :raises ApiError: there is none.
+    :raises ApiError: the API doesn't answer, shows another certificate, or refuses the login.
     """
     assert host.api is not None, "the settings are checked for it"
     secret = host.api.token_secret or host.api.password
@@ -66,7 +65,9 @@ def connected(host: Host) -> Connection:
 
 
 class _Key:
-    """Carries the settings past the cache, which compares the values beside it."""
+    """Hands the settings through `functools.cache` without being part of the key: all are equal. The cache compares the
+    other arguments.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -86,26 +87,27 @@ def _connection(_settings: str, secret: str | None, key: _Key) -> Connection:
     session = ProxmoxHttpSession()
     session.mount("https://", _adapter(api.fingerprint))
     session.headers["accept"] = JsonSerializer().get_accept_types()
-    # Not from the environment: a proxy is not on the way to a host of one's own network, and .netrc knows nothing of
-    # it.
+    # Ignores the environment's proxy, which a host of the same network isn't behind, and .netrc.
     session.trust_env = False
     verify: str | bool = str(api.ca_path) if api.ca_path else api.fingerprint is None
-    about: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
-    shown = f"[{host.address}]" if ":" in host.address else host.address
-    base = f"https://{shown}:{api.port}/api2/json"
+    auth_options: dict[str, Any] = {"verify_ssl": verify, "timeout": (host.timeouts.connect, host.timeouts.api)}
+    address = f"[{host.address}]" if ":" in host.address else host.address
+    base = f"https://{address}:{api.port}/api2/json"
     try:
         if api.token:
             user, _, name = api.token.partition("!")
-            session.auth = ProxmoxHTTPApiTokenAuth(user, name, secret, **about)
+            session.auth = ProxmoxHTTPApiTokenAuth(user, name, secret, **auth_options)
         else:
-            session.auth = _ticket(session, base, api.user or "", secret or "", about)
+            session.auth = _ticket(session, base, api.user or "", secret or "", auth_options)
     except requests.exceptions.RequestException as error:
         raise no_answer(host, f"to log in to {base} as {api.user}", error) from error
     return Connection(ProxmoxResource(base_url=base, session=session, serializer=JsonSerializer()), session)
 
 
 def _adapter(fingerprint: str | None) -> Any:
-    """With a fingerprint, accepts that certificate and no other. What is sent again is Api's to say."""
+    """An adapter for HTTPS that with a fingerprint accepts only that certificate, and that repeats no request: `Api`
+    does.
+    """
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -118,8 +120,8 @@ def _adapter(fingerprint: str | None) -> Any:
     return Adapter(max_retries=0)
 
 
-def _ticket(session: Any, base: str, user: str, password: str, about: dict[str, Any]) -> Any:
-    """Logs in with a password, through the session."""
+def _ticket(session: Any, base: str, user: str, password: str, auth_options: dict[str, Any]) -> Any:
+    """The authentication by a ticket, which is asked for with the password, through the session."""
 
     class TicketAuth(ProxmoxHTTPAuth):  # type: ignore[misc]
         pve_auth_ticket: str
@@ -133,8 +135,8 @@ def _ticket(session: Any, base: str, user: str, password: str, about: dict[str, 
                 f"{base}/access/ticket",
                 data={"username": user, "password": password or self.pve_auth_ticket},
                 auth=_NoAuth(),
-                verify=about["verify_ssl"],
-                timeout=about["timeout"],
+                verify=auth_options["verify_ssl"],
+                timeout=auth_options["timeout"],
             )
             if answer.status_code != 200:
                 raise _login_refused(base, user, answer.status_code, answer.reason)
@@ -144,11 +146,11 @@ def _ticket(session: Any, base: str, user: str, password: str, about: dict[str, 
             self.birth_time = time.monotonic()
             self.pve_auth_ticket, self.csrf_prevention_token = data["ticket"], data["CSRFPreventionToken"]
 
-    return TicketAuth(user, password, base_url=base, **about)
+    return TicketAuth(user, password, base_url=base, **auth_options)
 
 
 class _NoAuth:
-    """The request that logs in carries no credentials of its own."""
+    """The authentication of the request that logs in: none."""
 
     def __call__(self, request: Any) -> Any:
         return request
@@ -177,21 +179,21 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
 def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False) -> ApiError:
     """The error for a request that got no answer: no connection, another certificate, or too late.
 
-    :param reads: it changes nothing.
+    :param reads: the request changes nothing.
     """
     api = host.api
     assert api is not None
     text = plain(str(error))
-    if isinstance(error, requests.exceptions.SSLError) and not _BROKEN.search(text):
-        return _stranger(host, wanted, text)
-    unsent = isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error)
-    made = UnansweredError(
+    if isinstance(error, requests.exceptions.SSLError) and not _CONNECTION_BROKEN.search(text):
+        return _wrong_certificate(host, wanted, text)
+    is_unsent = isinstance(error, requests.exceptions.ConnectTimeout) or "NewConnectionError" in repr(error)
+    unanswered = UnansweredError(
         wanted=wanted,
         found=f"no answer from https://{host.address}:{api.port}: {type(error).__name__}: {text}",
         why="it could not be read; nothing was changed"
         if reads
         else "nothing was asked of the node"
-        if unsent
+        if is_unsent
         else "whether a change was carried out can't be told from here",
         next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
         "`pulumi up` again: it "
@@ -199,20 +201,20 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
         status=0,
         reason=text,
     )
-    made.sent = not unsent
-    return made
+    unanswered.sent = not is_unsent
+    return unanswered
 
 
-def _stranger(host: Host, wanted: str, text: str) -> ApiError:
-    """Another certificate than the one that was to be there."""
+def _wrong_certificate(host: Host, wanted: str, text: str) -> ApiError:
+    """The error for another certificate than the one of the settings."""
     api = host.api
     assert api is not None
-    found = re.search(r'got "([0-9a-f]+)"', text)
-    seen = f"the certificate's fingerprint is {colons(found[1])}" if found else text
+    match = re.search(r'got "([0-9a-f]+)"', text)
+    description = f"the certificate's fingerprint is {colons(match[1])}" if match else text
     return ApiError(
         wanted=f"{wanted}, from the host whose certificate is the one in "
         f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
-        found=f"{host.address}:{api.port}: {seen}",
+        found=f"{host.address}:{api.port}: {description}",
         why="the program would send the credentials to whatever answers there",
         next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where "
         "there is one; the first "
@@ -225,5 +227,5 @@ def _stranger(host: Host, wanted: str, text: str) -> ApiError:
 
 
 def colons(digits: str) -> str:
-    """`AB:CD` for `abcd`, as openssl shows a fingerprint."""
+    """A fingerprint as openssl shows it: `AB:CD` for `abcd`."""
     return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2)).upper()

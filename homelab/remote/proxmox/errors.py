@@ -1,4 +1,6 @@
-"""What a node refuses, as kinds of errors with words for people. The texts are a node's own (recorded exchanges)."""
+"""Errors of the Proxmox VE API, by type and with the four parts for users. The patterns match a node's own texts
+(recorded exchanges).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ from collections.abc import Iterable
 from homelab.errors import HomelabError
 from homelab.text import clean
 
-# pveproxy's own codes for a node, or a daemon behind it, that it couldn't ask: while connecting, sending, receiving;
-# anything else.
+# pveproxy's own codes when it couldn't ask a node, or a daemon behind it: while connecting, sending, receiving; other
+# errors.
 PROXY_FAILED = (595, 596, 597, 599)
-# Of these, those after which the request certainly wasn't carried out: AnyEvent::HTTP's "errors during connection
+# The codes after which the request certainly wasn't carried out: AnyEvent::HTTP's "errors during connection
 # establishment".
 PROXY_UNSENT = (595,)
 
-# Longer than any reason of a node; what a guest can make longer, such as a log, has limits of its own.
+# Longer than any reason of a node; texts that a guest can make longer, such as a log, have limits of their own.
 _REASON_CHARACTERS = 2000
 
 _PERMISSION = re.compile(r"Permission check failed(?: \((?P<path>/[^,]*), (?P<privileges>[^)]*)\))?")
@@ -25,7 +27,7 @@ _NOT_THERE = re.compile(
     r"|^unable to find configuration file for (?:VM|CT) \d+"
 )
 _TAKEN_ELSEWHERE = re.compile(r"(?:VM|CT) \d+ already exists on node '(?P<node>[^']+)'")
-# Waiting for a lock failed: nothing was begun. Of a guest's configuration, or a file of the whole cluster.
+# Waiting for the lock of a guest's configuration, or of a file of the whole cluster, failed: nothing was begun.
 _LOCK_HELD = re.compile(
     r"^(?:[\w ]+ failed: )?(?:can't lock file '[^']+' - got timeout|cfs-lock '[^']+' error: got lock request timeout)"
 )
@@ -43,40 +45,41 @@ class ApiError(HomelabError):
 
 
 class NotThereError(ApiError):
-    """What was asked for doesn't exist: a guest's configuration, a mapping."""
+    """A guest's configuration or a mapping doesn't exist."""
 
 
 class ElsewhereError(ApiError):
-    """The guest is there, on another node of the cluster: `node`."""
+    """The guest is on another node of the cluster: `node`."""
 
     node = ""
 
 
 class ChangedMeanwhileError(ApiError):
-    """The digest of what was read is no longer the one of what is there."""
+    """The configuration was changed since it was read: its digest is another one."""
 
 
 class UnansweredError(ApiError):
-    """No answer, or none from the node. `sent`: a change may have been carried out; else it certainly was not."""
+    """No answer, or none from the node. `sent`: False: the request certainly wasn't carried out."""
 
     sent = True
 
 
 class LockHeldError(ApiError):
-    """Another process holds the lock of what is to be changed; nothing was done."""
+    """Another process holds the lock of a guest or file that was to be changed; nothing was done."""
 
 
 class NoQuorumError(ApiError):
-    """The cluster's nodes that are left may not write; nothing was done."""
+    """The cluster has no quorum, so that /etc/pve is read-only; nothing was done."""
 
 
 class ForbiddenError(ApiError):
-    """A right is missing. `path`: where, None: not said; `privileges`: each of them, or with `either` one of them,
-    would do."""
+    """A right is missing. `path`: where, None: the node didn't name it; `privileges`: the missing ones, all of them, or
+    with `any_suffices` one of them.
+    """
 
     path: str | None = None
     privileges: tuple[str, ...] = ()
-    either = False
+    any_suffices = False
 
 
 class TaskFailedError(ApiError):
@@ -84,24 +87,27 @@ class TaskFailedError(ApiError):
 
 
 class StillRunsError(ApiError):
-    """A task hasn't ended in its time. `upid`: whose id is that."""
+    """A task hasn't ended in its time. `upid`: the task's id."""
 
     upid = ""
 
 
 def plain(text: str, secrets: Iterable[str] = ()) -> str:
-    """A node's text as it may be shown: nothing that a terminal would obey, no secret, not without end."""
+    """A node's text as it may be shown: without control characters and secrets, cut to a length."""
     for secret in secrets:
         if len(secret) > 3:
             text = text.replace(secret, "***")
-    shown = clean(text)
-    return shown if len(shown) <= _REASON_CHARACTERS else f"{shown[:_REASON_CHARACTERS]} …"
+    safe = clean(text)
+    return safe if len(safe) <= _REASON_CHARACTERS else f"{safe[:_REASON_CHARACTERS]} …"
 
 
 def explained(wanted: str, found: str, who: str, status: int, reason: str) -> ApiError:
     """The error for a refused request, or for a task that ended with `reason`.
 
-    :param who: who we are to the node.
+    :param found: the error's part of that name.
+    :param who: the API's user or token.
+    :param status: HTTP's.
+    :param reason: the node's own words.
     """
     if status == 401:
         return ApiError(
@@ -117,25 +123,25 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
         )
     if match := _PERMISSION.search(reason):
         return _forbidden(wanted, found, who, status, reason, match["path"], match["privileges"])
-    for text, kind, why, step in (
+    for pattern, error_type, why, next_step in (
         (_TAKEN_ELSEWHERE, ElsewhereError, *_ELSEWHERE),
         (_NOT_THERE, NotThereError, *_GONE),
         (_LOCK_HELD, LockHeldError, *_HELD),
         (_NO_QUORUM, NoQuorumError, *_UNWRITABLE),
-        (_STALE, ChangedMeanwhileError, *_OVERTAKEN),
+        (_DIGEST_MISMATCH, ChangedMeanwhileError, *_OVERTAKEN),
     ):
-        if text.search(reason):
-            return kind(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
+        if pattern.search(reason):
+            return error_type(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
     if status in PROXY_FAILED:
-        why, step = _NODE_AWAY
-        error = UnansweredError(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
+        why, next_step = _NODE_AWAY
+        error = UnansweredError(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
         error.sent = status not in PROXY_UNSENT
         return error
-    why, step = _other(who, status, reason)
-    return ApiError(wanted=wanted, found=found, why=why, next=step, status=status, reason=reason)
+    why, next_step = _why_and_next(who, status, reason)
+    return ApiError(wanted=wanted, found=found, why=why, next=next_step, status=status, reason=reason)
 
 
-_STALE = re.compile("checksum mismatch|detected modified configuration")
+_DIGEST_MISMATCH = re.compile("checksum mismatch|detected modified configuration")
 _GONE = ("it is the one that the stack's configuration names", "correct its id, or bring it back")
 _ELSEWHERE = (
     "an id belongs to one guest in the whole cluster",
@@ -176,13 +182,13 @@ def _forbidden(
         status=status,
         reason=reason,
     )
-    error.path, error.either = path, len(names) > 1
-    error.privileges = names if error.either else tuple((privileges or "").replace(",", " ").split())
+    error.path, error.any_suffices = path, len(names) > 1
+    error.privileges = names if error.any_suffices else tuple((privileges or "").replace(",", " ").split())
     return error
 
 
-def _other(who: str, status: int, reason: str) -> tuple[str, str]:
-    """Why it matters, and what to do next."""
+def _why_and_next(who: str, status: int, reason: str) -> tuple[str, str]:
+    """An error's parts `why` and `next` for a refusal without a type of its own."""
     if "only root can set" in reason or "only root@pam can" in reason.replace("\\", ""):
         return (
             "in Proxmox VE only root@pam with a password may do that, and no token; this program is logged in as "

@@ -1,8 +1,8 @@
-"""A VM through the API: its configuration changed under its digest, its power with care.
+"""A VM through the API: changes its configuration, by its digest, and its power.
 
-A change is written first, while the VM still runs: what Proxmox VE refuses (rights, locks, digests) it refuses then,
-before anything is stopped. What waits for the next start is brought into force by a shutdown and a start; if the VM
-won't go off, or not start with it, the change is taken back.
+A change is written first, while the VM still runs: if Proxmox VE refuses it (rights, locks, digests), nothing has been
+stopped yet. Options that wait for the next start are applied by a shutdown and a start; if the VM doesn't shut down, or
+doesn't start with them, the change is reverted.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ from homelab.remote.proxmox.errors import (
 from homelab.text import tell
 from homelab.vm.config import Change, identity, is_roots_alone, strings
 
-# A guest that is still booting ignores the power button: it is pressed again, this often.
+# Between two presses of the power button, in seconds: a guest that is still booting ignores it.
 PRESS_SECONDS = 60
 # How far the clock of a task and the uptime of its VM may be apart, in seconds.
 CLOCK_SECONDS = 5
-# How long to look for the effect of a start that no task can be waited for.
+# How long to wait for a VM to run after a start whose task isn't known.
 LOST_SECONDS = 30
-# The same where the HA manager starts or stops it: its task ends at once, and the VM follows 10 to 20 seconds later
-# (recorded), or after the two minutes that a lock of a node that has nothing else to do takes.
+# How long to wait for a VM that the HA manager starts or stops: its task ends at once, and the VM follows 10 to 20
+# seconds later (recorded), or after two minutes if an idle node has to get its HA lock first.
 HA_SECONDS = 180
 
-# For how long HA may take to write down that it was asked to stop a VM; 10 seconds at most where it is at work
-# (recorded).
+# How long HA may take to record a request to stop a VM; 10 seconds at most while it is active (recorded).
 HA_TAKES_SECONDS = 30
 
 # HA's states of a VM that it was asked to stop.
@@ -47,59 +46,62 @@ HA_STOPS = ("stopped", "request_stop", "disabled")
 # QEMU's state (qmpstatus) of a VM that it has halted.
 HALTED = "internal-error"
 
-# From a VM's present configuration to what is to be written.
+# From a VM's current configuration to the change that is to be written.
 PowerTarget = Callable[[dict[str, str]], Change]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How to shut down: within `timeout` seconds, then `otherwise`: fail or stop."""
+    """How to shut down a VM: within `timeout` seconds; after that `otherwise`: fail or stop."""
 
     timeout: int
     otherwise: str
 
 
 class Memory(Protocol):
-    """What outlives a run that is killed: that a VM ran, and is to run again."""
+    """A note that a VM ran and is to run again, which outlives a run that is killed."""
 
     def keep(self, identity: str) -> None:
-        """Notes that it runs, before each request to shut it down to run again.
+        """Writes the note, before each request to shut the VM down for a restart.
 
-        :param identity: tells it from another VM (vm.config.identity).
-        :raises HomelabError: it can't be noted.
+        :param identity: tells the VM from another one with its id (vm.config.identity).
+        :raises HomelabError: the note can't be written.
         """
 
     def recalls(self, identity: Callable[[], str]) -> bool:
-        """Is it to run again, as far as that is certain? What no longer counts is forgotten.
+        """Whether the VM is certainly to run again. A note that no longer applies is removed.
 
-        :raises HomelabError: it can't be asked for.
+        :param identity: returns the VM's, as of `keep`.
+        :raises HomelabError: the note can't be read.
         """
 
     def forget(self) -> None:
-        """It runs again, or isn't to."""
+        """Removes the note, as the VM runs again or is to stay off."""
 
 
 class NoMemory:
-    """Of a VM that nobody has shut down."""
+    """A Memory without a note, for a VM that no run has shut down."""
 
     def keep(self, identity: str) -> None:
-        """See Memory."""
+        """Does nothing."""
 
     def recalls(self, identity: Callable[[], str]) -> bool:
-        """See Memory."""
+        """False."""
         return False
 
     def forget(self) -> None:
-        """See Memory."""
+        """Does nothing."""
 
 
 class Machine:
     """One VM.
 
-    `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may be
-    the one that hands it its card (homelab/remote/guard.py); `memory`: whether it ran when an earlier run shut it down;
-    `log_of_start`: the log of its last start on a node since a time (in seconds since 1970), as the host has it; for a
-    start of HA's, which is another user's task. None: nobody can say.
+    `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may
+    wait for its shared card (guard.let_start); `memory`: whether it ran when an earlier run shut it down;
+    `log_of_start`: from a node and a time (in seconds since 1970) to the log of the VM's last start there since then,
+    read on the host, for a start by HA, which is another user's task; None: not known. `starts`: how often this object
+    has started the VM; `start_log`: the log of the last of these starts; `before_start`: called before the VM is
+    started for a change, while it is off.
     """
 
     def __init__(
@@ -113,89 +115,92 @@ class Machine:
         log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
     ) -> None:
         self._api = api
-        self._let_start, self._announced = let_start, False
-        self._memory, self._remembered = memory or NoMemory(), False
-        # By what it is told from another VM, once this has noted that it is to run again.
-        self._noted: str | None = None
+        self._let_start, self._start_announced = let_start, False
+        self._memory, self._is_in_memory = memory or NoMemory(), False
+        # The VM's identity, once this object has noted that it is to run again.
+        self._noted_identity: str | None = None
         self._log_of_start = log_of_start
-        # Has this asked HA to start or to stop it? Then it may be on another node at any moment. Had somebody else
-        # asked HA to stop it before?
-        self._asked_ha, self._others_stop_it = False, False
+        # Whether this object has asked HA to start or to stop the VM, which then may be on another node at any moment;
+        # whether another user had asked HA to stop it before.
+        self._has_asked_ha, self._others_want_it_off = False, False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
         self.label = f"VM {vmid} ({name})"
-        # How often it was started by this, and what the last of these starts said: what became of its cards is told
-        # there alone (homelab/host/card_start.py).
         self.starts = 0
+        # Only there it shows whether the cards were reset (homelab/host/card_start.py).
         self.start_log: list[str] = []
-        # Called before it is started for a change, while it is off.
         self.before_start: Callable[[], None] = lambda: None
 
     @property
     def node(self) -> str:
-        """Where it is."""
+        """The name of the node that the VM is on."""
         return self._api.node
 
     def say(self, text: str) -> None:
-        """Shows a line in Pulumi's display."""
+        """Shows a line with the VM's name in Pulumi's display."""
         tell(f"{self.name}: {text}")
 
     # -- what it is ----------------------------------------------------------------------------------------------
     def config(self) -> dict[str, str]:
-        """Its configuration, with what waits for the next start.
+        """The VM's configuration, with the options that wait for the next start.
 
         :raises NotThereError: there is no such VM.
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         return strings(self._read())
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._get("/config", f"to read the configuration of {self.label}")
-        return found
+        config: dict[str, Any] = self._get("/config", f"to read the configuration of {self.label}")
+        return config
 
     def _get(self, below: str, wanted: str, **parameters: Any) -> Any:
-        """A GET below its path; where HA has moved it since this asked HA for something, on the node that it is on
-        now."""
+        """A GET below the VM's path; on another node if HA has moved the VM there since this object asked HA to start
+        or stop it.
+        """
         while True:
             try:
                 return self._api.get(f"{self._path}{below}", wanted, **parameters)
             except ElsewhereError as error:
-                if not self._asked_ha or not error.node:
+                if not self._has_asked_ha or not error.node:
                     raise
                 self.say(f"HA has moved it from {self.node} to {error.node}: it counts there from now on")
                 self._api = self._api.at(error.node)
                 self._path = f"nodes/{error.node}/qemu/{self.vmid}"
 
     def running(self) -> bool:
-        """Does it run?
+        """Whether the VM runs.
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         return bool(self._status()["status"] == "running")
 
     def state(self) -> str:
-        """`running`; `stopped`; or `internal-error`: QEMU has halted it, as it does when the kernel tells of an error
-        of a card (hw/vfio/pci.c, vfio_err_notifier_handler).
+        """`running`; `stopped`; or `internal-error`: QEMU has halted the VM, as it does when the kernel reports a
+        card's error (hw/vfio/pci.c, vfio_err_notifier_handler).
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         status = self._status()
         halted = status.get("qmpstatus") == HALTED
         return HALTED if halted and status["status"] == "running" else str(status["status"])
 
     def _status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._get("/status/current", f"to see whether {self.label} runs")
-        return found
+        status: dict[str, Any] = self._get("/status/current", f"to see whether {self.label} runs")
+        return status
 
-    def _waiting(self, keys: list[str]) -> list[str]:
-        """Those keys whose change waits for the next start."""
-        found = self._get("/pending", f"to see what waits for the next start of {self.label}")
-        return [one["key"] for one in found if one["key"] in keys and ("pending" in one or one.get("delete"))]
+    def _pending_keys(self, keys: list[str]) -> list[str]:
+        """Those of the keys whose change waits for the next start."""
+        options = self._get("/pending", f"to see what waits for the next start of {self.label}")
+        return [
+            option["key"]
+            for option in options
+            if option["key"] in keys and ("pending" in option or option.get("delete"))
+        ]
 
     # -- changes -------------------------------------------------------------------------------------------------
     def was_left_off(self) -> bool:
-        """Is it off, and to run again, because a run that was interrupted has shut it down?
+        """Whether the VM is off and is to run again, as a run that was interrupted has shut it down.
 
         :raises HomelabError: as `running` and `Memory.recalls`.
         """
@@ -205,49 +210,53 @@ class Machine:
         return identity(self.config())
 
     def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str) -> bool:
-        """Writes what is to be written, brings it into force, and sees to the power.
+        """Writes a change, restarts a running VM if the change needs it, and starts or stops the VM.
 
-        One that is off stays off with `keep`, unless a run that was interrupted, or this program's reboot, has shut it
-        down: its memory says so.
+        With `keep`, a VM that is off stays off, unless its memory has a note: then a run that was interrupted, or this
+        program's reboot of the host, has shut it down.
 
-        :param keys: all that may be waiting from an earlier, interrupted change.
+        :param target: from the current configuration to the change.
+        :param keys: all options that may wait for the next start since an earlier, interrupted change.
         :param power: `keep`, `running` or `stopped`.
         :returns: whether the VM runs.
-        :raises HomelabError: it is as it was then, unless the text says otherwise.
+        :raises HomelabError: the VM is as it was before, unless the error says otherwise.
         """
         running = self.running()
-        ran = self._memory.recalls(self._identity)
-        # Whoever has asked HA to stop it wants it off; unless that was a run that was interrupted.
-        self._others_stop_it = running and not ran and self._ha().get("state") in HA_STOPS
+        is_to_run_again = self._memory.recalls(self._identity)
+        # A user who has asked HA to stop it wants it off; a run that was interrupted doesn't.
+        self._others_want_it_off = running and not is_to_run_again and self._ha().get("state") in HA_STOPS
         before, change = self._write(target)
-        if running and self._waiting(sorted({*keys, *change.keys})):
-            start = power == "running" or (power == "keep" and not self._others_stop_it)
+        if running and self._pending_keys(sorted({*keys, *change.keys})):
+            start = power == "running" or (power == "keep" and not self._others_want_it_off)
             self._restart(before, change, policy, start=start)
-            if ran and not start:
+            if is_to_run_again and not start:
                 self._memory.forget()
             return start
         if power == "stopped":
             if running:
                 self.shut_down(policy)
-            if ran:
+            if is_to_run_again:
                 self._memory.forget()
             return False
-        if not running and (power == "running" or ran):
-            self._remembered = ran
-            if ran:
+        if not running and (power == "running" or is_to_run_again):
+            self._is_in_memory = is_to_run_again
+            if is_to_run_again:
                 self.say(
                     f"{self.label} ran when this program shut it down, and hasn't been started since: it is to run "
                     "again"
                 )
-            self._start_with(before, change, was_running=ran)
+            self._start_with_change(before, change, was_running=is_to_run_again)
             return True
-        if ran:
-            self._have_ha_keep_it()
+        if is_to_run_again:
+            self._have_ha_keep_it_on()
             self._memory.forget()
         return running
 
     def _write(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
-        """Writes under the digest. If the configuration is changed meanwhile, it is read again, once."""
+        """Writes a change with the digest; if the configuration was changed meanwhile, reads it again, once.
+
+        :returns: the configuration before, and the change.
+        """
         try:
             return self._write_once(target)
         except ChangedMeanwhileError:
@@ -255,14 +264,14 @@ class Machine:
             return self._write_once(target)
 
     def _write_once(self, target: PowerTarget) -> tuple[dict[str, str], Change]:
-        read = self._read()
-        before = strings(read)
+        raw = self._read()
+        before = strings(raw)
         change = target(before)
         if change:
             try:
-                self._put(change, before, read["digest"])
+                self._put(change, before, raw["digest"])
             except (ChangedMeanwhileError, UnansweredError):
-                # It may have been carried out, and only the answer was lost: then nothing is left to be written.
+                # If it was carried out and only the answer was lost, nothing is left to be written.
                 if target(self.config()):
                     raise
             for key, value in change.values.items():
@@ -278,13 +287,13 @@ class Machine:
         if digest is not None:
             parameters["digest"] = digest
         wanted = f"to change {', '.join(change.keys)} of {self.label}"
-        self._api.put(f"{self._path}/config", wanted, as_root=self._takes_root(change, before), **parameters)
+        self._api.put(f"{self._path}/config", wanted, as_root=self._needs_root(change, before), **parameters)
 
-    def _takes_root(self, change: Change, before: Mapping[str, str]) -> bool:
-        """Is it root's alone to make this change, or to take it back? That goes by the values in force, too, not only
-        by those that wait.
+    def _needs_root(self, change: Change, before: Mapping[str, str]) -> bool:
+        """Whether only root may make this change, or revert it: that depends on the values in force, too, not only on
+        those that wait.
 
-        :param before: the configuration, with what waits.
+        :param before: the configuration, with the options that wait for the next start.
         """
         devices = [key for key in change.keys if key.startswith("hostpci")]
         if not devices or self._api.is_roots:
@@ -292,16 +301,20 @@ class Machine:
         wanted = f"to read what {self.label} has"
         in_force = strings(self._get("/config", wanted, current=1))
         return any(
-            is_roots_alone(one[key]) for one in (in_force, before, change.values) for key in devices if key in one
+            is_roots_alone(values[key])
+            for values in (in_force, before, change.values)
+            for key in devices
+            if key in values
         )
 
     def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
+        """Shuts the VM down and, with `start`, starts it; reverts the change if that fails."""
         try:
             if start:
                 self._announce_start(before)
-                self._noted = identity(before)
-                self._memory.keep(self._noted)
-                self._remembered = True
+                self._noted_identity = identity(before)
+                self._memory.keep(self._noted_identity)
+                self._is_in_memory = True
             self._shut_down(policy)
         except HomelabError:
             if change:  # it runs on, as it was
@@ -309,125 +322,127 @@ class Machine:
                     f"{self._path}/config",
                     f"to take back what waits for {self.label}",
                     repeatable=True,
-                    as_root=self._takes_root(change, before),
+                    as_root=self._needs_root(change, before),
                     revert=",".join(change.keys),
                 )
-                # That drops all that waited for these keys, also what somebody else had left waiting.
-                self._write(_as_before(before, change))
-            self._have_ha_keep_it()
+                # `revert` also dropped changes of these options by another user that waited: they are written again.
+                self._write(_reversal(before, change))
+            self._have_ha_keep_it_on()
             if self.running():
                 self._runs_again()
             raise
         if start:
-            self._start_with(before, change, was_running=True)
+            self._start_with_change(before, change, was_running=True)
 
-    def _start_with(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
-        """Starts it; if that fails because of the change, it is taken back, and a VM that ran runs again as before."""
+    def _start_with_change(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
+        """Starts the VM; if that fails because of the change, reverts it, and starts a VM that ran as it was before."""
         try:
             self.before_start()
             self._announce_start(before)
             self.start()
         except HomelabError as error:
-            # While its start is under way, it may wait for containers that use its card, its configuration is locked,
-            # and what it begins with stays.
+            # While the VM is being started (it may wait for containers that use its card), its configuration is locked
+            # and stays as it is.
             if change and not isinstance(error, UnansweredError | StillRunsError):
                 self._take_back(before, change, start=was_running, error=error)
             raise
 
     def _announce_start(self, config: dict[str, str]) -> None:
-        """While a run holds the host, a VM takes a shared card only if that run has said that it starts it."""
-        if "hookscript" in config and not self._announced:
+        """Calls `let_start` for a VM with a hookscript, once: while a run holds the host, its shared card is refused
+        otherwise.
+        """
+        if "hookscript" in config and not self._start_announced:
             self._let_start()
-            self._announced = True
+            self._start_announced = True
 
     def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: HomelabError) -> None:
         try:
-            self._write(_as_before(before, change))
+            self._write(_reversal(before, change))
             outcome = f"{self.label} has its old configuration back"
-        except ApiError as second:
-            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second.found}", False
+        except ApiError as second_error:
+            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}", False
         if start:
             try:
                 self.start()
                 outcome += ", and runs again without the change"
-            except ApiError as second:
-                outcome += f", and doesn't start without the change either: {second.reason}"
+            except ApiError as second_error:
+                outcome += f", and doesn't start without the change either: {second_error.reason}"
         raise error.retold(found=f"{error.found}\n        {outcome}") from error
 
     # -- power ---------------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Starts it and waits till it runs.
+        """Starts the VM and waits until it runs.
 
-        :raises ApiError: it was refused, failed, or doesn't run by then.
+        :raises ApiError: the start was refused or failed, or the VM doesn't run in time.
         """
         wanted = f"{self.label} started"
-        by_ha, began = self._require_ha_can(wanted), int(self._api.node_time)
-        hook = scripts.HANDOVER_SECONDS if self._announced else 0
-        self._asked_ha |= by_ha
+        by_ha, start_time = self._is_under_ha(wanted), int(self._api.node_time)
+        hook_seconds = scripts.HANDOVER_SECONDS if self._start_announced else 0
+        self._has_asked_ha |= by_ha
         self.say("starting, by HA" if by_ha else "starting")
         try:
-            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"), seconds=hook)
+            log = self._task("post", "/status/start", wanted, ("qmstart", "hastart"), seconds=hook_seconds)
         except ApiError as error:
             log = []
             # Another client was faster, or the answer was lost.
             if "already running" not in error.reason and not (
-                isinstance(error, UnansweredError) and self._comes_up(LOST_SECONDS + (hook if error.sent else 0))
+                isinstance(error, UnansweredError)
+                and self._starts_to_run(LOST_SECONDS + (hook_seconds if error.sent else 0))
             ):
                 raise
         self.starts += 1
-        if not self._comes_up(HA_SECONDS + hook if by_ha else LOST_SECONDS, by_ha=by_ha):
-            self._require_ha_can(wanted)
-            raise self.off_again().retold(wanted=wanted)
+        if not self._starts_to_run(HA_SECONDS + hook_seconds if by_ha else LOST_SECONDS, by_ha=by_ha):
+            self._is_under_ha(wanted)
+            raise self.not_running_error().retold(wanted=wanted)
         self._runs_again()
-        self.start_log = self._log_of_ha(began) if by_ha else log
+        self.start_log = self._log_of_ha(start_time) if by_ha else log
 
-    def off_again(self, state: str = "stopped") -> ApiError:
-        """The error for one that was started, and doesn't run.
+    def not_running_error(self, state: str = "stopped") -> ApiError:
+        """The error for a VM that was started, and doesn't run.
 
-        :param state: as of `state`.
+        :param state: as the method `state` returns it.
         """
-        off = state == "stopped"
+        is_off = state == "stopped"
         return ApiError(
             wanted=f"{self.label} running after its start",
             found="its task succeeded, but it doesn't run"
-            if off
+            if is_off
             else f"it has been started, and QEMU has halted it ({state})",
             why="it went off at once: QEMU or the guest ended by itself"
-            if off
+            if is_off
             else "a card that it has tells of an error",
             next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, "
-            + ("" if off else "and at the host's kernel log; stop it (it heeds no shutdown), ")
+            + ("" if is_off else "and at the host's kernel log; stop it (it heeds no shutdown), ")
             + "then run `pulumi up` again",
             status=500,
             reason="not running",
         )
 
-    def _note_again(self) -> None:
-        """Before the next request to shut it down: where people have the same user, only what follows a note at once is
-        this program's."""
-        if self._noted is None:
+    def _renew_note(self) -> None:
+        """Writes the note again before another request to shut the VM down: if people use the same API user, only a
+        shutdown right after a note counts as this program's.
+        """
+        if self._noted_identity is None:
             return
         try:
-            self._memory.keep(self._noted)
+            self._memory.keep(self._noted_identity)
         except HomelabError as error:  # the earlier note still counts where the user is a token
             self.say(f"note: that {self.label} is to run again couldn't be noted anew ({error.found})")
 
     def _runs_again(self) -> None:
-        if self._remembered:
+        if self._is_in_memory:
             self._memory.forget()
-            self._remembered = False
+            self._is_in_memory = False
 
-    def _have_ha_keep_it(self) -> None:
-        """A VM that is to run on, and that HA was asked to stop, is asked to be started again: HA would stop it when it
-        comes to that."""
+    def _have_ha_keep_it_on(self) -> None:
+        """Asks HA to start a VM that is to run on, if HA was asked to stop it, which it would still do later."""
         try:
             ha = self._ha()
-            if not ha or ha.get("state") == GIVEN_UP or not (self._asked_ha or ha.get("state") == "stopped"):
+            if not ha or ha.get("state") == GIVEN_UP or not (self._has_asked_ha or ha.get("state") == "stopped"):
                 return
-            if self._others_stop_it:
+            if self._others_want_it_off:
                 return
-            # A request to stop is written down when HA comes to it: one to start that is made before would be
-            # overtaken.
+            # HA records a request to stop with a delay; a request to start before that would be overwritten.
             deadline = self._api.clock.now() + HA_TAKES_SECONDS
             while self._ha().get("state") != "stopped" and self._api.clock.now() < deadline:
                 self._api.clock.sleep(1)
@@ -438,39 +453,45 @@ class Machine:
                 f"`ha-manager set vm:{self.vmid} --state started`"
             )
 
-    def _log_of_ha(self, began: int) -> list[str]:
-        """The log of the task by which HA has started it: that of the request says nothing of a card."""
+    def _log_of_ha(self, start_time: int) -> list[str]:
+        """The log of the task by which HA has started the VM, since the log of the request has nothing about cards.
+
+        :param start_time: of the request, in seconds since 1970, by the node's clock.
+        """
         for task in self._api.tasks(
-            source="all", vmid=self.vmid, typefilter="qmstart", since=began - CLOCK_SECONDS, limit=1
+            source="all", vmid=self.vmid, typefilter="qmstart", since=start_time - CLOCK_SECONDS, limit=1
         ):
             return self._api.log_of_ended(str(task["upid"]), LOST_SECONDS)
-        found = self._log_of_start(self.node, began - CLOCK_SECONDS)
-        if found is None:
+        log = self._log_of_start(self.node, start_time - CLOCK_SECONDS)
+        if log is None:
             self.say(
                 f"whether its cards were reset when HA started it on {self.node} isn't known: "
                 f"`pvenode task list --vmid {self.vmid}` there shows that start"
             )
-        return found or []
+        return log or []
 
     def _task(
         self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
     ) -> list[str]:
-        """Has the node do something for which it starts a task.
+        """Has the node run a task for the VM and returns its log; arguments as of `Api.carry_out`.
 
-        :param seconds: what the task waits for besides working.
+        :param below: the path below the VM's.
+        :param seconds: how long the task may wait, besides the time for its work.
         """
         limit = seconds + self._api.host.timeouts.api_task
         return self._api.carry_out(verb, f"{self._path}{below}", wanted, limit, self.say, kinds=kinds, **parameters)
 
-    def _comes_up(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
-        """Does it run, within a while, and while HA hasn't given up? There may be no task to wait for: the answer was
-        lost, or the HA manager does it."""
-        return self._becomes(running=True, deadline=self._api.clock.now() + seconds, by_ha=by_ha)
+    def _starts_to_run(self, seconds: int = LOST_SECONDS, *, by_ha: bool = False) -> bool:
+        """Whether the VM runs within so many seconds, and before HA gives up. For a start whose task isn't known: the
+        answer was lost, or the HA manager starts it.
+        """
+        return self._reaches_power(running=True, deadline=self._api.clock.now() + seconds, by_ha=by_ha)
 
-    def _require_ha_can(self, wanted: str) -> bool:
-        """Is it under HA, which then starts and stops it?
+    def _is_under_ha(self, wanted: str) -> bool:
+        """Whether HA manages the VM, and starts and stops it.
 
-        :raises ApiError: HA has given up on it, and starts nothing until it is told that the cause is gone.
+        :param wanted: for the error.
+        :raises ApiError: HA has given up on the VM, and doesn't start it until it is told that the cause is gone.
         """
         ha = self._ha()
         if ha.get("state") == GIVEN_UP:
@@ -486,11 +507,11 @@ class Machine:
         return bool(ha)
 
     def _ha(self) -> dict[str, Any]:
-        """What the HA manager makes of it; empty: it isn't one of its services."""
-        found: dict[str, Any] = self._status().get("ha") or {}
-        return found if found.get("managed") else {}
+        """The HA manager's state of the VM; empty: HA doesn't manage it."""
+        ha: dict[str, Any] = self._status().get("ha") or {}
+        return ha if ha.get("managed") else {}
 
-    def _becomes(self, *, running: bool, deadline: float, by_ha: bool = False) -> bool:
+    def _reaches_power(self, *, running: bool, deadline: float, by_ha: bool = False) -> bool:
         while self.running() is not running:
             if self._api.clock.now() > deadline or (by_ha and self._ha().get("state") == GIVEN_UP):
                 return False
@@ -498,52 +519,52 @@ class Machine:
         return True
 
     def shut_down(self, policy: Policy) -> None:
-        """Shuts it down through its agent or ACPI; pressed again for a guest that is still booting.
+        """Shuts the VM down through its agent or ACPI, with further requests for a guest that is still booting.
 
-        :raises HomelabError: it is still on, and `otherwise` is fail; HA, if it has it, is told to let it run on.
+        :raises HomelabError: it is still on, and `otherwise` is fail; if HA manages it, HA was asked to keep it on.
         """
         try:
             self._shut_down(policy)
         except HomelabError:
-            self._have_ha_keep_it()
+            self._have_ha_keep_it_on()
             raise
 
     def _shut_down(self, policy: Policy) -> None:
-        """The same, and what HA is told is left to the caller."""
+        """Shuts the VM down as `shut_down`, but doesn't ask HA to keep it on after a failure."""
         wanted = f"{self.label} shut down within {policy.timeout} seconds"
         self.say("shutting down")
         clock = self._api.clock
         by_ha = bool(self._ha())
-        self._asked_ha |= by_ha
+        self._has_asked_ha |= by_ha
         deadline = clock.now() + policy.timeout
         # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets
         # all of it.
-        at_once = policy.timeout if by_ha else PRESS_SECONDS
+        request_seconds = policy.timeout if by_ha else PRESS_SECONDS
         while True:
-            left = max(1, round(deadline - clock.now()))
-            last = left <= at_once
-            force = {"forceStop": 1} if last and policy.otherwise == "stop" else {}
-            options = {"timeout": min(left, at_once), **force}
+            seconds_left = max(1, round(deadline - clock.now()))
+            is_last = seconds_left <= request_seconds
+            force = {"forceStop": 1} if is_last and policy.otherwise == "stop" else {}
+            options = {"timeout": min(seconds_left, request_seconds), **force}
             try:
-                self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), left, **options)
+                self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), seconds_left, **options)
             except TaskFailedError as error:
                 if not self.running():
                     return
-                if last:
-                    raise _still_on(self, policy, error) from error
-                self._note_again()
-            except ApiError:  # it wasn't even tried: a right, a lock
+                if is_last:
+                    raise _still_on_error(self, policy, error) from error
+                self._renew_note()
+            except ApiError:  # refused before an attempt, for a right or a lock
                 if not self.running():
                     return
                 raise
             else:
-                # HA's task ends at once; the guest's time begins when HA comes to it.
-                if not self._becomes(running=False, deadline=deadline + HA_SECONDS * by_ha):
-                    raise _left_on_by_ha(self, wanted)
+                # HA's task ends at once; the guest's time begins when HA carries out the request.
+                if not self._reaches_power(running=False, deadline=deadline + HA_SECONDS * by_ha):
+                    raise _left_on_by_ha_error(self, wanted)
                 return
 
     def destroy(self) -> None:
-        """Removes it, with its disks.
+        """Removes the VM, with its disks.
 
         :raises ApiError: as `Api.carry_out`.
         """
@@ -553,9 +574,9 @@ class Machine:
         self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
 
     def exists(self) -> bool:
-        """Is there such a VM?
+        """Whether there is a VM of this id.
 
-        :raises ApiError: the API doesn't say.
+        :raises ApiError: it was refused, or not answered.
         """
         try:
             self._read()
@@ -564,7 +585,7 @@ class Machine:
         return True
 
 
-def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
+def _still_on_error(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
     return error.retold(
         found=f"it is still on: {error.found}",
         why="the change needs a VM that is off; it runs on as it was",
@@ -574,7 +595,7 @@ def _still_on(machine: Machine, policy: Policy, error: ApiError) -> HomelabError
     )
 
 
-def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
+def _left_on_by_ha_error(machine: Machine, wanted: str) -> HomelabError:
     return HomelabError(
         wanted=wanted,
         found="HA was asked to, and has not switched it off",
@@ -583,11 +604,11 @@ def _left_on_by_ha(machine: Machine, wanted: str) -> HomelabError:
     )
 
 
-def _as_before(before: Mapping[str, str], change: Change) -> PowerTarget:
-    """What takes a change back."""
+def _reversal(before: Mapping[str, str], change: Change) -> PowerTarget:
+    """A target that reverts a change: from the current configuration to the change back to `before`."""
 
-    def as_before(config: dict[str, str]) -> Change:
+    def reverting_change(config: dict[str, str]) -> Change:
         values = {key: before[key] for key in change.keys if key in before and config.get(key) != before[key]}
         return Change(values, [key for key in change.keys if key not in before and key in config])
 
-    return as_before
+    return reverting_change

@@ -1,5 +1,6 @@
-"""Where guests are: the cluster is asked, through any of its nodes that answers. Once in a process: a run goes by one
-answer."""
+"""Finds the node of each guest that names a cluster in the settings, through any node that answers. Each cluster is
+asked once in a process, so that a run uses one answer.
+"""
 
 from __future__ import annotations
 
@@ -14,52 +15,57 @@ from homelab.settings import Container, Host, Settings, Vm
 # Seconds that a node's API may be away before the next one is asked.
 PATIENCE_SECONDS = 2.0
 
-# Cluster and addresses of its nodes -> id -> the node that the guest is on.
-_FOUND: dict[tuple[str, ...], dict[int, str]] = {}
-_ASKING = threading.Lock()
+# Cluster and addresses of its nodes -> guest's id -> its node.
+_NODES_OF_GUESTS: dict[tuple[str, ...], dict[int, str]] = {}
+_LOCK = threading.Lock()
 
 
 def located(settings: Settings) -> Settings:
-    """The settings with the host on which each guest is now that names a cluster.
+    """The settings, with the current host of each guest that names a cluster.
 
-    :raises HomelabError: no node answers, or a guest is nowhere, or where its cards aren't.
+    :raises HomelabError: no node answers, a guest wasn't found, or it is on a node without its cards.
     """
-    return placed(settings, _where(settings)) if settings.roaming else settings
+    return placed(settings, _nodes_of_guests(settings)) if settings.roaming else settings
 
 
 def seen(settings: Settings) -> dict[str, str]:
-    """The host of each of these guests that is on one of the settings, whether its cards are there or not; of one that
-    is to be made, the one that it is made on.
+    """The host of each guest that names a cluster: guest's name -> host's, whether its cards are there or not. A guest
+    that is to be created has the host on which it will be; one on a node outside of the settings is left out.
 
     :raises HomelabError: no node answers.
     """
-    where = _where(settings)
-    found: dict[str, str] = {}
+    nodes = _nodes_of_guests(settings)
+    hosts: dict[str, str] = {}
     for name, guest in settings.roaming.items():
-        node = where[guest.host].get(_id(guest))
-        there = settings.candidates(guest)[0] if node is None and guest.create else _host_at(settings, guest.host, node)
-        found |= {name: there} if there else {}
-    return found
+        node = nodes[guest.host].get(_id(guest))
+        host = settings.candidates(guest)[0] if node is None and guest.create else _host_at(settings, guest.host, node)
+        hosts |= {name: host} if host else {}
+    return hosts
 
 
-def placed(settings: Settings, where: Mapping[str, Mapping[int, str]]) -> Settings:
-    """The same by what the clusters said.
+def placed(settings: Settings, nodes: Mapping[str, Mapping[int, str]]) -> Settings:
+    """The settings, with the current host of each guest that names a cluster.
 
-    :param where: cluster -> id -> node.
+    :param nodes: cluster -> guest's id -> its node.
+    :raises HomelabError: a guest wasn't found, or is on a node without its cards, or two have the same card.
     """
     hosts: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, guest in settings.roaming.items():
-        node, fitting = where[guest.host].get(_id(guest)), settings.candidates(guest)
-        there = _host_at(settings, guest.host, node)
+        node, candidates = nodes[guest.host].get(_id(guest)), settings.candidates(guest)
+        host = _host_at(settings, guest.host, node)
         if node is None and guest.create is not None:
-            hosts[name] = fitting[0]  # where it will be made
+            hosts[name] = candidates[0]  # where it will be created
         elif node is None:
-            errors.append(_nowhere(name, guest))
-        elif there in fitting:
-            hosts[name] = str(there)
+            errors.append(_not_found_error(name, guest))
+        elif host in candidates:
+            hosts[name] = str(host)
         else:
-            errors.append(_without_card(name, guest, node, [settings.hosts[one].node or one for one in fitting]))
+            errors.append(
+                _no_card_error(
+                    name, guest, node, [settings.hosts[candidate].node or candidate for candidate in candidates]
+                )
+            )
     raise_all(errors)
     try:
         return settings.with_hosts(hosts)
@@ -77,24 +83,24 @@ def _id(guest: Vm | Container) -> int:
 
 
 def _host_at(settings: Settings, cluster: str, node: str | None) -> str | None:
-    """The host of the settings that is a node of a cluster."""
-    return next((one for one, host in settings.of_cluster(cluster).items() if (host.node or one) == node), None)
+    """The name in the settings of a cluster's node; None: it isn't in the settings."""
+    return next((name for name, host in settings.of_cluster(cluster).items() if (host.node or name) == node), None)
 
 
-def _where(settings: Settings) -> dict[str, dict[int, str]]:
+def _nodes_of_guests(settings: Settings) -> dict[str, dict[int, str]]:
     clusters = {guest.host for guest in settings.roaming.values()}
-    return {cluster: _asked(cluster, settings.of_cluster(cluster)) for cluster in clusters}
+    return {cluster: _cached_nodes(cluster, settings.of_cluster(cluster)) for cluster in clusters}
 
 
-def _asked(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
+def _cached_nodes(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
     key = (cluster, *(host.address for host in nodes.values()))
-    with _ASKING:
-        if key not in _FOUND:
-            _FOUND[key] = _answered(cluster, nodes)
-        return _FOUND[key]
+    with _LOCK:
+        if key not in _NODES_OF_GUESTS:
+            _NODES_OF_GUESTS[key] = _ask_cluster(cluster, nodes)
+        return _NODES_OF_GUESTS[key]
 
 
-def _answered(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
+def _ask_cluster(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
     silent = []
     for name, host in nodes.items():
         if host.api is None:
@@ -105,7 +111,7 @@ def _answered(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
         except UnansweredError as error:
             silent.append(f"{name}: {error.found}")
         else:
-            return {int(one["vmid"]): str(one["node"]) for one in guests}
+            return {int(guest["vmid"]): str(guest["node"]) for guest in guests}
     raise HomelabError(
         wanted=f"to know on which node of the cluster {cluster} each guest is",
         found="; ".join(silent),
@@ -115,10 +121,10 @@ def _answered(cluster: str, nodes: Mapping[str, Host]) -> dict[int, str]:
     )
 
 
-def _nowhere(name: str, guest: Vm | Container) -> HomelabError:
-    place, called, key = _called(name, guest)
+def _not_found_error(name: str, guest: Vm | Container) -> HomelabError:
+    place, label, key = _names(name, guest)
     return HomelabError(
-        wanted=f"{called}, to be adopted as {place}, on a node of the cluster {guest.host}",
+        wanted=f"{label}, to be adopted as {place}, on a node of the cluster {guest.host}",
         found="no such guest that this user may see",
         why="a card can't be given to a guest that isn't there",
         next=f"correct {place}.{key}, describe the guest under {place}.create, or give the user VM.Audit on "
@@ -126,23 +132,23 @@ def _nowhere(name: str, guest: Vm | Container) -> HomelabError:
     )
 
 
-def _without_card(name: str, guest: Vm | Container, node: str, fitting: list[str]) -> HomelabError:
-    place, called, _ = _called(name, guest)
-    named = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
-    cards = ", ".join(named) or "cards for it"
+def _no_card_error(name: str, guest: Vm | Container, node: str, candidates: list[str]) -> HomelabError:
+    place, label, _ = _names(name, guest)
+    gpu_names = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
+    cards = ", ".join(gpu_names) or "cards for it"
     command = "qm" if isinstance(guest, Vm) else "pct"
     return HomelabError(
-        wanted=f"{called} ({place}) on a node that has {cards}",
-        found=f"it is on {node}, which has no such card in the settings; {', '.join(fitting)} "
-        f"{'has' if len(fitting) == 1 else 'have'}",
+        wanted=f"{label} ({place}) on a node that has {cards}",
+        found=f"it is on {node}, which has no such card in the settings; {', '.join(candidates)} "
+        f"{'has' if len(candidates) == 1 else 'have'}",
         why="a card is in one machine; nothing was changed",
-        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {fitting[0]}`), or describe "
+        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {candidates[0]}`), or describe "
         f"{node}'s card under hosts",
     )
 
 
-def _called(name: str, guest: Vm | Container) -> tuple[str, str, str]:
-    """Its place in the settings, its name for people, and the key of its id."""
+def _names(name: str, guest: Vm | Container) -> tuple[str, str, str]:
+    """A guest's path in the settings, its name in messages, and the key of its id in the settings."""
     if isinstance(guest, Vm):
         return f"vms.{name}", f"VM {guest.vmid}", "vmid"
     return f"containers.{name}", f"container {guest.ctid}", "ctid"

@@ -1,5 +1,6 @@
-"""Before anything is changed: does the API let us in, is it the host's, may we do what `up` is going to do? All that
-isn't so, at once."""
+"""Checks a host's API before anything is changed: the login, the node, the rights that `up` needs, the files of guests.
+All refusals at once.
+"""
 
 from __future__ import annotations
 
@@ -29,37 +30,38 @@ def check(
     containers: dict[str, Container],
     patience: float = OUTAGE_SECONDS,
 ) -> list[HomelabError]:
-    """What stands against using the API of a host as these settings will; nothing for a host that isn't used through
-    it.
+    """Refusals of using a host's API as these settings need; empty if they don't need it.
 
     :param name: the host's in the settings.
     :param facts: a reading of the host with its guests.
-    :param vms: those on it.
-    :param containers: those on it.
+    :param vms: of this host, by their names in the settings.
+    :param containers: of this host, by their names in the settings.
     :param patience: seconds that an outage of the API may last.
     """
     needs = needed(name, host, facts, want, vms, containers)
     if host.api is None or not needs:
         return []
-    if mistaken := _fingerprint(name, host, facts):
-        return [mistaken]
+    if fingerprint_error := _fingerprint_error(name, host, facts):
+        return [fingerprint_error]
     node = host.node or name
     access = Permissions.parse(facts.cluster.users) if facts.cluster.users else None
     try:
         api = Api(host, node, access=lambda: access, patience=patience)
-        nodes = [str(one["node"]) for one in api.get("nodes", f"to log in to {name}'s Proxmox VE API")]
+        nodes = [str(row["node"]) for row in api.get("nodes", f"to log in to {name}'s Proxmox VE API")]
         if node not in nodes:
-            return [_no_node(name, node, nodes)]
+            return [_no_node_error(name, node, nodes)]
         if not host.api.is_root:
-            has = {
+            privileges = {
                 path: set(api.get("access/permissions", f"to see what {identity(host)} may", path=path).get(path, ()))
                 for path in needs
             }
-            if lacking := rights.missing(needs, has):
-                return [_lacking(name, host, access, lacking)]
-        # What guests that are there already were made of may be gone.
+            if lacking := rights.missing(needs, privileges):
+                return [_rights_error(name, host, access, lacking)]
+        # Only of guests that are to be created: the files of existing ones may be gone.
         new_vms = {key: vm for key, vm in vms.items() if facts.guests.config(vm.vmid) is None}
-        new_containers = {key: one for key, one in containers.items() if facts.guests.config(one.ctid) is None}
+        new_containers = {
+            key: container for key, container in containers.items() if facts.guests.config(container.ctid) is None
+        }
         return files.check(api, name, host, new_vms, new_containers)
     except HomelabError as error:
         return [error]
@@ -73,8 +75,8 @@ def needed(
     vms: dict[str, Vm],
     containers: dict[str, Container],
 ) -> Needs:
-    """The rights that an `up` with these settings takes. Arguments as of `check`."""
-    downloads = [rights.of_download(one, host.node or name) for one in host.downloads.values()]
+    """The rights that an `up` with these settings needs. Arguments as of `check`."""
+    downloads = [rights.of_download(download, host.node or name) for download in host.downloads.values()]
     parts = [
         *_mappings(name, host, facts),
         *_vms(host, facts, want, vms),
@@ -85,62 +87,62 @@ def needed(
 
 
 def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
-    found = []
+    needs = []
     entries = facts.guests.mapping_entries
-    for gpu, about in host.gpus.items():
-        if about.may_leave and host.api is not None:
+    for gpu, card in host.gpus.items():
+        if card.may_leave and host.api is not None:
             mapping = host.mapping_of(gpu)
-            known = any(entry.get("node") == (host.node or name) for entry in entries.get(mapping, []))
-            found.append(rights.of_mapping(mapping, write=not known, make=mapping not in entries))
-    return found
+            has_entry = any(entry.get("node") == (host.node or name) for entry in entries.get(mapping, []))
+            needs.append(rights.of_mapping(mapping, write=not has_entry, make=mapping not in entries))
+    return needs
 
 
 def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Needs]:
-    slots = {gpu: about["slot"] for gpu, about in want.gpus.items()}
-    found = []
+    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
+    needs = []
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         if config is None and vm.create is not None:
-            found.append(rights.of_new_vm(name, vm.vmid, vm.create))
+            needs.append(rights.of_new_vm(name, vm.vmid, vm.create))
         values = config.values if config else {}
         wish = Wish(name, vm.vmid, cards_of(vm, host, slots, want.gpus), vm.machine, vm.display, vm.allow_shared_onboot)
         keys = list(recorded(values, wish, {})[0]) if config or vm.create else []
-        found.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
-    return found
+        needs.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
+    return needs
 
 
 def _containers(containers: dict[str, Container]) -> list[Needs]:
     return [
         rights.of_new_container(
-            one.ctid,
-            configuration(name, one.create),
-            one.create,
+            container.ctid,
+            configuration(name, container.create),
+            container.create,
         )
-        for name, one in containers.items()
-        if one.create is not None
+        for name, container in containers.items()
+        if container.create is not None
     ]
 
 
-def _fingerprint(name: str, host: Host, facts: HostFacts) -> HomelabError | None:
-    """Is the configured fingerprint that of the authority, which no server shows?"""
+def _fingerprint_error(name: str, host: Host, facts: HostFacts) -> HomelabError | None:
+    """The error if the fingerprint in the settings is that of the cluster's authority, which no server shows."""
     wanted = host.api and host.api.fingerprint
     authority, certificate = _sha256(facts.cluster.authority), _sha256(facts.cluster.certificate)
     if wanted is None or wanted != authority or wanted == certificate:
         return None
-    right = f": {colons(certificate)}" if certificate else ""
+    correct_one = f": {colons(certificate)}" if certificate else ""
     return HomelabError(
         wanted=f"hosts.{name}.api.fingerprint of the certificate that the host's API shows",
         found="it is that of the cluster's own authority, /etc/pve/pve-root-ca.pem, the first that "
         "`pvenode cert info` lists",
         why="the API shows another certificate, which the authority has signed: this one identifies no node",
         next="set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one "
-        f"(`{FINGERPRINT_COMMAND}`){right}; or give caFile, "
+        f"(`{FINGERPRINT_COMMAND}`){correct_one}; or give caFile, "
         "a copy of /etc/pve/pve-root-ca.pem, instead",
     )
 
 
 def _sha256(pem: str) -> str | None:
-    """The fingerprint of a file's first certificate."""
+    """The SHA-256 fingerprint of the first certificate of a PEM text; None: it has none."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     if begin not in pem or end not in pem:
         return None
@@ -151,7 +153,7 @@ def _sha256(pem: str) -> str | None:
         return None
 
 
-def _no_node(name: str, node: str, nodes: list[str]) -> HomelabError:
+def _no_node_error(name: str, node: str, nodes: list[str]) -> HomelabError:
     return HomelabError(
         wanted=f"the node {node}, as hosts.{name} is in Proxmox VE",
         found=f"its API knows no node of that name; there are: {', '.join(nodes)}",
@@ -160,7 +162,7 @@ def _no_node(name: str, node: str, nodes: list[str]) -> HomelabError:
     )
 
 
-def _lacking(name: str, host: Host, access: Permissions | None, lacking: Needs) -> HomelabError:
+def _rights_error(name: str, host: Host, access: Permissions | None, lacking: Needs) -> HomelabError:
     who = identity(host)
     return HomelabError(
         wanted=f"the rights of {who} that these settings take on {name}",
