@@ -58,7 +58,7 @@ def test_a_name_alone_is_a_cluster_too() -> None:
     assert parse(texts({"pve": one})).hosts["pve"].cluster == "lab"
 
 
-def test_a_mistake_in_a_cluster_is_told_once_and_where_it_was_written() -> None:
+def test_a_mistake_in_a_cluster_is_reported_once_at_its_own_place() -> None:
     assert (
         refused({"pve3": {"cluster": "home"}})
         == "homelab:hosts.pve3: clusters.home has no node pve3; it has pve1, pve2"

@@ -49,7 +49,7 @@ def test_each_key_is_described() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_settings_file_of_the_repository_fits_the_schema_and_the_program_loads_it(file: Path) -> None:
+def test_the_repositorys_settings_files_fit_the_schema_and_load(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     whole = yaml.safe_load(text)
     assert mistakes(whole) == []
@@ -121,6 +121,6 @@ def test_the_schema_marks(place: str, value: Any) -> None:
     assert mistakes(changed(place, value)) != []
 
 
-def test_a_key_beside_config_is_marked_and_what_pulumi_writes_there_is_not() -> None:
+def test_a_key_beside_config_is_marked_but_pulumis_own_are_not() -> None:
     assert mistakes({**BASE, "homelab:containers": {}}) != []
     assert mistakes({**BASE, "encryptionsalt": "v1:x", "secretsprovider": "passphrase", "encryptedkey": "x"}) == []

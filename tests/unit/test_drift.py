@@ -149,7 +149,7 @@ def hook() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         server.shutdown()
 
 
-def test_a_hook_gets_one_line_if_something_has_drifted_and_the_exit_status_says_so(
+def test_a_hook_gets_one_line_of_drift_and_the_exit_status_tells(
     hook: tuple[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address, came = hook

@@ -21,7 +21,7 @@ def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
 
 
 @pytest.mark.parametrize("part", ["wanted", "found", "why", "next"])
-def test_an_error_is_told_again_with_other_words_and_stays_what_it_is(part: str) -> None:
+def test_a_retold_error_keeps_its_class_and_attributes(part: str) -> None:
     error = ForbiddenError(wanted="a", found="b", why="c", next="d", status=403, reason="no")
     error.path, error.privileges, error.any_suffices = "/vms/103", ("VM.Audit",), True
     again = error.retold(**{part: "other\x1b[1m words"})

@@ -41,7 +41,7 @@ def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
 
 
-def test_a_module_that_waits_is_found_in_its_package_as_an_imported_one_is() -> None:
+def test_a_late_module_is_an_attribute_of_its_package() -> None:
     imported(
         "from homelab.later import later; import homelab.remote; assert later('homelab.remote.ssh') is homelab.remote.ssh"
     )
@@ -52,7 +52,7 @@ def test_a_module_that_is_not_there_is_an_error_at_once() -> None:
         later("homelab.nothing")
 
 
-def test_several_threads_that_use_a_module_at_once_all_find_what_is_in_it(
+def test_several_threads_that_use_a_late_module_at_once_find_its_attributes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.2)\nVALUE = 7\n")

@@ -68,13 +68,13 @@ def test_the_file_that_was_read_tells_which_are_encrypted(tmp_path: Path) -> Non
     assert found(WHOLE[0], file, *keys) == ([PLACES[2]], [])
 
 
-def test_a_key_that_is_encrypted_as_a_whole_has_nothing_in_plain_text(tmp_path: Path) -> None:
+def test_a_key_encrypted_as_a_whole_has_nothing_in_plain_text(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.some.yaml"
     file.write_text(yaml.safe_dump({"config": {f"homelab:{key}": SECURE for key in WHOLE[0]}}))
     assert found(WHOLE[0], file, *(f"homelab:{key}" for key in WHOLE[0])) == ([], [])
 
 
-def test_without_the_file_the_only_secret_of_a_key_is_the_encrypted_one_and_of_several_it_is_said(
+def test_without_the_file_a_keys_only_secret_is_encrypted_several_are_uncertain(
     tmp_path: Path,
 ) -> None:
     keys = [f"homelab:{key}" for key in ("hosts", "vms", "containers")]
@@ -123,7 +123,7 @@ def test_a_plain_secret_is_refused_with_the_command_that_encrypts_it(
     assert loaded(monkeypatch, {**config, "allowPlainSecrets": True}, preview=dry) == ""
 
 
-def test_the_examples_values_are_named_one_by_one_by_a_preview_and_refused_by_up(
+def test_the_examples_values_are_named_by_a_preview_and_refused_by_up(
     monkeypatch: pytest.MonkeyPatch, in_a_run: list[str]
 ) -> None:
     config = yaml.safe_load((PROJECT / "Pulumi.homelab.yaml").read_text(encoding="utf-8"))["config"]

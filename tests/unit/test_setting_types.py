@@ -371,7 +371,7 @@ def test_a_dead_mans_switch_that_undoes_every_boot_is_refused(seconds: int) -> N
         ({"usb0 ": "x"}, "expected no space"),
     ],
 )
-def test_an_option_of_a_new_vm_that_is_not_the_users_is_refused(options: dict[str, str], why: str) -> None:
+def test_reserved_options_of_a_new_vm_are_refused(options: dict[str, str], why: str) -> None:
     assert why in said(0, ("vms", "gaming", "create", "options"), options)
 
 

@@ -60,7 +60,7 @@ def test_a_minimal_configuration_has_safe_defaults() -> None:
         ("10000:e1:00.0", "10000:e1:00"),
     ],
 )
-def test_a_pci_address_is_the_slot_or_a_function_however_it_is_written(written: str, meant: str) -> None:
+def test_a_pci_address_is_a_slot_or_a_function_in_any_notation(written: str, meant: str) -> None:
     assert loaded(hosts(gpus={"g": {"address": written}})).hosts["pve"].gpus["g"].address == meant
 
 
@@ -154,7 +154,7 @@ def test_the_host_key_may_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "ssh-ed25519", KEY[:60], f"192.168.0.202 {KEY}", "\x00\xff", "-----BEGIN OPENSSH PRIVATE KEY-----"]
 )
-def test_a_host_key_file_that_was_cut_short_or_holds_something_else_is_a_sentence(tmp_path: Path, text: str) -> None:
+def test_a_host_key_file_that_is_cut_short_or_no_key_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "key.pub").write_bytes(text.encode("latin-1"))
     host = loaded(hosts(ssh={"hostKeyFile": str(tmp_path / "key.pub"), "agent": True})).hosts["pve"]
     with pytest.raises(HomelabError, match=r"key\.pub"):
@@ -163,7 +163,7 @@ def test_a_host_key_file_that_was_cut_short_or_holds_something_else_is_a_sentenc
         connection(host)
 
 
-def test_a_host_key_of_the_right_form_that_is_no_point_of_its_curve_is_a_sentence() -> None:
+def test_a_host_key_that_is_no_point_of_its_curve_is_refused() -> None:
     parts = [b"ecdsa-sha2-nistp256", b"nistp256", b"\x04" + b"\x01" * 64]
     blob = b"".join(len(part).to_bytes(4) + part for part in parts)
     key = f"ecdsa-sha2-nistp256 {base64.b64encode(blob).decode()}"

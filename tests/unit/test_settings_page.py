@@ -44,7 +44,7 @@ def test_the_page_has_a_table_for_each_model() -> None:
     assert [name for name in MODELS if f"<!-- table: {name} -->" not in page] == []
 
 
-def test_a_number_shows_its_unit_and_its_bounds_and_a_choice_its_words() -> None:
+def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     page = DOCUMENT.read_text(encoding="utf-8")
     assert "| `port` | integer, 1 to 65535 | `8006` |" in page
     assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page

@@ -67,7 +67,7 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
 
 
-def test_a_number_that_a_card_has_now_is_not_the_ones_that_had_it_before() -> None:
+def test_a_former_card_doesnt_get_a_number_that_another_card_has() -> None:
     """The cards of two VMs were exchanged, and one comes back."""
     now = {**Q35, "hostpci0": "mapping=first,pcie=1"}
     record: Record = {"hostpci0": {"ours": "mapping=second,pcie=1", "before": None, "slot": "0000:41:00"}}
@@ -76,7 +76,7 @@ def test_a_number_that_a_card_has_now_is_not_the_ones_that_had_it_before() -> No
     assert planned(Q35, wish(FIRST), record).values == {"hostpci0": "mapping=first,pcie=1"}
 
 
-def test_cards_stay_where_they_are_in_the_guest_when_the_next_nodes_slots_are_the_other_way_round() -> None:
+def test_cards_keep_their_hostpci_numbers_on_a_node_with_swapped_slots() -> None:
     """A mapping is the card of that name on every node; a slot means another card there."""
     made, _ = recorded(Q35, wish(FIRST, SECOND), {})
     config = Q35 | {key: str(entry["ours"]) for key, entry in made.items()}
@@ -199,7 +199,7 @@ BY_HAND: dict[str, tuple[dict[str, str], list[VmCard], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("case", BY_HAND)
-def test_a_line_set_by_hand_is_taken_over_and_given_back_as_it_was(case: str) -> None:
+def test_a_line_set_by_hand_is_taken_over_and_put_back(case: str) -> None:
     by_hand, cards, expected = BY_HAND[case]
     config, wanted = Q35 | by_hand, wish(*cards)
     assert asked(config, wanted)[0] == []
@@ -222,7 +222,7 @@ def test_a_line_set_by_hand_is_taken_over_and_given_back_as_it_was(case: str) ->
     assert change_to(after, {}, restore) == back
 
 
-def test_of_a_card_that_was_taken_over_the_others_changes_stay_and_are_told() -> None:
+def test_changes_to_a_card_taken_over_stay_and_are_reported() -> None:
     config = Q35 | {"hostpci0": "01:00.0,pcie=1", "hostpci1": "01:00.1", "hostpci2": "05:00"}
     record, _ = recorded(config, wish(OWN), {})
     changed = Q35 | {"hostpci0": "mapping=first,pcie=1,x-vga=1", "hostpci1": "06:00", "hostpci2": "07:00"}
@@ -260,7 +260,7 @@ def test_lines_that_an_interrupted_run_has_left_are_no_new_ones() -> None:
 
 
 @pytest.mark.parametrize("line", ["mapping=first,pcie=1,romfile=b.rom", "01:00,pcie=1"])
-def test_a_device_is_not_put_back_beside_the_line_that_gives_it_now(line: str) -> None:
+def test_a_device_isnt_put_back_beside_a_line_that_gives_it(line: str) -> None:
     config = Q35 | {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"}
     record, _ = recorded(config, wish(OWN), {})
     changed = Q35 | {"hostpci2": line}
@@ -315,7 +315,7 @@ def test_a_line_set_by_hand_is_left_alone_with_the_way_on(case: str) -> None:
     assert notes == []
 
 
-def test_a_mapping_by_hand_under_another_name_is_used_instead_of_a_second_one() -> None:
+def test_a_mapping_by_hand_is_used_instead_of_a_second_one() -> None:
     config = Q35 | {"hostpci1": "mapping=gpu0,pcie=1,x-vga=1"}
     (error,), _ = asked(config, wish(OWN))
     assert "set mapping: gpu0 for the host's gpus.first" in error.next
@@ -366,7 +366,7 @@ def test_drift_names_what_is_and_what_should_be() -> None:
     assert drift({}, record) == ["hostpci0 is not there instead of mapping=first,pcie=1"]
 
 
-def test_what_a_vm_cant_do_while_it_has_a_card_is_said_before() -> None:
+def test_remarks_name_what_a_vm_with_a_card_cant_do() -> None:
     _, notes = check(Q35 | {"parent": "before-update"}, wish(FIRST), {"first": []})
     assert any("none with RAM can be made or returned to" in note for note in notes)
     assert any("can't be migrated while it runs, nor suspended" in note for note in notes)
