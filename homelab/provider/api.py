@@ -39,8 +39,8 @@ MOVED = "node"  # of a made guest's drift: it is on another node of the cluster
 
 
 def while_a_reset_lasts() -> Iterator[None]:
-    """Once, and again for as long as a reset may last, during which a card reads as one that is lost. Whoever has seen
-    it well breaks."""
+    """Once, and again for as long as a reset may last, during which a card reads as one that is lost. The caller
+    leaves the loop when the card reads well."""
     deadline = time.monotonic() + CARD_SECONDS
     yield
     while time.monotonic() < deadline:
@@ -102,18 +102,18 @@ class ApiWork(Work[NodeT, OutputsT]):
             before = self._read_log(inputs)
         if before is None:
             return machine.converge(target, keys, how, power)
-        said = [before.kernel_log]
+        kernel_logs = [before.kernel_log]
 
-        def hear() -> None:
+        def reread_log() -> None:
             # What the kernel says while the VM goes off isn't of the start. If the host can't be read now, the earlier
             # reading counts.
             with suppress(HomelabError):
-                said.append(self._read_log(inputs).kernel_log)
+                kernel_logs.append(self._read_log(inputs).kernel_log)
 
-        machine.before_start = hear
+        machine.before_start = reread_log
         runs = machine.converge(target, keys, how, power)
         if runs and machine.starts and machine.node == inputs.node:
-            self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": said[-1]}))
+            self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": kernel_logs[-1]}))
         elif runs and machine.state() == HALTED:
             raise machine.not_running_error(HALTED)
         return runs
@@ -122,16 +122,16 @@ class ApiWork(Work[NodeT, OutputsT]):
         return asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
 
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
-        """Judges a start.
+        """Reads the VM's cards after a start, and tells the remarks about them.
 
         :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again. Nothing is
-            switched off: what is in it isn't ours.
+            switched off: what the guest does is its owner's.
         """
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
             functions = card_start.functions_of(facts, machine.vmid, machine.node)
             if not functions and has_cards(machine):
-                raise _unknown(machine)
+                raise _unknown_cards(machine)
             outcome = card_start.outcome_of(before, facts, functions, machine.start_log, machine.label)
             state = machine.state()
             if not outcome.errors or state != "running":
@@ -141,7 +141,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         for text in outcome.remarks:
             machine.say(f"note: {text}")
         if state == "running":
-            raise_all([one.retold(found=f"{one.found}; {machine.label} runs") for one in outcome.errors])
+            raise_all([error.retold(found=f"{error.found}; {machine.label} runs") for error in outcome.errors])
         else:
             raise_all([machine.not_running_error(state), *outcome.errors])
 
@@ -176,7 +176,10 @@ class ApiWork(Work[NodeT, OutputsT]):
         return str(answer["log"]).splitlines() if answer["task"] else None
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
-        """The same on whichever node of the cluster the VM is by now: what it was given is given back there."""
+        """A VM on whichever node of the cluster it is by now, where what it was given is given back.
+
+        :param name: in the settings.
+        """
         machine = self.machine(inputs, vmid, name)
         try:
             machine.config()
@@ -187,8 +190,14 @@ class ApiWork(Work[NodeT, OutputsT]):
             return self._machine_of(self.api(inputs).at(error.node), inputs, vmid, name)
         return machine
 
-    def drift_of_made(
-        self, inputs: NodeT, guest: Taken, mark: str, instance: str, keys: Iterable[str], wanted: Mapping[str, str]
+    def drift_of_created(
+        self,
+        inputs: NodeT,
+        guest: CreatedGuest,
+        mark: str,
+        instance: str,
+        keys: Iterable[str],
+        wanted: Mapping[str, str],
     ) -> list[str] | None:
         """The options in which a guest that was made here differs, for a refresh, each told; None: it has moved, and
         its own probe says where it is.
@@ -206,7 +215,7 @@ class ApiWork(Work[NodeT, OutputsT]):
             tell(f"{name}: drift: {guest.label} is gone")
             raise GoneError from None
         except ElsewhereError as error:
-            if not self._is_there(inputs, guest, mark, instance, error.node):
+            if not self._has_moved_to(inputs, guest, mark, instance, error.node):
                 tell(f"{name}: drift: {guest.label} is gone; the guest of that id on {error.node} is another one")
                 raise GoneError from None
             if self.stack.roams(name):
@@ -218,14 +227,14 @@ class ApiWork(Work[NodeT, OutputsT]):
             tell(f"{name}: drift: {key} is {config.get(key, 'not there')} instead of {wanted[key]}")
         return drift
 
-    def _is_there(self, inputs: NodeT, guest: Taken, mark: str, instance: str, node: str) -> bool:
+    def _has_moved_to(self, inputs: NodeT, guest: CreatedGuest, mark: str, instance: str, node: str) -> bool:
         """Is the guest that was made here on another node, or has another guest its id there?"""
         try:
             wanted = f"to read the configuration of the guest on {node}"
             config = strings(self.reading(inputs, guest.path(node), wanted))
         except (NotThereError, ElsewhereError):  # a guest of the other kind
             return False
-        return is_marked(mark, config) and not is_anothers(mark, instance, config)
+        return is_marked(mark, config) and not names_another_instance(mark, instance, config)
 
     def reading(self, inputs: NodeT, path: str, wanted: str) -> Any:
         """A GET for a refresh: at most one of a path in a run."""
@@ -236,55 +245,55 @@ class ApiWork(Work[NodeT, OutputsT]):
 
 
 def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
-    """What a command says that root's session on the host carries out, and its exit status.
+    """The output of a command that root's session on the host carries out, and its exit status.
 
     :raises UnreachableError: the connection was lost meanwhile.
     """
 
-    async def said() -> str:
+    async def output() -> str:
         seconds = host.timeouts.api
         async with ssh.connect(host) as session:
             return await session.run("set", scripts.host_command(command, seconds), seconds + SPARE_SECONDS)
 
-    text, _, status = asyncio.run(said()).rstrip("\n").rpartition("\n")
+    text, _, status = asyncio.run(output()).rstrip("\n").rpartition("\n")
     return text, int(status)
 
 
-class Taken(NamedTuple):
-    """A guest that is made here, or another one of its id. `name`: in the settings; `place`: vms or containers; `id`,
-    `named_by`: what its id and its name are called; `kind`: in the API's paths."""
+class CreatedGuest(NamedTuple):
+    """A guest that this program creates, or another one of its id. `name`: in the settings; `section`: vms or
+    containers; `id_key`, `name_key`: the keys of its id and name; `api_kind`: qemu or lxc; `guest_id`: its id."""
 
     name: str
     label: str
-    place: str
-    id: str
-    named_by: str
-    kind: str
-    number: int
+    section: str
+    id_key: str
+    name_key: str
+    api_kind: str
+    guest_id: int
 
     def path(self, node: str) -> str:
-        """Of its configuration in the API."""
-        return f"nodes/{node}/{self.kind}/{self.number}/config"
+        """The API's path of its configuration."""
+        return f"nodes/{node}/{self.api_kind}/{self.guest_id}/config"
 
     @property
     def adopting(self) -> str:
         """How the one that is there is adopted, as advice."""
-        called = self.label.partition(" ")[0]
-        return f"leave `create` out of {self.place}.{self.name} to adopt that {called} as it is"
+        kind = self.label.partition(" ")[0]
+        return f"leave `create` out of {self.section}.{self.name} to adopt that {kind} as it is"
 
 
-def made_vm(vmid: int, name: str) -> Taken:
+def created_vm(vmid: int, name: str) -> CreatedGuest:
     """:param name: in the settings."""
-    return Taken(name, f"VM {vmid}", "vms", "vmid", "name", "qemu", vmid)
+    return CreatedGuest(name, f"VM {vmid}", "vms", "vmid", "name", "qemu", vmid)
 
 
-def made_container(ctid: int, name: str) -> Taken:
+def created_container(ctid: int, name: str) -> CreatedGuest:
     """:param name: in the settings."""
-    return Taken(name, f"container {ctid}", "containers", "ctid", "hostname", "lxc", ctid)
+    return CreatedGuest(name, f"container {ctid}", "containers", "ctid", "hostname", "lxc", ctid)
 
 
-class _Made(Protocol):
-    """The inputs of a guest that was made here."""
+class _GuestInputs(Protocol):
+    """The inputs of a guest that this program created."""
 
     @property
     def protect(self) -> bool: ...
@@ -293,8 +302,8 @@ class _Made(Protocol):
     def mark(self) -> str: ...
 
 
-class _MadeOn(_Made, Protocol):
-    """The same, with its node's name in Proxmox VE."""
+class _GuestInputsWithNode(_GuestInputs, Protocol):
+    """The inputs of a guest that this program created, with its node's name in Proxmox VE."""
 
     @property
     def node(self) -> str: ...
@@ -305,71 +314,77 @@ def is_marked(mark: str, config: dict[str, str]) -> bool:
     return re.search(rf"{re.escape(mark)}(?!\S)", config.get("description", "")) is not None
 
 
-def _named(mark: str, config: dict[str, str]) -> str:
-    """Which making of the guest its description names; empty: none."""
-    found = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
-    return found[1] if found else ""
+def _instance_in(mark: str, config: dict[str, str]) -> str:
+    """The making of the guest that its description names: 16 hexadecimal digits; empty: none."""
+    match = re.search(rf"{re.escape(mark)} ([0-9a-f]{{16}})(?!\S)", config.get("description", ""))
+    return match[1] if match else ""
 
 
-def is_anothers(mark: str, instance: str, config: dict[str, str]) -> bool:
-    """Does its description name another making of it than this one?"""
-    named = _named(mark, config)
-    return bool(instance and named) and named != instance
+def names_another_instance(mark: str, instance: str, config: dict[str, str]) -> bool:
+    """Does the guest's description name another making of it than `instance`?"""
+    named_instance = _instance_in(mark, config)
+    return bool(instance and named_instance) and named_instance != instance
 
 
 def marked_anew(mark: str, instance: str, config: dict[str, str]) -> str:
-    """The description of a guest that carries the mark, with this making of it named in it; whatever else somebody has
+    """The description of a guest that carries the mark, with this making of it named in it; whatever else the user has
     written there stays."""
     text = config["description"].removesuffix("\n")
     return re.sub(rf"{re.escape(mark)}(?: [0-9a-f]{{16}})?(?!\S)", lambda _: f"{mark} {instance}", text, count=1)
 
 
-def taken(mark: str, guest: Taken, config: dict[str, str]) -> HomelabError:
+def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> HomelabError:
     """Why a guest isn't made where there is one of its id.
 
     :param mark: of the guest that was to be made.
     """
     stack, _, name = mark.rpartition("/")
-    if (ours := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and ours[1] != name:
+    if (match := re.search(rf"{re.escape(stack)}/([^\s/]+)", config.get("description", ""))) and match[1] != name:
         return HomelabError(
             wanted=f"{guest.label} ({name}) created",
-            found=f"this stack has created {guest.label} as {guest.place}.{ours[1]}",
+            found=f"this stack has created {guest.label} as {guest.section}.{match[1]}",
             why="under another name a guest would be made anew, and the one that is there deleted with its disks; "
             "nothing was changed",
-            next=f"put the name {ours[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
+            next=f"put the name {match[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
         )
     return HomelabError(
         wanted=f"{guest.label} ({name}) created",
-        found=f"there is a {guest.label} already: {config.get(guest.named_by, 'without a name')}"
+        found=f"there is a {guest.label} already: {config.get(guest.name_key, 'without a name')}"
         + (f", locked ({config['lock']})" if "lock" in config else ""),
         why="it is not this program's, or not finished; nothing was changed",
-        next=f"choose another {guest.id}, or {guest.adopting}",
+        next=f"choose another {guest.id_key}, or {guest.adopting}",
     )
 
 
-def require_same(guest: Taken, inputs: _MadeOn, had: _MadeOn, instance: str, config: dict[str, str]) -> None:
+def require_same(
+    guest: CreatedGuest,
+    inputs: _GuestInputsWithNode,
+    before: _GuestInputsWithNode,
+    instance: str,
+    config: dict[str, str],
+) -> None:
     """Where a guest has moved to: is it the one that was made, or has another one its id by now?
 
     :param config: of the guest of that id on the node that the inputs name.
     :raises HomelabError: it is another one.
     """
-    ours = is_marked(inputs.mark, config) or is_marked(had.mark, config)
-    if ours and not is_anothers(inputs.mark, instance, config):
+    marked = is_marked(inputs.mark, config) or is_marked(before.mark, config)
+    if marked and not names_another_instance(inputs.mark, instance, config):
         return
     kind = guest.label.partition(" ")[0]
     raise HomelabError(
-        wanted=f"{guest.label} ({guest.name}), which this program made on {had.node}, changed on {inputs.node}, "
+        wanted=f"{guest.label} ({guest.name}), which this program made on {before.node}, changed on {inputs.node}, "
         "where it is now",
-        found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.named_by, 'without a name')}",
+        found=f"{guest.label} on {inputs.node} is another one: {config.get(guest.name_key, 'without a name')}",
         why="the one that was made is gone, and its id is used again; what isn't this program's is never changed or "
         "removed",
-        next=f"choose another {guest.id} for {guest.place}.{guest.name}, and run `pulumi up --refresh`: a new "
+        next=f"choose another {guest.id_key} for {guest.section}.{guest.name}, and run `pulumi up --refresh`: a new "
         f"{kind} is made",
     )
 
 
-def stays(
-    inputs: _Made, instance: str, config: dict[str, str], kind: str, adopted: list[str], *, elsewhere: bool
+def reason_to_keep(
+    inputs: _GuestInputs, instance: str, config: dict[str, str], kind: str, adopted: list[str], *, elsewhere: bool
 ) -> str | None:
     """Why a guest that was made here isn't deleted with its resource; None: it is.
 
@@ -385,10 +400,10 @@ def stays(
         return f"it is not the {kind} that was created here"
     if adopted:
         return f"{adopted[0]} adopts it"
-    if is_anothers(inputs.mark, instance, config):
+    if names_another_instance(inputs.mark, instance, config):
         # Another resource has taken it over since, such as this one's replacement after the guest has moved.
         return "it is kept by another entry of the state now"
-    if elsewhere and not (instance and _named(inputs.mark, config)):
+    if elsewhere and not (instance and _instance_in(inputs.mark, config)):
         return (
             "it is on another node now, and its description doesn't tell whether it is this one or one that was "
             "made since"
@@ -401,7 +416,7 @@ def policy(shutdown: ShutdownInputs) -> Policy:
     return Policy(shutdown.timeout, shutdown.otherwise)
 
 
-def _unknown(machine: Machine) -> HomelabError:
+def _unknown_cards(machine: Machine) -> HomelabError:
     return HomelabError(
         wanted=f"the functions of the cards that {machine.label} has been started with",
         found="the host names none, neither among qemu-server's reservations (/run/qemu-server/pci-id-reservations) "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from homelab.errors import HomelabError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.provider.plain import Properties
-from homelab.provider.typed import read_as, written
+from homelab.provider.typed import as_properties, read_as
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
 from homelab.remote.proxmox import places
@@ -53,12 +53,12 @@ class GoneError(Exception):
     """A refresh found that the resource isn't there any more."""
 
 
-def stopped_by_us(vmid: int, boot: Boot, known: Boot | None) -> bool:
+def stopped_by_reboot(vmid: int, boot: Boot, last_boot: Boot | None) -> bool:
     """Did this program's reboot stop the guest, just now?
 
-    :param known: the boot of the host when the guest was last seen to; None: never.
+    :param last_boot: the boot of the host when the guest was last seen to; None: never.
     """
-    return boot != known and vmid in boot.stopped and time.time() - boot.at < REBOOT_SECONDS
+    return boot != last_boot and vmid in boot.stopped and time.time() - boot.at < REBOOT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,29 @@ class StackTexts:
         """The other hosts of the settings that are nodes of a host's cluster."""
         cluster = self.cluster_of(name)
         return [
-            one for one, host in self._settings("").hosts.items() if cluster and host.cluster == cluster and one != name
+            peer
+            for peer, host in self._settings("").hosts.items()
+            if cluster and host.cluster == cluster and peer != name
         ]
 
     def host_at(self, name: str, node: str) -> Host | None:
         """The settings of the host that is a node of that name of a host's cluster, or that host itself; None: there is
         none."""
-        there = self.name_at(name, node)
-        return None if there is None else self._settings("").hosts[there]
+        host_name = self.name_at(name, node)
+        return None if host_name is None else self._settings("").hosts[host_name]
 
     def name_at(self, name: str, node: str) -> str | None:
-        """The same host's name in the settings."""
+        """The name in the settings of the host that is a node of that name of a host's cluster; None: there is none."""
         hosts = self._settings("").hosts
-        near = [name, *self.peers(name)]
-        return next((one for one in near if one in hosts and (hosts[one].node or one) == node), None)
+        candidates = [name, *self.peers(name)]
+        return next(
+            (
+                candidate
+                for candidate in candidates
+                if candidate in hosts and (hosts[candidate].node or candidate) == node
+            ),
+            None,
+        )
 
     def cluster_of(self, name: str) -> str | None:
         """The cluster of which a host of the settings is a node; None: of none, or there is no such host."""
@@ -106,10 +115,10 @@ class StackTexts:
     def host_names(self) -> list[str]:
         """The names of the hosts that the settings have, whatever else they say; none where they can't be read."""
         try:
-            found = json.loads(self.texts.get("hosts") or "{}")
+            hosts = json.loads(self.texts.get("hosts") or "{}")
         except ValueError:
             return []
-        return sorted(found) if isinstance(found, dict) else []
+        return sorted(hosts) if isinstance(hosts, dict) else []
 
     def _settings(self, *guests: str) -> Settings:
         return parse({key: self.texts[key] for key in ("hosts", "clusters", *guests) if self.texts.get(key)})
@@ -123,14 +132,16 @@ class StackTexts:
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
     def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:
-        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. Nobody
-        is asked where it is now.
+        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. No
+        node is asked where it is now.
 
         :raises HomelabError: the settings are mistaken.
         """
-        settings, near = self._settings("vms"), {host, *self.peers(host)}
-        same = (name for name, vm in settings.vms.items() if vm.vmid == vmid and vm.create is None)
-        return [name for name in same if anywhere or settings.vms[name].host in near or name in settings.roaming]
+        settings, cluster_hosts = self._settings("vms"), {host, *self.peers(host)}
+        names = (name for name, vm in settings.vms.items() if vm.vmid == vmid and vm.create is None)
+        return [
+            name for name in names if anywhere or settings.vms[name].host in cluster_hosts or name in settings.roaming
+        ]
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.
@@ -138,23 +149,31 @@ class StackTexts:
         :raises HomelabError: they are mistaken, or the cluster can't be asked.
         """
         settings = self._settings("containers")
-        found = places.seen(settings) if settings.roaming else {}
-        return {name: one for name, one in settings.containers.items() if found.get(name, one.host) == host}
+        current_hosts = places.seen(settings) if settings.roaming else {}
+        return {
+            name: container
+            for name, container in settings.containers.items()
+            if current_hosts.get(name, container.host) == host
+        }
 
     def adopting_container(self, ctid: int, host: str) -> list[str]:
-        """The entries that have a container without having made it, on its host or in the host's cluster. Nobody is
+        """The entries that have a container without having made it, on its host or in the host's cluster. No node is
         asked where it is now.
 
         :raises HomelabError: the settings are mistaken.
         """
-        settings, near = self._settings("containers"), {host, *self.peers(host)}
-        same = (name for name, one in settings.containers.items() if one.ctid == ctid and one.create is None)
-        return [name for name in same if settings.containers[name].host in near or name in settings.roaming]
+        settings, cluster_hosts = self._settings("containers"), {host, *self.peers(host)}
+        names = (
+            name
+            for name, container in settings.containers.items()
+            if container.ctid == ctid and container.create is None
+        )
+        return [name for name in names if settings.containers[name].host in cluster_hosts or name in settings.roaming]
 
-    def had_roaming(self, host: Host) -> bool:
+    def may_host_roaming(self, host: Host) -> bool:
         """May a container that names the host's cluster have been on it?"""
         guests = self._settings("containers").roaming
-        return host.cluster is not None and any(one.host == host.cluster for one in guests.values())
+        return host.cluster is not None and any(container.host == host.cluster for container in guests.values())
 
     def container(self, name: str) -> Container | None:
         """The settings of a container, wherever it is; None: they don't have it."""
@@ -192,7 +211,7 @@ class Work(Generic[InputsT, OutputsT]):
 
     resource: ClassVar[type[Resource]]
     #: Hosts of which this run has said why they are rebooted: it isn't said twice.
-    said_of_reboot: ClassVar[set[str]] = set()
+    announced_reboots: ClassVar[set[str]] = set()
 
     def __init__(self, texts: Mapping[str, str], urn: str = "") -> None:
         """:param texts: the stack's configuration.
@@ -210,8 +229,8 @@ class Work(Generic[InputsT, OutputsT]):
         """Makes it, or does it."""
         raise NotImplementedError
 
-    def update(self, inputs: InputsT, had: InputsT, outputs: OutputsT) -> OutputsT:
-        """The same with other inputs than it `had`, or because of what a refresh found. An act is done again."""
+    def update(self, inputs: InputsT, before: InputsT, outputs: OutputsT) -> OutputsT:
+        """Changes it to other inputs than those `before`, or because of what a refresh found. An act is done again."""
         if issubclass(self.resource, Act):
             return self.create(inputs)
         raise NotImplementedError
@@ -232,53 +251,53 @@ class Work(Generic[InputsT, OutputsT]):
         """Inputs -> the resource's id and state."""
         inputs = self._inputs(properties)
 
-        def done() -> OutputsT:
+        def work() -> OutputsT:
             self.hold_on(inputs)
             return self.create(inputs)
 
-        with self._kept(inputs, properties):
-            return self.id(inputs), {**properties, **written(self._in_time("create", properties, done))}
+        with self._keeping_outputs(inputs, properties):
+            return self.id(inputs), {**properties, **as_properties(self._in_time("create", properties, work))}
 
     def updated(self, state: Properties, properties: Properties) -> Properties:
         """The state so far and inputs -> the new state."""
-        inputs, had, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
+        inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
 
-        def done() -> OutputsT:
+        def work() -> OutputsT:
             self.hold_on(inputs)
-            return self.update(inputs, had, outputs)
+            return self.update(inputs, before, outputs)
 
-        with self._kept(inputs, properties):
-            return {**properties, **written(self._in_time("update", properties, done))}
+        with self._keeping_outputs(inputs, properties):
+            return {**properties, **as_properties(self._in_time("update", properties, work))}
 
     @contextmanager
-    def _kept(self, inputs: InputsT, properties: Mapping[str, object]) -> Iterator[None]:
+    def _keeping_outputs(self, inputs: InputsT, properties: Mapping[str, object]) -> Iterator[None]:
         """:raises UnfinishedError: the work has failed, and says what is known of it."""
         try:
             yield
         except HomelabError as error:
             if error.outputs is None:
                 raise
-            raise UnfinishedError(error, self.id(inputs), {**properties, **written(error.outputs)}) from error
+            raise UnfinishedError(error, self.id(inputs), {**properties, **as_properties(error.outputs)}) from error
 
     def refreshed(self, state: Properties) -> Properties | None:
         """The state so far -> as it is; None: the resource isn't there any more."""
         inputs, outputs = self._inputs(state), self._outputs(state)
         try:
-            return {**state, **written(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
+            return {**state, **as_properties(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
         except GoneError:
             return None
         except (UnreachableError, UnansweredError) as error:
-            self._silent(inputs, error)
+            self._report_silent_host(inputs, error)
             return state
 
-    def _silent(self, inputs: InputsT, error: HomelabError) -> None:
+    def _report_silent_host(self, inputs: InputsT, error: HomelabError) -> None:
         """What a refresh says of a host that doesn't answer: one error, whichever of its resources comes first."""
         if isinstance(error, UnansweredError):
             # Whether it is the API or the host that is off, SSH tells.
             try:
                 self.facts_of_refresh(inputs)
-            except UnreachableError as off:
-                error = off
+            except UnreachableError as host_error:
+                error = host_error
         with _SAYING:
             first = inputs.host not in _SILENT
             _SILENT.add(inputs.host)
@@ -303,18 +322,18 @@ class Work(Generic[InputsT, OutputsT]):
         """Undoes it."""
         inputs, outputs = self._inputs(state), self._outputs(state)
         # Before anything was done: while it is, another resource may find that the host is gone.
-        away = False
+        out_of_reach = False
 
-        def done() -> None:
-            nonlocal away
+        def work() -> None:
+            nonlocal out_of_reach
             self.hold(inputs)
-            away = inputs.host in _OUT_OF_REACH
+            out_of_reach = inputs.host in _OUT_OF_REACH
             self.delete(inputs, outputs)
 
         try:
-            self._in_time("delete", state, done)
+            self._in_time("delete", state, work)
         except (UnreachableError, UnansweredError) as error:
-            if away:
+            if out_of_reach:
                 raise _cant_be_undone(inputs.host, error) from error
             if isinstance(error, UnansweredError):
                 raise  # the host is there, and its API isn't
@@ -326,15 +345,15 @@ class Work(Generic[InputsT, OutputsT]):
         return limits.ended_in_time(what, self.seconds(properties), do)
 
     def _inputs(self, properties: Properties) -> InputsT:
-        found: InputsT = read_as(self.resource.Inputs, properties)
-        return found
+        inputs: InputsT = read_as(self.resource.Inputs, properties)
+        return inputs
 
     def _outputs(self, state: Properties) -> OutputsT:
-        found: OutputsT = read_as(self.resource.Outputs, state)
-        return found
+        outputs: OutputsT = read_as(self.resource.Outputs, state)
+        return outputs
 
     def seconds(self, properties: Mapping[str, Any]) -> int:
-        """How long one of them may take (homelab/resources/limits.py)."""
+        """How long the work on the resource may take, in seconds."""
         try:
             host = self.stack.host(str(properties["host"]))
         except HomelabError:  # it is no longer configured, which is for the work itself to say
@@ -351,18 +370,22 @@ class Work(Generic[InputsT, OutputsT]):
             _OUT_OF_REACH.add(inputs.host)
 
     def hold_on(self, inputs: InputsT) -> None:
-        """The same where this run has held it, and lost it since."""
+        """Holds the resource's host again where this run has held it, and lost it since."""
         self._hold(inputs, guard.hold_on)
 
     def _hold(self, inputs: InputsT, take: Callable[[str, Host], None]) -> bool:
-        """Could it be asked for?"""
+        """Takes the guard of the resource's host.
+
+        :returns: whether the host could be asked.
+        :raises RefusedError: another run is at work there.
+        """
         try:
             take(inputs.host, self.stack.host(inputs.host))
         except RefusedError:
             raise
         except HomelabError:
             # No longer configured, or not in reach: whether that matters is for the work itself to say. A host that is
-            # gone for good has nobody at work on it.
+            # gone for good has no other run at work on it.
             return False
         return True
 
@@ -383,19 +406,24 @@ class Work(Generic[InputsT, OutputsT]):
         with _READING:
             if name not in _READINGS:
                 _READINGS[name] = self._read_once(name)
-            found = _READINGS[name]
-        if isinstance(found, HomelabError):
-            raise found
-        return found
+            outcome = _READINGS[name]
+        if isinstance(outcome, HomelabError):
+            raise outcome
+        return outcome
 
     def _read_once(self, name: str) -> HostFacts | HomelabError:
-        """A host that doesn't answer is waited for once, not for each of its resources."""
+        """The host's facts, or why it can't be read: a host that doesn't answer is waited for once, not for each of its
+        resources."""
         host, containers = self.stack.host(name), self.stack.containers(name)
         systems = ["host"] * (host.nvidia is not None)
-        systems += [str(one.ctid) for one in containers.values() if one.nvidia is not None or one.libraries]
+        systems += [
+            str(container.ctid)
+            for container in containers.values()
+            if container.nvidia is not None or container.libraries
+        ]
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
-            listed = bool(containers) or self.stack.had_roaming(host)
-            return asyncio.run(ssh.read(host, guests=listed, systems=systems))
+            with_running = bool(containers) or self.stack.may_host_roaming(host)
+            return asyncio.run(ssh.read(host, guests=with_running, systems=systems))
         except HomelabError as error:
             return error

@@ -28,7 +28,7 @@ _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
 
 class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Outputs]):
-    """See the module."""
+    """Waits for a reboot, confirms the boot, compares the host with what is wanted, and starts its guests."""
 
     resource = BootVerification
 
@@ -36,10 +36,14 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         reboot = scripts.answer(inputs.reboot)
         want = plan.Wanted(inputs.iommu_words, inputs.vfio_words, inputs.functions, [], inputs.gpus)
         if reboot["reboot"] == "yes":
-            why = "" if inputs.host in self.said_of_reboot else f", because {in_short(reboot['reasons'], inputs.gpus)}"
+            why = (
+                "" if inputs.host in self.announced_reboots else f", because {in_short(reboot['reasons'], inputs.gpus)}"
+            )
             tell(f"{inputs.host}: rebooting{why}; {stopping(reboot['guests'], reboot['moves'])}")
         try:
-            facts = asyncio.run(_verified(self.host(inputs), inputs.host, reboot, want, self._own(inputs.host)))
+            facts = asyncio.run(
+                _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
+            )
         except UnreachableError:
             if reboot["turn"] == "yes":
                 self._give_up(inputs.host, self.host(inputs).node or inputs.host)
@@ -50,17 +54,17 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
-    def _own(self, name: str) -> Own:
-        """What becomes of the host's guests in the settings, which this run shuts down and starts itself."""
+    def _managed_guests(self, name: str) -> ManagedGuests:
+        """The host's guests in the settings, which this run shuts down and starts itself."""
         vms = {vm.vmid: vm.wanted_power for vm in self.stack.vms(name).values()}
-        containers = {one.ctid: one.wanted_power for one in self.stack.containers(name).values()}
-        off = [one for one, power in {**vms, **containers}.items() if power == "stopped"]
+        containers = {container.ctid: container.wanted_power for container in self.stack.containers(name).values()}
+        off = [vmid for vmid, power in {**vms, **containers}.items() if power == "stopped"]
         # What is to run in any case isn't looked at again because of a reboot (ContainerProbe's `resume`).
-        later = [one for one, power in containers.items() if power == "keep"]
-        return Own([*(one for one in vms if one not in off), *later], off)
+        later = [vmid for vmid, power in containers.items() if power == "keep"]
+        return ManagedGuests([*(vmid for vmid in vms if vmid not in off), *later], off)
 
     def _give_up(self, name: str, node: str) -> None:
-        """Nobody knows whether a node comes back: the cluster is told to replace its disks, by the first other node
+        """A node may not come back: the cluster is told to replace its disks, by the first other node
         that can be reached and whose Ceph does it."""
         for peer in self.stack.peers(name):
             try:
@@ -78,15 +82,17 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         """Not now: a reboot ends whatever holds its host, which is taken again once the boot is confirmed."""
 
 
-class Own(NamedTuple):
-    """Ids of a host's guests in the settings: those that the run starts once they have what they are to have (`later`),
-    and those that it wants off."""
+class ManagedGuests(NamedTuple):
+    """Ids of a host's guests in the settings. `start_later`: the run starts them once they have what they are to have;
+    `stay_off`: they aren't to run."""
 
-    later: Sequence[int] = ()
-    off: Sequence[int] = ()
+    start_later: Sequence[int] = ()
+    stay_off: Sequence[int] = ()
 
 
-async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, own: Own) -> HostFacts:
+async def _verify(
+    host: Host, name: str, reboot: dict[str, Any], want: plan.Wanted, managed: ManagedGuests
+) -> HostFacts:
     old_boot_id = None
     if reboot["reboot"] == "yes":
         old_boot_id = reboot["boot_id"]
@@ -109,7 +115,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
         await _end_turn(host, name)
     if reboot["reboot"] == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
-        await _start_guests(host, name, Own() if facts.rolled_back else own)
+        await _start_guests(host, name, ManagedGuests() if facts.rolled_back else managed)
     if facts.rolled_back:
         raise HomelabError(
             wanted=f"the new boot of {name} confirmed",
@@ -120,7 +126,7 @@ async def _verified(host: Host, name: str, reboot: dict[str, Any], want: plan.Wa
             next="compare `journalctl -b -1` on the host with the plan (`pulumi preview`); when the cause is gone, "
             "run `pulumi up --refresh`",
         )
-    raise_all([*plan.verify(facts, host, want), *said_by_kernel(facts, name, want)])
+    raise_all([*plan.verify(facts, host, want), *kernel_errors(facts, name, want)])
     return facts
 
 
@@ -132,7 +138,7 @@ async def _end_turn(host: Host, name: str) -> None:
     note.
     """
 
-    def heard(line: str) -> None:
+    def show(line: str) -> None:
         (tell if line.startswith("note: ") else tell_meanwhile)(f"{name}: {line}")
 
     try:
@@ -140,34 +146,34 @@ async def _end_turn(host: Host, name: str) -> None:
             seconds = (
                 scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + scripts.RETURN_SECONDS + ssh.SCRIPT_SECONDS
             )
-            said = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds, heard))
+            answer = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds, show))
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
-        said = {"over": "no", "set": ""}
-    if said["over"] != "yes":
-        left = said["set"] or "no other node is restarted"
+        answer = {"over": "no", "set": ""}
+    if answer["over"] != "yes":
+        left = answer["set"] or "no other node is restarted"
         tell(
             f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it "
             f"can {left}"
         )
 
 
-async def _start_guests(host: Host, name: str, own: Own) -> None:
+async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
     """Start again what ran before the reboot; what has no `onboot` would stay off. That one doesn't start is no reason
     to fail."""
     try:
         async with ssh.connect(host) as session:
-            script = scripts.start_guests(own.later, own.off)
-            answered = await session.run(
+            script = scripts.start_guests(managed.start_later, managed.stay_off)
+            output = await session.run(
                 "start_guests", script, STARTS_SECONDS, lambda line: tell_meanwhile(f"{name}: {line}")
             )
     except HomelabError as error:
         tell(f"{name}: note: {error.found}; the host starts the guests that ran before the reboot by itself")
         return
-    said = scripts.answer(answered)
-    if said["started"]:
-        tell(f"{name}: started again what ran before the reboot: {', '.join(said['started'])}")
-    for line in said["off"]:
+    answer = scripts.answer(output)
+    if answer["started"]:
+        tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
+    for line in answer["off"]:
         tell(f"{name}: note: {line}")
 
 
@@ -177,25 +183,25 @@ async def _lift(host: Host, node: str) -> str:
         return str(scripts.answer(await session.run("lift", scripts.cluster_turn(node)))["lifted"])
 
 
-def said_by_kernel(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
-    """What is wrong with a card since the boot; what need not stop anybody is told."""
-    found = kernel_log.of_host(facts, name) if want.functions else []
-    for gpu, about in want.gpus.items():
-        functions = [function["address"] for function in about["functions"]]
-        found += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
-    for trouble in found:
+def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:
+    """Errors in the kernel's log about the cards since the boot; what need not stop the run is told as a note."""
+    troubles = kernel_log.of_host(facts, name) if want.functions else []
+    for gpu, card in want.gpus.items():
+        functions = [function["address"] for function in card["functions"]]
+        troubles += kernel_log.of_card(facts, f"{name}, gpus.{gpu}", functions)
+    for trouble in troubles:
         if not trouble.stops:
             tell(f"{name}: note: {trouble.remark}")
-    return [trouble.error for trouble in found if trouble.stops]
+    return [trouble.error for trouble in troubles if trouble.stops]
 
 
 def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
-    """Which cards vfio-pci has; one of which it lacks a function has failed before."""
-    on = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
+    """The end of a message with the models of the cards that vfio-pci has; empty: none."""
+    bound = {address for address in inputs.functions if facts.by_address[address].driver == "vfio-pci"}
     cards = [
         names.model_of_output(card)
         for card in inputs.gpus.values()
-        if {one["address"] for one in card["functions"]} & on
+        if {function["address"] for function in card["functions"]} & bound
     ]
     return f", {', '.join(cards)} on vfio-pci" if cards else ""
 

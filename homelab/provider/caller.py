@@ -3,7 +3,7 @@
 The engine reaches a provider by a TCP port of 127.0.0.1, to which every user of the machine can connect; and this
 provider logs in to hosts as root. The kernel knows whose the other end of a connection is: /proc/net/tcp and tcp6 have
 a line for each socket of this network, with the user who made it (get_tcp4_sock in net/ipv4/tcp_ipv4.c). Three kinds of
-lines tell of nobody, and count as not known:
+lines name no user, and count as not known:
 
 - of a socket that no process has any more, or of a connection that ends, the kernel says user 0 (sock_i_uid in
   net/core/sock.c, get_timewait4_sock);
@@ -59,17 +59,17 @@ class _Own(NamedTuple):
 
 def address_of(peer: str) -> Address | None:
     """What gRPC calls a peer: `ipv4:127.0.0.1:40000`, `ipv6:%5B::1%5D:40000`; None: it is no address of TCP."""
-    found = re.fullmatch(r"ipv[46]:\[?([^]]+)\]?:(\d+)", urllib.parse.unquote(peer))
-    return _address(found[1], int(found[2])) if found else None
+    match = re.fullmatch(r"ipv[46]:\[?([^]]+)\]?:(\d+)", urllib.parse.unquote(peer))
+    return _address(match[1], int(match[2])) if match else None
 
 
 def _address(ip: str, port: int) -> Address | None:
     try:
-        known = ipaddress.ip_address(ip)
+        parsed = ipaddress.ip_address(ip)
     except ValueError:
         return None
-    mapped = known.ipv4_mapped if isinstance(known, ipaddress.IPv6Address) else None
-    return Address(str(mapped or known), port)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return Address(str(mapped or parsed), port)
 
 
 def user_of(peer: Address, server: Address, proc: Path = _PROC) -> int | None:
@@ -79,10 +79,10 @@ def user_of(peer: Address, server: Address, proc: Path = _PROC) -> int | None:
     """
     for words in _rows(proc):
         # Ports first: a busy machine has thousands of lines.
-        near = words[1].endswith(f":{peer.port:04X}") and words[2].endswith(f":{server.port:04X}")
-        if near and (_written(words[1]), _written(words[2])) == (peer, server):
-            known = words[3] == _ESTABLISHED and words[9] != "0" and _is_somebody(int(words[7]), proc)
-            return int(words[7]) if known else None
+        ports_match = words[1].endswith(f":{peer.port:04X}") and words[2].endswith(f":{server.port:04X}")
+        if ports_match and (_address_in_table(words[1]), _address_in_table(words[2])) == (peer, server):
+            is_known = words[3] == _ESTABLISHED and words[9] != "0" and _is_one_user(int(words[7]), proc)
+            return int(words[7]) if is_known else None
     return None
 
 
@@ -101,8 +101,8 @@ def _rows(proc: Path) -> Iterator[list[str]]:
                 yield words
 
 
-def _written(text: str) -> Address | None:
-    """As the table has it: words of 32 bits in the machine's order of bytes, then the port."""
+def _address_in_table(text: str) -> Address | None:
+    """An address as the kernel's table has it: words of 32 bits in the machine's order of bytes, then the port."""
     ip, _, port = text.partition(":")
     try:
         packed = b"".join(int(ip[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(ip), 8))
@@ -111,8 +111,8 @@ def _written(text: str) -> Address | None:
         return None
 
 
-def _is_somebody(user: int, proc: Path) -> bool:
-    """Is it one user, and not all of those that this user namespace has no number for?"""
+def _is_one_user(user: int, proc: Path) -> bool:
+    """Is the number one user's, and not that of all of those that this user namespace has no number for?"""
     try:
         overflow = int((proc / "sys/kernel/overflowuid").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -133,8 +133,8 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         """:param user: the provider's own, in its user namespace."""
         self.port = 0
         self._user = user
-        self._known: dict[Address, _Own] = {}
-        self._said: set[str] = set()
+        self._own_ends: dict[Address, _Own] = {}
+        self._messages_told: set[str] = set()
 
     async def intercept_service(
         self,
@@ -144,50 +144,50 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler  # no such method
-        answered, streamed = handler.unary_unary, handler.unary_stream
+        unary_method, stream_method = handler.unary_unary, handler.unary_stream
 
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             await self._refuse_others(context)
-            return await answered(request, context)
+            return await unary_method(request, context)
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             await self._refuse_others(context)
-            async for one in streamed(request, context):
-                yield one
+            async for response in stream_method(request, context):
+                yield response
 
         forms = (handler.request_deserializer, handler.response_serializer)
-        if answered:
+        if unary_method:
             return grpc.unary_unary_rpc_method_handler(answer, *forms)
-        if streamed:
+        if stream_method:
             return grpc.unary_stream_rpc_method_handler(stream, *forms)
         raise NotImplementedError(handler_call_details.method)  # no provider has another form
 
     async def _refuse_others(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        found = await self._why_not(context.peer())
-        if not found:
+        caller = await self._other_caller(context.peer())
+        if not caller:
             return
         error = HomelabError(
             wanted=f"a call of Pulumi's engine, which runs as user {self._user} as this provider does",
-            found=found,
+            found=caller,
             why="whoever is answered here can change hosts as root; nothing was done",
             next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it "
             "was Pulumi itself: run it where "
             "/proc is the one of this system, in no sandbox that hides it",
         )
-        if found not in self._said:
-            self._said.add(found)
+        if caller not in self._messages_told:
+            self._messages_told.add(caller)
             await asyncio.to_thread(tell, str(error))
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
-    async def _why_not(self, peer: str) -> str:
-        """What was found instead of a process of this user; empty: it is one."""
+    async def _other_caller(self, peer: str) -> str:
+        """The caller, in words, if it is no process of this user; empty: it is one."""
         address = address_of(peer)
         if address is None:
             return f"a call from {peer}, which is no address of this machine"
-        own = self._known.get(address)
+        own = self._own_ends.get(address)
         if own is not None and self._is_connected(own, address):
             return ""
-        self._known.pop(address, None)
+        self._own_ends.pop(address, None)
         user = None
         for _ in range(_TRIES):
             try:
@@ -207,15 +207,15 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             return "a call of a process whose user isn't known: /proc/net/tcp doesn't have its connection"
         if user != self._user:
             return f"a call of a process of user {user}"
-        self._known[address] = own
+        self._own_ends[address] = own
         return ""
 
     def _own_end(self, peer: Address) -> _Own | None:
         for path in list(Path("/proc/self/fd").iterdir()):
             with contextlib.suppress(OSError):
-                there = os.fstat(int(path.name))
-                own = _Own(int(path.name), there.st_ino)
-                if stat.S_ISSOCK(there.st_mode) and self._is_connected(own, peer):
+                status = os.fstat(int(path.name))
+                own = _Own(int(path.name), status.st_ino)
+                if stat.S_ISSOCK(status.st_mode) and self._is_connected(own, peer):
                     return own
         return None
 
@@ -232,9 +232,9 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             return False
         with copy:
             try:
-                there, here = copy.getpeername(), copy.getsockname()
+                remote, local = copy.getpeername(), copy.getsockname()
                 same = os.fstat(number).st_ino == own.inode
             except (OSError, ValueError):
                 return False
-        is_tcp = isinstance(there, tuple) and isinstance(here, tuple)
-        return is_tcp and same and _address(*there[:2]) == peer and here[1] == self.port
+        is_tcp = isinstance(remote, tuple) and isinstance(local, tuple)
+        return is_tcp and same and _address(*remote[:2]) == peer and local[1] == self.port

@@ -12,8 +12,8 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import plan
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.nvidia import reading
-from homelab.provider.base import Work, stopped_by_us
-from homelab.provider.peers import record_noted_by, told_by_peers
+from homelab.provider.base import Work, stopped_by_reboot
+from homelab.provider.peers import ask_peers, container_record_of
 from homelab.remote import guard, scripts, ssh
 from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
@@ -22,7 +22,7 @@ from homelab.text import tell
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
-    """See the module."""
+    """Plans which cards a container gets, compares it with that, and takes along what was noted of it."""
 
     resource = ContainerProbe
 
@@ -30,21 +30,21 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerProbe.Inputs) -> ContainerProbe.Outputs:
-        return self._planned(inputs, None)
+        return self._plan(inputs, None)
 
     def update(
-        self, inputs: ContainerProbe.Inputs, had: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+        self, inputs: ContainerProbe.Inputs, before: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> ContainerProbe.Outputs:
-        found = self._planned(inputs, had.boot, outputs.generation, outputs.again)
-        if had.host != inputs.host:
-            _require_same(inputs, outputs.identity, found.identity)
+        planned = self._plan(inputs, before.boot, outputs.generation, outputs.again)
+        if before.host != inputs.host:
+            _require_same(inputs, outputs.identity, planned.identity)
             tell(
-                f"{inputs.container}: container {inputs.ctid} has moved from {had.node} to {inputs.node}: the notes "
+                f"{inputs.container}: container {inputs.ctid} has moved from {before.node} to {inputs.node}: the notes "
                 "about it move with it"
             )
-            asyncio.run(self._follow(inputs, had.host, inputs.host))
-            found = dataclasses.replace(found, generation=found.generation + 1)
-        return found
+            asyncio.run(self._move_record(inputs, before.host, inputs.host))
+            planned = dataclasses.replace(planned, generation=planned.generation + 1)
+        return planned
 
     async def _take_over(self, inputs: ContainerProbe.Inputs, facts: HostFacts, config: GuestConfig) -> None:
         """The state doesn't know the container, as where it was lost: what is noted on the host that the container has
@@ -52,49 +52,49 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
         :raises HomelabError: a node of the cluster doesn't answer, and the container has lines that may be noted there.
         """
-        if not config.container.lines or any(one.id == inputs.ctid for one in facts.containers):
+        if not config.container.lines or any(container.id == inputs.ctid for container in facts.containers):
             return
-        notes = await told_by_peers(
-            self.stack, inputs.host, lambda peer: record_noted_by(self.stack, peer, inputs.ctid)
+        notes = await ask_peers(
+            self.stack, inputs.host, lambda peer: container_record_of(self.stack, peer, inputs.ctid)
         )
-        for left in notes.found:
+        for old_host in notes.by_host:
             tell(
-                f"{inputs.container}: container {inputs.ctid} has come from {left}, and this stack's state doesn't "
+                f"{inputs.container}: container {inputs.ctid} has come from {old_host}, and this stack's state doesn't "
                 "know it: the notes there move with it"
             )
-            await self._follow(inputs, left, inputs.host)
-        if not notes.found:
+            await self._move_record(inputs, old_host, inputs.host)
+        if not notes.by_host:
             notes.require_all(
                 f"container {inputs.ctid}",
                 "lines that this program gave the container look the same as its owner's: without those notes they "
                 "would stay in it for good, beside new ones",
             )
 
-    async def _follow(self, inputs: ContainerProbe.Inputs, left: str, there: str) -> None:
+    async def _move_record(self, inputs: ContainerProbe.Inputs, old_host: str, new_host: str) -> None:
         """What is noted on the host that the container has left goes to the one that it is on: by it the lines of the
-        old node's cards are known to be ours. A host that is no longer in the settings, such as one that is dead, is
+        old node's cards are known as homelab's. A host that is no longer in the settings, such as one that is dead, is
         not asked: what was noted there is lost.
 
         :raises HomelabError: one of them can't be reached; the lines stay as they are.
         """
-        if left not in self.stack.host_names():
-            _lost(inputs, left)
+        if old_host not in self.stack.host_names():
+            _tell_of_lost_record(inputs, old_host)
             return
         try:
-            async with ssh.connect(self.stack.host(left)) as session:
+            async with ssh.connect(self.stack.host(old_host)) as session:
                 record = str(scripts.answer(await session.run("give", scripts.container_record(inputs.ctid)))["record"])
                 if record:
-                    async with ssh.connect(self.stack.host(there)) as other:
-                        await other.run("take", scripts.container_record(inputs.ctid, record))
+                    async with ssh.connect(self.stack.host(new_host)) as new_session:
+                        await new_session.run("take", scripts.container_record(inputs.ctid, record))
                     await session.run("forget", scripts.container_record(inputs.ctid, record))
         except HomelabError as error:
             raise HomelabError(
-                wanted=f"the notes about container {inputs.ctid} moved from {left} to {there}",
+                wanted=f"the notes about container {inputs.ctid} moved from {old_host} to {new_host}",
                 found=f"{error.wanted}: {error.found}",
                 why="without these notes, the lines that this program gave the container can't be told from other "
                 "lines; the container is as it was",
-                next=f"bring {left} back, then run the same command again; or migrate the container back; or, if "
-                f"{left} won't come back, take it out of "
+                next=f"bring {old_host} back, then run the same command again; or migrate the container back; or, if "
+                f"{old_host} won't come back, take it out of "
                 "homelab:hosts: then you have to take these lines out yourself",
             ) from error
 
@@ -108,22 +108,22 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             tell(f"{inputs.container}: not compared: {facts.handover.away}")
             return outputs
         drift = _drift(facts, inputs)
-        moved = self._moved(facts, inputs, outputs)
-        for difference in drift + moved:
+        device_drift = self._device_drift(facts, inputs, outputs)
+        for difference in drift + device_drift:
             tell(f"{inputs.container}: drift: {difference}")
-        inside = self._inside(facts, inputs)
-        for difference in inside:
+        library_drift = self._library_drift(facts, inputs)
+        for difference in library_drift:
             tell(f"{inputs.container}: drift: {difference}")
         gone = facts.guests.config(inputs.ctid) is None
         return dataclasses.replace(
             outputs,
             generation=outputs.generation + bool(drift),
-            again=outputs.again + bool(inside),
-            stale=bool(moved) or gone,
+            again=outputs.again + bool(library_drift),
+            stale=bool(device_drift) or gone,
         )
 
-    def _inside(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
-        """What has become of packages for its cards."""
+    def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
+        """Drift of the packages for the container's cards, a sentence each."""
         container = self._settings(inputs)
         text = facts.systems.get(str(inputs.ctid))
         if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
@@ -133,27 +133,33 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             return []
         return libraries.drift(reading.parse(text))
 
-    def _moved(self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> list[str]:
-        """The numbers that the drivers have given to the container's cards since."""
+    def _device_drift(
+        self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
+    ) -> list[str]:
+        """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
         container = self._settings(inputs)
         if container is None:  # it leaves the stack
             return []
         want = _wanted(inputs)
-        found, _ = container_plan.numbers(
+        minors, _ = container_plan.numbers(
             inputs.container, container, container_plan.cards(facts, want, {}, inputs.node), want
         )
-        said = [] if found == outputs.minors else [f"its cards are /dev/nvidia{found}, not /dev/nvidia{outputs.minors}"]
+        differences = (
+            [] if minors == outputs.minors else [f"its cards are /dev/nvidia{minors}, not /dev/nvidia{outputs.minors}"]
+        )
         shared, _ = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         for gpu, card in shared.items():
             before = outputs.shared.get(gpu)
             if before is not None and before != card:
-                said.append(f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}")
-        return said
+                differences.append(
+                    f"the nodes of gpus.{gpu} are {', '.join(card['nodes'])}, not {', '.join(before['nodes'])}"
+                )
+        return differences
 
     def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
         return self.stack.container(inputs.container)
 
-    def _planned(
+    def _plan(
         self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int = 0, again: int = 0
     ) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
@@ -168,8 +174,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         guard.hold(inputs.host, self.host(inputs))
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
         want = _wanted(inputs)
-        found = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
-        minors, errors = container_plan.check(inputs.container, container, facts, found, want)
+        cards = container_plan.cards(facts, want, self.stack.vms(inputs.host), inputs.node)
+        minors, errors = container_plan.check(inputs.container, container, facts, cards, want)
         shared, refused = other_makers.shared(inputs.container, container, facts, inputs.gpus, inputs.node)
         raise_all([*errors, *refused, *libraries.refusals(inputs.container, container, facts, inputs.gpus)])
         config = facts.guests.config(inputs.ctid)
@@ -177,8 +183,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             asyncio.run(self._take_over(inputs, facts, config))
         return ContainerProbe.Outputs(
             minors=minors,
-            functions=container_plan.functions([found.slots[number] for number in minors], facts),
-            resume=inputs.power == "keep" and stopped_by_us(inputs.ctid, inputs.boot, boot),
+            functions=container_plan.functions([cards.slots[number] for number in minors], facts),
+            resume=inputs.power == "keep" and stopped_by_reboot(inputs.ctid, inputs.boot, boot),
             guest_name=config.values.get("hostname", inputs.container) if config else inputs.container,
             generation=generation,
             again=again,
@@ -191,7 +197,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         """It owns nothing. What was given to a container that has moved since is still to be given back, where it is
         now."""
         if inputs.cluster and inputs.host not in self.stack.host_names():
-            _lost(inputs, inputs.host)
+            _tell_of_lost_record(inputs, inputs.host)
             return
         if inputs.cluster:
             self._give_back_elsewhere(inputs, outputs.identity)
@@ -199,11 +205,11 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
     def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, before: str) -> None:
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))
         node = facts.cluster.node_of(inputs.ctid)
-        if not node or not any(one.id == inputs.ctid for one in facts.containers):
+        if not node or not any(container.id == inputs.ctid for container in facts.containers):
             return
-        peers = (one for one in self.stack.peers(inputs.host) if (self.stack.host(one).node or one) == node)
-        there = next(peers, None)
-        if there is None:
+        peers = (peer for peer in self.stack.peers(inputs.host) if (self.stack.host(peer).node or peer) == node)
+        new_host = next(peers, None)
+        if new_host is None:
             raise HomelabError(
                 wanted=f"what container {inputs.ctid} was given for its cards taken out of it",
                 found=f"it is on {node} now, which is no host of these settings",
@@ -211,46 +217,46 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 next=f"migrate it back (on {node}, while it is off: `pct migrate {inputs.ctid} {inputs.node}`), "
                 "then run the same command again",
             )
-        found = asyncio.run(ssh.read(self.stack.host(there), guests=True)).guests.config(inputs.ctid)
-        if found and is_another(before, identity(found.values)):
+        config = asyncio.run(ssh.read(self.stack.host(new_host), guests=True)).guests.config(inputs.ctid)
+        if config and is_another(before, identity(config.values)):
             tell(
                 f"{inputs.container}: container {inputs.ctid} on {node} is another one now: nothing is taken out of it"
             )
             return
         tell(f"{inputs.container}: container {inputs.ctid} is on {node} now: what it was given is taken out there")
-        asyncio.run(self._follow(inputs, inputs.host, there))
-        asyncio.run(self._taken_out(inputs, there))
+        asyncio.run(self._move_record(inputs, inputs.host, new_host))
+        asyncio.run(self._take_out(inputs, new_host))
 
-    async def _taken_out(self, inputs: ContainerProbe.Inputs, there: str) -> None:
+    async def _take_out(self, inputs: ContainerProbe.Inputs, new_host: str) -> None:
         shutdown = inputs.shutdown
         nothing = {"METHOD": "device", "MINORS": "", "FUNCTIONS": ""}
-        async with ssh.connect(self.stack.host(there)) as session:
+        async with ssh.connect(self.stack.host(new_host)) as session:
             script = scripts.container_gpus(
                 inputs.ctid, nothing, dataclasses.asdict(shutdown), "0", guest=inputs.container
             )
-            await session.run("revert", script, shutdown.timeout + self.stack.host(there).timeouts.script)
+            await session.run("revert", script, shutdown.timeout + self.stack.host(new_host).timeouts.script)
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
     return plan.Wanted("", "", {}, [], inputs.gpus)
 
 
-def _lost(inputs: ContainerProbe.Inputs, left: str) -> None:
+def _tell_of_lost_record(inputs: ContainerProbe.Inputs, old_host: str) -> None:
     tell(
-        f"{inputs.container}: note: {left} is no longer in homelab:hosts, and what was noted there of container "
+        f"{inputs.container}: note: {old_host} is no longer in homelab:hosts, and what was noted there of container "
         f"{inputs.ctid} is lost: lines that this program gave "
         "it there stay in its configuration, since they can't be told from your own. Take out those of cards that "
-        f"{left} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
+        f"{old_host} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
         f"lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is off"
     )
 
 
-def _require_same(inputs: ContainerProbe.Inputs, before: str, now: str) -> None:
-    if is_another(before, now):
+def _require_same(inputs: ContainerProbe.Inputs, before: str, current: str) -> None:
+    if is_another(before, current):
         raise HomelabError(
             wanted=f"container {inputs.ctid} ({inputs.container}) given its cards on {inputs.node}, where it is now",
             found=f"container {inputs.ctid} on {inputs.node} is another one: its network cards have other addresses "
-            f"({now} instead of {before})",
+            f"({current} instead of {before})",
             why="the one that had the cards is gone, and its id is used again; nothing was changed",
             next=f"correct ctid of containers.{inputs.container}; if this one is to have the cards, take the entry "
             "out, run `pulumi up`, and put it back",
@@ -262,9 +268,9 @@ def _drift(facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
     config = facts.guests.config(ctid)
     if config is None:
         return [f"container {ctid} is gone"]
-    known = next((one for one in facts.containers if one.id == ctid), None)
-    found = known.drift if known else ["nothing on the host tells what was given to it"]
+    container = next((given for given in facts.containers if given.id == ctid), None)
+    drift = container.drift if container else ["nothing on the host tells what was given to it"]
     power, runs = inputs.power, ctid in facts.guests.running
     if power != "keep" and runs != (power == "running") and "lxc" not in facts.guests.unlisted:
-        found = [*found, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
-    return found
+        drift = [*drift, f"container {ctid} is {'running' if runs else 'stopped'} instead of {power}"]
+    return drift

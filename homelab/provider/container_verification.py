@@ -16,7 +16,7 @@ from homelab.text import tell
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
-    """See the module."""
+    """Opens the device nodes of a container's cards from inside it."""
 
     resource = ContainerVerification
 
@@ -24,18 +24,18 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
-        seen, tried = asyncio.run(_verified(self.host(inputs), inputs.ctid, inputs.devices))
-        told = ", ".join(seen.nodes) or f"nothing (it is {seen.state})"
+        outputs, remarks = asyncio.run(_verify(self.host(inputs), inputs.ctid, inputs.devices))
+        opened = ", ".join(outputs.nodes) or f"nothing (it is {outputs.state})"
         who = "root and by an ordinary user"
         if inputs.devices.get("CARDS"):
             who = "root and by whom each is for (an ordinary user, or a member of its group)"
-        tell(f"opened in container {inputs.ctid}, by {who}: {told}")
-        for one in tried:
-            tell(f"container {inputs.ctid}: {one}")
-        return seen
+        tell(f"opened in container {inputs.ctid}, by {who}: {opened}")
+        for remark in remarks:
+            tell(f"container {inputs.ctid}: {remark}")
+        return outputs
 
 
-async def _verified(host: Host, ctid: int, devices: dict[str, str]) -> tuple[ContainerVerification.Outputs, list[str]]:
+async def _verify(host: Host, ctid: int, devices: dict[str, str]) -> tuple[ContainerVerification.Outputs, list[str]]:
     try:
         async with ssh.connect(host) as session:
             text = await session.run("apply", scripts.container_verification(ctid, devices))

@@ -15,25 +15,25 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, DifferenceKind]
     :param new: the same, which a preview may not know yet.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, DifferenceKind] = {}
+        kinds: dict[str, DifferenceKind] = {}
         for key in [*old, *(key for key in new if key not in old)]:
-            had, has = old.get(key), new.get(key)
-            where = _joined(path, str(key))
-            if had is None or has is None:
-                if had is not has:
-                    found[where] = "add" if had is None else "delete"
+            before, after = old.get(key), new.get(key)
+            inner = _joined(path, str(key))
+            if before is None or after is None:
+                if before is not after:
+                    kinds[inner] = "add" if before is None else "delete"
             else:
-                found |= differences(had, has, where)
-        return found
+                kinds |= differences(before, after, inner)
+        return kinds
     if isinstance(old, list) and isinstance(new, list):
-        found = {}
+        kinds = {}
         for index in range(max(len(old), len(new))):
-            where = f"{path}[{index}]"
+            inner = f"{path}[{index}]"
             if index >= len(old) or index >= len(new):
-                found[where] = "add" if index >= len(old) else "delete"
+                kinds[inner] = "add" if index >= len(old) else "delete"
             else:
-                found |= differences(old[index], new[index], where)
-        return found
+                kinds |= differences(old[index], new[index], inner)
+        return kinds
     return {} if old == new and isinstance(old, bool) == isinstance(new, bool) else {path: "update"}
 
 

@@ -34,14 +34,14 @@ from homelab.text import tell
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """`update`: its phase; `old`: the version that is kept; `new`: the one that is installed; `given_up`: one that was
-    taken back; `running`: containers that are on."""
+class _UpdateState:
+    """The update of a host's driver. `phase`: such as `tried`; `old_version`: the one that is kept; `new_version`: the
+    one that is installed; `rejected_version`: one that was taken back; `running`: ids of containers that are on."""
 
-    update: str
-    old: str
-    new: str
-    given_up: str
+    phase: str
+    old_version: str
+    new_version: str
+    rejected_version: str
     running: frozenset[int]
 
 
@@ -57,7 +57,7 @@ class _Follower:
 
 
 class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
-    """See the module."""
+    """Tries a host's new driver in its containers, and confirms it or takes it back."""
 
     resource = DriverTrial
 
@@ -65,35 +65,35 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
         return f"{inputs.host} trial"
 
     def create(self, inputs: DriverTrial.Inputs) -> NoOutputs:
-        asyncio.run(self._tried(inputs))
+        asyncio.run(self._try(inputs))
         return NoOutputs()
 
-    async def _tried(self, inputs: DriverTrial.Inputs) -> None:
+    async def _try(self, inputs: DriverTrial.Inputs) -> None:
         stack = self.wanted_stack(inputs)
         followers = self._followers(inputs)
         if stack is None or not followers:
             return
         async with self.session(inputs, limits.of_script(self.host(inputs), stack)) as run:
             host = _Host(inputs.system_name, stack, run, followers)
-            known = await host.waiting()
-            if known.given_up:
+            state = await host.waiting()
+            if state.rejected_version:
                 # Nothing is tried here; but a run may have been killed before all containers had theirs back.
-                raise _given_up(known.given_up, await host.containers_back(known.new))
-            if known.update not in ("tried", "back"):
+                raise _given_up(state.rejected_version, await host.containers_back(state.new_version))
+            if state.phase not in ("tried", "back"):
                 return
             failed = None
-            if known.update == "tried":
-                failed = await host.try_containers(known.new, known.running)
+            if state.phase == "tried":
+                failed = await host.try_containers(state.new_version, state.running)
                 if failed is None:
                     await host.confirm()
                     return
-            raise await host.take_back(known.old, known.new, failed)
+            raise await host.take_back(state.old_version, state.new_version, failed)
 
     def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
         return [
-            _Follower(f"containers.{name}", one.ctid, one.nvidia, _lock(inputs.locks, f"containers.{name}"))
-            for name, one in sorted(self.stack.containers(inputs.host).items())
-            if one.nvidia is not None
+            _Follower(f"containers.{name}", container.ctid, container.nvidia, _lock(inputs.locks, f"containers.{name}"))
+            for name, container in sorted(self.stack.containers(inputs.host).items())
+            if container.nvidia is not None
         ]
 
 
@@ -101,11 +101,11 @@ def _lock(locks: Mapping[str, object], name: str) -> SystemLock | None:
     return SystemLock.model_validate(locks[name]) if name in locks else None
 
 
-def _given_up(version: str, back: list[str]) -> HomelabError:
+def _given_up(version: str, messages: list[str]) -> HomelabError:
     return HomelabError(
         wanted=f"NVIDIA's driver {version} on the host, and its libraries in each of its containers",
         found="an earlier run could not bring it about everywhere, and has put the old version back"
-        + "".join(f"; {one}" for one in back),
+        + "".join(f"; {message}" for message in messages),
         why="a container's libraries must be of the host's version, to the last digit",
         next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for "
         "another try: "
@@ -122,84 +122,86 @@ class _Host:
     run: Run
     followers: list[_Follower]
 
-    async def waiting(self) -> _Waiting:
+    async def waiting(self) -> _UpdateState:
         """What driver_update.sh says of the host's update."""
-        ctids = [one.ctid for one in self.followers]
+        ctids = [follower.ctid for follower in self.followers]
         script = steps.driver_update("host", self.nvidia, self.name, ctids)
-        found = scripts.answer(await self.run("waiting", script))
-        running = frozenset(int(ctid) for ctid in found["running"])
-        return _Waiting(found["update"], found["old"], found["new"], found["givenUp"], running)
+        answer = scripts.answer(await self.run("waiting", script))
+        running = frozenset(int(ctid) for ctid in answer["running"])
+        return _UpdateState(answer["update"], answer["old"], answer["new"], answer["givenUp"], running)
 
     async def end(self, verb: str) -> Mapping[str, Any]:
         """The answer of driver_update.sh on the host itself."""
         return scripts.answer(await self.run(verb, steps.driver_update("host", self.nvidia, self.name)))
 
-    async def ask_in(self, one: _Follower, verb: str, script: str) -> Any:
+    async def ask_in(self, follower: _Follower, verb: str, script: str) -> Any:
         """The answer of a script in a container."""
-        return scripts.answer(await self.run(verb, steps.in_container(one.ctid, script)))
+        return scripts.answer(await self.run(verb, steps.in_container(follower.ctid, script)))
 
     async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
         """Brings the libraries into one container after the other.
 
         :returns: the first that can't have them, and why.
         """
-        for one in self.followers:
-            if one.ctid not in running:
-                tell(f"{self.name}: {one.name} is off: the driver {version} is not tried in it")
+        for follower in self.followers:
+            if follower.ctid not in running:
+                tell(f"{self.name}: {follower.name} is off: the driver {version} is not tried in it")
                 continue
-            tell(f"{self.name}: trying the libraries of {version} in {one.name}, before the old driver is given up")
+            tell(
+                f"{self.name}: trying the libraries of {version} in {follower.name}, before the old driver is given up"
+            )
             try:
-                looked_at = await self._looked_at(one)
+                has_libraries = await self._has_libraries(follower)
             except UnreachableError:
                 raise
-            except HomelabError as error:  # one without bash, say; its own stack fails by that
+            except HomelabError as error:  # a container without bash, say; its own stack fails by that
                 tell(
-                    f"{self.name}: {one.name} can't be looked into ({error.found}): the driver {version} is not "
+                    f"{self.name}: {follower.name} can't be looked into ({error.found}): the driver {version} is not "
                     "tried in it"
                 )
                 continue
             try:
-                if looked_at:
-                    await self._bring_in(one)
+                if has_libraries:
+                    await self._bring_in(follower)
             except UnreachableError:
                 raise
             except HomelabError as error:
-                return one, error
+                return follower, error
         return None
 
-    async def _looked_at(self, one: _Follower) -> bool:
-        """Has it libraries of this program's? Who has none yet loses none."""
-        text = await self.run("read_system", steps.in_container(one.ctid, steps.read_system()))
-        found = reading.parse(text)
-        one.facts = facts_of(found, "lxc") if "driver" in found.steps else None
-        return one.facts is not None
+    async def _has_libraries(self, follower: _Follower) -> bool:
+        """Reads the container: has it libraries of this program's? One that has none yet loses none."""
+        text = await self.run("read_system", steps.in_container(follower.ctid, steps.read_system()))
+        system = reading.parse(text)
+        follower.facts = facts_of(system, "lxc") if "driver" in system.steps else None
+        return follower.facts is not None
 
-    async def _bring_in(self, one: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
+    async def _bring_in(self, follower: _Follower, *, repository_alone: bool = False, awaited: bool = True) -> None:
         """The steps of its stack that bring the libraries of `facts["host_driver"]`.
 
         :param awaited: the old ones are kept until `confirm`.
         """
-        assert one.facts is not None
-        request = request_of("lxc", one.name, one.facts, one.nvidia, None, one.lock)
+        assert follower.facts is not None
+        request = request_of("lxc", follower.name, follower.facts, follower.nvidia, None, follower.lock)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
-        script = steps.repository(plan, one.nvidia, packages_to_ask_for(request), context=context)
-        offered = (await self.ask_in(one, "apply", script))["offered"]
+        script = steps.repository(plan, follower.nvidia, packages_to_ask_for(request), context=context)
+        offered = (await self.ask_in(follower, "apply", script))["offered"]
         if repository_alone:
             return
-        request = request_of("lxc", one.name, one.facts, one.nvidia, offered, one.lock)
+        request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered, follower.lock)
         plan = plan_stack(request)
         await self.ask_in(
-            one,
+            follower,
             "apply",
-            steps.driver(plan, one.nvidia, context=Expected.of(request, plan).context, awaited=awaited),
+            steps.driver(plan, follower.nvidia, context=Expected.of(request, plan).context, awaited=awaited),
         )
 
     async def confirm(self) -> None:
         """The new version stays, the host last: killed before that, the next run tries all of it again."""
-        for one in self.followers:
-            if one.facts is not None:
-                await self.ask_in(one, "confirm", steps.driver_update("lxc", one.nvidia, one.name))
+        for follower in self.followers:
+            if follower.facts is not None:
+                await self.ask_in(follower, "confirm", steps.driver_update("lxc", follower.nvidia, follower.name))
         await self.end("confirm")
 
     async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
@@ -211,7 +213,7 @@ class _Host:
         if failed is not None:
             tell(f"{self.name}: {failed[0].name} can't have the libraries of {new}: putting {old} back everywhere")
         try:
-            done = await self.end("back")
+            answer = await self.end("back")
         except HomelabError as error:
             return reason.retold(
                 why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put "
@@ -220,23 +222,23 @@ class _Host:
                 next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: "
                 f"{reason.next}",
             )
-        if not done["old"]:
+        if not answer["old"]:
             # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the
             # others.
-            others = await self._follow_anyway(failed[0] if failed else None)
+            failures = await self._follow_anyway(failed[0] if failed else None)
             stays = (
                 f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
             )
-            return reason.retold(next="; ".join([stays, *others]))
-        now = [f"{self.name}: {done['now']}", *await self.containers_back(old)]
+            return reason.retold(next="; ".join([stays, *failures]))
+        messages = [f"{self.name}: {answer['now']}", *await self.containers_back(old)]
         if failed is None:
-            return _given_up(new, now)
+            return _given_up(new, messages)
         return reason.retold(
             why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update "
             f"from {old} to {new} is given "
             "up, too",
-            next=f"the driver {old} is back: {'; '.join(now)}. Set {self.name}.nvidia.driver to it; or for another "
-            f"try: {reason.next}, then run "
+            next=f"the driver {old} is back: {'; '.join(messages)}. Set {self.name}.nvidia.driver to it; or for "
+            f"another try: {reason.next}, then run "
             "`pulumi up --refresh`",
         )
 
@@ -245,51 +247,55 @@ class _Host:
 
         :returns: who can't have it, and why.
         """
-        said, running = [], (await self.waiting()).running
-        for one in self.followers:
-            if one is failed or one.ctid not in running:
-                one.facts = None
+        failures, running = [], (await self.waiting()).running
+        for follower in self.followers:
+            if follower is failed or follower.ctid not in running:
+                follower.facts = None
                 continue
             try:
-                if await self._looked_at(one):
-                    await self._bring_in(one)
+                if await self._has_libraries(follower):
+                    await self._bring_in(follower)
             except UnreachableError:
                 raise
             except HomelabError as error:
-                one.facts = None
-                said.append(f"{one.name}: {error.wanted}; found: {error.found}; {error.next}")
+                follower.facts = None
+                failures.append(f"{follower.name}: {error.wanted}; found: {error.found}; {error.next}")
         await self.confirm()
-        return said
+        return failures
 
     async def containers_back(self, old: str) -> list[str]:
         """Each container that runs and has this program's libraries gets the old ones.
 
         :returns: what is so now, a sentence for each.
         """
-        said = []
+        messages = []
         running = (await self.waiting()).running
-        for one in self.followers:
-            if one.ctid not in running:
+        for follower in self.followers:
+            if follower.ctid not in running:
                 continue
             try:
-                if not await self._looked_at(one):
+                if not await self._has_libraries(follower):
                     continue
-                done = await self.ask_in(one, "back", steps.driver_update("lxc", one.nvidia, one.name))
+                answer = await self.ask_in(follower, "back", steps.driver_update("lxc", follower.nvidia, follower.name))
                 # Its preferences name the new version by now.
-                one.facts = {**one.facts, "host_driver": old} if one.facts else None
-                there = bool(done["old"]) or bool(re.search(rf"libraries are {re.escape(old)}(?![\d.])", done["now"]))
+                follower.facts = {**follower.facts, "host_driver": old} if follower.facts else None
+                is_back = bool(answer["old"]) or bool(
+                    re.search(rf"libraries are {re.escape(old)}(?![\d.])", answer["now"])
+                )
                 try:
-                    await self._bring_in(one, repository_alone=there, awaited=False)
+                    await self._bring_in(follower, repository_alone=is_back, awaited=False)
                 except UnreachableError:
                     raise
                 except HomelabError:
                     # Settings that name the new version can't be planned with the old one: one that is back stays as it
                     # is.
-                    if not there:
+                    if not is_back:
                         raise
-                said.append(f"{one.name}: {done['now'] if there else f'its libraries are {old} again'}")
+                messages.append(f"{follower.name}: {answer['now'] if is_back else f'its libraries are {old} again'}")
             except UnreachableError:
                 raise
             except HomelabError as error:
-                said.append(f"{one.name} could not be put back: {error.wanted}; found: {error.found}; {error.next}")
-        return said
+                messages.append(
+                    f"{follower.name} could not be put back: {error.wanted}; found: {error.found}; {error.next}"
+                )
+        return messages

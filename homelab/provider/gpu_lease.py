@@ -155,7 +155,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         if options <= found:
             return found
         notes = asyncio.run(noted_by_peers(self.stack, inputs.host, name))
-        for noted in notes.found.values():
+        for noted in notes.by_host.values():
             found |= _given(config, noted, inputs)
         if not options <= found:
             notes.require_all(

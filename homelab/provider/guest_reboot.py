@@ -14,29 +14,29 @@ from homelab.text import tell
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
-    """See the module."""
+    """Restarts a guest from inside if its running kernel can't use the installed driver."""
 
     resource = GuestReboot
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
-        reading, why = asyncio.run(self._booted(inputs))
+        reading, why = asyncio.run(self._boot_for_driver(inputs))
         return GuestReboot.Outputs(boot_id=reading.boot_id, rebooted=why)
 
-    async def _booted(self, inputs: GuestReboot.Inputs) -> tuple[SystemReading, str]:
+    async def _boot_for_driver(self, inputs: GuestReboot.Inputs) -> tuple[SystemReading, str]:
         """The system once no reboot is needed, and why there was one; empty: there was none."""
         name, version = inputs.system_name, inputs.driver
         patience = float(inputs.timeout)
         old, why = "", ""
 
-        async def restart(run: Run, found: SystemReading) -> None:
+        async def restart(run: Run, current: SystemReading) -> None:
             nonlocal old, why
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
-            reason = reboot_reason(found, version)
-            if not reason or found.boot_id != (old or found.boot_id):
+            reason = reboot_reason(current, version)
+            if not reason or current.boot_id != (old or current.boot_id):
                 return
             if not why:
                 tell(f"{name}: rebooting it, because {reason}")
-            old, why = found.boot_id, reason
+            old, why = current.boot_id, reason
             await run("apply", scripts.compose("reboot_guest.sh"))
 
         # Over one connection: a guest that is on its way down takes no new one.
@@ -45,13 +45,13 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             return reading, ""
         if reading.boot_id == old:
             reading = await self.read_system_in_time(inputs, patience, old)
-        if still := reboot_reason(reading, version):
-            raise self._no_use(name, version, still)
+        if reason_left := reboot_reason(reading, version):
+            raise self._still_unused(name, version, reason_left)
         tell(f"{name}: it is back, kernel {reading.system.running}")
         return reading, why
 
     @staticmethod
-    def _no_use(name: str, version: str, reason: str) -> Exception:
+    def _still_unused(name: str, version: str, reason: str) -> Exception:
         return HomelabError(
             wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
             found=reason,

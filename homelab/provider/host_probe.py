@@ -16,15 +16,17 @@ from homelab.text import tell
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
-    """See the module."""
+    """Reads and plans a host, compares it with the plan, and at the end takes away what killed runs left."""
 
     resource = HostProbe
 
     def create(self, inputs: HostProbe.Inputs) -> HostProbe.Outputs:
-        return self._planned(inputs, dict.fromkeys(LAYERS, 0))
+        return self._plan(inputs, dict.fromkeys(LAYERS, 0))
 
-    def update(self, inputs: HostProbe.Inputs, had: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
-        return self._planned(inputs, _raised(outputs.generation, set()))
+    def update(
+        self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
+    ) -> HostProbe.Outputs:
+        return self._plan(inputs, _raised(outputs.generation, set()))
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -36,17 +38,17 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         generation = _raised(outputs.generation, {layer for layer, differences in drift.items() if differences})
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
-    def _planned(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
+    def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
         guard.hold(inputs.host, self.host(inputs))
         host, vms, containers = self.host(inputs), self.stack.vms(inputs.host), self.stack.containers(inputs.host)
-        found = asyncio.run(planning.planned(inputs.host, host, vms, containers))
+        planned = asyncio.run(planning.planned(inputs.host, host, vms, containers))
         # Also for those who skip the preview: what a reboot stops is said before anything is changed.
-        slots = {gpu: about["slot"] for gpu, about in found.want.gpus.items()}
-        for said in gates.remarks(found.facts, host, slots):
-            tell(f"{inputs.host}: note: {said}")
-        tell(f"{inputs.host}: reboot: {found.reboot.in_short(found.want.gpus)}")
-        self.said_of_reboot.add(inputs.host)
-        return HostProbe.Outputs(**dataclasses.asdict(found.want), generation=generation, stale=False)
+        slots = {gpu: card["slot"] for gpu, card in planned.want.gpus.items()}
+        for remark in gates.remarks(planned.facts, host, slots):
+            tell(f"{inputs.host}: note: {remark}")
+        tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
+        self.announced_reboots.add(inputs.host)
+        return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:
         edits: list[str] = []
@@ -54,10 +56,10 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             host = self.host(inputs)
             facts = asyncio.run(ssh.read(host))
             edits = facts.edits
-            StorageFileWork(self.stack.texts).left(host.node or inputs.host, inputs.host, facts.ledger)
+            StorageFileWork(self.stack.texts).remove_unfinished(host.node or inputs.host, inputs.host, facts.ledger)
             owner = kept_scripts.owner_of(self.urn, inputs.host)
             if owner in facts.kept_scripts:
-                asyncio.run(self._left_of_scripts(inputs.host, host, owner))
+                asyncio.run(self._remove_scripts_left(inputs.host, host, owner))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         for copy in edits:
@@ -68,18 +70,18 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 "and the "
                 "GPU's binding until the next reboot"
             )
-        others = self.stack.host_names()
-        if others and inputs.host not in others:
+        hosts = self.stack.host_names()
+        if hosts and inputs.host not in hosts:
             # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
             # are one host.
             tell(
-                f"{inputs.host}: if {' or '.join(others)} is this host under another name, its boot configuration "
+                f"{inputs.host}: if {' or '.join(hosts)} is this host under another name, its boot configuration "
                 "and services have just been taken back: "
                 "run `pulumi up --refresh` before the host is rebooted, which writes them again"
             )
 
-    async def _left_of_scripts(self, name: str, host: Host, owner: str) -> None:
-        """The last of a host; what a run that was killed left of this stack's scripts is taken away."""
+    async def _remove_scripts_left(self, name: str, host: Host, owner: str) -> None:
+        """Takes away what a run that was killed left of this stack's scripts on a host."""
         try:
             async with ssh.connect(host) as session:
                 await session.run("revert", kept_scripts.in_use(owner), float(host.timeouts.script))

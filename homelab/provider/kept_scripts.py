@@ -11,7 +11,7 @@ from homelab.text import tell
 
 
 class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
-    """See the module."""
+    """Puts this program's scripts on a host, and compares them."""
 
     resource = KeptScripts
 
@@ -20,20 +20,20 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
         return KeptScripts.Outputs()
 
     def update(
-        self, inputs: KeptScripts.Inputs, had: KeptScripts.Inputs, outputs: KeptScripts.Outputs
+        self, inputs: KeptScripts.Inputs, before: KeptScripts.Inputs, outputs: KeptScripts.Outputs
     ) -> KeptScripts.Outputs:
         return self.create(inputs)
 
     def read(self, inputs: KeptScripts.Inputs, outputs: KeptScripts.Outputs) -> KeptScripts.Outputs:
         if inputs.version != kept_scripts.version():
-            return outputs  # of another version of this program: this one's come with the next `up`
-        there = self.facts_of_refresh(inputs).kept_scripts
-        lacking = sorted({one.name for one in kept_scripts.texts()} - {*there.get(inputs.owner, ())})
+            return outputs  # another version's scripts: those of this one come with the next `up`
+        names_on_host = self.facts_of_refresh(inputs).kept_scripts
+        lacking = sorted({script.name for script in kept_scripts.texts()} - {*names_on_host.get(inputs.owner, ())})
         drift = []
         if lacking:
-            named = ", ".join(one.rpartition(".")[0] for one in lacking[:3])
+            names = ", ".join(script.rpartition(".")[0] for script in lacking[:3])
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            drift = [f"scripts of this program's are missing on the host, or changed: {named}{more}"]
+            drift = [f"scripts of this program's are missing on the host, or changed: {names}{more}"]
             tell(f"{inputs.host}: drift: {drift[0]}")
         return KeptScripts.Outputs(drift=drift)
 

@@ -33,7 +33,7 @@ class Engine:
 
 
 @contextlib.contextmanager
-def about(urn: str) -> Iterator[None]:
+def messages_of(urn: str) -> Iterator[None]:
     """Messages within are the resource's."""
     token = _URN.set(urn)
     try:

@@ -8,7 +8,16 @@ import secrets
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.provider.api import MOVED, ApiWork, is_marked, made_container, marked_anew, require_same, stays, taken
+from homelab.provider.api import (
+    MOVED,
+    ApiWork,
+    created_container,
+    id_in_use,
+    is_marked,
+    marked_anew,
+    reason_to_keep,
+    require_same,
+)
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.new_container import NewContainer
 from homelab.text import tell
@@ -21,7 +30,7 @@ _MOUNTED = re.compile(r"mp\d+")
 
 
 class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
-    """See the module."""
+    """Creates a container over the API, changes it in place, and removes it unless it is protected."""
 
     resource = NewContainer
 
@@ -30,18 +39,18 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
 
     def create(self, inputs: NewContainer.Inputs) -> NewContainer.Outputs:
         instance = secrets.token_hex(8)
-        self._made(inputs, instance)
+        self._create(inputs, instance)
         return NewContainer.Outputs(instance=instance)
 
-    def _made(self, inputs: NewContainer.Inputs, instance: str) -> None:
+    def _create(self, inputs: NewContainer.Inputs, instance: str) -> None:
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
         wanted = f"container {ctid} ({name}) created"
-        found = self._found(inputs)
-        config = strings(found or {})
-        if found is None:
+        current = self._config_with_digest(inputs)
+        config = strings(current or {})
+        if current is None:
             tell(f"{name}: creating container {ctid}")
-            about = {"description": f"{inputs.mark} {instance}"}
-            about |= {**inputs.config, **inputs.secret_config}
+            parameters = {"description": f"{inputs.mark} {instance}"}
+            parameters |= {**inputs.config, **inputs.secret_config}
             self._task(
                 inputs,
                 "post",
@@ -50,15 +59,15 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
                 "vzcreate",
                 api.host.timeouts.create,
                 vmid=ctid,
-                **about,
+                **parameters,
             )
         elif is_marked(inputs.mark, config) and "lock" not in config:
             tell(f"{name}: container {ctid} was made by an earlier run that was interrupted")
-            # Whoever made it before, such as the resource that this one replaces, no longer removes it.
+            # The resource that made it before, such as the one that this one replaces, no longer removes it.
             description = marked_anew(inputs.mark, instance, config)
-            api.put(self._path(inputs), wanted, digest=found["digest"], description=description)
+            api.put(self._path(inputs), wanted, digest=current["digest"], description=description)
         else:
-            raise taken(inputs.mark, made_container(ctid, name), config)
+            raise id_in_use(inputs.mark, created_container(ctid, name), config)
 
     def _task(
         self,
@@ -75,48 +84,52 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
 
         self.api(inputs).carry_out(verb, path, wanted, seconds, say, kinds=(kind,), **parameters)
 
-    def _found(self, inputs: NewContainer.Inputs) -> dict[str, Any] | None:
+    def _config_with_digest(self, inputs: NewContainer.Inputs) -> dict[str, Any] | None:
         """The container's configuration and its digest; None: there is none."""
         try:
-            found = self.api(inputs).get(self._path(inputs), f"to read the configuration of container {inputs.ctid}")
+            config = self.api(inputs).get(self._path(inputs), f"to read the configuration of container {inputs.ctid}")
         except NotThereError:
             return None
-        return dict(found)
+        return dict(config)
 
     def _config(self, inputs: NewContainer.Inputs) -> dict[str, str] | None:
         """The container's configuration; None: there is none."""
-        found = self._found(inputs)
-        return None if found is None else strings(found)
+        config = self._config_with_digest(inputs)
+        return None if config is None else strings(config)
 
     @staticmethod
     def _path(inputs: NewContainer.Inputs) -> str:
-        return made_container(inputs.ctid, inputs.container).path(inputs.node)
+        return created_container(inputs.ctid, inputs.container).path(inputs.node)
 
     def read(self, inputs: NewContainer.Inputs, outputs: NewContainer.Outputs) -> NewContainer.Outputs:
-        guest = made_container(inputs.ctid, inputs.container)
-        drift = self.drift_of_made(inputs, guest, inputs.mark, outputs.instance, _compared(inputs), inputs.config)
+        guest = created_container(inputs.ctid, inputs.container)
+        drift = self.drift_of_created(inputs, guest, inputs.mark, outputs.instance, _compared(inputs), inputs.config)
         return outputs if drift is None else dataclasses.replace(outputs, drift=drift)
 
     def update(
-        self, inputs: NewContainer.Inputs, had: NewContainer.Inputs, outputs: NewContainer.Outputs
+        self, inputs: NewContainer.Inputs, before: NewContainer.Inputs, outputs: NewContainer.Outputs
     ) -> NewContainer.Outputs:
-        _require_same(had, inputs)
+        _require_same(before, inputs)
         if MOVED in outputs.drift:
             self._config(inputs)  # refused, unless it is back
-        if inputs.node != had.node:
-            guest = made_container(inputs.ctid, inputs.container)
-            found = strings(self.api(inputs).get(self._path(inputs), f"container {inputs.ctid} on {inputs.node}"))
-            require_same(guest, inputs, had, outputs.instance, found)
-        before, have = had.config, inputs.config
-        keys = list(dict.fromkeys([*_compared(inputs), *_compared(had)]))
-        again = [
-            key for key in (*keys, "net0") if key in have and (before.get(key) != have[key] or key in outputs.drift)
+        if inputs.node != before.node:
+            guest = created_container(inputs.ctid, inputs.container)
+            config = strings(self.api(inputs).get(self._path(inputs), f"container {inputs.ctid} on {inputs.node}"))
+            require_same(guest, inputs, before, outputs.instance, config)
+        options_before, options = before.config, inputs.config
+        keys = list(dict.fromkeys([*_compared(inputs), *_compared(before)]))
+        changed = [
+            key
+            for key in (*keys, "net0")
+            if key in options and (options_before.get(key) != options[key] or key in outputs.drift)
         ]
-        gone = [key for key in keys if key in before and key not in have]
-        if again or gone:
+        removed = [key for key in keys if key in options_before and key not in options]
+        if changed or removed:
             api, ctid = self.api(inputs), inputs.ctid
-            change: dict[str, Any] = {key: have[key] for key in again} | ({"delete": ",".join(gone)} if gone else {})
-            wanted = f"to change {', '.join([*again, *gone])} of container {ctid}"
+            change: dict[str, Any] = {key: options[key] for key in changed} | (
+                {"delete": ",".join(removed)} if removed else {}
+            )
+            wanted = f"to change {', '.join([*changed, *removed])} of container {ctid}"
             digest = api.get(self._path(inputs), wanted)["digest"]
             api.put(self._path(inputs), wanted, digest=digest, **change)
         return dataclasses.replace(outputs, drift=[])
@@ -132,9 +145,9 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
         if config is None:
             return
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
-        same = self.stack.adopting_container(ctid, inputs.host)
-        adopted, elsewhere = [f"containers.{one}" for one in same], inputs.node != made_on
-        if why := stays(inputs, outputs.instance, config, "container", adopted, elsewhere=elsewhere):
+        names = self.stack.adopting_container(ctid, inputs.host)
+        adopted, elsewhere = [f"containers.{entry}" for entry in names], inputs.node != made_on
+        if why := reason_to_keep(inputs, outputs.instance, config, "container", adopted, elsewhere=elsewhere):
             tell(f"{name}: container {ctid} stays: {why}")
             return
         base = f"nodes/{api.node}/lxc/{ctid}"
@@ -154,13 +167,13 @@ def _compared(inputs: NewContainer.Inputs) -> list[str]:
     return [*COMPARED, *(key for key in inputs.config if _MOUNTED.fullmatch(key))]
 
 
-def _require_same(had: NewContainer.Inputs, new: NewContainer.Inputs) -> None:
+def _require_same(before: NewContainer.Inputs, inputs: NewContainer.Inputs) -> None:
     for key, what in (("ostemplate", "template"), ("rootfs", "disk"), ("unprivileged", "unprivileged")):
-        before, wanted = had.config.get(key), new.config.get(key)
-        if before != wanted:
+        original, wanted = before.config.get(key), inputs.config.get(key)
+        if original != wanted:
             raise HomelabError(
-                wanted=f"containers.{new.container}.create.{what}: {wanted}",
-                found=f"the container was made with {before}",
+                wanted=f"containers.{inputs.container}.create.{what}: {wanted}",
+                found=f"the container was made with {original}",
                 why="only a new container could have that, and what is on the disk would be lost",
-                next=f"put it back; or take containers.{new.container} out, run `pulumi up`, and create it again",
+                next=f"put it back; or take containers.{inputs.container} out, run `pulumi up`, and create it again",
             )

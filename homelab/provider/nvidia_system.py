@@ -17,15 +17,15 @@ from homelab.text import tell
 
 
 class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
-    """See the module."""
+    """Reads a system, plans its NVIDIA stack, and compares it with that."""
 
     resource = NvidiaSystem
 
     def create(self, inputs: SystemInputs) -> NvidiaSystem.Outputs:
-        return self._planned(inputs, dict.fromkeys(LAYERS, 0))
+        return self._plan(inputs, dict.fromkeys(LAYERS, 0))
 
-    def update(self, inputs: SystemInputs, had: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
-        return self._planned(inputs, outputs.generation)
+    def update(self, inputs: SystemInputs, before: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+        return self._plan(inputs, outputs.generation)
 
     def delete(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> None:
         # Said whatever the steps do: under `purge` they have taken back what they added by now.
@@ -83,7 +83,7 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")
             return None
 
-    def _planned(self, inputs: SystemInputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
+    def _plan(self, inputs: SystemInputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             guard.hold(inputs.host, self.host(inputs))
         stack = self.wanted_stack(inputs)
@@ -106,4 +106,4 @@ def _expected(inputs: SystemInputs) -> list[str]:
     """The layers that the settings ask for."""
     stack = inputs.nvidia
     wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("container_toolkit")}
-    return [layer for layer, there in wanted.items() if there]
+    return [layer for layer, is_wanted in wanted.items() if is_wanted]

@@ -19,14 +19,14 @@ SLACK_SECONDS = 60
 
 
 class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerification.Outputs]):
-    """See the module."""
+    """Uses NVIDIA's stack from inside a system, and ends an update of the driver by what it sees."""
 
     resource = NvidiaVerification
 
     def create(self, inputs: NvidiaVerification.Inputs) -> NvidiaVerification.Outputs:
-        return NvidiaVerification.Outputs(result=asyncio.run(self._verified(inputs)))
+        return NvidiaVerification.Outputs(result=asyncio.run(self._verify(inputs)))
 
-    async def _verified(self, inputs: NvidiaVerification.Inputs) -> StackInUse:
+    async def _verify(self, inputs: NvidiaVerification.Inputs) -> StackInUse:
         stack = self.wanted_stack(inputs)
         if inputs.target == "vm" and stack is not None:
             # It may have been started a moment ago.
@@ -48,33 +48,34 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         return result
 
     def has_followers(self, inputs: NvidiaVerification.Inputs) -> bool:
-        """Has a container of this host NVIDIA's libraries from us?"""
-        return any(one.nvidia is not None for one in self.stack.containers(inputs.host).values())
+        """Has a container of this host NVIDIA's libraries from this program?"""
+        return any(container.nvidia is not None for container in self.stack.containers(inputs.host).values())
 
     async def _end_update(
         self, inputs: NvidiaVerification.Inputs, stack: Nvidia, errors: list[HomelabError], *, works: bool
     ) -> list[HomelabError]:
-        """An update of the driver that waited for a boot: with the new driver at work it is done; where that answers
-        nobody the old one is put back, and each error says so."""
+        """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
+        answer the old one is put back, and each error says so."""
         script = steps.driver_update(inputs.target, stack, inputs.system_name)
         async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as run:
-            done = scripts.answer(await run("confirm" if works else "back", script))
-        if not done["old"]:
+            answer = scripts.answer(await run("confirm" if works else "back", script))
+        if not answer["old"]:
             return errors
-        tell(f"{inputs.system_name}: the driver {done['old']} is back: {done['now']}")
-        back = f"the driver {done['old']} is back: {done['now']}"
+        tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")
+        back = f"the driver {answer['old']} is back: {answer['now']}"
         return [
-            one.retold(
-                why=f"{one.why}; the update is given up",
-                next=f"{back}. Set nvidia.driver to it; or for another try: {one.next}, then run `pulumi up --refresh`",
+            error.retold(
+                why=f"{error.why}; the update is given up",
+                next=f"{back}. Set nvidia.driver to it; or for another try: {error.next}, then run "
+                "`pulumi up --refresh`",
             )
-            for one in errors
+            for error in errors
         ]
 
 
 def _settings(inputs: NvidiaVerification.Inputs, stack: Nvidia | None) -> Nvidia:
     """:param stack: what the settings say now, of which the state has no secret and nothing that says only how."""
-    told = Nvidia.model_validate(inputs.nvidia, by_name=True)
-    timeouts = told.timeouts.model_copy(update={"verify": inputs.timeout})
+    settings = Nvidia.model_validate(inputs.nvidia, by_name=True)
+    timeouts = settings.timeouts.model_copy(update={"verify": inputs.timeout})
     proxy = None if stack is None else stack.proxy
-    return told.model_copy(update={"timeouts": timeouts, "proxy": proxy})
+    return settings.model_copy(update={"timeouts": timeouts, "proxy": proxy})

@@ -19,20 +19,21 @@ from homelab.text import tell
 
 @dataclass(frozen=True)
 class PeerNotes:
-    """`found`: host -> what is noted there; `silent`: host -> why it couldn't be asked."""
+    """What other nodes noted of a guest. `by_host`: host -> what is noted there; `errors`: host -> why it couldn't be
+    asked."""
 
-    found: Mapping[str, Mapping[str, Any]]
-    silent: Mapping[str, str]
+    by_host: Mapping[str, Mapping[str, Any]]
+    errors: Mapping[str, str]
 
     def require_all(self, label: str, why: str) -> None:
         """:param label: of the guest.
-        :raises HomelabError: one of them was silent.
+        :raises HomelabError: one of the hosts couldn't be asked.
         """
-        if self.silent:
-            names = ", ".join(self.silent)
+        if self.errors:
+            names = ", ".join(self.errors)
             raise HomelabError(
                 wanted=f"to know what {names} noted about {label}, which may have come from there",
-                found="; ".join(f"{name}: {found}" for name, found in self.silent.items()),
+                found="; ".join(f"{name}: {reason}" for name, reason in self.errors.items()),
                 why=why,
                 next=f"switch {names} on and run the same command again; or, if it won't come back, take it out of "
                 "homelab:hosts",
@@ -49,56 +50,60 @@ async def noted_by(stack: StackTexts, host: str, name: str) -> Mapping[str, Any]
 
 
 async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
-    """:param host: in the settings; it isn't asked itself.
+    """What the other hosts of a host's cluster have noted by a name.
+
+    :param host: in the settings; it isn't asked itself.
     :param name: of the note.
     """
-    return await told_by_peers(stack, host, lambda peer: noted_by(stack, peer, name))
+    return await ask_peers(stack, host, lambda peer: noted_by(stack, peer, name))
 
 
-async def record_noted_by(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
+async def container_record_of(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
     """What a host has noted of a container's lines, as container_record.sh gives it; empty: nothing.
 
     :raises HomelabError: it can't be asked.
     """
     async with ssh.connect(stack.host(host)) as session:
-        said = scripts.answer(await session.run("give", scripts.container_record(ctid)))
-    return said if said["record"] else {}
+        answer = scripts.answer(await session.run("give", scripts.container_record(ctid)))
+    return answer if answer["record"] else {}
 
 
-async def told_by_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable[Mapping[str, Any]]]) -> PeerNotes:
-    """:param host: in the settings; it isn't asked itself.
+async def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable[Mapping[str, Any]]]) -> PeerNotes:
+    """What the other hosts of a host's cluster answer.
+
+    :param host: in the settings; it isn't asked itself.
     :param ask: asks one of the others what it has noted.
     """
 
-    async def asked(peer: str) -> Mapping[str, Any] | HomelabError:
+    async def answer_of(peer: str) -> Mapping[str, Any] | HomelabError:
         try:
             return await ask(peer)
         except HomelabError as error:
             return error
 
     names = stack.peers(host)
-    said = dict(zip(names, await asyncio.gather(*map(asked, names)), strict=True))
+    answers = dict(zip(names, await asyncio.gather(*map(answer_of, names)), strict=True))
     return PeerNotes(
-        {peer: one for peer, one in said.items() if one and not isinstance(one, HomelabError)},
-        {peer: one.found for peer, one in said.items() if isinstance(one, HomelabError)},
+        {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
+        {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
     )
 
 
-async def forgotten_by_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+async def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
     """What is given back is noted nowhere: a node that couldn't be told when the guest left it still has its notes, and
     is told now.
 
     :param guest: its name in the settings; a note that is kept by another name stays.
     """
-    await asyncio.gather(*(forgotten_by(stack, peer, guest, names) for peer in stack.peers(host)))
+    await asyncio.gather(*(forget_on(stack, peer, guest, names) for peer in stack.peers(host)))
 
 
-async def forgotten_by(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
+async def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:
     """What is noted of a guest on a node that it has left no longer counts. A node that doesn't answer is named, and
     holds up nothing.
 
-    :param guest: as of `forgotten_by_peers`.
-    :param names: as of `forgotten_by_peers`.
+    :param guest: as of `forget_on_peers`.
+    :param names: as of `forget_on_peers`.
     """
     try:
         async with ssh.connect(stack.host(host)) as session:

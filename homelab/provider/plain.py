@@ -35,37 +35,39 @@ UNKNOWN: Final = Unknown()
 
 
 def plain(value: PropertyValue) -> Any:
-    """Secrets and dependencies are left out. Whole numbers become int: the protocol has floats only."""
-    found = value.value
-    if isinstance(found, Computed) or found == _SENTINEL:
+    """A property value as plain Python, without secrets and dependencies. Whole numbers become int: the protocol has
+    floats only.
+    """
+    content = value.value
+    if isinstance(content, Computed) or content == _SENTINEL:
         return UNKNOWN
-    if isinstance(found, float) and found.is_integer():
-        return int(found)
-    if isinstance(found, Mapping):
-        return {key: plain(one) for key, one in found.items()}
-    if isinstance(found, Sequence) and not isinstance(found, str):
-        return [plain(one) for one in found]
-    return found
+    if isinstance(content, float) and content.is_integer():
+        return int(content)
+    if isinstance(content, Mapping):
+        return {key: plain(item) for key, item in content.items()}
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return [plain(item) for item in content]
+    return content
 
 
 def plain_map(values: Mapping[str, PropertyValue]) -> Properties:
     """The same for a resource's properties."""
-    return {key: plain(one) for key, one in values.items()}
+    return {key: plain(value) for key, value in values.items()}
 
 
-def valued(found: Any) -> PropertyValue:
-    """The way back."""
-    if isinstance(found, Unknown):
+def valued(content: Any) -> PropertyValue:
+    """Plain Python as a property value."""
+    if isinstance(content, Unknown):
         return PropertyValue(_SENTINEL)
-    if isinstance(found, int) and not isinstance(found, bool):
-        return PropertyValue(float(found))  # PropertyValue refuses int
-    if isinstance(found, Mapping):
-        return PropertyValue({str(key): valued(one) for key, one in found.items()})
-    if isinstance(found, Sequence) and not isinstance(found, str):
-        return PropertyValue([valued(one) for one in found])
-    return PropertyValue(found)
+    if isinstance(content, int) and not isinstance(content, bool):
+        return PropertyValue(float(content))  # PropertyValue refuses int
+    if isinstance(content, Mapping):
+        return PropertyValue({str(key): valued(item) for key, item in content.items()})
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return PropertyValue([valued(item) for item in content])
+    return PropertyValue(content)
 
 
-def valued_map(found: Mapping[str, Any]) -> dict[str, PropertyValue]:
+def valued_map(properties: Mapping[str, Any]) -> dict[str, PropertyValue]:
     """The same for a resource's properties."""
-    return {key: valued(one) for key, one in found.items()}
+    return {key: valued(value) for key, value in properties.items()}

@@ -44,7 +44,7 @@ WORK: dict[type[Resource], tuple[str, str]] = {
 
 
 def work_of(resource: type[Resource]) -> type[Work[Any, Any]]:
-    """The class that does it."""
+    """The class that does the work of a resource."""
     module, name = WORK[resource]
-    found: type[Work[Any, Any]] = getattr(importlib.import_module(f"homelab.provider.{module}"), name)
-    return found
+    work: type[Work[Any, Any]] = getattr(importlib.import_module(f"homelab.provider.{module}"), name)
+    return work

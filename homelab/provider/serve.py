@@ -92,15 +92,16 @@ class Homelab(sdk.Provider):
         state |= self._cluster_of(state, inputs)
         # The state has the outputs, too.
         declared = {field.name for field in dataclasses.fields(resource.Inputs)}
-        had = {key: value for key, value in state.items() if key in declared}
-        found = {
-            path: how
-            for path, how in differences(had, inputs).items()
+        before = {key: value for key, value in state.items() if key in declared}
+        kinds = {
+            path: kind
+            for path, kind in differences(before, inputs).items()
             if top(path) not in resource.ignored and not resource.says_nothing(top(path), inputs.get(top(path)))
         }
-        replacing = resource.replacing(state, {key: inputs.get(key) for key in map(top, found)})
+        replacing = resource.replacing(state, {key: inputs.get(key) for key in map(top, kinds)})
         detailed = {
-            path: sdk.PropertyDiff(_KINDS[how][top(path) in replacing], input_diff=False) for path, how in found.items()
+            path: sdk.PropertyDiff(_KINDS[kind][top(path) in replacing], input_diff=False)
+            for path, kind in kinds.items()
         }
         if not detailed:
             update = sdk.PropertyDiff(sdk.PropertyDiffKind.UPDATE, input_diff=False)
@@ -127,8 +128,8 @@ class Homelab(sdk.Provider):
     async def create(self, request: sdk.CreateRequest) -> sdk.CreateResponse:
         resource, inputs = _declared(request.type), plain_map(request.properties)
         if request.preview:
-            return sdk.CreateResponse("", valued_map(_foreseen(resource, inputs)))
-        id_, state = await self._done(request, lambda work: work.created(inputs))
+            return sdk.CreateResponse("", valued_map(_previewed(resource, inputs)))
+        id_, state = await self._in_thread(request, lambda work: work.created(inputs))
         return sdk.CreateResponse(id_, valued_map(state))
 
     async def read(self, request: sdk.ReadRequest) -> sdk.ReadResponse:
@@ -141,21 +142,21 @@ class Homelab(sdk.Provider):
                 "nothing of that",
                 next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
-        found = await self._done(request, lambda work: work.refreshed(state))
-        if found is None:
+        refreshed = await self._in_thread(request, lambda work: work.refreshed(state))
+        if refreshed is None:
             return sdk.ReadResponse(resource_id="")
-        return sdk.ReadResponse(request.resource_id, valued_map(found), request.inputs)
+        return sdk.ReadResponse(request.resource_id, valued_map(refreshed), request.inputs)
 
     async def update(self, request: sdk.UpdateRequest) -> sdk.UpdateResponse:
         resource, state, inputs = _declared(request.type), plain_map(request.olds), plain_map(request.news)
         if request.preview:
-            return sdk.UpdateResponse(valued_map(_foreseen(resource, inputs)))
-        found = await self._done(request, lambda work: work.updated(state, inputs))
-        return sdk.UpdateResponse(valued_map(found))
+            return sdk.UpdateResponse(valued_map(_previewed(resource, inputs)))
+        updated = await self._in_thread(request, lambda work: work.updated(state, inputs))
+        return sdk.UpdateResponse(valued_map(updated))
 
     async def delete(self, request: sdk.DeleteRequest) -> None:
         state = plain_map(request.properties)
-        await self._done(request, lambda work: work.deleted(state))
+        await self._in_thread(request, lambda work: work.deleted(state))
 
     async def cancel(self) -> None:
         """Ctrl-C: the engine begins nothing more, and waits for what is at work."""
@@ -164,16 +165,16 @@ class Homelab(sdk.Provider):
 
         guard.cancel()
 
-    async def _done(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
+    async def _in_thread(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
         """In a thread: what blocks the loop would hold up all other calls."""
 
         def work() -> T:
             return do(work_of(_declared(request.type))(self._texts, request.urn))
 
-        with log.about(request.urn):
-            inside = contextvars.copy_context()
-        done: T = await asyncio.get_running_loop().run_in_executor(self._threads, inside.run, work)
-        return done
+        with log.messages_of(request.urn):
+            context = contextvars.copy_context()
+        outcome: T = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+        return outcome
 
 
 def _declared(kind: str) -> type[Resource]:
@@ -181,7 +182,7 @@ def _declared(kind: str) -> type[Resource]:
     return DECLARED[kind.rpartition("$")[2]]
 
 
-def _foreseen(resource: type[Resource], inputs: Properties) -> Properties:
+def _previewed(resource: type[Resource], inputs: Properties) -> Properties:
     """A resource as a preview knows it: nothing of what it will put out."""
     return {**dict.fromkeys(resource.output_names(), UNKNOWN), **inputs}
 
@@ -190,7 +191,7 @@ class Servicer(ProviderServicer):
     """The SDK's, but for errors: it shows one that isn't caught as `Unexpected <class '…'>: …`."""
 
 
-def _said_plainly(name: str) -> Callable[..., Awaitable[Any]]:
+def _with_plain_errors(name: str) -> Callable[..., Awaitable[Any]]:
     inherited = getattr(ProviderServicer, name)
 
     @functools.wraps(inherited)
@@ -221,7 +222,7 @@ def with_its_state(error: UnfinishedError, request: Any) -> tuple[tuple[str, byt
 
 
 for _name in ("CheckConfig", "DiffConfig", "Configure", "Check", "Diff", "Create", "Read", "Update", "Delete"):
-    setattr(Servicer, _name, _said_plainly(_name))
+    setattr(Servicer, _name, _with_plain_errors(_name))
 
 
 async def _serve(address: str) -> None:
@@ -232,8 +233,8 @@ async def _serve(address: str) -> None:
     servicer = Servicer([], VERSION, Homelab(), engine_address=address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
-    for one in callers:
-        one.port = port
+    for interceptor in callers:
+        interceptor.port = port
     await server.start()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -264,7 +265,7 @@ def main() -> None:
 
     The engine's address is the first argument that is no option.
     """
-    address = next(one for one in sys.argv[1:] if not one.startswith("-"))
+    address = next(argument for argument in sys.argv[1:] if not argument.startswith("-"))
     text.shown_by(log.Engine(address).tell)
     asyncio.run(_serve(address))
     sys.stdout.flush()

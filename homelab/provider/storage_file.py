@@ -1,4 +1,5 @@
-"""The work on a StorageFile: downloads it unless it is there, and removes it if it is ours and nobody's else."""
+"""The work on a StorageFile: downloads it unless it is there, and removes it if it was downloaded here and no guest
+uses it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SUMS_SECONDS = 120
 
 
 class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
-    """See the module."""
+    """Downloads a file onto a storage, compares it, and removes it unless a guest uses it."""
 
     resource = StorageFile
 
@@ -39,13 +40,13 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 )
                 return StorageFile.Outputs(made=True, compared=str(noted.get("compared") or ""))
             if noted is None:
-                return self._as_it_is(inputs, files, source)
-            # Ours, and from somewhere else than it is to be.
+                return self._adopted(inputs, files, source)
+            # Downloaded by this program, and from another place than it is to be.
             self._give_up(inputs, files)
-        return self._downloaded(inputs, files, source)
+        return self._download(inputs, files, source)
 
-    def _as_it_is(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
-        """One that was there before: used, never removed. With a checksum of the settings, Proxmox VE compares it."""
+    def _adopted(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+        """A file that was there before: used, not removed. With a checksum of the settings, Proxmox VE compares it."""
         if source.checksum and source.url:
             files.fetch(inputs.volume, source)
         tell(
@@ -54,10 +55,10 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         )
         return StorageFile.Outputs(made=False, compared=inputs.checksum or "")
 
-    def _downloaded(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
+    def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
         host = self.host(inputs)
         if inputs.sums is not None:
-            text = str(asyncio.run(_asked(host, "sums", url=inputs.sums))["sums"])
+            text = str(asyncio.run(_ask(host, "sums", url=inputs.sums))["sums"])
             checksum = decided.sum_in(text, inputs.named)
             if checksum is None:
                 raise decided.unpublished(source.name, inputs.named, inputs.sums)
@@ -67,7 +68,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         try:
             files.fetch(inputs.volume, source)
         except UnansweredError:
-            raise  # it may come yet: it stays noted as ours
+            raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
                 asyncio.run(_forget(host, inputs))
@@ -90,16 +91,16 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
         return dataclasses.replace(outputs, drift=drift)
 
     def update(
-        self, inputs: StorageFile.Inputs, had: StorageFile.Inputs, outputs: StorageFile.Outputs
+        self, inputs: StorageFile.Inputs, before: StorageFile.Inputs, outputs: StorageFile.Outputs
     ) -> StorageFile.Outputs:
-        if _identity(inputs) == _identity(had) and not outputs.drift:
+        if _identity(inputs) == _identity(before) and not outputs.drift:
             return outputs
-        if outputs.made and _identity(inputs) != _identity(had):
-            self._give_up(had, self._files(had))
+        if outputs.made and _identity(inputs) != _identity(before):
+            self._give_up(before, self._files(before))
         return self.create(inputs)
 
     def _give_up(self, inputs: StorageFile.Inputs, files: Files) -> None:
-        """Removes a file of ours for another one of its name.
+        """Removes a file that was downloaded here for another one of its name.
 
         :raises HomelabError: a guest uses it.
         """
@@ -130,12 +131,12 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             files.remove(inputs.volume)
         asyncio.run(_forget(host, inputs))
 
-    def left(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
+    def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
         called when the files of the state have been given back.
 
         :param ledger_of_host: what is noted now.
-        :raises HomelabError: it can't be.
+        :raises HomelabError: it can't be given back.
         """
         for name, download in self.stack.host(host_name).downloads.items():
             inputs = StorageFile.inputs_of(host_name, node, name, download)
@@ -153,7 +154,7 @@ def _source(inputs: StorageFile.Inputs) -> Source:
 
 
 def _identity(inputs: StorageFile.Inputs) -> dict[str, object]:
-    """What makes it another file of the same name."""
+    """What tells the file from another one of the same name."""
     return {"url": inputs.url, "checksum": inputs.checksum}
 
 
@@ -165,8 +166,8 @@ async def _noted(host: Host, inputs: StorageFile.Inputs) -> dict[str, object] | 
 
 async def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) -> None:
     async with ssh.connect(host) as session:
-        about = {**_identity(inputs), "compared": checksum}
-        await ledger.note(session, ledger.of_file(inputs.node, inputs.volume), about)
+        note = {**_identity(inputs), "compared": checksum}
+        await ledger.note(session, ledger.of_file(inputs.node, inputs.volume), note)
 
 
 async def _forget(host: Host, inputs: StorageFile.Inputs) -> None:
@@ -175,10 +176,10 @@ async def _forget(host: Host, inputs: StorageFile.Inputs) -> None:
 
 
 async def _users(host: Host, volume: str) -> list[str]:
-    return decided.users(volume, str((await _asked(host, "users", volume=volume))["users"]))
+    return decided.users(volume, str((await _ask(host, "users", volume=volume))["users"]))
 
 
-async def _asked(host: Host, verb: str, *, url: str = "", volume: str = "") -> dict[str, object]:
+async def _ask(host: Host, verb: str, *, url: str = "", volume: str = "") -> dict[str, object]:
     async with ssh.connect(host) as session:
         answer: dict[str, object] = scripts.answer(
             await session.run(verb, scripts.storage_file(url=url, volume=volume), SUMS_SECONDS)

@@ -53,7 +53,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         return self.host(inputs).model_copy(update={"ssh": vm.ssh, "address": inputs.address})
 
     def wanted_stack(self, inputs: SystemT) -> Nvidia | None:
-        """What the settings say of it now; None: nothing any more."""
+        """The system's NVIDIA stack in the settings; None: they have none any more."""
         if inputs.target == "host":
             return self.host(inputs).nvidia
         guests: Mapping[str, Vm | Container] = (
@@ -105,38 +105,43 @@ class SystemWork(Work[SystemT, OutputsT]):
             `then` fails. A host and its containers are not waited for.
         """
 
-        started, told, known = time.monotonic(), False, bool(old_boot)  # known: it could be read before, so it restarts
-        refused: tuple[float, HomelabError] | None = None  # since when, and what was said last
+        started, is_told, was_read = time.monotonic(), False, bool(old_boot)
+        # was_read: it could be read before, so it restarts. refusal: since when the login is refused, and the error.
+        refusal: tuple[float, HomelabError] | None = None
         while True:
-            found = None
+            system = None
             try:
                 async with self.session(inputs, READING_SECONDS) as run:
-                    found, known = await _read_over(run, inputs), True
-                    if found.boot_id != old_boot:
+                    system, was_read = await _read_over(run, inputs), True
+                    if system.boot_id != old_boot:
                         if then is not None:
-                            await then(run, found)
-                        return found
-                refused, last = None, "it has not gone down"
+                            await then(run, system)
+                        return system
+                refusal, last = None, "it has not gone down"
             except UnreachableError as error:
                 if inputs.target != "vm":
                     raise
-                refused, last = None, error.found
+                refusal, last = None, error.found
             except HomelabError as error:
-                if inputs.target != "vm" or found is not None or not (known or isinstance(error, LoginRefusedError)):
+                if (
+                    inputs.target != "vm"
+                    or system is not None
+                    or not (was_read or isinstance(error, LoginRefusedError))
+                ):
                     raise
-                refused, last = (refused[0] if refused else time.monotonic(), error), error.found
+                refusal, last = (refusal[0] if refusal else time.monotonic(), error), error.found
             now = time.monotonic()
-            if refused and (now - started > seconds or (not known and now - refused[0] > NO_LOGIN_SECONDS)):
-                raise refused[1]
+            if refusal and (now - started > seconds or (not was_read and now - refusal[0] > NO_LOGIN_SECONDS)):
+                raise refusal[1]
             if now - started > seconds:
                 raise _never_there(inputs, last, seconds, restarted=bool(old_boot))
-            if not told and found is None:
-                told = True
+            if not is_told and system is None:
+                is_told = True
                 tell(
                     f"{inputs.system_name}: waiting until it can be read at {inputs.address}, for {seconds:.0f} s "
                     f"at most: {last}"
                 )
-            await asyncio.sleep(ssh.REFUSED_SECONDS if refused else RETRY_SECONDS)
+            await asyncio.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
 
 
 async def _read_over(run: Run, inputs: SystemInputs) -> SystemReading:
@@ -145,10 +150,10 @@ async def _read_over(run: Run, inputs: SystemInputs) -> SystemReading:
     return reading.parse(await run("read_system", script))
 
 
-def _never_there(inputs: SystemInputs, found: str, seconds: float, *, restarted: bool) -> HomelabError:
+def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: bool) -> HomelabError:
     return HomelabError(
         wanted=f"{inputs.system_name} in reach at {inputs.address}{' after its reboot' if restarted else ''}",
-        found=f"{found}, for {seconds:.0f} s",
+        found=f"{last}, for {seconds:.0f} s",
         why="NVIDIA's stack is installed from inside the guest",
         next="see whether it runs (its console in Proxmox VE) and has that address and SSH port; then run "
         "`pulumi up` again: it goes on from here",

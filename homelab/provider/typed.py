@@ -28,11 +28,11 @@ def read_as(kind: type[T], properties: Mapping[str, Any]) -> T:
 
     :raises pydantic.ValidationError: they don't fit, which is a mistake in this program.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    found: T = adapter_of(kind).validate_python({key: one for key, one in properties.items() if key in known})
-    return found
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    instance: T = adapter_of(kind).validate_python({key: value for key, value in properties.items() if key in names})
+    return instance
 
 
-def written(found: Any) -> Properties:
+def as_properties(instance: Any) -> Properties:
     """A dataclass as properties."""
-    return dataclasses.asdict(found)
+    return dataclasses.asdict(instance)

@@ -8,7 +8,17 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import MOVED, ApiWork, is_marked, made_vm, marked_anew, policy, require_same, stays, taken
+from homelab.provider.api import (
+    MOVED,
+    ApiWork,
+    created_vm,
+    id_in_use,
+    is_marked,
+    marked_anew,
+    policy,
+    reason_to_keep,
+    require_same,
+)
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.remote.proxmox.machine import Machine
 from homelab.resources.virtual_machine import VirtualMachine
@@ -21,7 +31,7 @@ COMPARED = ("name", "cores", "memory", "balloon", "cpu", "machine", "bios", "ost
 
 
 class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs]):
-    """See the module."""
+    """Creates a VM over the API, changes it in place, and removes it unless it is protected."""
 
     resource = VirtualMachine
 
@@ -30,13 +40,13 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
 
     def create(self, inputs: VirtualMachine.Inputs) -> VirtualMachine.Outputs:
         instance = secrets.token_hex(8)
-        self._made(inputs, instance)
+        self._create(inputs, instance)
         return VirtualMachine.Outputs(instance=instance)
 
     def _machine(self, inputs: VirtualMachine.Inputs) -> Machine:
         return self.machine(inputs, inputs.vmid, inputs.vm)
 
-    def _made(self, inputs: VirtualMachine.Inputs, instance: str) -> None:
+    def _create(self, inputs: VirtualMachine.Inputs, instance: str) -> None:
         api, machine, vmid = self.api(inputs), self._machine(inputs), inputs.vmid
         limit = api.host.timeouts.create
         wanted = f"{machine.label} created"
@@ -50,10 +60,10 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         else:
             source = f"nodes/{api.node}/qemu/{inputs.template}/clone"
             machine.say(f"cloning {inputs.template}")
-            # The mark travels with the clone: the VM is known as ours from its first moment.
-            about = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
-            about["storage"] = inputs.disk.storage
-            api.carry_out("post", source, wanted, limit, machine.say, kinds=("qmclone",), **about)
+            # The mark travels with the clone: the VM is known as homelab's from its first moment.
+            parameters = {"newid": vmid, "full": 1, "name": config["name"], "description": config["description"]}
+            parameters["storage"] = inputs.disk.storage
+            api.carry_out("post", source, wanted, limit, machine.say, kinds=("qmclone",), **parameters)
             path = f"nodes/{api.node}/qemu/{vmid}/config"
             api.put(path, wanted, digest=api.get(path, wanted)["digest"], **config)
         if inputs.template is not None or inputs.image is not None:
@@ -64,16 +74,19 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         api, machine = self.api(inputs), self._machine(inputs)
         wanted = f"the disk of {machine.label} {inputs.disk.size} GiB large"
         path = f"nodes/{api.node}/qemu/{inputs.vmid}/resize"
-        about = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
-        api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **about)
+        parameters = {"disk": SYSTEM_DISK, "size": f"{inputs.disk.size}G"}
+        api.carry_out("put", path, wanted, api.host.timeouts.api_task, machine.say, kinds=("resize",), **parameters)
 
     def _finish(self, inputs: VirtualMachine.Inputs, instance: str, config: dict[str, str]) -> None:
-        """An existing VM of that id is our own, from an interrupted run, and is finished; or nothing is done."""
+        """Finishes an existing VM of that id that an interrupted run of this stack has made.
+
+        :raises HomelabError: it is another one.
+        """
         machine = self._machine(inputs)
-        found = machine.config()
-        if is_marked(inputs.mark, found) and "lock" not in found:
+        current = machine.config()
+        if is_marked(inputs.mark, current) and "lock" not in current:
             machine.say("it was made by an earlier run that was interrupted: finishing it")
-            wanted = {**config, "description": marked_anew(inputs.mark, instance, found)}
+            wanted = {**config, "description": marked_anew(inputs.mark, instance, current)}
 
             def target(have: dict[str, str]) -> Change:
                 values = {
@@ -85,34 +98,34 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
 
             self.converge(inputs, machine, target, sorted(wanted), policy(inputs.shutdown), "keep")
             return
-        raise taken(inputs.mark, made_vm(inputs.vmid, inputs.vm), found)
+        raise id_in_use(inputs.mark, created_vm(inputs.vmid, inputs.vm), current)
 
     def read(self, inputs: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs) -> VirtualMachine.Outputs:
-        guest = made_vm(inputs.vmid, inputs.vm)
-        drift = self.drift_of_made(inputs, guest, inputs.mark, outputs.instance, COMPARED, inputs.config)
+        guest = created_vm(inputs.vmid, inputs.vm)
+        drift = self.drift_of_created(inputs, guest, inputs.mark, outputs.instance, COMPARED, inputs.config)
         return outputs if drift is None else dataclasses.replace(outputs, drift=drift)
 
     def update(
-        self, inputs: VirtualMachine.Inputs, had: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
+        self, inputs: VirtualMachine.Inputs, before: VirtualMachine.Inputs, outputs: VirtualMachine.Outputs
     ) -> VirtualMachine.Outputs:
-        _require_same_disk(had, inputs)
+        _require_same_disk(before, inputs)
         machine = self._machine(inputs)
         if MOVED in outputs.drift:
             machine.config()  # refused, unless it is back
-        if inputs.node != had.node:
-            guest = made_vm(inputs.vmid, inputs.vm)
-            require_same(guest, inputs, had, outputs.instance, machine.config())
-        both = {**inputs.config, **inputs.secret_config}
-        before = {**had.config, **had.secret_config}
-        again = [key for key, value in both.items() if before.get(key) != value or key in outputs.drift]
-        gone = [key for key in before if key not in both]
+        if inputs.node != before.node:
+            guest = created_vm(inputs.vmid, inputs.vm)
+            require_same(guest, inputs, before, outputs.instance, machine.config())
+        options = {**inputs.config, **inputs.secret_config}
+        options_before = {**before.config, **before.secret_config}
+        changed = [key for key, value in options.items() if options_before.get(key) != value or key in outputs.drift]
+        removed = [key for key in options_before if key not in options]
 
         def target(config: dict[str, str]) -> Change:
-            return Change({key: both[key] for key in again}, [key for key in gone if key in config])
+            return Change({key: options[key] for key in changed}, [key for key in removed if key in config])
 
-        if again or gone:
-            self.converge(inputs, machine, target, [*again, *gone], policy(inputs.shutdown), "keep")
-        if inputs.disk.size != had.disk.size:
+        if changed or removed:
+            self.converge(inputs, machine, target, [*changed, *removed], policy(inputs.shutdown), "keep")
+        if inputs.disk.size != before.disk.size:
             self._resize(inputs)
         return dataclasses.replace(outputs, drift=[])
 
@@ -122,9 +135,9 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
             config = machine.config()
         except NotThereError:
             return
-        same = self.stack.adopting(machine.vmid, inputs.host, anywhere=machine.node != inputs.node)
-        adopted, elsewhere = [f"vms.{name}" for name in same], machine.node != inputs.node
-        if why := stays(inputs, outputs.instance, config, "VM", adopted, elsewhere=elsewhere):
+        names = self.stack.adopting(machine.vmid, inputs.host, anywhere=machine.node != inputs.node)
+        adopted, elsewhere = [f"vms.{name}" for name in names], machine.node != inputs.node
+        if why := reason_to_keep(inputs, outputs.instance, config, "VM", adopted, elsewhere=elsewhere):
             tell(f"{inputs.vm}: VM {machine.vmid} stays: {why}")
             return
         if machine.running():
@@ -132,17 +145,17 @@ class VirtualMachineWork(ApiWork[VirtualMachine.Inputs, VirtualMachine.Outputs])
         machine.destroy()
 
 
-def _require_same_disk(had: VirtualMachine.Inputs, new: VirtualMachine.Inputs) -> None:
-    for what, before, wanted, changed in (
-        ("disk.storage", had.disk.storage, new.disk.storage, had.disk.storage != new.disk.storage),
-        ("disk.size", f"{had.disk.size} GiB", f"{new.disk.size} GiB", new.disk.size < had.disk.size),
-        ("image", had.image, new.image, had.image != new.image),
-        ("template", had.template, new.template, had.template != new.template),
+def _require_same_disk(before: VirtualMachine.Inputs, inputs: VirtualMachine.Inputs) -> None:
+    for what, original, wanted, changed in (
+        ("disk.storage", before.disk.storage, inputs.disk.storage, before.disk.storage != inputs.disk.storage),
+        ("disk.size", f"{before.disk.size} GiB", f"{inputs.disk.size} GiB", inputs.disk.size < before.disk.size),
+        ("image", before.image, inputs.image, before.image != inputs.image),
+        ("template", before.template, inputs.template, before.template != inputs.template),
     ):
         if changed:
             raise HomelabError(
-                wanted=f"vms.{new.vm}.create.{what}: {wanted}",
-                found=f"the VM was made with {before}",
+                wanted=f"vms.{inputs.vm}.create.{what}: {wanted}",
+                found=f"the VM was made with {original}",
                 why="only a new VM could have that, and what is on the disk would be lost",
-                next=f"put it back; or take vms.{new.vm} out, run `pulumi up`, and create it again",
+                next=f"put it back; or take vms.{inputs.vm} out, run `pulumi up`, and create it again",
             )

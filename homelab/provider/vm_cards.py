@@ -13,8 +13,8 @@ from homelab.host.facts import HostFacts, noted_in
 from homelab.properties import same
 from homelab.provider import vm_memory
 from homelab.provider.api import policy
-from homelab.provider.base import stopped_by_us
-from homelab.provider.peers import forgotten_by, forgotten_by_peers, noted_by, noted_by_peers
+from homelab.provider.base import stopped_by_reboot
+from homelab.provider.peers import forget_on, forget_on_peers, noted_by, noted_by_peers
 from homelab.provider.vm_start import VmStart
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
@@ -146,14 +146,14 @@ class VmCardsWork(VmStart):
                 await ledger.forget(session, ledger.of_vm(vmid))
             if had is not None and had.host != inputs.host:
                 await vm_memory.taken_along(self.stack, had.host, session, vmid, inputs.vm, identity(config))
-            if stopped_by_us(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
+            if stopped_by_reboot(vmid, inputs.boot, had.boot if had else None) and vmid not in guests.running:
                 await vm_memory.note_that_it_ran(session, vmid, inputs.vm, identity(config), off=True)
         for note in notes if made != record else []:
             tell(note if note.startswith(f"VM {vmid} ") else f"{inputs.vm}: {note}")
         if had is not None and came_from:
             tell(f"{inputs.vm}: VM {vmid} has moved from {had.node} to {inputs.node}: the notes about it move with it")
         for left_host in came_from:
-            await forgotten_by(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
+            await forget_on(self.stack, left_host, inputs.vm, [ledger.of_vm(vmid), ledger.of_power(vmid)])
         return VmCards.Outputs(
             record=made,
             restore=left,
@@ -174,7 +174,7 @@ class VmCardsWork(VmStart):
         record, restore = noted_of(config, noted_in(facts.ledger, name))
         if not record and not restore and may_have_record(config):
             notes = await noted_by_peers(self.stack, inputs.host, name)
-            for host, noted in notes.found.items():
+            for host, noted in notes.by_host.items():
                 known, left = noted_of(config, dict(noted))
                 record, restore = {**record, **known}, {**restore, **left}
                 hosts += [host] if known or left else []
@@ -231,7 +231,7 @@ class VmCardsWork(VmStart):
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
         asyncio.run(_forget(self.host(inputs), [name for name in names if name in notes]))
-        asyncio.run(forgotten_by_peers(self.stack, inputs.host, inputs.vm, names))
+        asyncio.run(forget_on_peers(self.stack, inputs.host, inputs.vm, names))
 
     def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on

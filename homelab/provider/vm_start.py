@@ -21,16 +21,18 @@ from homelab.shapes import Record
 from homelab.text import tell
 from homelab.vm.config import change_to
 
-# How long a guest agent may take to answer after a start, and how often it is asked: it tells nobody when it is there.
+# How long a guest agent may take to answer after a start, and how often it is asked: nothing tells when it is there.
 AGENT_SECONDS = 120
 AGENT_POLL_SECONDS = 1.0
 
 
 class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
-    """See the module."""
+    """Brings a VM's options into force, with a shutdown and a start if it runs."""
 
     def bring_into_force(self, inputs: VmCards.Inputs, planned: VmCards.Outputs) -> VmCards.Outputs:
-        """:param planned: what it is to have; `starts`: how often it was started so far.
+        """Changes the VM to what it is to have, and starts it again if it ran.
+
+        :param planned: what it is to have; `starts`: how often it was started so far.
         :raises HomelabError: as `converge`.
         """
         record, restore = planned.record, planned.restore
@@ -58,7 +60,7 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             )
         address = inputs.address
         if address == "agent":
-            address = _asked(self.api(inputs).at(machine.node), inputs) if runs else None
+            address = _agent_address(self.api(inputs).at(machine.node), inputs) if runs else None
         state, starts = "running" if runs else "stopped", planned.starts + machine.starts
         return dataclasses.replace(planned, state=state, guest_address=address or "", starts=starts)
 
@@ -88,24 +90,26 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
         except HomelabError:
             return _by_qemu(error)  # the start's own message is what there is
-        found = [
+        troubles = [
             *kernel_log.of_card(facts, _card(inputs), _functions(facts, record)),
             *kernel_log.of_host(facts, inputs.host),
         ]
-        found = [trouble for trouble in found if not trouble.harmless]
-        if not found:
+        troubles = [trouble for trouble in troubles if not trouble.harmless]
+        if not troubles:
             return _by_qemu(error)
-        return _with_what_is_known(error, [trouble.error for trouble in found], [one.error.found for one in found])
+        return _with_causes(
+            error, [trouble.error for trouble in troubles], [trouble.error.found for trouble in troubles]
+        )
 
 
 def _by_qemu(error: HomelabError) -> HomelabError:
-    """With what QEMU's words in it mean, where they are known."""
-    known = kernel_log.of_start(error.found)
-    return _with_what_is_known(error, known) if known else error
+    """The error, with the meaning of QEMU's message in it where that is known."""
+    causes = kernel_log.of_start(error.found)
+    return _with_causes(error, causes) if causes else error
 
 
-def _with_what_is_known(
-    error: HomelabError, known: Sequence[HomelabError | kernel_log.StartSign], found: Sequence[str] = ()
+def _with_causes(
+    error: HomelabError, causes: Sequence[HomelabError | kernel_log.StartSign], found: Sequence[str] = ()
 ) -> HomelabError:
     """The error, with the causes that are known first in what to do.
 
@@ -113,8 +117,8 @@ def _with_what_is_known(
     """
     return error.retold(
         found="\n        ".join([error.found, *found]),
-        why="; ".join([error.why, *(one.why for one in known)]),
-        next="; ".join([*(one.next for one in known), error.next]),
+        why="; ".join([error.why, *(cause.why for cause in causes)]),
+        next="; ".join([*(cause.next for cause in causes), error.next]),
     )
 
 
@@ -129,15 +133,15 @@ def _places(record: Record) -> list[str]:
 
 
 def _functions(facts: HostFacts, record: Record) -> list[str]:
-    return [one.address for place in _places(record) for one in facts.functions(place)]
+    return [function.address for place in _places(record) for function in facts.functions(place)]
 
 
 def _silent(facts: HostFacts) -> HostFacts:
-    """The reading without what the kernel has said so far, which may be of long ago."""
+    """The facts without the kernel's log so far, which may be of long ago."""
     return facts.model_copy(update={"kernel_log": ""})
 
 
-def _asked(api: Api, inputs: VmCards.Inputs) -> str | None:
+def _agent_address(api: Api, inputs: VmCards.Inputs) -> str | None:
     """The guest's address, as its agent says; None, with a word about it, if it says nothing."""
     vmid = inputs.vmid
     deadline = time.monotonic() + AGENT_SECONDS
@@ -151,7 +155,7 @@ def _asked(api: Api, inputs: VmCards.Inputs) -> str | None:
             if "agent is not running" not in error.reason:
                 raise
         else:
-            address = _first(answer["result"])
+            address = _first_address(answer["result"])
             if address is not None:
                 return address
         if time.monotonic() > deadline:
@@ -163,7 +167,7 @@ def _asked(api: Api, inputs: VmCards.Inputs) -> str | None:
         time.sleep(AGENT_POLL_SECONDS)
 
 
-def _first(interfaces: list[dict[str, Any]]) -> str | None:
+def _first_address(interfaces: list[dict[str, Any]]) -> str | None:
     for interface in interfaces:
         for address in interface.get("ip-addresses", []):
             text = str(address["ip-address"])

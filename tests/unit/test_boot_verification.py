@@ -33,7 +33,9 @@ def verified(monkeypatch: pytest.MonkeyPatch, seen: HostFacts, wanted: HostFacts
     monkeypatch.setattr(ssh, "confirm", confirm)
     host = settings()
     return asyncio.run(
-        boot_verification._verified(host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.Own())
+        boot_verification._verify(
+            host, "pve", dict(REBOOT), plan.wanted(wanted, host), boot_verification.ManagedGuests()
+        )
     )
 
 

@@ -93,7 +93,7 @@ def test_asking_who_calls_leaves_nothing_open() -> None:
         with there:
             callers = OfThisUser(os.geteuid())
             callers.port = server.getsockname()[1]
-            asyncio.run(callers._why_not("ipv4:127.0.0.1:1"))  # what asyncio opens once is open
+            asyncio.run(callers._other_caller("ipv4:127.0.0.1:1"))  # what asyncio opens once is open
             before = len(list(Path("/proc/self/fd").iterdir()))
-            assert asyncio.run(callers._why_not(f"ipv4:127.0.0.1:{client.getsockname()[1]}")) == ""
+            assert asyncio.run(callers._other_caller(f"ipv4:127.0.0.1:{client.getsockname()[1]}")) == ""
             assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from homelab.provider.api import is_anothers, marked_anew
+from homelab.provider.api import marked_anew, names_another_instance
 from homelab.provider.base import StackTexts
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
@@ -47,13 +47,13 @@ def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
         ("", False),
     ],
 )
-def test_a_vm_that_was_made_or_taken_over_by_another_entry_is_known(description: str, others: bool) -> None:
-    assert is_anothers("made by homelab", "0123456789abcdef", {"description": description}) is others
-    assert not is_anothers("made by homelab", "", {"description": description})
+def test_a_vm_of_another_entry_is_recognised_by_its_description(description: str, others: bool) -> None:
+    assert names_another_instance("made by homelab", "0123456789abcdef", {"description": description}) is others
+    assert not names_another_instance("made by homelab", "", {"description": description})
 
 
 @pytest.mark.parametrize("had", ["", " 0123456789abcdef"])
-def test_who_takes_a_guest_over_names_itself_and_leaves_what_somebody_has_written(had: str) -> None:
+def test_a_guest_taken_over_keeps_what_the_user_has_written(had: str) -> None:
     text = marked_anew(
         "made by p/s/a", "f" * 16, {"description": f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a{had} - keep\n"}
     )

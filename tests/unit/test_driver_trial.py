@@ -174,7 +174,7 @@ def refusal(world: World) -> HomelabError:
     return refused.value
 
 
-def test_where_every_container_can_have_them_the_old_version_is_given_up_on_the_host_last() -> None:
+def test_the_host_gives_the_old_version_up_after_its_containers() -> None:
     world = World()
     tried(world)
     assert world.versions() == {NEW} and world.left() == {""}
@@ -182,7 +182,7 @@ def test_where_every_container_can_have_them_the_old_version_is_given_up_on_the_
 
 
 @pytest.mark.parametrize("refusing", CTIDS)
-def test_a_container_that_cannot_have_them_takes_the_host_and_the_others_back(refusing: int) -> None:
+def test_a_container_without_new_libraries_takes_host_and_others_back(refusing: int) -> None:
     world = World()
     world.refusing = {refusing}
     error = refusal(world)
@@ -229,7 +229,7 @@ def test_killed_anywhere_the_next_run_ends_it(refusing: set[int]) -> None:
         assert world.versions() == ({OLD} if refusing else {NEW}) and world.left() == {""}, calls
 
 
-def test_a_container_that_cannot_go_back_either_is_named_and_keeps_nobody_else(
+def test_a_container_that_cannot_go_back_holds_up_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World()
@@ -242,14 +242,14 @@ def test_a_container_that_cannot_go_back_either_is_named_and_keeps_nobody_else(
     assert world.versions() == {OLD} and world.left() == {""}
 
 
-def test_a_host_without_a_way_back_stays_with_the_new_one_and_the_message_says_so() -> None:
+def test_a_host_without_a_way_back_stays_with_the_new_version() -> None:
     world = World()
     world.refusing, world.kept_nothing = {950}, True
     assert f"The host stays with {NEW}" in refusal(world).next
 
 
 @pytest.mark.parametrize("refusing", CTIDS)
-def test_where_nothing_leads_back_all_others_follow_the_host_and_the_next_run_goes_on(refusing: int) -> None:
+def test_without_a_way_back_the_other_containers_follow_the_host(refusing: int) -> None:
     world = World()
     world.refusing, world.kept_nothing = {refusing}, True
     refusal(world)
@@ -304,7 +304,7 @@ def test_where_no_update_waits_no_container_is_touched(phase: str) -> None:
     assert world.calls == ["host waiting"]
 
 
-def test_a_container_that_is_off_or_has_none_of_our_libraries_is_passed_over(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_container_that_is_off_or_has_no_libraries_is_skipped(capfd: pytest.CaptureFixture[str]) -> None:
     world = World()
     world.running, world.without_driver = [950], {950}
     world.refusing = set(CTIDS)

@@ -15,7 +15,7 @@ from homelab.host import kernel_log, plan
 from homelab.host.facts import HostFacts
 from homelab.host.kernel_log import Sign, signs
 from homelab.provider import api
-from homelab.provider.boot_verification import said_by_kernel
+from homelab.provider.boot_verification import kernel_errors
 from homelab.provider.vm_start import VmStart
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine as RealMachine
@@ -225,20 +225,20 @@ WANT = plan.Wanted("", "homelab.vfio=x", dict.fromkeys(CARD, ""), [], {"rtx5090"
 
 
 def test_the_verification_after_a_reboot_fails_for_a_lost_card(capsys: pytest.CaptureFixture[str]) -> None:
-    (error,) = said_by_kernel(desktop(kernel_log=LOST), "pve", WANT)
+    (error,) = kernel_errors(desktop(kernel_log=LOST), "pve", WANT)
     assert error.wanted.startswith("pve, gpus.rtx5090: ") and LOST in error.found
     assert capsys.readouterr().out == ""
 
 
 def test_the_verification_only_tells_what_need_not_stop_anybody(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said_by_kernel(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
+    assert kernel_errors(desktop(kernel_log=TEXTS["bus-error"][0]), "pve", WANT) == []
     assert "pve: note: the kernel says: pcieport" in capsys.readouterr().out
 
 
 def test_a_host_without_a_card_for_a_vm_may_lack_interrupt_remapping() -> None:
     facts = desktop(kernel_log=TEXTS["no-remapping"][0])
-    assert len(said_by_kernel(facts, "pve", WANT)) == 1
-    assert said_by_kernel(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
+    assert len(kernel_errors(facts, "pve", WANT)) == 1
+    assert kernel_errors(facts, "pve", plan.Wanted("", "", {}, [], {})) == []
 
 
 class _Stopped(VmStart):

@@ -51,12 +51,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("ends", ["up", "destroy"])
-def test_a_node_that_is_no_longer_in_the_settings_holds_up_nothing_and_what_is_lost_is_said(
-    said: list[str], ends: str
-) -> None:
+def test_a_node_taken_out_of_the_settings_is_told_and_holds_up_nothing(said: list[str], ends: str) -> None:
     work = ContainerProbeWork({"hosts": json.dumps({"pve2": PVE2}), "allowPlainSecrets": "true"})
     if ends == "up":
-        asyncio.run(work._follow(probe("pve2"), "pve1", "pve2"))
+        asyncio.run(work._move_record(probe("pve2"), "pve1", "pve2"))
     else:
         work.delete(
             probe("pve1"),
@@ -87,9 +85,7 @@ def test_a_node_that_is_no_longer_in_the_settings_holds_up_nothing_and_what_is_l
         ("local-lvm:vm-901-disk-0", "ceph:vm-901-disk-0", False),
     ],
 )
-def test_a_container_is_another_one_where_none_of_its_network_cards_is_the_same(
-    before: str, now: str, another: bool
-) -> None:
+def test_a_container_without_a_common_network_card_is_another_one(before: str, now: str, another: bool) -> None:
     assert is_another(before, now) is another
     if another:
         with pytest.raises(HomelabError) as raised:
@@ -155,16 +151,14 @@ def taken_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, lines: str = LINES
     asyncio.run(work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines)))
 
 
-def test_what_is_noted_where_a_container_was_before_the_state_was_lost_goes_along(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
+def test_notes_of_a_containers_old_node_survive_a_lost_state(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     nodes = Nodes(pve1="NOTED", pve2="", pve3="")
     taken_over(nodes, monkeypatch)
     assert nodes.records == {"pve1": "", "pve2": "NOTED", "pve3": ""}
     assert len(said) == 1 and "container 901 has come from pve1" in said[0]
 
 
-def test_a_node_that_is_off_may_have_noted_lines_and_holds_up_only_a_container_that_has_some(
+def test_a_node_that_is_off_holds_up_only_containers_with_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nodes = Nodes(pve1=None, pve2="", pve3="")
@@ -193,7 +187,7 @@ NOW = "hostname: ai\nnet0: name=eth0,hwaddr={}\n"
     [("", A, ""), ("pve3", A, "given back"), ("pve3", B, "another one"), ("pve9", A, "no host of these settings")],
     ids=["it is here", "it has moved", "another guest has its id", "to a node that isn't ours"],
 )
-def test_lines_are_taken_out_where_the_container_is_only_if_it_is_the_same_one(
+def test_lines_are_taken_out_of_the_same_container_only(
     monkeypatch: pytest.MonkeyPatch, said: list[str], node: str, address: str, outcome: str
 ) -> None:
     done: list[str] = []
@@ -217,8 +211,8 @@ def test_lines_are_taken_out_where_the_container_is_only_if_it_is_the_same_one(
 
     monkeypatch.setattr(ssh, "read", read)
     work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
-    monkeypatch.setattr(work, "_follow", follow)
-    monkeypatch.setattr(work, "_taken_out", taken_out)
+    monkeypatch.setattr(work, "_move_record", follow)
+    monkeypatch.setattr(work, "_take_out", taken_out)
     if outcome == "no host of these settings":
         with pytest.raises(HomelabError, match=outcome):
             work._give_back_elsewhere(probe("pve2"), A)

@@ -19,7 +19,7 @@ from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
 from homelab.provider.serve import Homelab, with_its_state
-from homelab.provider.typed import read_as, written
+from homelab.provider.typed import as_properties, read_as
 from homelab.resources.base import DECLARED, Boot, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
@@ -58,7 +58,7 @@ def test_properties_become_the_declared_types_and_back() -> None:
     }  # fmt: skip
     inputs = read_as(VmCards.Inputs, properties)
     assert inputs.boot == Boot(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
-    assert written(inputs) == {
+    assert as_properties(inputs) == {
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "address": None,
@@ -140,7 +140,7 @@ def test_what_a_refresh_found_asks_for_an_update() -> None:
     assert replaced(CardMapping, {**entry, "drift": ["another"]}, entry) == []
 
 
-def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_how() -> None:
+def test_an_act_is_done_again_unless_only_ignored_inputs_change() -> None:
     inputs = {"host": "pve", "wanted": {"cuda": "12.8"}, "timeout": 1}
     state = {**inputs, "result": {"driver": "1"}}
     assert replaced(NvidiaVerification, state, inputs) is None
@@ -149,7 +149,7 @@ def test_an_act_is_done_again_with_the_change_of_any_input_but_those_that_say_ho
     assert replaced(NvidiaVerification, state, {**inputs, "host": UNKNOWN}) == ["host"]
 
 
-def test_a_boot_is_verified_again_after_a_reboot_and_not_because_none_was_needed() -> None:
+def test_a_boot_is_verified_again_unless_no_reboot_was_needed() -> None:
     inputs = {"host": "pve", "iommu_words": "", "vfio_words": "", "functions": {}, "gpus": {}, "generation": {}}
     state = {**inputs, "reboot": '{"reboot":"yes","boot_id":"1","reasons":[],"guests":""}'}
     none = '{"reboot":"no","boot_id":"2","reasons":[],"guests":""}'
@@ -168,7 +168,7 @@ def test_another_vm_is_another_resource_and_the_old_one_goes_first() -> None:
     }
 
 
-def test_a_vm_whose_state_names_no_cluster_goes_along_with_the_one_that_it_is_in() -> None:
+def test_a_vm_whose_state_names_no_cluster_gets_its_hosts_cluster() -> None:
     """That its cluster has a name by now is no change of the VM, and its move is no other VM: the settings say that its former host is a node of it."""
     ssh = {"hostKey": KEY, "agent": True}
     hosts = {f"pve{one}": {"address": f"192.0.2.{one}", "ssh": ssh, "cluster": "home"} for one in (1, 2)}
@@ -212,7 +212,7 @@ def test_every_resource_that_is_declared_has_its_work() -> None:
 
 
 @pytest.mark.parametrize("resource", WORK, ids=lambda one: one.__name__)
-def test_what_a_program_sees_of_a_resource_is_what_its_work_puts_out(resource: type[Resource]) -> None:
+def test_outputs_of_a_resource_are_what_its_work_puts_out(resource: type[Resource]) -> None:
     outputs = {field.name for field in dataclasses.fields(resource.Outputs)}
     inputs = {field.name for field in dataclasses.fields(resource.Inputs)}
     assert not outputs & inputs
@@ -234,7 +234,7 @@ def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
 
 # -- probes -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [one for one in Gpu.model_fields if one.startswith("allow")])
-def test_an_opt_in_of_a_card_that_changes_asks_the_gates_again_without_a_refresh(name: str) -> None:
+def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
     field = Gpu.model_fields[name]
     opted = {"allow_group_members": ["0000:01:00.3"], "allow_containers": [901]}.get(name, True)
 
@@ -248,7 +248,7 @@ def test_an_opt_in_of_a_card_that_changes_asks_the_gates_again_without_a_refresh
 
 
 @pytest.mark.parametrize("name", [one for one in Host.model_fields if one.startswith("allow")])
-def test_an_opt_in_of_a_host_that_changes_asks_the_gates_again_without_a_refresh(name: str) -> None:
+def test_a_changed_opt_in_of_a_host_asks_the_gates_again(name: str) -> None:
     opted: dict[str, Any] = {str(Host.model_fields[name].alias): True}
     assert HostProbe.settings_of(settings()) != HostProbe.settings_of(settings(None, **opted))
 
@@ -259,7 +259,7 @@ def test_how_a_host_is_reached_is_nothing_to_plan_by() -> None:
 
 
 @pytest.mark.parametrize("name", [one for one in Container.model_fields if one.startswith("allow")])
-def test_an_opt_in_of_a_container_that_changes_asks_again_what_it_may_have(name: str) -> None:
+def test_a_changed_opt_in_of_a_container_asks_the_gates_again(name: str) -> None:
     plain = {"host": "pve", "ctid": 901, "gpuAssignment": "all"}
     opted = {**plain, str(Container.model_fields[name].alias): True}
     before, now = (ContainerProbe.settings_of(Container.model_validate(one)) for one in (plain, opted))

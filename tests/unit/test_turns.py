@@ -36,8 +36,8 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
 
     monkeypatch.setattr(ssh, "confirm", confirm)
 
-    async def start(_: Host, name: str, own: boot_verification.Own) -> None:
-        assert own == boot_verification.Own(), "this run starts nothing any more"
+    async def start(_: Host, name: str, own: boot_verification.ManagedGuests) -> None:
+        assert own == boot_verification.ManagedGuests(), "this run starts nothing any more"
         ended.append(f"guests of {name}")
 
     monkeypatch.setattr(boot_verification, "_end_turn", end)
@@ -45,7 +45,9 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
     answer = {"reboot": "yes", "boot_id": "x", "turn": "yes"}
     with pytest.raises(HomelabError, match="returned by itself"):
-        asyncio.run(boot_verification._verified(cast("Host", None), "pve1", answer, want, boot_verification.Own([103])))
+        asyncio.run(
+            boot_verification._verify(cast("Host", None), "pve1", answer, want, boot_verification.ManagedGuests([103]))
+        )
     assert ended == ([] if restarts_again else ["pve1", "guests of pve1"])
 
 
@@ -68,7 +70,7 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
     told: list[str] = []
     monkeypatch.setattr(ssh, "connect", lambda *_: Session())
     monkeypatch.setattr(boot_verification, "tell", told.append)
-    own = boot_verification.Own([103], [200, 201])
+    own = boot_verification.ManagedGuests([103], [200, 201])
     asyncio.run(boot_verification._start_guests(cast("Host", None), "pve1", own))
     assert told == (
         [
