@@ -1,5 +1,4 @@
-"""What the resources of homelab's provider have in common: what each takes and puts out, and what a change of an input
-leads to.
+"""What the resources of homelab's provider have in common: inputs, outputs, and what a change of an input leads to.
 
 A resource is declared here, and its work is done in homelab/provider/, in the provider's process. Both go by the
 dataclasses of the declaration: a program that leaves out an input is told so before anything runs, and the provider
@@ -71,7 +70,7 @@ class Boot:
 
 @dataclass(frozen=True, kw_only=True)
 class NoOutputs:
-    """Nothing but the inputs."""
+    """The outputs of a resource that puts nothing out but its inputs."""
 
 
 class Resource(pulumi.CustomResource):
@@ -106,9 +105,9 @@ class Resource(pulumi.CustomResource):
     def __init__(
         self, name: str, args: Mapping[str, pulumi.Input[Any]], opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        known = {field.name: field for field in dataclasses.fields(self.Inputs)}
-        needed = {one for one, field in known.items() if field.default is dataclasses.MISSING}
-        if wrong := (args.keys() - known.keys()) | (needed - args.keys()):
+        fields = {field.name: field for field in dataclasses.fields(self.Inputs)}
+        needed = {key for key, field in fields.items() if field.default is dataclasses.MISSING}
+        if wrong := (args.keys() - fields.keys()) | (needed - args.keys()):
             raise TypeError(f"{type(self).__name__} {name}: inputs that are missing or not known: {sorted(wrong)}")
         super().__init__(self.token(), name, {**args, **dict.fromkeys(self.output_names())}, opts)
 
@@ -133,7 +132,10 @@ class Resource(pulumi.CustomResource):
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
-        """Is an input's new value no reason to do anything, whatever it was before?"""
+        """Is an input's new value no reason to do anything, whatever it was before?
+
+        :param key: the input's name.
+        """
         return False
 
 
@@ -148,13 +150,13 @@ def moved_within_cluster(state: Values, changed: Values) -> set[str]:
 
 
 def digest(settings: BaseModel, leave_out: Collection[str] | Mapping[str, object]) -> str:
-    """Another text whenever one of the settings is another.
+    """16 hexadecimal digits that change when one of the settings does.
 
     :param leave_out: settings that don't count, by their names in the model.
     """
-    # A setting that this program has and the one before it hadn't is as if it had been there, while nobody sets it.
-    found = settings.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+    # A setting that this program has and the one before it hadn't is as if it had been there, while no user sets it.
+    values = settings.model_dump(mode="json", exclude=leave_out, exclude_defaults=True)  # type: ignore[arg-type]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Probe(Resource):

@@ -15,7 +15,7 @@ from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
 class BootVerification(Act):
-    """See the module; outputs as of `Outputs`."""
+    """A host's boot, confirmed and compared with what is wanted. Outputs as of `Outputs`."""
 
     kind = "host:BootCheck"
 
@@ -43,8 +43,9 @@ class BootVerification(Act):
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
-        """That no reboot was needed: so a script whose text alone has changed, with a new version of this program,
-        verifies nothing again."""
+        """Is an input's new value no reason to do anything? An answer that no reboot was needed is none: so a script
+        whose text alone has changed, with a new version of this program, verifies nothing again.
+        """
         return key == "reboot" and isinstance(new, str) and scripts.answer(new).get("reboot") == "no"
 
     kernel: pulumi.Output[str]

@@ -1,6 +1,6 @@
 """CardMapping: a card as a cluster-wide resource mapping, so that a token may give it to a VM.
 
-Proxmox VE lets nobody but root@pam with a password give a device by its address; a mapping can be used by whoever has
+Proxmox VE lets no user but root@pam with a password give a device by its address; a mapping can be used by whoever has
 Mapping.Use on it. One resource owns one entry of the mapping: the one of its node. Entries of other nodes, and a
 mapping's description and flags, stay as they are; the mapping goes with its last entry.
 
@@ -21,7 +21,7 @@ from homelab.shapes import BootedHost
 
 
 class CardMapping(Owned):
-    """See the module."""
+    """A node's entry of a PCI mapping."""
 
     kind = "pci:Mapping"
     replaced_by = frozenset(("host", "node", "mapping"))
@@ -67,7 +67,9 @@ def entry_of(gpu: str, host: BootedHost) -> dict[str, str]:
     path, functions = path_of(gpu, host), host["gpus"][gpu]["functions"]
     shared = ";" in path or "." in path
     first = (
-        next((one for one in functions if one["class"].startswith(GRAPHICS)), functions[0]) if shared else functions[0]
+        next((function for function in functions if function["class"].startswith(GRAPHICS)), functions[0])
+        if shared
+        else functions[0]
     )
     group = first.get("iommuGroup")
     return {

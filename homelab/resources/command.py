@@ -38,7 +38,7 @@ AGENT_SECONDS = 5.0
 
 @functools.cache
 def _ask_the_agent() -> None:
-    """Once a run, before anything is changed: an agent that hangs would hold pulumi-command for ever."""
+    """Asks the SSH agent, once a run, before anything is changed: one that hangs would hold pulumi-command for ever."""
     try:
         _ssh.ask_the_agent()
     except HomelabError as error:
@@ -46,8 +46,11 @@ def _ask_the_agent() -> None:
 
 
 def _need_no_agent() -> None:
-    """pulumi-command connects to the agent that the environment names, and fails without it, whatever else there is to
-    log in with."""
+    """Refuses an SSH agent that the environment names and that isn't there: pulumi-command connects to it, and fails
+    without it, whatever else there is to log in with.
+
+    :raises Refusal: it isn't there.
+    """
     path = os.environ.get("SSH_AUTH_SOCK")
     if not path or not hasattr(socket, "AF_UNIX"):
         return
@@ -85,12 +88,12 @@ def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
         return None
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
-        there: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
-        at = host.model_copy(update={"address": str(there["host"])})
-        place = (at.address, at.ssh.port)
+        connected: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
+        target = host.model_copy(update={"address": str(connected["host"])})
+        place = (target.address, target.ssh.port)
         if time.monotonic() - _ANSWERED.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
-        await _ssh.reach(at)
+        await _ssh.reach(target)
         _ANSWERED[place] = time.monotonic()
 
     name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
@@ -188,11 +191,11 @@ def script(
     if place and (identity or not undone):
         raise ValueError(f"{name}: place is for a script that is undone and has no identity")
     arguments, ignored = connection(host, address)
-    kept = kept_at(host, address)
-    if kept is not None:
-        owned_by = kept.owner
+    folder = kept_at(host, address)
+    if folder is not None:
+        owned_by = folder.owner
         stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
-        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.there]))
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[folder.after]))
     limit = seconds or limits.of_script(host)
     stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.with_time_limit(text, limit))
     return remote.Command(

@@ -24,14 +24,14 @@ _ELSEWHERE = {"host", "ctid", "power", "start", "shutdown", "nvidia", "create"}
 
 
 class ContainerProbe(Probe):
-    """See the module; outputs as of `Outputs`."""
+    """The plan of which cards a container gets. Outputs as of `Outputs`."""
 
     kind = "lxc:Probe"
     replaced_by = frozenset(("host", "ctid"))
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """It goes with its container to another node of the cluster."""
+        """The inputs for whose change another resource is made; not for a move to another node of the cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 
     @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class ContainerProbe(Probe):
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
         """`minors`: numbers of /dev/nvidiaN; `functions`: addresses of these cards' display functions; `shared`: cards
-        of other makers, by their names in the settings; `resume`: did a reboot of ours stop it?; `generation`: how
+        of other makers, by their names in the settings; `resume`: did this program's reboot stop it?; `generation`: how
         often it drifted; `again`: the same of packages for its cards (`libraries`);
         `identity`: tells the container from another one of the same id (container.identity); empty: it is gone."""
 

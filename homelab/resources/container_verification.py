@@ -15,7 +15,7 @@ from homelab.resources.base import Act, HostInputs
 
 
 class ContainerVerification(Act):
-    """See the module; outputs as of `Outputs`."""
+    """A look from inside a container at its cards. Outputs as of `Outputs`."""
 
     kind = "lxc:Check"
     answers = frozenset(("after",))

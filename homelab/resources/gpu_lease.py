@@ -29,7 +29,7 @@ class LeasedCard:
 
 
 class GpuLease(Resource):
-    """See the module."""
+    """Which VM has a card."""
 
     kind = "gpu:Lease"
     replaced_by = frozenset(("host", "node", "vmid"))
@@ -37,7 +37,7 @@ class GpuLease(Resource):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`slot`: the card's path; `vm`, `vmid`, `shutdown`: of the VM that has it; None: none has."""
+        """`slot`: the card's path; `vm`, `vmid`, `shutdown`: of the VM that has it; None: no VM has."""
 
         mapping: str
         slot: str
@@ -53,16 +53,16 @@ class GpuLease(Resource):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """From no VM to one: there is nothing to take away first."""
+        """The inputs for whose change another resource is made; none where no VM has the card yet."""
         return super().replacing(state, changed) if state.get("vmid") is not None else set()
 
     @classmethod
     def of(cls, name: str, card: LeasedCard, holder: tuple[str, Vm] | None, opts: pulumi.ResourceOptions) -> GpuLease:
-        """Who has a card.
+        """The lease of a card.
 
         :param holder: the VM that gets it, and its name in the settings, if one does.
         """
         vm_name, vm = holder or (None, None)
-        about = {"host": card.host, "node": card.node, "mapping": card.mapping, "slot": card.slot}
+        inputs = {"host": card.host, "node": card.node, "mapping": card.mapping, "slot": card.slot}
         shutdown = vm and vm.shutdown.model_dump(mode="json")
-        return cls(name, {**about, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)
+        return cls(name, {**inputs, "vm": vm_name, "vmid": vm and vm.vmid, "shutdown": shutdown}, opts)

@@ -27,7 +27,7 @@ def handover_hook(
         name,
         host,
         pulumi.Output.from_input(generation).apply(
-            lambda found: scripts.handover_hook(vm.vmid, int(found), holder=holder)
+            lambda number: scripts.handover_hook(vm.vmid, int(number), holder=holder)
         ),
         opts,
         identity=[vm.host, str(vm.vmid)],

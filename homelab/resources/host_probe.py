@@ -33,7 +33,7 @@ _ELSEWHERE: dict[str, object] = {
 
 
 class HostProbe(Probe):
-    """See the module; outputs as of `Outputs`."""
+    """The plan of a host. Outputs as of `Outputs`."""
 
     kind = "host:Probe"
 

@@ -22,7 +22,7 @@ else:
 
 
 class KeptScripts(Owned):
-    """See the module."""
+    """This program's scripts on a host."""
 
     kind = "host:Scripts"
     replaced_by = frozenset(("host", "owner"))
@@ -45,32 +45,32 @@ class KeptScripts(Owned):
 
     @classmethod
     def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptScripts:
-        """Those of a host of the settings.
+        """The scripts on a host of the settings.
 
         :raises HomelabError: its key can't be read.
         """
-        about = {"owner": owner(host_name), "version": kept_scripts.version(), "reached": _way_to(host)}
-        return cls(name, {"host": host_name, **about}, opts)
+        inputs = {"owner": owner(host_name), "version": kept_scripts.version(), "reached": _way_to(host)}
+        return cls(name, {"host": host_name, **inputs}, opts)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """`owner`: the folder; `there`: what a command comes after."""
+class KeptFolder:
+    """A stack's folder of scripts on a host. `owner`: its name; `after`: the resource that a command comes after."""
 
     owner: str
-    there: pulumi.Resource
+    after: pulumi.Resource
 
 
 # How a host is reached -> its scripts, in the running program.
-_KEPT: dict[str, Kept] = {}
+_KEPT: dict[str, KeptFolder] = {}
 
 
-def are_kept(host_name: str, host: Host, there: pulumi.Resource) -> None:
-    """From here on commands for `host` come after `there`, and name the scripts that are kept."""
-    _KEPT[_way_to(host)] = Kept(owner(host_name), there)
+def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
+    """From here on commands for `host` come after the resource `after`, and name the scripts that are kept."""
+    _KEPT[_way_to(host)] = KeptFolder(owner(host_name), after)
 
 
-def kept_at(host: Host, address: pulumi.Input[str] | None) -> Kept | None:
+def kept_at(host: Host, address: pulumi.Input[str] | None) -> KeptFolder | None:
     """The scripts of the system that a command goes to; None: none are kept there.
 
     :param address: in place of the host's, as of `homelab.resources.command.connection`.
@@ -84,7 +84,7 @@ def owner(host_name: str) -> str:
 
 
 def _way_to(host: Host) -> str:
-    """Where a host is reached, and the key by which it is known: other words, other machine.
+    """Where a host is reached, and the key by which it is known: another text, another machine.
 
     :raises HomelabError: the key can't be read.
     """

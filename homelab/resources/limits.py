@@ -52,7 +52,7 @@ def of_task(host: Host, inputs: Mapping[str, Any]) -> int:
 
 
 def timeouts(seconds: int) -> pulumi.CustomTimeouts:
-    """The same for whatever is done with the resource."""
+    """One limit in seconds for creating, updating and deleting a resource."""
     return pulumi.CustomTimeouts(create=f"{seconds}s", update=f"{seconds}s", delete=f"{seconds}s")
 
 
@@ -75,24 +75,24 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
     :param what: for the message.
     :raises HomelabError: it hasn't ended in that time. It isn't waited for any more, and ends with this process.
     """
-    done: list[T] = []
-    failed: list[BaseException] = []
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.append(work())
+            results.append(work())
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
 
-    # What is told within is told of the same resource.
-    inside = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: inside.run(run), daemon=True, name=what)
+    # Messages within are of the same resource.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=lambda: context.run(run), daemon=True, name=what)
     thread.start()
     thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if done:
-        return done[0]
+    if errors:
+        raise errors[0]
+    if results:
+        return results[0]
     raise HomelabError(
         wanted=f"{what} done within {seconds:g} s",
         found="it has not ended",

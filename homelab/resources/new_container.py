@@ -16,14 +16,14 @@ from homelab.resources.base import NodeInputs, Owned, ShutdownInputs, Values, mo
 
 
 class NewContainer(Owned):
-    """See the module."""
+    """A container that this program creates."""
 
     kind = "lxc:Container"
     replaced_by = frozenset(("host", "node", "ctid"))
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """It may have moved to another node of its cluster: nothing is made anew for that."""
+        """The inputs for whose change another container is made; not for a move to another node of its cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
 
     @dataclass(frozen=True, kw_only=True)

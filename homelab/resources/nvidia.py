@@ -47,7 +47,7 @@ class SystemInputs(HostInputs):
 
 
 class NvidiaSystem(Probe):
-    """See the module; outputs as of `Outputs`."""
+    """The plan of a system's NVIDIA stack. Outputs as of `Outputs`."""
 
     kind = "nvidia:System"
     replaced_by = frozenset(("host", "system_name", "target", "ctid"))
@@ -67,7 +67,7 @@ class NvidiaSystem(Probe):
 
 
 class GuestReboot(Act):
-    """See the module; outputs as of `Outputs`."""
+    """A guest's restart for a driver that its running kernel can't use. Outputs as of `Outputs`."""
 
     kind = "nvidia:Reboot"
     ignored = frozenset(("timeout",))
@@ -100,12 +100,15 @@ class GuestReboot(Act):
 
 
 def _may_need_a_reboot(step: Any) -> bool:
-    """:param step: what the driver's step answers, which a preview may not know yet."""
+    """Does an answer of the driver's step ask for a reboot, as far as it is known?
+
+    :param step: what the driver's step answers, which a preview may not know yet.
+    """
     return not isinstance(step, str) or scripts.answer(step).get("reboot") == "yes"
 
 
 class NvidiaVerification(Act):
-    """See the module."""
+    """NVIDIA's stack used from inside a system."""
 
     kind = "nvidia:Check"
     ignored = frozenset(("timeout",))
@@ -133,7 +136,7 @@ class NvidiaVerification(Act):
 
 
 class DriverTrial(Act):
-    """See the module."""
+    """A host's new driver tried in the host's containers."""
 
     kind = "nvidia:Trial"
     # What repositories of a container may offer (the lock file) is no reason to try anything again.

@@ -71,8 +71,8 @@ async def _printed(
     if mode == "auto" and all([await result.is_known() for result in results]):
         return False  # nothing would change: no reason to disturb the host
     try:
-        found = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
-        text = plan.describe(name, found.facts, host, found.want, found.reboot, found.files, follows)
+        planned = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
+        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
     except UnreachableError as error:
         if mode == "always":
             raise Refusal(error) from None
@@ -80,5 +80,5 @@ async def _printed(
         return False
     except HomelabError as error:
         raise Refusal(error) from None
-    pulumi.log.info(clean("\n".join(part for part in (text, found.guests) if part)), probe)
+    pulumi.log.info(clean("\n".join(part for part in (text, planned.guests) if part)), probe)
     return True

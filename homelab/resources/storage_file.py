@@ -1,9 +1,9 @@
 """StorageFile: a file that Proxmox VE downloads onto a storage of a node, for guests to be made of.
 
 One that is there already is used as it is, and never removed. One that was downloaded here is removed with the
-resource, unless a guest names it or the settings say keep. That it is ours is noted on the host before the download
-begins (homelab/remote/ledger.py): a run that is killed in between, or a state that is lost, leaves nothing behind that
-the next run doesn't know.
+resource, unless a guest names it or the settings say keep. That it is this program's is noted on the host before the
+download begins (homelab/remote/ledger.py): a run that is killed in between, or a state that is lost, leaves nothing
+behind that the next run doesn't know.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StorageFile(Owned):
-    """See the module."""
+    """A file that Proxmox VE downloads onto a storage."""
 
     kind = "storage:File"
     replaced_by = frozenset(("host", "node", "volume"))
@@ -58,7 +58,7 @@ class StorageFile(Owned):
 
     @classmethod
     def inputs_of(cls, host_name: str, node: str, name: str, download: Download) -> StorageFile.Inputs:
-        """What it takes."""
+        """The inputs for a download of the settings."""
         return cls.Inputs(
             host=host_name,
             node=node,

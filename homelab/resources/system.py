@@ -32,7 +32,8 @@ class System:
     there after a `destroy`?; `after`: with its change all steps look again: another VM, a restart with other cards, the
     host's driver; `passed`: of a host: slots of cards that VMs get; `staying`: where it hands cards over, slots of
     those that its driver has after its start; `started`: with its change what is installed is verified again: the
-    system, or the host below it, was started anew by us; `at`: what a guest names as its host, where that is a cluster.
+    system, or the host below it, was started anew by this program; `at`: what a guest names as its host, where that
+    is a cluster.
     """
 
     target: Target
@@ -52,11 +53,11 @@ class System:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What a resource of this system is told (resources.nvidia.SystemInputs)."""
+        """The inputs that each resource of this system has (resources.nvidia.SystemInputs)."""
         stack = self.nvidia.model_dump(mode="json", exclude={"proxy", "timeouts"})
-        about = {"target": self.target, "system_name": self.name, "host": self.host, "ctid": self.ctid}
+        identity = {"target": self.target, "system_name": self.name, "host": self.host, "ctid": self.ctid}
         return {
-            **about,
+            **identity,
             "address": self.address,
             "nvidia": stack,
             "after": self.after,
@@ -92,7 +93,7 @@ class System:
 def address_of(name: str, vm: VmSeen) -> str:
     """Where a VM is reached.
 
-    :raises Refusal: it is off, or nobody knows.
+    :raises Refusal: it is off, or its address isn't known.
     """
     if vm["state"] == "running" and (address := vm.get("address")):
         return address

@@ -23,7 +23,7 @@ class DiskInputs:
 
 
 class VirtualMachine(Owned):
-    """See the module."""
+    """A VM that this program creates."""
 
     kind = "vm:Machine"
     replaced_by = frozenset(("host", "node", "vmid"))
@@ -51,5 +51,5 @@ class VirtualMachine(Owned):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """It goes with its VM to another node of the cluster."""
+        """The inputs for whose change another VM is made; not for a move to another node of its cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)

@@ -4,7 +4,7 @@ It reads the VM and the host, and passes every check or fails before anything is
 noted on the host with what was there before (homelab/remote/ledger.py); then it is brought into force, with a shutdown
 and a start if the VM runs. The same record is put out, also if that fails; a run that was killed before that, and a
 stack whose state was lost, go on from the host's notes. A refresh finds drift, and a VM that is gone. Its deletion
-gives back every key that still is as we set it, with a shutdown and a start if the VM runs.
+gives back every key that still is as this program set it, with a shutdown and a start if the VM runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from homelab.shapes import Record
 
 
 class VmCards(Owned):
-    """See the module; outputs as of `Outputs`."""
+    """The cards of a VM. Outputs as of `Outputs`."""
 
     kind = "vm:Cards"
     # Another VM: the old one is given back what it had, and it is another one's turn.
@@ -43,9 +43,10 @@ class VmCards(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`record`, `restore`: key -> ours, before; `identity`: tells the VM from another one of the same id
-        (vm.config.identity); `state`: running or stopped, as it was left, empty where the work on it failed;
-        `guest_address`: empty where it isn't known; `starts`: how often it was started here.
+        """`record`, `restore`: key -> what this program set (`ours`), what was there `before`; `identity`: tells the
+        VM from another one of the same id (vm.config.identity); `state`: running or stopped, as it was left, empty
+        where the work on it failed; `guest_address`: empty where it isn't known; `starts`: how often it was started
+        here.
         """
 
         record: Record
@@ -64,5 +65,5 @@ class VmCards(Owned):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """It goes with its VM to another node of the cluster."""
+        """The inputs for whose change another resource is made; not for a move to another node of its cluster."""
         return super().replacing(state, changed) - moved_within_cluster(state, changed)
