@@ -88,8 +88,7 @@ def elsewhere(wanted: str, kind: str, guest: int, here: str, there: str) -> Home
         found=f"{name} {guest} is on the node {there}, not on {here}",
         why="a card is in one machine: a guest can have it only on the node that the card is in",
         next=f"migrate it to {here} (on {there}, while it is off: `{command} migrate {guest} {here}`); or describe "
-        f"{there} as a host of its own under "
-        "homelab:hosts, and name that host for the guest",
+        f"{there} as a host of its own under homelab:hosts, and name that host for the guest",
     )
 
 

@@ -35,8 +35,7 @@ _VM_OPTIONS = {
     "VM.Config.Memory": "memory balloon shares",
     "VM.Config.HWType": "acpi hotplug kvm machine scsihw smbios1 tablet vga watchdog audio rng serial hostpci usb",
     "VM.Config.Options": "agent autostart bios description keyboard localtime migrate_downtime migrate_speed name "
-    "onboot ostype "
-    "protection reboot startdate startup tdf template tags",
+    "onboot ostype protection reboot startdate startup tdf template tags",
     "VM.Config.Disk": "boot bootdisk vmstatestorage ide sata scsi virtio efidisk tpmstate",
     "VM.Config.Network": "net",
     # Either of VM.Config.Cloudinit and VM.Config.Network.

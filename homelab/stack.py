@@ -115,8 +115,7 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
         if uncertain:
             pulumi.log.warn(
                 f"whether all of {', '.join(map(secret_settings.path_of, uncertain))} are encrypted can't be told: "
-                f"some are, and {file} "
-                "isn't the file that was read"
+                f"some are, and {file} isn't the file that was read"
             )
     if places := secret_settings.left_open(settings.as_written()):
         error = secret_settings.still_open(places, stack)

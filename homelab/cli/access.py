@@ -188,9 +188,8 @@ def confirm_key(
         )
     if not ask.confirm("Is it the same?", default=is_known):
         raise Declined(
-            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody "
-            "can be asked, give "
-            f"the fingerprint that the console shows with {option}."
+            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody can "
+            f"be asked, give the fingerprint that the console shows with {option}."
         )
 
 

@@ -205,8 +205,7 @@ class Conversation:
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
                 "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, "
-                "such as "
-                f"--card {example(cards, facts)}."
+                f"such as --card {example(cards, facts)}."
             )
         if accepted:
             choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
@@ -448,9 +447,8 @@ class Conversation:
             config = facts.guests.config(guest.id)
             if config is not None and config.is_windows:
                 self.output.say(
-                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update "
-                    "or NVIDIA's own installer "
-                    "(https://www.nvidia.com/drivers) brings the driver."
+                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update or "
+                    "NVIDIA's own installer (https://www.nvidia.com/drivers) brings the driver."
                 )
                 continue
             if not guest.running:
@@ -535,9 +533,8 @@ class Conversation:
             return None if self.arguments.cuda == "none" else str(self.arguments.cuda)
         if not possible:
             self.output.say(
-                f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for "
-                "the distribution. The driver "
-                "alone runs programs that bring their own CUDA."
+                f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for the "
+                "distribution. The driver alone runs programs that bring their own CUDA."
             )
         chosen = self.ask.choose(
             f"CUDA's toolkit {where}",
@@ -598,8 +595,8 @@ class Conversation:
         if any(" token delete " in command for command in commands):
             self.output.say(
                 "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
-                "have the old secret, they no "
-                "longer get in: copy this file there, or use a stack of another name here (--stack)."
+                "have the old secret, they no longer get in: copy this file there, or use a stack of another name here "
+                "(--stack)."
             )
         self.result |= {
             "settings": proposal.text,

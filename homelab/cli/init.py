@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
         description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
         "before anything is done.",
         epilog="Each question has an option that answers it. Secrets come from the environment or standard input: "
-        "HOMELAB_PASSWORD (the "
-        "host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
+        "HOMELAB_PASSWORD (the host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its "
+        "settings, or changes them.",
     )
     parser.add_argument(
         "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
@@ -88,9 +88,8 @@ def parser() -> argparse.ArgumentParser:
     cards.add_argument(
         "--image",
         metavar="VOLUME",
-        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the "
-        "host downloads, such as "
-        "ubuntu-24.04; none",
+        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the host "
+        "downloads, such as ubuntu-24.04; none",
     )
     cards.add_argument(
         "--iso", metavar="VOLUME", help="a new VM gets this CD beside an empty disk, such as local:iso/debian.iso"

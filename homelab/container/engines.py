@@ -60,9 +60,8 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
         HomelabError(
             wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
             found="; ".join(obstacles),
-            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile "
-            "that such a container gets (open sysctl "
-            "net.ipv4.ip_unprivileged_port_start … permission denied)",
+            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile that "
+            "such a container gets (open sysctl net.ipv4.ip_unprivileged_port_start … permission denied)",
             next=f"{'; '.join(steps)}; then restart the container. If {runtime} starts containers there all the "
             f"same, containers.{name}.allowOlderLxc: true",
         )

@@ -92,9 +92,8 @@ def unserved(where: str, facts: HostFacts, device: Device, node: str) -> Homelab
             + (f", and given to {users}" if users else ""),
             why="a container shares a card with the host's driver: one that is on vfio-pci, or that a VM takes at "
             "its start, has no nodes in /dev/dri",
-            next="take it out of the VM's hostpci options and out of what binds it to vfio-pci (modprobe.d, the "
-            "kernel command line), and reboot; "
-            "or give the container another card",
+            next="take it out of the VM's hostpci options and out of what binds it to vfio-pci (modprobe.d, the kernel "
+            "command line), and reboot; or give the container another card",
         )
     drm = facts.drm.get(device.address)
     if drm is not None and drm.render:

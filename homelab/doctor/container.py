@@ -157,8 +157,7 @@ def _notes(case: Case) -> list[str]:
     if open_anyway:
         notes.append(
             f"{', '.join(open_anyway)} can be opened although no line allows it: lxc takes the device rules from "
-            "unprivileged "
-            "containers, on some releases"
+            "unprivileged containers, on some releases"
         )
     extra = [row.path for row in case.rows if row.entry is None and row.seen and is_gpu(row.path)]
     if extra:

@@ -228,10 +228,9 @@ def _set_aside(reading: Reading) -> list[str]:
     texts += ["HA's maintenance mode is on"] if "maintenance" in notes else []
     return [
         f"set for a restart of this node, and not put back yet: {text}; unless a run is at work, the node does it by "
-        "itself (homelab-turn.timer), "
-        "and the journal of homelab-turn.service says what keeps it from that; if it never can, since Ceph or the "
-        "cluster is gone for good: "
-        "docs/troubleshooting.md, A node goes on trying to end its turn"
+        "itself (homelab-turn.timer), and the journal of homelab-turn.service says what keeps it from that; if it "
+        "never can, since Ceph or the cluster is gone for good: docs/troubleshooting.md, A node goes on trying to end "
+        "its turn"
         for text in texts
     ]
 
@@ -301,9 +300,8 @@ def _boot(reading: Reading) -> list[Finding]:
             kernel_log.excerpt(warnings),
             "new kernels and command lines don't reach one that is gone; if the firmware boots from it, they never "
             "come into effect",
-            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a "
-            "new one its own with "
-            "`proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
+            "see `proxmox-boot-tool status`; drop a disk that was taken out with `proxmox-boot-tool clean`, give a new "
+            "one its own with `proxmox-boot-tool format PARTITION` and `proxmox-boot-tool init PARTITION`",
         )
     ]
 

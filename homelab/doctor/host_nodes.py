@@ -29,9 +29,8 @@ def _no_driver(case: Case) -> Finding:
         )
     elif cards:
         step = (
-            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then "
-            "`dmesg | grep -i nvrm` says why it "
-            "isn't loaded (another kernel than the module's, Secure Boot, nouveau in its place)"
+            "install NVIDIA's driver on the host; if it is installed: `modprobe nvidia`, then `dmesg | grep -i nvrm` "
+            "says why it isn't loaded (another kernel than the module's, Secure Boot, nouveau in its place)"
         )
     else:
         step = "see whether the card is in `lspci -nn`; if not, look at its power and its slot"
@@ -80,8 +79,7 @@ def _missing_nodes(case: Case) -> list[Finding]:
             f"the driver is loaded, and nothing has made {'them' if len(missing) > 1 else 'it'}"
             + ("; the module nvidia_uvm isn't loaded" if uvm else ""),
             "nodes of NVIDIA's driver are made by programs, after each boot; what isn't on the host can't be in a "
-            "container, and a "
-            "dev[n] entry for it keeps the container from starting",
+            "container, and a dev[n] entry for it keeps the container from starting",
             f"`{' && '.join(dict.fromkeys(_made_by(row.path) for row in missing))}`",
         )
     ]

@@ -87,8 +87,8 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
         else:
             outcome.remarks.append(
                 f"{address} could not be reset when {vm} started (its resets: {methods}), and answers all the same: it "
-                "may be as its last user left "
-                "it. If the guest's driver fails on it, shut the VM down and restart the host"
+                "may be as its last user left it. If the guest's driver fails on it, shut the VM down and restart the "
+                "host"
             )
     return outcome
 

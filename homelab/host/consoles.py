@@ -132,15 +132,13 @@ def remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[str]:
     if host.boot_framebuffer == "off":
         sentences.append(
             f"bootFramebuffer: off: {NO_FRAMEBUFFER} keeps the kernel's picture off every screen of this host; the "
-            "boot entry 'without GPU passthrough' "
-            "is without it"
+            "boot entry 'without GPU passthrough' is without it"
             + ("; this kernel would let go of the card by itself" if set(verdicts.values()) == {"frees"} else "")
         )
     elif set(verdicts.values()) != {"frees"}:
         sentences.append(
-            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked "
-            "after the reboot, and "
-            "bootFramebuffer: off may help then"
+            f"{name}: this kernel ({facts.kernel}) may keep the card's memory for its picture; that is checked after "
+            "the reboot, and bootFramebuffer: off may help then"
         )
     return sentences
 

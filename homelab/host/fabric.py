@@ -63,8 +63,8 @@ def refused(facts: HostFacts, name: str, gpu: Gpu, slot: str, vm_slots: list[str
             why="its NVLinks wait for a fabric manager that sets the switches up for all of them: CUDA in the VM "
             "ends with error 802, system not yet initialized",
             next="keep the cards with the host, for containers (use: lxc), or give all of them to one VM, with the "
-            "NVSwitches and the fabric manager; for a "
-            f"single one, whose driver in the VM is told NVreg_NvLinkDisable=1, gpus.{name}.allowPartOfFabric: true",
+            "NVSwitches and the fabric manager; for a single one, whose driver in the VM is told "
+            f"NVreg_NvLinkDisable=1, gpus.{name}.allowPartOfFabric: true",
         )
     ]
 

@@ -172,8 +172,7 @@ def readable(facts: HostFacts) -> list[HomelabError]:
             why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; "
             "nothing is done on such a basis",
             next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
-            "what keeps it from being read, or remove it, "
-            "and run `pulumi up` again",
+            "what keeps it from being read, or remove it, and run `pulumi up` again",
         )
     ]
 
@@ -196,9 +195,8 @@ def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
                 wanted="to know which boot loader makes the kernel command line",
                 found=facts.loader_clues,
                 why="the wrong one would be configured without effect",
-                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each "
-                "ESP that the host no longer starts "
-                "from, and run `pulumi up` again",
+                next="see `proxmox-boot-tool status`; remove from /etc/kernel/proxmox-boot-uuids the UUID of each ESP "
+                "that the host no longer starts from, and run `pulumi up` again",
             )
         )
     return errors
@@ -284,9 +282,8 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
             why="what is named there is bound to vfio-pci at boot: it must be this card's, whatever else the host has",
             next="take the list out: a virtual function is a card of its own"
             if not around
-            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the "
-            "IOMMU group is named in "
-            f"gpus.{name}.allowGroupMembers",
+            else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
+            f"group is named in gpus.{name}.allowGroupMembers",
         )
     ]
 
@@ -305,10 +302,9 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
             ),
             why="vfio-pci takes no card that is split into virtual functions, and whoever uses one of them would "
             "lose it",
-            next="switch them off where they are switched on "
-            f"(`echo 0 >/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; "
-            "a module's option such as i915.max_vfs, sysfs.conf), or give one of them to the VM: "
-            f"gpus.{name}.address with its address",
+            next="switch them off where they are switched on (`echo 0 "
+            f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
+            f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
         )
     ]
 
@@ -367,9 +363,8 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
             found="; ".join(f"{address} is set up for {mode_names.get(mode, mode)}" for address, mode in modes.items()),
             why="it can serve several VMs, which would lose it; and Proxmox VE refuses a mapping of such a card "
             "that isn't marked for mdev",
-            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the "
-            "settings; or remove the vGPU driver, "
-            "i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
+            next="use it as it is set up (hostpci with mdev=, a mapping of your own), and take it out of the settings; "
+            "or remove the vGPU driver, i915.enable_gvt or what else divides it, reboot, and run `pulumi up` again",
         )
     ]
 
@@ -450,9 +445,8 @@ def isolation(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
             found=f"with it in the {predicted(facts)}group: {'; '.join(map(facts.describe, others))}",
             why="starting a VM with the card takes every device of the group from the host; with a disk or a "
             "network card it goes down",
-            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the "
-            "host with the card is named in "
-            f"gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
+            next="put the card into another slot, or switch ACS on in the firmware; a device that may leave the host "
+            f"with the card is named in gpus.{name}.allowGroupMembers{remapping.override_hint(facts, slot)}",
         )
     ]
 
@@ -667,8 +661,7 @@ def left_with_vm(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
 
 _WHY_RELEASE_FIRST = (
     "the host restarts before a card is taken out of a VM: a VM that starts then would take the card from its new "
-    "driver; "
-    "nothing was changed"
+    "driver; nothing was changed"
 )
 
 
@@ -904,15 +897,13 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
         display = next(device for device in functions if device.is_display)
         sentences.append(
             f"gpus.{name}: its mapping offers {display.address} alone, since Proxmox VE compares a mapping's id with "
-            "each of its functions; "
-            f"all of them ({path.replace(';', ', ')}) go with byAddress"
+            f"each of its functions; all of them ({path.replace(';', ', ')}) go with byAddress"
         )
     owner = next((device.physfn for device in functions if device.physfn), None)
     if owner:
         sentences.append(
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it "
-            "(sysfs.conf, a module's option) is left "
-            "to you, and must have made it before the VM starts"
+            "(sysfs.conf, a module's option) is left to you, and must have made it before the VM starts"
         )
     sentences += resets.remarks(facts, f"gpus.{name}", slot)
     sentences += consoles.remarks(facts, host, f"gpus.{name}", slot)
@@ -927,8 +918,7 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
     if any(facts.pluggable(device.address) for device in functions):
         sentences.append(
             f"gpus.{name} hangs on an external port (Thunderbolt, USB4): it must be connected and on when the host "
-            "starts; "
-            "homelab binds none that comes later"
+            "starts; homelab binds none that comes later"
             + ("; ids for vfio-pci that were set by hand do bind it, so takeOver leaves them" if host.take_over else "")
         )
     return sentences
@@ -946,8 +936,7 @@ def _function_remarks(facts: HostFacts, name: str, gpu: Gpu, functions: list[Dev
         elif device.class_code.startswith(SECURITY_PROCESSOR):
             sentences.append(
                 f"gpus.{name}: {facts.describe(device)} leaves the host with the card: reports differ on whether a "
-                "guest's driver needs it; if the VM "
-                "starts only once for each boot of the host, try first without it"
+                "guest's driver needs it; if the VM starts only once for each boot of the host, try first without it"
             )
     return sentences
 

@@ -123,10 +123,9 @@ def unstarted(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabE
                 else "the kernel doesn't say how it resets"
             ),
             why=f"{row.why} ({row.source}); {row.driver} has to start it first, and this program binds it before that",
-            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can "
-            "take it from there when a VM starts. If it "
-            "starts in a VM all the same, and you can switch the host off should it not, "
-            f"gpus.{name}.allowUnstarted: true",
+            next=f"leave the card with {row.driver} (gpus.{name}.use: host or lxc); a hookscript of your own can take "
+            "it from there when a VM starts. If it starts in a VM all the same, and you can switch the host off should "
+            f"it not, gpus.{name}.allowUnstarted: true",
         )
     ]
 
@@ -151,8 +150,8 @@ def gvt_g(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
             why="GVT-g ended with the 10th generation of Intel's processors (Comet Lake): the word has no effect, "
             "and no virtual card will come",
             next=f"take {_GVT_G} out (/etc/default/grub, or /etc/kernel/cmdline): the VM then gets the card as a "
-            "whole; newer generations are divided "
-            "by SR-IOV, where their driver has it, and a virtual function is a card of its own here",
+            "whole; newer generations are divided by SR-IOV, where their driver has it, and a virtual function is a "
+            "card of its own here",
         )
     ]
 
@@ -197,10 +196,9 @@ def legacy_remarks(facts: HostFacts, name: str, slot: str) -> list[str]:
         "ones (make them the first display in its set-up)"
     )
     return [
-        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd "
-        "the VM can have q35 and UEFI, and "
-        "computes and encodes as well; a screen from the start takes a romfile for UEFI and x-igd-lpc=on in the "
-        "VM's `args`, which only root can write"
+        f"gpus.{name}: {reason}: the VM shows nothing on them before its system's driver starts. Without legacyIgd the "
+        "VM can have q35 and UEFI, and computes and encodes as well; a screen from the start takes a romfile for UEFI "
+        "and x-igd-lpc=on in the VM's `args`, which only root can write"
     ]
 
 
@@ -229,10 +227,9 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
         ]
     if display.boot_vga:
         return [
-            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if "
-            "the VM shows nothing on it, "
-            "docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for romfile; best while "
-            "another card is the host's screen"
+            f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
+            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for "
+            "romfile; best while another card is the host's screen"
         ]
     return []
 

@@ -105,8 +105,7 @@ def refused_under_ha(
                 why="the card, and what hands it over, are on this node: after a start that failed, or without this "
                 "node, HA would move the VM away from them",
                 next="give it a strict node affinity rule (before Proxmox VE 9 a restricted group) with "
-                f"{facts.cluster.node} alone (Datacenter -> HA), "
-                "or take it out of HA; then run `pulumi up` again",
+                f"{facts.cluster.node} alone (Datacenter -> HA), or take it out of HA; then run `pulumi up` again",
             )
         )
     for container in containers:
@@ -150,8 +149,7 @@ def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[st
         f"VM {vm.vmid} is under HA: a start that is refused, because its card is in use or a run is at work here, "
         "counts as failed; after "
         f"{(int(options.get('max_restart', 1)) + 1) * (int(options.get('max_relocate', 1)) + 1)} of them HA gives up "
-        "(state error), "
-        f"until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
+        f"(state error), until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
         for vm in vms
         if any(use.gpu in host.hands_over for use in vm.gpus) and (options := service(facts, "vm", vm.vmid)) is not None
     ]

@@ -292,6 +292,5 @@ def lost(name: str, addresses: list[str]) -> HomelabError:
         found=f"the configuration space of {', '.join(addresses)} can't be read: every bit is one",
         why="the card is lost: no driver and no guest can use it, and what binds or resets it now may hang",
         next="switch the host off, wait half a minute, switch it on (a warm reboot often isn't enough); look at the "
-        "card's power cables, slot "
-        "and riser if it happens again, and for newer firmware of card and board",
+        "card's power cables, slot and riser if it happens again, and for newer firmware of card and board",
     )

@@ -164,8 +164,7 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             found=f"the firmware wants memory mapped 1:1 for its {'' if real else 'predicted '}IOMMU group: "
             f"{_first_ranges(ranges)}" + ("" if real else f" ({', '.join(facts.iommu.tables)})"),
             why="the kernel refuses every VM such a group: QEMU ends with 'Failed to set group container: Invalid "
-            "argument'. iommu=pt "
-            "makes no difference to that",
+            "argument'. iommu=pt makes no difference to that",
             next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
             "another slot"
             + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
@@ -277,8 +276,7 @@ def _split_error(
         wanted=f"gpus.{name} ({facts.card(slot)}) taken out of its IOMMU group by iommu.acsOverride",
         found="; ".join(causes),
         why="the override only hides that these devices can reach each other past the IOMMU: a guest with the card "
-        "could write to the "
-        "host's disk or network controller, and so into the host; no setting allows that",
+        "could write to the host's disk or network controller, and so into the host; no setting allows that",
         next="put the card, or the disk or the network cable, into another slot or controller",
     )
 
@@ -301,8 +299,7 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
     by = "iommu.acsOverride" if host.iommu.acs_override else "set by hand, and left as it is"
     sentences = [
         f"{acs.WORD}={override} ({by}): devices that are taken apart by it can reach each other's memory past the "
-        "IOMMU (peer-to-peer DMA); "
-        "a guest that you don't trust could use that"
+        "IOMMU (peer-to-peer DMA); a guest that you don't trust could use that"
     ]
     for name, slot in slots.items():
         if not host.gpus[name].may_leave:
@@ -333,9 +330,8 @@ def _interrupt_remarks(facts: HostFacts, host: Host) -> list[str]:
     if remapped:
         return ["iommu.allowUnsafeInterrupts has no effect: this host remaps interrupts, so nothing is allowed"]
     return [
-        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before "
-        "its IOMMU is on; run "
-        "`pulumi up --refresh` after the reboot"
+        "iommu.allowUnsafeInterrupts has no effect yet: whether this host remaps interrupts can't be told before its "
+        "IOMMU is on; run `pulumi up --refresh` after the reboot"
     ]
 
 
@@ -343,9 +339,8 @@ def _range_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[
     sentences = []
     if host.iommu.relax_rmrr and relaxes_rmrr(facts) and is_intel(facts):
         sentences.append(
-            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); "
-            "where it really uses it, data can "
-            "be lost"
+            "iommu.relaxRmrr: the kernel no longer holds to memory that the firmware uses with devices (RMRR); where "
+            "it really uses it, data can be lost"
         )
     for name, slot in slots.items():
         ranges = facts.mapped_one_to_one(slot) if host.gpus[name].may_leave else []

@@ -108,8 +108,8 @@ def making(stack: str, config: str, needs: Needs, *, has_secret: bool, pve: str)
         commands.append(f"pveum user token delete {name} {TOKEN}")
     if not has_token or not has_secret:
         commands.append(
-            f"pveum user token add {name} {TOKEN} --privsep 0"
-            f" --comment {shlex.quote(f'homelab init, stack {stack}')} --output-format json"
+            f"pveum user token add {name} {TOKEN} --privsep 0 --comment {shlex.quote(f'homelab init, stack {stack}')} "
+            "--output-format json"
         )
     return Making(name, commands, not has_token or not has_secret)
 

@@ -63,10 +63,9 @@ def supported_system(request: Request) -> list[HomelabError]:
                 wanted=f"{request.name}: {supported}",
                 found="Windows (ostype in the VM's configuration)",
                 why="what this program installs is Linux's: packages of apt, by SSH and bash",
-                next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update "
-                "or NVIDIA's own installer "
-                "(https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of CUDA for Windows the "
-                "toolkit",
+                next=f"leave {request.name}.nvidia out: the VM gets its card all the same. Inside, Windows Update or "
+                "NVIDIA's own installer (https://www.nvidia.com/drivers) brings the driver, and NVIDIA's installer of "
+                "CUDA for Windows the toolkit",
             )
         )
     elif system.distribution is not None and (system.distribution, system.version) not in {
@@ -289,11 +288,9 @@ def secure_boot(request: Request) -> list[HomelabError]:
             wanted=f"{request.name}: a system that loads modules which DKMS built",
             found="Secure Boot is on, and DKMS's key isn't enrolled",
             why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
-            "console, at a boot, by "
-            "a person",
-            next=f"either {turn_off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by "
-            "`dkms generate_mok`), reboot, "
-            "confirm in MokManager on the console; then `pulumi up --refresh`",
+            "console, at a boot, by a person",
+            next=f"either {turn_off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms "
+            "generate_mok`), reboot, confirm in MokManager on the console; then `pulumi up --refresh`",
         )
     ]
 
@@ -366,9 +363,8 @@ def cuda_advice(request: Request) -> str:
     driver_alone = "the driver alone runs programs that bring their own CUDA"
     if not fitting:
         return (
-            "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has "
-            "for the distribution; "
-            f"{driver_alone}"
+            "leave nvidia.cuda out: no release of CUDA fits the cards, the driver and what NVIDIA's repository has for "
+            f"the distribution; {driver_alone}"
         )
     older = f", or an older one that fits ({', '.join(fitting[1:])})" if len(fitting) > 1 else ""
     return f'set nvidia.cuda: "{fitting[0]}"{older}{_distributions_without(request, fitting)}'
@@ -479,9 +475,8 @@ def _cuda_driver(request: Request, least: Driver) -> HomelabError | None:
         wanted=f"{request.name}: a driver for CUDA {request.settings.cuda}: {least.version} or later",
         found=f"{request.driver.text}"
         + ("" if request.driver.exact or not request.driver.is_release else f" ({request.driver.version} at most)"),
-        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or "
-        "`CUDA driver version is "
-        "insufficient for CUDA runtime version`",
+        why="CUDA's programs would fail: `the provided PTX was compiled with an unsupported toolchain`, or `CUDA "
+        "driver version is insufficient for CUDA runtime version`",
         next=step + alternative,
     )
 
@@ -555,8 +550,8 @@ def enough_room(request: Request) -> list[HomelabError]:
         return []
     return [
         HomelabError(
-            wanted=f"{request.name}: room below /usr for "
-            f"{' and '.join(part for part, size in parts.items() if size)}: {needed // 10**6} MB at the least",
+            wanted=f"{request.name}: room below /usr for {' and '.join(part for part, size in parts.items() if size)}: "
+            f"{needed // 10**6} MB at the least",
             found=f"{room // 10**6} MB are free",
             why="apt, or the installer, would fail half-way, with no space left on the device",
             next="make room there, or give the system a larger disk"

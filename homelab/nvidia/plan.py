@@ -653,15 +653,13 @@ def _card_notes(request: Request, driver: Driver) -> list[str]:
         row = request.data.device(device)
         if generation is None:
             notes.append(
-                f"{card_text(request, device)}: taken for a card that is newer than this program's data, which "
-                "needs the open "
-                f"modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
+                f"{card_text(request, device)}: taken for a card that is newer than this program's data, which needs "
+                f"the open modules and a recent driver; whether {driver.text} knows it shows when the module is loaded"
             )
         elif row and row.absent < driver.version < row.listed:
             notes.append(
                 f"{card_text(request, device)}: {row.absent} doesn't know it, {row.listed} does; whether "
-                f"{driver.version} does "
-                "isn't known here"
+                f"{driver.version} does isn't known here"
             )
     if request.devices is None and request.target != "lxc":
         notes.append("the cards aren't known yet: whether driver and cards fit is checked before anything is installed")
@@ -684,15 +682,13 @@ def _capability_notes(request: Request, capabilities: tuple[Capability, ...]) ->
     notes = []
     if lacking := [capability for capability in request.capabilities if capability not in capabilities]:
         notes.append(
-            f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver "
-            "is installed "
-            "without them; to demand them, name them in nvidia.capabilities"
+            f"its repositories don't offer the packages of {', '.join(lacking)} in the driver's version: the driver is "
+            "installed without them; to demand them, name them in nvidia.capabilities"
         )
     if "graphics" in capabilities and request.target == "lxc":
         notes.append(
             "graphics in a container needs the host's module nvidia-drm, and its nodes in /dev/dri, which the "
-            "container must have been "
-            "given; only the libraries are installed and checked here"
+            "container must have been given; only the libraries are installed and checked here"
         )
     return notes
 
@@ -707,8 +703,7 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
         return []
     return [
         f"whether the modules of {driver.text} build for {', '.join(unknown)} isn't known here; DKMS's result is "
-        "checked "
-        "before any reboot"
+        "checked before any reboot"
     ]
 
 
@@ -718,11 +713,10 @@ def _podman_notes(request: Request) -> list[str]:
     data, system = request.data.packaging.toolkit, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     return [
-        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications "
-        "that name groups, as the toolkit writes "
-        f"them from {data.groups_since} on (unknown field additionalGids): its own is made without them. Programs "
-        "in a container that aren't root may "
-        "then not open the nodes in /dev/dri; CUDA needs none of these"
+        f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that "
+        f"name groups, as the toolkit writes them from {data.groups_since} on (unknown field additionalGids): its own "
+        "is made without them. Programs in a container that aren't root may then not open the nodes in /dev/dri; CUDA "
+        "needs none of these"
     ]
 
 
@@ -743,7 +737,6 @@ def _cuda_notes(request: Request) -> list[str]:
     if request.driver and request.driver.version < least.version:
         notes.append(
             f"CUDA {request.settings.cuda} came with {least.version}; with {request.driver.text} its programs run "
-            "within the major "
-            "release, without PTX compiled at run time"
+            "within the major release, without PTX compiled at run time"
         )
     return notes

@@ -276,8 +276,8 @@ _PROGRAMS = {
     "container": (
         "a container in which nvidia-smi sees the cards",
         "nothing in a container could use them",
-        "try the same by hand (the image is named above, or "
-        "`docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi`), then run `pulumi up`",
+        "try the same by hand (the image is named above, or `docker run --rm --runtime=nvidia --gpus all ubuntu "
+        "nvidia-smi`), then run `pulumi up`",
     ),
 }
 # The kernel's reason why an ordinary user can't open a device node -> target ("" for any other) -> the cause, and what
@@ -483,8 +483,7 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: C
         if some_missing
         else "programs would use other cards than those that were meant",
         next="in its host's settings look at gpuAssignment (vms.…, containers.…) and `lspci -nn -d 10de:`; for a "
-        "missing one read "
-        "`dmesg | grep NVRM`",
+        "missing one read `dmesg | grep NVRM`",
     )
 
 

@@ -186,10 +186,9 @@ def _cant_be_undone(host: str, error: HomelabError) -> HomelabError:
         why=f"what was set up on {host} can't be given back while it doesn't answer; nothing was changed there, and "
         "the state keeps it",
         next=f"switch {host} on and run the same command again; what other hosts have is given back meanwhile by "
-        f"`pulumi destroy --continue-on-error`. If {host} won't "
-        "come back, run that first, then forget it with all that depends on it "
-        f"(`pulumi state delete --target-dependents 'URN of {host}-probe'`, which "
-        "`pulumi stack --show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
+        f"`pulumi destroy --continue-on-error`. If {host} won't come back, run that first, then forget it with all "
+        f"that depends on it (`pulumi state delete --target-dependents 'URN of {host}-probe'`, which `pulumi stack "
+        "--show-urns` lists) and take it out of homelab:hosts: what is on its disks stays as it is",
     )
 
 
@@ -314,8 +313,7 @@ class Work(Generic[InputsT, OutputsT]):
             "run the same command again"
             if api
             else "see whether it is switched on and connected to this network, then run the same command again; "
-            "`pulumi preview` without "
-            "--refresh needs no host",
+            "`pulumi preview` without --refresh needs no host",
         ) from error
 
     def deleted(self, state: Properties) -> None:

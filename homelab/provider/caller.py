@@ -170,9 +170,8 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
             wanted=f"a call of Pulumi's engine, which runs as user {self._user} as this provider does",
             found=caller,
             why="whoever is answered here can change hosts as root; nothing was done",
-            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it "
-            "was Pulumi itself: run it where "
-            "/proc is the one of this system, in no sandbox that hides it",
+            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it was "
+            "Pulumi itself: run it where /proc is the one of this system, in no sandbox that hides it",
         )
         if caller not in self._messages_told:
             self._messages_told.add(caller)

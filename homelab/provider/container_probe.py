@@ -94,8 +94,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 why="without these notes, the lines that this program gave the container can't be told from other "
                 "lines; the container is as it was",
                 next=f"bring {old_host} back, then run the same command again; or migrate the container back; or, if "
-                f"{old_host} won't come back, take it out of "
-                "homelab:hosts: then you have to take these lines out yourself",
+                f"{old_host} won't come back, take it out of homelab:hosts: then you have to take these lines out "
+                "yourself",
             ) from error
 
     def read(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> ContainerProbe.Outputs:
@@ -244,10 +244,10 @@ def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:
 def _tell_of_lost_record(inputs: ContainerProbe.Inputs, old_host: str) -> None:
     tell(
         f"{inputs.container}: note: {old_host} is no longer in homelab:hosts, and what was noted there of container "
-        f"{inputs.ctid} is lost: lines that this program gave "
-        "it there stay in its configuration, since they can't be told from your own. Take out those of cards that "
-        f"{old_host} had: dev… options (`pct set {inputs.ctid} --delete …`) and lxc.… "
-        f"lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is off"
+        f"{inputs.ctid} is lost: lines that this program gave it there stay in its configuration, since they can't be "
+        f"told from your own. Take out those of cards that {old_host} had: dev… options (`pct set {inputs.ctid} "
+        f"--delete …`) and lxc.… lines (/etc/pve/lxc/{inputs.ctid}.conf on the node that it is on), both while it is "
+        "off"
     )
 
 

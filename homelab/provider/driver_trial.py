@@ -108,8 +108,7 @@ def _given_up(version: str, messages: list[str]) -> HomelabError:
         + "".join(f"; {message}" for message in messages),
         why="a container's libraries must be of the host's version, to the last digit",
         next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for "
-        "another try: "
-        "`pulumi up --refresh`",
+        "another try: `pulumi up --refresh`",
     )
 
 
@@ -217,8 +216,7 @@ class _Host:
         except HomelabError as error:
             return reason.retold(
                 why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put "
-                f"back: {error.wanted}; "
-                f"found: {error.found}",
+                f"back: {error.wanted}; found: {error.found}",
                 next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: "
                 f"{reason.next}",
             )
@@ -234,12 +232,10 @@ class _Host:
         if failed is None:
             return _given_up(new, messages)
         return reason.retold(
-            why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update "
-            f"from {old} to {new} is given "
-            "up, too",
+            why=f"{reason.why}; a container's libraries must be of the host's version, and so the host's update from "
+            f"{old} to {new} is given up, too",
             next=f"the driver {old} is back: {'; '.join(messages)}. Set {self.name}.nvidia.driver to it; or for "
-            f"another try: {reason.next}, then run "
-            "`pulumi up --refresh`",
+            f"another try: {reason.next}, then run `pulumi up --refresh`",
         )
 
     async def _follow_anyway(self, failed: _Follower | None) -> list[str]:

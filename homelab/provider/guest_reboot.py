@@ -56,8 +56,8 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
             found=reason,
             why="the card serves one driver alone, and it is still not this one",
-            next="look for what loads the other one early: "
-            "`lsinitramfs /boot/initrd.img-$(uname -r) | grep -E 'nouveau|nvidia'`, `journalctl -b`",
+            next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
+            "'nouveau|nvidia'`, `journalctl -b`",
         )
 
 

@@ -67,17 +67,16 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         if outputs.iommu_words or outputs.vfio_words:
             tell(
                 f"{inputs.host}: the boot configuration is as it was; the running kernel keeps the old command line "
-                "and the "
-                "GPU's binding until the next reboot"
+                "and the GPU's binding until the next reboot"
             )
         hosts = self.stack.host_names()
         if hosts and inputs.host not in hosts:
             # What has a new name is made first, and what had the old one undone then; the state doesn't tell that both
             # are one host.
             tell(
-                f"{inputs.host}: if {' or '.join(hosts)} is this host under another name, its boot configuration "
-                "and services have just been taken back: "
-                "run `pulumi up --refresh` before the host is rebooted, which writes them again"
+                f"{inputs.host}: if {' or '.join(hosts)} is this host under another name, its boot configuration and "
+                "services have just been taken back: run `pulumi up --refresh` before the host is rebooted, which "
+                "writes them again"
             )
 
     async def _remove_scripts_left(self, name: str, host: Host, owner: str) -> None:

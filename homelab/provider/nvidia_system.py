@@ -32,8 +32,7 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
             tell(
                 f"{inputs.system_name}: NVIDIA's stack stays as it is (onDestroy: keep): driver, CUDA, container "
-                "toolkit, their "
-                "repositories and the pin"
+                "toolkit, their repositories and the pin"
             )
 
     def read(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:

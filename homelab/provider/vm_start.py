@@ -54,9 +54,8 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             raise self._explained(error, inputs, record, here=machine.node == inputs.node) from error
         if machine.node != inputs.node:
             tell(
-                f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run "
-                "`pulumi up` again, which counts "
-                "it there and looks at its cards"
+                f"{inputs.vm}: HA has started VM {inputs.vmid} on {machine.node} instead of {inputs.node}: run `pulumi "
+                "up` again, which counts it there and looks at its cards"
             )
         address = inputs.address
         if address == "agent":

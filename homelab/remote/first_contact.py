@@ -175,9 +175,8 @@ def authorizing_command(line: str, user: str) -> str:
     """
     key = shlex.quote(f"{line} homelab")
     command = (
-        "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && "
-        f"{{ grep -qF {shlex.quote(line.split()[1])} ~/.ssh/authorized_keys || printf '%s\\n' {key} "
-        f">>~/.ssh/authorized_keys; }}"
+        f"umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && {{ grep -qF {shlex.quote(line.split()[1])} "
+        f"~/.ssh/authorized_keys || printf '%s\\n' {key} >>~/.ssh/authorized_keys; }}"
     )
     return command if user == "root" else f"runuser -l {shlex.quote(user)} -s /bin/bash -c {shlex.quote(command)}"
 

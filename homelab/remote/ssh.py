@@ -454,8 +454,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         found=problem,
         why="only the agent has the key",
         next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with "
-        "`ssh-add`, unlock it "
-        "(`ssh-add -X`), or set ssh.privateKeyFile",
+        "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
     )
 
 
@@ -665,7 +664,6 @@ def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableErro
         found=f"{last_problem}, for {waited:.0f} s",
         why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
         "once it does",
-        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU "
-        "passthrough'; when it is back, run "
-        "`pulumi up` again to go on, or `pulumi destroy` to give everything back",
+        next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; "
+        "when it is back, run `pulumi up` again to go on, or `pulumi destroy` to give everything back",
     )

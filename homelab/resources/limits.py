@@ -97,7 +97,6 @@ def ended_in_time(what: str, seconds: float, work: Callable[[], T]) -> T:
         wanted=f"{what} done within {seconds:g} s",
         found="it has not ended",
         why="something on the host or on the way to it hangs; how far it got isn't known",
-        next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); "
-        "then run `pulumi up` again, which "
-        "finishes what is half done. What takes longer by nature: timeouts.task",
+        next="look at the host's tasks (in Proxmox VE's web interface, or `pvenode task list --source active`); then "
+        "run `pulumi up` again, which finishes what is half done. What takes longer by nature: timeouts.task",
     )

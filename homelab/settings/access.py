@@ -87,8 +87,8 @@ class Ssh(SshLogin):
         if (self.host_key is None) == (self.host_key_file is None):
             raise ValueError(
                 "expected hostKey (the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address) or "
-                "hostKeyFile: "
-                "without it, the program would send root's commands to any machine that answers at the address"
+                "hostKeyFile: without it, the program would send root's commands to any machine that answers at the "
+                "address"
             )
         return self
 
@@ -171,8 +171,7 @@ class ApiAccess(Model):
         if sum((self.ca_file is not None, self.fingerprint is not None, self.public_ca)) != 1:
             raise ValueError(
                 "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address "
-                "would be given "
-                "the credentials"
+                "would be given the credentials"
             )
         return self
 

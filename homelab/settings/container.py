@@ -66,9 +66,8 @@ class Mount(Model):
     def _not_a_system_folder(cls, value: str) -> str:
         if _SYSTEM_FOLDER.fullmatch(value) and not _DATA_BELOW_VAR.fullmatch(value):
             raise ValueError(
-                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a "
-                "folder with your data, "
-                "such as /tank/films"
+                f"{value} is of the host's own system: a container that changes it breaks the host. Expected a folder "
+                "with your data, such as /tank/films"
             )
         return value
 

@@ -108,10 +108,9 @@ class Download(Model):
             raise ValueError("file: only a file from url gets another name; take it out")
         if not any(re.fullmatch(pattern, self.name) for pattern in _CONTENTS):
             raise ValueError(
-                f"{self.name}: expected a name that ends in .iso, .qcow2, .raw, .vmdk or .tar.zst (.gz, .xz, .bz2), "
-                "by which Proxmox VE knows what "
-                "it is; set `file` to such a name (a cloud image that ends in .img is mostly qcow2: `qemu-img info` "
-                "tells)"
+                f"{self.name}: expected a name that ends in .iso, .qcow2, .raw, .vmdk or .tar.zst (.gz, .xz, .bz2), by "
+                "which Proxmox VE knows what it is; set `file` to such a name (a cloud image that ends in .img is "
+                "mostly qcow2: `qemu-img info` tells)"
             )
         if self.template is not None and self.content != "vztmpl":
             raise ValueError(

@@ -199,9 +199,8 @@ class Timeouts(Model):
     def _long_enough(cls, value: int) -> int:
         if value < SHORTEST_ROLLBACK:
             raise ValueError(
-                f"expected {SHORTEST_ROLLBACK} seconds at least: a healthy host needs them to start its services "
-                "and be asked how it "
-                "is; a shorter time undoes every boot"
+                f"expected {SHORTEST_ROLLBACK} seconds at least: a healthy host needs them to start its services and "
+                "be asked how it is; a shorter time undoes every boot"
             )
         return value
 

@@ -28,8 +28,8 @@ Place = tuple[str | int, ...]
 _PLACEHOLDER = re.compile(r"FILL[-+]IN|0{64}")
 _SOURCES = {
     "hostKey": "the line that `ssh-keyscan -t ed25519 ADDRESS` prints, without the address",
-    "fingerprint": "the SHA-256 fingerprint that "
-    "`openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256` prints on the host",
+    "fingerprint": "the SHA-256 fingerprint that `openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint "
+    "-sha256` prints on the host",
 }
 
 
@@ -178,8 +178,7 @@ def plain_secrets(places: list[Place], stack: str) -> HomelabError:
         wanted="secrets that are encrypted in the stack's file",
         found="in plain text: " + ", ".join(path_of(place) for place in places),
         why="the file is meant for git, where everybody who can read it would have them; replace a secret that was "
-        "there already "
-        "by a new one",
+        "there already by a new one",
         next="\n        ".join(encrypting(place, stack) for place in places)
         + "\n        or, where the file is yours alone, set homelab:allowPlainSecrets: true",
     )

@@ -286,9 +286,8 @@ class Vm(Model):
             raise ValueError("nvidia needs a VM that runs, and power is stopped")
         if self.create is not None and self.create.os_type.startswith("win"):
             raise ValueError(
-                f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, "
-                "Windows Update or NVIDIA's own "
-                "installer brings the driver"
+                f"nvidia is for Linux, and create.osType is {self.create.os_type}: leave nvidia out; inside, Windows "
+                "Update or NVIDIA's own installer brings the driver"
             )
         return self
 

@@ -146,10 +146,9 @@ class Settings(Model):
             shared = [gpu for gpu in cards if gpu in self.hosts[host].hands_over]
             if shared:
                 raise ValueError(
-                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and "
-                    f"containers of {host}, which hands it over: "
-                    f"name the host ({', '.join(self.candidates(guest))}), or give the card use: "
-                    f"{'vm' if isinstance(guest, Vm) else 'lxc'}"
+                    f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers "
+                    f"of {host}, which hands it over: name the host ({', '.join(self.candidates(guest))}), or give the "
+                    f"card use: {'vm' if isinstance(guest, Vm) else 'lxc'}"
                 )
 
     def _host_of(self, place: str, guest: Vm | Container) -> Host:

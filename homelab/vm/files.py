@@ -148,8 +148,7 @@ def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
     if content == "iso" and re.match(r"(?i)win|.*windows|.*server_eval", name):
         step += (
             ". Microsoft gives its ISO images out by hand alone: "
-            "https://www.microsoft.com/software-download/windows11, with an address that holds "
-            "for a day"
+            "https://www.microsoft.com/software-download/windows11, with an address that holds for a day"
         )
     elif content == "vztmpl":
         step += (

@@ -490,10 +490,9 @@ class Api:
             descriptions = ", ".join(f"{task['type']} of {task['user']} ({task['upid']})" for task in active_tasks)
             return f"the running task {descriptions} works on it"
         return (
-            f"no task of {identity(self.host)} works on it: another user's "
-            f"(`pvesh get /nodes/{self.node}/tasks --source active --vmid "
-            f"{vmid} --output-format json` on the host shows them), or `qm "
-            "cleanup` after a stop, which takes half a minute at most"
+            f"no task of {identity(self.host)} works on it: another user's (`pvesh get /nodes/{self.node}/tasks "
+            f"--source active --vmid {vmid} --output-format json` on the host shows them), or `qm cleanup` after a "
+            "stop, which takes half a minute at most"
         )
 
     def _missing_nodes(self) -> str:
@@ -589,9 +588,8 @@ def _still_runs(wanted: str, upid: str, seconds: float, log: _Log) -> ApiError:
         wanted=wanted,
         found=f"the task still runs after {seconds:.0f} seconds{log.quoted}",
         why="its work isn't done yet; it continues by itself",
-        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that "
-        "takes longer gets more time "
-        "with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
+        next=f"see `pvenode task log {upid}` on the host; when it has ended, run `pulumi up` again. A host that takes "
+        "longer gets more time with hosts.<name>.timeouts.apiTask, or timeouts.create for new guests",
         status=500,
         reason="still running",
     )

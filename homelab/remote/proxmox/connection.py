@@ -168,9 +168,8 @@ def _login_refused(base: str, user: str, status: int, reason: str) -> ApiError:
         wanted=wanted,
         found=f"{status} {plain(reason)}",
         why="without it nothing can be asked of Proxmox VE",
-        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor "
-        "needs a token instead "
-        f"(`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
+        next="correct api.user (with its realm, such as root@pam) and api.password; a user with a second factor needs "
+        f"a token instead (`pveum user token add {shlex.quote(user)} pulumi --privsep 0`)",
         status=status,
         reason=reason,
     )
@@ -196,8 +195,7 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
         if is_unsent
         else "whether a change was carried out can't be told from here",
         next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
-        "`pulumi up` again: it "
-        "continues from what is there",
+        "`pulumi up` again: it continues from what is there",
         status=0,
         reason=text,
     )
@@ -216,11 +214,9 @@ def _wrong_certificate(host: Host, wanted: str, text: str) -> ApiError:
         f"api.{'fingerprint' if api.fingerprint else 'caFile'}",
         found=f"{host.address}:{api.port}: {description}",
         why="the program would send the credentials to whatever answers there",
-        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where "
-        "there is one; the first "
-        "certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then correct "
-        "api.fingerprint, or "
-        "api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",
+        next=f"compare with `{FINGERPRINT_COMMAND}` on the host's own console (pveproxy-ssl.pem instead, where there "
+        "is one; the first certificate of `pvenode cert info` is the authority's, whose fingerprint never fits); then "
+        "correct api.fingerprint, or api.caFile (a copy of the host's /etc/pve/pve-root-ca.pem)",
         status=0,
         reason=text,
     )

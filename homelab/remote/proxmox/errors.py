@@ -114,10 +114,9 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
             wanted=wanted,
             found=f"401 {reason or 'Unauthorized'}",
             why=f"the node doesn't know {who} by these credentials",
-            next="correct api.token and api.tokenSecret "
-            f"(`pveum user token list {shlex.quote(who.partition('!')[0])}` on the host lists the tokens; a "
-            "secret is shown only "
-            "once, when its token is made), or api.user and api.password",
+            next=f"correct api.token and api.tokenSecret (`pveum user token list {shlex.quote(who.partition('!')[0])}` "
+            "on the host lists the tokens; a secret is shown only once, when its token is made), or api.user and "
+            "api.password",
             status=status,
             reason=reason,
         )
@@ -155,10 +154,9 @@ _HELD = (
 _UNWRITABLE = (
     "without a quorum /etc/pve can only be read: nothing can be changed or started; nothing was changed by this "
     "request",
-    "see `pvecm status` on the host; bring the missing nodes back, or wait until they are, then run `pulumi up` "
-    "again. Only if they "
-    "are switched off for good: `pvecm expected 1` lets this node go on alone; while one of them runs, both may "
-    "start the same guest",
+    "see `pvecm status` on the host; bring the missing nodes back, or wait until they are, then run `pulumi up` again. "
+    "Only if they are switched off for good: `pvecm expected 1` lets this node go on alone; while one of them runs, "
+    "both may start the same guest",
 )
 _OVERTAKEN = (
     "it was changed between reading and writing; nothing was overwritten",

@@ -121,9 +121,9 @@ class Files:
             why="it was told to end, and what had come was thrown away"
             if has_ended
             else "it was told to end, and hasn't: it may still come to its end",
-            next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that "
-            f"takes longer than {seconds:.0f} seconds "
-            "gets more time with hosts.<name>.timeouts.create; then run `pulumi up` again",
+            next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that takes "
+            f"longer than {seconds:.0f} seconds gets more time with hosts.<name>.timeouts.create; then run `pulumi up` "
+            "again",
             status=error.status,
             reason=error.reason,
         )

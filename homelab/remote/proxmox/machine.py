@@ -589,9 +589,8 @@ def _still_on_error(machine: Machine, policy: Policy, error: ApiError) -> Homela
     return error.retold(
         found=f"it is still on: {error.found}",
         why="the change needs a VM that is off; it runs on as it was",
-        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now "
-        f"{policy.timeout}), or let it be switched "
-        f"off then (shutdown.otherwise: stop)",
+        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), "
+        "or let it be switched off then (shutdown.otherwise: stop)",
     )
 
 

@@ -136,8 +136,7 @@ def _fingerprint_error(name: str, host: Host, facts: HostFacts) -> HomelabError 
         "`pvenode cert info` lists",
         why="the API shows another certificate, which the authority has signed: this one identifies no node",
         next="set the fingerprint of pve-ssl.pem, or pveproxy-ssl.pem where there is one "
-        f"(`{FINGERPRINT_COMMAND}`){correct_one}; or give caFile, "
-        "a copy of /etc/pve/pve-root-ca.pem, instead",
+        f"(`{FINGERPRINT_COMMAND}`){correct_one}; or give caFile, a copy of /etc/pve/pve-root-ca.pem, instead",
     )
 
 
