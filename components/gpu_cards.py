@@ -79,6 +79,7 @@ class GpuCards(pulumi.ComponentResource):
                 resource_name,
                 {
                     **inputs,
+                    "gpu": gpu,
                     "entry": booted.apply(functools.partial(entry_of, gpu)),
                     "live_migration": host.gpus[gpu].live_migration,
                 },

@@ -98,19 +98,52 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         return dataclasses.replace(outputs, drift=[ours])
 
     def delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
+        host = self.host(inputs)
+        notes = asyncio.run(ssh.read(host)).ledger
+        holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu, "gpu")
+        if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
+            tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
+            return
+        self._delete(inputs, outputs, notes)
+
+    def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
+        """Gives back what a run that was killed has left: noted on the host, in no state. To be called when the
+        mappings of the state have been given back.
+
+        :param ledger_of_host: what is noted now.
+        :raises HomelabError: it can't be.
+        """
+        host = self.stack.host(host_name)
+        for gpu, settings in host.gpus.items():
+            mapping = host.mapping_of(gpu)
+            noted = noted_in(ledger_of_host, ledger.of_mapping(node, mapping))
+            if noted is None or ledger.held_by(noted, gpu, "gpu"):
+                continue
+            tell(f"{mapping}: the PCI mapping was begun by a run that was interrupted")
+            inputs = CardMapping.Inputs(
+                host=host_name,
+                node=node,
+                gpu=gpu,
+                mapping=mapping,
+                entry={"path": noted["path"]},
+                live_migration=settings.live_migration,
+            )
+            outputs = CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
+            self._delete(inputs, outputs, ledger_of_host)
+
+    def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
         api = self.api(inputs)
-        self._give_back_to_vms(inputs)
+        self._give_back_to_vms(inputs, notes)
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
         asyncio.run(_forgotten(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
 
-    def _give_back_to_vms(self, inputs: CardMapping.Inputs) -> None:
+    def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:
         """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while
         it made them.
 
         A VmCards that is in it has been deleted or updated before this, and has changed its note.
         """
         host = self.host(inputs)
-        notes = asyncio.run(ssh.read(host)).ledger
         for name in sorted(notes):
             kind, _, number = name.partition("/")
             noted = noted_in(notes, name) or {}
@@ -142,12 +175,15 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
 
 
 async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
-    name = ledger.of_mapping(inputs.node, inputs.mapping)
+    """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
+
+    :param keep: does what is noted stay?
+    """
+    name, card = ledger.of_mapping(inputs.node, inputs.mapping), {"gpu": inputs.gpu, "path": inputs.entry["path"]}
     async with ssh.connect(host) as session:
-        if keep:
-            return await ledger.keep(session, name, about)
-        await ledger.note(session, name, about)
-        return about
+        noted = {**about, **((await ledger.noted(session, name) or {}) if keep else {}), **card}
+        await ledger.note(session, name, noted)
+    return noted
 
 
 def _is_card(key: str, entry: Mapping[str, str | None], inputs: CardMapping.Inputs) -> bool:

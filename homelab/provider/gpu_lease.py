@@ -73,9 +73,11 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return outputs if had.vmid is not None else self.create(inputs)
 
     def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
-        """Takes the card out of its VM, unless this program did not put it there. On destroy that has been done
-        already."""
+        """Takes the card out of its VM, unless this program did not put it there, or the VM keeps it: its card has
+        another key in the settings. On destroy that has been done already."""
         if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand or self._is_handed_over(inputs):
+            return
+        if self._is_kept(inputs):
             return
         # A VM that is gone has left this card with that.
         with _in_turn(inputs.host, inputs.vmid), suppress(NotThereError, ElsewhereError):
@@ -128,6 +130,13 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         of that VM."""
         host = self.host(inputs)
         return any(host.mapping_of(name) == inputs.mapping for name in host.hands_over)
+
+    def _is_kept(self, inputs: GpuLease.Inputs) -> bool:
+        """Is the VM to have the card by the settings, whichever key of `gpus` that is now?"""
+        host, vms = self.host(inputs), self.stack.vms(inputs.host).values()
+        return any(
+            host.mapping_of(use.gpu) == inputs.mapping for vm in vms if vm.vmid == inputs.vmid for use in vm.gpus
+        )
 
     def _by_hand(self, inputs: GpuLease.Inputs) -> bool:
         """Does the VM have the card already, and not from this program? A VM that is yet to be made has none; the

@@ -8,6 +8,7 @@ import dataclasses
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.provider.base import Work
+from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.storage_file import StorageFileWork
 from homelab.remote import guard, kept_scripts, planning, ssh
 from homelab.resources.host_probe import LAYERS, HostProbe
@@ -56,7 +57,9 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             host = self.host(inputs)
             facts = asyncio.run(ssh.read(host))
             edits = facts.edits
-            StorageFileWork(self.stack.texts).remove_unfinished(host.node or inputs.host, inputs.host, facts.ledger)
+            node = host.node or inputs.host
+            StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
+            CardMappingWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             owner = kept_scripts.owner_of(self.urn, inputs.host)
             if owner in facts.kept_scripts:
                 asyncio.run(self._remove_scripts_left(inputs.host, host, owner))

@@ -7,9 +7,10 @@ resource puts into the state are noted here as well, before anything is changed,
 back. The state has them only once the work has ended: the note of a run that was killed before that counts beside the
 state.
 
-A guest's note has the guest's name in the settings that keeps it (`guest`). That name is no identity: if a guest gets
-another name in the settings, the engine first creates the resource of the new name, and deletes that of the old name
-after that. The deletion sees by the note that the guest is the other resource's by then.
+A guest's note has the guest's name in the settings that keeps it (`guest`); a mapping's note the card's key in `gpus`
+(`gpu`). That name is no identity: if a guest gets another name in the settings, the engine first creates the resource of
+the new name, and deletes that of the old name after that. The deletion sees by the note that the guest is the other
+resource's by then.
 
 Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
@@ -49,10 +50,13 @@ def of_file(node: str, volume: str) -> str:
     return f"file/{node}/{volume.replace('/', '+', 1)}"
 
 
-def held_by(noted: Mapping[str, Any] | None, guest: str) -> str:
-    """The name in the settings that keeps a note, if it is another than `guest`; else empty."""
-    holder = str((noted or {}).get("guest", ""))
-    return "" if holder == guest else holder
+def held_by(noted: Mapping[str, Any] | None, name: str, kind: str = "guest") -> str:
+    """The name in the settings that keeps a note, if it is another than `name`; else empty.
+
+    :param kind: guest or gpu.
+    """
+    holder = str((noted or {}).get(kind, ""))
+    return "" if holder == name else holder
 
 
 async def noted(session: Session, name: str) -> Mapping[str, Any] | None:

@@ -6,7 +6,8 @@ mapping's description and flags, stay as they are; the mapping goes with its las
 
 What stood there before is noted on the host before anything is written (homelab/remote/ledger.py), and put out: a run
 that is killed right after its request, and a stack whose state was lost, know that the entry is this program's. A card
-that is in another slot by now has the same mapping, and what that was at first is what comes back.
+that is in another slot by now has the same mapping, and what that was at first is what comes back. The note says by
+which key of `gpus` the mapping is kept: another key adopts it first, and what had the old one leaves it alone then.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class CardMapping(Owned):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):
-        """`entry`: path, id, subsystem-id, iommugroup; `live_migration`: is the mapping to have the flag?"""
+        """`gpu`: the card's key in the settings; `entry`: path, id, subsystem-id, iommugroup; `live_migration`: is the
+        mapping to have the flag?"""
 
+        gpu: str
         mapping: str
         entry: dict[str, str]
         live_migration: bool = False

@@ -31,7 +31,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     yield shared_lab
-    shared_lab.run("rm -f $ROOT/etc/pve/mapping/pci.cfg")
+    shared_lab.run("rm -rf $ROOT/etc/pve/mapping/pci.cfg $ROOT/var/lib/homelab/ledger")
 
 
 def work(lab: Lab) -> CardMappingWork:
@@ -42,7 +42,7 @@ def work(lab: Lab) -> CardMappingWork:
 
 def entry_of(node: str = NODE, **more: Any) -> CardMapping.Inputs:
     entry = {"path": "0000:01:00", "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
-    return CardMapping.Inputs(**{"host": NODE, "node": node, "mapping": "gpu", "entry": entry, **more})
+    return CardMapping.Inputs(**{"host": NODE, "node": node, "gpu": "gpu", "mapping": "gpu", "entry": entry, **more})
 
 
 def nodes(lab: Lab) -> list[str]:

@@ -5,6 +5,7 @@ What becomes of which line: tests/unit/test_vm_config.py. From `init` to `destro
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -26,13 +27,14 @@ from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
 from lab import Lab
 from tests.lab.killed_kit import KilledError, killed_after, until_done
-from tests.lab.test_proxmox_api import host_of, map_card
+from tests.lab.test_proxmox_api import client, host_of, map_card
 from tests.sampling import sample
 
 NODE, VM, SLOT = "pve", 103, "0000:01:00"
 CARD: dict[str, Any] = {"gpu": "rtx5090", "mapping": "rtx5090", "slot": SLOT, "take_over": True}
 LINES = {"hostpci0": f"{SLOT}.1,pcie=1", "hostpci2": f"{SLOT}.0,pcie=1,x-vga=1,romfile=5090.rom"}
 OURS = "hostpci2: mapping=rtx5090,pcie=1,x-vga=1,romfile=5090.rom"
+ENTRY = {"path": SLOT, "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
 SHUTDOWN = ShutdownInputs(timeout=1, otherwise="fail")
 
 
@@ -105,6 +107,10 @@ def in_force(lab: Lab) -> list[str]:
 def notes(lab: Lab) -> list[str]:
     folder = lab.root / "var/lib/homelab/ledger/vm"
     return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def mappings(lab: Lab) -> list[str]:
+    return [mapping["id"] for mapping in client(lab).get("cluster/mapping/pci", "mappings")]
 
 
 def runs_with_card(lab: Lab) -> bool:
@@ -212,8 +218,8 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, while_it: str, number: int
 ) -> None:
     """The state doesn't know what that run has done: a VmCards that it has goes by the host's notes as well; for one that it hasn't, the card's mapping does."""
-    run, entry = Run(lab), {"path": SLOT, "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
-    mapping = CardMapping.Inputs(host=NODE, node=NODE, mapping="rtx5090", entry=entry)
+    run = Run(lab)
+    mapping = CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="rtx5090", entry=ENTRY)
     mapped, before = CardMappingWork(run.stack).create(mapping), conf(lab)
     if while_it == "updates":
         run.up()
@@ -227,6 +233,58 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(
         GpuLeaseWork(run.stack).delete(run.lease, run.leased)
     CardMappingWork(run.stack).delete(mapping, mapped)
     assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
+
+
+def keyed_anew(run: Run) -> None:
+    """The settings: gpus.rtx5090 has become gpus.card, with the same mapping."""
+    hosts, vms = json.loads(run.stack["hosts"]), json.loads(run.stack["vms"])
+    hosts[NODE]["gpus"] = {"card": {"match": "10de:2b85", "mapping": "rtx5090"}}
+    vms["sandbox"]["gpus"][0]["gpu"] = "card"
+    run.stack = {**run.stack, "hosts": json.dumps(hosts), "vms": json.dumps(vms)}
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_card_with_another_key_and_the_same_mapping_stays(lab: Lab, by_hand: bool) -> None:
+    """The engine makes what has the new key, changes the VM's cards, and deletes what has the old one after that."""
+    if not by_hand:
+        lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}")
+    before, run = conf(lab), Run(lab, take_over=by_hand)
+    old = CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="rtx5090", entry=ENTRY)
+    mapped = CardMappingWork(run.stack).create(old)
+    run.up()
+    given, lease, leased, mark = in_force(lab), run.lease, run.leased, lab.mark()
+    keyed_anew(run)
+    new, had = dataclasses.replace(old, gpu="card"), run.inputs
+    mapped_anew = CardMappingWork(run.stack).create(new)
+    run.leased = GpuLeaseWork(run.stack).create(run.lease)
+    run.inputs = dataclasses.replace(had, cards=[{**had.cards[0], "gpu": "card"}])
+    assert run.noted is not None
+    run.noted = VmCardsWork(run.stack).update(run.inputs, had, run.noted)
+    GpuLeaseWork(run.stack).delete(lease, leased)
+    CardMappingWork(run.stack).delete(old, mapped)
+    assert in_force(lab) == given and runs_with_card(lab) and power(lab, mark) == [] and notes(lab) == [str(VM)]
+    assert mappings(lab) == ["rtx5090"]
+    run.destroy()
+    CardMappingWork(run.stack).delete(new, mapped_anew)
+    assert (conf(lab), notes(lab), mapped_anew) == (before, [], mapped)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_destroy_gives_back_a_mapping_that_a_killed_run_has_taken_over(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    lab.run("pvesh delete /cluster/mapping/pci/rtx5090")
+    run = Run(lab)
+    old = CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="rtx5090", entry=ENTRY)
+    mapped = CardMappingWork(run.stack).create(old)
+    keyed_anew(run)
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, number)
+        CardMappingWork(run.stack).create(dataclasses.replace(old, gpu="card", live_migration=True))
+    CardMappingWork(run.stack).delete(old, mapped)
+    ledger_of_host = asyncio.run(ssh.read(host_of(lab))).ledger
+    CardMappingWork(run.stack).remove_unfinished(NODE, NODE, ledger_of_host)
+    assert mappings(lab) == [] and asyncio.run(ssh.read(host_of(lab))).ledger == {}
 
 
 def test_a_run_that_fails_leaves_what_was_there_in_the_state(lab: Lab) -> None:

@@ -85,6 +85,7 @@ def inputs(**changes: Any) -> CardMapping.Inputs:
     about: dict[str, Any] = {
         "host": "pve",
         "node": "pve",
+        "gpu": "vf",
         "mapping": "vf",
         "live_migration": True,
     }

@@ -34,7 +34,7 @@ WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
     (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
-    (CardMappingWork, {"host": "pve", "node": "pve", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
+    (CardMappingWork, {"host": "pve", "node": "pve", "gpu": "card", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmCardsWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip
 
