@@ -30,7 +30,7 @@ from homelab.remote.proxmox.machine import Policy
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host, Shutdown
 from homelab.text import tell
-from homelab.vm.config import VmCard, noted_of, ours_of
+from homelab.vm.config import noted_of
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
@@ -147,7 +147,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         for name in sorted(notes):
             kind, _, number = name.partition("/")
             noted = noted_in(notes, name) or {}
-            if kind != "vm" or not any(_is_card(key, entry, inputs) for key, entry in noted.get("record", {}).items()):
+            if kind != "vm" or inputs.mapping not in noted.get("mappings", []):
                 continue
             vmid, guest = int(number), str(noted.get("guest", ""))
             vm = self.stack.vms(inputs.host).get(guest)
@@ -184,13 +184,6 @@ async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], 
         noted = {**about, **((await ledger.noted(session, name) or {}) if keep else {}), **card}
         await ledger.note(session, name, noted)
     return noted
-
-
-def _is_card(key: str, entry: Mapping[str, str | None], inputs: CardMapping.Inputs) -> bool:
-    """Was a VM given the card by this entry of its record?"""
-    return key.startswith("hostpci") and VmCard("", inputs.mapping, inputs.entry["path"]).is_in(
-        key, ours_of(entry) or ""
-    )
 
 
 async def _forgotten(host: Host, names: Sequence[str]) -> None:

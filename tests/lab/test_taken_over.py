@@ -235,6 +235,26 @@ def test_a_destroy_right_after_a_killed_run_gives_everything_back(
     assert (conf(lab), notes(lab)) == (before, []) and runs_with_card(lab)
 
 
+@pytest.mark.parametrize("number", sample(range(1, CHANGES), 2, "changes of a VM that had its card"))
+def test_a_vm_that_had_its_card_gets_back_what_changed_for_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its hostpci option is as wanted, so it isn't recorded; the display is. The run is killed, and a destroy follows."""
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm set {VM} --hostpci0 mapping=rtx5090,pcie=1")
+    lab.run(f"qm start {VM}")
+    run = Run(lab, take_over=False)
+    run.inputs = dataclasses.replace(run.inputs, display="none")
+    mapping = CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="rtx5090", entry=ENTRY)
+    mapped, before = CardMappingWork(run.stack).create(mapping), conf(lab)
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, number)
+        run.up()
+    assert run.noted is None
+    GpuLeaseWork(run.stack).delete(run.lease, run.leased)
+    CardMappingWork(run.stack).delete(mapping, mapped)
+    assert (conf(lab), notes(lab)) == (before, [])
+
+
 def keyed_anew(run: Run) -> None:
     """The settings: gpus.rtx5090 has become gpus.card, with the same mapping."""
     hosts, vms = json.loads(run.stack["hosts"]), json.loads(run.stack["vms"])
