@@ -54,19 +54,28 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         return f"{inputs.node}/{inputs.mapping}"
 
     def create(self, inputs: CardMapping.Inputs) -> CardMapping.Outputs:
-        api, name = self.api(inputs), inputs.mapping
+        api, name, host = self.api(inputs), inputs.mapping, self.host(inputs)
         before, had_flag, exists = None, False, True
         try:
             mapping = api.get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
             before = _ours(mapping["map"], inputs.node, inputs.entry["path"])
             had_flag = _has_flag(mapping)
+            # Before anything is noted: what is there may be another card's of this program, with a note of its own.
+            _require_free(inputs, [entry for entry in mapping["map"] if entry != before])
         except NotThereError:
             exists = False
         # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
         about = {"before": before, "had_flag": had_flag}
-        noted = asyncio.run(_noted(self.host(inputs), inputs, about, keep=before is not None))
-        if exists or not _made(api, inputs):
-            _write(api, inputs, None)
+        noted = asyncio.run(_noted(host, inputs, about, keep=before is not None))
+        try:
+            if exists or not _made(api, inputs):
+                _write(api, inputs, None)
+        except UnansweredError:
+            raise  # it may have been written: it stays noted
+        except HomelabError:
+            if about.items() <= noted.items():  # else an earlier run has written something
+                asyncio.run(_forgotten(host, [ledger.of_mapping(inputs.node, name)]))
+            raise
         return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
     def update(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from homelab.errors import HomelabError
 from homelab.provider import card_mapping
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
@@ -154,6 +155,33 @@ def test_a_mapping_whose_removal_was_broken_off_is_taken_over_and_given_back(
     assert nodes(lab) == [NODE, "pve2"] and "description" not in client(lab).get(f"{PATH}/gpu", "the mapping")
     work(lab).delete(entry_of(), CardMapping.Outputs(before=""))
     assert nodes(lab) == ["pve2"]
+
+
+def noted(lab: Lab) -> bool:
+    return (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
+
+
+def test_a_refused_entry_is_not_noted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the owner's own entry would be taken for this program's later, and go with it."""
+    add(lab, f"node={NODE},path=0000:41:00,id=10de:2684")()
+    with pytest.raises(HomelabError, match="for another device of this node"):
+        work(lab).create(entry_of())
+    assert not noted(lab)
+    lab.run("pvesh delete /cluster/mapping/pci/gpu")
+    lab.fault("api-answers", "POST /cluster/mapping/pci=403 Permission check failed")
+    with pytest.raises(HomelabError, match="403"):
+        work(lab).create(entry_of())
+    lab.fault("api-answers", None)
+    assert not noted(lab)
+
+
+def test_a_card_that_is_refused_another_ones_mapping_leaves_that_ones_note(lab: Lab) -> None:
+    add(lab, f"node={NODE},path=0000:01:00,id=10de:0000,description=mine")()
+    state = work(lab).create(entry_of())
+    assert "description=mine" in state.before
+    with pytest.raises(HomelabError, match="for another device of this node"):
+        work(lab).create(entry_of(gpu="other", entry={**entry_of().entry, "path": "0000:41:00"}))
+    assert work(lab).create(entry_of()) == state, "a state that was lost is known by its note"
 
 
 BEFORE = {
