@@ -64,9 +64,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             _require_free(inputs, [entry for entry in mapping["map"] if entry != before])
         except NotThereError:
             exists = False
-        # Without an entry of this card, this program has none: what is noted of an earlier one no longer counts.
         about = {"before": before, "had_flag": had_flag}
-        noted = asyncio.run(_noted(host, inputs, about, keep=before is not None))
+        noted = asyncio.run(_noted(host, inputs, about))
         try:
             if exists or not _made(api, inputs):
                 _write(api, inputs, None)
@@ -183,14 +182,17 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         }
 
 
-async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any], *, keep: bool) -> dict[str, Any]:
+async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
     """What is noted now: `about`, or what was noted before; with the card and its key in the settings.
 
-    :param keep: does what is noted stay?
+    What was noted of this card stays, also where somebody has taken its entry out since. What was noted of another
+    card no longer counts where this one has no entry.
     """
-    name, card = ledger.of_mapping(inputs.node, inputs.mapping), {"gpu": inputs.gpu, "path": inputs.entry["path"]}
+    name, path = ledger.of_mapping(inputs.node, inputs.mapping), inputs.entry["path"]
     async with ssh.connect(host) as session:
-        noted = {**about, **((await ledger.noted(session, name) or {}) if keep else {}), **card}
+        earlier = await ledger.noted(session, name)
+        stays = earlier is not None and (about["before"] is not None or overlap(earlier["path"], path))
+        noted = {**about, **(earlier if earlier and stays else {}), "gpu": inputs.gpu, "path": path}
         await ledger.note(session, name, noted)
     return noted
 

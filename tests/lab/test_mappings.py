@@ -11,6 +11,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.provider import card_mapping
+from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
 from homelab.resources.card_mapping import CardMapping
@@ -182,6 +183,30 @@ def test_a_card_that_is_refused_another_ones_mapping_leaves_that_ones_note(lab: 
     with pytest.raises(HomelabError, match="for another device of this node"):
         work(lab).create(entry_of(gpu="other", entry={**entry_of().entry, "path": "0000:41:00"}))
     assert work(lab).create(entry_of()) == state, "a state that was lost is known by its note"
+
+
+def listed(lab: Lab) -> list[dict[str, Any]]:
+    found = json.loads(lab.run("pvesh get /cluster/mapping/pci --output-format json").stdout)
+    return [{key: value for key, value in mapping.items() if key != "digest"} for mapping in found]
+
+
+@pytest.mark.parametrize("gone", ["entry", "mapping"])
+def test_what_was_there_at_first_outlives_an_entry_that_is_taken_out(lab: Lab, gone: str) -> None:
+    """By hand; a refresh finds it, the next `up` makes it anew, and a destroy gives back what was there before all that."""
+    mine = [f"node={NODE},path=0000:01:00,id=10de:0000,description=mine"] if gone == "mapping" else []
+    for entry in [OTHERS[0], *mine]:
+        add(lab, entry)()
+    stock, inputs = listed(lab), entry_of(live_migration=True)
+    state = work(lab).create(inputs)
+    lab.run("pvesh delete /cluster/mapping/pci/gpu")
+    if gone == "entry":
+        lab.run(f"pvesh create /cluster/mapping/pci --id gpu --map {OTHERS[0]} --live-migration-capable 1")
+    with pytest.raises(GoneError):
+        work(lab).read(inputs, state)
+    assert work(lab).create(inputs) == state
+    work(lab).delete(inputs, state)
+    # The other node's entry of a whole mapping that is gone was not this program's.
+    assert listed(lab) == ([{**stock[0], "map": mine}] if mine else stock)
 
 
 BEFORE = {
