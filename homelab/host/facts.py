@@ -90,9 +90,17 @@ class Managed(Fact):
     state: str
 
 
+# What a note has at least, by the first part of its name (homelab/remote/ledger.py).
+_NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "vm": {"record": dict},
+    "power": {"identity": str, "at": int, "boot": str, "off": bool},
+    "mapping": {"gpu": str, "path": str, "before": (str, type(None)), "had_flag": bool},
+}
+
+
 def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """The ledger's entry of this name. One that can't be parsed counts as none: entries are written whole, so it was
-    edited by hand.
+    """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are written
+    whole, so it was edited by hand.
 
     :param ledger: name -> JSON.
     """
@@ -100,7 +108,12 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
         note = json.loads(ledger.get(name, ""))
     except ValueError:
         return None
-    return note if isinstance(note, dict) else None
+    parts = _NOTED.get(name.partition("/")[0], {})
+    if not isinstance(note, dict) or any(
+        key not in note or not isinstance(note[key], kind) for key, kind in parts.items()
+    ):
+        return None
+    return note
 
 
 class GuestConfig(Fact):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from homelab.host.facts import noted_in
 from homelab.provider import vm_memory
 from homelab.settings import Host
 from tests.unit.test_created_vms import API, SSH
@@ -15,6 +16,22 @@ from tests.unit.test_created_vms import API, SSH
 OURS, AT = "uuid=aaaaaaaa-0000-0000-0000-000000000000", 1_700_000_000
 NOTED = {"identity": OURS, "guest": "sandbox", "at": AT, "boot": "b1", "off": False}
 HOST = Host.model_validate({"address": "192.0.2.1", "ssh": SSH, "api": API})
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("vm/103", {"record": {}}),
+        ("power/103", NOTED),
+        ("mapping/pve/gpu", {"gpu": "gpu", "path": "0000:01:00", "before": None, "had_flag": False}),
+    ],
+)
+def test_a_note_that_lacks_something_counts_as_none(name: str, whole: dict[str, Any]) -> None:
+    assert noted_in({name: json.dumps(whole)}, name) == whole
+    for key in set(whole) - {"guest"}:
+        lacking = {other: value for other, value in whole.items() if other != key}
+        for note in (lacking, {**whole, key: ["of another kind"]}):
+            assert noted_in({name: json.dumps(note)}, name) is None
 
 
 class Answering:
