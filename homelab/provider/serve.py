@@ -178,8 +178,20 @@ class Homelab(sdk.Provider):
 
 
 def _declared(kind: str) -> type[Resource]:
-    """:param kind: the type, or, as some requests have it, those of the parents and then the type: `a$b`."""
-    return DECLARED[kind.rpartition("$")[2]]
+    """A resource's declaration.
+
+    :param kind: the type, or, as some requests have it, those of the parents and then the type: `a$b`.
+    :raises HomelabError: there is none: the state is another version's.
+    """
+    name = kind.rpartition("$")[2]
+    if name not in DECLARED:
+        raise HomelabError(
+            wanted=f"the work on a resource of the type {name}",
+            found="this version of the program has no such type",
+            why="the state was written by another version, which alone can undo what that one set up",
+            next="run `pulumi destroy` with the version that wrote it, then `pulumi up` with this one",
+        )
+    return DECLARED[name]
 
 
 def _previewed(resource: type[Resource], inputs: Properties) -> Properties:

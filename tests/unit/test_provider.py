@@ -268,6 +268,12 @@ def test_a_changed_opt_in_of_a_container_asks_the_gates_again(name: str) -> None
     )
 
 
+def test_a_type_of_another_version_is_refused_in_words() -> None:
+    urn = "urn:pulumi:lab::homelab::homelab:gpu:GpuVm$homelab:vm:Gone::sandbox"
+    with pytest.raises(HomelabError, match=r"homelab:vm:Gone.*\n.*no such type"):
+        asyncio.run(Homelab().diff(sdk.DiffRequest(urn, "103", {}, {}, [])))
+
+
 # -- work that failed ---------------------------------------------------------------------------------------------
 class _Failing(Work[VmCards.Inputs, VmCards.Outputs]):
     resource = VmCards
