@@ -17,7 +17,7 @@ from typing import Any
 from homelab.errors import HomelabError
 from homelab.properties import parse, same
 from homelab.provider.api import ApiWork, policy
-from homelab.provider.peers import noted_by, noted_by_peers
+from homelab.provider.peers import forgotten_by, noted_by, noted_by_peers
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import ShutdownInputs
@@ -104,6 +104,13 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         keys = {*given(config), *leaving, *_options_with(ours, inputs)}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
+        if noted and not ledger.held_by(noted, inputs.vm or "") and not self._is_in_settings(inputs.host, vmid):
+            # All of it has been given back, and no state may have its VmCards: a run was killed while it made it.
+            asyncio.run(forgotten_by(self.stack, inputs.host, inputs.vm or "", [ledger.of_vm(vmid)]))
+
+    def _is_in_settings(self, host: str, vmid: int) -> bool:
+        vms = self.stack.vms(host).values()
+        return any(vm.vmid == vmid for vm in vms) or bool(self.stack.adopting(vmid, host, anywhere=False))
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
         """What the VM is to give back in this run, by the settings: its VmCards decides the same after this

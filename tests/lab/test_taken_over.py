@@ -255,6 +255,21 @@ def test_a_vm_that_had_its_card_gets_back_what_changed_for_it(
     assert (conf(lab), notes(lab)) == (before, [])
 
 
+@pytest.mark.parametrize("number", sample(range(CHANGES), 2, "changes before a VM leaves"))
+def test_a_vm_that_leaves_after_a_killed_run_is_noted_no_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """No state has its VmCards; the lease of its card gives back all of it."""
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}")
+    before, run = conf(lab), Run(lab, take_over=False)
+    run.inputs = dataclasses.replace(run.inputs, display="none")
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, number)
+        run.up()
+    GpuLeaseWork({**run.stack, "vms": "{}"}).delete(run.lease, run.leased)
+    assert (conf(lab), notes(lab)) == (before, [])
+
+
 def keyed_anew(run: Run) -> None:
     """The settings: gpus.rtx5090 has become gpus.card, with the same mapping."""
     hosts, vms = json.loads(run.stack["hosts"]), json.loads(run.stack["vms"])
