@@ -17,7 +17,7 @@ from typing import Any
 from homelab.errors import HomelabError
 from homelab.properties import parse, same
 from homelab.provider.api import ApiWork, policy
-from homelab.provider.peers import forgotten_by, noted_by, noted_by_peers
+from homelab.provider.peers import forget_on, noted_by, noted_by_peers
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import ShutdownInputs
@@ -106,7 +106,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
         if noted and not ledger.held_by(noted, inputs.vm or "") and not self._is_in_settings(inputs.host, vmid):
             # All of it has been given back, and no state may have its VmCards: a run was killed while it made it.
-            asyncio.run(forgotten_by(self.stack, inputs.host, inputs.vm or "", [ledger.of_vm(vmid)]))
+            asyncio.run(forget_on(self.stack, inputs.host, inputs.vm or "", [ledger.of_vm(vmid)]))
 
     def _is_in_settings(self, host: str, vmid: int) -> bool:
         vms = self.stack.vms(host).values()
