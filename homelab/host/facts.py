@@ -99,8 +99,8 @@ _NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
 
 
 def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are written
-    whole, so it was edited by hand.
+    """The ledger's entry of this name. One that can't be parsed, or lacks something, counts as none: entries are
+    written whole, so it was edited by hand.
 
     :param ledger: name -> JSON.
     """

@@ -140,10 +140,28 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             self._delete(inputs, outputs, ledger_of_host)
 
     def _delete(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, notes: Mapping[str, str]) -> None:
+        if user := self._user_in_another_stack(inputs, notes):
+            tell(f"{inputs.mapping}: the PCI mapping stays: {user}")
+            return
         api = self.api(inputs)
         self._give_back_to_vms(inputs, notes)
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
         asyncio.run(_forgotten(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
+
+    def _user_in_another_stack(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> str:
+        """The VM to which another stack has given the card, and that stack; empty: there is none."""
+        own = ledger.stack_of(self.urn)
+        for name in sorted(notes):
+            noted = noted_in(notes, name) or {}
+            stack = noted.get("stack", "")
+            if (
+                name.startswith("vm/")
+                and inputs.mapping in noted.get("mappings", [])
+                and own
+                and stack not in ("", own)
+            ):
+                return f"VM {name.partition('/')[2]} has it from the stack {stack}"
+        return ""
 
     def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:
         """What VMs had before they were given the card, if their VmCards are in no state, since a run was killed while

@@ -59,7 +59,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             edits = facts.edits
             node = host.node or inputs.host
             StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
-            CardMappingWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
+            CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
             owner = kept_scripts.owner_of(self.urn, inputs.host)
             if owner in facts.kept_scripts:
                 asyncio.run(self._remove_scripts_left(inputs.host, host, owner))

@@ -142,6 +142,7 @@ class VmCardsWork(VmStart):
             if made or left:
                 about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}
                 about["mappings"] = sorted(card.mapping for card in wish.cards)
+                about["stack"] = ledger.stack_of(self.urn)
                 await ledger.note(session, ledger.of_vm(vmid), about)
             elif ledger.of_vm(vmid) in facts.ledger:
                 await ledger.forget(session, ledger.of_vm(vmid))

@@ -8,9 +8,11 @@ back. The state has them only once the work has ended: the note of a run that wa
 state.
 
 A guest's note has the guest's name in the settings that keeps it (`guest`); a mapping's note the card's key in `gpus`
-(`gpu`). That name is no identity: if a guest gets another name in the settings, the engine first creates the resource of
-the new name, and deletes that of the old name after that. The deletion sees by the note that the guest is the other
+(`gpu`). That name is no identity: if a guest gets another name in the settings, the engine first creates the resource
+of the new name, and deletes that of the old name after that. The deletion sees by the note that the guest is the other
 resource's by then.
+
+A VM's note also has the mappings of its cards (`mappings`) and its stack (`stack`): two stacks may use one host.
 
 Names: `vm/<vmid>`, `power/<vmid>`, `mapping/<node>/<mapping>`, `file/<node>/<volume>`. Notes are JSON.
 """
@@ -48,6 +50,15 @@ def of_file(node: str, volume: str) -> str:
     content, becomes a plus sign.
     """
     return f"file/{node}/{volume.replace('/', '+', 1)}"
+
+
+def stack_of(urn: str) -> str:
+    """The stack that a resource belongs to, as `project/stack`; empty: there is no URN.
+
+    :param urn: the resource's.
+    """
+    stack_part, _, rest = urn.partition("::")
+    return f"{rest.partition('::')[0]}/{stack_part.rpartition(':')[2]}" if rest else ""
 
 
 def held_by(noted: Mapping[str, Any] | None, name: str, kind: str = "guest") -> str:

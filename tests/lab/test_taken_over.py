@@ -77,11 +77,12 @@ class Run:
         )
         self.leased = GpuLease.Outputs(by_hand=False)
         self.noted: VmCards.Outputs | None = None
+        self.urn = ""
 
     def up(self) -> None:
         if self.noted is None:
             self.leased = GpuLeaseWork(self.stack).create(self.lease)
-        work = VmCardsWork(self.stack)
+        work = VmCardsWork(self.stack, self.urn)
         try:
             self.noted = (
                 work.create(self.inputs) if self.noted is None else work.update(self.inputs, self.inputs, self.noted)
@@ -320,6 +321,26 @@ def test_a_destroy_gives_back_a_mapping_that_a_killed_run_has_taken_over(
     ledger_of_host = asyncio.run(ssh.read(host_of(lab))).ledger
     CardMappingWork(run.stack).remove_unfinished(NODE, NODE, ledger_of_host)
     assert mappings(lab) == [] and asyncio.run(ssh.read(host_of(lab))).ledger == {}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_stack_leaves_the_card_of_a_vm_of_this_one(lab: Lab, killed: bool) -> None:
+    """It offers the same card of the same host, has no VM, and is destroyed, the mapping known to its state or not."""
+    one, other = (f"urn:pulumi:{stack}::homelab::homelab:x::pve" for stack in ("one", "other"))
+    run, mapping = Run(lab), CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="rtx5090", entry=ENTRY)
+    run.urn = one
+    CardMappingWork(run.stack, one).create(mapping)
+    run.up()
+    given, mark = in_force(lab), lab.mark()
+    settings = {**run.stack, "vms": "{}"}
+    made = CardMappingWork(settings, other).create(mapping)
+    if killed:
+        notes_of_host = asyncio.run(ssh.read(host_of(lab))).ledger
+        CardMappingWork(settings, other).remove_unfinished(NODE, NODE, notes_of_host)
+    else:
+        CardMappingWork(settings, other).delete(mapping, made)
+    assert in_force(lab) == given and notes(lab) == [str(VM)] and power(lab, mark) == []
+    assert mappings(lab) == ["rtx5090"]
 
 
 def test_a_run_that_fails_leaves_what_was_there_in_the_state(lab: Lab) -> None:
