@@ -10,7 +10,6 @@ from contextlib import suppress
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
-from homelab.properties import same
 from homelab.provider import vm_memory
 from homelab.provider.api import policy
 from homelab.provider.base import stopped_by_reboot
@@ -29,12 +28,13 @@ from homelab.vm.config import (
     check,
     drift,
     identity,
+    is_ours,
     may_have_record,
     not_put_back,
     noted_of,
-    ours_of,
     recorded,
     same_vm,
+    settled,
     strings,
     taken_over,
     undo,
@@ -64,10 +64,23 @@ class VmCardsWork(VmStart):
         """:param had: as of `_planned`, with `outputs`."""
         planned = asyncio.run(self._planned(inputs, had, outputs))
         try:
-            return self.bring_into_force(inputs, planned)
+            done = self.bring_into_force(inputs, planned)
+            return asyncio.run(self._settled(inputs, done))
         except HomelabError as error:
             error.outputs = dataclasses.replace(planned, drift=[UNFINISHED])
             raise
+
+    async def _settled(self, inputs: VmCards.Inputs, done: VmCards.Outputs) -> VmCards.Outputs:
+        """What counts after a run that has ended well, noted as well: a value that it has replaced is homelab's no
+        more."""
+        outputs = dataclasses.replace(done, record=settled(done.record))
+        if outputs == done:
+            return done
+        name = ledger.of_vm(inputs.vmid)
+        async with ssh.connect(self.host(inputs)) as session:
+            noted = await ledger.noted(session, name)
+            await ledger.note(session, name, {**(noted or {}), "record": outputs.record})
+        return outputs
 
     def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
         drift = self._drift(inputs, outputs)
@@ -137,7 +150,7 @@ class VmCardsWork(VmStart):
             left = {
                 key: entry
                 for key, entry in {**restore, **given_back}.items()
-                if key not in made and same(key, config.get(key), ours_of(entry))
+                if key not in made and is_ours(key, config.get(key), entry)
             }
             if made or left:
                 about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}

@@ -2,8 +2,10 @@
 originals. Pure.
 
 A *record* has the options that homelab has changed: key -> `{"ours": value, "before": value or None}`, a hostpci
-option's with the `slot` of its card. An empty `ours`: the key was taken away. The record is written to the host's
-ledger before anything is changed, and to Pulumi's state, so that an interrupted run loses nothing.
+option's with the `slot` of its card. An empty `ours`: the key was taken away. `was`: the earlier `ours`, until a run
+that replaces it has ended well: a change that fails is taken back, and the VM has that value again. The record is
+written to the host's ledger before anything is changed, and to Pulumi's state, so that an interrupted run loses
+nothing.
 """
 
 from __future__ import annotations
@@ -156,10 +158,8 @@ def _current_record(config: dict[str, str], cards: Iterable[VmCard], record: Rec
         unchanged = [
             key
             for key in set_keys
-            if any(
-                value and same(key, config.get(key), value)
-                for value in (ours_of(record[key]), record[key].get("before"))
-            )
+            if key in config
+            and (is_ours(key, config[key], record[key]) or same(key, config[key], record[key].get("before")))
         ]
         if card.take_over and set_keys and not unchanged and overlap(addresses, card.slot):
             replaced.update(keys)
@@ -262,6 +262,24 @@ def ours_of(entry: Mapping[str, str | None]) -> str | None:
     return entry.get("ours") or None
 
 
+def is_ours(key: str, value: str | None, entry: Mapping[str, str | None]) -> bool:
+    """Whether a value is the one that homelab has set by a record's entry, or the one that it replaces by it.
+
+    :param value: None: the VM doesn't have the key.
+    """
+    return any(same(key, value, ours) for ours in _values_of(entry))
+
+
+def _values_of(entry: Mapping[str, str | None]) -> list[str | None]:
+    """The values that a VM may have by a record's entry; None: without the key."""
+    return [ours_of(entry), *([entry["was"] or None] if "was" in entry else [])]
+
+
+def settled(record: Record) -> Record:
+    """The record after a run that has ended well: without the values that it has replaced."""
+    return {key: {name: value for name, value in entry.items() if name != "was"} for key, entry in record.items()}
+
+
 def _machine(config: dict[str, str]) -> str:
     return parse("machine", config.get("machine", "")).get("type", "pc")
 
@@ -284,7 +302,10 @@ def recorded(config: dict[str, str], wish: Wish, record: Record) -> tuple[Record
     new: Record = {}
     for key, value in wanted_options.items():
         if key in record:
-            new[key] = {"ours": value, "before": record[key].get("before"), **slots.get(key, {})}
+            current = config.get(key)
+            is_replaced = is_ours(key, current, record[key]) and not same(key, current, value or None)
+            was = {"was": current or ""} if is_replaced else {}
+            new[key] = {"ours": value, "before": record[key].get("before"), **slots.get(key, {}), **was}
         elif not same(key, config.get(key), value or None):
             new[key] = {"ours": value, "before": config.get(key), **slots.get(key, {})}
     return new, {key: entry for key, entry in record.items() if key not in wanted_options}
@@ -311,7 +332,7 @@ def undo(config: dict[str, str], record: Record, *, moved: bool = False) -> Chan
     values: dict[str, str] = {}
     delete: list[str] = []
     for key, entry in record.items():
-        if same(key, config.get(key), ours_of(entry)) and not _device_is_given_again(config, key, record):
+        if is_ours(key, config.get(key), entry) and not _device_is_given_again(config, key, record):
             if entry.get("before") and not _original_is_elsewhere(key, entry, moved=moved):
                 values[key] = str(entry["before"])
             elif key in config:
@@ -332,17 +353,18 @@ def _device_is_given_again(config: Mapping[str, str], key: str, record: Record) 
     With both, the VM wouldn't start."""
     entry = record[key]
     host = parse(key, entry.get("before") or "").get("host", "") if key.startswith("hostpci") else ""
-    if not host or ours_of(entry):
+    if not host or key in config:
         return False
     slot = entry.get("slot")
     mappings = {
-        parse(option, ours_of(recorded_entry) or "").get("mapping")
+        parse(option, value or "").get("mapping")
         for option, recorded_entry in record.items()
         if recorded_entry.get("slot") == slot
+        for value in _values_of(recorded_entry)
     }
     for option, value in _hostpci_of(config).items():
         option_entry = record.get(option, {})
-        if any(same(option, value, former) for former in (ours_of(option_entry), option_entry.get("before"))):
+        if is_ours(option, value, option_entry) or same(option, value, option_entry.get("before")):
             continue
         properties = parse(option, value)
         if overlap(properties.get("host", ""), host) or ("mapping" in properties and properties["mapping"] in mappings):
@@ -372,7 +394,7 @@ def noted_of(config: dict[str, str], noted: dict[str, Any] | None) -> tuple[Reco
     if noted is None or not same_vm(str(noted.get("identity", "")), identity(config)):
         return {}, {}
     parts = [
-        {key: entry for key, entry in noted.get(part, {}).items() if same(key, config.get(key), ours_of(entry))}
+        {key: entry for key, entry in noted.get(part, {}).items() if is_ours(key, config.get(key), entry)}
         for part in ("record", "restore")
     ]
     return parts[0], parts[1]
@@ -394,20 +416,20 @@ def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False)
     lines = [
         f"{key} was {entry['before']} before this program; that address is not this card's any more, and isn't put back"
         for key, entry in record.items()
-        if same(key, config.get(key), ours_of(entry)) and _original_is_elsewhere(key, entry, moved=moved)
+        if is_ours(key, config.get(key), entry) and _original_is_elsewhere(key, entry, moved=moved)
     ]
     lines += [
         f"{key} was {entry['before']} before this program, and isn't put back: somebody has given the VM that "
         "device by another option since"
         for key, entry in record.items()
-        if same(key, config.get(key), ours_of(entry)) and _device_is_given_again(config, key, record)
+        if is_ours(key, config.get(key), entry) and _device_is_given_again(config, key, record)
     ]
     return lines + [
         f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program "
         f"it was {entry['before']})"
         for key, entry in record.items()
         if entry.get("before")
-        and not same(key, config.get(key), ours_of(entry))
+        and not is_ours(key, config.get(key), entry)
         and not same(key, config.get(key), entry["before"])
     ]
 
@@ -417,7 +439,7 @@ def drift(config: dict[str, str], record: Record) -> list[str]:
     return [
         f"{key} is {config.get(key, 'not there')} instead of {ours_of(entry) or 'not there'}"
         for key, entry in record.items()
-        if not same(key, config.get(key), ours_of(entry))
+        if not is_ours(key, config.get(key), entry)
     ]
 
 
@@ -515,7 +537,7 @@ def taken_over(
         cards = [card for card in wish.cards if overlap(host, card.slot)]
         if not host and certain and key not in record and _loses(value, options.get(key)):
             cards = [card for card in wish.cards if parse(key, value).get("mapping") == card.mapping]
-        is_recorded = key in record and same(key, value, ours_of(record[key]))
+        is_recorded = key in record and is_ours(key, value, record[key])
         if is_recorded or not cards or same(key, value, options.get(key) or None):
             continue
         beyond = [part for part in functions_of(host) if not any(_covers(card, part) for card in wish.cards)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -369,6 +370,69 @@ def test_a_guest_that_wont_go_off_keeps_its_lines(lab: Lab) -> None:
     with pytest.raises(HomelabError, match="it is still on"):
         Run(lab).up()
     assert conf(lab) == before
+
+
+def failed_update(lab: Lab, run: Run) -> None:
+    """The VM doesn't shut down for its new lines, and keeps those that it had from this program."""
+    before = in_force(lab)
+    lab.fault("guest-ignores-shutdown", VM)
+    with pytest.raises(HomelabError, match="it is still on"):
+        run.up()
+    lab.fault("guest-ignores-shutdown", None)
+    assert in_force(lab) == before
+
+
+@pytest.mark.parametrize("ledger_lost", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_destroy_after_an_update_that_was_taken_back_gives_all_back(lab: Lab, times: int, ledger_lost: bool) -> None:
+    before, run = conf(lab), Run(lab)
+    run.up()
+    for number in range(times):
+        run.inputs = dataclasses.replace(run.inputs, cards=[{**CARD, "rombar": False, "x_vga": number == 1}])
+        failed_update(lab, run)
+    if ledger_lost:
+        shutil.rmtree(lab.root / "var/lib/homelab/ledger")
+    run.destroy()
+    assert (conf(lab), notes(lab)) == (before, [])
+
+
+def test_a_card_leaves_after_an_update_that_was_taken_back(lab: Lab) -> None:
+    run = Run(lab)
+    run.up()
+    run.inputs = dataclasses.replace(run.inputs, cards=[{**CARD, "rombar": False}])
+    failed_update(lab, run)
+    run.inputs = dataclasses.replace(run.inputs, cards=[])
+    run.up()
+    assert in_force(lab) == [f"{key}: {line}" for key, line in LINES.items()]
+
+
+def test_a_value_that_a_run_has_replaced_is_its_owners_from_then_on(lab: Lab) -> None:
+    run = Run(lab)
+    run.up()
+    run.inputs = dataclasses.replace(run.inputs, cards=[{**CARD, "rombar": False}])
+    failed_update(lab, run)
+    run.up()
+    assert "rombar=0" in in_force(lab)[0] and run.noted is not None
+    assert not any("was" in entry for entry in run.noted.record.values())
+    assert '"was"' not in (lab.root / f"var/lib/homelab/ledger/vm/{VM}").read_text()
+    lab.run(f"qm stop {VM}; qm set {VM} --{OURS.replace(': ', ' ')}")
+    run.destroy()
+    assert OURS in in_force(lab)
+
+
+def test_a_vm_keeps_no_mapping_that_goes_after_an_update_that_was_taken_back(lab: Lab) -> None:
+    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}")
+    entry = {"path": SLOT, "id": "10de:2b85", "iommugroup": "14", "subsystem-id": "1043:89e3"}
+    run = Run(lab, take_over=False)
+    CardMappingWork(run.stack).create(
+        CardMapping.Inputs(host=NODE, node=NODE, gpu="rtx5090", mapping="new", entry=entry)
+    )
+    run.up()
+    run.inputs = dataclasses.replace(run.inputs, cards=[{**CARD, "mapping": "new", "take_over": False}])
+    failed_update(lab, run)
+    assert run.noted is not None
+    VmCardsWork(run.stack).delete(run.inputs, run.noted)
+    assert in_force(lab) == []
 
 
 def test_a_start_that_fails_has_its_lines_back(lab: Lab) -> None:

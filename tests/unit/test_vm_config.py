@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from homelab.vm.config import (
     not_put_back,
     noted_of,
     recorded,
+    settled,
     taken_over,
     undo,
 )
@@ -143,6 +145,28 @@ def test_what_somebody_else_has_changed_since_is_not_taken_back() -> None:
     }
     assert undo({"hostpci0": "mapping=first,pcie=1,x-vga=1", "balloon": "1024"}, record) == Change()
     assert undo({}, record) == Change()
+
+
+@pytest.mark.parametrize("before", [None, "0000:01:00"])
+def test_while_a_value_is_replaced_the_vm_may_have_either(before: str | None) -> None:
+    earlier, new = "mapping=first,pcie=1", "mapping=first,pcie=1,rombar=0"
+    record: Record = {"hostpci0": {"ours": earlier, "before": before, "slot": FIRST.slot}}
+    without_rom = wish(dataclasses.replace(FIRST, rombar=False))
+    made, _ = recorded({"hostpci0": earlier}, without_rom, record)
+    assert made["hostpci0"] == {**record["hostpci0"], "ours": new, "was": earlier}
+    for value in (earlier, new):
+        config = {"hostpci0": value}
+        back = Change({"hostpci0": before}) if before else Change(delete=["hostpci0"])
+        assert undo(config, made) == back and not_put_back(config, made) == [] and drift(config, made) == []
+        assert noted_of(config, {"record": made, "restore": {}, "identity": ""}) == (made, {})
+    assert undo({"hostpci0": "mapping=other"}, made) == Change()
+    # Taken back, and tried again; the new value is in force; another one is wanted before that.
+    assert recorded({"hostpci0": earlier}, without_rom, made)[0] == made
+    assert recorded({"hostpci0": new}, without_rom, made)[0] == settled(made)
+    assert (
+        recorded({"hostpci0": earlier}, wish(dataclasses.replace(FIRST, x_vga=True)), made)[0]["hostpci0"]["was"]
+        == earlier
+    )
 
 
 MAPPINGS = (
