@@ -71,15 +71,18 @@ class VmCardsWork(VmStart):
             raise
 
     async def _settled(self, inputs: VmCards.Inputs, done: VmCards.Outputs) -> VmCards.Outputs:
-        """What counts after a run that has ended well, noted as well: a value that it has replaced is homelab's no
-        more."""
-        outputs = dataclasses.replace(done, record=settled(done.record))
+        """What counts after a run that has ended well, noted as well: what it has given back, and a value that it has
+        replaced, are homelab's no more."""
+        outputs = dataclasses.replace(done, record=settled(done.record), restore={})
         if outputs == done:
             return done
         name = ledger.of_vm(inputs.vmid)
         async with ssh.connect(self.host(inputs)) as session:
-            noted = await ledger.noted(session, name)
-            await ledger.note(session, name, {**(noted or {}), "record": outputs.record})
+            if outputs.record:
+                noted = await ledger.noted(session, name) or {}
+                await ledger.note(session, name, {**noted, "record": outputs.record, "restore": {}})
+            else:
+                await ledger.forget(session, name)
         return outputs
 
     def read(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> VmCards.Outputs:
@@ -152,6 +155,7 @@ class VmCardsWork(VmStart):
                 for key, entry in {**restore, **given_back}.items()
                 if key not in made and is_ours(key, config.get(key), entry)
             }
+            notes += not_put_back(config, left)
             if made or left:
                 about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}
                 about["mappings"] = sorted(card.mapping for card in wish.cards)

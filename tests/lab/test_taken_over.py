@@ -396,6 +396,22 @@ def test_a_destroy_after_an_update_that_was_taken_back_gives_all_back(lab: Lab, 
     assert (conf(lab), notes(lab)) == (before, [])
 
 
+def test_what_was_given_back_is_its_owners_from_then_on(lab: Lab) -> None:
+    run = Run(lab)
+    run.inputs = dataclasses.replace(run.inputs, display="none")
+    run.up()
+    run.inputs = dataclasses.replace(run.inputs, display="keep")
+    run.up()
+    assert run.noted is not None and run.noted.restore == {} and "vga: " not in conf(lab).partition("\n[")[0]
+    assert '"vga"' not in (lab.root / f"var/lib/homelab/ledger/vm/{VM}").read_text()
+    lab.run(f"qm stop {VM}; qm set {VM} --vga none; qm start {VM}")
+    run.inputs = dataclasses.replace(run.inputs, cards=[])
+    run.up()
+    assert notes(lab) == [] and "\nvga: none" in conf(lab).partition("\n[")[0]
+    run.destroy()
+    assert "\nvga: none" in conf(lab).partition("\n[")[0]
+
+
 def test_a_card_leaves_after_an_update_that_was_taken_back(lab: Lab) -> None:
     run = Run(lab)
     run.up()
