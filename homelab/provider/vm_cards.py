@@ -125,14 +125,15 @@ class VmCardsWork(VmStart):
         host = self.host(inputs)
         async with ssh.connect(host) as session:
             facts = await session.read(guests=True)
+            own = noted_in(facts.ledger, ledger.of_vm(vmid)) or {}
             guests, came_from = facts.guests, [had.host] if had is not None and had.host != inputs.host else []
             if had is not None and outputs is not None:
                 known = had.instance == inputs.instance and not _is_another(outputs, config)
                 record, restore = (outputs.record, outputs.restore) if known else ({}, {})
-                since = [noted_in(facts.ledger, ledger.of_vm(vmid)), *await self._noted_where_it_was(came_from, vmid)]
-                for noted in since:
-                    record, restore = _with_noted(record, restore, config, noted)
+                serial, notes_of_vm = outputs.serial, [own, *await self._noted_where_it_was(came_from, vmid)]
+                record, restore = _with_noted(record, restore, config, notes_of_vm, serial)
             else:
+                serial, notes_of_vm = 0, [own]
                 record, restore, came_from = await self._noted(inputs, config, facts)
             wish = wish_of(inputs, facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
@@ -156,8 +157,10 @@ class VmCardsWork(VmStart):
                 if key not in made and is_ours(key, config.get(key), entry)
             }
             notes += not_put_back(config, left)
+            serial = 1 + max(serial, *map(_serial, notes_of_vm))
             if made or left:
-                about = {"record": made, "restore": left, "identity": identity(config), "guest": inputs.vm}
+                about: dict[str, object] = {"record": made, "restore": left, "guest": inputs.vm}
+                about |= {"identity": identity(config), "serial": serial}
                 about["mappings"] = sorted(card.mapping for card in wish.cards)
                 about["stack"] = ledger.stack_of(self.urn)
                 await ledger.note(session, ledger.of_vm(vmid), about)
@@ -179,6 +182,7 @@ class VmCardsWork(VmStart):
             guest_name=config.get("name", inputs.vm),
             identity=identity(config),
             starts=outputs.starts if outputs else 0,
+            serial=serial,
         )
 
     async def _noted(
@@ -230,7 +234,8 @@ class VmCardsWork(VmStart):
                 raise
             return
         noted = noted_in(notes, ledger.of_vm(inputs.vmid))
-        if not record and not restore and not noted:
+        is_empty = not record and not restore and not noted
+        if is_empty and (inputs.goes_away or not self.stack.peers(inputs.host)):
             return
         if holder := ledger.held_by(noted, inputs.vm):
             tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
@@ -239,10 +244,16 @@ class VmCardsWork(VmStart):
             try:
                 machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
                 config = machine.config()
-                if _is_another(outputs, config):
+                noted_there = self._noted_there(inputs, machine)
+                if is_empty and not noted_there:
+                    return
+                if holder := ledger.held_by(noted_there, inputs.vm):
+                    tell(f"{inputs.vm}: VM {inputs.vmid} is vms.{holder} now, and keeps what it was given")
+                elif _is_another(outputs, config):
                     tell(f"{inputs.vm}: VM {inputs.vmid} isn't the VM that was given its cards: it stays as it is")
                 else:
-                    record, restore = _with_noted(record, restore, config, noted)
+                    notes_of_vm = [noted or {}, noted_there]
+                    record, restore = _with_noted(record, restore, config, notes_of_vm, outputs.serial)
                     give_back(
                         machine, {**restore, **record}, policy(inputs.shutdown), moved=machine.node != inputs.node
                     )
@@ -251,6 +262,15 @@ class VmCardsWork(VmStart):
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
         asyncio.run(_forget(self.host(inputs), [name for name in names if name in notes]))
         asyncio.run(forget_on_peers(self.stack, inputs.host, inputs.vm, names))
+
+    def _noted_there(self, inputs: VmCards.Inputs, machine: Machine) -> Mapping[str, object]:
+        """What is noted on the node to which the VM has moved: a run that was killed there has noted what the state
+        doesn't know. Empty: it hasn't moved, or that node isn't in the settings.
+
+        :raises HomelabError: the node can't be asked.
+        """
+        there = None if machine.node == inputs.node else self.stack.name_at(inputs.host, machine.node)
+        return asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid))) if there else {}
 
     def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on
@@ -297,7 +317,8 @@ class VmCardsWork(VmStart):
                     f"was given its cards: it stays as it is, and so does {stays}"
                 )
             else:
-                self._converged_by_peer(machine, there, inputs, owned)
+                record, restore = _with_noted(outputs.record, outputs.restore, config, [noted], outputs.serial)
+                self._converged_by_peer(machine, there, inputs, {**restore, **record})
                 tell(
                     f"{inputs.vm}: note: {inputs.host} doesn't answer, and VM {inputs.vmid} is on {machine.node} "
                     "now, where it was given back what "
@@ -347,12 +368,22 @@ def _is_another(outputs: VmCards.Outputs, config: dict[str, str]) -> bool:
 
 
 def _with_noted(
-    record: Record, restore: Record, config: dict[str, str], noted: Mapping[str, object] | None
+    record: Record, restore: Record, config: dict[str, str], notes: Sequence[Mapping[str, object]], serial: int
 ) -> tuple[Record, Record]:
     """What the state knows to be ours and still to be given back, with what a run that was killed has noted since, and
-    done."""
-    ours, left = noted_of(config, dict(noted) if noted else None)
-    return {**record, **ours}, {**restore, **left}
+    done.
+
+    :param serial: the state's; a note that isn't newer is one that its node kept when the VM left it.
+    """
+    for noted in sorted(notes, key=_serial):
+        if _serial(noted) > serial:
+            ours, left = noted_of(config, dict(noted))
+            record, restore = {**record, **ours}, {**restore, **left}
+    return record, restore
+
+
+def _serial(noted: Mapping[str, object]) -> int:
+    return int(str(noted.get("serial", 0)))
 
 
 async def _forget(host: Host, names: Sequence[str]) -> None:

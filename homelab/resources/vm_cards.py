@@ -46,7 +46,8 @@ class VmCards(Owned):
         """`record`, `restore`: key -> what this program set (`ours`), what was there `before`; `identity`: tells the
         VM from another one of the same id (vm.config.identity); `state`: running or stopped, as it was left, empty
         where the work on it failed; `guest_address`: empty where it isn't known; `starts`: how often it was started
-        here.
+        here; `serial`: of the note that is the same as this: one with a greater number was made by a run that was
+        killed, and a state knows all others.
         """
 
         record: Record
@@ -56,6 +57,7 @@ class VmCards(Owned):
         state: str = ""
         guest_address: str = ""
         starts: int = 0
+        serial: int = 0
         drift: list[str] = field(default_factory=list)
 
     guest_name: pulumi.Output[str]

@@ -31,6 +31,7 @@ from homelab.resources.vm_cards import VmCards
 from homelab.shapes import Record
 from homelab.vm.config import Change
 from lab.cluster import LabCluster
+from tests.lab.killed_kit import KilledError, killed_after
 from tests.lab.test_proxmox_api import Quick, host_of
 
 VM = 103
@@ -169,6 +170,41 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
     assert noted(cluster, RECORD) == []
 
 
+@pytest.mark.parametrize("lost", ["", "pve1"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_destroy_after_a_killed_update_of_a_vm_that_moved_gives_all_back(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, number: int, lost: str
+) -> None:
+    before = conf(cluster, "pve1")
+    made = given_and_moved(cluster)
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, number)
+        VmCardsWork(texts(cluster)).update(cards_of("pve2", display="none"), cards_of("pve1"), made)
+    assert "pve2" in noted(cluster, RECORD)
+    VmCardsWork(texts(cluster, off=lost)).delete(cards_of("pve1"), made)
+    assert conf(cluster, "pve2") == before and (lost or noted(cluster, RECORD) == [])
+
+
+def test_a_destroy_leaves_a_vm_that_moved_to_the_entry_that_keeps_it_there(cluster: LabCluster) -> None:
+    made = given_and_moved(cluster)
+    VmCardsWork(texts(cluster)).create(dataclasses.replace(cards_of("pve2"), vm="renamed"))
+    before = conf(cluster, "pve2")
+    VmCardsWork(texts(cluster)).delete(cards_of("pve1"), made)
+    assert conf(cluster, "pve2") == before and "hostpci0" in before and noted(cluster, RECORD) == ["pve2"]
+
+
+def test_a_note_that_a_node_kept_when_the_vm_left_counts_no_more_when_it_returns(cluster: LabCluster) -> None:
+    on, off = texts(cluster), texts(cluster, off="pve1")
+    made = VmCardsWork(on).create(cards_of("pve1", display="none"))
+    move(cluster, "pve1", "pve2")
+    made = VmCardsWork(off).update(cards_of("pve2"), cards_of("pve1", display="none"), made)
+    assert "vga" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1", "pve2"]
+    cluster["pve2"].run(f"qm set {VM} --vga none")
+    move(cluster, "pve2", "pve1")
+    made = VmCardsWork(on).update(cards_of("pve1"), cards_of("pve2"), made)
+    assert "vga: none" in conf(cluster, "pve1") and "vga" not in {**made.record, **made.restore}
+
+
 @pytest.mark.parametrize("now_on", ["pve1", "pve2", "another one on pve2"])
 def test_a_destroy_gives_a_vm_back_what_it_had_where_it_is_also_if_the_node_that_it_left_is_dead(
     cluster: LabCluster, now_on: str, monkeypatch: pytest.MonkeyPatch
@@ -298,10 +334,6 @@ def test_a_vm_that_ha_starts_on_another_node_counts_there_and_what_is_taken_back
 
 CARDS: dict[str, Any] = {"cards": [], "machine": None}
 BALLOON: Record = {"balloon": {"ours": "0", "before": None}}
-
-
-class KilledError(BaseException):
-    pass
 
 
 def runs(cluster: LabCluster, node: str = "pve1") -> bool:
