@@ -135,6 +135,8 @@ class VmCardsWork(VmStart):
             else:
                 serial, notes_of_vm = 0, [own]
                 record, restore, came_from = await self._noted(inputs, config, facts)
+            # What an earlier update was to give back, and was interrupted, still is homelab's: it may be wanted again.
+            record = {key: entry for key, entry in restore.items() if is_ours(key, config.get(key), entry)} | record
             wish = wish_of(inputs, facts)
             users = {card.gpu: guests.users_of(card.slot, inputs.node) for card in wish.cards}
             errors, notes = check(config, wish, users)
@@ -150,12 +152,7 @@ class VmCardsWork(VmStart):
                 ]
             )
             made, given_back = recorded(config, wish, record)
-            # What an earlier update was to give back, and was interrupted, still is; what is no longer ours has been.
-            left = {
-                key: entry
-                for key, entry in {**restore, **given_back}.items()
-                if key not in made and is_ours(key, config.get(key), entry)
-            }
+            left = {key: entry for key, entry in given_back.items() if is_ours(key, config.get(key), entry)}
             notes += not_put_back(config, left)
             serial = 1 + max(serial, *map(_serial, notes_of_vm))
             if made or left:

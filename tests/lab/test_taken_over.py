@@ -422,6 +422,19 @@ def test_a_card_leaves_after_an_update_that_was_taken_back(lab: Lab) -> None:
     assert in_force(lab) == [f"{key}: {line}" for key, line in LINES.items()]
 
 
+def test_what_wasnt_given_back_after_all_and_is_wanted_again_stays(lab: Lab) -> None:
+    before, run = conf(lab), Run(lab)
+    wanted = run.inputs = dataclasses.replace(run.inputs, display="none")
+    run.up()
+    run.inputs = dataclasses.replace(run.inputs, cards=[], display="keep")
+    failed_update(lab, run)
+    run.inputs = wanted
+    run.up()
+    assert in_force(lab) == [OURS] and "\nvga: none" in conf(lab).partition("\n[")[0]
+    run.destroy()
+    assert (conf(lab), notes(lab)) == (before, [])
+
+
 def test_a_value_that_a_run_has_replaced_is_its_owners_from_then_on(lab: Lab) -> None:
     run = Run(lab)
     run.up()
