@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -16,6 +16,7 @@ from homelab.host.facts import noted_in
 from homelab.properties import overlap, parse
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
+from homelab.provider.peers import forget_notes
 from homelab.provider.vm_cards import give_back
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
@@ -73,7 +74,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             raise  # it may have been written: it stays noted
         except HomelabError:
             if about.items() <= noted.items():  # else an earlier run has written something
-                asyncio.run(_forgotten(host, [ledger.of_mapping(inputs.node, name)]))
+                asyncio.run(forget_notes(host, [ledger.of_mapping(inputs.node, name)]))
             raise
         return CardMapping.Outputs(before=noted["before"] or "", had_flag=noted["had_flag"])
 
@@ -146,21 +147,15 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         api = self.api(inputs)
         self._give_back_to_vms(inputs, notes)
         _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
-        asyncio.run(_forgotten(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
+        asyncio.run(forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
 
     def _user_in_another_stack(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> str:
         """The VM to which another stack has given the card, and that stack; empty: there is none."""
         own = ledger.stack_of(self.urn)
-        for name in sorted(notes):
-            noted = noted_in(notes, name) or {}
+        for vmid, noted in _notes_of_vms(inputs, notes):
             stack = noted.get("stack", "")
-            if (
-                name.startswith("vm/")
-                and inputs.mapping in noted.get("mappings", [])
-                and own
-                and stack not in ("", own)
-            ):
-                return f"VM {name.partition('/')[2]} has it from the stack {stack}"
+            if own and stack not in ("", own):
+                return f"VM {vmid} has it from the stack {stack}"
         return ""
 
     def _give_back_to_vms(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> None:
@@ -170,25 +165,21 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         A VmCards that is in it has been deleted or updated before this, and has changed its note.
         """
         host = self.host(inputs)
-        for name in sorted(notes):
-            kind, _, number = name.partition("/")
-            noted = noted_in(notes, name) or {}
-            if kind != "vm" or inputs.mapping not in noted.get("mappings", []):
-                continue
-            vmid, guest = int(number), str(noted.get("guest", ""))
+        for vmid, noted in _notes_of_vms(inputs, notes):
+            guest = str(noted.get("guest", ""))
             vm = self.stack.vms(inputs.host).get(guest)
             if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
                 continue  # the card has another mapping from now on
             shutdown = vm.shutdown if vm else Shutdown()
             try:
                 machine = self.machine(inputs, vmid, guest)
-                record, restore = noted_of(machine.config(), noted)
+                record, restore = noted_of(machine.config(), dict(noted))
                 give_back(machine, {**restore, **record}, Policy(shutdown.timeout, shutdown.otherwise))
             except NotThereError:
                 pass  # what is noted of it no longer counts
             except ElsewhereError:
                 continue  # there it may be another one's by now
-            asyncio.run(_forgotten(host, [name, ledger.of_power(vmid)]))
+            asyncio.run(forget_notes(host, [ledger.of_vm(vmid), ledger.of_power(vmid)]))
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""
@@ -198,6 +189,15 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             for name, host in hosts.items()
             if any(gpu.live_migration and host.mapping_of(key) == inputs.mapping for key, gpu in host.gpus.items())
         }
+
+
+def _notes_of_vms(inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """The VMs that were given the card, by their ids, and what is noted of each."""
+    for name in sorted(notes):
+        kind, _, number = name.partition("/")
+        noted = noted_in(notes, name) or {}
+        if kind == "vm" and inputs.mapping in noted.get("mappings", []):
+            yield int(number), noted
 
 
 async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) -> dict[str, Any]:
@@ -215,12 +215,6 @@ async def _noted(host: Host, inputs: CardMapping.Inputs, about: dict[str, Any]) 
     return noted
 
 
-async def _forgotten(host: Host, names: Sequence[str]) -> None:
-    async with ssh.connect(host) as session:
-        for name in names:
-            await ledger.forget(session, name)
-
-
 def entry_of(inputs: CardMapping.Inputs) -> str:
     """The entry as Proxmox VE writes it: properties in the order of their names."""
     entry = {"node": inputs.node, **inputs.entry}
@@ -233,8 +227,7 @@ def _parsed(entry: str) -> dict[str, str]:
 
 def _equal(one: str, other: str) -> bool:
     """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
-    slot, is the card, too:
-    the one that a person chose.
+    slot, is the card, too: the one that a person chose.
     """
     first, second = _parsed(one), _parsed(other)
     if first["path"] == f"{second['path']}.0":

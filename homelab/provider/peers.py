@@ -7,13 +7,14 @@ doesn't answer has said nothing: that nothing is noted there isn't known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
 from homelab.remote import ledger, scripts, ssh
+from homelab.settings import Host
 from homelab.text import tell
 
 
@@ -87,6 +88,16 @@ async def ask_peers(stack: StackTexts, host: str, ask: Callable[[str], Awaitable
         {peer: answer for peer, answer in answers.items() if answer and not isinstance(answer, HomelabError)},
         {peer: answer.found for peer, answer in answers.items() if isinstance(answer, HomelabError)},
     )
+
+
+async def forget_notes(host: Host, names: Iterable[str]) -> None:
+    """Takes notes out of a host's ledger: what they are about has been given back.
+
+    :raises HomelabError: it can't be asked.
+    """
+    async with ssh.connect(host) as session:
+        for name in names:
+            await ledger.forget(session, name)
 
 
 async def forget_on_peers(stack: StackTexts, host: str, guest: str, names: Sequence[str]) -> None:

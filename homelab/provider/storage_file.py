@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
+from homelab.provider.peers import forget_notes
 from homelab.remote import ledger, scripts, ssh
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
@@ -71,7 +72,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             raise  # it may come yet: it stays noted as this program's
         except HomelabError:
             if not files.exists(inputs.volume):
-                asyncio.run(_forget(host, inputs))
+                asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
             raise
         if not source.checksum and source.url:
             tell(
@@ -113,7 +114,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
                 next="take it out of there, or give the download another file name",
             )
         files.remove(inputs.volume)
-        asyncio.run(_forget(host, inputs))
+        asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
 
     def delete(self, inputs: StorageFile.Inputs, outputs: StorageFile.Outputs) -> None:
         host = self.host(inputs)
@@ -129,7 +130,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
             files = self._files(inputs)
             files.end(inputs.volume)
             files.remove(inputs.volume)
-        asyncio.run(_forget(host, inputs))
+        asyncio.run(forget_notes(host, [ledger.of_file(inputs.node, inputs.volume)]))
 
     def remove_unfinished(self, node: str, host_name: str, ledger_of_host: Mapping[str, str]) -> None:
         """Gives back what a run that was killed during a download has left: noted on the host, in no state. To be
@@ -168,11 +169,6 @@ async def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) ->
     async with ssh.connect(host) as session:
         note = {**_identity(inputs), "compared": checksum}
         await ledger.note(session, ledger.of_file(inputs.node, inputs.volume), note)
-
-
-async def _forget(host: Host, inputs: StorageFile.Inputs) -> None:
-    async with ssh.connect(host) as session:
-        await ledger.forget(session, ledger.of_file(inputs.node, inputs.volume))
 
 
 async def _users(host: Host, volume: str) -> list[str]:

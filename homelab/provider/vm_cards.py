@@ -13,13 +13,12 @@ from homelab.host.facts import HostFacts, noted_in
 from homelab.provider import vm_memory
 from homelab.provider.api import policy
 from homelab.provider.base import stopped_by_reboot
-from homelab.provider.peers import forget_on, forget_on_peers, noted_by, noted_by_peers
+from homelab.provider.peers import forget_notes, forget_on, forget_on_peers, noted_by, noted_by_peers
 from homelab.provider.vm_start import VmStart
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
 from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import Host
 from homelab.shapes import Record
 from homelab.text import tell
 from homelab.vm.config import (
@@ -257,7 +256,7 @@ class VmCardsWork(VmStart):
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
-        asyncio.run(_forget(self.host(inputs), [name for name in names if name in notes]))
+        asyncio.run(forget_notes(self.host(inputs), [name for name in names if name in notes]))
         asyncio.run(forget_on_peers(self.stack, inputs.host, inputs.vm, names))
 
     def _noted_there(self, inputs: VmCards.Inputs, machine: Machine) -> Mapping[str, object]:
@@ -381,12 +380,6 @@ def _with_noted(
 
 def _serial(noted: Mapping[str, object]) -> int:
     return int(str(noted.get("serial", 0)))
-
-
-async def _forget(host: Host, names: Sequence[str]) -> None:
-    async with ssh.connect(host) as session:
-        for name in names:
-            await ledger.forget(session, name)
 
 
 def wish_of(inputs: VmCards.Inputs, facts: HostFacts) -> Wish:
