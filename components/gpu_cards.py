@@ -110,10 +110,10 @@ class GpuCards(pulumi.ComponentResource):
 
 
 def _values(name: str, host: Host, probe: HostProbe, opts: pulumi.ResourceOptions) -> pulumi.Resource:
-    """The script for the cards' `reset` and `keepAwake`."""
-    script_inputs = pulumi.Output.all(probe.gpus, probe.generation_of("values"))
-    lines = script_inputs.apply(lambda values: scripts.card_values(card_values.lines(values[0], host.gpus), values[1]))
-    return remote.script(name, host, lines, opts, told=True)
+    """The cards' `reset` and `keepAwake` on the host."""
+    wanted = probe.gpus.apply(lambda cards: card_values.wanted(cards, host.gpus))
+    generation = probe.generation_of("values")
+    return remote.layer(name, host, "card_values", wanted, opts, generation=generation, told=True)
 
 
 def _seen(

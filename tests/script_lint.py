@@ -41,7 +41,6 @@ ARGUMENTS = {
     "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "POWER"),
     "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "USES"),
     "card_libraries.sh": ("CHOICES",),
-    "card_values.sh": ("VALUES",),
     "handover.sh": ("NEEDED", "PROGRAM", "UNIT", "TIMER", "HOOK"),
     "handover_hook.sh": ("VMID", "HOLDER"),
     "handover_host.sh": ("CARDS",),

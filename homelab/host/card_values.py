@@ -1,5 +1,4 @@
-"""The settings about the reset and the power management of cards, as lines for the host. Pure; it reads nothing of a
-host."""
+"""The settings about the reset and the power management of cards, as the host's layer card_values takes them."""
 
 from __future__ import annotations
 
@@ -7,21 +6,26 @@ from collections.abc import Mapping
 
 from homelab.settings import Gpu
 from homelab.shapes import CardPlan
+from remote_scripts.layers.card_values import Attribute, Value, Wanted
 
 
-def lines(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> list[str]:
-    """The lines of card_values.sh: address, vendor:device, attribute, value.
+def wanted(cards: Mapping[str, CardPlan], gpus: Mapping[str, Gpu]) -> Wanted:
+    """What the layer card_values is to set.
 
     :param cards: as HostProbe puts them out.
     :param gpus: those of the settings.
     """
-    value_lines: list[str] = []
+    values: list[Value] = []
     for name, card in sorted(cards.items()):
         gpu = gpus.get(name)
         for function in card["functions"] if gpu else []:
-            function_key = f"{function['address']} {function['id']}"
+            attributes: list[tuple[Attribute, str]] = []
             if gpu and gpu.reset:
-                value_lines.append(f"{function_key} reset_method {gpu.reset}")
+                attributes.append(("reset_method", gpu.reset))
             if gpu and gpu.keep_awake:
-                value_lines += [f"{function_key} d3cold_allowed 0", f"{function_key} power/control on"]
-    return value_lines
+                attributes += [("d3cold_allowed", "0"), ("power/control", "on")]
+            values += [
+                Value(address=function["address"], id=function["id"], attribute=attribute, value=value)
+                for attribute, value in attributes
+            ]
+    return Wanted(values=tuple(values))

@@ -29,7 +29,7 @@ class CardState(Fact):
     `divided`: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; `reset_method`: the ways in
     which the kernel resets it, in their order; `d3cold_allowed`: 0 or 1; `control`: on or auto (power management);
     `power_state`: such as D0; `had`: the original value, by the name of one of these fields, before this program set it
-    (card_values.sh); it is restored when the settings no longer have the key.
+    (layers/card_values.py); it is restored when the settings no longer have the key.
     """
 
     divided: str = ""
@@ -469,7 +469,7 @@ class HostFacts(Fact):
     # Address -> state, of functions that may belong to cards. Whether NVIDIA's vGPU manager is there.
     card_states: dict[str, CardState] = {}
     vgpu_manager: bool = False
-    # Attributes of cards that have another value than the one that was set (card_values.sh), a sentence each.
+    # Attributes of cards that have another value than the one that was set (layers/card_values.py), a sentence each.
     lost_values: list[str] = []
     # Address of a graphics card -> the kernel's framebuffers in its memory (/proc/iomem), such as BOOTFB.
     framebuffers: dict[str, list[str]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from homelab.provider.base import Work
-from homelab.remote import guard, kept_scripts, ssh
+from homelab.remote import agent, guard, kept_scripts, ssh
 from homelab.resources.kept_scripts import KeptScripts
 from homelab.text import tell
 
@@ -29,16 +29,25 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
             return outputs  # another version's scripts: those of this one come with the next `up`
         names_on_host = self.facts_of_refresh(inputs).kept_scripts
         lacking = sorted({script.name for script in kept_scripts.texts()} - {*names_on_host.get(inputs.owner, ())})
-        drift = []
+        drift: list[str] = []
         if lacking:
             names = ", ".join(script.rpartition(".")[0] for script in lacking[:3])
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            drift = [f"scripts of this program's are missing on the host, or changed: {names}{more}"]
-            tell(f"{inputs.host}: drift: {drift[0]}")
+            drift.append(f"scripts of this program's are missing on the host, or changed: {names}{more}")
+        if asyncio.run(self._agent_version(inputs)) != agent.version():
+            drift.append("this program's agent is missing on the host, or changed")
+        for sentence in drift:
+            tell(f"{inputs.host}: drift: {sentence}")
         return KeptScripts.Outputs(drift=drift)
+
+    async def _agent_version(self, inputs: KeptScripts.Inputs) -> str:
+        async with ssh.connect(self.host(inputs)) as session:
+            return await session.agent_version(inputs.owner)
 
     async def _put(self, inputs: KeptScripts.Inputs) -> None:
         host = self.host(inputs)
         await asyncio.to_thread(guard.hold, inputs.host, host)
         async with ssh.connect(host) as session:
+            # Of the two the one that says that the host has no Python that will do.
+            await session.put_agent(inputs.owner, float(host.timeouts.script))
             await session.run("put", kept_scripts.put(inputs.owner), float(host.timeouts.script))

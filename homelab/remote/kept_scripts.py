@@ -18,14 +18,13 @@ import re
 import tarfile
 from typing import NamedTuple
 
-from homelab.remote import bash_source, scripts
+from homelab.remote import agent, bash_source, scripts
 
 # Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
 _SCRIPTS = (
     "card_libraries.sh",
     "card_nodes.sh",
     "card_nodes_boot.sh",
-    "card_values.sh",
     "cluster_turn.sh",
     "cmdline.sh",
     "confirm_boot.sh",
@@ -89,8 +88,9 @@ def _quoted(text: str) -> str:
 
 @functools.cache
 def version() -> str:
-    """A digest of all kept texts, in 16 hexadecimal digits."""
-    return hashlib.sha256("\n".join(sorted(kept_text.name for kept_text in texts())).encode()).hexdigest()[:16]
+    """A digest of all kept texts and of the agent, in 16 hexadecimal digits."""
+    names = [*sorted(kept_text.name for kept_text in texts()), agent.version()]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def owner(project: str, stack: str, host: str) -> str:

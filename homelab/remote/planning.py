@@ -26,6 +26,7 @@ from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
+from remote_scripts.layers.card_values import Wanted as CardValues
 
 # How long one reading of a system may take, and how long a VM, which may just be starting or shutting down, has to
 # accept a connection, in seconds.
@@ -84,8 +85,8 @@ async def planned(
         slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
         handover_errors = [*handover.refused(facts), *gates.without_hook(facts, host, slots, vms_with_hook)]
         raise_all([*handover_errors, *ha_errors, *vm_errors, *container_errors, *stack_errors, *api_errors])
-        values: list[str] | None = card_values.lines(want.gpus, host.gpus)
-        if not values and not any(file.layer == "values" for file in facts.managed):
+        values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
+        if values and not values.values and not any(file.layer == "values" for file in facts.managed):
             values = None
         files = await _files(session, host, want, containers.values(), values, facts, vms)
         driver: dict[str, Any] = {}
@@ -120,7 +121,7 @@ async def _files(
     host: Host,
     want: plan.Wanted,
     containers: Collection[Container],
-    values: list[str] | None,
+    values: CardValues | None,
     facts: HostFacts,
     vms: Mapping[str, Vm],
 ) -> list[plan.PlannedFile]:
@@ -144,11 +145,13 @@ async def _files(
         else []
     )
     layers += [scripts.card_nodes(any(container.has_cards for container in containers))] if containers else []
-    layers += [scripts.card_values(values)] if values is not None else []
     files = []
-    if host.hands_over or any(file.layer == "handover" for file in facts.managed):
-        layers.append(scripts.handover(handover.lines_of(host, vms, want.gpus)))
     for script in layers:
+        files += scripts.answer(await session.run("plan", script))["files"]
+    if values is not None:
+        files += (await session.ask("plan", "card_values", values))["files"]
+    if host.hands_over or any(file.layer == "handover" for file in facts.managed):
+        script = scripts.handover(handover.lines_of(host, vms, want.gpus))
         files += scripts.answer(await session.run("plan", script))["files"]
     return [plan.PlannedFile(**file) for file in files]
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from homelab.errors import HomelabError
 from homelab.remote import bash_source
 
-# In an installed package beside its modules, in the repository at the top.
+# Beside the package, also where it is installed.
 _PACKAGE = Path(__file__).resolve().parents[1]
-FOLDER = next(folder for folder in (_PACKAGE / "remote_scripts", _PACKAGE.parent / "remote_scripts") if folder.is_dir())
+FOLDER = _PACKAGE.parent / "remote_scripts"
 
 # By this name a run recognises the test VM of an earlier run that was killed, and removes it.
 PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
@@ -450,14 +450,6 @@ def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool
         CUT="yes" if cut else "no",
         FROM=str(since),
     )
-
-
-def card_values(values: Sequence[str], generation: int = 0) -> str:
-    """Standard input of card_values.sh.
-
-    :param values: lines of address, vendor:device, attribute and value.
-    """
-    return compose("card_values.sh", VALUES="\n".join(values), GENERATION=str(generation))
 
 
 def container_gpus(

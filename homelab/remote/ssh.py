@@ -12,15 +12,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import cast
+from typing import Any, cast
 
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.host import facts, gates
 from homelab.host.kernel_log import filter_of_lines
+from homelab.remote import agent, scripts
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts
 from homelab.settings import Host
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
@@ -78,6 +78,53 @@ class Session:
         :raises UnreachableError: the connection was lost meanwhile.
         """
         command = scripts.command(verb, self._host.ssh.user, at_once=True)
+        return await self._run(command, verb, script, seconds, on_line)
+
+    async def ask(self, verb: str, layer: str, wanted: Any, seconds: float = SCRIPT_SECONDS) -> dict[str, Any]:
+        """Asks this program's agent, which is sent along and leaves nothing behind.
+
+        :param verb: `read` or `plan`.
+        :param layer: its name.
+        :param wanted: its `Wanted`.
+        :returns: the answer.
+        :raises HomelabError: as `run`.
+        """
+        text = agent.sent_along(verb, agent.request(layer, wanted))
+        command = agent.command_in_memory(self._host.ssh.user)
+        return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds))
+
+    async def put_agent(self, owner: str, seconds: float) -> None:
+        """Puts this program's agent on the host.
+
+        :param owner: the stack's folder there.
+        :raises HomelabError: as `run`; or the host has no Python that will do.
+        """
+        sudo = "" if self._host.ssh.user == "root" else "sudo -n "
+        await self._run(sudo + agent.PUT, "put the agent", agent.put(owner), seconds)
+
+    async def agent_version(self, owner: str) -> str:
+        """The version of the agent that lies on the host; empty: none that is whole.
+
+        :param owner: as of `put_agent`.
+        :raises UnreachableError: as `run`.
+        """
+        try:
+            output = await self._run(agent.command("version", self._host.ssh.user, owner), "agent", "", SCRIPT_SECONDS)
+            return str(scripts.answer(output).get("version", ""))
+        except UnreachableError:
+            raise
+        except HomelabError:
+            return ""
+
+    async def _run(
+        self,
+        command: str,
+        verb: str,
+        script: str,
+        seconds: float,
+        on_line: Callable[[str], None] | None = None,
+    ) -> str:
+        """What a command prints that takes `script` from standard input; arguments and errors as of `run`."""
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.

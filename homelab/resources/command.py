@@ -16,7 +16,7 @@ from pulumi_command import remote
 
 from homelab.errors import HomelabError
 from homelab.later import later
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from homelab.resources import limits
 from homelab.resources.kept_scripts import kept_at
 from homelab.stack import Refusal
@@ -184,13 +184,6 @@ def script(
     :param address: as of `connection`.
     :param seconds: how long it may take; by default the host's `timeouts.script`.
     """
-    if undone and triggers is not None:
-        raise ValueError(f"{name}: a script that is undone can't have triggers")
-    if identity and triggers is not None:
-        raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
-    if place and (identity or not undone):
-        raise ValueError(f"{name}: place is for a script that is undone and has no identity")
-    arguments, ignored = connection(host, address)
     folder = kept_at(host, address)
     if folder is not None:
         owned_by = folder.owner
@@ -198,11 +191,97 @@ def script(
         opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[folder.after]))
     limit = seconds or limits.of_script(host)
     stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.with_time_limit(text, limit))
+    return _command(
+        name,
+        host,
+        scripts.command("apply", host.ssh.user),
+        scripts.command("revert", host.ssh.user) if undone else None,
+        stdin,
+        limit,
+        opts,
+        triggers=triggers,
+        identity=identity,
+        place=place,
+        told=told,
+        address=address,
+    )
+
+
+def layer(
+    name: str,
+    host: Host,
+    layer: str,
+    wanted: pulumi.Input[Any],
+    opts: pulumi.ResourceOptions,
+    *,
+    generation: pulumi.Input[int] = 0,
+    undone: bool = True,
+    triggers: Sequence[pulumi.Input[object]] | None = None,
+    identity: Sequence[str] = (),
+    place: str = "",
+    told: bool = False,
+    seconds: int | None = None,
+) -> remote.Command:
+    """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
+    on destroy. Other arguments as of `script`.
+
+    :param layer: its name.
+    :param wanted: its `Wanted`.
+    :param generation: a new one makes Pulumi run it again.
+    :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
+    """
+    folder = kept_at(host, None)
+    if folder is None:
+        raise ValueError(f"{name}: no agent was put on {host.address}")
+    limit = seconds or limits.of_script(host)
+
+    def request(values: Sequence[Any]) -> str:
+        return agent.request(layer, values[0], seconds=limit, generation=values[1])
+
+    return _command(
+        name,
+        host,
+        agent.command("apply", host.ssh.user, folder.owner),
+        agent.command("revert", host.ssh.user, folder.owner) if undone else None,
+        pulumi.Output.all(wanted, generation).apply(request),
+        limit,
+        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[folder.after])),
+        triggers=triggers,
+        identity=identity,
+        place=place,
+        told=told,
+    )
+
+
+def _command(
+    name: str,
+    host: Host,
+    apply: str,
+    revert: str | None,
+    stdin: pulumi.Input[str],
+    limit: int,
+    opts: pulumi.ResourceOptions,
+    *,
+    triggers: Sequence[pulumi.Input[object]] | None = None,
+    identity: Sequence[str] = (),
+    place: str = "",
+    told: bool = False,
+    address: pulumi.Input[str] | None = None,
+) -> remote.Command:
+    """Arguments as of `script`; `apply` and `revert` are the command lines, `limit` is in seconds."""
+    undone = revert is not None
+    if undone and triggers is not None:
+        raise ValueError(f"{name}: a script that is undone can't have triggers")
+    if identity and triggers is not None:
+        raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
+    if place and (identity or not undone):
+        raise ValueError(f"{name}: place is for a script that is undone and has no identity")
+    arguments, ignored = connection(host, address)
     return remote.Command(
         name,
         connection=arguments,
-        create=scripts.command("apply", host.ssh.user),
-        delete=scripts.command("revert", host.ssh.user) if undone else None,
+        create=apply,
+        delete=revert,
         stdin=stdin,
         triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.

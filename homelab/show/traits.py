@@ -105,7 +105,7 @@ def wanted_of_card(facts: HostFacts | None, slot: str, gpu: Gpu, current: Traits
     originals = {address: state.had for address, state in facts.card_states.items()}
     methods = {function.address: resets.methods(facts, function.address) for function in functions}
     if gpu.reset:
-        # A companion function for which the kernel hasn't this method is left as it is (card_values.sh).
+        # A companion function for which the kernel hasn't this method is left as it is (layers/card_values.py).
         planned: dict[str, list[str] | None] = {
             function.address: [gpu.reset]
             if function.is_display or gpu.reset in (methods[function.address] or [])

@@ -116,6 +116,10 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Run the command in place of sudo, which so passes on its streams and its end."""
     import shutil
 
+    from .launchers import HOST_PYTHON, PYTHON_WORDS
+
+    if command[0] == HOST_PYTHON:
+        command = [*PYTHON_WORDS, *command[1:]]
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise Failure(f"sudo: {command[0]}: command not found")

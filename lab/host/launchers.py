@@ -54,6 +54,10 @@ sync() {
   [[ $there ]] || command sync "$@" || return
 }
 """
+#: The host's Python, by the path that this program names.
+HOST_PYTHON = "/usr/bin/python3"
+#: What stands for it: this machine's own, with what the lab's kernel hears of (host_python.py).
+PYTHON_WORDS = [HOST_PYTHON, "-I", "-S", "-B", "-X", "utf8", str(Path(__file__).with_name("host_python.py"))]
 #: The same for a program that is this machine's own in most cases: without the launcher's shell.
 _OWN_IN_BASH = """\
 @NAME@() {
@@ -121,6 +125,7 @@ def in_bash() -> str:
     own = {name: program for name in _MOSTLY_OWN if (program := shutil.which(name, path=_OF_COMMANDS))}
     text = _IN_BASH.replace("@SYNC@", shlex.quote(shutil.which("sync", path=OF_MACHINE) or ""))
     text = text.replace("@NAMES@", " ".join(["uname", "sync", *own]))
+    text += f'{HOST_PYTHON}() {{ command {shlex.join(PYTHON_WORDS)} "$@" || return; }}\n'
     for name, program in own.items():
         ours = "*' '?*" if name == "sha256sum" else _OURS_WHERE[name]
         text += _OWN_IN_BASH.replace("@NAME@", name).replace("@OURS@", ours).replace("@PROGRAM@", shlex.quote(program))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from homelab import settings
+from homelab.remote import agent
 from lab import Lab, kept, network
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 from lab.processes import end_left_behind
@@ -52,6 +53,19 @@ def run_script(machine: Machine, verb: str, script: str, **environment: str) -> 
             timeout=PATIENCE,
             check=False,
         )
+
+
+def run_layer(machine: Machine, verb: str, layer: str, wanted: Any) -> subprocess.CompletedProcess[str]:
+    """A layer of the host's agent, sent along, in the host's environment."""
+    return subprocess.run(
+        ["bash", "-c", agent.command_in_memory("root")],
+        input=agent.sent_along(verb, agent.request(layer, wanted)),
+        env=machine.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
 
 
 class Host:

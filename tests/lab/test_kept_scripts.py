@@ -50,11 +50,14 @@ def test_scripts_are_put_found_missing_and_put_again(
         return work.read(inputs, outputs).drift
 
     assert refreshed(inputs) == []
-    files = sorted((home / "scripts" / OWNER).iterdir())
+    agents = home / "scripts" / OWNER / "agent.pyz"
+    files = sorted(file for file in agents.parent.iterdir() if file != agents)
     files[0].unlink()
     files[1].write_text("cut")
     (said,) = refreshed(inputs)
     assert files[0].name.rpartition(".")[0] in said and files[1].name.rpartition(".")[0] in said
+    agents.write_bytes(agents.read_bytes()[:-1])
+    assert refreshed(inputs)[1:] == ["this program's agent is missing on the host, or changed"]
     # What another version of this program has put there is no drift: its own comes with the next `up`.
     older = KeptScripts.Inputs(host=NODE, owner=OWNER, version="0" * 16, reached="")
     assert refreshed(older) == []

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
 from lab.scenario import Scenario, load_scenario
-from tests.lab.host_kit import Host, run_script
+from remote_scripts.layers.card_values import Value, Wanted
+from tests.lab.host_kit import Host, run_layer
 
 CARD = ("0000:01:00.0", "0000:01:00.1")
 NOT_RESET = (
@@ -86,8 +86,9 @@ def test_a_function_of_the_root_bus_has_no_bus_reset(tmp_path: Path) -> None:
 
 def test_a_reset_that_was_chosen_goes_for_those_that_linux_finds_now(tmp_path: Path) -> None:
     host = Host(tmp_path, desktop(["flr", "pm"], ["flr"]), running=True)
-    for values, listed in ([f"{CARD[0]} 10de:2b85 reset_method pm"], "pm"), ([], "flr pm"):
-        done = run_script(host.machine, "apply", scripts.card_values(values))
+    chosen = Value(address=CARD[0], id="10de:2b85", attribute="reset_method", value="pm")
+    for values, listed in ((chosen,), "pm"), ((), "flr pm"):
+        done = run_layer(host.machine, "apply", "card_values", Wanted(values=values))
         assert done.returncode == 0, done.stdout
         assert methods(host) == [listed, "flr"]
 

@@ -22,7 +22,6 @@ COMMANDS = {
     "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
     "nvidia_nodes": scripts.nvidia_nodes(),
     "card_nodes": scripts.card_nodes(),
-    "card_values": scripts.card_values(["0000:01:00.0 10de:2b85 reset_method bus"]),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
     "handover_hook": scripts.handover_hook(103),
     "passthrough_test": scripts.passthrough_test({"0000:01:00.0": "10de:2b85"}),

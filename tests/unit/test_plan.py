@@ -309,7 +309,8 @@ def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:
         {"g": {"match": "10de:2b85", "reset": "flr", "keepAwake": True}, "b": {"address": "0b:00", "use": "host"}}
     )
     functions = plan.wanted(desktop(), host).gpus
-    assert card_values.lines(functions, host.gpus) == [
+    found = card_values.wanted(functions, host.gpus).values
+    assert [f"{one.address} {one.id} {one.attribute} {one.value}" for one in found] == [
         "0000:01:00.0 10de:2b85 reset_method flr",
         "0000:01:00.0 10de:2b85 d3cold_allowed 0",
         "0000:01:00.0 10de:2b85 power/control on",
@@ -317,7 +318,7 @@ def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:
         "0000:01:00.1 10de:22e8 d3cold_allowed 0",
         "0000:01:00.1 10de:22e8 power/control on",
     ]
-    assert card_values.lines(functions, settings().gpus) == []
+    assert card_values.wanted(functions, settings().gpus).values == ()
 
 
 def test_a_value_that_was_changed_by_hand_is_drift_of_its_own() -> None:

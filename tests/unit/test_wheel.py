@@ -1,4 +1,4 @@
-"""What `pip install .` gives to another project: one package, with the components, the scripts and the data in it."""
+"""What `pip install .` gives to another project: the program with its components and data, and beside it what runs on hosts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel(tmp_path_factory.mktemp("wheel"))
 
 
-def test_it_is_all_in_one_package(built: Path) -> None:
+def test_it_has_all_of_the_program_and_of_what_runs_on_hosts(built: Path) -> None:
     names = set(zipfile.ZipFile(built).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"homelab", "remote_scripts"}
     here = {
-        f"homelab/{path.relative_to(PROJECT)}" if folder != "homelab" else str(path.relative_to(PROJECT))
+        f"homelab/{path.relative_to(PROJECT)}" if folder == "components" else str(path.relative_to(PROJECT))
         for folder in ("homelab", "components", "remote_scripts")
         for path in (PROJECT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.parent.name != "homelab/components"

@@ -5,7 +5,7 @@
 # Gives: card_states; lost_values.
 
 # Of every function that may belong to a card. Without command substitutions inside the loop, as in `devices`. `reset`: null where the
-# kernel has no such file (before Linux 5.15, or no way to reset it). `had`: what `revert` of card_values.sh gives back.
+# kernel has no such file (before Linux 5.15, or no way to reset it). `had`: what `revert` of layers/card_values.py gives back.
 card_states() {
   local path code file value had record before ours separator=
   printf ',"card_states":{'
@@ -52,7 +52,7 @@ card_states() {
   [[ -e $ROOT/usr/bin/nvidia-vgpu-mgr ]] && printf ',"vgpu_manager":true' || printf ',"vgpu_manager":false'
 }
 
-# lost_values - what card_values.sh has set and somebody has changed since, as a JSON list. A function that isn't there is not its business.
+# lost_values - what layers/card_values.py has set and somebody has changed since, as a JSON list. A function that isn't there is not its business.
 lost_values() {
   local record name attribute path value ours lost=()
   for record in "$STATE"/card-values/*=*; do

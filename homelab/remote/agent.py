@@ -1,0 +1,219 @@
+"""The agent: this program's part on a host, in Python's standard library alone (remote_scripts/, ADR 33).
+
+A host keeps it as one file, which a resource's command runs with a request in JSON: the layer, its input, and a digest
+of the modules that the layer is made of, so that a changed module runs again those layers that use it, and no others.
+A reading, or a plan, before a host has it, is done by the same modules, sent along and kept in memory alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import functools
+import hashlib
+import io
+import json
+import shlex
+import sys
+import zipfile
+from typing import Any
+
+from homelab.remote.scripts import FOLDER
+from remote_scripts.tools.plain import to_plain
+
+PACKAGE = "remote_scripts"
+#: Started without what whoever logs in has in the environment or in site-packages, and without writing bytecode.
+PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
+_NAME = "agent.pyz"
+_SCRIPTS = "/var/lib/homelab/scripts"
+_ENTRY, _AGENT = "start", f"{PACKAGE}.agent"
+_WHEN = (1980, 1, 1, 0, 0, 0)
+
+
+def place(owner: str) -> str:
+    """Where a host keeps the agent of a stack.
+
+    :param owner: the stack's folder there (`homelab.remote.kept_scripts.owner`).
+    """
+    return f"{_SCRIPTS}/{owner}/{_NAME}"
+
+
+@functools.cache
+def _source(module: str) -> str:
+    """The text of a module of the package, with the line ends that it has in the repository; empty: no module."""
+    path = FOLDER.joinpath(*module.split(".")[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    return ""
+
+
+@functools.cache
+def layers() -> tuple[str, ...]:
+    """The layers that there are, by the names of their modules."""
+    names = (path.stem for path in (FOLDER / "layers").glob("*.py"))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+@functools.cache
+def _imported(module: str) -> frozenset[str]:
+    """The modules of the package that a module imports.
+
+    :raises ValueError: it imports what is neither of the package nor of the standard library.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == PACKAGE:
+                found |= {name} if _is_module(name) else set()
+            elif name.partition(".")[0] not in sys.stdlib_module_names:
+                raise ValueError(f"{module}: {name} isn't in Python's standard library")
+    return frozenset(found)
+
+
+def _is_module(name: str) -> bool:
+    path = FOLDER.joinpath(*name.split(".")[1:])
+    return path.with_suffix(".py").is_file()
+
+
+def modules_of(*modules: str) -> frozenset[str]:
+    """The modules, with all that they import of the package, and what those import."""
+    found: set[str] = set()
+    open_ones = [*modules]
+    while open_ones:
+        module = open_ones.pop()
+        if module not in found:
+            found.add(module)
+            open_ones += _imported(module)
+    return frozenset(found)
+
+
+@functools.cache
+def code_of(layer: str) -> str:
+    """A digest of the modules that do a layer's work, in 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module in sorted(modules_of(_AGENT, f"{PACKAGE}.layers.{layer}")):
+        digest.update(f"{module}\0{_source(module)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _codes() -> dict[str, str]:
+    return {layer: code_of(layer) for layer in layers()}
+
+
+@functools.cache
+def version() -> str:
+    """A digest of the agent with all its layers, in 16 hexadecimal digits."""
+    parts = (json.dumps(_codes(), sort_keys=True), *(_source(f"{PACKAGE}.{name}") for name in (_ENTRY, "put_agent")))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def archive() -> bytes:
+    """The sources of the agent with all its layers, as a zip: the same bytes each time."""
+    modules = modules_of(_AGENT, *(f"{PACKAGE}.layers.{layer}" for layer in layers()))
+    packages = {module.rpartition(".")[0] for module in modules}
+    texts = {f"{module.replace('.', '/')}.py": _source(module) for module in modules}
+    texts |= {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
+    texts[f"{PACKAGE}/codes.py"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\nVERSION = {version()!r}\n"
+    texts["__main__.py"] = _source(f"{PACKAGE}.{_ENTRY}")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as whole:
+        for name, text in sorted(texts.items()):
+            entry = zipfile.ZipInfo(name, _WHEN)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            whole.writestr(entry, text)
+    return packed.getvalue()
+
+
+def put(owner: str) -> str:
+    """A program in Python for a host's standard input, which puts the agent there."""
+    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {base64.b64encode(archive()).decode()!r})\n"
+
+
+#: Takes a program from standard input.
+PUT = f"{PYTHON} -"
+
+
+def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, code: bool = True) -> str:
+    """What the agent is asked, in JSON that a person can read in a preview.
+
+    :param layer: its name.
+    :param wanted: the layer's `Wanted`.
+    :param seconds: until the host kills it; 0: never.
+    :param generation: nothing for the agent; a new one makes Pulumi ask again.
+    :param code: ask this version of the layer alone, as far as something is to be changed.
+    """
+    parts: dict[str, Any] = {"layer": layer, "input": to_plain(wanted)}
+    if seconds:
+        parts["seconds"] = seconds
+    if code:
+        parts["code"] = code_of(layer)
+    if generation:
+        parts["generation"] = generation
+    return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"
+
+
+def command(verb: str, user: str, owner: str) -> str:
+    """The command line that asks the agent on a host, with a request on standard input; as root, through sudo for any
+    other user.
+
+    To give something back where the whole of /var/lib/homelab is gone (the host's root was put back to what it was
+    before this program) is to do nothing: what was there before is noted nowhere else.
+    """
+    file = f'"$ROOT"{place(owner)}'
+    # Python does nothing for an empty file, and calls that a success.
+    checks = [f"[ -s {file} ] || {{ printf '%s\\n' {_missing(owner)}; exit 1; }}"]
+    if verb == "revert":
+        nothing = shlex.quote('{"reverted":"nothing"}')
+        checks.insert(0, f"[ -e \"$ROOT\"/var/lib/homelab ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
+    sudo = "" if user == "root" else "sudo -n "
+    return "\n".join([*checks, f"{sudo}{PYTHON} {file} {verb}"])
+
+
+def _missing(owner: str) -> str:
+    return " ".join(
+        shlex.quote(line)
+        for line in (
+            f"wanted: this program's part on this system, {place(owner)}",
+            "found:  it is missing, or empty",
+            "why:    this step is done by it; nothing was changed",
+            "next:   run `pulumi up --refresh`, which puts it there again, then the same once more",
+        )
+    )
+
+
+# Reads the program's part and the request from standard input, and keeps the part in memory.
+_IN_MEMORY = """\
+import base64, json, os, sys
+sent = json.loads(sys.stdin.read())
+memory = os.memfd_create("agent")
+os.write(memory, base64.b64decode(sent["agent"]))
+request = os.memfd_create("request")
+os.write(request, sent["request"].encode())
+os.lseek(request, 0, os.SEEK_SET)
+os.dup2(request, 0)
+sys.path.insert(0, f"/proc/self/fd/{memory}")
+from remote_scripts import agent, codes
+sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION))
+"""
+
+
+def command_in_memory(user: str) -> str:
+    """The command line that takes the agent and a request from standard input, and writes nothing."""
+    command_line = f"{PYTHON} -c {shlex.quote(_IN_MEMORY)}"
+    return command_line if user == "root" else f"sudo -n {command_line}"
+
+
+def sent_along(verb: str, text: str) -> str:
+    """Standard input for `command_in_memory`.
+
+    :param text: the request.
+    """
+    return json.dumps({"agent": base64.b64encode(archive()).decode(), "verb": verb, "request": text})

@@ -1,0 +1,209 @@
+"""Does one thing for one layer on this system: `read`, `plan`, `apply` or `revert`.
+
+A request is one JSON object on standard input: `layer`, `input` (of the layer's `Wanted`), `seconds` (until this run is
+killed; 0 or missing: never) and `code` (a digest of the modules that the layer is made of; missing: any). What goes to
+standard output is one line of JSON, or, with another exit status than 0, a message for a person in four parts; standard
+error has a log for people.
+
+ROOT in the environment is before every path, so that a simulated host can be a folder; on a host it isn't set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.plain import FormError, of_plain, to_plain
+from remote_scripts.tools.run import NOT_FOUND
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import LOG_BYTES
+
+VERBS = ("read", "plan", "apply", "revert")
+_OLDEST_PYTHON = (3, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked; the module says what the parts are. `generation`: nothing for the agent; a new one makes Pulumi
+    ask again.
+    """
+
+    layer: str
+    input: dict[str, Any]
+    seconds: int = 0
+    code: str = ""
+    generation: int = 0
+
+
+def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
+    """Does what standard input asks for, in a process group of its own, and returns the exit status.
+
+    :param arguments: the verb.
+    :param codes: the digest of each layer that this agent has.
+    :param version: of the agent; the answer to the verb `version`, for which there is no request.
+    """
+    if arguments == ["version"]:
+        _print(json.dumps({"version": version}))
+        return 0
+    # A client that dies or cancels in the middle must not stop it between two files: a run goes on to its end. Handlers
+    # of Python's aren't handed on to programs, as an ignored signal would be.
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        verb, request, module = _understood(arguments, sys.stdin.buffer.read(), codes)
+    except Failure as failure:
+        _print(_message(failure))
+        return 1
+    os.umask(0o022)
+    root = Path(os.environ.get("ROOT") or "/")
+    if not request.seconds:
+        return _done(System(root), verb, request, module)
+    return _limited(request.seconds, lambda: _done(System(root, limit=request.seconds), verb, request, module))
+
+
+def answered(system: System, verb: str, request: Request, module: ModuleType) -> tuple[int, str]:
+    """Does it on `system`; returns the exit status, and the answer or the message."""
+    try:
+        wanted = of_plain(module.Wanted, request.input, "input")
+        answer = getattr(module, verb)(system, wanted)
+    except Failure as failure:
+        return 1, _message(failure, system)
+    except FormError as error:
+        return 1, _message(_not_understood(str(error)))
+    except Exception as error:
+        return 1, _message(_unexpected(system, error), system)
+    return 0, json.dumps(to_plain(answer), ensure_ascii=False, separators=(",", ":"))
+
+
+def _done(system: System, verb: str, request: Request, module: ModuleType) -> int:
+    status, text = answered(system, verb, request, module)
+    _print(text)
+    return status
+
+
+def _unexpected(system: System, error: Exception) -> Failure:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    system.log.say("".join(traceback.format_exception(error)).rstrip())
+    reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
+    return Failure(
+        "every step of this layer to succeed",
+        f"{reason} at {Path(place.filename).stem}:{place.lineno} ({place.name}){_full_places(system)}",
+        "going on would leave the host half configured; what this run changed is put back",
+        "see the log above, mend it, and run `pulumi up` again",
+    )
+
+
+def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tuple[str, Request, ModuleType]:
+    if sys.version_info < _OLDEST_PYTHON:
+        raise Failure(
+            f"Python {'.'.join(map(str, _OLDEST_PYTHON))} or later at {sys.executable}",
+            f"Python {sys.version.split()[0]}",
+            "this program's part on this system is written for it; nothing was changed",
+            "upgrade this system: Proxmox VE 8 has Python 3.11, Ubuntu 22.04 has 3.10",
+        )
+    if len(arguments) != 1 or arguments[0] not in VERBS:
+        raise _not_understood(f"the arguments {arguments!r}")
+    try:
+        request = of_plain(Request, json.loads(text))
+    except ValueError as error:
+        raise _not_understood(str(error)) from error
+    if request.layer not in codes:
+        raise _not_understood(f"no layer {request.layer!r}")
+    # What gives back is the latest there is: an older program has asked for it, in the same words.
+    if request.code and request.code != codes[request.layer] and arguments[0] != "revert":
+        raise Failure(
+            f"the version of this program that has asked for {request.layer}",
+            f"the one that lies on this system has {codes[request.layer]} there, not {request.code}",
+            "the two may differ in what they do; nothing was changed",
+            "run `pulumi up --refresh` with one version of this program, which puts its own there",
+        )
+    module = importlib.import_module(f"remote_scripts.layers.{request.layer}")
+    if not hasattr(module, arguments[0]):
+        raise _not_understood(f"{request.layer} has no {arguments[0]}")
+    return arguments[0], request, module
+
+
+def _not_understood(found: str) -> Failure:
+    return Failure(
+        "a request that this program's part on the host understands",
+        found,
+        "nothing was changed",
+        "run `pulumi up --refresh`, which puts the same version of both parts there",
+    )
+
+
+def _message(failure: Failure, system: System | None = None) -> str:
+    """What a person gets to read."""
+    clean = (system or System(Path("/"))).log.clean
+    names = ("wanted: ", "found:  ", "why:    ", "next:   ")
+    parts = (failure.wanted, failure.found, failure.why, failure.next)
+    lines = [f"{name}{clean(part, LOG_BYTES)}" for name, part in zip(names, parts, strict=True)]
+    if system and system.files.not_put_back:
+        lines.append(
+            f"left:   {system.files.not_put_back} could not be put back; the next run goes on from what is noted in "
+            "/var/lib/homelab"
+        )
+    return "\n".join(lines)
+
+
+def _print(text: str) -> None:
+    view = memoryview(text.encode("utf-8", "replace") + b"\n")
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        while view:
+            view = view[os.write(1, view) :]
+
+
+def _full_places(system: System) -> str:
+    """Which file systems that we write to have no room left, in words."""
+    words = ""
+    for place in ("/etc", "/var/lib", "/boot", "/run"):
+        with contextlib.suppress(OSError):
+            about = os.statvfs(system.files.at(place))
+            if about.f_bavail * about.f_frsize < 65536:
+                words += f"; the file system of {place} is full"
+    return words
+
+
+def _limited(seconds: int, work: Callable[[], int]) -> int:
+    """Runs `work` in a process of its own, whose process group is killed after so many seconds: pulumi-command has no
+    limit that it keeps while a command runs.
+    """
+    child = os.fork()
+    if child == 0:
+        status = NOT_FOUND
+        try:
+            os.setpgid(0, 0)
+            status = work()
+        finally:
+            os._exit(status)
+    ended = os.pidfd_open(child)
+    if not select.select([ended], [], [], seconds)[0]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        _print(_message(_overdue(seconds)))
+        return 1
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
+
+
+def _overdue(seconds: int) -> Failure:
+    return Failure(
+        f"this step done within {seconds} s",
+        "it has not ended; it was killed, with all that it had started",
+        "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
+        "there",
+        "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
+        "What takes longer by nature: timeouts.script",
+    )

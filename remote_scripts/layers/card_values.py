@@ -1,0 +1,209 @@
+"""How cards are reset and whether they may sleep, where the settings say so: now, and by a udev rule whenever a
+function appears or gets a driver.
+
+Changes /etc/udev/rules.d/90-homelab-cards.rules, and attributes in /sys/bus/pci/devices. What an attribute had before
+us is in /var/lib/homelab/card-values/ADDRESS=ATTRIBUTE (a slash in it is a colon), with our value below: `revert` gives
+it back where it still has ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME, Planned
+from remote_scripts.tools.system import System
+
+RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
+BEFORE = f"{HOME}/card-values"
+_LAYER = "values"
+_DEVICES = "/sys/bus/pci/devices"
+# Classes of what makes a card: displays and processing accelerators. Its other functions may lack a reset.
+_CARDS = ("0x03", "0x12")
+
+Attribute = Literal["reset_method", "d3cold_allowed", "power/control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A value for an attribute of a function. `id`: its vendor:device in four hexadecimal digits each: what is at the
+    address now and has another is left alone.
+    """
+
+    address: str
+    id: str
+    attribute: Attribute
+    value: str
+
+    @property
+    def path(self) -> str:
+        """The attribute's file."""
+        return f"{_DEVICES}/{self.address}/{self.attribute}"
+
+    @property
+    def record(self) -> str:
+        """Where its value of before us is noted."""
+        return f"{BEFORE}/{self.address}={self.attribute.replace('/', ':')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`values`: in the order in which they are set."""
+
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change.
+
+    :raises Failure: as of `apply`.
+    """
+
+    def change() -> None:
+        values = _choose(system, wanted)
+        _write_rules(system, values)
+        for value in values:
+            if _is_there(system, value) and system.files.text(value.path) != value.value:
+                system.files.plan_file("changed", value.path)
+
+    return system.planning(change)
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Sets the values, and gives back those that aren't wanted any more.
+
+    :raises Failure: the kernel doesn't offer a card's reset, or hasn't taken a value; nothing was changed then, or all
+        was given back.
+    """
+    return system.changing(lambda: _change(system, _choose(system, wanted)))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Gives back all values, whatever `wanted` says."""
+    return system.changing(lambda: _change(system, ()))
+
+
+def _change(system: System, values: tuple[Value, ...]) -> Answer:
+    _write_rules(system, values)
+    _give_back(system, values)
+    for value in values:
+        if _is_there(system, value):
+            _note(system, value)
+            _set(system, value)
+    return Answer(system.files.changed)
+
+
+def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
+    """The values without those that a function has no attribute for. A reset that the kernel doesn't know for the
+    card's picture is refused, before anything is written.
+    """
+    chosen = []
+    for value in wanted.values:
+        if _is_there(system, value):
+            if value.attribute == "reset_method":
+                offered = _offered(system, value)
+                if value.value not in offered:
+                    if not system.files.text(f"{_DEVICES}/{value.address}/class").startswith(_CARDS):
+                        continue
+                    raise Failure(
+                        f"{value.address} reset by {value.value}",
+                        f"the kernel offers: {' '.join(offered) or 'nothing'}",
+                        "what the kernel can't do with this function has no effect",
+                        "choose one of these for the card's reset, or take the setting out",
+                    )
+            if not system.files.exists(value.path):
+                continue
+        chosen.append(value)
+    return tuple(chosen)
+
+
+def _is_there(system: System, value: Value) -> bool:
+    vendor, _, device = value.id.partition(":")
+    folder = f"{_DEVICES}/{value.address}"
+    return [system.files.text(f"{folder}/{name}") for name in ("vendor", "device")] == [f"0x{vendor}", f"0x{device}"]
+
+
+def _offered(system: System, value: Value) -> list[str]:
+    """The resets that the kernel has for it, and had before us: one that was chosen hides the others."""
+    return f"{system.files.text(value.path)} {system.files.line(value.record)}".split()
+
+
+def _write_rules(system: System, values: tuple[Value, ...]) -> None:
+    if not values:
+        system.files.drop(_LAYER, RULES)
+        return
+    lines = ["# Written by homelab, which takes it away again (pulumi destroy)."]
+    for value in values:
+        vendor, _, device = value.id.partition(":")
+        # A driver that binds may set power/control anew.
+        lines.append(
+            f'ACTION=="add|change|bind", SUBSYSTEM=="pci", KERNEL=="{value.address}", ATTR{{vendor}}=="0x{vendor}", '
+            f'ATTR{{device}}=="0x{device}", ATTR{{{value.attribute}}}="{value.value}"'
+        )
+    system.files.put(_LAYER, RULES, 0o644, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _note(system: System, value: Value) -> None:
+    """Notes what it has, once, and what we write."""
+    files = system.files
+    before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
+    content = f"{before}\n{value.value}\n".encode()
+    if files.read(value.record) != content:
+        files.need_folder(files.at(BEFORE))
+        files.write(value.record, content, 0o600)
+
+
+def _set(system: System, value: Value) -> None:
+    files = system.files
+    if files.text(value.path) == value.value:
+        return
+    with suppress(OSError):
+        files.set_attribute(value.path, value.value)
+    found = files.text(value.path)
+    if found != value.value:
+        _give_back(system, ())
+        raise Failure(
+            f"{value.address}: {value.attribute} to be {value.value}",
+            f"it is {found or 'not readable'}",
+            "the kernel hasn't taken the value; every card has again what it had",
+            "look at `dmesg | tail` on the host, or take the setting out",
+        )
+    files.changed = True
+    system.log.say(f"{value.address}: {value.attribute} is {value.value}")
+
+
+def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
+    """Of what was ours and isn't wanted any more: the value that it had, where nobody else has changed it since."""
+    files = system.files
+    kept = {value.record for value in wanted}
+    for name in files.names(BEFORE):
+        record = f"{BEFORE}/{name}"
+        address, is_record, attribute = name.partition("=")
+        if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
+            continue
+        attribute = attribute.replace(":", "/")
+        path = f"{_DEVICES}/{address}/{attribute}"
+        before, _, ours = (files.read(record) or b"").decode("utf-8", "replace").partition("\n")
+        if files.exists(path) and files.text(path) == ours.strip("\n"):
+            try:
+                files.set_attribute(path, before)
+            except OSError:
+                # Of the resets that the kernel found before the card's other functions were there, it takes those back
+                # that it finds now.
+                if attribute == "reset_method":
+                    with suppress(OSError):
+                        files.set_attribute(path, "default")
+            system.log.say(f"{address}: {attribute} is {files.text(path)} again")
+        files.remove(record)
+        files.changed = True
+    with suppress(OSError):
+        files.at(BEFORE).rmdir()

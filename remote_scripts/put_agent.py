@@ -1,0 +1,90 @@
+"""Puts the agent on a system: an archive with its sources, and their bytecode by this system's own Python.
+
+It is sent as text, with a last line that calls `put`. A run that is cut short leaves the agent that was there before.
+Bytecode in a folder beside the sources would outlive a power cut as a file that fails at every start, or one that is
+of other sources (the kernel may write a new file's name before its bytes); this one is flushed, and compared before it
+is used.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import marshal
+import os
+import struct
+import sys
+import zipfile
+
+OLDEST = (3, 11)
+# A moment that zip can tell, for archives that are the same each time.
+_WHEN = (1980, 1, 1, 0, 0, 0)
+
+
+def refuse(wanted: str, found: str, why: str, next: str) -> None:
+    """Ends with a message for a person."""
+    print(f"wanted: {wanted}\nfound:  {found}\nwhy:    {why}\nnext:   {next}")
+    sys.exit(1)
+
+
+def compiled(archive: bytes) -> bytes:
+    """The archive with the bytecode of its modules before their sources, and its sum as its comment."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as sources, zipfile.ZipFile(out, "w") as whole:
+        for name in sources.namelist():
+            source = sources.read(name)
+            if name.endswith(".py"):
+                code = compile(source, name, "exec", dont_inherit=True, optimize=0)
+                # PEP 552, a hash that nobody checks: the archive's sum says that both belong together.
+                header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + importlib.util.source_hash(source)
+                whole.writestr(zipfile.ZipInfo(name + "c", _WHEN), header + marshal.dumps(code))
+            whole.writestr(zipfile.ZipInfo(name, _WHEN), source)
+        whole.comment = b"0" * 64
+    content = out.getvalue()[:-64]
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def put(place: str, archive: str, oldest: "tuple[int, int]" = OLDEST) -> None:
+    """Puts it there, on the disk when this returns, and answers `{"agent": ITS SUM}`.
+
+    :param place: the file, without ROOT.
+    :param archive: of the sources, in base64.
+    :param oldest: the oldest Python that will do.
+    """
+    if sys.version_info[:2] < oldest:
+        refuse(
+            f"Python {oldest[0]}.{oldest[1]} or later at {sys.executable}",
+            f"Python {sys.version.split()[0]}",
+            "this program's part on this system is written for it; nothing was changed",
+            "upgrade this system: Proxmox VE 8 has Python 3.11",
+        )
+    path = os.environ.get("ROOT", "") + place
+    content = compiled(base64.b64decode(archive))
+    folder, name = os.path.split(path)
+    temporary = f"{folder}/.{name}.homelab-tmp"
+    try:
+        made = folder
+        while not os.path.isdir(made):
+            made = os.path.dirname(made)
+        os.makedirs(folder, 0o755, exist_ok=True)
+        with open(temporary, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        for above in {made, folder, os.path.dirname(folder)}:
+            descriptor = os.open(above, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        refuse(
+            f"this program's part on this system, {place}",
+            f"it can't be written: {error.strerror}",
+            "every later step is done by it; nothing else was changed",
+            "make room below /var, then run `pulumi up` again",
+        )
+    print(json.dumps({"agent": content[-64:].decode()}))

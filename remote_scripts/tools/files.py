@@ -1,0 +1,552 @@
+"""Files that are written whole, are on the disk before anything goes on from there, and can be given back.
+
+/var/lib/homelab holds what a `revert` needs: files/LAYER/PATH says that we wrote PATH (mode, SHA-256; maybe the ones
+before), kept/PATH is what we found there, sums/PATH is the SHA-256 of that copy, dirs lists the folders that we made,
+pending/ the steps that must still follow. It is gone when nothing is ours any more. The scripts in bash
+(lib/files/*.sh) have the same files in the same form.
+
+A run may end at any call, killed or by a power cut. The next one goes on from what is on the disk then, so
+
+- copy, sum, record and file are written in this order and taken away in the opposite one, also by `undo`, each flushed
+  before the next: a file is ours only while a record says so, and whatever it replaced is kept, whole, before that;
+- the step that must follow a change (`followed_by`) is noted before the first change, and the note goes only when what
+  the step made is on the disk;
+- .NAME.homelab-tmp (what NAME will be) and folders .homelab-undo (what files were) are there only while a run works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import Log
+from remote_scripts.tools.run import Run
+from remote_scripts.tools.text import ANSWER_BYTES, as_text
+
+HOME = "/var/lib/homelab"
+#: Where copies lie of what somebody made of our files.
+EDITS = "/var/backups/homelab"
+#: Where there are files of ours, and the folders for what they were.
+_PLACES = ("/etc", "/usr", HOME)
+#: Where a run that was cut short may have left something.
+_LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", HOME)
+_TEMPORARY, _UNDO = ".homelab-tmp", ".homelab-undo"
+#: The file systems of all that we write, and of all that is made of it.
+_FLUSHED = ("/etc", "/var/lib", "/boot")
+
+State = Literal["ok", "changed", "missing"]
+How = Literal["new", "changed", "given back", "removed", "made"]
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """What a plan would do. `how`: `given back` is what somebody had there before us, `removed` a file that nobody had
+    there, `made` one that is made of other files; `what`: the path, or words; `diff`: unified, empty where there is
+    none.
+    """
+
+    how: How
+    what: str
+    diff: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The answer of a layer's `plan`."""
+
+    files: tuple[PlannedFile, ...] = ()
+
+
+class Files:
+    """The files of one run.
+
+    :param root: before every path.
+    """
+
+    def __init__(self, root: Path, log: Log, run: Run) -> None:
+        self._root = root
+        self._log = log
+        self._run = run
+        #: Whether what this run wrote, or would write, differs from what was there.
+        self.changed = False
+        #: Nothing is written; what would be is noted for `plan`.
+        self.planning = False
+        self._planned: list[PlannedFile] = []
+        #: The step that must follow whatever this run changes; empty: none.
+        self.followed_by = ""
+        #: Called before the first change of this run.
+        self.before_write: Callable[[], None] | None = None
+        #: Where `undo` couldn't put something back.
+        self.not_put_back = ""
+        self._undo: dict[str, Path | None] = {}
+        self._temporaries: list[Path] = []
+        self._step_noted = self._step_begun = False
+
+    def at(self, path: str) -> Path:
+        """Where a path of this system is."""
+        return self._root / path.lstrip("/")
+
+    # Reading.
+
+    def exists(self, path: str) -> bool:
+        """A link counts, wherever it leads."""
+        return os.path.lexists(self.at(path))
+
+    def read(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
+        """What a file has, at most `limit` bytes and one more, by which much can be told from all; None: it can't be
+        read, or is no file.
+        """
+        try:
+            with self.at(path).open("rb") as file:
+                return file.read(limit + 1)
+        except OSError:
+            return None
+
+    def text(self, path: str) -> str:
+        """What a file has, as text without the newlines at its end; empty where it can't be read."""
+        return as_text(self.read(path) or b"").rstrip("\n")
+
+    def line(self, path: str) -> str:
+        """The first line of a file; empty where it can't be read."""
+        return as_text((self.read(path, 4096) or b"").partition(b"\n")[0])
+
+    def names(self, path: str) -> list[str]:
+        """What is in a folder, sorted; nothing where it can't be read."""
+        try:
+            return sorted(os.listdir(self.at(path)))
+        except OSError:
+            return []
+
+    # Writing, one file at a time. Each is on the disk when the call returns.
+
+    def write(self, path: str, content: bytes, mode: int) -> None:
+        """A reader sees the old bytes or the new ones, never a mixture."""
+        temporary = self._temporary(path)
+        descriptor = disk.create(temporary, 0o600)
+        try:
+            disk.write(descriptor, content, temporary)
+            os.fchmod(descriptor, mode)
+            disk.flush_open(descriptor, temporary)
+        finally:
+            os.close(descriptor)
+        self._in_place(temporary, path)
+
+    def copy(self, source: Path, path: str) -> None:
+        """The same for a copy of a file or link, with owner and times; it may be on another file system."""
+        self.need_folder(self.at(path).parent)
+        temporary = self._temporary(path)
+        disk.remove(temporary)
+        _copy(source, temporary)
+        self._in_place(temporary, path)
+
+    def remove(self, *paths: str) -> None:
+        """Takes files away; what isn't there is no error."""
+        for path in paths:
+            if self.exists(path):
+                disk.remove(self.at(path))
+                disk.flush(self.at(path).parent)
+
+    def need_folder(self, folder: Path) -> None:
+        """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
+        if folder.is_dir():
+            return
+        self.need_folder(folder.parent)
+        with suppress(FileExistsError):
+            disk.make_folder(folder)
+        disk.flush(folder.parent)
+
+    def make_folder(self, path: str) -> None:
+        """The same for a folder of the system: which weren't there is noted, and they go with our last file."""
+        missing = []
+        while not self.at(path).is_dir():
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        if not missing:
+            return
+        self.need_folder(self.at(HOME))
+        noted = {*missing, *self._lines(f"{HOME}/dirs")}
+        self._write_lines(f"{HOME}/dirs", sorted(noted))
+        self.need_folder(self.at(missing[0]))
+
+    def set_attribute(self, path: str, value: str) -> None:
+        """Writes into a file by which the kernel is told something (/sys, /proc).
+
+        :raises OSError: it doesn't take the value.
+        """
+        where = self.at(path)
+        descriptor = os.open(where, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            disk.write(descriptor, value.encode(), where)
+        finally:
+            os.close(descriptor)
+
+    # Files of ours, by layers.
+
+    def put(self, layer: str, path: str, mode: int, content: bytes) -> None:
+        """A file of ours; what was there before us is kept for `drop`."""
+        record = f"{mode:04o} {hashlib.sha256(content).hexdigest()}"
+        if self._is_put(layer, path, record):
+            return
+        if self.planning:
+            self.plan_file("changed" if self.exists(path) else "new", path, content)
+            return
+        self._claim(layer, path, record)
+        self.write(path, content, mode)
+        self.changed = True
+        self._log.say(f"wrote {path}")
+
+    def drop(self, layer: str, path: str) -> None:
+        """Takes our file away, and puts back what was there before it. Nothing happens if we never wrote it."""
+        record = _record(layer, path)
+        if not self.exists(record):
+            # A run that was cut short before it wrote anything had kept it already.
+            of_others = any(self.exists(_record(other, path)) for other in self.names(f"{HOME}/files"))
+            if not self.planning and not of_others:
+                self._forget(path)
+            return
+        self._need_kept(path)
+        if self.planning:
+            kept = self.exists(f"{HOME}/kept{path}")
+            self.plan_file("given back" if kept else "removed", path, self.read(f"{HOME}/kept{path}") if kept else None)
+            return
+        self.about_to_change()
+        self._keep_edit(layer, path)
+        self.remember(path, record, f"{HOME}/sums{path}", f"{HOME}/kept{path}")
+        if self.exists(f"{HOME}/kept{path}"):
+            self.copy(self.at(f"{HOME}/kept{path}"), path)
+        else:
+            self.remove(path)
+        self.remove(record)
+        self._forget(path)
+        self.changed = True
+        self._log.say(f"gave back {path}")
+
+    def of_layer(self, layer: str) -> dict[str, State]:
+        """The files that we wrote for a layer, sorted, and what became of them."""
+        folder = self.at(f"{HOME}/files/{layer}")
+        found = sorted(
+            f"/{record.relative_to(folder)}"
+            for record in folder.rglob("*")
+            if record.is_file() and not record.is_symlink() and not _is_temporary(record.name)
+        )
+        return {path: self.state(layer, path) for path in found}
+
+    def state(self, layer: str, path: str) -> State:
+        """What became of a file that we wrote."""
+        where = self.at(path)
+        if not where.exists():
+            return "missing"
+        mode, _, digest = self.line(_record(layer, path)).partition(" ")
+        is_same = (
+            bool(digest) and _digest(where) == digest and f"{where.lstat().st_mode & 0o7777:o}" == mode.lstrip("0")
+        )
+        return "ok" if is_same else "changed"
+
+    # Steps that must follow.
+
+    def is_pending(self, step: str) -> bool:
+        """Whether a step must still follow what was written, maybe by another run."""
+        return self.exists(f"{HOME}/pending/{step}")
+
+    def set_pending(self, step: str) -> None:
+        """Notes that a step must follow."""
+        self.mark(f"{HOME}/pending/{step}")
+
+    def done_with(self, step: str) -> None:
+        """What the step has made is put on the disk, and its note goes."""
+        if self.is_pending(step):
+            self.flush_all()
+            self.remove(f"{HOME}/pending/{step}")
+
+    def about_to_change(self) -> None:
+        """Called before anything is written or taken away."""
+        self._before_first()
+        if self.followed_by and not self.is_pending(self.followed_by):
+            self._step_noted = True
+            self.set_pending(self.followed_by)
+
+    def begin_step(self, step: str) -> None:
+        """What the step makes is half-made from now on, until `done_with`."""
+        self._before_first()
+        self._step_begun = True
+        self.set_pending(step)
+
+    def mark(self, path: str) -> None:
+        """An empty file, which says something by being there."""
+        self.need_folder(self.at(path).parent)
+        os.close(disk.create(self.at(path), 0o644))
+        disk.flush(self.at(path))
+        disk.flush(self.at(path).parent)
+
+    def flush_all(self) -> None:
+        """The file systems of all that we write: programs that make something of it don't flush, and a boot loader
+        reads without the journal.
+        """
+        places = [str(self.at(place)) for place in _FLUSHED if self.at(place).is_dir()]
+        self._run.ask("sync", "-f", *places, seconds=600)
+
+    # Plans.
+
+    def plan_file(self, how: How, what: str, content: bytes | None = None) -> None:
+        """Notes what would be done.
+
+        :param content: of the file by then, for its diff.
+        """
+        diff = "" if content is None else _diff(what, self.read(what, ANSWER_BYTES), content)
+        self._planned.append(PlannedFile(how, what, diff))
+        self.changed = True
+
+    def plan(self) -> Planned:
+        """All that was noted."""
+        return Planned(tuple(self._planned))
+
+    # After a failure every file is as it was when the run began; after a success nothing of the run is left.
+
+    def remember(self, *paths: str) -> None:
+        """Keeps files as they are for `undo`, unless this run has done so already. In the order in which they are going
+        to be written: `undo` goes the other way. The copy is on the file's own file system, so that putting it back is
+        a change of name, for which no disk is too full; and not beside the file, since initramfs-tools takes whatever
+        lies there.
+        """
+        for path in paths:
+            if path in self._undo:
+                continue
+            was = None
+            if self.exists(path):
+                place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
+                was = self.at(f"{place}/{_UNDO}/{len(self._undo)}")
+                self.need_folder(was.parent)
+                disk.remove(was)
+                _copy(self.at(path), was)
+            self._undo[path] = was
+
+    def undo(self) -> None:
+        """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
+        be put back, it ends there: the record and the copy that belong to it stay for the next run.
+        """
+        for path, was in reversed(self._undo.items()):
+            try:
+                if was is None:
+                    self.remove(path)
+                else:
+                    disk.rename(was, self.at(path))
+                    disk.flush(self.at(path).parent)
+            except OSError:
+                self.not_put_back = path
+                break
+        self._undo.clear()
+        with suppress(OSError):
+            self.clear_leftovers()
+            # Nothing was made of what isn't there any more.
+            if self._step_noted and not self._step_begun and not self.not_put_back:
+                self.done_with(self.followed_by)
+            self._tidy()
+        self._step_noted = False
+        self.flush_all()
+
+    def finish(self) -> None:
+        """After a success: nothing is to be undone any more, and what is answered is on the disk."""
+        self._undo.clear()
+        self._step_noted = self._step_begun = False
+        self._clear_own()
+        self._tidy()
+        if not self.at(HOME).is_dir():
+            self._log.drop_steps()
+        if self.changed:
+            self.flush_all()
+
+    def clear_leftovers(self) -> None:
+        """Takes away what lies beside files only while a run works, also of runs that were cut short. The lock is
+        taken.
+        """
+        for place in _LEFT:
+            for folder, _, names in os.walk(self.at(place)):
+                for name in names:
+                    if _is_temporary(name):
+                        Path(folder, name).unlink(missing_ok=True)
+        self._clear_own()
+
+    def _clear_own(self) -> None:
+        for temporary in self._temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._temporaries.clear()
+        for place in _PLACES:
+            left = self.at(f"{place}/{_UNDO}")
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            elif os.path.lexists(left):
+                left.unlink()
+
+    def _tidy(self) -> None:
+        """Takes away what is empty: folders that we made, and our own state."""
+        noted = self._lines(f"{HOME}/dirs")
+        left = []
+        for path in sorted(noted, reverse=True):
+            folder = self.at(path)
+            if not folder.is_dir():
+                continue
+            try:
+                disk.remove_folder(folder)
+            except OSError:
+                left.append(path)
+            else:
+                disk.flush(folder.parent)
+        if noted and not left:
+            self.remove(f"{HOME}/dirs")
+        elif sorted(left) != noted:
+            self._write_lines(f"{HOME}/dirs", sorted(left))
+        for found, _, _ in os.walk(self.at(HOME), topdown=False):
+            with suppress(OSError):
+                if not os.listdir(found):
+                    disk.remove_folder(Path(found))
+
+    # What was there before us: kept whole, known by its sum, given back.
+
+    def _claim(self, layer: str, path: str, record: str) -> None:
+        """Notes that we are about to write a file, and keeps what somebody else has there."""
+        self.about_to_change()
+        self._keep_edit(layer, path)
+        where = _record(layer, path)
+        self.remember(f"{HOME}/kept{path}", f"{HOME}/sums{path}", where, path)
+        if not self.exists(where):
+            if self.exists(path):
+                self._keep(path)
+            else:
+                self._forget(path)
+        # With the one before: until the file is written, it still is what that says, and nobody's edit.
+        earlier = next((line for line in self._lines(where) if line != record), None)
+        self.need_folder(self.at(where).parent)
+        self._write_lines(where, [record, *([earlier] if earlier else [])])
+        self.make_folder(path.rpartition("/")[0])
+
+    def _keep(self, path: str) -> None:
+        """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first."""
+        self.remove(f"{HOME}/sums{path}")
+        self.copy(self.at(path), f"{HOME}/kept{path}")
+        self.need_folder(self.at(f"{HOME}/sums{path}").parent)
+        self._write_lines(f"{HOME}/sums{path}", [self._kept_sum(path)])
+
+    def _forget(self, path: str) -> None:
+        self.remove(f"{HOME}/kept{path}", f"{HOME}/sums{path}")
+
+    def _kept_sum(self, path: str) -> str:
+        return _digest(self.at(f"{HOME}/kept{path}"), of_link=True)
+
+    def _need_kept(self, path: str) -> None:
+        """:raises Failure: the bytes to be given back aren't the ones that were kept."""
+        kept = self.at(f"{HOME}/kept{path}")
+        sums = self.line(f"{HOME}/sums{path}")
+        if not self.exists(f"{HOME}/sums{path}") or (os.path.lexists(kept) and self._kept_sum(path) == sums):
+            return
+        size = f"{kept.lstat().st_size} bytes" if os.path.lexists(kept) else "it is gone"
+        raise Failure(
+            f"to give back {path} as it was before this program",
+            f"its copy, {HOME}/kept{path}, isn't what was kept there: {size}",
+            f"written back it would do damage; {path} stays as it is now",
+            f"put the file as it was (from a backup) in the place of that copy, remove {HOME}/sums{path}, and run the "
+            f"same again; to keep {path} as it is now, remove also {HOME}/kept{path} and {HOME}/files/*{path}",
+        )
+
+    def _keep_edit(self, layer: str, path: str) -> None:
+        """What somebody made of a file of ours is theirs to lose: a copy, where backups lie. Named by its content, so
+        that a run that was cut short makes no second one.
+        """
+        where, record = self.at(path), _record(layer, path)
+        if not where.is_file() or not self.exists(record):
+            return
+        digest = _digest(where)
+        # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
+        if any(line.endswith(f" {digest}") for line in self._lines(record)):
+            return
+        if os.path.lexists(self.at(f"{HOME}/kept{path}")) and digest == self._kept_sum(path):
+            return
+        copy = f"{EDITS}{path}.{digest[:8]}"
+        if not self.exists(copy):
+            self.copy(where, copy)
+        self._log.say(f"note: {path} was edited by hand; the edited file is kept in {copy}")
+
+    def _is_put(self, layer: str, path: str, record: str) -> bool:
+        """Is it there as we would write it, and ours?"""
+        return self.line(_record(layer, path)) == record and self.state(layer, path) == "ok"
+
+    def _before_first(self) -> None:
+        before, self.before_write = self.before_write, None
+        if before:
+            before()
+
+    def _lines(self, path: str) -> list[str]:
+        return (self.read(path) or b"").decode("utf-8", "surrogateescape").splitlines()
+
+    def _write_lines(self, path: str, lines: Iterable[str]) -> None:
+        self.write(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
+
+    def _temporary(self, path: str) -> Path:
+        """A name beside it. It starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or
+        modprobe read.
+        """
+        where = self.at(path)
+        temporary = where.with_name(f".{where.name}{_TEMPORARY}")
+        self._temporaries.append(temporary)
+        return temporary
+
+    def _in_place(self, temporary: Path, path: str) -> None:
+        disk.rename(temporary, self.at(path))
+        disk.flush(self.at(path).parent)
+
+
+def _record(layer: str, path: str) -> str:
+    return f"{HOME}/files/{layer}{path}"
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""
+    if source.is_symlink():
+        disk.link(os.readlink(source), target)
+        disk.copy_attributes(source, target)
+        return
+    descriptor = disk.create(target, 0o600)
+    try:
+        with source.open("rb") as file:
+            while data := file.read(1 << 20):
+                disk.write(descriptor, data, target)
+        disk.copy_attributes(source, target)
+        disk.flush_open(descriptor, target)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path, *, of_link: bool = False) -> str:
+    """The SHA-256 of a file's bytes.
+
+    :param of_link: of a link that of where it leads to, with a newline.
+    """
+    if of_link and path.is_symlink():
+        return hashlib.sha256(os.fsencode(os.readlink(path)) + b"\n").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _diff(path: str, old: bytes | None, new: bytes) -> str:
+    """A unified diff, as text."""
+    before, after = (as_text(content or b"").splitlines(keepends=True) for content in (old, new))
+    lines = []
+    for line in difflib.unified_diff(before, after, path, path):
+        lines.append(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
+    return "".join(lines).rstrip("\n")

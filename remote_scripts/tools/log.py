@@ -1,0 +1,116 @@
+"""What a run says: a log for people on standard error, and the log of this system with all that its programs say."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from remote_scripts.tools import text
+
+#: In memory, and root's alone: nothing of a step that failed stays on a disk.
+STEPS = "run/homelab/steps"
+STEPS_BYTES = 2097152
+#: How long one waits for another that writes into it.
+_TURN_SECONDS = 5.0
+#: What steps note for the end of a run is the client's to tell (run_guard.sh), which makes this file.
+NOTES = "run/homelab/notes"
+
+
+class Log:
+    """The logs of one run.
+
+    :param root: before every path.
+    :param proxy: of this run; its password is in no log.
+    """
+
+    def __init__(self, root: Path, proxy: str = "") -> None:
+        self._folder = root / "run/homelab"
+        self._steps = root / STEPS
+        self._notes = root / NOTES
+        self._proxy = proxy
+
+    def say(self, line: str) -> None:
+        """A line for a person; one that begins with `note: ` is among the messages at the end of the run, too."""
+        clean = self.clean(line, text.LINE_BYTES)
+        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+            sys.stderr.write(f"{clean}\n")
+            sys.stderr.flush()
+        if clean.startswith("note: ") and self._is_ours(self._notes):
+            with contextlib.suppress(OSError):
+                self._append(self._notes, clean.replace("\n", " "))
+
+    def clean(self, content: bytes | str, limit: int = text.LOG_BYTES) -> str:
+        """The content as text without secrets."""
+        return text.without_secrets(text.as_text(content, limit), self._proxy)
+
+    def heading(self, line: str) -> None:
+        """A heading in this system's log, with the time."""
+        self._note(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.clean(line)}")
+
+    def note(self, content: bytes | str) -> None:
+        """Lines below the last heading."""
+        lines = text.without_end(self.clean(content, text.ANSWER_BYTES)).split("\n")
+        self._note("\n".join(f"  {line}" for line in lines))
+
+    def drop_steps(self) -> None:
+        """Takes this system's log away."""
+        for path in (self._steps, self._steps.with_name("steps.old")):
+            path.unlink(missing_ok=True)
+
+    def _note(self, content: str) -> None:
+        """That there is no room, or that the folder is somebody else's, stops nobody."""
+        with contextlib.suppress(OSError):
+            if not is_own_folder(self._folder):
+                return
+            with _turn(self._folder):
+                self._append(self._steps, content)
+                self._shorten()
+
+    def _shorten(self) -> None:
+        size = self._steps.stat().st_size
+        if size < STEPS_BYTES:
+            return
+        data = self._steps.read_bytes()[-STEPS_BYTES // 2 :].partition(b"\n")[2]
+        old = self._steps.with_name("steps.old")
+        old.write_bytes(data)
+        old.replace(self._steps)
+
+    def _append(self, path: Path, content: str) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            os.write(descriptor, content.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.is_file() and not path.is_symlink() and is_own_folder(self._folder)
+
+
+def is_own_folder(folder: Path) -> bool:
+    """A folder, not a link, of the user that this process runs as."""
+    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Several write at once: one waits for the other, a few seconds at most."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _TURN_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)

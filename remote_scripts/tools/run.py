@@ -1,0 +1,315 @@
+"""Programs of this system: started with a list of arguments, never by a shell, and always with an end.
+
+Each is a process group of its own, which is killed when its time is up. `ask` is for questions, whose answer is kept
+in memory; `do` is for work, whose output goes into a file, so that a program goes on though this process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote_scripts.tools.log import Log, is_own_folder
+from remote_scripts.tools.state import PROGRESS_SECONDS, Work
+from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, without_end
+
+#: How long a question may take: a program that hangs (a dead NFS mount, a card that is gone) must not hide what is
+#: known without it.
+ASK_SECONDS = 20.0
+#: How long what changes something may take: an initramfs for each kernel on a slow disk takes minutes.
+DO_SECONDS = 1800.0
+#: Statuses that no program gives by itself: its time was up, and it isn't there.
+TIMED_OUT, NOT_FOUND = 124, 127
+_LAST_LINES = 5
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A program that has ended. `status`: 0 to 255 as a shell has it, with TIMED_OUT and NOT_FOUND; `output`: standard
+    output, at most as much as was asked for; `error`: of `ask` the end of standard error.
+    """
+
+    status: int
+    output: bytes
+    error: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The output as it is, without the newlines at its end; bytes that are no UTF-8 are surrogates."""
+        return without_end(self.output.decode("utf-8", "surrogateescape"))
+
+
+#: In a test: a program's name -> what is called in its place, with the arguments and standard input.
+Stand = Callable[[Sequence[str], bytes], "Done | int | str | None"]
+
+
+class Run:
+    """Starts programs.
+
+    :param root: handed on to programs as ROOT, where it isn't `/`.
+    :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
+    """
+
+    def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
+        self._root = root
+        self._log = log
+        self._work = work
+        self._programs = programs
+        self.environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH") or _PATH}
+
+    def has(self, program: str) -> bool:
+        """Whether there is a program of this name on the PATH."""
+        if self._programs is not None:
+            return program in self._programs
+        folders = self.environment["PATH"].split(":")
+        return any(os.access(f"{folder}/{program}", os.X_OK) for folder in folders)
+
+    def ask(
+        self,
+        *arguments: str,
+        seconds: float = ASK_SECONDS,
+        limit: int = ANSWER_BYTES,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+    ) -> Done:
+        """What a program says on standard output. A process that it leaves behind with its output open holds nobody.
+
+        :param seconds: until its process group is killed.
+        :param limit: of the output, in bytes; more of it isn't waited for.
+        :param environment: further variables.
+        """
+        if self._programs is not None:
+            return self._stand(arguments, stdin)
+        begun = self._begin(arguments, environment, stdin=stdin)
+        if isinstance(begun, Done):
+            return begun
+        with begun as process:
+            return _answer(process, self._work.time_for(seconds), limit)
+
+    def do(
+        self,
+        *arguments: str,
+        seconds: float = DO_SECONDS,
+        doing: str = "",
+        environment: Mapping[str, str] | None = None,
+        progress: Callable[[Path, float], str] | None = None,
+    ) -> Done:
+        """A program that changes something. All that it says goes into this system's log; `output` of the answer is
+        the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
+        ended, also where this one is killed.
+
+        :param doing: what is done, for the lines that say that it goes on; by default the program's name.
+        :param progress: says how far it is, of the file with its output and the seconds since it began.
+        """
+        title = " ".join(arguments)
+        self._log.heading(f"{doing}: {title}" if doing else title)
+        if self._programs is not None:
+            done = self._stand(arguments, b"")
+        else:
+            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
+        last = "\n".join(self._log.clean(done.output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
+        if done.status != 0 and last:
+            self._log.say(last)
+        return Done(done.status, last.encode())
+
+    def _watched(
+        self,
+        arguments: Sequence[str],
+        seconds: float,
+        doing: str,
+        environment: Mapping[str, str] | None,
+        progress: Callable[[Path, float], str] | None,
+    ) -> Done:
+        folder = self._root / "run/homelab"
+        path = folder / "log" if is_own_folder(folder) else Path(os.devnull)
+        try:
+            out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError:  # /run is full: the program may work all the same
+            out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
+        status_end, keeper_end = os.pipe()
+        keeper = os.fork()
+        if keeper == 0:
+            os.close(status_end)
+            self._keep(arguments, seconds, environment, out, keeper_end)
+        os.close(keeper_end)
+        began = said = time.monotonic()
+        noted = 0
+        while not select.select([status_end], [], [], 1.0)[0]:
+            noted += self._pass_on(path, noted, whole=False)
+            if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
+                said = now
+                where = progress(path, now - began) if progress else ""
+                self._log.say(f"{doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
+        answered = os.read(status_end, 16)
+        os.close(status_end)
+        os.waitpid(keeper, 0)
+        self._pass_on(path, noted, whole=True)
+        status = int(answered) if answered else 1  # it was killed
+        if status == TIMED_OUT:
+            os.lseek(out, 0, os.SEEK_END)
+            os.write(out, f"{' '.join(arguments)}: given up after {seconds:g} s\n".encode())
+        output = b"" if path == Path(os.devnull) else _end_of(out)
+        os.close(out)
+        if path != Path(os.devnull):
+            path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
+        return Done(status, output)
+
+    def _keep(
+        self, arguments: Sequence[str], seconds: float, environment: Mapping[str, str] | None, out: int, answer: int
+    ) -> None:
+        """The process that keeps the lock while a program works: it has its descriptor, and the program hasn't."""
+        status = 1
+        try:
+            os.setsid()
+            begun = self._begin(arguments, environment, out=out)
+            if isinstance(begun, Done):
+                os.write(out, begun.error)
+                status = begun.status
+            else:
+                status = _status(begun, seconds)
+        finally:
+            with contextlib.suppress(OSError):
+                os.write(answer, str(status).encode())
+            os._exit(0)
+
+    def _pass_on(self, path: Path, noted: int, *, whole: bool) -> int:
+        """Notes what has come since, whole lines of it or all; returns its length."""
+        try:
+            with path.open("rb") as file:
+                file.seek(noted)
+                new = file.read()
+        except OSError:
+            return 0
+        if not whole:
+            new = new[: new.rfind(b"\n") + 1]
+        if not new:
+            return 0
+        # Of lines that were written over (dpkg's counting) the last state.
+        lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in new.split(b"\n")]
+        self._log.note(b"\n".join(lines).rstrip(b"\n"))
+        for line in lines:
+            if line.startswith(b"Waiting for cache lock"):
+                self._log.say(line.decode("utf-8", "surrogateescape"))
+                break
+        return len(new)
+
+    def _begin(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None,
+        *,
+        stdin: bytes = b"",
+        out: int | None = None,
+    ) -> subprocess.Popen[bytes] | Done:
+        given = os.memfd_create("stdin") if stdin else None
+        if given is not None:
+            os.write(given, stdin)
+            os.lseek(given, 0, os.SEEK_SET)
+        try:
+            return subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL if given is None else given,
+                stdout=subprocess.PIPE if out is None else out,
+                stderr=subprocess.PIPE if out is None else out,
+                env={**self.environment, **(environment or {})},
+                cwd="/",
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
+        except OSError as error:
+            return Done(126, b"", f"{arguments[0]}: {error.strerror}\n".encode())
+        finally:
+            if given is not None:
+                os.close(given)
+
+    def _stand(self, arguments: Sequence[str], stdin: bytes) -> Done:
+        stand = (self._programs or {}).get(arguments[0])
+        if stand is None:
+            return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
+        said = stand(arguments[1:], stdin)
+        if isinstance(said, Done):
+            return said
+        return Done(said, b"") if isinstance(said, int) else Done(0, (said or "").encode())
+
+
+def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Done:
+    """Reads until the program ends, its time is up, or there is more than `limit`."""
+    assert process.stdout is not None and process.stderr is not None
+    streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    out = process.stdout.fileno()
+    for stream in streams:
+        os.set_blocking(stream, False)
+    deadline = time.monotonic() + seconds
+    ended = os.pidfd_open(process.pid)
+    status: int | None = None
+    try:
+        open_streams = set(streams)
+        while status is None and (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select([*open_streams, ended], [], [], left)
+            if ended in ready:
+                status = _exit_status(process.wait())
+            for stream in open_streams & {*ready}:
+                if not _read(stream, streams[stream], 65536):
+                    open_streams.discard(stream)
+            if len(streams[out]) > limit:
+                break
+        if status is None:
+            _kill(process)
+            status = TIMED_OUT if len(streams[out]) <= limit else 1
+        for stream in open_streams:  # what it had said when it ended
+            while len(streams[stream]) <= limit and _read(stream, streams[stream], 65536):
+                pass
+    finally:
+        os.close(ended)
+    error = bytes(streams[process.stderr.fileno()])
+    return Done(status, bytes(streams[out][:limit]), error[-LOG_BYTES:])
+
+
+def _read(stream: int, into: bytearray, limit: int) -> bool:
+    """Whether something came."""
+    try:
+        data = os.read(stream, limit)
+    except BlockingIOError:
+        return False
+    into += data
+    return bool(data)
+
+
+def _status(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Its exit status, or TIMED_OUT when it was killed for its time."""
+    try:
+        return _exit_status(process.wait(seconds))
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return TIMED_OUT
+
+
+def _exit_status(status: int) -> int:
+    return status if status >= 0 else 128 - status
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Its process group: SIGTERM, and after two seconds SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+            # What it has started has the group still.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+
+
+def _end_of(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, LOG_BYTES, max(0, size - LOG_BYTES))

@@ -1,0 +1,148 @@
+"""Who is at work on this system, how long a run may take, and the lock that one run at a time has.
+
+The lock is the one that this program's scripts in bash take, too: flock(2) on /run/homelab/lock. In it stands the run
+(`pulumi up`, `pulumi destroy`) that has started whoever holds it, as run_guard.sh has noted it in /run/homelab/up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import Log, is_own_folder
+
+#: How long the lock is waited for: a run whose client was killed goes on to its end.
+LOCK_SECONDS = 900.0
+#: Between two lines for a person that something is waited for.
+PROGRESS_SECONDS = 5.0
+_LOOK_SECONDS = 0.2
+
+
+class Work:
+    """One run on this system: its time, its lock, and the run of the client that has started it.
+
+    :param root: before every path.
+    :param limit: seconds until this process is killed; 0: never. The last tenth is for its error and for undoing.
+    """
+
+    def __init__(self, root: Path, log: Log, limit: float = 0) -> None:
+        self._folder = root / "run/homelab"
+        self._log = log
+        self._limit = limit
+        self.ends = time.monotonic() + limit * 0.9 - 3 if limit else float("inf")
+        #: The lock's descriptor, while this run has it.
+        self.lock: int | None = None
+        self._client = self._at_work() if limit else ""
+        self.lock_seconds = LOCK_SECONDS
+
+    def time_for(self, seconds: float) -> float:
+        """As long, but no longer than this run may take, and at least a second."""
+        return max(1.0, min(seconds, self.ends - time.monotonic()))
+
+    def extend(self, seconds: float) -> None:
+        """A run that fails has so long to put back what it has changed."""
+        self.ends = time.monotonic() + seconds
+
+    def go_on(self, what: str = "") -> None:
+        """Called wherever a run waits, and so may end.
+
+        :param what: what it waits for.
+        :raises Failure: its time is up, or the run that has started it has ended or was cancelled.
+        """
+        if time.monotonic() >= self.ends:
+            raise Failure(
+                f"this step done within {self._limit:g} s",
+                f"it still waits{': ' if what else ''}{what}",
+                "it ends here, so that the next run finds it ended; what it has changed is put back",
+                "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.script",
+            )
+        if self._client and self._at_work() != self._client:
+            self._client = ""
+            raise Failure(
+                "the run at work that has started this step",
+                "it has ended, or was cancelled",
+                "nobody waits for this step any more, and another run may begin; what it has changed is put back",
+                "run `pulumi up` again, which begins it anew",
+            )
+
+    def take_lock(self) -> None:
+        """Makes this run the only one that changes this system.
+
+        :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
+        """
+        self._need_folder()
+        deadline = time.monotonic() + self.lock_seconds
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        began = said = time.monotonic()
+        while not _locked(descriptor):
+            now = time.monotonic()
+            if now >= deadline:
+                os.close(descriptor)
+                raise Failure(
+                    "to be the only one changing this host",
+                    f"another run still holds /run/homelab/lock after {self.lock_seconds:g} s",
+                    "two runs at once would write over each other",
+                    "wait for it, or look at it with: fuser -v /run/homelab/lock",
+                )
+            self.go_on("waiting for another run on this system")
+            if now - said >= PROGRESS_SECONDS:
+                said = now
+                self._log.say(f"waiting for another run on this system: {now - began:.0f} s")
+            time.sleep(_LOOK_SECONDS)
+        self.lock = descriptor
+        with contextlib.suppress(OSError):  # /run is full: the lock is held all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, self._client.encode() + b"\n", 0)
+
+    def release(self) -> None:
+        """Gives the lock back, if this run has it; a process that ends does so by itself."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def _at_work(self) -> str:
+        """The run that is noted in /run/homelab/up; empty: none."""
+        try:
+            return (self._folder / "up").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        except OSError:
+            return ""
+
+    def _need_folder(self) -> None:
+        """The folder of the lock and of logs: in one where everybody may write (/run/lock) anybody could hold the lock
+        for ever, or lead what is written elsewhere.
+        """
+        folder = self._folder
+        try:
+            folder.parent.mkdir(exist_ok=True)
+            folder.mkdir(0o700, exist_ok=True)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise Failure(
+                "to make the folder /run/homelab, for the lock and logs",
+                str(error.strerror),
+                "without the lock, two runs at once could write over each other; nothing was changed",
+                "correct what the message names (often: no room: `df /run`), then run the same again",
+            ) from error
+        if not is_own_folder(folder):
+            found = folder.lstat()
+            raise Failure(
+                "a folder of root's own, /run/homelab, for the lock and logs",
+                f"something else has that name: {stat.filemode(found.st_mode)}, owner {found.st_uid}",
+                "any user who can write to it could keep this program from running",
+                "find out who made /run/homelab, and move it away",
+            )
+        folder.chmod(0o700)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""The system that a layer works on: its files, its programs, its lock and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from remote_scripts.tools.files import Files, Planned
+from remote_scripts.tools.log import Log
+from remote_scripts.tools.run import Run, Stand
+from remote_scripts.tools.state import Work
+
+T = TypeVar("T")
+#: A run that fails may take so long to put back what it has changed, in seconds.
+_UNDO_SECONDS = 600.0
+
+
+class System:
+    """One run on one system.
+
+    :param root: before every path; `/` but in tests and on simulated hosts.
+    :param limit: seconds until the run is killed; 0: never.
+    :param proxy: for downloads; its password is in no log.
+    :param programs: in a test, what is called in the place of programs.
+    """
+
+    def __init__(
+        self, root: Path, *, limit: float = 0, proxy: str = "", programs: Mapping[str, Stand] | None = None
+    ) -> None:
+        self.root = root
+        self.log = Log(root, proxy)
+        self.work = Work(root, self.log, limit)
+        self.run = Run(root, self.log, self.work, programs)
+        self.files = Files(root, self.log, self.run)
+        #: What a layer has set besides files, and puts back with them where the run fails.
+        self.also_put_back: Callable[[], None] | None = None
+
+    def changing(self, change: Callable[[], T]) -> T:
+        """Runs `change` under the lock. After an error of any kind everything that it changed is put back, and the
+        error goes on.
+        """
+        self.work.take_lock()
+        try:
+            self.files.clear_leftovers()
+            result = change()
+            self.files.finish()
+        except BaseException:
+            self.work.extend(_UNDO_SECONDS)
+            try:
+                if self.also_put_back:
+                    self.also_put_back()
+            finally:
+                self.files.undo()
+            raise
+        finally:
+            self.work.release()
+        return result
+
+    def planning(self, change: Callable[[], None]) -> Planned:
+        """What `change` would write."""
+        self.files.planning = True
+        change()
+        return self.files.plan()

@@ -1,0 +1,178 @@
+"""A layer of the host's agent on a folder, in the test's own process: what it answers, and what is on the disk when it is cut short at any call."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts import agent
+from remote_scripts.tools import disk
+from remote_scripts.tools.plain import to_plain
+from remote_scripts.tools.run import Stand
+from remote_scripts.tools.system import System
+from tests.scripts import cut_kit
+
+#: What lasts on a host, and is compared: the rest is the running system's.
+LASTING = ("boot", "etc", "usr", "var")
+#: Path -> mode, and content, link target or None for a folder.
+Tree = Mapping[str, tuple[int, bytes | str | None]]
+
+
+class Refused(Exception):
+    """What a person reads of a layer that ended with an error."""
+
+
+class Host:
+    """A host that is nothing but a folder.
+
+    :param place: a folder of the test's.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.root = place / "root"
+        #: What is called in the place of programs; whatever else is asked for isn't there.
+        self.programs: dict[str, Stand] = {"sync": lambda _arguments, _stdin: 0}
+        for path in ("etc", "var/lib", "usr", "run", "proc", "boot", "sys"):
+            (self.root / path).mkdir(parents=True, exist_ok=True)
+
+    def system(self) -> System:
+        return System(self.root, programs=self.programs)
+
+    def write(self, path: str, text: str | bytes, mode: int = 0o644) -> Path:
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text.encode() if isinstance(text, str) else text)
+        target.chmod(mode)
+        return target
+
+    def read(self, path: str) -> str:
+        return (self.root / path.lstrip("/")).read_text()
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(self.root / path.lstrip("/"))
+
+    def ask(self, verb: str, layer: str, wanted: Any) -> Any:
+        """What the layer answers.
+
+        :raises Refused: it ended with an error.
+        """
+        request = agent.Request(layer=layer, input=json.loads(json.dumps(to_plain(wanted))))
+        module = importlib.import_module(f"remote_scripts.layers.{layer}")
+        status, text = agent.answered(self.system(), verb, request, module)
+        if status:
+            raise Refused(text)
+        return json.loads(text)
+
+    def tree(self, *places: str) -> dict[str, tuple[int, bytes | str | None]]:
+        """Everything below these places, by its path without the root; by default all but /run."""
+        found: dict[str, tuple[int, bytes | str | None]] = {}
+        for path in sorted(self.root.rglob("*")):
+            name = path.relative_to(self.root).as_posix()
+            top = name.partition("/")[0]
+            if top in places if places else top != "run":
+                found[name] = _about(path)
+        return found
+
+    def lasting(self) -> Tree:
+        return self.tree(*LASTING)
+
+
+def _about(path: Path) -> tuple[int, bytes | str | None]:
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return 0, path.readlink().as_posix()
+    return stat.S_IMODE(found.st_mode), path.read_bytes() if stat.S_ISREG(found.st_mode) else None
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@contextmanager
+def watched(watch: disk.Watch) -> Iterator[None]:
+    """`watch` is called before each call that changes the file system."""
+    disk.WATCH.append(watch)
+    try:
+        yield
+    finally:
+        disk.WATCH.pop()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A host whose act was cut short. `how`: before which call, for a test's message; `lasting`: what is on its disk; `kernel`: what is in /sys."""
+
+    how: str
+    lasting: cut_kit.Tree
+    kernel: Tree
+
+
+def cuts(host: Host, act: Callable[[Host], object]) -> list[Cut]:
+    """What is left when the act is killed before each of its calls that change the file system, and after a power cut there; it is done on the host.
+
+    Of a power cut two disks are left: one has only what was flushed, a file's bytes by flushing the file and its name by flushing the folder (POSIX's
+    strictest reading); the other has every name, and files whose bytes weren't flushed are empty. /sys is then as it was at the beginning.
+    """
+    booted, numbers = host.tree("sys"), itertools.count()
+    found: list[Cut] = []
+    power = cut_kit.Disk(host.root)
+    flushing: list[Path] = []
+
+    def watch(call: str, path: str) -> None:
+        settle()
+        number = next(numbers)
+        how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
+        now = cut_kit.tree(host.root)
+        leave(Cut(f"killed {how}", now, host.tree("sys")))
+        leave(Cut(f"power cut {how}", power.after_a_cut(now, names_as_now=False), booted))
+        leave(Cut(f"power cut, with all names, {how}", power.after_a_cut(now, names_as_now=True), booted))
+        if call == "flush":
+            flushing.append(Path(path))
+
+    def leave(cut: Cut) -> None:
+        if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
+            found.append(cut)
+
+    def settle() -> None:
+        while flushing:
+            power.flush(flushing.pop())
+        power.forget_gone()
+
+    def sync(arguments: Sequence[str], _stdin: bytes) -> int:
+        settle()
+        power.synced([*arguments])
+        return 0
+
+    host.programs["sync"] = sync
+    with watched(watch):
+        act(host)
+    return found
+
+
+def left_by(cut: Cut, host: Host, place: Path) -> Host:
+    """The host after the cut, killed or booted again, in a folder that isn't there yet."""
+    left = Host(place)
+    left.programs = {**host.programs, "sync": lambda _arguments, _stdin: 0}
+    for name, (mode, content) in {**cut.lasting, **cut.kernel}.items():
+        path = left.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.symlink_to(content)
+            continue
+        if content is None:
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(content)
+        path.chmod(mode)
+    return left

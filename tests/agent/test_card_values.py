@@ -1,0 +1,162 @@
+"""The layer card_values: how cards are reset and whether they may sleep, set and given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers.card_values import Attribute, Value, Wanted
+from tests.agent.kit import Host, Refused, cuts, left_by
+
+CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
+RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
+
+
+def value(address: str, ids: str, attribute: Attribute, content: str) -> Value:
+    return Value(address=address, id=ids, attribute=attribute, value=content)
+
+
+RESET = (value(CARD, "10de:2b85", "reset_method", "bus"), value(AUDIO, "10de:22e8", "reset_method", "bus"))
+AWAKE = (value(CARD, "10de:2b85", "d3cold_allowed", "0"), value(CARD, "10de:2b85", "power/control", "on"))
+
+
+def function(host: Host, address: str, ids: str, code: str, **attributes: str) -> None:
+    vendor, _, number = ids.partition(":")
+    for name, text in {"vendor": f"0x{vendor}", "device": f"0x{number}", "class": code, **attributes}.items():
+        host.write(f"sys/bus/pci/devices/{address}/{name}", f"{text}\n")
+
+
+@pytest.fixture(autouse=True)
+def cards(host: Host) -> None:
+    power = {"d3cold_allowed": "1", "power/control": "auto"}
+    function(host, CARD, "10de:2b85", "0x030000", reset_method="flr bus", **power)
+    function(host, AUDIO, "10de:22e8", "0x040300", **power)  # it can't be reset by itself
+
+
+def ask(host: Host, verb: str, *values: Value) -> Any:
+    return host.ask(verb, "card_values", Wanted(values=values))
+
+
+def content(host: Host, name: str, address: str = CARD) -> str:
+    return host.read(f"sys/bus/pci/devices/{address}/{name}").strip()
+
+
+def values_of(host: Host) -> list[str]:
+    return [content(host, name) for name in ("reset_method", "d3cold_allowed", "power/control")]
+
+
+def test_values_are_set_now_and_by_a_rule_and_given_back(host: Host) -> None:
+    before = host.lasting()
+    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": True}
+    assert values_of(host) == ["bus", "0", "on"]
+    about = 'ACTION=="add|change|bind", SUBSYSTEM=="pci", KERNEL=="0000:01:00.0", ATTR{vendor}=="0x10de", ATTR{device}=="0x2b85"'
+    assert host.read(RULES).splitlines()[1:] == [
+        f'{about}, ATTR{{reset_method}}="bus"',
+        f'{about}, ATTR{{d3cold_allowed}}="0"',
+        f'{about}, ATTR{{power/control}}="on"',
+    ]
+    assert ask(host, "apply", *RESET, *AWAKE) == {"changed": False}
+    assert ask(host, "revert", *RESET, *AWAKE) == {"changed": True}
+    assert values_of(host) == ["flr bus", "1", "auto"] and host.lasting() == before
+    assert ask(host, "revert", *RESET) == {"changed": False}
+
+
+def test_a_value_that_isnt_wanted_any_more_is_given_back_and_the_others_stay(host: Host) -> None:
+    ask(host, "apply", *RESET, *AWAKE)
+    ask(host, "apply", *AWAKE)
+    assert values_of(host) == ["flr bus", "0", "on"] and "reset_method" not in host.read(RULES)
+
+
+def test_another_reset_can_be_chosen_though_the_first_one_hides_it(host: Host) -> None:
+    ask(host, "apply", *RESET)
+    host.write(f"sys/bus/pci/devices/{CARD}/reset_method", "bus\n")
+    ask(host, "apply", value(CARD, "10de:2b85", "reset_method", "flr"))
+    assert content(host, "reset_method") == "flr"
+    ask(host, "revert")
+    assert content(host, "reset_method") == "flr bus"
+
+
+def test_after_a_reboot_it_is_still_known_what_a_card_had(host: Host) -> None:
+    for _ in "now", "after the rule has set them again":
+        ask(host, "apply", *AWAKE)
+    ask(host, "revert")
+    assert values_of(host) == ["flr bus", "1", "auto"]
+
+
+def test_what_somebody_else_has_changed_since_isnt_given_back(host: Host) -> None:
+    ask(host, "apply", *RESET)
+    host.write(f"sys/bus/pci/devices/{CARD}/reset_method", "pm\n")
+    ask(host, "revert")
+    assert content(host, "reset_method") == "pm"
+
+
+@pytest.mark.parametrize("offered", ["flr", "", None])
+def test_a_reset_that_the_kernel_doesnt_offer_is_refused_before_anything_is_written(
+    host: Host, offered: str | None
+) -> None:
+    path = host.root / f"sys/bus/pci/devices/{CARD}/reset_method"
+    path.unlink() if offered is None else path.write_text(offered)
+    before = host.tree()
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match="0000:01:00.0 reset by bus"):
+            ask(host, verb, *RESET, *AWAKE)
+        assert host.tree() == before
+
+
+def test_a_value_that_the_kernel_doesnt_take_takes_the_others_back(host: Host) -> None:
+    path = host.root / f"sys/bus/pci/devices/{CARD}/power/control"
+    path.unlink()
+    path.symlink_to("/dev/null")  # takes whatever is written, and stays as it is
+    before = host.lasting()
+    with pytest.raises(Refused, match="power/control to be on"):
+        ask(host, "apply", *RESET, *AWAKE)
+    assert content(host, "reset_method") == "flr bus" and host.lasting() == before
+
+
+def test_what_is_elsewhere_now_is_left_alone(host: Host) -> None:
+    others = (
+        value(CARD, "10de:2684", "reset_method", "bus"),
+        value("10000:e1:00.0", "10de:2b85", "d3cold_allowed", "0"),
+    )
+    ask(host, "apply", *others)
+    assert content(host, "reset_method") == "flr bus"
+    assert host.read(RULES).count("ATTR{vendor}") == 2  # the rule compares the ids, too
+
+
+def test_a_plan_changes_nothing_and_says_what_would_change(host: Host) -> None:
+    before = host.tree()
+    found = {file["what"]: file["how"] for file in ask(host, "plan", *RESET, *AWAKE)["files"]}
+    attributes = ("reset_method", "d3cold_allowed", "power/control")
+    assert found == {RULES: "new", **{f"/sys/bus/pci/devices/{CARD}/{name}": "changed" for name in attributes}}
+    assert host.tree() == before
+    ask(host, "apply", *RESET, *AWAKE)
+    assert ask(host, "plan", *RESET, *AWAKE)["files"] == []
+    assert [file["how"] for file in ask(host, "plan")["files"]] == ["removed"]
+
+
+def test_an_apply_that_is_cut_short_anywhere_is_finished_by_the_next_and_taken_back_by_a_revert(
+    host: Host, tmp_path: Path
+) -> None:
+    host.write(RULES, "# theirs\n", 0o600)
+    before = host.lasting()
+    found = cuts(host, lambda one: ask(one, "apply", *RESET, *AWAKE))
+    wanted, values = host.lasting(), values_of(host)
+    assert len(found) > 60
+    for number, cut in enumerate(found):
+        one = left_by(cut, host, tmp_path / str(number))
+        ask(one, "apply", *RESET, *AWAKE)
+        assert (one.lasting(), values_of(one)) == (wanted, values), cut.how
+        ask(one, "revert")
+        assert (one.lasting(), values_of(one)) == (before, ["flr bus", "1", "auto"]), cut.how
+
+
+def test_a_revert_that_is_cut_short_anywhere_is_finished_by_the_next(host: Host, tmp_path: Path) -> None:
+    host.write(RULES, "# theirs\n", 0o600)
+    before = host.lasting()
+    ask(host, "apply", *RESET, *AWAKE)
+    for number, cut in enumerate(cuts(host, lambda one: ask(one, "revert"))):
+        one = left_by(cut, host, tmp_path / str(number))
+        ask(one, "revert")
+        assert one.lasting() == before, cut.how

@@ -1,0 +1,214 @@
+"""The agent as a host runs it: put there, compared, started, limited; and what comes of requests that it can't do."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import agent
+from remote_scripts import put_agent
+from remote_scripts.layers.card_values import Value, Wanted
+from tests.agent.kit import Host
+from tests.waiting import PATIENCE
+
+OWNER = "homelab-lab"
+AWAKE = Wanted(values=(Value(address="0000:01:00.0", id="10de:2b85", attribute="d3cold_allowed", value="0"),))
+
+
+def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        timeout=PATIENCE,
+    )
+
+
+def put(host: Host) -> Path:
+    done = bash(host, agent.PUT, agent.put(OWNER))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return host.root / agent.place(OWNER)[1:]
+
+
+def run(host: Host, verb: str, text: str) -> subprocess.CompletedProcess[str]:
+    return bash(host, agent.command(verb, "root", OWNER), text)
+
+
+def awake(host: Host) -> str:
+    return host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip()
+
+
+@pytest.fixture(autouse=True)
+def card(host: Host) -> None:
+    for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
+        host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
+
+
+def test_it_is_put_there_and_does_what_it_is_asked_and_gives_it_back(host: Host) -> None:
+    assert put(host).stat().st_mode & 0o777 == 0o600
+    request = agent.request("card_values", AWAKE, seconds=60)
+    assert json.loads(run(host, "apply", request).stdout) == {"changed": True} and awake(host) == "0"
+    assert json.loads(run(host, "revert", request).stdout) == {"changed": True} and awake(host) == "1"
+    assert json.loads(run(host, "version", "").stdout) == {"version": agent.version()}
+
+
+def test_sent_along_it_answers_and_leaves_nothing(host: Host) -> None:
+    before = host.tree()
+    done = bash(host, agent.command_in_memory("root"), agent.sent_along("plan", agent.request("card_values", AWAKE)))
+    assert [file["how"] for file in json.loads(done.stdout)["files"]] == ["new", "changed"], done.stderr
+    assert host.tree() == before and not (host.root / "run/homelab").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte", "bytecode", "nothing left"])
+def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) -> None:
+    file = put(host)
+    content = file.read_bytes()
+    middle = content.index(b"d3cold_allowed") if damage == "bytecode" else len(content) // 2
+    changed = {"cut short": content[:-100], "nothing left": b""}.get(damage)
+    file.write_bytes(content[:middle] + b"\0" + content[middle + 1 :] if changed is None else changed)
+    before = host.tree()
+    done = run(host, "apply", agent.request("card_values", AWAKE))
+    assert done.returncode != 0 and host.tree() == before
+    if damage in ("a byte", "bytecode"):
+        assert "it isn't what was put there" in done.stdout and "pulumi up --refresh" in done.stdout
+
+
+def test_one_that_is_missing_is_said_and_there_is_nothing_to_give_back_on_a_host_without_notes(host: Host) -> None:
+    request = agent.request("card_values", AWAKE)
+    assert "it is missing" in run(host, "apply", request).stdout
+    done = run(host, "revert", request)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"reverted": "nothing"})
+    host.write("/var/lib/homelab/note", "")
+    assert run(host, "revert", request).returncode == 1
+
+
+def test_an_older_programs_request_is_refused_but_for_what_gives_back(host: Host) -> None:
+    put(host)
+    request = agent.request("card_values", AWAKE)
+    assert run(host, "apply", request).returncode == 0
+    older = request.replace(agent.code_of("card_values"), "0" * 16)
+    done = run(host, "apply", older)
+    assert done.returncode == 1 and "the one that lies on this system has" in done.stdout and awake(host) == "0"
+    assert run(host, "revert", older).returncode == 0 and awake(host) == "1"
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "found"),
+    [
+        ("apply", "", "Expecting value"),
+        ("apply", '{"layer": "nothing", "input": {}}', "no layer 'nothing'"),
+        ("apply", '{"layer": "card_values", "input": {"valves": []}}', "input: nobody knows valves"),
+        ("apply", '{"layer": "card_values", "input": {"values": [{}]}}', "input.values[0]: address is missing"),
+        ("apply", '{"layer": "card_values", "input": {"values": 1}}', "input.values: "),
+        ("apply", '{"layer": "../x", "input": {}}', "no layer '../x'"),
+        ("eat", '{"layer": "card_values", "input": {}}', "the arguments ['eat']"),
+    ],
+)
+def test_what_it_cant_understand_changes_nothing(host: Host, verb: str, text: str, found: str) -> None:
+    put(host)
+    before = host.tree()
+    done = run(host, verb, text)
+    assert done.returncode == 1 and found in done.stdout and "Traceback" not in done.stderr
+    assert host.tree() == before
+
+
+def test_a_step_that_hangs_is_killed_at_its_time_and_says_so(host: Host) -> None:
+    put(host)
+    folder = host.root / "run/homelab"
+    folder.mkdir(mode=0o700)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    began = time.monotonic()
+    done = run(host, "apply", agent.request("card_values", AWAKE, seconds=1))
+    assert done.returncode == 1 and "this step done within 1 s" in done.stdout
+    assert time.monotonic() - began < 30 and awake(host) == "1"
+    os.close(lock)
+
+
+def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
+    put(host)
+    folder = host.root / "run/homelab"
+    folder.mkdir(mode=0o700)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {agent.PYTHON} {host.root}{agent.place(OWNER)} apply"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"ROOT": str(host.root)},
+    )
+    assert process.stdin and process.stdout and process.stderr
+    process.stdin.write(agent.request("card_values", AWAKE, seconds=60).encode())
+    process.stdin.close()
+    process.stderr.readline()  # it waits for the lock
+    for stream in (process.stdout, process.stderr):
+        stream.close()
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        process.send_signal(number)
+    os.close(lock)
+    assert process.wait(PATIENCE) == 0 and awake(host) == "0"
+
+
+def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
+    put(host)
+    folder = host.root / "run/homelab"
+    folder.mkdir(mode=0o700)
+    (folder / "up").write_text("somebody\n")
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    environment = {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
+    process = subprocess.Popen(
+        ["bash", "-c", agent.command("apply", "root", OWNER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stderr and process.stdin and process.stdout
+    process.stdin.write(agent.request("card_values", AWAKE, seconds=600))
+    process.stdin.close()
+    assert "waiting for another run" in process.stderr.readline()
+    (folder / "up").write_text("somebody, and was cancelled\n")
+    assert "it has ended, or was cancelled" in process.stdout.read()
+    with process:
+        assert process.wait(PATIENCE) == 1
+    assert awake(host) == "1"
+    os.close(lock)
+
+
+def test_a_python_that_is_too_old_is_refused_before_anything_is_written(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = host.tree()
+    with pytest.raises(SystemExit):
+        put_agent.put("/var/lib/homelab/scripts/x/agent.pyz", "", (99, 0))
+    assert "Python 99.0 or later" in capsys.readouterr().out and host.tree() == before
+
+
+def test_a_full_disk_leaves_the_agent_that_was_there(host: Host) -> None:
+    file = put(host)
+    content = file.read_bytes()
+    limit = f"ulimit -f {len(content) // 2048}; trap '' XFSZ; {agent.PUT}"
+    done = bash(host, limit, agent.put(OWNER))
+    assert done.returncode == 1 and "it can't be written" in done.stdout
+    assert file.read_bytes() == content and [one.name for one in file.parent.iterdir()] == ["agent.pyz"]
+
+
+def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = agent.modules_of("remote_scripts.layers.card_values")
+    assert {"remote_scripts.tools.files", "remote_scripts.tools.disk"} <= modules
+    assert "remote_scripts.put_agent" not in modules
+    with pytest.raises(ValueError, match="isn't in Python's standard library"), monkeypatch.context() as patch:
+        patch.setattr(agent, "_source", lambda _module: "import yaml\n")
+        agent._imported.__wrapped__("remote_scripts.layers.card_values")

@@ -1,0 +1,12 @@
+"""The lines of bash and sh on hosts, which may only fall (ADR 33)."""
+
+from __future__ import annotations
+
+from homelab.remote.scripts import FOLDER
+
+#: Lowered by whoever takes a script away.
+MOST = 14942
+
+
+def test_there_is_no_new_bash() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in FOLDER.rglob("*.sh")) <= MOST
