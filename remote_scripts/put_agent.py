@@ -59,6 +59,7 @@ def put(place: str, archive: str, oldest: "tuple[int, int]" = OLDEST) -> None:
             "this program's part on this system is written for it; nothing was changed",
             "upgrade this system: Proxmox VE 8 has Python 3.11",
         )
+    os.umask(0o022)
     path = os.environ.get("ROOT", "") + place
     content = compiled(base64.b64decode(archive))
     folder, name = os.path.split(path)

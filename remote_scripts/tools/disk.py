@@ -33,14 +33,14 @@ def write(descriptor: int, content: bytes, path: Path) -> None:
 
 
 def create(path: Path, mode: int, *, flags: int = 0) -> int:
-    """Opens a file for writing, which is made or emptied; returns its descriptor. A link isn't followed."""
+    """Opens a file for writing, which is made or emptied; returns its descriptor. A link is refused."""
     _about("create", path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (flags or os.O_TRUNC), mode)
 
 
 def flush(path: Path) -> None:
     """The bytes of a file, or the names in a folder, are on the disk (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a folder may be a link, such as /lib
     try:
         _about("flush", path)
         os.fsync(descriptor)

@@ -131,6 +131,8 @@ class Files:
     def write(self, path: str, content: bytes, mode: int) -> None:
         """A reader sees the old bytes or the new ones, never a mixture."""
         temporary = self._temporary(path)
+        if os.path.lexists(temporary):  # of a run that was cut short; it may be a link
+            disk.remove(temporary)
         descriptor = disk.create(temporary, 0o600)
         try:
             disk.write(descriptor, content, temporary)

@@ -1,0 +1,159 @@
+"""tools/files.py: files that are written whole, kept with all that belongs to them, and given back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files
+from tests.agent.kit import Host, cuts, left_by, watched
+
+THEIRS, OURS = "/etc/app/theirs.conf", b"ours\n"
+
+
+def put(host: Host, path: str = THEIRS, content: bytes = OURS) -> None:
+    system = host.system()
+    system.changing(lambda: system.files.put("layer", path, 0o640, content))
+
+
+def drop(host: Host, path: str = THEIRS) -> None:
+    system = host.system()
+    system.changing(lambda: system.files.drop("layer", path))
+
+
+def about(path: Path) -> tuple[int, int, int, int]:
+    found = path.lstat()
+    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns
+
+
+def test_a_file_that_was_there_comes_back_with_owner_mode_and_time(host: Host) -> None:
+    file = host.write(THEIRS, "theirs, no newline", 0o604)
+    os.chown(file, 12, 34)
+    os.utime(file, ns=(1_000_000_007, 2_000_000_009))
+    before = about(file)
+    put(host)
+    assert file.read_bytes() == OURS and about(file)[0] & 0o7777 == 0o640
+    drop(host)
+    assert (file.read_text(), about(file)) == ("theirs, no newline", before)
+
+
+def test_a_link_that_was_there_comes_back_as_a_link(host: Host) -> None:
+    link = host.root / THEIRS[1:]
+    link.parent.mkdir()
+    link.symlink_to("../nowhere")
+    put(host)
+    assert not link.is_symlink() and link.read_bytes() == OURS
+    drop(host)
+    assert link.readlink().as_posix() == "../nowhere"
+
+
+def test_folders_that_were_made_go_and_those_that_somebody_uses_stay(host: Host) -> None:
+    before = host.tree()
+    put(host, "/etc/a/b/ours")
+    put(host, "/etc/c/d/ours")
+    host.write("/etc/c/theirs", "")
+    drop(host, "/etc/a/b/ours")
+    drop(host, "/etc/c/d/ours")
+    left = {path: what for path, what in host.tree().items() if path not in before and not path.startswith("var")}
+    assert sorted(left) == ["etc/c", "etc/c/theirs"]
+
+
+def test_an_edit_by_hand_is_kept_where_backups_lie(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    put(host)
+    host.write(THEIRS, "edited\n", 0o640)
+    drop(host)
+    (copy,) = (host.root / "var/backups/homelab/etc/app").iterdir()
+    assert copy.read_text() == "edited\n" and "note: /etc/app/theirs.conf was edited by hand" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_kept_copy_that_is_not_what_was_kept_is_never_written_back(host: Host, damage: str) -> None:
+    host.write(THEIRS, "theirs\n")
+    put(host)
+    kept = host.root / f"var/lib/homelab/kept{THEIRS}"
+    kept.unlink() if damage == "gone" else kept.write_text("th")
+    before = host.tree()
+    with pytest.raises(Failure, match="isn't what was kept there"):
+        drop(host)
+    assert host.read(THEIRS) == "ours\n"
+    assert {path for path, what in before.items() if what[1] is not None} <= host.tree().keys()
+
+
+def test_what_a_run_that_was_cut_short_left_is_no_trap(host: Host) -> None:
+    """A link by the name of the file that will be written, as a copy of a link leaves it; below /boot nobody else looks."""
+    target = host.write("/boot/other", "other\n")
+    (host.root / "boot/.ours.homelab-tmp").symlink_to(target)
+    put(host, "/boot/ours")
+    assert host.read("/boot/ours") == "ours\n" and host.read("/boot/other") == "other\n"
+
+
+def test_a_folder_may_be_a_link(host: Host) -> None:
+    (host.root / "usr/lib").mkdir()
+    (host.root / "lib").symlink_to("usr/lib")
+    put(host, "/lib/ours")
+    assert host.read("/usr/lib/ours") == "ours\n"
+    drop(host, "/lib/ours")
+    assert not host.exists("/usr/lib/ours")
+
+
+@pytest.mark.parametrize("call", ["create", "write", "flush", "rename", "mkdir", "utime", "chown"])
+def test_a_disk_that_fails_at_any_call_leaves_what_was_there(host: Host, call: str) -> None:
+    host.write(THEIRS, "theirs\n", 0o600)
+    put(host, "/etc/other/ours")
+    before = host.lasting()
+    system = host.system()
+
+    def change(files: Files) -> None:
+        files.put("layer", THEIRS, 0o640, OURS)
+        files.drop("layer", "/etc/other/ours")
+        with watched(fail):
+            files.put("layer", "/etc/new/folder/ours", 0o644, OURS)
+            host.write("/etc/other/x", "x")
+            files.put("layer", "/etc/other/x", 0o644, OURS)
+
+    def fail(made: str, path: str) -> None:
+        if made == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with pytest.raises(OSError, match="No space left"):
+        system.changing(lambda: change(system.files))
+    left = {path: what for path, what in host.lasting().items() if path != "etc/other/x"}
+    assert left == before and not system.files.not_put_back
+
+
+def test_an_undo_that_is_cut_short_anywhere_is_finished_by_the_next_run(host: Host, tmp_path: Path) -> None:
+    host.write(THEIRS, "theirs\n", 0o600)
+    before = host.lasting()
+
+    def fails(one: Host) -> None:
+        system = one.system()
+
+        def change() -> None:
+            system.files.put("layer", THEIRS, 0o640, OURS)
+            system.files.put("layer", "/etc/new/ours", 0o640, OURS)
+            raise Failure("", "", "", "")
+
+        with pytest.raises(Failure):
+            system.changing(change)
+
+    for number, cut in enumerate(cuts(host, fails)):
+        one = left_by(cut, host, tmp_path / str(number))
+        drop(one)
+        drop(one, "/etc/new/ours")
+        assert one.lasting() == before, cut.how
+
+
+def test_nothing_is_written_but_by_the_calls_that_tests_can_stop(host: Host) -> None:
+    def stop(call: str, path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    host.write(THEIRS, "theirs\n")
+    before = host.tree()
+    with watched(stop), pytest.raises(OSError, match="Read-only"):
+        put(host)
+    assert host.tree() == before and len(disk.WATCH) == 1
