@@ -15,6 +15,7 @@ from homelab.nvidia.checks import refusals
 from homelab.nvidia.flavour import choose
 from homelab.nvidia.plan import all_refusals
 from homelab.nvidia.request import Request, SystemFacts
+from homelab.nvidia.versions import fits, parse
 from homelab.settings.download import images
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def _driver_to_follow(container: Nvidia, host_driver: str | None) -> str | None:
 
     :param host_driver: branch or version that the host gets.
     """
-    if host_driver is None or (container.driver is not None and container.driver.startswith(host_driver)):
+    is_of_host = host_driver and container.driver and fits(parse(container.driver), parse(host_driver))
+    if host_driver is None or is_of_host:
         return None
     return host_driver
 

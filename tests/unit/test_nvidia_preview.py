@@ -46,6 +46,7 @@ def settings(
         ({"vm": {"driver": "580", "flavour": "proprietary"}}, "vms.v: kernel modules that fit cards and driver"),
         ({"vm": {"driver": "570", "cuda": "13.0"}}, "CUDA 13.0"),
         ({"host": {"driver": "595"}, "container": {"driver": "580"}}, "containers.c: the host's driver, 595"),
+        ({"host": {"driver": "570.26"}, "container": {"driver": "570.261.03"}}, "containers.c: the host's driver"),
         ({"vm": {"driver": "581"}}, "a branch of the driver"),
     ],
 )  # fmt: skip
