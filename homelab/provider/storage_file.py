@@ -11,13 +11,14 @@ from homelab.errors import HomelabError
 from homelab.host.facts import noted_in
 from homelab.provider.api import ApiWork
 from homelab.provider.peers import forget_notes
-from homelab.remote import ledger, scripts, ssh
+from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.remote.proxmox.files import Files, Source
 from homelab.resources.storage_file import StorageFile
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm import files as decided
+from remote_scripts.layers import checksums, volume_users
 
 # How long a maker's list of checksums may take: three tries of wget's of half a minute each.
 SUMS_SECONDS = 120
@@ -59,7 +60,7 @@ class StorageFileWork(ApiWork[StorageFile.Inputs, StorageFile.Outputs]):
     def _download(self, inputs: StorageFile.Inputs, files: Files, source: Source) -> StorageFile.Outputs:
         host = self.host(inputs)
         if inputs.sums is not None:
-            text = str(asyncio.run(_ask(host, "sums", url=inputs.sums))["sums"])
+            text = asyncio.run(_sums(host, inputs.sums))
             checksum = decided.sum_in(text, inputs.named)
             if checksum is None:
                 raise decided.unpublished(source.name, inputs.named, inputs.sums)
@@ -172,12 +173,12 @@ async def _note(host: Host, inputs: StorageFile.Inputs, checksum: str | None) ->
 
 
 async def _users(host: Host, volume: str) -> list[str]:
-    return decided.users(volume, str((await _ask(host, "users", volume=volume))["users"]))
-
-
-async def _ask(host: Host, verb: str, *, url: str = "", volume: str = "") -> dict[str, object]:
     async with ssh.connect(host) as session:
-        answer: dict[str, object] = scripts.answer(
-            await session.run(verb, scripts.storage_file(url=url, volume=volume), SUMS_SECONDS)
-        )
-    return answer
+        answer = await session.ask("read", "volume_users", volume_users.Wanted(volume=volume))
+    return decided.users(volume, str(answer["users"]))
+
+
+async def _sums(host: Host, url: str) -> str:
+    async with ssh.connect(host) as session:
+        answer = await session.ask("read", "checksums", checksums.Wanted(url=url), SUMS_SECONDS)
+    return str(answer["sums"])

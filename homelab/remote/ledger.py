@@ -2,7 +2,7 @@
 Pulumi's state.
 
 A state can be lost: a laptop's disk, a backend that is gone. Changes in files can be found again by the records of the
-scripts in /var/lib/homelab; a VM's options and a mapping's entry don't tell who wrote them. So the originals that a
+layers in /var/lib/homelab; a VM's options and a mapping's entry don't tell who wrote them. So the originals that a
 resource puts into the state are noted here as well, before anything is changed, and forgotten when they have been given
 back. The state has them only once the work has ended: the note of a run that was killed before that counts beside the
 state.
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from homelab.host.facts import noted_in
-from homelab.remote import scripts
+from remote_scripts.layers.ledger import Wanted
 
 if TYPE_CHECKING:
     from homelab.remote.ssh import Session
@@ -75,7 +75,7 @@ async def noted(session: Session, name: str) -> Mapping[str, Any] | None:
 
     :raises HomelabError: as `Session.run`.
     """
-    answer = scripts.answer(await session.run("noted", scripts.ledger(name, "")))
+    answer = await session.ask("read", "ledger", Wanted(name=name))
     return noted_in({name: str(answer["note"])}, name)
 
 
@@ -84,7 +84,7 @@ async def note(session: Session, name: str, values: Mapping[str, Any]) -> None:
 
     :raises HomelabError: as `Session.run`.
     """
-    await session.run("apply", scripts.ledger(name, _line(values)))
+    await session.ask("apply", "ledger", Wanted(name=name, note=_line(values)))
 
 
 async def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ async def keep(session: Session, name: str, values: Mapping[str, Any]) -> dict[s
     :returns: the note that is there afterwards.
     :raises HomelabError: as `Session.run`.
     """
-    answer = scripts.answer(await session.run("apply", scripts.ledger(name, _line(values), keep=True)))
+    answer = await session.ask("apply", "ledger", Wanted(name=name, note=_line(values), keep=True))
     return noted_in({name: str(answer["note"])}, name) or dict(values)
 
 
@@ -102,7 +102,7 @@ async def forget(session: Session, name: str) -> None:
 
     :raises HomelabError: as `Session.run`.
     """
-    await session.run("apply", scripts.ledger(name, ""))
+    await session.ask("apply", "ledger", Wanted(name=name))
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -518,19 +518,6 @@ def _shutdown_arguments(policy: Mapping[str, Any]) -> dict[str, str]:
     return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
 
 
-def ledger(name: str, note: str, *, keep: bool = False) -> str:
-    """Standard input of ledger.sh.
-
-    :param name: the note's, such as vm/103.
-    :param note: one line of JSON; empty: the note is removed.
-    :param keep: an earlier note stays, and is the answer.
-    :raises ValueError: the name leads out of the ledger's folder.
-    """
-    if {"", ".", ".."} & {*name.split("/")}:
-        raise ValueError(f"no name of a note: {name!r}")
-    return compose("ledger.sh", NAME=name, NOTE=note, KEEP="yes" if keep else "no")
-
-
 def start_log(vmid: int, since: int, *, boot: str = "", user: str = "", off: bool = False) -> str:
     """Standard input of start_log.sh, with the verb `started` or, with the rest, `owed`.
 
@@ -626,8 +613,3 @@ def diagnose(containers: Sequence[int] = ()) -> str:
     :param containers: ids of containers to read from inside; one that isn't there is left out.
     """
     return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))
-
-
-def storage_file(*, url: str = "", volume: str = "") -> str:
-    """Standard input of storage_file.sh: with the verb `sums` and a URL, or `users` and a volume."""
-    return compose("storage_file.sh", URL=url, VOLUME=volume)

@@ -36,7 +36,7 @@ def users(volume: str, lines: str) -> list[str]:
     """The guests whose configuration has a file, such as `VM 103 on pve`, each once.
 
     :param volume: the file's.
-    :param lines: of guests' configurations, from the function `users` of remote_scripts/storage_file.sh.
+    :param lines: of guests' configurations, as the layer volume_users answers them.
     """
     guests = []
     for line in lines.splitlines():

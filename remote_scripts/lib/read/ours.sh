@@ -56,7 +56,7 @@ kept_scripts() {
   printf '}'
 }
 
-# What was noted of VMs and mappings (ledger.sh): name -> its text.
+# What was noted of VMs and mappings (layers/ledger.py): name -> its text.
 ledger() {
   local name names=() separator=
   [[ ! -d $STATE/ledger ]] || mapfile -t names < <(find "$STATE/ledger" -type f ! -name '.*' -printf '%P\n' 2>/dev/null | sort)

@@ -1,0 +1,63 @@
+"""The checksums that the maker of an image publishes, fetched as Proxmox VE's own downloads are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import ANSWER_BYTES, as_text
+
+_SECONDS = 120.0
+# What wget's exit status means (its manual).
+_REASONS = {
+    0: "an empty file",
+    4: "no connection: the name is not known, or nobody answers",
+    5: "a certificate that the host does not trust",
+    8: "a refusal of the server, such as 404 Not Found",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`url`: of a file of checksums."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`sums`: the file's text."""
+
+    sums: str
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """Fetches the file.
+
+    :raises Failure: it can't be had, or is empty.
+    """
+    proxy = _proxy(system)
+    environment = {"http_proxy": proxy, "https_proxy": proxy} if proxy else {}
+    command = ("wget", "-q", "--timeout=30", "--tries=3", "-O", "-", "--", wanted.url)
+    done = system.run.ask(*command, seconds=_SECONDS, environment=environment)
+    if done.status or not done.output.strip():
+        raise Failure(
+            f"the checksums that an image's maker publishes, from {wanted.url}",
+            _REASONS.get(done.status, f"exit status {done.status} of wget"),
+            "an image that nothing can be compared with is not downloaded; nothing was changed",
+            f"see whether the host reaches the address (`wget -O - {wanted.url}` there), then run `pulumi up` again; "
+            "or set the download's checksum, or put the image onto the storage yourself and name its volume",
+        )
+    return Answer(as_text(done.output, ANSWER_BYTES))
+
+
+def _proxy(system: System) -> str:
+    """The proxy of Proxmox VE's datacenter options; empty: there is none."""
+    path = str(system.files.at("/etc/pve/datacenter.cfg"))
+    # By a program that has an end: pmxcfs, a FUSE file system, may hang.
+    for line in system.run.ask("cat", path).text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and key == "http_proxy":
+            return value.strip()
+    return ""

@@ -1,0 +1,86 @@
+"""What `destroy` needs about things that aren't files of this host (a VM's options, a PCI mapping), kept on the host as
+well as in Pulumi's state: a stack whose state was lost takes over by it what is ours.
+
+A note is /var/lib/homelab/ledger/NAME, one line of JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`name`: such as vm/103; `note`: for `apply`, one line of JSON, empty: forget what is noted; `keep`: what is noted
+    already stays.
+    """
+
+    name: str
+    note: str = ""
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is noted now; empty: nothing."""
+
+    note: str
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """What is noted.
+
+    :raises Failure: there is a note, and it can't be read.
+    """
+    return Answer(_noted(system, wanted.name))
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Writes the note, or removes it; it is on the disk when this returns."""
+
+    def change() -> Answer:
+        files, path = system.files, _path(wanted.name)
+        if not wanted.note:
+            files.remove(path)
+            return Answer("")
+        before = _noted(system, wanted.name) if wanted.keep else ""
+        if not before:
+            files.need_folder(files.at(path).parent)
+            files.write(path, f"{wanted.note}\n".encode(), 0o600)
+        return Answer(before or wanted.note)
+
+    return system.changing(change)
+
+
+def _path(name: str) -> str:
+    """Where a note lies.
+
+    :raises Failure: the name leads out of the ledger's folder.
+    """
+    if {"", ".", ".."} & {*name.split("/")}:
+        raise Failure(
+            "the name of a note in this host's ledger, such as vm/103",
+            repr(name),
+            "another file would be written or removed; nothing was changed",
+            "this is a fault of the program: report it",
+        )
+    return f"{HOME}/ledger/{name}"
+
+
+def _noted(system: System, name: str) -> str:
+    path = _path(name)
+    if not system.files.exists(path):
+        return ""
+    content = system.files.read(path)
+    if content is None:
+        raise Failure(
+            f"what is noted of {name} on this host",
+            f"{path} can't be read",
+            "what this program gave, and what was there before, is noted there alone where a state was lost",
+            f"see why on the host (`cat {path}`), mend it, and run the same again",
+        )
+    return content.decode("utf-8", "replace").rstrip("\n")
