@@ -81,6 +81,6 @@ def _noted(system: System, name: str) -> str:
             f"what is noted of {name} on this host",
             f"{path} can't be read",
             "what this program gave, and what was there before, is noted there alone where a state was lost",
-            f"see why on the host (`cat {path}`), mend it, and run the same again",
+            f"see on the host why {path} can't be read, mend it, and run the same again",
         )
     return content.decode("utf-8", "replace").rstrip("\n")

@@ -24,7 +24,7 @@ class KilledError(BaseException):
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """After that many changes, by requests to the API and by scripts on the host, the next one is its last."""
-    left, asked, ran = [number], Api._request, Session.run
+    left, asked, ran = [number], Api._request, Session._run
 
     def counted(done: T, *, changes: bool) -> T:
         left[0] -= changes
@@ -32,14 +32,14 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KilledError
         return done
 
-    async def run(session: Session, verb: str, *about: Any, **more: Any) -> str:
-        return counted(await ran(session, verb, *about, **more), changes=verb in ("apply", "set"))
+    async def run(session: Session, command: str, verb: str, *about: Any, **more: Any) -> str:
+        return counted(await ran(session, command, verb, *about, **more), changes=verb.split()[0] in ("apply", "set"))
 
     def request(api: Api, verb: str, *about: Any) -> Any:
         return counted(asked(api, verb, *about), changes=verb.lower() != "get")
 
     monkeypatch.setattr(Api, "_request", request)
-    monkeypatch.setattr(Session, "run", run)
+    monkeypatch.setattr(Session, "_run", run)
 
 
 def until_done(monkeypatch: pytest.MonkeyPatch, act: Callable[[], T]) -> T:

@@ -168,7 +168,7 @@ def test_a_line_of_any_words_comes_back_byte_for_byte(lab: Lab) -> None:
 
 
 KILLED: dict[str, tuple[type[Any], str]] = {
-    "before it is noted": (ssh.Session, "run"),
+    "before it is noted": (ssh.Session, "_run"),
     "between the note and the change": (VmCardsWork, "bring_into_force"),
     "before the change": (Machine, "_put"),
     "before the shutdown": (Machine, "_restart"),

@@ -45,7 +45,12 @@ class Answering:
         if verb == "owed":
             self.asked = script
             return json.dumps({"why": self.why})
-        return json.dumps({"note": json.dumps(self.noted) if self.noted else ""})
+        raise AssertionError(verb)
+
+    async def ask(self, verb: str, layer: str, wanted: object) -> dict[str, Any]:
+        assert layer == "ledger"
+        self.verbs.append(verb)
+        return {"note": json.dumps(self.noted) if self.noted else ""}
 
 
 @pytest.mark.parametrize(
@@ -85,4 +90,4 @@ def test_the_host_is_told_what_is_noted_and_whose_shutdown_is_ours(noted: dict[s
 def test_where_nothing_is_noted_nothing_more_is_asked() -> None:
     session: Any = Answering(None, "")
     assert asyncio.run(vm_memory.is_owed_since(session, HOST, 103, "sandbox", lambda: OURS)) is None
-    assert session.verbs == ["noted"]
+    assert session.verbs == ["read"]
