@@ -15,8 +15,6 @@ _DEFAULT_KEYS = (
     ("mp", "volume"),
 )
 _NUMBERED = re.compile(r"\d+$")
-# How Proxmox VE writes booleans (PVE::JSONSchema::parse_boolean), whatever their case.
-TRUE, FALSE = frozenset(("1", "on", "yes", "true")), frozenset(("0", "off", "no", "false"))
 
 
 def parse(option: str, value: str) -> dict[str, str]:

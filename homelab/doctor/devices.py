@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.doctor.reading import ContainerReading, Node, Reading, Seen
-from homelab.host.container_conf import ContainerConf, Entry
+from remote_scripts.shared.container_conf import ContainerConf, Entry
 
 _CARD = re.compile(r"/dev/nvidia(\d+)")
 # What CUDA takes besides the cards' own nodes. nvidia-smi is content without nvidia-uvm; CUDA isn't.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from homelab.errors import HomelabError
-from homelab.host.container_conf import ContainerConf
-from homelab.host.container_conf import parse as parse_conf
 from homelab.host.facts import HostFacts
 from homelab.model import Fact
+from remote_scripts.shared.container_conf import ContainerConf
+from remote_scripts.shared.container_conf import parse as parse_conf
 
 OK = "ok"
 _LIBRARY_VERSION = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")

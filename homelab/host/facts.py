@@ -14,13 +14,14 @@ from functools import cached_property
 from typing import Any
 
 from homelab.errors import HomelabError, elsewhere
-from homelab.host import acpi, acs, container_conf, names, vfio_ids
+from homelab.host import acpi, acs, names, vfio_ids
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
-from homelab.host.container_conf import ContainerConf
 from homelab.host.devices import Device
 from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
+from remote_scripts.shared import container_conf
+from remote_scripts.shared.container_conf import ContainerConf
 
 
 class CardState(Fact):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.host.container_conf import parse
+from remote_scripts.shared.container_conf import parse
 from tests.conftest import shared
 
 CONFIGURATIONS = tables.read(Path(__file__).parents[1] / "container_configurations.yaml")

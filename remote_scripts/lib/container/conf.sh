@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives. homelab/host/container_conf.py reads the same file for
-# people; that file says why there are two, and tests/container_configurations.yaml what both must answer.
+# A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives. shared/container_conf.py reads the same file for
+# what is in Python; tests/container_configurations.yaml has what both must answer.
 # Needs: files, guests
 #
 # Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; find_digest -> DIGEST, is_as_read; split_line LINE -> KEY, VALUE;

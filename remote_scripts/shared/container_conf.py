@@ -5,9 +5,8 @@ with the numbers that the host's node has at the start; and raw `lxc.mount.entry
 beside them. Lines below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from
 the next start on.
 
-remote_scripts/lib/container/conf.sh reads the same file for the script that changes it: that one works on the host
-itself, under the lock of Proxmox VE's writers, and a host need not have Python. This module parses the configuration in
-a reading. tests/container_configurations.yaml has the same results for both, which are those of PVE::LXC::Config
+Both halves read it by this module. What is in bash still reads it by remote_scripts/lib/container/conf.sh, and
+goes with it: tests/container_configurations.yaml has the same results for both, which are those of PVE::LXC::Config
 (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 """
 
@@ -17,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from homelab.properties import TRUE
+from remote_scripts.shared.booleans import TRUE
 
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
 _RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
