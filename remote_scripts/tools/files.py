@@ -87,6 +87,8 @@ class Files:
         self.before_write: Callable[[], None] | None = None
         #: Where `undo` couldn't put something back.
         self.not_put_back = ""
+        #: Called by `finish`, once nothing is to be undone any more.
+        self.at_finish: list[Callable[[], None]] = []
         self._undo: dict[str, Path | None] = {}
         self._temporaries: list[Path] = []
         self._step_noted = self._step_begun = False
@@ -148,6 +150,31 @@ class Files:
         temporary = self._temporary(path)
         disk.remove(temporary)
         _copy(source, temporary)
+        self._in_place(temporary, path)
+
+    def rewrite(self, path: str, content: bytes) -> None:
+        """The same for a file that is there, whose owner, mode and extended attributes stay; where it is a link, the
+        file that it leads to.
+        """
+        where = self.at(path).resolve()
+        temporary = where.with_name(f".{where.name}{_TEMPORARY}")
+        self._temporaries.append(temporary)
+        disk.remove(temporary)
+        descriptor = disk.create(temporary, 0o600)
+        try:
+            disk.copy_attributes(where, temporary)
+            disk.write(descriptor, content, temporary)
+            disk.flush_open(descriptor, temporary)
+        finally:
+            os.close(descriptor)
+        disk.rename(temporary, where)
+        disk.flush(where.parent)
+
+    def write_link(self, target: str, path: str) -> None:
+        """The same for a symbolic link, which leads to `target`."""
+        temporary = self._temporary(path)
+        disk.remove(temporary)
+        disk.link(target, temporary)
         self._in_place(temporary, path)
 
     def remove(self, *paths: str) -> None:
@@ -346,6 +373,7 @@ class Files:
                 self.not_put_back = path
                 break
         self._undo.clear()
+        self.at_finish.clear()
         with suppress(OSError):
             self.clear_leftovers()
             # Nothing was made of what isn't there any more.
@@ -358,6 +386,8 @@ class Files:
     def finish(self) -> None:
         """After a success: nothing is to be undone any more, and what is answered is on the disk."""
         self._undo.clear()
+        while self.at_finish:
+            self.at_finish.pop(0)()
         self._step_noted = self._step_begun = False
         self._clear_own()
         self._tidy()

@@ -157,3 +157,33 @@ def test_nothing_is_written_but_by_the_calls_that_tests_can_stop(host: Host) -> 
     with watched(stop), pytest.raises(OSError, match="Read-only"):
         put(host)
     assert host.tree() == before and len(disk.WATCH) == 1
+
+
+def test_what_is_rewritten_keeps_owner_and_mode_and_a_link_stays_one(host: Host) -> None:
+    real = host.write("/etc/kernel/real", "root=x\n", 0o640)
+    (host.root / "etc/kernel/cmdline").symlink_to("real")
+    files = host.system().files
+    files.rewrite("/etc/kernel/cmdline", b"root=x iommu=pt\n")
+    assert (host.root / "etc/kernel/cmdline").is_symlink()
+    assert (real.read_text(), real.stat().st_mode & 0o7777) == ("root=x iommu=pt\n", 0o640)
+    assert host.tree("etc").keys() == {"etc", "etc/kernel", "etc/kernel/real", "etc/kernel/cmdline"}
+
+
+def test_a_link_takes_the_place_of_whatever_has_its_name(host: Host) -> None:
+    host.write("/etc/one", "theirs")
+    host.write("/etc/.one.homelab-tmp", "left")
+    host.system().files.write_link("/etc/two", "/etc/one")
+    assert host.tree("etc") == {"etc": host.tree("etc")["etc"], "etc/one": (0, "/etc/two")}
+
+
+def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: Host) -> None:
+    done: list[str] = []
+    files = host.system().files
+    files.at_finish.append(lambda: done.append("one"))
+    files.undo()
+    files.finish()
+    assert done == []
+    files.at_finish.append(lambda: done.append("two"))
+    files.finish()
+    files.finish()
+    assert done == ["two"]
