@@ -74,7 +74,9 @@ def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) 
     content = file.read_bytes()
     middle = content.index(b"d3cold_allowed") if damage == "bytecode" else len(content) // 2
     changed = {"cut short": content[:-100], "nothing left": b""}.get(damage)
-    file.write_bytes(content[:middle] + b"\0" + content[middle + 1 :] if changed is None else changed)
+    file.write_bytes(
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :] if changed is None else changed
+    )
     before = host.tree()
     done = run(host, "apply", agent.request("card_values", AWAKE))
     assert done.returncode != 0 and host.tree() == before
