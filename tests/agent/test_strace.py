@@ -1,0 +1,109 @@
+"""A layer that writes, started as a host starts it and killed by the kernel at every system call that changes its files: the next run finishes it.
+
+The sweeps of the other tests stop before each call of remote_scripts/tools/disk.py. This one needs no such place: it shows that there is no other.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import agent
+from remote_scripts.layers.card_values import Value, Wanted
+from tests.agent.kit import Host
+from tests.waiting import PATIENCE
+
+OWNER = "homelab-lab"
+RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
+AWAKE = Wanted(values=(Value(address="0000:01:00.0", id="10de:2b85", attribute="d3cold_allowed", value="0"),))
+CALLS = ("write", "fsync", "fchmod", "rename", "unlink", "mkdir", "rmdir", "ftruncate")
+
+
+def _can_kill() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    traced = ["strace", "-qq", "-o", os.devnull, "-e", "inject=write:signal=SIGKILL:when=1", "echo"]
+    return subprocess.run(traced, capture_output=True).returncode == -signal.SIGKILL
+
+
+pytestmark = pytest.mark.skipif(not _can_kill(), reason="strace isn't here, or may not trace")
+
+
+@pytest.fixture
+def put(host: Host) -> Host:
+    """A host that has the agent, a card, and a rule of somebody else's."""
+    for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
+        host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
+    host.write(RULES, "# theirs\n", 0o600)
+    done = _run(host, agent.PUT, agent.put(OWNER))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return host
+
+
+def _run(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        timeout=PATIENCE,
+    )
+
+
+def _awake(host: Host) -> str:
+    return host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip()
+
+
+def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
+    """Copies of the host, on each of which the agent was killed at another system call; in words at which."""
+    # No limit, and so one process: what it starts changes no file.
+    request = agent.request("card_values", AWAKE)
+    for call in CALLS:
+        for number in range(1, 1000):
+            one = Host(place / f"{call}-{number}")
+            shutil.copytree(before.root, one.root, symlinks=True, dirs_exist_ok=True)
+            kill = f"inject={call}:signal=SIGKILL:when={number}"
+            traced = f"exec strace -qq -o /dev/null -e {kill} {agent.PYTHON} {shlex.quote(str(one.root))}{agent.place(OWNER)} {verb}"
+            done = _run(one, traced, request)
+            if done.returncode == 0:
+                break
+            assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+            yield f"{verb} killed at {call} {number}", one
+            shutil.rmtree(one.root)
+        else:
+            raise AssertionError(f"no end of {call}")
+
+
+def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next_and_taken_back_by_a_revert(
+    put: Host, tmp_path: Path
+) -> None:
+    before = put.lasting()
+    done = Host(tmp_path / "done")
+    shutil.copytree(put.root, done.root, symlinks=True, dirs_exist_ok=True)
+    done.ask("apply", "card_values", AWAKE)
+    wanted, count = done.lasting(), 0
+    for how, one in _killed(put, "apply", tmp_path):
+        count += 1
+        one.ask("apply", "card_values", AWAKE)
+        assert (one.lasting(), _awake(one)) == (wanted, "0"), how
+        one.ask("revert", "card_values", AWAKE)
+        assert (one.lasting(), _awake(one)) == (before, "1"), how
+    assert count > 40
+
+
+def test_a_revert_that_is_killed_anywhere_is_finished_by_the_next(put: Host, tmp_path: Path) -> None:
+    before, count = put.lasting(), 0
+    put.ask("apply", "card_values", AWAKE)
+    for how, one in _killed(put, "revert", tmp_path):
+        count += 1
+        one.ask("revert", "card_values", AWAKE)
+        assert one.lasting() == before, how
+    assert count > 30
