@@ -205,5 +205,3 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
             system.log.say(f"{address}: {attribute} is {files.text(path)} again")
         files.remove(record)
         files.changed = True
-    with suppress(OSError):
-        files.at(BEFORE).rmdir()
