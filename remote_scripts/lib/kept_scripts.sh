@@ -27,10 +27,10 @@ need_kept_scripts() {
   done
 }
 
-# read_kept_script NAME.SUM [AS] - as what is asked for by the name AS.
+# read_kept_script NAME.SUM [AS] - as what is asked for by the name AS. A name with no sum, or with a shorter one, says nothing of its text.
 read_kept_script() {
   local text sum
-  { text=$(<"${ROOT:-}$KEPT_IN/$1"); } 2>/dev/null && sum=$(printf '%s' "$text" | sha256sum) && [[ $sum == "${1##*.}"* ]] || return 1
+  { text=$(<"${ROOT:-}$KEPT_IN/$1"); } 2>/dev/null && sum=$(printf '%s' "$text" | sha256sum) && [[ $text && $sum && ${1##*.} == "${sum::16}" ]] || return 1
   KEPT_TEXT[${2:-$1}]=$text
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import subprocess
@@ -114,6 +115,21 @@ def test_to_undo_something_another_version_is_taken_where_the_very_one_is_gone(f
     assert "missing" in folder.run("apply", older).stdout
     done = folder.run("revert", older)
     assert done.stdout == text_of("handover_hook.sh")
+
+
+@pytest.mark.parametrize("digits", [0, 1, 15, 64])
+def test_to_undo_something_nothing_runs_whose_name_has_no_sum_or_another_ones(folder: Folder, digits: int) -> None:
+    """A name with an empty sum says nothing of what is in the file, and one with fewer digits little."""
+    put(folder)
+    file = folder.root / kept(folder, "handover_hook.sh")[1:]
+    file.unlink()
+    text = "touch $ROOT/has-run"
+    other = f"handover_hook.sh.{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
+    folder.write(f"{PLACE}/{other}", text)
+    folder.write(f"{PLACE}/handover_hook.sh.{hashlib.sha256().hexdigest()[:16]}", "")
+    done = folder.run("revert", kept_scripts.by_reference(scripts.handover_hook(103), OWNER))
+    assert (done.returncode, (folder.root / "has-run").exists()) == (1, False)
+    assert "it is missing, or has been changed" in done.stdout
 
 
 def test_a_host_without_notes_gives_back_only_what_is_noted_elsewhere(folder: Folder) -> None:
