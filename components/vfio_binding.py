@@ -15,6 +15,7 @@ from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+from remote_scripts.layers.initramfs import Wanted as Initramfs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +33,15 @@ class VfioBinding(pulumi.ComponentResource):
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
         host = args.host
         wanted = pulumi.Output.all(args.probe.vfio_words, args.probe.generation_of("vfio"))
-        initramfs = remote.script(
+        initramfs = remote.layer(
             f"{name}-initrd",
             host,
-            wanted.apply(
-                lambda values: scripts.vfio_initramfs(bool(values[0]), values[1], rollback_after=host.timeouts.rollback)
+            "initramfs",
+            args.probe.vfio_words.apply(
+                lambda words: Initramfs(needed=bool(words), rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            generation=args.probe.generation_of("vfio"),
         )
         remote.script(
             f"{name}-bind",

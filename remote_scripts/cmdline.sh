@@ -136,7 +136,7 @@ second_entries() {
   fi
 }
 
-# finish_initramfs - of a run of vfio_initramfs.sh that was cut short, or could not make them from the old files either: where nothing of
+# finish_initramfs - of a run of layers/initramfs.py that was cut short, or could not make them from the old files either: where nothing of
 # ours is in them any more, nobody else may come to make them anew.
 finish_initramfs() {
   is_pending initramfs && [[ ! -e $STATE/files/vfio/etc/initramfs-tools/scripts/init-top/homelab-vfio ]] || return 0

@@ -5,7 +5,7 @@
 # Needs: boot, ran, switch/judge, switch/step, switch/steps, switch/entries, switch/restart
 #
 # Arguments: ROLLBACK_AFTER (seconds), ENTRY_SYSTEMD_BOOT.
-# Changes: all that cmdline.sh and vfio_initramfs.sh wrote; leaves /var/lib/homelab/rolled-back or judged, which `up` reports.
+# Changes: all that cmdline.sh and layers/initramfs.py wrote; leaves /var/lib/homelab/rolled-back or judged, which `up` reports.
 # Verbs: none: it decides and rolls back; or a function's name and its arguments, which is one step of that.
 
 LOADER=$(switch_note rolling-back loader)

@@ -16,9 +16,13 @@ import json
 import shlex
 import sys
 import zipfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
+from remote_scripts import installed
+from remote_scripts.shared.switch import SECONDS
 from remote_scripts.tools.plain import to_plain
 
 PACKAGE = "remote_scripts"
@@ -26,7 +30,7 @@ PACKAGE = "remote_scripts"
 PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
 _NAME = "agent.pyz"
 _SCRIPTS = "/var/lib/homelab/scripts"
-_ENTRY, _AGENT = "start", f"{PACKAGE}.agent"
+_ENTRY, _AGENT, _INSTALLED = "start", f"{PACKAGE}.agent", f"{PACKAGE}.installed"
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
@@ -38,9 +42,33 @@ def place(owner: str) -> str:
     return f"{_SCRIPTS}/{owner}/{_NAME}"
 
 
+class _Texts(Mapping[str, str]):
+    """The files that layers install, and the roll-back's program, which is made when somebody asks for it."""
+
+    _FILES = ("grub_entry", "init_top", "initramfs_hook", "systemd_boot_entry")
+
+    def __getitem__(self, name: str) -> str:
+        if name == "rollback":
+            return scripts.rollback(SECONDS)
+        if name not in self._FILES:
+            raise KeyError(name)
+        return scripts.file(f"{name}.sh")
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._FILES, "rollback")
+
+    def __len__(self) -> int:
+        return len(self._FILES) + 1
+
+
+installed.TEXTS = _Texts()
+
+
 @functools.cache
 def _source(module: str) -> str:
     """The text of a module of the package, with the line ends that it has in the repository; empty: no module."""
+    if module == _INSTALLED:
+        return f"TEXTS = {json.dumps(dict(installed.TEXTS), indent=0)}\n"
     path = FOLDER.joinpath(*module.split(".")[1:])
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():

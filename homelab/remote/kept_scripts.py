@@ -42,7 +42,6 @@ _SCRIPTS = (
     "passthrough_test.sh",
     "reboot_host.sh",
     "rollback.sh",
-    "vfio_initramfs.sh",
 )
 # A text of at most so many characters isn't kept, but stays in the input.
 _SHORT_CHARACTERS = 400

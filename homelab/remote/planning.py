@@ -27,6 +27,7 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 from remote_scripts.layers.card_values import Wanted as CardValues
+from remote_scripts.layers.initramfs import Wanted as Initramfs
 
 # How long one reading of a system may take, and how long a VM, which may just be starting or shutting down, has to
 # accept a connection, in seconds.
@@ -133,11 +134,11 @@ async def _files(
     :param vms: of this host.
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
-    layers = [
-        scripts.iommu_cmdline(want.iommu_words),
-        scripts.vfio_initramfs(bool(want.vfio_words)),
-        scripts.vfio_cmdline(want.vfio_words),
-    ]
+    after = host.timeouts.rollback
+    binding = Initramfs(needed=bool(want.vfio_words), rollback_after=after)
+    files = list(scripts.answer(await session.run("plan", scripts.iommu_cmdline(want.iommu_words)))["files"])
+    files += (await session.ask("plan", "initramfs", binding))["files"]
+    layers = [scripts.vfio_cmdline(want.vfio_words)]
     has_nvidia = makers.any_nvidia(containers, want.gpus)
     layers += (
         [scripts.nvidia_nodes(needed=has_nvidia)]
@@ -145,7 +146,6 @@ async def _files(
         else []
     )
     layers += [scripts.card_nodes(any(container.has_cards for container in containers))] if containers else []
-    files = []
     for script in layers:
         files += scripts.answer(await session.run("plan", script))["files"]
     if values is not None:

@@ -204,15 +204,23 @@ def with_time_limit(text: str, seconds: int) -> str:
     return f"{first_line}TIME_LIMIT={seconds}\n{text}"
 
 
-def _switch_arguments(rollback_after: int) -> dict[str, str]:
-    """The arguments of the dead man's switch, for the scripts that arm it."""
+def rollback(rollback_after: str) -> str:
+    """What the dead man's switch runs, without its last newline.
+
+    :param rollback_after: as of `cmdline`.
+    """
     program = compose(
-        "rollback.sh", ROLLBACK_AFTER=str(rollback_after), ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
+        "rollback.sh", ROLLBACK_AFTER=rollback_after, ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
     ).removesuffix("\n")
     comment = (
         "# Written by homelab: gives back a boot configuration that nobody confirmed. Gone once the boot is confirmed."
     )
-    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": f"#!/bin/bash\n{comment}\n{program}"}
+    return f"#!/bin/bash\n{comment}\n{program}"
+
+
+def _switch_arguments(rollback_after: int) -> dict[str, str]:
+    """The arguments of the dead man's switch, for the scripts that arm it."""
+    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": rollback(str(rollback_after))}
 
 
 def cmdline(
@@ -250,22 +258,6 @@ def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLL
 def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
     """Standard input of cmdline.sh for the layer vfio; arguments as of `cmdline`."""
     return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
-
-
-def vfio_initramfs(needed: bool, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """Standard input of vfio_initramfs.sh.
-
-    :param needed: False if this program binds no card.
-    :param rollback_after: as of `cmdline`.
-    """
-    return compose(
-        "vfio_initramfs.sh",
-        NEEDED="yes" if needed else "no",
-        INIT_TOP=file("init_top.sh"),
-        HOOK=file("initramfs_hook.sh"),
-        GENERATION=str(generation),
-        **_switch_arguments(rollback_after),
-    )
 
 
 def reboot_host(

@@ -23,7 +23,7 @@ from tests.waiting import PATIENCE, wait_until
 SCRIPTS = {
     "read_host": "GUESTS=yes",
     "cmdline iommu": "NAME=iommu",
-    "vfio_initramfs": "NEEDED=yes",
+    "initramfs": '"layer": "initramfs"',
     "cmdline vfio": "NAME=vfio",
     "reboot_host": "POLICY=auto",
     "read_host after the reboot": "GUESTS=no",

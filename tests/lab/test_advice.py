@@ -24,8 +24,9 @@ from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
 from lab import Lab
 from tests import advice
+from tests.boot_layers import Asked, initramfs
 from tests.conftest import shared
-from tests.lab.host_kit import run_script
+from tests.lab.host_kit import run_layer, run_script
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings as host_settings
@@ -88,11 +89,14 @@ def of_containers(lab: Lab) -> list[str]:
     return [error.next for error in errors]
 
 
-def of_script(verb: str, text: str) -> Callable[[Lab], list[str]]:
+def of_script(verb: str, text: str | Asked) -> Callable[[Lab], list[str]]:
     """A script over no SSH: the `next` of its message."""
 
     def said(lab: Lab) -> list[str]:
-        done = run_script(lab.machine, verb, text)
+        if isinstance(text, Asked):
+            done = run_layer(lab.machine, verb, text.layer, text.wanted)
+        else:
+            done = run_script(lab.machine, verb, text)
         if done.returncode == 0:
             return []
         assert done.returncode == 1, done.stdout + done.stderr
@@ -324,7 +328,7 @@ ROWS: dict[str, Row] = {
     "an initramfs that could not be made": Row(
         "rtx5090",
         fault("update-initramfs", "fail"),
-        of_script("apply", scripts.vfio_initramfs(True, 0)),
+        of_script("apply", initramfs()),
         fault("update-initramfs", None),
     ),
     "no command line for systemd-boot": Row(

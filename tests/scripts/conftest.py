@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
+from tests.boot_layers import Asked
 from tests.kept_systems import KeptSystems
 from tests.script_input import QUICK_SYNC, as_input, without_limits
 from tests.waiting import PATIENCE
@@ -63,8 +64,17 @@ class Folder:
                 timeout=PATIENCE,
             )
 
-    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
-        return self.bash(script, verb, parts=())
+    def run(self, verb: str, script: str | Asked) -> subprocess.CompletedProcess[str]:
+        if isinstance(script, str):
+            return self.bash(script, verb, parts=())
+        return subprocess.run(
+            ["bash", "-c", agent.command_in_memory("root")],
+            input=script.sent(verb),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
 
     def sourced(self, script: str, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs ``text`` where a script, by its name, was sourced: its functions are there, and nothing of it has run."""

@@ -11,6 +11,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests import sampling
+from tests.boot_layers import Asked, initramfs
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder
 
@@ -20,20 +21,17 @@ OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
 SAMPLE = 2
 
 LOADERS = ("grub", "systemd-boot")
-CHAIN = {
-    "iommu": scripts.iommu_cmdline(IOMMU),
-    "initramfs": scripts.vfio_initramfs(True, 0),
-    "vfio": scripts.vfio_cmdline(VFIO),
-}
-#: Each layer, and each loader; with another seed each with the other one.
+SCRIPTS = {"iommu": scripts.iommu_cmdline(IOMMU), "vfio": scripts.vfio_cmdline(VFIO)}
+CHAIN: dict[str, str | Asked] = {"iommu": SCRIPTS["iommu"], "initramfs": initramfs(), "vfio": SCRIPTS["vfio"]}
+#: Each script, and each loader; with another seed each with the other one.
 LAYERS, KILLED = (
     pytest.mark.parametrize(("layer", "host"), rows, indirect=["host"])
-    for pairs in [sampling.paired(list(CHAIN), LOADERS, "layers")]
+    for pairs in [sampling.paired(list(SCRIPTS), LOADERS, "layers")]
     for rows in (pairs, sampling.sample(pairs, 1, "killed"))
 )
 
 
-def run(folder: Folder, verb: str, script: str) -> None:
+def run(folder: Folder, verb: str, script: str | Asked) -> None:
     done = folder.run(verb, script)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -74,29 +72,29 @@ def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_
 ) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)
-    cuts = cut_kit.cuts(host, "apply", CHAIN[layer], tmp_path / "output")
+    cuts = cut_kit.cuts(host, "apply", SCRIPTS[layer], tmp_path / "output")
     assert len(cuts) > 20
     configured = cut_kit.tree(host.root)
-    each_is_made_good(host, cuts, f"{layer} apply", "apply", CHAIN[layer], configured)
-    each_is_made_good(host, cuts, f"{layer} revert", "revert", CHAIN[layer], before)
+    each_is_made_good(host, cuts, f"{layer} apply", "apply", SCRIPTS[layer], configured)
+    each_is_made_good(host, cuts, f"{layer} revert", "revert", SCRIPTS[layer], before)
 
 
 @LAYERS
 def test_a_revert_that_is_cut_short_is_finished_by_the_next(host: Folder, layer: str, tmp_path: Path) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)
-    run(host, "apply", CHAIN[layer])
-    cuts = cut_kit.cuts(host, "revert", CHAIN[layer], tmp_path / "output")
+    run(host, "apply", SCRIPTS[layer])
+    cuts = cut_kit.cuts(host, "revert", SCRIPTS[layer], tmp_path / "output")
     assert len(cuts) > 10
     assert cut_kit.tree(host.root) == before
-    each_is_made_good(host, cuts, layer, "revert", CHAIN[layer], before)
+    each_is_made_good(host, cuts, layer, "revert", SCRIPTS[layer], before)
 
 
 @pytest.mark.parametrize("host", LOADERS, indirect=True)
 def test_a_change_of_words_that_is_cut_short_leaves_none_of_the_old_ones(host: Folder, tmp_path: Path) -> None:
     up_to(host, "vfio")
     before = cut_kit.tree(host.root)
-    run(host, "apply", CHAIN["vfio"])
+    run(host, "apply", SCRIPTS["vfio"])
     other = scripts.cmdline("vfio", OTHER, 1, entry=True)
     cuts = cut_kit.cuts(host, "apply", other, tmp_path / "output")
     changed = cut_kit.tree(host.root)
@@ -110,29 +108,28 @@ def test_a_failing_run_that_is_cut_short_while_it_puts_things_back_is_finished_b
 ) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)
-    run(host, "apply", CHAIN[layer])
+    run(host, "apply", SCRIPTS[layer])
     configured = cut_kit.tree(host.root)
     cut_kit.restore(host.root, before)
     (host.root / "fail").touch()
-    cuts = cut_kit.cuts(host, "apply", CHAIN[layer], tmp_path / "output", status=1)
+    cuts = cut_kit.cuts(host, "apply", SCRIPTS[layer], tmp_path / "output", status=1)
     left = {key for key in cut_kit.tree(host.root) if key not in before}
-    step = "initramfs" if layer == "initramfs" else "boot"
-    assert f"var/lib/homelab/pending/{step}" in left, "what was generated is of neither the old nor the new files"
+    assert "var/lib/homelab/pending/boot" in left, "what was generated is of neither the old nor the new files"
     assert not [key for key in left if not key.startswith("var/lib/homelab")]
     (host.root / "fail").unlink()
-    each_is_made_good(host, cuts, f"{layer} apply", "apply", CHAIN[layer], configured)
-    each_is_made_good(host, cuts, f"{layer} revert", "revert", CHAIN[layer], before)
+    each_is_made_good(host, cuts, f"{layer} apply", "apply", SCRIPTS[layer], configured)
+    each_is_made_good(host, cuts, f"{layer} revert", "revert", SCRIPTS[layer], before)
 
 
 @KILLED
 def test_a_kill_leaves_the_files_that_the_other_tests_go_on_from(host: Folder, layer: str, tmp_path: Path) -> None:
     up_to(host, layer)
     before = cut_kit.tree(host.root)
-    states = [cut.files for cut in cut_kit.cuts(host, "apply", CHAIN[layer], tmp_path / "output")]
+    states = [cut.files for cut in cut_kit.cuts(host, "apply", SCRIPTS[layer], tmp_path / "output")]
     configured = cut_kit.tree(host.root)
     number = sampling.drawn(layer).randrange(50, 400)
     cut_kit.restore(host.root, before)
-    killed = cut_kit.start(host, "apply", CHAIN[layer], tmp_path / "killed")
+    killed = cut_kit.start(host, "apply", SCRIPTS[layer], tmp_path / "killed")
     for count, event in enumerate(killed.events, start=1):
         if count >= number and event.startswith("point "):
             killed.kill(event)
@@ -140,5 +137,5 @@ def test_a_kill_leaves_the_files_that_the_other_tests_go_on_from(host: Folder, l
         killed.go()
     assert killed.process.returncode == -9, f"HOMELAB_SEED={sampling.SEED}"
     assert cut_kit.tree(host.root) in states
-    run(host, "apply", CHAIN[layer])
+    run(host, "apply", SCRIPTS[layer])
     assert cut_kit.tree(host.root) == configured

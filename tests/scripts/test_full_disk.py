@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from tests import sampling
+from tests.boot_layers import Asked
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
 from tests.scripts.test_cuts import CHAIN, run, up_to
@@ -32,10 +33,10 @@ set -eu
 cp -a "$STOCK/." "$DISK"
 cat /dev/zero >"$DISK/ballast" 2>/dev/null || :
 truncate -s "-$((PAGES * 4096))" "$DISK/ballast"
-bash -s -- apply <"$SCRIPT" >"$OUT/stdout" 2>"$OUT/stderr" && echo 0 >"$OUT/status" || echo "$?" >"$OUT/status"
+bash -c "$COMMAND" <"$SCRIPT" >"$OUT/stdout" 2>"$OUT/stderr" && echo 0 >"$OUT/status" || echo "$?" >"$OUT/status"
 rm "$DISK/ballast"
 cp -a "$ROOT" "$OUT/left"
-bash -s -- apply <"$SCRIPT" >/dev/null 2>"$OUT/stderr-again"
+bash -c "$COMMAND" <"$SCRIPT" >/dev/null 2>"$OUT/stderr-again"
 cp -a "$ROOT" "$OUT/again"
 """
 
@@ -46,18 +47,19 @@ def needs_mounts() -> None:
         pytest.skip("this machine lets nobody mount a tmpfs in a namespace of their own")
 
 
-def on_a_full_disk(host: Folder, disk: str, script: str, pages: int, out: Path) -> None:
+def on_a_full_disk(host: Folder, disk: str, script: str | Asked, pages: int, out: Path) -> None:
     """Run ``script`` on a copy of ``host`` with that many ``pages`` free on ``disk``; then once more with room."""
     root = out / "root"
     shutil.copytree(host.root, root, symlinks=True)
     shutil.copytree(root / disk, out / "stock", symlinks=True)
-    (out / "script").write_text(script)
+    (out / "script").write_text(script if isinstance(script, str) else script.sent("apply"))
     places = {"ROOT": root, "DISK": root / disk, "STOCK": out / "stock", "SCRIPT": out / "script", "OUT": out}
     environment = {
         **host.environment,
         **{key: str(path) for key, path in places.items()},
         "PAGES": str(pages),
         "MOUNT": _MOUNT,
+        "COMMAND": "bash -s -- apply" if isinstance(script, str) else agent.command_in_memory("root"),
     }
     done = subprocess.run(
         [*_NAMESPACE, "bash", "-c", _ON_A_FULL_DISK], env=environment, capture_output=True, text=True, timeout=120

@@ -19,7 +19,6 @@ PLACE = f"/var/lib/homelab/scripts/{OWNER}"
 # A command of each component, by what it composes.
 COMMANDS = {
     "cmdline": scripts.cmdline("vfio", "a='b' \"$c\"", 1, entry=True),
-    "initramfs": scripts.vfio_initramfs(True),
     "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
     "nvidia_nodes": scripts.nvidia_nodes(),
     "card_nodes": scripts.card_nodes(),

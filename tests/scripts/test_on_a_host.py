@@ -17,8 +17,9 @@ from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.machine import Machine, load_scenario
 from tests import sampling
+from tests.boot_layers import Asked, initramfs
 from tests.conftest import PROJECT
-from tests.lab.host_kit import run_script
+from tests.lab.host_kit import run_layer, run_script
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings
 
@@ -34,7 +35,9 @@ class Host:
         self.root = state / "root"
         self.machine.boot("start")
 
-    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
+    def run(self, verb: str, script: str | Asked) -> subprocess.CompletedProcess[str]:
+        if isinstance(script, Asked):
+            return run_layer(self.machine, verb, script.layer, script.wanted)
         return run_script(self.machine, verb, script)
 
     def bash(self, text: str) -> str:
@@ -94,16 +97,16 @@ def test_an_iommu_word_with_more_options_is_left_to_its_owner(host: Callable[[st
 def test_applied_twice_and_taken_back_twice_is_as_once(host: Callable[[str], Host], scenario: str) -> None:
     machine = host(scenario)
     stock = machine.files()
-    layers = [
+    layers: list[str | Asked] = [
         scripts.cmdline("iommu", IOMMU, 0),
-        scripts.vfio_initramfs(True, 0),
+        initramfs(),
         scripts.cmdline("vfio", VFIO, 0, entry=True),
     ]
     for script in layers:
         assert machine.run("apply", script).returncode == 0
     configured = machine.files()
     for script in layers:
-        assert '"changed":"no"' in machine.run("apply", script).stdout
+        assert scripts.answer(machine.run("apply", script).stdout)["changed"] in ("no", False)
     assert machine.files() == configured
     for _ in range(2):
         for script in reversed(layers):
@@ -138,11 +141,11 @@ def wanted_on(scenario: str) -> HostSettings:
     return settings(**({"gpus": about["gpus"]} | SLOTS[scenario][1]))
 
 
-def layers_of(want: plan.Wanted) -> list[str]:
+def layers_of(want: plan.Wanted) -> list[str | Asked]:
     """What makes the boot of a host that is planned so, in its order."""
     return [
         scripts.iommu_cmdline(want.iommu_words),
-        scripts.vfio_initramfs(bool(want.vfio_words)),
+        initramfs(bool(want.vfio_words)),
         scripts.vfio_cmdline(want.vfio_words),
     ]
 
@@ -422,11 +425,11 @@ def test_a_host_without_the_driver_has_no_card_for_a_container(host: Callable[[s
     [
         ("rtx5090", "root/boot/grub/grub.cfg", "boot", scripts.cmdline("iommu", IOMMU, 0)),
         ("intel-zfs", "esp/*/loader/entries/proxmox-*.conf", "boot", scripts.cmdline("iommu", IOMMU, 0)),
-        ("rtx5090", "root/boot/initrd.img-*", "initramfs", scripts.vfio_initramfs(True, 0)),
+        ("rtx5090", "root/boot/initrd.img-*", "initramfs", initramfs()),
     ],
 )
 def test_a_power_cut_before_a_file_was_generated_is_made_good(
-    host: Callable[[str], Host], scenario: str, generated: str, step: str, script: str
+    host: Callable[[str], Host], scenario: str, generated: str, step: str, script: str | Asked
 ) -> None:
     machine = host(scenario)
     old = {path: path.read_bytes() for path in machine.machine.state.glob(generated)}
@@ -449,7 +452,7 @@ def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours_and_is_me
     stock = machine.files()
     oldest = sorted(path.name.removeprefix("vmlinuz-") for path in (machine.root / "boot").glob("vmlinuz-*"))[0]
     machine.machine.set_fault("update-initramfs", f"fail:{oldest}")
-    done = machine.run("apply", scripts.vfio_initramfs(True, 0))
+    done = machine.run("apply", initramfs())
     assert done.returncode == 1 and done.stdout.startswith("wanted: the initramfs of every installed kernel made anew")
     left = {path.relative_to(machine.root).as_posix() for path in map(Path, machine.files()) if str(path) not in stock}
     assert left == {"var/lib/homelab/pending/initramfs"}, "with the old files it failed, too: that is still to be done"
@@ -460,13 +463,13 @@ def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours_and_is_me
 
 def test_an_initramfs_that_a_power_cut_left_empty_is_made_anew_and_half_ones_go(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
-    machine.run("apply", scripts.vfio_initramfs(True, 0))
+    machine.run("apply", initramfs())
     configured = machine.files()
     image = sorted((machine.root / "boot").glob("initrd.img-*"))[0]
     image.write_bytes(b"")
     image.with_name(image.name + ".new").write_bytes(b"")
     image.with_name("initrd.img-of-a-kernel-that-is-gone.new").write_bytes(b"half")
-    assert machine.run("apply", scripts.vfio_initramfs(True, 0)).returncode == 0
+    assert machine.run("apply", initramfs()).returncode == 0
     assert machine.files() == configured
 
 

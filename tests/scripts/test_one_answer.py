@@ -11,6 +11,7 @@ from homelab.host import gates
 from homelab.host.facts import missing_words
 from homelab.nvidia import versions
 from homelab.remote import scripts
+from tests.boot_layers import initramfs
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
 
@@ -99,7 +100,7 @@ def test_gate_and_script_agree_on_whether_boot_has_room_and_in_their_words(
         image.truncate(100 * mebi)
     folder.command("update-initramfs", "exit 0")
     folder.command("df", f"printf 'Filesystem 1-blocks Used Available\\n/dev/x 1 1 {free * mebi} 1%% /boot\\n'")
-    done = folder.run("plan", scripts.vfio_initramfs(True))
+    done = folder.run("plan", initramfs())
     refused = gates.room(desktop(boot_free=free * mebi, largest_initramfs=100 * mebi), settings())
     assert (done.returncode == 0, refused == []) == (fits, fits), done.stdout
     assert fits or message(str(refused[0])) == message(done.stdout)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.boot_layers import Asked, initramfs
 from tests.kept_systems import KeptSystems
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import Host
@@ -36,8 +37,8 @@ def host(kept_systems: KeptSystems) -> Callable[..., Host]:
     return take
 
 
-def layers(iommu: str, vfio: str) -> list[str]:
-    return [scripts.iommu_cmdline(iommu), scripts.vfio_initramfs(bool(vfio)), scripts.vfio_cmdline(vfio)]
+def layers(iommu: str, vfio: str) -> list[str | Asked]:
+    return [scripts.iommu_cmdline(iommu), initramfs(bool(vfio)), scripts.vfio_cmdline(vfio)]
 
 
 def planned(machine: Host, iommu: str, vfio: str, key: str = "how") -> dict[str, str]:
@@ -115,19 +116,6 @@ def test_what_somebody_had_there_is_said_to_come_back(host: Callable[..., Host])
     machine.bash("echo own >$ROOT/etc/modules-load.d/homelab-vfio.conf")
     apply(machine, *CONFIGURED)
     assert planned(machine, IOMMU, "")["/etc/modules-load.d/homelab-vfio.conf"] == "given back"
-
-
-def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
-    host: Callable[..., Host],
-) -> None:
-    machine = host(GRUB)
-    full = scripts.vfio_initramfs(True).replace("measure_boot\n", "measure_boot; BOOT_FREE=1\n")
-    assert "measure_boot; BOOT_FREE=1" in full
-    for verb in ("plan", "apply"):
-        assert "wanted: room on /boot for a new initramfs" in machine.run(verb, full).stdout
-    assert machine.run("apply", scripts.vfio_initramfs(True)).returncode == 0
-    for verb in ("plan", "apply"):
-        assert machine.run(verb, full).returncode == 0
 
 
 def test_the_service_that_makes_device_nodes_is_planned_also_before_there_is_a_driver(folder: Folder) -> None:

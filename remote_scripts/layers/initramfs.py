@@ -1,0 +1,164 @@
+"""The initramfs part of the binding: a script that gives functions to vfio-pci before any driver is loaded, the modules
+it needs, in the initramfs of every installed kernel. Which functions: the kernel command line says (cmdline.py).
+
+Changes /etc/initramfs-tools/scripts/init-top/homelab-vfio, /etc/initramfs-tools/hooks/homelab-vfio,
+/etc/modules-load.d/homelab-vfio.conf and /boot/initrd.img-*. `apply` arms the dead man's switch before its first
+change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts import installed
+from remote_scripts.shared import boot, switch
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files, Planned
+from remote_scripts.tools.system import System
+
+_LAYER, _STEP = "vfio", "initramfs"
+_HOOK = "/etc/initramfs-tools/hooks/homelab-vfio"
+_MODULES = "/etc/modules-load.d/homelab-vfio.conf"
+_MODULES_TEXT = """\
+# Written by homelab, which takes it away again (pulumi destroy).
+vfio
+vfio_iommu_type1
+vfio_pci
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`needed`: False where nothing of ours is bound. `rollback_after`: seconds from a boot's start until the dead
+    man's switch checks it.
+    """
+
+    needed: bool
+    rollback_after: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change.
+
+    :raises Failure: as of `apply`, before its first change.
+    """
+
+    def change() -> None:
+        system.files.planning = False
+        if not _is_possible(system, wanted.needed):
+            return
+        system.files.planning = True
+        _write(system.files, wanted.needed)
+        system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
+
+    return system.planning(change)
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Writes the files, and makes every initramfs anew where they, or one of these, aren't as they are to be.
+
+    :raises Failure: there is no initramfs-tools, no room on /boot, or an initramfs could not be made: then the files
+        are as they were.
+    """
+    system.files.before_write = lambda: switch.arm(system, wanted.rollback_after)
+    return system.changing(lambda: _change(system, wanted.needed))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Gives everything back, whatever `wanted` says."""
+    return system.changing(lambda: _change(system, False))
+
+
+def _change(system: System, needed: bool) -> Answer:
+    files = system.files
+    files.followed_by = _STEP
+    if needed:
+        _need_tools(system)
+    boot.clear_half_made(system)
+    _is_possible(system, needed)
+    _write(files, needed)
+    if files.changed or _is_unfinished(system, needed):
+        _update(system)
+    if not needed:
+        switch.disarm_when_given_back(system)
+    return Answer(files.changed)
+
+
+def _is_possible(system: System, needed: bool) -> bool:
+    """Whether every initramfs would be made anew.
+
+    :raises Failure: it would, and can't be.
+    """
+    if needed:
+        _need_tools(system)
+    trial = Files(system.root, system.log, system.run)
+    trial.planning = True
+    _write(trial, needed)
+    if not trial.changed and not _is_unfinished(system, needed):
+        return False
+    if needed:
+        _need_room(system)
+    return True
+
+
+def _write(files: Files, needed: bool) -> None:
+    if needed:
+        files.put(_LAYER, _HOOK, 0o755, f"{installed.TEXTS['initramfs_hook']}\n".encode())
+        files.put(_LAYER, boot.INIT_TOP, 0o755, f"{installed.TEXTS['init_top']}\n".encode())
+        files.put(_LAYER, _MODULES, 0o644, _MODULES_TEXT.encode())
+        return
+    for path in (boot.INIT_TOP, _HOOK, _MODULES):
+        files.drop(_LAYER, path)
+
+
+def _is_unfinished(system: System, needed: bool) -> bool:
+    """An initramfs that lacks the script, or an earlier run's that was cut short."""
+    return system.files.is_pending(_STEP) or (needed and bool(boot.stale_kernels(system)))
+
+
+def _need_tools(system: System) -> None:
+    if not system.run.has("update-initramfs") or not system.files.exists("/usr/share/initramfs-tools/hook-functions"):
+        raise Failure(
+            "initramfs-tools, which makes Proxmox VE's initramfs",
+            "no update-initramfs with its hook-functions",
+            "the binding happens in a script that initramfs-tools includes",
+            "apt install initramfs-tools",
+        )
+
+
+def _need_room(system: System) -> None:
+    """An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit."""
+    needed = boot.largest_initramfs(system) * 11 // 10
+    free = boot.free_on_boot(system)
+    if free is None or free < needed:
+        raise Failure(
+            f"room on /boot for a new initramfs ({needed // 1048576 + 1} MiB)",
+            "df doesn't say how much is free" if free is None else f"{free // 1048576} MiB free",
+            "update-initramfs would fail half-way and leave kernels without the binding",
+            "remove old kernels (`apt autoremove --purge`; `dpkg -l 'proxmox-kernel-*'`), then run `pulumi up` again",
+        )
+
+
+def _update(system: System) -> None:
+    system.files.begin_step(_STEP)
+    failed = boot.make_initramfs(system)
+    if failed is None:
+        return
+    system.files.undo()
+    if boot.make_initramfs(system) is not None:
+        boot.clear_half_made(system)
+        system.log.say("note: the initramfs could not be made from the old files either: the next run tries that again")
+    raise Failure(
+        "the initramfs of every installed kernel made anew",
+        failed or "no output",
+        "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, "
+        "in the stack too)",
+        "correct what the message says, try `update-initramfs -u -k all`, then run `pulumi up` again",
+    )

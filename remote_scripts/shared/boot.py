@@ -1,0 +1,246 @@
+"""Which boot loader makes the kernel command line of the next boot, and how its configuration and the initramfs are
+generated.
+
+Proxmox VE boots with GRUB (/etc/default/grub, update-grub) or systemd-boot (first line of /etc/kernel/cmdline); ESPs
+listed in /etc/kernel/proxmox-boot-uuids are written by `proxmox-boot-tool refresh`, with either loader.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+KERNEL_CMDLINE = "/etc/kernel/cmdline"
+GRUB_MENU = "/boot/grub/grub.cfg"
+#: Beside each other: who gives the functions to vfio-pci in an initramfs, and what puts it there.
+INIT_TOP = "/etc/initramfs-tools/scripts/init-top/homelab-vfio"
+_UUIDS = "/etc/kernel/proxmox-boot-uuids"
+_LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+# A menu or a list of ESPs is no longer than that, in bytes.
+_MENU_BYTES = 1 << 25
+_ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
+_STARTS_KERNEL = re.compile(rb"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """`name`: grub or systemd-boot; empty where that can't be told, and `clues` says what was found then. `status`:
+    what proxmox-boot-tool says of the ESPs.
+    """
+
+    name: str
+    clues: str = ""
+    status: str = ""
+
+
+def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
+    """What a file has; empty where there is none.
+
+    :raises Failure: it is there and can't be read.
+    """
+    try:
+        with system.files.at(path).open("rb") as file:
+            return file.read(limit).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise Failure(
+            f"to read {path}, which decides how this host starts",
+            str(error.strerror),
+            "what isn't known of the boot configuration can't be changed safely",
+            "see why it can't be read (the kernel's log may tell) and mend it, then run `pulumi up` again",
+        ) from error
+
+
+def managed_esps(system: System) -> int:
+    """How many ESPs proxmox-boot-tool writes.
+
+    :raises Failure: the list of them can't be read.
+    """
+    return sum(bool(line.strip()) for line in need_text(system, _UUIDS).split("\n"))
+
+
+def find_loader(system: System) -> Loader:
+    """Asks the host.
+
+    :raises Failure: as `managed_esps`.
+    """
+    files = system.files
+    esps, status, kinds, name = managed_esps(system), "", "", ""
+    if esps:
+        done = system.run.ask("proxmox-boot-tool", "status")
+        status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
+    if not files.at("/sys/firmware/efi").is_dir():
+        return Loader("grub", status=status)  # legacy BIOS: Proxmox VE has GRUB only
+    # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
+    name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
+    if esps:
+        written = "\n".join(_ESPS.findall(status))
+        kinds = ("grub" if "grub (" in written else "") + ("uefi" if "uefi (" in written else "")
+    clues = f"LoaderInfo '{name or 'not set'}', proxmox-boot-tool '{kinds or 'no ESP'}'"
+    found = ""
+    if name.startswith("systemd-boot"):
+        # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
+        found = "systemd-boot" if kinds.endswith("uefi") else ""
+    elif name.startswith("GRUB"):
+        found = "grub"
+    elif not name:
+        found = {"uefi": "systemd-boot", "grub": "grub"}.get(kinds, "")
+        if not kinds and files.exists(GRUB_MENU):
+            found = "grub"
+    return Loader(found, clues, status)
+
+
+def is_configurable(system: System, loader: str) -> bool:
+    """Whether the kernel command line of the next boot can be told, and changed."""
+    return loader == "grub" or (loader == "systemd-boot" and system.files.at(KERNEL_CMDLINE).is_file())
+
+
+def need_loader(system: System) -> str:
+    """The loader's name.
+
+    :raises Failure: it isn't known, or has no file to be configured by.
+    """
+    found = find_loader(system)
+    if not found.name:
+        raise Failure(
+            "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
+            found.clues,
+            "the wrong one would be configured without effect",
+            f"see `proxmox-boot-tool status`; remove from {_UUIDS} the UUID of each ESP that the host no longer starts "
+            "from, and run `pulumi up` again",
+        )
+    if not is_configurable(system, found.name):
+        raise Failure(
+            f"{KERNEL_CMDLINE}, from which systemd-boot's entries are made",
+            "no such file",
+            "without it proxmox-boot-tool copies the running command line",
+            f"write the command line you want into {KERNEL_CMDLINE} (one line, with root=), then "
+            "`proxmox-boot-tool refresh`",
+        )
+    return found.name
+
+
+def generate(system: System) -> str | None:
+    """Makes what was configured what the next boot uses.
+
+    :returns: None, or the last words of what has failed.
+    """
+    esps = managed_esps(system)
+    if esps:
+        system.log.say(f"writing the boot entries on {esps} ESP(s)")
+        done = system.run.do("proxmox-boot-tool", "refresh", doing="boot entries")
+        return None if done.status == 0 else done.text
+    # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken: that host
+    # would never start again. The menu from before comes back then.
+    old = ""
+    if _starts_kernels(system):
+        old = f"{HOME}/.grub.cfg.homelab-tmp"
+        try:
+            system.files.copy(system.files.at(GRUB_MENU), old)
+        except OSError:  # a full disk
+            _forget(system, old)
+            old = ""
+    system.log.say("making the boot menu (update-grub)")
+    done = system.run.do("update-grub", doing="boot menu")
+    if done.status != 0:
+        _forget(system, old)
+        return done.text
+    if not old or _starts_kernels(system):
+        _forget(system, old)
+        return None
+    try:
+        system.files.copy(system.files.at(old), GRUB_MENU)
+    except OSError:
+        return (
+            "update-grub has made a menu without any kernel, and the one from before could not be put back: do not "
+            "restart this host before `update-grub` has made a whole one"
+        )
+    _forget(system, old)
+    return "update-grub has made a menu without any kernel; the one from before is back"
+
+
+def plan_generated(system: System) -> None:
+    """The same, only planned."""
+    esps = managed_esps(system)
+    system.files.plan_file("made", f"the boot entries on {esps} ESP(s)" if esps else GRUB_MENU)
+
+
+def _starts_kernels(system: System) -> bool:
+    return bool(_STARTS_KERNEL.search(system.files.read(GRUB_MENU, _MENU_BYTES) or b""))
+
+
+def _forget(system: System, path: str) -> None:
+    if path:
+        with suppress(OSError):
+            disk.remove(system.files.at(path))
+
+
+def kernels(system: System) -> list[str]:
+    """The versions that are installed, a link that leads nowhere included."""
+    return [name.removeprefix("vmlinuz-") for name in system.files.names("/boot") if name.startswith("vmlinuz-")]
+
+
+def make_initramfs(system: System) -> str | None:
+    """Anew, for every kernel; the note that they are to be made goes.
+
+    :returns: None, or the last words of what has failed: then they are still to be made.
+    """
+    clear_half_made(system)
+    system.log.say(f"making the initramfs of {len(kernels(system))} kernel(s)")
+    done = system.run.do("update-initramfs", "-u", "-k", "all", doing="update-initramfs")
+    if done.status != 0:
+        return done.text
+    system.files.done_with("initramfs")
+    return None
+
+
+def clear_half_made(system: System) -> None:
+    """Takes away initramfs that something was cut short in writing: update-initramfs gives them their names only when
+    they are whole. They take the room that new ones need.
+    """
+    files = system.files
+    half = [name for name in files.names("/boot") if name.startswith("initrd.img-") and name.endswith(".new")]
+    # Somebody else's may be at work: the kernel knows a process by the first 15 letters of its name.
+    if half and not any(
+        files.line(f"/proc/{number}/comm") in ("update-initramf", "mkinitramfs")
+        for number in files.names("/proc")
+        if number.isdigit()
+    ):
+        for name in half:
+            disk.remove(files.at(f"/boot/{name}"))
+
+
+def stale_kernels(system: System) -> list[str]:
+    """Kernels whose initramfs is older than our script for it, or missing, or empty, as a power cut can leave it."""
+    script = system.files.at(INIT_TOP)
+    if not script.exists():
+        return []
+    written = script.stat().st_mtime_ns
+    stale = []
+    for version in kernels(system):
+        if not system.files.at(f"/boot/vmlinuz-{version}").exists():
+            continue
+        image = system.files.at(f"/boot/initrd.img-{version}")
+        if not image.exists() or not (about := image.stat()).st_size or about.st_mtime_ns <= written:
+            stale.append(version)
+    return stale
+
+
+def largest_initramfs(system: System) -> int:
+    """In bytes; 0: there is none."""
+    images = (system.files.at(f"/boot/{name}") for name in system.files.names("/boot"))
+    return max((one.stat().st_size for one in images if one.name.startswith("initrd.img-") and one.exists()), default=0)
+
+
+def free_on_boot(system: System) -> int | None:
+    """The room on the file system of /boot, in bytes; None: df doesn't say."""
+    lines = system.run.ask("df", "-P", "-B1", str(system.files.at("/boot"))).text.split("\n")
+    words = lines[1].split() if len(lines) > 1 else []
+    return int(words[3]) if len(words) > 3 and words[3].isdigit() else None

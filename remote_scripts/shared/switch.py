@@ -1,0 +1,230 @@
+"""The dead man's switch: a timer that runs /var/lib/homelab/rollback some time after each boot, until it is disarmed.
+Armed before the first write that a boot would read; disarmed by a confirmed boot, by the host that judges its own boot,
+or when everything is given back.
+
+In /var/lib/homelab, as the scripts in bash read and write it, too (lib/switch.sh):
+
+- rollback: the program (rollback.sh), which needs nothing else;
+- armed: KEY VALUE lines: in which boot, until when an `up` waits for the next one, how this host was reached then;
+- rolling-back: `armed`, renamed: taking it away first is what decides between a roll-back and whoever confirms;
+- rolled-back, judged: for people: which boot was undone and why, or that this host judged its boot itself, and stays.
+
+/run/homelab/restarting, which no boot keeps: which boot is being undone, and why; until it has ended.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from remote_scripts import installed
+from remote_scripts.shared import boot, ran, way
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+PROGRAM = f"{HOME}/rollback"
+_ARMED, _ROLLING_BACK, _ROLLED_BACK, _JUDGED = (
+    f"{HOME}/{name}" for name in ("armed", "rolling-back", "rolled-back", "judged")
+)
+_RESTARTING = "/run/homelab/restarting"
+_UNITS = "/etc/systemd/system"
+_SERVICE, _TIMER = f"{_UNITS}/homelab-rollback.service", f"{_UNITS}/homelab-rollback.timer"
+_LINK = f"{_UNITS}/timers.target.wants/homelab-rollback.timer"
+_SYSTEMCTL_SECONDS = 60.0
+_GRUB_ENVIRONMENT = "/boot/grub/grubenv"
+_ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+#: In the roll-back's program, in the place of the seconds after a boot's start.
+SECONDS = "@SECONDS@"
+#: The layers whose files a boot reads.
+LAYERS = ("iommu", "vfio")
+
+_SERVICE_TEXT = """\
+# Written by homelab: takes back a boot configuration that nobody confirmed. Gone once the boot is confirmed.
+[Unit]
+Description=homelab: give back the boot configuration from before, unless this boot is in order
+ConditionPathExists=/var/lib/homelab/rollback
+# Not stopped by a shutdown: it forces one that hangs.
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /var/lib/homelab/rollback
+Restart=on-failure
+RestartSec=10"""
+
+_TIMER_TEXT = """\
+# Written by homelab: see homelab-rollback.service.
+[Unit]
+Description=homelab: wait for the boot to be confirmed
+# Started first of all: a boot that ends in emergency mode, since a disk is gone, starts no other timer.
+DefaultDependencies=no
+Conflicts=shutdown.target
+Before=shutdown.target
+
+[Timer]
+# From systemd's start on: an initramfs may wait for the passphrase of a disk for as long as it likes.
+OnStartupSec={after}s
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target"""
+
+
+def boot_id(system: System) -> str:
+    """Which boot this is.
+
+    :raises OSError: the kernel doesn't say it.
+    """
+    return system.files.at("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def note(system: System, path: str, key: str) -> str:
+    """What a line of `armed` or `rolling-back` says; empty where there is none.
+
+    :raises Failure: the note is there and can't be read.
+    """
+    for line in boot.need_text(system, path).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return value.strip()
+    return ""
+
+
+def rolled_back(system: System) -> str:
+    """Which boot was undone, or is being undone, and why; empty where none was."""
+    for path in (_ROLLED_BACK, _RESTARTING):
+        if text := system.files.text(path):
+            return text
+    if system.files.exists(_ROLLING_BACK):  # cut off before it could tell
+        return f"the boot after {note(system, _ROLLING_BACK, 'boot')} was not confirmed"
+    return ""
+
+
+def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
+    """What is armed in this boot stays as it is, unless somebody waits for the next one.
+
+    :param after: seconds from a boot's start until the switch checks it.
+    :param awaited: for so many seconds from now an `up` waits for the next boot; 0: nobody does.
+    :param loader: where it is known.
+    :raises Failure: a roll-back is at work.
+    """
+    files = system.files
+    here = boot_id(system)
+    if files.exists(_RESTARTING) or note(system, _ROLLING_BACK, "boot") == here:
+        raise Failure(
+            "the next boot of this host configured",
+            f"it is giving back its boot configuration now: {rolled_back(system)}",
+            "it restarts when that is done, and would lose what is written meanwhile",
+            "wait for its restart (`journalctl -u homelab-rollback` on the host shows it), then run "
+            "`pulumi up --refresh`",
+        )
+    if not awaited and note(system, _ARMED, "boot") == here:
+        record = boot.need_text(system, _ARMED).rstrip("\n")
+    else:
+        record = _record(system, here, awaited, loader)
+    files.before_write = None
+    files.need_folder(files.at(HOME))
+    program = installed.TEXTS["rollback"].replace(f"ROLLBACK_AFTER={SECONDS}\n", f"ROLLBACK_AFTER={after}\n", 1)
+    _write(system, PROGRAM, 0o700, program)
+    _write(system, _ARMED, 0o600, record)
+    _write(system, _SERVICE, 0o644, _SERVICE_TEXT)
+    _write(system, _TIMER, 0o644, _TIMER_TEXT.format(after=after))
+    # Enabled, not started: it counts from the next boot. As `systemctl enable` does it, which needs nothing of a
+    # running systemd either.
+    if not files.at(_LINK).is_symlink():
+        files.make_folder(_LINK.rpartition("/")[0])
+        files.remember(_LINK)
+        files.write_link(_TIMER, _LINK)
+        if system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS).status != 0:
+            system.log.say("systemctl daemon-reload failed: the units are read at boot anyway")
+    # What became of earlier boots is no news any more, and the next one takes the default entry.
+    for path in (_ROLLING_BACK, _ROLLED_BACK, _JUDGED):
+        files.remember(path)
+        files.remove(path)
+    _forget_second_entry(system)
+
+
+def disarm(system: System) -> None:
+    """First what decides, then the rest: a cut in between leaves a program that only takes itself away, or one that
+    nothing starts any more, which goes with the next run.
+    """
+    files = system.files
+    files.remove(_ARMED, _ROLLING_BACK)
+    if files.exists(_TIMER):
+        done = system.run.do("systemctl", "stop", "homelab-rollback.timer", seconds=_SYSTEMCTL_SECONDS)
+        if done.status != 0:
+            system.log.say(f"the timer could not be stopped: {done.text}")
+    files.remove(_LINK, _SERVICE, _TIMER, PROGRAM)
+    done = system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
+    if done.status != 0:
+        system.log.say(f"systemctl daemon-reload failed: {done.text}")
+    _forget_second_entry(system)
+
+
+def is_there(system: System) -> bool:
+    """Whether anything of the switch is."""
+    return any(system.files.exists(path) for path in (_ARMED, _ROLLING_BACK, PROGRAM, _TIMER))
+
+
+def disarm_when_given_back(system: System) -> None:
+    """After something was given back: the switch stays for as long as a boot would read anything of ours."""
+    files = system.files
+    ran.settle(system)
+    if not (is_there(system) or files.exists(_ROLLED_BACK) or files.exists(_JUDGED)):
+        return
+    files.finish()  # settles the records
+    if not _is_all_given_back(system):
+        return
+    if is_there(system):
+        disarm(system)
+    files.remove(_ROLLED_BACK, _JUDGED)
+
+
+def _is_all_given_back(system: System) -> bool:
+    """Whether nothing of ours is left that a boot reads.
+
+    :raises OSError: it can't be told.
+    """
+    files = system.files
+    left = files.at(f"{HOME}/cmdline")
+    return (
+        not any(files.of_layer(layer) for layer in LAYERS)
+        and not (left.is_dir() and any(path.is_file() for path in left.iterdir()))
+        and not files.is_pending("boot")
+        and not files.is_pending("initramfs")
+    )
+
+
+def _record(system: System, here: str, awaited: int, loader: str) -> str:
+    lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
+    if awaited:
+        lines.append(f"until {int(time.time()) + awaited}")
+    found = way.find(system)
+    lines += [f"address {found.address}", f"interface {found.interface}", f"port {found.port}"]
+    lines += [f"listens {'yes' if found.listens else 'no'}", f"gateway {found.gateway}"]
+    return "\n".join(lines)
+
+
+def _write(system: System, path: str, mode: int, text: str) -> None:
+    """As `put` of `files`, but it is `disarm` that takes it away."""
+    files = system.files
+    found = files.read(path, len(text.encode()) + 1)
+    if found is not None and found.decode("utf-8", "surrogateescape").rstrip("\n") == text:
+        return
+    files.make_folder(path.rpartition("/")[0])
+    files.remember(path)
+    files.write(path, f"{text}\n".encode("utf-8", "surrogateescape"), mode)
+
+
+def _forget_second_entry(system: System) -> None:
+    """The default again: GRUB can't take its choice back by itself where it can't write (LVM, ZFS)."""
+    commands: list[tuple[str, ...]] = []
+    if re.search(rb"^next_entry=homelab-without-gpu-", system.files.read(_GRUB_ENVIRONMENT) or b"", re.MULTILINE):
+        commands.append(("grub-editenv", "-", "unset", "next_entry"))
+    if b"homelab-without-gpu-" in (system.files.read(_ONE_SHOT) or b"").replace(b"\0", b""):
+        commands.append(("bootctl", "set-oneshot", ""))
+    for command in commands:
+        done = system.run.do(*command)
+        if done.status != 0:
+            system.log.say(f"the choice of the second boot entry could not be taken back: {done.text}")

@@ -1,0 +1,170 @@
+"""A host with two kernels and a boot loader, in a folder. What makes its boot configuration is functions that derive what they make from the files
+alone, and can be cut short half-way, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Cut, Host, left_by
+from tests.scripts import cut_kit
+
+LOADERS = ("grub", "systemd-boot")
+KERNELS = ("6.14.8-2-pve", "6.8.12-1-pve")
+ESPS = ("AAAA-0001", "AAAA-0002")
+INIT_TOP = "/etc/initramfs-tools/scripts/init-top/homelab-vfio"
+MENU = "/boot/grub/grub.cfg"
+_GRUB_WORDS = """
+cd "$ROOT/etc/default"
+GRUB_CMDLINE_LINUX_DEFAULT=
+for file in grub grub.d/*.cfg; do [ ! -e "$file" ] || . "./$file"; done
+printf '%s\\n%s' "$GRUB_CMDLINE_LINUX_DEFAULT" "${HOMELAB_WORDS:-}"
+"""
+_COMMANDS = {"mount": 'rmdir "$2" && ln -s "$(readlink "$1")" "$2"', "umount": 'rm "$1" && mkdir "$1"', "sync": ""}
+
+
+def stock(host: Host, loader: str = "grub") -> None:
+    """Files of its owner are where ours are going to be."""
+    host.write("/usr/share/initramfs-tools/hook-functions", "")
+    host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX=""\n')
+    host.write("/etc/grub.d/10_linux", "#!/bin/sh\n", 0o755)
+    host.write("/etc/modules-load.d/homelab-vfio.conf", "theirs, no newline", 0o640)
+    host.write("/etc/initramfs-tools/hooks/homelab-vfio", "# theirs\n", 0o600)
+    for folder in ("boot/grub", "var/tmp"):
+        (host.root / folder).mkdir(parents=True, exist_ok=True)
+    for kernel in KERNELS:
+        host.write(f"/boot/vmlinuz-{kernel}", "")
+    if loader == "systemd-boot":
+        host.write("/etc/kernel/proxmox-boot-uuids", "".join(f"{uuid}\n" for uuid in ESPS))
+        host.write("/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs  quiet\n# a comment of theirs\n", 0o640)
+        for uuid in ESPS:
+            (host.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
+        host.write("/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "systemd-boot 252")
+    run(host)
+    for command in (["update-initramfs"], ["proxmox-boot-tool", "refresh"] if host.exists("/esp") else ["update-grub"]):
+        assert host.programs[command[0]](command[1:], b"") is None
+
+
+def run(host: Host) -> None:
+    """Boot what lasts: its programs, and what the kernel says."""
+    host.write("/proc/cmdline", "quiet\n")
+    host.write("/proc/sys/kernel/random/boot_id", "boot\n")
+    for uuid in ESPS if host.exists("/esp") else ():
+        link = host.root / "dev/disk/by-uuid" / uuid
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(host.root / "esp" / uuid)
+    made = _Programs(host)
+    host.programs |= {
+        "systemctl": lambda _arguments, _stdin: 0,
+        "ip": lambda _arguments, _stdin: "",
+        "ping": lambda _arguments, _stdin: 1,
+        "df": lambda _arguments, _stdin: "\nx 1 1 100000000 1% /",
+        "sh": made.sh,
+        f"{host.root}/etc/kernel/postinst.d/zzz-homelab": made.hook,
+        "update-grub": made.update_grub,
+        "update-initramfs": made.update_initramfs,
+        "proxmox-boot-tool": made.proxmox_boot_tool,
+    }
+
+
+def after(cut: Cut, host: Host, place: Path) -> Host:
+    """The host after the cut, started again."""
+    left = left_by(cut, host, place)
+    run(left)
+    return left
+
+
+def lasting(host: Host) -> cut_kit.Tree:
+    """All that a boot can read, ESPs included."""
+    return cut_kit.tree(host.root)
+
+
+def configured_words(host: Host) -> list[str]:
+    """Of the first kernel, as they were generated."""
+    if host.exists("/esp"):
+        entry = host.read(f"/esp/{ESPS[0]}/loader/entries/proxmox-{KERNELS[0]}.conf")
+        return entry.partition("options  ")[2].partition("\n")[0].split()
+    return host.read(MENU).partition("root=/dev/x")[2].partition("\n")[0].split()
+
+
+class _Programs:
+    def __init__(self, host: Host) -> None:
+        self.host, self.root = host, host.root
+
+    def fails(self) -> bool:
+        return (self.root / "fail").exists()
+
+    def write(self, path: str, content: bytes) -> None:
+        """As a program does it, which flushes nothing."""
+        disk.WATCH[-1]("point", str(self.root / path))
+        (self.root / path).write_bytes(content)
+
+    def shell(self, arguments: Sequence[str]) -> Done:
+        commands = self.root.parent / f"{self.root.parent.name}-commands"
+        commands.mkdir(exist_ok=True)
+        for name, text in _COMMANDS.items():
+            (commands / name).write_text(f"#!/bin/bash\n{text}\n")
+            (commands / name).chmod(0o755)
+        environment = {"ROOT": str(self.root), "PATH": f"{commands}:{os.environ['PATH']}"}
+        done = subprocess.run(arguments, env=environment, capture_output=True, stdin=subprocess.DEVNULL)
+        shutil.rmtree(commands)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def sh(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+        return self.shell(["sh", *arguments])
+
+    def hook(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+        done = self.shell([f"{self.root}/etc/kernel/postinst.d/zzz-homelab", *arguments])
+        self.host.programs["sync"](["-f"], b"")
+        return done
+
+    def update_grub(self, _arguments: Sequence[str], _stdin: bytes) -> Done | None:
+        if self.fails():
+            return Done(1, b"no room\n")
+        default, _, words = self.shell(["sh", "-c", _GRUB_WORDS]).output.decode().partition("\n")
+        lines = [f"\tlinux\t/boot/vmlinuz-{kernel} root=/dev/x {default}" for kernel in KERNELS]
+        for file in sorted((self.root / "etc/grub.d").iterdir()):
+            if file.stat().st_mode & 0o100:
+                lines += [f"# {file.name} {words}", file.read_text()]
+        self.write("boot/grub/grub.cfg", b"")
+        self.write("boot/grub/grub.cfg", ("\n".join(lines) + "\n").encode())
+        return None
+
+    def update_initramfs(self, _arguments: Sequence[str], _stdin: bytes) -> Done | None:
+        """It takes whatever lies in its folders."""
+        if self.fails():
+            return Done(1, b"no room\n")
+        for kernel in KERNELS:
+            image = f"boot/initrd.img-{kernel}"
+            self.write(f"{image}.new", b"half of it")
+            files = sorted(one for one in (self.root / "etc/initramfs-tools").rglob("*") if one.is_file())
+            whole = b"".join(
+                f"{one.stat().st_mode & 0o777:o} {one.relative_to(self.root)}\n".encode() + one.read_bytes()
+                for one in files
+            )
+            self.write(f"{image}.new", whole)
+            disk.WATCH[-1]("point", str(self.root / image))
+            (self.root / f"{image}.new").replace(self.root / image)
+        if self.host.exists("/etc/kernel/proxmox-boot-uuids"):
+            return self.proxmox_boot_tool(["refresh"], b"")
+        return None
+
+    def proxmox_boot_tool(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
+        if arguments[0] == "status":
+            return Done(0, b"AAAA-0001 is configured with: uefi (versions: x)\n")
+        if self.fails():
+            return Done(1, b"no room\n")
+        line = self.host.read("/etc/kernel/cmdline").partition("\n")[0].strip()
+        for uuid in ESPS:
+            for kernel in KERNELS:
+                self.write(f"esp/{uuid}/initrd.img-{kernel}", (self.root / f"boot/initrd.img-{kernel}").read_bytes())
+                text = f"title    Proxmox\nversion  {kernel}\noptions  {line}\nlinux    /vmlinuz\n"
+                self.write(f"esp/{uuid}/loader/entries/proxmox-{kernel}.conf", text.encode())
+        self.host.programs["sync"](["-f"], b"")
+        return None

@@ -1,0 +1,345 @@
+"""The layer initramfs: the script that binds cards, in every kernel's initramfs; and the dead man's switch, which it arms first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote import agent, scripts
+from remote_scripts import installed
+from remote_scripts.layers.initramfs import Wanted
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent import boot_kit
+from tests.agent.boot_kit import INIT_TOP, KERNELS, LOADERS, after, lasting
+from tests.agent.kit import Cut, Host, Refused, cuts
+
+HOOK, MODULES = "/etc/initramfs-tools/hooks/homelab-vfio", "/etc/modules-load.d/homelab-vfio.conf"
+HOME = "/var/lib/homelab"
+LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 30
+
+EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
+
+
+def ask(host: Host, verb: str, *, needed: bool = True, after: int = 600) -> Any:
+    return host.ask(verb, "initramfs", Wanted(needed=needed, rollback_after=after))
+
+
+@pytest.fixture
+def loader() -> str:
+    return "grub"
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    boot_kit.stock(host, loader)
+
+
+def images(host: Host) -> list[str]:
+    return [host.read(f"/boot/initrd.img-{kernel}") for kernel in KERNELS]
+
+
+@EACH_LOADER
+def test_it_is_in_every_initramfs_and_given_back(host: Host) -> None:
+    before = lasting(host)
+    assert ask(host, "apply") == {"changed": True}
+    assert all("homelab.vfio=*" in image for image in images(host))
+    assert host.read(INIT_TOP) == scripts.file("init_top.sh") + "\n"
+    assert host.read(HOOK) == scripts.file("initramfs_hook.sh") + "\n"
+    assert [(host.root / path[1:]).stat().st_mode & 0o777 for path in (INIT_TOP, HOOK, MODULES)] == [
+        0o755,
+        0o755,
+        0o644,
+    ]
+    assert host.read(MODULES).splitlines()[1:] == ["vfio", "vfio_iommu_type1", "vfio_pci"]
+    configured = lasting(host)
+    assert ask(host, "apply") == {"changed": False} and lasting(host) == configured
+    assert ask(host, "revert") == {"changed": True} and lasting(host) == before
+    assert ask(host, "revert") == {"changed": False} and lasting(host) == before
+
+
+def test_what_isnt_needed_any_more_is_given_back(host: Host) -> None:
+    before = lasting(host)
+    ask(host, "apply")
+    assert ask(host, "apply", needed=False) == {"changed": True} and lasting(host) == before
+
+
+def test_the_switch_is_armed_first_with_the_program_and_its_seconds(host: Host) -> None:
+    ask(host, "apply", after=90)
+    assert host.read(f"{HOME}/rollback") == scripts.rollback("90") + "\n"
+    assert host.read(f"{HOME}/armed") == "boot boot\nloader grub\naddress \ninterface \nport 22\nlistens no\ngateway \n"
+    assert (host.root / LINK[1:]).readlink() == Path("/etc/systemd/system/homelab-rollback.timer")
+    assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
+    about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", f"{HOME}/armed")}
+    assert about == {f"{HOME}/rollback": 0o700, f"{HOME}/armed": 0o600}
+
+
+def test_a_switch_that_is_armed_in_this_boot_stays_and_one_of_an_earlier_is_renewed(host: Host) -> None:
+    host.write(f"{HOME}/armed", "boot boot\nloader grub\nuntil 7\naddress 192.0.2.1\n", 0o600)
+    ask(host, "apply")
+    assert host.read(f"{HOME}/armed") == "boot boot\nloader grub\nuntil 7\naddress 192.0.2.1\n"
+    ask(host, "revert")
+    host.write(f"{HOME}/armed", "boot earlier\nloader grub\n", 0o600)
+    host.write(f"{HOME}/judged", "boot earlier is in order")
+    ask(host, "apply")
+    assert host.read(f"{HOME}/armed").startswith("boot boot\n") and not host.exists(f"{HOME}/judged")
+
+
+def test_how_the_host_is_reached_is_noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+        if "route" in arguments:
+            return "default via 192.0.2.254 dev eno2\ndefault via 192.0.2.1 dev vmbr0 proto kernel onlink\n"
+        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "show" in arguments else ""
+
+    asked: list[str] = []
+    host.programs |= {"ip": ip, "ping": lambda arguments, _stdin: asked.append(arguments[-1])}
+    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:08AE 00000000:0000 0A\n")
+    host.write(f"/proc/{os.getppid()}/environ", b"A=1\0SSH_CONNECTION=192.0.2.3 50000 192.0.2.10 2222\0")
+    ask(host, "apply")
+    lines = host.read(f"{HOME}/armed").splitlines()[2:]
+    assert lines == ["address 192.0.2.10", "interface vmbr0", "port 2222", "listens yes", "gateway 192.0.2.1"]
+    assert asked == ["192.0.2.1"], "of the interface that has the address"
+
+
+def test_without_ssh_it_is_the_default_route_and_an_interface_that_is_down_is_none(host: Host) -> None:
+    def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+        if "route" in arguments:
+            return "default via 192.0.2.1 dev vmbr0\n"
+        if "neighbour" in arguments:
+            return "192.0.2.1 lladdr 00:00:5e:00:53:01 REACHABLE\n"
+        return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n"
+
+    host.programs["ip"] = ip
+    host.write("/sys/class/net/vmbr0/operstate", "down\n")
+    ask(host, "apply")
+    lines = host.read(f"{HOME}/armed").splitlines()[2:]
+    assert lines == ["address 192.0.2.10", "interface ", "port 22", "listens no", "gateway 192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("/run/homelab/restarting", "boot x: it hung"), (f"{HOME}/rolling-back", "boot boot\n")]
+)
+def test_nothing_is_written_while_a_roll_back_is_at_work(host: Host, path: str, text: str) -> None:
+    (host.root / "run/homelab").mkdir(mode=0o700)
+    host.write(path, text)
+    before = lasting(host)
+    with pytest.raises(Refused, match="it is giving back its boot configuration now: (boot x: it hung|the boot after)"):
+        ask(host, "apply")
+    assert lasting(host) == before
+
+
+def test_a_note_of_the_switch_that_cant_be_read_stops_it(host: Host) -> None:
+    (host.root / HOME[1:] / "rolling-back").mkdir(parents=True)
+    with pytest.raises(Refused, match="to read /var/lib/homelab/rolling-back"):
+        ask(host, "apply")
+    assert not host.exists(INIT_TOP)
+
+
+def test_a_second_entry_that_was_chosen_for_the_next_boot_is_given_up(host: Host) -> None:
+    asked: list[Sequence[str]] = []
+    host.write("/boot/grub/grubenv", "# GRUB\nnext_entry=homelab-without-gpu-x\n")
+    host.programs["grub-editenv"] = lambda arguments, _stdin: asked.append(arguments)
+    ask(host, "apply")
+    assert asked == [("-", "unset", "next_entry")]
+
+
+def test_the_switch_stays_while_words_are_on_the_command_line(host: Host) -> None:
+    ask(host, "apply")
+    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
+    ask(host, "revert")
+    assert host.exists(f"{HOME}/rollback") and host.exists(LINK) and not host.exists(INIT_TOP)
+
+
+@pytest.mark.parametrize(("says", "gone"), [("status: running", True), ("status: stopped", False), ("", False)])
+def test_guests_that_ran_are_forgotten_only_when_each_is_known_to_run(host: Host, says: str, gone: bool) -> None:
+    host.write("/etc/pve/qemu-server/103.conf", "")
+    host.write(f"{HOME}/ran", "qm 103 1 earlier\n", 0o600)
+    host.write(f"{HOME}/ran-program", "", 0o700)
+    host.programs["qm"] = lambda _arguments, _stdin: Done(0 if says else 124, says.encode())
+    ask(host, "revert")
+    assert host.exists(f"{HOME}/ran") is not gone and host.exists(f"{HOME}/ran-program") is not gone
+
+
+def test_a_guest_that_is_gone_is_owed_nothing(host: Host) -> None:
+    (host.root / "etc/pve/lxc").mkdir(parents=True)
+    host.write(f"{HOME}/ran", "pct 901 1 earlier\n", 0o600)
+    host.programs["pct"] = lambda _arguments, _stdin: Done(2, b"no such container")
+    ask(host, "revert")
+    assert not host.exists(HOME)
+
+
+@pytest.mark.parametrize("lacks", ["update-initramfs", "hook-functions"])
+def test_without_initramfs_tools_nothing_begins(host: Host, lacks: str) -> None:
+    if lacks == "hook-functions":
+        (host.root / "usr/share/initramfs-tools/hook-functions").unlink()
+    else:
+        del host.programs[lacks]
+    before = lasting(host)
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match="initramfs-tools, which makes Proxmox VE's initramfs"):
+            ask(host, verb)
+    assert lasting(host) == before
+
+
+@pytest.mark.parametrize(("free", "found"), [("1", "0 MiB free"), ("", "df doesn't say how much is free")])
+def test_a_boot_that_is_too_full_is_refused_by_the_plan_and_only_where_an_initramfs_is_made(
+    host: Host, free: str, found: str
+) -> None:
+    room = host.programs["df"]
+    host.programs["df"] = lambda _arguments, _stdin: f"\nx 1 1 {free} 1% /" if free else 1
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match=f"room on /boot for a new initramfs[^\n]*\nfound: *{found}"):
+            ask(host, verb)
+    full, host.programs["df"] = host.programs["df"], room
+    ask(host, "apply")
+    host.programs["df"] = full
+    assert ask(host, "plan") == {"files": []} and ask(host, "apply") == {"changed": False}
+
+
+def test_a_plan_names_what_is_written_and_made_and_changes_nothing(host: Host) -> None:
+    before = host.tree()
+    found = {one["what"]: (one["how"], one["diff"]) for one in ask(host, "plan")["files"]}
+    assert {what: how for what, (how, _) in found.items()} == {
+        HOOK: "changed", INIT_TOP: "new", MODULES: "changed", "the initramfs of 2 kernel(s)": "made",
+    }  # fmt: skip
+    assert "+vfio_pci" in found[MODULES][1] and "-theirs, no newline" in found[MODULES][1]
+    assert host.tree() == before
+    ask(host, "apply")
+    assert ask(host, "plan") == {"files": []}
+    assert {one["what"]: one["how"] for one in ask(host, "plan", needed=False)["files"]} == {
+        HOOK: "given back", INIT_TOP: "removed", MODULES: "given back", "the initramfs of 2 kernel(s)": "made",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["empty", "missing", "older", "pending"])
+def test_an_initramfs_that_lacks_the_script_is_made_anew(host: Host, what: str) -> None:
+    ask(host, "apply")
+    configured = lasting(host)
+    image = host.root / f"boot/initrd.img-{KERNELS[0]}"
+    if what == "empty":
+        image.write_bytes(b"")
+    elif what == "missing":
+        image.unlink()
+    elif what == "older":
+        image.write_text("old")
+        os.utime(image, (1, 1))
+    else:
+        image.write_text("old")
+        host.write(f"{HOME}/pending/initramfs", "")
+    assert ask(host, "plan")["files"][-1]["how"] == "made"
+    ask(host, "apply")
+    assert lasting(host) == configured
+
+
+def test_half_made_ones_go_unless_somebody_is_at_work_on_them(host: Host) -> None:
+    ask(host, "apply")
+    host.write("/boot/initrd.img-of-a-kernel-that-is-gone.new", "half")
+    host.write("/proc/77/comm", "mkinitramfs\n")
+    ask(host, "apply")
+    assert host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
+    host.write("/proc/77/comm", "bash\n")
+    ask(host, "apply")
+    assert not host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
+
+
+def test_one_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host) -> None:
+    before = lasting(host)
+    host.write("/fail", "")
+    with pytest.raises(Refused, match=r"(?s)every installed kernel made anew\nfound: +no room"):
+        ask(host, "apply")
+    added = {HOME[1:], *(f"{HOME[1:]}/{one}" for one in ("pending", "pending/initramfs"))}
+    assert set(lasting(host)) - set(before) == added
+    (host.root / "fail").unlink()
+    ask(host, "revert")
+    assert lasting(host) == before
+
+
+def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host) -> None:
+    before = lasting(host)
+    real, runs = host.programs["update-initramfs"], []
+
+    def fails_once(arguments: Sequence[str], stdin: bytes) -> Any:
+        runs.append(arguments)
+        return Done(1, b"no room") if len(runs) == 1 else real(arguments, stdin)
+
+    host.programs["update-initramfs"] = fails_once
+    with pytest.raises(Refused, match="made anew"):
+        ask(host, "apply")
+    assert runs == [("-u", "-k", "all")] * 2 and lasting(host) == before
+
+
+def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {}
+    exec(agent._source("remote_scripts.installed"), names)
+    assert names["TEXTS"] == dict(installed.TEXTS) and "roll_back" in names["TEXTS"]["rollback"]
+    before = agent.code_of("initramfs"), agent.code_of("card_values")
+    source = agent._source
+    for cached in (agent.code_of, agent._imported):
+        cached.cache_clear()
+    monkeypatch.setattr(agent, "_source", lambda name: source(name) + "#" * (name == "remote_scripts.installed"))
+    try:
+        now = agent.code_of("initramfs"), agent.code_of("card_values")
+    finally:
+        agent.code_of.cache_clear()
+    assert now[0] != before[0] and now[1] == before[1]
+
+
+def each_is_made_good(host: Host, found: list[Cut], place: Path, verb: str, wanted: Any, seed: str) -> None:
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, seed)):
+        left = after(cut, host, place / f"{verb}-{number}")
+        ask(left, verb)
+        assert lasting(left) == wanted, f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+
+
+@EACH_LOADER
+def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_revert(
+    host: Host, tmp_path: Path
+) -> None:
+    before = lasting(host)
+    found = cuts(host, lambda one: ask(one, "apply"))
+    assert len(found) > 100
+    configured = lasting(host)
+    for cut in found:
+        ours = [path for path in (INIT_TOP, HOOK, MODULES) if f"{HOME}/files/vfio{path}"[1:] in cut.lasting]
+        armed = {f"{HOME}/armed"[1:], f"{HOME}/rollback"[1:], LINK[1:]} <= cut.lasting.keys()
+        assert armed or not ours, f"written before the switch was armed, {cut.how}"
+    each_is_made_good(host, found, tmp_path, "apply", configured, "initramfs apply")
+    each_is_made_good(host, found, tmp_path, "revert", before, "initramfs revert")
+
+
+@EACH_LOADER
+def test_a_revert_that_is_cut_short_is_finished_by_the_next(host: Host, tmp_path: Path) -> None:
+    before = lasting(host)
+    ask(host, "apply")
+    found = cuts(host, lambda one: ask(one, "revert"))
+    assert len(found) > 30 and lasting(host) == before
+    each_is_made_good(host, found, tmp_path, "revert", before, "initramfs reverted")
+
+
+@EACH_LOADER
+def test_a_failing_run_that_is_cut_short_while_it_puts_things_back_is_finished_by_the_next(
+    host: Host, tmp_path: Path
+) -> None:
+    before = lasting(host)
+    ask(host, "apply")
+    configured = lasting(host)
+    ask(host, "revert")
+    host.write("/fail", "")
+
+    def fail(one: Host) -> None:
+        with pytest.raises(Refused):
+            ask(one, "apply")
+
+    found = cuts(host, fail)
+    left = {key for key in lasting(host) if key not in before}
+    assert f"{HOME[1:]}/pending/initramfs" in left, "what was generated is of neither the old nor the new files"
+    assert not [key for key in left if not key.startswith(HOME[1:])]
+    each_is_made_good(host, found, tmp_path, "apply", configured, "initramfs failed, applied")
+    each_is_made_good(host, found, tmp_path, "revert", before, "initramfs failed, reverted")

@@ -1,0 +1,27 @@
+"""What the agent is asked for a host's next boot, where a test takes a composed script, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.remote import agent
+from homelab.remote.scripts import ROLLBACK_SECONDS
+from remote_scripts.layers import initramfs as initramfs_layer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A layer, and its `Wanted`."""
+
+    layer: str
+    wanted: Any
+
+    def sent(self, verb: str) -> str:
+        """Standard input for `agent.command_in_memory`."""
+        return agent.sent_along(verb, agent.request(self.layer, self.wanted))
+
+
+def initramfs(needed: bool = True, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
+    """The initramfs of a host with, or without, cards of ours."""
+    return Asked("initramfs", initramfs_layer.Wanted(needed=needed, rollback_after=rollback_after))
