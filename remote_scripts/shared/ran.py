@@ -6,8 +6,6 @@ more.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from remote_scripts.shared import guests
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -48,7 +46,5 @@ def forget(system: System) -> None:
     files.remove(RAN)
     system.run.ask("systemctl", "stop", "homelab-ran.timer", seconds=60)  # it isn't started in the boot that noted it
     files.remove(_LINK, _TIMER, f"{_UNITS}/homelab-ran.service", f"{RAN}-program")
-    with suppress(OSError):
-        files.at(HOME).rmdir()
     if system.run.ask("systemctl", "daemon-reload", seconds=60).status != 0:
         system.log.say("systemctl daemon-reload failed: homelab-ran.timer is known until the next boot")
