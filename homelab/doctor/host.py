@@ -12,8 +12,9 @@ from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
 from homelab.host import gates, ha, handover, kernel_log, plan, remapping, resets
 from homelab.host.classes import NVIDIA
-from homelab.host.facts import Guests, missing_words
+from homelab.host.facts import Guests
 from homelab.settings import Host
+from remote_scripts.shared.words import missing_words
 
 
 def host_report(reading: Reading, host: Host) -> str:

@@ -878,17 +878,6 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
     return same and display.vendor == NVIDIA and device.class_code.startswith(USB_C)
 
 
-def missing_words(words: str, cmdline: str) -> list[str]:
-    """The words of `words` that `cmdline` lacks. An IOMMU word may have more options there (`intel_iommu=on,sm_on`)."""
-    present = cmdline.split()
-    return [
-        word
-        for word in words.split()
-        if word not in present
-        and not ("iommu=" in word and any(present_word.startswith(f"{word},") for present_word in present))
-    ]
-
-
 def _ids_by_word(cmdline: str) -> dict[str, str]:
     """Words that give ids to vfio-pci -> the ids; a value may be quoted."""
     ids_by_word = {}

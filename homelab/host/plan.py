@@ -10,10 +10,11 @@ from typing import Literal
 from homelab.errors import HomelabError, raise_all
 from homelab.host import consoles, gates, kernel_log, options, released, remapping, resets
 from homelab.host.classes import DRIVERS, NVIDIA
-from homelab.host.facts import HostFacts, missing_words
+from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
 from homelab.settings import Host
 from homelab.shapes import CardPlan
+from remote_scripts.shared.words import missing_words
 
 # Drivers that would claim an NVIDIA card. Blacklisted only where one goes to a VM and none stays with the host, as belt
 # and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from homelab.host import gates
-from homelab.host.facts import missing_words
 from homelab.nvidia import versions
 from homelab.remote import scripts
+from remote_scripts.shared.words import missing_words
 from tests.boot_layers import initramfs
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings

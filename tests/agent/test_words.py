@@ -1,0 +1,120 @@
+"""remote_scripts/shared/words.py and cmdline.py: the words of a kernel command line, and where they are configured."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+
+from remote_scripts.shared import cmdline
+from remote_scripts.shared.words import missing_words, without_words
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host
+
+
+def bash(arguments: Sequence[str], stdin: bytes) -> Done:
+    """The host's own: only it knows what GRUB's settings say."""
+    done = subprocess.run(["bash", *arguments], input=stdin, capture_output=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def grub(host: Host) -> Host:
+    host.programs["bash"] = bash
+    return host
+
+
+def menu(host: Host, text: str) -> str:
+    host.write("/boot/grub/grub.cfg", text)
+    return cmdline.generated(host.system())
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "left"),
+    [
+        ("quiet amd_iommu=on iommu=pt", "amd_iommu=on iommu=pt", "quiet"),
+        ("iommu=pt quiet iommu=pt", "iommu=pt", "quiet"),
+        ("iommu=pt iommu=pt iommu=pt", "iommu=pt", ""),
+        ("iommu=ptx quiet", "iommu=pt", "iommu=ptx quiet"),
+        ('dyndbg="file a.c  +p" quiet iommu=pt', "iommu=pt", 'dyndbg="file a.c  +p" quiet'),
+        ("  root=x  boot=zfs ", "boot=zfs", "  root=x  "),
+        ("", "x", ""),
+    ],
+)
+def test_words_are_taken_out_and_nothing_else(text: str, words: str, left: str) -> None:
+    assert without_words(text, words.split()) == left
+
+
+def test_an_iommu_word_may_have_more_options() -> None:
+    assert missing_words("intel_iommu=on iommu=pt quiet", "intel_iommu=on,sm_on quiet,x") == ["iommu=pt", "quiet"]
+
+
+def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
+    grub.write(
+        "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
+    )
+    grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
+    assert not cmdline.has_drop_ins(grub.system())
+    ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
+    grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", ours)
+    grub.write("/etc/default/grub.d/.zz-homelab-iommu.cfg.homelab-tmp", ours)
+    assert cmdline.has_drop_ins(grub.system())
+    assert cmdline.configured(grub.system(), "grub") == "root=ZFS=x quiet nosmt iommu=pt"
+    assert cmdline.configured(grub.system(), "grub", others=True) == "root=ZFS=x quiet nosmt"
+
+
+def test_without_any_settings_grub_gives_no_words(grub: Host) -> None:
+    assert cmdline.configured(grub.system(), "grub").strip() == ""
+
+
+def test_a_setting_that_ends_the_shell_is_not_taken_for_no_words(grub: Host) -> None:
+    grub.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX="iommu=pt"\nexit 0\n')
+    with pytest.raises(Failure) as refused:
+        cmdline.configured(grub.system(), "grub")
+    assert "/etc/default/grub" in refused.value.wanted
+
+
+def test_the_first_line_alone_counts_for_systemd_boot(host: Host) -> None:
+    host.write("/etc/kernel/cmdline", "root=x iommu=pt quiet homelab.vfio=1\n# a second line, which nothing reads\n")
+    host.write("/var/lib/homelab/cmdline/iommu", " iommu=pt\n")
+    host.write("/var/lib/homelab/cmdline/vfio", " homelab.vfio=0\n homelab.vfio=1\n")
+    host.write("/var/lib/homelab/cmdline/.vfio.homelab-tmp", " quiet\n")
+    assert cmdline.configured(host.system(), "systemd-boot") == "root=x iommu=pt quiet homelab.vfio=1"
+    assert cmdline.configured(host.system(), "systemd-boot", others=True) == "root=x quiet"
+
+
+def test_what_cannot_be_read_is_said(host: Host) -> None:
+    host.write("/etc/kernel/x", "").unlink()
+    (host.root / "etc/kernel/cmdline").symlink_to("cmdline")  # it leads to itself: nobody can read that
+    with pytest.raises(Failure) as refused:
+        cmdline.configured(host.system(), "systemd-boot")
+    assert "/etc/kernel/cmdline" in refused.value.wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "menuentry x {\n\tlinux\t/boot/vmlinuz-1 root=x  quiet \n\tinitrd /x\n}\n\tlinux /boot/b other\n",
+            "root=x  quiet ",
+        ),
+        ("  linuxefi /vmlinuz root=y", "root=y"),
+        ("  linux16 /vmlinuz root=y\n", ""),
+        ("# linux /x y\n\tlinux \n\tlinux /boot/b other\n", ""),
+        ("\tlinux /boot/a\n\tlinux /boot/b other\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_first_entry_of_the_menu_was_generated(host: Host, text: str, line: str) -> None:
+    assert menu(host, text) == line
+
+
+def test_a_menu_that_cannot_be_read_is_not_taken_for_none(host: Host) -> None:
+    assert cmdline.generated(host.system()) == ""
+    host.write("/boot/grub/x", "").unlink()
+    (host.root / "boot/grub/grub.cfg").symlink_to("grub.cfg")
+    with pytest.raises(Failure) as refused:
+        cmdline.generated(host.system())
+    assert "/boot/grub/grub.cfg" in refused.value.wanted
