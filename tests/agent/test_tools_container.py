@@ -1,0 +1,260 @@
+"""tools/container.py: a container's files and programs over the helper, which a shell of this machine runs on a folder in the place of lxc-attach."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from homelab.remote.scripts import file
+from remote_scripts.tools import container
+from remote_scripts.tools.container import Container
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import Log
+from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT
+from remote_scripts.tools.state import Work
+from tests.agent.kit import Host, watched
+from tests.waiting import PATIENCE
+
+HELPER = file("container_helper.sh")
+SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
+#: A shell that answers as the helper does, and lies: `BODY` is what it says after it has read a request.
+LIAR = 'while IFS= read -r r && IFS= read -r c; do eval set -- "$r"; mark=$1; BODY; done'
+
+
+def one(host: Host, *begin: str) -> Container:
+    log = Log(host.root)
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    inside = Container("container 901", begin, log, Work(host.root, log), str(host.root))
+    inside.work.lock_seconds = 0.5
+    return inside
+
+
+@pytest.fixture(params=SHELLS, ids=lambda shell: str(shell[0]))
+def inside(host: Host, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Container]:
+    shell: list[str] = request.param
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} isn't on this machine")
+    helper = HELPER
+    if shell[0] == "busybox":  # as on Alpine, where its applets are all the programs that there are
+        applets = tmp_path / "applets"
+        applets.mkdir()
+        subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
+        helper = HELPER.replace("PATH=/usr/local/sbin:", f"PATH={applets}:/usr/local/sbin:")
+    made = one(host, *shell, "-c", helper)
+    yield made
+    made.channel.close()
+
+
+def lying(host: Host, body: str) -> Container:
+    return one(host, "dash", "-c", LIAR.replace("BODY", body))
+
+
+def test_it_is_started_by_one_lxc_attach_without_this_hosts_environment() -> None:
+    begin = container.attach(901, HELPER)
+    assert begin == ("lxc-attach", "--clear-env", "-n", "901", "--", "/bin/sh", "-c", HELPER)
+    assert len(HELPER.splitlines()) <= 80
+
+
+def test_a_program_gets_its_words_and_its_input_and_answers(inside: Container) -> None:
+    words = ("it's", "", "$HOME `id` \\", "é", "*")
+    assert inside.run.ask("printf", "%s|", *words).output == b"it's||$HOME `id` \\|\xc3\xa9|*|"
+    given = bytes(range(256)) * 2000 + b"\n\n"
+    assert inside.run.ask("cat", stdin=given, limit=len(given)).output == given
+    assert (
+        inside.run.ask("cat").output == b"" and inside.run.ask("env", environment={"A": "b c"}).text.count("A=b c") == 1
+    )
+    done = inside.run.ask("sh", "-c", "echo out; echo why >&2; exit 3")
+    assert (done.status, done.output, done.error) == (3, b"out\n", b"why\n")
+    assert inside.run.ask("no-such-program").status == NOT_FOUND
+    assert inside.run.has("cat") and not inside.run.has("no-such-program")
+    with pytest.raises(ValueError, match="of several lines"):
+        inside.run.ask("echo", "a\nb")
+
+
+def test_all_is_done_by_one_shell(inside: Container) -> None:
+    assert len({inside.run.ask("sh", "-c", "echo $(ps -o ppid= -p $PPID)").text for _ in range(3)}) == 1
+
+
+def test_what_is_too_long_is_cut_and_what_hangs_is_killed_and_the_conversation_goes_on(inside: Container) -> None:
+    done = inside.run.ask("head", "-c", "300000", "/dev/zero", limit=1000)
+    assert (done.status, done.output) == (1, bytes(1000))
+    assert inside.run.ask("sleep", "60", seconds=1).status == TIMED_OUT
+    assert inside.run.ask("echo", "on").text == "on"
+
+
+def test_what_a_program_leaves_running_is_not_waited_for_and_its_words_are_nobodys_answer(inside: Container) -> None:
+    began = time.monotonic()
+    left = "(for i in 1 2 3; do sleep 0.2; echo junk; done) & echo mine"
+    assert inside.run.ask("sh", "-c", left).text == "mine"
+    time.sleep(0.5)
+    assert inside.run.ask("echo", "next").text == "next" and time.monotonic() - began < PATIENCE
+
+
+def test_work_is_logged_on_the_host_and_fails_with_its_last_lines(
+    inside: Container, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside.run.do("sh", "-c", "echo one; echo two >&2; printf three", doing="working").status == 0
+    heading, *lines = host.read("/run/homelab/steps").splitlines()
+    assert "container 901: working: sh -c" in heading and [line for line in lines if line.strip()] == [
+        "  one",
+        "  two",
+        "  three",
+    ]
+    done = inside.run.do("sh", "-c", "seq 1 200000; echo E: the reason; exit 1")
+    assert done.status == 1 and done.output.endswith(b"200000\nE: the reason")
+    assert "E: the reason" in capsys.readouterr().err
+    assert inside.run.do("sh", "-c", "seq 1 200000").status == 0
+
+
+def test_work_goes_on_with_the_lock_though_the_agent_is_gone(inside: Container, host: Host) -> None:
+    inside.take_lock()
+    process = inside.channel._process
+    assert process and process.stdin and process.stdout and process.stderr
+    script = "touch $0/begun; i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; sleep 1; touch $0/done"
+    mark = "0" * 32
+    process.stdin.write(f"{mark} 60 do sh -c '{script}' {host.root}\n\n".encode())
+    until = time.monotonic() + PATIENCE
+    while not host.exists("/begun"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    lock = os.open(host.root / "run/homelab/lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.close(lock)
+    assert host.exists("/done")
+    process.wait(PATIENCE)
+
+
+def test_the_lock_is_the_one_that_scripts_in_there_take(inside: Container, host: Host) -> None:
+    lock = os.open(host.root / "run/homelab/lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(Failure, match="to be the only one changing container 901"):
+        inside.take_lock()
+    os.close(lock)
+    inside.take_lock()
+    busy = ["flock", "-n", f"{host.root}/run/homelab/lock", "true"]
+    assert subprocess.run(busy, check=False).returncode == 1
+    assert inside.run.ask("ls", "-l", "/proc/self/fd").text.count("homelab/lock") == 0
+    inside.release()
+    assert subprocess.run(busy, check=False).returncode == 0
+
+
+def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
+    content = bytes(range(256)) * 100
+    host.write("/etc/it's a file", content)
+    (host.root / "etc/link").symlink_to("nowhere")
+    os.mkfifo(host.root / "etc/pipe")
+    host.write("/etc/lines", "one é\ntwo\n\n")
+    files = inside.files
+    assert files.read("/etc/it's a file") == content and files.read("/etc/it's a file", 10) == content[:11]
+    assert files.text("/etc/lines") == "one é\ntwo" and files.line("/etc/lines") == "one é"
+    assert files.read("/etc/none") is files.read("/etc/pipe") is files.read("/etc") is files.read("/etc/link") is None
+    assert files.exists("/etc/link") and not files.exists("/etc/none")
+    host.write("/etc/d/a\nb", "")
+    assert files.names("/etc/d") == ["a\nb"] and files.names("/etc/none") == []
+
+
+def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: Container, host: Host) -> None:
+    place, old, new = "/etc/app/conf", b"old\n", bytes(range(256)) * 400
+    path = host.write(place, old, 0o600)
+    victim = host.write("/etc/victim", "kept\n")
+    # What a run that was cut short has left, or somebody has put there.
+    (host.root / "etc/app/.conf.homelab-tmp").symlink_to(victim)
+    seen: list[tuple[str, bytes]] = []
+    with watched(lambda call, _path: seen.append((call, path.read_bytes()))):
+        inside.files.write(place, new, 0o640)
+    assert [call for call, _ in seen] == ["remove", "create", "chmod", "flush", "rename", "flush"]
+    assert {content for _, content in seen[:-1]} == {old} and seen[-1][1] == new
+    assert path.stat().st_mode & 0o7777 == 0o640 and victim.read_text() == "kept\n"
+    assert [one.name for one in path.parent.iterdir()] == ["conf"]
+    for stop in range(len(seen)):
+        path.write_bytes(old)
+
+        left = iter(range(stop, -1, -1))
+
+        def cut(call: str, _path: str, left: Iterator[int] = left) -> None:
+            if next(left) == 0:
+                raise InterruptedError(call)
+
+        with watched(cut), pytest.raises(InterruptedError):
+            inside.files.write(place, new, 0o640)
+        assert path.read_bytes() in (old, new)
+        inside.files.write(place, new, 0o640)
+        assert path.read_bytes() == new and [one.name for one in path.parent.iterdir()] == ["conf"]
+    inside.files.remove(place, "/etc/none")
+    assert not path.exists()
+
+
+def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: Container, host: Host) -> None:
+    with pytest.raises(Failure, match="/etc/none/conf in container 901"):
+        inside.files.write("/etc/none/conf", b"new\n", 0o644)
+    host.write("/etc/folder/in", "")
+    with pytest.raises(Failure, match="/etc/folder in container 901"):
+        inside.files.write("/etc/folder", b"new\n", 0o644)
+    assert inside.files.names("/etc/folder") == ["in"]
+    with pytest.raises(Failure, match="taken away"):
+        inside.files.remove("/etc/folder")
+    assert host.read("/etc/folder/in") == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("yes", "bytes, and no end"),
+        ("cat /dev/zero", "bytes, and no end"),
+        ("yes >&2", "bytes, and no end"),
+        ('printf "\\n%s begin\\n" $mark; cat /dev/zero', "bytes, and no end"),
+        ('printf "\\n%s begin\\n" $mark; echo half; exit 3', "its shell has ended, with exit status 3"),
+        ("echo it is gone >&2; kill -9 $$", "its shell has ended, with exit status -9: it is gone"),
+        ('printf "\\n%s begin\\nx\\n%s 9999\\n" $mark $mark; exit', "its shell has ended"),
+        ('printf "\\n%032d begin\\nx\\n%032d 0\\n" 0 0; exit', "its shell has ended"),
+        ("sleep 60", "there is none after 2 s"),
+    ],
+    ids=["chatter", "zeros", "errors", "no end", "half", "killed", "no status", "another mark", "silence"],
+)
+def test_an_answer_that_is_none_ends_the_conversation(
+    host: Host, monkeypatch: pytest.MonkeyPatch, body: str, found: str
+) -> None:
+    monkeypatch.setattr(container, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(container, "GREATEST_BYTES", 1_000_000)
+    inside = lying(host, body)
+    for _ in range(2):  # it isn't begun a second time
+        with pytest.raises(Failure) as failed:
+            inside.run.ask("true", seconds=1)
+        assert failed.value.wanted == "an answer from container 901" and found in failed.value.found, failed.value.found
+    with pytest.raises(Failure):
+        inside.files.exists("/etc/hosts")
+
+
+def test_a_helper_that_takes_no_request_in_is_not_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "GRACE_SECONDS", 1.0)
+    inside = one(host, "sleep", "60")
+    began = time.monotonic()
+    with pytest.raises(Failure, match="an answer from container 901"):
+        inside.run.ask("cat", stdin=bytes(1_000_000), seconds=1)
+    assert time.monotonic() - began < 30
+
+
+def test_a_container_that_is_not_there_is_said(host: Host) -> None:
+    for begin in (["no-such-lxc-attach"], ["sh", "-c", "echo 'lxc-attach: 901: no such namespace' >&2; exit 1"]):
+        with pytest.raises(Failure) as failed:
+            one(host, *begin).files.read("/etc/os-release")
+        assert "No such file" in failed.value.found or "901: no such namespace" in failed.value.found
+
+
+def test_nothing_of_what_this_process_has_open_is_open_in_there(host: Host, tmp_path: Path) -> None:
+    with (tmp_path / "secret").open("w") as opened:
+        os.set_inheritable(opened.fileno(), True)
+        inside = one(host, "dash", "-c", HELPER)
+        assert "secret" not in inside.run.ask("ls", "-l", "/proc/self/fd").text
+        inside.channel.close()
