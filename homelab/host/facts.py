@@ -461,6 +461,8 @@ class HostFacts(Fact):
     ledger: dict[str, str] = {}
     # Owner -> names of this program's scripts that lie whole on the host (homelab/remote/kept_scripts.py).
     kept_scripts: dict[str, list[str]] = {}
+    # Owner -> the version of the agent that lies whole on the host; empty: none does. Of a refresh's reading alone.
+    agents: dict[str, str] = {}
     # Copies of this program's files that had been edited by hand when they were written again or removed.
     edits: list[str] = []
     # Messages of the kernel about cards since it booted (homelab/host/kernel_log.py); empty: they weren't read.

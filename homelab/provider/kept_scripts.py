@@ -27,22 +27,19 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
     def read(self, inputs: KeptScripts.Inputs, outputs: KeptScripts.Outputs) -> KeptScripts.Outputs:
         if inputs.version != kept_scripts.version():
             return outputs  # another version's scripts: those of this one come with the next `up`
-        names_on_host = self.facts_of_refresh(inputs).kept_scripts
+        facts = self.facts_of_refresh(inputs)
+        names_on_host = facts.kept_scripts
         lacking = sorted({script.name for script in kept_scripts.texts()} - {*names_on_host.get(inputs.owner, ())})
         drift: list[str] = []
         if lacking:
             names = ", ".join(script.rpartition(".")[0] for script in lacking[:3])
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             drift.append(f"scripts of this program's are missing on the host, or changed: {names}{more}")
-        if asyncio.run(self._agent_version(inputs)) != agent.version():
+        if facts.agents.get(inputs.owner) != agent.version():
             drift.append("this program's agent is missing on the host, or changed")
         for sentence in drift:
             tell(f"{inputs.host}: drift: {sentence}")
         return KeptScripts.Outputs(drift=drift)
-
-    async def _agent_version(self, inputs: KeptScripts.Inputs) -> str:
-        async with ssh.connect(self.host(inputs)) as session:
-            return await session.agent_version(inputs.owner)
 
     async def _put(self, inputs: KeptScripts.Inputs) -> None:
         host = self.host(inputs)

@@ -514,10 +514,18 @@ async def read(
     kernel_log: bool = False,
     systems: Sequence[str] = (),
     seconds: float = SCRIPT_SECONDS,
+    agents: bool = False,
 ) -> facts.HostFacts:
-    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
+    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`.
+
+    :param agents: also asks which agents lie there.
+    """
     async with connect(host, timeout) as session:
-        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
+        found = await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
+        if agents:
+            versions = {owner: await session.agent_version(owner) for owner in found.kept_scripts}
+            found = found.model_copy(update={"agents": versions})
+        return found
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:

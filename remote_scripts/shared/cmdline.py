@@ -77,6 +77,6 @@ def _grub_words(system: System, *, others: bool) -> str:
             f"to read which words {_GRUB} and {_DROP_INS} give the kernel",
             f"the shell that reads them as grub-mkconfig does ended with {done.status}",
             "what the next boot gets isn't known",
-            "run `grub-mkconfig >/dev/null` on the host and mend the file that it complains of",
+            "see on the host what grub-mkconfig complains of, and mend that file",
         )
     return text.removesuffix("\n").rstrip("\n")

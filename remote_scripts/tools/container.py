@@ -139,7 +139,7 @@ class Channel:
             found,
             "what is in it is read and changed from inside, by its own programs, and nothing that it says is waited "
             "for without end",
-            "see whether it runs, and what `pct exec ID -- /bin/sh -c true` says; then run `pulumi up` again",
+            "see whether it runs, and whether a command runs in it (pct exec); then run `pulumi up` again",
         )
 
 

@@ -67,7 +67,7 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
     assert stack.up("--refresh").changed == set()
     # And a destroy.
     process = stack.start("destroy", "--yes", "--skip-preview")
-    stack.lab.wait_command("NEEDED=yes", timeout=PATIENCE)
+    stack.lab.wait_command('"layer": "initramfs"', timeout=PATIENCE)
     stack.kill(process)
     stack.lab.wait_idle()
     stack.unlock()

@@ -30,8 +30,8 @@ def deploy(verb: str, folder: Path, engine: install.Engine) -> subprocess.Comple
     )  # fmt: skip
 
 
-# Scripts in which the first one is killed: before the boot is configured, and after the reboot.
-KILLED_IN = ("NEEDED=yes", "GUESTS=no")
+# Steps in which the first one is killed: before the boot is configured, and after the reboot.
+KILLED_IN = ('"layer": "initramfs"', "GUESTS=no")
 
 
 @pytest.mark.parametrize("script", sample(KILLED_IN, 1, "make up"))
