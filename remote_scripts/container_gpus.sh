@@ -7,7 +7,7 @@
 #   stack, so that revert does nothing), GUEST (its name in the settings), GENERATION (no part in what happens).
 # Changes: /etc/pve/lxc/CTID.conf: our own keys and lines alone (lib/container.sh). What others have given the container stays.
 # Undone by `revert`: these keys and lines are taken out, and the container, if it runs, is restarted; where it is on another node by then, by
-#   container_record.sh and `revert` there. Not where the container has got
+#   the layer container_record and `revert` there. Not where the container has got
 #   another GUEST since: then that one has them.
 # Verbs: apply, revert.
 # Answer of apply: {"digest","revision","devices":{path:how}}; digest: of what gives the container its devices.

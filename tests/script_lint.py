@@ -34,7 +34,6 @@ ARGUMENTS = {
     "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
     "card_nodes_boot.sh": ("WAIT", "QUORUM"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),
-    "container_record.sh": ("CTID", "NOTES"),
     "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "POWER"),
     "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "USES"),
     "card_libraries.sh": ("CHOICES",),

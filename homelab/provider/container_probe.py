@@ -19,6 +19,7 @@ from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
+from remote_scripts.layers.container_record import Wanted as ContainerRecord
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
@@ -82,11 +83,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             return
         try:
             async with ssh.connect(self.stack.host(old_host)) as session:
-                record = str(scripts.answer(await session.run("give", scripts.container_record(inputs.ctid)))["record"])
-                if record:
+                noted = ContainerRecord(
+                    ctid=inputs.ctid,
+                    record=(await session.ask("read", "container_record", ContainerRecord(ctid=inputs.ctid)))["record"],
+                )
+                if noted.record:
                     async with ssh.connect(self.stack.host(new_host)) as new_session:
-                        await new_session.run("take", scripts.container_record(inputs.ctid, record))
-                    await session.run("forget", scripts.container_record(inputs.ctid, record))
+                        await new_session.ask("apply", "container_record", noted)
+                    await session.ask("revert", "container_record", noted)
         except HomelabError as error:
             raise HomelabError(
                 wanted=f"the notes about container {inputs.ctid} moved from {old_host} to {new_host}",

@@ -13,9 +13,10 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.provider.base import StackTexts
-from homelab.remote import ledger, scripts, ssh
+from homelab.remote import ledger, ssh
 from homelab.settings import Host
 from homelab.text import tell
+from remote_scripts.layers.container_record import Wanted as ContainerRecord
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ async def noted_by_peers(stack: StackTexts, host: str, name: str) -> PeerNotes:
 
 
 async def container_record_of(stack: StackTexts, host: str, ctid: int) -> Mapping[str, Any]:
-    """What a host has noted of a container's lines, as container_record.sh gives it; empty: nothing.
+    """What a host has noted of a container's lines, as its layer container_record gives it; empty: nothing.
 
     :raises HomelabError: it can't be asked.
     """
     async with ssh.connect(stack.host(host)) as session:
-        answer = scripts.answer(await session.run("give", scripts.container_record(ctid)))
+        answer = await session.ask("read", "container_record", ContainerRecord(ctid=ctid))
     return answer if answer["record"] else {}
 
 

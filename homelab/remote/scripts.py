@@ -473,14 +473,6 @@ def container_gpus(
     )
 
 
-def container_record(ctid: int, record: str = "") -> str:
-    """Standard input of container_record.sh.
-
-    :param record: for the verb `take`: the record from the answer of `give`.
-    """
-    return compose("container_record.sh", CTID=str(ctid), NOTES=record)
-
-
 def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
     """Standard input of container_restart.sh; other arguments as of `container_gpus`.
 

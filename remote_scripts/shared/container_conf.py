@@ -258,3 +258,16 @@ def _remove_option(conf: ContainerConf, key: str) -> None:
     """Removes the entry of an option: the last line of an option counts."""
     conf.entries[:] = [entry for entry in conf.entries if not entry.line.startswith(f"{key}:")]
     conf.broken[:] = [line for line in conf.broken if not line.startswith(f"{key}:")]
+
+
+def addresses(text: str) -> str:
+    """The hardware addresses of a container's network cards, by which it is told from another one of its id: sorted,
+    with commas.
+    """
+    found = []
+    for line in text.split("\n"):
+        if line.startswith("["):
+            break
+        if match := re.match(r"net\d*:.*hwaddr=([0-9A-Fa-f:]*)", line):
+            found.append(match[1].upper())
+    return ",".join(sorted(found))

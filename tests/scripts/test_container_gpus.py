@@ -6,11 +6,12 @@ import fcntl
 import json
 import shutil
 import subprocess
-import time
 
 import pytest
 
 from homelab.remote import scripts
+from remote_scripts.layers.container_record import Wanted as ContainerRecord
+from tests.lab.host_kit import run_layer
 from tests.scripts.test_on_a_host import Host
 
 SHUTDOWN = {"timeout": 5, "otherwise": "fail"}
@@ -322,11 +323,12 @@ def test_a_revert_under_a_former_name_in_the_settings_takes_nothing_out(containe
     assert run("revert", "media") == stock
 
 
-def carry(containers: Containers, verb: str, text: str = "") -> str:
+def carry(containers: Containers, verb: str, record: dict[str, str] | None = None) -> dict[str, str]:
     """What is noted of the container goes from one node to another, which the tests have on one host."""
-    done = containers.host.run(verb, scripts.container_record(300, text))
+    done = run_layer(containers.host.machine, verb, "container_record", ContainerRecord(ctid=300, record=record or {}))
     assert done.returncode == 0, done.stdout + done.stderr
-    return str(json.loads(done.stdout)["record"])
+    noted: dict[str, str] = json.loads(done.stdout)["record"]
+    return noted
 
 
 def test_what_is_noted_goes_with_a_container_to_another_node(containers: Containers) -> None:
@@ -336,48 +338,22 @@ def test_what_is_noted_goes_with_a_container_to_another_node(containers: Contain
     root, record = containers.host.root, containers.host.root / "var/lib/homelab/containers/300"
     noted = {one.name: one.read_bytes() for one in record.iterdir()}
 
-    taken = carry(containers, "give")
+    taken = carry(containers, "read")
     away = root / "etc/pve/nodes/other/lxc/300.conf"
     away.parent.mkdir(parents=True)
     containers.path.rename(away)
     done = containers.run("revert")
     assert done.returncode == 0 and "is on other now" in done.stderr
     assert away.read_text() == given and {one.name: one.read_bytes() for one in record.iterdir()} == noted
-    carry(containers, "forget", taken)
-    assert not record.exists() and carry(containers, "give") == ""
+    carry(containers, "revert", taken)
+    assert not record.exists() and carry(containers, "read") == {}
     # On the node that it is on now.
     away.rename(containers.path)
     for _ in range(2):  # a run that was killed after it
-        carry(containers, "take", taken)
+        carry(containers, "apply", taken)
     assert {one.name: one.read_bytes() for one in record.iterdir()} == noted
     assert containers.revert() == BASE and not record.exists()
     away.parent.rmdir()
-
-
-@pytest.mark.parametrize("counts", [True, False], ids=["it counts", "of an earlier boot"])
-def test_that_a_container_is_to_run_again_goes_along_only_if_it_counts(containers: Containers, counts: bool) -> None:
-    containers.path.write_text(BASE)
-    containers.apply()
-    root = containers.host.root
-    boot, ran = root / "proc/sys/kernel/random/boot_id", root / "var/lib/homelab/containers/300/ran"
-    at = int(time.time())
-    ran.write_text(f"{at} {boot.read_text().strip() if counts else 'another'} yes \n")
-    taken = carry(containers, "give")
-    assert ran.exists(), "`give` changes nothing"
-    carry(containers, "forget", taken)
-    boot.write_text("of-the-other\n")
-    carry(containers, "take", taken)
-    assert (ran.read_text().split() if ran.exists() else None) == ([str(at), "of-the-other", "yes"] if counts else None)
-
-
-def test_half_of_what_is_noted_isnt_taken(containers: Containers) -> None:
-    containers.path.write_text(BASE)
-    containers.apply()
-    taken = str(json.loads(containers.host.run("give", scripts.container_record(300)).stdout)["record"])
-    containers.revert()
-    done = containers.host.run("take", scripts.container_record(300, taken[: len(taken) // 4]))
-    assert done.returncode == 1
-    assert not (containers.host.root / "var/lib/homelab/containers/300").exists()
 
 
 def test_lines_of_a_run_that_was_cut_short_go_along_too(containers: Containers) -> None:
@@ -388,23 +364,8 @@ def test_lines_of_a_run_that_was_cut_short_go_along_too(containers: Containers) 
     (record / "wanted").unlink()
     seen = json.loads(containers.host.run("read_host", scripts.read_host()).stdout)["containers"]
     assert [(one["id"], len(one["drift"])) for one in seen] == [(300, 1)]
-    taken = carry(containers, "give")
-    carry(containers, "forget", taken)
+    taken = carry(containers, "read")
+    carry(containers, "revert", taken)
     assert not record.exists()
-    carry(containers, "take", taken)
+    carry(containers, "apply", taken)
     assert containers.revert() == BASE and not record.exists()
-
-
-def test_what_lies_on_a_node_from_a_killed_run_hides_nothing_that_is_given_to_it(containers: Containers) -> None:
-    containers.path.write_text(BASE)
-    containers.apply(minors="0")
-    old = carry(containers, "give")
-    containers.apply(minors="1")
-    new = carry(containers, "give")
-    done = containers.host.run("forget", scripts.container_record(300, old))
-    assert done.returncode == 1 and "it has changed meanwhile" in done.stdout
-    assert carry(containers, "give") == new
-    carry(containers, "forget", new)
-    carry(containers, "take", old)
-    carry(containers, "take", new)
-    assert containers.revert() == BASE

@@ -20,6 +20,7 @@ from homelab.remote import ssh
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
+from remote_scripts.layers.container_record import Wanted as ContainerRecord
 from tests.unit.hosts import desktop
 from tests.unit.test_created_vms import API, SSH
 
@@ -114,7 +115,7 @@ def test_a_container_is_known_by_its_network_cards(one: dict[str, str], other: d
 
 # -- a state that was lost -----------------------------------------------------------------------------------------
 class Nodes:
-    """Nodes of a cluster by their addresses, each with what container_record.sh has noted there; None: it doesn't answer."""
+    """Nodes of a cluster by their addresses, each with what is noted there; None: it doesn't answer."""
 
     def __init__(self, **records: str | None) -> None:
         self.records = dict(records)
@@ -128,13 +129,14 @@ class Nodes:
         nodes = self
 
         class Session:
-            async def run(self, verb: str, script: str) -> str:
+            async def ask(self, verb: str, _layer: str, wanted: ContainerRecord) -> dict[str, Any]:
                 nodes.asked.append((name, verb))
-                if verb == "take":
-                    nodes.records[name] = next(one for one in ("NOTED", "OTHER") if f"NOTES={one}" in script)
-                elif verb == "forget":
+                if verb == "apply":
+                    nodes.records[name] = wanted.record["ours"]
+                elif verb == "revert":
                     nodes.records[name] = ""
-                return json.dumps({"record": nodes.records[name] if verb == "give" else ""})
+                noted = nodes.records[name] if verb == "read" else ""
+                return {"record": {"ours": noted} if noted else {}}
 
         yield Session()
 

@@ -3,7 +3,7 @@
 # Needs: files, lines, guest_tasks, container/conf
 #
 # Gives: note NAME [COMMAND...], noted NAME, noted_line NUMBER NAME; keep_record; read_wanted DIR -> METHOD, MINORS, FUNCTIONS, CARDS; remember_record, check_before, note_change,
-#   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY, take_ran_along FILE.
+#   nothing_to_put_back, forget_change; forget_since_before; in_force; note_ran yes|no, find_why_not_owed -> WHY.
 
 RECORDS=/var/lib/homelab/containers
 
@@ -152,19 +152,5 @@ find_why_not_owed() {
     WHY="that this is still the same container isn't certain"
   else
     find_why_off vz "$CTID" "$at" "$boot" root@pam "$off"
-  fi
-}
-
-# take_ran_along FILE - that it is to be started again was noted on the node that it has left, and counted there; here it is by this boot, unless it was started
-# here since.
-take_ran_along() {
-  local at='' known='' temporary=$1.homelab-tmp
-  [[ -e $1 ]] || return 0
-  read -r at _ _ known <"$1" || :
-  last_start vz "$CTID" "$((at + 1))"
-  if [[ $STARTED == yes ]]; then
-    rm -f "$1"
-  else
-    printf '%s %s yes %s\n' "$at" "$(boot_now)" "$known" >"$temporary" && mv -fT "$temporary" "$1"
   fi
 }

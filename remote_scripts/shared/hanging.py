@@ -1,0 +1,39 @@
+"""Calls of the kernel that may never return, with an end: of pmxcfs (/etc/pve is a FUSE file system, and hangs where
+its daemon does), and of what lies on a share or a disk that is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+#: As long as a question to a program may take, in seconds.
+SECONDS = 20.0
+
+
+def ended(work: Callable[[], T], seconds: float | None = None) -> T:
+    """What `work` returns; its errors are raised here. Where it hangs, its thread stays behind, and holds nobody.
+
+    :param seconds: by default SECONDS.
+    :raises TimeoutError: it hasn't ended by then.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if errors:
+        raise errors[0]
+    return results[0]
