@@ -120,7 +120,7 @@ def _parts(system: System, ctid: int) -> dict[str, bytes]:
                 f"what is noted of container {ctid} on this host",
                 f"{_folder(ctid)}/{name} can't be read",
                 "by it the container's lines are known to be this program's; it stays as it is",
-                f"see why on the host (`cat {_folder(ctid)}/{name}`), mend it, and run the same again",
+                f"see on the host why {_folder(ctid)}/{name} can't be read, mend it, and run the same again",
             )
         parts[name] = content
     return parts

@@ -124,7 +124,7 @@ def _lines(system: System, *names: str) -> list[str]:
                 "to know who has started and shut down guests of this node",
                 f"{path} can't be read",
                 "what somebody has switched off stays off",
-                f"see why on the host (`cat {path}`), mend it, and run the same again",
+                f"see on the host why {path} can't be read, mend it, and run the same again",
             )
         lines += (content or b"").decode("utf-8", "replace").splitlines()
     return lines[-_LINES:]

@@ -38,5 +38,5 @@ def _unread(path: str, found: str) -> Failure:
         f"to read {path}",
         found,
         "what can't be read isn't known, and nothing is decided by it; nothing more was changed",
-        "see `systemctl status pve-cluster`, whose file system it is, then run `pulumi up` again",
+        "see on the host what keeps the service pve-cluster, whose file system it is, then run `pulumi up` again",
     )
