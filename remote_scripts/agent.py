@@ -28,10 +28,11 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import LOG_BYTES
+from remote_scripts.tools.text import LINE_BYTES
 
 VERBS = ("read", "plan", "apply", "revert")
 _OLDEST_PYTHON = (3, 10)
+_LONGEST_SECONDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,10 @@ def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tup
         raise _not_understood(f"the arguments {arguments!r}")
     try:
         request = of_plain(Request, json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_understood(str(error)) from error
+    if not 0 <= request.seconds <= _LONGEST_SECONDS:
+        raise _not_understood(f"seconds: {request.seconds}")
     if request.layer not in codes:
         raise _not_understood(f"no layer {request.layer!r}")
     # What gives back is the latest there is: an older program has asked for it, in the same words.
@@ -149,7 +152,7 @@ def _message(failure: Failure, system: System | None = None) -> str:
     clean = (system or System(Path("/"))).log.clean
     names = ("wanted: ", "found:  ", "why:    ", "next:   ")
     parts = (failure.wanted, failure.found, failure.why, failure.next)
-    lines = [f"{name}{clean(part, LOG_BYTES)}" for name, part in zip(names, parts, strict=True)]
+    lines = [f"{name}{clean(part, LINE_BYTES)}" for name, part in zip(names, parts, strict=True)]
     if system and system.files.not_put_back:
         lines.append(
             f"left:   {system.files.not_put_back} could not be put back; the next run goes on from what is noted in "
@@ -201,7 +204,7 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
 def _overdue(seconds: int) -> Failure:
     return Failure(
         f"this step done within {seconds} s",
-        "it has not ended; it was killed, with all that it had started",
+        "it has not ended; it was killed, and what it had started ends by its own time",
         "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
         "there",
         "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "

@@ -63,7 +63,7 @@ def put(place: str, archive: str, oldest: "tuple[int, int]" = OLDEST) -> None:
     path = os.environ.get("ROOT", "") + place
     content = compiled(base64.b64decode(archive))
     folder, name = os.path.split(path)
-    temporary = f"{folder}/.{name}.homelab-tmp"
+    temporary = f"{folder}/.{name}.new"  # by no name that another run takes for a leftover
     try:
         made = folder
         while not os.path.isdir(made):

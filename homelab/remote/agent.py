@@ -165,8 +165,9 @@ def put(owner: str) -> str:
     return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {base64.b64encode(archive()).decode()!r})\n"
 
 
-#: Takes a program from standard input.
-PUT = f"{PYTHON} -"
+def command_to_put(user: str) -> str:
+    """The command line that takes the program of `put` from standard input."""
+    return _as_root(f"{PYTHON} -", user)
 
 
 def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, code: bool = True) -> str:
@@ -201,8 +202,12 @@ def command(verb: str, user: str, owner: str) -> str:
     if verb == "revert":
         nothing = shlex.quote('{"reverted":"nothing"}')
         checks.insert(0, f"[ -e \"$ROOT\"/var/lib/homelab ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
-    sudo = "" if user == "root" else "sudo -n "
-    return "\n".join([*checks, f"{sudo}{PYTHON} {file} {verb}"])
+    return _as_root("\n".join([*checks, f"{PYTHON} {file} {verb}"]), user)
+
+
+def _as_root(command_line: str, user: str) -> str:
+    """The command line itself for root; for another user through sudo, which has to allow bash (docs/settings.md)."""
+    return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
 
 
 def _missing(owner: str) -> str:
@@ -235,8 +240,7 @@ sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION))
 
 def command_in_memory(user: str) -> str:
     """The command line that takes the agent and a request from standard input, and writes nothing."""
-    command_line = f"{PYTHON} -c {shlex.quote(_IN_MEMORY)}"
-    return command_line if user == "root" else f"sudo -n {command_line}"
+    return _as_root(f"{PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
 
 
 def sent_along(verb: str, text: str) -> str:

@@ -83,13 +83,15 @@ class Session:
     async def ask(self, verb: str, layer: str, wanted: Any, seconds: float = SCRIPT_SECONDS) -> dict[str, Any]:
         """Asks this program's agent, which is sent along and leaves nothing behind.
 
-        :param verb: `read` or `plan`.
+        :param verb: `read`, `plan` or `apply`.
         :param layer: its name.
         :param wanted: its `Wanted`.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
-        text = agent.sent_along(verb, agent.request(layer, wanted))
+        # What changes something ends by itself where this connection is lost.
+        limit = int(seconds) if verb == "apply" else 0
+        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit))
         command = agent.command_in_memory(self._host.ssh.user)
         return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds))
 
@@ -99,8 +101,8 @@ class Session:
         :param owner: the stack's folder there.
         :raises HomelabError: as `run`; or the host has no Python that will do.
         """
-        sudo = "" if self._host.ssh.user == "root" else "sudo -n "
-        await self._run(sudo + agent.PUT, "put the agent", agent.put(owner), seconds)
+        command = agent.command_to_put(self._host.ssh.user)
+        await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def agent_version(self, owner: str) -> str:
         """The version of the agent that lies on the host; empty: none that is whole.

@@ -164,12 +164,23 @@ def _note(system: System, value: Value) -> None:
 
 def _set(system: System, value: Value) -> None:
     files = system.files
-    if files.text(value.path) == value.value:
+    before = files.text(value.path)
+    if before == value.value:
         return
+    earlier = system.also_put_back
+
+    def put_back() -> None:
+        with suppress(OSError):
+            files.set_attribute(value.path, before)
+        if earlier:
+            earlier()
+
+    system.also_put_back = put_back
     with suppress(OSError):
         files.set_attribute(value.path, value.value)
     found = files.text(value.path)
     if found != value.value:
+        system.also_put_back = None  # what it had before this run may have been ours
         _give_back(system, ())
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
@@ -193,7 +204,9 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
         attribute = attribute.replace(":", "/")
         path = f"{_DEVICES}/{address}/{attribute}"
         before, _, ours = (files.read(record) or b"").decode("utf-8", "replace").partition("\n")
-        if files.exists(path) and files.text(path) == ours.strip("\n"):
+        if not ours.strip("\n"):
+            system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
+        elif files.exists(path) and files.text(path) == ours.strip("\n"):
             try:
                 files.set_attribute(path, before)
             except OSError:

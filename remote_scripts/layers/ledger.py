@@ -61,7 +61,8 @@ def _path(name: str) -> str:
 
     :raises Failure: the name leads out of the ledger's folder.
     """
-    if {"", ".", ".."} & {*name.split("/")}:
+    parts = name.split("/")
+    if {"", ".", ".."} & {*parts} or "\0" in name or any(len(part.encode()) > 255 for part in parts):
         raise Failure(
             "the name of a note in this host's ledger, such as vm/103",
             repr(name),

@@ -35,13 +35,17 @@ def read(system: System, wanted: Wanted) -> Answer:
     :raises Failure: one of them can't be read.
     """
     folder = f"{system.files.at(_NODES)}/"
-    # By a program that has an end: pmxcfs, a FUSE file system, may hang.
-    done = system.run.ask("grep", "-RaHF", "--include=*.conf", "-e", wanted.volume, "--", folder)
-    if done.status > 1:
+    # By programs that have an end: pmxcfs, a FUSE file system, may hang.
+    kinds = ("(", "-name", "qemu-server", "-o", "-name", "lxc", ")")
+    done = system.run.ask("find", folder, "-mindepth", "2", "-maxdepth", "2", *kinds, "-print0")
+    folders = [name for name in done.output.decode("utf-8", "surrogateescape").split("\0") if name]
+    if done.status == 0 and folders:
+        done = system.run.ask("grep", "-RaHF", "--include=*.conf", "-e", wanted.volume, "--", *folders)
+    if done.status > 1 or (done.status == 1 and (not folders or done.error)):
         said = as_text(done.error).rstrip("\n").rpartition("\n")[2]
         raise Failure(
             f"to know which guests name {wanted.volume}",
-            said or f"exit status {done.status} of grep",
+            said or f"no answer: exit status {done.status}",
             "what can't be read may name it; nothing was removed",
             "read it on the host yourself (the service pve-cluster serves /etc/pve), mend what keeps it from being "
             "read, and run the same command again",

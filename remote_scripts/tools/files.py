@@ -401,16 +401,31 @@ class Files:
         taken.
         """
         for place in _LEFT:
-            for folder, _, names in os.walk(self.at(place)):
-                for name in names:
-                    if _is_temporary(name):
-                        Path(folder, name).unlink(missing_ok=True)
+            for folder, folders, names in os.walk(self.at(place)):
+                for path in (Path(folder, name) for name in (*names, *folders) if _is_temporary(name)):
+                    if path.is_symlink() or not path.is_dir():  # a folder is none of ours, whatever its name
+                        self._unlink(path)
+                folders[:] = [name for name in folders if self._is_near(Path(folder, name), place)]
         self._clear_own()
+
+    def _is_near(self, folder: Path, place: str) -> bool:
+        """Whether a folder is on the file system of one of _LEFT: not /etc/pve, which is the cluster's and may hang."""
+        if folder == self.at("/etc/pve"):
+            return False
+        try:
+            return folder.lstat().st_dev == self.at(place).stat().st_dev
+        except OSError:  # it has gone meanwhile
+            return False
+
+    def _unlink(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")
 
     def _clear_own(self) -> None:
         for temporary in self._temporaries:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            self._unlink(temporary)
         self._temporaries.clear()
         for place in _PLACES:
             left = self.at(f"{place}/{_UNDO}")

@@ -25,9 +25,12 @@ from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, without_end
 ASK_SECONDS = 20.0
 #: How long what changes something may take: an initramfs for each kernel on a slow disk takes minutes.
 DO_SECONDS = 1800.0
-#: Statuses that no program gives by itself: its time was up, and it isn't there.
-TIMED_OUT, NOT_FOUND = 124, 127
+#: Statuses that no program of ours gives by itself: its time was up, and it isn't there; and the one in between:
+#: its answer is longer than was asked for.
+TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
+#: Of a program's output that goes into the log, how much is taken at once, in bytes.
+_PART_BYTES = 1 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -91,8 +94,12 @@ class Run:
         begun = self._begin(arguments, environment, stdin=stdin)
         if isinstance(begun, Done):
             return begun
-        with begun as process:
-            return _answer(process, self._work.time_for(seconds), limit)
+        assert begun.stdout is not None and begun.stderr is not None
+        try:
+            return _answer(begun, self._work.time_for(seconds), limit)
+        finally:  # one that no signal ends (state D) isn't waited for
+            begun.stdout.close()
+            begun.stderr.close()
 
     def do(
         self,
@@ -151,7 +158,8 @@ class Run:
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
-        self._pass_on(path, noted, whole=True)
+        while part := self._pass_on(path, noted, whole=True):
+            noted += part
         status = int(answered) if answered else 1  # it was killed
         if status == TIMED_OUT:
             os.lseek(out, 0, os.SEEK_END)
@@ -169,6 +177,10 @@ class Run:
         status = 1
         try:
             os.setsid()
+            # Whoever waits for the end of this process's output waits for no program.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
             begun = self._begin(arguments, environment, out=out)
             if isinstance(begun, Done):
                 os.write(out, begun.error)
@@ -185,10 +197,10 @@ class Run:
         try:
             with path.open("rb") as file:
                 file.seek(noted)
-                new = file.read()
+                new = file.read(_PART_BYTES)
         except OSError:
             return 0
-        if not whole:
+        if not whole and len(new) < _PART_BYTES:
             new = new[: new.rfind(b"\n") + 1]
         if not new:
             return 0
@@ -245,7 +257,7 @@ def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Don
     """Reads until the program ends, its time is up, or there is more than `limit`."""
     assert process.stdout is not None and process.stderr is not None
     streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    out = process.stdout.fileno()
+    out, errors = process.stdout.fileno(), process.stderr.fileno()
     for stream in streams:
         os.set_blocking(stream, False)
     deadline = time.monotonic() + seconds
@@ -262,16 +274,19 @@ def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Don
                     open_streams.discard(stream)
             if len(streams[out]) > limit:
                 break
+            if len(streams[errors]) > 2 * LOG_BYTES:
+                del streams[errors][:-LOG_BYTES]
         if status is None:
             _kill(process)
-            status = TIMED_OUT if len(streams[out]) <= limit else 1
+            status = TIMED_OUT if len(streams[out]) <= limit else TOO_MUCH
         for stream in open_streams:  # what it had said when it ended
             while len(streams[stream]) <= limit and _read(stream, streams[stream], 65536):
                 pass
     finally:
         os.close(ended)
-    error = bytes(streams[process.stderr.fileno()])
-    return Done(status, bytes(streams[out][:limit]), error[-LOG_BYTES:])
+    if len(streams[out]) > limit:
+        status = TOO_MUCH
+    return Done(status, bytes(streams[out][:limit]), bytes(streams[errors][-LOG_BYTES:]))
 
 
 def _read(stream: int, into: bytearray, limit: int) -> bool:

@@ -34,7 +34,8 @@ class Work:
         self._folder = root / "run/homelab"
         self._log = log
         self._limit = limit
-        self.ends = time.monotonic() + limit * 0.9 - 3 if limit else float("inf")
+        self._killed = time.monotonic() + limit if limit else float("inf")
+        self.ends = self._killed - limit * 0.1 - 3
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
         self._client = self._at_work() if limit else ""
@@ -45,8 +46,8 @@ class Work:
         return max(1.0, min(seconds, self.ends - time.monotonic()))
 
     def extend(self, seconds: float) -> None:
-        """A run that fails has so long to put back what it has changed."""
-        self.ends = time.monotonic() + seconds
+        """A run that fails has so long to put back what it has changed, but for its limit."""
+        self.ends = min(time.monotonic() + seconds, self._killed - 1)
 
     def go_on(self, what: str = "") -> None:
         """Called wherever a run waits, and so may end.

@@ -16,6 +16,8 @@ LINE_BYTES = 16384
 
 _SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)")
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+# Each of them is looked at once: from its beginning.
+_RETURNS = re.compile(r"(?<!\r)\r+$", re.MULTILINE)
 _SECRETS = re.compile(r"://[^/\s\"'<>]+@")
 
 
@@ -35,7 +37,7 @@ def as_text(content: bytes | str, limit: int = ANSWER_BYTES) -> str:
     if text.isascii() and text.isprintable():
         return text
     text = _SEQUENCES.sub("", text)
-    text = re.sub(r"\r+$", "", text, flags=re.MULTILINE).replace("\r", "\n")
+    text = _RETURNS.sub("", text).replace("\r", "\n")
     return _UNSAFE.sub("\ufffd", text)
 
 

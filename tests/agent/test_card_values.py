@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remote_scripts.layers.card_values import Attribute, Value, Wanted
-from tests.agent.kit import Host, Refused, cuts, left_by
+from tests.agent.kit import Host, Refused, cuts, left_by, watched
 
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -160,3 +162,32 @@ def test_a_revert_that_is_cut_short_anywhere_is_finished_by_the_next(host: Host,
         one = left_by(cut, host, tmp_path / str(number))
         ask(one, "revert")
         assert one.lasting() == before, cut.how
+
+
+@pytest.mark.parametrize("call", range(40))
+def test_a_disk_that_is_full_in_the_middle_leaves_the_values_as_they_were(host: Host, call: int) -> None:
+    ask(host, "apply", *RESET)
+    before, left = (values_of(host), host.read(RULES)), [call]
+
+    def full(made: str, path: str) -> None:
+        if "/sys/" not in path and made not in ("remove", "rmdir"):
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with watched(full):
+        try:
+            ask(host, "apply", *RESET, *AWAKE)
+        except Refused:
+            assert (values_of(host), host.read(RULES)) == before
+    ask(host, "apply", *RESET, *AWAKE)
+    assert values_of(host) == ["bus", "0", "on"]
+    ask(host, "revert")
+    assert values_of(host) == ["flr bus", "1", "auto"]
+
+
+def test_an_empty_note_gives_nothing_back_and_says_so(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(host, "apply", *AWAKE)
+    host.write(f"/var/lib/homelab/card-values/{CARD}=d3cold_allowed", "")
+    ask(host, "revert")
+    assert values_of(host) == ["flr bus", "0", "auto"] and "before isn't known" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str
 
 
 def put(host: Host) -> Path:
-    done = bash(host, agent.PUT, agent.put(OWNER))
+    done = bash(host, agent.command_to_put("root"), agent.put(OWNER))
     assert done.returncode == 0, done.stdout + done.stderr
     return host.root / agent.place(OWNER)[1:]
 
@@ -112,6 +112,8 @@ def test_an_older_programs_request_is_refused_but_for_what_gives_back(host: Host
         ("apply", '{"layer": "card_values", "input": {"values": [{}]}}', "input.values[0]: address is missing"),
         ("apply", '{"layer": "card_values", "input": {"values": 1}}', "input.values: "),
         ("apply", '{"layer": "../x", "input": {}}', "no layer '../x'"),
+        ("apply", "[" * 100_000, "recursion"),
+        ("apply", '{"layer": "card_values", "input": {}, "seconds": -1}', "seconds: -1"),
         ("eat", '{"layer": "card_values", "input": {}}', "the arguments ['eat']"),
     ],
 )
@@ -201,7 +203,7 @@ def test_a_python_that_is_too_old_is_refused_before_anything_is_written(
 def test_a_full_disk_leaves_the_agent_that_was_there(host: Host) -> None:
     file = put(host)
     content = file.read_bytes()
-    limit = f"ulimit -f {len(content) // 2048}; trap '' XFSZ; {agent.PUT}"
+    limit = f"ulimit -f {len(content) // 2048}; trap '' XFSZ; {agent.command_to_put('root')}"
     done = bash(host, limit, agent.put(OWNER))
     assert done.returncode == 1 and "it can't be written" in done.stdout
     assert file.read_bytes() == content and [one.name for one in file.parent.iterdir()] == ["agent.pyz"]
@@ -214,3 +216,20 @@ def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monk
     with pytest.raises(ValueError, match="isn't in Python's standard library"), monkeypatch.context() as patch:
         patch.setattr(agent, "_source", lambda _module: "import yaml\n")
         agent._imported.__wrapped__("remote_scripts.layers.card_values")
+
+
+def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
+    """docs/settings.md asks for no more."""
+    programs = host.root.parent / "bin"
+    programs.mkdir()
+    sudo = programs / "sudo"
+    sudo.write_text(
+        '#!/bin/sh\n[ "$1 $2" = "-n bash" ] || { echo "a password is required" >&2; exit 1; }\nshift\nexec "$@"\n'
+    )
+    sudo.chmod(0o755)
+    path = f"PATH={programs}:$PATH; "
+    assert bash(host, path + agent.command_to_put("admin"), agent.put(OWNER)).returncode == 0
+    request = agent.request("card_values", AWAKE)
+    assert bash(host, path + agent.command("apply", "admin", OWNER), request).returncode == 0 and awake(host) == "0"
+    done = bash(host, path + agent.command_in_memory("admin"), agent.sent_along("plan", request))
+    assert json.loads(done.stdout) == {"files": []}

@@ -42,7 +42,7 @@ def put(host: Host) -> Host:
     for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
         host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
     host.write(RULES, "# theirs\n", 0o600)
-    done = _run(host, agent.PUT, agent.put(OWNER))
+    done = _run(host, agent.command_to_put("root"), agent.put(OWNER))
     assert done.returncode == 0, done.stdout + done.stderr
     return host
 

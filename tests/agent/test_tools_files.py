@@ -187,3 +187,26 @@ def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: 
     files.finish()
     files.finish()
     assert done == ["two"]
+
+
+def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_stays_is_said(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = host.write("/etc/pve/nodes/.someone.homelab-tmp", "the cluster's")
+    ours = host.write("/etc/app/.ours.homelab-tmp", "")
+    link = ours.with_name(".link.homelab-tmp")
+    link.symlink_to(host.root / "etc/pve")
+    put(host)
+    assert theirs.exists() and not ours.exists() and not link.is_symlink()
+    stays = host.write("/etc/app/.ours.homelab-tmp", "")
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == stays:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        put(host, content=b"another\n")
+    assert host.read(THEIRS) == "another\n" and "could not be removed" in capsys.readouterr().err

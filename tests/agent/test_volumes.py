@@ -23,6 +23,7 @@ def programs(host: Host) -> None:
         return Done(done.returncode, done.stdout, done.stderr)
 
     host.programs["grep"] = lambda arguments, _stdin: run("grep", arguments)
+    host.programs["find"] = lambda arguments, _stdin: run("find", arguments)
     host.programs["cat"] = lambda arguments, _stdin: run("cat", arguments)
 
 
@@ -43,14 +44,14 @@ def test_nobody_names_it(host: Host) -> None:
     assert users(host) == []
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "a link that leads nowhere", "hangs"])
+@pytest.mark.parametrize("trouble", ["no folder", "a link that leads nowhere", "hangs", "says too much"])
 def test_what_cant_be_read_may_name_it(host: Host, trouble: str) -> None:
     if trouble != "no folder":
         host.write("/etc/pve/nodes/a/qemu-server/103.conf", "name: x\n")
     if trouble == "a link that leads nowhere":
         (host.root / "etc/pve/nodes/a/qemu-server/104.conf").symlink_to("nowhere")
-    if trouble == "hangs":
-        host.programs["grep"] = lambda _arguments, _stdin: 124
+    if trouble in ("hangs", "says too much"):
+        host.programs["grep"] = lambda _arguments, _stdin: 124 + (trouble != "hangs")
     with pytest.raises(Refused, match="what can't be read may name it"):
         users(host)
 

@@ -1,0 +1,70 @@
+"""tools/run.py and tools/text.py: programs have an end, and what they say has a greatest length."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, TOO_MUCH, Run
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import LOG_BYTES, as_text, without_secrets
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / "run/homelab").mkdir(parents=True, mode=0o700)
+    return System(tmp_path).run
+
+
+def test_a_question_has_an_answer_a_status_and_an_end(run: Run) -> None:
+    assert run.ask("sh", "-c", "echo one; echo two >&2; exit 3").output == b"one\n"
+    assert run.ask("sh", "-c", "echo two >&2; exit 3").status == 3
+    assert run.ask("cat", stdin=b"said").text == "said"
+    assert run.ask("nothing-of-that-name").status == NOT_FOUND
+    began = time.monotonic()
+    assert run.ask("sh", "-c", "echo before; sleep 60", seconds=0.5).status == TIMED_OUT
+    assert time.monotonic() - began < 10
+
+
+def test_more_than_was_asked_for_is_no_answer(run: Run) -> None:
+    done = run.ask("yes", limit=1000)
+    assert done.status == TOO_MUCH and len(done.output) == 1000
+    assert run.ask("sh", "-c", "head -c 5000 /dev/zero", limit=1000).status == TOO_MUCH
+
+
+def test_endless_errors_are_kept_in_part(run: Run) -> None:
+    done = run.ask("sh", "-c", "yes >&2", seconds=1)
+    assert done.status == TIMED_OUT and len(done.error) == LOG_BYTES
+
+
+def test_a_process_that_is_left_behind_with_the_output_open_holds_nobody(run: Run) -> None:
+    began = time.monotonic()
+    assert run.ask("sh", "-c", "sleep 30 & echo done").text == "done"
+    assert time.monotonic() - began < 10
+
+
+# Its process is left to whoever takes this one's children.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_program_that_no_signal_ends_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.killpg", lambda _group, _number: None)
+    began = time.monotonic()
+    done = run.ask("sleep", "12", seconds=0.5)
+    assert done.status == TIMED_OUT and time.monotonic() - began < 10
+
+
+def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, tmp_path: Path) -> None:
+    done = run.do("sh", "-c", "seq 100; printf 'a\\rb\\n'; exit 4")
+    assert (done.status, done.text.split("\n")) == (4, ["98", "99", "100", "a", "b"])
+    log = (tmp_path / "run/homelab/steps").read_text()
+    assert "  1\n  2\n" in log and "  b\n" in log and not (tmp_path / "run/homelab/log").exists()
+    assert run.do("sleep", "60", seconds=0.5).status == TIMED_OUT
+
+
+def test_texts_are_cleaned_in_no_time() -> None:
+    began = time.monotonic()
+    assert as_text(b"a" + b"\r" * 200_000 + b"b").count("\n") == 200_000
+    assert time.monotonic() - began < 5
+    assert as_text(b"\x1b[31mred\x1b[0m\r\nx\xff\x00y\x07") == "red\nx\ufffdy\ufffd"
+    assert without_secrets("at http://user:word@proxy/x") == "at http://(secret)@proxy/x"
