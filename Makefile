@@ -47,7 +47,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
-	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
+	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --follow-imports silent --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows

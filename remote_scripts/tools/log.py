@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
@@ -11,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from remote_scripts.tools import text
+
+with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
+    import fcntl
 
 #: In memory, and root's alone: nothing of a step that failed stays on a disk.
 STEPS = "run/homelab/steps"

@@ -7,7 +7,6 @@ The lock is the one that this program's scripts in bash take, too: flock(2) on /
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import time
@@ -15,6 +14,9 @@ from pathlib import Path
 
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.log import Log, is_own_folder
+
+with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
+    import fcntl
 
 #: How long the lock is waited for: a run whose client was killed goes on to its end.
 LOCK_SECONDS = 900.0

@@ -45,7 +45,7 @@ found = builtins.__import__
 
 def as_on_windows(name, globals=None, locals=None, fromlist=(), level=0):
     importer = (globals or {}).get("__name__", "").partition(".")[0]
-    if level == 0 and name.partition(".")[0] in POSIX_ONLY and importer in ("homelab", "components", "__main__"):
+    if level == 0 and name.partition(".")[0] in POSIX_ONLY and importer in ("homelab", "components", "remote_scripts", "__main__"):
         raise ModuleNotFoundError(f"no module {name} on Windows, for {(globals or {})['__name__']}")
     return found(name, globals, locals, fromlist, level)
 
