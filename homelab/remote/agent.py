@@ -160,9 +160,15 @@ def archive() -> bytes:
     return packed.getvalue()
 
 
+@functools.cache
+def _archive_text() -> str:
+    """The archive in base64: a run sends it with each of its readings."""
+    return base64.b64encode(archive()).decode()
+
+
 def put(owner: str) -> str:
     """A program in Python for a host's standard input, which puts the agent there."""
-    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {base64.b64encode(archive()).decode()!r})\n"
+    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
 def command_to_put(user: str) -> str:
@@ -170,20 +176,18 @@ def command_to_put(user: str) -> str:
     return _as_root(f"{PYTHON} -", user)
 
 
-def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, code: bool = True) -> str:
+def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0) -> str:
     """What the agent is asked, in JSON that a person can read in a preview.
 
     :param layer: its name.
     :param wanted: the layer's `Wanted`.
     :param seconds: until the host kills it; 0: never.
     :param generation: nothing for the agent; a new one makes Pulumi ask again.
-    :param code: ask this version of the layer alone, as far as something is to be changed.
     """
     parts: dict[str, Any] = {"layer": layer, "input": to_plain(wanted)}
     if seconds:
         parts["seconds"] = seconds
-    if code:
-        parts["code"] = code_of(layer)
+    parts["code"] = code_of(layer)
     if generation:
         parts["generation"] = generation
     return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"
@@ -248,4 +252,4 @@ def sent_along(verb: str, text: str) -> str:
 
     :param text: the request.
     """
-    return json.dumps({"agent": base64.b64encode(archive()).decode(), "verb": verb, "request": text})
+    return json.dumps({"agent": _archive_text(), "verb": verb, "request": text})

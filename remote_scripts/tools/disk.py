@@ -32,10 +32,10 @@ def write(descriptor: int, content: bytes, path: Path) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def create(path: Path, mode: int, *, flags: int = 0) -> int:
+def create(path: Path, mode: int) -> int:
     """Opens a file for writing, which is made or emptied; returns its descriptor. A link is refused."""
     _about("create", path)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (flags or os.O_TRUNC), mode)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_TRUNC, mode)
 
 
 def flush(path: Path) -> None:
@@ -82,12 +82,6 @@ def link(target: str, path: Path) -> None:
     """Makes a symbolic link."""
     _about("symlink", path)
     path.symlink_to(target)
-
-
-def set_mode(path: Path, mode: int) -> None:
-    """Sets a file's permissions."""
-    _about("chmod", path)
-    path.chmod(mode)
 
 
 def copy_attributes(source: Path, target: Path) -> None:

@@ -15,7 +15,3 @@ class Failure(Exception):
     def __init__(self, wanted: str, found: str, why: str, next: str) -> None:
         super().__init__(wanted, found, why, next)
         self.wanted, self.found, self.why, self.next = wanted, found, why, next
-
-
-class Busy(Failure):
-    """Another run is at work here, and nothing was changed."""

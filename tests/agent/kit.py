@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
 from tests.scripts import cut_kit
+from tests.waiting import PATIENCE
 
 #: What lasts on a host, and is compared: the rest is the running system's.
 LASTING = ("boot", "etc", "usr", "var")
@@ -99,6 +101,18 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
+    """A command line as a host runs it, with this on standard input."""
+    return subprocess.run(
+        ["bash", "-c", command],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        timeout=PATIENCE,
+    )
+
+
 @contextmanager
 def watched(watch: disk.Watch) -> Iterator[None]:
     """`watch` is called before each call that changes the file system."""
@@ -164,15 +178,5 @@ def left_by(cut: Cut, host: Host, place: Path) -> Host:
     """The host after the cut, killed or booted again, in a folder that isn't there yet."""
     left = Host(place)
     left.programs = {**host.programs, "sync": lambda _arguments, _stdin: 0}
-    for name, (mode, content) in {**cut.lasting, **cut.kernel}.items():
-        path = left.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            path.symlink_to(content)
-            continue
-        if content is None:
-            path.mkdir(exist_ok=True)
-        else:
-            path.write_bytes(content)
-        path.chmod(mode)
+    cut_kit.write(left.root, {**cut.lasting, **cut.kernel})
     return left

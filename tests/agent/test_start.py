@@ -15,22 +15,11 @@ import pytest
 from homelab.remote import agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
-from tests.agent.kit import Host
+from tests.agent.kit import Host, bash
 from tests.waiting import PATIENCE
 
 OWNER = "homelab-lab"
 AWAKE = Wanted(values=(Value(address="0000:01:00.0", id="10de:2b85", attribute="d3cold_allowed", value="0"),))
-
-
-def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", command],
-        input=text,
-        capture_output=True,
-        text=True,
-        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
-        timeout=PATIENCE,
-    )
 
 
 def put(host: Host) -> Path:

@@ -17,8 +17,7 @@ import pytest
 
 from homelab.remote import agent
 from remote_scripts.layers.card_values import Value, Wanted
-from tests.agent.kit import Host
-from tests.waiting import PATIENCE
+from tests.agent.kit import Host, bash
 
 OWNER = "homelab-lab"
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -42,20 +41,9 @@ def put(host: Host) -> Host:
     for name, text in {"vendor": "0x10de", "device": "0x2b85", "class": "0x030000", "d3cold_allowed": "1"}.items():
         host.write(f"/sys/bus/pci/devices/0000:01:00.0/{name}", f"{text}\n")
     host.write(RULES, "# theirs\n", 0o600)
-    done = _run(host, agent.command_to_put("root"), agent.put(OWNER))
+    done = bash(host, agent.command_to_put("root"), agent.put(OWNER))
     assert done.returncode == 0, done.stdout + done.stderr
     return host
-
-
-def _run(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", command],
-        input=text,
-        capture_output=True,
-        text=True,
-        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
-        timeout=PATIENCE,
-    )
 
 
 def _awake(host: Host) -> str:
@@ -72,7 +60,7 @@ def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
             shutil.copytree(before.root, one.root, symlinks=True, dirs_exist_ok=True)
             kill = f"inject={call}:signal=SIGKILL:when={number}"
             traced = f"exec strace -qq -o /dev/null -e {kill} {agent.PYTHON} {shlex.quote(str(one.root))}{agent.place(OWNER)} {verb}"
-            done = _run(one, traced, request)
+            done = bash(one, traced, request)
             if done.returncode == 0:
                 break
             assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr

@@ -191,6 +191,11 @@ def restore(root: Path, wanted: Tree) -> None:
     for name in LASTING:
         shutil.rmtree(root / name, ignore_errors=True)
         (root / name).mkdir()
+    write(root, wanted)
+
+
+def write(root: Path, wanted: Tree) -> None:
+    """Make all of ``wanted`` below ``root``, where none of it is yet but folders."""
     for key, (mode, content) in wanted.items():
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
