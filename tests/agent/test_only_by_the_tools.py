@@ -47,7 +47,8 @@ sys.exit(status)
 
 def _heard(*tests: str, program: Path = FOLDER) -> str:
     tools = f"{program / 'tools'}/"
-    arguments = [sys.executable, "-c", HEARD, tools, f"{program}/", *tests]
+    # -B: Python itself would write what it compiles of a test beside it.
+    arguments = [sys.executable, "-B", "-c", HEARD, tools, f"{program}/", *tests]
     done = subprocess.run(arguments, cwd=FOLDER.parent, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]
