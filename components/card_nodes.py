@@ -17,6 +17,7 @@ from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Container, Host
+from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,13 @@ class CardNodes(pulumi.ComponentResource):
         host, probe, containers = args.host, args.probe, list(args.containers.values())
         options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
         if any(container.may_have_nvidia(host.gpus) for container in containers):
-            remote.script(
+            remote.layer(
                 f"{name}-nodes",
                 host,
-                pulumi.Output.all(probe.gpus, probe.generation_of("nodes")).apply(
-                    lambda values: scripts.nvidia_nodes(int(values[1]), needed=makers.any_nvidia(containers, values[0]))
-                ),
+                "nvidia_nodes",
+                probe.gpus.apply(lambda gpus: NvidiaNodes(needed=makers.any_nvidia(containers, gpus))),
                 options,
+                generation=probe.generation_of("nodes"),
                 told=True,
             )
         needed = any(container.has_cards for container in containers)

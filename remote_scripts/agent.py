@@ -18,7 +18,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +86,21 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
     except Exception as error:
         return 1, _message(_unexpected(system, error), system)
     return 0, json.dumps(to_plain(answer), ensure_ascii=False, separators=(",", ":"))
+
+
+def program(layer: str, arguments: Sequence[str]) -> int:
+    """What a program does that a layer has put on this system (shared/boot_service.py); returns its exit status."""
+    os.umask(0o022)
+    system = System(Path(os.environ.get("ROOT") or "/"))
+    try:
+        importlib.import_module(f"remote_scripts.layers.{layer}").program(system, arguments)
+    except Failure as failure:
+        system.log.say(_message(failure, system))
+    except Exception as error:
+        system.log.say(_message(_unexpected(system, error), system))
+    else:
+        return 0
+    return 1
 
 
 def _done(system: System, verb: str, request: Request, module: ModuleType) -> int:

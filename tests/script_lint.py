@@ -30,7 +30,6 @@ ARGUMENTS = {
     "kept_scripts.sh": ("OWNER", "CONTENT"),
     "start_log.sh": ("VMID", "SINCE", "BOOT", "OURS", "OFF"),
     "read_packages.sh": (),
-    "nvidia_nodes.sh": ("NEEDED", "NODES", "UNIT"),
     "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
     "card_nodes_boot.sh": ("WAIT", "QUORUM"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),

@@ -7,31 +7,26 @@ A reading, or a plan, before a host has it, is done by the same modules, sent al
 
 from __future__ import annotations
 
-import ast
 import base64
 import functools
 import hashlib
-import io
 import json
 import shlex
-import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
+from remote_scripts.shared import boot_service
 from remote_scripts.shared.switch import SECONDS
+from remote_scripts.tools import modules
+from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
 
-PACKAGE = "remote_scripts"
-#: Started without what whoever logs in has in the environment or in site-packages, and without writing bytecode.
-PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
 _NAME = "agent.pyz"
 _SCRIPTS = "/var/lib/homelab/scripts"
-_ENTRY, _AGENT, _INSTALLED = "start", f"{PACKAGE}.agent", f"{PACKAGE}.installed"
-_WHEN = (1980, 1, 1, 0, 0, 0)
+_ENTRY, _INSTALLED = "start", f"{PACKAGE}.installed"
 
 
 def place(owner: str) -> str:
@@ -69,11 +64,7 @@ def _source(module: str) -> str:
     """The text of a module of the package, with the line ends that it has in the repository; empty: no module."""
     if module == _INSTALLED:
         return f"TEXTS = {json.dumps(dict(installed.TEXTS), indent=0)}\n"
-    path = FOLDER.joinpath(*module.split(".")[1:])
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-    return ""
+    return modules.source(module)
 
 
 @functools.cache
@@ -85,48 +76,19 @@ def layers() -> tuple[str, ...]:
 
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
-    """The modules of the package that a module imports.
-
-    :raises ValueError: it imports what is neither of the package nor of the standard library.
-    """
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.partition(".")[0] == PACKAGE:
-                found |= {name} if _is_module(name) else set()
-            elif name.partition(".")[0] not in sys.stdlib_module_names:
-                raise ValueError(f"{module}: {name} isn't in Python's standard library")
-    return frozenset(found)
+    return modules.imported(module, _source(module))
 
 
-def _is_module(name: str) -> bool:
-    path = FOLDER.joinpath(*name.split(".")[1:])
-    return path.with_suffix(".py").is_file()
-
-
-def modules_of(*modules: str) -> frozenset[str]:
+def modules_of(*names: str) -> frozenset[str]:
     """The modules, with all that they import of the package, and what those import."""
-    found: set[str] = set()
-    open_ones = [*modules]
-    while open_ones:
-        module = open_ones.pop()
-        if module not in found:
-            found.add(module)
-            open_ones += _imported(module)
-    return frozenset(found)
+    return modules.needed(*names, imports=_imported)
 
 
 @functools.cache
 def code_of(layer: str) -> str:
     """A digest of the modules that do a layer's work, in 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for module in sorted(modules_of(_AGENT, f"{PACKAGE}.layers.{layer}")):
+    for module in sorted(modules_of(AGENT, f"{PACKAGE}.layers.{layer}")):
         digest.update(f"{module}\0{_source(module)}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -145,19 +107,11 @@ def version() -> str:
 @functools.cache
 def archive() -> bytes:
     """The sources of the agent with all its layers, as a zip: the same bytes each time."""
-    modules = modules_of(_AGENT, *(f"{PACKAGE}.layers.{layer}" for layer in layers()))
-    packages = {module.rpartition(".")[0] for module in modules}
-    texts = {f"{module.replace('.', '/')}.py": _source(module) for module in modules}
-    texts |= {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
-    texts[f"{PACKAGE}/codes.py"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\nVERSION = {version()!r}\n"
-    texts["__main__.py"] = _source(f"{PACKAGE}.{_ENTRY}")
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as whole:
-        for name, text in sorted(texts.items()):
-            entry = zipfile.ZipInfo(name, _WHEN)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            whole.writestr(entry, text)
-    return packed.getvalue()
+    names = modules_of(AGENT, *(f"{PACKAGE}.layers.{layer}" for layer in layers()))
+    texts = {name: _source(name) for name in names}
+    texts[f"{PACKAGE}.codes"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\nVERSION = {version()!r}\n"
+    texts["__main__"] = _source(f"{PACKAGE}.{_ENTRY}")
+    return modules.packed(texts)
 
 
 @functools.cache
@@ -173,7 +127,7 @@ def put(owner: str) -> str:
 
 def command_to_put(user: str) -> str:
     """The command line that takes the program of `put` from standard input."""
-    return _as_root(f"{PYTHON} -", user)
+    return _as_root(f"{boot_service.PYTHON} -", user)
 
 
 def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0) -> str:
@@ -206,7 +160,7 @@ def command(verb: str, user: str, owner: str) -> str:
     if verb == "revert":
         nothing = shlex.quote('{"reverted":"nothing"}')
         checks.insert(0, f"[ -e \"$ROOT\"/var/lib/homelab ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
-    return _as_root("\n".join([*checks, f"{PYTHON} {file} {verb}"]), user)
+    return _as_root("\n".join([*checks, f"{boot_service.PYTHON} {file} {verb}"]), user)
 
 
 def _as_root(command_line: str, user: str) -> str:
@@ -244,7 +198,7 @@ sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION))
 
 def command_in_memory(user: str) -> str:
     """The command line that takes the agent and a request from standard input, and writes nothing."""
-    return _as_root(f"{PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
+    return _as_root(f"{boot_service.PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
 
 
 def sent_along(verb: str, text: str) -> str:

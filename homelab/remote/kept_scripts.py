@@ -37,7 +37,6 @@ _SCRIPTS = (
     "handover_host.sh",
     "in_container.sh",
     "nvidia_driver.sh",
-    "nvidia_nodes.sh",
     "nvidia_repository.sh",
     "passthrough_test.sh",
     "reboot_host.sh",

@@ -28,6 +28,7 @@ from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.initramfs import Wanted as Initramfs
+from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 
 # How long one reading of a system may take, and how long a VM, which may just be starting or shutting down, has to
 # accept a connection, in seconds.
@@ -138,15 +139,12 @@ async def _files(
     binding = Initramfs(needed=bool(want.vfio_words), rollback_after=after)
     files = list(scripts.answer(await session.run("plan", scripts.iommu_cmdline(want.iommu_words)))["files"])
     files += (await session.ask("plan", "initramfs", binding))["files"]
-    layers = [scripts.vfio_cmdline(want.vfio_words)]
-    has_nvidia = makers.any_nvidia(containers, want.gpus)
-    layers += (
-        [scripts.nvidia_nodes(needed=has_nvidia)]
-        if any(container.may_have_nvidia(host.gpus) for container in containers)
-        else []
-    )
-    layers += [scripts.card_nodes(any(container.has_cards for container in containers))] if containers else []
-    for script in layers:
+    files += scripts.answer(await session.run("plan", scripts.vfio_cmdline(want.vfio_words)))["files"]
+    if any(container.may_have_nvidia(host.gpus) for container in containers):
+        nodes = NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))
+        files += (await session.ask("plan", "nvidia_nodes", nodes))["files"]
+    if containers:
+        script = scripts.card_nodes(any(container.has_cards for container in containers))
         files += scripts.answer(await session.run("plan", script))["files"]
     if values is not None:
         files += (await session.ask("plan", "card_values", values))["files"]

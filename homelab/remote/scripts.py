@@ -352,22 +352,6 @@ def passthrough_test(
     )
 
 
-def nvidia_nodes(generation: int = 0, *, needed: bool = True) -> str:
-    """Standard input of nvidia_nodes.sh.
-
-    :param needed: False if no container has a card of NVIDIA's.
-    """
-    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = bash_source.needed([_code("lib/lines.sh"), _code("lib/nvidia.sh")], "make_nvidia_nodes")
-    return compose(
-        "nvidia_nodes.sh",
-        NEEDED="yes" if needed else "no",
-        NODES=f"#!/bin/bash\n{comment}\nset -eu\nROOT=${{ROOT:-}}\n{program}",
-        UNIT=file("homelab-nvidia-nodes.service"),
-        GENERATION=str(generation),
-    )
-
-
 # For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the start of the service.
 CARD_SECONDS, QUORUM_SECONDS = 20, 60
 

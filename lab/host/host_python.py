@@ -1,18 +1,21 @@
 """The host's Python, as the lab runs it: `host_python.py OPTIONS FILE|-|-c TEXT ARGUMENTS`, in the place of /usr/bin/python3.
 
-What a program writes into a control file of sysfs acts before its write(2) has returned, and fails as write(2) would (sysfs_writes.py). It is the
-real Python of this machine otherwise, and has what its options ask for: whoever starts this gives them to it, too.
+What a program writes into a control file of sysfs acts before its write(2) has returned, and fails as write(2) would (sysfs_writes.py); what stands for
+a device node in /dev is one to stat(2) and mknod(2). It is the real Python of this machine otherwise, and has what its options ask for: whoever
+starts this gives them to it, too.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import runpy
 import stat
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 _REFUSALS = {os.strerror(number): number for number in errno.errorcode}
 
@@ -35,6 +38,34 @@ def _hear_writes() -> None:
     os.write = write
 
 
+def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., None]]:
+    """stat(2) and mknod(2) as Python has them, to which the files in a lab's /dev are device nodes (nodes.py)."""
+    real_stat, real_mknod = os.stat, os.mknod
+    line = re.compile(rb"device c (\d+):(\d+) owner \d+:\d+\n")
+
+    def stat_of(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        found = real_stat(path, *arguments, **options)
+        if isinstance(path, int) or not os.fspath(path).startswith(dev) or not stat.S_ISREG(found.st_mode):
+            return found
+        with open(path, "rb") as file:  # noqa: PTH123
+            about = line.fullmatch(file.read(80))
+        if not about:
+            return found
+        _, (items, names) = cast(Any, found.__reduce__())
+        names["st_rdev"] = os.makedev(int(about[1]), int(about[2]))
+        return os.stat_result((stat.S_IFCHR | stat.S_IMODE(found.st_mode), *items[1:]), names)
+
+    def mknod(path: Any, mode: int = 0o600, device: int = 0, **options: Any) -> None:
+        if not os.fspath(path).startswith(dev):
+            real_mknod(path, mode, device, **options)
+            return
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode))
+        os.write(descriptor, f"device c {os.major(device)}:{os.minor(device)} owner 0:0\n".encode())
+        os.close(descriptor)
+
+    return stat_of, mknod
+
+
 def main() -> None:
     """Run what the arguments name."""
     words = sys.argv[1:]
@@ -42,6 +73,7 @@ def main() -> None:
         del words[: 2 if words[0] == "-X" else 1]
     if "LAB_STATE" in os.environ:
         _hear_writes()
+        os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import holders
+from .launchers import HOST_PYTHON
 from .state import HostState
 
 FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/lib/systemd/system")
@@ -152,6 +153,10 @@ def rooted_command(host: HostState, command: str) -> str:
     """A command as bash runs it here: words that are files of the host's tree are taken from there, simulated
     commands given by path (`/sbin/reboot`) from the lab."""
     words = shlex.split(command)
+    if words[0] == HOST_PYTHON:  # a function of the host's bash
+        return shlex.join(
+            [HOST_PYTHON, *(str(host.rooted(word)) if word.startswith("/") else word for word in words[1:])]
+        )
     rooted = []
     for index, word in enumerate(words):
         here = host.rooted(word) if word.startswith("/") else None

@@ -66,7 +66,7 @@ nvidia_trouble() {
     find_running
     FOUND="the kernel $RUNNING has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
     NEXT="install NVIDIA's driver on the host; if it is there (\`dkms status\`), build it for this kernel: \`dkms autoinstall\`"
-  elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
+  elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia[[:space:]]*(#|$)|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
     grep -qsE '(^|[ ,=])modprobe\.blacklist=[^ ]*\bnvidia\b' "$ROOT/proc/cmdline"; then
     FOUND="the driver is installed and not loaded: it is blacklisted"
     NEXT="see \`grep -r nvidia /etc/modprobe.d\` and /proc/cmdline; when it may be loaded: \`modprobe nvidia\`"

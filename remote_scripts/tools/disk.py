@@ -5,6 +5,7 @@ before any of them.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def link(target: str, path: Path) -> None:
     """Makes a symbolic link."""
     _about("symlink", path)
     path.symlink_to(target)
+
+
+def make_node(path: Path, mode: int, major: int, minor: int) -> None:
+    """Makes a character device, with this mode from its beginning."""
+    _about("mknod", path)
+    before = os.umask(0)
+    try:
+        os.mknod(path, stat.S_IFCHR | mode, os.makedev(major, minor))
+    finally:
+        os.umask(before)
 
 
 def copy_attributes(source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ import difflib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +43,16 @@ _LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", HOME)
 _TEMPORARY, _UNDO = ".homelab-tmp", ".homelab-undo"
 #: The file systems of all that we write, and of all that is made of it.
 _FLUSHED = ("/etc", "/var/lib", "/boot")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A character device: its numbers, and its permission bits."""
+
+    major: int
+    minor: int
+    mode: int
+
 
 State = Literal["ok", "changed", "missing"]
 How = Literal["new", "changed", "given back", "removed", "made"]
@@ -128,6 +139,19 @@ class Files:
         except OSError:
             return []
 
+    def device(self, path: str) -> Device | None:
+        """The character device at a path, links followed; None: there is none, or something else.
+
+        :raises OSError: it can't be told.
+        """
+        try:
+            found = os.stat(self.at(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISCHR(found.st_mode):
+            return None
+        return Device(os.major(found.st_rdev), os.minor(found.st_rdev), stat.S_IMODE(found.st_mode))
+
     # Writing, one file at a time. Each is on the disk when the call returns.
 
     def write(self, path: str, content: bytes, mode: int) -> None:
@@ -205,6 +229,13 @@ class Files:
         noted = {*missing, *self._lines(f"{HOME}/dirs")}
         self._write_lines(f"{HOME}/dirs", sorted(noted))
         self.need_folder(self.at(missing[0]))
+
+    def make_device(self, path: str, device: Device) -> None:
+        """Makes a character device in the place of what is there; it lasts until the next boot."""
+        where = self.at(path)
+        self.need_folder(where.parent)
+        disk.remove(where)
+        disk.make_node(where, device.mode, device.major, device.minor)
 
     def set_attribute(self, path: str, value: str) -> None:
         """Writes into a file by which the kernel is told something (/sys, /proc).
@@ -591,7 +622,9 @@ def _digest(path: Path, *, of_link: bool = False) -> str:
 
 
 def _diff(path: str, old: bytes | None, new: bytes) -> str:
-    """A unified diff, as text."""
+    """A unified diff, as text; of what is none, such as an archive, there is none."""
+    if b"\0" in new:
+        return ""
     before, after = (as_text(content or b"").splitlines(keepends=True) for content in (old, new))
     lines = []
     for line in difflib.unified_diff(before, after, path, path):

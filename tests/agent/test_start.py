@@ -15,6 +15,7 @@ import pytest
 from homelab.remote import agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.shared import boot_service
 from tests.agent.kit import Host, bash
 from tests.waiting import PATIENCE
 
@@ -134,7 +135,7 @@ def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {agent.PYTHON} {host.root}{agent.place(OWNER)} apply"],
+        ["bash", "-c", f"exec {boot_service.PYTHON} {host.root}{agent.place(OWNER)} apply"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -17,6 +17,7 @@ import pytest
 
 from homelab.remote import agent
 from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.shared import boot_service
 from tests.agent.kit import Host, bash
 
 OWNER = "homelab-lab"
@@ -59,7 +60,7 @@ def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
             one = Host(place / f"{call}-{number}")
             shutil.copytree(before.root, one.root, symlinks=True, dirs_exist_ok=True)
             kill = f"inject={call}:signal=SIGKILL:when={number}"
-            traced = f"exec strace -qq -o /dev/null -e {kill} {agent.PYTHON} {shlex.quote(str(one.root))}{agent.place(OWNER)} {verb}"
+            traced = f"exec strace -qq -o /dev/null -e {kill} {boot_service.PYTHON} {shlex.quote(str(one.root))}{agent.place(OWNER)} {verb}"
             done = bash(one, traced, request)
             if done.returncode == 0:
                 break

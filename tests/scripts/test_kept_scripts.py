@@ -20,7 +20,6 @@ PLACE = f"/var/lib/homelab/scripts/{OWNER}"
 COMMANDS = {
     "cmdline": scripts.cmdline("vfio", "a='b' \"$c\"", 1, entry=True),
     "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
-    "nvidia_nodes": scripts.nvidia_nodes(),
     "card_nodes": scripts.card_nodes(),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
     "handover_hook": scripts.handover_hook(103),

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from remote_scripts.layers.nvidia_nodes import Wanted
+from tests.boot_layers import Asked
 from tests.scripts.test_on_a_host import Host
 
+NODES = Asked("nvidia_nodes", Wanted(needed=True))
 CAPABILITIES = {"/dev/nvidia-caps/nvidia-cap1": "400", "/dev/nvidia-caps/nvidia-cap2": "444"}
 
 
@@ -17,7 +20,7 @@ def phoenix(tmp_path: Path) -> Host:
     return Host(tmp_path, "phoenix")
 
 
-def apply(host: Host, script: str) -> None:
+def apply(host: Host, script: str | Asked) -> None:
     done = host.run("apply", script)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -38,7 +41,7 @@ def test_nodes_for_mig_have_the_drivers_numbers_and_modes(phoenix: Host) -> None
     before = nodes(phoenix)
     major = phoenix.bash('awk \'$2 == "nvidia-caps" { printf "%x", $1 }\' "$ROOT/proc/devices"')
     phoenix.bash('rm -r "$ROOT/dev/nvidia-caps"')
-    apply(phoenix, scripts.nvidia_nodes())
+    apply(phoenix, NODES)
     made = nodes(phoenix)
     assert {path: made[path] for path in CAPABILITIES} == {
         path: f"{major}:{path[-1]} {mode}" for path, mode in CAPABILITIES.items()
@@ -62,7 +65,7 @@ def test_at_a_boot_the_nodes_are_there_before_a_container_that_needs_them_starts
     conf.write_text(conf.read_text() + "dev0: /dev/nvidia0,mode=0666\ndev1: /dev/nvidia-uvm,mode=0666\n")
     reboot(host)
     assert host.bash("pct status 201") == "status: stopped\n", "nobody else makes them in time"
-    apply(host, scripts.nvidia_nodes())
+    apply(host, NODES)
     reboot(host)
     assert host.bash("pct status 201") == "status: running\n"
     assert host.bash("systemctl is-active homelab-nvidia-nodes.service") == "active\n"

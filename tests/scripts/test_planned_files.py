@@ -11,7 +11,6 @@ import pytest
 from homelab.remote import scripts
 from tests.boot_layers import Asked, initramfs
 from tests.kept_systems import KeptSystems
-from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import Host
 
 IOMMU = "amd_iommu=on iommu=pt"
@@ -116,17 +115,6 @@ def test_what_somebody_had_there_is_said_to_come_back(host: Callable[..., Host])
     machine.bash("echo own >$ROOT/etc/modules-load.d/homelab-vfio.conf")
     apply(machine, *CONFIGURED)
     assert planned(machine, IOMMU, "")["/etc/modules-load.d/homelab-vfio.conf"] == "given back"
-
-
-def test_the_service_that_makes_device_nodes_is_planned_also_before_there_is_a_driver(folder: Folder) -> None:
-    before = folder.tree()
-    done = folder.run("plan", scripts.nvidia_nodes())
-    assert [file["what"] for file in json.loads(done.stdout)["files"]] == [
-        "/usr/local/sbin/homelab-nvidia-nodes",
-        "/etc/systemd/system/homelab-nvidia-nodes.service",
-        "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service",
-    ]
-    assert folder.tree() == before
 
 
 def lines_of(diff: str) -> list[str]:

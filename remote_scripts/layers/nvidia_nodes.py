@@ -1,0 +1,125 @@
+"""NVIDIA's device nodes in /dev: now, and at every boot before guests start.
+
+Changes /usr/local/sbin/homelab-nvidia-nodes and /etc/systemd/system/homelab-nvidia-nodes.service, which is enabled; and
+the nodes. Undone are the files and the service; nodes stay until the next boot, as others may use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remote_scripts.shared import boot_service, nvidia
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Planned
+from remote_scripts.tools.system import System
+
+SERVICE = boot_service.Service(
+    name="homelab-nvidia-nodes",
+    layer="nodes",
+    module="nvidia_nodes",
+    without="after a reboot containers would find no device nodes",
+    unit=f"""\
+# Written by homelab, which takes it away again (pulumi destroy).
+[Unit]
+Description=NVIDIA device nodes for containers (homelab)
+After=systemd-modules-load.service systemd-udevd.service
+Before=pve-guests.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+# A module that hangs must not keep the host's guests from starting.
+TimeoutStartSec=120
+ExecStart={boot_service.PYTHON} /usr/local/sbin/homelab-nvidia-nodes
+
+[Install]
+WantedBy=multi-user.target
+""",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`needed`: whether a container has a card of NVIDIA's."""
+
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`driver`: the version that is loaded, empty for none; `changed`: whether a file was."""
+
+    driver: str
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change. The driver may be installed only by the run that is planned."""
+    return system.planning(lambda: _serve(system, wanted.needed))
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Makes the nodes, and has them made at each boot; or takes that away.
+
+    :raises Failure: there is no driver, it has no nvidia-uvm, or a node can't be made.
+    """
+    return system.changing(lambda: _change(system, wanted.needed))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Takes away what makes them, whatever `wanted` says."""
+    return system.changing(lambda: _change(system, False))
+
+
+def program(system: System, arguments: Sequence[str]) -> None:
+    """What the service does.
+
+    :raises OSError: a node can't be made.
+    """
+    nvidia.make_nodes(system)
+
+
+def _change(system: System, needed: bool) -> Answer:
+    if needed:
+        _need_driver(system)
+    _serve(system, needed)
+    if needed:
+        _make(system)
+    return Answer(nvidia.version(system), system.files.changed)
+
+
+def _serve(system: System, needed: bool) -> None:
+    if needed:
+        boot_service.install(system, SERVICE)
+    else:
+        boot_service.drop(system, SERVICE)
+
+
+def _need_driver(system: System) -> None:
+    trouble = nvidia.trouble(system)
+    if trouble:
+        wanted, why = "NVIDIA's driver loaded on the host", "containers share the cards with the host's driver"
+        raise Failure(wanted, trouble.found, why, trouble.next)
+    trouble = nvidia.uvm_trouble(system)
+    if trouble:
+        wanted, why = f"{nvidia.UVM}, of the module nvidia-uvm", "without it nothing can use CUDA in a container"
+        raise Failure(wanted, trouble.found, why, trouble.next)
+
+
+def _make(system: System) -> None:
+    said, missing = "", [nvidia.UVM]
+    try:
+        said = nvidia.make_nodes(system)
+        missing = [*nvidia.missing_nodes(system)]
+        if not missing and system.files.device(nvidia.UVM) is None:
+            missing = [nvidia.UVM]
+    except OSError as error:
+        said = f"{error.strerror}: {error.filename}"
+    if missing:
+        raise Failure(
+            "NVIDIA's device nodes in /dev",
+            "; ".join(part for part in (f"missing: {' '.join(missing)}", said) if part),
+            "containers are given them",
+            f"run {SERVICE.program} on the host and read `dmesg | tail`",
+        )

@@ -1,0 +1,175 @@
+"""NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one
+makes it. Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from
+/proc/driver/nvidia/gpus. What is there and can't be read raises an OSError: it isn't taken for no driver, or no card.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.tools.files import Device
+from remote_scripts.tools.system import System
+
+PROC = "/proc/driver/nvidia"
+UVM = "/dev/nvidia-uvm"
+_VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
+# Proxmox VE's own files blacklist nvidiafb.
+_BLACKLISTED = re.compile(r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s)", re.MULTILINE)
+_BLACKLISTING = re.compile(r"(?:^|\s)(?:modprobe\.|module_)blacklist=(?:\S*,)?nvidia(?:,|\s|$)")
+# NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
+_MAJOR = 195
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The modules that are loaded. `version`: empty where they say none."""
+
+    version: str
+    flavour: Literal["open", "proprietary"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why there is no driver, in the words of a message. `has_module`: whether the kernel has its module."""
+
+    found: str
+    next: str
+    has_module: bool = True
+
+
+def loaded(system: System) -> Loaded | None:
+    """The driver that is loaded; None: none is."""
+    if not system.files.exists(f"{PROC}/version"):
+        return None
+    text = _read(system, f"{PROC}/version")
+    found = _VERSION.search(text)
+    return Loaded(found[0] if found else "", "open" if "Open Kernel Module" in text else "proprietary")
+
+
+def version(system: System) -> str:
+    """The version of the driver that is loaded; empty: none is."""
+    found = loaded(system)
+    return found.version if found else ""
+
+
+def major_of(system: System, driver: str) -> int | None:
+    """A character device's major number; None while its module isn't loaded."""
+    for line in _read(system, "/proc/devices").partition("Block devices:")[0].splitlines():
+        number, _, name = line.strip().partition(" ")
+        if name == driver:
+            return int(number)
+    return None
+
+
+def minor_of(system: System, address: str) -> int | None:
+    """The number of a card's /dev/nvidiaN; None: the driver has no such card.
+
+    :param address: the card's on the PCI bus.
+    """
+    return _number(_read(system, f"{PROC}/gpus/{address}/information"), "Device Minor")
+
+
+def trouble(system: System) -> Trouble | None:
+    """Why there is no driver that serves cards; None: there is one."""
+    if system.files.exists(f"{PROC}/version"):
+        return None
+    if system.run.ask("modinfo", "-n", "nvidia").status != 0:
+        return Trouble(
+            f"the kernel {_kernel(system)} has no module nvidia: the driver isn't installed, or wasn't built for this "
+            "kernel",
+            "install NVIDIA's driver on the host; if it is there (`dkms status`), build it for this kernel: "
+            "`dkms autoinstall`",
+            has_module=False,
+        )
+    files = [f"/etc/modprobe.d/{name}" for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
+    if any(_BLACKLISTED.search(_read(system, path)) for path in files) or _BLACKLISTING.search(
+        _read(system, "/proc/cmdline")
+    ):
+        return Trouble(
+            "the driver is installed and not loaded: it is blacklisted",
+            "see `grep -r nvidia /etc/modprobe.d` and /proc/cmdline; when it may be loaded: `modprobe nvidia`",
+        )
+    return Trouble(
+        "the driver is installed and not loaded", "try `modprobe nvidia` and read `dmesg | grep -iE 'nvidia|NVRM'`"
+    )
+
+
+def uvm_trouble(system: System) -> Trouble | None:
+    """The same for nvidia-uvm, without which there is no CUDA."""
+    if major_of(system, "nvidia-uvm") is not None or system.run.ask("modinfo", "-n", "nvidia-uvm").status == 0:
+        return None
+    kernel, driver = _kernel(system), version(system)
+    return Trouble(
+        f"the kernel {kernel} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
+        # What is installed for a kernel already, autoinstall passes over.
+        f"build it again (`dkms remove nvidia/{driver} -k {kernel}`, `dkms install nvidia/{driver} -k {kernel}`, or "
+        "install the driver anew), then `modprobe nvidia-uvm`",
+    )
+
+
+def served(system: System) -> dict[str, Device]:
+    """The nodes that the loaded modules serve, by path."""
+    if not system.files.exists(f"{PROC}/version"):
+        return {}
+    nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, 0o666)}
+    for address in system.files.names(f"{PROC}/gpus"):
+        minor = minor_of(system, address)
+        if minor is not None:
+            nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, 0o666)
+    if major_of(system, "nvidia-modeset") is not None:
+        nodes["/dev/nvidia-modeset"] = Device(_MAJOR, 254, 0o666)
+    if (uvm := major_of(system, "nvidia-uvm")) is not None:
+        nodes |= {UVM: Device(uvm, 0, 0o666), f"{UVM}-tools": Device(uvm, 1, 0o666)}
+    if (caps := major_of(system, "nvidia-caps")) is not None:
+        folder = f"{PROC}/capabilities/mig"
+        for name in system.files.names(folder):
+            text = _read(system, f"{folder}/{name}")
+            minor, mode = _number(text, "DeviceFileMinor"), _number(text, "DeviceFileMode")
+            if minor is not None and mode is not None:
+                nodes[f"/dev/nvidia-caps/nvidia-cap{minor}"] = Device(caps, minor, mode)
+    return nodes
+
+
+def missing_nodes(system: System) -> dict[str, Device]:
+    """Of the nodes that the modules serve those that aren't there, or have other numbers."""
+    return {path: node for path, node in served(system).items() if not _has(system, path, node)}
+
+
+def make_nodes(system: System) -> str:
+    """Makes the nodes that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia
+    comes with it.
+
+    :returns: what keeps nvidia-uvm from being loaded; empty where it is.
+    :raises OSError: one can't be made.
+    """
+    said = ""
+    if system.run.do("modprobe", "nvidia-uvm", seconds=60).status != 0:
+        said = "nvidia-uvm could not be loaded"
+        system.log.say(said)
+    for path, node in missing_nodes(system).items():
+        system.files.make_device(path, node)
+        system.log.say(f"made {path} ({node.major}:{node.minor})")
+    return said
+
+
+def _has(system: System, path: str, node: Device) -> bool:
+    found = system.files.device(path)
+    return found is not None and (found.major, found.minor) == (node.major, node.minor)
+
+
+def _number(text: str, key: str) -> int | None:
+    found = re.search(rf"^{key}:\s*([0-9]+)", text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def _kernel(system: System) -> str:
+    return _read(system, "/proc/sys/kernel/osrelease").strip()
+
+
+def _read(system: System, path: str) -> str:
+    try:
+        return system.files.at(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,90 @@
+"""The modules of this package: their sources, whether it runs from an archive or a folder; which ones a module needs;
+and the archives that are made of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import pkgutil
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+
+PACKAGE = "remote_scripts"
+AGENT = f"{PACKAGE}.agent"
+# A moment that zip can tell, for archives that are the same each time.
+_WHEN = (1980, 1, 1, 0, 0, 0)
+
+
+def source(module: str) -> str:
+    """The text of a module, with the line ends that it has in the repository; empty: there is no such module."""
+    path = f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py"
+    try:
+        content = pkgutil.get_data(PACKAGE, path) or b""
+    except OSError:
+        return ""
+    return content.decode().replace("\r\n", "\n")
+
+
+def is_module(name: str) -> bool:
+    """Whether there is such a module; a package is none."""
+    try:
+        return pkgutil.get_data(PACKAGE, f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py") is not None
+    except OSError:
+        return False
+
+
+def imported(module: str, text: str) -> frozenset[str]:
+    """The modules of the package that a module imports.
+
+    :param text: its source.
+    :raises ValueError: it imports what is neither of the package nor of the standard library.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == PACKAGE:
+                found |= {name} if is_module(name) else set()
+            elif name.partition(".")[0] not in sys.stdlib_module_names:
+                raise ValueError(f"{module}: {name} isn't in Python's standard library")
+    return frozenset(found)
+
+
+def needed(*modules: str, imports: Callable[[str], frozenset[str]] | None = None) -> frozenset[str]:
+    """The modules, with all that they import of the package, and what those import.
+
+    :param imports: says what a module imports; by default its source does.
+    """
+    found: set[str] = set()
+    open_ones = [*modules]
+    while open_ones:
+        module = open_ones.pop()
+        if module not in found:
+            found.add(module)
+            open_ones += imports(module) if imports else imported(module, source(module))
+    return frozenset(found)
+
+
+def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """An archive of modules, with the packages that they are in: the same bytes each time.
+
+    :param texts: a module's name -> its source; `__main__` is what the archive does when it is run.
+    :param compression: of the zip.
+    """
+    packages = {name.rpartition(".")[0] for name in texts} - {""}
+    paths = {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
+    paths |= {f"{name.replace('.', '/')}.py": text for name, text in texts.items()}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as whole:
+        for path, text in sorted(paths.items()):
+            entry = zipfile.ZipInfo(path, _WHEN)
+            entry.compress_type = compression
+            whole.writestr(entry, text)
+    return out.getvalue()

@@ -1,0 +1,243 @@
+"""The layer nvidia_nodes: NVIDIA's device nodes, now, and at each boot by a program of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.host.host_python import nodes_below
+from remote_scripts.layers.nvidia_nodes import SERVICE, Wanted
+from remote_scripts.shared import boot_service, nvidia
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host, Refused, cuts, left_by
+from tests.sampling import sample
+from tests.waiting import PATIENCE
+
+DEVICES = """\
+Character devices:
+  1 mem
+195 nvidia
+195 nvidia-modeset
+235 nvidia-caps
+511 nvidia-uvm
+
+Block devices:
+235 nvidia-uvm
+"""
+SERVED = {
+    "/dev/nvidia0": (195, 0, 0o666),
+    "/dev/nvidiactl": (195, 255, 0o666),
+    "/dev/nvidia-modeset": (195, 254, 0o666),
+    "/dev/nvidia-uvm": (511, 0, 0o666),
+    "/dev/nvidia-uvm-tools": (511, 1, 0o666),
+    "/dev/nvidia-caps/nvidia-cap1": (235, 1, 0o400),
+    "/dev/nvidia-caps/nvidia-cap2": (235, 2, 0o444),
+}
+SAMPLE = 30
+
+
+@pytest.fixture
+def reloads() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, reloads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver with a card and MIG's capabilities; no node is there."""
+    stat, mknod = nodes_below(f"{host.root.parent}/")
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "mknod", mknod)
+    host.write(f"{nvidia.PROC}/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr\n")
+    host.write(f"{nvidia.PROC}/gpus/0000:01:00.0/information", "Model:\tNVIDIA A2\nDevice Minor: \t 0\n")
+    for number, mode in ((1, 256), (2, 292)):
+        text = f"DeviceFileMinor: {number}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n"
+        host.write(f"{nvidia.PROC}/capabilities/mig/{number}", text)
+    host.write("/proc/devices", DEVICES)
+    host.write("/proc/sys/kernel/osrelease", "6.8.12-9-pve\n")
+    (host.root / "dev").mkdir()
+    (host.root / "usr/local/sbin").mkdir(parents=True)
+    (host.root / "etc/systemd/system/multi-user.target.wants").mkdir(parents=True)
+
+    def systemctl(arguments: Sequence[str], _stdin: bytes) -> str | int:
+        reloads.append(" ".join(arguments))
+        return "no\n" if arguments[0] == "show" else 0
+
+    host.programs |= {"systemctl": systemctl, "modprobe": lambda _a, _i: 0, "modinfo": lambda _a, _i: 0}
+
+
+def ask(host: Host, verb: str = "apply", *, needed: bool = True) -> Any:
+    return host.ask(verb, "nvidia_nodes", Wanted(needed=needed))
+
+
+def nodes(host: Host) -> dict[str, tuple[int, int, int]]:
+    files = host.system().files
+    found = {f"/{path.relative_to(host.root)}" for path in (host.root / "dev").rglob("*")}
+    devices = {path: files.device(path) for path in found}
+    return {path: (one.major, one.minor, one.mode) for path, one in devices.items() if one}
+
+
+def test_nodes_are_made_and_a_service_for_each_boot_which_is_given_back(host: Host, reloads: list[str]) -> None:
+    before = host.lasting()
+    assert ask(host) == {"driver": "550.163.01", "changed": True}
+    assert nodes(host) == SERVED
+    assert (host.root / SERVICE.link[1:]).readlink() == Path(SERVICE.file)
+    assert host.read(SERVICE.file) == SERVICE.unit and reloads == ["daemon-reload"]
+    configured = host.lasting()
+    assert ask(host) == {"driver": "550.163.01", "changed": False} and host.lasting() == configured
+    assert ask(host, "revert")["changed"] and host.lasting() == before
+    assert nodes(host) == SERVED, "others may use them"
+    assert not ask(host, "revert")["changed"]
+    ask(host)
+    assert ask(host, needed=False)["changed"] and host.lasting() == before
+
+
+def test_a_node_of_an_earlier_boot_gets_todays_numbers_and_one_that_is_right_stays(host: Host) -> None:
+    ask(host)
+    (host.root / "dev/nvidiactl").chmod(0o600)
+    host.write("/proc/devices", DEVICES.replace("511", "507"))
+    ask(host)
+    assert nodes(host)["/dev/nvidia-uvm"] == (507, 0, 0o666)
+    assert nodes(host)["/dev/nvidiactl"] == (195, 255, 0o600)
+
+
+def test_the_plan_is_the_same_before_there_is_a_driver(host: Host) -> None:
+    (host.root / "proc/driver/nvidia/version").unlink()
+    before = host.tree()
+    files = ask(host, "plan")["files"]
+    assert [(file["how"], file["what"]) for file in files] == [
+        ("new", SERVICE.program), ("new", SERVICE.file), ("new", SERVICE.link)
+    ]  # fmt: skip
+    assert files[0]["diff"] == "" and "+ExecStart=" in files[1]["diff"] and host.tree() == before
+
+
+def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(host: Host) -> None:
+    ask(host)
+    assert ask(host, "plan")["files"] == []
+    planned = ask(host, "plan", needed=False)["files"]
+    assert [(file["how"], file["what"]) for file in planned] == [
+        ("removed", SERVICE.file),
+        ("removed", SERVICE.program),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("modprobe_conf", "cmdline", "found"),
+    [
+        ("", "", "installed and not loaded\n"),
+        ("blacklist nvidia\n", "", "it is blacklisted"),
+        ("install nvidia /bin/true\n", "", "it is blacklisted"),
+        ("", "quiet modprobe.blacklist=nouveau,nvidia", "it is blacklisted"),
+        ("", "module_blacklist=nvidia,nouveau quiet", "it is blacklisted"),
+        ("blacklist nvidiafb\n# blacklist nvidia\n", "modprobe.blacklist=nvidiafb,nvidia_drm", "installed and not loaded\n"),
+    ],
+)  # fmt: skip
+def test_a_driver_that_isnt_loaded_is_said_with_its_reason(
+    host: Host, modprobe_conf: str, cmdline: str, found: str
+) -> None:
+    (host.root / "proc/driver/nvidia/version").unlink()
+    host.write("/etc/modprobe.d/pve-blacklist.conf", modprobe_conf)
+    host.write("/proc/cmdline", f"{cmdline}\n")
+    before = host.tree()
+    with pytest.raises(Refused) as refused:
+        ask(host)
+    assert (
+        str(refused.value).startswith("wanted: NVIDIA's driver loaded on the host\n") and found in f"{refused.value}\n"
+    )
+    assert host.tree() == before
+
+
+def test_a_driver_that_the_kernel_hasnt_is_said(host: Host) -> None:
+    host.programs["modinfo"] = lambda _arguments, _stdin: 1
+    (host.root / "proc/devices").write_text("Character devices:\n195 nvidia\n")
+    with pytest.raises(Refused, match="6.8.12-9-pve has no module nvidia-uvm, though it has nvidia"):
+        ask(host)
+    (host.root / "proc/driver/nvidia/version").unlink()
+    with pytest.raises(Refused, match="the kernel 6.8.12-9-pve has no module nvidia: "):
+        ask(host)
+
+
+def test_what_keeps_nodes_from_being_there_is_said_and_no_service_stays(host: Host) -> None:
+    before = host.lasting()
+    host.write("/proc/devices", DEVICES.replace("511 nvidia-uvm", "").replace("235 nvidia-uvm", ""))
+    host.programs["modprobe"] = lambda _arguments, _stdin: Done(1, b"")
+    with pytest.raises(Refused, match="found:  missing: /dev/nvidia-uvm; nvidia-uvm could not be loaded"):
+        ask(host)
+    assert host.lasting() == before
+
+
+def test_what_systemd_refuses_leaves_nothing_enabled(host: Host) -> None:
+    before = host.lasting()
+    host.programs["systemctl"] = lambda _arguments, _stdin: Done(1, b"no bus\n")
+    with pytest.raises(Refused, match="wanted: homelab-nvidia-nodes.service enabled\nfound:  no bus"):
+        ask(host)
+    assert host.lasting() == before
+
+
+def test_a_reading_that_fails_is_no_driver_that_isnt_there(host: Host) -> None:
+    before = host.lasting()
+    information = host.root / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    information.unlink()
+    information.mkdir()
+    with pytest.raises(Refused, match="information"):
+        ask(host)
+    assert host.lasting() == before
+
+
+def test_what_an_earlier_run_left_unread_systemd_reads(host: Host, reloads: list[str]) -> None:
+    ask(host)
+    reloads.clear()
+
+    def systemctl(arguments: Sequence[str], _stdin: bytes) -> str:
+        reloads.append(arguments[0])
+        return "yes\n"
+
+    host.programs["systemctl"] = systemctl
+    ask(host)
+    assert reloads == ["show", "daemon-reload"]
+
+
+def test_the_program_makes_the_nodes_by_itself(host: Host, tmp_path: Path) -> None:
+    """As the service runs it, on a folder; a node can't be made by everybody, so there are none to make."""
+    ask(host)
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    (folder / "modprobe").write_text('#!/bin/sh\necho "$@" >"$ROOT/loaded"\nexit 1\n')
+    (folder / "modprobe").chmod(0o755)
+    for name in ("devices", "driver/nvidia/version"):
+        (host.root / "proc" / name).unlink()
+    done = subprocess.run(
+        [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
+        env={"ROOT": str(host.root), "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "nvidia-uvm could not be loaded\n")
+    assert host.read("/loaded") == "nvidia-uvm\n"
+    assert os.access(host.root / SERVICE.program[1:], os.X_OK)
+    shebang = host.root.joinpath(SERVICE.program[1:]).read_bytes().partition(b"\n")[0]
+    assert shebang == b"#!/usr/bin/python3 -ISBXutf8"
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_a_run_that_is_cut_short_is_gone_on_from(host: Host, verb: str, tmp_path: Path) -> None:
+    before = host.lasting()
+    ask(host)
+    configured = host.lasting()
+    if verb == "apply":
+        ask(host, "revert")
+        shutil.rmtree(host.root / "dev")
+        (host.root / "dev").mkdir()
+    for number, cut in enumerate(sample(cuts(host, lambda one: ask(one, verb)), SAMPLE, verb)):
+        for again, expected in (("apply", configured), ("revert", before)):
+            left = left_by(cut, host, tmp_path / f"{number}-{again}")
+            shutil.copytree(host.root / "proc", left.root / "proc", dirs_exist_ok=True)
+            (left.root / "dev").mkdir(exist_ok=True)
+            ask(left, again)
+            assert left.lasting() == expected, f"{again} after one {cut.how}"
