@@ -1,4 +1,4 @@
-"""What read_host.sh and diagnose.sh saw, as types; parsing of the texts that they pass on."""
+"""What a reading of the host and the agent's diagnosis saw, as types; parsing of the texts that they pass on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
 from homelab.model import Fact
 from remote_scripts.shared.container_conf import ContainerConf
@@ -116,8 +115,8 @@ class ContainerReading(Fact):
 
 
 class Extra(Fact):
-    """diagnose.sh's answer. `driver`: version of the NVIDIA module that is loaded; `char_devices`: /proc/devices;
-    `links`: those in /dev/dri/by-path.
+    """The answer of the agent's layer diagnose. `driver`: version of the NVIDIA module that is loaded; `char_devices`:
+    /proc/devices; `links`: those in /dev/dri/by-path.
     """
 
     node: str
@@ -189,21 +188,3 @@ def _nodes(text: str) -> list[Node]:
             major, minor = (int(word, 16) for word in words[:2])
             nodes.append(Node(path, major, minor, int(words[2], 8), int(words[3]), int(words[4])))
     return nodes
-
-
-def parse(facts: HostFacts, text: str) -> Reading:
-    """A reading from read_host.sh's facts and diagnose.sh's standard output.
-
-    :raises HomelabError: it is not what the script prints.
-    """
-    line = text.strip().rpartition("\n")[2]
-    try:
-        return Reading(facts=facts, extra=Extra.model_validate_json(line))
-    except ValueError as error:
-        raise HomelabError(
-            wanted="one line of JSON from diagnose.sh",
-            found=f"{line[:200]!r} ({str(error).splitlines()[0]})",
-            why="nothing can be said about a host that can't be read",
-            next="log in and see whether root's shell prints something of its own for non-interactive sessions "
-            "(~/.bashrc)",
-        ) from error

@@ -40,7 +40,7 @@ def place(owner: str) -> str:
 class _Texts(Mapping[str, str]):
     """The files that layers install, and the roll-back's program, which is made when somebody asks for it."""
 
-    _FILES = ("grub_entry", "init_top", "initramfs_hook", "systemd_boot_entry")
+    _FILES = ("grub_entry", "init_top", "initramfs_hook", "inspect_inside", "systemd_boot_entry")
 
     def __getitem__(self, name: str) -> str:
         if name == "rollback":

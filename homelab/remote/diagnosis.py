@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from homelab.doctor.reading import Reading, parse
-from homelab.remote import scripts, ssh
+from homelab.doctor.reading import Extra, Reading
+from homelab.remote import ssh
 from homelab.settings import Host
+from remote_scripts.layers.diagnose import Wanted as Diagnose
 
 
 async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
@@ -18,4 +19,5 @@ async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
     """
     async with ssh.connect(host) as session:
         facts = await session.read(guests=True, lspci=True, kernel_log=True)
-        return parse(facts, await session.run("diagnose", scripts.diagnose(containers)))
+        extra = await session.ask("read", "diagnose", Diagnose(containers=tuple(containers)))
+        return Reading(facts=facts, extra=Extra.model_validate(extra))

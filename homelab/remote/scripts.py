@@ -573,11 +573,3 @@ def _turn_end() -> str:
     """The program by which a node ends its turn, if no run has."""
     comment = "# Written by homelab: ends this node's turn to restart, if no `pulumi up` has. Gone then."
     return f"#!/bin/bash\n{comment}\n{cluster_turn().removesuffix(chr(10))}"
-
-
-def diagnose(containers: Sequence[int] = ()) -> str:
-    """Standard input of diagnose.sh, with the verb `diagnose`.
-
-    :param containers: ids of containers to read from inside; one that isn't there is left out.
-    """
-    return compose("diagnose.sh", IDS=" ".join(str(ctid) for ctid in containers), INSIDE=file("inspect_inside.sh"))

@@ -41,7 +41,7 @@ def _hear_writes() -> None:
 def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., None]]:
     """stat(2) and mknod(2) as Python has them, to which the files in a lab's /dev are device nodes (nodes.py)."""
     real_stat, real_mknod = os.stat, os.mknod
-    line = re.compile(rb"device c (\d+):(\d+) owner \d+:\d+\n")
+    line = re.compile(rb"device c (\d+):(\d+) owner (\d+):(\d+)\n")
 
     def stat_of(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
         found = real_stat(path, *arguments, **options)
@@ -53,7 +53,8 @@ def nodes_below(dev: str) -> tuple[Callable[..., os.stat_result], Callable[..., 
             return found
         _, (items, names) = cast(Any, found.__reduce__())
         names["st_rdev"] = os.makedev(int(about[1]), int(about[2]))
-        return os.stat_result((stat.S_IFCHR | stat.S_IMODE(found.st_mode), *items[1:]), names)
+        mode, owner = stat.S_IFCHR | stat.S_IMODE(found.st_mode), (int(about[3]), int(about[4]))
+        return os.stat_result((mode, *items[1:4], *owner, *items[6:]), names)
 
     def mknod(path: Any, mode: int = 0o600, device: int = 0, **options: Any) -> None:
         if not os.fspath(path).startswith(dev):

@@ -28,6 +28,10 @@ _PROPERTY = re.compile(r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=\d+|deny-write=(?:1|
 # One blank between the parts, and no part is left out; of more than three letters the first three count.
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
+_PASSED_ON = re.compile(
+    r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
+    r"mp[0-9]+|unprivileged|lock|template|features|ostype|delete)\s*[:=]|lxc\.mount\.entry\s*[:=]\s*/dev(/|\s)|\["
+)
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
 DEVICE_MODE = 0o660
 
@@ -166,6 +170,14 @@ def parse(text: str) -> ContainerConf:
             _add_line(conf, line)
     _add_pending(conf, pending)
     return conf
+
+
+def passed_on(text: str) -> str:
+    """The lines of a configuration file that are passed on to be judged: devices, their rules, what is needed beside
+    them, AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
+    (lxc.environment, mount options).
+    """
+    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line))
 
 
 def _is_device_line(line: str) -> bool:

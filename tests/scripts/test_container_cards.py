@@ -14,6 +14,8 @@ import pytest
 
 from homelab.host import facts
 from homelab.remote import scripts
+from remote_scripts.layers.diagnose import Wanted as Diagnose
+from tests.lab.host_kit import run_layer
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
 from tests.scripts.test_container_gpus import BASE
@@ -265,7 +267,7 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
     }
     (one,) = found.containers
     assert (one.cards, one.drift) == (f"{AMD}=render", ["container 901 still has to be restarted"])
-    assert "/dev/kfd " in host.run("diagnose", scripts.diagnose([])).stdout
+    assert "/dev/kfd " in run_layer(host.machine, "read", "diagnose", Diagnose()).stdout
     text = (host.root / "etc/pve/lxc/901.conf").read_text()
     # NVIDIA's own nodes in /dev/dri come by NVIDIA's functions.
     assert (

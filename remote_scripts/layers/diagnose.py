@@ -1,0 +1,153 @@
+"""What a diagnosis needs besides the host's reading: device nodes, NVIDIA's driver, containers' configurations and
+insides. Changes nothing, and therefore runs no nvidia-smi: as root it loads modules and makes nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+
+from remote_scripts import installed
+from remote_scripts.shared import guests, nvidia
+from remote_scripts.shared.container_conf import passed_on
+from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+# How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it.
+# Opening a card that nobody uses takes its driver a second or two.
+_INSIDE_SECONDS = 25.0
+_INSIDE_BYTES = 1 << 20
+_NODES = "/etc/pve/nodes"
+_KINDS = {"lxc": "lxc", "qemu-server": "vm"}
+_DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
+_BY_PATH = "/dev/dri/by-path"
+# What a VM gets at its next start; a container's is passed on with its configuration.
+_PENDING = re.compile(r"(?:hostpci[0-9]+|machine|delete):")
+# Raw keys that can give a container devices in ways that aren't judged here; their values stay where they are.
+_OTHER_KEYS = re.compile(r"lxc\.(?:include|hook\.[a-z-]+|environment|cap\.[a-z]+|autodev|apparmor\.profile)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`containers`: ids of those to look into; those that aren't here are left out."""
+
+    containers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest of the cluster: a wrong id is answered by what it is. `kind`: lxc or vm; `node`: where it is; `pending`:
+    lines about devices that a VM gets at its next start.
+    """
+
+    id: int
+    kind: str
+    node: str
+    pending: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """`conf`: the lines of its configuration that are passed on; `other_keys`: raw keys that may give it more;
+    `running`: None where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs;
+    `problem`: why that failed, if it did.
+    """
+
+    id: int
+    conf: str
+    other_keys: tuple[str, ...]
+    running: bool | None
+    inside: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`driver`: the version of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `nodes`: a line for
+    each character device of graphics, as inspect_inside.sh has them: path, major, minor (hexadecimal), mode, owner,
+    group, kind; `links`: those in /dev/dri/by-path, each with where it leads.
+    """
+
+    node: str
+    guests: tuple[Guest, ...]
+    driver: str
+    char_devices: str
+    nodes: str
+    links: str
+    containers: tuple[Container, ...]
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """Looks at all of it.
+
+    :raises Failure: a configuration in /etc/pve can't be read.
+    """
+    files = system.files
+    links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
+    return Answer(
+        node=as_text(system.run.ask("hostname").text),
+        guests=tuple(_guests(system)),
+        driver=nvidia.version(system),
+        char_devices=files.text("/proc/devices"),
+        nodes="\n".join(_nodes(system)),
+        links="\n".join(links),
+        containers=tuple(_containers(system, wanted.containers)),
+    )
+
+
+def _guests(system: System) -> Iterator[Guest]:
+    root = system.files.at(_NODES)
+    for path in sorted(ended(lambda: list(root.glob("*/*/*.conf")))):
+        node, folder, name = path.relative_to(root).parts
+        if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
+            text = as_text(content_of(system, f"{_NODES}/{node}/{folder}/{name}") or b"")
+            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)))
+
+
+def _pending(text: str) -> Iterator[str]:
+    within = False
+    for line in text.split("\n"):
+        if line.startswith("["):
+            within = not within and line.startswith("[PENDING]")
+        elif within and _PENDING.match(line):
+            yield line
+
+
+def _nodes(system: System) -> Iterator[str]:
+    for folder, begin in _DEVICES:
+        for name in system.files.names(folder):
+            if not name.startswith(begin):
+                continue
+            try:
+                found = os.stat(system.files.at(f"{folder}/{name}"), follow_symlinks=False)
+            except FileNotFoundError:  # it has gone meanwhile
+                continue
+            if stat.S_ISCHR(found.st_mode):
+                numbers = f"{os.major(found.st_rdev):x} {os.minor(found.st_rdev):x} {stat.S_IMODE(found.st_mode):o}"
+                yield f"{folder}/{name} {numbers} {found.st_uid} {found.st_gid} character special file"
+
+
+def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
+    for id in ids:
+        content = content_of(system, f"{PVE_LXC}/{id}.conf")
+        if content is None:
+            continue
+        text = as_text(content)
+        power = guests.power_of(system, "pct", str(id))
+        inside = problem = ""
+        if power == "on":
+            arguments = ("exec", str(id), "--", "sh", "-c", installed.TEXTS["inspect_inside"])
+            done = system.run.ask("pct", *arguments, seconds=_INSIDE_SECONDS, limit=_INSIDE_BYTES)
+            inside = as_text(done.output + done.error, _INSIDE_BYTES).rstrip("\n")
+            if done.status != 0:
+                problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
+        own = takewhile(lambda line: not line.startswith("["), text.split("\n"))
+        keys = {found[0] for line in own if (found := _OTHER_KEYS.match(line))}
+        running = None if power == "unknown" else power == "on"
+        yield Container(id, passed_on(text), tuple(sorted(keys)), running, inside, problem)

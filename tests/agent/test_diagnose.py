@@ -1,0 +1,157 @@
+"""The layer diagnose: what is passed on of a host and its containers, what isn't, and that nothing is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from homelab.doctor.reading import Extra
+from homelab.remote import scripts
+from lab.host.host_python import nodes_below
+from remote_scripts.layers.diagnose import Wanted
+from remote_scripts.shared import hanging
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host, Refused
+
+CONF = """\
+#token=secret-1
+arch: amd64
+dev0: /dev/nvidia0,mode=0666
+hostname: media
+lxc.environment: TOKEN=secret-2
+lxc.cgroup2.devices.allow: c 195:* rwm
+lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind,optional,create=file
+lxc.mount.entry: //nas/x mnt/x cifs username=a,password=secret-3,create=dir 0 0
+net0: name=eth0,bridge=vmbr0
+
+[before]
+dev1: /dev/nvidia1
+lxc.hook.mount: /secret-4
+"""
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node with a container of each state, and a neighbour in the cluster."""
+    stat, mknod = nodes_below(f"{host.root}/dev/")
+    monkeypatch.setattr(os, "stat", stat)
+    for name, numbers, mode in (("nvidia0", (195, 0), 0o666), ("nvidia-caps/nvidia-cap1", (483, 1), 0o400)):
+        (host.root / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
+        mknod(str(host.root / "dev" / name), mode, os.makedev(*numbers))
+        (host.root / "dev" / name).chmod(mode)
+    host.write("/dev/nvidia-log", "no node")
+    host.write("/etc/pve/nodes/pve/lxc/950.conf", CONF)
+    host.write("/etc/pve/nodes/pve/lxc/901.conf", "hostname: ai\n")
+    vm = "name: x\n[PENDING]\nhostpci0: 01:00\nargs: secret-5\n[snap]\nhostpci1: 02:00\n"
+    host.write("/etc/pve/nodes/pve/qemu-server/103.conf", vm)
+    host.write("/etc/pve/nodes/other/lxc/300.conf", "hostname: far\n")
+    (host.root / "etc/pve/lxc").symlink_to("nodes/pve/lxc")
+    host.programs |= {"hostname": lambda _a, _i: "pve\n", "pct": pct}
+
+
+def pct(arguments: Sequence[str], _stdin: bytes) -> str:
+    if arguments[0] == "status":
+        return {"950": "status: running\n", "901": "status: stopped\n"}[arguments[1]]
+    assert [*arguments] == ["exec", "950", "--", "sh", "-c", scripts.file("inspect_inside.sh")]
+    return "node /dev/nvidia0\n"
+
+
+def read(host: Host, *containers: int) -> Extra:
+    before = host.tree()
+    answer: Any = host.ask("read", "diagnose", Wanted(containers=containers))
+    assert host.tree() == before and "secret" not in str(answer)
+    return Extra.model_validate(answer)
+
+
+def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: Host) -> None:
+    extra = read(host)
+    assert {(one.id, one.kind, one.node, one.pending) for one in extra.guests} == {
+        (950, "lxc", "pve", ""), (901, "lxc", "pve", ""), (103, "vm", "pve", "hostpci0: 01:00"), (300, "lxc", "other", ""),
+    }  # fmt: skip
+    assert (extra.containers, extra.node) == ([], "pve")
+
+
+def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_the_host(host: Host) -> None:
+    (container,) = read(host, 950).containers
+    assert container.conf.splitlines() == [
+        "dev0: /dev/nvidia0,mode=0666",
+        "hostname: media",
+        "lxc.cgroup2.devices.allow: c 195:* rwm",
+        "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind,optional,create=file",
+        "net0: name=eth0,bridge=vmbr0",
+        "[before]",
+        "dev1: /dev/nvidia1",
+    ]
+    assert container.other_keys == ["lxc.environment"]
+
+
+def test_a_container_that_is_off_is_not_looked_into(host: Host) -> None:
+    assert [(one.id, one.running, one.inside) for one in read(host, 901, 950, 103, 300).containers] == [
+        (901, False, ""),
+        (950, True, "node /dev/nvidia0"),
+    ]
+
+
+def test_a_container_that_does_not_say_whether_it_runs_is_not_called_off(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.programs["pct"] = lambda _arguments, _stdin: 111
+    ticks = iter(range(0, 10_000, 30))
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    (container,) = read(host, 950).containers
+    assert (container.running, container.was_seen) == (None, False)
+
+
+def test_a_container_that_hangs_hides_nothing_else(host: Host) -> None:
+    def hangs(arguments: Sequence[str], stdin: bytes) -> Done | str:
+        return pct(arguments, stdin) if arguments[0] == "status" else Done(124, b"one\ntwo\nthree\nhalf an answer")
+
+    host.programs["pct"] = hangs
+    problems = [one.problem for one in read(host, 950, 901).containers]
+    assert problems == ["exit status 124: two\nthree\nhalf an answer", ""]
+
+
+def test_the_drivers_version_is_read_where_every_other_layer_reads_it(host: Host) -> None:
+    # kernel-open/nvidia/nv-procfs.c makes the file under /proc; sysfs has `version` only of a module that declares it.
+    host.write("/sys/module/nvidia/refcnt", "0\n")
+    assert read(host).driver == ""
+    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release\n"
+    host.write("/proc/driver/nvidia/version", text)
+    assert read(host).driver == "580.95.05"
+
+
+def test_nodes_are_told_by_their_path_on_the_host_and_what_is_none_isnt(host: Host) -> None:
+    by_path = host.root / "dev/dri/by-path"
+    by_path.mkdir(parents=True)
+    (by_path / "pci-0000:01:00.0-render").symlink_to("../renderD128")
+    extra = read(host)
+    assert extra.nodes.splitlines() == [
+        "/dev/nvidia0 c3 0 666 0 0 character special file",
+        "/dev/nvidia-caps/nvidia-cap1 1e3 1 400 0 0 character special file",
+    ]
+    assert extra.links == "pci-0000:01:00.0-render ../renderD128"
+
+
+def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(tmp_path: Any) -> None:
+    stranger = Host(tmp_path / "stranger")
+    stranger.programs["hostname"] = lambda _arguments, _stdin: "pc\n"
+    extra = read(stranger, 950)
+    assert (extra.guests, extra.containers, extra.driver, extra.nodes) == ([], [], "", "")
+
+
+def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -> None:
+    (host.root / "etc/pve/nodes/pve/lxc/950.conf").unlink()
+    (host.root / "etc/pve/nodes/pve/lxc/950.conf").mkdir()
+    with pytest.raises(Refused, match=r"to read /etc/pve/nodes/pve/lxc/950\.conf"):
+        read(host)
+
+
+def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "SECONDS", 0.0)
+    monkeypatch.setattr("pathlib.Path.glob", lambda *_: __import__("time").sleep(0.5))
+    with pytest.raises(Refused, match="no answer within 0 s"):
+        read(host)

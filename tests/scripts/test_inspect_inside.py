@@ -1,0 +1,81 @@
+"""What a diagnosis runs inside containers, on a folder."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from homelab.remote import scripts
+from tests.scripts.conftest import Folder
+from tests.waiting import PATIENCE
+
+# Inside, every file in /dev is a node; where nothing matched, the pattern itself was asked for.
+NODES = """
+for path in "${@:3}"; do
+  [[ ! -f $path ]] || echo "$path c3 0 660 0 44 character special file"
+  [[ ! -d $path ]] || echo "$path 0 0 755 0 0 directory"
+done
+"""
+
+
+def inside(folder: Folder) -> list[str]:
+    before = folder.tree()
+    done = subprocess.run(
+        ["sh", "-c", scripts.file("inspect_inside.sh")],
+        env=folder.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert folder.tree() == before
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def container(folder: Folder) -> Folder:
+    folder.write("/dev/nvidia0", "")
+    folder.command("stat", NODES)
+    folder.command(
+        "dd", "[[ -z ${NOBODY:-} ]] || { echo \"dd: can't open '$1': Permission denied\" >&2; exit 1; }\necho 0+0 >&2"
+    )
+    folder.command("setpriv", 'shift 5; NOBODY=1 exec "$@"')
+    return folder
+
+
+def test_who_may_open_a_node_is_told_for_root_and_for_an_ordinary_user(container: Folder) -> None:
+    assert inside(container) == [
+        "node /dev/nvidia0 c3 0 660 0 44 character special file",
+        "root /dev/nvidia0 ok",
+        "user /dev/nvidia0 Permission denied",
+    ]
+
+
+def test_without_setpriv_su_becomes_nobody(container: Folder) -> None:
+    container.command("setpriv", "exit 1")
+    container.command("su", '[[ $1 == nobody ]] || exit 9\nNOBODY=1 exec "$3" -c "${@:5}"')
+    assert inside(container)[2] == "user /dev/nvidia0 Permission denied"
+
+
+def test_capabilities_are_opened_for_reading_alone(container: Folder, tmp_path: Path) -> None:
+    (container.root / "dev/nvidia0").unlink()
+    container.write("/dev/nvidia-caps/nvidia-cap2", "")
+    container.command("dd", f'echo "$2" >>{tmp_path}/opened')
+    assert "root /dev/nvidia-caps/nvidia-cap2 ok" in inside(container)
+    assert set((tmp_path / "opened").read_text().split()) == {"of=/dev/null"}
+
+
+def test_what_is_no_device_is_passed_over(container: Folder) -> None:
+    container.command("stat", 'echo "$3 0 0 644 0 0 regular file"')
+    assert inside(container) == []
+
+
+def test_libraries_are_told_by_the_file_behind_the_link(container: Folder) -> None:
+    (container.root / "dev/nvidia0").unlink()
+    folder = container.write("/usr/lib/x86_64-linux-gnu/libcuda.so.580.105.08", "").parent
+    (folder / "libcuda.so.1").symlink_to("libcuda.so.580.105.08")
+    assert inside(container) == [
+        "library /usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib/x86_64-linux-gnu/libcuda.so.580.105.08"
+    ]
