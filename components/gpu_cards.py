@@ -24,6 +24,7 @@ from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host, Vm
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
+from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 
 
 class _Driver(TypedDict, total=False):
@@ -123,9 +124,8 @@ def _seen(
 
     :param functions: PCI address -> vendor:device.
     """
-    test = remote.script(
-        name, host, functions.apply(scripts.passthrough_test), opts, undone=False, triggers=[functions]
-    )
+    wanted = functions.apply(lambda ids: PassthroughTest(functions=ids))
+    test = remote.layer(name, host, "passthrough_test", wanted, opts, undone=False, triggers=[functions], is_act=True)
     return test.stdout.apply(lambda text: cast("PassthroughSeen", scripts.answer(text)))
 
 

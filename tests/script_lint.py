@@ -41,7 +41,6 @@ ARGUMENTS = {
     "handover_host.sh": ("CARDS",),
     "rehearse_card.sh": ("CARDS", "CARD_NAME", "VMID"),
     "switch_card.sh": ("CARD", "VMID", "SECONDS_OFF", "CUT", "FROM"),
-    "passthrough_test.sh": ("FUNCTIONS", "VMID", "TIMEOUT", "NAME", "FOLDER", "INIT"),
     "reboot_guest.sh": (),
     "run_guard.sh": ("WHO", "VMID"),
     "read_system.sh": ("ASK", "PASSED", "STAYING", "RELEASED"),

@@ -40,7 +40,7 @@ def place(owner: str) -> str:
 class _Texts(Mapping[str, str]):
     """The files that layers install, and the roll-back's program, which is made when somebody asks for it."""
 
-    _FILES = ("grub_entry", "init_top", "initramfs_hook", "inspect_inside", "systemd_boot_entry")
+    _FILES = ("grub_entry", "init_top", "initramfs_hook", "inspect_inside", "passthrough_init", "systemd_boot_entry")
 
     def __getitem__(self, name: str) -> str:
         if name == "rollback":
@@ -130,18 +130,20 @@ def command_to_put(user: str) -> str:
     return _as_root(f"{boot_service.PYTHON} -", user)
 
 
-def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0) -> str:
+def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, is_act: bool = False) -> str:
     """What the agent is asked, in JSON that a person can read in a preview.
 
     :param layer: its name.
     :param wanted: the layer's `Wanted`.
     :param seconds: until the host kills it; 0: never.
     :param generation: nothing for the agent; a new one makes Pulumi ask again.
+    :param is_act: whichever version of its modules may do it, and a new one is no reason to do it again.
     """
     parts: dict[str, Any] = {"layer": layer, "input": to_plain(wanted)}
     if seconds:
         parts["seconds"] = seconds
-    parts["code"] = code_of(layer)
+    if not is_act:
+        parts["code"] = code_of(layer)
     if generation:
         parts["generation"] = generation
     return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"

@@ -38,7 +38,6 @@ _SCRIPTS = (
     "in_container.sh",
     "nvidia_driver.sh",
     "nvidia_repository.sh",
-    "passthrough_test.sh",
     "reboot_host.sh",
     "rollback.sh",
 )

@@ -22,10 +22,6 @@ from homelab.remote import bash_source
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = _PACKAGE.parent / "remote_scripts"
 
-# By this name a run recognises the test VM of an earlier run that was killed, and removes it.
-PASSTHROUGH_TEST_NAME = "homelab-passthrough-test"
-PASSTHROUGH_TEST_FOLDER = "/run/homelab-passthrough-test"
-
 # From a boot's start until the dead man's switch checks it, in seconds; the settings' default.
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
@@ -328,27 +324,6 @@ def read_host(
         SIGNS=signs,
         SYSTEMS=" ".join(systems),
         READ_SYSTEM=read_system,
-    )
-
-
-def passthrough_test(
-    functions: Mapping[str, str], *, vmid: int | None = None, timeout: int = 180, folder: str = PASSTHROUGH_TEST_FOLDER
-) -> str:
-    """Standard input of passthrough_test.sh, with the verbs `apply`, or `build` and `report` for any QEMU.
-
-    :param functions: address -> vendor:device of the functions that the test VM gets: whole cards.
-    :param vmid: the VM's id; None: the next free one.
-    :param timeout: seconds from the VM's start until it has reported its devices.
-    :param folder: of the test's files; for `apply` below /run, since it is removed.
-    """
-    return compose(
-        "passthrough_test.sh",
-        FUNCTIONS=" ".join(f"{address}={ids}" for address, ids in sorted(functions.items())),
-        VMID="" if vmid is None else str(vmid),
-        TIMEOUT=str(timeout),
-        NAME=PASSTHROUGH_TEST_NAME,
-        FOLDER=folder,
-        INIT=file("passthrough_init.sh"),
     )
 
 

@@ -221,6 +221,7 @@ def layer(
     place: str = "",
     told: bool = False,
     seconds: int | None = None,
+    is_act: bool = False,
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
     on destroy. Other arguments as of `script`.
@@ -228,6 +229,7 @@ def layer(
     :param layer: its name.
     :param wanted: its `Wanted`.
     :param generation: a new one makes Pulumi run it again.
+    :param is_act: as of `agent.request`, such as a test, or a restart.
     :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
     """
     folder = kept_at(host, None)
@@ -236,7 +238,7 @@ def layer(
     limit = seconds or limits.of_script(host)
 
     def request(values: Sequence[Any]) -> str:
-        return agent.request(layer, values[0], seconds=limit, generation=values[1])
+        return agent.request(layer, values[0], seconds=limit, generation=values[1], is_act=is_act)
 
     return _command(
         name,

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared import kernel
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
@@ -76,9 +77,9 @@ def trouble(system: System) -> Trouble | None:
     if system.files.exists(f"{PROC}/version"):
         return None
     if system.run.ask("modinfo", "-n", "nvidia").status != 0:
+        release = kernel.running(system)
         return Trouble(
-            f"the kernel {_kernel(system)} has no module nvidia: the driver isn't installed, or wasn't built for this "
-            "kernel",
+            f"the kernel {release} has no module nvidia: the driver isn't installed, or wasn't built for this kernel",
             "install NVIDIA's driver on the host; if it is there (`dkms status`), build it for this kernel: "
             "`dkms autoinstall`",
             has_module=False,
@@ -100,11 +101,11 @@ def uvm_trouble(system: System) -> Trouble | None:
     """The same for nvidia-uvm, without which there is no CUDA."""
     if major_of(system, "nvidia-uvm") is not None or system.run.ask("modinfo", "-n", "nvidia-uvm").status == 0:
         return None
-    kernel, driver = _kernel(system), version(system)
+    release, driver = kernel.running(system), version(system)
     return Trouble(
-        f"the kernel {kernel} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
+        f"the kernel {release} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
         # What is installed for a kernel already, autoinstall passes over.
-        f"build it again (`dkms remove nvidia/{driver} -k {kernel}`, `dkms install nvidia/{driver} -k {kernel}`, or "
+        f"build it again (`dkms remove nvidia/{driver} -k {release}`, `dkms install nvidia/{driver} -k {release}`, or "
         "install the driver anew), then `modprobe nvidia-uvm`",
     )
 
@@ -162,10 +163,6 @@ def _has(system: System, path: str, node: Device) -> bool:
 def _number(text: str, key: str) -> int | None:
     found = re.search(rf"^{key}:\s*([0-9]+)", text, re.MULTILINE)
     return int(found[1]) if found else None
-
-
-def _kernel(system: System) -> str:
-    return _read(system, "/proc/sys/kernel/osrelease").strip()
 
 
 def _read(system: System, path: str) -> str:

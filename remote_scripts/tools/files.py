@@ -237,6 +237,16 @@ class Files:
         disk.remove(where)
         disk.make_node(where, device.mode, device.major, device.minor)
 
+    def make_work_folder(self, path: str) -> None:
+        """An empty folder, for root alone, that is there while a run works; what an earlier one left in it goes."""
+        self.drop_work_folder(path)
+        disk.make_folder(self.at(path), 0o700)
+
+    def drop_work_folder(self, path: str) -> None:
+        """Takes such a folder away, with all that is in it."""
+        if self.exists(path):
+            shutil.rmtree(self.at(path))
+
     def set_attribute(self, path: str, value: str) -> None:
         """Writes into a file by which the kernel is told something (/sys, /proc).
 

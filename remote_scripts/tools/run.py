@@ -70,10 +70,12 @@ class Run:
 
     def has(self, program: str) -> bool:
         """Whether there is a program of this name on the PATH."""
-        if self._programs is not None:
-            return program in self._programs
-        folders = self.environment["PATH"].split(":")
-        return any(os.access(f"{folder}/{program}", os.X_OK) for folder in folders)
+        return program in self._programs if self._programs is not None else bool(self.find(program))
+
+    def find(self, program: str) -> str:
+        """The path of a program of this name on the PATH; empty: there is none."""
+        paths = (f"{folder}/{program}" for folder in self.environment["PATH"].split(":"))
+        return next((path for path in paths if os.access(path, os.X_OK)), "")
 
     def ask(
         self,

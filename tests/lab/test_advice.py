@@ -23,6 +23,7 @@ from homelab.vm import config as vm_config
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
 from lab import Lab
+from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from tests import advice
 from tests.boot_layers import Asked, initramfs
 from tests.conftest import shared
@@ -322,7 +323,9 @@ ROWS: dict[str, Row] = {
         all_of(
             on_host("qm create 900 --name homelab-passthrough-test --memory 64"), fault("task-fails", "qmdestroy=busy")
         ),
-        of_script("apply", scripts.passthrough_test({"0000:01:00.0": "10de:ffff"}, timeout=1)),
+        of_script(
+            "apply", Asked("passthrough_test", PassthroughTest(functions={"0000:01:00.0": "10de:ffff"}, timeout=1))
+        ),
         fault("task-fails", None),
     ),
     "an initramfs that could not be made": Row(

@@ -1,9 +1,12 @@
-"""remote_scripts/passthrough_test.sh, whole, over SSH on the lab: VMs really boot the initramfs that it has made."""
+"""The layer passthrough_test, whole, over SSH on the lab: VMs really boot the initramfs that it has made."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,11 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
-from homelab.remote import scripts, ssh
+from homelab.remote import agent, ssh
 from lab import Lab, LogMark
+from remote_scripts.layers.passthrough_test import NAME, Wanted
 from tests.lab.host_kit import settings_of
 
-NAME = scripts.PASSTHROUGH_TEST_NAME
 FUNCTIONS = {"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}
 CONF = "$ROOT/etc/pve/qemu-server"
 
@@ -35,14 +38,12 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
     shared_lab.reset()
 
 
-async def _run(lab: Lab, script: str) -> str:
-    async with ssh.connect(settings_of(lab)) as session:
-        return await session.run("apply", script)
-
-
 def apply(lab: Lab, functions: dict[str, str] = FUNCTIONS, **options: Any) -> dict[str, Any]:
-    seen: dict[str, Any] = json.loads(asyncio.run(_run(lab, scripts.passthrough_test(functions, **options))))
-    return seen
+    async def run() -> dict[str, Any]:
+        async with ssh.connect(settings_of(lab)) as session:
+            return await session.ask("apply", "passthrough_test", Wanted(functions=functions, **options))
+
+    return asyncio.run(run())
 
 
 def failure(lab: Lab, **options: Any) -> HomelabError:
@@ -194,12 +195,23 @@ def test_a_function_that_the_vm_does_not_see_is_named(lab: Lab, invisible: str, 
     assert failure(lab).found == found
 
 
-def test_a_kernel_that_panics_is_told_by_the_end_of_the_console(lab: Lab) -> None:
-    script = scripts.passthrough_test(FUNCTIONS).replace("entry init 100755", "entry init 100644")
-    with pytest.raises(HomelabError) as raised:
-        asyncio.run(_run(lab, script))
-    assert "Failed to execute /init (error -13)" in raised.value.found and "Kernel panic" in raised.value.found
-    assert_nothing_is_left(lab)
+def without_execution() -> str:
+    """The agent, whose /init isn't executable."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(agent.archive())) as sources, zipfile.ZipFile(packed, "w") as whole:
+        for name in sources.namelist():
+            text = sources.read(name).decode()
+            if name == "remote_scripts/shared/small_initramfs.py":
+                text = text.replace('"init": (_PROGRAM', '"init": (0o100644')
+                assert "0o100644" in text
+            whole.writestr(name, text)
+    return base64.b64encode(packed.getvalue()).decode()
+
+
+def test_a_kernel_that_panics_is_told_by_the_end_of_the_console(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "_archive_text", without_execution)
+    found = failure(lab).found
+    assert "Failed to execute /init (error -13)" in found and "Kernel panic" in found
 
 
 def test_an_id_that_is_taken_is_refused_and_its_vm_untouched(lab: Lab) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine import install, stacks
+from homelab.remote import agent
+from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from tests.engine_stack import EngineStack
 from tests.metal.image import Image
 from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme
@@ -56,6 +58,13 @@ class MetalStack(EngineStack):
     def kept_as(self, folder: Path) -> None:
         """A copy of the stack's own files: configuration and state, without what was logged."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("events-*.jsonl"))
+
+
+def half_of_test(machine: Machine, half: Literal["build", "report"]) -> str:
+    """What a half of the passthrough test answers, for the card."""
+    functions = {one: IDS[one[-2:]] for one in CARD}
+    request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600, half=half))
+    return machine.run(agent.command_in_memory("root"), input=agent.sent_along("apply", request))
 
 
 def own_drivers(*functions: str) -> dict[str, str]:

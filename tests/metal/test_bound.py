@@ -8,10 +8,9 @@ import time
 
 import pytest
 
-from homelab.remote import scripts
 from tests.engine_stack import Result, name_of
 from tests.metal.conftest import FirstUp
-from tests.metal.host import CARD, IDS, NEIGHBOUR, MetalStack, own_drivers
+from tests.metal.host import CARD, NEIGHBOUR, MetalStack, half_of_test, own_drivers
 
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
@@ -177,8 +176,7 @@ def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach
 
 def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: MetalStack) -> None:
     machine, folder = bound.machine, "/run/homelab-passthrough-test"
-    script = scripts.passthrough_test({one: IDS[one[-2:]] for one in CARD}, folder=folder, timeout=600)
-    built = json.loads(machine.run("bash -s -- build", input=script))
+    built = json.loads(half_of_test(machine, "build"))
     devices = [
         "pcie-root-port,id=rp1,chassis=1,slot=1",
         f"vfio-pci,host={CARD[0]},bus=rp1,addr=0.0,multifunction=on,rombar=0",
@@ -190,7 +188,7 @@ def test_a_vm_started_as_the_passthrough_test_starts_one_sees_the_card(bound: Me
         + " ".join(f"-device {device}" for device in devices),
         seconds=900,
     )
-    seen = json.loads(machine.run("bash -s -- report", input=script))
+    seen = json.loads(half_of_test(machine, "report"))
     assert [(one["address"], one["id"], one["class"]) for one in seen["functions"]] == [
         (CARD[0], "1234:1111", "030000"),
         (CARD[1], "8086:293e", "040300"),

@@ -12,7 +12,7 @@ import re
 import pytest
 
 from homelab.remote import scripts
-from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, own_drivers
+from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine, MachineError
 from tests.metal.test_lxc import CONTAINER as A_CONTAINER
@@ -111,8 +111,7 @@ def is_as_before(machine: Machine, neighbour: str = "nvidia") -> None:
 def test_a_vm_gets_the_card_ends_and_the_driver_and_the_container_have_it_back(host: Machine) -> None:
     is_as_before(host)
     folder = "/run/homelab-passthrough-test"
-    script = scripts.passthrough_test({one: IDS[one[-2:]] for one in CARD}, folder=folder, timeout=600)
-    built = json.loads(host.run("bash -s -- build", input=script))
+    built = json.loads(half_of_test(host, "build"))
     told = (
         f'-kernel {built["kernel"]} -initrd {built["initrd"]} -append "{built["append"]}" -serial file:{folder}/console'
     )
@@ -122,7 +121,7 @@ def test_a_vm_gets_the_card_ends_and_the_driver_and_the_container_have_it_back(h
     assert host.run(f"cat /sys/bus/pci/devices/{CARD[0]}/driver_override").strip() == "vfio-pci"
     # It ends by itself; qmeventd's cleanup calls post-stop, and a unit of its own brings the card back.
     host.run(f"while [ -e {STATE} ]; do sleep 1; done", seconds=900)
-    seen = json.loads(host.run("bash -s -- report", input=script))
+    seen = json.loads(half_of_test(host, "report"))
     assert [one["id"] for one in seen["functions"]] == [IDS[one[-2:]] for one in CARD], "the VM has seen it"
     is_as_before(host)
     assert host.run("systemctl list-units --all --plain --no-legend 'homelab-handover-*' 'vm-*'") == ""

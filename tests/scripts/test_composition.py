@@ -257,8 +257,6 @@ def test_no_two_files_of_a_script_set_the_same_variable_by_chance() -> None:
 _REPLACED = {
     # Steps of its own, without anybody who looks on, and without room for copies; none of these calls what it replaces.
     "rollback.sh": ["exec_within", "open_step_log", "remember", "watched"],
-    # What it has changed is a VM and a folder.
-    "passthrough_test.sh": ["undo"],
 }
 
 

@@ -23,7 +23,6 @@ COMMANDS = {
     "card_nodes": scripts.card_nodes(),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
     "handover_hook": scripts.handover_hook(103),
-    "passthrough_test": scripts.passthrough_test({"0000:01:00.0": "10de:2b85"}),
     "container": steps.in_container(
         901, scripts.container_gpus(901, {"METHOD": "x", "MINORS": "", "FUNCTIONS": ""}, {"timeout": 1, "otherwise": "stop"}, "it's")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,11 @@ def test_it_is_one_command_that_runs_again_for_other_functions_and_has_no_undo(
 ) -> None:
     resources = told(changed({"hosts.pve.gpus.rtx5090.passthroughTest": True}))
     command = resources["command:remote:Command", "pve-rtx5090-test"]
-    assert command["create"] == "bash -s -- apply" and "delete" not in command
+    assert command["create"].endswith("agent.pyz apply") and "delete" not in command
     assert command["triggers"] == [{"0000:01:00.0": "10de:2b85"}]
-    assert "FUNCTIONS=0000:01:00.0=10de:2b85\n" in command["stdin"]
+    request = json.loads(command["stdin"])
+    assert request["input"]["functions"] == {"0000:01:00.0": "10de:2b85"}
+    assert "code" not in request, "another version of the program is no reason to do it again"
 
 
 def test_the_answer_is_the_last_line() -> None:

@@ -1,0 +1,487 @@
+"""Proves that a card can be passed through: a small VM gets it and says on its serial console what it sees; then the VM
+is removed, also after a failure. It starts the host's own kernel with an initramfs that is made of what the host has.
+
+Changes nothing that lasts. The VM and the test's folder are gone at the end; those of a run that was killed go with the
+next.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts import installed
+from remote_scripts.shared import guests, kernel, small_initramfs
+from remote_scripts.shared.pmxcfs import content_of
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.pipe import Pipe
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.state import PROGRESS_SECONDS
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+NAME = "homelab-passthrough-test"
+FOLDER = "/run/homelab-passthrough-test"
+_VMS = "/etc/pve/qemu-server"
+_MAPPINGS = "/etc/pve/mapping/pci.cfg"
+_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
+_DEVICES = "/sys/bus/pci/devices"
+_MARK = "homelab-passthrough"  # what the lines of /init begin with
+_END = re.compile(rf"^{_MARK} END \d+\r?\n".encode(), re.MULTILINE)
+_CONSOLE_BYTES = 1 << 22
+# An init that fails is a panic, a panic a reboot, and with QEMU's -no-reboot the end.
+_APPEND = "console=ttyS0 panic=-1"
+_DISKS_AND_NETWORK = re.compile(rb"^(?:ide|sata|scsi|virtio|efidisk|tpmstate|unused|net)[0-9]+:", re.MULTILINE)
+_MEMORY = 0x200  # IORESOURCE_MEM
+_DOING = "test VM"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`functions`: address -> vendor:device of the functions that the VM gets, whole cards; `vmid`: None for the next
+    free one; `timeout`: seconds from the VM's start until it has said all. `half`, for any QEMU, without Proxmox VE:
+    `build` makes FOLDER/initrd.img; after a boot of it with `-serial file:FOLDER/console -no-reboot`, `report` answers
+    from that file.
+    """
+
+    functions: dict[str, str]
+    vmid: int | None = None
+    timeout: int = 180
+    half: Literal["", "build", "report"] = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`size`: in bytes."""
+
+    index: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`kernel`: its release; `functions`: of each as the VM sees it `guest` (its address there), `address` (on the
+    host), `id`, `class` and `bars`.
+    """
+
+    kernel: str
+    vmid: int | None
+    functions: tuple[Mapping[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What any QEMU is to boot."""
+
+    kernel: str
+    initrd: str
+    append: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A function by what the VM said."""
+
+    id: str
+    device_class: str
+    bars: tuple[Bar, ...]
+
+
+def apply(system: System, wanted: Wanted) -> Answer | Built:
+    """Runs the test.
+
+    :raises Failure: another VM runs with one of the functions, one isn't on vfio-pci, or the VM doesn't see them all.
+    """
+    if wanted.half == "build":
+        return _build(system)
+    if wanted.half == "report":
+        console = system.files.read(f"{FOLDER}/console", _CONSOLE_BYTES)
+        if console is None:
+            raise Failure(
+                "what the test VM has said on its console",
+                f"no {FOLDER}/console",
+                "only the VM knows what it sees",
+                f"boot what the half `build` has made with -serial file:{FOLDER}/console",
+            )
+        return _answer(system, wanted, None, console)
+    return system.changing(lambda: _test(system, wanted))
+
+
+def _test(system: System, wanted: Wanted) -> Answer:
+    _remove_leftovers(system)
+    _check_functions(system, wanted)
+    _check_other_vms(system, wanted)
+    vm = _Vm(system)
+
+    def put_back() -> None:
+        vm.remove()
+
+    system.also_put_back = put_back
+    _build(system)
+    pipe = Pipe(system.files.at(f"{FOLDER}/serial"))
+    try:
+        vm.create(wanted)
+        console = vm.listen(pipe, wanted.timeout)
+    finally:
+        pipe.close()
+    system.also_put_back = None
+    left = vm.remove()
+    if left:
+        raise Failure(
+            "the test VM removed again",
+            left,
+            "it has the card, and is of no more use",
+            f"qm stop {vm.id}; qm destroy {vm.id} --purge",
+        )
+    return _answer(system, wanted, int(vm.id), console)
+
+
+def _build(system: System) -> Built:
+    path = f"/boot/vmlinuz-{kernel.running(system)}"
+    if not system.files.at(path).is_file():
+        raise Failure(
+            "the running kernel's image, which the test VM starts",
+            f"no {path}",
+            "its package was removed since the host was started",
+            "reboot the host into an installed kernel, then run `pulumi up` again",
+        )
+    system.files.make_work_folder(FOLDER)
+    image = small_initramfs.image(system, f"{installed.TEXTS['passthrough_init']}\n".encode())
+    system.files.write(f"{FOLDER}/initrd.img", image, 0o600)
+    return Built(path, f"{FOLDER}/initrd.img", _APPEND)
+
+
+class _Vm:
+    """The test VM, and its folder."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self.id = ""
+
+    def create(self, wanted: Wanted) -> None:
+        """Makes it; it is off."""
+        run = self._system.run
+        slots = dict.fromkeys(address.rpartition(".")[0] for address in sorted(wanted.functions))
+        given = []
+        for number, slot in enumerate(slots):
+            # rombar=0: the card's option ROM must not run in SeaBIOS, where it can hang before the kernel starts.
+            given += [f"--hostpci{number}", f"host={_place_in(self._system, slot, wanted)},pcie=1,rombar=0"]
+        self.id = str(wanted.vmid or "")
+        done = Done(0, b"")
+        if not self.id:
+            done = run.ask("pvesh", "get", "/cluster/nextid", "--output-format", "json")
+            self.id = done.text.strip().strip('"')
+        if done.status == 0:
+            # No OVMF: QEMU hands the kernel of -kernel over itself, which SeaBIOS is enough for. cpu host: it has the
+            # host's address width, that large BARs need. Only root@pam may set args, and raw hostpci: qm is root@pam.
+            options = (
+                f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
+                "--vga none"
+            ).split()
+            about = ("--description", "homelab proves passthrough with this VM, and removes it.")
+            boots = (
+                f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
+                f"-append '{_APPEND}' -serial file:{FOLDER}/serial -no-reboot"
+            )
+            done = run.do("qm", "create", self.id, *options, *about, *given, "--args", boots, doing=_DOING)
+        if done.status != 0:
+            raise Failure(
+                f"a test VM with the id {self.id}",
+                done.text or as_text(done.error),
+                "passthrough is proved inside a VM",
+                "choose another id, or correct what the message says, then run `pulumi up` again",
+            )
+
+    def listen(self, pipe: Pipe, seconds: int) -> bytes:
+        """Starts it, and waits until it has said all, is off, or its time is up."""
+        log, work = self._system.log, self._system.work
+        log.say(f"starting a test VM with the card; it has {seconds} s to say what it sees")
+        began = said = time.monotonic()
+        done = self._system.run.do("qm", "start", self.id, doing=_DOING)
+        if done.status != 0:
+            raise Failure(
+                "the test VM started with the card",
+                done.text,
+                "what keeps it from starting would keep every VM with this card from it",
+                "see `dmesg | grep -i vfio` on the host, correct the cause, and run `pulumi up` again",
+            )
+
+        def go_on() -> None:
+            nonlocal said
+            work.go_on("waiting for the test VM")
+            if time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                log.say(f"{_DOING}: {said - began:.0f} s")
+
+        console = pipe.read(lambda text: bool(_END.search(text)), began + seconds, _CONSOLE_BYTES, go_on)
+        if not _END.search(console):
+            log.say(f"the VM has not said all within {seconds} s, or has ended before")
+        return console
+
+    def remove(self) -> str:
+        """Takes the VM and the folder away; returns why the VM couldn't be."""
+        left = ""
+        try:
+            # Under that id there may be a VM of somebody else: then ours could not be created.
+            if self.id and _name_of(self._system, self.id) == NAME:
+                done = _remove(self._system, self.id)
+                left = f"VM {self.id} ({NAME}) is still there: {done.text}" if done.status != 0 else ""
+        except Failure as failure:
+            left = f"VM {self.id} ({NAME}) may still be there: {failure.found}"
+        if left:
+            self._system.log.say(left)
+        self._system.files.drop_work_folder(FOLDER)
+        return left
+
+
+def _place_in(system: System, slot: str, wanted: Wanted) -> str:
+    """The slot, where all that is in it is given; else those of its functions that are."""
+    mine = [address for address in sorted(wanted.functions) if address.startswith(f"{slot}.")]
+    there = [name for name in system.files.names(_DEVICES) if name.startswith(f"{slot}.")]
+    return slot if len(mine) == len(there) else ";".join(mine)
+
+
+def _remove(system: System, vm: str) -> Done:
+    """A lock that an interrupted command has left is passed over."""
+    done = system.run.do("qm", "stop", vm, "--skiplock", "1", doing=_DOING)
+    if done.status == 0:
+        done = system.run.do("qm", "destroy", vm, "--skiplock", "1", "--purge", "1", doing=_DOING)
+    return done
+
+
+def _remove_leftovers(system: System) -> None:
+    for vm in _vms(system):
+        if _name_of(system, vm) != NAME:
+            continue
+        # Ours never has one. Whoever gave this name to a VM of their own keeps it.
+        if _DISKS_AND_NETWORK.search(content_of(system, f"{_VMS}/{vm}.conf") or b""):
+            raise Failure(
+                f"the name {NAME} for the test VM alone",
+                f"VM {vm} has it, with disks or a network",
+                "a VM of that name counts as the rest of an earlier test, and is removed",
+                f"give VM {vm} another name: qm set {vm} --name NAME",
+            )
+        system.log.say(f"note: removing VM {vm}, which an interrupted test has left")
+        done = _remove(system, vm)
+        if done.status != 0:
+            raise Failure(
+                f"VM {vm} removed, which an interrupted test has left",
+                done.text,
+                "it may hold the card",
+                f"look at it with `qm config {vm}`, remove it with `qm destroy {vm}`",
+            )
+    system.files.drop_work_folder(FOLDER)
+
+
+# Which VM has which card.
+
+
+def _vms(system: System) -> list[str]:
+    names = (name.removesuffix(".conf") for name in system.files.names(_VMS) if name.endswith(".conf"))
+    return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
+
+
+def _lines(system: System, vm: str) -> list[str]:
+    """Of a VM's configuration, without its snapshots' and what is pending."""
+    text = (content_of(system, f"{_VMS}/{vm}.conf") or b"").decode("utf-8", "replace")
+    return re.split(r"^\[", text, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
+
+
+def _name_of(system: System, vm: str) -> str:
+    """Empty where there is no such VM."""
+    return next((line.removeprefix("name: ") for line in _lines(system, vm) if line.startswith("name: ")), "")
+
+
+def _check_functions(system: System, wanted: Wanted) -> None:
+    files = system.files
+    for address, id in sorted(wanted.functions.items()):
+        device = f"{_DEVICES}/{address}"
+        found = ":".join(files.text(f"{device}/{part}").removeprefix("0x") or "none" for part in ("vendor", "device"))
+        if found != id:
+            raise Failure(
+                f"{id} at {address}",
+                found,
+                "another device would be given to the test VM",
+                "see `lspci -Dnn`; `pulumi up --refresh` looks where the card is now",
+            )
+        link = files.at(f"{device}/driver")
+        driver = link.readlink().name if link.is_symlink() else "none"
+        if driver != "vfio-pci":
+            raise Failure(
+                f"{address} on vfio-pci",
+                f"its driver is {driver}",
+                "starting the test VM would take it from that driver while the host runs, which can hang it",
+                "bind it at boot: `pulumi up --refresh`",
+            )
+
+
+def _check_other_vms(system: System, wanted: Wanted) -> None:
+    reserved = _decisive(system, wanted, _RESERVATIONS).splitlines()
+    mappings = _decisive(system, wanted, _MAPPINGS)
+    holders = []
+    for vm in _vms(system):
+        _decisive(system, wanted, f"{_VMS}/{vm}.conf")
+        places = [*_configured(system, vm, mappings)]
+        places += [words[0] for words in map(str.split, reserved) if words[1:2] == [vm]]
+        if _hold(places, wanted) and guests.power_of(system, "qm", vm) in ("on", "unknown"):
+            holders.append(f"VM {vm} ({_name_of(system, vm)})")
+    if holders:
+        raise Failure(
+            f"the card free for the test VM: {_functions(wanted)}",
+            f"{', '.join(holders)} runs with it",
+            "only one running VM can have a card, and a running one is never stopped for a test",
+            "shut it down and run `pulumi up` again, or take passthroughTest out of the settings",
+        )
+
+
+def _decisive(system: System, wanted: Wanted, path: str) -> str:
+    try:
+        return (content_of(system, path) or b"").decode("utf-8", "replace")
+    except Failure as failure:
+        raise Failure(
+            f"the card free for the test VM: {_functions(wanted)}",
+            f"{path} can't be read: {failure.found}",
+            "a VM that runs with the card may stand in it",
+            "read it on the host yourself, mend what keeps it from being read, and run `pulumi up` again",
+        ) from failure
+
+
+def _functions(wanted: Wanted) -> str:
+    return " ".join(f"{address}={id}" for address, id in sorted(wanted.functions.items()))
+
+
+def _hold(places: Iterable[str], wanted: Wanted) -> bool:
+    """Whether one of these slots and functions holds a function of ours."""
+    for place in map(str.lower, places):
+        whole = place if place.count(":") > 1 else f"0000:{place}"
+        if any(address == whole or address.startswith(f"{whole}.") for address in wanted.functions):
+            return True
+    return False
+
+
+def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
+    """The slots and functions of a VM's hostpci options. A mapping of several cards doesn't tell which of them the VM
+    has; the reservations do.
+    """
+    for line in _lines(system, vm):
+        key, colon, option = line.partition(":")
+        if not colon or not re.fullmatch(r"hostpci[0-9]*", key):
+            continue
+        for part in option.strip().split(","):
+            name, is_named, value = part.strip().partition("=")
+            if name == "mapping":
+                yield from _mapped(system, mappings, value)
+            elif name == "host" or not is_named:
+                yield from (value if is_named else name).split(";")
+
+
+def _mapped(system: System, mappings: str, name: str) -> list[str]:
+    """What a resource mapping stands for on this node, if it is one card."""
+    node = system.run.ask("hostname").text.partition(".")[0]
+    entries, inside = [], False
+    for line in mappings.splitlines():
+        words = line.split()
+        if words and line[0] not in " \t#":
+            inside = words[0] == name
+        elif inside and words[:1] == ["map"] and f"node={node}" in words[1].split(","):
+            entries.append(words[1])
+    paths = (
+        [part.removeprefix("path=") for part in entries[0].split(",") if part.startswith("path=")] if entries else []
+    )
+    return paths[0].split(";") if len(entries) == 1 and paths else []
+
+
+# What the VM said, held against the cards on the host.
+
+
+def _answer(system: System, wanted: Wanted, vmid: int | None, console: bytes) -> Answer:
+    seen = _read_console(console, wanted.timeout)
+    guest_of = _compare(system, wanted, seen)
+    functions = []
+    for address, guest in sorted(guest_of.items()):
+        about = seen[guest]
+        parts = {"id": about.id, "class": about.device_class, "bars": about.bars}
+        functions.append({"guest": guest, "address": address, **parts})
+    return Answer(kernel.running(system), vmid, tuple(functions))
+
+
+def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
+    """What it sees, by its addresses."""
+    seen: dict[str, _Seen] = {}
+    count = ""
+    text = as_text(console, _CONSOLE_BYTES)
+    for words in (line.split() for line in text.splitlines()):
+        if words[:1] != [_MARK]:
+            continue
+        if words[1:2] == ["BEGIN"]:
+            seen = {}
+        elif words[1:2] == ["END"]:
+            count = " ".join(words[2:])
+        elif len(words) > 3:
+            bars = (bar.split(":") for bar in words[4:])
+            seen[words[1]] = _Seen(words[2], words[3], tuple(Bar(int(bar[0]), int(bar[1])) for bar in bars))
+    if count != str(len(seen)):
+        end = re.sub(r"[^\x20-\x7e\n]", "", "\n".join(text.rstrip("\n").split("\n")[-12:]))
+        raise Failure(
+            f"the list of PCI functions on the test VM's console, whole, within {seconds} s",
+            f"it ends with:\n{end}" if end.strip() else "nothing came on the console",
+            "the VM started, but its kernel or its /init didn't get that far: with the card it may hang",
+            "see `dmesg | tail` on the host; a slow host may need a longer time",
+        )
+    return seen
+
+
+def _compare(system: System, wanted: Wanted, seen: dict[str, _Seen]) -> dict[str, str]:
+    """Address on the host -> address in the guest, whose buses have numbers of their own. Functions with the same ids
+    are told apart by their order, which hostpci keeps.
+    """
+    guest_of: dict[str, str] = {}
+    free = sorted(seen)
+    for address, id in sorted(wanted.functions.items()):
+        guest = next((one for one in free if seen[one].id == id), None)
+        if guest is not None:
+            guest_of[address] = guest
+            free.remove(guest)
+    problems = []
+    for address, id in sorted(wanted.functions.items()):
+        if address not in guest_of:
+            problems.append(f"{address} ({id}): {_in_its_place(address, seen, free)}")
+            continue
+        problems += [
+            f"{address} ({id}): BAR {bar.index} of {bar.size} bytes has no address in the VM"
+            for bar in _memory_bars(system, address)
+            if bar not in seen[guest_of[address]].bars
+        ]
+    if problems:
+        raise Failure(
+            f"every function of the card in the test VM, with its ids and memory BARs: {_functions(wanted)}",
+            "\n".join(problems),
+            "a VM that is given this card could not use it",
+            "see `dmesg | grep -iE 'vfio|BAR'` on the host; for BARs of many GiB, \"Above 4G decoding\" in its "
+            "firmware",
+        )
+    return guest_of
+
+
+def _memory_bars(system: System, address: str) -> Iterator[Bar]:
+    """The memory BARs that it has on the host."""
+    for index, line in enumerate(system.files.text(f"{_DEVICES}/{address}/resource").split("\n")[:6]):
+        if line:
+            start, end, flags = (int(number, 16) for number in line.split())
+            if flags & _MEMORY and start:
+                yield Bar(index, end - start + 1)
+
+
+def _in_its_place(address: str, seen: dict[str, _Seen], free: list[str]) -> str:
+    """What the guest has at that number of a slot behind a port, if nobody asked for it."""
+    for guest in free:
+        about = seen[guest]
+        # QEMU's own: virtio, its bridges.
+        is_qemus = about.id.startswith(("1af4:", "1b36:")) or about.device_class.startswith("0604")
+        if guest.rpartition(".")[2] == address.rpartition(".")[2] and not guest.startswith("0000:00:") and not is_qemus:
+            free.remove(guest)
+            return f"at {guest} in the VM there is {about.id} instead"
+    return "is not in the VM"

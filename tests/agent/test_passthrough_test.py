@@ -1,0 +1,531 @@
+"""The layer passthrough_test on a folder: qm is a function that keeps configurations and plays the VM's console."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote import scripts
+from lab.host import archive
+from remote_scripts.layers.passthrough_test import FOLDER, NAME, Wanted
+from remote_scripts.shared import guests
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host, Refused
+from tests.waiting import PATIENCE
+
+GPU, AUDIO = "0000:01:00.0", "0000:01:00.1"
+FUNCTIONS = {GPU: "10de:2b85", AUDIO: "10de:22e8"}
+KERNEL = "6.8.12-9-pve"
+CONFIGURATIONS = "/etc/pve/qemu-server"
+
+# What a q35 VM with the card says; QEMU's own bridge is among it.
+CONSOLE = f"""\
+[    0.000000] Linux version {KERNEL}
+homelab-passthrough BEGIN
+homelab-passthrough 0000:00:00.0 8086:29c0 060000
+homelab-passthrough 0000:00:1c.0 1b36:000c 060400 0:4096:0x0000000000040200
+homelab-passthrough 0000:01:00.0 10de:2b85 030000 0:67108864:0x0000000000040200 1:34359738368:0x000000000014220c 5:128:0x0000000000040101
+homelab-passthrough 0000:01:00.1 10de:22e8 040300 0:16384:0x0000000000040200
+homelab-passthrough END 4
+"""
+
+
+class Qm:
+    """Proxmox VE's qm on a host that is a folder. `said`: what was asked of it; `runs`: VMs that run; `console`: what the VM says,
+    None: nothing, and it runs on; `fails`: what a verb says in the place of its work.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.said: list[str] = []
+        self.runs = {"103"}
+        self.console: str | None = CONSOLE
+        self.fails: dict[str, str] = {}
+        self.after: dict[str, Callable[[], None]] = {}
+
+    @property
+    def verbs(self) -> list[str]:
+        return [line.split()[0] for line in self.said]
+
+    def __call__(self, arguments: Sequence[str], _stdin: bytes) -> Done:
+        verb, vm = arguments[:2]
+        self.said.append(" ".join(arguments))
+        if verb in self.fails:
+            return Done(255, self.fails[verb].encode())
+        conf = self.host.root / f"{CONFIGURATIONS[1:]}/{vm}.conf"
+        if verb == "status":
+            return Done(0, b"status: running" if vm in self.runs else b"status: stopped")
+        if verb == "create":
+            if conf.exists():
+                return Done(255, f"unable to create VM {vm} - VM {vm} already exists on node 'pve'\n".encode())
+            pairs = zip(arguments[2::2], arguments[3::2], strict=True)
+            conf.write_text("".join(f"{name.removeprefix('--')}: {value}\n" for name, value in pairs))
+        elif verb == "start":
+            self.runs.add(vm)
+            if self.console is not None:
+                serial = re.findall(r"^args: .* -serial file:(\S+)", conf.read_text(), re.MULTILINE)[0]
+                (self.host.root / serial[1:]).write_text(self.console)
+        elif verb == "stop":
+            self.runs.discard(vm)
+        else:
+            conf.unlink()
+        self.after.get(verb, lambda: None)()
+        return Done(0, b"")
+
+
+@pytest.fixture
+def qm(host: Host) -> Qm:
+    return Qm(host)
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, qm: Qm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with both functions on vfio-pci, VM 103 that runs without a card, and a VM that sees all."""
+    resources = {
+        GPU: "0x00000000f4000000 0x00000000f7ffffff 0x0000000000040200\n"
+        "0x0000006000000000 0x00000067ffffffff 0x000000000014220c\n"
+        + "0x0000000000000000 0x0000000000000000 0x0000000000000000\n" * 3
+        + "0x000000000000f000 0x000000000000f07f 0x0000000000040101\n"
+        + "0x00000000f8000000 0x00000000f807ffff 0x0000000000046200\n",
+        AUDIO: "0x00000000f8080000 0x00000000f8083fff 0x0000000000040200\n",
+    }
+    for address, ids in FUNCTIONS.items():
+        add_function(host, address, ids, resources[address])
+    host.write("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
+    host.write(f"/boot/vmlinuz-{KERNEL}", "kernel")
+    host.write(f"{CONFIGURATIONS}/103.conf", "name: Sandbox\nmemory: 2048\n")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    (commands / "busybox").write_text("#!/bin/sh\n")
+    (commands / "busybox").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    host.programs |= {
+        "qm": qm,
+        "pvesh": lambda _arguments, _stdin: '"104"\n',
+        "hostname": lambda _arguments, _stdin: "pve\n",
+        str(commands / "busybox"): lambda _arguments, _stdin: "ls\nmount\nsh\n",
+        "ldd": lambda _arguments, _stdin: 1,
+    }
+
+
+def add_function(host: Host, address: str, ids: str, resource: str, driver: str = "vfio-pci") -> None:
+    device = f"/sys/bus/pci/devices/{address}"
+    for file, value in zip(("vendor", "device"), ids.split(":"), strict=True):
+        host.write(f"{device}/{file}", f"0x{value}\n")
+    host.write(f"{device}/resource", resource)
+    (host.root / device[1:] / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+
+
+def apply(host: Host, functions: dict[str, str] = FUNCTIONS, **options: Any) -> Any:
+    return host.ask("apply", "passthrough_test", Wanted(functions=functions, **{"timeout": 20, **options}))
+
+
+def refusal(host: Host, functions: dict[str, str] = FUNCTIONS, **options: Any) -> str:
+    with pytest.raises(Refused) as refused:
+        apply(host, functions, **options)
+    text = str(refused.value)
+    assert re.fullmatch(r"wanted: .+\nfound:  .+\nwhy:    .+\nnext:   .+", text, re.DOTALL), text
+    return text
+
+
+def assert_nothing_is_left(host: Host) -> None:
+    assert sorted(path.name for path in (host.root / CONFIGURATIONS[1:]).iterdir()) == ["103.conf"]
+    assert host.read(f"{CONFIGURATIONS}/103.conf") == "name: Sandbox\nmemory: 2048\n"
+    assert [path.name for path in (host.root / "run").iterdir()] == ["homelab"]
+    assert not host.exists("/var/lib/homelab")
+
+
+# -- what it answers ---------------------------------------------------------------------------------------------------
+def test_it_answers_what_the_vm_saw_and_leaves_nothing(host: Host, qm: Qm) -> None:
+    assert apply(host) == {
+        "kernel": KERNEL,
+        "vmid": 104,
+        "functions": [
+            {
+                "guest": "0000:01:00.0",
+                "address": GPU,
+                "id": "10de:2b85",
+                "class": "030000",
+                "bars": [
+                    {"index": 0, "size": 67108864},
+                    {"index": 1, "size": 34359738368},
+                    {"index": 5, "size": 128},
+                ],
+            },
+            {
+                "guest": "0000:01:00.1",
+                "address": AUDIO,
+                "id": "10de:22e8",
+                "class": "040300",
+                "bars": [{"index": 0, "size": 16384}],
+            },
+        ],
+    }
+    assert_nothing_is_left(host)
+    assert qm.said[-2:] == ["stop 104 --skiplock 1", "destroy 104 --skiplock 1 --purge 1"]
+
+
+def test_the_vm_gets_each_slot_once_and_its_kernel_by_args(host: Host, qm: Qm) -> None:
+    other = {"0000:41:00.0": "10de:2204"}
+    add_function(host, "0000:41:00.0", "10de:2204", "0x0 0x0 0x0\n")
+    refusal(host, FUNCTIONS | other)
+    created = next(line for line in qm.said if line.startswith("create"))
+    assert "--hostpci0 host=0000:01:00,pcie=1,rombar=0 --hostpci1 host=0000:41:00,pcie=1,rombar=0 --args" in created
+    assert f"-kernel /boot/vmlinuz-{KERNEL} -initrd {FOLDER}/initrd.img -append 'console=ttyS0 panic=-1'" in created
+    assert f"-serial file:{FOLDER}/serial -no-reboot" in created and "--onboot 0" in created
+
+
+def test_of_a_slot_that_holds_more_than_the_card_the_vm_gets_the_cards_functions(host: Host, qm: Qm) -> None:
+    add_function(host, "0000:01:00.3", "1022:15b9", "0x0 0x0 0x0\n", driver="xhci_hcd")
+    apply(host)
+    created = next(line for line in qm.said if line.startswith("create"))
+    assert f"--hostpci0 host={GPU};{AUDIO},pcie=1,rombar=0 --args" in created
+
+
+def test_an_id_that_is_given_is_taken(host: Host) -> None:
+    assert apply(host, vmid=9000)["vmid"] == 9000
+
+
+def test_a_serial_line_with_carriage_returns_and_the_kernels_words_between_is_read(host: Host, qm: Qm) -> None:
+    lines = CONSOLE.splitlines()
+    qm.console = "\r\n".join([*lines[:3], "[    1.5] pci something", *lines[3:], ""])
+    assert apply(host)
+
+
+def test_cards_with_the_same_ids_are_told_apart_by_their_order(host: Host, qm: Qm) -> None:
+    add_function(host, "0000:41:00.0", "10de:2b85", "0x0 0x0 0x0\n")
+    more = "homelab-passthrough 0000:02:00.0 10de:2b85 030000\nhomelab-passthrough END 5\n"
+    qm.console = CONSOLE.replace("homelab-passthrough END 4\n", more)
+    functions = apply(host, FUNCTIONS | {"0000:41:00.0": "10de:2b85"})["functions"]
+    assert [(f["address"], f["guest"]) for f in functions] == [
+        (GPU, "0000:01:00.0"),
+        (AUDIO, "0000:01:00.1"),
+        ("0000:41:00.0", "0000:02:00.0"),
+    ]
+
+
+# -- what fails --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("0000:01:00.1 10de:22e8", "0000:01:00.1 10de:1234", f"{AUDIO} (10de:22e8): at 0000:01:00.1 in the VM there is 10de:1234"),
+        ("0000:01:00.1 10de:22e8", "0000:06:12.0 1af4:1000", f"{AUDIO} (10de:22e8): is not in the VM"),
+        (" 1:34359738368:0x000000000014220c", "", f"{GPU} (10de:2b85): BAR 1 of 34359738368 bytes has no address in the VM"),
+        (" 0:16384:0x0000000000040200", "", f"{AUDIO} (10de:22e8): BAR 0 of 16384 bytes has no address in the VM"),
+        (" 0:16384:", " 0:4096:", f"{AUDIO} (10de:22e8): BAR 0 of 16384 bytes has no address in the VM"),
+    ],
+)  # fmt: skip
+def test_what_the_vm_does_not_see_as_the_host_does_is_named(host: Host, qm: Qm, old: str, new: str, found: str) -> None:
+    qm.console = CONSOLE.replace(old, new)
+    assert f"found:  {found}" in refusal(host)
+    assert_nothing_is_left(host)
+
+
+def test_everything_that_is_missing_is_named_at_once(host: Host, qm: Qm) -> None:
+    seen = ("BEGIN", "0000:00:00.0 8086:29c0 060000", "END 1")
+    qm.console = "".join(f"homelab-passthrough {line}\n" for line in seen)
+    text = refusal(host)
+    assert f"{GPU} (10de:2b85): is not in the VM\n{AUDIO} (10de:22e8): is not in the VM" in text
+
+
+def test_an_io_bar_without_an_address_is_no_failure(host: Host, qm: Qm) -> None:
+    qm.console = CONSOLE.replace(" 5:128:0x0000000000040101", "")
+    assert apply(host)
+
+
+@pytest.mark.parametrize(
+    ("says", "found"),
+    [
+        ("[    0.5] Kernel panic - not syncing: VFS\n[    0.6] Rebooting\n", "it ends with:\n[    0.5] Kernel panic - not syncing: VFS"),
+        ("", "nothing came on the console"),
+        (CONSOLE.replace("END 4", "END 5"), "homelab-passthrough END 5"),  # a line was lost
+        (CONSOLE.replace("homelab-passthrough END 4\n", ""), "0000:01:00.1 10de:22e8"),
+    ],
+)  # fmt: skip
+def test_a_vm_that_ends_before_it_has_said_all_fails_with_the_end_of_its_console(
+    host: Host, qm: Qm, says: str, found: str
+) -> None:
+    qm.console = says
+    text = refusal(host)
+    assert text.startswith("wanted: the list of PCI functions on the test VM's console") and found in text
+    assert_nothing_is_left(host)
+
+
+def test_a_vm_that_never_speaks_is_stopped_when_its_time_is_up(host: Host, qm: Qm) -> None:
+    qm.console = None
+    assert "within 1 s\nfound:  nothing came on the console" in refusal(host, timeout=1)
+    assert_nothing_is_left(host)
+
+
+def test_a_start_that_fails_is_told_in_the_words_of_qm(host: Host, qm: Qm) -> None:
+    qm.fails["start"] = "can't unbind/bind PCI group to VFIO '0000:01:00.0'\n"
+    assert "found:  can't unbind/bind PCI group to VFIO '0000:01:00.0'" in refusal(host)
+    assert_nothing_is_left(host)
+
+
+def test_an_id_that_is_taken_is_told_and_its_vm_stays(host: Host, qm: Qm) -> None:
+    assert "VM 103 already exists" in refusal(host, vmid=103)
+    assert_nothing_is_left(host)
+    assert "103" in qm.runs
+
+
+def test_a_vm_that_cannot_be_removed_is_named_with_the_way_to_do_it(host: Host, qm: Qm) -> None:
+    qm.fails["destroy"] = "can't remove VM 104"
+    text = refusal(host)
+    assert f"found:  VM 104 ({NAME}) is still there: can't remove VM 104" in text
+    assert "next:   qm stop 104; qm destroy 104 --purge" in text
+
+
+# -- what it refuses before anything is made -----------------------------------------------------------------------------
+def test_a_function_on_another_driver_is_refused(host: Host, qm: Qm) -> None:
+    link = host.root / f"sys/bus/pci/devices/{AUDIO}/driver"
+    link.unlink()
+    link.symlink_to("../../../bus/pci/drivers/snd_hda_intel")
+    assert f"wanted: {AUDIO} on vfio-pci\nfound:  its driver is snd_hda_intel" in refusal(host)
+    link.unlink()
+    assert "found:  its driver is none" in refusal(host)
+    assert qm.verbs == []
+
+
+def test_another_device_at_the_address_is_refused(host: Host, qm: Qm) -> None:
+    host.write(f"/sys/bus/pci/devices/{GPU}/device", "0x1111\n")
+    assert f"wanted: 10de:2b85 at {GPU}\nfound:  10de:1111" in refusal(host)
+    assert "found:  none:none" in refusal(host, {"0000:77:00.0": "10de:2b85"})
+    assert qm.verbs == []
+
+
+MAPPING = """\
+gpu0
+\tdescription the one
+\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00,subsystem-id=1043:89e3
+
+elsewhere
+\tmap id=10de:2b85,iommugroup=14,node=pve2,path=0000:01:00
+\tmap id=10de:2204,iommugroup=15,node=pve,path=0000:41:00
+
+pool
+\tmap id=10de:2b85,iommugroup=14,node=pve,path=0000:01:00
+\tmap id=10de:2b85,iommugroup=15,node=pve,path=0000:41:00
+"""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "0000:01:00,pcie=1",
+        "01:00",
+        "01:00.1,pcie=1",
+        "host=0000:41:00;0000:01:00.0,pcie=1",
+        "pcie=1,host=01:00.0",
+        "mapping=gpu0,pcie=1",
+        "pcie=1,mapping=gpu0",
+    ],
+)
+def test_a_running_vm_that_has_the_card_is_named_and_refused(host: Host, qm: Qm, option: str) -> None:
+    host.write("/etc/pve/mapping/pci.cfg", MAPPING)
+    host.write("/etc/pve/qemu-server/103.conf", f"hostpci3: {option}\nname: Sandbox\n")
+    assert "found:  VM 103 (Sandbox) runs with it" in refusal(host)
+    assert qm.verbs == ["status"]
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        "hostpci0: 0000:41:00,pcie=1\nname: Sandbox\n",
+        "hostpci0: 0000:01:01.0\nname: Sandbox\n",
+        "hostpci0: mapping=elsewhere\nname: Sandbox\n",
+        "hostpci0: mapping=pool\nname: Sandbox\n",  # the reservations tell which of the two it has
+        "hostpci0: mapping=gone\nname: Sandbox\n",
+        "name: Sandbox\n\n[before]\nhostpci0: 01:00\n",
+        "name: Sandbox\n[PENDING]\nhostpci0: 01:00\n",
+    ],
+)
+def test_a_running_vm_with_another_card_is_left_alone(host: Host, conf: str) -> None:
+    host.write("/etc/pve/mapping/pci.cfg", MAPPING)
+    host.write("/etc/pve/qemu-server/103.conf", conf)
+    host.write("/run/qemu-server/pci-id-reservations", "0000:41:00.0 103 pid 20103\n")
+    assert apply(host)
+    assert host.read("/etc/pve/qemu-server/103.conf") == conf
+
+
+def test_a_reservation_of_a_running_vm_is_refused_whatever_its_configuration_says(host: Host) -> None:
+    host.write("/run/qemu-server/pci-id-reservations", f"{AUDIO} 103 pid 20103\n")
+    assert "VM 103 (Sandbox)" in refusal(host)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/pve/qemu-server/103.conf", "/run/qemu-server/pci-id-reservations", "/etc/pve/mapping/pci.cfg"]
+)
+def test_who_has_the_card_is_not_told_by_what_cant_be_read(host: Host, qm: Qm, path: str) -> None:
+    (host.root / path.lstrip("/")).unlink(missing_ok=True)
+    (host.root / path.lstrip("/")).mkdir(parents=True)
+    assert f"{path} can't be read" in refusal(host) or f"to read {path}\n" in refusal(host)
+    assert qm.said == []
+
+
+def test_a_vm_whose_configuration_cant_be_read_in_the_end_is_said(host: Host, qm: Qm) -> None:
+    def spoil() -> None:
+        (host.root / f"{CONFIGURATIONS[1:]}/104.conf").unlink()
+        (host.root / f"{CONFIGURATIONS[1:]}/104.conf").mkdir()
+
+    qm.after["start"] = spoil
+    assert f"found:  VM 104 ({NAME}) may still be there: Is a directory" in refusal(host)
+    assert not host.exists(FOLDER)
+
+
+def test_a_vm_of_which_nobody_says_that_it_is_off_may_have_the_card(
+    host: Host, qm: Qm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.write(f"{CONFIGURATIONS}/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
+    qm.fails["status"] = ""
+    ask = guests.power_of
+    monkeypatch.setattr(guests, "power_of", lambda system, program, guest: ask(system, program, guest, 0))
+    assert "VM 103 (Sandbox) runs with it" in refusal(host)
+
+
+def test_a_vm_that_is_off_does_not_hold_the_card(host: Host, qm: Qm) -> None:
+    host.write("/etc/pve/qemu-server/103.conf", "hostpci0: 01:00\nname: Sandbox\n")
+    host.write("/run/qemu-server/pci-id-reservations", f"{GPU} 103 time 1\n")
+    qm.runs.clear()
+    assert apply(host)
+
+
+def test_what_an_interrupted_test_has_left_is_removed_and_nothing_else(host: Host, qm: Qm) -> None:
+    host.write("/etc/pve/qemu-server/900.conf", f"hostpci0: host=0000:01:00\nlock: create\nname: {NAME}\n")
+    host.write("/etc/pve/qemu-server/901.conf", f"name: {NAME}-2\n")
+    host.write("/etc/pve/qemu-server/902.conf", f"name: other\n[snap]\nname: {NAME}\n")
+    qm.runs.add("900")
+    host.write(f"{FOLDER}/initrd.img", "half")
+    assert apply(host)
+    assert qm.said[:2] == ["stop 900 --skiplock 1", "destroy 900 --skiplock 1 --purge 1"]
+    assert sorted(path.name for path in (host.root / "etc/pve/qemu-server").iterdir()) == ["103.conf", "901.conf", "902.conf"]  # fmt: skip
+    assert not (host.root / FOLDER[1:]).exists()
+
+
+def test_a_vm_of_that_name_with_a_disk_is_not_ours(host: Host, qm: Qm) -> None:
+    host.write("/etc/pve/qemu-server/900.conf", f"name: {NAME}\nscsi0: local:900/disk.qcow2\n")
+    assert f"the name {NAME} for the test VM alone\nfound:  VM 900 has it" in refusal(host)
+    assert (host.root / "etc/pve/qemu-server/900.conf").exists() and qm.verbs == []
+
+
+def test_a_kernel_that_is_gone_is_named(host: Host) -> None:
+    (host.root / f"boot/vmlinuz-{KERNEL}").unlink()
+    assert f"found:  no /boot/vmlinuz-{KERNEL}" in refusal(host)
+    assert_nothing_is_left(host)
+
+
+# -- the two halves, for any QEMU -------------------------------------------------------------------------------------------
+def build(host: Host) -> dict[str, archive.Member]:
+    assert apply(host, half="build") == {
+        "kernel": f"/boot/vmlinuz-{KERNEL}",
+        "initrd": f"{FOLDER}/initrd.img",
+        "append": "console=ttyS0 panic=-1",
+    }
+    return archive.unpack((host.root / f"{FOLDER[1:]}/initrd.img").read_bytes())
+
+
+@pytest.fixture
+def without_busybox(host: Host, tmp_path: Path) -> Host:
+    """One without its applets is as good as none; then it is this machine's shell, with its libraries."""
+    host.programs[str(tmp_path / "commands/busybox")] = lambda _arguments, _stdin: "ls\n"
+
+    def ldd(arguments: Sequence[str], _stdin: bytes) -> Done:
+        done = subprocess.run(["ldd", *arguments], capture_output=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]})
+        return Done(done.returncode, done.stdout)
+
+    host.programs["ldd"] = ldd
+    return host
+
+
+def test_the_initramfs_holds_init_a_shell_mount_and_every_library_that_they_need(
+    without_busybox: Host, tmp_path: Path
+) -> None:
+    members = build(without_busybox)
+    assert members["init"].data.decode() == scripts.file("passthrough_init.sh") + "\n"
+    for name in ("init", "bin/sh", "bin/mount"):
+        assert stat.S_ISREG(members[name].mode) and stat.S_IMODE(members[name].mode) == 0o755
+    for folder in ("proc", "sys", "dev", "bin"):
+        assert stat.S_ISDIR(members[folder].mode)
+    for name in members:
+        parent = name.rpartition("/")[0]
+        assert not parent or stat.S_ISDIR(members[parent].mode), f"{name} has no folder to lie in"
+    if os.geteuid() != 0:
+        pytest.skip("to start its programs in it takes root, for chroot")
+    archive.extract(members, tmp_path / "guest")
+    for command in (["/bin/sh", "-c", "echo started"], ["/bin/mount", "--version"]):
+        done = subprocess.run(
+            ["chroot", str(tmp_path / "guest"), *command], capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_busybox_is_shell_and_mount_in_one(host: Host) -> None:
+    members = build(host)
+    assert members["bin/sh"].data == b"#!/bin/sh\n"
+    assert stat.S_ISLNK(members["bin/mount"].mode) and members["bin/mount"].data == b"sh"
+
+
+def test_the_same_host_makes_the_same_bytes(without_busybox: Host) -> None:
+    assert build(without_busybox) == build(without_busybox)
+    first = (without_busybox.root / "run/homelab-passthrough-test/initrd.img").read_bytes()
+    build(without_busybox)
+    assert (without_busybox.root / "run/homelab-passthrough-test/initrd.img").read_bytes() == first
+
+
+def test_nobody_else_can_read_the_folder(host: Host) -> None:
+    build(host)
+    assert stat.S_IMODE((host.root / FOLDER[1:]).stat().st_mode) == 0o700
+
+
+def test_a_library_that_is_missing_is_named(without_busybox: Host) -> None:
+    without_busybox.programs["ldd"] = lambda _arguments, _stdin: "\tlibmount.so.1 => not found\n"
+    assert "libmount.so.1 => not found" in refusal(without_busybox, half="build")
+
+
+def test_a_report_is_read_from_what_any_qemu_has_written(host: Host, qm: Qm) -> None:
+    assert f"found:  no {FOLDER}/console" in refusal(host, half="report")
+    host.write(f"{FOLDER}/console", CONSOLE)
+    answer = apply(host, half="report")
+    assert (answer["vmid"], len(answer["functions"])) == (None, 2)
+    host.write(f"{FOLDER}/console", CONSOLE.replace("10de:22e8", "10de:0000"))
+    refusal(host, half="report")
+    assert host.exists(f"{FOLDER}/console") and qm.said == []
+
+
+# -- /init -------------------------------------------------------------------------------------------------------------------
+def test_init_lists_every_function_with_the_bars_that_have_an_address_and_switches_off(
+    host: Host, tmp_path: Path
+) -> None:
+    for address, code in ((GPU, "0x030000"), (AUDIO, "0x040300")):
+        host.write(f"/sys/bus/pci/devices/{address}/class", f"{code}\n")
+    host.write("/proc/sys/kernel/printk", "4\t4\t1\t7\n")
+    mount = tmp_path / "commands/mount"
+    mount.write_text('#!/bin/sh\necho "$*" >>"$HOMELAB_SYSROOT/mounts"\n')
+    mount.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", scripts.file("passthrough_init.sh")],
+        env={"PATH": os.environ["PATH"], "HOMELAB_SYSROOT": str(host.root)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    assert [line for line in done.stdout.splitlines() if line.strip()] == [
+        "homelab-passthrough BEGIN",
+        f"homelab-passthrough {GPU} 10de:2b85 030000 0:67108864:0x0000000000040200 1:34359738368:0x000000000014220c"
+        " 5:128:0x0000000000040101",
+        f"homelab-passthrough {AUDIO} 10de:22e8 040300 0:16384:0x0000000000040200",
+        "homelab-passthrough END 2",
+    ]
+    assert host.read("/mounts") == f"-t proc proc {host.root}/proc\n-t sysfs sysfs {host.root}/sys\n"
+    assert (host.read("/proc/sysrq-trigger"), host.read("/proc/sys/kernel/printk")) == ("o\n", "1\n")
+    # More than the serial line's buffer comes after the last word, so that a power-off can't cut it.
+    assert len(done.stdout.partition("END 2\n")[2]) > 4096
