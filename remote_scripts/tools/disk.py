@@ -95,6 +95,12 @@ def make_node(path: Path, mode: int, major: int, minor: int) -> None:
         os.umask(before)
 
 
+def touch(path: Path, seconds: float) -> None:
+    """Sets both times of what is there, in seconds since 1970."""
+    _about("utime", path)
+    os.utime(path, (seconds, seconds))
+
+
 def copy_attributes(source: Path, target: Path) -> None:
     """Owner, permissions, times and extended attributes; of a link its own."""
     found = source.lstat()

@@ -10,6 +10,8 @@ import contextlib
 import os
 import stat
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.tools.errors import Failure
@@ -23,6 +25,15 @@ LOCK_SECONDS = 900.0
 #: Between two lines for a person that something is waited for.
 PROGRESS_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
+#: Between two tries of what is waited for.
+_TRY_SECONDS = 1.0
+
+
+@dataclass
+class Wait:
+    """`what`: is waited for, for a person."""
+
+    what: str
 
 
 class Work:
@@ -33,6 +44,7 @@ class Work:
     """
 
     def __init__(self, root: Path, log: Log, limit: float = 0) -> None:
+        self._root = root
         self._folder = root / "run/homelab"
         self._log = log
         self._limit = limit
@@ -41,6 +53,8 @@ class Work:
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
         self._client = self._at_work() if limit else ""
+        #: The process whose end says that this run has ended: with a limit that is the one above (agent.py).
+        self.process = os.getppid() if limit else os.getpid()
         self.lock_seconds = LOCK_SECONDS
 
     def time_for(self, seconds: float) -> float:
@@ -72,6 +86,60 @@ class Work:
                 "nobody waits for this step any more, and another run may begin; what it has changed is put back",
                 "run `pulumi up` again, which begins it anew",
             )
+
+    def tries(self, seconds: float, what: str = "") -> Iterator[Wait]:
+        """Once, and again each second until so many have passed; whoever has what it waits for breaks off.
+
+        :param what: it waits for, for a person; each try may set another one.
+        :raises Failure: as of `go_on`.
+        """
+        wait = Wait(what)
+        began = said = time.monotonic()
+        while True:
+            yield wait
+            now = time.monotonic()
+            if now - began >= seconds:
+                return
+            self.go_on(wait.what)
+            if now - said >= PROGRESS_SECONDS:
+                said = now
+                self._log.say(f"{wait.what}: {now - began:.0f} s")
+            time.sleep(_TRY_SECONDS)
+
+    @contextlib.contextmanager
+    def holding(self, name: str, seconds: float) -> Iterator[bool]:
+        """Has the lock /run/homelab/NAME meanwhile; False: somebody else still has it after so many seconds.
+
+        :raises Failure: there is no place for it.
+        """
+        self._need_folder()
+        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            until = time.monotonic() + seconds
+            while not (has := _locked(descriptor)) and time.monotonic() < until:
+                time.sleep(_LOOK_SECONDS)
+            yield has
+        finally:
+            os.close(descriptor)
+
+    def is_held(self) -> bool:
+        """Whether a run of a client's (`pulumi up`) holds this system: run_guard.sh has the lock of /run/homelab/up."""
+        return self.is_locked("/run/homelab/up")
+
+    def is_locked(self, path: str) -> bool:
+        """Whether somebody has a file's lock (flock(2)); a file that isn't there is nobody's.
+
+        :raises OSError: that can't be told.
+        """
+        try:
+            descriptor = os.open(self._root / path.lstrip("/"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
+            return not _locked(descriptor, shared=True)
+        finally:
+            os.close(descriptor)
 
     def take_lock(self) -> None:
         """Makes this run the only one that changes this system.
@@ -143,9 +211,9 @@ class Work:
         folder.chmod(0o700)
 
 
-def _locked(descriptor: int) -> bool:
+def _locked(descriptor: int, *, shared: bool = False) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

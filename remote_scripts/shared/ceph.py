@@ -1,0 +1,125 @@
+"""Ceph on a node that restarts: whether it can do without the node's monitor and disks, and that it doesn't replace
+these disks meanwhile.
+
+`noout` is set for this node's disks alone (`ceph osd add-noout`), not for the cluster: the other nodes' are replaced as
+ever. What has it already keeps it. `noout` of /var/lib/homelab/away (away.py): the disks that have it from here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from remote_scripts.shared import away
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_OSDS, _MONITORS = "/var/lib/ceph/osd", "/var/lib/ceph/mon"
+_FLAGS = re.compile(r"^flags (.*)", re.MULTILINE)
+
+
+def own_disks(system: System) -> list[str]:
+    """The ids of the OSDs that run here.
+
+    :raises Failure: one can't be told.
+    """
+    found = []
+    for path in (f"{_OSDS}/{name}/whoami" for name in system.files.names(_OSDS) if name.startswith("ceph-")):
+        content = system.files.read(path)
+        if content is None and system.files.exists(path):
+            raise Failure(
+                "to know which disks of Ceph this node has",
+                f"{path} can't be read",
+                "Ceph would replace a disk that isn't known, while this node restarts",
+                "see on the host why it can't be read (the kernel's log may tell), then run `pulumi up` again",
+            )
+        number = (content or b"").decode("ascii", "replace").strip()
+        found += [number] if number.isdecimal() else []
+    return found
+
+
+def why_not(system: System) -> str:
+    """Why Ceph can't do without the monitors and disks that run here; empty: it can.
+
+    :raises Failure: as of `own_disks`.
+    """
+    names = [name for name in system.files.names(_MONITORS) if name.startswith("ceph-")]
+    monitors = [name[5:] for name in names if system.files.at(f"{_MONITORS}/{name}").is_dir()]
+    if monitors:
+        done = system.run.ask("ceph", "mon", "ok-to-stop", *monitors)
+        if done.status != 0:
+            asked = f"`ceph mon ok-to-stop {' '.join(monitors)}`"
+            return f"Ceph can't do without this node's monitor now ({asked}): {away.in_a_line(done)}"
+    disks = own_disks(system)
+    if disks:
+        done = system.run.ask("ceph", "osd", "ok-to-stop", *disks)
+        if done.status != 0:
+            asked = f"`ceph osd ok-to-stop {' '.join(disks)}`"
+            return f"Ceph can't do without this node's disks now ({asked}): {away.in_a_line(done)}"
+    return ""
+
+
+def note_disks(system: System) -> str:
+    """Notes what `keep_disks` is going to set; what an earlier run noted stays noted.
+
+    :returns: why it can't; empty: it is noted.
+    :raises Failure: as of `own_disks` and `away.noted`.
+    :raises OSError: as of `away.note`.
+    """
+    own = own_disks(system)
+    if not own:
+        return ""
+    disks = _replaced(system, own)
+    if disks is None:
+        return "Ceph doesn't say which disks it would replace (`ceph osd dump` gave no answer)"
+    known = {*away.noted(system, "noout").split(), *disks}
+    if known:
+        away.note(system, "noout", " ".join(sorted(known, key=int)))
+    return ""
+
+
+def keep_disks(system: System) -> str:
+    """Sets it for those that are noted.
+
+    :returns: why not; empty: it is set.
+    """
+    disks = away.noted(system, "noout").split()
+    if disks:
+        done = system.run.ask("ceph", "osd", "add-noout", *disks)
+        if done.status != 0:
+            asked = f"`ceph osd add-noout {' '.join(disks)}`"
+            return f"Ceph would replace this node's disks ({asked}): {away.in_a_line(done)}"
+    return ""
+
+
+def let_disks_go(system: System) -> bool:
+    """Unsets it for those that are noted; False: Ceph doesn't answer."""
+    disks = away.noted(system, "noout").split()
+    if disks:
+        if not allow_replacement(system, disks):
+            return False
+        away.note(system, "noout", "")
+    return True
+
+
+def allow_replacement(system: System, disks: Iterable[str]) -> bool:
+    """Whether Ceph replaces these disks again, as soon as they are away for too long."""
+    return system.run.ask("ceph", "osd", "rm-noout", *disks).status == 0
+
+
+def _replaced(system: System, own: Iterable[str]) -> list[str] | None:
+    """The disks of this node that would be replaced; None: no answer. A line of `ceph osd dump` is `osd.0 up   in
+    weight 1 … exists,up,noout UUID`, and `flags noout,sortbitwise,…` is for all disks.
+    """
+    done = system.run.ask("ceph", "osd", "dump", limit=16 << 20)
+    flags = _FLAGS.search(done.text)
+    if done.status != 0 or not flags:
+        return None
+    if "noout" in flags[1].split(","):
+        return []
+    lines = {line.partition(" ")[0]: line for line in done.text.splitlines()}
+    return [disk for disk in own if f"osd.{disk}" in lines and not _has_noout(lines[f"osd.{disk}"])]
+
+
+def _has_noout(line: str) -> bool:
+    return any("noout" in word.split(",") for word in line.split(" "))

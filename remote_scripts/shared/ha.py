@@ -1,0 +1,115 @@
+"""What Proxmox VE's HA has, and what it does with it: read from `ha-manager status`, here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remote_scripts.shared import pmxcfs
+from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+CONFIG = "/etc/pve/ha/resources.cfg"
+_HAS_ONE = re.compile(rb"^(vm|ct):", re.MULTILINE)
+# A state may have several words (clearing error flag); a service whose guest is gone is on the node `---`.
+_SERVICE = re.compile(r"^service ([^ ]+) \(([^,]+), ([^)]+)\)", re.MULTILINE)
+# `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
+_ACTIVE = re.compile(r"^lrm (\S+) \(active,(?!.*watchdog standby)", re.MULTILINE)
+#: Of a guest that doesn't run, by HA's will.
+STOPPED = frozenset(("stopped", "disabled", "ignored", "ignore"))
+#: A service that is in none of these states has to leave a node that is kept free.
+LEFT_ALONE = STOPPED | {"error", "freeze"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A guest that HA has. `id`: such as vm:200."""
+
+    id: str
+    node: str
+    state: str
+
+    @property
+    def is_left(self) -> bool:
+        """Whether HA moves it nowhere."""
+        return self.state in LEFT_ALONE
+
+
+@dataclass(frozen=True)
+class Said:
+    """What HA says. `text`: whole, for its `lrm` lines."""
+
+    text: str
+    services: tuple[Service, ...]
+
+    def of(self, node: str) -> list[Service]:
+        """The services on a node."""
+        return [service for service in self.services if service.node == node]
+
+    def is_kept_free(self, node: str) -> bool:
+        """Whether its maintenance mode is on:
+        `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`.
+        """
+        return f"\nlrm {node} (maintenance mode" in f"\n{self.text}"
+
+
+class SilentError(Exception):
+    """HA's manager gives no answer; the text is what it said instead."""
+
+
+def has_services(system: System, node: Node) -> bool | None:
+    """Whether HA has any; None: /etc/pve isn't there, on a node of a cluster. Where it isn't there on a host that is in
+    no cluster, HA does nothing.
+
+    :raises Failure: /etc/pve doesn't answer.
+    """
+    content = pmxcfs.content_of(system, CONFIG)
+    if content is None and not node.name and node.clustered:
+        return None
+    return bool(_HAS_ONE.search(content or b""))
+
+
+def status(system: System) -> Said:
+    """Asks HA's manager.
+
+    :raises SilentError: it gives no answer.
+    """
+    done = system.run.ask("ha-manager", "status")
+    text = (done.output + done.error).decode("utf-8", "replace")
+    if done.status != 0 or "quorum" not in text:
+        raise SilentError(text.strip())
+    return Said(text, tuple(Service(*found) for found in _SERVICE.findall(text)))
+
+
+def services_here(system: System, node: Node) -> list[str]:
+    """The ids of the services that HA has on this node and would move.
+
+    :raises SilentError: it can't be told.
+    """
+    try:
+        has = has_services(system, node)
+    except Failure as failure:
+        raise SilentError(failure.found) from failure
+    if has is None:
+        raise SilentError("/etc/pve isn't there")
+    return [service.id for service in status(system).of(node.name) if not service.is_left] if has else []
+
+
+def needs_watchdog(system: System, node: Node) -> str:
+    """In words: what keeps HA's watchdog armed on any node of the cluster; empty where HA is idle."""
+    try:
+        if has_services(system, node) is False:
+            return ""
+        said = status(system)
+    except (Failure, SilentError):
+        return "guests, and `ha-manager status` gives no answer"
+    found = [service.id for service in said.services if service.state not in STOPPED]
+    found += [f"an active agent on {name}" for name in _ACTIVE.findall(said.text) if name != node.name]
+    return ", ".join(found)
+
+
+def in_words(services: Iterable[str]) -> str:
+    """`VM 200, container 901`, of ids of services."""
+    return ", ".join(f"{'VM' if one.startswith('vm:') else 'container'} {one.partition(':')[2]}" for one in services)

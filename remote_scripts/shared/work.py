@@ -1,0 +1,168 @@
+"""What is done on this host that a restart would cut off: backups, migrations, replications, other tasks, actions of
+HA, installations of packages.
+
+Asked of files, not of the API: it answers in a moment, and when pveproxy is off. Nothing here can be opened by a
+setting: it ends by itself, or somebody has to look at it. What can't be read may say that something runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+
+from remote_scripts.shared import ha
+from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_TASKS = "/var/log/pve/tasks/active"
+_BACKUP_LOCK = "/run/vzdump.lock"
+_REPLICATION = "/var/lib/pve-manager/pve-replication-state.json"
+# Of apt, of dpkg, and of a whole run of unattended-upgrades, which lets go of the others between its steps.
+_PACKAGE_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock")
+_BYTES = 16 << 20
+_UPID = re.compile(
+    r"UPID:[^:]*:(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):(?P<start>[0-9A-Fa-f]{8})"
+    r":(?P<kind>[^:]*):(?P<id>[^:]*):(?P<user>[^:]*):"
+)
+# What a person has open, and opens again: consoles.
+_CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
+_MIGRATIONS = frozenset(("qmigrate", "vzmigrate", "hamigrate"))
+# Of a service of HA, at rest; any other state passes.
+_AT_REST = ha.LEFT_ALONE | {"started", "queued"}
+# Of a service of any node: it may be on its way to this one.
+_ON_ITS_WAY = frozenset(("migrate", "relocate", "recovery", "fence", "request_start_balance"))
+_COPIES = re.compile(rb'"pid" *: *"?([0-9]+)')
+# What another node's migration or replication runs here, over SSH.
+_COMES = re.compile(rb"(?:^|[/ ])(?:qm[\0 ]mtunnel|pvesm[\0 ]import)(?:[\0 ]|$)")
+
+
+def at_work(system: System, node: Node) -> str:
+    """What is at work here, or can't be told; empty: nothing."""
+    for ask in (_task, _backup, _replication, _what_comes, _installation):
+        try:
+            said = ask(system)
+        except OSError as error:
+            said = f"what is at work here can't be told: {error.filename} can't be read"
+        if said:
+            return said
+    return _of_ha(system, node)
+
+
+def _content(system: System, path: str) -> bytes:
+    """:raises OSError: it is there and can't be read; with the path as this system has it."""
+    try:
+        with system.files.at(path).open("rb") as file:
+            return file.read(_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def _task(system: System) -> str:
+    """A line is `UPID SAVED`, and of one that has ended `UPID SAVED ENDTIME STATUS` (PVE::INotify, active workers); of
+    the UPID's numbers, which are hexadecimal, PSTART is as in /proc/PID/stat. One whose process died stays in the list.
+    """
+    for line in _content(system, _TASKS).decode("utf-8", "replace").splitlines():
+        words = line.split()
+        task = _UPID.match(words[0]) if words else None
+        if task is None or len(words) > 2 or task["kind"] in _CONSOLES:
+            continue
+        if _started_at(system, int(task["pid"], 16)) != int(task["pstart"], 16):
+            continue
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(int(task["start"], 16)))
+        return f"{_called(task['kind'])} {task['id']} runs here, since {since}, of {task['user']}"
+    return ""
+
+
+def _started_at(system: System, process: int) -> int | None:
+    """In clock ticks since the boot; a command's name may hold blanks and brackets."""
+    fields = (system.files.read(f"/proc/{process}/stat") or b"").decode("ascii", "replace").rpartition(") ")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdecimal() else None
+
+
+def _called(kind: str) -> str:
+    if kind == "vzdump":
+        return "a backup (vzdump)"
+    return f"a migration ({kind})" if kind in _MIGRATIONS else f"the task {kind}"
+
+
+def _backup(system: System) -> str:
+    """vzdump holds its lock from the first guest to the last, also where no task shows it."""
+    if system.files.exists(_BACKUP_LOCK) and system.work.is_locked(_BACKUP_LOCK):
+        return f"a backup (vzdump) runs here: it holds {_BACKUP_LOCK}"
+    return ""
+
+
+def _replication(system: System) -> str:
+    """pvescheduler, or pvesr, notes in its state the process that copies."""
+    for number in _COPIES.findall(_content(system, _REPLICATION)):
+        process = number.decode()
+        command = system.files.read(f"/proc/{process}/cmdline") or b""
+        if b"pvescheduler" in command or b"pvesr" in command:
+            return f"a replication of a guest runs here (process {process}; pvesr status)"
+    return ""
+
+
+def _what_comes(system: System) -> str:
+    for process in filter(str.isdecimal, system.files.names("/proc")):
+        if _COMES.search(system.files.read(f"/proc/{process}/cmdline") or b""):
+            return f"a migration or replication of another node comes in here (process {process})"
+    return ""
+
+
+def _installation(system: System) -> str:
+    """These locks are fcntl(2)'s, of the whole file (dpkg's frontend.txt): flock(2) doesn't see them, and the files
+    always lie there. /proc/locks has a line `1: POSIX ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`, with `->` before
+    POSIX for one that waits. Its device isn't always stat's (btrfs), and a container has files of the same name: what
+    the process has open decides.
+    """
+    held = [line.split() for line in _content(system, "/proc/locks").decode("ascii", "replace").splitlines()]
+    for path in _PACKAGE_LOCKS:
+        try:
+            file = system.files.at(path).stat()
+        except FileNotFoundError:
+            continue
+        for words in held:
+            if len(words) < 6 or words[1] != "POSIX" or words[3] != "WRITE":
+                continue
+            process, inode = words[4], words[5].rpartition(":")[2]
+            if inode != str(file.st_ino) or not _has_open(system, process, file):
+                continue
+            name = system.files.line(f"/proc/{process}/comm")
+            return f"packages are being installed here: process {process} ({name}) holds {path}"
+    return ""
+
+
+def _has_open(system: System, process: str, file: os.stat_result) -> bool:
+    return any(os.path.samestat(opened, file) for opened in _opened(system, process))
+
+
+def _opened(system: System, process: str) -> Iterator[os.stat_result]:
+    """What a process has open; nothing where it has ended."""
+    for name in system.files.names(f"/proc/{process}/fd"):
+        try:
+            yield system.files.at(f"/proc/{process}/fd/{name}").stat()
+        except OSError:
+            continue
+
+
+def _of_ha(system: System, node: Node) -> str:
+    """Without services nobody is asked. (An /etc/pve that isn't there on a node of a cluster is cluster.py's.)"""
+    try:
+        if not ha.has_services(system, node):
+            return ""
+    except Failure as failure:
+        return f"/etc/pve doesn't answer, so nobody knows whether HA is at work (pve-cluster.service): {failure.found}"
+    try:
+        said = ha.status(system)
+    except ha.SilentError as error:
+        return f"`ha-manager status` doesn't say what HA is doing: {str(error)[:200]}".replace("\n", " ")
+    for one in said.services:
+        if one.state in _ON_ITS_WAY or (one.node == node.name and one.state not in _AT_REST):
+            return f"HA is at work on {one.id} of {one.node}: {one.state}"
+    return ""
