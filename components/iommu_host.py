@@ -2,7 +2,7 @@
 
 Owns amd_iommu=on or intel_iommu=on and iommu=pt on the command line, unless they are there already by other
 configuration: GRUB's /etc/default/grub.d/zz-homelab-iommu.cfg, or the end of /etc/kernel/cmdline's first line. Undone
-by the same script's `revert`, byte for byte.
+by the same layer's `revert`, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+from remote_scripts.layers.cmdline import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,14 @@ class IommuHost(pulumi.ComponentResource):
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
         host, probe = args.host, args.probe
-        remote.script(
+        remote.layer(
             f"{name}-cmdline",
             host,
-            pulumi.Output.all(probe.iommu_words, probe.generation_of("iommu")).apply(
-                lambda values: scripts.iommu_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
+            "cmdline",
+            probe.iommu_words.apply(
+                lambda words: Wanted(name="iommu", words=words, entry=False, rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            generation=probe.generation_of("iommu"),
         )
         self.register_outputs({})

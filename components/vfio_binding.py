@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
+from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
 
 
@@ -32,7 +32,6 @@ class VfioBinding(pulumi.ComponentResource):
     def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
         host = args.host
-        wanted = pulumi.Output.all(args.probe.vfio_words, args.probe.generation_of("vfio"))
         initramfs = remote.layer(
             f"{name}-initrd",
             host,
@@ -43,12 +42,14 @@ class VfioBinding(pulumi.ComponentResource):
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=args.probe.generation_of("vfio"),
         )
-        remote.script(
+        remote.layer(
             f"{name}-bind",
             host,
-            wanted.apply(
-                lambda values: scripts.vfio_cmdline(values[0], values[1], rollback_after=host.timeouts.rollback)
+            "cmdline",
+            args.probe.vfio_words.apply(
+                lambda words: Cmdline(name="vfio", words=words, entry=True, rollback_after=host.timeouts.rollback)
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[initramfs]),
+            generation=args.probe.generation_of("vfio"),
         )
         self.register_outputs({})

@@ -7,6 +7,7 @@ from typing import Any
 
 from homelab.remote import agent
 from homelab.remote.scripts import ROLLBACK_SECONDS
+from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
 
 
@@ -25,3 +26,13 @@ class Asked:
 def initramfs(needed: bool = True, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
     """The initramfs of a host with, or without, cards of ours."""
     return Asked("initramfs", initramfs_layer.Wanted(needed=needed, rollback_after=rollback_after))
+
+
+def iommu(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
+    """The IOMMU's words."""
+    return Asked("cmdline", cmdline.Wanted(name="iommu", words=words, entry=False, rollback_after=rollback_after))
+
+
+def vfio(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
+    """The words that bind cards, and the second boot entry."""
+    return Asked("cmdline", cmdline.Wanted(name="vfio", words=words, entry=True, rollback_after=rollback_after))

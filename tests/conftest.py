@@ -92,7 +92,6 @@ SLOW = frozenset(
         "scripts/test_container_restart.py",
         "scripts/test_container_toolkit.py",
         "scripts/test_cuda_toolkit.py",
-        "scripts/test_cuts.py",
         "scripts/test_driver_update.py",
         "scripts/test_files.py::test_a_script_cut_off_on_its_way_does_nothing",
         "scripts/test_full_disk.py",

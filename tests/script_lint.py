@@ -20,7 +20,6 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "cmdline.sh": ("NAME", "WORDS", "ENTRY", "ENTRY_GRUB", "ENTRY_SYSTEMD_BOOT", "NOTICE", "ROLLBACK_AFTER", "ROLLBACK"),
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END", "RAN_PROGRAM"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),

@@ -26,7 +26,6 @@ _SCRIPTS = (
     "card_nodes.sh",
     "card_nodes_boot.sh",
     "cluster_turn.sh",
-    "cmdline.sh",
     "confirm_boot.sh",
     "container_gpus.sh",
     "container_restart.sh",

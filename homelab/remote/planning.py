@@ -27,6 +27,7 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 from remote_scripts.layers.card_values import Wanted as CardValues
+from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 
@@ -136,10 +137,13 @@ async def _files(
     :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
     after = host.timeouts.rollback
-    binding = Initramfs(needed=bool(want.vfio_words), rollback_after=after)
-    files = list(scripts.answer(await session.run("plan", scripts.iommu_cmdline(want.iommu_words)))["files"])
-    files += (await session.ask("plan", "initramfs", binding))["files"]
-    files += scripts.answer(await session.run("plan", scripts.vfio_cmdline(want.vfio_words)))["files"]
+    files = []
+    for layer, wanted in (
+        ("cmdline", Cmdline(name="iommu", words=want.iommu_words, entry=False, rollback_after=after)),
+        ("initramfs", Initramfs(needed=bool(want.vfio_words), rollback_after=after)),
+        ("cmdline", Cmdline(name="vfio", words=want.vfio_words, entry=True, rollback_after=after)),
+    ):
+        files += (await session.ask("plan", layer, wanted))["files"]
     if any(container.may_have_nvidia(host.gpus) for container in containers):
         nodes = NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))
         files += (await session.ask("plan", "nvidia_nodes", nodes))["files"]

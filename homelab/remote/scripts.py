@@ -203,7 +203,7 @@ def with_time_limit(text: str, seconds: int) -> str:
 def rollback(rollback_after: str) -> str:
     """What the dead man's switch runs, without its last newline.
 
-    :param rollback_after: as of `cmdline`.
+    :param rollback_after: seconds from a boot's start until the dead man's switch checks it.
     """
     program = compose(
         "rollback.sh", ROLLBACK_AFTER=rollback_after, ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
@@ -217,43 +217,6 @@ def rollback(rollback_after: str) -> str:
 def _switch_arguments(rollback_after: int) -> dict[str, str]:
     """The arguments of the dead man's switch, for the scripts that arm it."""
     return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": rollback(str(rollback_after))}
-
-
-def cmdline(
-    name: str,
-    words: str,
-    generation: int,
-    *,
-    entry: bool = False,
-    rollback_after: int = ROLLBACK_SECONDS,
-) -> str:
-    """Standard input of cmdline.sh: `words` on the kernel command line under `name`.
-
-    :param generation: not used by the script; a new one makes Pulumi run it again.
-    :param entry: write the second boot entry.
-    :param rollback_after: seconds from a boot's start until the dead man's switch, which the script arms, checks it.
-    """
-    return compose(
-        "cmdline.sh",
-        NAME=name,
-        WORDS=words,
-        ENTRY="yes" if entry else "no",
-        ENTRY_GRUB=file("grub_entry.sh"),
-        ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh"),
-        NOTICE="the running kernel keeps its command line until the next reboot",
-        GENERATION=str(generation),
-        **_switch_arguments(rollback_after),
-    )
-
-
-def iommu_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """Standard input of cmdline.sh for the layer iommu; arguments as of `cmdline`."""
-    return cmdline("iommu", words, generation, rollback_after=rollback_after)
-
-
-def vfio_cmdline(words: str, generation: int = 0, *, rollback_after: int = ROLLBACK_SECONDS) -> str:
-    """Standard input of cmdline.sh for the layer vfio; arguments as of `cmdline`."""
-    return cmdline("vfio", words, generation, entry=True, rollback_after=rollback_after)
 
 
 def reboot_host(
@@ -274,7 +237,7 @@ def reboot_host(
     :param policy: the setting `reboot`.
     :param words: command-line words that the boot is to have.
     :param functions: addresses of the functions that vfio-pci is to have.
-    :param rollback_after: as of `cmdline`.
+    :param rollback_after: seconds from a boot's start until the dead man's switch checks it.
     :param driver: NVIDIA's driver that the host's own cards are to have: the installed version; for `plan` also the
         branch that is to be installed. Empty: any.
     :param flavour: of its modules.

@@ -29,7 +29,18 @@ _ASK_SHELL = (
 
 def has_drop_ins(system: System) -> bool:
     """Whether files of ours are among GRUB's. Without them its words are the others' alone."""
-    return any(name.startswith(_OURS) for name in _drop_ins(system))
+    return bool(drop_ins(system))
+
+
+def drop_ins(system: System) -> list[str]:
+    """Our files among GRUB's."""
+    return [f"{_DROP_INS}/{name}" for name in _drop_ins(system) if name.startswith(_OURS)]
+
+
+def records(system: System) -> list[str]:
+    """The files below RECORDS."""
+    paths = (f"{RECORDS}/{name}" for name in system.files.names(RECORDS) if not name.startswith("."))
+    return [path for path in paths if system.files.at(path).is_file()]
 
 
 def configured(system: System, loader: str, *, others: bool = False) -> str:
@@ -44,9 +55,8 @@ def configured(system: System, loader: str, *, others: bool = False) -> str:
     # Only the first line counts (proxmox-boot-tool's get_first_line), with or without a newline at its end.
     line = need_text(system, KERNEL_CMDLINE).partition("\n")[0]
     if others:
-        for name in system.files.names(RECORDS):
-            if not name.startswith(".") and system.files.at(f"{RECORDS}/{name}").is_file():
-                line = without_words(line, need_text(system, f"{RECORDS}/{name}").split())
+        for path in records(system):
+            line = without_words(line, need_text(system, path).split())
     return line
 
 

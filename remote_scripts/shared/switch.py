@@ -18,7 +18,8 @@ import re
 import time
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, ran, way
+from remote_scripts.shared import boot, cmdline, ran, way
+from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -36,6 +37,7 @@ _GRUB_ENVIRONMENT = "/boot/grub/grubenv"
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 #: In the roll-back's program, in the place of the seconds after a boot's start.
 SECONDS = "@SECONDS@"
+_OURS = re.compile(r'^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$', re.MULTILINE)
 #: The layers whose files a boot reads.
 LAYERS = ("iommu", "vfio")
 
@@ -99,6 +101,38 @@ def rolled_back(system: System) -> str:
     if system.files.exists(_ROLLING_BACK):  # cut off before it could tell
         return f"the boot after {note(system, _ROLLING_BACK, 'boot')} was not confirmed"
     return ""
+
+
+def is_armed_before(system: System) -> bool:
+    """Whether it was armed in an earlier boot than this one.
+
+    :raises Failure: as of `note`.
+    """
+    return system.files.exists(_ARMED) and note(system, _ARMED, "boot") != boot_id(system)
+
+
+def words_of_ours(system: System) -> list[str]:
+    """What we put on the command line of the next boot, as it is recorded.
+
+    :raises Failure: it can't be read.
+    """
+    texts = [boot.need_text(system, path) for path in cmdline.records(system)]
+    texts += [found[1] for path in cmdline.drop_ins(system) for found in _OURS.finditer(boot.need_text(system, path))]
+    return [*dict.fromkeys(" ".join(texts).split())]
+
+
+def is_another_boot(system: System) -> bool:
+    """Whether this boot runs without what we configured (by the second entry, or from older entries): then it shows
+    nothing of that.
+
+    :raises Failure: as of `words_of_ours`, or of what is configured.
+    """
+    words = words_of_ours(system)
+    if not words:
+        return False
+    configured = cmdline.configured(system, note(system, _ARMED, "loader") or "grub")
+    running = system.files.at("/proc/cmdline").read_text(encoding="utf-8", errors="surrogateescape")
+    return any(not missing_words(word, configured) and missing_words(word, running) for word in words)
 
 
 def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:

@@ -22,9 +22,9 @@ from tests.waiting import PATIENCE, wait_until
 # The scripts that an `up` runs, in that order, by an argument that only the script's text has.
 SCRIPTS = {
     "read_host": "GUESTS=yes",
-    "cmdline iommu": "NAME=iommu",
+    "cmdline iommu": '"name": "iommu"',
     "initramfs": '"layer": "initramfs"',
-    "cmdline vfio": "NAME=vfio",
+    "cmdline vfio": '"name": "vfio"',
     "reboot_host": "POLICY=auto",
     "read_host after the reboot": "GUESTS=no",
 }
@@ -46,7 +46,7 @@ def test_of_two_runs_the_second_gets_one_sentence_each_goes_on_where_one_was_kil
     stack_on: Callable[..., Stack], engine: install.Engine, tmp_path: Path
 ) -> None:
     """One stack for all scripts: an `up` that is killed in one must have come past every earlier one. That a script itself is finished from any
-    of its commands is shown without an engine (tests/scripts/test_cuts.py)."""
+    of its commands is shown without an engine (tests/agent)."""
     stack = stack_on("rtx5090")
     stack.host["timeouts"]["rollback"] = 600  # the boot is confirmed two runs later
     stock = stack.lab.snapshot()

@@ -25,7 +25,7 @@ from homelab.vm.config import Wish
 from lab import Lab
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from tests import advice
-from tests.boot_layers import Asked, initramfs
+from tests.boot_layers import Asked, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer, run_script
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
@@ -188,7 +188,7 @@ def verified(lab: Lab) -> list[str]:
 MEMBERS = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
 DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": ""}
 SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
-IOMMU = scripts.cmdline("iommu", "intel_iommu=on iommu=pt", 0)
+IOMMU = iommu("intel_iommu=on iommu=pt")
 GIVEN = (
     "pct set 901 --dev0 /dev/nvidia0,mode=0666 --dev1 /dev/nvidiactl,mode=0666 --dev2 /dev/nvidia-uvm,mode=0666; pct reboot 901",
 )
@@ -227,7 +227,7 @@ def without_driver(lab: Lab) -> None:
 
 def unconfirmable(lab: Lab) -> None:
     """The switch looks at this boot, and its note can't be taken away."""
-    assert of_script("apply", scripts.cmdline("iommu", "amd_iommu=on iommu=pt", 0))(lab) == []
+    assert of_script("apply", iommu("amd_iommu=on iommu=pt"))(lab) == []
     lab.reboot()
     lab.run("mkdir -p $ROOT/var/lib/homelab/.armed.homelab-tmp/in-the-way")
 
@@ -238,13 +238,14 @@ def about_to_be_undone(lab: Lab) -> list[str]:
 
 def spoil_menu(lab: Lab) -> None:
     """update-grub finds no kernel, and the menu from before can't be put back."""
-    folder = lab.state / "broken"
-    folder.mkdir(exist_ok=True)
+    program = lab.root / "usr/local/sbin/update-grub"
+    program.parent.mkdir(parents=True, exist_ok=True)
     text = 'sed -i /linux/d "$ROOT/boot/grub/grub.cfg"; mkdir -p "$ROOT/boot/grub/.grub.cfg.homelab-tmp/x"'
-    (folder / "update-grub").write_text(f"#!/bin/bash\n{text}\n")
-    (folder / "update-grub").chmod(0o755)
-    script = scripts.cmdline("iommu", "amd_iommu=on iommu=pt", 0)
-    done = lab.run("bash -s -- apply", stdin=f'PATH={folder}:"$PATH"\n{script}', check=False)
+    program.write_text(f"#!/bin/bash\n{text}\n")
+    program.chmod(0o755)
+    asked = iommu("amd_iommu=on iommu=pt")
+    done = run_layer(lab.machine, "apply", asked.layer, asked.wanted)
+    program.unlink()
     (lab.state / "said").write_text(done.stdout)
 
 
@@ -287,7 +288,7 @@ ROWS: dict[str, Row] = {
         "rtx5090",
         all_of(
             on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"),
-            of_script("apply", scripts.cmdline("vfio", "homelab.vfio=0000:01:00.0=10de:2b85", 0)),
+            of_script("apply", vfio("homelab.vfio=0000:01:00.0=10de:2b85")),
         ),
         of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}),
     ),

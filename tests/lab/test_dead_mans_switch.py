@@ -6,12 +6,14 @@ import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homelab.host.facts import HostFacts
 from homelab.remote import scripts, ssh
 from lab import Lab
+from tests.boot_layers import Asked, iommu, vfio
 from tests.lab.host_kit import settings_of
 from tests.waiting import wait_until
 
@@ -26,12 +28,17 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         yield lab
 
 
-def on(lab: Lab, *composed: str) -> list[str]:
-    """Runs scripts on the host, as `up` does; their answers."""
+def on(lab: Lab, *composed: str | Asked) -> list[Any]:
+    """Runs scripts and layers on the host, as `up` does; their answers."""
 
-    async def main() -> list[str]:
+    async def main() -> list[Any]:
         async with ssh.connect(settings_of(lab)) as session:
-            return [await session.run("apply", script) for script in composed]
+            return [
+                await session.run("apply", one)
+                if isinstance(one, str)
+                else await session.ask("apply", one.layer, one.wanted)
+                for one in composed
+            ]
 
     return asyncio.run(main())
 
@@ -39,8 +46,8 @@ def on(lab: Lab, *composed: str) -> list[str]:
 def configure(lab: Lab) -> None:
     on(
         lab,
-        scripts.cmdline("iommu", IOMMU, 0, rollback_after=AFTER),
-        scripts.cmdline("vfio", VFIO, 0, rollback_after=AFTER),
+        iommu(IOMMU, rollback_after=AFTER),
+        vfio(VFIO, rollback_after=AFTER),
     )
 
 

@@ -457,7 +457,7 @@ def turn_end_at_once(folder: Folder) -> str:
 
 
 def destroyed(folder: Folder) -> subprocess.CompletedProcess[str]:
-    """What the end of cmdline.sh's `revert` does, by a clock of its own."""
+    """What the end of cmdline's `revert` does, by a clock of its own."""
     return folder.bash(f"{WAITS}GIVE_BACK_SECONDS=0\ntake_lock\ngive_turn_back\nfinish\n", parts=("cluster",))
 
 

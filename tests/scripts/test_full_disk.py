@@ -15,11 +15,15 @@ import pytest
 
 from homelab.remote import agent, scripts
 from tests import sampling
-from tests.boot_layers import Asked
+from tests.boot_layers import Asked, initramfs, iommu, vfio
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
-from tests.scripts.test_cuts import CHAIN, run, up_to
 
+CHAIN = {
+    "iommu": iommu("amd_iommu=on iommu=pt"),
+    "initramfs": initramfs(),
+    "vfio": vfio("homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"),
+}
 #: Pages of 4 KiB that are free: from none to more than a script takes.
 PAGES = range(12)
 _NAMESPACE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
@@ -47,19 +51,19 @@ def needs_mounts() -> None:
         pytest.skip("this machine lets nobody mount a tmpfs in a namespace of their own")
 
 
-def on_a_full_disk(host: Folder, disk: str, script: str | Asked, pages: int, out: Path) -> None:
+def on_a_full_disk(host: Folder, disk: str, script: Asked, pages: int, out: Path) -> None:
     """Run ``script`` on a copy of ``host`` with that many ``pages`` free on ``disk``; then once more with room."""
     root = out / "root"
     shutil.copytree(host.root, root, symlinks=True)
     shutil.copytree(root / disk, out / "stock", symlinks=True)
-    (out / "script").write_text(script if isinstance(script, str) else script.sent("apply"))
+    (out / "script").write_text(script.sent("apply"))
     places = {"ROOT": root, "DISK": root / disk, "STOCK": out / "stock", "SCRIPT": out / "script", "OUT": out}
     environment = {
         **host.environment,
         **{key: str(path) for key, path in places.items()},
         "PAGES": str(pages),
         "MOUNT": _MOUNT,
-        "COMMAND": "bash -s -- apply" if isinstance(script, str) else agent.command_in_memory("root"),
+        "COMMAND": agent.command_in_memory("root"),
     }
     done = subprocess.run(
         [*_NAMESPACE, "bash", "-c", _ON_A_FULL_DISK], env=environment, capture_output=True, text=True, timeout=120
@@ -67,12 +71,18 @@ def on_a_full_disk(host: Folder, disk: str, script: str | Asked, pages: int, out
     assert done.returncode == 0, done.stderr
 
 
+def run(folder: Folder, layer: str) -> None:
+    done = folder.run("apply", CHAIN[layer])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("layer", "disk"), sampling.paired(list(CHAIN), ["", "etc", "var", "boot", "run"], "full"))
 def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
     folder: Folder, layer: str, disk: str, tmp_path: Path
 ) -> None:
     cut_kit.stock(folder, "grub")
-    up_to(folder, layer)
+    for earlier in list(CHAIN)[: list(CHAIN).index(layer)]:
+        run(folder, earlier)
     before = cut_kit.tree(folder.root)
     failed = 0
     levels = PAGES[::3] if not (disk or sampling.EVERY) else sampling.sample(PAGES, 2, f"{layer}{disk}")
@@ -94,7 +104,7 @@ def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
             }, pages
             assert not {key for key in ours if not key.startswith(("boot/", "var/"))}, pages
             assert pending or not ours, pages
-    run(folder, "apply", CHAIN[layer])
+    run(folder, layer)
     configured = cut_kit.tree(folder.root)
     for pages in levels:
         assert cut_kit.tree(tmp_path / f"pages-{pages}" / "again") == configured

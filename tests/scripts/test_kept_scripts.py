@@ -18,7 +18,6 @@ PLACE = f"/var/lib/homelab/scripts/{OWNER}"
 
 # A command of each component, by what it composes.
 COMMANDS = {
-    "cmdline": scripts.cmdline("vfio", "a='b' \"$c\"", 1, entry=True),
     "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
     "card_nodes": scripts.card_nodes(),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
@@ -131,24 +130,24 @@ def test_to_undo_something_nothing_runs_whose_name_has_no_sum_or_another_ones(fo
 
 def test_a_host_without_notes_gives_back_only_what_is_noted_elsewhere(folder: Folder) -> None:
     """Its root was put back to what it was before this program."""
-    done = folder.run("revert", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
+    done = folder.run("revert", kept_scripts.by_reference(scripts.card_nodes(), OWNER))
     assert (done.returncode, scripts.answer(done.stdout)) == (0, {"reverted": "nothing"})
-    assert folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)).returncode == 1
+    assert folder.run("apply", kept_scripts.by_reference(scripts.card_nodes(), OWNER)).returncode == 1
     inside = steps.in_container(901, scripts.compose("nvidia_driver.sh"))
     for text in (inside, scripts.handover_hook(103)):
         done = folder.run("revert", kept_scripts.by_reference(text, OWNER))
         assert done.returncode == 1 and "missing" in done.stdout
     folder.write("/var/lib/homelab/steps/initramfs", "")
-    assert folder.run("revert", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)).returncode == 1
+    assert folder.run("revert", kept_scripts.by_reference(scripts.card_nodes(), OWNER)).returncode == 1
 
 
 def test_what_is_read_in_part_is_not_run(folder: Folder) -> None:
     """What was read is held to the sum, not what lies there a moment later."""
     put(folder)
     before = folder.tree()
-    command = kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER)
+    command = kept_scripts.by_reference(scripts.card_nodes(), OWNER)
     names = re.search(r"^need_kept_scripts (.+)$", command, re.MULTILINE)
-    assert names and len(names[1].split()) > 2
+    assert names and len(names[1].split()) > 1
     for number, name in enumerate(names[1].split(), start=1):
         file = folder.root / PLACE[1:] / name
         whole = file.read_text()
@@ -170,7 +169,7 @@ def test_without_their_sums_none_is_run(folder: Folder, says: str) -> None:
     put(folder)
     before = folder.tree()
     folder.command("sha256sum", says)
-    done = folder.run("apply", kept_scripts.by_reference(scripts.iommu_cmdline("iommu=pt"), OWNER))
+    done = folder.run("apply", kept_scripts.by_reference(scripts.card_nodes(), OWNER))
     assert done.returncode == 1 and "missing, or has been changed" in done.stdout
     assert folder.tree() == before
 
@@ -187,7 +186,7 @@ def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folde
 
 def test_what_was_put_just_now_stays_whatever_the_clock_says(folder: Folder) -> None:
     for number in range(6):
-        path = folder.write(f"{PLACE}/cmdline.sh.{f'{number}' * 16}", "later")
+        path = folder.write(f"{PLACE}/card_nodes.sh.{f'{number}' * 16}", "later")
         subprocess.run(["touch", "-d", f"2099-01-0{number + 1}", str(path)], check=True)
     put(folder)
     assert {one.name for one in kept_scripts.texts()} <= {path.name for path in (folder.root / PLACE[1:]).iterdir()}
@@ -197,12 +196,12 @@ def test_of_each_script_the_latest_versions_stay(folder: Folder) -> None:
     put(folder)
     for number in range(6):
         sum_of = f"{number}" * 16
-        path = folder.write(f"{PLACE}/cmdline.sh.{sum_of}", "old")
+        path = folder.write(f"{PLACE}/card_nodes.sh.{sum_of}", "old")
         subprocess.run(["touch", "-d", f"2020-01-0{number + 1}", str(path)], check=True)
     put(folder)
-    left = sorted(path.name for path in (folder.root / PLACE[1:]).glob("cmdline.sh.*"))
+    left = sorted(path.name for path in (folder.root / PLACE[1:]).glob("card_nodes.sh.*"))
     assert [name for name in left if name.rpartition(".")[2] in {f"{n}" * 16 for n in range(6)}] == [
-        f"cmdline.sh.{f'{n}' * 16}" for n in (2, 3, 4, 5)
+        f"card_nodes.sh.{f'{n}' * 16}" for n in (2, 3, 4, 5)
     ]
     assert len(left) == 5
 

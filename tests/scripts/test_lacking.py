@@ -10,6 +10,7 @@ import pytest
 
 from homelab.host.reboot import in_short
 from homelab.remote import scripts
+from tests.boot_layers import iommu
 from tests.scripts.conftest import Folder
 
 IOMMU = "amd_iommu=on iommu=pt"
@@ -194,7 +195,7 @@ def make(folder: Folder, case: Case) -> None:
 
 
 def configure(folder: Folder, words: str) -> None:
-    """What cmdline.sh writes."""
+    """What the layer cmdline writes."""
     folder.write("var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
     folder.write(
         "etc/default/grub.d/zz-homelab-iommu.cfg", f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
@@ -278,7 +279,7 @@ def test_what_was_booted_for_is_forgotten_when_everything_is_given_back(folder: 
     before = folder.tree()
     assert folder.run("apply", script(case)).returncode == 0
     assert folder.tree() != before
-    assert folder.run("revert", scripts.cmdline("iommu", "", 0)).returncode == 0
+    assert folder.run("revert", iommu("")).returncode == 0
     assert folder.tree() == before
 
 

@@ -9,9 +9,8 @@ import yaml
 
 from homelab.host import gates
 from homelab.nvidia import versions
-from homelab.remote import scripts
 from remote_scripts.shared.words import missing_words
-from tests.boot_layers import initramfs
+from tests.boot_layers import initramfs, iommu
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
 
@@ -108,7 +107,7 @@ def test_gate_and_script_agree_on_whether_boot_has_room_and_in_their_words(
 
 def test_gate_and_script_say_the_same_of_a_boot_loader_that_is_not_known(folder: Folder) -> None:
     (folder.root / "sys/firmware/efi").mkdir(parents=True)
-    done = folder.run("plan", scripts.iommu_cmdline("iommu=pt"))
+    done = folder.run("plan", iommu("iommu=pt"))
     clues = message(done.stdout)[1]
     (refused,) = gates.tools(desktop(loader="", loader_clues=clues), settings())
     wanted, found, why, following = message(done.stdout)

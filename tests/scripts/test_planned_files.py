@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
-from tests.boot_layers import Asked, initramfs
+from tests import boot_layers
+from tests.boot_layers import Asked
 from tests.kept_systems import KeptSystems
 from tests.scripts.test_on_a_host import Host
 
@@ -36,8 +36,8 @@ def host(kept_systems: KeptSystems) -> Callable[..., Host]:
     return take
 
 
-def layers(iommu: str, vfio: str) -> list[str | Asked]:
-    return [scripts.iommu_cmdline(iommu), initramfs(bool(vfio)), scripts.vfio_cmdline(vfio)]
+def layers(iommu: str, vfio: str) -> list[Asked]:
+    return [boot_layers.iommu(iommu), boot_layers.initramfs(bool(vfio)), boot_layers.vfio(vfio)]
 
 
 def planned(machine: Host, iommu: str, vfio: str, key: str = "how") -> dict[str, str]:

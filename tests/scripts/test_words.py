@@ -24,44 +24,6 @@ def test_words_are_taken_out_and_nothing_else(folder: Folder, text: str, words: 
     assert folder.bash(f"without_words {quoted(text)} {words}").stdout == left
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "root=ZFS=rpool/ROOT/pve-1 boot=zfs\n",
-        "root=ZFS=rpool/ROOT/pve-1 boot=zfs \n",  # as captured on a real host
-        "root=ZFS=rpool/ROOT/pve-1 boot=zfs",
-        "  root=x  boot=zfs\n# a second line, which nothing reads\n\n",
-    ],
-)
-def test_the_kernel_cmdline_file_comes_back_byte_for_byte(folder: Folder, content: str) -> None:
-    folder.write("/etc/kernel/cmdline", content, 0o600)
-    before = folder.tree()
-    folder.bash("edit_kernel_cmdline iommu 'amd_iommu=on iommu=pt'; edit_kernel_cmdline vfio 'homelab.vfio=x'; finish")
-    first, _, rest = folder.read("/etc/kernel/cmdline").partition("\n")
-    assert first.endswith(" amd_iommu=on iommu=pt homelab.vfio=x")
-    assert rest == content.partition("\n")[2]
-    folder.bash("edit_kernel_cmdline iommu 'amd_iommu=on'; finish")
-    assert "iommu=pt" not in folder.read("/etc/kernel/cmdline")
-    folder.bash("edit_kernel_cmdline iommu ''; edit_kernel_cmdline vfio ''; finish")
-    assert folder.tree() == before
-
-
-def test_what_others_add_to_the_kernel_cmdline_meanwhile_stays(folder: Folder) -> None:
-    folder.write("/etc/kernel/cmdline", "root=x\n")
-    folder.bash("edit_kernel_cmdline iommu 'amd_iommu=on iommu=pt'; finish")
-    folder.write("/etc/kernel/cmdline", "mitigations=off amd_iommu=on root=x iommu=pt nosmt\n")
-    folder.bash("edit_kernel_cmdline iommu ''; finish")
-    assert folder.read("/etc/kernel/cmdline") == "mitigations=off root=x nosmt\n"
-
-
-def test_a_linked_kernel_cmdline_file_stays_a_link(folder: Folder) -> None:
-    folder.write("/etc/kernel/real", "root=x\n")
-    (folder.root / "etc/kernel/cmdline").symlink_to("real")
-    folder.bash("edit_kernel_cmdline iommu 'iommu=pt'; finish")
-    assert (folder.root / "etc/kernel/cmdline").is_symlink()
-    assert folder.read("/etc/kernel/real") == "root=x iommu=pt\n"
-
-
 def test_grub_words_are_those_that_grub_mkconfig_would_see(folder: Folder) -> None:
     folder.write(
         "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\n'

@@ -214,7 +214,7 @@ def _is_composed(node: ast.expr) -> bool:
         ("session.run('verify', scripts.answer(x)['script'])", [1]),
         ("found = inputs.text\nsession.run('apply', found)", [2]),
         ("session.run('apply', f'{inputs.name}')", [1]),
-        ("session.run('plan', scripts.vfio_cmdline(inputs.words))", []),
+        ("session.run('plan', scripts.card_nodes(inputs.needed))", []),
         ("script = steps.verification(a, b, c)\nself.run('verify', script, 3.0)", []),
         ("self.ask_in(one, 'apply', one.script)", [1]),
         ("asyncio.run(work())", []),

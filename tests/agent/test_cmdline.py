@@ -1,0 +1,320 @@
+"""The layer cmdline: words on the kernel command line of the next boot, and the second boot entry without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote import scripts
+from remote_scripts.layers.cmdline import Wanted
+from remote_scripts.shared import cluster
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent import boot_kit
+from tests.agent.boot_kit import ESPS, KERNELS, LOADERS, MENU, after, configured_words, lasting
+from tests.agent.kit import Cut, Host, Refused, cuts
+
+HOME = "/var/lib/homelab"
+LINE = "/etc/kernel/cmdline"
+LINK = "/etc/systemd/system/timers.target.wants/homelab-rollback.timer"
+WORDS = {"iommu": "amd_iommu=on iommu=pt", "vfio": "homelab.vfio=0000:01:00.0=10de:2882 modprobe.blacklist=nouveau"}
+OTHER = "homelab.vfio=0000:01:00.0=10de:2882"
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 20
+
+EACH_LOADER = pytest.mark.parametrize("loader", LOADERS)
+SYSTEMD_BOOT = pytest.mark.parametrize("loader", ["systemd-boot"])
+#: Each name with one loader; with another seed with the other one.
+EACH_NAME = pytest.mark.parametrize(("name", "loader"), sampling.paired(list(WORDS), LOADERS, "cmdline"))
+
+
+def ask(host: Host, verb: str, name: str = "iommu", words: str | None = None) -> Any:
+    words = WORDS[name] if words is None else words
+    return host.ask(verb, "cmdline", Wanted(name=name, words=words, entry=name == "vfio", rollback_after=600))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def loader() -> str:
+    return "grub"
+
+
+@pytest.fixture(autouse=True)
+def stocked(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    boot_kit.stock(host, loader)
+
+
+def second_entry(host: Host) -> str:
+    return host.read(f"/esp/{ESPS[0]}/loader/entries/homelab-without-gpu-{KERNELS[0]}.conf")
+
+
+@EACH_LOADER
+def test_words_are_in_the_next_boot_and_given_back(host: Host, loader: str) -> None:
+    before = lasting(host)
+    assert ask(host, "apply") == {"loader": loader, "added": ["amd_iommu=on", "iommu=pt"], "changed": True}
+    assert ask(host, "apply", "vfio")["changed"] is True
+    assert {*WORDS["iommu"].split(), *WORDS["vfio"].split()} < set(configured_words(host))
+    if loader == "grub":
+        assert host.read("/etc/grub.d/12_homelab") == scripts.file("grub_entry.sh") + "\n"
+    else:
+        assert "without GPU passthrough" in second_entry(host) and "iommu" not in second_entry(host)
+    configured = lasting(host)
+    assert ask(host, "apply", "vfio") == {"loader": loader, "added": WORDS["vfio"].split(), "changed": False}
+    assert ask(host, "apply")["changed"] is False and lasting(host) == configured
+    assert ask(host, "revert") == {"changed": True} and set(WORDS["vfio"].split()) < set(configured_words(host))
+    for _ in range(2):
+        ask(host, "revert", "vfio")
+        assert lasting(host) == before
+
+
+@EACH_LOADER
+def test_words_that_others_have_there_are_left_to_them(host: Host, loader: str) -> None:
+    if loader == "grub":
+        host.write("/etc/default/grub.d/theirs.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="iommu=pt amd_iommu=on,x"\n')
+        host.programs["update-grub"]((), b"")
+    else:
+        host.write(LINE, "iommu=pt amd_iommu=on,x\n")
+        host.programs["proxmox-boot-tool"](("refresh",), b"")
+    before = lasting(host)
+    assert ask(host, "plan") == {"files": []}
+    assert ask(host, "apply") == {"loader": loader, "added": [], "changed": False} and lasting(host) == before
+
+
+def test_a_file_that_is_read_later_and_takes_the_words_away_is_named(host: Host) -> None:
+    host.write("/etc/default/grub.d/zzz.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    before = lasting(host)
+    with pytest.raises(Refused, match=r"found: +' quiet'\n(?s:.)*sorts after zz-homelab in /etc/default/grub.d"):
+        ask(host, "apply")
+    assert lasting(host) == before
+
+
+@EACH_LOADER
+def test_a_plan_names_what_is_written_and_made_and_changes_nothing(host: Host, loader: str) -> None:
+    names = {
+        "grub": ("/etc/default/grub.d/zz-homelab-vfio.cfg", "/etc/grub.d/12_homelab", MENU),
+        "systemd-boot": (LINE, *(f"/etc/kernel/{one}.d/zzz-homelab" for one in ("postinst", "postrm")),
+                         "the boot entries on 2 ESP(s)"),
+    }[loader]  # fmt: skip
+    before = host.tree()
+    assert [one["what"] for one in ask(host, "plan", "vfio")["files"]] == [*names] and host.tree() == before
+    ask(host, "apply", "vfio")
+    assert ask(host, "plan", "vfio") == {"files": []}
+    found = {one["what"]: one["how"] for one in ask(host, "plan", "vfio", "")["files"]}
+    assert found == {name: "made" if name == names[-1] else "changed" if name == LINE else "removed" for name in names}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "root=ZFS=rpool/ROOT/pve-1 boot=zfs\n",
+        "root=ZFS=rpool/ROOT/pve-1 boot=zfs \n",  # as captured on a real host
+        "root=ZFS=rpool/ROOT/pve-1 boot=zfs",
+        "  root=x  boot=zfs\n# a second line, which nothing reads\n\n",
+    ],
+)
+@SYSTEMD_BOOT
+def test_the_line_comes_back_byte_for_byte(host: Host, content: str) -> None:
+    host.write(LINE, content, 0o600)
+    before = lasting(host)[LINE[1:]]
+    ask(host, "apply")
+    ask(host, "apply", "vfio")
+    first, _, rest = host.read(LINE).partition("\n")
+    assert first.endswith(f" {WORDS['iommu']} {WORDS['vfio']}") and rest == content.partition("\n")[2]
+    ask(host, "apply", words="amd_iommu=on")
+    assert "iommu=pt" not in host.read(LINE)
+    ask(host, "apply", "vfio", OTHER)  # it begins the text from before
+    assert host.read(LINE).partition("\n")[0].endswith(f"amd_iommu=on {OTHER}")
+    ask(host, "revert")
+    ask(host, "revert", "vfio")
+    assert lasting(host)[LINE[1:]] == before
+
+
+@SYSTEMD_BOOT
+def test_what_others_add_to_the_line_meanwhile_stays(host: Host) -> None:
+    host.write(LINE, "root=x\n")
+    ask(host, "apply")
+    host.write(LINE, "mitigations=off amd_iommu=on root=x iommu=pt nosmt\n")
+    ask(host, "revert")
+    assert host.read(LINE) == "mitigations=off root=x nosmt\n"
+
+
+@SYSTEMD_BOOT
+def test_a_line_in_a_file_that_is_linked_to_stays_there(host: Host) -> None:
+    (host.root / LINE[1:]).rename(host.root / "etc/kernel/real")
+    (host.root / LINE[1:]).symlink_to("real")
+    before = lasting(host)
+    ask(host, "apply")
+    assert (host.root / LINE[1:]).is_symlink() and "iommu=pt" in host.read("/etc/kernel/real")
+    ask(host, "revert")
+    assert lasting(host) == before
+
+
+@SYSTEMD_BOOT
+def test_a_line_that_cant_be_read_is_not_taken_for_an_empty_one(host: Host) -> None:
+    ask(host, "apply")
+    (host.root / HOME[1:] / "cmdline/iommu").unlink()
+    (host.root / HOME[1:] / "cmdline/iommu").symlink_to("iommu")
+    for verb in ("plan", "apply", "revert"):
+        with pytest.raises(Refused, match="to read /var/lib/homelab/cmdline/iommu"):
+            ask(host, verb)
+
+
+@SYSTEMD_BOOT
+def test_a_host_with_another_loader_by_now_has_nothing_left_of_the_first_one(host: Host) -> None:
+    ask(host, "apply", "vfio")
+    (host.root / "etc/kernel/proxmox-boot-uuids").unlink()  # without an EFI it is GRUB's
+    (host.root / "sys/firmware/efi/efivars").rename(host.root / "sys/efivars")
+    (host.root / "sys/firmware/efi").rmdir()
+    ask(host, "apply", "vfio")
+    assert "homelab" not in host.read(LINE) and not host.exists("/etc/kernel/postinst.d/zzz-homelab")
+    assert host.read(f"{HOME}/files/vfio/etc/default/grub.d/zz-homelab-vfio.cfg")
+    ask(host, "revert", "vfio")
+    assert not host.exists("/etc/default/grub.d/zz-homelab-vfio.cfg")
+
+
+def test_a_menu_that_lacks_the_words_is_made_anew(host: Host) -> None:
+    ask(host, "apply")
+    configured = lasting(host)
+    host.write(MENU, host.read(MENU).replace("iommu=pt", ""), 0o644)
+    assert [one["how"] for one in ask(host, "plan")["files"]] == ["made"]
+    assert ask(host, "apply")["changed"] is False and lasting(host) == configured
+
+
+@SYSTEMD_BOOT
+def test_entries_are_made_anew_after_a_boot_without_the_words(host: Host) -> None:
+    ask(host, "apply")
+    assert ask(host, "plan") == {"files": []}, "in the boot in which it was configured nothing is known of the next one"
+    host.write("/proc/sys/kernel/random/boot_id", "later\n")
+    assert [one["how"] for one in ask(host, "plan")["files"]] == ["made"]
+    host.write("/proc/cmdline", f"quiet {WORDS['iommu']}\n")
+    assert ask(host, "plan") == {"files": []}
+
+
+@EACH_LOADER
+def test_a_configuration_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host) -> None:
+    before = lasting(host)
+    host.write("/fail", "")
+    with pytest.raises(Refused, match="the boot configuration generated anew\nfound: +no room"):
+        ask(host, "apply")
+    added = {HOME[1:], *(f"{HOME[1:]}/{one}" for one in ("pending", "pending/boot"))}
+    assert set(lasting(host)) - set(before) == added
+    (host.root / "fail").unlink()
+    ask(host, "revert")
+    assert lasting(host) == before
+
+
+def test_a_menu_without_a_kernel_is_no_menu(host: Host) -> None:
+    """A broken command makes update-grub's scripts find no kernel, and update-grub end well."""
+    before = lasting(host)
+
+    def spoil(_arguments: Sequence[str], _stdin: bytes) -> None:
+        host.write(MENU, "set default=0\n")
+
+    host.programs["update-grub"] = spoil
+    with pytest.raises(Refused, match="a menu without any kernel; the one from before is back"):
+        ask(host, "apply")
+    assert set(lasting(host)) - set(before) == {f"{HOME[1:]}{one}" for one in ("", "/pending", "/pending/boot")}
+    assert lasting(host)[MENU[1:]] == before[MENU[1:]]
+
+
+def test_a_revert_finishes_an_initramfs_that_nobody_else_comes_to_make(host: Host) -> None:
+    made: list[Sequence[str]] = []
+    host.programs["update-initramfs"] = lambda arguments, _stdin: made.append(arguments)
+    host.write(f"{HOME}/pending/initramfs", "")
+    host.write(f"{HOME}/wanted-boot", "")
+    ask(host, "revert")
+    assert made == [("-u", "-k", "all")] and not host.exists(HOME)
+    host.write(f"{HOME}/pending/initramfs", "")
+    host.programs["update-initramfs"] = lambda _arguments, _stdin: Done(1, b"no room")
+    ask(host, "revert")
+    assert host.exists(f"{HOME}/pending/initramfs")
+
+
+def test_a_revert_gives_the_nodes_turn_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(cluster, "give_turn_back", lambda _system: given.append(host.exists(LINK)))
+    ask(host, "apply")
+    ask(host, "revert")
+    assert given == [True] and not host.exists(LINK), "the switch goes last"
+
+
+def test_without_a_known_loader_nothing_begins(host: Host) -> None:
+    (host.root / "sys/firmware/efi").mkdir(parents=True)
+    (host.root / MENU[1:]).unlink()
+    before = lasting(host)
+    for verb in ("plan", "apply", "revert"):
+        with pytest.raises(Refused, match="to know which boot loader makes the kernel command line"):
+            ask(host, verb)
+    assert lasting(host) == before
+
+
+def each_is_made_good(host: Host, found: list[Cut], place: Path, verb: str, name: str, words: str, wanted: Any) -> None:
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"cmdline {verb} {place.name}")):
+        left = after(cut, host, place / f"{verb}-{number}")
+        ask(left, verb, name, words)
+        assert lasting(left) == wanted, f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+
+
+@EACH_NAME
+def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_revert(
+    host: Host, tmp_path: Path, name: str
+) -> None:
+    if name == "vfio":
+        ask(host, "apply")
+    before = lasting(host)
+    found = cuts(host, lambda one: ask(one, "apply", name))
+    assert len(found) > 50
+    configured = lasting(host)
+    for cut in found:
+        places = (f"{HOME[1:]}/files/{name}/", f"{HOME[1:]}/cmdline/{name}")
+        ours = [key for key in cut.lasting if key.startswith(places)]
+        armed = {f"{HOME}/armed"[1:], f"{HOME}/rollback"[1:], LINK[1:]} <= cut.lasting.keys()
+        assert armed or not ours, f"written before the switch was armed, {cut.how}"
+    each_is_made_good(host, found, tmp_path, "apply", name, WORDS[name], configured)
+    each_is_made_good(host, found, tmp_path, "revert", name, WORDS[name], before)
+
+
+@EACH_NAME
+def test_a_revert_that_is_cut_short_is_finished_by_the_next(host: Host, tmp_path: Path, name: str) -> None:
+    if name == "vfio":
+        ask(host, "apply")
+    before = lasting(host)
+    ask(host, "apply", name)
+    found = cuts(host, lambda one: ask(one, "revert", name))
+    assert len(found) > 20 and lasting(host) == before
+    each_is_made_good(host, found, tmp_path, "revert", name, WORDS[name], before)
+
+
+@EACH_LOADER
+def test_a_change_of_words_that_is_cut_short_leaves_none_of_the_old_ones(host: Host, tmp_path: Path) -> None:
+    before = lasting(host)
+    ask(host, "apply", "vfio")
+    found = cuts(host, lambda one: ask(one, "apply", "vfio", OTHER))
+    changed = lasting(host)
+    each_is_made_good(host, found, tmp_path, "apply", "vfio", OTHER, changed)
+    each_is_made_good(host, found, tmp_path, "revert", "vfio", OTHER, before)
+
+
+@EACH_NAME
+def test_a_failing_run_that_is_cut_short_while_it_puts_things_back_is_finished_by_the_next(
+    host: Host, tmp_path: Path, name: str
+) -> None:
+    before = lasting(host)
+    ask(host, "apply", name)
+    configured = lasting(host)
+    ask(host, "revert", name)
+    host.write("/fail", "")
+
+    def fail(one: Host) -> None:
+        with pytest.raises(Refused):
+            ask(one, "apply", name)
+
+    found = cuts(host, fail)
+    left = {key for key in lasting(host) if key not in before}
+    assert f"{HOME[1:]}/pending/boot" in left, "what was generated is of neither the old nor the new files"
+    assert not [key for key in left if not key.startswith(HOME[1:])]
+    each_is_made_good(host, found, tmp_path, "apply", name, WORDS[name], configured)
+    each_is_made_good(host, found, tmp_path, "revert", name, WORDS[name], before)
