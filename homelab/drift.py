@@ -69,7 +69,7 @@ class Drift:
                 f"{' '.join(self.errors[0].split())[:300]}"
             )
         if not self.exists:
-            return f"homelab {self.stack}: nothing has drifted"
+            return f"stack {self.stack}: no drift"
         if not self.lines:
             names = "" if self.first else f": {', '.join(self.changes)}"
             return f"homelab {self.stack}: {self.cause_of_changes}{names}"

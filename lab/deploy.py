@@ -170,7 +170,7 @@ def hints(verb: str, scenario: str, state: str, code: int) -> str:
         (f".venv/bin/python -m lab run --state {state} -- lspci -nnk", "look at it, or break something"),
         (f".venv/bin/python -m homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),
         (f". {state}/env", "then `pulumi up`, `homelab show` and the like are about this stack, in this shell"),
-        (f"make down{named}", "give every byte back, and stop the host"),
+        (f"make down{named}", "undo everything and stop the host"),
     ]
     lines = [line for command, what in rows for line in (f"  {command}", f"      {what}")]
     lines.append("Your own host: .venv/bin/python -m homelab init ADDRESS")

@@ -243,7 +243,7 @@ def _login(
             next="take another key, or leave --identity and --agent out to log in with a password once"
             + (f"; {refused.next}" if arguments.agent and refused is not None else ""),
         )
-    output.say(f"None of your keys can log in to {address} yet.")
+    output.say(f"None of your SSH keys is accepted by {address} yet.")
     if refused is not None and methods[-1].get("agent"):
         output.say(f"The SSH agent: {refused.found}.")
     host, password = _by_password(address, login, key, ask, output)
@@ -254,7 +254,9 @@ def _login(
         return Access(host, {}, key, password=password if is_open else "")
     install = arguments.install_key
     if install is None:
-        install = ask.confirm("Put your public key onto the host, so that no password is needed again?", default=True)
+        install = ask.confirm(
+            "Copy your SSH public key to the host, so you won't need the password again?", default=True
+        )
     if not install:
         return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
     path = usual[0] if usual else folder / "homelab_ed25519"
@@ -266,7 +268,7 @@ def _login(
 def _by_password(address: str, login: Login, key: HostKey, ask: Questions, output: Output) -> tuple[Host, str]:
     for number in range(_TRIES):
         from_environment = os.environ.get(PASSWORD)
-        password = from_environment or ask.secret(f"Password of {login['user']} on {address} (it is asked for once)")
+        password = from_environment or ask.secret(f"{login['user']}'s password on {address} (used once, never stored)")
         if password:
             host = host_at(address, {**login, "password": password}, key.line)
             if first_contact.refusal(host) is None:

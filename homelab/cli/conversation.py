@@ -150,10 +150,10 @@ class Conversation:
             refused = init_cards.refused(facts, card, access.host, "vm")
             self.output.say(f"  {card.key}: {card}", *(f"    {line}" for line in init_cards.lines(facts, card, node)))
             if (screen := init_cards.screen_lost(facts, card, access.host)) is not None:
-                self.output.say(f"    a VM can have it if you accept this: {screen.found}; {screen.why}")
+                self.output.say(f"    a VM can have it, but note: {screen.found}; {screen.why}")
             else:
                 self.output.say(
-                    *(f"    for a VM it would be refused: {error.found}; {error.next}" for error in refused)
+                    *(f"    not possible for a VM because: {error.found}; {error.next}" for error in refused)
                 )
             card_results.append(
                 {
@@ -224,24 +224,24 @@ class Conversation:
         for_vms = "vm" in possible or screen is not None
         vms = [guest for guest in all_guests if guest.kind == "vm"] if for_vms else []
         shared = [guest for guest in all_guests if guest.kind == "lxc"] if "lxc" in possible else []
-        options: list[Option] = [(f"vm:{guest.id}", f"for {guest}") for guest in vms]
+        options: list[Option] = [(f"vm:{guest.id}", str(guest)) for guest in vms]
         if for_vms:
-            options.append(("new-vm", f"for a new VM (id {free_id(facts)})"))
+            options.append(("new-vm", f"a new VM (id {free_id(facts)})"))
         if shared:
-            options.append(("lxc", "for containers, which share it"))
+            options.append(("lxc", "containers (shared)"))
         if "host" in possible:
-            options.append(("host", "for the host itself"))
+            options.append(("host", "the host itself"))
         options.append(("none", "leave it alone"))
         for error in init_cards.with_vm(facts, card):
             self.output.say(f"{card.key} can't go back to the host's driver now: {error.found}; {error.next}.")
         first = "lxc" if preset.kind == "lxc" else str(preset) if preset.kind != "new-vm" else "new-vm"
         if first not in (value for value, _ in options):
             first = "none"
-        chosen = self.ask.choose(f"What is {card.key} ({card}) for?", options, first)
+        chosen = self.ask.choose(f"Who should get {card.key} ({card})?", options, first)
         if chosen.startswith(("vm:", "new-vm")) and screen is not None:
             self.output.say(f"{screen.found}: {screen.why}.")
             # Whoever has accepted it in the settings is asked once more only.
-            if not self.ask.confirm("Give it away nevertheless (allowConsole)?", default=chosen == str(preset)):
+            if not self.ask.confirm("Give it to the VM anyway (allowConsole)?", default=chosen == str(preset)):
                 return Use("none")
         if chosen != "lxc":
             return parse_use(chosen, facts)

@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--preview", action=argparse.BooleanOptionalAction, default=True, help="run `pulumi preview` at the end"
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--yes", action="store_true", help="no questions: what is preselected counts")
+    how.add_argument("--yes", action="store_true", help="no questions: accept the preselected answers")
     how.add_argument("--dry-run", action="store_true", help="show all of it, and do nothing")
     how.add_argument("--json", action="store_true", help="for programs: the result on standard output, no questions")
     return parser

@@ -143,7 +143,7 @@ def _answer(question: str, prompt: Any) -> Any:
 
 
 class Preselected:
-    """No questions (`--yes`): what is preselected counts."""
+    """No questions (`--yes`): the preselected answers."""
 
     def choose(self, question: str, options: Sequence[Option], default: str) -> str:
         return default

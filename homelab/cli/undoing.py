@@ -43,5 +43,5 @@ def undo(arguments: argparse.Namespace, output: Output, ask: Questions) -> dict[
         raise Declined("Nothing was done.")
     output.steps(plan.commands, f"homelab init --undo --stack {arguments.stack}")
     first_contact.carry_out(access.host, plan.commands, lambda command, _: output.did(command))
-    output.say(f"Undone. {file.name} stays; its token is of no use any more, and homelab init makes a new one.")
+    output.say(f"Undone. {file.name} stays; its token no longer works, and homelab init makes a new one.")
     return result

@@ -33,7 +33,7 @@ class Part:
         if self.report is None:
             return "could not be read"
         number = len(self.report.findings)
-        return "well" if not number else f"{number} thing{'s' * (number > 1)} wrong"
+        return "ok" if not number else f"{number} thing{'s' * (number > 1)} wrong"
 
     @property
     def findings(self) -> list[Finding]:
@@ -80,7 +80,8 @@ class Whole:
         :param table: of `rows`, drawn.
         """
         wrong = sum(not part.well for part in self.parts)
-        head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} not well' if wrong else 'all is well'}"
+        problems = "has a problem" if wrong == 1 else "have problems"
+        head = f"stack {self.stack}: {f'{wrong} of {len(self.parts)} {problems}' if wrong else 'all is well'}"
         findings = self.findings
         parts = [
             head,

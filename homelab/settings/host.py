@@ -243,8 +243,8 @@ class Host(Model):
     your reboot."""
     cluster: Name | None = None
     """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or
-    any name of your choice. Of hosts with the same name here, one is rebooted at a time, and only once the one before
-    is back and verified."""
+    any name of your choice. Hosts that share this name reboot one at a time, each only once the one before is back and
+    verified."""
     guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
     """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down; what ran is
     started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on for that time; HA moves its

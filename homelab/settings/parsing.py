@@ -93,9 +93,9 @@ def _explain(error: ValidationError) -> HomelabError:
             text = f"{text}; found {_visible(repr(problem['input']))}"
         lines.append(f"homelab:{place}{': ' if place else ''}{text}")
     return HomelabError(
-        wanted="a configuration that can be carried out",
+        wanted="valid settings",
         found=("\n        ").join(lines),
-        why="nothing was done: a mistake here would surface half-way through a change to the host",
+        why="checked before anything was changed",
         next="correct Pulumi.<stack>.yaml; docs/settings.md describes the keys",
     )
 

@@ -71,5 +71,5 @@ def _changed(name: str, host: Mapping[str, Any], words: str) -> list[str]:
     return [
         host_line,
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
-        '  without it for one boot: the boot entry "without GPU passthrough"',
+        '  to boot once without passthrough: pick "without GPU passthrough" in the boot menu',
     ]

@@ -172,7 +172,7 @@ def copy_first(guest: Vm | Container) -> list[str]:
 
 
 def _line(guest: str, vm: Vm, config: dict[str, str], change: Change, *, running: bool) -> str:
-    changes = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "has its cards"
+    changes = ", ".join(f"{key}: {value}" for key, value in change.values.items()) or "no change"
     power = "; it is shut down and started again" if running and change else ""
     line = f"  VM {vm.vmid} ({config.get('name', guest)}), {'running' if running else 'off'}: {changes}{power}"
     return "\n".join([line, *_before_and_after(config, change)])

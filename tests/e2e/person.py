@@ -122,8 +122,8 @@ def log_in(lab: Lab) -> Conversation:
     """With the password; from then on with a key that is made and put onto the host."""
     return [
         ("Is it the same?", f"y{ENTER}"),
-        ("Password of root", f"{lab.api['password']}{ENTER}"),
-        ("Put your public key onto the host", f"y{ENTER}"),
+        ("root's password", f"{lab.api['password']}{ENTER}"),
+        ("Copy your SSH public key", f"y{ENTER}"),
     ]
 
 

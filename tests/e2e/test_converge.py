@@ -27,19 +27,31 @@ A_NEW_VM = [
 ]
 NOTHING_INSIDE = ("Install NVIDIA's driver in VM 103", ENTER)
 ITS_SCREEN = [  # the host has no other card
-    ("What is gtx1080", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
-    ("Give it away nevertheless (allowConsole)?", f"y{ENTER}"),
+    ("Who should get gtx1080", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+    ("Give it to the VM anyway (allowConsole)?", f"y{ENTER}"),
     NOTHING_INSIDE,
 ]
 # Scenario -> the slot that must be on vfio-pci afterwards, what is asked, further options.
 SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
-    "rtx5090": ("0000:01:00", [("What is rtx5090", ENTER), ("What is radeon-graphics", ENTER), NOTHING_INSIDE], []),
-    "wtr-max": ("0000:01:00", [("What is rtx5060-ti", ENTER), ("What is hawkpoint1", ENTER), NOTHING_INSIDE], []),
-    "intel-zfs": ("0000:01:00", [("What is uhd-graphics-770", ENTER), ("What is rtx4070", ENTER), NOTHING_INSIDE], []),
-    "two-identical": ("0000:1e:00", [("What is rtx3090 ", ENTER), ("What is rtx3090-2", ENTER)], []),
+    "rtx5090": (
+        "0000:01:00",
+        [("Who should get rtx5090", ENTER), ("Who should get radeon-graphics", ENTER), NOTHING_INSIDE],
+        [],
+    ),
+    "wtr-max": (
+        "0000:01:00",
+        [("Who should get rtx5060-ti", ENTER), ("Who should get hawkpoint1", ENTER), NOTHING_INSIDE],
+        [],
+    ),
+    "intel-zfs": (
+        "0000:01:00",
+        [("Who should get uhd-graphics-770", ENTER), ("Who should get rtx4070", ENTER), NOTHING_INSIDE],
+        [],
+    ),
+    "two-identical": ("0000:1e:00", [("Who should get rtx3090 ", ENTER), ("Who should get rtx3090-2", ENTER)], []),
     "four-functions": (
         "0000:01:00",
-        [("What is uhd-graphics-630", ENTER), ("What is rtx2060-rev-a", ENTER), NOTHING_INSIDE],
+        [("Who should get uhd-graphics-630", ENTER), ("Who should get rtx2060-rev-a", ENTER), NOTHING_INSIDE],
         [],
     ),
     # Its containers are to lose the card, which no question offers.
@@ -51,20 +63,24 @@ SCENARIOS: dict[str, tuple[str, Conversation, list[str]]] = {
     "intel-grub-bios": ("0000:03:00", ITS_SCREEN, []),
     "zfs-grub-shim": (
         "0000:01:00",
-        [("What is uhd-graphics-770", ENTER), ("What is rtx4060", ENTER), NOTHING_INSIDE],
+        [("Who should get uhd-graphics-770", ENTER), ("Who should get rtx4060", ENTER), NOTHING_INSIDE],
         [],
     ),
     "iommu-off": ("0000:03:00", ITS_SCREEN, []),
     "bound-by-hand": (
         "0000:01:00",
-        [("What is rtx5090", ENTER), ("What is radeon-graphics", ENTER), NOTHING_INSIDE],
+        [("Who should get rtx5090", ENTER), ("Who should get radeon-graphics", ENTER), NOTHING_INSIDE],
         ["--set", "hosts.pve.takeOver=true"],
     ),
-    "half-bound": ("0000:01:00", [("What is rtx5060-ti", ENTER), ("What is hawkpoint1", ENTER), NOTHING_INSIDE], []),
+    "half-bound": (
+        "0000:01:00",
+        [("Who should get rtx5060-ti", ENTER), ("Who should get hawkpoint1", ENTER), NOTHING_INSIDE],
+        [],
+    ),
     # No guest, and the host's driver has both cards.
     "recorded-node": (
         "0000:41:00",
-        [("What is rtx4090 ", ENTER), ("What is rtx4090-2", f"{DOWN}{ENTER}"), *A_NEW_VM],
+        [("Who should get rtx4090 ", ENTER), ("Who should get rtx4090-2", f"{DOWN}{ENTER}"), *A_NEW_VM],
         ["--image", "none"],
     ),
 }

@@ -40,8 +40,8 @@ def at_a_terminal(engine: install.Engine, tmp_path: Path) -> Iterator[Callable[[
 # Where one VM could have the card, it is preselected; and nobody has the host's screen.
 VMS: dict[str, Conversation] = {
     "rtx5090": [
-        ("What is rtx5090", ENTER),
-        ("What is ", ENTER),
+        ("Who should get rtx5090", ENTER),
+        ("Who should get ", ENTER),
         ("Install NVIDIA's driver in VM 103", ENTER),
     ],
 }
@@ -74,11 +74,11 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
 CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
     "phoenix": (
         [
-            ("What is rtx5090", ENTER),  # container 950 has it: containers are preselected
+            ("Who should get rtx5090", ENTER),  # container 950 has it: containers are preselected
             ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),  # 901, and no more 950
-            ("What is rtx4090", ENTER),
+            ("Who should get rtx4090", ENTER),
             ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),
-            ("What is ", ENTER),
+            ("Who should get ", ENTER),
             ("CUDA's toolkit in the containers", ENTER),
             ("NVIDIA's container toolkit in the containers", ENTER),
         ],
@@ -86,10 +86,10 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
     ),
     "containers-pve8": (
         [
-            ("What is uhd", ENTER),
-            ("What is rtx4060", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+            ("Who should get uhd", ENTER),
+            ("Who should get rtx4060", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
             ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 210 is preselected; 211, too
-            ("What is rtx3060", ENTER),
+            ("Who should get rtx3060", ENTER),
             ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
             ("NVIDIA's container toolkit in the containers", ENTER),
         ],
@@ -100,9 +100,9 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
     ),
     "tesla-p4": (
         [
-            ("What is tesla-p4 ", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+            ("Who should get tesla-p4 ", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
             ("For which containers?", ENTER),
-            *((f"What is {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4", "aspeed")),
+            *((f"Who should get {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4", "aspeed")),
             ("NVIDIA's driver on the host", ENTER),
             ("CUDA's toolkit in the containers", ENTER),  # there is none for Pascal on Debian 13
             ("NVIDIA's container toolkit in the containers", ENTER),

@@ -114,7 +114,7 @@ def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that
     stack.host["gpus"] = {}
     preview = stack.preview()
     lost = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 is no longer wanted"
-    for said in (f"reboot: one, because {lost}", "it stops VM 103 (Sandbox)", "makes anew /boot/grub/grub.cfg"):
+    for said in (f"reboot: one, because {lost}", "it stops VM 103 (Sandbox)", "rebuilds /boot/grub/grub.cfg"):
         assert said in preview.output, preview.output
     named = set(re.findall(r"(?:writes|changes|removes) (/etc/\S+)", preview.output))
     before = stack.lab.snapshot("etc")
@@ -154,7 +154,7 @@ def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_init_at_a
         # No VM is among what the card can be for.
         asked = [(f"What is {card} ", ENTER) for card in cards]
         shown = " ".join(init_at_a_terminal(stack, *asked, status=1).split())
-        assert said in shown and "for a VM it would be refused: " in shown
+        assert said in shown and "not possible for a VM because: " in shown
         assert "No card was given to a guest" in shown
     else:
         result = stack.preview(ok=False)

@@ -435,7 +435,7 @@ def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_
     status, text, _ = phoenix.run()
     assert status == 2  # 999 isn't there
     assert (
-        text.index("not well")
+        text.index("have problems")
         < text.index("what is wrong")
         < text.index("what to do")
         < text.index("where in the settings")

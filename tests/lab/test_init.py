@@ -338,7 +338,7 @@ def test_a_key_of_ones_own_needs_no_password(
     assert run(desk, capsys, *desk.where, *desk.key, *CARD, "--identity", key, "--dry-run") == 0, desk.err
     assert f"privateKeyFile: {key}" in desk.out
     assert run(desk, capsys, *desk.where, *desk.key, *CARD) == 2
-    assert "an answer to: Password of root" in desk.err
+    assert "an answer to: root's password" in desk.err
 
 
 def test_the_agent_logs_in_and_the_settings_say_so(

@@ -69,7 +69,7 @@ def test_of_a_stack_that_was_never_deployed_nothing_can_have_drifted() -> None:
 
 def test_nothing_is_nothing() -> None:
     found = drift.of_events("homelab", [step("refresh", "pve-probe"), step("same", "x")], 0)
-    assert not found.exists and not found.errors and "nothing has drifted" in found.line
+    assert not found.exists and not found.errors and "no drift" in found.line
 
 
 def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:

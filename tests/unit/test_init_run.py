@@ -303,7 +303,7 @@ def test_a_card_of_a_vm_leaves_the_vm_in_a_separate_run(folder: Path) -> None:
     assert str(run._use_of(facts, card, hosts.settings(), Use("vm", (103,)))) == "vm:103"
     said = " ".join(shown.getvalue().split())
     assert "rtx5090 can't go back to the host's driver now: " in said and "takes it out of VM 103 (Sandbox)" in said
-    assert "for VM 103" in said and "for containers" not in said and "for the host" not in said
+    assert "VM 103" in said and "containers (shared)" not in said and "the host itself" not in said
 
 
 @pytest.mark.parametrize(("there", "put"), [("FILL-IN", "hunter2"), ("(encrypted)", "")])
@@ -371,11 +371,11 @@ def test_in_a_terminal_sentences_are_folded_between_words_and_commands_stay_whol
     monkeypatch.setenv("COLUMNS", "30")
     shown = Terminal()
     output = Output(shown)
-    output.say("    for a VM it would be refused: another card first", "wanted: one\nfound:  two")
+    output.say("    not possible for a VM because: another card first", "wanted: one\nfound:  two")
     output.show("  pveum acl modify /mapping/pci --users 'homelab@pve'")
     assert shown.getvalue().splitlines() == [
-        "    for a VM it would be",
-        "      refused: another card",
+        "    not possible for a VM",
+        "      because: another card",
         "      first",
         "wanted: one",
         "found:  two",
@@ -395,7 +395,7 @@ def test_what_init_says_is_folded_between_words_in_a_terminal(columns: int, monk
     step = "pveum user token add homelab@pve pulumi --privsep 0 --comment 'homelab init, stack homelab' --output-format json"
     output.did(step)
     output.say(
-        f"    for a VM it would be refused: {'containers that use it: 950; take the card out of them first; ' * 3}"
+        f"    not possible for a VM because: {'containers that use it: 950; take the card out of them first; ' * 3}"
     )
     lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= columns and "  done: pveum user token add" in lines[0]

@@ -255,7 +255,7 @@ def test_the_plan_tells_people_what_would_happen() -> None:
         "reboot: one, because iommu=pt is not running; it stops VM 103 (Sandbox), and starts it again",
     ):
         assert said in text, text
-    assert text.count("makes anew /boot/grub/grub.cfg") == 1
+    assert text.count("rebuilds /boot/grub/grub.cfg") == 1
 
 
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
@@ -301,7 +301,7 @@ def test_the_plan_shows_how_a_file_differs_and_of_a_long_one_the_beginning() -> 
         in text
     )
     assert text.count("changes /etc/a") == 1
-    assert "      … 34 more lines\n  makes anew /boot/grub/grub.cfg" in text
+    assert "      … 34 more lines\n  rebuilds /boot/grub/grub.cfg" in text
 
 
 def test_the_values_of_a_card_are_those_of_each_of_its_functions() -> None:

@@ -302,7 +302,7 @@ def test_the_result_names_guests_checks_changes_and_the_way_back() -> None:
         "    verified inside by nvidia-smi, a CUDA program, a container, an ordinary user",
         "pve: kernel 6.17.2-1-pve, 17 IOMMU groups",
         "  changed there: kernel command line (iommu, vfio-pci), initramfs",
-        '  without it for one boot: the boot entry "without GPU passthrough"',
+        '  to boot once without passthrough: pick "without GPU passthrough" in the boot menu',
         "To undo it: `pulumi destroy` gives back every file, VM and container as it was",
         "  NVIDIA's software stays in vms.sandbox, unless nvidia.onDestroy is purge there",
     ]
