@@ -281,7 +281,7 @@ def init_at_a_terminal(
 
 @pytest.fixture
 def by_init(tmp_path: Path, engine: install.Engine, labs: Labs) -> Callable[..., Stack]:
-    """`by_init("rtx5090", ("What is rtx5090", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
+    """`by_init("rtx5090", ("Who should get rtx5090", ENTER), …)`: as `stack_on`, with the settings that `init_at_a_terminal` wrote."""
 
     def make(scenario: str, *conversation: tuple[str, str], options: Sequence[str] = (), first: str = "") -> Stack:
         """``first``: what is done on the host before."""

@@ -54,7 +54,7 @@ def test_a_card_for_a_vm(at_a_terminal: Callable[[str], Person], scenario: str) 
     spawned.logfile_read = screen
     shown = answer(spawned, *log_in(person.lab), *VMS[scenario], *agree())
     assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in shown
-    assert "pveum role add Homelab" in shown and f"hostpci0: mapping={VMS[scenario][0][0][8:]},pcie=1" in shown
+    assert "pveum role add Homelab" in shown and f"hostpci0: mapping={VMS[scenario][0][0].split()[-1]},pcie=1" in shown
     assert "Next: pulumi up --stack homelab" in shown
     # The preview at the end was Pulumi's own.
     assert re.search(r"\+ \d+ to create", shown)

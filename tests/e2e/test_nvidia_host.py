@@ -55,10 +55,10 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
 ) -> None:
     stack = by_init(
         "mixed",
-        ("What is rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
-        ("What is rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
+        ("Who should get rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
+        ("Who should get rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
         ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
-        ("What is aspeed", ENTER),
+        ("Who should get aspeed", ENTER),
         ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
         ("NVIDIA's container toolkit in the containers", ENTER),
     )

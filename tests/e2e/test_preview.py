@@ -152,7 +152,7 @@ def test_what_would_bring_the_host_down_is_refused_in_a_preview_and_in_init_at_a
         stack.config = {}
         stack.write_config()
         # No VM is among what the card can be for.
-        asked = [(f"What is {card} ", ENTER) for card in cards]
+        asked = [(f"Who should get {card} ", ENTER) for card in cards]
         shown = " ".join(init_at_a_terminal(stack, *asked, status=1).split())
         assert said in shown and "not possible for a VM because: " in shown
         assert "No card was given to a guest" in shown
