@@ -14,7 +14,7 @@ from typing import Any
 from bench.errors import BenchError
 from lab import Lab
 
-# What the program writes on a host that boots with GRUB (docs/day-two.md), beside its own records for `destroy`.
+# What the program writes on a host that boots with GRUB (docs/on-the-host.md), beside its own records for `destroy`.
 PATHS = (
     "/etc/default/grub.d/zz-homelab-iommu.cfg",
     "/etc/default/grub.d/zz-homelab-vfio.cfg",

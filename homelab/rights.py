@@ -20,7 +20,7 @@ from homelab.vm.creation import configuration
 if TYPE_CHECKING:
     from homelab.settings import Download, Host, NewContainerSettings, NewVm, Vm
 
-# The name of the role in docs/day-two.md. Where it is taken, a new role gets a number behind it.
+# The name of the role in docs/by-hand.md. Where it is taken, a new role gets a number behind it.
 ROLE = "Homelab"
 
 # A path -> privileges. `A|B`: one of these is enough.

@@ -166,7 +166,7 @@ class Container(Model):
 
     host: Name
     """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: then it counts where it
-    is now ([a guest that moves](day-two.md#a-guest-that-moves))."""
+    is now ([a guest that moves](moving-guests.md#a-guest-that-moves))."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
     gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None

@@ -71,15 +71,15 @@ class Gpu(Model):
     """The id of the card's graphics function, as `lspci -nn` prints it."""
     address: PciPlace | None = None
     """The card's slot, such as `0000:01:00`, or the address of its graphics function. See [what a card
-    is](day-two.md#what-a-card-is)."""
+    is](cards.md#what-a-card-is)."""
     use: Literal["vm", "lxc", "host", "shared"] = "vm"
     """`vm`: vfio-pci gets the card, and a VM can have it. `lxc` and `host`: the card stays with the host's driver.
     `shared`: containers have it, and a VM, of those that name it, takes it when it starts and gives it back when it has
-    stopped, without a reboot ([One card in turn](day-two.md#one-card-in-turn)). For NVIDIA's cards, with the host's
+    stopped, without a reboot ([One card in turn](cards-in-turn.md)). For NVIDIA's cards, with the host's
     driver by `nvidia`."""
     functions: list[FunctionAddress] = []
     """Only with `use: vm`: exactly these functions are the card, instead of those that the program finds
-    ([what a card is](day-two.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its
+    ([what a card is](cards.md#what-a-card-is)). They are the card's slot's, or behind a switch on the card; its
     graphics function is among them. A USB controller is given to the VM only if it is named here."""
     allow_group_members: list[FunctionAddress] = []
     """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own

@@ -228,7 +228,7 @@ class Vm(Model):
 
     host: Name
     """The host that it runs on: a name under `hosts`. Or its cluster: the VM is then found on whichever of its nodes it
-    is ([more than one host](day-two.md#a-guest-that-moves))."""
+    is ([more than one host](moving-guests.md#a-guest-that-moves))."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []

@@ -22,7 +22,7 @@ from tests.rows import failing
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
 # The guide's commands for a user of one's own, as a person copies them.
 COMMANDS = [
-    line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "docs/day-two.md").read_text(), re.MULTILINE)
+    line.strip() for line in re.findall(r"^ *pveum .*", (PROJECT / "docs/by-hand.md").read_text(), re.MULTILINE)
 ]
 
 

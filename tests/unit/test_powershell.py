@@ -74,7 +74,7 @@ def mistakes(text: str) -> list[str]:
 
 
 def test_the_documents_have_snippets_for_powershell() -> None:
-    assert len(SNIPPETS) >= 4 and ("docs/day-two.md" in {page for page, _ in SNIPPETS})
+    assert len(SNIPPETS) >= 4 and ("docs/windows.md" in {page for page, _ in SNIPPETS})
 
 
 @pytest.mark.parametrize(("page", "text"), SNIPPETS)

@@ -1,4 +1,4 @@
-"""homelab/rights.py: what the settings need, as docs/day-two.md and docs/settings.md list it; whose entries count; which command adds a right."""
+"""homelab/rights.py: what the settings need, as docs/by-hand.md and docs/settings.md list it; whose entries count; which command adds a right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def on_vms(needs: rights.Needs) -> set[str]:
 
 def readme_role() -> set[str]:
     match = re.search(
-        r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "docs/day-two.md").read_text(encoding="utf-8")
+        r'pveum role add Homelab --privs "([^"]+)"', (PROJECT / "docs/by-hand.md").read_text(encoding="utf-8")
     )
     assert match is not None
     return set(match[1].split())
