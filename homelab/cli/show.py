@@ -15,7 +15,7 @@ from pathlib import Path
 from homelab.cli import stack_options
 from homelab.errors import HomelabError
 from homelab.remote import ssh
-from homelab.show import mermaid, reading, terminal, traits, tree
+from homelab.show import diagram, mermaid, reading, terminal, traits, tree
 
 WELL, UNREADABLE = 0, 2
 
@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     when.add_argument("--now", action="store_true", help="as it is, without what the settings want")
     when.add_argument("--planned", action="store_true", help="as the settings want it, without what is there")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--svg", metavar="FILE", type=Path, help="writes a picture")
-    form.add_argument("--html", metavar="FILE", type=Path, help="writes a page")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="writes a diagram")
+    form.add_argument("--html", metavar="FILE", type=Path, help="writes a page with the diagram")
     form.add_argument("--mermaid", action="store_true", help="prints a flowchart for Markdown")
     return parser
 
@@ -86,15 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = arguments.svg or arguments.html
     if file is not None:
         title = f"homelab: {arguments.stack}"
-        file.write_text(terminal.picture(roots, title, "svg" if arguments.svg else "html"), encoding="utf-8")
+        draw = diagram.svg if arguments.svg else diagram.html
+        file.write_text(draw(roots, title), encoding="utf-8")
         print(f"written: {file}")
     elif arguments.mermaid:
         print(mermaid.text(roots))
     else:
         print(terminal.text(roots), end="")
         if not arguments.now and not arguments.planned:
-            print(LEGEND)
+            print(f"{tree.LEGEND} What has no mark stays.")
     return WELL
-
-
-LEGEND = "With the next `pulumi up`: + comes, - goes, ~ changes. What has no mark stays."

@@ -87,8 +87,8 @@ class Nvidia(Model):
     nccl: bool = False
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
     container_toolkit: Runtime | None = None
-    """NVIDIA's container toolkit, set up for this runtime. `k3s`: the system is a node of a k3s cluster
-    ([how to configure the cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
+    """NVIDIA's container toolkit, set up for this runtime. `k3s`: the system is a node of a k3s cluster ([how to
+    configure the cluster](nvidia-software.md#a-node-of-a-kubernetes-cluster)). It is verified by nvidia-smi and the
     driver's libraries in a container of a small Ubuntu image, known by its digest: what the toolkit brings is the same
     in NVIDIA's larger ones. An image that had to be fetched goes again; where it can't be fetched, `up` says that this
     was not checked."""

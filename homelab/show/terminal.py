@@ -1,10 +1,7 @@
-"""Draws trees and tables for the terminal, and trees as SVG or HTML: by rich, which knows the terminal's width and
-colours.
-"""
+"""Draws trees and tables for the terminal: by rich, which knows its width and colours."""
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 
@@ -19,27 +16,8 @@ from homelab.text import clean
 
 _STYLES: dict[Mark, str] = {"stays": "", "new": "bold green", "gone": "red", "changes": "yellow"}
 _KINDS = {"host": "bold", "group": "cyan", "setting": "dim", "other": "dim"}
-WIDTH = 100
 # For output to a file or a program, which don't break lines.
 WIDTH_OF_A_FILE = 160
-# rich's own page of an SVG loads a font from elsewhere; a picture in a wiki needs nothing but itself.
-_SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
-<style>
-.{unique_id}-matrix {{ font-family: monospace; font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width; }}
-.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
-{styles}
-</style>
-<defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>
-{lines}</defs>
-{chrome}
-<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}
-<g class="{unique_id}-matrix">
-{matrix}
-</g>
-</g>
-</svg>
-"""  # noqa: E501
 
 
 def _console(width: int | None, colours: bool | None) -> Console:
@@ -89,16 +67,3 @@ def table(
     with console.capture() as captured:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def picture(trees: Sequence[TreeNode], title: str, form: str) -> str:
-    """Trees as the text of a picture's file.
-
-    :param form: svg or html.
-    """
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
-    for tree in trees:
-        console.print(_tree(tree))
-    return (
-        console.export_svg(title=title, code_format=_SVG) if form == "svg" else console.export_html(inline_styles=True)
-    )

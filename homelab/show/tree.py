@@ -12,6 +12,7 @@ Mark = Literal["stays", "new", "gone", "changes"]
 NodeKind = Literal["host", "group", "card", "guest", "setting", "other"]
 # A mark in a line of text, for output without colours.
 SIGNS: dict[Mark, str] = {"stays": "", "new": "+ ", "gone": "- ", "changes": "~ "}
+LEGEND = "With the next `pulumi up`: + comes, - goes, ~ changes."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Writes docs/first-hour.md anew: what a terminal of 100 columns shows of `homelab init`, `pulumi up` and `homelab show`.
+"""Writes docs/first-hour.md and docs/first-hour.svg anew: what a terminal of 100 columns shows of `homelab init`, `pulumi up` and `homelab show`, and the
+picture that `homelab show` draws of the first host before its `pulumi up`.
 
 `python -m tests.e2e.first_hour`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the lab's
 address and ports.
@@ -19,6 +20,7 @@ from tests.e2e.terminal import Terminal
 from tests.e2e.test_init import CONTAINERS, VMS
 
 COLUMNS = 100
+PICTURE, PICTURED = recording.PAGE.with_suffix(".svg"), "rtx5090"
 
 BEGIN = """\
 # The first hour
@@ -57,6 +59,12 @@ def recorded(person: Person, scenario: str) -> list[tuple[str, list[str]]]:
     spawned = person.init("--no-preview")
     spawned.logfile_read = terminal
     answer(spawned, *log_in(person.lab), *asked, *agree())
+    if scenario == PICTURED:
+        person.show("--svg", str(person.folder / PICTURE.name))
+        drawn = (person.folder / PICTURE.name).read_text(encoding="utf-8")
+        PICTURE.write_text(
+            recording.as_on_a_host(drawn.splitlines(), person.folder, person.lab) + "\n", encoding="utf-8"
+        )
     up = Terminal(COLUMNS)
     command = [str(person.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab"]
     spawned = person.terminal(*command, PULUMI_CONFIG_PASSPHRASE=PASSPHRASE)

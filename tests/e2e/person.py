@@ -86,9 +86,9 @@ class Person:
         environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         return terminal.run(command, 100, environment, str(self.folder), PATIENCE)
 
-    def show(self) -> list[str]:
+    def show(self, *options: str) -> list[str]:
         """What `homelab show` draws at the terminal."""
-        command = [sys.executable, "-m", "homelab", "show"]
+        command = [sys.executable, "-m", "homelab", "show", *options]
         environment = self.environment | {"COLUMNS": "100", "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from homelab.settings import Container, Host, Vm
-from homelab.show import mermaid, reading, result, terminal, traits, tree
+from homelab.show import diagram, mermaid, reading, result, terminal, traits, tree
 from homelab.show.cards import ShownCard, ShownGuest, of_outputs
 from tests.unit.hosts import desktop, settings
 
@@ -230,8 +231,7 @@ def test_every_picture_has_what_is_set() -> None:
     drawn = [tree.of_host("pve", [], [], about)]
     assert "+ ACS override: downstream" in terminal.text(drawn, width=80, colours=False)
     assert 'n1{{"+ ACS override: downstream"}}' in mermaid.text(drawn)
-    for form in ("svg", "html"):
-        assert "override:" in terminal.picture(drawn, "pve", form)
+    assert "+ ACS override: downstream" in diagram.svg(drawn, "pve")
 
 
 # -- drawn ---------------------------------------------------------------------------------------------------------
@@ -243,10 +243,10 @@ def test_the_terminal_keeps_to_its_width_and_needs_no_colours(width: int) -> Non
     assert "+ VM 103 (sandbox)" in text
 
 
-@pytest.mark.parametrize("form", ["svg", "html"])
-def test_a_picture_is_a_file_that_loads_nothing_from_elsewhere(form: str) -> None:
-    text = terminal.picture([trees(now=True, planned=True)], "pve", form)
-    assert re.search("<svg" if form == "svg" else "<html", text)
+@pytest.mark.parametrize("draw", [diagram.svg, diagram.html])
+def test_a_picture_is_a_file_that_loads_nothing_from_elsewhere(draw: Callable[..., str]) -> None:
+    text = draw([trees(now=True, planned=True)], "pve")
+    assert re.search("<svg" if draw is diagram.svg else "<html", text)
     assert (
         "RTX" in text
         and "src=" not in text
