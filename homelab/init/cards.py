@@ -60,10 +60,20 @@ def cards(facts: HostFacts) -> list[Card]:
     return choices
 
 
+# As people call them. A Matrox G200 is the screen of a server's management controller (BMC).
+_SHORTER = (
+    (r"^(rtx|gtx|rx|gt)-(?=[a-z]?[0-9])", r"\1"),
+    (r"^matrox-electronics-systems-ltd-(mga-)?", "matrox-"),
+    (r"^matrox-(?=g200)", "bmc-"),
+)
+
+
 def key_of(name: str, taken: Iterable[str], otherwise: str) -> str:
     """A name for the settings: letters, digits and hyphens; `rtx5090` of `RTX 5090`."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    plain = re.sub(r"^(rtx|gtx|rx|gt)-(?=[a-z]?[0-9])", r"\1", words)[:36].strip("-")
+    for pattern, instead in _SHORTER:
+        words = re.sub(pattern, instead, words)
+    plain = words[:36].strip("-")
     base = plain if re.match(r"[a-z]", plain) and len(plain) > 1 else otherwise if not plain else f"{otherwise}-{plain}"
     used = set(taken)
     return next(key for key in (base, *(f"{base}-{number}" for number in range(2, 999))) if key not in used)
