@@ -142,7 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "preview":
         code = deployment.pulumi("preview")
     else:
-        code = deployment.pulumi("up", "--yes", "--skip-preview")
+        # The result is what a person needs of the outputs.
+        code = deployment.pulumi("up", "--yes", "--skip-preview", "--suppress-outputs")
         if code == 0:
             print("\n".join(["", "Result", *(f"  {line}" for line in deployment.result())]))
     print(hints(verb, asked.scenario, os.path.relpath(deployment.state), code))
@@ -182,7 +183,7 @@ def down(deployment: Deployment) -> int:
     code = 0
     if deployment.config_file.exists():
         deployment.prepare()
-        code = deployment.pulumi("destroy", "--yes", "--skip-preview")
+        code = deployment.pulumi("destroy", "--yes", "--skip-preview", "--suppress-outputs")
     if code == 0:
         Lab.open(deployment.state).stop()
     return code
