@@ -1,9 +1,10 @@
 """Does one thing for one layer on this system: `read`, `plan`, `apply` or `revert`.
 
 A request is one JSON object on standard input: `layer`, `input` (of the layer's `Wanted`), `seconds` (until this run is
-killed; 0 or missing: never) and `code` (a digest of the modules that the layer is made of; missing: any). What goes to
-standard output is one line of JSON, or, with another exit status than 0, a message for a person in four parts; standard
-error has a log for people.
+killed; 0 or missing: never), `code` (a digest of the modules that the layer is made of; missing: any) and `ctid` (a
+container of this system, in which the layer is to work; missing: on this system itself). What goes to standard output
+is one line of JSON, or, with another exit status than 0, a message for a person in four parts; standard error has a log
+for people.
 
 ROOT in the environment is before every path, so that a simulated host can be a folder; on a host it isn't set.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from remote_scripts.shared.inside import entered, is_gone
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import NOT_FOUND
@@ -46,6 +48,7 @@ class Request:
     seconds: int = 0
     code: str = ""
     generation: int = 0
+    ctid: int = 0
 
 
 def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
@@ -75,9 +78,14 @@ def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
 
 
 def answered(system: System, verb: str, request: Request, module: ModuleType) -> tuple[int, str]:
-    """Does it on `system`; returns the exit status, and the answer or the message."""
+    """Does it on `system`, or in a container of it; returns the exit status, and the answer or the message."""
+    host = system
     try:
         wanted = of_plain(module.Wanted, request.input, "input")
+        if request.ctid:
+            if verb == "revert" and is_gone(host, request.ctid):
+                return 0, '{"reverted":"nothing"}'
+            system = entered(host, request.ctid)
         answer = getattr(module, verb)(system, wanted)
     except Failure as failure:
         return 1, _message(failure, system)
@@ -85,6 +93,8 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
         return 1, _message(_not_understood(str(error)))
     except Exception as error:
         return 1, _message(_unexpected(system, error), system)
+    finally:
+        system.close()
     return 0, json.dumps(to_plain(answer), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -137,6 +147,8 @@ def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tup
         raise _not_understood(str(error)) from error
     if not 0 <= request.seconds <= _LONGEST_SECONDS:
         raise _not_understood(f"seconds: {request.seconds}")
+    if request.ctid and not 100 <= request.ctid <= 999_999_999:
+        raise _not_understood(f"ctid: {request.ctid}")
     if request.layer not in codes:
         raise _not_understood(f"no layer {request.layer!r}")
     # What gives back is the latest there is: an older program has asked for it, in the same words.
@@ -186,6 +198,8 @@ def _print(text: str) -> None:
 def _full_places(system: System) -> str:
     """Which file systems that we write to have no room left, in words."""
     words = ""
+    if system.is_container:
+        return words
     for place in ("/etc", "/var/lib", "/boot", "/run"):
         with contextlib.suppress(OSError):
             about = os.statvfs(system.files.at(place))

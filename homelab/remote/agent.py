@@ -20,13 +20,13 @@ from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.switch import SECONDS
-from remote_scripts.tools import modules
+from remote_scripts.tools import helper, modules
 from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
 
 _NAME = "agent.pyz"
 _SCRIPTS = "/var/lib/homelab/scripts"
-_ENTRY, _INSTALLED = "start", f"{PACKAGE}.installed"
+_ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
 
 
 def place(owner: str) -> str:
@@ -57,6 +57,7 @@ class _Texts(Mapping[str, str]):
 
 
 installed.TEXTS = _Texts()
+helper.TEXT = scripts.file("container_helper.sh")
 
 
 @functools.cache
@@ -64,6 +65,8 @@ def _source(module: str) -> str:
     """The text of a module of the package, with the line ends that it has in the repository; empty: no module."""
     if module == _INSTALLED:
         return f"TEXTS = {json.dumps(dict(installed.TEXTS), indent=0)}\n"
+    if module == _HELPER:
+        return f"TEXT = {helper.TEXT!r}\n"
     return modules.source(module)
 
 
@@ -130,7 +133,9 @@ def command_to_put(user: str) -> str:
     return _as_root(f"{boot_service.PYTHON} -", user)
 
 
-def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, is_act: bool = False) -> str:
+def request(
+    layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, is_act: bool = False, ctid: int = 0
+) -> str:
     """What the agent is asked, in JSON that a person can read in a preview.
 
     :param layer: its name.
@@ -138,8 +143,9 @@ def request(layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, i
     :param seconds: until the host kills it; 0: never.
     :param generation: nothing for the agent; a new one makes Pulumi ask again.
     :param is_act: whichever version of its modules may do it, and a new one is no reason to do it again.
+    :param ctid: of a container in which it is done; 0: on the system itself.
     """
-    parts: dict[str, Any] = {"layer": layer, "input": to_plain(wanted)}
+    parts: dict[str, Any] = {"layer": layer, **({"ctid": ctid} if ctid else {}), "input": to_plain(wanted)}
     if seconds:
         parts["seconds"] = seconds
     if not is_act:

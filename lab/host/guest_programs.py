@@ -1,4 +1,4 @@
-"""pveversion, pvesh, pveum, pvenode, pvecm, ha-manager, qm and pct of a lab host; all but the first are the API at a shell (lab.api.commands)."""
+"""pveversion, pvesh, pveum, pvenode, pvecm, ha-manager, qm, pct and lxc-attach of a lab host; all but the first are the API at a shell (lab.api.commands)."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ def _shell(host: HostState, name: str, arguments: list[str]) -> int:
                 shell.pvenode(arguments)
             elif name == "pvecm":
                 shell.pvecm(arguments)
+            elif name == "lxc-attach":
+                shell.attach(arguments)
             elif name == "ha-manager":
                 ha_commands.ha_manager(host, arguments)
             else:

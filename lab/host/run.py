@@ -77,6 +77,7 @@ PROGRAMS = {
     "lab-sysfs-write": "sysfs_writes",
     "qm": "guest_programs",
     "pct": "guest_programs",
+    "lxc-attach": "guest_programs",
     "pvenode": "guest_programs",
     "pvecm": "guest_programs",
     "ha-manager": "guest_programs",

@@ -4,7 +4,7 @@
 #
 # A request is two lines: `MARK SECONDS VERB WORD...`, quoted for sh, and bytes for its standard input, in base64. The answer, on standard output, is
 # a line `MARK begin`, what the program says, and a line `MARK STATUS`. MARK is new each time: whatever else is said there is nobody's answer.
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
+PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 export PATH LC_ALL
 umask 022
 cd / || exit 1
@@ -29,10 +29,12 @@ while IFS= read -r request && IFS= read -r content; do
   case $verb in
     # lock FOLDER - takes the lock that one run at a time has; no program that is started gets it.
     lock)
-      mkdir -p "$1" && chmod 700 "$1" && exec 9>>"$1/lock" && flock -n 9
+      # shellcheck disable=SC3067 # dash and busybox have -O
+      mkdir -p "$1" && [ ! -L "$1" ] && [ -O "$1" ] && chmod 700 "$1" && exec 9>>"$1/lock" && flock -n 9
       ;;
     unlock) exec 9>&- ;;
     has) command -v "$1" >/dev/null ;;
+    test) test "$1" "$2" ;;
     # write PATH LENGTH - a new file; none may be there.
     write)
       (

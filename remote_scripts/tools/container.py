@@ -10,6 +10,7 @@ what it says over SSH.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -20,14 +21,16 @@ import signal
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files
 from remote_scripts.tools.log import Log
-from remote_scripts.tools.run import ASK_SECONDS, DO_SECONDS, TIMED_OUT, Done
-from remote_scripts.tools.state import PROGRESS_SECONDS, Work
+from remote_scripts.tools.run import ASK_SECONDS, DO_SECONDS, TIMED_OUT, Done, Progress, Run, last_lines, note_output
+from remote_scripts.tools.state import PROGRESS_SECONDS, Work, locked
+from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, as_text
 
 #: What one answer may have in all, in bytes, and a file that is written there.
@@ -35,9 +38,9 @@ GREATEST_BYTES = 16 * 1024 * 1024
 WRITTEN_BYTES = 1024 * 1024
 #: How long after a program's time its end is waited for, in seconds: the helper kills it in there.
 GRACE_SECONDS = 10.0
-_LAST_LINES = 5
+#: For so long the turn of those who work in containers is waited for, in seconds.
+_TURN_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
-_TEMPORARY = ".homelab-tmp"
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -98,6 +101,26 @@ class Channel:
             self.close()
             self._failure = self._over(str(error))
             raise self._failure from error
+
+    def keep(self, descriptor: int) -> None:
+        """Keeps an open file (a lock) until the helper has ended, also where this process is killed."""
+        process = self._process
+        if process is None or os.fork():
+            return
+        try:
+            os.setsid()
+            ended = os.pidfd_open(process.pid)
+            os.dup2(descriptor, 3)
+            if ended == 3:
+                ended = os.pidfd_open(process.pid)
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            os.closerange(4, ended)
+            os.closerange(ended + 1, os.sysconf("SC_OPEN_MAX"))
+            select.select([ended], [], [])
+        finally:
+            os._exit(0)
 
     def close(self) -> None:
         """Ends the conversation. What works in there by `do` goes on to its end."""
@@ -254,15 +277,14 @@ class _Answer:
         return f"its shell has ended, with exit status {self._process.returncode}{': ' if words else ''}{words}"
 
 
-class ContainerRun:
-    """Starts programs in a container, as `tools.run.Run` does on the host."""
+class ContainerRun(Run):
+    """Starts programs in a container."""
 
     def __init__(self, channel: Channel, log: Log) -> None:
         self._channel = channel
         self._log = log
 
     def has(self, program: str) -> bool:
-        """Whether there is a program of this name on the PATH."""
         return self._channel.request("has", program).status == 0
 
     def ask(
@@ -273,10 +295,7 @@ class ContainerRun:
         stdin: bytes = b"",
         environment: Mapping[str, str] | None = None,
     ) -> Done:
-        """What a program says on standard output; parameters as of `Run.ask`.
-
-        :raises Failure: as of `Channel.request`.
-        """
+        """:raises Failure: as of `Channel.request`."""
         words = _with(environment, arguments)
         return self._channel.request("ask", *words, content=stdin, seconds=seconds, limit=limit)
 
@@ -286,35 +305,38 @@ class ContainerRun:
         seconds: float = DO_SECONDS,
         doing: str = "",
         environment: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Done:
-        """A program that changes something: all that it says goes into the host's log; `output` is the end of it. It
-        goes on to its end, with the container's lock, also where this process is killed.
+        """All that it says goes into the host's log. It goes on to its end, with the container's lock, also where this
+        process is killed.
 
         :raises Failure: as of `Channel.request`.
         """
-        title = " ".join(arguments)
-        self._log.heading(f"{self._channel.name}: {doing}: {title}" if doing else f"{self._channel.name}: {title}")
+        name, title = self._channel.name, " ".join(arguments)
+        self._log.heading(f"{name}: {doing}: {title}" if doing else f"{name}: {title}")
         began = said = time.monotonic()
         rest, end = b"", bytearray()
 
         def heard(data: bytes) -> None:
             nonlocal rest, said
-            if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
-                said = now
-                self._log.say(f"{self._channel.name}: {doing or PurePosixPath(arguments[0]).name}: {now - began:.0f} s")
             end.extend(data)
             del end[:-LOG_BYTES]
+            if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
+                said = now
+                where = progress(bytes(end), now - began) if progress else ""
+                self._log.say(f"{name}: {doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
             whole, newline, rest = (rest + data)[-LOG_BYTES:].rpartition(b"\n")
             if newline:
-                self._log.note(whole)
+                note_output(self._log, whole)
 
         done = self._channel.request("do", *_with(environment, arguments), seconds=seconds, heard=heard)
         if rest:
-            self._log.note(rest)
-        last = "\n".join(self._log.clean(bytes(end)).rstrip("\n").split("\n")[-_LAST_LINES:])
-        if done.status != 0 and last:
-            self._log.say(last)
-        return Done(done.status, last.encode())
+            note_output(self._log, rest)
+        if done.status == TIMED_OUT:
+            given_up = f"{title}: given up after {seconds:g} s\n".encode()
+            note_output(self._log, given_up)
+            end += given_up
+        return last_lines(self._log, done.status, bytes(end))
 
 
 def _with(environment: Mapping[str, str] | None, arguments: Sequence[str]) -> Sequence[str]:
@@ -323,129 +345,208 @@ def _with(environment: Mapping[str, str] | None, arguments: Sequence[str]) -> Se
     )
 
 
-class ContainerFiles:
-    """Files in a container, read and written whole, as far as `tools.files.Files` does so without notes.
+class ContainerDisk(disk.Disk):
+    """The file systems of a container."""
 
-    :param root: before every path; empty but in tests.
-    """
+    is_near = False
 
-    def __init__(self, channel: Channel, root: str = "") -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._root = root
 
-    def exists(self, path: str) -> bool:
-        """A link counts, wherever it leads."""
-        where = self._root + path
-        return self._ask("test", "-e", where).status == 0 or self._ask("test", "-L", where).status == 0
+    def exists(self, where: Path) -> bool:
+        return self._is("-e", where) or self._is("-L", where)
 
-    def read(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
-        """What a file has, at most `limit` bytes and one more; None: it can't be read, or is no file."""
-        where = self._root + path
-        if self._ask("test", "-f", where).status:
+    def is_file(self, where: Path) -> bool:
+        return self._is("-f", where)
+
+    def is_folder(self, where: Path) -> bool:
+        return self._is("-d", where)
+
+    def is_link(self, where: Path) -> bool:
+        return self._is("-L", where)
+
+    def target(self, where: Path) -> str:
+        return self._said("readlink", "-n", str(where))
+
+    def mode(self, where: Path) -> int:
+        said = self._said("stat", "-c", "%a", str(where))
+        return int(said, 8) if re.fullmatch(r"[0-7]{1,4}\n?", said) else -1
+
+    def size(self, where: Path) -> int:
+        said = self._said("stat", "-c", "%s", str(where))
+        return int(said) if re.fullmatch(r"[0-9]{1,18}\n?", said) else -1
+
+    def read(self, where: Path, limit: int) -> bytes | None:
+        if not self.is_file(where):
             return None
-        done = self._channel.request("ask", "head", "-c", str(limit + 1), where, limit=limit + 1)
+        done = self._channel.request("ask", "head", "-c", str(limit + 1), str(where), limit=limit + 1)
         return done.output if done.status == 0 else None
 
-    def text(self, path: str) -> str:
-        """What a file has, as text without the newlines at its end; empty where it can't be read."""
-        return as_text(self.read(path) or b"").rstrip("\n")
+    def names(self, where: Path) -> list[str]:
+        return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]
 
-    def line(self, path: str) -> str:
-        """The first line of a file; empty where it can't be read."""
-        return as_text((self.read(path, 4096) or b"").partition(b"\n")[0])
+    def digest(self, where: Path) -> str:
+        said = self._said("sha256sum", str(where), seconds=600)  # a name with a backslash has one before the sum
+        return said.lstrip("\\").partition(" ")[0]
 
-    def names(self, path: str) -> list[str]:
-        """What is in a folder, sorted; nothing where it can't be read."""
-        done = self._ask("find", f"{self._root}{path}/", "-mindepth", "1", "-maxdepth", "1", "-print0")
-        found = done.output.decode("utf-8", "surrogateescape").split("\0") if done.status == 0 else []
-        return sorted(one.rpartition("/")[2] for one in found if one)
+    def files_below(self, where: Path) -> list[str]:
+        return [os.path.relpath(path, where) for path in self._found(where, "-type", "f")]
 
-    def write(self, path: str, content: bytes, mode: int) -> None:
-        """A reader sees the old bytes or the new ones, never a mixture; on the disk when this returns.
+    def folders_of(self, where: Path) -> Iterator[Path]:
+        return (Path(path) for path in self._found(where, "-depth", "-type", "d") if self.is_folder(where))
 
-        :raises Failure: it can't be written; the old one is still there.
-        :raises ValueError: it is longer than WRITTEN_BYTES.
-        """
+    def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
+        for place in places:
+            found = self._found(place, "-xdev", "-name", ".?*", "!", "-type", "d")
+            yield from (Path(path) for path in found if is_left(Path(path).name))
+
+    def make(self, where: Path, content: bytes, mode: int) -> None:
         if len(content) > WRITTEN_BYTES:
-            raise ValueError(f"{path}: {len(content)} bytes")
-        where = self._root + path
-        folder, _, name = where.rpartition("/")
-        temporary = f"{folder}/.{name}{_TEMPORARY}"
-        self._need("remove", path, temporary, "rm", "-f", "--", temporary)
-        self._about("create", temporary)
-        self._checked(path, self._channel.request("write", temporary, str(len(content)), content=content))
-        self._need("chmod", path, temporary, "chmod", f"{mode:04o}", temporary)
-        self._need("flush", path, temporary, "sync", temporary)
-        self._need("rename", path, where, "mv", "-fT", "--", temporary, where)
-        self._need("flush", path, folder, "sync", folder)
+            raise ValueError(f"{where}: {len(content)} bytes")
+        self._change("create", where, "write", str(where), str(len(content)), content=content)
+        self._do("chmod", where, "chmod", f"{mode:04o}", str(where))
+        self.flush(where)
 
-    def remove(self, *paths: str) -> None:
-        """Takes files away; what isn't there is no error.
+    def mark(self, where: Path) -> None:
+        self._do("create", where, "touch", str(where))
+        self.flush(where)
 
-        :raises Failure: one can't be taken away.
-        """
-        for path in paths:
-            if self.exists(path):
-                where = self._root + path
-                self._need("remove", path, where, "rm", "-f", "--", where)
-                self._need("flush", path, where, "sync", where.rpartition("/")[0])
+    def copy(self, source: Path, where: Path) -> None:
+        self._do("create", where, "cp", "-a", "--", str(source), str(where))
+        if not self.is_link(where):
+            self.flush(where)
 
-    def _ask(self, *words: str) -> Done:
-        return self._channel.request("ask", *words)
+    def link(self, target: str, where: Path) -> None:
+        self._do("symlink", where, "ln", "-s", "--", target, str(where))
 
-    def _need(self, call: str, path: str, changed: str, *words: str) -> None:
-        self._about(call, changed)
-        self._checked(path, self._channel.request("ask", *words, seconds=600))
+    def rename(self, source: Path, where: Path) -> None:
+        self._do("rename", where, "mv", "-fT", "--", str(source), str(where))
 
-    def _about(self, call: str, path: str) -> None:
-        disk.WATCH[-1](call, path)
+    def remove(self, where: Path) -> None:
+        self._do("remove", where, "rm", "-f", "--", str(where))
 
-    def _checked(self, path: str, done: Done) -> None:
+    def make_folder(self, where: Path) -> None:
+        self._do("mkdir", where, "mkdir", "-m", "0755", "--", str(where))
+
+    def remove_folder(self, where: Path) -> None:
+        self._do("rmdir", where, "rmdir", "--", str(where))
+
+    def flush(self, where: Path) -> None:
+        self._do("flush", where, "sync", str(where))
+
+    def clear(self, where: Path) -> None:
+        self._said("rm", "-rf", "--", str(where))
+
+    def _is(self, operator: str, where: Path) -> bool:
+        return self._channel.request("test", operator, str(where)).status == 0
+
+    def _said(self, *words: str, seconds: float = ASK_SECONDS) -> str:
+        done = self._channel.request("ask", *words, seconds=seconds)
         if done.status:
-            raise Failure(
-                f"{path} in {self._channel.name} written, or taken away",
-                as_text(done.error, 1000).strip() or f"exit status {done.status}",
-                "what this run changes must be on the disk before it goes on",
-                "make room there, or see what holds it, then run `pulumi up` again",
-            )
+            raise self._error(done, words[-1])
+        return done.output.decode("utf-8", "surrogateescape")
+
+    def _found(self, where: Path, *words: str) -> list[str]:
+        """What `find` finds in a folder; nothing where it can't be read. It may be a link."""
+        if not self.is_folder(where):
+            return []
+        done = self._channel.request("ask", "find", f"{where}/", *words, "-print0", limit=GREATEST_BYTES)
+        return [path for path in done.output.decode("utf-8", "surrogateescape").split("\0") if path]
+
+    def _do(self, call: str, where: Path, *words: str) -> None:
+        self._change(call, where, "ask", *words)
+
+    def _change(self, call: str, where: Path, *words: str, content: bytes = b"") -> None:
+        disk.WATCH[-1](call, str(where))
+        done = self._channel.request(*words, content=content, seconds=600)
+        if done.status:
+            raise self._error(done, str(where))
+
+    def _error(self, done: Done, where: str) -> OSError:
+        said = as_text(done.error, 1000).strip() or f"exit status {done.status}"
+        return OSError(errno.EIO, said, f"{where} in {self._channel.name}")
 
 
-class Container:
-    """One run on one container.
-
-    :param name: what it is, for a person.
-    :param begin: the program that starts the helper (`attach`).
-    :param log: the host's.
-    :param work: the run on the host.
-    :param root: before every path in there; empty but in tests.
+class ContainerWork(Work):
+    """A run on a container: it has the container's lock, and its turn on the host, by which the next run waits for it.
+    `inside`: the folder of the lock in there.
     """
 
-    def __init__(self, name: str, begin: Sequence[str], log: Log, work: Work, root: str = "") -> None:
-        self.channel = Channel(name, begin, work)
-        self.log = log
-        self.work = work
-        self._folder = f"{root}/run/homelab"
-        self.run = ContainerRun(self.channel, log)
-        self.files = ContainerFiles(self.channel, root)
+    def __init__(self, root: Path, log: Log, limit: float) -> None:
+        super().__init__(root, log, limit)
+        self.channel: Channel | None = None
+        self.inside = "/run/homelab"
+        self._turn: int | None = None
 
     def take_lock(self) -> None:
-        """Makes this run the only one that changes the container: by the lock that scripts in there take, too.
+        """By the lock that scripts in there take, too.
 
-        :raises Failure: another one has the lock still after `work.lock_seconds`, or there is no place for it.
+        :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
         """
-        deadline = time.monotonic() + self.work.lock_seconds
-        while (done := self.channel.request("lock", self._folder)).status:
+        assert self.channel
+        self._turn = self._take_turn()
+        deadline = time.monotonic() + self.lock_seconds
+        while (done := self.channel.request("lock", self.inside)).status:
             if done.error or time.monotonic() >= deadline:
                 raise Failure(
                     f"to be the only one changing {self.channel.name}",
                     as_text(done.error, 1000).strip()
-                    or f"another run still holds /run/homelab/lock in there after {self.work.lock_seconds:g} s",
+                    or f"another run still holds /run/homelab/lock in there after {self.lock_seconds:g} s",
                     "two runs at once would write over each other; nothing was changed",
                     "wait for it, or look at it in there with: fuser -v /run/homelab/lock",
                 )
-            self.work.go_on(f"waiting for another run in {self.channel.name}")
+            self.go_on(f"waiting for another run in {self.channel.name}")
             time.sleep(_LOOK_SECONDS)
+        if self._turn is not None:
+            self.channel.keep(self._turn)
 
     def release(self) -> None:
-        """Gives the lock back."""
-        self.channel.request("unlock")
+        if self.channel:
+            with contextlib.suppress(Failure):
+                self.channel.request("unlock")
+        if self._turn is not None:
+            os.close(self._turn)
+            self._turn = None
+
+    def _take_turn(self) -> int | None:
+        """Several may work in containers at once; None: /run is full, and nobody is kept from working by that."""
+        with contextlib.suppress(OSError):
+            self.need_folder()
+            descriptor = os.open(self.folder / "inside", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            deadline = time.monotonic() + _TURN_SECONDS
+            while not locked(descriptor, shared=True) and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+            if self.client:
+                os.lseek(descriptor, 0, os.SEEK_END)
+                os.write(descriptor, self.client.encode() + b"\n")
+            return descriptor
+        return None
+
+
+class Container(System):
+    """One run on one container.
+
+    :param name: what it is, for a person.
+    :param begin: the program that starts the helper (`attach`).
+    :param host: the run on the host that it is on.
+    :param root: before every path in there; empty but in tests and on simulated hosts.
+    """
+
+    def __init__(self, name: str, begin: Sequence[str], host: System, root: str = "") -> None:
+        self.log = host.log
+        self._of_container = ContainerWork(host.root, host.log, host.work.limit)
+        self.work = self._of_container
+        self.channel = self._of_container.channel = Channel(name, begin, self.work)
+        self.run = ContainerRun(self.channel, host.log)
+        self.also_put_back = None
+        self.is_container = True
+        self.set_root(root)
+
+    def set_root(self, root: str) -> None:
+        """:param root: before every path in there from now on; empty: nothing."""
+        self.root = Path(root or "/")
+        self._of_container.inside = f"{root}/run/homelab"
+        self.files = Files(self.root, self.log, self.run, ContainerDisk(self.channel))
+
+    def close(self) -> None:
+        self.channel.close()

@@ -1,12 +1,17 @@
 """The calls that change a file system, each by its own name. `files` and layers go through these: a test stops a run
 before any of them.
+
+`Disk` is what `files` asks of a file system; that of a container (container.py) answers the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 #: Called before each call, with its name and the path.
@@ -118,3 +123,153 @@ def copy_attributes(source: Path, target: Path) -> None:
         os.chmod(target, found.st_mode & 0o7777)
     _about("utime", target)
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+
+
+class Disk:
+    """The file systems of this system. What changes them raises OSError where it can't."""
+
+    #: Whether this process reaches them itself.
+    is_near = True
+
+    def exists(self, where: Path) -> bool:
+        """A link counts, wherever it leads."""
+        return os.path.lexists(where)
+
+    def is_file(self, where: Path) -> bool:
+        """Whether it is a file, or a link that leads to one."""
+        return where.is_file()
+
+    def is_folder(self, where: Path) -> bool:
+        """Whether it is a folder, or a link that leads to one."""
+        return where.is_dir()
+
+    def is_link(self, where: Path) -> bool:
+        """Whether it is a symbolic link."""
+        return where.is_symlink()
+
+    def target(self, where: Path) -> str:
+        """Where a link leads, as it says."""
+        return os.readlink(where)
+
+    def mode(self, where: Path) -> int:
+        """The permissions; of a link its own."""
+        return where.lstat().st_mode & 0o7777
+
+    def size(self, where: Path) -> int:
+        """In bytes; of a link its own."""
+        return where.lstat().st_size
+
+    def read(self, where: Path, limit: int) -> bytes | None:
+        """What a file has, at most `limit` bytes and one more; None: it can't be read, or is no file."""
+        try:
+            with where.open("rb") as file:
+                return file.read(limit + 1)
+        except OSError:
+            return None
+
+    def names(self, where: Path) -> list[str]:
+        """What is in a folder; nothing where it can't be read."""
+        try:
+            return os.listdir(where)
+        except OSError:
+            return []
+
+    def digest(self, where: Path) -> str:
+        """The SHA-256 of a file's bytes."""
+        digest = hashlib.sha256()
+        with where.open("rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+        return digest.hexdigest()
+
+    def files_below(self, where: Path) -> list[str]:
+        """The files in a folder and below it, no links, by their paths from there."""
+        found = (path for path in where.rglob("*") if path.is_file() and not path.is_symlink())
+        return [str(path.relative_to(where)) for path in found]
+
+    def folders_of(self, where: Path) -> Iterator[Path]:
+        """A folder and those below it, the lowest first, each when those in it were looked at."""
+        return (Path(found) for found, _, _ in os.walk(where, topdown=False))
+
+    def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
+        """What `is_left` says of by its name, and is no folder, below these places and on their file systems.
+
+        :param but: a folder that isn't looked into.
+        """
+        for place in places:
+            for folder, folders, names in os.walk(place):
+                for path in (Path(folder, name) for name in (*names, *folders) if is_left(name)):
+                    if path.is_symlink() or not path.is_dir():  # a folder is none of ours, whatever its name
+                        yield path
+                folders[:] = [name for name in folders if _is_near(Path(folder, name), place, but)]
+
+    def make(self, where: Path, content: bytes, mode: int) -> None:
+        """A new file, on the disk."""
+        descriptor = create(where, 0o600)
+        try:
+            write(descriptor, content, where)
+            os.fchmod(descriptor, mode)
+            flush_open(descriptor, where)
+        finally:
+            os.close(descriptor)
+
+    def mark(self, where: Path) -> None:
+        """An empty file, on the disk; it may be there."""
+        os.close(create(where, 0o644))
+        flush(where)
+
+    def copy(self, source: Path, where: Path) -> None:
+        """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""
+        if source.is_symlink():
+            link(os.readlink(source), where)
+            copy_attributes(source, where)
+            return
+        descriptor = create(where, 0o600)
+        try:
+            with source.open("rb") as file:
+                while data := file.read(1 << 20):
+                    write(descriptor, data, where)
+            copy_attributes(source, where)
+            flush_open(descriptor, where)
+        finally:
+            os.close(descriptor)
+
+    def link(self, target: str, where: Path) -> None:
+        """Makes a symbolic link."""
+        link(target, where)
+
+    def rename(self, source: Path, where: Path) -> None:
+        """`source` takes the name `where`, in the place of what has it."""
+        rename(source, where)
+
+    def remove(self, where: Path) -> None:
+        """Takes a name away; there may be none."""
+        remove(where)
+
+    def make_folder(self, where: Path) -> None:
+        """Makes one folder."""
+        make_folder(where)
+
+    def remove_folder(self, where: Path) -> None:
+        """Takes an empty folder away."""
+        remove_folder(where)
+
+    def flush(self, where: Path) -> None:
+        """The bytes of a file, or the names in a folder, are on the disk."""
+        flush(where)
+
+    def clear(self, where: Path) -> None:
+        """Takes away what lies there only while a run works, a folder with all that is in it."""
+        if where.is_dir() and not where.is_symlink():
+            shutil.rmtree(where, ignore_errors=True)
+        else:
+            where.unlink(missing_ok=True)
+
+
+def _is_near(folder: Path, place: Path, but: Path) -> bool:
+    """Whether a folder is on the file system of `place`: not /etc/pve, which is the cluster's and may hang."""
+    if folder == but:
+        return False
+    with suppress(OSError):  # it has gone meanwhile
+        return folder.lstat().st_dev == place.stat().st_dev
+    return False

@@ -17,6 +17,7 @@ A run may end at any call, killed or by a power cut. The next one goes on from w
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import os
 import shutil
@@ -81,12 +82,14 @@ class Files:
     """The files of one run.
 
     :param root: before every path.
+    :param there: the disk that they are on; by default this system's.
     """
 
-    def __init__(self, root: Path, log: Log, run: Run) -> None:
+    def __init__(self, root: Path, log: Log, run: Run, there: disk.Disk | None = None) -> None:
         self._root = root
         self._log = log
         self._run = run
+        self._disk = there or disk.Disk()
         #: Whether what this run wrote, or would write, differs from what was there.
         self.changed = False
         #: Nothing is written; what would be is noted for `plan`.
@@ -105,24 +108,58 @@ class Files:
         self._step_noted = self._step_begun = False
 
     def at(self, path: str) -> Path:
-        """Where a path of this system is."""
+        """Where a path of this system is, for this process.
+
+        :raises ValueError: the system is a container, whose files this process never opens itself.
+        """
+        if not self._disk.is_near:
+            raise ValueError(f"{path} of another system")
+        return self._at(path)
+
+    def name(self, path: str) -> str:
+        """A path as programs of the system know it."""
+        return str(self._at(path))
+
+    def _at(self, path: str) -> Path:
         return self._root / path.lstrip("/")
 
     # Reading.
 
     def exists(self, path: str) -> bool:
         """A link counts, wherever it leads."""
-        return os.path.lexists(self.at(path))
+        return self._disk.exists(self._at(path))
+
+    def is_file(self, path: str) -> bool:
+        """Whether it is a file, or a link that leads to one."""
+        return self._disk.is_file(self._at(path))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether it is a folder, or a link that leads to one."""
+        return self._disk.is_folder(self._at(path))
+
+    def is_link(self, path: str) -> bool:
+        """Whether it is a symbolic link."""
+        return self._disk.is_link(self._at(path))
+
+    def target(self, path: str) -> str:
+        """Where a symbolic link leads, as it says; empty: it is none."""
+        return self._disk.target(self._at(path)) if self.is_link(path) else ""
+
+    def need(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
+        """What a file has, as of `read`; None: it isn't there.
+
+        :raises OSError: it is there, and can't be read.
+        """
+        content = self.read(path, limit)
+        if content is None and self.exists(path):
+            raise OSError(errno.EIO, "it can't be read", path)
+        return content
 
     def read(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
         """What a file has, at most `limit` bytes and one more, by which much can be told from all; None: it can't be
         read, or is no file.
         """
-        try:
-            with self.at(path).open("rb") as file:
-                return file.read(limit + 1)
-        except OSError:
-            return None
+        return self._disk.read(self._at(path), limit)
 
     def text(self, path: str) -> str:
         """What a file has, as text without the newlines at its end; empty where it can't be read."""
@@ -134,10 +171,7 @@ class Files:
 
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted; nothing where it can't be read."""
-        try:
-            return sorted(os.listdir(self.at(path)))
-        except OSError:
-            return []
+        return sorted(self._disk.names(self._at(path)))
 
     def device(self, path: str) -> Device | None:
         """The character device at a path, links followed; None: there is none, or something else.
@@ -157,23 +191,17 @@ class Files:
     def write(self, path: str, content: bytes, mode: int) -> None:
         """A reader sees the old bytes or the new ones, never a mixture."""
         temporary = self._temporary(path)
-        if os.path.lexists(temporary):  # of a run that was cut short; it may be a link
-            disk.remove(temporary)
-        descriptor = disk.create(temporary, 0o600)
-        try:
-            disk.write(descriptor, content, temporary)
-            os.fchmod(descriptor, mode)
-            disk.flush_open(descriptor, temporary)
-        finally:
-            os.close(descriptor)
+        if self._disk.exists(temporary):  # of a run that was cut short; it may be a link
+            self._disk.remove(temporary)
+        self._disk.make(temporary, content, mode)
         self._in_place(temporary, path)
 
     def copy(self, source: Path, path: str) -> None:
         """The same for a copy of a file or link, with owner and times; it may be on another file system."""
-        self.need_folder(self.at(path).parent)
+        self.need_folder(self._at(path).parent)
         temporary = self._temporary(path)
-        disk.remove(temporary)
-        _copy(source, temporary)
+        self._disk.remove(temporary)
+        self._disk.copy(source, temporary)
         self._in_place(temporary, path)
 
     def rewrite(self, path: str, content: bytes) -> None:
@@ -197,38 +225,38 @@ class Files:
     def write_link(self, target: str, path: str) -> None:
         """The same for a symbolic link, which leads to `target`."""
         temporary = self._temporary(path)
-        disk.remove(temporary)
-        disk.link(target, temporary)
+        self._disk.remove(temporary)
+        self._disk.link(target, temporary)
         self._in_place(temporary, path)
 
     def remove(self, *paths: str) -> None:
         """Takes files away; what isn't there is no error."""
         for path in paths:
             if self.exists(path):
-                disk.remove(self.at(path))
-                disk.flush(self.at(path).parent)
+                self._disk.remove(self._at(path))
+                self._disk.flush(self._at(path).parent)
 
     def need_folder(self, folder: Path) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
-        if folder.is_dir():
+        if self._disk.is_folder(folder):
             return
         self.need_folder(folder.parent)
         with suppress(FileExistsError):
-            disk.make_folder(folder)
-        disk.flush(folder.parent)
+            self._disk.make_folder(folder)
+        self._disk.flush(folder.parent)
 
     def make_folder(self, path: str) -> None:
         """The same for a folder of the system: which weren't there is noted, and they go with our last file."""
         missing = []
-        while not self.at(path).is_dir():
+        while not self.is_folder(path):
             missing.append(path)
             path = path.rpartition("/")[0]
         if not missing:
             return
-        self.need_folder(self.at(HOME))
+        self.need_folder(self._at(HOME))
         noted = {*missing, *self._lines(f"{HOME}/dirs")}
         self._write_lines(f"{HOME}/dirs", sorted(noted))
-        self.need_folder(self.at(missing[0]))
+        self.need_folder(self._at(missing[0]))
 
     def make_device(self, path: str, device: Device) -> None:
         """Makes a character device in the place of what is there; it lasts until the next boot."""
@@ -292,7 +320,7 @@ class Files:
         self._keep_edit(layer, path)
         self.remember(path, record, f"{HOME}/sums{path}", f"{HOME}/kept{path}")
         if self.exists(f"{HOME}/kept{path}"):
-            self.copy(self.at(f"{HOME}/kept{path}"), path)
+            self.copy(self._at(f"{HOME}/kept{path}"), path)
         else:
             self.remove(path)
         self.remove(record)
@@ -302,22 +330,17 @@ class Files:
 
     def of_layer(self, layer: str) -> dict[str, State]:
         """The files that we wrote for a layer, sorted, and what became of them."""
-        folder = self.at(f"{HOME}/files/{layer}")
-        found = sorted(
-            f"/{record.relative_to(folder)}"
-            for record in folder.rglob("*")
-            if record.is_file() and not record.is_symlink() and not _is_temporary(record.name)
-        )
-        return {path: self.state(layer, path) for path in found}
+        found = (f"/{path}" for path in self._disk.files_below(self._at(f"{HOME}/files/{layer}")))
+        return {path: self.state(layer, path) for path in sorted(found) if not _is_temporary(path.rpartition("/")[2])}
 
     def state(self, layer: str, path: str) -> State:
         """What became of a file that we wrote."""
-        where = self.at(path)
-        if not where.exists():
-            return "missing"
+        where = self._at(path)
+        if not self.is_file(path):
+            return "changed" if self.exists(path) and not self.is_link(path) else "missing"
         mode, _, digest = self.line(_record(layer, path)).partition(" ")
         is_same = (
-            bool(digest) and _digest(where) == digest and f"{where.lstat().st_mode & 0o7777:o}" == mode.lstrip("0")
+            bool(digest) and self._disk.digest(where) == digest and f"{self._disk.mode(where):o}" == mode.lstrip("0")
         )
         return "ok" if is_same else "changed"
 
@@ -352,16 +375,15 @@ class Files:
 
     def mark(self, path: str) -> None:
         """An empty file, which says something by being there."""
-        self.need_folder(self.at(path).parent)
-        os.close(disk.create(self.at(path), 0o644))
-        disk.flush(self.at(path))
-        disk.flush(self.at(path).parent)
+        self.need_folder(self._at(path).parent)
+        self._disk.mark(self._at(path))
+        self._disk.flush(self._at(path).parent)
 
     def flush_all(self) -> None:
         """The file systems of all that we write: programs that make something of it don't flush, and a boot loader
         reads without the journal.
         """
-        places = [str(self.at(place)) for place in _FLUSHED if self.at(place).is_dir()]
+        places = [self.name(place) for place in _FLUSHED if self.is_folder(place)]
         self._run.ask("sync", "-f", *places, seconds=600)
 
     # Plans.
@@ -393,10 +415,10 @@ class Files:
             was = None
             if self.exists(path):
                 place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
-                was = self.at(f"{place}/{_UNDO}/{len(self._undo)}")
+                was = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
                 self.need_folder(was.parent)
-                disk.remove(was)
-                _copy(self.at(path), was)
+                self._disk.remove(was)
+                self._disk.copy(self._at(path), was)
             self._undo[path] = was
 
     def undo(self) -> None:
@@ -408,21 +430,22 @@ class Files:
                 if was is None:
                     self.remove(path)
                 else:
-                    disk.rename(was, self.at(path))
-                    disk.flush(self.at(path).parent)
-            except OSError:
+                    self._disk.rename(was, self._at(path))
+                    self._disk.flush(self._at(path).parent)
+            except (OSError, Failure):  # a container may be gone meanwhile
                 self.not_put_back = path
                 break
         self._undo.clear()
         self.at_finish.clear()
-        with suppress(OSError):
+        with suppress(OSError, Failure):
             self.clear_leftovers()
             # Nothing was made of what isn't there any more.
             if self._step_noted and not self._step_begun and not self.not_put_back:
                 self.done_with(self.followed_by)
             self._tidy()
         self._step_noted = False
-        self.flush_all()
+        with suppress(Failure):
+            self.flush_all()
 
     def finish(self) -> None:
         """After a success: nothing is to be undone any more, and what is answered is on the disk."""
@@ -432,7 +455,7 @@ class Files:
         self._step_noted = self._step_begun = False
         self._clear_own()
         self._tidy()
-        if not self.at(HOME).is_dir():
+        if self._disk.is_near and not self.is_folder(HOME):
             self._log.drop_steps()
         if self.changed:
             self.flush_all()
@@ -441,26 +464,13 @@ class Files:
         """Takes away what lies beside files only while a run works, also of runs that were cut short. The lock is
         taken.
         """
-        for place in _LEFT:
-            for folder, folders, names in os.walk(self.at(place)):
-                for path in (Path(folder, name) for name in (*names, *folders) if _is_temporary(name)):
-                    if path.is_symlink() or not path.is_dir():  # a folder is none of ours, whatever its name
-                        self._unlink(path)
-                folders[:] = [name for name in folders if self._is_near(Path(folder, name), place)]
+        for path in self._disk.left_below([self._at(place) for place in _LEFT], self._at("/etc/pve"), _is_temporary):
+            self._unlink(path)
         self._clear_own()
-
-    def _is_near(self, folder: Path, place: str) -> bool:
-        """Whether a folder is on the file system of one of _LEFT: not /etc/pve, which is the cluster's and may hang."""
-        if folder == self.at("/etc/pve"):
-            return False
-        try:
-            return folder.lstat().st_dev == self.at(place).stat().st_dev
-        except OSError:  # it has gone meanwhile
-            return False
 
     def _unlink(self, path: Path) -> None:
         try:
-            path.unlink(missing_ok=True)
+            self._disk.clear(path)
         except OSError as error:
             self._log.say(f"note: {path}, which an earlier run left, could not be removed: {error.strerror}")
 
@@ -469,34 +479,32 @@ class Files:
             self._unlink(temporary)
         self._temporaries.clear()
         for place in _PLACES:
-            left = self.at(f"{place}/{_UNDO}")
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            elif os.path.lexists(left):
-                left.unlink()
+            left = self._at(f"{place}/{_UNDO}")
+            if self._disk.exists(left):
+                self._disk.clear(left)
 
     def _tidy(self) -> None:
         """Takes away what is empty: folders that we made, and our own state."""
         noted = self._lines(f"{HOME}/dirs")
         left = []
         for path in sorted(noted, reverse=True):
-            folder = self.at(path)
-            if not folder.is_dir():
+            folder = self._at(path)
+            if not self._disk.is_folder(folder):
                 continue
             try:
-                disk.remove_folder(folder)
+                self._disk.remove_folder(folder)
             except OSError:
                 left.append(path)
             else:
-                disk.flush(folder.parent)
+                self._disk.flush(folder.parent)
         if noted and not left:
             self.remove(f"{HOME}/dirs")
         elif sorted(left) != noted:
             self._write_lines(f"{HOME}/dirs", sorted(left))
-        for found, _, _ in os.walk(self.at(HOME), topdown=False):
-            with suppress(OSError):
-                if not os.listdir(found):
-                    disk.remove_folder(Path(found))
+        for found in self._disk.folders_of(self._at(HOME)):
+            if not self._disk.names(found):
+                with suppress(OSError):
+                    self._disk.remove_folder(found)
 
     # What was there before us: kept whole, known by its sum, given back.
 
@@ -513,30 +521,34 @@ class Files:
                 self._forget(path)
         # With the one before: until the file is written, it still is what that says, and nobody's edit.
         earlier = next((line for line in self._lines(where) if line != record), None)
-        self.need_folder(self.at(where).parent)
+        self.need_folder(self._at(where).parent)
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
     def _keep(self, path: str) -> None:
         """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first."""
         self.remove(f"{HOME}/sums{path}")
-        self.copy(self.at(path), f"{HOME}/kept{path}")
-        self.need_folder(self.at(f"{HOME}/sums{path}").parent)
+        self.copy(self._at(path), f"{HOME}/kept{path}")
+        self.need_folder(self._at(f"{HOME}/sums{path}").parent)
         self._write_lines(f"{HOME}/sums{path}", [self._kept_sum(path)])
 
     def _forget(self, path: str) -> None:
         self.remove(f"{HOME}/kept{path}", f"{HOME}/sums{path}")
 
     def _kept_sum(self, path: str) -> str:
-        return _digest(self.at(f"{HOME}/kept{path}"), of_link=True)
+        """The SHA-256 of the copy's bytes; of a link that of where it leads to, with a newline."""
+        kept = f"{HOME}/kept{path}"
+        if self.is_link(kept):
+            return hashlib.sha256(self.target(kept).encode("utf-8", "surrogateescape") + b"\n").hexdigest()
+        return self._disk.digest(self._at(kept))
 
     def _need_kept(self, path: str) -> None:
         """:raises Failure: the bytes to be given back aren't the ones that were kept."""
-        kept = self.at(f"{HOME}/kept{path}")
+        kept = f"{HOME}/kept{path}"
         sums = self.line(f"{HOME}/sums{path}")
-        if not self.exists(f"{HOME}/sums{path}") or (os.path.lexists(kept) and self._kept_sum(path) == sums):
+        if not self.exists(f"{HOME}/sums{path}") or (self.exists(kept) and self._kept_sum(path) == sums):
             return
-        size = f"{kept.lstat().st_size} bytes" if os.path.lexists(kept) else "it is gone"
+        size = f"{self._disk.size(self._at(kept))} bytes" if self.exists(kept) else "it is gone"
         raise Failure(
             f"to give back {path} as it was before this program",
             f"its copy, {HOME}/kept{path}, isn't what was kept there: {size}",
@@ -549,14 +561,14 @@ class Files:
         """What somebody made of a file of ours is theirs to lose: a copy, where backups lie. Named by its content, so
         that a run that was cut short makes no second one.
         """
-        where, record = self.at(path), _record(layer, path)
-        if not where.is_file() or not self.exists(record):
+        where, record = self._at(path), _record(layer, path)
+        if not self.is_file(path) or not self.exists(record):
             return
-        digest = _digest(where)
+        digest = self._disk.digest(where)
         # One that we wrote, or what was there before us: a run that was cut short hadn't come further.
         if any(line.endswith(f" {digest}") for line in self._lines(record)):
             return
-        if os.path.lexists(self.at(f"{HOME}/kept{path}")) and digest == self._kept_sum(path):
+        if self.exists(f"{HOME}/kept{path}") and digest == self._kept_sum(path):
             return
         copy = f"{EDITS}{path}.{digest[:8]}"
         if not self.exists(copy):
@@ -582,14 +594,14 @@ class Files:
         """A name beside it. It starts with a dot and ends in none of the suffixes that GRUB, initramfs-tools or
         modprobe read.
         """
-        where = self.at(path)
+        where = self._at(path)
         temporary = where.with_name(f".{where.name}{_TEMPORARY}")
         self._temporaries.append(temporary)
         return temporary
 
     def _in_place(self, temporary: Path, path: str) -> None:
-        disk.rename(temporary, self.at(path))
-        disk.flush(self.at(path).parent)
+        self._disk.rename(temporary, self._at(path))
+        self._disk.flush(self._at(path).parent)
 
 
 def _record(layer: str, path: str) -> str:
@@ -598,37 +610,6 @@ def _record(layer: str, path: str) -> str:
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_TEMPORARY)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A copy of a file or link, with owner, mode, times and extended attributes, on the disk."""
-    if source.is_symlink():
-        disk.link(os.readlink(source), target)
-        disk.copy_attributes(source, target)
-        return
-    descriptor = disk.create(target, 0o600)
-    try:
-        with source.open("rb") as file:
-            while data := file.read(1 << 20):
-                disk.write(descriptor, data, target)
-        disk.copy_attributes(source, target)
-        disk.flush_open(descriptor, target)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path, *, of_link: bool = False) -> str:
-    """The SHA-256 of a file's bytes.
-
-    :param of_link: of a link that of where it leads to, with a newline.
-    """
-    if of_link and path.is_symlink():
-        return hashlib.sha256(os.fsencode(os.readlink(path)) + b"\n").hexdigest()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _diff(path: str, old: bytes | None, new: bytes) -> str:

@@ -50,6 +50,8 @@ class Done:
         return without_end(self.output.decode("utf-8", "surrogateescape"))
 
 
+#: Says how far a program is, of the end of what it has said and the seconds since it began; empty: that isn't known.
+Progress = Callable[[bytes, float], str]
 #: In a test: a program's name -> what is called in its place, with the arguments and standard input.
 Stand = Callable[[Sequence[str], bytes], "Done | int | str | None"]
 
@@ -109,14 +111,13 @@ class Run:
         seconds: float = DO_SECONDS,
         doing: str = "",
         environment: Mapping[str, str] | None = None,
-        progress: Callable[[Path, float], str] | None = None,
+        progress: Progress | None = None,
     ) -> Done:
         """A program that changes something. All that it says goes into this system's log; `output` of the answer is
         the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
         ended, also where this one is killed.
 
         :param doing: what is done, for the lines that say that it goes on; by default the program's name.
-        :param progress: says how far it is, of the file with its output and the seconds since it began.
         """
         title = " ".join(arguments)
         self._log.heading(f"{doing}: {title}" if doing else title)
@@ -124,10 +125,7 @@ class Run:
             done = self._stand(arguments, b"")
         else:
             done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
-        last = "\n".join(self._log.clean(done.output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
-        if done.status != 0 and last:
-            self._log.say(last)
-        return Done(done.status, last.encode())
+        return last_lines(self._log, done.status, done.output)
 
     def _watched(
         self,
@@ -135,7 +133,7 @@ class Run:
         seconds: float,
         doing: str,
         environment: Mapping[str, str] | None,
-        progress: Callable[[Path, float], str] | None,
+        progress: Progress | None,
     ) -> Done:
         folder = self._root / "run/homelab"
         path = folder / "log" if is_own_folder(folder) else Path(os.devnull)
@@ -155,7 +153,7 @@ class Run:
             noted += self._pass_on(path, noted, whole=False)
             if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
                 said = now
-                where = progress(path, now - began) if progress else ""
+                where = progress(_end_of(out), now - began) if progress else ""
                 self._log.say(f"{doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
         answered = os.read(status_end, 16)
         os.close(status_end)
@@ -206,13 +204,7 @@ class Run:
             new = new[: new.rfind(b"\n") + 1]
         if not new:
             return 0
-        # Of lines that were written over (dpkg's counting) the last state.
-        lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in new.split(b"\n")]
-        self._log.note(b"\n".join(lines).rstrip(b"\n"))
-        for line in lines:
-            if line.startswith(b"Waiting for cache lock"):
-                self._log.say(line.decode("utf-8", "surrogateescape"))
-                break
+        note_output(self._log, new)
         return len(new)
 
     def _begin(
@@ -253,6 +245,25 @@ class Run:
         if isinstance(said, Done):
             return said
         return Done(said, b"") if isinstance(said, int) else Done(0, (said or "").encode())
+
+
+def note_output(log: Log, new: bytes) -> None:
+    """Notes what a program has said in this system's log; that it waits for another one is told, too."""
+    # Of lines that were written over (dpkg's counting) the last state.
+    lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in new.split(b"\n")]
+    log.note(b"\n".join(lines).rstrip(b"\n"))
+    for line in lines:
+        if line.startswith(b"Waiting for cache lock"):
+            log.say(line.decode("utf-8", "surrogateescape"))
+            break
+
+
+def last_lines(log: Log, status: int, output: bytes) -> Done:
+    """A program that has ended, with the end of its output, which a person gets to see where it failed."""
+    last = "\n".join(log.clean(output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
+    if status != 0 and last:
+        log.say(last)
+    return Done(status, last.encode())
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Done:

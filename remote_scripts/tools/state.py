@@ -45,14 +45,14 @@ class Work:
 
     def __init__(self, root: Path, log: Log, limit: float = 0) -> None:
         self._root = root
-        self._folder = root / "run/homelab"
+        self.folder = root / "run/homelab"
         self._log = log
-        self._limit = limit
+        self.limit = limit
         self._killed = time.monotonic() + limit if limit else float("inf")
         self.ends = self._killed - limit * 0.1 - 3
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
-        self._client = self._at_work() if limit else ""
+        self.client = self._at_work() if limit else ""
         #: The process whose end says that this run has ended: with a limit that is the one above (agent.py).
         self.process = os.getppid() if limit else os.getpid()
         self.lock_seconds = LOCK_SECONDS
@@ -73,13 +73,13 @@ class Work:
         """
         if time.monotonic() >= self.ends:
             raise Failure(
-                f"this step done within {self._limit:g} s",
+                f"this step done within {self.limit:g} s",
                 f"it still waits{': ' if what else ''}{what}",
                 "it ends here, so that the next run finds it ended; what it has changed is put back",
                 "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.script",
             )
-        if self._client and self._at_work() != self._client:
-            self._client = ""
+        if self.client and self._at_work() != self.client:
+            self.client = ""
             raise Failure(
                 "the run at work that has started this step",
                 "it has ended, or was cancelled",
@@ -112,11 +112,11 @@ class Work:
 
         :raises Failure: there is no place for it.
         """
-        self._need_folder()
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self.need_folder()
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             until = time.monotonic() + seconds
-            while not (has := _locked(descriptor)) and time.monotonic() < until:
+            while not (has := locked(descriptor)) and time.monotonic() < until:
                 time.sleep(_LOOK_SECONDS)
             yield has
         finally:
@@ -137,7 +137,7 @@ class Work:
             return False
         try:
             # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
-            return not _locked(descriptor, shared=True)
+            return not locked(descriptor, shared=True)
         finally:
             os.close(descriptor)
 
@@ -146,11 +146,11 @@ class Work:
 
         :raises Failure: another one has the lock still after `lock_seconds`, or there is no place for it.
         """
-        self._need_folder()
+        self.need_folder()
         deadline = time.monotonic() + self.lock_seconds
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         began = said = time.monotonic()
-        while not _locked(descriptor):
+        while not locked(descriptor):
             now = time.monotonic()
             if now >= deadline:
                 os.close(descriptor)
@@ -168,7 +168,7 @@ class Work:
         self.lock = descriptor
         with contextlib.suppress(OSError):  # /run is full: the lock is held all the same
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, self._client.encode() + b"\n", 0)
+            os.pwrite(descriptor, self.client.encode() + b"\n", 0)
 
     def release(self) -> None:
         """Gives the lock back, if this run has it; a process that ends does so by itself."""
@@ -179,15 +179,15 @@ class Work:
     def _at_work(self) -> str:
         """The run that is noted in /run/homelab/up; empty: none."""
         try:
-            return (self._folder / "up").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+            return (self.folder / "up").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         except OSError:
             return ""
 
-    def _need_folder(self) -> None:
+    def need_folder(self) -> None:
         """The folder of the lock and of logs: in one where everybody may write (/run/lock) anybody could hold the lock
         for ever, or lead what is written elsewhere.
         """
-        folder = self._folder
+        folder = self.folder
         try:
             folder.parent.mkdir(exist_ok=True)
             folder.mkdir(0o700, exist_ok=True)
@@ -211,7 +211,11 @@ class Work:
         folder.chmod(0o700)
 
 
-def _locked(descriptor: int, *, shared: bool = False) -> bool:
+def locked(descriptor: int, *, shared: bool = False) -> bool:
+    """Takes the lock of an open file; False: somebody else has it.
+
+    :param shared: others may have it by that, too.
+    """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

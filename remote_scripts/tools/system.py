@@ -35,6 +35,11 @@ class System:
         self.files = Files(root, self.log, self.run)
         #: What a layer has set besides files, and puts back with them where the run fails.
         self.also_put_back: Callable[[], None] | None = None
+        #: Whether it is a container of this host, whose kernel and cards are the host's.
+        self.is_container = False
+
+    def close(self) -> None:
+        """Ends what this run has open there."""
 
     def changing(self, change: Callable[[], T]) -> T:
         """Runs `change` under the lock. After an error of any kind everything that it changed is put back, and the

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import shutil
 import subprocess
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from homelab.remote.scripts import file
+from remote_scripts import agent
 from remote_scripts.tools import container
-from remote_scripts.tools.container import Container
+from remote_scripts.tools import helper as helper_text
+from remote_scripts.tools.container import Container, ContainerWork
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT
-from remote_scripts.tools.state import Work
-from tests.agent.kit import Host, watched
-from tests.waiting import PATIENCE
+from remote_scripts.tools.system import System
+from tests import sampling
+from tests.agent.kit import Host, cuts, left_by, watched
+from tests.waiting import PATIENCE, wait_until
 
 HELPER = file("container_helper.sh")
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
@@ -29,9 +34,8 @@ LIAR = 'while IFS= read -r r && IFS= read -r c; do eval set -- "$r"; mark=$1; BO
 
 
 def one(host: Host, *begin: str) -> Container:
-    log = Log(host.root)
     (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
-    inside = Container("container 901", begin, log, Work(host.root, log), str(host.root))
+    inside = Container("container 901", begin, System(host.root), str(host.root))
     inside.work.lock_seconds = 0.5
     return inside
 
@@ -41,13 +45,13 @@ def inside(host: Host, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     shell: list[str] = request.param
     if shutil.which(shell[0]) is None:
         pytest.skip(f"{shell[0]} isn't on this machine")
-    helper = HELPER
+    begin = [*shell, "-c", HELPER]
     if shell[0] == "busybox":  # as on Alpine, where its applets are all the programs that there are
         applets = tmp_path / "applets"
         applets.mkdir()
         subprocess.run(["busybox", "--install", "-s", str(applets)], check=True)
-        helper = HELPER.replace("PATH=/usr/local/sbin:", f"PATH={applets}:/usr/local/sbin:")
-    made = one(host, *shell, "-c", helper)
+        begin = ["env", f"PATH={applets}:{os.environ['PATH']}", *begin]
+    made = one(host, *begin)
     yield made
     made.channel.close()
 
@@ -113,8 +117,15 @@ def test_work_is_logged_on_the_host_and_fails_with_its_last_lines(
     assert inside.run.do("sh", "-c", "seq 1 200000").status == 0
 
 
-def test_work_goes_on_with_the_lock_though_the_agent_is_gone(inside: Container, host: Host) -> None:
-    inside.take_lock()
+def is_held(host: Host, name: str) -> bool:
+    return subprocess.run(["flock", "-n", f"{host.root}/run/homelab/{name}", "true"], check=False).returncode == 1
+
+
+def test_work_goes_on_with_the_lock_and_its_turn_though_the_agent_is_gone(inside: Container, host: Host) -> None:
+    """The next run waits for both (run_guard.sh)."""
+    inside.work.client = "anna's up"
+    inside.work.take_lock()
+    assert host.read("/run/homelab/inside") == "anna's up\n"
     process = inside.channel._process
     assert process and process.stdin and process.stdout and process.stderr
     script = "touch $0/begun; i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; sleep 1; touch $0/done"
@@ -126,27 +137,29 @@ def test_work_goes_on_with_the_lock_though_the_agent_is_gone(inside: Container, 
         time.sleep(0.02)
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
+    assert isinstance(inside.work, ContainerWork) and inside.work._turn is not None
+    os.close(inside.work._turn)
+    inside.work._turn = None
+    assert is_held(host, "lock") and is_held(host, "inside")
     lock = os.open(host.root / "run/homelab/lock", os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.close(lock)
     assert host.exists("/done")
     process.wait(PATIENCE)
+    wait_until(lambda: not is_held(host, "inside"))
 
 
 def test_the_lock_is_the_one_that_scripts_in_there_take(inside: Container, host: Host) -> None:
     lock = os.open(host.root / "run/homelab/lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(Failure, match="to be the only one changing container 901"):
-        inside.take_lock()
+        inside.work.take_lock()
     os.close(lock)
-    inside.take_lock()
-    busy = ["flock", "-n", f"{host.root}/run/homelab/lock", "true"]
-    assert subprocess.run(busy, check=False).returncode == 1
+    inside.work.take_lock()
+    assert is_held(host, "lock")
     assert inside.run.ask("ls", "-l", "/proc/self/fd").text.count("homelab/lock") == 0
-    inside.release()
-    assert subprocess.run(busy, check=False).returncode == 0
+    inside.work.release()
+    assert not is_held(host, "lock")
 
 
 def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
@@ -168,8 +181,8 @@ def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: Container, host:
     place, old, new = "/etc/app/conf", b"old\n", bytes(range(256)) * 400
     path = host.write(place, old, 0o600)
     victim = host.write("/etc/victim", "kept\n")
-    # What a run that was cut short has left, or somebody has put there.
-    (host.root / "etc/app/.conf.homelab-tmp").symlink_to(victim)
+    left_over = host.root / "etc/app/.conf.homelab-tmp"  # of a run that was cut short, or somebody has put it there
+    left_over.symlink_to(victim)
     seen: list[tuple[str, bytes]] = []
     with watched(lambda call, _path: seen.append((call, path.read_bytes()))):
         inside.files.write(place, new, 0o640)
@@ -179,6 +192,8 @@ def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: Container, host:
     assert [one.name for one in path.parent.iterdir()] == ["conf"]
     for stop in range(len(seen)):
         path.write_bytes(old)
+        left_over.unlink(missing_ok=True)
+        left_over.symlink_to(victim)
 
         left = iter(range(stop, -1, -1))
 
@@ -195,14 +210,216 @@ def test_a_file_is_the_old_or_the_new_one_at_every_call(inside: Container, host:
     assert not path.exists()
 
 
+OLD, LINK, NEW = "/etc/app/old.conf", "/etc/app/link", "/usr/lib/app/new/conf"
+
+
+def put_all(host: Host) -> None:
+    inside = one(host, "dash", "-c", HELPER)
+
+    def change() -> None:
+        inside.files.put("app", OLD, 0o600, b"ours\n")
+        inside.files.put("app", LINK, 0o644, b"ours\n")
+        inside.files.put("app", NEW, 0o755, b"ours, and no one's before\n")
+
+    try:
+        inside.changing(change)
+    finally:
+        inside.close()
+
+
+def drop_all(host: Host) -> None:
+    inside = one(host, "dash", "-c", HELPER)
+
+    def change() -> None:
+        for path in (NEW, LINK, OLD):
+            inside.files.drop("app", path)
+
+    try:
+        inside.changing(change)
+    finally:
+        inside.close()
+
+
+def someones(place: Path) -> Host:
+    host = Host(place)
+    os.utime(host.write(OLD, "somebody's\n", 0o640), ns=(1, 1_000_000_000))
+    (host.root / LINK[1:]).symlink_to("elsewhere")
+    (host.root / "usr/lib").mkdir()
+    return host
+
+
+def lasting(host: Host) -> dict[str, object]:
+    return {**host.tree("etc", "usr", "var")}
+
+
+def test_files_of_ours_are_noted_and_given_back_as_on_a_host(tmp_path: Path) -> None:
+    """The same notes, byte for byte: scripts in there have the same."""
+    near, host = someones(tmp_path / "near"), someones(tmp_path / "far")
+    before = lasting(host)
+    put_all(host)
+    system = near.system()
+
+    def change() -> None:
+        for path, mode, content in (
+            (OLD, 0o600, b"ours\n"),
+            (LINK, 0o644, b"ours\n"),
+            (NEW, 0o755, b"ours, and no one's before\n"),
+        ):
+            system.files.put("app", path, mode, content)
+
+    system.changing(change)
+    assert lasting(host) == lasting(near) != before
+    assert host.root.joinpath(f"var/lib/homelab/kept{OLD}").stat().st_mtime_ns == 1_000_000_000
+    inside = one(host, "dash", "-c", HELPER)
+    assert inside.files.of_layer("app") == dict.fromkeys(sorted((OLD, LINK, NEW)), "ok")
+    host.write(OLD, "by hand\n")
+    assert inside.files.state("app", OLD) == "changed"
+    with pytest.raises(ValueError, match="of another system"):
+        inside.files.at(OLD)
+    inside.close()
+    drop_all(host)
+    edited = [path for path in host.tree("var") if path.startswith(f"var/backups/homelab{OLD}.")]
+    assert len(edited) == 1 and host.read(edited[0]) == "by hand\n"
+    shutil.rmtree(host.root / "var/backups")
+    assert lasting(host) == before
+    assert host.root.joinpath(OLD[1:]).stat().st_mtime_ns == 1_000_000_000
+
+
+@pytest.mark.parametrize("what", ["put", "drop"])
+def test_what_is_cut_short_in_there_is_gone_on_from_and_given_back(tmp_path: Path, what: str) -> None:
+    """Killed, or by a power cut, before each call; a sample of these."""
+    host = someones(tmp_path / "host")
+    before = lasting(host)
+    if what == "drop":
+        put_all(host)
+    found = cuts(host, put_all if what == "put" else drop_all)
+    assert len(found) > 60
+    wanted = someones(tmp_path / "wanted")
+    put_all(wanted)
+    for number, cut in enumerate(sampling.sample(found, 12, what)):
+        left = left_by(cut, host, tmp_path / str(number))
+        if number % 2:
+            put_all(left)
+            assert lasting(left) == lasting(wanted), f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+        drop_all(left)
+        assert lasting(left) == before, f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+
+
+def test_what_was_changed_is_put_back_where_the_work_fails(tmp_path: Path) -> None:
+    host = someones(tmp_path)
+    before = lasting(host)
+    inside = one(host, "dash", "-c", HELPER)
+
+    def change() -> None:
+        inside.files.put("app", OLD, 0o600, b"ours\n")
+        inside.files.put("app", NEW, 0o600, b"ours\n")
+        raise Failure("a", "b", "c", "d")
+
+    with pytest.raises(Failure, match="a"):
+        inside.changing(change)
+    inside.close()
+    assert lasting(host) == before and inside.files.not_put_back == ""
+
+
+def test_a_container_that_goes_meanwhile_is_said_with_what_could_not_be_put_back(tmp_path: Path) -> None:
+    host = someones(tmp_path)
+    inside = one(host, "dash", "-c", HELPER)
+
+    def change() -> None:
+        inside.files.put("app", OLD, 0o600, b"ours\n")
+        process = inside.channel._process
+        assert process
+        process.kill()
+        inside.files.put("app", NEW, 0o600, b"ours\n")
+
+    with pytest.raises(Failure, match="an answer from container 901"):
+        inside.changing(change)
+    inside.close()
+    assert inside.files.not_put_back
+    drop_all(host)
+    assert host.read(OLD) == "somebody's\n" and not host.exists("/var/lib/homelab")
+
+
+# -- which container it is ---------------------------------------------------------------------------------------------
+LAYER = "ledger"
+
+
+def asked(host: Host, monkeypatch: pytest.MonkeyPatch, verb: str, *begin: str) -> tuple[int, str]:
+    monkeypatch.setattr("remote_scripts.shared.inside.attach", lambda _ctid, _helper: begin or ("dash", "-c", HELPER))
+    module = types.SimpleNamespace(
+        Wanted=Nothing,
+        read=lambda system, _wanted: {"name": system.files.text("/etc/name"), "inside": system.is_container},
+        revert=lambda system, _wanted: {"reverted": "all"},
+    )
+    request = agent.Request(layer=LAYER, input={}, ctid=901)
+    return agent.answered(host.system(), verb, request, cast(types.ModuleType, module))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """A layer's input that has nothing in it."""
+
+
+def test_a_request_names_the_container_in_which_the_layer_works(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert helper_text.TEXT == HELPER
+    inside = Host(tmp_path / "inside")
+    inside.write("/etc/name", "901\n")
+    host.write("/etc/name", "the host\n")
+    monkeypatch.setenv("ROOT", str(inside.root))
+    assert asked(host, monkeypatch, "read") == (0, '{"name":"901","inside":true}')
+    assert not host.exists("/run/homelab"), "a reading leaves nothing on the host"
+
+
+@pytest.mark.parametrize(
+    ("status", "conf", "wanted"),
+    [
+        ("status: stopped\n", True, "wanted: container 901 running"),
+        (1, False, "wanted: container 901\nfound:  this node has none"),
+        ("status: running\n", True, "wanted: an answer from container 901"),
+    ],
+    ids=["off", "gone", "no shell"],
+)
+def test_one_that_cant_be_entered_is_said(
+    host: Host, monkeypatch: pytest.MonkeyPatch, status: int | str, conf: bool, wanted: str
+) -> None:
+    (host.root / "etc/pve/lxc").mkdir(parents=True)
+    if conf:
+        host.write("/etc/pve/lxc/901.conf", "")
+    host.programs["pct"] = lambda *_: status
+    code, text = asked(host, monkeypatch, "read", "sh", "-c", "exit 1")
+    assert code == 1 and text.startswith(wanted), text
+
+
+def test_what_was_put_into_one_that_is_gone_is_taken_out_by_doing_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host.root / "etc/pve/nodes/pve1/lxc").mkdir(parents=True)
+    assert asked(host, monkeypatch, "revert", "false") == (0, '{"reverted":"nothing"}')
+    host.write("/etc/hostname", "pve1\n")
+    host.write("/etc/pve/nodes/pve2/lxc/901.conf", "")
+    code, text = asked(host, monkeypatch, "revert", "false")
+    assert code == 1 and "it is on the node pve2 now" in text and "`pct migrate 901 pve1` on pve2" in text
+    host.write("/etc/pve/lxc/901.conf", "")
+    monkeypatch.setenv("ROOT", "")
+    assert asked(host, monkeypatch, "revert") == (0, '{"reverted":"all"}')
+
+
+def test_one_of_which_it_cant_be_known_is_not_gone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder isn't there while Proxmox VE's own service restarts."""
+    code, text = asked(host, monkeypatch, "revert", "false")
+    assert code == 1 and "/etc/pve/nodes can't be read" in text
+
+
 def test_what_cant_be_written_is_said_and_the_old_one_is_there(inside: Container, host: Host) -> None:
-    with pytest.raises(Failure, match="/etc/none/conf in container 901"):
+    with pytest.raises(OSError, match="/etc/none/.conf.homelab-tmp in container 901"):
         inside.files.write("/etc/none/conf", b"new\n", 0o644)
     host.write("/etc/folder/in", "")
-    with pytest.raises(Failure, match="/etc/folder in container 901"):
+    with pytest.raises(OSError, match="/etc/folder in container 901"):
         inside.files.write("/etc/folder", b"new\n", 0o644)
     assert inside.files.names("/etc/folder") == ["in"]
-    with pytest.raises(Failure, match="taken away"):
+    with pytest.raises(OSError, match="/etc/folder in container 901"):
         inside.files.remove("/etc/folder")
     assert host.read("/etc/folder/in") == ""
 

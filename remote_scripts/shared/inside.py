@@ -1,0 +1,79 @@
+"""A container of this host as the system that a layer works on, once it is known that it runs, and where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remote_scripts.shared.guests import power_of
+from remote_scripts.shared.hanging import ended
+from remote_scripts.tools import helper
+from remote_scripts.tools.container import Container, attach
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_NODES = "/etc/pve/nodes"
+
+
+def entered(host: System, ctid: int) -> Container:
+    """The container, which answers.
+
+    :raises Failure: it is none of this node, or doesn't run, or doesn't answer.
+    """
+    inside = Container(f"container {ctid}", attach(ctid, helper.TEXT), host)
+    try:
+        # A simulated one is a folder, whose name it alone knows.
+        inside.set_root(inside.run.ask("printenv", "ROOT").text if host.root != Path("/") else "")
+        inside.files.is_folder("/")
+    except Failure:
+        power = power_of(host, "pct", str(ctid))
+        if power == "off":
+            raise Failure(
+                f"container {ctid} running",
+                "pct status: status: stopped",
+                "what is in it is read and changed from inside",
+                f"start it: `pct start {ctid}`, then run `pulumi up` again",
+            ) from None
+        if power == "gone":
+            raise Failure(
+                f"container {ctid}",
+                "this node has none of that number",
+                "what is in it is read and changed from inside",
+                "create the container, or take it out of the settings, then run `pulumi up` again",
+            ) from None
+        raise
+    return inside
+
+
+def is_gone(host: System, ctid: int) -> bool:
+    """Whether there is no such container, on any node, so that there is nothing to take out of it.
+
+    :raises Failure: it is on another node; or what guests there are can't be read.
+    """
+
+    def nodes() -> list[str]:
+        folder = host.files.at(_NODES)
+        return [node for node in sorted(os.listdir(folder)) if (folder / node / f"lxc/{ctid}.conf").exists()]
+
+    try:
+        if ended(lambda: host.files.at(f"/etc/pve/lxc/{ctid}.conf").exists()):
+            return False
+        found = ended(nodes)
+    except OSError as error:
+        raise Failure(
+            f"to know whether container {ctid} is there",
+            f"{_NODES} can't be read: {error.strerror or error}",
+            "what was installed in it is taken out, unless it is gone; nothing was changed",
+            "see on the host what keeps the service pve-cluster, whose file system it is, then run the same again",
+        ) from error
+    if found:
+        here = host.files.text("/etc/hostname") or "this node"
+        raise Failure(
+            f"what was installed in container {ctid} taken out",
+            f"it is on the node {found[0]} now",
+            "it is reached through the node that it is on; nothing was changed in it",
+            "run `pulumi up`, which finds it there, then the same again; or migrate it back while it is off: "
+            f"`pct migrate {ctid} {here}` on {found[0]}",
+        )
+    host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
+    return True
