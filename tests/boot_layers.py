@@ -1,4 +1,4 @@
-"""What the agent is asked for a host's next boot, where a test takes a composed script, too."""
+"""What the agent is asked for a host's next boot, and to read it, where a test takes a composed script, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from homelab.remote import agent
 from homelab.remote.scripts import ROLLBACK_SECONDS
 from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
+from remote_scripts.layers import read_host as read_host_layer
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,8 @@ def iommu(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
 def vfio(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
     """The words that bind cards, and the second boot entry."""
     return Asked("cmdline", cmdline.Wanted(name="vfio", words=words, entry=True, rollback_after=rollback_after))
+
+
+def read_host(**wanted: Any) -> Asked:
+    """A reading of a host, by the verb `read`."""
+    return Asked("read_host", read_host_layer.Wanted(**wanted))

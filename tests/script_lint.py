@@ -22,7 +22,6 @@ TOOLS = Path(sys.executable).parent
 ARGUMENTS = {
     "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END", "RAN_PROGRAM"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "read_host.sh": ("GUESTS", "LSPCI", "ACS", "SIGNS", "SYSTEMS", "READ_SYSTEM"),
     "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD", "LATER", "UNWANTED"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
     "read_log.sh": ("LINES",),

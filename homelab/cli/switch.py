@@ -21,10 +21,11 @@ from homelab.cli import stack_options
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, ha, handover, plan
-from homelab.host.facts import HandedOver, HostFacts
+from homelab.host.facts import HostFacts
 from homelab.remote import scripts, ssh
 from homelab.remote.proxmox.machine import HA_SECONDS
 from homelab.settings import Host, Settings, Shutdown, Vm
+from remote_scripts.shared.reading.answer import HandedOver
 
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
 # Seconds between two readings of the story: a host sends no events.

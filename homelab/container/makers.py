@@ -13,8 +13,8 @@ from homelab.host.classes import GRAPHICS, NVIDIA
 from homelab.shapes import CardFunction, CardPlan, SharedCard
 
 if TYPE_CHECKING:
-    from homelab.host.facts import DrmNodes
     from homelab.settings import Container
+    from remote_scripts.shared.reading.answer import DrmNodes
 
 
 def display_function(card: CardPlan) -> CardFunction:

@@ -1,10 +1,8 @@
-"""A PCI function of a host, as sysfs and lspci have it (read_host.sh). Pure."""
+"""A PCI function of a host, as sysfs and lspci have it (remote_scripts/layers/read_host.py). Pure."""
 
 from __future__ import annotations
 
 import re
-
-from pydantic import Field
 
 from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
 from homelab.model import Fact
@@ -39,7 +37,7 @@ class Device(Fact):
     vendor: str
     device: str
     subsystem: str
-    class_code: str = Field(alias="class")
+    class_code: str
     boot_vga: bool
     driver: str
     group: int | None

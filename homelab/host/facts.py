@@ -1,95 +1,41 @@
-"""A host's reading (read_host.sh) as types, and the parsing of the texts in it.
+"""A host's reading (remote_scripts/layers/read_host.py) as types, and the parsing of the texts in it.
 
 Pure: no Pulumi, no SSH. The tests parse captures of real machines.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from homelab.errors import HomelabError, elsewhere
-from homelab.host import acpi, acs, names, vfio_ids
+from homelab.host import acpi, acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-from remote_scripts.shared import container_conf
+from remote_scripts.shared import container_conf, vfio_ids
 from remote_scripts.shared.container_conf import ContainerConf
-
-
-class CardState(Fact):
-    """A function of a card, as sysfs has it; None: there is no such file.
-
-    `divided`: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; `reset_method`: the ways in
-    which the kernel resets it, in their order; `d3cold_allowed`: 0 or 1; `control`: on or auto (power management);
-    `power_state`: such as D0; `had`: the original value, by the name of one of these fields, before this program set it
-    (layers/card_values.py); it is restored when the settings no longer have the key.
-    """
-
-    divided: str = ""
-    reset_method: str | None = None
-    d3cold_allowed: str | None = None
-    control: str | None = None
-    power_state: str | None = None
-    had: dict[str, str] = {}
-
-
-class CommandLines(Fact):
-    """Kernel command lines. `running`: of this boot; `configured`: for the next boot; `others`: the same without
-    homelab's words; `generated`: by update-grub."""
-
-    running: str
-    configured: str
-    others: str
-    generated: str
-
-
-class GroupFacts(Fact):
-    """An IOMMU group. `type`: of its default domain, such as `identity`; `direct`: memory, `0x…-0x…`, that the firmware
-    wants mapped 1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type
-    `direct`).
-    """
-
-    type: str = ""
-    direct: list[str] = []
-
-
-class IommuFacts(Fact):
-    """`tables`: ACPI tables that announce an IOMMU; `groups`: how many groups there are; `kernel_log`: dmesg lines.
-
-    `of_group`: what the kernel says of each group; `acpi`: the tables, as base64; `interrupts`: how the kernel's
-    interrupts come, `remapped` by the IOMMU or `plain` (/proc/interrupts), empty: it can't be told.
-    """
-
-    tables: list[str]
-    groups: int
-    kernel_log: str
-    of_group: dict[int, GroupFacts] = {}
-    acpi: dict[str, str] = {}
-    interrupts: str = ""
-
-    def table(self, name: str) -> bytes:
-        """An ACPI table; empty where it can't be read."""
-        try:
-            return base64.b64decode(self.acpi.get(name, ""), validate=True)
-        except binascii.Error:
-            return b""
-
-
-class Managed(Fact):
-    """A file that this program wrote. `state`: ok, changed (by hand) or missing."""
-
-    layer: str
-    path: str
-    state: str
-
+from remote_scripts.shared.reading.answer import (
+    CardState,
+    CommandLines,
+    DrmNodes,
+    HaFiles,
+    HandedOver,
+    Holder,
+    Iommu,
+    Managed,
+    Nvidia,
+    SharedWith,
+    TurnedAway,
+    Vital,
+)
 
 # What a note has at least, by the first part of its name (homelab/remote/ledger.py).
 _NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -261,16 +207,6 @@ class Guests(Fact):
         return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
-class HaFiles(Fact):
-    """The HA manager's files below /etc/pve/ha, as texts: `resources`, `groups` (before Proxmox VE 9), `rules` (since
-    then), and `status`, the state of its services, as JSON."""
-
-    resources: str = ""
-    groups: str = ""
-    rules: str = ""
-    status: str = ""
-
-
 class Cluster(Fact):
     """The cluster of the host, and its node in it; read together with the guests.
 
@@ -312,100 +248,8 @@ class Cluster(Fact):
         return "", ""
 
 
-class NvidiaFacts(Fact):
-    """NVIDIA's driver on the host.
-
-    `version`: of the loaded one, empty: none. `installed`: whether there is one for the running kernel, loaded or not.
-    `trouble`, `uvm_trouble`: why the driver, or nvidia-uvm, isn't loaded, and what to do; empty: it is loaded.
-    `missing_nodes`: device nodes that it serves and that aren't in /dev. `nodes_enabled`: whether homelab's service
-    that makes them at boot is enabled."""
-
-    version: str = ""
-    installed: bool = False
-    trouble: list[str] = []
-    uvm_trouble: list[str] = []
-    missing_nodes: list[str] = []
-    nodes_enabled: bool = False
-
-
-class HandedOver(Fact):
-    """The handover of cards from containers to VMs. `enabled`: whether its service is; `lost_hooks`: VMs without its
-    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> lines of its state
-    (lib/handover/state.sh), if the card isn't simply with the host; `away`: the cards that a VM has, that are on their
-    way or that are lost, in words."""
-
-    enabled: bool = False
-    lost_hooks: list[str] = []
-    moved_hooks: list[str] = []
-    away: str = ""
-    cards: dict[str, str] = {}
-
-    def of_card(self, name: str) -> dict[str, str]:
-        """The state of a card as pairs: `state`, `vm`, `since` (seconds), `why`, `containers`, …; empty: it has
-        none."""
-        pairs = (line.partition("=") for line in self.cards.get(name, "").splitlines())
-        return {key: value for key, _, value in pairs}
-
-
-class TurnedAway(Fact):
-    """A VM that didn't get its card because a run held the host when the VM started. `at`: time of the start, by the
-    host's clock; `run`: whose run."""
-
-    vm: int
-    at: str
-    run: str
-
-    def __str__(self) -> str:
-        return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"
-
-
-class SharedWith(Fact):
-    """A container that has cards by this program. `minors`: numbers of /dev/nvidiaN; `cards`: of other makers
-    (lib/container/card_nodes.sh); `drift`: from what was set up."""
-
-    id: int
-    minors: str
-    cards: str = ""
-    drift: list[str]
-
-
-class DrmNodes(Fact):
-    """The device nodes of a graphics card in /dev/dri: names such as `card0` and `renderD128`, empty: it has none.
-    `kfd`: whether /dev/kfd serves it, too; `trouble`: why an Intel or AMD card may have no node for computing, in lines
-    of modprobe.d and of the kernel."""
-
-    card: str = ""
-    render: str = ""
-    kfd: bool = False
-    trouble: str = ""
-
-
-class Vital(Fact):
-    """A storage, network or keyboard that the host can't do without, and the functions that carry it.
-
-    `kind`: storage, network or keyboard; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
-    addresses of the PCI functions on the way to it; `trouble`: why they could not be read, empty: they were.
-    """
-
-    kind: str
-    name: str
-    devices: list[str]
-    trouble: str = ""
-
-
-class Holder(Fact):
-    """A process of the host, or its text console (`pid` 0), that has cards open: addresses of their functions."""
-
-    pid: int
-    name: str
-    devices: list[str]
-
-    def __str__(self) -> str:
-        return f"{self.name} (process {self.pid})" if self.pid else self.name
-
-
 class HostFacts(Fact):
-    """One reading of a host. A script's answer of another shape is no reading: it raises `pydantic.ValidationError`."""
+    """One reading of a host. An answer of another shape is no reading: it raises `pydantic.ValidationError`."""
 
     boot_id: str
     kernel: str
@@ -418,7 +262,7 @@ class HostFacts(Fact):
     loader_clues: str
     missing_tools: list[str]
     cmdline: CommandLines
-    iommu: IommuFacts
+    iommu: Iommu
     vfio_ids: str
     # File -> the ids in it; files that name vfio-pci in any other way. This program's own files aren't among them.
     vfio_files: dict[str, str] = {}
@@ -449,7 +293,7 @@ class HostFacts(Fact):
     cards_enabled: bool = False
     drm: dict[str, DrmNodes] = {}
     nvidia_minors: dict[str, int]
-    nvidia: NvidiaFacts = NvidiaFacts()
+    nvidia: Nvidia = Nvidia()
     containers: list[SharedWith] = []
     handover: HandedOver = HandedOver()
     # Card that is handed over -> the last VM that didn't get it because a run was at work.
@@ -901,19 +745,18 @@ def bound_by_word(cmdline: str) -> dict[str, str]:
     return bound
 
 
-def parse(text: str) -> HostFacts:
-    """Parses the last line of read_host.sh's standard output.
+def parse(answer: Mapping[str, object]) -> HostFacts:
+    """The reading that the layer read_host has answered.
 
-    :raises HomelabError: it is not what the script prints.
+    :raises HomelabError: it has another shape.
     """
-    line = text.strip().rpartition("\n")[2]
     try:
-        return HostFacts.model_validate_json(line)
-    except ValueError as error:
+        return HostFacts.model_validate(answer)
+    except ValidationError as error:
+        problem = error.errors()[0]
         raise HomelabError(
-            wanted="one line of JSON from read_host.sh",
-            found=f"{line[:200]!r} ({str(error).splitlines()[0]})",
+            wanted="the reading of a host, as this program's part there gives it",
+            found=f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
             why="nothing can be decided about a host that can't be read",
-            next="log in and see whether root's shell prints something of its own for non-interactive sessions "
-            "(~/.bashrc)",
+            next="this is a fault of the program: report it",
         ) from error

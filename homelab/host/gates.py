@@ -13,8 +13,9 @@ from homelab.errors import HomelabError
 from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, released, remapping, resets
 from homelab.host.classes import NVIDIA, SECURITY_PROCESSOR, USB
 from homelab.host.devices import Device
-from homelab.host.facts import CardUser, HostFacts, Vital, bound_by_word
+from homelab.host.facts import CardUser, HostFacts, bound_by_word
 from homelab.settings import Gpu, Host
+from remote_scripts.shared.reading.answer import Vital
 
 
 def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], list[HomelabError]]:

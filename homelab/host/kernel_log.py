@@ -1,7 +1,7 @@
 """The kernel's messages about cards since the boot, recognised by their real texts (kernel_log.yaml); and lost cards.
 
 A message counts for a card only if it is about it: the PCI addresses in it are the card's own functions, or, where it
-is about the link, bridges above them. The lines are in a reading (read_host.sh), and homelab/messages.py makes messages
+is about the link, bridges above them. The lines are in a reading (facts.py), and homelab/messages.py makes messages
 of them. homelab/nvidia/symptoms.py recognises the messages of NVIDIA's driver. Pure.
 """
 
@@ -119,7 +119,7 @@ def _data() -> Any:
 
 @functools.cache
 def filter_of_lines() -> str:
-    """The extended regular expression by which the host's grep finds the lines for a reading."""
+    """The regular expression by which a reading finds the lines."""
     patterns = [part for row in signs() for part in (row.pattern, row.cured) if part]
     return "|".join([OF_MODULES, *patterns])
 

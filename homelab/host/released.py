@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from homelab.host import vfio_ids
 from homelab.host.facts import bound_by_word
+from remote_scripts.shared import vfio_ids
 
 if TYPE_CHECKING:
     from homelab.host.devices import Device

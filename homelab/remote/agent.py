@@ -195,7 +195,7 @@ sent = json.loads(sys.stdin.read())
 memory = os.memfd_create("agent")
 os.write(memory, base64.b64decode(sent["agent"]))
 request = os.memfd_create("request")
-os.write(request, sent["request"].encode())
+os.write(request, json.dumps(sent["request"]).encode())
 os.lseek(request, 0, os.SEEK_SET)
 os.dup2(request, 0)
 sys.path.insert(0, f"/proc/self/fd/{memory}")
@@ -214,4 +214,4 @@ def sent_along(verb: str, text: str) -> str:
 
     :param text: the request.
     """
-    return json.dumps({"agent": _archive_text(), "verb": verb, "request": text})
+    return json.dumps({"verb": verb, "request": json.loads(text), "agent": _archive_text()})

@@ -263,33 +263,6 @@ def reboot_host(
     )
 
 
-def read_host(
-    *,
-    guests: bool = False,
-    lspci: bool = False,
-    acs: bool = False,
-    signs: str = "",
-    systems: Sequence[str] = (),
-    read_system: str = "",
-) -> str:
-    """Standard input of read_host.sh.
-
-    :param guests: also list the running guests, which takes a real host a second or two.
-    :param acs: also read which devices isolate the devices behind them (ACS), if there are IOMMU groups already.
-    :param signs: an extended regular expression; the reading has the lines of the kernel's log that it matches.
-    :param systems: `host` and ids of containers, which are read as well, each by the composed script `read_system`.
-    """
-    return compose(
-        "read_host.sh",
-        GUESTS="yes" if guests else "no",
-        LSPCI="yes" if lspci else "no",
-        ACS="yes" if acs else "no",
-        SIGNS=signs,
-        SYSTEMS=" ".join(systems),
-        READ_SYSTEM=read_system,
-    )
-
-
 # For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the start of the service.
 CARD_SECONDS, QUORUM_SECONDS = 20, 60
 

@@ -22,6 +22,7 @@ from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import agent, scripts
 from homelab.remote import nvidia_steps as steps
 from homelab.settings import Host
+from remote_scripts.layers import read_host
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
 _MESSAGE = re.compile(
@@ -255,25 +256,20 @@ class Session:
         systems: Sequence[str] = (),
         seconds: float = SCRIPT_SECONDS,
     ) -> facts.HostFacts:
-        """One reading of the host; other arguments as of `scripts.read_host` and `run`.
+        """One reading of the host; other arguments as of `read_host.Wanted` and `ask`.
 
         :param kernel_log: also reads the kernel's messages about cards.
-        :raises HomelabError: as `run`.
+        :raises HomelabError: as `ask`.
         """
-        system_script = signs = ""
-        if kernel_log:
-            signs = filter_of_lines()
-        if systems:
-            system_script = steps.read_system()
-        text = scripts.read_host(
+        wanted = read_host.Wanted(
             guests=guests,
             lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
-            signs=signs,
-            systems=systems,
-            read_system=system_script,
+            signs=filter_of_lines() if kernel_log else "",
+            systems=tuple(systems),
+            read_system=steps.read_system() if systems else "",
         )
-        reading = facts.parse(await self.run("read_host", text, seconds))
+        reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
         return gates.choosing(reading, self._host.gpus)
 
 

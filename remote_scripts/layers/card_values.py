@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared import card_records
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME, Planned
+from remote_scripts.tools.files import Planned
 from remote_scripts.tools.system import System
 
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
-BEFORE = f"{HOME}/card-values"
 _LAYER = "values"
 _DEVICES = "/sys/bus/pci/devices"
 # Classes of what makes a card: displays and processing accelerators. Its other functions may lack a reset.
@@ -45,7 +45,7 @@ class Value:
     @property
     def record(self) -> str:
         """Where its value of before us is noted."""
-        return f"{BEFORE}/{self.address}={self.attribute.replace('/', ':')}"
+        return f"{card_records.FOLDER}/{card_records.name_of(self.address, self.attribute)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def _note(system: System, value: Value) -> None:
     before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
     content = f"{before}\n{value.value}\n".encode()
     if files.read(value.record) != content:
-        files.need_folder(files.at(BEFORE))
+        files.need_folder(files.at(card_records.FOLDER))
         files.write(value.record, content, 0o600)
 
 
@@ -196,19 +196,19 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
     """Of what was ours and isn't wanted any more: the value that it had, where nobody else has changed it since."""
     files = system.files
     kept = {value.record for value in wanted}
-    for name in files.names(BEFORE):
-        record = f"{BEFORE}/{name}"
+    for name in files.names(card_records.FOLDER):
+        record = f"{card_records.FOLDER}/{name}"
         address, is_record, attribute = name.partition("=")
         if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
             continue
         attribute = attribute.replace(":", "/")
         path = f"{_DEVICES}/{address}/{attribute}"
-        before, _, ours = (files.read(record) or b"").decode("utf-8", "replace").partition("\n")
-        if not ours.strip("\n"):
+        found = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
+        if found is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
-        elif files.exists(path) and files.text(path) == ours.strip("\n"):
+        elif files.exists(path) and files.text(path) == found.ours:
             try:
-                files.set_attribute(path, before)
+                files.set_attribute(path, found.before)
             except OSError:
                 # Of the resets that the kernel found before the card's other functions were there, it takes those back
                 # that it finds now.

@@ -7,7 +7,7 @@
 # content, never by place. What we added is noted before it is added, in /var/lib/homelab/containers/ID:
 #   ours      each line of ours: `dev VALUE` (a dev[n] option, whatever its number), or an lxc.* line as it stands
 #   wanted    METHOD, MINORS, FUNCTIONS of the last run, and where there are some, CARDS and the groups inside (`render=104 video=44`), by which
-#             read_host.sh finds drift, and card_nodes_boot.sh what a boot has moved
+#             layers/read_host.py finds drift, and card_nodes_boot.sh what a boot has moved
 #   nodes     of each node that a line of ours gives: path, numbers, whose and which it is, how it is given (record.sh): what a boot follows
 #   guest     its name in the settings of the last run: a revert under another one leaves it alone
 #   revision  how often the configuration was changed by us

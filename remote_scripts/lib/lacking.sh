@@ -4,13 +4,13 @@
 # of boot.sh.
 # Needs: boot, words, driver, guests, links
 #
-# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; name_guests -> GUESTS, MOVES; note_wanted_boot, noted_boot_lacks.
+# Gives: what_is_lacking -> REASONS, PERHAPS, OF_BOOT; name_guests -> GUESTS, MOVES; note_wanted_boot.
 #
 # Variables: WORDS (of the command line), FUNCTIONS (PCI addresses that must be on vfio-pci), both separated by spaces; DRIVER (NVIDIA's
 #   that is to have the other cards: the installed version, or the version or branch that is going to be installed; empty: it doesn't
 #   matter), FLAVOUR (open or proprietary, of its modules) and SOURCE (as of nvidia_driver.sh).
 # STATE/wanted-boot: what the last reboot was decided by: WORDS, FUNCTIONS, DRIVER and FLAVOUR, a line each, and the words of overrides that
-# were ours before and still ran. By it read_host.sh finds drift.
+# were ours before and still ran. By it layers/read_host.py finds drift.
 WANTED_BOOT=/var/lib/homelab/wanted-boot
 
 # what_is_lacking - sets REASONS: a sentence for each thing; PERHAPS: for each that isn't known before packages are installed; OF_BOOT: how
@@ -116,16 +116,4 @@ note_wanted_boot() {
   done
   need_dir "$STATE"
   write_atomically "$WANTED_BOOT" 0600 printf '%s\n' "$WORDS" "$FUNCTIONS" "$DRIVER" "$FLAVOUR" "${still[*]}"
-}
-
-# noted_boot_lacks - prints REASONS for what was noted, as JSON; null where nothing was, or where it can't be told what is configured.
-noted_boot_lacks() {
-  local WORDS FUNCTIONS DRIVER FLAVOUR SOURCE=either
-  if [[ ! -r $ROOT$WANTED_BOOT ]] || ! is_configurable; then
-    printf null
-    return
-  fi
-  { read -r WORDS && read -r FUNCTIONS && read -r DRIVER && read -r FLAVOUR; } <"$ROOT$WANTED_BOOT"
-  what_is_lacking
-  json_list "${REASONS[@]}"
 }

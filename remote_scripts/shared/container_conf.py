@@ -12,7 +12,9 @@ goes with it: tests/container_configurations.yaml has the same results for both,
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -151,6 +153,74 @@ class ContainerConf:
             )
             allow_rules += [rule] if rule.verb == "allow" else []
         return allow_rules
+
+
+@dataclass(frozen=True)
+class ConfText:
+    """A configuration as it is changed, line by line. `head`: the lines above the first section; `tail`: the others;
+    `devices`: a dev[n] option's key -> its value from the next start on; `raw`: the place in `head` of an lxc.* line ->
+    its key and value; `conf`: what it says.
+    """
+
+    text: str
+    head: tuple[str, ...]
+    tail: tuple[str, ...]
+    devices: dict[str, str]
+    raw: dict[int, tuple[str, str]]
+    conf: ContainerConf
+
+    @property
+    def content(self) -> bytes:
+        """The file's bytes."""
+        return self.text.encode("utf-8", "surrogateescape")
+
+    @property
+    def digest(self) -> str:
+        """Of the file, as Proxmox VE has it."""
+        return hashlib.sha1(self.content, usedforsecurity=False).hexdigest()
+
+    def without(self, devices: Collection[str], raw: Collection[int]) -> ContainerConf:
+        """What the configuration says without some of its lines.
+
+        :param devices: keys of dev[n] options.
+        :param raw: places of lxc.* lines in `head`.
+        """
+        lines = [line for place, line in enumerate(self.head) if place not in raw]
+        return parse("\n".join(line for line in (*lines, *self.tail) if line.partition(":")[0] not in devices))
+
+
+def conf_text(content: bytes) -> ConfText:
+    """A configuration as it is changed.
+
+    :param content: the file's bytes.
+    """
+    text = content.decode("utf-8", "surrogateescape")
+    head: list[str] = []
+    tail: list[str] = []
+    section = ""
+    for line in text.removesuffix("\n").split("\n"):
+        if match := _SECTION.fullmatch(line):
+            section = match[1]
+        (tail if section else head).append(line)
+    conf = parse(text)
+    devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
+    raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line.rstrip()))}
+    return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
+
+
+def raw_line(line: str) -> tuple[str, str]:
+    """The key and the value of an lxc.* line."""
+    match = _RAW.fullmatch(line.rstrip())
+    return (match[1], match[2]) if match else ("", "")
+
+
+def is_same_device(one: str, other: str) -> bool:
+    """Whether two values of a dev[n] option say the same: the order of their properties doesn't count."""
+    return _properties(one) == _properties(other)
+
+
+def _properties(value: str) -> list[str]:
+    return sorted(part if "=" in part else f"path={part}" for part in value.split(",") if part)
 
 
 def parse(text: str) -> ContainerConf:

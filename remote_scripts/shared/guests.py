@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.tools.system import System
@@ -11,6 +13,41 @@ Power = Literal["on", "off", "gone", "unknown"]
 _LAST_LINES: dict[str, Power] = {"status: stopped": "off", "status: unknown": "unknown"}
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest that runs."""
+
+    id: int
+    name: str
+
+
+def running(system: System, kind: str) -> list[Guest] | None:
+    """The guests that run; None: there was no answer, which is no empty list.
+
+    The last column of `qm list` is the VM's process: one without a name is listed as `VM 103`, so that its status isn't
+    the third, and a paused one runs, too.
+
+    :param kind: vm or lxc.
+    """
+    program = "qm" if kind == "vm" else "pct"
+    if not system.run.has(program):
+        return []
+    done = system.run.ask(program, "list")
+    if done.status != 0:
+        return None
+    found = []
+    for words in map(str.split, done.text.split("\n")):
+        if len(words) < 2 or not words[0].isdecimal():
+            continue
+        if kind != "vm":
+            if words[1] == "running":
+                found.append(Guest(int(words[0]), words[-1]))
+        elif re.fullmatch(r"[1-9][0-9]*", words[-1]):
+            is_nameless = words[1:3] == ["VM", words[0]]
+            found.append(Guest(int(words[0]), f"VM {words[0]}" if is_nameless else words[1]))
+    return found
 
 
 def power_of(system: System, program: str, guest: str, seconds: float = 60.0) -> Power:

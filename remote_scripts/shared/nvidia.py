@@ -72,6 +72,12 @@ def minor_of(system: System, address: str) -> int | None:
     return _number(_read(system, f"{PROC}/gpus/{address}/information"), "Device Minor")
 
 
+def address_of(system: System, minor: int) -> str:
+    """The address of the card that has a number; empty: none has."""
+    found = (one for one in system.files.names(f"{PROC}/gpus") if minor_of(system, one) == minor)
+    return next(found, "")
+
+
 def trouble(system: System) -> Trouble | None:
     """Why there is no driver that serves cards; None: there is one."""
     if system.files.exists(f"{PROC}/version"):

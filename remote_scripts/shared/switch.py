@@ -135,6 +135,18 @@ def is_another_boot(system: System) -> bool:
     return any(not missing_words(word, configured) and missing_words(word, running) for word in words)
 
 
+def is_rolling_back(system: System) -> bool:
+    """Whether a roll-back has begun that still has to restart this host. One that could not be finished rests until the
+    next boot.
+
+    :raises Failure: its note can't be read.
+    """
+    files = system.files
+    return files.exists(_RESTARTING) or (
+        files.exists(_ROLLING_BACK) and note(system, _ROLLING_BACK, "boot") != "resting"
+    )
+
+
 def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     """What is armed in this boot stays as it is, unless somebody waits for the next one.
 

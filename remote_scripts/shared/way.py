@@ -31,7 +31,7 @@ class Way:
 
 def find(system: System) -> Way:
     """By the connection of SSH; where there is none, by the default route."""
-    words = _connection(system).split()
+    words = connection(system).split()
     address = words[2].partition("%")[0] if len(words) > 2 else ""  # fe80::1%vmbr0
     port = words[3] if len(words) > 3 else ""
     if not address:
@@ -45,7 +45,7 @@ def find(system: System) -> Way:
     return Way(address, interface, port, _listens(system, port), _answering_gateway(system, address, interface))
 
 
-def _connection(system: System) -> str:
+def connection(system: System) -> str:
     """What sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it
     is found in that of sudo itself, or of whoever started it.
     """

@@ -173,6 +173,12 @@ class Files:
         """What is in a folder, sorted; nothing where it can't be read."""
         return sorted(self._disk.names(self._at(path)))
 
+    def resolved(self, path: str) -> str:
+        """The path that a path leads to, by all links; empty where there is nothing."""
+        root = os.path.realpath(self._root)
+        found = os.path.realpath(self.at(path))
+        return found.removeprefix(root.rstrip("/")) if os.path.exists(found) else ""
+
     def device(self, path: str) -> Device | None:
         """The character device at a path, links followed; None: there is none, or something else.
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from homelab.host import facts, gates
-from homelab.remote import guard, scripts
+from homelab.host import gates
+from homelab.remote import guard
 from tests.e2e import terminal
 from tests.e2e.conftest import Stack
 from tests.e2e.person import DOWN, ENTER, Conversation
 from tests.e2e.test_gpu_vm import conf, given_back, with_card
-from tests.lab.host_kit import run_script, settings_of
+from tests.lab.host_kit import settings_of
+from tests.lab.test_real_hosts import read
 from tests.sampling import sample
 from tests.unit.hosts import settings
 from tests.waiting import PATIENCE
@@ -167,8 +168,7 @@ def test_what_a_person_answers_at_a_terminal_gives_the_slot_to_the_vm(
     (vm,) = stack.config["homelab:vms"].values()
     (name,) = vm["gpus"]
     wanted = settings({name: host["gpus"][name]})
-    done = run_script(stack.lab.machine, "read_host", scripts.read_host(guests=True))
-    slots, refused = gates.check(facts.parse(done.stdout), wanted)
+    slots, refused = gates.check(read(stack.lab.machine), wanted)
     assert (slots, refused) == ({name: slot}, [])
 
 

@@ -21,12 +21,12 @@ from tests.waiting import PATIENCE, wait_until
 
 # The scripts that an `up` runs, in that order, by an argument that only the script's text has.
 SCRIPTS = {
-    "read_host": "GUESTS=yes",
+    "read_host": '"guests": true',
     "cmdline iommu": '"name": "iommu"',
     "initramfs": '"layer": "initramfs"',
     "cmdline vfio": '"name": "vfio"',
     "reboot_host": "POLICY=auto",
-    "read_host after the reboot": "GUESTS=no",
+    "read_host after the reboot": '"guests": false',
 }
 # The first that changes anything: the run has the host by then.
 WITH_ANOTHER_RUN = SCRIPTS["cmdline iommu"]

@@ -17,9 +17,9 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         host = settings_of(lab, reboot=30, rollback=30)
         before = (await ssh.read(host)).boot_id
         lab.reboot()
-        lab.fault("script-hangs", "GUESTS=no")
+        lab.fault("script-hangs", '"guests": false')
         waiting = asyncio.create_task(ssh.wait_for_boot(host, before, late.append))
-        await asyncio.to_thread(lab.wait_command, "GUESTS=no")
+        await asyncio.to_thread(lab.wait_command, '"guests": false')
         lab.fault("script-hangs", None)
         return (await waiting).boot_id
 
@@ -27,7 +27,7 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         boot_id = asyncio.run(main(lab))
         assert lab.boots()[-1]["boot_id"] == boot_id
         lab.wait_idle()
-        readings = [entry.get("client") for entry in lab.commands() if entry["command"].endswith("read_host")]
+        readings = [entry.get("client") for entry in lab.commands() if "sys.stdin.read()" in entry["command"]]
         assert readings[-2:] == ["lost", None]
     # It wasn't waited for until the dead man's switch would have given the host back.
     assert not [line for line in late if "it gives back" in line]

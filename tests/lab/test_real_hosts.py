@@ -1,19 +1,22 @@
-"""Captures of real machines: the unmodified read_host.sh on a host made of each, and what the gates say of every card in it."""
+"""Captures of real machines: the unmodified reading of a host made of each, and what the gates say of every card in it."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import facts, gates, plan
-from homelab.remote import scripts
 from lab.listing import scenario_from_listing
 from lab.machine import Machine, load_scenario
+from remote_scripts.layers.read_host import Wanted
 from tests.conftest import shared
-from tests.lab.host_kit import run_script
+from tests.lab.host_kit import run_layer
 from tests.unit.hosts import settings
 
 # Listing -> slot of each graphics card -> what refuses it: group members that are neither the card nor bridges. None: nothing.
@@ -36,9 +39,14 @@ VERDICTS: dict[str, dict[str, set[str] | None]] = {
 
 
 def read(machine: Machine) -> facts.HostFacts:
-    done = run_script(machine, "read_host", scripts.read_host(guests=True))
+    return facts.parse(answered(machine, guests=True))
+
+
+def answered(machine: Machine, **wanted: Any) -> dict[str, object]:
+    """What a reading answers."""
+    done = run_layer(machine, "read", "read_host", Wanted(**wanted))
     assert done.returncode == 0, done.stdout + done.stderr
-    return facts.parse(done.stdout)
+    return dict(json.loads(done.stdout))
 
 
 @pytest.fixture
@@ -165,6 +173,6 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
     machine = Machine.install(tmp_path, load_scenario("intel-grub-bios"))
     machine.boot("start")
     found = read(machine)
-    strange = found.model_copy(update={"iommu": found.iommu.model_copy(update={"kernel_log": "AMD-Vi: not available"})})
+    strange = found.model_copy(update={"iommu": dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available")})
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
     assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"

@@ -1,4 +1,4 @@
-"""The lab's kernel about 1:1 mappings, interrupts and the ACS override, and what the unmodified read_host.sh makes of it."""
+"""The lab's kernel about 1:1 mappings, interrupts and the ACS override, and what the unmodified reading makes of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 from homelab.host import gates, plan, remapping
 from homelab.host.facts import HostFacts, parse
 from homelab.host.kernel_log import of_start
-from homelab.remote import scripts
 from lab import Lab
 from lab.machine import Machine, load_scenario
 from lab.scenario import scenario_from
 from tests.lab.host_kit import run_script
-from tests.lab.test_real_hosts import read
+from tests.lab.test_real_hosts import answered, read
 from tests.unit.hosts import settings
 
 CARD = {"gpu": {"address": "01:00"}}
@@ -72,9 +71,7 @@ def test_intels_reserved_memory_is_relaxed_by_the_word_and_predicted_from_its_ta
 
 
 def with_acs(machine: Machine) -> HostFacts:
-    done = run_script(machine, "read_host", scripts.read_host(guests=True, acs=True))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return parse(done.stdout)
+    return parse(answered(machine, guests=True, acs=True))
 
 
 def test_the_groups_that_an_override_is_going_to_make_are_those_that_it_makes(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import re
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
+from remote_scripts.layers.read_host import Wanted
 from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine, MachineError
@@ -166,7 +167,11 @@ def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     assert host.run("qm status 103") == "status: stopped\n"
     # The host can be read, by lspci and by the program.
     reading = json.loads(
-        host.run("bash -s -- read_host", input=scripts.read_host(guests=False, lspci=True, acs=True), seconds=300)
+        host.run(
+            agent.command_in_memory("root"),
+            input=agent.sent_along("read", agent.request("read_host", Wanted(lspci=True, acs=True))),
+            seconds=300,
+        )
     )
     assert "state=STUCK" in reading["handover"]["cards"]["big"]
     # What the documentation advises where a reboot doesn't come to its end: it asks no device.

@@ -17,6 +17,9 @@ import socket
 import sys
 from pathlib import Path
 
+from homelab.remote import agent
+from remote_scripts.layers.read_host import Wanted
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 #: No gRPC channel and no thread may be there at a fork; importing makes none.
 IMPORTED = (
@@ -58,7 +61,7 @@ def warm() -> None:
     from homelab.nvidia import compatibility, symptoms
     from homelab.provider.registry import WORK
     from homelab.provider.typed import adapter_of
-    from homelab.remote import kept_scripts, scripts
+    from homelab.remote import kept_scripts
     from tests.quick_python.quick_wait import QuickWait
 
     for name in PACKAGES:
@@ -74,7 +77,7 @@ def warm() -> None:
     pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
     kept_scripts.version()
     kept_scripts.put("warm")
-    scripts.read_host(guests=True)
+    agent.sent_along("read", agent.request("read_host", Wanted()))
     for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
         table()
     compatibility.load()

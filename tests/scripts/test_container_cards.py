@@ -15,6 +15,7 @@ import pytest
 from homelab.host import facts
 from homelab.remote import scripts
 from remote_scripts.layers.diagnose import Wanted as Diagnose
+from tests.boot_layers import read_host
 from tests.lab.host_kit import run_layer
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
@@ -258,8 +259,7 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
     devices = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": "", "CARDS": f"{AMD}=render"}
     done = host.run("apply", scripts.container_gpus(901, devices, SHUTDOWN, "0"))
     assert done.returncode == 0, done.stdout + done.stderr
-    done = host.run("read_host", scripts.read_host())
-    found = facts.parse(done.stdout)
+    found = facts.parse(json.loads(host.run("read", read_host()).stdout))
     assert {address: (one.card, one.render, one.kfd) for address, one in found.drm.items()} == {
         "0000:01:00.0": ("card0", "renderD128", False),
         "0000:02:00.0": ("card1", "renderD129", False),
@@ -275,52 +275,6 @@ def test_a_reading_says_which_nodes_each_card_has_and_who_has_them(tmp_path: Pat
         and "/dev/dri/renderD130,gid=104,mode=0660\n" in text
         and "renderD128" not in text
     )
-
-
-SOUND = f"""\
-i915 {AMD}: [drm] Finished loading DMC firmware i915/adlp_dmc.bin (v2.20)
-amdgpu {AMD}: Direct firmware load for amdgpu/psp.bin failed with error -2
-i915 0000:0c:00.0: [drm] *ERROR* GuC firmware i915/adlp_guc_70.bin: fetch failed -ENOENT
-"""
-
-
-@pytest.mark.parametrize(
-    ("vendor", "driver", "wanted"),
-    [
-        ("0x1002", "", ["blacklist amdgpu", "install radeon /bin/false", "failed with error -2"]),
-        ("0x1002", "radeon", ["install radeon /bin/false"]),
-        ("0x8086", "", ["blacklist xe", "fetch failed"]),
-        ("0x8086", "i915", ["fetch failed"]),
-        ("0x8086", "vfio-pci", []),
-        ("0x1a03", "", []),
-    ],
-)
-def test_a_card_without_nodes_is_said_to_lack_what_is_of_its_own_driver(
-    folder: Folder, vendor: str, driver: str, wanted: list[str]
-) -> None:
-    folder.write(
-        "etc/modprobe.d/x.conf", "blacklist amdgpu\ninstall radeon /bin/false\nblacklist xe\nblacklist nouveau\n"
-    )
-    folder.command("journalctl", f"echo >>$ROOT/asked; cat <<'END'\n{SOUND}END")
-    devices = folder.root / "sys/bus/pci/devices"
-    for address, code in (
-        (AMD, "0x030000"),
-        ("0000:0d:00.0", "0x038000"),
-        ("0000:0e:00.0", "0x120000"),
-        ("0000:0c:00.1", "0x030000"),
-    ):
-        folder.write(f"sys/bus/pci/devices/{address}/class", f"{code}\n")
-        folder.write(f"sys/bus/pci/devices/{address}/vendor", f"{vendor}\n")
-        if driver:
-            (devices / address / "driver").symlink_to(f"../drivers/{driver}")
-    (devices / "0000:0c:00.1/physfn").symlink_to(f"../{AMD}")
-    done = folder.sourced("read_host.sh", "drm", SYSTEMS="", READ_SYSTEM="", LSPCI="", GUESTS="", SIGNS="")
-    drm = json.loads("{" + done.stdout.removeprefix(",") + "}")["drm"]
-    said = drm.get(AMD, {"trouble": ""})["trouble"].splitlines()
-    assert len(said) == len(wanted) and all(one in line for one, line in zip(wanted, said, strict=True)), said
-    assert set(drm) <= {AMD, "0000:0d:00.0"}
-    asked = folder.root / "asked"
-    assert not asked.exists() or asked.read_text() == "\n"
 
 
 # -- the service -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 
 from homelab.remote import scripts
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
+from tests.boot_layers import read_host
 from tests.lab.host_kit import run_layer
 from tests.scripts.test_on_a_host import Host
 
@@ -362,7 +363,7 @@ def test_lines_of_a_run_that_was_cut_short_go_along_too(containers: Containers) 
     containers.apply()
     record = containers.host.root / "var/lib/homelab/containers/300"
     (record / "wanted").unlink()
-    seen = json.loads(containers.host.run("read_host", scripts.read_host()).stdout)["containers"]
+    seen = json.loads(containers.host.run("read", read_host()).stdout)["containers"]
     assert [(one["id"], len(one["drift"])) for one in seen] == [(300, 1)]
     taken = carry(containers, "read")
     carry(containers, "revert", taken)

@@ -14,10 +14,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from homelab.remote import scripts
+from tests.boot_layers import read_host
 from tests.kept_systems import KeptSystems
 from tests.scripts.conftest import Folder, empty_folder
 from tests.scripts.test_run_guard import HELD, answer
@@ -558,20 +560,18 @@ def test_a_vm_names_the_script_where_it_lies(host: Folder) -> None:
     for verb, script in (("apply", scripts.handover([LINE])), ("apply", scripts.handover_hook(103))):
         assert host.run(verb, script).returncode == 0
     assert "hookscript: other:snippets/" in host.read("/etc/pve/qemu-server/103.conf")
-    lost = 'printf "{"; handed_over'
-    seen = host.bash(lost, parts=("handover/rest",)).stdout
-    assert '"lost_hooks":[]' in seen
+    assert handed_over(host)["lost_hooks"] == []
     host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
     again = host.run("apply", scripts.handover_hook(103))
     assert '"changed":"no"' in again.stdout, "it stays where it lies"
     host.write("/etc/pve/storage.cfg", STORAGES.format("snippets").replace("content snippets,iso", "content iso"))
-    assert '"lost_hooks":["103"]' in host.bash(lost, parts=("handover/rest",)).stdout
+    assert handed_over(host)["lost_hooks"] == ["103"]
     early = host.run("apply", scripts.handover_hook(103))
     assert early.returncode == 1 and f"there is no {place}" in early.stdout and "up --refresh" in early.stdout
     for script in (scripts.handover([LINE]), scripts.handover_hook(103)):
         assert host.run("apply", script).returncode == 0
     assert host.read("/etc/pve/qemu-server/103.conf").endswith("hookscript: local:snippets/homelab-handover.sh\n")
-    assert '"lost_hooks":[]' in host.bash(lost, parts=("handover/rest",)).stdout
+    assert handed_over(host)["lost_hooks"] == []
     host.command("qm", 'sed -i "/^hookscript:/d" "$ROOT/etc/pve/qemu-server/$2.conf"')
     for script in (scripts.handover_hook(103), scripts.handover([LINE])):
         assert host.run("revert", script).returncode == 0
@@ -700,6 +700,11 @@ def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Folder) -> N
 
 
 # -- a start by hand while an `up` is at work ---------------------------------------------------------------------------
+def handed_over(host: Folder) -> Any:
+    """What a reading of the host has of it."""
+    return json.loads(host.run("read", read_host()).stdout)["handover"]
+
+
 def start(host: Folder) -> tuple[int, str]:
     done = host.bash(program("hook", "103", "pre-start"), parts=())
     return done.returncode, done.stdout
@@ -1155,8 +1160,8 @@ def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(host: 
     host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
     (host.root / "etc/pve/qemu-server/103.conf").unlink()
     host.write("/var/lib/homelab/handover-hooks/103", "one\n")
-    seen = host.bash('printf "{"; handed_over', parts=("handover/rest",)).stdout
-    assert '"lost_hooks":[],"moved_hooks":["103 on other"]' in seen, seen
+    seen = handed_over(host)
+    assert (seen["lost_hooks"], seen["moved_hooks"]) == ([], ["103 on other"])
     for text in (scripts.handover([LINE]), scripts.handover_hook(103, holder="one")):
         done = host.run("revert", text)
         said = done.stdout + done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from homelab.host.reboot import in_short
 from homelab.remote import scripts
-from tests.boot_layers import iommu
+from tests.boot_layers import iommu, read_host
 from tests.scripts.conftest import Folder
 
 IOMMU = "amd_iommu=on iommu=pt"
@@ -252,7 +252,7 @@ def read(folder: Folder) -> Any:
         folder.command(name, "exit 0")
     folder.write("proc/modules", "")
     folder.write("proc/cpuinfo", "vendor_id\t: AuthenticAMD\n")
-    done = folder.run("read_host", scripts.read_host())
+    done = folder.run("read", read_host())
     return json.loads(done.stdout)["boot_lacks"]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests import sampling
+from tests.boot_layers import read_host
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, library
 from tests.scripts.test_cluster_turn import (
@@ -430,8 +431,8 @@ def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(under_ha: Folder) 
 
 def test_a_reading_has_what_is_still_to_be_put_back(under_ha: Folder) -> None:
     assert reboot(under_ha).returncode == 0
-    done = under_ha.sourced("read_host.sh", "set_aside")
-    assert json.loads("{" + done.stdout[1:] + "}")["set_aside"] == "services vm:200 ct:901\nmaintenance pve1"
+    done = under_ha.run("read", read_host())
+    assert json.loads(done.stdout)["set_aside"] == "services vm:200 ct:901\nmaintenance pve1"
 
 
 # -- cut short ---------------------------------------------------------------------------------------------------------

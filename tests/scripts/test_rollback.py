@@ -21,7 +21,7 @@ import pytest
 from homelab.remote import scripts
 from lab.machine import Machine
 from tests import sampling
-from tests.boot_layers import initramfs, iommu, vfio
+from tests.boot_layers import initramfs, iommu, read_host, vfio
 from tests.script_input import QUICK_SYNC
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
@@ -111,7 +111,7 @@ class Switched(Host):
 
     def is_rolling(self) -> bool:
         """Is its restart to be waited for?"""
-        return bool(json.loads(self.run("read_host", scripts.read_host()).stdout)["rolling_back"])
+        return bool(json.loads(self.run("read", read_host()).stdout)["rolling_back"])
 
     def differs(self) -> set[str]:
         """The files that aren't as in the stock host, but for what is told to people."""
@@ -273,7 +273,7 @@ def test_a_healthy_host_that_nobody_waits_for_stays_and_says_so(switched: Callab
     assert not host.is_armed()
     assert host.reboots() == []
     assert host.boot() == configured
-    reading = json.loads(host.run("read_host", scripts.read_host()).stdout)
+    reading = json.loads(host.run("read", read_host()).stdout)
     assert said in reading["judged"] and reading["rolled_back"] == ""
     assert host.confirm()["confirmed"]
     assert not (host.state / "judged").exists()
@@ -599,7 +599,7 @@ def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: 
         host.elapse()
         assert host.is_armed()
     assert len(host.reboots()) == 3
-    reading = json.loads(host.run("read_host", scripts.read_host()).stdout)
+    reading = json.loads(host.run("read", read_host()).stdout)
     assert reading["rolled_back"] and not reading["rolling_back"]
     # What rests is no obstacle to the next `up`.
     host.machine.clear_faults()
@@ -768,7 +768,7 @@ def test_a_boot_before_which_the_menu_was_not_made_leaves_the_switch_to_the_next
     host = switched(awaited=True)
     (host.state / "pending").mkdir()
     (host.state / "pending/boot").touch()
-    assert json.loads(host.run("read_host", scripts.read_host()).stdout)["pending"] == ["boot"]
+    assert json.loads(host.run("read", read_host()).stdout)["pending"] == ["boot"]
     assert host.confirm()["confirmed"] and host.is_armed()
     assert "until" not in (host.state / "armed").read_text()
     decide = scripts.reboot_host("auto", f"{' '.join(WORDS)} mitigations=off", [], AFTER)

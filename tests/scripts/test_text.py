@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from typing import Any
 
 import pytest
 
-from homelab.host.facts import parse
-from homelab.remote import scripts
 from homelab.text import clean
 from tests.scripts.conftest import Folder, library
-from tests.unit.hosts import desktop
 from tests.waiting import PATIENCE
 
 LIBRARY = library("files")
@@ -131,44 +127,6 @@ def test_a_file_with_nul_bytes_is_read_without_them(folder: Folder) -> None:
     assert json.loads(done.stdout) == "ab" and done.stderr == b""
 
 
-@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
-def test_a_host_whose_files_hold_anything_can_be_read(folder: Folder, junk: bytes) -> None:
-    for path in (
-        "proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/modprobe.d/mine.conf", "etc/default/grub", "etc/pve/mapping/pci.cfg",
-        "etc/pve/qemu-server/103.conf", "etc/pve/lxc/901.conf", "var/lib/homelab/rolled-back", "run/qemu-server/pci-id-reservations",
-        "proc/driver/nvidia/version",
-    ):  # fmt: skip
-        file = folder.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"name: " + junk + b"\noptions vfio-pci ids=" + junk + b"\n")
-    folder.write("proc/sys/kernel/random/boot_id", "1\n")
-    folder.write("boot/grub/grub.cfg", "")
-    folder.write("etc/kernel/cmdline", "quiet\n")
-    devices = folder.root / "sys/bus/pci/devices"
-    real = folder.root / "sys/devices/pci0000:00/0000:00:01.0"
-    real.mkdir(parents=True)
-    devices.mkdir(parents=True)
-    (devices / "0000:00:01.0").symlink_to("../../../devices/pci0000:00/0000:00:01.0")
-    (real / "net").mkdir()
-    interface = junk.replace(b"/", b"").replace(b"\n", b"").replace(b" ", b"")[:15] or b"eth0"
-    (folder.root / "sys/class/net").mkdir(parents=True)
-    target = real / "net" / interface.decode("utf-8", "surrogateescape")
-    target.mkdir()
-    (folder.root / "sys/class/net" / target.name).symlink_to(f"../../devices/pci0000:00/0000:00:01.0/net/{target.name}")
-    for name in ("dmesg", "lspci", "lsblk", "qm", "pct", "dpkg-query"):
-        folder.command(name, f"cat {folder.root}/proc/cmdline")
-    folder.command("pveversion", "echo pve-manager/9.1.1/x")
-    text = scripts.read_host(guests=True, lspci=True)
-    done = subprocess.run(
-        ["bash", "-s", "--", "read_host"], input=text.encode(), capture_output=True, env=folder.environment, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    is_text(done.stderr)
-    facts: Any = parse(is_text(done.stdout))
-    assert facts.devices[0].behind != "" and facts.boot_id == "1"
-    assert set(facts.model_dump()) == set(desktop().model_dump())
-
-
 def test_what_cant_be_opened_although_it_may_be_read_ends_no_reading(folder: Folder) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(folder.root / "there"))
@@ -240,16 +198,6 @@ def test_a_few_plain_lines_of_the_log_take_no_program(folder: Folder) -> None:
         timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, b"a\nb http://c/\n")
-
-
-def test_the_answer_of_a_container_may_be_one_line_of_any_length(folder: Folder) -> None:
-    folder.command(
-        "pct", "if [[ $1 == status ]]; then echo status: running; else printf 'a word before\\n%0200000d\\n' 7; fi"
-    )
-    empty = dict.fromkeys(["GUESTS", "LSPCI", "ACS", "SIGNS", "READ_SYSTEM"], "")
-    done = folder.sourced("read_host.sh", "systems\n((SECONDS < 10))", SYSTEMS="901", **empty)
-    assert done.returncode == 0, done.stdout[-300:] + done.stderr
-    assert json.loads(f"{{{done.stdout.removeprefix(',')}}}")["systems"] == {"901": f"{7:0200000d}"}
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_as_it_was_at_one_time(folder: Folder) -> None:

@@ -15,7 +15,7 @@ def device(address: str, ids: str, code: str, group: int | None = None, **change
     parent = changes.pop("parent", "")
     path = f"../../../devices/pci0000:00/{parent + '/' if parent else ''}{address}"
     return {
-        "address": address, "vendor": vendor, "device": number, "subsystem": "1043:88e2", "class": code, "boot_vga": 0,
+        "address": address, "vendor": vendor, "device": number, "subsystem": "1043:88e2", "class_code": code, "boot_vga": 0,
         "driver": "", "group": group, "acs": False, "path": path, "behind": "", **changes,
     }  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from homelab.host import acs, gates, remapping
 from homelab.host.facts import HostFacts
+from remote_scripts.shared.reading.answer import Vital
 from tests.unit.hosts import desktop, device, gpu, settings
 
 PVE = "6.17.2-1-pve"
@@ -147,12 +149,12 @@ def test_it_takes_no_card_out_of_a_group_with_the_root_disk(groups: bool) -> Non
     facts = with_disk()
     if not groups:
         bare = [one | {"group": None} for one in facts.model_dump(by_alias=True)["devices"]]
-        facts = with_disk(devices=bare, iommu=facts.iommu.model_dump() | {"groups": 0})
+        facts = with_disk(devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
     (error,) = gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1]
     assert "NVMe disk" in error.found and "carries / (ext4)" in error.found and "past the IOMMU" in error.why
     # Where what carries the disk isn't known, neither.
-    unknown = [{"kind": "storage", "name": "/", "devices": [], "trouble": "lsblk says nothing"}]
-    (error,) = gates.check(facts.model_copy(update={"vital": [type(facts.vital[0]).model_validate(unknown[0])]}), settings(iommu={"acsOverride": "downstream"}))[1]  # fmt: skip
+    unknown = Vital("storage", "/", [], "lsblk says nothing")
+    (error,) = gates.check(facts.model_copy(update={"vital": [unknown]}), settings(iommu={"acsOverride": "downstream"}))[1]  # fmt: skip
     assert "lsblk says nothing" in error.found
 
 

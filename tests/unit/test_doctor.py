@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -320,7 +321,7 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
         update={
             "nvidia_minors": {"0000:01:00.0": 0},
             "guests": seen.facts.guests.model_copy(update={"configs": configs}),
-            "handover": seen.facts.handover.model_copy(update={"lost_hooks": ["103"]}),
+            "handover": dataclasses.replace(seen.facts.handover, lost_hooks=["103"]),
         }
     )
     report = diagnose_vm(seen.model_copy(update={"facts": facts}), 103, shared)

@@ -16,7 +16,7 @@ def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
 
 def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
     assert "exit status 127: bash: line 1: sudo: command not found" in str(
-        _failed("read_host", "", "bash: line 1: sudo: command not found\n", 127)
+        _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
     )
 
 

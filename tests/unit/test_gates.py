@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -416,7 +417,7 @@ def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None
     facts = was_for_a_vm(running=f"vfio-pci.ids=10de:2b85,10de:22e8 {WORD}")
     with pytest.raises(HomelabError, match=r"VM 103 \(Sandbox\) has it"):
         plan.wanted(facts, settings({}, nvidia={"driver": "580"}))
-    lines = facts.cmdline.model_dump() | {"others": "quiet vfio-pci.ids=10de:2b85,10de:22e8"}
+    lines = dataclasses.asdict(facts.cmdline) | {"others": "quiet vfio-pci.ids=10de:2b85,10de:22e8"}
     assert plan.wanted(was_for_a_vm(cmdline=lines), settings({}, nvidia={"driver": "580"})).functions == {}
 
 
@@ -493,7 +494,7 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
         for said in gates.remarks(facts, to_be(takeOver=True), {"big": "0000:01:00"})
     )
     # The same once it has been started with, and nothing for a card that a VM gets.
-    cmdline = facts.cmdline.model_dump()
+    cmdline = dataclasses.asdict(facts.cmdline)
     cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
     devices = [one.model_dump(by_alias=True) for one in facts.devices]
     started = [one | ({"driver": "nvidia"} if one["address"].startswith("0000:01:00") else {}) for one in devices]
@@ -528,7 +529,7 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
 
 def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
     """``drivers``: by the device's slot, without its domain's and bus's colons."""
-    cmdline = facts.cmdline.model_dump()
+    cmdline = dataclasses.asdict(facts.cmdline)
     cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
     devices = [one.model_dump(by_alias=True) for one in facts.devices]
     devices = [one | {"driver": drivers.get("at" + one["address"][5:7], one["driver"])} for one in devices]

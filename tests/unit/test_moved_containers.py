@@ -13,7 +13,7 @@ import pytest
 
 from homelab.container.identity import identity, is_another
 from homelab.errors import HomelabError, UnreachableError
-from homelab.host.facts import GuestConfig, HostFacts, SharedWith
+from homelab.host.facts import GuestConfig, HostFacts
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
@@ -21,6 +21,7 @@ from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
+from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import desktop
 from tests.unit.test_created_vms import API, SSH
 

@@ -96,7 +96,7 @@ NO_DRIVER = [*[one for one in desktop().model_dump(by_alias=True)["devices"] if 
             "pve-firmware",
         ),
         ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/vfio.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
-        # Which words of the kernel are a failure, remote_scripts/lib/read/drm.sh has decided: a file's name is none.
+        # Which words of the kernel are a failure, remote_scripts/shared/reading/drm.py has decided: a file's name is none.
         ({"drm": {**OFF, AMD: {"trouble": "/etc/modprobe.d/firmware-failed.conf:blacklist amdgpu"}}}, "blacklist amdgpu", "update-initramfs"),
         ({"drm": {**OFF, AMD: {"trouble": "amdgpu 0000:0b:00.0: loading Firmware x.bin gave up"}}}, "gave up", "pve-firmware"),
         ({"drm": {**OFF, AMD: {"card": "card1"}}}, "is on amdgpu, which serves no node for computing", "name another card"),

@@ -20,9 +20,9 @@ def test_every_value_arrives_as_one_quoted_word(value: str) -> None:
 def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> None:
     assert scripts.command("apply", "root") == "bash -s -- apply"
     assert scripts.command("apply", "admin") == "sudo -n bash -s -- apply"
-    at_once = scripts.command("read_host", "root", at_once=True)
-    assert shlex.split(at_once)[:2] == ["bash", "-c"] and shlex.split(at_once)[3:] == ["bash", "read_host"]
-    assert scripts.command("read_host", "admin", at_once=True) == f"sudo -n {at_once}"
+    at_once = scripts.command("read_system", "root", at_once=True)
+    assert shlex.split(at_once)[:2] == ["bash", "-c"] and shlex.split(at_once)[3:] == ["bash", "read_system"]
+    assert scripts.command("read_system", "admin", at_once=True) == f"sudo -n {at_once}"
 
 
 def test_a_new_generation_changes_the_text_and_nothing_else() -> None:
@@ -35,9 +35,9 @@ def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monke
         copy = tmp_path / path.relative_to(scripts.FOLDER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    ours = scripts.compose("read_host.sh")
+    ours = scripts.compose("read_system.sh")
     with scripts_of(tmp_path, monkeypatch):
-        assert scripts.compose("read_host.sh") == ours
+        assert scripts.compose("read_system.sh") == ours
 
 
 @pytest.mark.parametrize("name", ["x; id; y", "path", "X Y", "X=1\nid\nY", "", "1"])

@@ -66,7 +66,7 @@ def test_what_shares_the_group_is_shown_beside_the_card() -> None:
         "address": "0000:03:00.0",
         "vendor": "1022",
         "device": "43ee",
-        "class": "0c0330",
+        "class_code": "0c0330",
         "driver": "xhci_hcd",
     }
     found = desktop(devices=[one.model_dump(by_alias=True) for one in desktop().devices] + [usb])

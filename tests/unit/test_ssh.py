@@ -73,7 +73,7 @@ def meet(folder: Path, serve: Serve | None, use: Use) -> str:
 
 def talk(folder: Path, serve: Serve, seconds: float = 20) -> str:
     """What `Session.run` makes of it."""
-    return meet(folder, serve, lambda session: session.run("read_host", "script\n", seconds))
+    return meet(folder, serve, lambda session: session.run("read_system", "script\n", seconds))
 
 
 def keep(folder: Path, serve: Serve | None) -> list[str]:
@@ -378,10 +378,10 @@ def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def answer(*_: object) -> str:
-        return desktop().model_dump_json(by_alias=True, exclude={"chosen_functions"})
+    async def answer(*_: object) -> dict[str, object]:
+        return desktop().model_dump(exclude={"chosen_functions"})
 
-    monkeypatch.setattr(ssh.Session, "run", answer)
+    monkeypatch.setattr(ssh.Session, "ask", answer)
     host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
     found = asyncio.run(ssh.Session(host, cast(asyncssh.SSHClientConnection, None)).read())
     assert [one.address for one in found.functions("0000:01:00")] == ["0000:01:00.0"]
@@ -432,7 +432,7 @@ def with_the_agent(folder: Path, give: Callable[[str], None] | None, seconds: fl
         login = {"port": listening.get_port(), "hostKey": public, "agent": True}
         try:
             async with ssh.connect(Host.model_validate({"address": "127.0.0.1", "ssh": login}), seconds) as session:
-                return await session.run("read_host", "")
+                return await session.run("read_system", "")
         finally:
             listening.close()
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A card that is handed over: its functions, their drivers, and whether it answers.
-# Needs: handover/state, read/devices
+# Needs: handover/state
 #
 # Gives: read_card NAME -> CARD, FUNCTIONS, IDS, GPU, VMS; find_cards [VMID] -> NAMES; card_driver ADDRESS; is_on DRIVER ADDRESS, all_on DRIVER; find_value FILE -> FOUND_VALUE; is_that_card; is_alive; is_only; find_drm_names -> DRM_NAMES.
 #   Variables: CARDS (a line each: NAME, ADDRESS=IDS,... with its graphics function first, VMID,...).
 # How often it is looked whether a card answers, a second apart, before it is taken for dead.
 LOOKS=3
+PCI=$ROOT/sys/bus/pci/devices
 
 read_card() { # NAME
   local name words word vms

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Whether every card that is handed over is with the host, and what of the handover is installed.
-# Needs: common, files, lock, handover/places, read/text
+# Needs: common, files, lock, handover/places
 #
 # Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID...; find_enabled service|timer -> ENABLED_AS; find_snippets -> SNIPPETS, STORAGE;
-#   find_hook VMID -> OPTION, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID; handed_over (a key of read_host.sh's answer).
+#   find_hook VMID -> OPTION, is_our_hook VMID, drop_hook VMID, has_hook VMID, hooked_elsewhere VMID, tell_elsewhere VMID.
 
 # find_enabled service|timer - sets ENABLED_AS: what `systemctl enable` makes of it.
 find_enabled() {
@@ -127,38 +127,4 @@ has_hook() {
     [[ $name != "${OPTION%%:*}" ]] || { [[ -n $folder && -x $ROOT$folder/snippets/$HOOK_FILE ]] && return; }
   done < <(snippets_storages)
   return 1
-}
-
-# handed_over - the cards that aren't simply with the host, what of ours is switched on, VMs that lost their hookscript, and those that took it to another node.
-handed_over() {
-  local file vmid line separator='' enabled=true lost=() moved=()
-  cards_away
-  for file in service timer; do
-    find_enabled "$file"
-    [[ -L $ROOT$ENABLED_AS ]] || enabled=false
-  done
-  for file in "$ROOT$HOOKED"/[1-9]*; do
-    [[ -e $file ]] || continue
-    vmid=${file##*/}
-    [[ ! -e $ROOT/etc/pve/qemu-server/$vmid.conf ]] || has_hook "$vmid" || lost+=("$vmid")
-    line=$(hooked_elsewhere "$vmid")
-    [[ -z $line ]] || moved+=("$vmid on $line")
-  done
-  printf ',"handover":{"enabled":%s' "$enabled"
-  json_entry away "$AWAY"
-  printf ',"lost_hooks":'
-  json_list "${lost[@]}"
-  printf ',"moved_hooks":'
-  json_list "${moved[@]}"
-  printf ',"cards":{'
-  for file in "$ROOT$HANDOVER"/*.state; do
-    [[ -e $file ]] || continue
-    line=${file##*/}
-    printf '%s' "$separator"
-    json_string "${line%.state}"
-    printf ':'
-    needed_string "${file#"$ROOT"}"
-    separator=,
-  done
-  printf '}}'
 }

@@ -1,14 +1,14 @@
-"""read_host.sh: what it passes on of the IOMMU's groups, of the firmware's tables, of interrupts, of what isolates devices."""
+"""A reading: the IOMMU's groups, the firmware's tables, interrupts, what isolates devices; the kernel's picture in cards' memory."""
 
 from __future__ import annotations
 
 import pytest
 
-from homelab.host.facts import GroupFacts, HostFacts, parse
-from homelab.remote import scripts
 from lab.host.acpi import ivrs
-from tests.scripts.conftest import Folder
-from tests.scripts.test_signs import host as host  # the least that read_host.sh needs
+from remote_scripts.shared.reading.answer import Group
+from tests.agent.kit import Host
+from tests.agent.reading_kit import host as host
+from tests.agent.reading_kit import read, says
 
 LSPCI = """\
 0000:00:01.0 PCI bridge: a
@@ -24,14 +24,7 @@ LSPCI = """\
 """
 
 
-def read(host: Folder, acs: bool = False) -> HostFacts:
-    done = host.run("read_host", scripts.read_host(acs=acs))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return parse(done.stdout)
-
-
-def group(host: Folder, name: str, regions: str, kind: str | None = "identity\n") -> None:
+def group(host: Host, name: str, regions: str, kind: str | None = "identity\n") -> None:
     host.write(f"sys/kernel/iommu_groups/{name}/reserved_regions", regions)
     if kind is not None:
         host.write(f"sys/kernel/iommu_groups/{name}/type", kind)
@@ -40,7 +33,7 @@ def group(host: Folder, name: str, regions: str, kind: str | None = "identity\n"
 MSI = "0x00000000fee00000 0x00000000feefffff msi\n"
 
 
-def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(host: Folder) -> None:
+def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(host: Host) -> None:
     group(host, "0", f"{MSI}0x000000fd00000000 0x000000ffffffffff reserved\n")
     group(
         host, "16", f"0x000000009d800000 0x000000009fffffff direct\n{MSI}0xfffffffffffff000 0xffffffffffffffff direct\n"
@@ -49,9 +42,9 @@ def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(ho
     found = read(host).iommu
     assert found.groups == 3
     assert found.of_group == {
-        0: GroupFacts(type="identity"),
-        16: GroupFacts(type="identity", direct=["0x9d800000-0x9fffffff", "0xfffffffffffff000-0xffffffffffffffff"]),
-        17: GroupFacts(type="DMA-FQ"),
+        0: Group(type="identity"),
+        16: Group(type="identity", direct=["0x9d800000-0x9fffffff", "0xfffffffffffff000-0xffffffffffffffff"]),
+        17: Group(type="DMA-FQ"),
     }
 
 
@@ -67,33 +60,32 @@ def test_of_each_group_its_type_and_what_is_to_be_mapped_1_to_1_are_passed_on(ho
     ],
 )
 def test_whatever_stands_there_the_answer_is_one(
-    host: Folder, regions: str, kind: str | None, direct: list[str], said: str
+    host: Host, regions: str, kind: str | None, direct: list[str], said: str
 ) -> None:
     group(host, "7", regions, kind)
     group(host, "08", MSI)  # no number of the kernel's
-    assert read(host).iommu.of_group == {7: GroupFacts(type=said, direct=direct)}
+    assert read(host).iommu.of_group == {7: Group(type=said, direct=direct)}
 
 
-def test_without_groups_there_is_nothing_to_say(host: Folder) -> None:
+def test_without_groups_there_is_nothing_to_say(host: Host) -> None:
     found = read(host).iommu
     assert (found.groups, found.of_group, found.acpi, found.interrupts) == (0, {}, {}, "")
 
 
-def test_a_group_whose_regions_cannot_be_read_is_left_out(host: Folder) -> None:
+def test_a_group_whose_regions_cannot_be_read_is_left_out(host: Host) -> None:
     (host.root / "sys/kernel/iommu_groups/3/reserved_regions").mkdir(parents=True)
     assert read(host).iommu.of_group == {}
 
 
-def test_the_firmwares_tables_are_passed_on_byte_for_byte(host: Folder) -> None:
+def test_the_firmwares_tables_are_passed_on_byte_for_byte(host: Host) -> None:
     table = ivrs([("0000:00:00.0", "0000:0f:1f.7", 0, 0xFFFF)]) + b"\x00\n\xff"
-    host.write("sys/firmware/acpi/tables/IVRS", "")
-    (host.root / "sys/firmware/acpi/tables/IVRS").write_bytes(table)
+    host.write("sys/firmware/acpi/tables/IVRS", table)
     host.write("sys/firmware/acpi/tables/DMAR", "")
     found = read(host).iommu
     assert found.table("IVRS") == table and found.table("DMAR") == b"" and found.tables == ["DMAR", "IVRS"]
 
 
-def test_of_a_table_without_end_the_beginning_is_passed_on(host: Folder) -> None:
+def test_of_a_table_without_end_the_beginning_is_passed_on(host: Host) -> None:
     host.write("sys/firmware/acpi/tables/DMAR", "x" * 1_000_000)
     assert len(read(host).iommu.table("DMAR")) == 65536
 
@@ -108,7 +100,7 @@ def test_of_a_table_without_end_the_beginning_is_passed_on(host: Folder) -> None
         (None, ""),
     ],
 )
-def test_how_interrupts_come_is_told_by_the_names_of_their_chips(host: Folder, text: str | None, said: str) -> None:
+def test_how_interrupts_come_is_told_by_the_names_of_their_chips(host: Host, text: str | None, said: str) -> None:
     if text is not None:
         host.write("proc/interrupts", text)
     assert read(host).iommu.interrupts == said
@@ -119,15 +111,15 @@ def test_how_interrupts_come_is_told_by_the_names_of_their_chips(host: Folder, t
     [("quiet", False, False), ("quiet", True, True), ("quiet pcie_acs_override=downstream", False, True)],
 )
 def test_what_isolates_devices_is_asked_where_groups_may_change(
-    host: Folder, cmdline: str, acs: bool, asked: bool
+    host: Host, cmdline: str, acs: bool, asked: bool
 ) -> None:
-    host.command("lspci", f"cat <<'END'\n{LSPCI}END")
+    host.programs["lspci"] = says(LSPCI)
     host.write("proc/cmdline", f"{cmdline}\n")
     group(host, "1", MSI)
     for address in ("0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
         host.write(f"sys/bus/pci/devices/{address}/class", "0x030000\n")
         host.write(f"sys/bus/pci/devices/{address}/vendor", "0x8086\n")
-    found = {one.address: (one.acs, one.express) for one in read(host, acs).devices}
+    found = {one.address: (one.acs, one.express) for one in read(host, acs=acs).devices}
     kinds = [(True, "root port"), (False, "legacy endpoint"), (False, "pci-express to pci/pci-x bridge"), (False, "")]
     assert list(found.values()) == (kinds if asked else [(False, "")] * 4)
 
@@ -143,7 +135,65 @@ def test_what_isolates_devices_is_asked_where_groups_may_change(
     ],
 )
 def test_that_somebody_allows_unsafe_interrupts_is_known_before_the_module_is_loaded(
-    host: Folder, line: str, allowed: bool
+    host: Host, line: str, allowed: bool
 ) -> None:
     host.write("etc/modprobe.d/own.conf", f"{line}\n")
     assert read(host).unsafe_interrupts is allowed
+
+
+# -- the kernel's picture in cards' memory (/proc/iomem) ------------------------------------------------------------
+AMD_CARD = "0000:c3:00.0"
+# A card's memory above 4 GiB, as siderolabs/talos issue 14356 shows it; and an old one's below.
+HIGH = """\
+2800000000-2fffffffff : PCI Bus 0000:c3
+  2800000000-2fffffffff : 0000:c3:00.0
+    2800000000-2801fa3fff : BOOTFB
+      2800000000-2801fa3fff : simpledrm
+"""
+LOW = "d0000000-dfffffff : 0000:c3:00.0\n  d0000000-d02fffff : efifb\n"
+
+
+def card(host: Host, ranges: str, address: str = AMD_CARD, code: str = "0x038000") -> None:
+    for name, text in {"class": code, "vendor": "0x1002", "device": "0x1586"}.items():
+        host.write(f"sys/bus/pci/devices/{address}/{name}", f"{text}\n")
+    host.write(f"sys/bus/pci/devices/{address}/resource", ranges)
+
+
+def resource(first: str, last: str) -> str:
+    empty = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
+    return f"0x{first:0>16} 0x{last:0>16} 0x000000000014220c\n{empty * 12}"
+
+
+@pytest.mark.parametrize(
+    ("iomem", "ranges", "found"),
+    [
+        (HIGH, resource("2800000000", "2fffffffff"), ["BOOTFB", "simpledrm"]),
+        (LOW, resource("d0000000", "dfffffff"), ["efifb"]),
+        # The picture isn't below the card's line: only the ranges tell.
+        ("d0000000-d02fffff : BOOTFB\n", resource("d0000000", "dfffffff"), ["BOOTFB"]),
+        (HIGH, resource("d0000000", "dfffffff"), None),
+        ("d0000000-dfffffff : 0000:c3:00.0\n  d0000000-dfffffff : vfio-pci\n", resource("d0000000", "dfffffff"), None),
+        # Not root: zeros.
+        ("00000000-00000000 : BOOTFB\n", resource("0", "dfffffff"), None),
+        ("d0000000-d02fffff : BOOTFB $(id)\nx-y : BOOTFB\n\n : BOOTFB", resource("d0000000", "dfffffff"), None),
+        (LOW, "", None),
+        (LOW, "garbage\n0xd0000000 dfffffff 0\n$(id) $(id) 0\n", None),
+    ],
+)
+def test_a_picture_in_a_cards_memory_is_named(host: Host, iomem: str, ranges: str, found: list[str] | None) -> None:
+    host.write("proc/iomem", iomem)
+    card(host, ranges)
+    assert read(host).framebuffers == ({AMD_CARD: found} if found else {})
+
+
+def test_of_two_cards_the_one_is_named_that_has_it_and_nothing_but_cards(host: Host) -> None:
+    host.write("proc/iomem", LOW)
+    card(host, resource("d0000000", "dfffffff"))
+    card(host, resource("e0000000", "efffffff"), "0000:01:00.0", "0x030000")
+    card(host, resource("d0000000", "dfffffff"), "0000:00:01.0", "0x060400")
+    assert read(host).framebuffers == {AMD_CARD: ["efifb"]}
+
+
+def test_a_host_without_the_file_says_nothing(host: Host) -> None:
+    card(host, resource("d0000000", "dfffffff"))
+    assert read(host).framebuffers == {}

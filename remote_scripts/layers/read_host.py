@@ -1,0 +1,201 @@
+"""Reads what is decided upon before a host is changed, and what is verified after its reboot. Changes nothing.
+
+What can't be read is in the answer (`unreadable`), and isn't taken for "nothing there"; texts of programs are passed on
+as they are and parsed by the program (homelab/host/facts.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from remote_scripts.shared import boot as boot_files
+from remote_scripts.shared import guests as running_guests
+from remote_scripts.shared import lacking
+from remote_scripts.shared.reading import (
+    boot,
+    cards,
+    devices,
+    drm,
+    guests,
+    handover,
+    holders,
+    iommu,
+    nvidia,
+    ours,
+    vital,
+)
+from remote_scripts.shared.reading.answer import Answer
+from remote_scripts.shared.reading.source import Source, head_and_tail, lines_of
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+T = TypeVar("T")
+# Of the kernel's log so many lines are passed on.
+_SIGNS = 1000
+# Lines of lspci about what makes a card, with the names that this host's pci.ids has.
+_CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
+_STEPS = ("boot", "initramfs")
+_CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
+# The stack of a system is read in so many seconds, and is no longer than that, in bytes.
+_SYSTEM_SECONDS = 50.0
+_SYSTEM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is read besides. `guests`: also which guests run, which takes qm and pct a second each, and the cluster;
+    `lspci`: also what lspci says; `acs`: also which devices isolate what is behind them, where the host has IOMMU
+    groups already; `signs`: a regular expression, lines of the kernel's log that are passed on; empty: the log isn't
+    read. `systems`: `host` and ids of containers whose NVIDIA stack is read, too, by `read_system`, a script for bash.
+    """
+
+    guests: bool = False
+    lspci: bool = False
+    acs: bool = False
+    signs: str = ""
+    systems: tuple[str, ...] = ()
+    read_system: str = ""
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """Reads the host.
+
+    :raises Failure: a system of `systems` can't be read.
+    """
+    source = Source(system)
+    loader = boot.loader(source)
+    cmdline = boot.command_lines(source, loader.name)
+    # Where somebody overrides what devices say of Access Control Services, the groups of the next boot depend on it.
+    acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
+    of_iommu = iommu.iommu(source)
+    bound = devices.bound_by_others(source)
+    set_values = cards.records(source)
+    lspci = source.ask("lspci", "-Dnnk" if wanted.lspci else "-Dnn").text
+    minors = nvidia.minors(source)
+    answer = Answer(
+        boot_id=source.text("/proc/sys/kernel/random/boot_id"),
+        kernel=source.word("/proc/sys/kernel/osrelease") or "",
+        pve=boot.pve_version(source),
+        packages=boot.packages(source),
+        cpu_vendor=source.first("/proc/cpuinfo", r"vendor_id.*: (.*)$"),
+        loader=loader.name,
+        loader_clues=loader.clues,
+        missing_tools=boot.missing_tools(source),
+        cmdline=cmdline,
+        iommu=of_iommu,
+        vfio_files=bound.files,
+        vfio_ids=",".join(bound.files.values()),
+        vfio_mentions=bound.mentions,
+        modules=devices.modules(source),
+        devices=devices.devices(source, acs=acs),
+        card_states=cards.card_states(source, set_values),
+        lost_values=cards.lost_values(source, set_values),
+        # The program of NVIDIA's licensed vGPU driver that looks after its guests.
+        vgpu_manager=source.exists("/usr/bin/nvidia-vgpu-mgr"),
+        framebuffers=cards.framebuffers(source),
+        lspci=lspci if wanted.lspci else "",
+        disks=source.ask("lsblk", "-nro", "NAME,PKNAME,FSTYPE,MOUNTPOINT").text,
+        vital=vital.vital(source),
+        named="\n".join(line for line in lines_of(lspci) if _CARD.match(line)),
+        holders=holders.holders(source, minors),
+        kernel_log=_signs(source, wanted.signs),
+        lost=cards.lost(source),
+        unsafe_interrupts=boot.allows_unsafe_interrupts(source),
+        boot_warnings=boot.warnings(loader.status),
+        boot_free=boot_files.free_on_boot(system) or 0,
+        largest_initramfs=boot_files.largest_initramfs(system),
+        managed=ours.managed(source),
+        stale_initramfs=boot_files.stale_kernels(system),
+        rolled_back=ours.rolled_back(source),
+        rolling_back=ours.is_rolling_back(source),
+        judged=source.text(f"{HOME}/judged"),
+        pending=[step for step in _STEPS if system.files.is_pending(step)],
+        boot_lacks=_boot_lacks(source, loader.name),
+        drm=drm.drm(source),
+        cards_enabled=source.is_link(_CARDS_ENABLED),
+        nvidia_minors=minors,
+        nvidia=nvidia.nvidia(source),
+        containers=ours.containers(source),
+        ledger=ours.ledger(source),
+        edits=ours.edits(source),
+        kept_scripts=ours.kept_scripts(source),
+        handover=handover.handed_over(source),
+        turned_away=ours.turned_away(source),
+        set_aside=source.text(f"{HOME}/away"),
+        systems={name: _of_system(system, name, wanted.read_system) for name in wanted.systems},
+        guests=guests.guests(source, running=wanted.guests),
+        cluster=guests.cluster(source, asked=wanted.guests),
+        unreadable=[],
+    )
+    return _as_texts(
+        dataclasses.replace(answer, unreadable=[f"{path}: {why}" for path, why in source.unreadable.items()])
+    )
+
+
+def _signs(source: Source, pattern: str) -> str:
+    if not pattern:
+        return ""
+    sign = re.compile(pattern, re.IGNORECASE | re.ASCII)
+    return head_and_tail((line for line in source.kernel_says if sign.search(line)), _SIGNS)
+
+
+def _boot_lacks(source: Source, loader: str) -> list[str] | None:
+    system = source.system
+    if not boot_files.is_configurable(system, loader):
+        return None
+
+    def reasons() -> list[str] | None:
+        wanted = lacking.noted(system)
+        return None if wanted is None else lacking.lacking(system, wanted, loader).reasons
+
+    return source.noting(lacking.WANTED, reasons, None)
+
+
+def _of_system(system: System, name: str, script: str) -> str | None:
+    """NVIDIA's stack on this host, or in a container that runs: the last line of what a script says there; None: it
+    doesn't run.
+    """
+    shell = ("bash", "-s", "--", "read_system")
+    stdin = script.encode()
+    if name == "host":
+        done = system.run.ask(*shell, seconds=10 * _SYSTEM_SECONDS, limit=_SYSTEM_BYTES, stdin=stdin)
+    else:
+        power = running_guests.power_of(system, "pct", name)
+        if power == "unknown":
+            done = Done(1, b"pct status doesn't say whether it runs")
+        elif power != "on":
+            return None
+        else:
+            arguments = ("pct", "exec", name, "--", *shell)
+            done = system.run.ask(*arguments, seconds=_SYSTEM_SECONDS, limit=_SYSTEM_BYTES, stdin=stdin)
+    if done.status != 0:
+        raise Failure(
+            f"container {name} read" if name != "host" else "NVIDIA's stack on this host read",
+            done.text or f"no answer: exit status {done.status}",
+            "it can't be told whether NVIDIA's stack in it is as it was installed",
+            f"see whether `pct exec {name} -- true` works on the host",
+        )
+    return lines_of(done.text)[-1] if done.text else ""
+
+
+def _as_texts(value: T) -> T:
+    """Whatever bytes came in: text goes out."""
+    return _texts(value)  # type: ignore[no-any-return]
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, list):
+        return [_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {_texts(key): _texts(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{field.name: _texts(getattr(value, field.name)) for field in dataclasses.fields(value)})
+    return value

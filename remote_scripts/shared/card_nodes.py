@@ -1,0 +1,151 @@
+"""The device nodes of cards that a container is to have.
+
+Those of Intel's and AMD's cards (cardN and renderDN in /dev/dri, AMD's /dev/kfd) get their numbers anew at each boot,
+in the order in which the drivers come; a card is known by its PCI address, and its nodes by what the kernel says of it
+now. Links such as /dev/dri/by-path/... are of no use: a container would get a node of that name, and programs look for
+renderDN.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import nvidia
+from remote_scripts.shared.container_conf import Method
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+#: Which of a card's nodes one is; empty: it is known by its path.
+Kind = Literal["card", "renderD", "nvidia", ""]
+_DRM_NAME = re.compile(r"(card|renderD)[0-9]{1,4}")
+_CAPS = "/dev/nvidia-caps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cards:
+    """What a container is to have. `method`: how; `minors`: numbers of /dev/nvidiaN; `functions`: addresses of NVIDIA's
+    cards' display functions, whose nodes in /dev/dri go along; `cards`: those of other makers, ADDRESS=KIND,…; a kind
+    is render, card or kfd.
+    """
+
+    method: Method = "device"
+    minors: tuple[int, ...] = ()
+    functions: tuple[str, ...] = ()
+    cards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the host. `is_needed`: the container can't do without it; `address`: of its card, empty where it is
+    known by its path; `group`: whom a node of another maker's card is for, render or video.
+    """
+
+    path: str
+    is_needed: bool = True
+    address: str = ""
+    kind: Kind = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What a container is to have, those that it can't do without first. `unknown`: what the kernel doesn't show, in
+    words.
+    """
+
+    nodes: tuple[Node, ...]
+    unknown: tuple[str, ...]
+
+
+def drm_node(system: System, address: str, prefix: str) -> str:
+    """The path of a card's node in /dev/dri; empty: it has none.
+
+    :param prefix: card or renderD.
+    """
+    for name in system.files.names(f"/sys/bus/pci/devices/{address}/drm"):
+        if name.startswith(prefix) and _DRM_NAME.fullmatch(name):
+            return f"/dev/dri/{name}"
+    return ""
+
+
+def nodes_of(system: System, cards: Cards) -> Nodes:
+    """The nodes of these cards."""
+    found = [_nvidia_node(system, minor) for minor in cards.minors]
+    if cards.minors:
+        found += [Node("/dev/nvidiactl"), Node(nvidia.UVM)]
+    others, unknown = _of_other_makers(system, cards.cards)
+    found += others
+    if cards.minors:
+        along = [f"{nvidia.UVM}-tools", "/dev/nvidia-modeset"]
+        along += [f"{_CAPS}/{name}" for name in system.files.names(_CAPS) if name.startswith("nvidia-cap")]
+        found += [Node(path, is_needed=False) for path in along if system.files.exists(path)]
+        for function in cards.functions:
+            kinds: tuple[Kind, ...] = ("card", "renderD")
+            paths = {kind: drm_node(system, function, kind) for kind in kinds}
+            found += [Node(path, False, function, kind) for kind, path in paths.items() if path]
+    return Nodes(tuple(found), unknown)
+
+
+def _nvidia_node(system: System, minor: int) -> Node:
+    address = nvidia.address_of(system, minor)
+    return Node(f"/dev/nvidia{minor}", True, address, "nvidia" if address else "")
+
+
+def _of_other_makers(system: System, cards: tuple[str, ...]) -> tuple[list[Node], tuple[str, ...]]:
+    found: dict[str, Node] = {}
+    unknown = []
+    for word in cards:
+        address, _, kinds = word.partition("=")
+        for kind in kinds.split(","):
+            if kind not in ("render", "card"):
+                found.setdefault("/dev/kfd", Node("/dev/kfd", group="render"))
+                continue
+            drm_kind: Kind = "renderD" if kind == "render" else "card"
+            path = drm_node(system, address, drm_kind)
+            if not path:
+                unknown.append(f"the {kind} node of {address}")
+            elif path not in found:
+                found[path] = Node(path, True, address, drm_kind, "render" if kind == "render" else "video")
+    return list(found.values()), tuple(unknown)
+
+
+def missing(system: System, nodes: Nodes) -> list[str]:
+    """Which of the nodes that a container can't do without aren't there, in words."""
+    gone = [node.path for node in nodes.nodes if node.is_needed and system.files.device(node.path) is None]
+    return [*nodes.unknown, *gone]
+
+
+def need(system: System, ctid: int, cards: Cards, nodes: Nodes) -> None:
+    """:raises Failure: one that the container can't do without isn't there, and why."""
+    lacking = missing(system, nodes)
+    if not lacking:
+        return
+    found = f"not on the host: {' '.join(lacking)}"
+    if not lacking[0].startswith("/dev/nvidia"):
+        raise Failure(
+            f"container {ctid} given the nodes of its cards ({' '.join(cards.cards)})",
+            found,
+            "the card's driver makes them; its configuration is unchanged",
+            "see `lspci -nnk` and `dmesg | grep -iE 'drm|i915|amdgpu'` on the host, then run `pulumi up --refresh`",
+        )
+    trouble = nvidia.trouble(system) or nvidia.uvm_trouble(system)
+    served = nvidia.served(system)
+    if trouble:
+        found, following = f"{found}; {trouble.found}", trouble.next
+    elif lacking[0] not in served:
+        known = [path for path in sorted(served) if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
+        found = f"{found}; the driver's cards are: {' '.join(known)}"
+        following = (
+            "see `nvidia-smi -L`; correct gpuAssignment, or run `pulumi up --refresh` if the numbers have changed"
+        )
+    else:
+        found = f"{found}: the driver serves them, and nothing has made the nodes yet"
+        following = "run /usr/local/sbin/homelab-nvidia-nodes on the host, then `pulumi up --refresh`"
+    raise Failure(
+        f"container {ctid} given {' '.join(node.path for node in nodes.nodes if node.is_needed)}",
+        found,
+        "without them nothing in it can use a card; its configuration is unchanged",
+        following,
+    )

@@ -1,0 +1,383 @@
+"""Which lines of a container's configuration are to come and to go, so that it has its cards; and how it differs from
+what was set up. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from remote_scripts.shared import card_nodes, nvidia, pmxcfs
+from remote_scripts.shared.card_nodes import Cards, Node
+from remote_scripts.shared.container_conf import ConfText, ContainerConf, Method, conf_text, is_same_device, raw_line
+from remote_scripts.shared.container_notes import Notes
+from remote_scripts.tools.files import Device
+from remote_scripts.tools.system import System
+
+_DEVICE = "dev "
+_NONE = "-"
+_GROUP = re.compile(r"\b(render|video)=([0-9]{1,5})\b")
+_GROUP_ID = re.compile(r"0*[0-9]{1,5}")
+# Kind (g: groups, b: both), first number inside, first number of the host, how many.
+_ID_MAP = re.compile(r"[gb]\s+([0-9]{1,10})\s+\S+\s+([0-9]{1,10})(?:\s|$)")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The lines that we added and that are there. `noted`: all that are noted; `devices`: a dev[n] option's key -> our
+    line; `raw`: the place of an lxc.* line -> our line; `others`: what the configuration says without them.
+    """
+
+    noted: tuple[str, ...]
+    devices: dict[str, str]
+    raw: dict[int, str]
+    others: ContainerConf
+
+    @property
+    def lines(self) -> set[str]:
+        """Those that are there."""
+        return {*self.devices.values(), *self.raw.values()}
+
+
+@dataclass(frozen=True)
+class Change:
+    """`want`: the lines of ours that are to be there; `nodes`: what is noted of the nodes by then; `provided`: path ->
+    how the container gets that node, `dev VALUE` or `mount`; `absent`: nodes of cards that aren't there, in words;
+    then what is to come and to go: values of dev[n] options, lines, options' keys, places of lines.
+    """
+
+    want: tuple[str, ...]
+    nodes: tuple[str, ...]
+    provided: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    add_devices: tuple[str, ...] = ()
+    add_raw: tuple[str, ...] = ()
+    drop_devices: tuple[str, ...] = ()
+    drop_raw: tuple[int, ...] = ()
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is to be changed."""
+        return bool(self.add_devices or self.add_raw or self.drop_devices or self.drop_raw)
+
+
+@dataclass(frozen=True)
+class NotedNode:
+    """A line of the part `nodes`. `path`, `numbers`: `-`: the container was given it and has no line for it, since the
+    name that it had is another card's.
+    """
+
+    path: str
+    numbers: str
+    address: str
+    kind: str
+    given: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.numbers} {self.address} {self.kind} {self.given}"
+
+    @property
+    def key(self) -> str:
+        """What stays the same whatever the node is called."""
+        return self.path if self.address == _NONE else f"{self.address} {self.kind}"
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines by which it is given."""
+        if self.path == _NONE:
+            return []
+        return [*mount_lines(self.path, self.numbers)] if self.given == "mount" else [f"dev {self.path},{self.given}"]
+
+
+def noted_node(line: str) -> NotedNode:
+    """The line, parsed."""
+    path, numbers, address, kind, given = [*line.split(None, 4), "", "", "", "", ""][:5]
+    return NotedNode(path, numbers, address, kind, given)
+
+
+def mount_lines(path: str, numbers: str) -> tuple[str, str]:
+    """The two lines by which a node is given without a dev[n] option: its rule, and its mount."""
+    return (
+        f"lxc.cgroup2.devices.allow: c {numbers} rwm",
+        f"lxc.mount.entry: {path} {path.lstrip('/')} none bind,optional,create=file",
+    )
+
+
+def find_ours(conf: ConfText, notes: Notes) -> Ours:
+    """The lines of ours in a configuration.
+
+    :raises Failure: what is noted can't be read.
+    """
+    noted = notes.lines("ours")
+    devices: dict[str, str] = {}
+    raw: dict[int, str] = {}
+    for line in noted:
+        if line.startswith(_DEVICE):
+            for key, value in conf.devices.items():
+                if key not in devices and is_same_device(value, line.removeprefix(_DEVICE)):
+                    devices[key] = line
+                    break
+            continue
+        # The last one: a line that somebody had before stands above ours.
+        about = raw_line(line)
+        place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == about), None)
+        if place is not None:
+            raw[place] = line
+    return Ours(tuple(noted), devices, raw, conf.without(devices, raw))
+
+
+def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Mapping[str, int]) -> Change:
+    """What is to come and to go so that a container has its cards.
+
+    :param groups: render, video -> the group's number inside; one that isn't there has none.
+    :raises Failure: what is noted can't be read.
+    """
+    ours = find_ours(conf, notes)
+    nodes = card_nodes.nodes_of(system, cards).nodes
+    numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
+    is_complete = all(provider(ours.others, node.path) for node in nodes if node.is_needed and not node.group)
+    rules: list[str] = []
+    want: list[str] = []
+    noted: list[str] = []
+    provided: dict[str, str] = {}
+    for node in nodes:
+        device = numbers.get(node.path)
+        if device is None:
+            continue
+        given_by = provider(ours.others, node.path)
+        # Somebody has given it what it needs: that is left as it is, and nothing that goes along is added.
+        if is_complete and not given_by and not node.group:
+            continue
+        if given_by and _is_allowed(ours.others, given_by, device):
+            provided[node.path] = given_by
+            continue
+        if given_by or cards.method == "mount-entry":
+            provided[node.path] = given = "mount"
+            rule, mount = mount_lines(node.path, f"{device.major}:{device.minor}")
+            rules += [] if _is_allowed(ours.others, given_by, device) else [rule]
+            want += [] if given_by else [mount]
+        else:
+            given = _options(node, device, groups)
+            provided[node.path] = f"dev {node.path},{given}"
+            want.append(provided[node.path])
+        about = (node.address, node.kind) if node.address else (_NONE, _NONE)
+        noted.append(str(NotedNode(node.path, f"{device.major}:{device.minor}", *about, given)))
+    return compare(ours, [*rules, *want], noted, provided)
+
+
+def provider(others: ContainerConf, path: str) -> str:
+    """How others give the container a node: `dev VALUE`, `mount`, or nothing."""
+    entry = others.entry_for(path)
+    if entry is None or entry.source_of(path) != path:
+        return ""
+    return f"dev {entry.line.partition(':')[2].strip()}" if entry.method == "device" else "mount"
+
+
+def _is_allowed(others: ContainerConf, given_by: str, device: Device) -> bool:
+    return given_by.startswith(_DEVICE) or others.rule_for(device.major, device.minor, "rw") is not None
+
+
+def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
+    """Of a dev[n] option: for the group's members; without that group, a node for computing is for everybody, as udev
+    makes it where a distribution doesn't say otherwise, and one that sets the screen is root's. Of NVIDIA's nodes the
+    driver says it of MIG's alone.
+    """
+    if not node.group:
+        return f"mode=0{device.mode if node.path.startswith('/dev/nvidia-caps/') else 0o666:o}"
+    if node.group in groups:
+        return f"gid={groups[node.group]},mode=0660"
+    return "mode=0660" if node.group == "video" else "mode=0666"
+
+
+def compare(
+    ours: Ours,
+    want: Iterable[str],
+    nodes: Iterable[str],
+    provided: Mapping[str, str] | None = None,
+    absent: Iterable[str] = (),
+) -> Change:
+    """What is to come and to go.
+
+    :param want: the lines of ours that are to be there.
+    """
+    want = tuple(want)
+    left = dict.fromkeys(want)
+    drop_devices = [key for key, line in ours.devices.items() if left.pop(line, 0) is not None]
+    drop_raw = [place for place, line in ours.raw.items() if left.pop(line, 0) is not None]
+    return Change(
+        want,
+        tuple(nodes),
+        dict(provided or {}),
+        tuple(absent),
+        tuple(line.removeprefix(_DEVICE) for line in left if line.startswith(_DEVICE)),
+        tuple(line for line in left if not line.startswith(_DEVICE)),
+        tuple(drop_devices),
+        tuple(drop_raw),
+    )
+
+
+def follow(system: System, conf: ConfText, notes: Notes) -> Change:
+    """What is to come and to go so that each line of ours goes on to be about the device that it was given for,
+    whatever name and numbers the kernel has for that now. Nothing else is decided: the way in which it is given stays,
+    and what somebody has taken out stays out.
+
+    :raises Failure: what is noted can't be read.
+    """
+    ours = find_ours(conf, notes)
+    there = ours.lines
+    if not there:  # it was restored, or another container has the number now
+        return Change((), ())
+    # A node may be noted twice, as it was and as it is to be, by a run that was cut short.
+    entries: dict[str, list[NotedNode]] = {}
+    for line in notes.lines("nodes"):
+        node = noted_node(line)
+        entries.setdefault(node.key, []).append(node)
+    known = {line for nodes in entries.values() for node in nodes for line in node.lines}
+    want = [line for line in sorted(there) if line not in known]
+    rules: list[str] = []
+    noted: list[str] = []
+    absent: list[str] = []
+    for nodes in entries.values():
+        node = next((node for node in reversed(nodes) if there & {*node.lines}), nodes[0])
+        present = list(dict.fromkeys(line for one in nodes for line in one.lines if line in there))
+        # One that somebody has taken out stays out.
+        if not present and not any(one.path == _NONE for one in nodes):
+            noted.append(str(node))
+            continue
+        now = _now(system, node)
+        device = system.files.device(now) if now else None
+        if device is None:
+            if node.address != _NONE:
+                absent.append(f"{node.kind} of {node.address}")
+            if node.path == _NONE or _is_of_another(system, node):
+                node = NotedNode(_NONE, _NONE, node.address, node.kind, node.given)
+            else:
+                want += present
+            noted.append(str(node))
+            continue
+        numbers = f"{device.major}:{device.minor}"
+        if (node.path, node.numbers) == (now, numbers) or (node.path == now and node.given != "mount"):
+            want += present
+            noted.append(str(node))
+            continue
+        given_by = provider(ours.others, now)
+        node = NotedNode(now, numbers, node.address, node.kind, node.given)
+        if node.given == "mount":
+            rule, mount = node.lines
+            rules += [] if _is_allowed(ours.others, given_by, device) else [rule]
+            want += [] if given_by else [mount]
+        elif given_by:
+            # Somebody gives it that; it goes back to ours when the name is another one again.
+            node = NotedNode(_NONE, _NONE, node.address, node.kind, node.given)
+        else:
+            want += node.lines
+        noted.append(str(node))
+    return compare(ours, [*rules, *want], noted, absent=absent)
+
+
+def _now(system: System, node: NotedNode) -> str:
+    """What the node is called now; empty: it isn't there."""
+    path = node.path
+    if node.kind in ("card", "renderD"):
+        path = card_nodes.drm_node(system, node.address, node.kind)
+    elif node.kind == "nvidia":
+        minor = nvidia.minor_of(system, node.address)
+        path = "" if minor is None else f"/dev/nvidia{minor}"
+    return path if path and system.files.exists(path) else ""
+
+
+def _is_of_another(system: System, node: NotedNode) -> bool:
+    """Whether another card has the name of a node that isn't there. What is in /dev/dri, the kernel has made."""
+    if node.kind in ("card", "renderD"):
+        return system.files.exists(node.path)
+    return node.kind == "nvidia" and bool(nvidia.address_of(system, int(node.path.removeprefix("/dev/nvidia") or -1)))
+
+
+def are_there(system: System, notes: Notes) -> bool:
+    """Whether the drivers have made every node that a container was given of a card."""
+    nodes = map(noted_node, notes.lines("nodes"))
+    return all(_now(system, node) for node in nodes if node.address != _NONE)
+
+
+def noted_groups(notes: Notes) -> dict[str, int] | None:
+    """The groups inside, as a run has noted them; None: none has looked, as there were no cards that need it."""
+    lines = _wanted_lines(notes)
+    return {name: int(number) for name, number in _GROUP.findall(lines[4])} if lines[3] else None
+
+
+def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
+    """The numbers of the groups render and video; one that isn't there has none.
+
+    :param content: lines of a group file; it is the container's own, and may say anything.
+    """
+    found: dict[str, int] = {}
+    for line in content.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
+        name, _, number = [*line.split(":"), "", ""][:3]
+        if name not in ("render", "video") or name in found or not _GROUP_ID.fullmatch(number):
+            continue
+        if 0 < int(number) < 65535 and _is_mapped(int(number), conf):
+            found[name] = int(number)
+    return found
+
+
+def _is_mapped(group: int, conf: ConfText) -> bool:
+    """Whether that group of the container has a number on the host. Proxmox VE doesn't start a container with one that
+    hasn't.
+    """
+    maps = [_ID_MAP.match(value) for key, value in conf.raw.values() if key == "lxc.idmap"]
+    ranges = [(int(match[1]), int(match[2])) for match in maps if match]
+    return not ranges or any(first <= group < first + count for first, count in ranges)
+
+
+def _wanted_lines(notes: Notes) -> list[str]:
+    return [*notes.text("wanted").split("\n"), *[""] * 5]
+
+
+def noted_cards(notes: Notes) -> Cards | None:
+    """What the last run was asked for; None: nothing is noted.
+
+    :raises Failure: it can't be read.
+    """
+    lines = _wanted_lines(notes)
+    if not notes.has("wanted"):
+        return None
+    method: Method = "device" if lines[0] == "device" else "mount-entry"
+    minors = tuple(int(minor) for minor in lines[1].split())
+    return Cards(method=method, minors=minors, functions=tuple(lines[2].split()), cards=tuple(lines[3].split()))
+
+
+def wanted_text(cards: Cards, groups: Mapping[str, int]) -> str:
+    """The part `wanted`."""
+    text = f"{cards.method}\n{' '.join(map(str, cards.minors))}\n{' '.join(cards.functions)}\n"
+    if cards.cards:
+        render = f"render={groups['render']} " if "render" in groups else ""
+        video = f"video={groups['video']}" if "video" in groups else ""
+        text += f"{' '.join(cards.cards)}\n{render}{video}\n"
+    return text
+
+
+def drift(system: System, ctid: int) -> list[str]:
+    """A sentence for each difference between what was set up in a container and what there is.
+
+    :raises Failure: what is noted, or its configuration, can't be read.
+    """
+    notes = Notes(system, ctid)
+    cards = noted_cards(notes)
+    content = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
+    if content is None:
+        return [f"container {ctid} is gone"]
+    if cards is None:
+        return [f"a run was cut short while it gave container {ctid} its devices"]
+    lacking = card_nodes.missing(system, card_nodes.nodes_of(system, cards))
+    if lacking:
+        return [f"{path} is not on the host" for path in lacking]
+    conf = conf_text(content)
+    change = plan(system, conf, notes, cards, noted_groups(notes) or {})
+    return [
+        *(f"dev[n]: {value} is not there" for value in change.add_devices),
+        *(f"{line} is not there" for line in change.add_raw),
+        *(f"{key}: {conf.devices[key]} is of no use any more" for key in change.drop_devices),
+        *(f"{conf.head[place]} is of no use any more" for place in change.drop_raw),
+        *([f"container {ctid} still has to be restarted"] if notes.has("restart") else []),
+    ]

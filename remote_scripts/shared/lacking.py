@@ -1,0 +1,171 @@
+"""What only a reboot of this host can bring. Decided here alone: for the reboot itself, for a preview, and for what
+looks for drift. The answer is the same before and after the boot configuration was written: what counts is what it is
+going to have.
+
+/var/lib/homelab/wanted-boot: what the last reboot was decided by: words, functions, driver and flavour, a line each,
+and the words of overrides that were ours before and still ran.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import boot, cmdline, driver, nvidia
+from remote_scripts.shared.words import missing_words
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+WANTED = f"{HOME}/wanted-boot"
+_DEVICES = "/sys/bus/pci/devices"
+# Words of the kinds that we write. People write the second ones themselves, also at the boot menu: only what was ours
+# is ours to end.
+_OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
+OVERRIDE = re.compile(
+    r"(pcie_acs_override=.*|vfio_iommu_type1\.allow_unsafe_interrupts=.*|initcall_blacklist=sysfb_init)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boot:
+    """What a boot is to have. `words`: on the command line; `functions`: PCI addresses that must be on vfio-pci;
+    `driver`: NVIDIA's that is to have the other cards: the installed version, or the version or branch that is going to
+    be installed, empty: it doesn't matter; `flavour`: open or proprietary, of its modules; `source`: where the driver
+    comes from: packages, run or either.
+    """
+
+    words: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    driver: str = ""
+    flavour: str = ""
+    source: Literal["packages", "run", "either"] = "either"
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """`reasons`: a sentence for each thing that only a reboot brings; `perhaps`: for each that isn't known before
+    packages are installed; `of_boot`: how many of the reasons, the first ones, are for what we have in the boot
+    configuration.
+    """
+
+    reasons: list[str]
+    perhaps: list[str]
+    of_boot: int
+
+
+def lacking(system: System, wanted: Boot, loader: str) -> Lacking:
+    """What the running kernel lacks.
+
+    :param loader: as of `boot.find_loader`.
+    :raises Failure: what is configured, or was noted, can't be read.
+    """
+    reasons = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
+    of_boot = len(reasons)
+    perhaps: list[str] = []
+    if wanted.driver:
+        more, perhaps = _driver_lacks(system, wanted)
+        reasons += more
+    return Lacking(reasons, perhaps, of_boot)
+
+
+def noted(system: System) -> Boot | None:
+    """What the last reboot was decided by; None: nothing is noted.
+
+    :raises Failure: it can't be read.
+    """
+    if not system.files.exists(WANTED):
+        return None
+    words, functions, wanted_driver, flavour = [*boot.need_text(system, WANTED).split("\n"), *[""] * 4][:4]
+    return Boot(
+        words=tuple(words.split()),
+        functions=tuple(functions.split()),
+        driver=wanted_driver.strip(),
+        flavour=flavour.strip(),
+    )
+
+
+def noted_words(system: System) -> list[str]:
+    """What we have wanted on the command line: at the last reboot that was decided, and before, where it still ran
+    then.
+
+    :raises Failure: it can't be read.
+    """
+    lines = [*boot.need_text(system, WANTED).split("\n"), *[""] * 5]
+    return [*lines[0].split(), *lines[4].split()]
+
+
+def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str]:
+    running = boot.need_text(system, "/proc/cmdline")
+    missing = missing_words(" ".join(words), running)
+    reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
+    # Words of ours that run, and are neither wanted nor anybody else's.
+    coming = f"{cmdline.configured(system, loader, others=True)} {' '.join(words)}"
+    ours = " ".join(noted_words(system))
+    for word in running.split():
+        is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, ours))
+        if is_ours and missing_words(word, coming):
+            reasons.append(f"{word} is no longer wanted")
+    return reasons
+
+
+def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
+    """A card that isn't there is nothing that a boot brings; the gates and the verification name it."""
+    there = [address for address in functions if system.files.exists(f"{_DEVICES}/{address}")]
+    drivers = {address: _driver_of(system, address) for address in there}
+    return [
+        f"{address} is on {found or 'no driver'}, not on vfio-pci"
+        for address, found in drivers.items()
+        if found != "vfio-pci"
+    ]
+
+
+def _driver_of(system: System, address: str) -> str:
+    try:
+        return os.readlink(system.files.at(f"{_DEVICES}/{address}/driver")).rpartition("/")[2]
+    except OSError:
+        return ""
+
+
+def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
+    """Another module of NVIDIA's, or nouveau, lets go of a card at a boot alone. One that nothing has is taken
+    without.
+    """
+    reasons, perhaps = [], []
+    found = nvidia.loaded(system)
+    if found and found.version:
+        if wanted.flavour and found.flavour != wanted.flavour:
+            reasons.append(f"NVIDIA's {found.flavour} modules are loaded, not the {wanted.flavour} ones")
+        elif not driver.fits(found.version, wanted.driver):
+            reasons.append(f"NVIDIA's driver {found.version} is loaded, not {wanted.driver}")
+        elif found.version != wanted.driver:
+            installed = driver.library_version(system)
+            if not _is_installed(system, wanted, installed):
+                perhaps.append(
+                    f"what is installed is another version of branch {wanted.driver} than {found.version}, which is "
+                    "loaded"
+                )
+            elif installed != found.version:
+                reasons.append(f"NVIDIA's driver {found.version} is loaded, and {installed} is installed")
+    held = driver.cards(system).held
+    reasons += [
+        f"{address} is on {name}, not on NVIDIA's driver"
+        for address, name in held.items()
+        if address not in wanted.functions
+    ]
+    return reasons, perhaps
+
+
+def _is_installed(system: System, wanted: Boot, version: str) -> bool:
+    """Whether that version is installed whole, with its modules for each kernel, and is the wanted one."""
+    return (
+        driver.fits(version, wanted.driver)
+        and system.files.is_file(driver.NVIDIA_SMI)
+        and driver.is_source_wanted(driver.note(system), wanted.source)
+        and not system.run.ask("dpkg", "--audit").output
+        and all(
+            (found := driver.module(system, kernel)).version == version and found.flavour == wanted.flavour
+            for kernel in driver.kernels(system, "host")
+        )
+    )

@@ -1,0 +1,341 @@
+"""What a reading of a host is (layers/read_host.py). The program validates it by these types. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class CommandLines:
+    """Kernel command lines. `running`: of this boot; `configured`: for the next boot; `others`: the same without
+    homelab's words; `generated`: by update-grub.
+    """
+
+    running: str
+    configured: str
+    others: str
+    generated: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """An IOMMU group. `type`: of its default domain, such as `identity`; `direct`: memory, `0x…-0x…`, that the firmware
+    wants mapped 1:1 for one of its devices (Linux, ABI/testing/sysfs-kernel-iommu_groups: reserved_regions of the type
+    `direct`).
+    """
+
+    type: str = ""
+    direct: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Iommu:
+    """`tables`: ACPI tables that announce an IOMMU (that one is in use, only groups prove); `groups`: how many groups
+    there are; `kernel_log`: dmesg lines; `of_group`: what the kernel says of each group; `acpi`: the tables, as base64;
+    `interrupts`: how the kernel's interrupts come, `remapped` by the IOMMU or `plain` (/proc/interrupts), empty: it
+    can't be told.
+    """
+
+    tables: list[str]
+    groups: int
+    kernel_log: str
+    of_group: dict[int, Group] = field(default_factory=dict)
+    acpi: dict[str, str] = field(default_factory=dict)
+    interrupts: str = ""
+
+    def table(self, name: str) -> bytes:
+        """An ACPI table; empty where it can't be read."""
+        try:
+            return base64.b64decode(self.acpi.get(name, ""), validate=True)
+        except binascii.Error:
+            return b""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One PCI function. `address` is `dddd:bb:ss.f`; `class_code` six hex digits; `group` its IOMMU group, if any;
+    `acs`: whether it isolates what is behind it (Access Control Services); `path`: in sysfs; `behind`: the disks and
+    network interfaces behind it, with blanks; `physfn`: the physical function of a virtual one (SR-IOV), else empty;
+    `vfs`: how many virtual functions it has; `removable`: whether it can be pulled out while the host runs, as what
+    hangs on Thunderbolt or USB4; `express`: which kind of PCIe device it is, as lspci says it, in lower case ("root
+    port"), empty: conventional PCI, or not asked.
+    """
+
+    address: str
+    vendor: str
+    device: str
+    subsystem: str
+    class_code: str
+    boot_vga: bool
+    driver: str
+    group: int | None
+    acs: bool
+    path: str
+    behind: str
+    physfn: str
+    vfs: int
+    removable: bool
+    express: str
+
+
+@dataclass(frozen=True)
+class CardState:
+    """A function of a card, as sysfs has it; None: there is no such file (`reset_method`: before Linux 5.15, or no way
+    to reset it).
+
+    `divided`: vgpu (NVIDIA's vGPU driver) or mdev (mediated devices), empty: it isn't; `reset_method`: the ways in
+    which the kernel resets it, in their order; `d3cold_allowed`: 0 or 1; `control`: on or auto (power management);
+    `power_state`: such as D0; `had`: the original value, by the name of one of these fields, before this program set it
+    (layers/card_values.py); it is restored when the settings no longer have the key.
+    """
+
+    divided: str = ""
+    reset_method: str | None = None
+    d3cold_allowed: str | None = None
+    control: str | None = None
+    power_state: str | None = None
+    had: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DrmNodes:
+    """The device nodes of a graphics card in /dev/dri: names such as `card0` and `renderD128`, empty: it has none.
+    `kfd`: whether /dev/kfd serves it, too; `trouble`: why an Intel or AMD card may have no node for computing, in lines
+    of modprobe.d and of the kernel."""
+
+    card: str = ""
+    render: str = ""
+    kfd: bool = False
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Vital:
+    """A storage, network or keyboard that the host can't do without, and the functions that carry it.
+
+    `kind`: storage, network or keyboard; `name`: for messages, such as `/ (ext4 on /dev/mapper/pve-root)`; `devices`:
+    addresses of the PCI functions on the way to it; `trouble`: why they could not be read, empty: they were.
+    """
+
+    kind: str
+    name: str
+    devices: list[str]
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process of the host, or its text console (`pid` 0), that has cards open: addresses of their functions."""
+
+    pid: int
+    name: str
+    devices: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})" if self.pid else self.name
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A file that this program wrote. `state`: ok, changed (by hand) or missing."""
+
+    layer: str
+    path: str
+    state: str
+
+
+@dataclass(frozen=True)
+class SharedWith:
+    """A container that has cards by this program. `minors`: numbers of /dev/nvidiaN; `cards`: of other makers
+    (shared/card_nodes.py); `drift`: from what was set up.
+    """
+
+    id: int
+    minors: str
+    cards: str = ""
+    drift: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """A VM that didn't get its card because a run held the host when the VM started. `at`: time of the start, by the
+    host's clock; `run`: whose run.
+    """
+
+    vm: int
+    at: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.at}: VM {self.vm} doesn't get it: an up or a destroy of this host is at work ({self.run})"
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """The handover of cards from containers to VMs. `enabled`: whether its service is; `lost_hooks`: VMs without its
+    hookscript; `moved_hooks`: VMs that took it to another node ("103 on pve2"); `cards`: name -> lines of its state
+    (shared/handover.py), if the card isn't simply with the host; `away`: the cards that a VM has, that are on their way
+    or that are lost, in words.
+    """
+
+    enabled: bool = False
+    away: str = ""
+    lost_hooks: list[str] = field(default_factory=list)
+    moved_hooks: list[str] = field(default_factory=list)
+    cards: dict[str, str] = field(default_factory=dict)
+
+    def of_card(self, name: str) -> dict[str, str]:
+        """The state of a card as pairs: `state`, `vm`, `since` (seconds), `why`, `containers`, …; empty: it has
+        none.
+        """
+        pairs = (line.partition("=") for line in self.cards.get(name, "").splitlines())
+        return {key: value for key, _, value in pairs}
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """NVIDIA's driver on the host.
+
+    `version`: of the loaded one, empty: none. `installed`: whether there is one for the running kernel, loaded or not.
+    `trouble`, `uvm_trouble`: why the driver, or nvidia-uvm, isn't loaded, and what to do; empty: it is loaded.
+    `missing_nodes`: device nodes that it serves and that aren't in /dev. `nodes_enabled`: whether homelab's service
+    that makes them at boot is enabled.
+    """
+
+    version: str = ""
+    installed: bool = False
+    trouble: list[str] = field(default_factory=list)
+    uvm_trouble: list[str] = field(default_factory=list)
+    missing_nodes: list[str] = field(default_factory=list)
+    nodes_enabled: bool = False
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
+    those that a running VM gets at its next start (PVE::QemuConfig).
+    """
+
+    kind: str
+    id: int
+    lines: str
+
+
+@dataclass(frozen=True)
+class Guests:
+    """The host's guests. `running`: ids of the VMs and containers that run; `configs`: the lines about cards of guests'
+    configurations.
+
+    `unlisted`: kinds (vm, lxc) whose list of running guests could not be read; `mappings`: /etc/pve/mapping/pci.cfg;
+    `reservations`: qemu-server's, a line for each PCI function that a VM runs with.
+    """
+
+    running: list[int]
+    unlisted: list[str]
+    configs: list[GuestConfig]
+    mappings: str
+    reservations: str
+
+
+@dataclass(frozen=True)
+class HaFiles:
+    """The HA manager's files below /etc/pve/ha, as texts: `resources`, `groups` (before Proxmox VE 9), `rules` (since
+    then), and `status`, the state of its services, as JSON.
+    """
+
+    resources: str = ""
+    groups: str = ""
+    rules: str = ""
+    status: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster of the host, and its node in it; read together with the guests.
+
+    `node`: the host's name in it; `name`: the cluster's, empty: the host is alone; `places`: each guest's file below
+    /etc/pve/nodes, such as `pve2/qemu-server/203.conf`, a line each; `users`: /etc/pve/user.cfg; `certificate`: of the
+    API, `authority`: /etc/pve/pve-root-ca.pem, both as PEM; `quorate`: whether /etc/pve can be written.
+    """
+
+    node: str = ""
+    name: str = ""
+    places: str = ""
+    users: str = ""
+    authority: str = ""
+    certificate: str = ""
+    quorate: bool = True
+    ha: HaFiles = HaFiles()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One reading of a host.
+
+    `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
+    cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
+    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
+    that speak of vfio-pci in any other way. `disks`: of lsblk; `named`: lines of lspci about cards; `lspci`: all of
+    them. `stale_initramfs`: kernels whose initramfs is older than this program's part; `rolled_back`: the boot that
+    wasn't confirmed and was undone, in words; `judged`: the host's own confirmation of a boot; `pending`: steps that
+    have to follow what was written; `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence
+    each, None: nothing is noted. `set_aside`: options that were set for a restart of this node and aren't restored yet,
+    lines KEY VALUE. `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about
+    cards; `lost`: functions whose configuration space can't be read. `systems`: system -> its NVIDIA stack, None: it
+    doesn't run. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
+    """
+
+    boot_id: str
+    kernel: str
+    pve: str
+    packages: dict[str, str]
+    cpu_vendor: str
+    loader: str
+    loader_clues: str
+    missing_tools: list[str]
+    cmdline: CommandLines
+    iommu: Iommu
+    vfio_files: dict[str, str]
+    vfio_ids: str
+    vfio_mentions: list[str]
+    modules: list[str]
+    devices: list[Device]
+    card_states: dict[str, CardState]
+    lost_values: list[str]
+    vgpu_manager: bool
+    framebuffers: dict[str, list[str]]
+    lspci: str
+    disks: str
+    vital: list[Vital]
+    named: str
+    holders: list[Holder]
+    kernel_log: str
+    lost: list[str]
+    unsafe_interrupts: bool
+    boot_warnings: str
+    boot_free: int
+    largest_initramfs: int
+    managed: list[Managed]
+    stale_initramfs: list[str]
+    rolled_back: str
+    rolling_back: bool
+    judged: str
+    pending: list[str]
+    boot_lacks: list[str] | None
+    drm: dict[str, DrmNodes]
+    cards_enabled: bool
+    nvidia_minors: dict[str, int]
+    nvidia: Nvidia
+    containers: list[SharedWith]
+    ledger: dict[str, str]
+    edits: list[str]
+    kept_scripts: dict[str, list[str]]
+    handover: HandedOver
+    turned_away: dict[str, TurnedAway]
+    set_aside: str
+    systems: dict[str, str | None]
+    guests: Guests
+    cluster: Cluster
+    unreadable: list[str]

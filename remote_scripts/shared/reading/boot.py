@@ -1,0 +1,83 @@
+"""How the host boots: its loader, its kernel command lines, and what is there for the next boot."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared import boot, cmdline
+from remote_scripts.shared.boot import Loader
+from remote_scripts.shared.reading.answer import CommandLines
+from remote_scripts.shared.reading.source import Source, lines_of
+
+_UUIDS = "/etc/kernel/proxmox-boot-uuids"
+_TOOLS = ("update-initramfs", "lspci", "flock", "systemctl", "sha256sum")
+_UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
+_PVE = re.compile(r"^pve-manager/([^/\n]+)/", re.MULTILINE)
+# Their versions decide which options of cards Proxmox VE knows, and what runs in containers.
+_PACKAGES = ("qemu-server", "libpve-guest-common-perl", "lxc-pve")
+
+
+def loader(source: Source) -> Loader:
+    """Who makes the kernel command line."""
+    return source.noting(_UUIDS, lambda: boot.find_loader(source.system), Loader(""))
+
+
+def command_lines(source: Source, name: str) -> CommandLines:
+    """All of them; those of the next boot empty where it can't be told what makes them.
+
+    :param name: the loader's.
+    """
+    system = source.system
+    running = source.text("/proc/cmdline")
+    if not boot.is_configurable(system, name):
+        return CommandLines(running, "", "", "")
+    place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
+    configured = others = source.noting(place, lambda: cmdline.configured(system, name), "")
+    # The host's own files may ask programs: they are read once more only where that tells more.
+    if name != "grub" or cmdline.has_drop_ins(system):
+        others = source.noting(place, lambda: cmdline.configured(system, name, others=True), "")
+    generated = ""
+    if name == "grub" and not _has_esps(source):
+        generated = source.noting(boot.GRUB_MENU, lambda: cmdline.generated(system), "")
+    return CommandLines(running, configured, others, generated)
+
+
+def missing_tools(source: Source) -> list[str]:
+    """Programs that this program needs and that aren't there."""
+    tools = (*_TOOLS, "proxmox-boot-tool" if _has_esps(source) else "update-grub")
+    return [tool for tool in tools if not source.run.has(tool)]
+
+
+def warnings(status: str) -> str:
+    """What proxmox-boot-tool warns of."""
+    return "\n".join(line for line in lines_of(status) if line.startswith("WARN: "))
+
+
+def allows_unsafe_interrupts(source: Source) -> bool:
+    """Whether VFIO is set to give cards away without interrupt remapping: as the module has it, or will have it when it
+    is loaded.
+    """
+    if source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y":
+        return True
+    names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
+    return any(_UNSAFE.match(line) for name in names for line in source.lines(f"/etc/modprobe.d/{name}"))
+
+
+def pve_version(source: Source) -> str:
+    """9.1.1 of `pve-manager/9.1.1/…`; empty where this isn't Proxmox VE; `unknown` where it gives no answer."""
+    if not source.run.has("pveversion"):
+        return ""
+    found = _PVE.search(source.ask("pveversion").text)
+    return found[1] if found else "unknown"
+
+
+def packages(source: Source) -> dict[str, str]:
+    """Versions of packages, by their names; of those that are installed."""
+    form = "${Package} ${db:Status-Status} ${Version}\n"
+    lines = lines_of(source.ask("dpkg-query", "-W", f"-f={form}", *_PACKAGES).text)
+    words = (line.split() for line in lines)
+    return {one[0]: one[2] for one in words if len(one) == 3 and one[1] == "installed"}
+
+
+def _has_esps(source: Source) -> bool:
+    return source.noting(_UUIDS, lambda: boot.managed_esps(source.system), 0) > 0

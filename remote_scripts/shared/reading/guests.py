@@ -1,0 +1,133 @@
+"""Guests, and what Proxmox VE knows of the host's surroundings."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared import guests as running_guests
+from remote_scripts.shared.container_conf import passed_on
+from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
+from remote_scripts.shared.reading.source import Source
+
+_PVE = "/etc/pve"
+_FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
+# Somebody's copy, such as 103-old.conf, is no guest.
+_CONF = re.compile(r"[1-9][0-9]*\.conf")
+_OPTION = re.compile(
+    r"(hostpci[0-9]+|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|"
+    r"(ide|sata|scsi|virtio)[0-9]+):"
+)
+_PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
+_QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
+
+
+def guests(source: Source, *, running: bool) -> Guests:
+    """All of this host.
+
+    :param running: also which run, which takes qm and pct a second each.
+    """
+    ids: list[tuple[str, int]] = []
+    unlisted = []
+    for kind in _FOLDERS if running else ():
+        found = running_guests.running(source.system, kind)
+        if found is None:
+            unlisted.append(kind)
+        else:
+            ids += [(kind, guest.id) for guest in found]
+    paths = [
+        f"{folder}/{name}" for folder in _FOLDERS.values() for name in source.names(folder) if _CONF.fullmatch(name)
+    ]
+    texts = {path: source.needed(path) for path in paths}
+    _need_those_that_run(source, ids, asked=running)
+    configs = []
+    for path, text in texts.items():
+        if text is None:
+            continue
+        kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
+        lines = passed_on(text) if kind == "lxc" else _lines_of_vm(text)
+        source.need_room(path, lines)
+        configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines))
+    return Guests(
+        running=[guest for _, guest in ids],
+        unlisted=unlisted,
+        configs=configs,
+        mappings=source.passed_on(f"{_PVE}/mapping/pci.cfg"),
+        reservations=source.passed_on("/run/qemu-server/pci-id-reservations"),
+    )
+
+
+def cluster(source: Source, *, asked: bool) -> Cluster:
+    """Who may what (no secret is in that file), the certificate that the API shows, and its authority's; where each
+    guest is.
+
+    :param asked: otherwise nothing is read.
+    """
+    if not asked:
+        return Cluster()
+    own = f"{_PVE}/local/pveproxy-ssl.pem"
+    places = [
+        f"{node}/{kind}/{name}"
+        for node in source.names(f"{_PVE}/nodes")
+        for kind in source.names(f"{_PVE}/nodes/{node}")
+        for name in source.names(f"{_PVE}/nodes/{node}/{kind}")
+        if re.fullmatch(r"[1-9].*\.conf", name)
+    ]
+    name = re.search(r"^ *cluster_name: *(.*)$", source.text(f"{_PVE}/corosync.conf"), re.MULTILINE)
+    return Cluster(
+        # Where Proxmox VE's file system isn't mounted, it isn't there.
+        node=source.linked(f"{_PVE}/local"),
+        name=name[1] if name else "",
+        places="\n".join(places),
+        users=source.text(f"{_PVE}/user.cfg"),
+        authority=source.text(f"{_PVE}/pve-root-ca.pem"),
+        certificate=source.text(own if source.exists(own) else f"{_PVE}/local/pve-ssl.pem"),
+        quorate=_is_quorate(source),
+        ha=_ha_files(source),
+    )
+
+
+def _lines_of_vm(text: str) -> str:
+    """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
+    snapshot.
+    """
+    lines, section = [], ""
+    for line in text.split("\n"):
+        if line.startswith("["):
+            section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
+        elif section != "snapshot" and _OPTION.match(line):
+            lines += [section, line] if section else [line]
+            section = ""
+    return "\n".join(lines)
+
+
+def _need_those_that_run(source: Source, ids: list[tuple[str, int]], *, asked: bool) -> None:
+    """Each guest that runs has its configuration. Where Proxmox VE's file system isn't mounted, none has, and nothing
+    else would tell of it.
+    """
+    for kind, guest in ids:
+        path = f"{_FOLDERS[kind]}/{guest}.conf"
+        if not source.exists(path):
+            source.note(path, "it isn't there, and that guest runs")
+    has_folders = any(source.is_folder(folder) for folder in _FOLDERS.values())
+    if asked and not has_folders and source.is_folder(_PVE) and source.run.has("pveversion"):
+        source.note(_PVE, "it has no guests' folders, as where Proxmox VE's file system isn't mounted")
+
+
+def _is_quorate(source: Source) -> bool:
+    """Whether /etc/pve can be written. A host that is alone always may; of a node whose pvecm doesn't answer it isn't
+    known.
+    """
+    if not source.exists(f"{_PVE}/corosync.conf"):
+        return True
+    said = _QUORATE.search(source.ask("pvecm", "status").text)  # it ends with 2 where there is none
+    if not said:
+        source.note(_PVE, "`pvecm status` doesn't say whether this node has a quorum")
+    return not (said and said[1])
+
+
+def _ha_files(source: Source) -> HaFiles:
+    """What the HA manager goes by. Nothing where it has no service."""
+    if not source.needed(f"{_PVE}/ha/resources.cfg"):
+        return HaFiles()
+    names = ("resources.cfg", "groups.cfg", "rules.cfg", "manager_status")
+    return HaFiles(*(source.passed_on(f"{_PVE}/ha/{name}") for name in names))

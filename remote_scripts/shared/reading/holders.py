@@ -1,0 +1,46 @@
+"""Who has a graphics card open."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared.reading.answer import Holder
+from remote_scripts.shared.reading.source import Source, deepest
+
+_NODE = re.compile(r"(?:/dev/nvidia[0-9].*|/dev/dri/.*)")
+
+
+def holders(source: Source, minors: dict[str, int]) -> list[Holder]:
+    """Processes, in the order of their numbers, and the console.
+
+    :param minors: PCI address -> the number of its /dev/nvidiaN.
+    """
+    cards = {f"nvidia{minor}": address for address, minor in minors.items()}
+    for name in source.names("/sys/class/drm"):
+        link = f"/sys/class/drm/{name}"
+        if (
+            re.match(r"card[0-9]|renderD[0-9]", name)
+            and source.exists(link)
+            and (address := deepest(source.real(link)))
+        ):
+            cards[name] = address
+    found = []
+    # Without a node of a card there is nothing to have open.
+    for pid in sorted(int(name) for name in source.names("/proc") if name.isdecimal()) if cards else []:
+        nodes = (source.link(f"/proc/{pid}/fd/{number}") for number in source.files.names(f"/proc/{pid}/fd"))
+        names = (node.rpartition("/")[2] for node in nodes if _NODE.fullmatch(node))
+        opened = [*dict.fromkeys(cards[name] for name in names if name in cards)]
+        if opened and source.exists(f"/proc/{pid}/comm"):  # or it has ended meanwhile
+            found.append(Holder(pid, source.text(f"/proc/{pid}/comm"), opened))
+    return found + _console(source)
+
+
+def _console(source: Source) -> list[Holder]:
+    """The text console's framebuffers."""
+    if "1" not in (source.word("/sys/class/vtconsole/vtcon1/bind") or ""):
+        return []
+    return [
+        Holder(0, f"the text console ({name})", [address])
+        for name in source.names("/sys/class/graphics")
+        if re.match(r"fb[0-9]", name) and (address := deepest(source.real(f"/sys/class/graphics/{name}")))
+    ]

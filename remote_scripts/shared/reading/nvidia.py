@@ -1,0 +1,41 @@
+"""The driver that containers share, and whether its nodes are there, now and at the next boot."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared import nvidia as driver
+from remote_scripts.shared.reading.answer import Nvidia
+from remote_scripts.shared.reading.source import PCI, Source
+
+_GPUS = "/proc/driver/nvidia/gpus"
+_MINOR = re.compile(r"^Device Minor:\s*([0-9]+)", re.MULTILINE)
+_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service"
+_VENDOR = "0x10de"
+
+
+def minors(source: Source) -> dict[str, int]:
+    """The numbers N of /dev/nvidiaN that the host's driver gave to its cards, by address; they need not be in PCI
+    order.
+    """
+    texts = {address: source.needed(f"{_GPUS}/{address}/information") for address in source.names(_GPUS)}
+    found = {address: _MINOR.search(text or "") for address, text in texts.items()}
+    return {address: int(minor[1]) for address, minor in found.items() if minor}
+
+
+def nvidia(source: Source) -> Nvidia:
+    """Where no card of NVIDIA's is, nothing is wrong with its driver."""
+    version = source.noting("/proc/driver/nvidia/version", lambda: driver.version(source.system), "")
+    enabled = source.is_link(_ENABLED)
+    if not any(source.word(f"{PCI}/{address}/vendor") == _VENDOR for address in source.functions()):
+        return Nvidia(version, nodes_enabled=enabled)
+    trouble = source.noting("/proc/driver/nvidia", lambda: driver.trouble(source.system), None)
+    uvm = source.noting("/proc/devices", lambda: driver.uvm_trouble(source.system), None)
+    return Nvidia(
+        version=version,
+        installed=trouble is None or trouble.has_module,
+        trouble=[trouble.found, trouble.next] if trouble else ["", ""],
+        uvm_trouble=[uvm.found, uvm.next] if uvm else ["", ""],
+        missing_nodes=source.noting("/proc/driver/nvidia", lambda: [*driver.missing_nodes(source.system)], []),
+        nodes_enabled=enabled,
+    )

@@ -1,0 +1,99 @@
+"""What this program wrote on the host, and what became of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+
+from remote_scripts.shared import container_lines, handover, switch
+from remote_scripts.shared.reading.answer import Managed, SharedWith, TurnedAway
+from remote_scripts.shared.reading.source import Source
+from remote_scripts.tools.files import EDITS, HOME
+
+_LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
+_CONTAINERS, _LEDGER, _SCRIPTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/scripts"
+_VMID = re.compile(r"[1-9][0-9]*")
+_SUM_DIGITS = 16
+
+
+def managed(source: Source) -> list[Managed]:
+    """All files that were written."""
+    found: list[Managed] = []
+    for layer in _LAYERS:
+        found += source.noting(f"{HOME}/files/{layer}", functools.partial(_of_layer, source, layer), [])
+    return found
+
+
+def _of_layer(source: Source, layer: str) -> list[Managed]:
+    return [Managed(layer, path, state) for path, state in source.files.of_layer(layer).items()]
+
+
+def edits(source: Source) -> list[str]:
+    """Copies of what somebody had made of this program's files."""
+    return source.below(EDITS, hidden=True)
+
+
+def kept_scripts(source: Source) -> dict[str, list[str]]:
+    """Owner -> the names of this program's scripts that lie there whole (kept_scripts.sh): NAME.SUM, where SUM is the
+    beginning of the content's SHA-256.
+    """
+    owners = [name for name in source.names(_SCRIPTS) if source.is_folder(f"{_SCRIPTS}/{name}")]
+    return {
+        owner: [name for name in source.names(f"{_SCRIPTS}/{owner}") if _is_whole(source, owner, name)]
+        for owner in owners
+    }
+
+
+def _is_whole(source: Source, owner: str, name: str) -> bool:
+    digits = name.rpartition(".")[2]
+    if not re.fullmatch(rf"[0-9a-f]{{{_SUM_DIGITS}}}", digits):
+        return False
+    content = source.files.read(f"{_SCRIPTS}/{owner}/{name}", 1 << 26)
+    return content is not None and hashlib.sha256(content).hexdigest()[:_SUM_DIGITS] == digits
+
+
+def ledger(source: Source) -> dict[str, str]:
+    """What was noted of VMs and mappings (layers/ledger.py): name -> its text."""
+    texts = {path: source.needed(path) for path in source.below(_LEDGER)}
+    return {path.removeprefix(f"{_LEDGER}/"): (text or "").rstrip("\n") for path, text in texts.items()}
+
+
+def containers(source: Source) -> list[SharedWith]:
+    """Containers that were given cards, and how they differ from what was set up."""
+    found = []
+    for name in source.names(_CONTAINERS):
+        folder = f"{_CONTAINERS}/{name}"
+        lines = (source.needed(f"{folder}/wanted") or "").split("\n")
+        is_noted = len(lines) > 3  # three lines, and the end
+        if not name.isdecimal() or not (is_noted or source.needed(f"{folder}/ours")):
+            continue
+        drift = [f"a run was cut short while it gave container {name} its devices"]
+        if is_noted:
+            drift = source.noting(folder, functools.partial(container_lines.drift, source.system, int(name)), [])
+        minors, cards = (lines[1].strip(), lines[3].strip()) if is_noted else ("", "")
+        found.append(SharedWith(int(name), minors, cards, drift))
+    return found
+
+
+def turned_away(source: Source) -> dict[str, TurnedAway]:
+    """Of each shared card the last VM that didn't get it because a run was at work here, until a VM has got it."""
+    found = {}
+    for name in source.names(handover.FOLDER):
+        if not name.endswith(".turned_away"):
+            continue
+        pairs = dict(line.partition("=")[::2] for line in source.lines(f"{handover.FOLDER}/{name}"))
+        if _VMID.fullmatch(pairs.get("vm", "")):
+            away = TurnedAway(int(pairs["vm"]), pairs.get("at", ""), pairs.get("run", ""))
+            found[name.removesuffix(".turned_away")] = away
+    return found
+
+
+def rolled_back(source: Source) -> str:
+    """Which boot was undone, and why; empty: none."""
+    return source.noting(f"{HOME}/rolling-back", lambda: switch.rolled_back(source.system), "a boot; why can't be read")
+
+
+def is_rolling_back(source: Source) -> bool:
+    """Whether it still has to restart for that."""
+    return source.noting(f"{HOME}/rolling-back", lambda: switch.is_rolling_back(source.system), True)

@@ -1,0 +1,250 @@
+"""A host that is read: its files and programs, and what decides something and can't be read."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from remote_scripts.shared.hanging import ended
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import ANSWER_BYTES
+
+T = TypeVar("T")
+#: Where the functions of PCI are.
+PCI = "/sys/bus/pci/devices"
+#: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
+ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+# No file and no answer of a program that is read here is longer, in bytes.
+_MOST = 1 << 26
+_ABOVE_DEEPEST = re.compile(rf".*/({ADDRESS})(?:/|$)")
+
+
+class Source:
+    """One reading of a host.
+
+    :param system: the host.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.files = system.files
+        self.run = system.run
+        #: Path -> why: files that decide something and can't be read whole. Who decides takes none of them for "nothing
+        #: there".
+        self.unreadable: dict[str, str] = {}
+        # Proxmox VE's file system doesn't answer: nobody waits for it again.
+        self._pve_hangs = False
+
+    # What decides something.
+
+    def note(self, path: str, why: str) -> None:
+        """Notes that a file can't be read whole; of a path the first reason counts."""
+        self.unreadable.setdefault(path, why)
+
+    def needed(self, path: str, limit: int = _MOST) -> str | None:
+        """What a file has; None: it isn't there, or can't be read to its end, which is noted.
+
+        :param limit: in bytes; the beginning of a longer one, which is noted, too.
+        """
+        content = self.needed_bytes(path, limit)
+        return None if content is None else _decoded(content)
+
+    def needed_bytes(self, path: str, limit: int = _MOST) -> bytes | None:
+        """The same in bytes."""
+
+        def read() -> bytes | None:
+            where = self.files.at(path)
+            if not where.is_file():  # a pipe would be waited for
+                if os.path.lexists(where):
+                    self.note(path, "it is no file")
+                return None
+            with where.open("rb") as file:
+                return file.read(limit)
+
+        try:
+            content = self._of(path, read, None)
+        except FileNotFoundError:  # it has gone meanwhile
+            return None
+        except OSError as error:
+            self.note(path, error.strerror or str(error))
+            return None
+        if content is not None and len(content) >= limit:
+            self.note(path, f"it is longer than {limit} bytes")
+        return content
+
+    def passed_on(self, path: str) -> str:
+        """What a file that decides something has, for an answer, in which there is room for so much; empty: it isn't
+        there, or can't be read.
+        """
+        text = self.needed(path) or ""
+        self.need_room(path, text)
+        return text.rstrip("\n")
+
+    def noting(self, path: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` finds.
+
+        :param path: what is noted where `work` says that it can't be told.
+        """
+        try:
+            return work()
+        except Failure as failure:
+            self.note(path, failure.found)
+        except OSError as error:
+            name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
+            self.note(name or path, error.strerror or str(error))
+        return otherwise
+
+    def need_room(self, path: str, text: str) -> None:
+        """Of a longer text the middle isn't passed on, which is noted."""
+        if len(text.encode("utf-8", "surrogateescape")) > ANSWER_BYTES:
+            self.note(path, f"what matters of it is longer than {ANSWER_BYTES} bytes")
+
+    def _of(self, path: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` finds at a path. Proxmox VE's file system may hang: that is noted, and it isn't asked again."""
+        if not f"{path}/".startswith("/etc/pve/"):
+            return work()
+        if self._pve_hangs:
+            return otherwise
+        try:
+            return ended(work)
+        except TimeoutError as error:
+            self._pve_hangs = True
+            self.note(path, str(error))
+            return otherwise
+
+    # What tells something where it is there.
+
+    def text(self, path: str) -> str:
+        """What a file has, without the newlines at its end; empty where it can't be read."""
+        return "\n".join(self.lines(path)).rstrip("\n")
+
+    def lines(self, path: str) -> list[str]:
+        """The lines of a file; none where it can't be read."""
+        return lines_of(_decoded(self._of(path, lambda: self.files.read(path, _MOST), None) or b""))
+
+    def word(self, path: str) -> str | None:
+        """The first line of a file, without blanks around it; None: it can't be read."""
+        content = self.files.read(path, 4096)
+        return None if content is None else _decoded(content).partition("\n")[0].strip(" \t")
+
+    def first(self, path: str, pattern: str) -> str:
+        """What the first group of a regular expression is in the first line that begins so; empty: there is none."""
+        return next((found[1] for line in self.lines(path) if (found := re.match(pattern, line))), "")
+
+    def names(self, path: str) -> list[str]:
+        """What is in a folder, sorted, but for hidden files; nothing where it can't be read."""
+        nothing: list[str] = []
+        return [name for name in self._of(path, lambda: self.files.names(path), nothing) if not name.startswith(".")]
+
+    def below(self, path: str, *, hidden: bool = False) -> list[str]:
+        """The files at or below a path, sorted; links in it aren't followed.
+
+        :param hidden: also those whose name begins with a dot.
+        """
+        where = self.files.at(path)
+        if where.is_file():
+            return [path]
+        found = []
+        for folder, _, names in os.walk(where):
+            for name in names:
+                one = os.path.join(folder, name)
+                if (hidden or not name.startswith(".")) and os.path.isfile(one) and not os.path.islink(one):
+                    found.append(path + one[len(str(where)) :])
+        return sorted(found)
+
+    def links_below(self, path: str, name: str) -> list[str]:
+        """The links below a folder, from there, that lead to what has this name."""
+        where = str(self.files.at(path))
+        return [
+            os.path.join(folder, one).removeprefix(f"{where}/")
+            for folder, folders, files in os.walk(where)
+            for one in (*folders, *files)
+            if os.path.islink(os.path.join(folder, one)) and os.readlink(os.path.join(folder, one)).endswith(f"/{name}")
+        ]
+
+    def exists(self, path: str) -> bool:
+        """Whether it is there; a link that leads nowhere isn't."""
+        return self._of(path, lambda: os.path.exists(self.files.at(path)), False)
+
+    def is_file(self, path: str) -> bool:
+        """Whether it is a file, or a link to one."""
+        return self._of(path, lambda: os.path.isfile(self.files.at(path)), False)
+
+    def is_folder(self, path: str) -> bool:
+        """Whether it is a folder, or a link to one."""
+        return self._of(path, lambda: os.path.isdir(self.files.at(path)), False)
+
+    def is_executable(self, path: str) -> bool:
+        """Whether it is there, and may be run."""
+        return self._of(path, lambda: os.access(self.files.at(path), os.X_OK), False)
+
+    def is_link(self, path: str) -> bool:
+        """Whether it is a link, wherever it leads."""
+        return os.path.islink(self.files.at(path))
+
+    def link(self, path: str) -> str:
+        """Where a link leads, as it says; empty: there is none."""
+        try:
+            return self._of(path, lambda: os.readlink(self.files.at(path)), "")
+        except OSError:
+            return ""
+
+    def linked(self, path: str) -> str:
+        """The name of what a link leads to; empty: there is none."""
+        return self.link(path).rpartition("/")[2]
+
+    def real(self, path: str) -> str:
+        """The path without links."""
+        root = os.path.realpath(self.system.root)
+        found = os.path.realpath(self.files.at(path))
+        return found.removeprefix(root.rstrip("/")) or "/"
+
+    def functions(self) -> list[str]:
+        """The addresses of all PCI functions, sorted."""
+        return self.names(PCI)
+
+    def class_of(self, address: str) -> str:
+        """Such as 0x030000; empty where it can't be read."""
+        return self.word(f"{PCI}/{address}/class") or ""
+
+    def ask(self, *arguments: str) -> Done:
+        """What a program says, however much it is."""
+        return self.run.ask(*arguments, limit=_MOST)
+
+    @functools.cached_property
+    def kernel_says(self) -> list[str]:
+        """The kernel's log since it booted, whole where the journal has it."""
+        done = self.ask("journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-monotonic")
+        if done.status != 0 or not done.text:
+            done = self.ask("dmesg")
+        return lines_of(done.text) if done.status == 0 else []
+
+
+def lines_of(text: str) -> list[str]:
+    """Its lines; bytes that aren't UTF-8 stay what they are."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def deepest(path: str) -> str:
+    """The last PCI function on a path in sysfs; empty: there is none."""
+    found = _ABOVE_DEEPEST.match(path)
+    return found[1] if found else ""
+
+
+def head_and_tail(lines: Iterable[str], most: int) -> str:
+    """These lines; of more than so many the first and the last ones."""
+    given = [*lines]
+    if len(given) > most:
+        half = most // 2
+        given = [*given[:half], f"… {len(given) - most} lines are left out here …", *given[-half:]]
+    return "\n".join(given).rstrip("\n")
+
+
+def _decoded(content: bytes) -> str:
+    """Without zero bytes, which no text has."""
+    return content.replace(b"\0", b"").decode("utf-8", "surrogateescape")

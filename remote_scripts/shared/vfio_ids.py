@@ -1,0 +1,62 @@
+"""Ids that other configuration than this program's gives to vfio-pci: the option `ids`, which is
+`vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated by commas.
+
+`ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as
+`10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's. remote_scripts/lib/vfio_ids.sh
+does the same for what is in bash still.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: How a file names the module.
+NAME = re.compile(r"vfio[-_]pci")
+MODULES = "/etc/initramfs-tools/modules"
+_ANY = 0xFFFFFFFF
+_ID = re.compile(r"(?:0x)?[0-9a-f]{1,8}(?::(?:0x)?[0-9a-f]{1,8}){1,5}")
+_OPTIONS = re.compile(r"[ \t]*options[ \t]+")
+_OF_VFIO = re.compile(r"[ \t]*vfio[-_]pci[ \t]")
+
+
+def given(path: str, text: str) -> list[str]:
+    """The ids that a file gives to vfio-pci, one string an option. A line may go on in the next one (modprobe.d(5)),
+    and a value may be quoted.
+
+    :param path: of initramfs-tools' modules, whose lines are a module and its options; or of modprobe.d.
+    """
+    ids, line = [], ""
+    for part in text.split("\n"):
+        line += part.removesuffix("\r")
+        if line.endswith("\\"):
+            line = line[:-1]
+            continue
+        of_module, line = line, ""
+        option = _OPTIONS.match(of_module)
+        if path != MODULES and option:
+            of_module = of_module[option.end() :]
+        if bool(option) == (path == MODULES) or not _OF_VFIO.match(of_module):
+            continue
+        words = of_module.replace('"', "").split()[1:]
+        ids += [word[4:] for word in words if word.startswith("ids=") and len(word) > 4]
+    return ids
+
+
+def names(ids: str, device: str, subsystem: str, class_code: str) -> bool:
+    """Whether the option names a function.
+
+    :param ids: the option's value.
+    :param device: `vendor:device`.
+    :param subsystem: `subvendor:subdevice`.
+    :param class_code: six hex digits.
+    """
+    entries = (entry for entry in ids.lower().split(",") if _ID.fullmatch(entry))
+    return any(_matches(entry, device, subsystem, class_code) for entry in entries)
+
+
+def _matches(entry: str, device: str, subsystem: str, class_code: str) -> bool:
+    fields = [int(field, 16) for field in entry.split(":")]
+    pattern = fields + [_ANY, _ANY, _ANY, _ANY, 0, 0][len(fields) :]
+    actual = [int(part, 16) for part in f"{device}:{subsystem}".split(":")]
+    alike = all(want in (_ANY, has) for want, has in zip(pattern[:4], actual, strict=True))
+    return alike and not (pattern[4] ^ int(class_code, 16)) & pattern[5]

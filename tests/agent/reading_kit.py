@@ -1,0 +1,62 @@
+"""A host that is read, in a folder: the least that it needs, and its reading as the program has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.host.facts import HostFacts, parse
+from remote_scripts.layers.read_host import Wanted
+from remote_scripts.tools.run import Done, Stand
+from tests.agent.kit import Host
+
+#: What a reading asks, and what a host like this one has nothing to say about.
+SILENT = ("df", "dmesg", "dpkg-query", "journalctl", "lsblk", "lspci", "pct", "qm")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return least(tmp_path)
+
+
+def least(place: Path) -> Host:
+    host = Host(place)
+    host.write("proc/sys/kernel/random/boot_id", "1\n")
+    for path in ("proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/default/grub", "boot/grub/grub.cfg"):
+        host.write(path, "")
+    host.programs |= dict.fromkeys(SILENT, says(""))
+    host.programs |= {"pveversion": says("pve-manager/9.1.1/x"), "bash": says("quiet\n"), "head": head}
+    return host
+
+
+def says(text: str | bytes, status: int = 0) -> Stand:
+    """A program that says this and ends so, whatever it is asked."""
+    return lambda _arguments, _stdin: Done(status, text.encode() if isinstance(text, str) else text)
+
+
+def head(arguments: Sequence[str], _stdin: bytes) -> Done:
+    """`head -q -c BYTES FILE…`"""
+    return Done(0, b"".join(Path(path).read_bytes()[: int(arguments[2])] for path in arguments[3:]))
+
+
+def read(host: Host, **wanted: Any) -> HostFacts:
+    return parse(host.ask("read", "read_host", Wanted(**{"guests": True, "lspci": True, **wanted})))
+
+
+def link(host: Host, path: str, target: str) -> None:
+    """A symbolic link inside the folder, relative as in sysfs."""
+    place = host.root / path.lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(os.path.relpath(host.root / target.lstrip("/"), place.parent))
+
+
+def function(host: Host, address: str, code: str, config: bytes | None = None, **attributes: str) -> None:
+    """A PCI function with these files."""
+    for name, text in {"class": f"{code}\n", **attributes}.items():
+        host.write(f"sys/bus/pci/devices/{address}/{name}", text)
+    if config is not None:
+        host.write(f"sys/bus/pci/devices/{address}/config", config)

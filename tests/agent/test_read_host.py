@@ -1,0 +1,470 @@
+"""A reading: what the kernel says of cards, cards that are gone, how they are reset and sleep, nodes, boot partitions, guests; whatever bytes a host holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.host import kernel_log
+from homelab.host.facts import HostFacts
+from remote_scripts.layers.read_host import Wanted
+from remote_scripts.shared.reading import cards
+from remote_scripts.tools import run
+from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.system import System
+from tests.agent.kit import Host, Refused
+from tests.agent.reading_kit import function, link, read, says
+from tests.agent.reading_kit import host as host
+from tests.scripts.test_text import JUNK
+from tests.unit.hosts import desktop
+
+LOG = """\
+[ 1.0] NVRM: loading NVIDIA UNIX Open Kernel Module
+[ 2.0] usb 1-1: new device
+[ 3.0] vfio-pci 0000:01:00.0: Unable to change power state from D3cold to D0, device inaccessible
+"""
+ONES = b"\xff" * 64
+CARD = "0000:01:00.0"
+SIGNS = kernel_log.filter_of_lines()
+
+
+def test_the_lines_that_matter_are_passed_on_from_the_journal_of_this_boot(host: Host) -> None:
+    def journalctl(arguments: Sequence[str], _stdin: bytes) -> Done:
+        return Done(0 if {"-k", "-b"} <= {*arguments} else 1, LOG.encode())
+
+    host.programs["journalctl"] = journalctl
+    assert read(host, signs=SIGNS).kernel_log.splitlines() == LOG.splitlines()[::2]
+    assert read(host).kernel_log == ""
+
+
+def test_without_a_journal_it_is_what_dmesg_still_has(host: Host) -> None:
+    host.programs["dmesg"] = says(LOG)
+    assert len(read(host, signs=SIGNS).kernel_log.splitlines()) == 2
+
+
+def test_of_a_flood_of_lines_head_and_tail_are_passed_on(host: Host) -> None:
+    flood = "[{}.0] vfio-pci 0000:01:00.0: not ready {}ms after FLR; giving up\n"
+    host.programs["journalctl"] = says("".join(flood.format(n, n) for n in range(1, 3001)))
+    host.programs["dmesg"] = says("".join(f"[{n}.0] DMAR: line {n}\n" for n in range(1, 3001)))
+    found = read(host, signs=SIGNS)
+    for text, most in ((found.kernel_log, 1000), (found.iommu.kernel_log, 40)):
+        lines = text.splitlines()
+        assert len(lines) == most + 1 and lines[0].startswith("[1.0]") and lines[-1].startswith("[3000.0]")
+        assert "lines are left out here" in lines[most // 2]
+
+
+# -- guests --------------------------------------------------------------------------------------------------------
+def test_somebodys_copy_of_a_configuration_is_no_guest(host: Host) -> None:
+    for name in ("103", "103-old", "010", "notes"):
+        host.write(f"etc/pve/qemu-server/{name}.conf", "name: Sandbox\n")
+    host.write("etc/pve/lxc/901.bak.conf", "hostname: ai-lab\n")
+    host.write("proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: Unknown\n")
+    facts = read(host)
+    assert [config.id for config in facts.guests.configs] == [103]
+    assert facts.nvidia_minors == {}
+
+
+def test_a_configuration_that_cant_be_read_hides_no_other_one(host: Host) -> None:
+    (host.root / "etc/pve/qemu-server/104.conf").mkdir(parents=True)
+    host.write("etc/pve/qemu-server/105.conf", "hostpci0: 0000:01:00.0")
+    assert {config.id: config.lines for config in read(host).guests.configs}[105] == "hostpci0: 0000:01:00.0"
+
+
+def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host: Host) -> None:
+    host.programs["qm"] = says(
+        "VMID NAME STATUS\n103 Sandbox running 1 2 3\n105 VM 105 running 1 2 4\n106 VM 106 stopped 1 2 0\n"
+    )
+    host.programs["pct"] = says("VMID Status Lock Name\n901 running ai-lab\n902 stopped backup x\n")
+    assert read(host).guests.running == {103, 105, 901}
+
+
+def test_guests_that_are_not_listed_are_not_said_to_be_off(host: Host) -> None:
+    host.programs |= {"qm": says("", 255), "pct": says("901 running ai\n")}
+    found = read(host).guests
+    assert found.unlisted == ("vm",) and found.running == {901}
+    host.programs["pct"] = says("", 2)
+    found = read(host).guests
+    assert found.unlisted == ("vm", "lxc") and not found.running
+    for name in ("qm", "pct"):
+        del host.programs[name]
+    assert read(host).guests.unlisted == ()
+
+
+@pytest.mark.parametrize("section", ["[PENDING]", "[pending] "])
+def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(host: Host, section: str) -> None:
+    text = f"hostpci0: 01:00\nargs: -x\n\n[before]\nhostpci2: 03:00\n\n{section}\ndelete: balloon\nhostpci1: 02:00\n\n[after]\nhostpci3: 04:00\n"
+    host.write("/etc/pve/qemu-server/103.conf", text)
+    host.write("/etc/pve/qemu-server/104.conf", f"name: idle\n\n{section}\ndelete: hostpci0\n")
+    host.write("/etc/pve/qemu-server/105.conf", f"args: -x\n{section}\nhostpci0: 01:00\n")
+    told = {one.id: one.lines for one in read(host).guests.configs}
+    assert told[103].splitlines() == ["hostpci0: 01:00", "[PENDING]", "delete: balloon", "hostpci1: 02:00"]
+    assert (told[104], told[105]) == ("name: idle\n[PENDING]\ndelete: hostpci0", "[PENDING]\nhostpci0: 01:00")
+
+
+def test_of_a_container_the_lines_about_devices_and_disks_are_passed_on_and_no_others(host: Host) -> None:
+    lines = [
+        "mp0: local-lvm:vm-901-disk-1,mp=/x",
+        "hostname: ai",
+        "lxc.mount.entry = /dev dev none bind",
+        "lxc.apparmor.profile: unconfined",
+        "[pve:pending]",
+        "dev0: /dev/nvidia0",
+    ]
+    host.write("etc/pve/lxc/901.conf", "\n".join(["lxc.environment: A=secret", *lines, ""]))
+    assert read(host).guests.configs[0].lines.splitlines() == lines
+
+
+@pytest.mark.parametrize("services", ["", "vm: 103\n\tstate started"])
+def test_what_ha_goes_by_is_read_where_it_has_a_service(host: Host, services: str) -> None:
+    host.write("/etc/pve/ha/resources.cfg", services)
+    host.write("/etc/pve/ha/rules.cfg", "node-affinity: a\n\tnodes pve\n")
+    host.write("/etc/pve/ha/manager_status", '{"service_status":{}}')
+    found = read(host).cluster.ha
+    rules, status = ("node-affinity: a\n\tnodes pve", '{"service_status":{}}') if services else ("", "")
+    assert (found.resources, found.groups, found.rules, found.status) == (services, "", rules, status)
+
+
+@pytest.mark.parametrize(
+    ("said", "quorate", "told"),
+    [("Quorate:          Yes\n", True, False), ("Quorate:          No\n", False, False), ("", True, True)],
+)
+def test_whether_a_nodes_configuration_can_be_written_is_asked(
+    host: Host, said: str, quorate: bool, told: bool
+) -> None:
+    host.write("etc/pve/corosync.conf", "totem {\n  cluster_name: home\n}\n")
+    host.write("etc/pve/nodes/pve2/qemu-server/203.conf", "")
+    link(host, "etc/pve/local", "etc/pve/nodes/pve1")
+    (host.root / "etc/pve/qemu-server").mkdir()
+    host.programs["pvecm"] = says(said, 2)
+    found = read(host)
+    assert (found.cluster.quorate, bool(found.unreadable)) == (quorate, told)
+    assert (found.cluster.node, found.cluster.name) == ("pve1", "home")
+    assert found.cluster.places == "pve2/qemu-server/203.conf"
+
+
+def test_of_several_turned_away_each_card_has_its_own_and_half_of_one_is_none(host: Host) -> None:
+    noted = 'vm={}\nat=2026-01-01 10:00:00\nrun=b: "c=d"\n'
+    for name, text in {"small": noted.format(104), "other": noted.format(""), "big": noted.format(103)}.items():
+        host.write(f"/var/lib/homelab/handover/{name}.turned_away", text)
+    found = read(host).turned_away
+    assert {name: (one.vm, one.at, one.run) for name, one in found.items()} == {
+        "big": (103, "2026-01-01 10:00:00", 'b: "c=d"'),
+        "small": (104, "2026-01-01 10:00:00", 'b: "c=d"'),
+    }
+
+
+# -- the host --------------------------------------------------------------------------------------------------------
+def test_the_versions_of_what_decides_about_cards_and_containers_are_read(host: Host) -> None:
+    host.programs["dpkg-query"] = says("qemu-server installed 9.0.25\nlxc-pve installed 6.0.5-3\nx config-files 1\n")
+    assert read(host).packages == {"qemu-server": "9.0.25", "lxc-pve": "6.0.5-3"}
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("Y", True), ("N", False), (None, False)])
+def test_that_vfio_may_go_without_interrupt_remapping_is_read(host: Host, value: str | None, allowed: bool) -> None:
+    if value:
+        host.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", f"{value}\n")
+    assert read(host).unsafe_interrupts is allowed
+
+
+def test_what_proxmox_boot_tool_warns_of_is_passed_on(host: Host) -> None:
+    host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
+    warning = "WARN: /dev/disk/by-uuid/AAAA-0002 does not exist"
+    host.programs["proxmox-boot-tool"] = says(f"AAAA-0001 is configured with: grub (versions: 6.8)\n{warning}\n")
+    assert read(host).boot_warnings == warning
+
+
+def test_ids_are_found_wherever_somebody_has_set_them(host: Host) -> None:
+    host.write(
+        "etc/modprobe.d/a.conf",
+        "# options vfio-pci ids=1:1\nsoftdep nvidia pre: vfio-pci\n"
+        'options vfio_pci disable_vga=1 ids="10de:1,10DE:2"\n'
+        "options vfio-pci \\\n  ids=10de:3\noptions vfio-pci-core ids=1:1\nvfio-pci ids=1:1\n",
+    )
+    host.write("etc/modprobe.d/b.conf", "options vfio-pci disable_idle_d3=1\n  options  vfio-pci ids=10de:4")
+    host.write("etc/modprobe.d/b.conf.bak", "options vfio-pci ids=1:1\n")
+    host.write("etc/modprobe.d/c.conf", b"options vfio-pci \\\r\nids=10de:5\r\n")
+    host.write("etc/initramfs-tools/modules", "# vfio_pci ids=1:1\nvfio\nvfio_pci ids=10de:6\n")
+    host.write("etc/udev/rules.d/10-own.rules", "# vfio-pci\n")
+    host.write("etc/udev/rules.d/homelab-x.rules", "# vfio-pci\n")
+    found = read(host)
+    assert found.vfio_files == {
+        "/etc/modprobe.d/a.conf": "10de:1,10DE:2,10de:3",
+        "/etc/modprobe.d/b.conf": "10de:4",
+        "/etc/modprobe.d/c.conf": "10de:5",
+        "/etc/initramfs-tools/modules": "10de:6",
+    }
+    assert found.vfio_ids == "10de:1,10DE:2,10de:3,10de:4,10de:5,10de:6"
+    assert found.vfio_mentions == ["/etc/udev/rules.d/10-own.rules"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "binds"),
+    [
+        ("pci-0000:01:00.0", "vfio-pci\n", True),
+        ("0000:01:00.0", "vfio-pci\n", True),
+        ("pci-0000:01:00.0", "nouveau\n", False),
+        ("pci-0000:01:00.1", "vfio-pci\n", False),
+    ],
+)
+def test_what_driverctl_binds_at_each_start_is_known(host: Host, name: str, text: str, binds: bool) -> None:
+    host.write(f"etc/driverctl.d/{name}", text)
+    facts = desktop(vfio_mentions=read(host).vfio_mentions)
+    assert facts.has_override(facts.by_address[CARD]) is binds
+
+
+def test_an_nvidia_stack_is_read_here_and_in_containers_that_run(host: Host) -> None:
+    def pct(arguments: Sequence[str], stdin: bytes) -> str | Done:
+        if arguments[0] == "exec":
+            return f"a word before\n{stdin.decode()} in {arguments[1]}\n"
+        return Done(0, b"status: stopped\n" if arguments[-1] == "902" else b"status: running\n")
+
+    host.programs |= {"pct": pct, "bash": lambda _arguments, stdin: f"{stdin.decode()} here\n" if stdin else "quiet\n"}
+    wanted: dict[str, Any] = {"systems": ("host", "901", "902"), "read_system": "read"}
+    assert read(host, **wanted).systems == {"host": "read here", "901": "read in 901", "902": None}
+    host.programs["pct"] = says("status: running\nno such file\n", 1)
+    with pytest.raises(Refused, match="container 901 read"):
+        read(host, **wanted)
+
+
+# -- cards -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("code", "config", "is_lost"),
+    [
+        ("0x030000", ONES, True),
+        ("0x030200", ONES, True),
+        ("0x040300", ONES, True),
+        ("0x120000", ONES, True),
+        ("0x030000", b"\x01\x00\xff\xff" + ONES, True),  # it goes on asking to be asked again
+        ("0x030000", b"\xde\x10\x85\x2b" + b"\x00" * 60, False),
+        ("0x030000", b"\xff\xff\xff\xff\x00\x00\x10\x00\xa1\x00\x00\x03" + b"\x00" * 60, False),  # a virtual function
+        ("0x020000", ONES, False),
+        ("0x030000", b"", False),
+    ],
+)
+def test_a_card_is_lost_when_its_configuration_space_reads_as_ones(
+    host: Host, code: str, config: bytes, is_lost: bool
+) -> None:
+    function(host, CARD, code, config)
+    assert read(host).lost == ([CARD] if is_lost else [])
+    # Beside others, whose bytes are read with it.
+    function(host, "0000:00:02.0", "0x030000", b"\x86\x80" + b"\x00" * 62)
+    function(host, "0000:02:00.0", "0x030000", ONES)
+    assert read(host).lost == ([CARD] if is_lost else []) + ["0000:02:00.0"]
+
+
+def test_a_card_that_answers_nothing_is_lost_and_no_other_one(host: Host) -> None:
+    """One that is gone holds the program that reads all of them."""
+
+    def head(arguments: Sequence[str], _stdin: bytes) -> Done:
+        if any("0000:01:00.0" in path for path in arguments):
+            return Done(run.TIMED_OUT, b"")
+        return Done(0, b"\xde\x10" + b"\x00" * 14)
+
+    host.programs["head"] = head
+    for address in (CARD, "0000:02:00.0"):
+        function(host, address, "0x030000", ONES)
+    assert read(host).lost == [CARD]
+
+
+def test_of_each_function_of_a_card_its_resets_its_power_and_who_shares_it_are_read(host: Host) -> None:
+    power = {"reset_method": "flr bus\n", "d3cold_allowed": "1\n", "power/control": "auto\n", "power_state": "D3hot\n"}
+    function(host, "10000:01:00.0", "0x030000", ONES)
+    for name, text in power.items():
+        host.write(f"sys/bus/pci/devices/10000:01:00.0/{name}", text)
+    # No way to reset it.
+    function(host, "0000:02:00.0", "0x030000", ONES, reset_method="", **{"nvidia/current_vgpu_type": "0\n"})
+    # Whatever it says, it is text.
+    function(host, "0000:02:00.1", "0x030200", ONES, reset_method='a"\\b\x1b[31m\n', **{"mdev_supported_types/a": ""})
+    function(host, "0000:03:00.0", "0x010802", ONES)
+    host.write("sys/bus/pci/devices/0000:04:00.0/vendor", "0x10de\n")  # a function without a class
+    states = read(host).card_states
+    assert set(states) == {"10000:01:00.0", "0000:02:00.0", "0000:02:00.1"}
+    card = states["10000:01:00.0"]
+    assert (card.reset_method, card.d3cold_allowed, card.control, card.power_state) == ("flr bus", "1", "auto", "D3hot")
+    second, third = states["0000:02:00.0"], states["0000:02:00.1"]
+    assert (second.divided, second.reset_method, second.control) == ("vgpu", "", None)
+    assert (third.divided, third.reset_method) == ("mdev", 'a"\\b')
+
+
+def test_a_function_that_goes_while_it_is_read_is_left_as_it_is(host: Host) -> None:
+    function(host, CARD, "0x030000", ONES)
+    (host.root / f"sys/bus/pci/devices/{CARD}/reset_method").mkdir()  # reading fails, as of a device that is gone
+    assert read(host).card_states[CARD].reset_method is None
+
+
+def test_nvidias_vgpu_driver_is_recognised_by_its_manager(host: Host) -> None:
+    assert not read(host).vgpu_manager
+    host.write("usr/bin/nvidia-vgpu-mgr", "")
+    assert read(host).vgpu_manager
+
+
+def with_values(host: Host) -> None:
+    """As the layer card_values leaves it."""
+    ours = {"reset_method": "bus", "d3cold_allowed": "0", "power/control": "on"}
+    function(host, CARD, "0x030000")
+    for name, had in {"reset_method": "flr bus", "d3cold_allowed": "1", "power/control": "auto"}.items():
+        place = f"var/lib/homelab/card-values/{CARD}={name.replace('/', ':')}"
+        host.write(place, f"{had}\n{ours[name]}\n")
+        host.write(f"sys/bus/pci/devices/{CARD}/{name}", f"{ours[name]}\n")
+
+
+def test_a_reading_says_what_a_card_gets_back(host: Host) -> None:
+    with_values(host)
+    had = {"reset_method": "flr bus", "d3cold_allowed": "1", "control": "auto"}
+    assert read(host).card_states[CARD].had == had
+    # What somebody else has changed since isn't given back.
+    host.write(f"sys/bus/pci/devices/{CARD}/reset_method", "flr\n")
+    assert read(host).card_states[CARD].had == {"d3cold_allowed": "1", "control": "auto"}
+
+
+def test_a_value_that_was_changed_is_drift_and_a_card_that_isnt_there_is_none(host: Host) -> None:
+    with_values(host)
+    assert read(host).lost_values == []
+    host.write(f"sys/bus/pci/devices/{CARD}/power/control", "auto\n")
+    assert read(host).lost_values == ["power/control of 0000:01:00.0 is auto, not on"]
+    for name in ("reset_method", "d3cold_allowed", "power/control"):
+        (host.root / f"sys/bus/pci/devices/{CARD}/{name}").unlink()
+    assert read(host).lost_values == []
+
+
+AMD = "0000:0c:00.0"
+SOUND = f"""\
+i915 {AMD}: [drm] Finished loading DMC firmware i915/adlp_dmc.bin (v2.20)
+amdgpu {AMD}: Direct firmware load for amdgpu/psp.bin failed with error -2
+i915 0000:0c:00.0: [drm] *ERROR* GuC firmware i915/adlp_guc_70.bin: fetch failed -ENOENT
+"""
+
+
+@pytest.mark.parametrize(
+    ("vendor", "driver", "wanted"),
+    [
+        ("0x1002", "", ["blacklist amdgpu", "install radeon /bin/false", "failed with error -2"]),
+        ("0x1002", "radeon", ["install radeon /bin/false"]),
+        ("0x8086", "", ["blacklist xe", "fetch failed"]),
+        ("0x8086", "i915", ["fetch failed"]),
+        ("0x8086", "vfio-pci", []),
+        ("0x1a03", "", []),
+    ],
+)
+def test_a_card_without_nodes_is_said_to_lack_what_is_of_its_own_driver(
+    host: Host, vendor: str, driver: str, wanted: list[str]
+) -> None:
+    host.write(
+        "etc/modprobe.d/x.conf", "blacklist amdgpu\ninstall radeon /bin/false\nblacklist xe\nblacklist nouveau\n"
+    )
+    asked: list[str] = []
+
+    def journalctl(_arguments: Sequence[str], _stdin: bytes) -> str:
+        asked.append("journal")
+        return SOUND
+
+    host.programs["journalctl"] = journalctl
+    for address, code in (
+        (AMD, "0x030000"),
+        ("0000:0d:00.0", "0x038000"),
+        ("0000:0e:00.0", "0x120000"),
+        ("0000:0c:00.1", "0x030000"),
+    ):
+        function(host, address, code, vendor=f"{vendor}\n")
+        if driver:
+            link(host, f"sys/bus/pci/devices/{address}/driver", f"sys/bus/pci/drivers/{driver}")
+    (host.root / "sys/bus/pci/drivers/x").mkdir(parents=True)
+    link(host, "sys/bus/pci/devices/0000:0c:00.1/physfn", f"sys/bus/pci/devices/{AMD}")
+    drm = read(host).drm
+    said = drm[AMD].trouble.splitlines() if AMD in drm else []
+    assert len(said) == len(wanted) and all(one in line for one, line in zip(wanted, said, strict=True)), said
+    assert set(drm) <= {AMD, "0000:0d:00.0"}
+    assert asked in ([], ["journal"])
+
+
+# -- whatever a host holds -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -> None:
+    for path in (
+        "proc/cmdline", "proc/cpuinfo", "proc/modules", "etc/modprobe.d/mine.conf", "etc/default/grub", "etc/pve/mapping/pci.cfg",
+        "etc/pve/qemu-server/103.conf", "etc/pve/lxc/901.conf", "var/lib/homelab/rolled-back", "run/qemu-server/pci-id-reservations",
+        "proc/driver/nvidia/version",
+    ):  # fmt: skip
+        host.write(path, b"name: " + junk + b"\noptions vfio-pci ids=" + junk + b"\n")
+    function(host, CARD, "0x030000", ONES)
+    address = "0000:00:01.0"
+    interface = junk.replace(b"/", b"").replace(b"\n", b"").replace(b" ", b"").replace(b"\0", b"")[:15] or b"eth0"
+    name = interface.decode("utf-8", "surrogateescape")
+    for path, target in (
+        (f"sys/bus/pci/devices/{address}", f"sys/devices/pci0000:00/{address}"),
+        (f"sys/class/net/{name}", f"sys/devices/pci0000:00/{address}/net/{name}"),
+    ):
+        (host.root / target).mkdir(parents=True)
+        link(host, path, target)
+    host.programs |= dict.fromkeys(("dmesg", "lspci", "lsblk", "qm", "pct", "dpkg-query"), says(b"a: " + junk + b"\n"))
+    facts = read(host, signs=SIGNS)
+    assert {one.address: one.behind for one in facts.devices}[address] != "" and facts.boot_id == "1"
+    facts.model_dump_json().encode()  # it is text
+    assert set(facts.model_dump()) == set(desktop().model_dump())
+
+
+HANGING = ("journalctl", "dmesg", "lspci", "lsblk", "df", "qm", "pct", "pveversion", "proxmox-boot-tool", "head")
+
+
+def test_programs_that_hang_hide_nothing_that_is_known_without_them(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in HANGING:
+        (commands / name).write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 60; done\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    host.write("etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
+    for address in (CARD, "0000:01:00.1"):
+        function(host, address, "0x030000", ONES)
+    monkeypatch.setattr(cards, "_CONFIG_SECONDS", 0.2)
+    asked = run.Run.ask
+    monkeypatch.setattr(
+        run.Run,
+        "ask",
+        lambda self, *words, seconds=0.2, **about: asked(self, *words, seconds=min(seconds, 0.2), **about),
+    )
+    monkeypatch.setattr(host, "system", lambda: System(host.root))
+    began = time.monotonic()
+    found: HostFacts = read(host, signs="x")
+    assert found.boot_id == "1" and found.devices[0].address == CARD and found.lost == [CARD, "0000:01:00.1"]
+    assert (found.pve, found.guests.unlisted) == ("unknown", ("vm", "lxc"))
+    assert time.monotonic() - began < 60
+
+
+def test_what_is_asked_of_a_stock_host_starts_few_programs(host: Host) -> None:
+    started: list[str] = []
+
+    def counted(name: str, program: Stand) -> Stand:
+        def run_it(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
+            started.append(name)
+            return program(arguments, stdin)
+
+        return run_it
+
+    host.programs |= {name: counted(name, program) for name, program in host.programs.items()}
+    for address in (CARD, "0000:02:00.0"):
+        function(host, address, "0x030000", ONES)
+    host.ask("read", "read_host", Wanted(guests=True, signs="x"))
+    assert sorted(started) == sorted(
+        [
+            "bash",
+            "df",
+            "dmesg",
+            "dmesg",
+            "dpkg-query",
+            "head",
+            "journalctl",
+            "lsblk",
+            "lspci",
+            "lspci",
+            "pct",
+            "pveversion",
+            "qm",
+        ]
+    )

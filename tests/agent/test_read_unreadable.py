@@ -1,0 +1,209 @@
+"""A reading tells of a file that decides something and can't be read, whatever keeps it from being read; bytes of any kind hide no line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.host.facts import HostFacts
+from remote_scripts.shared import hanging
+from tests.agent.kit import Host
+from tests.agent.reading_kit import host as host
+from tests.agent.reading_kit import read, says
+
+VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
+STATE = "/var/lib/homelab/handover/big.state"
+# What gates go by; all of it is there on a host like this one.
+DECIDING = [
+    VM,
+    CONTAINER,
+    "/etc/pve/mapping/pci.cfg",
+    "/run/qemu-server/pci-id-reservations",
+    "/etc/pve/ha/resources.cfg",
+    "/etc/pve/ha/rules.cfg",
+    "/etc/modprobe.d/vfio.conf",
+    "/etc/driverctl.d/0000:01:00.0",
+    "/boot/grub/grub.cfg",
+    "/proc/mounts",
+    "/proc/swaps",
+    "/proc/net/route",
+    "/proc/iomem",
+    "/proc/driver/nvidia/gpus/0000:01:00.0/information",
+    "/sys/kernel/iommu_groups/16/reserved_regions",
+    "/sys/firmware/acpi/tables/IVRS",
+    STATE,
+    "/var/lib/homelab/card-values/0000:01:00.0=reset_method",
+    "/var/lib/homelab/ledger/vm/103",
+    "/var/lib/homelab/containers/901/wanted",
+    "/var/lib/homelab/wanted-boot",
+]
+
+
+@pytest.fixture
+def whole(host: Host) -> Host:
+    """The same, with each of these files."""
+    for path in DECIDING:
+        host.write(path, {STATE: "state=HELD\n", "/etc/pve/ha/resources.cfg": "vm: 103\n"}.get(path, "a line\n"))
+    return host
+
+
+def lines(facts: HostFacts) -> dict[int, str]:
+    return {config.id: config.lines for config in facts.guests.configs}
+
+
+def test_what_can_be_read_is_no_trouble(whole: Host) -> None:
+    assert read(whole).unreadable == []
+
+
+def is_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def is_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def leads_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def loops(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("become", [is_folder, is_pipe, leads_nowhere, loops])
+@pytest.mark.parametrize("path", [VM, CONTAINER, "/etc/pve/mapping/pci.cfg", "/etc/pve/ha/resources.cfg"])
+def test_what_stands_in_the_place_of_a_file_is_told(whole: Host, path: str, become: Callable[[Path], None]) -> None:
+    file = whole.root / path.lstrip("/")
+    file.unlink()
+    become(file)
+    assert read(whole).unreadable == [f"{path}: it is no file"]
+
+
+@pytest.mark.parametrize("path", DECIDING)
+def test_a_file_whose_reading_fails_is_told(whole: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that fails, or of Proxmox VE's file system whose service is gone."""
+    opened = Path.open
+
+    def fails(one: Path, *arguments: Any, **named: Any) -> Any:
+        if one == whole.root / path.lstrip("/"):
+            raise OSError(errno.EIO, "Input/output error", str(one))
+        return opened(one, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", fails)
+    assert read(whole).unreadable == [f"{path}: Input/output error"]
+
+
+def test_that_a_shell_cant_tell_what_grub_gives_the_kernel_is_told(host: Host) -> None:
+    host.programs["bash"] = says("", 1)
+    (told,) = read(host).unreadable
+    assert told.startswith("/etc/default/grub: ") and "ended with 1" in told
+
+
+def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
+    whole: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hanging, "SECONDS", 0.5)
+    file = whole.root / CONTAINER.lstrip("/")
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: time.sleep(30) if path == file else is_file(path))
+    began = time.monotonic()
+    facts = read(whole)
+    assert facts.unreadable == [f"{CONTAINER}: no answer within 0.5 s"] and 901 not in lines(facts)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("byte", ["\0", "\xff", "\x1b[2K", "\r"])
+def test_no_byte_of_another_line_hides_what_a_guest_has(host: Host, byte: str) -> None:
+    """Proxmox VE takes a configuration line by line: what a description holds changes nothing about the others."""
+    for path, line in ((CONTAINER, "dev0: /dev/nvidia0"), (VM, "hostpci0: 0000:01:00")):
+        host.write(path, f"#a{byte}b\n{line}\nhostname: x{byte}y\n".encode("latin-1"))
+    facts = read(host)
+    assert facts.unreadable == []
+    assert "dev0: /dev/nvidia0" in lines(facts)[901].splitlines()
+    assert "hostpci0: 0000:01:00" in lines(facts)[103].splitlines()
+
+
+def test_a_zero_byte_in_a_line_itself_leaves_what_it_gives(host: Host) -> None:
+    host.write(CONTAINER, b"dev0: /dev/nvidia0\0,uid=0\nlxc.mount.entry: /dev/dri dev/dri none bind\0\n")
+    found = lines(read(host))[901]
+    assert "dev0: /dev/nvidia0" in found and "/dev/dri" in found
+
+
+def test_what_is_too_long_to_be_passed_on_is_told(host: Host) -> None:
+    host.write(CONTAINER, "".join(f"dev{number}: /dev/nvidia{number}\n" for number in range(12_000)))
+    host.write("/etc/pve/mapping/pci.cfg", "card\n" + "\tmap node=pve,path=0000:01:00.0\n" * 9_000)
+    told = read(host).unreadable
+    assert [one.partition(": ")[0] for one in told] == [CONTAINER, "/etc/pve/mapping/pci.cfg"]
+    assert all("longer than" in one for one in told)
+
+
+def test_a_guest_that_runs_has_a_configuration(whole: Host) -> None:
+    whole.programs["qm"] = says("VMID NAME STATUS\n103 a running 1 2 3\n104 b running 1 2 4\n")
+    whole.programs["pct"] = says("VMID Status Lock Name\n902 running x\n")
+    assert read(whole).unreadable == [
+        f"{path}: it isn't there, and that guest runs"
+        for path in ("/etc/pve/qemu-server/104.conf", "/etc/pve/lxc/902.conf")
+    ]
+
+
+@pytest.mark.parametrize("path", [VM, CONTAINER])
+def test_a_guest_that_goes_while_it_is_read_is_no_trouble(
+    whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was removed, or moved to another node."""
+    file = whole.root / path.lstrip("/")
+    is_file = Path.is_file
+
+    def goes(one: Path) -> bool:
+        found = is_file(one)
+        if one == file:
+            file.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", goes)
+    assert read(whole).unreadable == []
+
+
+def test_a_host_whose_proxmox_file_system_isnt_mounted_is_told(host: Host) -> None:
+    (host.root / "etc/pve").mkdir(parents=True)
+    (told,) = read(host).unreadable
+    assert told.startswith("/etc/pve: ") and "isn't mounted" in told
+
+
+def test_a_masked_file_of_modprobe_is_none(whole: Host) -> None:
+    (whole.root / "etc/modprobe.d/masked.conf").symlink_to("/dev/null")
+    (whole.root / "etc/modprobe.d/folder.conf").mkdir()
+    assert read(whole).unreadable == []
+
+
+def test_a_card_whose_state_nobody_understands_may_be_anywhere(host: Host) -> None:
+    host.write(STATE, "half of")
+    (told,) = read(host).unreadable
+    assert told.startswith("/var/lib/homelab/handover") and "no state" in told
+
+
+# -- what carries the host ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "said", "status", "trouble"),
+    [
+        ("zpool", " /dev/sda3 ONLINE\n", 1, "neither zpool nor lsblk"),
+        ("ip", "", 1, "gave no answer"),
+        ("ip", "", 124, "gave no answer"),
+    ],
+)
+def test_half_an_answer_carries_nothing_away(host: Host, name: str, said: str, status: int, trouble: str) -> None:
+    """A part of the disks, or of the ways, is no answer: what isn't in it could be taken."""
+    host.write("/proc/mounts", "tank/root / zfs rw 0 0\n10.9.9.9:/x /var/lib/vz nfs rw,addr=10.9.9.9 0 0\n")
+    host.programs |= {"lsblk": says("", 1), "ip": says(""), name: says(said, status)}
+    assert trouble in " ".join(one.trouble for one in read(host).vital)
+
+
+def test_mounts_that_nobody_tells_are_trouble(host: Host) -> None:
+    assert [one.trouble for one in read(host).vital if one.kind == "storage"] == ["/proc/mounts doesn't say"]
