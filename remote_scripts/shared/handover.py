@@ -26,9 +26,9 @@ _UP, _PASSES = "/run/homelab/up", "/run/homelab/passes"
 _VMS = "/etc/pve/qemu-server"
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
 
-#: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
-#: or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
-State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
+#: HOST: there is no file. DRAINING, FREE, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't
+#: get it or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
+State = Literal["HOST", "DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,24 @@ def test_whether_a_nodes_configuration_can_be_written_is_asked(
     assert found.cluster.places == "pve2/qemu-server/203.conf"
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        *((one, f"is on its way to or from VM 103 ({one})") for one in ("DRAINING", "FREE", "DETACHED", "RETURNING")),
+        ("VM", "is with VM 103"),
+        *((one, f"is {one} after VM 103") for one in ("STUCK", "DEAD")),
+        ("HELD", ""),
+    ],
+)
+def test_where_a_card_that_is_handed_over_is_says_each_state_that_is_noted(host: Host, state: str, words: str) -> None:
+    """Those that lib/handover/state.sh names."""
+    host.write("/proc/sys/kernel/random/boot_id", "1\n")
+    host.write("/var/lib/homelab/handover/big.state", f"state={state}\nvm=103\nsince=0\nboot=1\n")
+    found = read(host)
+    assert found.unreadable == [] and found.handover.away.startswith(f"gpus.big {words} since" if words else "")
+    assert bool(found.handover.away) == bool(words)
+
+
 def test_of_several_turned_away_each_card_has_its_own_and_half_of_one_is_none(host: Host) -> None:
     noted = 'vm={}\nat=2026-01-01 10:00:00\nrun=b: "c=d"\n'
     for name, text in {"small": noted.format(104), "other": noted.format(""), "big": noted.format(103)}.items():
