@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_tasks, pmxcfs
-from remote_scripts.shared.container_conf import addresses
+from remote_scripts.shared import guest_tasks
+from remote_scripts.shared.container_notes import NAME, RECORDS, Notes, ran_of, why_not_owed
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-RECORDS = f"{HOME}/containers"
-_NAME = re.compile(r"[a-z][a-z_]*")
 # A configuration that could be put back is one of the node that the container has left; so is what is mounted there.
 _STAYS = re.compile(r"before|after|.*_before|mounted")
-_BYTES = 1 << 20
 _GONE = ".homelab-tmp"
 
 
@@ -67,7 +62,7 @@ def revert(system: System, wanted: Wanted) -> Answer:
 
     def forget() -> Answer:
         _clear_gone(system)
-        if _is_noted(_parts(system, wanted.ctid)) and _given(system, wanted.ctid) != wanted.record:
+        if _is_noted(Notes(system, wanted.ctid).parts()) and _given(system, wanted.ctid) != wanted.record:
             raise Failure(
                 f"what was noted of container {wanted.ctid} forgotten here, since it is noted on the node that the "
                 "container is on now",
@@ -103,58 +98,14 @@ def _is_noted(parts: dict[str, bytes]) -> bool:
     return "ours" in parts or "wanted" in parts
 
 
-def _parts(system: System, ctid: int) -> dict[str, bytes]:
-    """All that is noted.
-
-    :raises Failure: a part can't be read.
-    """
-    parts: dict[str, bytes] = {}
-    try:
-        names = os.listdir(system.files.at(_folder(ctid)))
-    except FileNotFoundError:
-        return parts
-    for name in sorted(filter(_NAME.fullmatch, names)):
-        content = system.files.read(f"{_folder(ctid)}/{name}", _BYTES)
-        if content is None:
-            raise Failure(
-                f"what is noted of container {ctid} on this host",
-                f"{_folder(ctid)}/{name} can't be read",
-                "by it the container's lines are known to be this program's; it stays as it is",
-                f"see on the host why {_folder(ctid)}/{name} can't be read, mend it, and run the same again",
-            )
-        parts[name] = content
-    return parts
-
-
 def _given(system: System, ctid: int) -> dict[str, str]:
-    parts = _parts(system, ctid)
+    parts = Notes(system, ctid).parts()
     if not _is_noted(parts):
         return {}
-    if "ran" in parts and _why_not_owed(system, ctid, parts["ran"]):
+    if "ran" in parts and why_not_owed(system, ctid, ran_of(parts["ran"])):
         del parts["ran"]
     going = {name: content for name, content in parts.items() if not _STAYS.fullmatch(name)}
     return {name: base64.b64encode(content).decode() for name, content in going.items()}
-
-
-def _why_not_owed(system: System, ctid: int, ran: bytes) -> str:
-    """Why a container that was shut down to be started again, and isn't yet, no longer is to; empty: it is."""
-    at, boot, off, known = _ran(ran)
-    if not at.isdigit():
-        return "when is not noted"
-    conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    # Elsewhere it has no configuration here.
-    if conf is not None and known != addresses(conf.decode("utf-8", "replace")):
-        return "that this is still the same container isn't certain"
-    return guest_tasks.why_off(system, "vz", ctid, int(at), boot, "root@pam", off=off == "yes")
-
-
-def _ran(content: bytes) -> tuple[str, str, str, str]:
-    """That it is to be started again: when that was noted, in which boot, whether it is off by now, and by what it is
-    told from another one of its id.
-    """
-    words = content.decode("utf-8", "replace").partition("\n")[0].split(None, 3)
-    at, boot, off, known = [*words, "", "", "", ""][:4]
-    return at, boot, off, known.strip()
 
 
 def _decoded(wanted: Wanted) -> dict[str, bytes]:
@@ -162,7 +113,7 @@ def _decoded(wanted: Wanted) -> dict[str, bytes]:
         parts = {name: base64.b64decode(text, validate=True) for name, text in wanted.record.items()}
     except binascii.Error:
         parts = {}
-    if not _is_noted(parts) or not all(_NAME.fullmatch(name) for name in parts):
+    if not _is_noted(parts) or not all(NAME.fullmatch(name) for name in parts):
         raise _not_taken(wanted.ctid, "what was given isn't whole")
     return parts
 
@@ -171,7 +122,7 @@ def _take(system: System, ctid: int, parts: dict[str, bytes]) -> Answer:
     files, folder = system.files, _folder(ctid)
     given = parts.get("ours", b"").splitlines(keepends=True)
     # Of a run that was cut short, or of when it was here before: these lines are ours as well.
-    own = _parts(system, ctid).get("ours", b"").splitlines(keepends=True)
+    own = Notes(system, ctid).parts().get("ours", b"").splitlines(keepends=True)
     parts["ours"] = b"".join(dict.fromkeys([*given, *own]))
     ran = _ran_here(system, ctid, parts.pop("ran", b""))
     if ran:
@@ -182,7 +133,7 @@ def _take(system: System, ctid: int, parts: dict[str, bytes]) -> Answer:
         files.write(f"{folder}/{name}", parts[name], 0o600)
     files.remove(*(f"{folder}/{name}" for name in files.names(folder) if name not in parts))
     # The other node forgets its own next: what is here now is read back.
-    if _parts(system, ctid) != parts:
+    if Notes(system, ctid).parts() != parts:
         raise _not_taken(ctid, "what was read back isn't what was written")
     return Answer({})
 
@@ -191,10 +142,10 @@ def _ran_here(system: System, ctid: int, ran: bytes) -> bytes:
     """That it is to be started again was noted on the node that it has left, and counted there; here it is by this
     boot, unless it was started here since.
     """
-    at, _, _, known = _ran(ran)
-    if not at.isdigit() or guest_tasks.was_started(system, "vz", ctid, int(at) + 1):
+    there = ran_of(ran)
+    if not there.at or guest_tasks.was_started(system, "vz", ctid, int(there.at) + 1):
         return b""
-    return f"{at} {guest_tasks.boot_of(system)} yes {known}\n".encode()
+    return f"{there.at} {guest_tasks.boot_of(system)} yes {there.known}\n".encode()
 
 
 def _not_taken(ctid: int, found: str) -> Failure:

@@ -7,28 +7,15 @@ somebody else's), target, flavour, tabs between.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import nvidia
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 Flavour = Literal["open", "proprietary"]
-Target = Literal["vm", "host", "lxc"]
 NOTE = f"{HOME}/nvidia-driver"
-UPDATE = f"{HOME}/update"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
-UNINSTALL = "/usr/bin/nvidia-uninstall"
-#: The driver's own packages: what may be replaced by another version, flavour or source of it. Not the container
-#: toolkit, not CUDA.
-FAMILY = re.compile(
-    r"^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative"
-    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)"
-    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-|libegl-nvidia"
-    r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
-)
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _DEVICES = "/sys/bus/pci/devices"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
@@ -54,32 +41,11 @@ class Note:
     flavour: str = ""
 
 
-@dataclass(frozen=True)
-class Cards:
-    """NVIDIA's cards by who has them: `held`, address -> nouveau or its successor; `is_free`: neither these nor
-    vfio-pci has one; `is_bound`: vfio-pci has one.
+def kernels(system: System) -> list[str]:
+    """The kernels of a host that must have the module, the oldest first: each that can be booted, as any of them may be
+    the next one.
     """
-
-    held: dict[str, str]
-    is_free: bool
-    is_bound: bool
-
-    @property
-    def holder(self) -> str:
-        """The other driver that has one of the cards, or vfio-pci where it has all of them, of which one comes back
-        with the next boot; empty: none.
-        """
-        others = next(iter(self.held.values()), "")
-        return others or ("vfio-pci" if self.is_bound and not self.is_free else "")
-
-
-def kernels(system: System, target: Target) -> list[str]:
-    """The kernels that must have the module, the oldest first. On a host it is each that can be booted: any of them may
-    be the next one. A container has none.
-    """
-    if target != "host":
-        return [system.files.line("/proc/sys/kernel/osrelease")]
-    if system.files.exists("/run/systemd/container"):
+    if system.files.exists("/run/systemd/container"):  # it shares another one's
         return []
     names = [name.removeprefix("vmlinuz-") for name in system.files.names("/boot") if name.startswith("vmlinuz-")]
     return sorted(names, key=_by_version)
@@ -95,12 +61,6 @@ def module(system: System, kernel: str) -> Module:
     )
     licence = about.get("license", "")
     return Module(about.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
-
-
-def loaded(system: System) -> Module:
-    """The module that is loaded."""
-    found = nvidia.loaded(system)
-    return Module(found.version, found.flavour) if found else Module()
 
 
 def library(system: System, soname: str) -> str:
@@ -119,22 +79,9 @@ def library_version(system: System) -> str:
     return found[1] if found else ""
 
 
-def run_version(system: System) -> str:
-    """The version that NVIDIA's installer has installed; empty: none."""
-    return library_version(system) if system.files.is_file(UNINSTALL) else ""
-
-
-def lacking(system: System, libraries: Iterable[str]) -> list[str]:
-    """Those of the libraries that aren't there, of whatever version: a driver that was there may be for computing
-    alone.
-    """
-    return [name for name in libraries if not library(system, name)]
-
-
-def cards(system: System) -> Cards:
-    """NVIDIA's graphics cards."""
+def held_by_others(system: System) -> dict[str, str]:
+    """NVIDIA's graphics cards that another driver of the kernel's has: address -> nouveau, or its successor."""
     held: dict[str, str] = {}
-    is_free = is_bound = False
     for address in system.files.names(_DEVICES):
         folder = f"{_DEVICES}/{address}"
         if not system.files.line(f"{folder}/class").startswith("0x03"):
@@ -144,9 +91,7 @@ def cards(system: System) -> Cards:
         driver = system.files.resolved(f"{folder}/driver").rpartition("/")[2]
         if driver == "nouveau" or driver.startswith("nova"):
             held[address] = driver
-        is_bound = is_bound or driver == "vfio-pci"
-        is_free = is_free or not (driver == "vfio-pci" or address in held)
-    return Cards(held, is_free, is_bound)
+    return held
 
 
 def note(system: System, path: str = NOTE) -> Note:
@@ -156,14 +101,6 @@ def note(system: System, path: str = NOTE) -> Note:
     """
     line = (system.files.need(path) or b"").decode("utf-8", "replace").partition("\n")[0]
     return Note(*line.split("\t")[:4])
-
-
-def update_phase(system: System) -> str:
-    """How far an update of the driver is (shared/driver_update.py); empty where there is none.
-
-    :raises OSError: that can't be read.
-    """
-    return (system.files.need(f"{UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
 
 
 def fits(version: str, driver: str) -> bool:

@@ -1,9 +1,7 @@
-"""Cards that a VM and this host's containers have in turn: what is noted of each, and who may be at work.
+"""Cards that a VM and this host's containers have in turn: what is noted of each.
 
-/var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without
-it the card is with the host. `log` beside it is the story; NAME.turned_away tells of a VM that came during a run.
-/run/homelab/passes has a line `VMID RUN` for each VM that a run lets through; /run/homelab/handing is locked by a
-handover that is at work.
+/var/lib/homelab/handover/NAME.state has lines KEY=VALUE. Without it the card is with the host. lib/handover/state.sh
+says what the keys are, and writes them.
 """
 
 from __future__ import annotations
@@ -19,11 +17,6 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 FOLDER = f"{HOME}/handover"
-STORY = f"{FOLDER}/log"
-PROGRAM = "/usr/local/sbin/homelab-handover"
-HANDING = "handing"
-_UP, _PASSES = "/run/homelab/up", "/run/homelab/passes"
-_VMS = "/etc/pve/qemu-server"
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
 
 #: HOST: there is no file. DRAINING, FREE, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't
@@ -31,50 +24,14 @@ _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card
 State = Literal["HOST", "DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """A card that is handed over. `functions`: address -> vendor:device, the graphics function first; `vms`: the ids of
-    those that may take it.
-    """
-
-    name: str
-    functions: dict[str, str]
-    vms: tuple[int, ...] = ()
-
-    @property
-    def gpu(self) -> str:
-        """The address of its graphics function."""
-        return next(iter(self.functions))
-
-
 @dataclass(kw_only=True)
 class Noted:
-    """What is noted of a card, as text. `since`: seconds since 1970; `boot`: of the host; `containers`: those to be
-    started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
-    the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
-    `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
-    CTID=ADDRESSES of network cards, by which a container is told from another one of its id.
-    """
+    """Where a card is. `since`: seconds since 1970; `boot`: of the host."""
 
     state: State = "HOST"
     vm: str = ""
     boot: str = ""
     since: str = ""
-    why: str = ""
-    containers: str = ""
-    owed: str = ""
-    numbers: str = ""
-    taken: str = ""
-    modules: str = ""
-    persistence: str = ""
-    units: str = ""
-    d3cold: str = ""
-    known: str = ""
-
-    @property
-    def age(self) -> float:
-        """Seconds since its state began; endless where that isn't known."""
-        return time.time() - int(self.since) if self.since.isdecimal() else float("inf")
 
     @property
     def at(self) -> str:
@@ -85,17 +42,12 @@ class Noted:
 _KEYS = tuple(one.name for one in fields(Noted))
 
 
-def state_file(name: str) -> str:
-    """Where a card's state is noted."""
-    return f"{FOLDER}/{name}.state"
-
-
 def noted(system: System, name: str) -> Noted:
     """What is noted of a card.
 
     :raises Failure: it can't be read, or isn't whole: where the card is isn't known then.
     """
-    path = state_file(name)
+    path = f"{FOLDER}/{name}.state"
     try:
         text = system.files.at(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -106,23 +58,6 @@ def noted(system: System, name: str) -> Noted:
     if pairs.get("state") not in get_args(State):
         raise _unknown(path, "it has no state that this program knows")
     return Noted(**{key: value for key, value in pairs.items() if key in _KEYS})  # type: ignore[arg-type]
-
-
-def note(system: System, name: str, what: Noted, **changes: str) -> None:
-    """Notes the state of a card, with these changes, on the disk. A new state begins now.
-
-    :raises OSError: it isn't on the disk.
-    """
-    if changes.get("state", what.state) != what.state:
-        changes.setdefault("since", str(int(time.time())))
-    for key, value in changes.items():
-        setattr(what, key, value.replace("\n", "; "))
-    what.boot = boot_of(system)
-    if not what.boot:
-        raise OSError("which boot this is can't be read")  # it would count as an earlier one's
-    text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if key != "known" or what.known)
-    system.files.need_folder(system.files.at(FOLDER))
-    system.files.write(state_file(name), text.encode(), 0o600)
 
 
 def _unknown(path: str, found: str) -> Failure:
@@ -155,21 +90,3 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
         words = where.get(one.state, f"is on its way to or from VM {one.vm} ({one.state})")
         found.append(f"gpus.{name} {words} since {one.at}")
     return "; ".join(found)
-
-
-def need_rest(system: System, vmids: Collection[str] = ()) -> None:
-    """Every card that is handed over is with the host.
-
-    :param vmids: as of `away`.
-    :raises Failure: one is away, or nobody knows.
-    """
-    found = away(system, vmids)
-    if found:
-        raise Failure(
-            "this host's shared cards with the host",
-            found,
-            "NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; "
-            "nothing was changed",
-            "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor "
-            "explains it)",
-        )

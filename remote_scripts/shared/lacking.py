@@ -148,7 +148,7 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
                 )
             elif installed != found.version:
                 reasons.append(f"NVIDIA's driver {found.version} is loaded, and {installed} is installed")
-    held = driver.cards(system).held
+    held = driver.held_by_others(system)
     reasons += [
         f"{address} is on {name}, not on NVIDIA's driver"
         for address, name in held.items()
@@ -166,6 +166,6 @@ def _is_installed(system: System, wanted: Boot, version: str) -> bool:
         and not system.run.ask("dpkg", "--audit").output
         and all(
             (found := driver.module(system, kernel)).version == version and found.flavour == wanted.flavour
-            for kernel in driver.kernels(system, "host")
+            for kernel in driver.kernels(system)
         )
     )
