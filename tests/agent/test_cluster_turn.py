@@ -24,6 +24,7 @@ from tests.agent.cluster_kit import (
     HOME,
     LOCK,
     TURN,
+    VOTES,
     Clock,
     clock,
     kept_disks,
@@ -88,26 +89,7 @@ def ours(host: Host) -> list[str]:
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (status(1, 1, 1, expected=3), ""),
-        (status(1, 1, expected=3), "without this node the cluster has 1 of 3 votes, and 2 are needed"),
-        (status(1, 1, expected=2), "without this node the cluster has 1 of 2 votes, and 2 are needed"),
-        (status(1, 1, expected=3, device=True), ""),
-        (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
-        (status(0, 1, 1, expected=2), ""),
-        (status(1, 0, expected=1), "without this node the cluster has 0 of 1 votes, and 1 are needed"),
-        (status(1, expected=1), ""),
-        (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
-        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service"),
-        ("", "`pvecm status` doesn't say which votes the cluster has: no answer within 20 s"),
-    ],
-    ids=[
-        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "the other without a vote", "a cluster of one", "alone",
-        "corosync doesn't run", "no answer",
-    ],
-)  # fmt: skip
+@VOTES
 def test_a_quorum_stays_without_this_node(node: Host, text: str, why: str) -> None:
     members(node, text)
     assert says(node) == why

@@ -17,7 +17,7 @@ from remote_scripts.tools import run
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host, Refused
-from tests.agent.reading_kit import function, link, read, says
+from tests.agent.reading_kit import DRIVERCTL, function, link, read, says
 from tests.agent.reading_kit import host as host
 from tests.scripts.test_text import JUNK
 from tests.unit.hosts import desktop
@@ -219,15 +219,7 @@ def test_ids_are_found_wherever_somebody_has_set_them(host: Host) -> None:
     assert found.vfio_mentions == ["/etc/udev/rules.d/10-own.rules"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "binds"),
-    [
-        ("pci-0000:01:00.0", "vfio-pci\n", True),
-        ("0000:01:00.0", "vfio-pci\n", True),
-        ("pci-0000:01:00.0", "nouveau\n", False),
-        ("pci-0000:01:00.1", "vfio-pci\n", False),
-    ],
-)
+@DRIVERCTL
 def test_what_driverctl_binds_at_each_start_is_known(host: Host, name: str, text: str, binds: bool) -> None:
     host.write(f"etc/driverctl.d/{name}", text)
     facts = desktop(vfio_mentions=read(host).vfio_mentions)

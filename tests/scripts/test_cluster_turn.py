@@ -10,57 +10,12 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import scripts
+from tests.agent.cluster_kit import VOTES, status
 from tests.scripts.conftest import Folder, quoted
 
 TURN = "etc/pve/priv/homelab-reboot"
 LOCK = "etc/pve/priv/lock/homelab-reboot"
 FAR, LONG_AGO = 99_999_999_999, 1
-STATUS = """Cluster information
--------------------
-Name:             bench
-Config Version:   3
-Transport:        knet
-Secure auth:      on
-
-Quorum information
-------------------
-Date:             Sat Nov 21 03:32:34 2026
-Quorum provider:  corosync_votequorum
-Nodes:            {nodes}
-Node ID:          0x00000001
-Ring ID:          1.2b
-Quorate:          {quorate}
-
-Votequorum information
-----------------------
-Expected votes:   {expected}
-Highest expected: {expected}
-Total votes:      {total}
-Quorum:           {quorum}  {blocked}
-Flags:            {flags}
-
-Membership information
-----------------------
-{rows}
-"""
-
-
-def status(*votes: int, expected: int, device: bool = False) -> str:
-    """As `pvecm status` says it on the first of nodes with so many votes."""
-    total = sum(votes) + device
-    quorum = expected // 2 + 1
-    flags = "    A,V,NMW" if device else ""
-    rows = [f"    Nodeid      Votes{'    Qdevice' * device} Name"]
-    rows += [
-        f"0x{number:08x} {vote:10}{flags} 10.219.77.{number + 1}{' (local)' * (number == 1)}"
-        for number, vote in enumerate(votes, 1)
-    ]
-    rows += ["0x00000000          1            Qdevice"] * device
-    return STATUS.format(
-        nodes=len(votes), expected=expected, total=total, quorum=quorum, rows="\n".join(rows),
-        quorate="Yes" if total >= quorum else "No", blocked="" if total >= quorum else "Activity blocked",
-        flags="Quorate Qdevice" if device else "Quorate" * (total >= quorum),
-    )  # fmt: skip
 
 
 #: Before a script that waits for nothing that comes: time goes by with each `sleep` alone.
@@ -122,26 +77,7 @@ def turn_of(folder: Folder, name: str, until: int = FAR) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (status(1, 1, 1, expected=3), ""),
-        (status(1, 1, expected=3), "without this node the cluster has 1 of 3 votes, and 2 are needed"),
-        (status(1, 1, expected=2), "without this node the cluster has 1 of 2 votes, and 2 are needed"),
-        (status(1, 1, expected=3, device=True), ""),
-        (status(3, 1, 1, expected=5), "without this node the cluster has 2 of 5 votes, and 3 are needed"),
-        (status(0, 1, 1, expected=2), ""),
-        (status(1, 0, expected=1), "without this node the cluster has 0 of 1 votes, and 1 are needed"),
-        (status(1, expected=1), ""),
-        (status(1, expected=3), "the cluster has no quorum: 1 of 3 votes, and 2 are needed"),
-        ("Cannot initialize CMAP service\n", "`pvecm status` doesn't say which votes the cluster has: Cannot initialize CMAP service"),
-        ("", "`pvecm status` doesn't say which votes the cluster has: no answer within 20 s"),
-    ],
-    ids=[
-        "three", "two of three", "two", "two and an arbiter", "one with most votes", "one without a vote", "the other without a vote", "a cluster of one", "alone",
-        "corosync doesn't run", "no answer",
-    ],
-)  # fmt: skip
+@VOTES
 def test_a_quorum_stays_without_this_node(node: Folder, text: str, why: str) -> None:
     members(node, text)
     assert says(node) == why

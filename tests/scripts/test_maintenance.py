@@ -13,6 +13,7 @@ import pytest
 
 from homelab.remote import scripts
 from tests import sampling
+from tests.agent.cluster_kit import status
 from tests.boot_layers import read_host
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, library
@@ -25,7 +26,6 @@ from tests.scripts.test_cluster_turn import (
     kept_disks,
     members,
     osd_dump,
-    status,
 )
 from tests.waiting import PATIENCE, wait_until
 

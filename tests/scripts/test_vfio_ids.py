@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remote_scripts.shared import vfio_ids
+from tests.agent.reading_kit import DRIVERCTL
 from tests.scripts.conftest import Folder
 
 CARD = "sys/bus/pci/devices/0000:01:00.0"
@@ -39,15 +40,7 @@ def test_a_function_is_named_as_the_kernel_has_it_here_and_on_a_host(folder: Fol
     assert said.strip() == ("yes" if named else "no")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "binds"),
-    [
-        ("pci-0000:01:00.0", "vfio-pci\n", True),
-        ("0000:01:00.0", "vfio-pci\n", True),
-        ("pci-0000:01:00.0", "nouveau\n", False),
-        ("pci-0000:01:00.1", "vfio-pci\n", False),
-    ],
-)
+@DRIVERCTL
 def test_what_driverctl_binds_at_each_start_is_known_to_what_is_in_bash(
     folder: Folder, name: str, text: str, binds: bool
 ) -> None:
