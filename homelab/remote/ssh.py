@@ -82,20 +82,20 @@ class Session:
         return await self._run(command, verb, script, seconds, on_line)
 
     async def ask(
-        self, verb: str, layer: str, wanted: Any, seconds: float = SCRIPT_SECONDS, *, ctid: int | None = None
+        self, verb: str, layer: str, wanted: Any, seconds: float = SCRIPT_SECONDS, *, ctid: int = 0
     ) -> dict[str, Any]:
         """Asks this program's agent, which is sent along and leaves nothing behind.
 
         :param verb: `read`, `plan` or `apply`.
         :param layer: its name.
         :param wanted: its `Wanted`.
-        :param ctid: of a container of this host, in which it is done.
+        :param ctid: as of `agent.request`.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
         limit = int(seconds) if verb == "apply" else 0
-        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid or 0))
+        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid))
         command = agent.command_in_memory(self._host.ssh.user)
         return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds))
 

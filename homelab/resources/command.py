@@ -222,7 +222,7 @@ def layer(
     told: bool = False,
     seconds: int | None = None,
     is_act: bool = False,
-    ctid: int | None = None,
+    ctid: int = 0,
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
     on destroy. Other arguments as of `script`.
@@ -231,7 +231,7 @@ def layer(
     :param wanted: its `Wanted`.
     :param generation: a new one makes Pulumi run it again.
     :param is_act: as of `agent.request`, such as a test, or a restart.
-    :param ctid: of a container of the host, in which it is done.
+    :param ctid: as of `agent.request`.
     :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
     """
     folder = kept_at(host, None)
@@ -240,7 +240,7 @@ def layer(
     limit = seconds or limits.of_script(host)
 
     def request(values: Sequence[Any]) -> str:
-        return agent.request(layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid or 0)
+        return agent.request(layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid)
 
     return _command(
         name,

@@ -12,7 +12,7 @@ from io import StringIO
 from rich.console import Console
 from rich.text import Text
 
-from homelab.show.tree import LEGEND, Mark, TreeNode
+from homelab.show.tree import LEGEND, TreeNode
 from homelab.text import clean
 
 # In pixels. A letter of a monospaced font is 0.6 of its size wide; a reader's own font may be a little wider.
@@ -152,20 +152,18 @@ def _card(drawing: _Drawing, card: TreeNode) -> None:
     drawing.y += _GAP / 2
     top = drawing.y
     bottom = top + drawing.box(_CARD_X, _CARD_WIDTH, card, "card")
-    start = (_CARD_X + _CARD_WIDTH, top + _LINE)
-    holders: list[tuple[float, Mark]] = []
+    left, start = _CARD_X + _CARD_WIDTH, top + _LINE
+    middle = (left + _GUEST_X) / 2
     for holder in card.children:
         if holder.kind == "setting":
             continue
-        at = drawing.y
+        y = drawing.y + _LINE
         names = "guest" if holder.kind == "guest" else "nobody"
         drawing.y += drawing.box(_GUEST_X, _GUEST_WIDTH, holder, names) + _GAP / 2
         if holder.kind == "guest":
-            holders.append((at + _LINE, "gone" if card.mark == "gone" else holder.mark))
-    for y, mark in holders:
-        middle = (start[0] + _GUEST_X) / 2
-        curve = f"M {start[0]:g} {start[1]:g} C {middle:g} {start[1]:g} {middle:g} {y:g} {_GUEST_X:g} {y:g}"
-        drawing.parts.append(f'<path class="{mark}" d="{curve}"/>')
+            mark = "gone" if card.mark == "gone" else holder.mark
+            curve = f"M {left:g} {start:g} C {middle:g} {start:g} {middle:g} {y:g} {_GUEST_X:g} {y:g}"
+            drawing.parts.append(f'<path class="{mark}" d="{curve}"/>')
     drawing.y = max(bottom, drawing.y)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from remote_scripts.shared import boot as boot_files
 from remote_scripts.shared import guests as running_guests
@@ -35,7 +35,6 @@ from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
-T = TypeVar("T")
 # Of the kernel's log so many lines are passed on.
 _SIGNS = 1000
 # Lines of lspci about what makes a card, with the names that this host's pci.ids has.
@@ -133,9 +132,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         cluster=guests.cluster(source, asked=wanted.guests),
         unreadable=[],
     )
-    return _as_texts(
-        dataclasses.replace(answer, unreadable=[f"{path}: {why}" for path, why in source.unreadable.items()])
-    )
+    unreadable = [f"{path}: {why}" for path, why in source.unreadable.items()]
+    texts: Answer = _as_texts(dataclasses.replace(answer, unreadable=unreadable))
+    return texts
 
 
 def _signs(source: Source, pattern: str) -> str:
@@ -184,18 +183,14 @@ def _of_system(system: System, name: str, script: str) -> str | None:
     return lines_of(done.text)[-1] if done.text else ""
 
 
-def _as_texts(value: T) -> T:
+def _as_texts(value: Any) -> Any:
     """Whatever bytes came in: text goes out."""
-    return _texts(value)  # type: ignore[no-any-return]
-
-
-def _texts(value: Any) -> Any:
     if isinstance(value, str):
         return as_text(value)
     if isinstance(value, list):
-        return [_texts(item) for item in value]
+        return [_as_texts(item) for item in value]
     if isinstance(value, dict):
-        return {_texts(key): _texts(item) for key, item in value.items()}
+        return {_as_texts(key): _as_texts(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{field.name: _texts(getattr(value, field.name)) for field in dataclasses.fields(value)})
+        return type(value)(**{field.name: _as_texts(getattr(value, field.name)) for field in dataclasses.fields(value)})
     return value
