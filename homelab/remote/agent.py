@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import shlex
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,9 +78,15 @@ def layers() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
+# Where two threads parse at once, Python 3.11 may say `SystemError: AST constructor recursion depth mismatch`
+# (python/cpython issue 106905).
+_PARSING = threading.Lock()
+
+
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
-    return modules.imported(module, _source(module))
+    with _PARSING:
+        return modules.imported(module, _source(module))
 
 
 def modules_of(*names: str) -> frozenset[str]:
@@ -164,7 +171,7 @@ def command(verb: str, user: str, owner: str) -> str:
     """
     file = f'"$ROOT"{place(owner)}'
     # Python does nothing for an empty file, and calls that a success.
-    checks = [f"[ -s {file} ] || {{ printf '%s\\n' {_missing(owner)}; exit 1; }}"]
+    checks = [f"[ -s {file} ] || {{ printf {_missing(owner)}; exit 1; }}"]
     if verb == "revert":
         nothing = shlex.quote('{"reverted":"nothing"}')
         checks.insert(0, f"[ -e \"$ROOT\"/var/lib/homelab ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
@@ -176,14 +183,19 @@ def _as_root(command_line: str, user: str) -> str:
     return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
 
 
+# pulumi-command quotes the command line in the error of whatever fails. Without colons this is no second message there.
+_FOUR_PARTS = "wanted\\072 %s\\nfound\\072  %s\\nwhy\\072    %s\\nnext\\072   %s\\n"
+
+
 def _missing(owner: str) -> str:
-    return " ".join(
-        shlex.quote(line)
-        for line in (
-            f"wanted: this program's part on this system, {place(owner)}",
-            "found:  it is missing, or empty",
-            "why:    this step is done by it; nothing was changed",
-            "next:   run `pulumi up --refresh`, which puts it there again, then the same once more",
+    """Words for printf."""
+    return shlex.join(
+        (
+            _FOUR_PARTS,
+            f"this program's part on this system, {place(owner)}",
+            "it is missing, or empty",
+            "this step is done by it; nothing was changed",
+            "run `pulumi up --refresh`, which puts it there again, then the same once more",
         )
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from homelab.remote import agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.shared import boot_service
+from remote_scripts.tools import modules
 from tests.agent.kit import Host, bash
 from tests.waiting import PATIENCE
 
@@ -76,7 +79,13 @@ def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) 
 
 def test_one_that_is_missing_is_said_and_there_is_nothing_to_give_back_on_a_host_without_notes(host: Host) -> None:
     request = agent.request("card_values", AWAKE)
-    assert "it is missing" in run(host, "apply", request).stdout
+    told = run(host, "apply", request).stdout
+    assert re.findall(r"^(wanted: |found:  |why:    |next:   )\S", told, re.MULTILINE) == [
+        "wanted: ", "found:  ", "why:    ", "next:   ",
+    ]  # fmt: skip
+    assert "it is missing" in told
+    # Of what fails pulumi-command quotes the command line: the message of that must be the only one to be seen.
+    assert not re.search("wanted:|found:|why:|next:", agent.command("apply", "root", "stack-host"))
     done = run(host, "revert", request)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"reverted": "nothing"})
     host.write("/var/lib/homelab/note", "")
@@ -206,6 +215,28 @@ def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monk
     with pytest.raises(ValueError, match="isn't in Python's standard library"), monkeypatch.context() as patch:
         patch.setattr(agent, "_source", lambda _module: "import yaml\n")
         agent._imported.__wrapped__("remote_scripts.layers.card_values")
+
+
+def test_two_threads_of_a_provider_never_parse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = modules.imported
+    at_work: list[str] = []
+    together: list[int] = []
+
+    def imported(module: str, text: str) -> frozenset[str]:
+        at_work.append(module)
+        together.append(len(at_work))
+        time.sleep(0.001)
+        at_work.remove(module)
+        return real(module, text)
+
+    monkeypatch.setattr(modules, "imported", imported)
+    agent._imported.cache_clear()
+    threads = [threading.Thread(target=agent.modules_of, args=("remote_scripts.layers.ledger",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(together) == {1}
 
 
 def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
