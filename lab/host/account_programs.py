@@ -116,7 +116,8 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Run the command in place of sudo, which so passes on its streams and its end."""
     import shutil
 
-    from .launchers import HOST_PYTHON, PYTHON_WORDS
+    from .launchers import PYTHON_WORDS
+    from .state import HOST_PYTHON
 
     if command[0] == HOST_PYTHON:
         command = [*PYTHON_WORDS, *command[1:]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import run
 from .node_programs import ELSEWHERE_REAL
-from .state import OF_MACHINE
+from .state import HOST_PYTHON, OF_MACHINE
 
 #: Scripts ask for the kernel's release more often than for anything else: a shell reads it from where uname does. Without
 #: such a file, or LAB_STATE, uname itself answers.
@@ -54,9 +54,7 @@ sync() {
   [[ $there ]] || command sync "$@" || return
 }
 """
-#: The host's Python, by the path that this program names.
-HOST_PYTHON = "/usr/bin/python3"
-#: What stands for it: this machine's own, with what the lab's kernel hears of (host_python.py).
+#: What stands for the host's Python: this machine's own, with what the lab's kernel hears of (host_python.py).
 PYTHON_WORDS = [HOST_PYTHON, "-I", "-S", "-B", "-X", "utf8", str(Path(__file__).with_name("host_python.py"))]
 #: The same for a program that is this machine's own in most cases: without the launcher's shell.
 _OWN_IN_BASH = """\

@@ -22,6 +22,8 @@ from typing import Any, ClassVar, NamedTuple
 CONTROL_FILE = 0o1644
 #: How a command server is reached: sendmsg(2)'s number here, a colon, the name of its socket without its mount namespace.
 COMMANDS = "LAB_COMMANDS"
+#: The host's Python, by the path that this program names.
+HOST_PYTHON = "/usr/bin/python3"
 #: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.
 _MOST_REMEMBERED = 32
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import holders
-from .launchers import HOST_PYTHON
-from .state import HostState
+from .state import HOST_PYTHON, HostState
 
 FOLDERS = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/transient", "/usr/lib/systemd/system")
 _UNITS_OF_TIME = {
