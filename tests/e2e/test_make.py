@@ -31,7 +31,7 @@ def deploy(verb: str, folder: Path, engine: install.Engine) -> subprocess.Comple
 
 
 # Steps in which the first one is killed: before the boot is configured, and after the reboot.
-KILLED_IN = ('"layer": "initramfs"', "GUESTS=no")
+KILLED_IN = ('"layer": "initramfs"', '"guests": false')
 
 
 @pytest.mark.parametrize("script", sample(KILLED_IN, 1, "make up"))

@@ -17,9 +17,6 @@ import socket
 import sys
 from pathlib import Path
 
-from homelab.remote import agent
-from remote_scripts.layers.read_host import Wanted
-
 PROJECT = Path(__file__).resolve().parent.parent.parent
 #: No gRPC channel and no thread may be there at a fork; importing makes none.
 IMPORTED = (
@@ -61,7 +58,8 @@ def warm() -> None:
     from homelab.nvidia import compatibility, symptoms
     from homelab.provider.registry import WORK
     from homelab.provider.typed import adapter_of
-    from homelab.remote import kept_scripts
+    from homelab.remote import agent, kept_scripts
+    from remote_scripts.layers.read_host import Wanted
     from tests.quick_python.quick_wait import QuickWait
 
     for name in PACKAGES:
