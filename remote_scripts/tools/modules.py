@@ -19,20 +19,19 @@ _WHEN = (1980, 1, 1, 0, 0, 0)
 
 def source(module: str) -> str:
     """The text of a module, with the line ends that it has in the repository; empty: there is no such module."""
-    path = f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py"
-    try:
-        content = pkgutil.get_data(PACKAGE, path) or b""
-    except OSError:
-        return ""
-    return content.decode().replace("\r\n", "\n")
+    return (_content(module) or b"").decode().replace("\r\n", "\n")
 
 
 def is_module(name: str) -> bool:
     """Whether there is such a module; a package is none."""
+    return _content(name) is not None
+
+
+def _content(module: str) -> bytes | None:
     try:
-        return pkgutil.get_data(PACKAGE, f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py") is not None
+        return pkgutil.get_data(PACKAGE, f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py")
     except OSError:
-        return False
+        return None
 
 
 def imported(module: str, text: str) -> frozenset[str]:
