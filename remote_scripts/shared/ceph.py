@@ -45,9 +45,18 @@ def why_not(system: System) -> str:
     """
     names = [name for name in system.files.names(_MONITORS) if name.startswith("ceph-")]
     monitors = [name[5:] for name in names if system.files.at(f"{_MONITORS}/{name}").is_dir()]
-    return _refused(
-        system, ("mon", "ok-to-stop", *monitors), "Ceph can't do without this node's monitor now"
-    ) or _refused(system, ("osd", "ok-to-stop", *own_disks(system)), "Ceph can't do without this node's disks now")
+    if monitors:
+        done = system.run.ask("ceph", "mon", "ok-to-stop", *monitors)
+        if done.status != 0:
+            asked = f"`ceph mon ok-to-stop {' '.join(monitors)}`"
+            return f"Ceph can't do without this node's monitor now ({asked}): {away.in_a_line(done)}"
+    disks = own_disks(system)
+    if disks:
+        done = system.run.ask("ceph", "osd", "ok-to-stop", *disks)
+        if done.status != 0:
+            asked = f"`ceph osd ok-to-stop {' '.join(disks)}`"
+            return f"Ceph can't do without this node's disks now ({asked}): {away.in_a_line(done)}"
+    return ""
 
 
 def note_disks(system: System) -> str:
@@ -75,18 +84,12 @@ def keep_disks(system: System) -> str:
     :returns: why not; empty: it is set.
     """
     disks = away.noted(system, "noout").split()
-    return _refused(system, ("osd", "add-noout", *disks), "Ceph would replace this node's disks")
-
-
-def _refused(system: System, words: tuple[str, ...], what: str) -> str:
-    """What follows from Ceph's no, with its answer; empty: it says yes, or is asked about nothing.
-
-    :param words: of the command; monitors or disks from the third on.
-    """
-    if not words[2:]:
-        return ""
-    done = system.run.ask("ceph", *words)
-    return "" if done.status == 0 else f"{what} (`ceph {' '.join(words)}`): {away.in_a_line(done)}"
+    if disks:
+        done = system.run.ask("ceph", "osd", "add-noout", *disks)
+        if done.status != 0:
+            asked = f"`ceph osd add-noout {' '.join(disks)}`"
+            return f"Ceph would replace this node's disks ({asked}): {away.in_a_line(done)}"
+    return ""
 
 
 def let_disks_go(system: System) -> bool:
