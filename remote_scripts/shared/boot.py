@@ -46,7 +46,7 @@ def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
     """
     try:
         with system.files.at(path).open("rb") as file:
-            return file.read(limit).decode("utf-8", "surrogateescape")
+            return disk.read_up_to(file, limit).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return ""
     except OSError as error:

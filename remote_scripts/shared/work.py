@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from remote_scripts.shared import ha
 from remote_scripts.shared.pmxcfs import Node
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -55,7 +56,7 @@ def _content(system: System, path: str) -> bytes:
     """:raises OSError: it is there and can't be read; with the path as this system has it."""
     try:
         with system.files.at(path).open("rb") as file:
-            return file.read(_BYTES)
+            return disk.read_up_to(file, _BYTES)
     except FileNotFoundError:
         return b""
     except OSError as error:

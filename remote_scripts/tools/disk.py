@@ -13,7 +13,10 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
+# Files are read in parts of so many bytes.
+_PART = 1 << 20
 #: Called before each call, with its name and the path.
 Watch = Callable[[str, str], None]
 
@@ -125,6 +128,16 @@ def copy_attributes(source: Path, target: Path) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
 
 
+def read_up_to(file: BinaryIO, limit: int) -> bytes:
+    """What an open file has, at most so many bytes, in parts: of 4 MiB at once /proc/sys says ENOMEM
+    (fs/proc/proc_sysctl.c, KMALLOC_MAX_SIZE).
+    """
+    content = b""
+    while len(content) < limit and (part := file.read(min(_PART, limit - len(content)))):
+        content += part
+    return content
+
+
 class Disk:
     """The file systems of this system. What changes them raises OSError where it can't."""
 
@@ -163,7 +176,7 @@ class Disk:
         """What a file has, at most `limit` bytes and one more; None: it can't be read, or is no file."""
         try:
             with where.open("rb") as file:
-                return file.read(limit + 1)
+                return read_up_to(file, limit + 1)
         except OSError:
             return None
 
@@ -178,7 +191,7 @@ class Disk:
         """The SHA-256 of a file's bytes."""
         digest = hashlib.sha256()
         with where.open("rb") as file:
-            while data := file.read(1 << 20):
+            while data := file.read(_PART):
                 digest.update(data)
         return digest.hexdigest()
 
@@ -227,7 +240,7 @@ class Disk:
         descriptor = create(where, 0o600)
         try:
             with source.open("rb") as file:
-                while data := file.read(1 << 20):
+                while data := file.read(_PART):
                     write(descriptor, data, where)
             copy_attributes(source, where)
             flush_open(descriptor, where)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from remote_scripts.shared import boot
+from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
+from remote_scripts.tools.system import System
 from tests.agent.kit import Host, cuts, left_by, watched
 
 THEIRS, OURS = "/etc/app/theirs.conf", b"ours\n"
@@ -210,3 +213,14 @@ def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_sta
         patch.setattr(Path, "unlink", unlink)
         put(host, content=b"another\n")
     assert host.read(THEIRS) == "another\n" and "could not be removed" in capsys.readouterr().err
+
+
+# -- files that the kernel makes -------------------------------------------------------------------------------------
+def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
+    """Asked for 4 MiB at once, /proc/sys says ENOMEM (fs/proc/proc_sysctl.c, KMALLOC_MAX_SIZE); a folder of a test has no such files."""
+    system = System(Path("/"))
+    release = os.uname().release
+    path = "/proc/sys/kernel/osrelease"
+    assert system.files.read(path, 1 << 26) == f"{release}\n".encode()
+    assert Source(system).text(path) == Source(system).passed_on(path) == release
+    assert boot.need_text(system, path) == f"{release}\n"

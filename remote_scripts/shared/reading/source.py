@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from remote_scripts.shared.hanging import ended
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -64,7 +65,7 @@ class Source:
                     self.note(path, "it is no file")
                 return None
             with where.open("rb") as file:
-                return file.read(limit)
+                return disk.read_up_to(file, limit)
 
         try:
             content = self._of(path, read, None)
