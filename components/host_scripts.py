@@ -6,21 +6,15 @@ Owns /var/lib/homelab/scripts/STACK. Put there before a host's first command, an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pulumi
 
 from homelab.errors import HomelabError
-from homelab.later import later
 from homelab.resources import command as remote
 from homelab.resources.kept_scripts import KeptScripts, are_kept, owner
 from homelab.settings import Host
 from homelab.stack import Refusal
-
-if TYPE_CHECKING:
-    from homelab.remote import kept_scripts
-else:
-    kept_scripts = later("homelab.remote.kept_scripts")
+from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +35,12 @@ class HostScripts(pulumi.ComponentResource):
             kept = KeptScripts.on(f"{name}-put", args.host_name, args.host, options)
         except HomelabError as error:
             raise Refusal(error) from None
-        # This script is sent as text, since it removes the files.
-        place = owner(args.host_name)
-        last = remote.script(
-            f"{name}-scripts",
-            args.host,
-            kept_scripts.in_use(place),
-            pulumi.ResourceOptions(parent=self, depends_on=[kept]),
-            place=place,
+        are_kept(args.host_name, args.host, kept)
+        # Its undoing takes the agent away, too: the last of all.
+        wanted = StackFolder(owner=owner(args.host_name))
+        options = pulumi.ResourceOptions(parent=self)
+        last = remote.layer(
+            f"{name}-scripts", args.host, "kept_scripts", wanted, options, place=wanted.owner, is_last=True
         )
         are_kept(args.host_name, args.host, last)
         self.register_outputs({})

@@ -25,7 +25,6 @@ ARGUMENTS = {
     "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD", "LATER", "UNWANTED"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
     "read_log.sh": ("LINES",),
-    "kept_scripts.sh": ("OWNER", "CONTENT"),
     "start_log.sh": ("VMID", "SINCE", "BOOT", "OURS", "OFF"),
     "read_packages.sh": (),
     "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),

@@ -14,6 +14,7 @@ from homelab.remote import guard, kept_scripts, planning, ssh
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.settings import Host
 from homelab.text import tell
+from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -86,7 +87,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         """Takes away what a run that was killed left of this stack's scripts on a host."""
         try:
             async with ssh.connect(host) as session:
-                await session.run("revert", kept_scripts.in_use(owner), float(host.timeouts.script))
+                seconds = float(host.timeouts.script)
+                await session.ask("revert", "kept_scripts", StackFolder(owner=owner), seconds)
         except HomelabError as error:
             tell(
                 f"{name}: this program's scripts in /var/lib/homelab/scripts/{owner} stay ({error.wanted}: "

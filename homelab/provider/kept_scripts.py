@@ -47,4 +47,5 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
         async with ssh.connect(host) as session:
             # Of the two the one that says that the host has no Python that will do.
             await session.put_agent(inputs.owner, float(host.timeouts.script))
-            await session.run("put", kept_scripts.put(inputs.owner), float(host.timeouts.script))
+            seconds = float(host.timeouts.script)
+            await session.ask("apply", "kept_scripts", kept_scripts.put(inputs.owner), seconds)

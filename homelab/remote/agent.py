@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 import shlex
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,12 @@ from remote_scripts import installed
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.switch import SECONDS
 from remote_scripts.tools import helper, modules
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
 
 _NAME = "agent.pyz"
-_SCRIPTS = "/var/lib/homelab/scripts"
+_SCRIPTS = f"{HOME}/scripts"
 _ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
 
 
@@ -34,7 +36,10 @@ def place(owner: str) -> str:
     """Where a host keeps the agent of a stack.
 
     :param owner: the stack's folder there (`homelab.remote.kept_scripts.owner`).
+    :raises ValueError: it has characters that could lead out of the folder.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", owner):
+        raise ValueError(f"no owner of scripts: {owner!r}")
     return f"{_SCRIPTS}/{owner}/{_NAME}"
 
 
@@ -162,19 +167,26 @@ def request(
     return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"
 
 
-def command(verb: str, user: str, owner: str) -> str:
+def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
     """The command line that asks the agent on a host, with a request on standard input; as root, through sudo for any
     other user.
 
     To give something back where the whole of /var/lib/homelab is gone (the host's root was put back to what it was
     before this program) is to do nothing: what was there before is noted nowhere else.
+
+    :param is_last: this command takes the agent's own folder away. Where the agent is gone, an earlier one of these was
+        cut short; what it left is of this program alone, and is removed without it.
     """
     file = f'"$ROOT"{place(owner)}'
     # Python does nothing for an empty file, and calls that a success.
     checks = [f"[ -s {file} ] || {{ printf {_missing(owner)}; exit 1; }}"]
     if verb == "revert":
         nothing = shlex.quote('{"reverted":"nothing"}')
-        checks.insert(0, f"[ -e \"$ROOT\"/var/lib/homelab ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
+        checks.insert(0, f"[ -e \"$ROOT\"{HOME} ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
+        if is_last:
+            parents = f'"$ROOT"{_SCRIPTS} "$ROOT"{HOME}'
+            gone = f'rm -rf -- "$ROOT"{_SCRIPTS}/{owner} && {{ rmdir -- {parents} 2>/dev/null; :; }}'
+            checks.insert(1, f"[ -s {file} ] || {{ {gone} && printf '%s\\n' {nothing}; exit; }}")
     return _as_root("\n".join([*checks, f"{boot_service.PYTHON} {file} {verb}"]), user)
 
 

@@ -19,6 +19,7 @@ import tarfile
 from typing import NamedTuple
 
 from homelab.remote import agent, bash_source, scripts
+from remote_scripts.layers.kept_scripts import Wanted
 
 # Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
 _SCRIPTS = (
@@ -149,19 +150,9 @@ def _split(text: str) -> tuple[str, KeptText | None]:
     return text, None
 
 
-def put(owner_name: str) -> str:
-    """Standard input of kept_scripts.sh for `put`.
-
-    :raises ValueError: `owner_name` has characters that could lead out of the folder.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", owner_name):
-        raise ValueError(f"no owner of scripts: {owner_name!r}")
-    return scripts.compose("kept_scripts.sh", OWNER=owner_name, CONTENT=base64.b64encode(_archive()).decode("ascii"))
-
-
-def in_use(owner_name: str) -> str:
-    """Standard input of kept_scripts.sh for `apply`, and for `revert`, which removes the scripts from the host."""
-    return scripts.compose("kept_scripts.sh", OWNER=owner_name, CONTENT="")
+def put(owner_name: str) -> Wanted:
+    """What the layer kept_scripts is asked, to put them on a host."""
+    return Wanted(owner=owner_name, content=base64.b64encode(_archive()).decode("ascii"))
 
 
 @functools.cache

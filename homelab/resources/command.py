@@ -223,6 +223,7 @@ def layer(
     seconds: int | None = None,
     is_act: bool = False,
     ctid: int = 0,
+    is_last: bool = False,
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
     on destroy. Other arguments as of `script`.
@@ -232,10 +233,11 @@ def layer(
     :param generation: a new one makes Pulumi run it again.
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
+    :param is_last: as of `agent.command`.
     :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
     """
-    folder = kept_at(host, None)
-    if folder is None:
+    kept = kept_at(host, None)
+    if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
     limit = seconds or limits.of_script(host)
 
@@ -245,11 +247,11 @@ def layer(
     return _command(
         name,
         host,
-        agent.command("apply", host.ssh.user, folder.owner),
-        agent.command("revert", host.ssh.user, folder.owner) if undone else None,
+        agent.command("apply", host.ssh.user, kept.owner),
+        agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
         pulumi.Output.all(wanted, generation).apply(request),
         limit,
-        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[folder.after])),
+        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.after])),
         triggers=triggers,
         identity=identity,
         place=place,

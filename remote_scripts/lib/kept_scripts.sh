@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Before a script that is kept on this host (kept_scripts.sh), and before arguments of it that are kept, too (homelab/remote/kept_scripts.py).
+# Before a script that is kept on this host (layers/kept_scripts.py), and before arguments of it that are kept, too (homelab/remote/kept_scripts.py).
 #
 # Gives: need_kept_scripts NAME.SUM... -> KEPT_TEXT, KEPT_QUOTED. Variables: KEPT_IN (their folder, without ROOT), KEPT_VERB (what is to be done), KEPT_NOTES
 #   (yes: what the script undoes is noted on this host alone).

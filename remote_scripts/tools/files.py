@@ -20,7 +20,6 @@ import difflib
 import errno
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -277,9 +276,18 @@ class Files:
         disk.make_folder(self.at(path), 0o700)
 
     def drop_work_folder(self, path: str) -> None:
-        """Takes such a folder away, with all that is in it."""
-        if self.exists(path):
-            shutil.rmtree(self.at(path))
+        """Takes a folder away, with all that is in it; `undo` doesn't bring it back."""
+        if not self.exists(path):
+            return
+        for found, folders, names in os.walk(self.at(path), topdown=False):
+            for name in (*names, *folders):
+                where = Path(found, name)
+                if where.is_dir() and not where.is_symlink():
+                    disk.remove_folder(where)
+                else:
+                    disk.remove(where)
+        disk.remove_folder(self.at(path))
+        disk.flush(self.at(path).parent)
 
     def set_attribute(self, path: str, value: str) -> None:
         """Writes into a file by which the kernel is told something (/sys, /proc).

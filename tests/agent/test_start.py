@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,6 +18,7 @@ import pytest
 from homelab.remote import agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 from remote_scripts.shared import boot_service
 from remote_scripts.tools import modules
 from tests.agent.kit import Host, bash
@@ -90,6 +92,33 @@ def test_one_that_is_missing_is_said_and_there_is_nothing_to_give_back_on_a_host
     assert (done.returncode, json.loads(done.stdout)) == (0, {"reverted": "nothing"})
     host.write("/var/lib/homelab/note", "")
     assert run(host, "revert", request).returncode == 1
+
+
+@pytest.mark.parametrize("left", ["all", "no agent", "an empty folder", "an empty folder of folders", "nothing"])
+def test_the_last_undoing_takes_the_agent_away_also_after_one_that_was_cut_short(host: Host, left: str) -> None:
+    before = host.tree()
+    agent_there = put(host)
+    other = host.write(f"{agent.place('homelab-two')}", "another stack's") if left == "no agent" else None
+    (agent_there.parent / "confirm_boot.sh.0123456789abcdef").write_text("text")
+    match left:
+        case "no agent":
+            agent_there.unlink()
+        case "an empty folder":
+            shutil.rmtree(agent_there.parent)
+            agent_there.parent.mkdir()
+        case "an empty folder of folders":
+            shutil.rmtree(agent_there.parent)
+        case "nothing":
+            shutil.rmtree(agent_there.parents[2])
+    request = agent.request("kept_scripts", StackFolder(owner=OWNER), seconds=60)
+    for _ in "once", "more":
+        done = bash(host, agent.command("revert", "root", OWNER, is_last=True), request)
+        assert done.returncode == 0 and json.loads(done.stdout), done.stdout + done.stderr
+        assert not agent_there.parent.exists()
+    if other:
+        assert other.read_text() == "another stack's"
+        shutil.rmtree(other.parents[2])
+    assert host.tree() == before
 
 
 def test_an_older_programs_request_is_refused_but_for_what_gives_back(host: Host) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import subprocess
 
 import pytest
 
 from homelab.remote import kept_scripts, scripts
 from homelab.remote import nvidia_steps as steps
+from tests.boot_layers import Asked
 from tests.scripts.conftest import Folder
 
 OWNER = "homelab-lab"
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def put(folder: Folder) -> None:
-    done = folder.run("put", kept_scripts.put(OWNER))
+    done = folder.run("apply", Asked("kept_scripts", kept_scripts.put(OWNER)))
     assert done.returncode == 0, done.stderr
     assert scripts.answer(done.stdout) == {"kept": len(kept_scripts.texts())}
 
@@ -55,26 +55,6 @@ def test_a_command_that_names_its_scripts_runs_what_the_whole_one_does(folder: F
     names = sorted({*re.findall(r"^([A-Z_]+)=", short, re.MULTILINE)} - {"KEPT_IN"})
     expected = told(folder, whole.removesuffix(text), shlex.quote(text), names)
     assert told(folder, short + "\n", last.removeprefix("eval "), names) == expected
-
-
-def test_kept_scripts_are_writable_by_root_alone_and_removed_by_revert(folder: Folder) -> None:
-    before = folder.tree()
-    put(folder)
-    assert {mode & 0o022 for path, (mode, _) in folder.tree().items() if path not in before} == {0}
-    put(folder)  # once more: nothing is lost
-    assert scripts.answer(folder.run("apply", kept_scripts.in_use(OWNER)).stdout) == {"kept": len(kept_scripts.texts())}
-    assert kept_scripts.by_reference(kept_scripts.in_use(OWNER), OWNER) == kept_scripts.in_use(OWNER)
-    for _ in "once", "more":  # the first one's answer never came
-        done = folder.run("revert", kept_scripts.in_use(OWNER))
-        assert (done.returncode, folder.tree()) == (0, before)
-
-
-def test_another_stacks_scripts_stay(folder: Folder) -> None:
-    put(folder)
-    theirs = {path: what for path, what in folder.tree().items() if OWNER in path}
-    assert folder.run("put", kept_scripts.put("homelab-other")).returncode == 0
-    assert folder.run("revert", kept_scripts.in_use("homelab-other")).returncode == 0
-    assert {path: what for path, what in folder.tree().items() if OWNER in path} == theirs
 
 
 def kept(folder: Folder, name: str) -> str:
@@ -172,38 +152,6 @@ def test_without_their_sums_none_is_run(folder: Folder, says: str) -> None:
     done = folder.run("apply", kept_scripts.by_reference(scripts.card_nodes(), OWNER))
     assert done.returncode == 1 and "missing, or has been changed" in done.stdout
     assert folder.tree() == before
-
-
-def test_an_archive_that_is_not_whole_changes_nothing_but_what_is_put_back(folder: Folder) -> None:
-    put(folder)
-    before = folder.tree()
-    text = kept_scripts.put(OWNER)
-    start = text.index("CONTENT=") + 20_000
-    done = folder.run("put", text[:start] + "AAAA" + text[start + 4 :])
-    assert done.returncode == 1 and "wanted: this program's scripts" in done.stdout
-    assert folder.tree() == before
-
-
-def test_what_was_put_just_now_stays_whatever_the_clock_says(folder: Folder) -> None:
-    for number in range(6):
-        path = folder.write(f"{PLACE}/card_nodes.sh.{f'{number}' * 16}", "later")
-        subprocess.run(["touch", "-d", f"2099-01-0{number + 1}", str(path)], check=True)
-    put(folder)
-    assert {one.name for one in kept_scripts.texts()} <= {path.name for path in (folder.root / PLACE[1:]).iterdir()}
-
-
-def test_of_each_script_the_latest_versions_stay(folder: Folder) -> None:
-    put(folder)
-    for number in range(6):
-        sum_of = f"{number}" * 16
-        path = folder.write(f"{PLACE}/card_nodes.sh.{sum_of}", "old")
-        subprocess.run(["touch", "-d", f"2020-01-0{number + 1}", str(path)], check=True)
-    put(folder)
-    left = sorted(path.name for path in (folder.root / PLACE[1:]).glob("card_nodes.sh.*"))
-    assert [name for name in left if name.rpartition(".")[2] in {f"{n}" * 16 for n in range(6)}] == [
-        f"card_nodes.sh.{f'{n}' * 16}" for n in (2, 3, 4, 5)
-    ]
-    assert len(left) == 5
 
 
 def test_each_stack_has_a_folder_of_its_own_on_each_host() -> None:

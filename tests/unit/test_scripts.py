@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import kept_scripts, scripts
+from homelab.remote import agent, scripts
 from tests.unit.script_folder import scripts_of
 
 
@@ -57,4 +57,4 @@ def test_a_containers_devices_set_no_other_variables(name: str) -> None:
 @pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
 def test_scripts_are_kept_in_a_folder_of_their_own(owner: str) -> None:
     with pytest.raises(ValueError, match="no owner of scripts"):
-        kept_scripts.put(owner)
+        agent.place(owner)

@@ -35,8 +35,8 @@ def edits(source: Source) -> list[str]:
 
 
 def kept_scripts(source: Source) -> dict[str, list[str]]:
-    """Owner -> the names of this program's scripts that lie there whole (kept_scripts.sh): NAME.SUM, where SUM is the
-    beginning of the content's SHA-256.
+    """Owner -> the names of this program's scripts that lie there whole (layers/kept_scripts.py): NAME.SUM, where SUM
+    is the beginning of the content's SHA-256.
     """
     owners = [name for name in source.names(_SCRIPTS) if source.is_folder(f"{_SCRIPTS}/{name}")]
     return {
