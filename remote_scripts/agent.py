@@ -39,14 +39,15 @@ _LONGEST_SECONDS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked; the module says what the parts are. `generation`: nothing for the agent; a new one makes Pulumi
-    ask again.
+    """What is asked; the module says what the parts are. `proxy`: for downloads; it may hold a password, and a request
+    that has it is a secret as a whole. `generation`: nothing for the agent; a new one makes Pulumi ask again.
     """
 
     layer: str
     input: dict[str, Any]
     seconds: int = 0
     code: str = ""
+    proxy: str = ""
     generation: int = 0
     ctid: int = 0
 
@@ -73,8 +74,11 @@ def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
     os.umask(0o022)
     root = Path(os.environ.get("ROOT") or "/")
     if not request.seconds:
-        return _done(System(root), verb, request, module)
-    return _limited(request.seconds, lambda: _done(System(root, limit=request.seconds), verb, request, module))
+        return _done(System(root, proxy=request.proxy), verb, request, module)
+    return _limited(
+        request.seconds,
+        lambda: _done(System(root, limit=request.seconds, proxy=request.proxy), verb, request, module),
+    )
 
 
 def answered(system: System, verb: str, request: Request, module: ModuleType) -> tuple[int, str]:

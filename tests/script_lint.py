@@ -24,9 +24,6 @@ ARGUMENTS = {
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD", "LATER", "UNWANTED"),
     "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
-    "read_log.sh": ("LINES",),
-    "start_log.sh": ("VMID", "SINCE", "BOOT", "OURS", "OFF"),
-    "read_packages.sh": (),
     "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
     "card_nodes_boot.sh": ("WAIT", "QUORUM"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),
@@ -38,9 +35,7 @@ ARGUMENTS = {
     "handover_host.sh": ("CARDS",),
     "rehearse_card.sh": ("CARDS", "CARD_NAME", "VMID"),
     "switch_card.sh": ("CARD", "VMID", "SECONDS_OFF", "CUT", "FROM"),
-    "reboot_guest.sh": (),
     "run_guard.sh": ("WHO", "VMID"),
-    "read_system.sh": ("ASK", "PASSED", "STAYING", "RELEASED"),
     "in_container.sh": ("CTID", "SCRIPT"),
     "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
     "nvidia_driver.sh": (
@@ -52,7 +47,6 @@ ARGUMENTS = {
     "container_toolkit.sh": (
         "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "CDI", "DRIVER",
     ),
-    "nvidia_verification.sh": ("NVCC", "PROGRAM", "ENGINE", "IMAGE", "CDI", "UVM", "KERNEL_LOG", "TIMEOUT", "PROXY"),
 }  # fmt: skip
 # Of a part of the library; its header names them.
 OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS", "LOCKED")

@@ -24,9 +24,9 @@ from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.outdated import PackagesReading
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import Request
-from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts, ssh
+from homelab.remote import ssh
 from homelab.settings import Host, Nvidia
+from remote_scripts.layers import read_packages, read_system
 
 WELL, OUTDATED, UNREADABLE = 0, 1, 2
 
@@ -91,13 +91,9 @@ def _systems(file: StackFile, chosen: Sequence[str], identity: str | None) -> It
 
 async def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
     async with ssh.connect(system.host) as session:
-
-        async def run(verb: str, script: str) -> str:
-            text = script if system.ctid is None else steps.in_container(system.ctid, script)
-            return await session.run(verb, text)
-
-        packages = PackagesReading.of(scripts.answer(await run("read_packages", steps.read_packages())))
-        return packages, reading.parse(await run("read_system", steps.read_system()))
+        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid or 0)
+        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid or 0)
+        return PackagesReading.of(packages), reading.parse(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

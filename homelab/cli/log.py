@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from homelab.cli import stack_options
 from homelab.cli.whereabouts import host_of
 from homelab.errors import HomelabError
-from homelab.remote import nvidia_steps, scripts, ssh
+from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import clean
+from remote_scripts.layers import read_log
 
 WELL, UNREADABLE = 0, 2
 
@@ -41,7 +42,7 @@ def read(arguments: argparse.Namespace) -> str:
     """
     file = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
-    script = scripts.read_log(arguments.lines)
+    ctid = None
     if kind == "hosts":
         _, host = file.host(name or None, arguments.identity)
     else:
@@ -61,7 +62,7 @@ def read(arguments: argparse.Namespace) -> str:
             )
         if kind == "containers":
             host = host_of(file, guests, guests.containers[name], arguments.identity)
-            script = nvidia_steps.in_container(guests.containers[name].ctid, script)
+            ctid = guests.containers[name].ctid
         else:
             _, host = file.host(host_names[arguments.system], arguments.identity)
             vm = guests.vms[name]
@@ -73,12 +74,17 @@ def read(arguments: argparse.Namespace) -> str:
                     next=f"see /run/homelab/steps in VM {vm.vmid}, or set vms.{name}.address",
                 )
             host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
-    return str(scripts.answer(asyncio.run(_run(host, script)))["log"])
+    return asyncio.run(_read(host, arguments.lines, ctid))
 
 
-async def _run(host: Host, script: str) -> str:
+async def _read(host: Host, lines: int, ctid: int | None) -> str:
+    wanted = read_log.Wanted(lines=lines, of=f"container {ctid}" if ctid else "")
     async with ssh.connect(host) as session:
-        return await session.run("read_system", script)
+        answer = await session.ask("read", "read_log", wanted)
+        if ctid:  # what scripts in bash install there they log there
+            inside = await session.ask("read", "read_log", read_log.Wanted(lines=lines), ctid=ctid)
+            return "\n".join(filter(None, [inside["log"], answer["log"]]))
+    return str(answer["log"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

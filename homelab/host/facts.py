@@ -324,7 +324,7 @@ class HostFacts(Fact):
     unsafe_interrupts: bool = False
     # proxmox-boot-tool's warnings.
     boot_warnings: str = ""
-    # `host` or a container's id -> what read_system.sh answered there; None: it doesn't run.
+    # `host` or a container's id -> what the layer read_system answered there, as JSON; None: it doesn't run.
     systems: dict[str, str | None] = {}
     guests: Guests
     cluster: Cluster = Cluster()

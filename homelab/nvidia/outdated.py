@@ -31,7 +31,7 @@ class InstalledPackage:
 
 @dataclass(frozen=True)
 class PackagesReading:
-    """A reading of remote_scripts/read_packages.sh."""
+    """A reading of the layer read_packages."""
 
     distribution: str
     driver: str
@@ -40,7 +40,7 @@ class PackagesReading:
 
     @classmethod
     def of(cls, answer: Mapping[str, object]) -> PackagesReading:
-        """The reading in the answer of read_packages.sh."""
+        """The reading in the answer of read_packages."""
         lines = answer["packages"]
         assert isinstance(lines, list)
         packages = tuple(InstalledPackage(*str(line).split(" ")) for line in lines)

@@ -1,21 +1,16 @@
-"""A reading of a system (remote_scripts/read_system.sh): the facts that its stack is planned from, and its drift."""
+"""A reading of a system (layers/read_system.py): the facts that its stack is planned from, and its drift."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
-from pydantic.types import StringConstraints
 
 from homelab.errors import HomelabError
-from homelab.nvidia.compatibility import Flavour
 from homelab.nvidia.request import SystemFacts
-from homelab.shapes import Runtime
-
-_Drift = Annotated[str, StringConstraints(pattern=r"^(repository|driver|boot|cuda|toolkit|libraries): ")]
+from remote_scripts.layers.read_system import Answer
+from remote_scripts.tools.plain import of_plain
 
 
 @dataclass(frozen=True)
@@ -30,47 +25,21 @@ class SystemReading:
     drift: tuple[str, ...]
 
 
-class _Answer(BaseModel):
-    """The script's JSON."""
+def parse(answer: str | Mapping[str, object]) -> SystemReading:
+    """A reading in the answer of the layer read_system.
 
-    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
-
-    boot_id: str
-    distribution: str | None
-    version: str | None
-    architecture: str
-    kernels: tuple[str, ...]
-    running: str
-    secure_boot: bool | None
-    mok_enrolled: bool | None
-    cards: tuple[str, ...]
-    nouveau: bool
-    loaded: str
-    loaded_flavour: Flavour | None
-    host_driver: str | None
-    runtimes: frozenset[Runtime]
-    room: int | None = None
-    offered: dict[str, tuple[str, ...]] | None
-    steps: frozenset[str]
-    drift: tuple[_Drift, ...]
-
-
-def parse(text: str | dict[str, Any]) -> SystemReading:
-    """The reading in the output of read_system.sh.
-
-    :param text: the output, whose last line is JSON, or the object of that line.
+    :param answer: of the agent, or the same as text.
     :raises HomelabError: it isn't a reading.
     """
     try:
-        answer = _Answer.model_validate(
-            text if isinstance(text, dict) else json.loads(text.strip().rpartition("\n")[2])
-        )
-    except (ValidationError, ValueError) as error:
+        found = of_plain(Answer, json.loads(answer) if isinstance(answer, str) else answer, "reading")
+    except ValueError as error:
         raise HomelabError(
-            wanted="the reading of a system, as read_system.sh gives it",
+            wanted="the reading of a system, as read_system gives it",
             found=str(error),
             why="an NVIDIA stack is planned from it",
-            next="run that script by hand there, and see what it says on stderr",
+            next="run `pulumi up --refresh`, which puts the same version of both parts there",
         ) from error
-    values = answer.model_dump(exclude={"boot_id", "steps", "drift"})
-    return SystemReading(SystemFacts(**values), answer.boot_id, answer.steps, answer.drift)
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(SystemFacts)}
+    facts = SystemFacts(**{**values, "runtimes": frozenset(found.runtimes)})
+    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift)

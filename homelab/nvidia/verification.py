@@ -1,4 +1,4 @@
-"""The verification of a system: the answer of remote_scripts/nvidia_verification.sh compared with what is expected,
+"""The verification of a system: the answer of the layer nvidia_verification compared with what is expected,
 and an error for each difference.
 
 The script collects, this module decides. A failure with a known symptom is answered with its cause (`symptoms`), each
@@ -129,19 +129,19 @@ def judge(
     """The stack in use on a system, and an error for each difference from what is expected; the first is whole with and
     without errors.
 
-    :param result: the script's answer.
+    :param result: the layer's answer.
     :returns: `driver` (the loaded version), `flavour`, `gpus` (name, uuid, memory, address, computeCapability), `cuda`
         (nvcc's release), `program`, `container`, `uvm` (whether it works; None where it wasn't asked for), and the
         errors.
     """
     parts = {
         key: _program_result(result.get(key))
-        for key in ("nvidiaSmi", "nvcc", "program", "container", "uvm", "libraries")
+        for key in ("nvidia_smi", "nvcc", "program", "container", "uvm", "libraries")
     }
     unfetched = _unfetched_image(wanted, parts["container"])
     if unfetched:
         parts["container"] = None
-    smi = parts["nvidiaSmi"] or _ProgramResult(_NO_PROGRAM, "")
+    smi = parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, "")
     cards = _cards_of_smi(smi.output) if smi.works else []
     nvcc = parts["nvcc"]
     release = _release_of_nvcc(nvcc) if nvcc else None
@@ -333,12 +333,12 @@ def _errors(
     release: str | None,
     data: Compatibility,
 ) -> Iterator[HomelabError]:
-    smi = parts["nvidiaSmi"] or _ProgramResult(_NO_PROGRAM, "")
+    smi = parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, "")
     context = _context_of(wanted, result)
     if smi.works and cards:
         yield from _driver_and_cards(wanted, result, cards, data)
     else:
-        log = since_loaded(str(result.get("kernelLog") or ""))[-_LOG_LINES:]
+        log = since_loaded(str(result.get("kernel_log") or ""))[-_LOG_LINES:]
         yield from _no_cards(smi, "\n".join(log), context)
     nvcc = parts["nvcc"]
     if nvcc is not None:

@@ -24,6 +24,7 @@ from homelab.rights import Permissions
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
+from remote_scripts.layers import vm_starts
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read`
 # uses it; a change always reads anew.
@@ -170,7 +171,7 @@ class ApiWork(Work[NodeT, OutputsT]):
             return None
         try:
             async with ssh.connect(host) as session:
-                answer = scripts.answer(await session.run("started", scripts.start_log(vmid, since)))
+                answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
         except HomelabError:
             return None
         return str(answer["log"]).splitlines() if answer["task"] else None

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.nvidia import reading
 from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.plan import packages_to_ask_for, plan_stack
 from homelab.nvidia.state import facts_of, request_of
 from homelab.nvidia.verification import Expected
-from homelab.provider.systems import Run, SystemWork
+from homelab.provider.systems import Reached, SystemWork
 from homelab.remote import nvidia_steps as steps
 from homelab.remote import scripts
 from homelab.resources import limits
@@ -73,8 +72,8 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
         followers = self._followers(inputs)
         if stack is None or not followers:
             return
-        async with self.session(inputs, limits.of_script(self.host(inputs), stack)) as run:
-            host = _Host(inputs.system_name, stack, run, followers)
+        async with self.session(inputs, limits.of_script(self.host(inputs), stack)) as reached:
+            host = _Host(inputs.system_name, stack, reached, followers)
             state = await host.waiting()
             if state.rejected_version:
                 # Nothing is tried here; but a run may have been killed before all containers had theirs back.
@@ -118,24 +117,24 @@ class _Host:
 
     name: str
     nvidia: Nvidia
-    run: Run
+    reached: Reached
     followers: list[_Follower]
 
     async def waiting(self) -> _UpdateState:
         """What driver_update.sh says of the host's update."""
         ctids = [follower.ctid for follower in self.followers]
         script = steps.driver_update("host", self.nvidia, self.name, ctids)
-        answer = scripts.answer(await self.run("waiting", script))
+        answer = scripts.answer(await self.reached.run("waiting", script))
         running = frozenset(int(ctid) for ctid in answer["running"])
         return _UpdateState(answer["update"], answer["old"], answer["new"], answer["givenUp"], running)
 
     async def end(self, verb: str) -> Mapping[str, Any]:
         """The answer of driver_update.sh on the host itself."""
-        return scripts.answer(await self.run(verb, steps.driver_update("host", self.nvidia, self.name)))
+        return scripts.answer(await self.reached.run(verb, steps.driver_update("host", self.nvidia, self.name)))
 
     async def ask_in(self, follower: _Follower, verb: str, script: str) -> Any:
         """The answer of a script in a container."""
-        return scripts.answer(await self.run(verb, steps.in_container(follower.ctid, script)))
+        return scripts.answer(await self.reached.inside(follower.ctid).run(verb, script))
 
     async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
         """Brings the libraries into one container after the other.
@@ -170,8 +169,7 @@ class _Host:
 
     async def _has_libraries(self, follower: _Follower) -> bool:
         """Reads the container: has it libraries of this program's? One that has none yet loses none."""
-        text = await self.run("read_system", steps.in_container(follower.ctid, steps.read_system()))
-        system = reading.parse(text)
+        system = await self.reached.inside(follower.ctid).read()
         follower.facts = facts_of(system, "lxc") if "driver" in system.steps else None
         return follower.facts is not None
 

@@ -7,10 +7,10 @@ import asyncio
 
 from homelab.errors import HomelabError
 from homelab.nvidia.reading import SystemReading
-from homelab.provider.systems import Run, SystemWork
-from homelab.remote import scripts
+from homelab.provider.systems import Reached, SystemWork
 from homelab.resources.nvidia import GuestReboot
 from homelab.text import tell
+from remote_scripts.layers import reboot_guest
 
 
 class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
@@ -28,7 +28,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
         patience = float(inputs.timeout)
         old, why = "", ""
 
-        async def restart(run: Run, current: SystemReading) -> None:
+        async def restart(reached: Reached, current: SystemReading) -> None:
             nonlocal old, why
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
             reason = reboot_reason(current, version)
@@ -37,7 +37,7 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
             if not why:
                 tell(f"{name}: rebooting it, because {reason}")
             old, why = current.boot_id, reason
-            await run("apply", scripts.compose("reboot_guest.sh"))
+            await reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
 
         # Over one connection: a guest that is on its way down takes no new one.
         reading = await self.read_system_in_time(inputs, patience, then=restart)

@@ -31,12 +31,14 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         if inputs.target == "vm" and stack is not None:
             # It may have been started a moment ago.
             await self.read_system_in_time(inputs, stack.timeouts.reboot)
-        async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as run:
-            script = steps.verification(inputs.target, _settings(inputs, stack), inputs.tried)
-            answer = scripts.answer(await run("verify", script))
+        async with self.session(inputs, float(inputs.timeout) + SLACK_SECONDS) as reached:
+            settings = _settings(inputs, stack)
+            wanted = steps.verification(inputs.target, settings, inputs.tried)
+            proxy = settings.proxy.get_secret_value() if settings.proxy else ""
+            answer = await reached.ask("apply", "nvidia_verification", wanted, proxy=proxy)
         result, errors = verification.judge(answer, verification.Expected(**inputs.wanted))
         if answer.get("update") == "tried" and stack is not None:
-            works = answer["nvidiaSmi"]["status"] == 0
+            works = answer["nvidia_smi"]["status"] == 0
             # A host's that works goes on in its containers (DriverTrial).
             if not (works and inputs.target == "host" and self.has_followers(inputs)):
                 errors = await self._end_update(inputs, stack, errors, works=works)
@@ -57,8 +59,8 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
         """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
         answer the old one is put back, and each error says so."""
         script = steps.driver_update(inputs.target, stack, inputs.system_name)
-        async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as run:
-            answer = scripts.answer(await run("confirm" if works else "back", script))
+        async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as reached:
+            answer = scripts.answer(await reached.run("confirm" if works else "back", script))
         if not answer["old"]:
             return errors
         tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")

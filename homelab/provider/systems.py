@@ -1,5 +1,4 @@
-"""How a script reaches a system that NVIDIA's stack is installed on: the host, a VM over SSH, a container by
-`pct exec`."""
+"""How a system is reached that NVIDIA's stack is installed on: the host, a VM, a container through its host."""
 
 from __future__ import annotations
 
@@ -7,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.nvidia import reading
@@ -18,10 +18,9 @@ from homelab.remote import ssh
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
+from remote_scripts.layers import read_system
 
 SystemT = TypeVar("SystemT", bound=SystemInputs)
-# A verb and a composed script -> what it prints.
-Run = Callable[[str, str], Awaitable[str]]
 
 # How long one reading may take, in seconds; a slow container takes two or three.
 READING_SECONDS = 60
@@ -30,6 +29,37 @@ RETRY_SECONDS = 1.0
 # For how long one is tried that refuses the login, if it isn't known to restart: while a system starts, and again while
 # it goes down, PAM lets in nobody but root (pam_nologin).
 NO_LOGIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A system over an open connection. `seconds`: how long one thing may take; `ctid`: of a container of the host that
+    the connection leads to.
+    """
+
+    session: ssh.Session
+    seconds: float
+    ctid: int | None = None
+
+    async def run(self, verb: str, script: str) -> str:
+        """What a composed script prints."""
+        text = script if self.ctid is None else steps.in_container(self.ctid, script)
+        return await self.session.run(verb, text, self.seconds)
+
+    async def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
+        """What a layer of the agent answers.
+
+        :param proxy: for downloads; it may hold a password.
+        """
+        return await self.session.ask(verb, layer, wanted, self.seconds, ctid=self.ctid or 0, proxy=proxy)
+
+    async def read(self, wanted: read_system.Wanted | None = None) -> SystemReading:
+        """A reading of it."""
+        return reading.parse(await self.ask("read", "read_system", wanted or read_system.Wanted()))
+
+    def inside(self, ctid: int) -> Reached:
+        """A container of it."""
+        return Reached(self.session, self.seconds, ctid)
 
 
 class SystemWork(Work[SystemT, OutputsT]):
@@ -63,20 +93,13 @@ class SystemWork(Work[SystemT, OutputsT]):
         return guest.nvidia if guest else None
 
     @asynccontextmanager
-    async def session(self, inputs: SystemT, seconds: float) -> AsyncIterator[Run]:
-        """Runs scripts on the system, over one connection.
+    async def session(self, inputs: SystemT, seconds: float) -> AsyncIterator[Reached]:
+        """The system, over one connection.
 
-        :param seconds: how long one may take.
+        :param seconds: how long one thing may take there.
         """
-
-        ctid = inputs.ctid
         async with ssh.connect(self.reached(inputs)) as session:
-
-            async def run(verb: str, script: str) -> str:
-                text = script if ctid is None else steps.in_container(ctid, script)
-                return await session.run(verb, text, seconds)
-
-            yield run
+            yield Reached(session, seconds, inputs.ctid)
 
     async def read_system(self, inputs: SystemT) -> SystemReading:
         """One reading on a connection of its own.
@@ -84,15 +107,15 @@ class SystemWork(Work[SystemT, OutputsT]):
         :raises HomelabError: as `session`.
         """
 
-        async with self.session(inputs, READING_SECONDS) as run:
-            return await _read_over(run, inputs)
+        async with self.session(inputs, READING_SECONDS) as reached:
+            return await reached.read(_reading_of(inputs))
 
     async def read_system_in_time(
         self,
         inputs: SystemT,
         seconds: float,
         old_boot: str = "",
-        then: Callable[[Run, SystemReading], Awaitable[None]] | None = None,
+        then: Callable[[Reached, SystemReading], Awaitable[None]] | None = None,
     ) -> SystemReading:
         """The first reading, of another boot than `old_boot`.
 
@@ -111,11 +134,11 @@ class SystemWork(Work[SystemT, OutputsT]):
         while True:
             system = None
             try:
-                async with self.session(inputs, READING_SECONDS) as run:
-                    system, was_read = await _read_over(run, inputs), True
+                async with self.session(inputs, READING_SECONDS) as reached:
+                    system, was_read = await reached.read(_reading_of(inputs)), True
                     if system.boot_id != old_boot:
                         if then is not None:
-                            await then(run, system)
+                            await then(reached, system)
                         return system
                 refusal, last = None, "it has not gone down"
             except UnreachableError as error:
@@ -144,10 +167,10 @@ class SystemWork(Work[SystemT, OutputsT]):
             await asyncio.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
 
 
-async def _read_over(run: Run, inputs: SystemInputs) -> SystemReading:
+def _reading_of(inputs: SystemInputs) -> read_system.Wanted:
     # What was for a VM so far, and isn't any more, is on vfio-pci until the host restarts.
-    script = steps.read_system(passed=inputs.passed, staying=inputs.staying or (), released=inputs.target == "host")
-    return reading.parse(await run("read_system", script))
+    passed, staying = tuple(inputs.passed), tuple(inputs.staying or ())
+    return read_system.Wanted(passed=passed, staying=staying, released=inputs.target == "host")
 
 
 def _never_there(inputs: SystemInputs, last: str, seconds: float, *, restarted: bool) -> HomelabError:

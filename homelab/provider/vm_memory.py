@@ -4,7 +4,7 @@ until it runs again.
 Whoever has switched a VM off since wants it off. So a note counts only where all of this is certain, and is forgotten
 where not: it is of this very VM, no older than an hour, of this boot of this node, no start of the VM on this node has
 ended well since, and it was this program that has shut it down, as Proxmox VE's own tasks say. But for the VM's
-identity that is decided on the host, for containers as well (remote_scripts/lib/guest_tasks.sh). `Machine.converge`
+identity that is decided on the host, for containers as well (remote_scripts/shared/guest_tasks.py). `Machine.converge`
 asks it.
 """
 
@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from homelab.errors import HomelabError
-from homelab.remote import ledger, scripts, ssh
+from homelab.remote import ledger, ssh
 from homelab.text import tell
 from homelab.vm.config import same_vm
+from remote_scripts.layers import vm_owed, vm_starts
 
 if TYPE_CHECKING:
     from homelab.provider.base import StackTexts
@@ -63,8 +64,8 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
     at = int(noted["at"])
     if same_vm(str(noted["identity"]), identity()):
         boot, off = str(noted["boot"]), noted["off"] is True
-        script = scripts.start_log(vmid, at, boot=boot, user=_as_whom(host), off=off)
-        why = str(scripts.answer(await session.run("owed", script))["why"])
+        owed = vm_owed.Wanted(vmid=vmid, at=at, boot=boot, user=_as_whom(host), off=off)
+        why = str((await session.ask("read", "vm_owed", owed))["why"])
     else:
         why = "that this is still the same VM isn't certain"
     if why:
@@ -102,12 +103,9 @@ def _as_whom(host: Host) -> str:
 
 
 async def _starts(session: Session, vmid: int, since: int) -> _Starts:
-    """By start_log.sh.
-
-    :param since: an earlier start doesn't count.
-    """
-    answer = scripts.answer(await session.run("started", scripts.start_log(vmid, since)))
-    return _Starts(answer["started"] == "yes", int(answer["now"]), str(answer["boot"]))
+    """:param since: an earlier start doesn't count."""
+    answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
+    return _Starts(bool(answer["started"]), int(answer["now"]), str(answer["boot"]))
 
 
 class VmMemory:

@@ -146,7 +146,14 @@ def command_to_put(user: str) -> str:
 
 
 def request(
-    layer: str, wanted: Any, *, seconds: int = 0, generation: int = 0, is_act: bool = False, ctid: int = 0
+    layer: str,
+    wanted: Any,
+    *,
+    seconds: int = 0,
+    generation: int = 0,
+    is_act: bool = False,
+    ctid: int = 0,
+    proxy: str = "",
 ) -> str:
     """What the agent is asked, in JSON that a person can read in a preview.
 
@@ -156,12 +163,15 @@ def request(
     :param generation: nothing for the agent; a new one makes Pulumi ask again.
     :param is_act: whichever version of its modules may do it, and a new one is no reason to do it again.
     :param ctid: of a container in which it is done; 0: on the system itself.
+    :param proxy: for downloads; one with a password makes the text a secret.
     """
     parts: dict[str, Any] = {"layer": layer, **({"ctid": ctid} if ctid else {}), "input": to_plain(wanted)}
     if seconds:
         parts["seconds"] = seconds
     if not is_act:
         parts["code"] = code_of(layer)
+    if proxy:
+        parts["proxy"] = proxy
     if generation:
         parts["generation"] = generation
     return json.dumps(parts, indent=1, ensure_ascii=False) + "\n"

@@ -17,6 +17,7 @@ from homelab.nvidia.versions import parse
 from homelab.remote.scripts import compose, file
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Tried
+from remote_scripts.layers import nvidia_verification
 
 __all__ = [
     "cuda",
@@ -24,8 +25,6 @@ __all__ = [
     "driver_update",
     "in_container",
     "package_arguments",
-    "read_packages",
-    "read_system",
     "repository",
     "toolkit",
     "tried",
@@ -34,25 +33,6 @@ __all__ = [
 
 # The programs whose symptoms the scripts explain; symptoms of the card itself are recognised in Python.
 _MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
-
-
-def read_system(
-    packages: Sequence[str] = (), passed: Sequence[str] = (), staying: Sequence[str] = (), *, released: bool = False
-) -> str:
-    """Standard input of read_system.sh.
-
-    :param packages: packages whose available versions the answer has (`plan.packages_to_ask_for`).
-    :param passed: slots of the host's cards that VMs get.
-    :param staying: slots of the cards that the host's driver has from the next start on, whatever has them now.
-    :param released: whether from then on that driver also has the cards that this program bound, except `passed`.
-    """
-    card_arguments = {"PASSED": " ".join(passed), "STAYING": " ".join(staying), "RELEASED": "yes" if released else ""}
-    return compose("read_system.sh", ASK=" ".join(packages), **card_arguments)
-
-
-def read_packages() -> str:
-    """Standard input of read_packages.sh, whose verb is `read_packages`."""
-    return compose("read_packages.sh")
 
 
 def in_container(ctid: int, script: str) -> str:
@@ -146,30 +126,27 @@ def tried(request: Request, plan: Plan) -> Tried:
     return {"cards": len(request.devices or ()), "capabilities": list(plan.capabilities), "cdi": cdi}
 
 
-def verification(target: Target, settings: Nvidia, of_plan: Tried) -> str:
-    """Standard input of nvidia_verification.sh, whose verb is `verify`.
+def verification(target: Target, settings: Nvidia, of_plan: Tried) -> nvidia_verification.Wanted:
+    """What the layer nvidia_verification is to try.
 
     :param of_plan: as of `tried`.
     """
     has_cards, data = of_plan["cards"] != 0, load()
     with_cuda, engine = settings.cuda if has_cards else None, settings.container_toolkit if has_cards else None
     beside = data.cuda_libraries(settings.cudnn, nccl=settings.nccl) if settings.cuda else ()
-    return compose(
-        "nvidia_verification.sh",
-        PROXY=_proxy(settings),
-        NVCC=data.cuda.nvcc(parse(settings.cuda)) if settings.cuda else "",
-        PROGRAM=file("vector_addition.cu") if with_cuda else "",
-        ENGINE=engine or "",
-        IMAGE=data.packaging.toolkit.image,
-        CDI=_yes(engine is not None and of_plan["cdi"]),
-        UVM=_yes(has_cards),
-        LIBRARIES=" ".join((*data.libraries(of_plan["capabilities"]), *(row.soname for row in beside)))
-        if has_cards
-        else "",
-        BARE=" ".join(data.libraries(of_plan["capabilities"], bare=True)) if engine else "",
-        LOADER=file("load_libraries.py") if has_cards else "",
-        KERNEL_LOG=OF_MODULES if target != "lxc" else "",
-        TIMEOUT=str(settings.timeouts.verify),
+    libraries = (*data.libraries(of_plan["capabilities"]), *(row.soname for row in beside))
+    return nvidia_verification.Wanted(
+        nvcc=data.cuda.nvcc(parse(settings.cuda)) if settings.cuda else "",
+        program=file("vector_addition.cu") if with_cuda else "",
+        engine=engine or "",
+        image=data.packaging.toolkit.image,
+        cdi=engine is not None and of_plan["cdi"],
+        uvm=has_cards,
+        libraries=libraries if has_cards else (),
+        bare=tuple(data.libraries(of_plan["capabilities"], bare=True)) if engine else (),
+        loader=file("load_libraries.py") if has_cards else "",
+        kernel_log=OF_MODULES if target != "lxc" else "",
+        seconds=settings.timeouts.verify,
     )
 
 
@@ -275,7 +252,3 @@ def _symptom_columns(row: Symptom, context: Context) -> Sequence[str]:
     values = {**row.values(context), "what": "{what}"}
     texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
     return (row.name, row.expression, row.where, *texts, " ".join(row.hides))
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

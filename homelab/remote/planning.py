@@ -21,11 +21,11 @@ from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
 from homelab.remote import scripts, ssh
-from homelab.remote.nvidia_steps import in_container, read_system
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
+from remote_scripts.layers import read_system
 from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
@@ -173,16 +173,16 @@ async def read_systems(
     systems: dict[str, SystemReading] = {}
     errors: list[HomelabError] = []
     if host:
-        systems["host"] = await _read(session, _reading_script())
+        systems["host"] = await _read(session)
     for ctid in containers:
         config = facts.guests.config(ctid)
         if config is None or config.kind != "lxc" or ctid not in facts.guests.running or "lock" in config.values:
             continue
-        # A system of another kind may have no bash; that it gets no stack is decided by its configuration.
+        # Of a system of another kind that it gets no stack is decided by its configuration.
         if config.values.get("ostype", "unmanaged") not in ("debian", "ubuntu", "unmanaged"):
             continue
         try:
-            systems[str(ctid)] = await _read(session, in_container(ctid, _reading_script()))
+            systems[str(ctid)] = await _read(session, ctid)
         except UnreachableError:
             raise
         except HomelabError as error:
@@ -219,19 +219,16 @@ async def read_vm(vm_host: Host, timeout: float | None = None) -> SystemReading:
 
     :param vm_host: the host's settings with the VM's address and login.
     :param timeout: seconds until there is a connection, at most VM_SECONDS.
-    :raises HomelabError: it doesn't answer, refuses the login, or has no bash, as Windows.
+    :raises HomelabError: it doesn't answer, refuses the login, or has no Python, as Windows.
     """
     async with ssh.connect(vm_host, min(timeout or VM_SECONDS, VM_SECONDS)) as session:
-        return await _read(session, _reading_script())
+        return await _read(session)
 
 
-def _reading_script() -> str:
-    """The script that reads a system, with the versions of CUDA that its repository offers, if NVIDIA's is set up."""
-    return read_system(load().cuda_packages)
-
-
-async def _read(session: ssh.Session, script: str) -> SystemReading:
-    return reading.parse(await session.run("read_system", script, READING_SECONDS))
+async def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:
+    """With the versions of CUDA that its repository offers, if NVIDIA's is set up."""
+    wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
+    return reading.parse(await session.ask("read", "read_system", wanted, READING_SECONDS, ctid=ctid))
 
 
 def _stacks(

@@ -397,18 +397,6 @@ def _shutdown_arguments(policy: Mapping[str, Any]) -> dict[str, str]:
     return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
 
 
-def start_log(vmid: int, since: int, *, boot: str = "", user: str = "", off: bool = False) -> str:
-    """Standard input of start_log.sh, with the verb `started` or, with the rest, `owed`.
-
-    :param since: in seconds since 1970.
-    :param boot: the id of the node's boot when it was noted that the VM ran.
-    :param user: the user as which this program shuts it down.
-    :param off: whether it was off already when that was noted.
-    """
-    off_word = "yes" if off else "no"
-    return compose("start_log.sh", VMID=str(vmid), SINCE=str(since), BOOT=boot, OURS=user, OFF=off_word)
-
-
 def host_command(command: Sequence[str], seconds: int) -> str:
     """Standard input that runs one command on the host: its output is the command's, and a last line with the
     command's exit status.
@@ -419,14 +407,6 @@ def host_command(command: Sequence[str], seconds: int) -> str:
     # get_options).
     line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
-
-
-def read_log(lines: int) -> str:
-    """Standard input of read_log.sh, with the verb `read_system`.
-
-    :param lines: the number of lines from the log's end.
-    """
-    return compose("read_log.sh", LINES=str(lines))
 
 
 def confirm_boot(old_boot_id: str = "", *, judgement_told: bool = False) -> str:

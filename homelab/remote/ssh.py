@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,9 +21,8 @@ from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
 from homelab.host import facts, gates
 from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import agent, scripts
-from homelab.remote import nvidia_steps as steps
 from homelab.settings import Host
-from remote_scripts.layers import read_host
+from remote_scripts.layers import read_host, read_system
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
 _MESSAGE = re.compile(
@@ -82,7 +82,14 @@ class Session:
         return await self._run(command, verb, script, seconds, on_line)
 
     async def ask(
-        self, verb: str, layer: str, wanted: Any, seconds: float = SCRIPT_SECONDS, *, ctid: int = 0
+        self,
+        verb: str,
+        layer: str,
+        wanted: Any,
+        seconds: float = SCRIPT_SECONDS,
+        *,
+        ctid: int = 0,
+        proxy: str = "",
     ) -> dict[str, Any]:
         """Asks this program's agent, which is sent along and leaves nothing behind.
 
@@ -90,12 +97,13 @@ class Session:
         :param layer: its name.
         :param wanted: its `Wanted`.
         :param ctid: as of `agent.request`.
+        :param proxy: as of `agent.request`.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
         limit = int(seconds) if verb == "apply" else 0
-        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid))
+        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
         command = agent.command_in_memory(self._host.ssh.user)
         return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds))
 
@@ -258,6 +266,8 @@ class Session:
     ) -> facts.HostFacts:
         """One reading of the host; other arguments as of `read_host.Wanted` and `ask`.
 
+        :param systems: `host` and ids of containers, which are read as well, where they run; of containers with
+            `guests`.
         :param kernel_log: also reads the kernel's messages about cards.
         :raises HomelabError: as `ask`.
         """
@@ -266,11 +276,19 @@ class Session:
             lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
             signs=filter_of_lines() if kernel_log else "",
-            systems=tuple(systems),
-            read_system=steps.read_system() if systems else "",
         )
         reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
+        found = {system: await self._of_system(reading, system) for system in systems}
+        reading = reading.model_copy(update={"systems": found})
         return gates.choosing(reading, self._host.gpus)
+
+    async def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
+        """What read_system answers on this host, or in a container of it; None: it doesn't run."""
+        ctid = 0 if system == "host" else int(system)
+        is_listed = "lxc" not in reading.guests.unlisted  # else it says itself that it doesn't run
+        if ctid and is_listed and ctid not in reading.guests.running:
+            return None
+        return json.dumps(await self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

@@ -35,6 +35,8 @@ while IFS= read -r request && IFS= read -r content; do
     unlock) exec 9>&- ;;
     has) command -v "$1" >/dev/null ;;
     test) test "$1" "$2" ;;
+    # env NAME VALUE - of all programs from here on.
+    env) export "$1=$2" ;;
     # write PATH LENGTH - a new file; none may be there.
     write)
       (

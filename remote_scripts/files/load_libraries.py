@@ -1,7 +1,7 @@
 """Loads libraries of NVIDIA's driver, and of what stands beside CUDA, as programs do, and asks those that can tell it
 what they can.
 
-Run by remote_scripts/nvidia_verification.sh with their sonames. Prints a line for each: `NAME: loaded`, with what it
+Run by layers/nvidia_verification.py with their sonames. Prints a line for each: `NAME: loaded`, with what it
 said behind a comma, or the loader's error. NVENC tells the newest version of its interface; NVDEC has no such call, so
 it is asked what the first card decodes. Works with any Python 3; status 3: this one has no ctypes.
 """

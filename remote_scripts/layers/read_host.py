@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts.shared import boot as boot_files
-from remote_scripts.shared import guests as running_guests
 from remote_scripts.shared import lacking
 from remote_scripts.shared.reading import (
     boot,
@@ -29,9 +28,7 @@ from remote_scripts.shared.reading import (
 )
 from remote_scripts.shared.reading.answer import Answer
 from remote_scripts.shared.reading.source import Source, head_and_tail, lines_of
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -41,9 +38,6 @@ _SIGNS = 1000
 _CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
 _STEPS = ("boot", "initramfs")
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
-# The stack of a system is read in so many seconds, and is no longer than that, in bytes.
-_SYSTEM_SECONDS = 50.0
-_SYSTEM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +45,17 @@ class Wanted:
     """What is read besides. `guests`: also which guests run, which takes qm and pct a second each, and the cluster;
     `lspci`: also what lspci says; `acs`: also which devices isolate what is behind them, where the host has IOMMU
     groups already; `signs`: a regular expression, lines of the kernel's log that are passed on; empty: the log isn't
-    read. `systems`: `host` and ids of containers whose NVIDIA stack is read, too, by `read_system`, a script for bash.
+    read.
     """
 
     guests: bool = False
     lspci: bool = False
     acs: bool = False
     signs: str = ""
-    systems: tuple[str, ...] = ()
-    read_system: str = ""
 
 
 def read(system: System, wanted: Wanted) -> Answer:
-    """Reads the host.
-
-    :raises Failure: a system of `systems` can't be read.
-    """
+    """Reads the host."""
     source = Source(system)
     loader = boot.loader(source)
     cmdline = boot.command_lines(source, loader.name)
@@ -127,7 +116,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         handover=handover.handed_over(source),
         turned_away=ours.turned_away(source),
         set_aside=source.text(f"{HOME}/away"),
-        systems={name: _of_system(system, name, wanted.read_system) for name in wanted.systems},
         guests=guests.guests(source, running=wanted.guests),
         cluster=guests.cluster(source, asked=wanted.guests),
         unreadable=[],
@@ -154,33 +142,6 @@ def _boot_lacks(source: Source, loader: str) -> list[str] | None:
         return None if wanted is None else lacking.lacking(system, wanted, loader).reasons
 
     return source.noting(lacking.WANTED, reasons, None)
-
-
-def _of_system(system: System, name: str, script: str) -> str | None:
-    """NVIDIA's stack on this host, or in a container that runs: the last line of what a script says there; None: it
-    doesn't run.
-    """
-    shell = ("bash", "-s", "--", "read_system")
-    stdin = script.encode()
-    if name == "host":
-        done = system.run.ask(*shell, seconds=10 * _SYSTEM_SECONDS, limit=_SYSTEM_BYTES, stdin=stdin)
-    else:
-        power = running_guests.power_of(system, "pct", name)
-        if power == "unknown":
-            done = Done(1, b"pct status doesn't say whether it runs")
-        elif power != "on":
-            return None
-        else:
-            arguments = ("pct", "exec", name, "--", *shell)
-            done = system.run.ask(*arguments, seconds=_SYSTEM_SECONDS, limit=_SYSTEM_BYTES, stdin=stdin)
-    if done.status != 0:
-        raise Failure(
-            f"container {name} read" if name != "host" else "NVIDIA's stack on this host read",
-            done.text or f"no answer: exit status {done.status}",
-            "it can't be told whether NVIDIA's stack in it is as it was installed",
-            f"see whether `pct exec {name} -- true` works on the host",
-        )
-    return lines_of(done.text)[-1] if done.text else ""
 
 
 def _as_texts(value: Any) -> Any:

@@ -14,8 +14,10 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 Flavour = Literal["open", "proprietary"]
-NOTE = f"{HOME}/nvidia-driver"
+_NOTE = f"{HOME}/nvidia-driver"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
+_UPDATE = f"{HOME}/update"
+_UNINSTALL = "/usr/bin/nvidia-uninstall"
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _DEVICES = "/sys/bus/pci/devices"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
@@ -79,6 +81,11 @@ def library_version(system: System) -> str:
     return found[1] if found else ""
 
 
+def run_version(system: System) -> str:
+    """The version that NVIDIA's installer has installed; empty: none."""
+    return library_version(system) if system.files.is_file(_UNINSTALL) else ""
+
+
 def held_by_others(system: System) -> dict[str, str]:
     """NVIDIA's graphics cards that another driver of the kernel's has: address -> nouveau, or its successor."""
     held: dict[str, str] = {}
@@ -94,13 +101,21 @@ def held_by_others(system: System) -> dict[str, str]:
     return held
 
 
-def note(system: System, path: str = NOTE) -> Note:
+def note(system: System) -> Note:
     """What the step for the driver has left.
 
     :raises OSError: its note can't be read.
     """
-    line = (system.files.need(path) or b"").decode("utf-8", "replace").partition("\n")[0]
+    line = (system.files.need(_NOTE) or b"").decode("utf-8", "replace").partition("\n")[0]
     return Note(*line.split("\t")[:4])
+
+
+def update_phase(system: System) -> str:
+    """How far an update of the driver is (shared/driver_update.py); empty where there is none.
+
+    :raises OSError: that can't be read.
+    """
+    return (system.files.need(f"{_UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
 
 
 def fits(version: str, driver: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.tools.errors import Failure
@@ -31,23 +32,36 @@ def boot_of(system: System) -> str:
     return system.files.text("/proc/sys/kernel/random/boot_id")
 
 
-def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
-    """Whether a start since then has ended well.
+@dataclass(frozen=True)
+class Start:
+    """A guest's start that has ended. `upid`: its task."""
+
+    upid: str
+    well: bool
+
+
+def starts(system: System, kind: Kind, guest: int, since: int) -> list[Start]:
+    """Those since then, the latest last.
 
     :param kind: qm: a VM; vz: a container.
     :param since: in seconds since 1970.
     :raises Failure: the log of tasks can't be read.
     """
+    found = []
     for line in _lines(system, "index.1", "index"):
         words = line.split()
         parts = words[0].split(":") if words else []
         if len(parts) < 8 or parts[0] != "UPID" or parts[5:7] != [f"{kind}start", str(guest)]:
             continue
-        status = words[2] if len(words) > 2 else ""
-        is_since = bool(_START.fullmatch(parts[4])) and int(parts[4], 16) >= since
-        if is_since and (status == "OK" or status.startswith("WARNINGS")):
-            return True
-    return False
+        if _START.fullmatch(parts[4]) and int(parts[4], 16) >= since:
+            status = words[2] if len(words) > 2 else ""
+            found.append(Start(words[0], status == "OK" or status.startswith("WARNINGS")))
+    return found
+
+
+def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
+    """Whether a start since then has ended well; arguments and errors as of `starts`."""
+    return any(start.well for start in starts(system, kind, guest, since))
 
 
 def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, ours: str, *, off: bool) -> str:

@@ -90,3 +90,17 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
         words = where.get(one.state, f"is on its way to or from VM {one.vm} ({one.state})")
         found.append(f"gpus.{name} {words} since {one.at}")
     return "; ".join(found)
+
+
+def need_rest(system: System) -> None:
+    """:raises Failure: a card of this host's is away. A container has none to hand over."""
+    found = "" if system.is_container else away(system)
+    if found:
+        raise Failure(
+            "this host's shared cards with the host",
+            found,
+            "NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; "
+            "nothing was changed",
+            "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor "
+            "explains it)",
+        )

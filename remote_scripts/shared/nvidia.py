@@ -21,6 +21,8 @@ _BLACKLISTED = re.compile(r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia
 _BLACKLISTING = re.compile(r"(?:^|\s)(?:modprobe\.|module_)blacklist=(?:\S*,)?nvidia(?:,|\s|$)")
 # NVIDIA's own (Documentation/admin-guide/devices.txt); only its name in /proc/devices has changed.
 _MAJOR = 195
+# No file that is read here is longer, in bytes.
+_MOST = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,4 @@ def _number(text: str, key: str) -> int | None:
 
 
 def _read(system: System, path: str) -> str:
-    try:
-        return system.files.at(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        return ""
+    return (system.files.need(path, _MOST) or b"").decode("utf-8", "surrogateescape")

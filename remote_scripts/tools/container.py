@@ -283,6 +283,15 @@ class ContainerRun(Run):
     def __init__(self, channel: Channel, log: Log) -> None:
         self._channel = channel
         self._log = log
+        #: Of all programs, besides what is in there: on no command line, which anybody may see.
+        self.environment = {}
+        self._known: dict[str, str] = {}
+
+    def _tell_environment(self) -> None:
+        for name, value in self.environment.items():
+            if self._known.get(name) != value:
+                self._channel.request("env", name, value)
+                self._known[name] = value
 
     def has(self, program: str) -> bool:
         return self._channel.request("has", program).status == 0
@@ -296,6 +305,7 @@ class ContainerRun(Run):
         environment: Mapping[str, str] | None = None,
     ) -> Done:
         """:raises Failure: as of `Channel.request`."""
+        self._tell_environment()
         words = _with(environment, arguments)
         return self._channel.request("ask", *words, content=stdin, seconds=seconds, limit=limit)
 
@@ -312,6 +322,7 @@ class ContainerRun(Run):
 
         :raises Failure: as of `Channel.request`.
         """
+        self._tell_environment()
         name, title = self._channel.name, " ".join(arguments)
         self._log.heading(f"{name}: {doing}: {title}" if doing else f"{name}: {title}")
         began = said = time.monotonic()
@@ -367,6 +378,11 @@ class ContainerDisk(disk.Disk):
 
     def target(self, where: Path) -> str:
         return self._said("readlink", "-n", str(where))
+
+    def resolved(self, where: Path) -> str:
+        done = self._channel.request("ask", "readlink", "-f", "--", str(where))
+        path = done.output.decode("utf-8", "surrogateescape").removesuffix("\n")
+        return path if done.status == 0 and self._is("-e", Path(path)) else ""
 
     def mode(self, where: Path) -> int:
         said = self._said("stat", "-c", "%a", str(where))
@@ -430,6 +446,9 @@ class ContainerDisk(disk.Disk):
 
     def remove_folder(self, where: Path) -> None:
         self._do("rmdir", where, "rmdir", "--", str(where))
+
+    def remove_all(self, where: Path) -> None:
+        self._do("remove", where, "rm", "-rf", "--", str(where))
 
     def flush(self, where: Path) -> None:
         self._do("flush", where, "sync", str(where))
@@ -538,6 +557,8 @@ class Container(System):
         self.work = self._of_container
         self.channel = self._of_container.channel = Channel(name, begin, self.work)
         self.run = ContainerRun(self.channel, host.log)
+        self.proxy = host.proxy
+        self._tell_proxy()
         self.also_put_back = None
         self.is_container = True
         self.set_root(root)

@@ -87,6 +87,12 @@ def remove_folder(path: Path) -> None:
     path.rmdir()
 
 
+def remove_all(path: Path) -> None:
+    """Takes a folder away with all that is in it; what can't be taken away stays."""
+    _about("remove", path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def link(target: str, path: Path) -> None:
     """Makes a symbolic link."""
     _about("symlink", path)
@@ -163,6 +169,10 @@ class Disk:
     def target(self, where: Path) -> str:
         """Where a link leads, as it says."""
         return os.readlink(where)
+
+    def resolved(self, where: Path) -> str:
+        """The path that a path leads to, by all links; empty where there is nothing."""
+        return os.path.realpath(where) if where.exists() else ""
 
     def mode(self, where: Path) -> int:
         """The permissions; of a link its own."""
@@ -266,6 +276,10 @@ class Disk:
     def remove_folder(self, where: Path) -> None:
         """Takes an empty folder away."""
         remove_folder(where)
+
+    def remove_all(self, where: Path) -> None:
+        """Takes a folder away with all that is in it."""
+        remove_all(where)
 
     def flush(self, where: Path) -> None:
         """The bytes of a file, or the names in a folder, are on the disk."""

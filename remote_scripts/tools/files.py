@@ -144,6 +144,19 @@ class Files:
         """Where a symbolic link leads, as it says; empty: it is none."""
         return self._disk.target(self._at(path)) if self.is_link(path) else ""
 
+    def resolved(self, path: str) -> str:
+        """The path that a path leads to, by all links; empty where there is nothing."""
+        found = self._disk.resolved(self._at(path))
+        root = self._disk.resolved(self._root).rstrip("/") if str(self._root) != "/" else ""
+        return found.removeprefix(root)
+
+    def size(self, path: str) -> int:
+        """Of a file, in bytes; -1: there is none."""
+        try:
+            return self._disk.size(self._at(self.resolved(path) or path))
+        except OSError:
+            return -1
+
     def need(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
         """What a file has, as of `read`; None: it isn't there.
 
@@ -171,12 +184,6 @@ class Files:
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted; nothing where it can't be read."""
         return sorted(self._disk.names(self._at(path)))
-
-    def resolved(self, path: str) -> str:
-        """The path that a path leads to, by all links; empty where there is nothing."""
-        root = os.path.realpath(self._root)
-        found = os.path.realpath(self.at(path))
-        return found.removeprefix(root.rstrip("/")) if os.path.exists(found) else ""
 
     def device(self, path: str) -> Device | None:
         """The character device at a path, links followed; None: there is none, or something else.
@@ -240,6 +247,27 @@ class Files:
             if self.exists(path):
                 self._disk.remove(self._at(path))
                 self._disk.flush(self._at(path).parent)
+
+    def move(self, source: str, path: str) -> None:
+        """A file that a program has made gets its name, with its bytes on the disk before."""
+        self._disk.flush(self._at(source))
+        self._in_place(self._at(source), path)
+
+    def remove_tree(self, path: str) -> None:
+        """Takes a folder away with all that is in it, which nobody gets back; what isn't there is no error."""
+        if self.is_folder(path):
+            self._disk.remove_all(self._at(path))
+            self._disk.flush(self._at(path).parent)
+
+    def note(self, path: str, content: bytes) -> None:
+        """A file of our own below /var/lib/homelab, with its folder. Nothing is done where it has that content."""
+        if self.read(path, len(content)) != content:
+            self.need_own_folder(path.rpartition("/")[0])
+            self.write(path, content, 0o600)
+
+    def need_own_folder(self, path: str) -> None:
+        """As `need_folder`."""
+        self.need_folder(self._at(path))
 
     def need_folder(self, folder: Path) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""

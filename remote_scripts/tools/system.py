@@ -21,7 +21,7 @@ class System:
 
     :param root: before every path; `/` but in tests and on simulated hosts.
     :param limit: seconds until the run is killed; 0: never.
-    :param proxy: for downloads; its password is in no log.
+    :param proxy: for downloads; programs have it in their environment, and its password is in no log.
     :param programs: in a test, what is called in the place of programs.
     """
 
@@ -29,14 +29,20 @@ class System:
         self, root: Path, *, limit: float = 0, proxy: str = "", programs: Mapping[str, Stand] | None = None
     ) -> None:
         self.root = root
+        self.proxy = proxy
         self.log = Log(root, proxy)
         self.work = Work(root, self.log, limit)
         self.run = Run(root, self.log, self.work, programs)
+        self._tell_proxy()
         self.files = Files(root, self.log, self.run)
         #: What a layer has set besides files, and puts back with them where the run fails.
         self.also_put_back: Callable[[], None] | None = None
         #: Whether it is a container of this host, whose kernel and cards are the host's.
         self.is_container = False
+
+    def _tell_proxy(self) -> None:
+        if self.proxy:
+            self.run.environment |= {"http_proxy": self.proxy, "https_proxy": self.proxy}
 
     def close(self) -> None:
         """Ends what this run has open there."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from remote_scripts.shared.reading import cards
 from remote_scripts.tools import run
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host
 from tests.agent.reading_kit import DRIVERCTL, function, link, read, says
 from tests.agent.reading_kit import host as host
 from tests.scripts.test_text import JUNK
@@ -224,20 +223,6 @@ def test_what_driverctl_binds_at_each_start_is_known(host: Host, name: str, text
     host.write(f"etc/driverctl.d/{name}", text)
     facts = desktop(vfio_mentions=read(host).vfio_mentions)
     assert facts.has_override(facts.by_address[CARD]) is binds
-
-
-def test_an_nvidia_stack_is_read_here_and_in_containers_that_run(host: Host) -> None:
-    def pct(arguments: Sequence[str], stdin: bytes) -> str | Done:
-        if arguments[0] == "exec":
-            return f"a word before\n{stdin.decode()} in {arguments[1]}\n"
-        return Done(0, b"status: stopped\n" if arguments[-1] == "902" else b"status: running\n")
-
-    host.programs |= {"pct": pct, "bash": lambda _arguments, stdin: f"{stdin.decode()} here\n" if stdin else "quiet\n"}
-    wanted: dict[str, Any] = {"systems": ("host", "901", "902"), "read_system": "read"}
-    assert read(host, **wanted).systems == {"host": "read here", "901": "read in 901", "902": None}
-    host.programs["pct"] = says("status: running\nno such file\n", 1)
-    with pytest.raises(Refused, match="container 901 read"):
-        read(host, **wanted)
 
 
 # -- cards -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -80,6 +81,12 @@ def test_a_program_gets_its_words_and_its_input_and_answers(inside: Container) -
     assert inside.run.has("cat") and not inside.run.has("no-such-program")
     with pytest.raises(ValueError, match="of several lines"):
         inside.run.ask("echo", "a\nb")
+
+
+def test_what_all_programs_have_in_their_environment_is_on_no_command_line(inside: Container) -> None:
+    inside.run.environment |= {"https_proxy": "http://u:it's$secret@proxy"}
+    done = inside.run.ask("sh", "-c", "env; cat /proc/*/cmdline 2>/dev/null")
+    assert done.text.count("it's$secret") == 1 and "https_proxy=http://u:it's$secret@proxy" in done.text
 
 
 def test_all_is_done_by_one_shell(inside: Container) -> None:
@@ -171,6 +178,14 @@ def test_files_are_read_as_they_are(inside: Container, host: Host) -> None:
     files = inside.files
     assert files.read("/etc/it's a file") == content and files.read("/etc/it's a file", 10) == content[:11]
     assert files.text("/etc/lines") == "one é\ntwo" and files.line("/etc/lines") == "one é"
+    assert files._disk.digest(Path(files.name("/etc/lines"))) == hashlib.sha256("one é\ntwo\n\n".encode()).hexdigest()
+    assert (files.size("/etc/lines"), files.size("/etc/none")) == (12, -1)
+    (host.root / "etc/way").symlink_to("lines")
+    assert (files.resolved("/etc/way"), files.resolved("/etc/link")) == ("/etc/lines", "")
+    assert files.target("/etc/way") == "lines" and files.target("/etc/lines") == ""
+    assert files.need("/etc/none") is None and files.need("/etc/lines", 3) == b"one "
+    with pytest.raises(OSError, match="can't be read"):
+        files.need("/etc/pipe")
     assert files.read("/etc/none") is files.read("/etc/pipe") is files.read("/etc") is files.read("/etc/link") is None
     assert files.exists("/etc/link") and not files.exists("/etc/none")
     host.write("/etc/d/a\nb", "")

@@ -14,7 +14,7 @@ import pytest
 
 from homelab import rights
 from homelab.errors import HomelabError
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox import machine as machine_module
 from homelab.remote.proxmox.api import Api, Clock
@@ -33,6 +33,7 @@ from homelab.rights import Permissions
 from homelab.settings import Host
 from homelab.vm.config import Change
 from lab import Lab
+from remote_scripts.layers.vm_starts import Wanted as VmStarts
 
 NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
@@ -626,10 +627,9 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
 
     def of_the_host(node: str, since: int) -> list[str] | None:
         asked.append(node)
-        text = scripts.start_log(VM, since)
-        return str(
-            scripts.answer(lab.run(f"bash -s -- started <<'END-OF-IT'\n{text}\nEND-OF-IT").stdout)["log"]
-        ).splitlines()
+        text = agent.sent_along("read", agent.request("vm_starts", VmStarts(vmid=VM, since=since)))
+        done = lab.run(agent.command_in_memory("root"), stdin=text)
+        return str(scripts.answer(done.stdout)["log"]).splitlines()
 
     vm = Machine(client(lab, **login), VM, "sandbox", log_of_start=of_the_host)
     assert vm.converge(set_to(**MAPPED), [], POLICY, "running")

@@ -16,6 +16,7 @@ from homelab.nvidia.plan import Plan
 from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context
+from homelab.remote import agent
 from homelab.remote import nvidia_steps as steps
 from homelab.remote.scripts import answer
 from homelab.settings.nvidia import Nvidia
@@ -23,6 +24,7 @@ from lab import processes
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario
 from lab.state import process_start_time
+from remote_scripts.layers import nvidia_verification, read_system
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 from tests.script_input import QUICK_SYNC, as_input
@@ -42,6 +44,8 @@ class Machine:
     """One system of a lab. ``root``: its tree; ``host``: the lab's host."""
 
     target: Target
+    #: Of a container.
+    ctid = 0
 
     def __init__(self, host: Host, root: Path) -> None:
         self.host, self.root = host, root
@@ -161,9 +165,30 @@ class Machine:
         """The settings from now on."""
         self.settings = Nvidia.model_validate(settings)
 
-    def read(self, asked: Sequence[str] = ()) -> SystemReading:
+    def layer(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> subprocess.CompletedProcess[str]:
+        """A layer of the agent, which is sent along."""
+        return subprocess.run(
+            ["bash", "-c", agent.command_in_memory("root")],
+            input=agent.sent_along(verb, agent.request(layer, wanted, ctid=self.ctid, proxy=proxy)),
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def asked_of(self, verb: str, layer: str, wanted: Any) -> dict[str, Any]:
+        """What a layer that must succeed answers."""
+        done = self.layer(verb, layer, wanted)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return answer(done.stdout)
+
+    def verify(self, wanted: nvidia_verification.Wanted) -> dict[str, Any]:
+        """What the stack is seen to do."""
+        return self.asked_of("apply", "nvidia_verification", wanted)
+
+    def read(self, asked: Sequence[str] = (), **wanted: Any) -> SystemReading:
         """A reading."""
-        return parse(self.run("read_system", steps.read_system(asked)).stdout)
+        return parse(self.asked_of("read", "read_system", read_system.Wanted(ask=tuple(asked), **wanted)))
 
     def plan(self, offered: dict[str, list[str]] | None = None) -> Plan:
         """What follows from settings and a reading, and what the repositories offer."""

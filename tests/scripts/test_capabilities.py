@@ -140,8 +140,8 @@ def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
     # The specification names files: it is made anew for libraries that come later.
     vm.install(**{**settings, "capabilities": ALL})
     toolkit()
-    script, wanted = wanted_of(vm, {**settings, "capabilities": ALL})
-    answer = vm.answer("verify", script)
+    tried, wanted = wanted_of(vm, {**settings, "capabilities": ALL})
+    answer = vm.verify(tried)
     output, errors = judge(answer, wanted)
     assert (errors, output["container"], output["video"], output["graphics"]) == ([], True, True, True)
     said = answer["container"]["output"]
@@ -174,5 +174,5 @@ def test_a_container_has_the_hosts_video_libraries(tmp_path: Path, source: str) 
 
 
 def _verification(machine: Machine, source: str) -> tuple[dict[str, Any], Any]:
-    script, wanted = wanted_of(machine, {"source": source})
-    return machine.answer("verify", script), dataclasses.replace(wanted)
+    tried, wanted = wanted_of(machine, {"source": source})
+    return machine.verify(tried), dataclasses.replace(wanted)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote.scripts import FOLDER, file
+from homelab.remote.scripts import file
+from remote_scripts.layers.nvidia_verification import LOAD
 
 CC, PYTHON, PERL = shutil.which("cc"), shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3", "perl"
 pytestmark = pytest.mark.skipif(CC is None, reason="libraries are compiled, and there is no compiler")
@@ -94,12 +95,7 @@ def test_what_is_missing_torn_or_of_something_else_has_the_loaders_own_words(lib
 
 def test_perl_loads_them_where_there_is_no_python(libraries: Path) -> None:
     make(libraries, ENCODE, NVENC % 0)
-    text = (FOLDER / "nvidia_verification.sh").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("LOAD="))
-    program = subprocess.run(
-        ["bash", "-c", f'{line}; printf %s "$LOAD"'], capture_output=True, text=True, check=True
-    ).stdout
-    assert run(libraries, PERL, "-e", program, ENCODE, DECODE) == [
+    assert run(libraries, PERL, "-e", LOAD, ENCODE, DECODE) == [
         f"{ENCODE}: loaded",
         f"{DECODE}: cannot open shared object file: No such file or directory",
     ]

@@ -13,6 +13,7 @@ from homelab.nvidia.outdated import PackagesReading, lines
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
 from homelab.remote import nvidia_steps as steps
+from remote_scripts.layers.read_packages import Wanted as ReadPackages
 from tests.scripts.nvidia_kit import Container, Machine, VirtualMachine
 from tests.scripts.test_nvidia_driver import of_driver
 
@@ -21,7 +22,7 @@ OLD = "580.159.03"
 
 
 def packages_of(machine: Machine) -> PackagesReading:
-    return PackagesReading.of(machine.answer("read_packages", steps.read_packages()))
+    return PackagesReading.of(machine.asked_of("read", "read_packages", ReadPackages()))
 
 
 def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") -> dict[str, str]:

@@ -1,18 +1,15 @@
-"""What a reading says of the lab's systems, and of folders that stand for others."""
+"""What a reading says of the lab's systems (tests/agent/test_read_system.py has folders that stand for others)."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homelab.errors import HomelabError
-from homelab.nvidia.reading import parse
 from homelab.remote import nvidia_steps as steps
-from tests.scripts.conftest import Folder, library
+from remote_scripts.layers.read_system import Wanted
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
 MOK = "/var/lib/dkms/mok.pub"
@@ -56,9 +53,8 @@ def test_a_host_with_a_driver(tmp_path: Path) -> None:
 
 def test_cards_that_vms_get_are_not_the_hosts(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path, "phoenix")
-    done = host.run("read_system", steps.read_system(passed=["0000:01:00"]))
-    assert "10de:2b85" not in (parse(done.stdout).system.cards or ())
-    assert "10de:2684" in (parse(done.stdout).system.cards or ())
+    cards = host.read(passed=("0000:01:00",)).system.cards or ()
+    assert "10de:2b85" not in cards and "10de:2684" in cards
 
 
 def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_path: Path) -> None:
@@ -71,18 +67,17 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     word = " homelab.vfio=0000:01:00.0=10de:2b85"
 
     def counts(**about: Any) -> bool:
-        done = host.run("read_system", steps.read_system(**about))
-        return "10de:2b85" in (parse(done.stdout).system.cards or ())
+        return "10de:2b85" in (host.read(**about).system.cards or ())
 
-    assert counts(staying=["0000:01:00"]) and not counts(released=True)
+    assert counts(staying=("0000:01:00",)) and not counts(released=True)
     with (host.root / "proc/cmdline").open("a") as cmdline:
         cmdline.write(word)
-    assert counts(released=True) and not counts() and not counts(released=True, passed=["0000:01:00"])
+    assert counts(released=True) and not counts() and not counts(released=True, passed=("0000:01:00",))
     # Somebody else's ids keep it there, whatever becomes of our word.
     host.output("echo 'options vfio-pci disable_vga=1 ids=10de:22e8,10DE:2B85' >$ROOT/etc/modprobe.d/vfio.conf")
     assert not counts(released=True)
     # Unless a card that stays is taken from them, which the gates have asked for (homelab/host/released.py).
-    assert counts(staying=["0000:01:00"])
+    assert counts(staying=("0000:01:00",))
     host.output("rm $ROOT/etc/modprobe.d/vfio.conf")
     assert counts(released=True)
     host.output(
@@ -94,9 +89,9 @@ def test_a_card_that_comes_back_from_a_vm_with_the_next_start_is_the_hosts(tmp_p
     host.output(
         "mkdir $ROOT/etc/driverctl.d; for name in 0000:02:00.0 pci-0000:01:00.1; do echo vfio-pci >$ROOT/etc/driverctl.d/$name; done"
     )
-    assert counts(released=True) and counts(staying=["0000:01:00"])
+    assert counts(released=True) and counts(staying=("0000:01:00",))
     host.output("echo vfio-pci >$ROOT/etc/driverctl.d/pci-0000:01:00.0")
-    assert not counts(released=True) and not counts(staying=["0000:01:00"])
+    assert not counts(released=True) and not counts(staying=("0000:01:00",))
     host.output("rm -r $ROOT/etc/driverctl.d")
     # What counts is the next start's command line.
     grub = host.root / "etc/default/grub.d/own.cfg"
@@ -124,15 +119,12 @@ def test_a_container_has_the_cards_whose_nodes_it_has(tmp_path: Path) -> None:
 def test_a_container_that_is_off_or_gone_is_named(tmp_path: Path) -> None:
     container = Container(tmp_path)
     container.host.output("pct stop 901")
-    text = container.refusal(steps.read_system(), "read_system")
+    text = container.layer("read", "read_system", Wanted()).stdout
     assert "container 901 running" in text and "pct start 901" in text
     container.host.output("pct destroy 901 --force 1 2>/dev/null || rm $ROOT/etc/pve/lxc/901.conf")
-    assert "901" in container.refusal(steps.read_system(), "read_system")
-    assert container.answer("revert", container_script()) == {"changed": "no"}
-
-
-def container_script() -> str:
-    return steps.read_system()
+    assert "wanted: container 901\n" in container.layer("read", "read_system", Wanted()).stdout
+    # Nothing is to be taken out of it.
+    assert container.answer("revert", steps.in_container(901, "exit 1")) == {"changed": "no"}
 
 
 def test_secure_boot_and_whether_the_key_is_enrolled(tmp_path: Path) -> None:
@@ -164,93 +156,8 @@ def test_runtimes_are_those_of_packages(tmp_path: Path) -> None:
 
 def test_it_is_quick(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path, "phoenix")
-    script = steps.read_system()
     start = time.monotonic()
-    host.run("read_system", script)
+    host.read()
     # Generous: the lab's programs start a Python each, and this machine may be busy.
     assert time.monotonic() - start < 15
     assert len([line for line in host.host.programs() if line["program"] == "apt-get"]) == 0
-
-
-# -- folders ---------------------------------------------------------------------------------------------------
-@pytest.fixture
-def bare(folder: Folder) -> Folder:
-    """A system of which nothing can be said."""
-    for name in ("dpkg-query", "apt-cache", "mokutil"):
-        folder.command(name, "exit 1")
-    return folder
-
-
-def read(folder: Folder) -> dict[str, Any]:
-    done = folder.run("read_system", steps.read_system())
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    parse(done.stdout)
-    return found
-
-
-def test_a_system_of_which_nothing_is_known_is_read(bare: Folder) -> None:
-    found = read(bare)
-    assert found["distribution"] is None and found["version"] is None
-    assert found["cards"] == [] and found["kernels"] == [] and found["drift"] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('ID=debian\nVERSION_ID="12"\n', ("debian", "12")),
-        ("ID=debian\n", ("debian", None)),
-        ("VERSION_ID='24.04'\nID=\"ubuntu\"\nID_LIKE=debian\n", ("ubuntu", "24.04")),
-    ],
-)
-def test_os_release_in_its_shapes(bare: Folder, text: str, expected: tuple[str, str | None]) -> None:
-    bare.write("/etc/os-release", text)
-    found = read(bare)
-    assert (found["distribution"], found["version"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("line", "version", "flavour"),
-    [
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (dvs-builder)", "580.105.08", "open"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025", "550.163.01", "proprietary"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12 09:19:07 UTC 2022", "390.157", "proprietary"),
-    ],
-)  # fmt: skip
-def test_the_loaded_module_in_the_drivers_own_words(bare: Folder, line: str, version: str, flavour: str) -> None:
-    bare.write("/proc/driver/nvidia/version", f"{line}\nGCC version:  gcc version 14.2.0 (Debian 14.2.0-19)\n")
-    found = read(bare)
-    assert (found["loaded"], found["loadedFlavour"]) == (version, flavour)
-
-
-@pytest.mark.parametrize(("byte", "on"), [(0, False), (1, True)])
-def test_secure_boot_from_the_firmwares_variable(bare: Folder, byte: int, on: bool) -> None:
-    place = bare.root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(bytes([6, 0, 0, 0, byte]))
-    assert read(bare)["secureBoot"] is on
-
-
-def test_a_firmware_that_tells_nothing_leaves_secure_boot_open(bare: Folder) -> None:
-    (bare.root / "sys/firmware/efi").mkdir(parents=True)
-    assert read(bare)["secureBoot"] is None
-
-
-def test_kernels_are_those_that_can_be_booted_the_oldest_first(bare: Folder) -> None:
-    for name in ("6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"):
-        bare.write(f"/boot/vmlinuz-{name}", "")
-    bare.write("/lib/modules/5.15.0-1-generic/updates/dkms/nvidia.ko", "")
-    assert read(bare)["kernels"] == ["6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"]
-
-
-def test_a_container_of_32_bits_is_no_system_of_64_whatever_the_kernel_is(bare: Folder) -> None:
-    bare.write("/proc/sys/kernel/arch", "x86_64\n")
-    text = f'{library("kernel")}find_architecture\necho "$ARCHITECTURE"'
-    found = bare.bash('bash -c "$1"; linux32 bash -c "$1"; linux32 uname -m', text, parts=()).stdout.split()
-    assert found[0] == "x86_64" != found[1] == found[2]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"bootId": 1}'])
-def test_what_is_no_reading_is_said_so(text: str) -> None:
-    with pytest.raises(HomelabError, match="read_system.sh"):
-        parse(text)

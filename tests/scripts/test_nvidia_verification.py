@@ -14,6 +14,7 @@ from homelab.nvidia.compatibility import load
 from homelab.nvidia.plan import Request
 from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
+from remote_scripts.layers.nvidia_verification import Wanted
 from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
 from tests.scripts.test_container_toolkit import CDI, DRIVER, with_k3s, without_k3s
@@ -23,22 +24,21 @@ Verify = Callable[..., tuple[dict[str, Any], list[HomelabError]]]
 VERSION = "580.178.04"
 
 
-def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[str, Expected]:
-    """The script of a stack, and what it is to have."""
+def wanted_of(machine: Machine, settings: dict[str, Any]) -> tuple[Wanted, Expected]:
+    """What of a stack is tried, and what it is to have."""
     machine.want(**settings)
     request = Request(machine.target, machine.settings, machine.read().system, "vms.gaming")
     plan = machine.plan()
     wanted = Expected.of(request, plan)
-    script = steps.verification(machine.target, machine.settings, steps.tried(request, plan))
-    return script, wanted
+    return steps.verification(machine.target, machine.settings, steps.tried(request, plan)), wanted
 
 
 def verified(
-    machine: Machine, settings: dict[str, Any], changed: Callable[[str], str] = lambda script: script, **wanted: Any
+    machine: Machine, settings: dict[str, Any], changed: Callable[[Wanted], Wanted] = lambda tried: tried, **wanted: Any
 ) -> Any:
     """What the verification of a stack puts out, and what it says."""
-    script, meant = wanted_of(machine, settings)
-    return judge(machine.answer("verify", changed(script)), dataclasses.replace(meant, **wanted))
+    tried, meant = wanted_of(machine, settings)
+    return judge(machine.verify(changed(tried)), dataclasses.replace(meant, **wanted))
 
 
 SETTINGS = {"driver": "580", "cuda": "12.8", "containerToolkit": "docker"}
@@ -118,8 +118,8 @@ def test_a_host_that_keeps_its_card(tmp_path: Path) -> None:
 def test_the_proxys_password_is_in_no_output(vm: Machine) -> None:
     settings = {**SETTINGS, "proxy": "http://me:hunter2@proxy.lan:3128"}
     vm.want(**settings)
-    script = steps.verification("vm", vm.settings, {"cards": 1, "capabilities": ["compute"], "cdi": False})
-    done = vm.run("verify", script)
+    tried = steps.verification("vm", vm.settings, {"cards": 1, "capabilities": ["compute"], "cdi": False})
+    done = vm.layer("apply", "nvidia_verification", tried, proxy=settings["proxy"])
     assert done.returncode == 0 and "hunter2" not in done.stdout + done.stderr
 
 
@@ -191,7 +191,9 @@ def test_nodes_that_are_for_root_alone(vm: Machine) -> None:
 
 def test_a_cuda_that_is_older_than_the_card(vm: Machine) -> None:
     vm.output("apt-get -qq install -y cuda-toolkit-12-6; ln -sfn cuda-12.8 $ROOT/usr/local/cuda")
-    _, errors = verified(vm, SETTINGS, lambda script: script.replace("/cuda-12.8/", "/cuda-12.6/"))
+    _, errors = verified(
+        vm, SETTINGS, lambda tried: dataclasses.replace(tried, nvcc=tried.nvcc.replace("/cuda-12.8/", "/cuda-12.6/"))
+    )
     vm.output(
         "apt-get -qq purge -y cuda-toolkit-12-6 && apt-get -qq autoremove -y --purge; ln -sfn cuda-12.8 $ROOT/usr/local/cuda"
     )
@@ -239,8 +241,8 @@ def test_a_specification_of_the_toolkits_own_service_comes_before_ours(vm: Machi
     own = vm.root / "run/cdi/nvidia.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text((vm.root / CDI).read_text().replace(VERSION, "580.105.08"))
-    script, wanted = wanted_of(vm, {**SETTINGS, "containerToolkit": "podman"})
-    answer = vm.answer("verify", script)
+    tried, wanted = wanted_of(vm, {**SETTINGS, "containerToolkit": "podman"})
+    answer = vm.verify(tried)
     own.unlink()
     assert answer["cdi"] == f"/run/cdi/nvidia.yaml 580.105.08\n/{CDI} {VERSION}"
     # Where no container tells it, as its image can't be fetched.
@@ -283,10 +285,10 @@ def test_a_key_that_isnt_enrolled(tmp_path: Path) -> None:
     vm = VirtualMachine(tmp_path, system={"secure-boot": True, "mok-enrolled": True})
     with_repository(vm, GUESTS[0])
     vm.output("apt-get -qq install -y linux-headers-$(uname -r) nvidia-driver-580-open")
-    script, wanted = wanted_of(vm, {"driver": "580"})
+    tried, wanted = wanted_of(vm, {"driver": "580"})
     vm.enrolled(False)
     vm.output("modprobe nvidia || :")
-    answer = vm.answer("verify", script)
+    answer = vm.verify(tried)
     errors = judge(answer, dataclasses.replace(wanted, secure_boot=True))[1]
     assert len(errors) == 1 and "Secure Boot is on" in errors[0].why
 
@@ -338,12 +340,12 @@ def test_a_container_with_a_card(inside: Container) -> None:
 )  # fmt: skip
 def test_nodes_that_a_container_hasnt(inside: Container, change: str, words: str) -> None:
     conf = inside.host.root / f"etc/pve/lxc/{inside.ctid}.conf"
-    before, (script, wanted) = conf.read_text(), wanted_of(inside, inner(inside))
+    before, (tried, wanted) = conf.read_text(), wanted_of(inside, inner(inside))
     if "mode" in change and "mode=" not in before:
         pytest.skip("bind mounts have the host's modes")
     inside.host.output(f"pct stop {inside.ctid}; sed -i '{change}' {conf}; pct start {inside.ctid}")
     try:
-        found = judge(inside.answer("verify", script), wanted)
+        found = judge(inside.verify(tried), wanted)
     finally:
         inside.host.output(f"pct stop {inside.ctid}")
         conf.write_text(before)

@@ -1,4 +1,4 @@
-"""When a system restarts (lib/restart.sh): once the script that asks for it has ended, and whoever waits for its answer has it."""
+"""When a host restarts (lib/restart.sh; shared/restart.py does the same for guests): once the script that asks for it has ended, and whoever waits for its answer has it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from tests.scripts.conftest import Folder, library
 
 #: What systemd-run is given, a word each line.
 RUN = 'printf "%s\\n" "$@" >"$ROOT/unit"'
@@ -18,7 +17,7 @@ def asked(folder: Folder, text: str, by: str = "bash") -> list[str]:
     """The unit's command, of a script that does ``text``; ``by``: the program that runs it."""
     folder.command("systemd-run", RUN)
     file = folder.commands.parent / "restart.sh"
-    file.write_text(scripts.compose("reboot_guest.sh"))
+    file.write_text(library("common", "files", "restart"))
     environment = {**os.environ, **folder.environment}
     # A shell between them, which goes on after the script: it isn't replaced by it.
     way = ["-c", f'echo $$ >"$ROOT/by"; bash -c "source {file}; {text}"; exit $?']
@@ -58,13 +57,3 @@ def test_the_restart_begins_once_both_have_ended(folder: Folder) -> None:
         for one in waits:
             one.communicate(b"\n")
     assert folder.read("restarts") == "reboot\n"
-
-
-def test_a_system_that_goes_down_already_needs_no_second_restart(folder: Folder) -> None:
-    """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
-    folder.command("systemd-run", "echo 'Transaction for restart.timer/start is destructive' >&2; exit 1")
-    for state, answer in {"stopping": '{"reboot":"yes"}', "running": "wanted: a reboot of this system"}.items():
-        folder.command("systemctl", f"[[ $1 == is-system-running ]] && echo {state}; exit 1")
-        done = folder.run("apply", scripts.compose("reboot_guest.sh"))
-        assert done.stdout.splitlines()[0] == answer, done
-        assert done.returncode == (state == "running")

@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from homelab.errors import HomelabError, SeveralErrors
 from homelab.provider.driver_trial import DriverTrialWork
+from homelab.provider.systems import Reached
+from homelab.remote import ssh
 from homelab.resources.nvidia import DriverTrial
 from tests.unit.hosts import KEY
 
@@ -68,7 +70,7 @@ class World:
         self.without_driver: set[int] = set()
         self.refusing: set[int] = set()
         self.not_going_back: set[int] = set()
-        self.without_bash: set[int] = set()
+        self.without_shell: set[int] = set()
         self.losing: set[int] = set()
         self.several = False
         self.calls: list[str] = []
@@ -88,10 +90,6 @@ class World:
         if ctid is None:
             return self.ended(self.host, step, host=True)
         inside = self.containers[ctid]
-        if step == "read_system":
-            if ctid in self.without_bash:
-                raise HomelabError(wanted="a script in it", found="no bash", why="scripts are", next="install it")
-            return self.reading(ctid)
         if step == "repository":
             inside.pinned = next(
                 one for one in (OLD, NEW) if f"version {one}" in script or f"version *{one}" in script or one in script
@@ -119,6 +117,14 @@ class World:
             raise HomelabError(wanted="packages", found="disk full", why="w", next="make room there")
         return self.ended(inside, step, host=False)
 
+    def read(self, ctid: int) -> dict[str, Any]:
+        if len(self.calls) == self.killed_after:
+            raise KilledError
+        self.calls.append(f"{ctid} read_system")
+        if ctid in self.without_shell:
+            raise HomelabError(wanted="an answer from it", found="no shell", why="it is looked into", next="install it")
+        return self.reading(ctid)
+
     def ended(self, system: System, step: str, *, host: bool) -> str:
         if step == "confirm":
             if system.phase == "tried":
@@ -132,19 +138,19 @@ class World:
             system.given_up = new
         return json.dumps({"old": system.version, "now": f"{system.version}; nvidia-smi answers"})
 
-    def reading(self, ctid: int) -> str:
+    def reading(self, ctid: int) -> dict[str, Any]:
         steps = [] if ctid in self.without_driver else ["repository", "driver"]
-        found: dict[str, Any] = {"bootId": "b", "distribution": "ubuntu", "version": "24.04", "architecture": "x86_64"}
+        found: dict[str, Any] = {"boot_id": "b", "distribution": "ubuntu", "version": "24.04", "architecture": "x86_64"}
         found |= {
             "kernels": [],
             "running": "6.14.11-4-pve",
-            "secureBoot": None,
-            "mokEnrolled": None,
+            "secure_boot": None,
+            "mok_enrolled": None,
             "cards": ["10de:2b85"],
         }
-        found |= {"nouveau": False, "loaded": "", "loadedFlavour": None, "hostDriver": self.host.version}
-        found |= {"runtimes": [], "offered": None, "steps": steps, "drift": []}
-        return json.dumps(found)
+        found |= {"nouveau": False, "loaded": "", "loaded_flavour": None, "host_driver": self.host.version}
+        found |= {"runtimes": [], "room": None, "offered": None, "steps": steps, "drift": []}
+        return found
 
     def versions(self) -> set[str]:
         return {
@@ -156,14 +162,27 @@ class World:
         return {self.host.phase, *(one.phase for one in self.containers.values())}
 
 
+class Connection:
+    """To the host, and through it to its containers."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def run(self, verb: str, script: str, _seconds: float) -> str:
+        return self.world.run(verb, script)
+
+    async def ask(
+        self, _verb: str, layer: str, _wanted: object, _seconds: float, *, ctid: int, proxy: str
+    ) -> dict[str, Any]:
+        assert layer == "read_system"
+        return self.world.read(ctid)
+
+
 def tried(world: World) -> None:
     class Work(DriverTrialWork):
         @asynccontextmanager
         async def session(self, inputs: Any, seconds: float) -> AsyncIterator[Any]:
-            async def run(verb: str, script: str) -> str:
-                return world.run(verb, script)
-
-            yield run
+            yield Reached(cast(ssh.Session, Connection(world)), seconds)
 
     Work(TEXTS).create(INPUTS)
 
@@ -291,7 +310,7 @@ def test_several_reasons_of_one_container_are_all_in_the_message() -> None:
 
 def test_a_container_that_cannot_be_looked_into_takes_nobody_back(capfd: pytest.CaptureFixture[str]) -> None:
     world = World()
-    world.without_bash = {901}
+    world.without_shell = {901}
     tried(world)
     assert world.host.version == world.containers[950].version == NEW and world.left() == {""}
 

@@ -32,7 +32,7 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
                 verbs.append(verb)
                 return answer
 
-            yield run
+            yield SimpleNamespace(run=run)
 
     inputs: Any = SimpleNamespace(target="host", system_name="hosts.pve")
     return verbs, asyncio.run(Work()._end_update(inputs, Nvidia(), errors, works=status == 0))

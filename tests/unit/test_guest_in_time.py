@@ -74,30 +74,32 @@ class Connection:
     def __init__(self, guest: Guest, boot: str, loaded: str, ordered: HomelabError | None = None) -> None:
         self.guest, self.boot, self.loaded, self.ordered = guest, boot, loaded, ordered
 
-    async def run(self, verb: str, _script: str, _seconds: float) -> str:
+    async def ask(self, verb: str, _layer: str, _wanted: object, _seconds: float, **about: object) -> dict[str, object]:
+        assert not about["ctid"] and not about["proxy"]
         if verb == "apply":
             self.guest.orders.append(self.boot)
             if self.ordered:
                 raise self.ordered
-            return '{"reboot":"yes"}'
+            return {"reboot": "yes"}
         if self.loaded == "cut":
             raise CUT
-        return json.dumps(READING | {"bootId": self.boot, "loaded": self.loaded})
+        return READING | {"boot_id": self.boot, "loaded": self.loaded}
 
 
-READING = {
+READING: dict[str, object] = {
     "distribution": "ubuntu",
     "version": "24.04",
     "architecture": "amd64",
     "kernels": ["6.8.0-90-generic"],
     "running": "6.8.0-90-generic",
-    "secureBoot": False,
-    "mokEnrolled": None,
+    "secure_boot": False,
+    "mok_enrolled": None,
     "cards": ["10de:2b85"],
     "nouveau": False,
-    "loadedFlavour": "open",
-    "hostDriver": None,
+    "loaded_flavour": "open",
+    "host_driver": None,
     "runtimes": [],
+    "room": None,
     "offered": None,
     "steps": [],
     "drift": [],

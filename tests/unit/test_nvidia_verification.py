@@ -35,16 +35,16 @@ def found(cards: int = 1, **changes: Any) -> dict[str, Any]:
     """A system on which all works, with changes."""
     rows = "".join(ROW.format(number, number, number + 1) for number in range(cards))
     return {
-        "nvidiaSmi": done(HEAD + rows),
+        "nvidia_smi": done(HEAD + rows),
         "nvcc": done(NVCC),
         "program": done("1 CUDA device(s)\nResult = PASS\n"),
         "container": done("".join(f"GPU {n}: NVIDIA GeForce RTX 5090 (UUID: x)\n" for n in range(cards))),
         "uvm": done("".join(f"{path}: opened\n" for path in NODES)),
         "libraries": done(f"{ENCODE}: loaded, NVENC 13.0\n{DECODE}: loaded, H.264 to 4096x4096\n"),
-        "kernelLog": "",
+        "kernel_log": "",
         "loaded": "580.105.08",
         "flavour": "open",
-        "bootId": "b1",
+        "boot_id": "b1",
         **changes,
     }
 
@@ -125,7 +125,7 @@ def test_a_container_that_lacks_what_the_system_has_is_an_error() -> None:
 
 def test_libraries_of_a_system_without_cards_are_not_judged_beside_the_driver() -> None:
     smi = done("No devices were found", 6)
-    said = errors(replace(WANTED, demanded=("compute", "video")), nvidiaSmi=smi, libraries=LACKING)
+    said = errors(replace(WANTED, demanded=("compute", "video")), nvidia_smi=smi, libraries=LACKING)
     assert said and not [error for error in said if "NVENC" in error.wanted]
 
 
@@ -234,7 +234,7 @@ def test_two_cards_in_any_order_are_the_two_that_were_wanted() -> None:
     rows = ROW.format(0, 0, 1) + ROW.format(1, 1, 2).replace("0x2B85", "0x2684").replace("5090", "4090")
     wanted = replace(WANTED, cards=["10de:2684", "10DE:2B85"])
     inside = done("GPU 0: a (UUID: x)\nGPU 1: b (UUID: y)\n")
-    assert errors(wanted, nvidiaSmi=done(HEAD + rows), container=inside) == []
+    assert errors(wanted, nvidia_smi=done(HEAD + rows), container=inside) == []
 
 
 def test_a_container_that_sees_fewer_cards_is_told() -> None:
@@ -252,13 +252,13 @@ def test_an_nvidia_smi_that_knows_neither_ids_nor_capabilities_counts() -> None:
     head = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id\n"
     row = "0, GeForce GTX 1080, GPU-1, 470.256.02, 8118 MiB, 00000000:01:00.0\nWARNING: infoROM is corrupted at gpu 0000:01:00.0\n"
     wanted = replace(WANTED, driver="470", cards=["10de:1b80"])
-    output, said = judge(found(nvidiaSmi=done(head + row)), wanted)
+    output, said = judge(found(nvidia_smi=done(head + row)), wanted)
     assert (said, len(output["gpus"]), output["gpus"][0]["computeCapability"]) == ([], 1, None)
 
 
 def test_what_isnt_known_of_a_card_is_null() -> None:
     text = HEAD + ROW.format(0, 0, 1).replace("32607 MiB", "[N/A]").replace("12.0", "[Not Supported]")
-    card = judge(found(nvidiaSmi=done(text)), WANTED)[0]["gpus"][0]
+    card = judge(found(nvidia_smi=done(text)), WANTED)[0]["gpus"][0]
     assert (card["memory"], card["computeCapability"]) == (None, None)
 
 
@@ -288,8 +288,8 @@ NOTHING = {
 )  # fmt: skip
 def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: str, words: str) -> None:
     (error,) = errors(
-        nvidiaSmi=done(smi, 9),
-        kernelLog=log,
+        nvidia_smi=done(smi, 9),
+        kernel_log=log,
         program=done("x", 1),
         container=done("y", 125),
         uvm=NOTHING["uvm"],
@@ -300,7 +300,7 @@ def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: st
 
 
 def test_no_devices_with_the_right_modules_points_to_the_kernel_log() -> None:
-    (error,) = errors(nvidiaSmi=done("No devices were found", 6), program=None, container=None, uvm=None)
+    (error,) = errors(nvidia_smi=done("No devices were found", 6), program=None, container=None, uvm=None)
     assert "dmesg | grep NVRM" in error.next
 
 
@@ -311,27 +311,27 @@ def test_what_the_kernel_said_before_the_module_was_last_loaded_explains_nothing
         (f"{TEXTS['memory-window'][0]}\n{loaded}", False),
         (f"{loaded}\n{TEXTS['memory-window'][0]}", True),
     ):
-        (error,) = errors(nvidiaSmi=smi, kernelLog=log, program=None, container=None, uvm=None)
+        (error,) = errors(nvidia_smi=smi, kernel_log=log, program=None, container=None, uvm=None)
         assert ("no room" in error.why) is known, str(error)
 
 
 def test_in_a_container_the_same_text_is_the_hosts_business() -> None:
     wanted = replace(WANTED, target="lxc", host_driver="580.105.08", flavour=None)
     (error,) = errors(
-        wanted, nvidiaSmi=done(TEXTS["version-mismatch"][0], 18), program=done("x", 1), container=None, uvm=None
+        wanted, nvidia_smi=done(TEXTS["version-mismatch"][0], 18), program=done("x", 1), container=None, uvm=None
     )
     assert "580.105.08" in error.why
 
 
 def test_a_missing_nvidia_smi_is_told() -> None:
     (error,) = errors(
-        nvidiaSmi=done("timeout: failed to run command 'nvidia-smi'", 127), program=None, container=None, uvm=None
+        nvidia_smi=done("timeout: failed to run command 'nvidia-smi'", 127), program=None, container=None, uvm=None
     )
     assert error.wanted == "vms.gaming: nvidia-smi" and "isn't installed" in error.found
 
 
 def test_the_kernel_log_of_a_card_that_works_is_nobodys_business() -> None:
-    assert errors(kernelLog=TEXTS["fallen-off-the-bus"][0]) == []
+    assert errors(kernel_log=TEXTS["fallen-off-the-bus"][0]) == []
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_why_an_ordinary_user_cant_use_cuda(target: Any, reason: str, words: str
 
 
 def test_what_took_too_long_is_told_as_that() -> None:
-    (smi,) = errors(nvidiaSmi=done("", 124), program=done("", 124), container=None, uvm=None)
+    (smi,) = errors(nvidia_smi=done("", 124), program=done("", 124), container=None, uvm=None)
     (program,) = errors(program=done("", 124))
     assert "nvidia.timeouts.verify" in smi.found + smi.next and "hangs" in smi.why
     assert "nvidia.timeouts.verify" in program.next

@@ -35,15 +35,15 @@ def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monke
         copy = tmp_path / path.relative_to(scripts.FOLDER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    ours = scripts.compose("read_system.sh")
+    ours = scripts.compose("rollback.sh")
     with scripts_of(tmp_path, monkeypatch):
-        assert scripts.compose("read_system.sh") == ours
+        assert scripts.compose("rollback.sh") == ours
 
 
 @pytest.mark.parametrize("name", ["x; id; y", "path", "X Y", "X=1\nid\nY", "", "1"])
 def test_no_name_of_an_argument_becomes_a_part_of_the_script(name: str) -> None:
     with pytest.raises(ValueError, match="no names of arguments"):
-        scripts.compose("read_log.sh", **{name: "1"})
+        scripts.compose("rollback.sh", **{name: "1"})
 
 
 @pytest.mark.parametrize("name", ["PATH", "ROOT", "x; id; y"])

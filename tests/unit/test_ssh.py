@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import asyncssh
 import pulumi
@@ -603,3 +603,33 @@ def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pyt
     text.tell("pve: rebooting")
     text.tell_meanwhile("waiting for the host: 5 s")
     assert told == [("pve: rebooting", False), ("waiting for the host: 5 s", True)]
+
+
+# -- NVIDIA's stacks with a reading --------------------------------------------------------------------------------
+class _Answering(ssh.Session):
+    """Reads a host with the containers 901, which runs, and 902, which is off."""
+
+    def __init__(self, **guests: object) -> None:
+        self._host = settings()
+        self.guests = {"running": [901], "configs": [], "mappings": "", "reservations": "", **guests}
+
+    async def ask(
+        self, verb: str, layer: str, wanted: Any, seconds: float = 0, *, ctid: int = 0, proxy: str = ""
+    ) -> dict[str, Any]:
+        if layer == "read_host":
+            return desktop(guests=self.guests).model_dump()
+        if ctid == 902:
+            raise HomelabError(
+                wanted="container 902 running", found="stopped", why="it is read inside", next="start it"
+            )
+        return {"read": ctid}
+
+
+def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
+    reading = asyncio.run(_Answering().read(guests=True, systems=["host", "901", "902"]))
+    assert reading.systems == {"host": '{"read": 0}', "901": '{"read": 901}', "902": None}
+
+
+def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
+    with pytest.raises(HomelabError, match="container 902 running"):
+        asyncio.run(_Answering(running=[], unlisted=["lxc"]).read(guests=True, systems=["901", "902"]))

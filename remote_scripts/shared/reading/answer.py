@@ -283,8 +283,8 @@ class Answer:
     have to follow what was written; `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence
     each, None: nothing is noted. `set_aside`: options that were set for a restart of this node and aren't restored yet,
     lines KEY VALUE. `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about
-    cards; `lost`: functions whose configuration space can't be read. `systems`: system -> its NVIDIA stack, None: it
-    doesn't run. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
+    cards; `lost`: functions whose configuration space can't be read. `unreadable`: files that a decision needs and that
+    can't be read whole, `PATH: why`.
     """
 
     boot_id: str
@@ -335,7 +335,6 @@ class Answer:
     handover: HandedOver
     turned_away: dict[str, TurnedAway]
     set_aside: str
-    systems: dict[str, str | None]
     guests: Guests
     cluster: Cluster
     unreadable: list[str]

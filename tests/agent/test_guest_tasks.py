@@ -1,24 +1,28 @@
-"""A start of HA's is another user's task, which a token doesn't see: its host is asked what became of its card."""
+"""A guest's starts and shutdowns by Proxmox VE's tasks: what became of a VM's card at its last start (one of HA's is another user's task, which a token
+doesn't see), and whether a guest that this program has shut down is to run again (shared/guest_tasks.py).
+"""
 
 from __future__ import annotations
 
-import json
+import time
+from typing import cast
 
 import pytest
 
-from homelab.remote import scripts
-from tests.scripts.conftest import Folder
+from remote_scripts.layers import vm_owed, vm_starts
+from remote_scripts.shared import guest_tasks
+from tests.agent.kit import Host, Refused
 
 UPID = "UPID:pve1:00001A2B:0094C3F1:{:08X}:{}:{}:root@pam:"
 START, SINCE = 0x6B010CC4, 0x6B010CC0
 FAILED = "failed to reset PCI device '0000:01:00.0', but trying to continue as not all devices need a reset"
 STUCK = "kvm: vfio: Unable to power on device, stuck in D3"
+INDEX = "/var/log/pve/tasks/index"
+STARTS = vm_starts.Wanted(vmid=103, since=SINCE)
 
 
-def says(folder: Folder) -> tuple[str, str]:
-    done = folder.run("started", scripts.start_log(103, SINCE))
-    assert done.returncode == 0, done.stdout + done.stderr
-    answer = json.loads(done.stdout)
+def says(host: Host) -> tuple[str, str]:
+    answer = host.ask("read", "vm_starts", STARTS)
     return answer["task"], answer["log"]
 
 
@@ -33,45 +37,62 @@ def says(folder: Folder) -> tuple[str, str]:
     ids=["it", "an earlier one", "another task", "another VM"],
 )
 def test_the_last_start_says_what_became_of_its_card(
-    folder: Folder, start: int, kind: str, vmid: int, counts: bool
+    host: Host, start: int, kind: str, vmid: int, counts: bool
 ) -> None:
     upid = UPID.format(start, kind, vmid)
-    folder.write(
-        "var/log/pve/tasks/index", f"garbage\n{upid} 6B010CD0 OK\n{UPID.format(START, 'vzdump', 103)} 6B010CD1 OK\n"
+    host.write(INDEX, f"garbage\n{upid} 6B010CD0 OK\n{UPID.format(START, 'vzdump', 103)} 6B010CD1 OK\n")
+    host.write(
+        f"/var/log/pve/tasks/{start:08X}"[:-8] + f"{start:X}"[-1] + f"/{upid}", f"a line\n{FAILED}\n{STUCK}\nTASK OK\n"
     )
-    folder.write(
-        f"var/log/pve/tasks/{start:08X}"[:-8] + f"{start:X}"[-1] + f"/{upid}", f"a line\n{FAILED}\n{STUCK}\nTASK OK\n"
-    )
-    assert says(folder) == ((upid, f"{FAILED}\n{STUCK}") if counts else ("", ""))
+    assert says(host) == ((upid, f"{FAILED}\n{STUCK}") if counts else ("", ""))
 
 
-def test_a_host_without_tasks_has_no_start(folder: Folder) -> None:
-    assert says(folder) == ("", "")
+def test_a_host_without_tasks_has_no_start(host: Host) -> None:
+    assert says(host) == ("", "")
 
 
 @pytest.mark.parametrize(
     ("lines", "well"),
     [
-        ([(START, "OK")], "yes"),
-        ([(START, "WARNINGS: 1")], "yes"),
-        ([(START, "start failed: QEMU exited with code 1")], "no"),
-        ([(START, "OK"), (START + 5, "start failed: QEMU exited with code 1")], "yes"),
-        ([(SINCE - 1, "OK")], "no"),
+        ([(START, "OK")], True),
+        ([(START, "WARNINGS: 1")], True),
+        ([(START, "start failed: QEMU exited with code 1")], False),
+        ([(START, "OK"), (START + 5, "start failed: QEMU exited with code 1")], True),
+        ([(SINCE - 1, "OK")], False),
     ],
     ids=["it did", "with warnings", "it failed", "an earlier one did", "before"],
 )
 def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list(
-    folder: Folder, lines: list[tuple[int, str]], well: str
+    host: Host, lines: list[tuple[int, str]], well: bool
 ) -> None:
-    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
+    host.write("/proc/sys/kernel/random/boot_id", "b1\n")
     for name in ("index", "index.1"):
-        folder.write("var/log/pve/tasks/index", "")
+        host.write(INDEX, "")
         text = "".join(f"{UPID.format(start, 'qmstart', 103)} 6B010CD0 {status}\n" for start, status in lines)
-        folder.write(f"var/log/pve/tasks/{name}", text)
-        done = folder.run("started", scripts.start_log(103, SINCE))
-        assert done.returncode == 0, done.stdout + done.stderr
-        answer = json.loads(done.stdout)
+        host.write(f"/var/log/pve/tasks/{name}", text)
+        answer = host.ask("read", "vm_starts", STARTS)
         assert (answer["started"], answer["boot"]) == (well, "b1") and answer["now"] > 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    "path", [INDEX, f"/var/log/pve/tasks/4/{UPID.format(START, 'qmstart', 103)}"], ids=["tasks", "log"]
+)
+def test_what_is_there_and_cant_be_read_is_said_and_is_no_nothing(host: Host, path: str) -> None:
+    host.write(INDEX, f"{UPID.format(START, 'qmstart', 103)} 6B010CD0 OK\n")
+    where = host.root / path.lstrip("/")
+    where.unlink(missing_ok=True)
+    where.mkdir(parents=True)
+    with pytest.raises(Refused, match=f"{path.rpartition('/')[2]} can't be read"):
+        says(host)
+    if path == INDEX:
+        owed = vm_owed.Wanted(vmid=103, at=START, boot="b1", user="root@pam", off=False)
+        assert "isn't known" in host.ask("read", "vm_owed", owed)["why"]
+
+
+def owed(kind: guest_tasks.Kind, host: Host, at: int, boot: str, user: str, *, off: bool) -> str:
+    if kind == "vz":
+        return guest_tasks.why_off(host.system(), kind, 103, at, boot, user, off=off)
+    return str(host.ask("read", "vm_owed", vm_owed.Wanted(vmid=103, at=at, boot=boot, user=user, off=off))["why"])
 
 
 # -- is a guest that was shut down to run again still to run? ------------------------------------------------------
@@ -84,8 +105,8 @@ def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: st
     return f"{upid} {NOW + after + 1:08X} {status}\n"
 
 
-ASKED = f"qm 103 {NOW} b1 {PULUMI} no"
-OF_A_CONTAINER = f"vz 103 {NOW} b1 root@pam no"
+ASKED = f"qm b1 {PULUMI} no"
+OF_A_CONTAINER = "vz b1 root@pam no"
 SHUT = task("qmshutdown", 1)
 TIMED_OUT = "VM quit/powerdown failed - got timeout"
 OF_ROOT, OF_ANNA = ASKED.replace(PULUMI, "root@pam"), ASKED.replace(PULUMI, "anna@pam")
@@ -99,7 +120,7 @@ OF_ROOT, OF_ANNA = ASKED.replace(PULUMI, "root@pam"), ASKED.replace(PULUMI, "ann
         (ASKED, SHUT, 3600, "more than an hour"),
         (ASKED, SHUT, -3600, "more than an hour"),
         (ASKED.replace("b1", "b0"), SHUT, 60, "the node has restarted"),
-        (ASKED.replace("b1", "''"), SHUT, 60, "the node has restarted"),
+        (ASKED.replace("b1", "-"), SHUT, 60, "the node has restarted"),
         (ASKED, SHUT + task("qmstart", 5, "root@pam"), 60, "started since"),
         (ASKED, SHUT + task("qmstart", 5, status="QEMU exited with code 1"), 60, ""),
         (ASKED, task("qmstart", 0) + SHUT, 60, ""),
@@ -132,22 +153,22 @@ OF_ROOT, OF_ANNA = ASKED.replace(PULUMI, "root@pam"), ASKED.replace(PULUMI, "ann
 )  # fmt: skip
 @pytest.mark.parametrize("file", ["index", "active"])
 def test_a_guest_is_to_run_again_only_where_this_program_has_shut_it_down_and_nobody_else_has(
-    folder: Folder, asked: str, tasks: str, passed: int, why: str, file: str
+    host: Host, monkeypatch: pytest.MonkeyPatch, asked: str, tasks: str, passed: int, why: str, file: str
 ) -> None:
-    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
-    folder.command("date", f"echo {NOW + passed}")
+    host.write("/proc/sys/kernel/random/boot_id", "b1\n")
+    monkeypatch.setattr(time, "time", lambda: NOW + passed)
     starts = "".join(line for line in tasks.splitlines(keepends=True) if "start:" in line)
     shutdowns = "".join(line for line in tasks.splitlines(keepends=True) if "start:" not in line)
     if file == "active":  # a line of it says first whether its task has been put into the index
         shutdowns = "".join(
             f"{upid} 0 {ended}\n" for upid, _, ended in (line.partition(" ") for line in shutdowns.splitlines())
         )
-    folder.write("var/log/pve/tasks/index", starts)
-    path = folder.root / f"var/log/pve/tasks/{file}"
+    host.write(INDEX, starts)
+    path = host.root / f"var/log/pve/tasks/{file}"
     path.write_text((path.read_text() if path.exists() else "") + shutdowns)
-    done = folder.bash(f'find_why_off {asked}; printf "%s" "$WHY"', parts=("guest_tasks",))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert why in done.stdout and (why == "") is (done.stdout == "")
+    kind, boot, user, off = asked.split()
+    found = owed(cast(guest_tasks.Kind, kind), host, NOW, boot.strip("-"), user, off=off == "yes")
+    assert why in found and (why == "") is (found == "")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +181,11 @@ def test_a_guest_is_to_run_again_only_where_this_program_has_shut_it_down_and_no
     ids=["it runs still", "it failed, and is still listed as running", "it ended well, and is still listed as running"],
 )
 def test_a_shutdown_that_runs_still_counts_as_one_that_ended_well(
-    folder: Folder, index: str, active: str, why: str
+    host: Host, monkeypatch: pytest.MonkeyPatch, index: str, active: str, why: str
 ) -> None:
-    folder.write("proc/sys/kernel/random/boot_id", "b1\n")
-    folder.command("date", f"echo {NOW + 60}")
-    folder.write("var/log/pve/tasks/index", index)
-    folder.write("var/log/pve/tasks/active", active)
-    done = folder.bash(f'find_why_off {ASKED}; printf "%s" "$WHY"', parts=("guest_tasks",))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert why in done.stdout and (why == "") is (done.stdout == "")
+    host.write("/proc/sys/kernel/random/boot_id", "b1\n")
+    monkeypatch.setattr(time, "time", lambda: NOW + 60)
+    host.write(INDEX, index)
+    host.write("/var/log/pve/tasks/active", active)
+    found = owed("qm", host, NOW, "b1", PULUMI, off=False)
+    assert why in found and (why == "") is (found == "")

@@ -1,0 +1,317 @@
+"""Tries what NVIDIA's stack is for, on a host, in a VM or in a container, and says what came of it; it judges nothing
+(homelab/nvidia/verification.py does). Installs nothing, and leaves nothing behind: an image that it had to fetch goes
+again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import driver, handover, nvidia
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
+from remote_scripts.tools.state import PROGRESS_SECONDS
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import without_end
+
+#: Not below /tmp or /run, from which nothing can be started in places.
+_FOLDER = f"{HOME}/verification"
+_FIELDS = "index,name,uuid,driver_version,memory.total,pci.bus_id,pci.device_id"
+_CONTAINER = "homelab-verification"
+_BYTES = 1 << 23
+_LINES, _LOG_LINES = 60, 1000
+# A program's compiled code is cached in the user's home; nothing is to stay there.
+_NO_CACHE = {"CUDA_CACHE_DISABLE": "1"}
+_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+# Perl is everywhere, but can't call what it has loaded.
+LOAD = (
+    'require DynaLoader; for (@ARGV) { my $said = DynaLoader::dl_load_file($_) ? "loaded" : DynaLoader::dl_error(); '
+    '$said =~ s/^\\Q$_\\E: //; $said =~ s/( at -e line|\\0).*//s; print "$_: $said\\n" }'
+)
+# A Python without ctypes ends so (files/load_libraries.py).
+_NO_CTYPES = 3
+
+Engine = Literal["", "docker", "containerd", "podman", "k3s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`nvcc`: path of the compiler to ask and to use, or nothing; `program`: CUDA source that is compiled and run, or
+    nothing; `engine` and `image`, in which nvidia-smi is run; `cdi`: give it the cards by their CDI names; `uvm`: does
+    an ordinary user get the devices?; `libraries`: sonames that are loaded, by the Python program `loader`; `bare`:
+    those of them that are loaded in the container, too; `kernel_log`: an expression: lines of the kernel's log that are
+    passed on, empty: it isn't read; `seconds`: for all of it.
+    """
+
+    nvcc: str = ""
+    program: str = ""
+    engine: Engine = ""
+    image: str = ""
+    cdi: bool = False
+    uvm: bool = False
+    libraries: tuple[str, ...] = ()
+    loader: str = ""
+    bare: tuple[str, ...] = ()
+    kernel_log: str = ""
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a program. `status`: its own; 124: it wasn't done in time; 127: there is no such program."""
+
+    status: int
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A part is None where it wasn't asked for. `cdi`: a line for each specification of NVIDIA's cards that there is:
+    its path, and the driver's versions of its libraries; `update`: how far an update of the driver is
+    (shared/driver_update.py); empty: there is none.
+    """
+
+    nvidia_smi: Tried
+    nvcc: Tried | None
+    program: Tried | None
+    container: Tried | None
+    uvm: Tried | None
+    libraries: Tried | None
+    cdi: str | None
+    kernel_log: str
+    loaded: str
+    flavour: str
+    boot_id: str
+    update: str
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """:raises Failure: another run has the lock; or a card of this host is with a VM."""
+    return system.changing(lambda: _Verification(system, wanted).answer())
+
+
+class _Verification:
+    def __init__(self, system: System, wanted: Wanted) -> None:
+        self.system = system
+        self.wanted = wanted
+        self._deadline = time.monotonic() + wanted.seconds
+        self._cards = self._loads = ""
+
+    def answer(self) -> Answer:
+        system, wanted = self.system, self.wanted
+        handover.need_rest(system)
+        system.files.remove_tree(_FOLDER)  # of a run that was killed
+        system.files.need_own_folder(_FOLDER)
+        phase, boot_id = driver.update_phase(system), system.files.text("/proc/sys/kernel/random/boot_id")
+        before = nvidia.loaded(system)
+        smi = self.part("nvidia-smi", self.ask_driver)
+        nvcc = self.part("nvcc", lambda: self.run(self.path(wanted.nvcc), "--version")) if wanted.nvcc else None
+        program = self.part("a CUDA program", self.compile_and_run) if wanted.program else None
+        uvm = self.part("the devices, for an ordinary user", self.open_devices) if wanted.uvm else None
+        libraries = self.part("the driver's libraries", self.load_libraries) if wanted.libraries else None
+        container = self.part(f"a container of {wanted.engine}", self.in_container) if wanted.engine else None
+        # nvidia-smi may have loaded it; a container has its host's.
+        loaded = before if system.is_container else nvidia.loaded(system)
+        answer = Answer(
+            nvidia_smi=smi,
+            nvcc=nvcc,
+            program=program,
+            container=container,
+            uvm=uvm,
+            libraries=libraries,
+            cdi=self.specifications() if wanted.cdi else None,
+            kernel_log=self.kernel_log(),
+            loaded=loaded.version if loaded else "",
+            flavour=loaded.flavour if loaded else "",
+            boot_id=boot_id,
+            update=phase,
+        )
+        system.files.remove_tree(_FOLDER)
+        return answer
+
+    def part(self, what: str, work: Callable[[], Done]) -> Tried:
+        """One part, of which a person hears while it goes on. One that hangs in the driver, which no signal ends, isn't
+        waited for.
+        """
+        results: list[Done] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except Failure as failure:  # a container that answers no more
+                results.append(Done(TIMED_OUT, failure.found.encode()))
+
+        began, thread = time.monotonic(), threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(PROGRESS_SECONDS)
+            if thread.is_alive():
+                self.system.log.say(f"{what}: {time.monotonic() - began:.0f} s")
+        done = results[0] if results else Done(1, b"")
+        text = without_end(self.system.log.clean(done.output + done.error, _BYTES))
+        self.system.log.say(f"{what}: {'works' if done.status == 0 else f'status {done.status}'}")
+        return Tried(done.status, "\n".join(text.split("\n")[-_LINES:]))
+
+    def run(self, *arguments: str, environment: dict[str, str] | None = None) -> Done:
+        """Within what is left of the time."""
+        left = max(1.0, self._deadline - time.monotonic())
+        environment = {**_NO_CACHE, **(environment or {})}
+        done = self.system.run.ask(*arguments, seconds=left, limit=_BYTES, environment=environment)
+        return Done(TIMED_OUT, done.output, done.error) if done.status == 137 else done
+
+    def path(self, path: str) -> str:
+        return self.system.files.name(path)
+
+    # The driver.
+
+    def ask_driver(self) -> Done:
+        """compute_cap is known to nvidia-smi of branch 510 and later."""
+        done = self.run("nvidia-smi", f"--query-gpu={_FIELDS},compute_cap", "--format=csv")
+        if done.status and b'"compute_cap" is not a valid field' in done.output + done.error:
+            done = self.run("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv")
+        self._cards = done.output.decode("utf-8", "replace")
+        return done
+
+    def kernel_log(self) -> str:
+        """What the kernel has said that fits; the end of much."""
+        if not self.wanted.kernel_log:
+            return ""
+        ask = self.system.run.ask
+        text = ask("journalctl", "-k", "-b", "-q", "--no-pager", "-o", "short-monotonic", limit=_BYTES).text
+        text = text or ask("dmesg", limit=_BYTES).text
+        lines = [line for line in text.split("\n") if re.search(self.wanted.kernel_log, line, re.IGNORECASE)]
+        return self.system.log.clean("\n".join(lines[-_LOG_LINES:]), _BYTES)
+
+    # CUDA.
+
+    def compile_and_run(self) -> Done:
+        """For these very cards: what nvcc builds by default may be for others, and need a driver that translates it."""
+        source, program = f"{_FOLDER}/program.cu", f"{_FOLDER}/program"
+        self.system.files.write(source, f"{self.wanted.program}\n".encode(), 0o600)
+        found = re.findall(r"^[0-9]+, .*, ([0-9]+)\.([0-9]+)$", self._cards, re.MULTILINE)
+        code = [f"-gencode=arch=compute_{one}{two},code=sm_{one}{two}" for one, two in sorted({*found})]
+        # It asks the host's compiler for much room; in a container of some, /tmp is small.
+        made = {"TMPDIR": self.path(_FOLDER)}
+        words = (self.path(self.wanted.nvcc), *code, "-o", self.path(program), self.path(source))
+        done = self.run(*words, environment=made)
+        if done.status:
+            return done
+        ran = self.run(self.path(program))
+        return Done(ran.status, done.output + done.error + ran.output, ran.error)
+
+    # An ordinary user.
+
+    def open_devices(self) -> Done:
+        """Opened for reading and writing, as the driver's libraries do. dd opens, and makes nothing where there is
+        nothing.
+        """
+        # Nothing loads nvidia-uvm before the first CUDA program; for an ordinary user nvidia-modprobe does it, which is
+        # setuid root.
+        if not self.system.files.exists("/dev/nvidia-uvm"):
+            self.run("nvidia-modprobe", "-u", "-c", "0")
+        cards = [name for name in self.system.files.names("/dev") if re.match(r"nvidia[0-9]", name)]
+        status, lines = 0, []
+        for path in ("/dev/nvidiactl", "/dev/nvidia-uvm", *(f"/dev/{name}" for name in cards or ["nvidia0"])):
+            where = self.path(path)
+            words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
+            done = self.run(*_NOBODY, "dd", *words)
+            said = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
+            status = 1 if done.status else status
+            lines.append(f"{path}: {(said or 'no answer') if done.status else 'opened'}\n")
+        return Done(status, "".join(lines).encode())
+
+    # Libraries.
+
+    def load_libraries(self) -> Done:
+        loader = f"{_FOLDER}/load_libraries.py"
+        self.system.files.write(loader, f"{self.wanted.loader}\n".encode(), 0o600)
+        done = self.run("python3", "-I", "-S", "-B", self.path(loader), *self.wanted.libraries)
+        if done.status in (NOT_FOUND, _NO_CTYPES):
+            done = self.run("perl", "-e", LOAD, *self.wanted.libraries)
+        self._loads = done.output.decode("utf-8", "replace")
+        return done
+
+    def specifications(self) -> str:
+        """Of two files that name the same card engines take the one in /run, which the toolkit's own service makes."""
+        lines = []
+        for folder in ("/run/cdi", "/etc/cdi"):
+            names = self.system.files.names(folder)
+            for name in [one for ending in (".yaml", ".json") for one in names if one.endswith(ending)]:
+                text = (self.system.files.read(f"{folder}/{name}", _BYTES) or b"").decode("utf-8", "replace")
+                if "nvidia.com/gpu" in text:
+                    versions = sorted(set(re.findall(r"\.so\.([0-9]{3}(?:\.[0-9]+)+)", text)))
+                    lines.append(f"{folder}/{name} {' '.join(versions)}")
+        return "\n".join(lines)
+
+    # A container of an engine.
+
+    def in_container(self) -> Done:
+        """nvidia-smi, and the driver's libraries loaded there: those that load here; what the system hasn't, no
+        container of it has.
+        """
+        engine = self.wanted.engine
+        loaded = {line.partition(": loaded")[0] for line in self._loads.split("\n") if ": loaded" in line}
+        found = [name for name in self.wanted.bare if name in loaded]
+        command = ["nvidia-smi", "-L"]
+        if found:
+            command = ["sh", "-c", 'nvidia-smi -L && exec perl -e "$@"', "sh", LOAD, *found]
+        # Without a word the toolkit gives `utility,compute` alone.
+        capabilities = "compute,utility"
+        capabilities += ",video" if any(name.startswith("libnvidia-encode.") for name in found) else ""
+        capabilities += ",graphics" if any(name.startswith("libEGL_nvidia.") for name in found) else ""
+        if engine in ("docker", "podman"):
+            return self._in_engine(engine, capabilities, command)
+        client = ["ctr"] if engine == "containerd" else [self.path("/usr/local/bin/k3s"), "ctr"]
+        return self._in_containerd(client, capabilities, command)
+
+    def _options(self, engine: str) -> list[str] | Done:
+        """How the engine is told to give the cards. docker takes CDI names from 25 on, and all by itself from 28.3 on;
+        before, the toolkit's runtime does. Or what `docker --version` ended with.
+        """
+        if engine == "podman":
+            return ["--device", "nvidia.com/gpu=all", "--security-opt", "label=disable"]
+        done = self.run("docker", "--version")
+        number = re.search(r"[0-9]+", done.text)
+        if done.status:
+            return done
+        if not self.wanted.cdi:
+            return ["--runtime=nvidia", "--gpus", "all"]
+        if number and int(number[0]) >= 25:
+            return ["--device", "nvidia.com/gpu=all"]
+        return ["--runtime=nvidia", "-e", "NVIDIA_VISIBLE_DEVICES=all"]
+
+    def _in_engine(self, engine: str, capabilities: str, command: list[str]) -> Done:
+        options = self._options(engine)
+        if isinstance(options, Done):
+            return options
+        image = self.wanted.image
+        is_there = self.run(engine, "image", "inspect", image).status == 0
+        self.run(engine, "rm", "-f", _CONTAINER)  # of a run that was killed
+        given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *options)
+        done = self.run(engine, "run", "--rm", "--name", _CONTAINER, *given, image, *command)
+        if done.status >= TIMED_OUT:
+            self.system.run.ask(engine, "rm", "-f", _CONTAINER)
+        if not is_there:
+            self.system.run.ask(engine, "rmi", image)
+        return done
+
+    def _in_containerd(self, client: list[str], capabilities: str, command: list[str]) -> Done:
+        """By containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's
+        configuration. k3s has a containerd of its own, with the client in its program.
+        """
+        image, ours = self.wanted.image, [*client, "-n", _CONTAINER]
+        pulled = self.run(*ours, "images", "pull", image)
+        if pulled.status:
+            return pulled
+        runtime = "--runc-binary=/usr/bin/nvidia-container-runtime"
+        given = ("--env", "NVIDIA_VISIBLE_DEVICES=all", "--env", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}")
+        done = self.run(*ours, "run", "--rm", runtime, *given, image, _CONTAINER, *command)
+        self.system.run.ask(*ours, "images", "rm", image)
+        self.run(*client, "namespaces", "rm", _CONTAINER)
+        return done

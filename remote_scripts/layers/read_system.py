@@ -1,0 +1,281 @@
+"""What an NVIDIA stack is planned from, on a host, in a VM or in a container, and how far what was put there is still
+so. Changes nothing, and asks no repository.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import boot, cmdline, driver, nvidia, vfio_ids
+from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
+from remote_scripts.shared.os_release import distribution
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+_PCI = "/sys/bus/pci/devices"
+_GPUS = "/proc/driver/nvidia/gpus"
+_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+#: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
+_KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
+#: Container runtime -> the packages that it comes with.
+Runtime = Literal["docker", "containerd", "podman", "k3s"]
+_RUNTIMES: dict[Runtime, tuple[str, ...]] = {
+    "docker": ("docker.io", "docker-ce"),
+    "containerd": ("containerd", "containerd-stable", "containerd.io"),
+    "podman": ("podman",),
+}
+_K3S = "/usr/local/bin/k3s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`ask`: packages whose offered versions are told; `passed`: slots of the host's cards that VMs get; `staying`: the
+    same of cards that are with the host's driver from its next start on, also where vfio-pci has them now; `released`:
+    so is a card, `passed` left out, that homelab.vfio= alone has bound for this boot; else it doesn't count.
+    """
+
+    ask: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    staying: tuple[str, ...] = ()
+    released: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
+    begins with the step: repository, driver, boot, cuda, toolkit, libraries.
+    """
+
+    boot_id: str
+    distribution: str | None
+    version: str | None
+    architecture: str
+    kernels: tuple[str, ...]
+    running: str
+    secure_boot: bool | None
+    mok_enrolled: bool | None
+    cards: tuple[str, ...]
+    nouveau: bool
+    loaded: str
+    loaded_flavour: driver.Flavour | None
+    host_driver: str | None
+    runtimes: tuple[Runtime, ...]
+    room: int | None
+    offered: dict[str, tuple[str, ...]] | None
+    steps: tuple[str, ...]
+    drift: tuple[str, ...]
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """:raises Failure: what decides something can't be read."""
+    files, loaded, packages = system.files, nvidia.loaded(system), installed(system)
+    name, version = distribution(system)
+    secure_boot, enrolled = _secure_boot(system)
+    cards, held = _cards(system, wanted)
+    steps = [step for step in files.names(f"{HOME}/steps") if files.is_file(f"{HOME}/steps/{step}")]
+    versions = offered(system, *wanted.ask) if wanted.ask else None
+    return Answer(
+        boot_id=files.text("/proc/sys/kernel/random/boot_id"),
+        distribution=name or None,
+        version=version or None,
+        architecture=_architecture(system),
+        kernels=tuple(driver.kernels(system)) if not system.is_container else (),
+        running=_running(system),
+        secure_boot=secure_boot,
+        mok_enrolled=enrolled,
+        cards=tuple(cards),
+        nouveau=held,
+        loaded=loaded.version if loaded else "",
+        loaded_flavour=loaded.flavour if loaded else None,
+        host_driver=(loaded.version if loaded else "") if system.is_container else None,
+        runtimes=tuple(_runtimes(system, packages)),
+        room=_free(system, "/usr"),
+        offered=None if versions is None else {one: tuple(versions[one]) for one in wanted.ask},
+        steps=tuple(step.removeprefix("nvidia-") for step in steps),
+        drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
+    )
+
+
+def _running(system: System) -> str:
+    return system.files.line("/proc/sys/kernel/osrelease") or system.run.ask("uname", "-r").text
+
+
+def _architecture(system: System) -> str:
+    """As `uname -m` says it: a container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of
+    personality(2); older kernels have no file for it.
+    """
+    told = "" if system.is_container else system.files.line("/proc/sys/kernel/arch")
+    return told or system.run.ask("uname", "-m").text
+
+
+def _free(system: System, place: str) -> int | None:
+    """The bytes that are free on its file system; None: df doesn't say."""
+    lines = system.run.ask("df", "-P", "-B1", system.files.name(place)).text.split("\n")
+    # The second line is `DEVICE BLOCKS USED FREE ...`.
+    words = lines[1].split() if len(lines) > 1 else []
+    return int(words[3]) if len(words) > 3 and words[3].isdecimal() else None
+
+
+# Cards.
+
+
+def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
+    """`vendor:device` of each card: a container's are those whose node it has, a host's those that no VM is to have;
+    and whether nouveau has one.
+    """
+    if system.is_container:
+        return [_ids(system, address) for address in _with_node(system)], False
+    words = _words(system, "/proc/cmdline") if wanted.released else []
+    ours = {one for word in words if word.startswith("homelab.vfio=") for one in word.partition("=")[2].split(",")}
+    given = _given(system) if ours or wanted.staying else []
+    found = []
+    for address in system.files.names(_PCI):
+        if not _line(system, f"{_PCI}/{address}/class").startswith("0x03"):
+            continue
+        slot, held = address.rpartition(".")[0], system.files.target(f"{_PCI}/{address}/driver").rpartition("/")[2]
+        stays = slot in wanted.staying
+        if held == "vfio-pci" and (ours or wanted.staying):
+            # What somebody else gives to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
+            if _is_overridden(system, address) or (not stays and _is_given(system, address, given)):
+                continue
+            if f"{address}={_ids(system, address)}" in ours:
+                held = "released"
+        if stays or (held != "vfio-pci" and slot not in wanted.passed):
+            found.append(_ids(system, address))
+    nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.held_by_others(system))
+    return found, nouveau
+
+
+def _with_node(system: System) -> Iterator[str]:
+    for address in system.files.names(_GPUS):
+        text = (system.files.need(f"{_GPUS}/{address}/information") or b"").decode("utf-8", "replace")
+        minor = re.search(r"^Device Minor:\s*([0-9]+)", text, re.MULTILINE)
+        if minor and system.files.exists(f"/dev/nvidia{minor[1]}") and system.files.is_file(f"{_PCI}/{address}/vendor"):
+            yield address
+
+
+def _ids(system: System, address: str) -> str:
+    parts = (_line(system, f"{_PCI}/{address}/{name}").removeprefix("0x") for name in ("vendor", "device"))
+    return ":".join(parts)
+
+
+def _given(system: System) -> list[str]:
+    """The ids that somebody else gives to vfio-pci from this host's next start on."""
+    names = [name for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
+    found = []
+    for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
+        if system.files.is_file(path):
+            found += vfio_ids.given(path, (system.files.need(path) or b"").decode("utf-8", "surrogateescape"))
+    loader = boot.find_loader(system).name
+    if boot.is_configurable(system, loader):
+        words = cmdline.configured(system, loader, others=True).replace('"', "").split()
+        found += [word.partition("=")[2] for word in words if re.match(r"vfio[-_]pci\.ids=", word)]
+    return found
+
+
+def _is_given(system: System, address: str, given: list[str]) -> bool:
+    def of(name: str) -> str:
+        return _line(system, f"{_PCI}/{address}/{name}").removeprefix("0x") or "0"
+
+    subsystem = f"{of('subsystem_vendor')}:{of('subsystem_device')}"
+    return any(vfio_ids.names(ids, f"{of('vendor')}:{of('device')}", subsystem, of("class")) for ids in given)
+
+
+def _is_overridden(system: System, address: str) -> bool:
+    """Whether driverctl puts it on vfio-pci at each start. Older versions name its file without `pci-`."""
+    paths = (f"/etc/driverctl.d/{prefix}{address}" for prefix in ("pci-", ""))
+    return any(vfio_ids.NAME.search((system.files.need(path) or b"").decode("utf-8", "replace")) for path in paths)
+
+
+def _words(system: System, path: str) -> list[str]:
+    return (system.files.need(path) or b"").decode("utf-8", "surrogateescape").split()
+
+
+def _line(system: System, path: str) -> str:
+    return (system.files.need(path, 4096) or b"").decode("utf-8", "replace").partition("\n")[0]
+
+
+# What it boots with, and runs.
+
+
+def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
+    """Whether the kernel takes only signed modules, and whether the key that DKMS signs with is among its own; None:
+    nobody says.
+    """
+    if system.is_container:
+        return None, None
+    is_on: bool | None = None
+    # Four bytes of attributes, then the value.
+    value = system.files.read(_SECURE_BOOT, 16)
+    if not system.files.is_folder("/sys/firmware/efi"):
+        is_on = False
+    elif value is not None:
+        is_on = value[4:5] == b"\x01"
+    else:
+        said = system.run.ask("mokutil", "--sb-state").text
+        is_on = True if "enabled" in said else False if "disabled" in said else None
+    if not is_on or not system.run.has("mokutil"):
+        return is_on, None
+    keys = (key for key in _KEYS if system.files.is_file(key))
+    answers = [system.run.ask("mokutil", "--test-key", system.files.name(key)) for key in keys]
+    return is_on, any(b"already enrolled" in done.output + done.error for done in answers)
+
+
+def _runtimes(system: System, packages: Installed) -> Iterator[Runtime]:
+    yield from (name for name, its in _RUNTIMES.items() if any(package in packages.present for package in its))
+    if system.files.is_file(_K3S):
+        yield "k3s"
+
+
+# How far what was put there is still so.
+
+
+def _layers(system: System, folder: str, *others: str) -> list[str]:
+    names = system.files.names(folder)
+    return [name for name in names if name.startswith("nvidia-")] + [name for name in others if name in names]
+
+
+def _of_files(system: System) -> Iterator[str]:
+    for layer in _layers(system, f"{HOME}/files", "cuda"):
+        for path, state in system.files.of_layer(layer).items():
+            if state != "ok":
+                yield f"{layer.removeprefix('nvidia-')}: {path} is {state}"
+
+
+def _of_packages(system: System, packages: Installed) -> Iterator[str]:
+    for layer in _layers(system, RECORDS, "cuda", "toolkit", "libraries"):
+        for name, record in recorded(system, layer).items():
+            now = packages.present.get(name, "")
+            if (now or "-") != record.now:
+                yield f"{layer.removeprefix('nvidia-')}: package {name} is {now or 'gone'}, it was {record.now}"
+
+
+def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
+    noted = driver.note(system)
+    if not noted.version:
+        return
+    if given_up := (system.files.need(f"{HOME}/given-up") or b"").decode("utf-8", "replace").strip():
+        yield f"driver: the update to {given_up} was given up, {noted.version} is back"
+    if driver.update_phase(system) in ("trying", "back"):
+        yield "driver: an update was cut short"
+    found = driver.library_version(system)
+    if found != noted.version:
+        yield f"driver: its libraries are {found or 'gone'}, they were {noted.version}"
+    if system.is_container:
+        if loaded and loaded.version not in ("", noted.version):
+            yield f"driver: its libraries are {found or 'gone'}, the host's driver is {loaded.version}"
+        return
+    for kernel in driver.kernels(system) if noted.target == "host" else [_running(system)]:
+        module = driver.module(system, kernel).version
+        if module != noted.version:
+            what = f"{module} as module" if module else "no module"
+            yield f"driver: the kernel {kernel} has {what}, the driver is {noted.version}"
+    if not loaded or not loaded.version:
+        yield f"boot: no module is loaded, the driver is {noted.version}"
+    elif loaded.version != noted.version:
+        yield f"boot: {loaded.version} is loaded, the driver is {noted.version}"
+    elif noted.flavour and loaded.flavour != noted.flavour:
+        yield f"boot: the {loaded.flavour} modules are loaded, the {noted.flavour} ones are installed"

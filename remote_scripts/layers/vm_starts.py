@@ -1,0 +1,63 @@
+"""A VM's starts, by Proxmox VE's tasks: what the log of the last one says of its cards, and whether any ended well. HA
+starts a VM as root@pam, whose tasks a token without Sys.Audit doesn't see.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+from remote_scripts.shared import guest_tasks
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+_OF_CARDS = re.compile(r"failed to reset PCI device|stuck in D3")
+_LOG_BYTES = 4000
+_MOST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`since`: in seconds since 1970; an earlier start doesn't count."""
+
+    vmid: int
+    since: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
+    of a card that doesn't wake up; `started`: whether any of them ended well; `now`: the node's clock, in seconds since
+    1970; `boot`: what tells the node's boot from every other.
+    """
+
+    task: str
+    log: str
+    started: bool
+    now: int
+    boot: str
+
+
+def read(system: System, wanted: Wanted) -> Answer:
+    """:raises Failure: what is noted of tasks can't be read."""
+    starts = guest_tasks.starts(system, "qm", wanted.vmid, wanted.since)
+    log = _of_cards(system, starts[-1].upid) if starts else ""
+    well = any(start.well for start in starts)
+    return Answer(starts[-1].upid if starts else "", log, well, int(time.time()), guest_tasks.boot_of(system))
+
+
+def _of_cards(system: System, upid: str) -> str:
+    """A log lies in the folder of the last digit of its task's start. One that was cleared away says nothing."""
+    path = f"{guest_tasks.TASKS}/{upid.split(':')[4][-1]}/{upid}"
+    content = system.files.read(path, _MOST_BYTES)
+    if content is None and system.files.exists(path):
+        raise Failure(
+            "to know what the VM's last start says of its cards",
+            f"{path} can't be read",
+            "a card that could not be reset, or doesn't wake up, would go unnoticed",
+            f"see on the host why {path} can't be read, mend it, and run the same again",
+        )
+    lines = (line for line in as_text(content or b"", _MOST_BYTES).split("\n") if _OF_CARDS.search(line))
+    return "\n".join(lines)[:_LOG_BYTES]

@@ -1,0 +1,22 @@
+"""Which distribution a system is, by os-release(5)."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.tools.system import System
+
+
+def distribution(system: System) -> tuple[str, str]:
+    """ID and VERSION_ID, such as debian and 13; empty where it says none.
+
+    :raises OSError: it is there, and can't be read.
+    """
+    content = system.files.need("/etc/os-release")
+    text = (content or system.files.need("/usr/lib/os-release") or b"").decode("utf-8", "replace")
+    return _value(text, "ID"), _value(text, "VERSION_ID")
+
+
+def _value(text: str, key: str) -> str:
+    found = re.search(rf"^{key}=[\"']?([^\"'\n]*)[\"']?$", text, re.MULTILINE)
+    return found[1] if found else ""

@@ -1,0 +1,58 @@
+"""A restart of the system, once what asks for it has answered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+
+_PROCESSES = Path("/proc")  # not below the system's root: it is about this very process
+# The first of its words is the process that has the answer to give, the second the connection's. Of a busy system what
+# comes between the order and the answer can take longer than any fixed time.
+_WAIT = (
+    'timeout 60 tail -s 0.1 --pid="$1" -f /dev/null; timeout 1 tail -s 0.1 --pid="$2" -f /dev/null; systemctl reboot'
+)
+
+
+def starters(process: int = 0) -> list[tuple[int, str]]:
+    """The processes that have started this one, and these, with their names; the nearest first.
+
+    :param process: in the place of this one.
+    """
+    found: list[tuple[int, str]] = []
+    process = process or os.getpid()
+    while True:
+        try:
+            text = (_PROCESSES / f"{process}/status").read_text(encoding="utf-8", errors="replace")
+            about = dict(line.partition(":\t")[::2] for line in text.split("\n"))
+            process = int(about["PPid"])
+            if process <= 1:
+                return found
+            name = (_PROCESSES / f"{process}/comm").read_text(encoding="utf-8", errors="replace")
+            found.append((process, name.strip()))
+        except (OSError, KeyError, ValueError):  # one of them has ended
+            return found
+
+
+def is_stopping(system: System) -> bool:
+    """Whether this system goes down or restarts. One that does takes no new unit (`Transaction is destructive`), and
+    needs no second restart.
+    """
+    return system.run.ask("systemctl", "is-system-running").text == "stopping"
+
+
+def restart_soon(system: System) -> Done:
+    """In a unit of its own, which waits until this process has ended, not a minute; then until the connection has ended
+    that has the answer to send, as whoever has it ends that: a second, since one that serves others too stays. (Timers
+    are a minute inexact by default.) Of a system that goes down already the status is 0.
+    """
+    above = starters()
+    # sshd's nearest process; the agent's last one before it has the answer to give.
+    ends = next((place for place, (_, name) in enumerate(above) if name.startswith("sshd")), None)
+    connection = 1 if ends is None else above[ends][0]  # 1 doesn't end
+    words = ("sh", "-c", _WAIT, "restart", str(os.getpid()), str(connection))
+    timer = ("--collect", "--on-active=0.1", "--timer-property=AccuracySec=100ms")
+    done = system.run.do("systemd-run", *timer, *words)
+    return Done(0, b"") if done.status and is_stopping(system) else done

@@ -1,0 +1,181 @@
+"""The layer read_system on folders that stand for a system: what it says, how far what was put there is still so, and what can't be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from homelab.errors import HomelabError
+from homelab.nvidia.reading import parse
+from remote_scripts.layers import read_packages
+from remote_scripts.layers.read_system import Wanted
+from tests.agent.kit import Host, Refused
+
+HOME = "/var/lib/homelab"
+LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+
+
+def read(host: Host) -> dict[str, Any]:
+    host.programs.setdefault("uname", lambda *_: "x86_64\n")
+    found: dict[str, Any] = host.ask("read", "read_system", Wanted())
+    parse(found)
+    return found
+
+
+def test_a_system_of_which_nothing_is_known_is_read(host: Host) -> None:
+    found = read(host)
+    assert found["distribution"] is None and found["version"] is None
+    assert found["cards"] == [] and found["kernels"] == [] and found["drift"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('ID=debian\nVERSION_ID="12"\n', ("debian", "12")),
+        ("ID=debian\n", ("debian", None)),
+        ("VERSION_ID='24.04'\nID=\"ubuntu\"\nID_LIKE=debian\n", ("ubuntu", "24.04")),
+    ],
+)
+def test_os_release_in_its_shapes(host: Host, text: str, expected: tuple[str, str | None]) -> None:
+    host.write("/etc/os-release", text)
+    found = read(host)
+    assert (found["distribution"], found["version"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "version", "flavour"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (dvs-builder)", "580.105.08", "open"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025", "550.163.01", "proprietary"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.157  Wed Oct 12 09:19:07 UTC 2022", "390.157", "proprietary"),
+    ],
+)  # fmt: skip
+def test_the_loaded_module_in_the_drivers_own_words(host: Host, line: str, version: str, flavour: str) -> None:
+    host.write("/proc/driver/nvidia/version", f"{line}\nGCC version:  gcc version 14.2.0 (Debian 14.2.0-19)\n")
+    found = read(host)
+    assert (found["loaded"], found["loaded_flavour"]) == (version, flavour)
+
+
+@pytest.mark.parametrize(("byte", "on"), [(0, False), (1, True)])
+def test_secure_boot_from_the_firmwares_variable(host: Host, byte: int, on: bool) -> None:
+    place = host.root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(bytes([6, 0, 0, 0, byte]))
+    assert read(host)["secure_boot"] is on
+
+
+def test_a_firmware_that_tells_nothing_leaves_secure_boot_open(host: Host) -> None:
+    (host.root / "sys/firmware/efi").mkdir(parents=True)
+    assert read(host)["secure_boot"] is None
+
+
+def test_kernels_are_those_that_can_be_booted_the_oldest_first(host: Host) -> None:
+    for name in ("6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"):
+        host.write(f"/boot/vmlinuz-{name}", "")
+    host.write("/lib/modules/5.15.0-1-generic/updates/dkms/nvidia.ko", "")
+    assert read(host)["kernels"] == ["6.8.0-9-generic", "6.8.0-86-generic", "6.14.0-5-generic"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"boot_id": 1}'])
+def test_what_is_no_reading_is_said_so(text: str) -> None:
+    with pytest.raises(HomelabError, match="as read_system gives it"):
+        parse(text)
+
+
+def test_of_32_bits_is_what_uname_says_so_whatever_the_kernel_is(host: Host) -> None:
+    host.write("/proc/sys/kernel/arch", "x86_64\n")
+    host.programs["uname"] = lambda *_: "i686\n"
+    assert read(host)["architecture"] == "x86_64", "a container is asked: tests/agent/test_tools_container.py"
+
+
+# -- how far what was put there is still so ---------------------------------------------------------------------------
+@pytest.fixture
+def installed(host: Host) -> Host:
+    """A host with a driver, as the steps leave it."""
+    host.write(f"{HOME}/nvidia-driver", "580.105.08\tpackages\thost\topen\n")
+    host.write(
+        "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  R\n"
+    )
+    host.write(f"{LIBRARIES}/libnvidia-ml.so.580.105.08", "")
+    (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.580.105.08")
+    host.write("/boot/vmlinuz-6.17.2-1-pve", "")
+    host.write("/etc/apt/preferences.d/nvidia", "Pin\n")
+    digest = hashlib.sha256(b"Pin\n").hexdigest()
+    host.write(f"{HOME}/files/nvidia-repository/etc/apt/preferences.d/nvidia", f"0644 {digest}\n")
+    host.write(f"{HOME}/packages/cuda", "cuda-12\t12.8-1\t-\tauto\n")
+    for step in ("nvidia-driver", "cuda"):
+        host.write(f"{HOME}/steps/{step}", "hosts.pve\n")
+    host.programs["dpkg-query"] = lambda *_: "cuda-12\tinstalled\t12.8-1\nold\tconfig-files\t1\n"
+    host.programs["modinfo"] = lambda *_: "version:        580.105.08\nlicense:        Dual MIT/GPL\n"
+    return host
+
+
+def test_what_is_as_the_steps_left_it_has_no_drift(installed: Host) -> None:
+    found = read(installed)
+    assert found["drift"] == [] and found["steps"] == ["cuda", "driver"] and found["host_driver"] is None
+
+
+DRIFTS: dict[str, tuple[Callable[[Host], object], str]] = {
+    "a file": (lambda host: host.write("/etc/apt/preferences.d/nvidia", "x"), "repository: /etc/apt/preferences.d/nvidia is changed"),
+    "a file is gone": (lambda host: (host.root / "etc/apt/preferences.d/nvidia").unlink(), "repository: /etc/apt/preferences.d/nvidia is missing"),
+    "a package": (lambda host: host.programs.update({"dpkg-query": lambda *_: "cuda-12\tinstalled\t12.9-1\n"}), "cuda: package cuda-12 is 12.9-1, it was 12.8-1"),
+    "a package is gone": (lambda host: host.programs.update({"dpkg-query": lambda *_: ""}), "cuda: package cuda-12 is gone, it was 12.8-1"),
+    "given up": (lambda host: host.write(f"{HOME}/given-up", "590.1.1\n"), "driver: the update to 590.1.1 was given up, 580.105.08 is back"),
+    "cut short": (lambda host: host.write(f"{HOME}/update/phase", "trying\n"), "driver: an update was cut short"),
+    "libraries": (lambda host: (host.root / LIBRARIES[1:] / "libnvidia-ml.so.1").unlink(), "driver: its libraries are gone, they were 580.105.08"),
+    "a kernel": (lambda host: host.programs.update({"modinfo": lambda *_: 1}), "driver: the kernel 6.17.2-1-pve has no module, the driver is 580.105.08"),
+    "no module": (lambda host: (host.root / "proc/driver/nvidia/version").unlink(), "boot: no module is loaded, the driver is 580.105.08"),
+    "another one": (lambda host: host.write("/proc/driver/nvidia/version", "Open Kernel Module 570.1.1\n"), "boot: 570.1.1 is loaded, the driver is 580.105.08"),
+    "another flavour": (lambda host: host.write("/proc/driver/nvidia/version", "NVIDIA UNIX x86_64 Kernel Module  580.105.08\n"), "boot: the proprietary modules are loaded, the open ones are installed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DRIFTS)
+def test_each_difference_is_a_line_after_its_step(installed: Host, case: str) -> None:
+    change, line = DRIFTS[case]
+    change(installed)
+    assert read(installed)["drift"] == [line]
+
+
+# -- what can't be read ------------------------------------------------------------------------------------------------
+def unreadable(host: Host, path: str) -> None:
+    where = host.root / path.lstrip("/")
+    where.unlink(missing_ok=True)
+    where.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/os-release", f"{HOME}/nvidia-driver", f"{HOME}/packages/cuda", f"{HOME}/update/phase"]
+)
+def test_what_is_there_and_cant_be_read_is_no_nothing(installed: Host, path: str) -> None:
+    unreadable(installed, path)
+    with pytest.raises(Refused, match=f"it can't be read: {path}"):
+        read(installed)
+
+
+def test_packages_that_dpkg_doesnt_tell_are_not_none(installed: Host) -> None:
+    installed.programs["dpkg-query"] = lambda *_: 2
+    with pytest.raises(Refused, match="wanted: which packages are installed"):
+        read(installed)
+    with pytest.raises(Refused, match="wanted: which packages are installed"):
+        installed.ask("read", "read_packages", read_packages.Wanted())
+
+
+def test_packages_with_what_the_repositories_have_of_them(installed: Host) -> None:
+    shown = "Package: cuda-12\nVersion: 12.9-1\nSHA256: b\n\nPackage: cuda-12\nVersion: 12.8-1\nSHA256: a\n"
+    installed.write("/etc/os-release", 'ID=debian\nVERSION_ID="13"\n')
+    installed.write("/usr/bin/nvidia-uninstall", "", 0o755)
+    installed.write(f"{HOME}/nvidia-run", "580.105.08\nurl\nsum\n")
+    installed.programs["apt-cache"] = lambda *_: shown
+    assert installed.ask("read", "read_packages", read_packages.Wanted()) == {
+        "distribution": "debian 13",
+        "driver": "580.105.08",
+        "packages": ["cuda-12 12.8-1 a 12.9-1"],
+        "installer": "580.105.08 sum",
+    }
+    installed.programs["apt-cache"] = lambda *_: 2
+    with pytest.raises(Refused, match="wanted: what the repositories have"):
+        installed.ask("read", "read_packages", read_packages.Wanted())
