@@ -64,6 +64,7 @@ docs: .venv/.program ## the tables in docs/ and the schemas, written anew from t
 	@$(VENV) -m homelab.nvidia.document
 	@$(VENV) -m homelab.contract
 	@$(VENV) -m tests.compared
+	@$(VENV) -m tests.hardware
 
 bench: .venv/.dev ## the same host job by this program, pyinfra and Ansible, as ratios
 	@$(VENV) -m bench

@@ -23,6 +23,7 @@ _COMMANDS = {
     "lock": ("lock", "main"),
     "outdated": ("lock", "show_outdated"),
     "drift": ("drift", "main"),
+    "report": ("report", "main"),
 }
 _ALL = "one stack has several hosts; several stacks are a loop in your shell"
 # Words that were commands: what to use in their place.
@@ -77,5 +78,6 @@ HELP = """usage: homelab COMMAND ...
   lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
   outdated what is newer, and whether it fits; changes nothing
   drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day
+  report   writes a file that shows others what works on this machine: no addresses, names or keys; changes nothing
 
 homelab COMMAND --help lists what a command takes."""

@@ -130,6 +130,24 @@ class Pulumi:
             f"to encrypt {path}",
         )
 
+    def outputs(self) -> dict[str, object]:
+        """The outputs of the stack's last `up`, those that are secrets as a word.
+
+        :raises HomelabError: Pulumi can't read them.
+        """
+        process = self._run("stack", "output", "--json", "--stack", self.stack)
+        try:
+            if process.returncode == 0 and isinstance(values := json.loads(process.stdout), dict):
+                return values
+        except ValueError:
+            pass
+        raise HomelabError(
+            wanted=f"the outputs of the stack {self.stack}",
+            found=(process.stderr or process.stdout).strip()[-800:],
+            why="they say what guests saw of their cards",
+            next="run it as you run `pulumi up`: in the project's folder, with the same passphrase and login",
+        )
+
     def preview(self, *, to_errors: bool) -> int:
         """`pulumi preview`, shown to the person; its exit status.
 

@@ -115,11 +115,13 @@ class ContainerReading(Fact):
 
 
 class Extra(Fact):
-    """The answer of the agent's layer diagnose. `driver`: version of the NVIDIA module that is loaded; `char_devices`:
-    /proc/devices; `links`: those in /dev/dri/by-path.
+    """The answer of the agent's layer diagnose. `machine`: maker and model; `processor`: its model; `driver`: version
+    of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `links`: those in /dev/dri/by-path.
     """
 
     node: str
+    machine: str = ""
+    processor: str = ""
     guests: list[KnownGuest]
     driver: str
     char_devices: str

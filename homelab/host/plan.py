@@ -20,6 +20,9 @@ from remote_scripts.shared.words import missing_words
 # and braces: the binding doesn't need it. Other makers' drivers never are (DRIVERS).
 NVIDIA_BLACKLIST = f"modprobe.blacklist={','.join(DRIVERS[NVIDIA])}"
 
+# What gives a device to a guest.
+VFIO_MODULES = ("vfio", "vfio_iommu_type1", "vfio_pci")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -257,7 +260,7 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
                 next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
             )
         )
-    missing = [name for name in ("vfio", "vfio_iommu_type1", "vfio_pci") if name not in facts.modules]
+    missing = [name for name in VFIO_MODULES if name not in facts.modules]
     if want.functions and missing:
         errors.append(
             HomelabError(

@@ -23,6 +23,9 @@ from remote_scripts.tools.text import as_text
 # Opening a card that nobody uses takes its driver a second or two.
 _INSIDE_SECONDS = 25.0
 _INSIDE_BYTES = 1 << 20
+_DMI = "/sys/class/dmi/id"
+_MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
+_MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _NODES = "/etc/pve/nodes"
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
@@ -69,12 +72,15 @@ class Container:
 
 @dataclass(frozen=True)
 class Answer:
-    """`driver`: the version of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `nodes`: a line for
-    each character device of graphics, as inspect_inside.sh has them: path, major, minor (hexadecimal), mode, owner,
-    group, kind; `links`: those in /dev/dri/by-path, each with where it leads.
+    """`machine`: its maker's name and model, its board's too; `processor`: its model; both empty where the firmware or
+    the kernel doesn't say it. `driver`: the version of the NVIDIA module that is loaded; `char_devices`: /proc/devices;
+    `nodes`: a line for each character device of graphics, as inspect_inside.sh has them: path, major, minor
+    (hexadecimal), mode, owner, group, kind; `links`: those in /dev/dri/by-path, each with where it leads.
     """
 
     node: str
+    machine: str
+    processor: str
     guests: tuple[Guest, ...]
     driver: str
     char_devices: str
@@ -92,6 +98,8 @@ def read(system: System, wanted: Wanted) -> Answer:
     links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
     return Answer(
         node=as_text(system.run.ask("hostname").text),
+        machine=_machine(system),
+        processor=_processor(system),
         guests=tuple(_guests(system)),
         driver=nvidia.version(system),
         char_devices=files.text("/proc/devices"),
@@ -99,6 +107,19 @@ def read(system: System, wanted: Wanted) -> Answer:
         links="\n".join(links),
         containers=tuple(_containers(system, wanted.containers)),
     )
+
+
+def _machine(system: System) -> str:
+    """No serial number: the files with these have other names."""
+    parts = {name: system.files.text(f"{_DMI}/{name}").strip() for name in _MACHINE}
+    machine = " ".join(filter(None, (parts["sys_vendor"], parts["product_name"])))
+    board = " ".join(filter(None, (parts["board_vendor"], parts["board_name"])))
+    return "; board: ".join(filter(None, dict.fromkeys((machine, board))))
+
+
+def _processor(system: System) -> str:
+    found = _MODEL.search(system.files.text("/proc/cpuinfo"))
+    return found[1].strip() if found else ""
 
 
 def _guests(system: System) -> Iterator[Guest]:

@@ -155,3 +155,23 @@ def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytes
     monkeypatch.setattr("pathlib.Path.glob", lambda *_: __import__("time").sleep(0.5))
     with pytest.raises(Refused, match="no answer within 0 s"):
         read(host)
+
+
+@pytest.mark.parametrize(
+    ("files", "machine"),
+    [
+        ({"sys_vendor": "AOOSTAR", "product_name": "WTR MAX"}, "AOOSTAR WTR MAX"),
+        (
+            {"sys_vendor": "ASUS", "product_name": "Z", "board_vendor": "ASUSTeK", "board_name": "PRIME"},
+            "ASUS Z; board: ASUSTeK PRIME",
+        ),
+        ({"sys_vendor": "X", "product_name": "Y", "board_vendor": "X", "board_name": "Y"}, "X Y"),
+        ({}, ""),
+    ],
+)
+def test_the_machine_is_named_without_its_serial_number(host: Host, files: dict[str, str], machine: str) -> None:
+    for name, text in {**files, "product_serial": "secret-6", "product_uuid": "secret-7"}.items():
+        host.write(f"/sys/class/dmi/id/{name}", f"{text}\n")
+    host.write("/proc/cpuinfo", "vendor_id\t: AuthenticAMD\nmodel name\t: AMD Ryzen 7 8845HS\nflags\t\t: fpu\n")
+    extra = read(host)
+    assert (extra.machine, extra.processor) == (machine, "AMD Ryzen 7 8845HS")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
+from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
 from tests.e2e.person import DOWN, ENTER, SPACE, UP
@@ -82,6 +88,8 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     for ctid in (201, 202):
         assert set(inside_container(stack, ctid, version).split()) == host
 
+    the_owners_report_says_what_was_seen_and_nothing_about_the_network(stack)
+
     stack.lab.run("pct set 201 --onboot 1; pct set 202 --onboot 1; qm set 103 --onboot 1")
     stack.lab.reboot()  # nothing but the service makes the nodes on this host
     assert opens(stack, 201, "/dev/nvidia-uvm", NOBODY)
@@ -98,6 +106,41 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
     }
     assert {name for name, length in sent.items() if length > 20_000} == {"sandbox-repo", "sandbox-driver"}, sent
     the_vms_card_goes_to_a_container_too_in_two_runs(stack)
+
+
+def the_owners_report_says_what_was_seen_and_nothing_about_the_network(stack: Stack) -> None:
+    """`homelab report`, as a person runs it after the first `up`."""
+    file = stack.folder / "report.json"
+    words = ["--stack", "lab", "--config-file", str(stack.folder / "Pulumi.lab.yaml"), "--output", str(file)]
+    mark = stack.lab.mark()
+    done = subprocess.run(
+        [sys.executable, "-m", "homelab", "report", *words],
+        cwd=PROJECT, env=stack.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    assert not [entry for entry in stack.lab.programs(mark) if entry["program"] in ("nvidia-smi", "modprobe")]
+    text = file.read_text()
+    (host,) = json.loads(text)["hosts"]
+    cards: dict[str, dict[str, Any]] = {card["use"]: card for card in host["cards"] if card["id"].startswith("10de")}
+    assert {one["criterion"]: one["met"] for one in (*host["criteria"], *cards["vm"]["criteria"])} == dict.fromkeys(
+        (
+            "the IOMMU is on", "the VFIO modules are loaded", "NVIDIA's driver works in the host",
+            "each function is on vfio-pci, none on a driver of the host", "it is offered to VMs",
+            "a VM sees the card", "NVIDIA's driver works in a VM",
+        ),
+        True,
+    )  # fmt: skip
+    assert {one["criterion"]: one["met"] for one in cards["lxc"]["criteria"]} == {
+        "NVIDIA's driver has the card": True,
+        "a container sees the card": True,
+        "NVIDIA's driver works in a container": True,
+    }
+    output = stack.output()
+    secret = {stack.host["address"], output["hosts"]["pve"]["bootId"]}
+    secret |= {guest["name"] for kind in ("vms", "containers") for guest in output[kind].values()}
+    secret |= {card["uuid"] for card in output["hosts"]["pve"]["nvidia"]["gpus"]} | {"0000:1d", "SHA256", "ssh-"}
+    assert not [word for word in secret if word in text]
+    assert not re.search(r"\bpve\b(?<!-pve)", text)  # the node's name, which a kernel's ends with
 
 
 def the_vms_card_goes_to_a_container_too_in_two_runs(stack: Stack) -> None:

@@ -1,0 +1,93 @@
+"""`python -m homelab report`: writes what the hosts show after `up`, each acceptance criterion with its evidence, for
+an issue; docs/hardware.md is made from such files.
+
+Reads the hosts over SSH, and the stack's outputs by `pulumi stack output`; changes nothing. Exit status: 0, written; 2,
+a host couldn't be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from homelab import __version__, hardware
+from homelab.cli import stack_options
+from homelab.cli.pulumi import Pulumi
+from homelab.contract import Outputs, consumed
+from homelab.errors import HomelabError
+from homelab.remote import diagnosis
+from homelab.settings import project
+
+WRITTEN, UNREADABLE = 0, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m homelab report",
+        description="What works on this machine, for docs/hardware.md: machine, cards, versions and what was seen of "
+        "them; no addresses, names, keys or serial numbers.",
+    )
+    stack_options.add(parser)
+    parser.add_argument(
+        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
+    )
+    parser.add_argument(
+        "--undo",
+        choices=get_args(hardware.Undo),
+        default="not tried",
+        help="what became of the host after a `pulumi destroy` (default: not tried)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("homelab-report.json"), help="the file (default: homelab-report.json)"
+    )
+    return parser
+
+
+def report(arguments: argparse.Namespace, outputs: Outputs | None) -> hardware.HardwareReport:
+    """The report on all hosts of the settings.
+
+    :param outputs: of the stack; None: they can't be read.
+    :raises HomelabError: the settings or a host can't be read.
+    """
+    file = stack_options.read(arguments)
+    hosts = []
+    # Without a host in the file, `host` says so.
+    host_names: list[str | None] = [*file.host_names()] or [None]
+    for host_name in host_names:
+        name, host = file.host(host_name, arguments.identity)
+        hosts.append(hardware.of_host(asyncio.run(diagnosis.read(host)), name, host, outputs))
+    today = datetime.date.today().isoformat()
+    return hardware.HardwareReport(homelab=__version__, date=today, undo=arguments.undo, hosts=hosts)
+
+
+def outputs_of(stack: str) -> Outputs:
+    """The outputs of the stack's last `up`.
+
+    :raises HomelabError: there are none, or Pulumi can't read them.
+    """
+    return consumed(f"the stack {stack}", Pulumi.find(project(), stack).outputs())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parser().parse_args(argv)
+    outputs = None
+    try:
+        outputs = outputs_of(arguments.stack)
+    except HomelabError as error:
+        print(f"What the guests saw stays unknown in this report:\n{error}\n", file=sys.stderr)
+    try:
+        made = report(arguments, outputs)
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    arguments.output.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
+    print(*made.lines(), sep="\n")
+    print(f"written: {arguments.output}. Look at it, then put it into an issue: the form is Hardware report.")
+    return WRITTEN
