@@ -13,7 +13,7 @@ from typing import cast
 import pulumi
 
 from homelab.errors import HomelabError
-from homelab.remote import scripts
+from homelab.host.reboot import wanted as wanted_reboot
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.boot_verification import BootVerification
@@ -29,6 +29,7 @@ from homelab.shapes import (
     IommuSeen,
 )
 from homelab.stack import Refusal
+from remote_scripts.layers.reboot import Boot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +69,22 @@ class HostReboot(pulumi.ComponentResource):
             "gpus": probe.gpus,
             "generation": probe.boot_generation,
         }
-        wanted = pulumi.Output.all(
+        known = pulumi.Output.all(
             probe.iommu_words, probe.vfio_words, probe.functions, driver, flavour, _await_node(args.previous_node)
         )
-        reboot = remote.script(
+        reboot = remote.layer(
             f"{name}-reboot",
             host,
-            wanted.apply(
-                lambda values: scripts.reboot_host(
-                    host.reboot,
-                    f"{values[0]} {values[1]}".strip(),
-                    sorted(values[2]),
-                    host.timeouts.rollback,
-                    values[3],
-                    values[4],
-                    awaited=host.timeouts.boot,
-                    keep_quorum=not host.allow_quorum_loss,
-                    guests=host.guests_at_reboot,
+            "reboot",
+            known.apply(
+                lambda values: wanted_reboot(
+                    host,
+                    Boot(
+                        words=(*values[0].split(), *values[1].split()),
+                        functions=tuple(sorted(values[2])),
+                        driver=values[3],
+                        flavour=values[4],
+                    ),
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),

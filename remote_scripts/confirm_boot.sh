@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Confirms the running boot, unless this host has taken its boot configuration back, or is about to: disarms the dead man's switch. That
 # stays armed where this boot doesn't run what is configured.
-# Needs: progress, ran/start, switch/arm
+# Needs: progress, switch/arm
 #
 # Arguments: LOCK_TIMEOUT (seconds to wait for another run), UNLESS (a boot's id: nothing is done while that one runs; may be empty), JUDGED_TOLD (yes: what this
-#   host has judged itself was told to somebody); of `start_guests` LATER and UNWANTED (as of lib/ran/start.sh).
+#   host has judged itself was told to somebody).
 # Answers: boot (the running one's id), confirmed (the same; empty: it is not), rolled_back (which boot was, and why), rolling_back (and has still to
 #   restart), judged (for people: this host has judged its boot itself meanwhile).
 # Changes: removes /var/lib/homelab/armed, which decides; then /etc/systemd/system/homelab-rollback.* and /var/lib/homelab/rollback, and judged if JUDGED_TOLD.
-#   start_guests, start_alone: guests that ran before the restart run; /var/lib/homelab/ran and homelab-ran.{service,timer} go.
-# Verbs: apply; start_guests, by an `up` once the boot is confirmed (answers started, off, later: in words); start_alone, of the host's own timer.
+# Verbs: apply.
 
 apply() {
   JUDGED=''
@@ -88,22 +87,6 @@ answer() { # CONFIRMED
   json_entry judged "$JUDGED"
   printf '}\n'
 }
-
-# For so long Proxmox VE, which starts its own guests first, is waited for, in seconds.
-FIRST_SECONDS=300
-
-start_guests() {
-  local until=$((SECONDS + FIRST_SECONDS))
-  told_from_now
-  until start_ran 5; do
-    ((SECONDS < until)) || { log "note: guests that ran before the restart aren't started yet: Proxmox VE hasn't started its own; this host goes on trying (homelab-ran.timer)" && break; }
-    tell_now_and_then "waiting until Proxmox VE has started its guests"
-    sleep 1
-  done
-  printf '{"started":%s,"off":%s,"later":%s}\n' "$(json_list "${RAN_STARTED[@]}")" "$(json_list "${RAN_OFF[@]}")" "$(json_list "${RAN_OWED[@]}")"
-}
-
-start_alone() { start_ran_alone; }
 
 main() {
   "$1" </dev/null

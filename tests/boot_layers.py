@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from homelab.remote import agent
 from homelab.remote.scripts import ROLLBACK_SECONDS
 from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
 from remote_scripts.layers import read_host as read_host_layer
+from remote_scripts.layers import reboot as reboot_layer
+from remote_scripts.layers.reboot import Boot
+from remote_scripts.tools import modules
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,38 @@ def vfio(words: str, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:
 def read_host(**wanted: Any) -> Asked:
     """A reading of a host, by the verb `read`."""
     return Asked("read_host", read_host_layer.Wanted(**wanted))
+
+
+def reboot(
+    words: str,
+    *,
+    policy: Literal["auto", "manual"] = "auto",
+    rollback_after: int = ROLLBACK_SECONDS,
+    awaited: int = 3 * ROLLBACK_SECONDS,
+    driver: str = "",
+    maintenance: bool = False,
+) -> Asked:
+    """The reboot into what was configured."""
+    boot = Boot(words=tuple(words.split()), driver=driver)
+    wanted = reboot_layer.Wanted(
+        policy=policy, boot=boot, rollback_after=rollback_after, awaited=awaited, maintenance=maintenance
+    )
+    return Asked("reboot", wanted)
+
+
+def archive_with(*changes: tuple[str, str, str]) -> str:
+    """The agent's archive in base64, as `agent._archive_text` has it, with other text in some modules.
+
+    Args:
+        changes: of each a module, what it says, and what it is to say.
+    """
+    with zipfile.ZipFile(io.BytesIO(agent.archive())) as whole:
+        texts = {
+            name.removesuffix(".py").replace("/", "."): whole.read(name).decode()
+            for name in whole.namelist()
+            if not name.endswith("__init__.py")
+        }
+    for module, old, new in changes:
+        assert old in texts[f"remote_scripts.{module}"], f"{module}: {old}"
+        texts[f"remote_scripts.{module}"] = texts[f"remote_scripts.{module}"].replace(old, new)
+    return base64.b64encode(modules.packed(texts)).decode()

@@ -20,10 +20,8 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "reboot_host.sh": ("POLICY", "WORDS", "FUNCTIONS", "DRIVER", "FLAVOUR", "SOURCE", "ROLLBACK_AFTER", "ROLLBACK", "AWAITED", "QUORUM", "HA_MODE", "TURN_END", "RAN_PROGRAM"),
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD", "LATER", "UNWANTED"),
-    "cluster_turn.sh": ("LOCK_TIMEOUT", "OVER_SECONDS", "RETURN_SECONDS", "NODE"),
+    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
     "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
     "card_nodes_boot.sh": ("WAIT", "QUORUM"),
     "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),

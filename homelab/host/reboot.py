@@ -1,5 +1,5 @@
-"""The reasons of a reboot in few words, from the reasons for each function and word (remote_scripts/lib/lacking.sh).
-Pure."""
+"""A host's reboot: what the settings say of it, and its reasons in few words, from the reasons for each function and
+word (remote_scripts/shared/lacking.py). Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from homelab.host import names
+from homelab.settings import Host
 from homelab.shapes import CardPlan
+from remote_scripts.layers.reboot import Boot, Wanted
 
 _MISSING = re.compile(r"(?P<words>.+) is not on the running kernel's command line")
 _UNWANTED = re.compile(r"(?P<word>\S+) is no longer wanted")
@@ -22,10 +24,25 @@ _OF_CARDS = ("homelab.vfio=", "modprobe.blacklist=")
 _BLACKLIST_ALONE = "the list of drivers that are kept off the cards changes (modprobe.blacklist)"
 
 
+def wanted(host: Host, boot: Boot) -> Wanted:
+    """What the layer reboot is asked of a host.
+
+    :param boot: what its next boot is to have.
+    """
+    return Wanted(
+        policy=host.reboot,
+        boot=boot,
+        rollback_after=host.timeouts.rollback,
+        awaited=host.timeouts.boot,
+        keep_quorum=not host.allow_quorum_loss,
+        maintenance=host.guests_at_reboot == "maintenance",
+    )
+
+
 def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
     """`the kernel command line gets amd_iommu=on iommu=pt, and RTX 5090 goes to vfio-pci`.
 
-    :param reasons: as reboot_host.sh answers them; an unknown one is kept as it is.
+    :param reasons: as the layer reboot answers them; an unknown one is kept as it is.
     :param cards: of the plan, as in HostProbe's outputs.
     """
     phrases = list(dict.fromkeys(_phrases(reasons, cards)))
@@ -35,7 +52,7 @@ def in_short(reasons: Sequence[str], cards: Mapping[str, CardPlan]) -> str:
 def stopping(guests: str, moves: str = "", *, again: bool = True) -> str:
     """The effect of a reboot on guests, as a part of a sentence.
 
-    :param guests: that it stops, as reboot_host.sh names them.
+    :param guests: that it stops, as the layer reboot names them.
     :param moves: guests that are on other nodes meanwhile.
     :param again: whether the guests are started again, which this program's reboots do even without `onboot`.
     """

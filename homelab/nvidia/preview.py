@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
@@ -219,9 +219,9 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: 
     return Request("host", stack, system, f"hosts.{name}")
 
 
-def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, str]:
+def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, Any]:
     """The driver that a host gets, as far as it is known before its repositories are read: `driver`, `flavour` and
-    `source` of `scripts.reboot_host`. Empty where the settings have none."""
+    `source` of what its boot is to have (`lacking.Boot`). Empty where the settings have none."""
     request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
     if request is None or request.driver is None:
         return {}

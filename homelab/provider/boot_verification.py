@@ -18,12 +18,13 @@ from homelab.resources.base import Boot
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
 from homelab.text import tell, tell_meanwhile
+from remote_scripts.layers import absent_node, cluster_turn, start_guests
 
 # For a connection to another node of the cluster.
 PEER_SECONDS = 5.0
 # For so long this run waits for the guests that the host starts, one after the other; the host goes on without it.
 STARTS_SECONDS = 900.0
-# A running guest in what reboot_host.sh answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
+# A running guest in what the layer reboot answers: `VM 103 (Sandbox), container 901 (ai-lab)`. Names hold no brackets.
 _GUEST = re.compile(r"(?:VM|container) (\d+) \(")
 
 
@@ -45,7 +46,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
                 _verify(self.host(inputs), inputs.host, reboot, want, self._managed_guests(inputs.host))
             )
         except UnreachableError:
-            if reboot["turn"] == "yes":
+            if reboot["turn"]:
                 self._give_up(inputs.host, self.host(inputs).node or inputs.host)
             raise
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
@@ -111,7 +112,7 @@ async def _verify(
         except HomelabError as error:
             # The boot is confirmed all the same; what would change something is refused.
             tell(f"{name}: note: {error.found}")
-    if reboot["turn"] == "yes" and not facts.rolling_back:
+    if reboot["turn"] and not facts.rolling_back:
         await _end_turn(host, name)
     if reboot["reboot"] == "yes" and not facts.rolling_back:
         # Of a boot that was given back this run changes nothing more.
@@ -144,13 +145,16 @@ async def _end_turn(host: Host, name: str) -> None:
     try:
         async with ssh.connect(host) as session:
             seconds = (
-                scripts.CONFIRM_LOCK_SECONDS + scripts.CLUSTER_SECONDS + scripts.RETURN_SECONDS + ssh.SCRIPT_SECONDS
+                cluster_turn.LOCK_SECONDS
+                + cluster_turn.CLUSTER_SECONDS
+                + cluster_turn.RETURN_SECONDS
+                + ssh.SCRIPT_SECONDS
             )
-            answer = scripts.answer(await session.run("apply", scripts.cluster_turn(), seconds, show))
+            answer = await session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds, show)
     except HomelabError as error:
         tell(f"{name}: note: {error.found}")
-        answer = {"over": "no", "set": ""}
-    if answer["over"] != "yes":
+        answer = {"over": False, "set": ""}
+    if not answer["over"]:
         left = answer["set"] or "no other node is restarted"
         tell(
             f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it "
@@ -163,14 +167,13 @@ async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
     to fail."""
     try:
         async with ssh.connect(host) as session:
-            script = scripts.start_guests(managed.start_later, managed.stay_off)
-            output = await session.run(
-                "start_guests", script, STARTS_SECONDS, lambda line: tell_meanwhile(f"{name}: {line}")
+            wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
+            answer = await session.ask(
+                "apply", "start_guests", wanted, STARTS_SECONDS, lambda line: tell_meanwhile(f"{name}: {line}")
             )
     except HomelabError as error:
         tell(f"{name}: note: {error.found}; the host starts the guests that ran before the reboot by itself")
         return
-    answer = scripts.answer(output)
     if answer["started"]:
         tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")
     for line in answer["off"]:
@@ -180,7 +183,7 @@ async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
 async def _lift(host: Host, node: str) -> str:
     """`yes`, `no`, or `none` where there is nothing to lift."""
     async with ssh.connect(host, PEER_SECONDS) as session:
-        return str(scripts.answer(await session.run("lift", scripts.cluster_turn(node)))["lifted"])
+        return str((await session.ask("apply", "absent_node", absent_node.Wanted(node=node)))["lifted"])
 
 
 def kernel_errors(facts: HostFacts, name: str, want: plan.Wanted) -> list[HomelabError]:

@@ -26,7 +26,6 @@ _SCRIPTS = (
     "card_libraries.sh",
     "card_nodes.sh",
     "card_nodes_boot.sh",
-    "cluster_turn.sh",
     "confirm_boot.sh",
     "container_gpus.sh",
     "container_restart.sh",
@@ -38,7 +37,6 @@ _SCRIPTS = (
     "in_container.sh",
     "nvidia_driver.sh",
     "nvidia_repository.sh",
-    "reboot_host.sh",
     "rollback.sh",
 )
 # A text of at most so many characters isn't kept, but stays in the input.

@@ -17,6 +17,7 @@ from homelab.container import plan as container_plan
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
+from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
@@ -30,6 +31,7 @@ from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
+from remote_scripts.layers.reboot import Boot
 
 # How long one reading of a system may take, and how long a VM, which may just be starting or shutting down, has to
 # accept a connection, in seconds.
@@ -92,19 +94,9 @@ async def planned(
         if values and not values.values and not any(file.layer == "values" for file in facts.managed):
             values = None
         files = await _files(session, host, want, containers.values(), values, facts, vms)
-        driver: dict[str, Any] = {}
-        if host.nvidia:
-            driver = preview.driver_to_be(name, host, facts, want)
-        script = scripts.reboot_host(
-            host.reboot,
-            want.words,
-            sorted(want.functions),
-            host.timeouts.rollback,
-            keep_quorum=not host.allow_quorum_loss,
-            guests=host.guests_at_reboot,
-            **driver,
-        )
-        reboot = plan.PlannedReboot(**scripts.answer(await session.run("plan", script, ssh.SCRIPT_SECONDS)))
+        driver = preview.driver_to_be(name, host, facts, want)
+        to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
+        reboot = plan.PlannedReboot(**await session.ask("plan", "reboot", wanted_reboot(host, to_be)))
         if reboot.reboot != "no":
             raise_all(ha.refused_for_restart(facts, host, vms.values()))
     remark_lines = "\n".join(

@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.remote import bash_source
@@ -26,15 +26,6 @@ FOLDER = _PACKAGE.parent / "remote_scripts"
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
-# How long a node that has restarted waits until it can write to its cluster, in seconds: pmxcfs and corosync start
-# after the network.
-CLUSTER_SECONDS = 120
-# How long a node that is to restart waits for its cluster, each time, and for guests that HA moves to other nodes
-# (the same numbers as in reboot_host.sh).
-TURN_SECONDS = 180
-MOVE_SECONDS = 1800
-# How long a node waits for guests that HA brings back to it.
-RETURN_SECONDS = 600
 # How long a VM that takes a shared card waits in its hookscript: for another handover (handover_host.sh: twice
 # START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
@@ -214,55 +205,6 @@ def rollback(rollback_after: str) -> str:
     return f"#!/bin/bash\n{comment}\n{program}"
 
 
-def _switch_arguments(rollback_after: int) -> dict[str, str]:
-    """The arguments of the dead man's switch, for the scripts that arm it."""
-    return {"ROLLBACK_AFTER": str(rollback_after), "ROLLBACK": rollback(str(rollback_after))}
-
-
-def reboot_host(
-    policy: str,
-    words: str,
-    functions: Sequence[str],
-    rollback_after: int,
-    driver: str = "",
-    flavour: str = "",
-    source: str = "either",
-    *,
-    awaited: int = 3 * ROLLBACK_SECONDS,
-    keep_quorum: bool = True,
-    guests: Literal["shutdown", "maintenance"] = "shutdown",
-) -> str:
-    """Standard input of reboot_host.sh, with the verb `apply`, or `plan`, which decides the same and changes nothing.
-
-    :param policy: the setting `reboot`.
-    :param words: command-line words that the boot is to have.
-    :param functions: addresses of the functions that vfio-pci is to have.
-    :param rollback_after: seconds from a boot's start until the dead man's switch checks it.
-    :param driver: NVIDIA's driver that the host's own cards are to have: the installed version; for `plan` also the
-        branch that is to be installed. Empty: any.
-    :param flavour: of its modules.
-    :param source: where it is installed from.
-    :param awaited: seconds for which an `up` waits for the boot.
-    :param keep_quorum: in a cluster, restart only if the other nodes have a quorum without this one.
-    :param guests: what happens to the guests: the setting guestsAtReboot.
-    """
-    return compose(
-        "reboot_host.sh",
-        POLICY=policy,
-        WORDS=words,
-        FUNCTIONS=" ".join(functions),
-        DRIVER=driver,
-        FLAVOUR=flavour,
-        SOURCE=source,
-        AWAITED=str(awaited),
-        QUORUM="keep" if keep_quorum else "lose",
-        HA_MODE="keep" if guests == "shutdown" else guests,
-        TURN_END=_turn_end(),
-        RAN_PROGRAM=_ran_program(),
-        **_switch_arguments(rollback_after),
-    )
-
-
 # For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the start of the service.
 CARD_SECONDS, QUORUM_SECONDS = 20, 60
 
@@ -415,52 +357,9 @@ def confirm_boot(old_boot_id: str = "", *, judgement_told: bool = False) -> str:
     :param old_boot_id: the id of a boot that isn't to be confirmed, as the host is about to leave it.
     :param judgement_told: the user was told that the host has judged a boot itself; the script forgets it.
     """
-    return _confirm_boot(old_boot_id, judgement_told=judgement_told)
-
-
-def start_guests(later: Sequence[int], unwanted: Sequence[int]) -> str:
-    """Standard input of confirm_boot.sh, with the verb `start_guests`.
-
-    :param later: ids of guests that this run starts itself.
-    :param unwanted: ids of guests that this run wants off.
-    """
-    return _confirm_boot(later=later, unwanted=unwanted)
-
-
-def _confirm_boot(
-    old_boot_id: str = "", *, judgement_told: bool = False, later: Sequence[int] = (), unwanted: Sequence[int] = ()
-) -> str:
     return compose(
         "confirm_boot.sh",
         LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
         UNLESS=old_boot_id,
         JUDGED_TOLD="yes" if judgement_told else "no",
-        LATER=" ".join(map(str, later)),
-        UNWANTED=" ".join(map(str, unwanted)),
     )
-
-
-def _ran_program() -> str:
-    """The program that a host runs to start the guests that ran before its restart."""
-    comment = "# Written by homelab: starts the guests again that ran before its restart of this host. Gone then."
-    return f"#!/bin/bash\n{comment}\n{_confirm_boot().removesuffix(chr(10))}"
-
-
-def cluster_turn(node: str = "") -> str:
-    """Standard input of cluster_turn.sh.
-
-    :param node: another node, for the verb `lift`.
-    """
-    return compose(
-        "cluster_turn.sh",
-        LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
-        OVER_SECONDS=str(CLUSTER_SECONDS),
-        RETURN_SECONDS=str(RETURN_SECONDS),
-        NODE=node,
-    )
-
-
-def _turn_end() -> str:
-    """The program by which a node ends its turn, if no run has."""
-    comment = "# Written by homelab: ends this node's turn to restart, if no `pulumi up` has. Gone then."
-    return f"#!/bin/bash\n{comment}\n{cluster_turn().removesuffix(chr(10))}"

@@ -87,6 +87,7 @@ class Session:
         layer: str,
         wanted: Any,
         seconds: float = SCRIPT_SECONDS,
+        on_line: Callable[[str], None] | None = None,
         *,
         ctid: int = 0,
         proxy: str = "",
@@ -98,6 +99,7 @@ class Session:
         :param wanted: its `Wanted`.
         :param ctid: as of `agent.request`.
         :param proxy: as of `agent.request`.
+        :param on_line: as of `run`.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
@@ -105,7 +107,7 @@ class Session:
         limit = int(seconds) if verb == "apply" else 0
         text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
         command = agent.command_in_memory(self._host.ssh.user)
-        return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds))
+        return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds, on_line))
 
     async def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.

@@ -21,7 +21,7 @@ class BootVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`reboot`: what reboot_host.sh answered; the others as HostProbe puts them out."""
+        """`reboot`: what the layer reboot answered; the others as HostProbe puts them out."""
 
         reboot: str
         iommu_words: str

@@ -16,6 +16,7 @@ import pulumi
 
 from homelab.errors import HomelabError
 from homelab.remote import scripts
+from remote_scripts.layers import reboot
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Settings
@@ -34,10 +35,10 @@ def of_script(host: Host, stack: Nvidia | None = None) -> int:
 
 
 def of_reboot(host: Host) -> int:
-    """Seconds for reboot_host.sh: besides a script's own, it waits for the cluster up to four times, and for HA, which
-    moves guests."""
-    moving = scripts.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
-    return host.timeouts.script + 4 * scripts.TURN_SECONDS + moving
+    """Seconds for the layer reboot: besides a script's own, it waits for the cluster up to four times, and for HA,
+    which moves guests."""
+    moving = reboot.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
+    return host.timeouts.script + 4 * reboot.TURN_SECONDS + moving
 
 
 def of_task(host: Host, inputs: Mapping[str, Any]) -> int:

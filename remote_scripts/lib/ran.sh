@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # The guests that ran before a restart of this program's. Proxmox VE starts those alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others
-# is started once, when the boot is confirmed, judged by the host, or given back (lib/ran/start.sh).
+# is started once, when the boot is confirmed, judged by the host, or given back (shared/ran_start.py; the units are written by shared/ran.py).
 # Needs: files, guests
 #
-# Gives: note_running -> OUTPUT, drop_ran, forget_ran, settle_ran. Variables: RAN_PROGRAM (confirm_boot.sh, as the host itself runs it; none: what is there stays).
+# Gives: note_running -> OUTPUT, forget_ran, settle_ran.
 #
 # STATE/ran: `qm 103 SECONDS BOOT` or `pct 901 …`: when, since 1970, and in which boot it was noted that it runs. A line goes once nothing is owed any more.
 RAN=/var/lib/homelab/ran
 RAN_UNITS=/etc/systemd/system
 RAN_LINK=$RAN_UNITS/timers.target.wants/homelab-ran.timer
-RAN_PROGRAM=${RAN_PROGRAM:-} # a roll-back brings none
 
 # note_running - before the restart. Status 1: it isn't known what runs, or can't be noted; OUTPUT says it.
 note_running() {
@@ -35,29 +34,9 @@ note_running() {
   if [[ -z $text ]]; then
     forget_ran
   else
-    need_dir "$STATE" && arm_ran && write_atomically "$RAN" 0600 printf '%s' "$text"
+    need_dir "$STATE" && write_atomically "$RAN" 0600 printf '%s' "$text"
   fi || return 1
   exec {held}>&-
-}
-
-# arm_ran - enabled as `systemctl enable` does it, and not started: it is for the next boot.
-arm_ran() {
-  local TEMPORARY
-  if [[ -z $RAN_PROGRAM ]]; then return 0; fi
-  need_dir "$ROOT${RAN_LINK%/*}" &&
-    write_atomically "$RAN-program" 0700 printf '%s\n' "$RAN_PROGRAM" &&
-    write_atomically "$RAN_UNITS/homelab-ran.service" 0644 printf '%s\n' "$(ran_service)" &&
-    write_atomically "$RAN_UNITS/homelab-ran.timer" 0644 printf '%s\n' "$(ran_timer)" || return 1
-  temporary_for "$RAN_LINK"
-  ln -sfT "$RAN_UNITS/homelab-ran.timer" "$TEMPORARY" && in_place "$TEMPORARY" "$RAN_LINK"
-}
-
-# drop_ran - of this boot, which isn't restarted after all.
-drop_ran() {
-  local left
-  is_there "$RAN" || return 0
-  left=$(grep -v " $(<"$ROOT/proc/sys/kernel/random/boot_id")\$" "$ROOT$RAN") || left=''
-  if [[ -n $left ]]; then write_atomically "$RAN" 0600 printf '%s\n' "$left"; else forget_ran; fi
 }
 
 # forget_ran - the note first: what a cut leaves of the rest takes itself away. What runs of it meanwhile goes on to its end.
@@ -82,39 +61,4 @@ settle_ran() {
   else
     forget_ran
   fi
-}
-
-ran_service() {
-  cat <<'UNIT'
-# Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
-[Unit]
-Description=homelab: start the guests that ran before the restart
-ConditionPathExists=/var/lib/homelab/ran-program
-After=pve-guests.service
-
-[Service]
-Type=oneshot
-# It isn't worth a line each time that nothing can be done yet.
-SyslogLevel=notice
-LogLevelMax=notice
-ExecStart=-/bin/bash /var/lib/homelab/ran-program start_alone
-# What a start leaves running in here, such as swtpm or virtiofsd, is the guest's.
-KillMode=process
-UNIT
-}
-
-ran_timer() {
-  cat <<'UNIT'
-# Written by homelab: see homelab-ran.service.
-[Unit]
-Description=homelab: wait until the boot is confirmed or given back
-
-[Timer]
-OnBootSec=30s
-OnUnitInactiveSec=30s
-AccuracySec=1s
-
-[Install]
-WantedBy=timers.target
-UNIT
 }

@@ -263,7 +263,10 @@ def take_turn(system: System, policy: Policy, seconds: float) -> Obstacle | None
         if found is None:
             return None
         wait.what = f"waiting to restart: {found.why}"
-    end_turn(system, 0)
+    try:
+        end_turn(system, 0)
+    except OSError as error:  # such as where it can't be noted either; the node's own timer goes on
+        system.log.say(f"note: {error.filename}: {error.strerror}: {still_set(system)}")
     return found
 
 

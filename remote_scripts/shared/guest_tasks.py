@@ -22,7 +22,8 @@ COUNTS_SECONDS = 3600
 PROMPT_SECONDS = 30
 _LINES = 2000
 _BYTES = 16 << 20
-_START = re.compile(r"[0-9A-F]{8}")
+#: When a task began, in hexadecimal seconds since 1970.
+START = re.compile(r"[0-9A-F]{8}")
 
 Kind = Literal["qm", "vz"]
 
@@ -48,12 +49,12 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Start]:
     :raises Failure: the log of tasks can't be read.
     """
     found = []
-    for line in _lines(system, "index.1", "index"):
+    for line in lines(system, "index.1", "index"):
         words = line.split()
         parts = words[0].split(":") if words else []
         if len(parts) < 8 or parts[0] != "UPID" or parts[5:7] != [f"{kind}start", str(guest)]:
             continue
-        if _START.fullmatch(parts[4]) and int(parts[4], 16) >= since:
+        if START.fullmatch(parts[4]) and int(parts[4], 16) >= since:
             status = words[2] if len(words) > 2 else ""
             found.append(Start(words[0], status == "OK" or status.startswith("WARNINGS")))
     return found
@@ -92,7 +93,7 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str
     """
     is_ours = by_ha = False
     for start, task, user, went_well in _shutdowns(system, kind, guest):
-        if not _START.fullmatch(start) or int(start, 16) < at:
+        if not START.fullmatch(start) or int(start, 16) < at:
             continue
         if user == ours and ("!" in ours or int(start, 16) <= at + PROMPT_SECONDS):
             if went_well:
@@ -106,7 +107,7 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str
 def _shutdowns(system: System, kind: Kind, guest: int) -> list[tuple[str, str, str, bool]]:
     """Of each its start, type and user, and whether it ended well, or runs still."""
     ended: dict[tuple[str, str, str, str], str] = {}
-    for line in _lines(system, "index.1", "index", "active"):
+    for line in lines(system, "index.1", "index", "active"):
         words = line.split(" ")
         parts = words[0].split(":")
         if len(parts) < 8 or parts[0] != "UPID" or parts[6] != str(guest):
@@ -124,7 +125,7 @@ def _shutdowns(system: System, kind: Kind, guest: int) -> list[tuple[str, str, s
     )
 
 
-def _lines(system: System, *names: str) -> list[str]:
+def lines(system: System, *names: str) -> list[str]:
     """The last of these files' lines.
 
     :raises Failure: one that is there can't be read.

@@ -96,6 +96,18 @@ def noted_words(system: System) -> list[str]:
     return [*lines[0].split(), *lines[4].split()]
 
 
+def note(system: System, wanted: Boot) -> None:
+    """So that it is known on this host what its boot is to have.
+
+    :raises Failure: what is noted can't be read.
+    """
+    running = system.files.text("/proc/cmdline")
+    still = [word for word in noted_words(system) if OVERRIDE.fullmatch(word) and not missing_words(word, running)]
+    lines = [" ".join(wanted.words), " ".join(wanted.functions), wanted.driver, wanted.flavour, " ".join(still)]
+    system.files.need_folder(system.files.at(HOME))
+    system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
+
+
 def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str]:
     running = boot.need_text(system, "/proc/cmdline")
     missing = missing_words(" ".join(words), running)

@@ -1,38 +1,161 @@
-"""The guests that ran before a restart of this program's (lib/ran.sh): what is noted of them, and forgotten.
+"""The guests that ran before a restart of this program's: what is noted of them, and forgotten. Proxmox VE starts those
+alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
+confirmed, judged by the host, or given back (ran_start.py).
 
-/var/lib/homelab/ran has a line for each: `qm 103 SECONDS BOOT`, or `pct 901 …`. A line goes once nothing is owed any
-more.
+/var/lib/homelab/ran has a line for each: `qm 103 SECONDS BOOT`, or `pct 901 …`: when, since 1970, and in which boot it
+was noted that it runs. A line goes once nothing is owed any more.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
 from remote_scripts.shared import guests
+from remote_scripts.shared.own_timer import OwnTimer
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 RAN = f"{HOME}/ran"
-_UNITS = "/etc/systemd/system"
-_LINK = f"{_UNITS}/timers.target.wants/homelab-ran.timer"
-_TIMER = f"{_UNITS}/homelab-ran.timer"
+TIMER = OwnTimer(name="homelab-ran", program=f"{HOME}/ran-program", layer="start_guests")
+#: The lock of whoever changes the note, or starts one of them.
+LOCK = "ran"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+# For so long it is asked which guests run, and whoever starts some is waited for, in seconds.
+_LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
+_SERVICE_TEXT = """\
+# Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
+[Unit]
+Description=homelab: start the guests that ran before the restart
+ConditionPathExists=/var/lib/homelab/ran-program
+After=pve-guests.service
+RequiresMountsFor=/var/lib/homelab
+
+[Service]
+Type=oneshot
+# It isn't worth a line each time that nothing can be done yet.
+SyslogLevel=notice
+LogLevelMax=notice
+SuccessExitStatus=1
+# What a start leaves running in here, such as swtpm or virtiofsd, is the guest's.
+KillMode=process
+"""
+_TIMER_TEXT = """\
+# Written by homelab: see homelab-ran.service.
+[Unit]
+Description=homelab: wait until the boot is confirmed or given back
+
+[Timer]
+OnBootSec=30s
+OnUnitInactiveSec=30s
+AccuracySec=1s
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the note. `program`: qm or pct; others, and a guest or a time that is no number, are nobody's."""
+
+    program: str
+    guest: str
+    since: str
+    boot: str
+
+    def __str__(self) -> str:
+        return f"{self.program} {self.guest} {self.since} {self.boot}"
+
+
+def lines(system: System) -> list[Line]:
+    """What is noted.
+
+    :raises Failure: it can't be read.
+    """
+    content = system.files.read(RAN)
+    if content is None and system.files.exists(RAN):
+        raise Failure(
+            "to know which guests ran before a restart of this host",
+            f"{RAN} can't be read",
+            "they would stay off, and nothing would say so",
+            "see on the host why it can't be read (the kernel's log may tell), mend it, then run the same again",
+        )
+    words = (line.split(None, 3) for line in (content or b"").decode("utf-8", "surrogateescape").splitlines())
+    return [Line(*[*one, "", "", "", ""][:4]) for one in words if one]
+
+
+def write(system: System, noted: list[Line]) -> None:
+    """Notes these alone.
+
+    :raises OSError: it can't be written.
+    """
+    content = "".join(f"{line}\n" for line in noted).encode("utf-8", "surrogateescape")
+    system.files.write(RAN, content, 0o600)
+
+
+def note_running(system: System) -> str:
+    """Before the restart: who runs now, beside those whom an earlier restart still owes it.
+
+    :returns: why that isn't known, or can't be noted; empty: it is.
+    :raises Failure: as of `lines`, and `Work.tries`.
+    """
+    boot, now = system.files.line(_BOOT_ID), str(int(time.time()))
+    noted: list[Line] = []
+    for kind, program in (("vm", "qm"), ("lxc", "pct")):
+        for _ in system.work.tries(_LIST_SECONDS, f"waiting for the answer of `{program} list`"):
+            found = guests.running(system, kind)
+            if found is not None:
+                break
+        else:
+            return (
+                f"`{program} list` gave no answer for {_LIST_SECONDS:.0f} s: which guests are to run again afterwards "
+                "is not known"
+            )
+        noted += [Line(program, str(guest.id), now, boot) for guest in found]
+    here = {(line.program, line.guest) for line in noted}
+    try:
+        with system.work.holding(LOCK, _LOCK_SECONDS) as has:
+            if not has:
+                return f"guests that ran before the last restart are being started ({RAN})"
+            noted += [one for one in lines(system) if one.boot != boot and (one.program, one.guest) not in here]
+            if noted:
+                # Not started: it is for the next boot.
+                TIMER.write(system, _SERVICE_TEXT, _TIMER_TEXT)
+                write(system, noted)
+            else:
+                forget(system)
+    except OSError as error:
+        return f"which guests run can't be noted in {RAN}: {error.strerror}"
+    return ""
+
+
+def drop(system: System) -> None:
+    """What was noted in this boot, which isn't restarted after all.
+
+    :raises Failure: as of `lines`.
+    """
+    boot = system.files.line(_BOOT_ID)
+    noted = lines(system)
+    left = [line for line in noted if line.boot != boot]
+    if noted and not left:
+        forget(system)
+    elif left != noted:
+        write(system, left)
 
 
 def settle(system: System) -> None:
     """For whoever gives the host back. Nothing is started: who is still off then is said, and the host sees to it.
 
-    :raises OSError: the note can't be read.
+    :raises Failure: as of `lines`.
     """
     if not system.files.exists(RAN):
         return
-    left = []
-    for line in system.files.at(RAN).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        program, _, rest = line.partition(" ")
-        guest = rest.partition(" ")[0]
-        if guests.power_of(system, program, guest, 0) not in ("on", "gone"):
-            left.append(guest)
-    if left:
+    is_owed = [
+        line for line in lines(system) if guests.power_of(system, line.program, line.guest, 0) not in ("on", "gone")
+    ]
+    if is_owed:
         system.log.say(
             "note: guests that ran before the restart of this host are still off; it starts them by itself once no run "
-            f"is at work (homelab-ran.timer): {' '.join(left)}"
+            f"is at work (homelab-ran.timer): {' '.join(line.guest for line in is_owed)}"
         )
         return
     forget(system)
@@ -40,11 +163,5 @@ def settle(system: System) -> None:
 
 def forget(system: System) -> None:
     """The note first: what a cut leaves of the rest takes itself away. What runs of it meanwhile goes on to its end."""
-    files = system.files
-    if not any(files.exists(path) for path in (RAN, f"{RAN}-program", _LINK, _TIMER)):
-        return
-    files.remove(RAN)
-    system.run.ask("systemctl", "stop", "homelab-ran.timer", seconds=60)  # it isn't started in the boot that noted it
-    files.remove(_LINK, _TIMER, f"{_UNITS}/homelab-ran.service", f"{RAN}-program")
-    if system.run.ask("systemctl", "daemon-reload", seconds=60).status != 0:
-        system.log.say("systemctl daemon-reload failed: homelab-ran.timer is known until the next boot")
+    system.files.remove(RAN)
+    TIMER.remove(system, itself=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+from dataclasses import dataclass
 from pathlib import Path
 
 from remote_scripts.tools.run import Done
@@ -34,6 +36,30 @@ def starters(process: int = 0) -> list[tuple[int, str]]:
             found.append((process, name.strip()))
         except (OSError, KeyError, ValueError):  # one of them has ended
             return found
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The processes that have started this run, the nearest first."""
+
+    processes: tuple[int, ...]
+
+    def is_waiting(self) -> bool:
+        """Whether it still waits for the answer. sshd's process ends with the connection; where a channel alone is
+        closed, nobody reads our standard output any more.
+        """
+        # Without the first of them, sshd's own service: an update restarts it, and its connections stay.
+        kept = self.processes[:-1] or self.processes
+        if caller().processes[: len(kept)] != kept:
+            return False
+        poll = select.poll()
+        poll.register(1, select.POLLOUT)
+        return not any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))
+
+
+def caller() -> Caller:
+    """Who has started this run."""
+    return Caller(tuple(process for process, _ in starters()))
 
 
 def is_stopping(system: System) -> bool:

@@ -25,7 +25,7 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 PROGRAM = f"{HOME}/rollback"
-_ARMED, _ROLLING_BACK, _ROLLED_BACK, _JUDGED = (
+_ARMED, _ROLLING_BACK, ROLLED_BACK, JUDGED = (
     f"{HOME}/{name}" for name in ("armed", "rolling-back", "rolled-back", "judged")
 )
 _RESTARTING = "/run/homelab/restarting"
@@ -95,12 +95,68 @@ def note(system: System, path: str, key: str) -> str:
 
 def rolled_back(system: System) -> str:
     """Which boot was undone, or is being undone, and why; empty where none was."""
-    for path in (_ROLLED_BACK, _RESTARTING):
+    for path in (ROLLED_BACK, _RESTARTING):
         if text := system.files.text(path):
             return text
     if system.files.exists(_ROLLING_BACK):  # cut off before it could tell
         return f"the boot after {note(system, _ROLLING_BACK, 'boot')} was not confirmed"
     return ""
+
+
+def is_rolling_back(system: System) -> bool:
+    """Whether a roll-back has begun that still has to restart this host. One that could not be finished rests until the
+    next boot.
+
+    :raises Failure: as of `note`.
+    """
+    files = system.files
+    return files.exists(_RESTARTING) or (
+        files.exists(_ROLLING_BACK) and note(system, _ROLLING_BACK, "boot") != "resting"
+    )
+
+
+def forget_earlier_roll_back(system: System) -> None:
+    """That an earlier boot was undone is no news to what is wanted now. (What undoes this one is about to restart it.)
+
+    :raises Failure: as of `note`.
+    """
+    if not is_rolling_back(system) and not system.files.text(ROLLED_BACK).startswith(f"boot {boot_id(system)} "):
+        system.files.remove(ROLLED_BACK)
+
+
+def is_armed(system: System) -> bool:
+    """Whether it is."""
+    return system.files.exists(_ARMED)
+
+
+def armed_since(system: System) -> str:
+    """Since when, in seconds since 1970 with all their digits; empty: it isn't armed."""
+    try:
+        at = system.files.at(_ARMED).stat().st_mtime_ns
+    except FileNotFoundError:
+        return ""
+    return f"{at // 10**9}.{at % 10**9:09d}"
+
+
+def await_boot(system: System, seconds: int) -> None:
+    """For so long from now an `up` waits for the next boot.
+
+    :raises OSError: it can't be noted.
+    :raises Failure: as of `note`.
+    """
+    _await_boot(system, [f"until {int(time.time()) + seconds}"])
+
+
+def await_no_boot(system: System) -> None:
+    """Whoever restarts this host now, no `up` waits for it; errors as of `await_boot`."""
+    if is_armed(system):
+        _await_boot(system, [])
+
+
+def _await_boot(system: System, more: list[str]) -> None:
+    lines = [line for line in boot.need_text(system, _ARMED).splitlines() if not line.startswith("until ")] + more
+    text = "".join(f"{line}\n" for line in lines)
+    system.files.write(_ARMED, text.encode("utf-8", "surrogateescape"), 0o600)
 
 
 def is_armed_before(system: System) -> bool:
@@ -133,18 +189,6 @@ def is_another_boot(system: System) -> bool:
     configured = cmdline.configured(system, note(system, _ARMED, "loader") or "grub")
     running = system.files.at("/proc/cmdline").read_text(encoding="utf-8", errors="surrogateescape")
     return any(not missing_words(word, configured) and missing_words(word, running) for word in words)
-
-
-def is_rolling_back(system: System) -> bool:
-    """Whether a roll-back has begun that still has to restart this host. One that could not be finished rests until the
-    next boot.
-
-    :raises Failure: its note can't be read.
-    """
-    files = system.files
-    return files.exists(_RESTARTING) or (
-        files.exists(_ROLLING_BACK) and note(system, _ROLLING_BACK, "boot") != "resting"
-    )
 
 
 def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
@@ -185,7 +229,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
         if system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS).status != 0:
             system.log.say("systemctl daemon-reload failed: the units are read at boot anyway")
     # What became of earlier boots is no news any more, and the next one takes the default entry.
-    for path in (_ROLLING_BACK, _ROLLED_BACK, _JUDGED):
+    for path in (_ROLLING_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)
         files.remove(path)
     _forget_second_entry(system)
@@ -217,17 +261,17 @@ def disarm_when_given_back(system: System) -> None:
     """After something was given back: the switch stays for as long as a boot would read anything of ours."""
     files = system.files
     ran.settle(system)
-    if not (is_there(system) or files.exists(_ROLLED_BACK) or files.exists(_JUDGED)):
+    if not (is_there(system) or files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
-    if not _is_all_given_back(system):
+    if not is_all_given_back(system):
         return
     if is_there(system):
         disarm(system)
-    files.remove(_ROLLED_BACK, _JUDGED)
+    files.remove(ROLLED_BACK, JUDGED)
 
 
-def _is_all_given_back(system: System) -> bool:
+def is_all_given_back(system: System) -> bool:
     """Whether nothing of ours is left that a boot reads.
 
     :raises OSError: it can't be told.

@@ -104,13 +104,13 @@ def node_of_three(host: Host) -> Host:
 def run(host: Host) -> None:
     """Its programs; `said` has what was asked of systemd and HA since."""
     host.programs |= {
-        "systemctl": lambda arguments, _stdin: _said(host, "systemctl", arguments),
+        "systemctl": lambda arguments, _stdin: noted(host, "systemctl", arguments),
         "ceph": lambda arguments, _stdin: _ceph(host, arguments),
         "ha-manager": lambda arguments, _stdin: _ha_manager(host, arguments),
     }
 
 
-def _said(host: Host, program: str, arguments: Sequence[str]) -> Done:
+def noted(host: Host, program: str, arguments: Sequence[str]) -> Done:
     host.write("/run/said", "\n".join([*said(host), f"{program} {' '.join(arguments)}\n"]))
     return Done(0, b"")
 
@@ -153,7 +153,7 @@ def kept_disks(host: Host) -> list[str]:
 
 
 def _ceph(host: Host, arguments: Sequence[str]) -> Done:
-    _said(host, "ceph", arguments)
+    noted(host, "ceph", arguments)
     text = host.read(f"{STATE}/dump") if host.exists(f"{STATE}/dump") else ""
     if arguments[:2] == ("osd", "dump"):
         return Done(0, text.encode())
@@ -195,7 +195,7 @@ def with_ha(host: Host) -> Host:
 def _ha_manager(host: Host, arguments: Sequence[str]) -> Done:
     mode = host.root / STATE[1:] / "mode"
     if arguments[0] == "crm-command":
-        _said(host, "ha-manager", arguments)
+        noted(host, "ha-manager", arguments)
         if arguments[2:] == ("enable", "pve1"):
             mode.touch()
         else:

@@ -1,54 +1,313 @@
-"""What only a reboot brings, by the cases that the reboot itself has; and of what was noted."""
+"""Whether a host must be rebooted: decided by one layer, which says the same before its boot configuration is written and after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from homelab.host.reboot import in_short
+from remote_scripts.layers import cmdline
+from remote_scripts.layers.reboot import Wanted
 from remote_scripts.shared import lacking
 from remote_scripts.tools.run import Done
+from tests.agent import reading_kit
+from tests.agent.cluster_kit import Clock, clock
 from tests.agent.kit import Host
-from tests.agent.reading_kit import says
-from tests.scripts.conftest import Folder
-from tests.scripts.test_lacking import CASES, Case, make
+
+__all__ = ["clock"]
+IOMMU = "amd_iommu=on iommu=pt"
+VFIO = "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 modprobe.blacklist=nouveau"
+OPTED = "pcie_acs_override=downstream,multifunction vfio_iommu_type1.allow_unsafe_interrupts=1 initcall_blacklist=sysfb_init"
+CARD = ("0000:01:00.0", "0000:01:00.1")
+BOUND = dict.fromkeys(CARD, "vfio-pci")
+PROPRIETARY = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Jan  1 00:00:00 UTC 2026\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build\n"
 
 
-def made(host: Host, case: Case, place: Path) -> None:
-    """The case's host; GRUB's words are the others'."""
-    (host.root / "etc/default").mkdir()
-    make(Folder(host.root, place), case)
-    words = case.others.replace("\\", "")
-    host.programs |= {"dpkg": says(""), "bash": says(f"{words}\n")}
+@dataclass(frozen=True)
+class Case:
+    """A host as it runs (``running``: words, ``drivers``: PCI address -> driver), who configured what, and what is wanted."""
 
-    def modinfo(_arguments: Sequence[str], _stdin: bytes) -> Done:
-        text = f"version:        {case.modules}\nlicense:        Dual MIT/GPL\n" if case.modules else ""
-        return Done(0 if text else 1, text.encode())
+    running: str
+    words: str = f"{IOMMU} {VFIO}"
+    functions: tuple[str, ...] = CARD
+    drivers: dict[str, str] = field(default_factory=lambda: dict(BOUND))
+    others: str = "quiet"
+    ours: str = f"{IOMMU} {VFIO}"
+    noted: str = ""
+    driver: str = ""
+    flavour: str = ""
+    loaded: str = ""
+    installed: str = ""
+    modules: str = ""
+    reasons: tuple[str, ...] = ()
+    perhaps: tuple[str, ...] = ()
 
-    host.programs["modinfo"] = modinfo
+
+FREE = dict.fromkeys(CARD, "nouveau")
+STAYS: dict[str, Any] = {"words": IOMMU, "ours": IOMMU, "functions": (), "running": f"quiet {IOMMU}"}
+OWN: dict[str, Any] = {**STAYS, "drivers": {CARD[0]: "nvidia"}}
+
+CASES = {
+    "a host that runs as wanted": Case(f"quiet {IOMMU} {VFIO}"),
+    "a stock host": Case(
+        "quiet", ours="", drivers=FREE,
+        reasons=(f"{IOMMU} {VFIO} is not on the running kernel's command line",
+                 "0000:01:00.0 is on nouveau, not on vfio-pci", "0000:01:00.1 is on nouveau, not on vfio-pci"),
+    ),
+    "passthrough mode that is no longer wanted": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"amd_iommu=on {VFIO}", reasons=("iommu=pt is no longer wanted",)
+    ),
+    "an IOMMU that is no longer wanted": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"iommu=pt {VFIO}", reasons=("amd_iommu=on is no longer wanted",)
+    ),
+    "words that are no longer ours but somebody else's": Case(
+        f"quiet iommu=pt amd_iommu=on {VFIO}", words=f"amd_iommu=on {VFIO}", others="quiet iommu=pt", ours=f"amd_iommu=on {VFIO}"
+    ),
+    "an override, interrupts without remapping and a relaxed RMRR that come": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"{IOMMU} {OPTED} {VFIO}", reasons=(f"{OPTED} is not on the running kernel's command line",)
+    ),
+    "the same, that are no longer wanted": Case(
+        f"quiet {IOMMU} {OPTED} {VFIO}", ours=f"{IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {OPTED} {VFIO}\n\n\n\n",
+        reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
+    ),
+    "the same, by a run that ended before the reboot": Case(
+        f"quiet {IOMMU} {OPTED} {VFIO}", noted=f"{IOMMU} {VFIO}\n\n\n\n{OPTED}\n",
+        reasons=tuple(f"{word} is no longer wanted" for word in OPTED.split())
+    ),
+    "the same, which somebody typed at the boot menu, or has in quotes": Case(
+        f'quiet {IOMMU} {OPTED} {VFIO}', others='quiet pcie_acs_override=\\"downstream,multifunction\\"', noted=f"{IOMMU} {VFIO}\n\n\n\n"
+    ),
+    "an override of somebody else's": Case(f"quiet pcie_acs_override=multifunction {IOMMU} {VFIO}", others="quiet pcie_acs_override=multifunction"),
+    "a relaxed RMRR that is no longer wanted": Case(
+        f"quiet intel_iommu=on,relax_rmrr {VFIO}", words=f"intel_iommu=on {VFIO}", ours=f"intel_iommu=on {VFIO}",
+        reasons=("intel_iommu=on,relax_rmrr is no longer wanted",)
+    ),
+    "a card that was taken out of the settings": Case(
+        f"quiet {IOMMU} {VFIO}", words=IOMMU, functions=(),
+        reasons=(f"{VFIO.split()[0]} is no longer wanted", f"{VFIO.split()[1]} is no longer wanted"),
+    ),
+    "another card in its place": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"{IOMMU} homelab.vfio=0000:41:00.0=10de:2684", functions=("0000:41:00.0",),
+        drivers={**BOUND, "0000:41:00.0": "nouveau"},
+        reasons=("homelab.vfio=0000:41:00.0=10de:2684 is not on the running kernel's command line",
+                 f"{VFIO.split()[0]} is no longer wanted", f"{VFIO.split()[1]} is no longer wanted",
+                 "0000:41:00.0 is on nouveau, not on vfio-pci"),
+    ),
+    "a card that stays with the host after all": Case(
+        f"quiet {IOMMU} {VFIO}", words=f"{IOMMU} {VFIO.split()[0]}", reasons=(f"{VFIO.split()[1]} is no longer wanted",)
+    ),
+    "a function on another driver": Case(
+        f"quiet {IOMMU} {VFIO}", drivers={**BOUND, CARD[1]: "snd_hda_intel"},
+        reasons=("0000:01:00.1 is on snd_hda_intel, not on vfio-pci",),
+    ),
+    "a function without a driver": Case(
+        f"quiet {IOMMU} {VFIO}", drivers={**BOUND, CARD[1]: ""}, reasons=("0000:01:00.1 is on no driver, not on vfio-pci",)
+    ),
+    "a function that isn't there, which no boot brings": Case(f"quiet {IOMMU} {VFIO}", drivers={CARD[0]: "vfio-pci"}),
+    "a binding by somebody else, who may keep it": Case(
+        f"quiet {IOMMU} vfio-pci.ids=10de:2b85", words=IOMMU, ours=IOMMU, others="quiet vfio-pci.ids=10de:2b85"
+    ),
+    "an IOMMU word with more options": Case(
+        f"quiet intel_iommu=on,sm_on iommu=pt {VFIO}", words=f"intel_iommu=on iommu=pt {VFIO}", ours=VFIO,
+        others="quiet intel_iommu=on,sm_on iommu=pt",
+    ),
+    "a word that somebody else has taken back": Case(
+        f"quiet iommu=off {IOMMU} {VFIO}", reasons=("iommu=off is no longer wanted",)
+    ),
+    "a host whose cards all stay": Case("quiet", words="", ours="", functions=(), drivers=FREE),
+    "a boot without passthrough": Case(
+        "quiet", drivers=FREE,
+        reasons=(f"{IOMMU} {VFIO} is not on the running kernel's command line",
+                 "0000:01:00.0 is on nouveau, not on vfio-pci", "0000:01:00.1 is on nouveau, not on vfio-pci"),
+    ),
+    "nouveau has the host's own card": Case(
+        **{**STAYS, "drivers": {CARD[0]: "nouveau"}}, driver="580", reasons=("0000:01:00.0 is on nouveau, not on NVIDIA's driver",)
+    ),
+    "nouveau's successor has it": Case(
+        **{**STAYS, "drivers": {CARD[0]: "nova_core"}}, driver="580.95.05",
+        reasons=("0000:01:00.0 is on nova_core, not on NVIDIA's driver",),
+    ),
+    "nouveau has a card, and nobody wants NVIDIA's driver": Case(**{**STAYS, "drivers": {CARD[0]: "nouveau"}}),
+    "no driver has it, so that NVIDIA's takes it at once": Case(**{**STAYS, "drivers": {CARD[0]: ""}}, driver="580"),
+    "the wanted version is loaded": Case(**OWN, driver="580.95.05", loaded=OPEN.format("580.95.05")),
+    "another version is loaded": Case(
+        **OWN, driver="580.95.05", loaded=OPEN.format("580.82.07"),
+        reasons=("NVIDIA's driver 580.82.07 is loaded, not 580.95.05",),
+    ),
+    "another branch is loaded": Case(
+        **OWN, driver="580", loaded=OPEN.format("570.195.03"), reasons=("NVIDIA's driver 570.195.03 is loaded, not 580",)
+    ),
+    "the other modules are loaded": Case(
+        **OWN, driver="580.95.05", flavour="open", loaded=PROPRIETARY.format("580.95.05"),
+        reasons=("NVIDIA's proprietary modules are loaded, not the open ones",),
+    ),
+    "the branch is loaded, and installed whole": Case(
+        **OWN, driver="580", flavour="open", loaded=OPEN.format("580.95.05"), installed="580.95.05", modules="580.95.05",
+    ),
+    "the branch is loaded, and another version of it installed whole": Case(
+        **OWN, driver="580", flavour="open", loaded=OPEN.format("580.82.07"), installed="580.95.05", modules="580.95.05",
+        reasons=("NVIDIA's driver 580.82.07 is loaded, and 580.95.05 is installed",),
+    ),
+    "the branch is loaded, and what packages bring isn't known": Case(
+        **OWN, driver="580", flavour="open", loaded=OPEN.format("580.95.05"),
+        perhaps=("what is installed is another version of branch 580 than 580.95.05, which is loaded",),
+    ),
+}  # fmt: skip
 
 
-def boot_of(case: Case) -> lacking.Boot:
+def make(host: Host, case: Case) -> None:
+    host.write("/proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro {case.running}\n")
+    host.write("/proc/sys/kernel/random/boot_id", "1\n")
+    host.write("/boot/vmlinuz-6.17.13-2-pve", "")
+    if case.noted:
+        host.write("/var/lib/homelab/wanted-boot", case.noted)
+    for address, driver in case.drivers.items():
+        device = f"/sys/bus/pci/devices/{address}"
+        host.write(f"{device}/class", "0x030000\n" if address.endswith(".0") else "0x040300\n")
+        host.write(f"{device}/vendor", "0x10de\n")
+        if driver:
+            (host.root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+            (host.root / device[1:] / "driver").symlink_to(f"../../drivers/{driver}")
+    if case.loaded:
+        host.write("/proc/driver/nvidia/version", case.loaded)
+    if case.installed:
+        library = host.write(f"/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.{case.installed}", "")
+        (library.parent / "libnvidia-ml.so.1").symlink_to(library.name)
+        host.write("/usr/bin/nvidia-smi", "", 0o755)
+    modinfo = f"version:        {case.modules}\nlicense:        Dual MIT/GPL\n"
+    host.write("/called", "")
+    host.programs |= {
+        "bash": lambda _arguments, _stdin: f"{case.others} \n",
+        "modinfo": lambda _arguments, _stdin: Done(0, modinfo.encode()) if case.modules else 1,
+        "dpkg": lambda _arguments, _stdin: 0,
+        # One without a name, and one that is paused.
+        "qm": lambda _arguments, _stdin: (
+            "VMID NAME STATUS\n103 Sandbox running 1 2 3\n104 Other stopped 1 2 0\n105 VM 105 running 1 2 4\n106 VM 106 stopped 1 2 0\n107 Idle paused 1 2 5\n"
+        ),
+        "pct": lambda _arguments, _stdin: "VMID Status Lock Name\n901 running ai-lab\n902 stopped old\n",
+        "ip": lambda _arguments, _stdin: "",
+        "ping": lambda _arguments, _stdin: 1,
+        "systemctl": lambda _arguments, _stdin: 0,
+        "systemd-run": lambda arguments, _stdin: str(host.write("/called", " ".join(arguments))),
+    }
+
+
+def configure(host: Host) -> None:
+    """What the layer cmdline notes of its words."""
+    host.write("/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
+
+
+def wanted_boot(case: Case) -> lacking.Boot:
     return lacking.Boot(
         words=tuple(case.words.split()), functions=case.functions, driver=case.driver, flavour=case.flavour
     )
 
 
+def ask(host: Host, case: Case, verb: str, policy: Literal["auto", "manual"] = "auto") -> dict[str, Any]:
+    wanted = Wanted(policy=policy, boot=wanted_boot(case), rollback_after=600, awaited=1800)
+    return dict(host.ask(verb, "reboot", wanted))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_what_only_a_reboot_brings_is_said(host: Host, tmp_path: Path, name: str) -> None:
+def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock, name: str) -> None:
     case = CASES[name]
-    (tmp_path / "commands").mkdir()
-    made(host, case, tmp_path / "commands")
-    found = lacking.lacking(host.system(), boot_of(case), "grub")
-    assert (tuple(found.reasons), tuple(found.perhaps)) == (case.reasons, case.perhaps)
+    make(host, case)
+    configure(host)
+    before = host.tree()
+    found = lacking.lacking(host.system(), wanted_boot(case), "grub")
     assert found.of_boot == len([reason for reason in case.reasons if "NVIDIA's" not in reason])
+    said = ask(host, case, "plan")
+    assert (tuple(said["reasons"]), tuple(said["perhaps"])) == (case.reasons, case.perhaps)
+    assert said["reboot"] == ("yes" if case.reasons else "no")
+    assert said["guests"] == "VM 103 (Sandbox), VM 105 (VM 105), VM 107 (Idle), container 901 (ai-lab)"
+    assert host.tree() == before
+    did = ask(host, case, "apply")
+    # Of what the driver lacks alone, nothing is in the boot configuration: there is nothing that a roll-back would give back.
+    assert bool(did.pop("armed")) is any("NVIDIA's" not in reason for reason in case.reasons)
+    assert did.pop("turn") is False  # it is in no cluster
+    assert did == said
+    assert ("systemctl reboot" in host.read("/called")) is bool(case.reasons)
+
+
+def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:
+    case = CASES["a stock host"]
+    make(host, case)
+    for verb in ("plan", "apply"):
+        said = ask(host, case, verb, "manual")
+        assert (said["reboot"], tuple(said["reasons"])) == ("manual", case.reasons)
+    assert not host.read("/called")
+
+
+def test_a_list_of_guests_that_doesnt_come_is_no_empty_one(host: Host) -> None:
+    case = CASES["a stock host"]
+    make(host, case)
+    host.programs["qm"] = lambda _arguments, _stdin: Done(255, b"ipcc_send_rec[1] failed: Connection refused\n")
+    said = ask(host, case, "plan")
+    assert said["guests"] == "whatever VMs are running (`qm list` gave no answer), container 901 (ai-lab)"
+
+
+def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host: Host) -> None:
+    case = CASES["the same, that are no longer wanted"]
+    make(host, case)
+    ask(host, case, "apply", "manual")
+    words, functions, driver, flavour, still = host.read("/var/lib/homelab/wanted-boot").split("\n")[:5]
+    assert (words, functions, driver, flavour, still) == (case.words, " ".join(CARD), "", "", OPTED)
+    found = lacking.noted(host.system())
+    assert found == lacking.Boot(words=tuple(case.words.split()), functions=CARD)
+    assert lacking.noted_words(host.system()) == [*words.split(), *still.split()]
+    assert lacking.lacking(host.system(), found, "grub").reasons == list(case.reasons)
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:
     assert lacking.noted(host.system()) is None
-    host.write(lacking.WANTED, "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\nc=d\n")
-    words, functions = ("iommu=pt", "a=b"), ("0000:01:00.0",)
-    expected = lacking.Boot(words=words, functions=functions, driver="580.95.05", flavour="open")
-    assert lacking.noted(host.system()) == expected
-    assert lacking.noted_words(host.system()) == ["iommu=pt", "a=b", "c=d"]
+    noted = lacking.Boot(words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open")
+    lacking.note(host.system(), noted)
+    assert host.read(lacking.WANTED) == "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\n\n"
+    assert lacking.noted(host.system()) == noted
+
+
+def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp_path: Path, clock: Clock) -> None:
+    host = reading_kit.least(tmp_path)
+    case = CASES["a host that runs as wanted"]
+    make(host, case)
+    assert reading_kit.read(host).boot_lacks is None  # nobody has decided anything yet
+    ask(host, case, "apply")
+    assert reading_kit.read(host).boot_lacks == []
+    # Somebody starts it by the other entry, and another time a driver takes a function.
+    host.write("/proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz ro quiet\n")
+    assert reading_kit.read(host).boot_lacks == [f"{case.words} is not on the running kernel's command line"]
+    host.write("/proc/cmdline", f"ro quiet {case.words}\n")
+    link = host.root / "sys/bus/pci/devices" / CARD[1] / "driver"
+    link.unlink()
+    link.symlink_to("../../../drivers/snd_hda_intel")
+    assert reading_kit.read(host).boot_lacks == ["0000:01:00.1 is on snd_hda_intel, not on vfio-pci"]
+
+
+def test_what_was_booted_for_is_forgotten_when_everything_is_given_back(host: Host) -> None:
+    case = CASES["a host whose cards all stay"]
+    make(host, case)
+    host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    before = host.lasting()
+    ask(host, case, "apply")
+    assert host.lasting() != before
+    host.ask("revert", "cmdline", cmdline.Wanted(name="iommu", words="", entry=False, rollback_after=600))
+    assert host.lasting() == before
+
+
+def test_a_note_or_a_card_that_cant_be_read_is_no_reason_to_stay_silent(host: Host) -> None:
+    case = CASES["a host that runs as wanted"]
+    make(host, case)
+    (host.root / "var/lib/homelab/wanted-boot").mkdir(parents=True)
+    with pytest.raises(Exception, match="to read /var/lib/homelab/wanted-boot"):
+        ask(host, case, "plan")
+
+
+def test_each_reason_is_said_in_short_too() -> None:
+    for case in CASES.values():
+        short = in_short(case.reasons, {})
+        assert bool(short) is bool(case.reasons), case
+        assert "homelab.vfio" not in short and "command line;" not in short

@@ -156,7 +156,7 @@ def test_nodes_restart_in_turn_and_guests_go_on_or_are_found_where_they_moved(
     """On the first node HA moves its guest, and Ceph keeps each node's disk; on the second one a VM is shut down, and started again. A VM with a card of its
     own and a container with the processor's are found where somebody moved them: on the second node the same, behind other lines.
 
-    The roll stops where a node isn't restarted. Whose turn it is while one doesn't come back, and afterwards: tests/scripts/test_cluster_turn.py.
+    The roll stops where a node isn't restarted. Whose turn it is while one doesn't come back, and afterwards: tests/agent/test_cluster_turn.py.
     """
     with LabCluster.start("ceph", tmp_path / "cluster") as cluster:
         stack = stack_of(tmp_path / "stack", engine, {"homelab:hosts": with_a_card(cluster, *NODES)})

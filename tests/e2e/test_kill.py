@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine import install
-from homelab.remote import scripts
+from remote_scripts.layers import reboot
 from tests.e2e.conftest import Stack
 from tests.e2e.test_gpu_vm import given_back, running, with_card
 from tests.sampling import sample
@@ -25,7 +25,7 @@ SCRIPTS = {
     "cmdline iommu": '"name": "iommu"',
     "initramfs": '"layer": "initramfs"',
     "cmdline vfio": '"name": "vfio"',
-    "reboot_host": "POLICY=auto",
+    "reboot": '"layer": "reboot"',
     "read_host after the reboot": '"guests": false',
 }
 # The first that changes anything: the run has the host by then.
@@ -96,7 +96,7 @@ def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Ca
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) != 0
-        assert time.monotonic() - began < scripts.TURN_SECONDS / 2
+        assert time.monotonic() - began < reboot.TURN_SECONDS / 2
         stack.lab.wait_idle()
     said = (stack.folder / "killed.log").read_text()
     assert "wanted: the run at work that has started this step" in said, said

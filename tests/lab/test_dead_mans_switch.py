@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts
-from homelab.remote import scripts, ssh
+from homelab.remote import agent, ssh
 from lab import Lab
-from tests.boot_layers import Asked, iommu, vfio
+from remote_scripts.layers import start_guests
+from tests.boot_layers import Asked, archive_with, iommu, reboot, vfio
 from tests.lab.host_kit import settings_of
 from tests.waiting import wait_until
 
 IOMMU = "amd_iommu=on iommu=pt"
 VFIO = "homelab.vfio=0000:01:00.0=10de:2b85"
 AFTER = 3
+REBOOT = reboot(f"{IOMMU} {VFIO}", rollback_after=AFTER)
 
 
 @pytest.fixture
@@ -57,14 +59,15 @@ def confirmed(lab: Lab, old_boot_id: str | None = None) -> tuple[HostFacts, list
     return asyncio.run(ssh.confirm(host, old_boot_id, said.append)), said
 
 
-def test_a_host_restarts_once_it_has_answered_however_long_that_takes(lab: Lab) -> None:
+def test_a_host_restarts_once_it_has_answered_however_long_that_takes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     configure(lab)
-    script = scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], AFTER)
-    slow = script.replace("\nreport() {", "\nreport() {\n  sleep 3", 1)
-    assert slow != script
+    slow = archive_with(("layers.reboot", "    turn, armed = ", "    __import__('time').sleep(3)\n    turn, armed = "))
+    monkeypatch.setattr(agent, "_archive_text", lambda: slow)
     boots = len(lab.boots())
-    (answer,) = on(lab, slow)
-    assert scripts.answer(answer)["reboot"] == "yes" and len(lab.boots()) == boots
+    (answer,) = on(lab, REBOOT)
+    assert answer["reboot"] == "yes" and len(lab.boots()) == boots
     lab.wait_settled(boots=boots + 1)
 
 
@@ -96,7 +99,7 @@ def test_a_reboot_that_nobody_waits_for_is_undone_where_the_host_is_out_of_reach
 def test_a_confirmation_that_comes_during_the_roll_back_gets_its_message_after_the_restart(lab: Lab) -> None:
     configure(lab)
     before = lab.boots()[-1]["boot_id"]
-    on(lab, scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], AFTER))
+    on(lab, REBOOT)
     lab.wait_settled(boots=2)
     wait_until((lab.root / "var/lib/homelab/rolling-back").exists)
     facts, _ = confirmed(lab, before)
@@ -125,27 +128,27 @@ def starts(lab: Lab) -> list[str]:
 def started(lab: Lab) -> dict[str, list[str]]:
     """What the host answers that is asked to start what ran."""
 
-    async def start() -> str:
+    async def start() -> dict[str, Any]:
         async with ssh.connect(settings_of(lab)) as session:
-            return await session.run("start_guests", scripts.start_guests([], []))
+            return await session.ask("apply", "start_guests", start_guests.Wanted())
 
-    return scripts.answer(asyncio.run(start()))
+    return asyncio.run(start())
 
 
-def rebooting() -> str:
-    """reboot_host.sh, with the host's own wait cut short."""
-    script = scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], AFTER)
-    for long, short in (("GRACE_SECONDS:-60", "GRACE_SECONDS:-1"), ("Sec=30s", "Sec=1s")):
-        assert long in script
-        script = script.replace(long, short)
-    return script
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's own wait is cut short."""
+    archive = archive_with(
+        ("shared.ran_start", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"), ("shared.ran", "Sec=30s", "Sec=1s")
+    )
+    monkeypatch.setattr(agent, "_archive_text", lambda: archive)
 
 
 def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab) -> None:
     without_onboot(lab)
     configure(lab)
     before = lab.boots()[-1]["boot_id"]
-    (answer,) = on(lab, scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], 60))
+    on(lab, reboot(f"{IOMMU} {VFIO}", rollback_after=60))
     lab.wait_settled(boots=2)
     assert power(lab) == "stopped stopped "
     facts, _ = confirmed(lab, before)
@@ -161,7 +164,7 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     without_onboot(lab)
     configure(lab)
     lab.run("printf 'lock: snapshot\\n' >>$ROOT/etc/pve/nodes/pve/qemu-server/103.conf")
-    on(lab, scripts.reboot_host("auto", f"{IOMMU} {VFIO}", [], 60))
+    on(lab, reboot(f"{IOMMU} {VFIO}", rollback_after=60))
     lab.wait_settled(boots=2)
     confirmed(lab)
     (off,) = started(lab)["off"]
@@ -171,11 +174,12 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     assert power(lab) == "running running "
 
 
+@pytest.mark.usefixtures("hurried")
 def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -> None:
     without_onboot(lab)
     stock = lab.snapshot()
     configure(lab)
-    on(lab, rebooting())
+    on(lab, REBOOT)
     lab.wait_settled(boots=3)
     wait_until(lambda: power(lab) == "running running ")
     assert starts(lab)[1:] == ["vzstart 901", "qmstart 103"]
@@ -189,10 +193,11 @@ def test_what_ran_runs_again_after_a_roll_back_that_nobody_waits_for(lab: Lab) -
     assert lab.snapshot() == stock
 
 
+@pytest.mark.usefixtures("hurried")
 def test_what_ran_runs_again_in_a_boot_that_the_host_has_judged_itself(lab: Lab) -> None:
     without_onboot(lab)
     configure(lab)
-    on(lab, rebooting().replace("AWAITED=1800", "AWAITED=0"))
+    on(lab, reboot(f"{IOMMU} {VFIO}", rollback_after=AFTER, awaited=0))
     wait_until((lab.root / "var/lib/homelab/judged").exists)
     wait_until(lambda: "has started what ran" in (lab.root / "var/lib/homelab/judged").read_text())
     assert power(lab) == "running running "

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent
 from lab.cluster import LabCluster
+from tests.boot_layers import Asked, reboot
 from tests.conftest import shared
 from tests.waiting import wait_until
 
@@ -206,8 +207,7 @@ def test_the_nodes_timer_gives_back_what_a_killed_run_has_set(cluster: LabCluste
     wait_until(lambda: may_stop(cluster))
     stock, boots = cluster.snapshot(), len(lab.boots())
     lab.fault("task-seconds", 30)  # a migration takes its time
-    script = scripts.reboot_host("auto", "homelab.test=1", [], 600, guests="maintenance")
-    run = begin(lab.machine.environment(), script)
+    run = begin(lab.machine.environment(), reboot("homelab.test=1", maintenance=True))
     wait_until(lambda: cluster.ha["maintenance"] == ["pve1"] and cluster.ha["services"]["vm:200"]["state"] == "migrate")
     assert cluster.ceph.flags_of == {0: ["noout"]} and (cluster.folder / "pve" / TURN).exists()
     os.killpg(run.pid, signal.SIGKILL)
@@ -222,14 +222,14 @@ def test_the_nodes_timer_gives_back_what_a_killed_run_has_set(cluster: LabCluste
     assert cluster.snapshot() == stock
 
 
-def begin(environment: dict[str, str], script: str) -> subprocess.Popen[str]:
+def begin(environment: dict[str, str], asked: Asked) -> subprocess.Popen[str]:
     run = subprocess.Popen(
-        ["bash", "-s", "--", "apply"],
+        ["bash", "-c", agent.command_in_memory("root")],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert run.stdin
-    run.stdin.write(script)
+    run.stdin.write(asked.sent("apply"))
     run.stdin.close()
     return run
 

@@ -18,7 +18,6 @@ PLACE = f"/var/lib/homelab/scripts/{OWNER}"
 
 # A command of each component, by what it composes.
 COMMANDS = {
-    "reboot": scripts.reboot_host("auto", "iommu=pt", ["0000:01:00.0=10de:2b85"], 600),
     "card_nodes": scripts.card_nodes(),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
     "handover_hook": scripts.handover_hook(103),

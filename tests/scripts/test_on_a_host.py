@@ -17,7 +17,7 @@ from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.machine import Machine, load_scenario
 from tests import sampling
-from tests.boot_layers import Asked, initramfs, iommu, vfio
+from tests.boot_layers import Asked, initramfs, iommu, reboot, vfio
 from tests.conftest import PROJECT
 from tests.lab.host_kit import run_layer, run_script
 from tests.lab.test_real_hosts import read
@@ -270,7 +270,7 @@ def test_a_host_is_bound_by_what_is_planned_for_it_and_given_back(host: Callable
         assert "homelab.vfio=0000:01:00.0=10de:2b85" in cmdline
     found = read(machine.machine)
     assert plan.verify(found, wanted, want) == []
-    # What its boot is to have is noted by whoever restarts it (reboot_host.sh): nobody did.
+    # What its boot is to have is noted by whoever restarts it (the layer reboot): nobody did.
     assert {layer for layer, lines in plan.drift(found, want).items() if lines} == {"boot"}
     again = plan.wanted(remapping.to_be(found, wanted), wanted)
     assert (again.words, again.functions) == (want.words, want.functions)
@@ -512,7 +512,7 @@ def test_taking_everything_back_disarms_the_switch_too(host: Callable[[str], Hos
     words = iommu(IOMMU)
     machine.run("apply", words)
     machine.machine.set_fault("reboot-ignored", True)
-    assert '"reboot":"yes"' in machine.run("apply", scripts.reboot_host("auto", IOMMU, [], 600)).stdout
+    assert '"reboot":"yes"' in machine.run("apply", reboot(IOMMU)).stdout
     assert (machine.root / "etc/systemd/system/homelab-rollback.timer").exists()
     machine.run("revert", words)
     assert machine.files() == stock
@@ -522,6 +522,6 @@ def test_taking_everything_back_disarms_the_switch_too(host: Callable[[str], Hos
 def test_a_manual_reboot_is_left_to_the_person_and_has_its_switch(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
     machine.run("apply", iommu(IOMMU))
-    done = machine.run("apply", scripts.reboot_host("manual", IOMMU, [], 600))
+    done = machine.run("apply", reboot(IOMMU, policy="manual"))
     assert '"reboot":"manual"' in done.stdout and "VM 103 (Sandbox)" in done.stdout
     assert list((machine.root / "etc/systemd/system").rglob("homelab*"))

@@ -21,7 +21,7 @@ import pytest
 from homelab.remote import scripts
 from lab.machine import Machine
 from tests import sampling
-from tests.boot_layers import initramfs, iommu, read_host, vfio
+from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.script_input import QUICK_SYNC
 from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
@@ -48,7 +48,7 @@ class Switched(Host):
             assert self.run("apply", script).returncode == 0
         if awaited:
             self.machine.set_fault("reboot-ignored", True)
-            assert '"reboot":"yes"' in self.run("apply", scripts.reboot_host("auto", " ".join(WORDS), [], AFTER)).stdout
+            assert '"reboot":"yes"' in self.run("apply", reboot(" ".join(WORDS), rollback_after=AFTER)).stdout
             self.machine.clear_faults()
         self.boot()
 
@@ -118,7 +118,7 @@ class Switched(Host):
         now = self.files()
         names = {path for path in {*now, *self.stock} if now.get(path) != self.stock.get(path)}
         return {path.removeprefix(str(self.machine.state)) for path in names} - {
-            # By these the next boot starts what ran before (test_ran.py), and takes them away.
+            # By these the next boot starts what ran before (tests/agent/test_ran.py), and takes them away.
             "/root/etc/systemd/system/homelab-ran.service",
             "/root/etc/systemd/system/homelab-ran.timer",
             "/root/var/lib/homelab/ran",
@@ -200,7 +200,7 @@ def test_a_reboot_that_could_not_be_ordered_is_waited_for_by_nobody(tmp_path: Pa
     assert isinstance(host, Switched)
     assert host.run("apply", LAYERS["iommu"]).returncode == 0
     host.spoil("systemd-run", "echo no bus; exit 1")
-    done = host.run("apply", scripts.reboot_host("auto", IOMMU, [], AFTER))
+    done = host.run("apply", reboot(IOMMU, rollback_after=AFTER))
     assert done.returncode == 1 and "reboot it by hand" in done.stdout
     assert "until" not in (host.state / "armed").read_text()
     host.boot()
@@ -338,9 +338,9 @@ def test_the_boot_in_which_it_was_armed_is_left_alone(tmp_path: Path) -> None:
     assert host.files() == before
 
 
-def driver_reboot(words: str = "") -> str:
+def driver_reboot(words: str = "") -> Asked:
     """The reboot for NVIDIA's driver on the host, which nouveau's having a card makes necessary."""
-    return scripts.reboot_host("auto", words, [], AFTER, driver="580.95.05")
+    return reboot(words, rollback_after=AFTER, driver="580.95.05")
 
 
 def test_a_reboot_for_the_hosts_driver_alone_has_no_switch(tmp_path: Path) -> None:
@@ -771,7 +771,7 @@ def test_a_boot_before_which_the_menu_was_not_made_leaves_the_switch_to_the_next
     assert json.loads(host.run("read", read_host()).stdout)["pending"] == ["boot"]
     assert host.confirm()["confirmed"] and host.is_armed()
     assert "until" not in (host.state / "armed").read_text()
-    decide = scripts.reboot_host("auto", f"{' '.join(WORDS)} mitigations=off", [], AFTER)
+    decide = reboot(f"{' '.join(WORDS)} mitigations=off", rollback_after=AFTER)
     done = host.run("apply", decide)
     assert done.returncode == 1 and "the boot configuration was not made after the last change" in done.stdout
     assert host.reboots() == []
@@ -781,7 +781,7 @@ def test_a_boot_for_which_the_switch_was_armed_anew_is_confirmed_anew(switched: 
     """Pulumi runs the verification, which confirms it, where the answer of the reboot is another one."""
     host = switched()
     host.confirm()
-    decide = scripts.reboot_host("auto", " ".join(WORDS), [], AFTER)
+    decide = reboot(" ".join(WORDS), rollback_after=AFTER)
     confirmed = host.run("apply", decide).stdout
     assert '"reboot":"no"' in confirmed and '"armed":""' in confirmed
     script = host.root / "etc/initramfs-tools/scripts/init-top/homelab-vfio"

@@ -587,7 +587,7 @@ def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
     off = desktop(iommu={"tables": [], "groups": 0, "kernel_log": ""})
     host = settings({"g": {"match": "10de:2b85", "use": use}})
     want = plan.wanted(off, host)
-    assert (want.words, want.functions) == ("", {})  # nothing that a reboot would be for: tests/scripts/test_lacking.py
+    assert (want.words, want.functions) == ("", {})  # nothing that a reboot would be for: tests/agent/test_lacking.py
     asked = settings({"g": {"match": "10de:2b85", "use": use}}, iommu={"enable": True})
     assert "no IVRS table" in reasons(off, asked)[0]
     assert plan.wanted(desktop(), asked).iommu_words == "amd_iommu=on iommu=pt"

@@ -614,7 +614,15 @@ class _Answering(ssh.Session):
         self.guests = {"running": [901], "configs": [], "mappings": "", "reservations": "", **guests}
 
     async def ask(
-        self, verb: str, layer: str, wanted: Any, seconds: float = 0, *, ctid: int = 0, proxy: str = ""
+        self,
+        verb: str,
+        layer: str,
+        wanted: Any,
+        seconds: float = 0,
+        on_line: object = None,
+        *,
+        ctid: int = 0,
+        proxy: str = "",
     ) -> dict[str, Any]:
         if layer == "read_host":
             return desktop(guests=self.guests).model_dump()

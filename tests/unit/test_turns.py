@@ -14,9 +14,10 @@ from homelab.doctor import host as host_doctor
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.provider import boot_verification
-from homelab.remote import scripts, ssh
+from homelab.remote import ssh
 from homelab.resources import limits
 from homelab.settings import Host, parse
+from remote_scripts.layers import cluster_turn, reboot, start_guests
 from tests.unit.hosts import KEY, desktop
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import facts, host
@@ -43,7 +44,7 @@ def test_a_node_that_rolled_back_ends_its_turn_once_it_is_back(
     monkeypatch.setattr(boot_verification, "_end_turn", end)
     monkeypatch.setattr(boot_verification, "_start_guests", start)
     want = cast("plan.Wanted", SimpleNamespace(gpus={}))
-    answer = {"reboot": "yes", "boot_id": "x", "turn": "yes"}
+    answer = {"reboot": "yes", "boot_id": "x", "turn": True}
     with pytest.raises(HomelabError, match="returned by itself"):
         asyncio.run(
             boot_verification._verify(cast("Host", None), "pve1", answer, want, boot_verification.ManagedGuests([103]))
@@ -59,13 +60,16 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
 
         async def __aexit__(self, *_: object) -> None: ...
 
-        async def run(self, verb: str, script: str, seconds: float, heard: Callable[[str], None]) -> str:
-            assert verb == "start_guests" and "LATER=103\n" in script and "UNWANTED='200 201'\n" in script
+        async def ask(self, verb: str, layer: str, wanted: Any, seconds: float, _: object) -> dict[str, Any]:
+            assert (verb, layer, wanted) == (
+                "apply",
+                "start_guests",
+                start_guests.Wanted(later=(103,), unwanted=(200, 201)),
+            )
             if not answers:
                 raise HomelabError(wanted="x", found="it doesn't answer", why="y", next="z")
-            return (
-                '{"started":["VM 105 (a)","container 901 (b)"],"off":["VM 7 (c) stays off"],"later":["VM 103 (d)"]}\n'
-            )
+            started = ["VM 105 (a)", "container 901 (b)"]
+            return {"started": started, "off": ["VM 7 (c) stays off"], "later": ["VM 103 (d)"]}
 
     told: list[str] = []
     monkeypatch.setattr(ssh, "connect", lambda *_: Session())
@@ -89,11 +93,13 @@ def test_who_waits_for_guests_that_ha_brings_back_hears_of_it(monkeypatch: pytes
 
         async def __aexit__(self, *_: object) -> None: ...
 
-        async def run(self, verb: str, script: str, seconds: float, heard: Callable[[str], None]) -> str:
-            assert verb == "apply" and seconds > scripts.RETURN_SECONDS
+        async def ask(
+            self, verb: str, layer: str, _: object, seconds: float, heard: Callable[[str], None]
+        ) -> dict[str, Any]:
+            assert (verb, layer) == ("apply", "cluster_turn") and seconds > cluster_turn.RETURN_SECONDS
             heard("waiting for HA, which brings vm:200 back: 5 s")
             heard("note: HA hasn't brought VM 200 back yet")
-            return '{"over":"yes","set":""}\n'
+            return {"over": True, "set": ""}
 
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(ssh, "connect", lambda _: Answers())
@@ -132,11 +138,9 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
 
 
 def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
-    said = (scripts.FOLDER / "reboot_host.sh").read_text(encoding="utf-8")
-    assert f"\nTURN_SECONDS={scripts.TURN_SECONDS}\n" in said and f"\nMOVE_SECONDS={scripts.MOVE_SECONDS}\n" in said
     hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"script": 60})}).hosts
-    assert limits.of_reboot(hosts["pve1"]) >= 60 + scripts.MOVE_SECONDS + 4 * scripts.TURN_SECONDS
-    assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - scripts.MOVE_SECONDS
+    assert limits.of_reboot(hosts["pve1"]) >= 60 + reboot.MOVE_SECONDS + 4 * reboot.TURN_SECONDS
+    assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - reboot.MOVE_SECONDS
 
 
 def hosts_of(**first: Any) -> str:

@@ -1,0 +1,309 @@
+"""The guests that ran before a restart, started again. A start leaves a task, so that whoever is cut off between two of
+them starts nothing twice. Whom somebody else sees to (by a task, HA, a run that hands it a card) is left to them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from remote_scripts.shared import guest_tasks, guests, ha, pmxcfs, ran, switch
+from remote_scripts.shared.ran import Line
+from remote_scripts.shared.restart import is_stopping
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import DO_SECONDS
+from remote_scripts.tools.system import System
+
+# A boot that came later than this isn't that restart's: a server may take half an hour, and the switch gives a boot
+# back. After as long in a boot one that can't be told is given up.
+_COUNTS_SECONDS = 7200
+# A run that has confirmed a boot takes the host within this time (homelab/provider/boot_verification.py).
+_GRACE_SECONDS = 60.0
+_STATUS_SECONDS = 20.0
+_ANSWER_BYTES = 1 << 20
+_HOOK_FILE = "/homelab-handover.sh"
+_FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
+_NUMBER = re.compile(r"[1-9][0-9]{0,11}")
+_BOOTED = re.compile(r"^btime ([1-9][0-9]{0,11})$", re.MULTILINE)
+_ORDER = re.compile(r",(?:order=)?([0-9]{1,9})(?:,|$)")
+_NEXT_AFTER = re.compile(r",up=([0-9]{1,3})(?:,|$)")
+_IS_UP = frozenset(("running", "degraded", "maintenance"))
+_LAST_ORDER = 9999999999
+_CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
+# Behind a UPID: ` END STATUS`, in `active` ` 1 END STATUS`.
+_ENDED = re.compile(r"\S*: (?:1 )?[0-9A-F]+ +(?P<status>.+)$")
+_WENT_WELL = re.compile(r"OK|WARNINGS")
+
+
+class UnknownError(Exception):
+    """What decides whether a guest may be started can't be told now."""
+
+
+@dataclass
+class Started:
+    """In words: who runs again; who stays off, and why; who is to be started later."""
+
+    started: list[str] = field(default_factory=list)
+    off: list[str] = field(default_factory=list)
+    owed: list[str] = field(default_factory=list)
+
+
+def is_boot_decided(system: System) -> bool:
+    """Whether this boot is to stay, and Proxmox VE has started what it starts.
+
+    :raises Failure: what is noted of it can't be read.
+    """
+    if switch.is_rolling_back(system) or is_stopping(system):
+        return False
+    if switch.is_armed_before(system) and not (system.files.is_pending("boot") or switch.is_another_boot(system)):
+        return False
+    state = system.run.ask("systemctl", "is-active", "pve-guests.service").text
+    # Where it has failed, or somebody has disabled it, it starts nothing any more in this boot.
+    has_come_up = state == "inactive" and system.run.ask("systemctl", "is-system-running").text in _IS_UP
+    return state in ("active", "failed") or has_come_up or not system.run.has("pvesh")
+
+
+def start(
+    system: System, seconds: float, later: Collection[str] = (), unwanted: Collection[str] = ()
+) -> Started | None:
+    """Those that are owed and off, in Proxmox VE's order.
+
+    :param seconds: for which another one that is at it is waited for.
+    :param later: ids of guests that a run which is at work starts itself.
+    :param unwanted: ids of those that it wants off.
+    :returns: None: another one is at it, or this boot isn't decided.
+    :raises Failure: what is noted can't be read.
+    """
+    with system.work.holding(ran.LOCK, seconds) as has:
+        booted = _BOOTED.search(system.files.text("/proc/stat"))
+        if not has or not booted or not is_boot_decided(system):
+            return None
+        return _Starting(system, int(booted[1]), later, unwanted).each()
+
+
+def start_alone(system: System) -> None:
+    """What the host itself does, every half minute, until nothing is owed.
+
+    :raises Failure: as of `start`.
+    """
+    if not system.files.exists(ran.RAN):
+        _forget(system)
+        return
+    if not _is_quiet(system):
+        return
+    time.sleep(_GRACE_SECONDS)
+    if not _is_quiet(system):
+        return
+    found = start(system, 0)
+    if found is None:
+        return
+    started = f"the host itself has started what ran before its restart: {', '.join(found.started)}"
+    text = "; ".join([*([started] if found.started else []), *found.off])
+    if text:
+        _tell_next_up(system, text)
+    if not system.files.exists(ran.RAN):
+        _forget(system)
+
+
+def _forget(system: System) -> None:
+    """Without the lock of whoever changes this system: nothing but what is of this alone."""
+    ran.forget(system)
+    with suppress(OSError):
+        disk.remove_folder(system.files.at(HOME))
+
+
+def _is_quiet(system: System) -> bool:
+    return is_boot_decided(system) and not system.work.is_held()
+
+
+def _tell_next_up(system: System, text: str) -> None:
+    """By what it says anyway. Of a host that was given back nothing is kept."""
+    system.log.say(text)
+    if all(name.startswith("ran") for name in system.files.names(HOME)):
+        return
+    path = switch.ROLLED_BACK if system.files.exists(switch.ROLLED_BACK) else switch.JUDGED
+    before = system.files.text(path)
+    system.files.write(path, f"{before}{'; ' if before else ''}{text}".encode(), 0o600)
+
+
+class _Starting:
+    """One go at all of them. `booted`: when this boot began, in seconds since 1970."""
+
+    def __init__(self, system: System, booted: int, later: Collection[str], unwanted: Collection[str]) -> None:
+        self._system, self._booted, self._later, self._unwanted = system, booted, later, unwanted
+        self._left: list[Line] = []
+        self._done = Started()
+
+    def each(self) -> Started:
+        self._left = sorted(ran.lines(self._system), key=self._place)
+        for line in [*self._left]:
+            is_one = line.program in _FOLDERS and _NUMBER.fullmatch(line.guest) and _NUMBER.fullmatch(line.since)
+            if is_one and line.guest not in self._unwanted and not self._see_to(line):
+                self._done.owed.append(self._in_words(line))
+                continue
+            # Nothing is owed of it any more. The last one goes with all the rest.
+            self._left.remove(line)
+            if self._left:
+                ran.write(self._system, self._left)
+        if not self._left:
+            ran.forget(self._system)
+        return self._done
+
+    def _place(self, line: Line) -> tuple[int, int]:
+        """By `startup: order=`, then by id. Who has no order comes last (PVE::JSONSchema::pve_parse_startup_order)."""
+        order = None
+        with suppress(UnknownError):  # whether it can be read is asked once more
+            order = _ORDER.search(f",{self._option(line, 'startup')}")
+        return int(order[1]) if order else _LAST_ORDER, int(line.guest) if line.guest.isdecimal() else 0
+
+    def _option(self, line: Line, key: str) -> str:
+        """What its configuration says for its next start.
+
+        :raises UnknownError: it can't be read.
+        """
+        try:
+            content = pmxcfs.content_of(self._system, f"/etc/pve/{_FOLDERS[line.program]}/{line.guest}.conf")
+        except (Failure, KeyError) as error:
+            raise UnknownError from error
+        if content is None:
+            raise UnknownError
+        now = f"\n{content.decode('utf-8', 'replace')}".partition("\n[")[0].splitlines()
+        return "\n".join(one.partition(":")[2].strip() for one in now if one.partition(":")[0] == key)
+
+    def _in_words(self, line: Line) -> str:
+        word, key = ("container", "hostname") if line.program == "pct" else ("VM", "name")
+        name = ""
+        with suppress(UnknownError):
+            name = self._option(line, key)
+        return f"{word} {line.guest}{f' ({name})' if name else ''}"
+
+    def _see_to(self, line: Line) -> bool:
+        """False: it is still owed, or nobody knows."""
+        if line.boot == switch.boot_id(self._system):
+            return False  # not restarted yet
+        power = guests.power_of(self._system, line.program, line.guest, _STATUS_SECONDS)
+        if power in ("on", "gone"):
+            return True
+        name = self._in_words(line)
+        by_hand = f"`{line.program} start {line.guest}`"
+        try:
+            has_ha = self._is_under_ha(line)
+            touched, failed = self._was_touched(line)
+            if touched or has_ha:
+                if failed and power == "off" and not has_ha and line.guest not in self._later:
+                    self._stays_off(f"{name} ran before the restart, and has not started again: {failed} ({by_hand})")
+                return True
+            if power == "unknown":
+                raise UnknownError
+            lock = self._option(line, "lock")
+        except UnknownError:
+            if time.time() - self._booted <= _COUNTS_SECONDS:
+                return False
+            self._stays_off(
+                f"{name} ran before the restart, and whether it may be started couldn't be told for two hours "
+                f"(`{line.program} status {line.guest}`)"
+            )
+            return True
+        if self._booted - int(line.since) > _COUNTS_SECONDS:
+            self._stays_off(
+                f"{name} ran before a restart of this program's, and stays off: that is too long ago ({by_hand})"
+            )
+        elif lock:
+            self._stays_off(
+                f"{name} ran before the restart, and stays off: it is locked, {lock} (once nothing works on it: "
+                f"`{line.program} unlock {line.guest}`, then {by_hand})"
+            )
+        elif line.guest in self._later or (self._is_handed_a_card(line) and self._system.work.is_held()):
+            return False  # whom a run leaves off is started after it
+        else:
+            self._start(line, name, by_hand)
+        return True
+
+    def _stays_off(self, text: str) -> None:
+        self._done.off.append(self._system.log.clean(text))
+
+    def _start(self, line: Line, name: str, by_hand: str) -> None:
+        """Once, however it ends. What counts is whether it runs."""
+        system = self._system
+        system.log.say(f"starting {name} again, which ran before the restart")
+        done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
+        if guests.power_of(system, line.program, line.guest) != "on":
+            said = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
+            self._stays_off(f"{name} ran before the restart, and has not started again: {' '.join(said)} ({by_hand})")
+            return
+        self._done.started.append(name)
+        with suppress(UnknownError):
+            # So many seconds later comes the next one.
+            wait = _NEXT_AFTER.search(f",{self._option(line, 'startup')}")
+            if wait and len(self._left) > 1:
+                time.sleep(int(wait[1]))
+
+    def _is_handed_a_card(self, line: Line) -> bool:
+        """Whether its start takes a card from containers. Not while a run is at work."""
+        return line.program == "qm" and self._option(line, "hookscript").endswith(_HOOK_FILE)
+
+    def _is_under_ha(self, line: Line) -> bool:
+        """Whether HA starts it by itself, as it does but in the state `ignored`
+        (PVE::HA::Config::service_is_ha_managed).
+
+        :raises UnknownError: that can't be told.
+        """
+        try:
+            content = pmxcfs.content_of(self._system, ha.CONFIG)
+        except Failure as failure:
+            raise UnknownError from failure
+        if content is None and not pmxcfs.this_node(self._system).name:
+            raise UnknownError
+        kind = "ct" if line.program == "pct" else "vm"
+        is_it = found = False
+        for text in (content or b"").decode("utf-8", "replace").splitlines():
+            words = text.split()
+            if words and text[0] not in " \t#":
+                is_it = "".join(words[:2]) == f"{kind}:{line.guest}"
+                found = found or is_it
+            elif is_it and words[:2] == ["state", "ignored"]:
+                found = False
+        return found
+
+    def _was_touched(self, line: Line) -> tuple[bool, str]:
+        """Whether a task has been about it since; and how the last of these has ended, if it was a start that failed.
+
+        Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and
+        consoles. Nor its start before that host went down: it ran then, as it was noted.
+
+        :raises UnknownError: the log of tasks can't be read.
+        """
+        try:
+            tasks = guest_tasks.lines(self._system, "index.1", "index", "active")
+        except Failure as failure:
+            raise UnknownError from failure
+        since = int(line.since)
+        # Where the clock was set back, when the boot came isn't known.
+        booted = self._booted if since <= self._booted else float("inf")
+        down, last = float("inf"), (-1, "", "")
+        about: list[tuple[int, str, str]] = []
+        for text in tasks:
+            parts = text.split(" ")[0].split(":")
+            if len(parts) < 8 or parts[0] != "UPID" or not guest_tasks.START.fullmatch(parts[4]):
+                continue
+            begun, kind, guest, user = int(parts[4], 16), parts[5], parts[6], parts[7]
+            if begun < since:
+                continue
+            if kind == "stopall":
+                down = min(down, begun)
+            if guest == line.guest and kind not in _CONSOLES:
+                about.append((begun, kind, user))
+                last = (begun, kind, text) if begun >= last[0] else last
+        touched = any(
+            not (kind in ("qmstart", "vzstart") and begun <= down < float("inf"))
+            and not (down <= begun <= booted and user == "root@pam" and kind in ("qmshutdown", "vzshutdown"))
+            for begun, kind, user in about
+        )
+        ended = _ENDED.match(last[2])
+        failed = ended["status"] if ended and not _WENT_WELL.match(ended["status"]) else ""
+        return touched, failed if touched and last[1] in ("qmstart", "vzstart") else ""

@@ -1,0 +1,517 @@
+"""HA's maintenance mode for the time of a node's restart, and all that is set and put back around one (layers/reboot.py)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import cluster_turn, reboot
+from remote_scripts.layers.reboot import Wanted
+from remote_scripts.shared import lacking, restart, switch
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent import cluster_kit, reading_kit
+from tests.agent.cluster_kit import (
+    BOOT,
+    HA_STOCK,
+    HOME,
+    LOCK,
+    STATE,
+    TURN,
+    Clock,
+    clock,
+    kept_disks,
+    members,
+    node_of_three,
+    refuse,
+    said,
+    status,
+    turn_of,
+    with_disks,
+    with_ha,
+)
+from tests.agent.kit import Cut, Host, Refused, cuts, left_by
+from tests.waiting import wait_until
+
+__all__ = ["clock"]
+QM_LIST = """\
+      VMID NAME                 STATUS     MEM(MB)    BOOTDISK(GB) PID
+       103 Sandbox              running    16384             64.00 1234
+       200 db                   running    4096              32.00 1235
+"""
+PCT_LIST = """\
+VMID       Status     Lock         Name
+901        running                 ai-lab
+902        running                 dns
+"""
+LINK = "/etc/systemd/system/timers.target.wants/homelab-turn.timer"
+ORDERED = "/run/homelab/ordered"
+ARMED = f"boot {'7d4f0d3c-0000-4000-8000-000000000001'}\nuntil 5\n"
+
+
+@pytest.fixture(autouse=True)
+def under_ha(host: Host, clock: Clock) -> Host:
+    """pve1 lacks a word on its command line; VM 200 and container 901 are HA's, VM 103 and container 902 aren't."""
+    with_ha(node_of_three(host))
+    host.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
+    host.write("/boot/grub/grub.cfg", "linux /vmlinuz quiet\n")
+    booted(host)
+    return host
+
+
+def booted(host: Host) -> None:
+    """What the kernel says, and the programs of this boot."""
+    cluster_kit.run(host)
+    host.write("/proc/cmdline", "quiet\n")
+    host.programs |= {
+        "bash": lambda _arguments, _stdin: " quiet\n",
+        "qm": lambda _arguments, _stdin: QM_LIST,
+        "pct": lambda _arguments, _stdin: PCT_LIST,
+        "systemd-run": lambda arguments, _stdin: cluster_kit.noted(host, "systemd-run", arguments),
+    }
+
+
+def wanted(*, maintenance: bool = True, keep_quorum: bool = True) -> Wanted:
+    return Wanted(
+        policy="auto",
+        boot=lacking.Boot(words=("amd_iommu=on",)),
+        rollback_after=600,
+        awaited=1800,
+        keep_quorum=keep_quorum,
+        maintenance=maintenance,
+    )
+
+
+def ask(host: Host, verb: str = "apply", *, maintenance: bool = True, keep_quorum: bool = True) -> Any:
+    return host.ask(verb, "reboot", wanted(maintenance=maintenance, keep_quorum=keep_quorum))
+
+
+def refusal(host: Host, *, maintenance: bool = True, keep_quorum: bool = True) -> str:
+    with pytest.raises(Refused) as refused:
+        ask(host, maintenance=maintenance, keep_quorum=keep_quorum)
+    assert not restarts(host)
+    return str(refused.value)
+
+
+def restarts(host: Host) -> bool:
+    return any(one.startswith("systemd-run") and "systemctl reboot" in one for one in said(host))
+
+
+def end(host: Host, seconds: int = 2, back: int = 2) -> None:
+    """In the next boot."""
+    (host.root / ORDERED[1:]).unlink(missing_ok=True)
+    answer = host.ask("apply", "cluster_turn", cluster_turn.Wanted(cluster_seconds=seconds, return_seconds=back))
+    assert answer == {"over": True, "set": ""}
+
+
+def is_as_before(host: Host) -> None:
+    assert host.read(f"{STATE}/ha") == HA_STOCK and not host.exists(f"{STATE}/mode")
+    assert not host.exists(TURN) and not list((host.root / "etc/systemd/system").rglob("homelab-turn*"))
+    assert not {"away", "turn", "turn-end"} & {*host.system().files.names(HOME)}
+
+
+def test_ha_moves_its_guests_before_a_restart_and_back_afterwards(host: Host) -> None:
+    before = host.tree()
+    planned = ask(host, "plan")
+    assert planned["moves"] == "VM 200 (db), container 901 (ai-lab)"
+    assert planned["guests"] == "VM 103 (Sandbox), container 902 (dns)" and planned["cluster"] == ""
+    assert host.tree() == before
+    did = ask(host)
+    assert (did["turn"], did["moves"], did["guests"], did["armed"]) == (True, planned["moves"], planned["guests"], "")
+    assert host.read(f"{STATE}/ha").count(" pve2 pve1 started") == 2 and restarts(host)
+    assert host.read(f"{HOME}/away") == "services vm:200 ct:901\nmaintenance pve1\n"
+    assert [line.split()[:2] for line in host.read(f"{HOME}/ran").splitlines()] == [
+        ["qm", "103"], ["qm", "200"], ["pct", "901"], ["pct", "902"],
+    ]  # fmt: skip
+    end(host)
+    is_as_before(host)
+
+
+def test_a_reading_has_what_is_still_to_be_put_back(host: Host) -> None:
+    ask(host)
+    for path in ("/proc/cpuinfo", "/proc/modules"):
+        host.write(path, "")
+    host.programs |= dict.fromkeys(reading_kit.SILENT, reading_kit.says("")) | {"head": reading_kit.head}
+    assert reading_kit.read(host).set_aside == "services vm:200 ct:901\nmaintenance pve1"
+
+
+def test_the_default_leaves_ha_alone(host: Host) -> None:
+    assert ask(host, maintenance=False)["moves"] == "" and restarts(host)
+    assert not [one for one in said(host) if one.startswith("ha-manager")]
+
+
+MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migration-capable 1\n\tmap id=10de:2b85,node=pve1,path=0000:02:00\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "why"),
+    [
+        ("qemu-server/200.conf", "hostpci0: 0000:01:00\n", "HA can't move VM 200, which has a device of this host"),
+        ("qemu-server/200.conf", "hostpci0: mapping=gpu,pcie=1\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "hostpci1: mapping=vf,pcie=1\n", ""),
+        ("qemu-server/200.conf", "hostpci1: mapping=vf\nhostpci0: mapping=gpu\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb0: host=046d:c52b\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb1: usb3=1,mapping=stick\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb0: spice,usb3=1\nusb1: host=spice\nserial0: socket\nargs: -cpu host\n", ""),
+        ("qemu-server/200.conf", "serial0: /dev/ttyUSB0\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "ivshmem: size=32\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move VM 200"),
+        ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move container 901"),
+        ("lxc/901.conf", "mp0: local:901/disk.raw,mp=/data\nmp1: /mnt/tank,mp=/more,shared=1\n", ""),
+        ("lxc/901.conf", "dev0: /dev/dri/renderD128\n", "HA can't move container 901"),
+        ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move container 901"),
+    ],
+    ids=[
+        "a card", "a mapped card", "one that migrates", "one that does and one that doesn't", "a USB device", "a mapped USB device", "nothing of this host",
+        "a serial port", "shared memory", "a shared folder", "a card by hand", "a folder", "a folder of all nodes", "a device", "a raw line",
+    ],
+)  # fmt: skip
+def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(
+    host: Host, path: str, text: str, why: str
+) -> None:
+    host.write(f"/etc/pve/{path}", text)
+    host.write("/etc/pve/mapping/pci.cfg", MAPPINGS)
+    assert ask(host, "plan")["cluster"].startswith(why)
+    if why:
+        before = host.lasting()
+        message = refusal(host)
+        assert why in message and "guestsAtReboot: shutdown" in message
+        assert host.lasting().keys() - before.keys() <= {HOME[1:], f"{HOME}/wanted-boot"[1:]}
+        is_as_before(host)
+
+
+def test_a_configuration_that_cant_be_read_is_none_without_devices(host: Host) -> None:
+    (host.root / "etc/pve/qemu-server/200.conf").unlink()
+    (host.root / "etc/pve/qemu-server/200.conf").mkdir()
+    assert "to read /etc/pve/qemu-server/200.conf" in refusal(host)
+
+
+def test_guests_that_stay_keep_the_node_from_restarting_and_the_mode_goes_off(host: Host) -> None:
+    host.write(f"{STATE}/stuck", "")
+    message = refusal(host)
+    assert "HA hasn't moved VM 200, container 901 to another node within 30" in message, "HA does nothing for so long"
+    assert "its maintenance mode on still" not in message
+    is_as_before(host)
+    assert not host.exists(f"{HOME}/ran")
+
+
+@pytest.mark.parametrize("answer", [Done(1, b""), Done(0, b"something else\n")])
+def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: Host, answer: Done) -> None:
+    host.programs["ha-manager"] = lambda _arguments, _stdin: answer
+    assert "`ha-manager status`" in refusal(host)
+    is_as_before(host)
+
+
+def test_a_mode_that_somebody_else_has_switched_on_stays_on(host: Host) -> None:
+    host.write(f"{STATE}/mode", "")
+    host.write(f"{STATE}/ha", HA_STOCK.replace("pve1 - started", "pve2 pve1 started"))
+    assert ask(host)["turn"]
+    end(host)
+    assert host.exists(f"{STATE}/mode") and not [one for one in said(host) if one.startswith("ha-manager")]
+
+
+@pytest.mark.parametrize("whose", ["somebody's", "of a run that was killed"])
+def test_guests_are_waited_for_also_where_the_mode_is_on_already(host: Host, whose: str) -> None:
+    noted = "services vm:204 vm:200\nmaintenance pve1\n"
+    host.write(f"{STATE}/stuck", "")
+    for stuck in (True, False):
+        host.write(f"{STATE}/mode", "")
+        if whose != "somebody's":
+            host.write(f"{HOME}/away", noted)
+        if stuck:
+            assert "HA hasn't moved VM 200, container 901 to another node" in refusal(host)
+            assert host.exists(f"{STATE}/mode") is (whose == "somebody's")
+            (host.root / f"{STATE}/stuck"[1:]).unlink()
+    ask(host)
+    assert restarts(host) and host.read(f"{STATE}/ha").count(" pve2 pve1 started") == 2
+    if whose == "somebody's":
+        assert not host.exists(f"{HOME}/away")
+        assert not [one for one in said(host) if one.startswith("ha-manager")]
+    else:
+        assert host.read(f"{HOME}/away") == noted
+
+
+def at_enabling(host: Host, act: Callable[[], object]) -> None:
+    """It happens while HA moves guests."""
+    real = host.programs["ha-manager"]
+
+    def ha_manager(arguments: Sequence[str], stdin: bytes) -> Any:
+        if arguments[2:3] == ("enable",):
+            act()
+        return real(arguments, stdin)
+
+    host.programs["ha-manager"] = ha_manager
+
+
+@pytest.mark.parametrize("what", ["its quorum", "Ceph", "another node's turn"])
+def test_what_the_cluster_loses_while_ha_moves_guests_keeps_the_node_from_restarting(host: Host, what: str) -> None:
+    if what == "its quorum":
+        why = "without this node the cluster has 1 of 3 votes"
+        at_enabling(host, lambda: members(host, status(1, 1, expected=3)))
+    elif what == "Ceph":
+        with_disks(host)
+        why = "33 PGs would become offline"
+        at_enabling(host, lambda: refuse(host, "ceph", "osd", "ok-to-stop", said=f"EBUSY: {why}", status=16))
+    else:
+        why = "pve2 restarts"
+        at_enabling(host, lambda: turn_of(host, "pve2"))
+    assert why in refusal(host)
+    assert not host.exists(f"{STATE}/mode") and host.exists(TURN) == (what == "another node's turn")
+
+
+@pytest.mark.parametrize("state", ["error", "gone"])
+def test_a_guest_that_ha_gives_up_hasnt_moved(host: Host, state: str) -> None:
+    given_up = HA_STOCK.replace("started", state) if state == "error" else "vm:202 pve2 - started\n"
+    at_enabling(host, lambda: host.write(f"{STATE}/ha", given_up))
+    assert "HA hasn't moved VM 200, container 901 to another node" in refusal(host)
+    assert not host.exists(f"{STATE}/mode")
+
+
+@pytest.mark.parametrize("quiet", ["no", "guests", "all"])
+def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(host: Host, quiet: str) -> None:
+    members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
+    served = "vm:200, ct:901, vm:202, an active agent on pve2"
+    if quiet != "no":
+        host.write(f"{STATE}/ha", HA_STOCK.replace("started", "stopped"))
+        served = "HA has an active agent on pve2"
+    if quiet == "all":
+        real = host.programs["ha-manager"]
+        host.programs["ha-manager"] = lambda arguments, stdin: Done(
+            0,
+            real(arguments, stdin).output.replace(b"pve2 (active, watchdog active", b"pve2 (idle"),  # type: ignore[union-attr]
+        )
+    planned = ask(host, "plan", maintenance=False, keep_quorum=False)
+    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet != "all")
+    if quiet == "all":
+        ask(host, maintenance=False, keep_quorum=False)
+        assert restarts(host)
+        return
+    message = refusal(host, maintenance=False, keep_quorum=False)
+    assert served in message and "QDevice" in message
+
+
+def test_what_ha_does_elsewhere_is_no_guest_that_stays(host: Host) -> None:
+    host.write(f"{STATE}/ha", "vm:200 pve1 - started\nvm:202 pve2 - migrate\n")
+    message = refusal(host, maintenance=False)
+    assert "HA is at work on vm:202 of pve2: migrate" in message
+    assert "guestsAtReboot" not in message and "wait until it has ended" in message
+
+
+def test_a_mode_that_stays_on_is_said_and_keeps_no_disk_from_being_replaced(host: Host) -> None:
+    with_disks(host)
+    host.write(f"{STATE}/stuck", "")
+    refuse(host, "ha-manager", "crm-command", "node-maintenance", "disable")
+    assert "HA has its maintenance mode on still: the node goes on" in refusal(host)
+    assert kept_disks(host) == [] and "noout" not in host.read(f"{HOME}/away")
+    assert "maintenance pve1" in host.read(f"{HOME}/away") and host.exists(LINK)
+
+
+def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(host)
+    real = host.programs["ha-manager"]
+
+    def one_stays(arguments: Sequence[str], stdin: bytes) -> Any:
+        answer = real(arguments, stdin)
+        host.write(f"{STATE}/ha", host.read(f"{STATE}/ha").replace("vm:200 pve1 - started", "vm:200 pve2 pve1 started"))
+        return answer
+
+    host.programs["ha-manager"] = one_stays
+    end(host)
+    text = capsys.readouterr().err
+    assert "HA hasn't brought VM 200 back yet" in text and "container 901 back" not in text
+    assert not host.exists(f"{HOME}/away")
+
+
+@pytest.mark.parametrize("line", ["", "vm:200 pve2 pve1 stopped\n"], ids=["taken out of HA", "stopped"])
+def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(host: Host, clock: Clock, line: str) -> None:
+    ask(host)
+    host.write(f"{STATE}/ha", line + "ct:901 pve1 - started\n")
+    (host.root / f"{STATE}/mode"[1:]).unlink()
+    passed = clock.passed
+    end(host, back=1000)
+    assert clock.passed - passed < 5
+
+
+def test_a_restart_that_nobody_waits_for_any_more_doesnt_happen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a connection that is cut, while HA moves guests."""
+    host.write(f"{HOME}/armed", ARMED)
+    at_enabling(host, lambda: monkeypatch.setattr(restart.Caller, "is_waiting", lambda _: False))
+    assert "the `pulumi up` that waited for this host isn't there any more" in refusal(host)
+    is_as_before(host)
+    assert "until" not in host.read(f"{HOME}/armed")
+
+
+@pytest.mark.parametrize("how", ["its run is cancelled", "its time is up"])
+def test_a_restart_that_ends_where_it_waits_leaves_nothing_set_for_it(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    host.write(f"{STATE}/stuck", "")
+    host.write(f"{HOME}/armed", ARMED)
+    system = cluster_kit.system_of(host)
+    host.write("/run/homelab/up", "anna\n")
+    system.work.client = "anna"
+    cancel = lambda: host.write("/run/homelab/up", "anna, and was cancelled\n")  # noqa: E731
+    clock.meanwhile = cancel if "cancelled" in how else (lambda: setattr(system.work, "ends", 0.0))
+    monkeypatch.setattr(host, "system", lambda: system)
+    assert refusal(host).startswith(("wanted: the run at work", "wanted: this step done"))
+    is_as_before(host)
+    assert "until" not in host.read(f"{HOME}/armed")
+
+
+def test_the_switch_counts_from_the_restart_on(host: Host) -> None:
+    host.write(f"{HOME}/armed", ARMED)
+    began = int(time.time())
+    assert ask(host)["armed"]
+    (until,) = [int(line.split()[1]) for line in host.read(f"{HOME}/armed").splitlines() if "until" in line]
+    assert began + 1800 <= until <= time.time() + 1800
+
+
+def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(host: Host) -> None:
+    """As another stack's confirmation may do it."""
+    host.programs |= {"ip": lambda _arguments, _stdin: "", "ping": lambda _arguments, _stdin: 1}
+    host.write(f"{HOME}/armed", "boot earlier\n")
+    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
+    at_enabling(host, (host.root / f"{HOME}/armed"[1:]).unlink)
+    assert "the dead man's switch for this restart was taken away meanwhile" in refusal(host)
+    is_as_before(host)
+
+
+def test_a_node_that_is_alone_in_its_cluster_moves_nothing(host: Host) -> None:
+    members(host, status(1, expected=1))
+    ask(host)
+    assert not host.exists(f"{STATE}/mode") and restarts(host)
+
+
+@pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the order"])
+def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: str) -> None:
+    if what == "systemd-run":
+        host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
+    elif what == "which guests run":
+        host.programs["pct"] = lambda arguments, _stdin: Done(1, b"")
+    else:
+        (host.root / ORDERED[1:]).mkdir(parents=True)
+        (host.root / "run/homelab").chmod(0o700)
+    assert "reboot it by hand, then run `pulumi up` again" in refusal(host)
+    is_as_before(host)
+    assert not host.exists(f"{HOME}/ran")
+
+
+def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
+    """It takes no new unit. Asked for by a run that was killed, or by whoever restarts it."""
+    host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
+    host.programs["systemctl"] = lambda arguments, _stdin: (
+        Done(1, b"stopping\n") if "is-system-running" in arguments else 0
+    )
+    assert ask(host)["turn"]
+
+
+def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(host: Host) -> None:
+    """Planned, refused, and then done; and in the next boot whoever finds no reason for another restart ends the turn."""
+    turn_of(host, "pve2")
+    before = host.tree()
+    planned = ask(host, "plan")
+    assert planned["reboot"] == "yes" and planned["cluster"].startswith("pve2 restarts, since")
+    assert host.tree() == before
+    assert "pve2 restarts" in refusal(host) and not host.exists(f"{HOME}/armed")
+    (host.root / TURN[1:]).unlink()
+    assert ask(host)["turn"] is True and host.read(TURN).startswith("node pve1\n")
+    host.write(BOOT, "7d4f0d3c-0000-4000-8000-000000000002\n")
+    host.write("/proc/cmdline", "quiet amd_iommu=on\n")
+    did = ask(host)
+    assert (did["reboot"], did["turn"]) == ("no", False)
+    is_as_before(host)
+    assert host.exists(f"{HOME}/ran"), "which guests ran is for whoever confirms this boot"
+
+
+def test_a_boot_configuration_that_wasnt_made_is_started_by_nobody(host: Host) -> None:
+    host.write(f"{HOME}/pending/boot", "")
+    assert "the boot configuration was not made after the last change" in refusal(host)
+    assert not host.exists(TURN)
+
+
+def test_a_host_that_is_alone_waits_for_its_backup_and_is_then_refused(host: Host, clock: Clock) -> None:
+    (host.root / "etc/pve/corosync.conf").unlink()
+    upid = "UPID:pve1:00001A2B:0094C3F1:6B010CC4:vzdump:100:root@pam!nightly:"
+    host.write("/var/log/pve/tasks/active", f"{upid} 0\n")
+    host.write(f"/proc/{0x1A2B}/stat", f"{0x1A2B} (task) S {' '.join(['7'] * 18)} {0x0094C3F1} 99 99\n")
+    assert ask(host, "plan")["cluster"].startswith("a backup (vzdump) 100 runs here, since")
+    message = refusal(host)
+    assert "found:  a backup (vzdump) 100 runs here" in message
+    assert "a restart would cut it off" in message and "allowQuorumLoss" not in message
+    # One that never ends by itself has a way out, too.
+    for way in ("pvenode task list --source active", "ha-manager status", "Or reboot this host by hand"):
+        assert way in message
+    assert not host.exists(f"{HOME}/armed")
+    clock.meanwhile = lambda: shutil.rmtree(host.root / f"proc/{0x1A2B}", ignore_errors=True)
+    assert ask(host)["turn"] is False and restarts(host)
+
+
+# Whoever asked.
+
+
+def test_who_waits_for_an_answer_is_the_process_that_has_begun_it(tmp_path: Path) -> None:
+    """Its standard output goes elsewhere, so that the processes which started it decide: as with sudo."""
+    asks = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from remote_scripts.shared import restart\n"
+        "who = restart.caller(); print(who.is_waiting())\n"
+        "before = os.getppid()\nos.kill(before, 9)\nwhile os.getppid() == before: time.sleep(0.01)\n"
+        "print(who.is_waiting())\n"
+    )
+    out = tmp_path / "out"
+    root = str(Path(reboot.__file__).parents[2])
+    subprocess.run(["sh", "-c", '"$0" -c "$1" "$2" >"$3"; :', sys.executable, asks, root, str(out)])
+    wait_until(lambda: out.read_text().count("\n") == 2)
+    assert out.read_text() == "True\nFalse\n"
+
+
+# Cut short.
+
+
+def each_left(host: Host, found: list[Cut], place: Path, seed: str) -> None:
+    """From each moment the node's own timer, or the next run, puts everything back. What is in the cluster is there after a power cut of this node."""
+    in_cluster: dict[str, Any] = {}
+    for cut in found:
+        if cut.how.startswith("killed"):
+            in_cluster = {path: about for path, about in cut.lasting.items() if path.startswith("etc/pve")}
+        else:
+            rest = {path: about for path, about in cut.lasting.items() if not path.startswith("etc/pve")}
+            object.__setattr__(cut, "lasting", {**rest, **in_cluster})
+    for number, cut in enumerate(sampling.sample(found, 6, seed)):
+        left = left_by(cut, host, place / f"{seed}-{number}")
+        booted(left)
+        left.write(BOOT, "the next one\n")
+        left.write("/proc/stat", "btime 1\n")
+        shutil.rmtree(
+            left.root / LOCK[1:], ignore_errors=True
+        )  # as the cluster does it, two minutes after its maker's death
+        for _ in range(2):
+            end(left, seconds=0, back=1)
+        is_as_before(left)
+        assert not kept_disks(left), f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+
+
+def test_a_turn_that_is_cut_short_at_any_moment_ends_with_everything_put_back(host: Host, tmp_path: Path) -> None:
+    with_disks(host)
+    found = cuts(host, ask)
+    assert len(found) > 60
+    each_left(host, found, tmp_path, "away")
+    (host.root / ORDERED[1:]).unlink()
+    found = cuts(host, end)
+    assert len(found) > 20
+    each_left(host, found, tmp_path, "back")
+
+
+def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:
+    assert switch.armed_since(host.system()) == ""
+    os.utime(host.write(f"{HOME}/armed", ARMED), ns=(0, 1_700_000_000_123_456_789))
+    assert switch.armed_since(host.system()) == "1700000000.123456789"

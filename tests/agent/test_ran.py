@@ -1,0 +1,448 @@
+"""Guests that ran before a restart of this program's run again after it, each started once (shared/ran.py, layers/start_guests.py). Tasks are as
+PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that it begins as pve-guests.service does (PVE::API2::Nodes).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import start_guests
+from remote_scripts.layers.start_guests import Wanted
+from remote_scripts.shared import ran
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from tests.agent.cluster_kit import Clock, clock, system_of
+from tests.agent.kit import Cut, Host, cuts, left_by
+
+__all__ = ["clock"]
+A, B = "7d4f0d3c-0000-4000-8000-00000000000a", "7d4f0d3c-0000-4000-8000-00000000000b"
+NOTED, DOWN, BOOTED = 1_700_000_000, 1_700_000_020, 1_700_000_100
+VM, CT = "qemu-server", "lxc"
+HOME = "/var/lib/homelab"
+TASKS = "/var/log/pve/tasks"
+RESOURCES = "/etc/pve/ha/resources.cfg"
+
+
+class Killed(BaseException):
+    """The run, as by SIGKILL."""
+
+
+@pytest.fixture(autouse=True)
+def booted(host: Host, clock: Clock) -> Host:
+    """In boot B, after a restart from boot A in which all of four guests ran: none of them does."""
+    programs(host)
+    host.write("/state/pve-guests.service", "active\n")
+    host.write("/state/system", "running\n")
+    host.write("/proc/sys/kernel/random/boot_id", f"{B}\n")
+    host.write("/proc/stat", f"cpu 1 2 3\nbtime {BOOTED}\n")
+    host.write(f"{TASKS}/index", "")
+    for folder in ("etc/pve", "etc/systemd/system/timers.target.wants"):
+        (host.root / folder).mkdir(parents=True)
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    for kind, vmid, startup in ((VM, 103, ""), (VM, 90, ""), (VM, 105, "order=1,down=9"), (CT, 901, "2")):
+        guest(host, kind, vmid, f"startup: {startup}\n" if startup else "")
+    noted(host, "qm 103", "qm 90", "qm 105", "pct 901")
+    return host
+
+
+def programs(host: Host) -> None:
+    """A guest's state is a file; its start is a task, as of root's shell."""
+
+    def systemctl(arguments: Sequence[str], _stdin: bytes) -> Done:
+        name = {"is-active": "pve-guests.service", "is-system-running": "system"}.get(arguments[0])
+        return Done(0, host.read(f"/state/{name}").encode() if name else b"")
+
+    host.programs |= {
+        "qm": lambda arguments, _stdin: _guest(host, "qm", arguments),
+        "pct": lambda arguments, _stdin: _guest(host, "pct", arguments),
+        "systemctl": systemctl,
+        "pvesh": lambda _arguments, _stdin: 1,
+    }
+
+
+def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
+    if arguments[0] == "list":
+        return Done(1, b"") if host.exists("/no-list") else Done(0, "".join(_listed(host, program)).encode())
+    vmid = arguments[1]
+    state = f"/state/{program}/{vmid}"
+    if arguments[0] == "status":
+        return Done(1, b"") if host.exists(f"/unsaid/{vmid}") else Done(0, f"status: {host.read(state)}\n".encode())
+    kill(host, f"before-{vmid}")
+    host.write("/started", (host.read("/started") if host.exists("/started") else "") + f"{vmid} ")
+    task(host, f"{'qm' if program == 'qm' else 'vz'}start", int(vmid), int(time.time()))
+    if host.exists(f"/fails/{vmid}"):
+        return Done(255, b"", b"start failed: no such bridge\n")
+    host.write(state, "running")
+    kill(host, f"after-{vmid}")
+    return Done(0, b"")
+
+
+def kill(host: Host, when: str) -> None:
+    if host.exists(f"/kill/{when}"):
+        (host.root / "kill" / when).unlink()
+        raise Killed
+
+
+def _listed(host: Host, program: str) -> Iterator[str]:
+    for vmid in sorted(path.name for path in (host.root / "state" / program).iterdir()):
+        power = host.read(f"/state/{program}/{vmid}")
+        if program == "pct":
+            yield f"{vmid} {power} name\n"
+        else:
+            yield f"{vmid} name {power} 512 32.00 {7 if power == 'running' else 0}\n"
+
+
+def guest(host: Host, kind: str, vmid: int, conf: str = "", power: str = "stopped") -> None:
+    key = "name" if kind == VM else "hostname"
+    host.write(f"/etc/pve/{kind}/{vmid}.conf", f"{key}: g{vmid}\n{conf}[before]\nlock: snapshot\nstartup: order=9\n")
+    host.write(f"/state/{'qm' if kind == VM else 'pct'}/{vmid}", power)
+
+
+def noted(host: Host, *guests: str, at: int = NOTED, boot: str = A) -> None:
+    host.write(f"{HOME}/ran", "".join(f"{one} {at} {boot}\n" for one in guests), 0o600)
+    host.write(f"{HOME}/ran-program", "…\n")
+    host.write("/etc/systemd/system/homelab-ran.timer", "…\n")
+
+
+def task(host: Host, kind: str, vmid: int | str, at: int, user: str = "root@pam", file: str = "index") -> None:
+    line = f"UPID:pve:000003E8:00000001:{at:08X}:{kind}:{vmid}:{user}:"
+    with Path(host.root / TASKS[1:] / file).open("a") as tasks:
+        tasks.write(f"{line} 0\n" if file == "active" else f"{line} {at + 1:08X} OK\n")
+
+
+def run(host: Host, *, later: tuple[int, ...] = (), unwanted: tuple[int, ...] = ()) -> dict[str, Any]:
+    return dict(host.ask("apply", "start_guests", Wanted(later=later, unwanted=unwanted)))
+
+
+def alone(host: Host) -> None:
+    """What the host's own timer runs."""
+    start_guests.program(system_of(host))
+
+
+def started(host: Host) -> list[int]:
+    return [int(one) for one in host.read("/started").split()] if host.exists("/started") else []
+
+
+def is_over(host: Host) -> bool:
+    return not [*host.root.rglob("homelab-ran*"), *(host.root / HOME[1:]).glob("ran*")]
+
+
+def test_what_ran_is_started_once_in_proxmox_ves_order(host: Host) -> None:
+    said = run(host)
+    assert started(host) == [105, 901, 90, 103]
+    assert said["started"] == ["VM 105 (g105)", "container 901 (g901)", "VM 90 (g90)", "VM 103 (g103)"]
+    assert (said["off"], said["later"], is_over(host)) == ([], [], True)
+    assert run(host) == {"started": [], "off": [], "later": []}
+
+
+def clock_set_back(host: Host) -> None:
+    task(host, "qmshutdown", 103, DOWN + 5)
+    host.write("/proc/stat", f"btime {NOTED - 9999}\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "starts"),
+    [
+        (lambda host: None, True),
+        (lambda host: guest(host, VM, 103, power="running"), False),
+        (lambda host: guest(host, VM, 103, power="paused"), False),
+        (lambda host: (host.write("/unsaid/103", ""), (host.root / "etc/pve/qemu-server/103.conf").unlink()), False),
+        (lambda host: guest(host, VM, 103, "lock: backup\n"), False),
+        (lambda host: host.write(RESOURCES, "vm: 103\n\tstate stopped\n"), False),
+        (lambda host: host.write(RESOURCES, "vm:103\n\tstate started\n"), False),
+        (lambda host: host.write(RESOURCES, "vm: 103\n\tstate ignored\n\nct: 7\n"), True),
+        (lambda host: host.write(RESOURCES, "ct: 103\n\nvm: 1031\n"), True),
+        # By somebody: after the boot; before the host went down; while it starts; a restore under the same id.
+        (lambda host: task(host, "qmstart", 103, BOOTED + 60, "bob@pve"), False),
+        (lambda host: task(host, "qmshutdown", 103, NOTED + 5), False),
+        (lambda host: task(host, "qmshutdown", 103, DOWN + 5, "bob@pve"), False),
+        (lambda host: task(host, "qmstart", 103, BOOTED + 60, file="active"), False),
+        (lambda host: task(host, "qmrestore", 103, BOOTED + 60, file="index.1"), False),
+        # Of another guest; before it was noted; a console; the host's own shutdown of it.
+        (lambda host: task(host, "qmstart", 1030, BOOTED + 60), True),
+        (lambda host: task(host, "qmstart", 103, NOTED - 60), True),
+        (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
+        (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
+        # The start of what was noted as running: in the second of the note, or while its list was waited for.
+        (lambda host: task(host, "qmstart", 103, NOTED), True),
+        (lambda host: task(host, "qmstart", 103, NOTED + 5), True),
+        # The same where the clock was set back.
+        (clock_set_back, True),
+        # Somebody else's restart, hours later.
+        (lambda host: noted(host, "qm 103", at=BOOTED - 9000), False),
+        # Written by nobody.
+        (lambda host: noted(host, "qm $(reboot)", "rm 103", "qm -1"), False),
+    ],
+)  # fmt: skip
+def test_a_guest_that_somebody_has_seen_to_is_left_alone(
+    host: Host, what: Callable[[Host], object], starts: bool
+) -> None:
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN)
+    what(host)
+    said = run(host)
+    assert started(host) == ([103] if starts else [])
+    assert is_over(host) and said["later"] == []
+
+
+def test_a_run_waits_until_proxmox_ve_has_started_its_own_guests(host: Host, clock: Clock) -> None:
+    host.write("/state/pve-guests.service", "activating\n")
+    clock.meanwhile = lambda: host.write("/state/pve-guests.service", "active\n")
+    assert len(run(host)["started"]) == 4
+    host.write("/state/pve-guests.service", "inactive\n")
+    host.write("/state/system", "starting\n")
+    clock.meanwhile = lambda: None
+    noted(host, "qm 103")
+    guest(host, VM, 103)
+    host.write("/run/homelab/notes", "")
+    assert run(host) == {"started": [], "off": [], "later": []} and not is_over(host)
+    assert "note: guests that ran before the restart aren't started yet" in host.read("/run/homelab/notes")
+
+
+@pytest.mark.parametrize("state", ["failed", "inactive"])
+def test_where_proxmox_ve_starts_no_guest_any_more_they_are_started_all_the_same(host: Host, state: str) -> None:
+    """pve-guests.service has failed, or is disabled or masked (`inactive`, with nothing left to start)."""
+    host.write("/state/pve-guests.service", f"{state}\n")
+    host.write("/state/system", "degraded\n")
+    alone(host)
+    assert len(started(host)) == 4 and is_over(host)
+
+
+def test_who_stays_off_is_said_with_what_to_do(host: Host) -> None:
+    guest(host, VM, 103, "lock: backup\n")
+    assert run(host)["off"] == [
+        "VM 103 (g103) ran before the restart, and stays off: it is locked, backup (once nothing works on it: `qm unlock 103`, "
+        "then `qm start 103`)"
+    ]
+
+
+def test_a_start_that_fails_is_said_and_keeps_nobody_off(host: Host) -> None:
+    host.write("/fails/105", "")
+    said = run(host)
+    assert started(host) == [105, 901, 90, 103] and is_over(host)
+    assert said["off"] == [
+        "VM 105 (g105) ran before the restart, and has not started again: start failed: no such bridge (`qm start 105`)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "said"),
+    [
+        ("index", "start failed: no such bridge", True),
+        ("active", "start failed: no such bridge", True),
+        ("index", "OK", False),
+        ("index", "WARNINGS: 1", False),
+        ("active", "0", False),
+    ],
+)
+def test_a_start_that_failed_where_somebody_else_began_it_is_said_and_not_tried_again(
+    host: Host, file: str, status: str, said: bool
+) -> None:
+    """Proxmox VE at the boot, for `onboot`; or a run that was killed before it had told."""
+    noted(host, "qm 103")
+    task(host, "stopall", "", DOWN)
+    ended = "" if status == "0" else f"{'1 ' if file == 'active' else ''}{BOOTED + 9:08X} "
+    line = f"UPID:pve:000003E8:00000001:{BOOTED + 5:08X}:qmstart:103:root@pam: {ended}{status}\n"
+    host.write(f"{TASKS}/{file}", line)
+    expected = f"VM 103 (g103) ran before the restart, and has not started again: {status} (`qm start 103`)"
+    assert run(host)["off"] == ([expected] if said else [])
+    assert not started(host) and is_over(host)
+
+
+@pytest.mark.parametrize(
+    "unknown", ["unsaid/103", f"{RESOURCES}/"[1:], f"{TASKS}/index.1/"[1:], "etc/pve/qemu-server/103.conf/"]
+)
+def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unknown: str) -> None:
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 60}\n")
+    noted(host, "qm 103", at=now - 120)
+    place = host.root / unknown
+    kept = place.read_text() if place.is_file() else None
+    if unknown.endswith("/"):  # a read that fails
+        place.unlink(missing_ok=True)
+        place.mkdir(parents=True)
+    else:
+        host.write(unknown, "")
+    assert run(host)["later"][0].startswith("VM 103") and not started(host) and not is_over(host)
+    if unknown.endswith("/"):
+        place.rmdir()
+    else:
+        place.unlink()
+    if kept is not None:
+        place.write_text(kept)
+    alone(host)
+    assert started(host) == [103] and is_over(host)
+
+
+def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> None:
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 60}\n")
+    noted(host, "qm 103", at=now - 120)
+    (host.root / "etc/pve/local").unlink()
+    assert run(host)["later"] and not started(host)
+
+
+def test_who_can_not_be_told_of_for_two_hours_is_given_up_aloud(host: Host) -> None:
+    noted(host, "qm 103")
+    host.write("/unsaid/103", "")
+    assert "couldn't be told for two hours" in run(host)["off"][0] and is_over(host)
+
+
+@pytest.mark.parametrize("killed", ["before-105", "after-105", "before-901", "after-901", "after-103"])
+def test_a_run_that_is_killed_starts_nobody_twice_and_forgets_nobody(host: Host, killed: str) -> None:
+    host.write(f"/kill/{killed}", "")
+    with pytest.raises(Killed):
+        run(host)
+    assert not is_over(host)
+    alone(host)
+    assert started(host) == [105, 901, 90, 103] and is_over(host)
+
+
+@contextmanager
+def held(host: Host) -> Iterator[None]:
+    """A run is at work, as run_guard.sh says it."""
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    with (host.root / "run/homelab/up").open("w") as up:
+        fcntl.flock(up, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Host) -> None:
+    guest(host, VM, 90, "hookscript: local:snippets/homelab-handover.sh\n")
+    with held(host):
+        said = run(host, later=(105,), unwanted=(901,))
+        assert said["later"] == ["VM 105 (g105)", "VM 90 (g90)"] and started(host) == [103]
+        alone(host)
+        assert started(host) == [103], "a run is at work"
+    alone(host)
+    assert started(host) == [103, 105, 90] and is_over(host)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (f"{HOME}/armed", f"boot {A}\n"),
+        (f"{HOME}/rolling-back", f"boot {B}\n"),
+        ("/run/homelab/restarting", f"boot {B}"),
+        ("/state/pve-guests.service", "activating\n"),
+        ("/state/system", "stopping\n"),
+        ("/proc/sys/kernel/random/boot_id", f"{A}\n"),
+    ],
+)
+def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, text: str) -> None:
+    system_of(host)
+    before = host.read(file) if host.exists(file) else None
+    host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
+    host.write(file, text)
+    alone(host)
+    assert not started(host) and not is_over(host)
+    (host.root / file[1:]).unlink()
+    if before is not None:
+        host.write(file, before)
+    alone(host)
+    assert len(started(host)) == 4 and is_over(host)
+
+
+@pytest.mark.parametrize("file", ["judged", "rolled-back"])
+def test_the_next_up_hears_what_the_host_has_started_alone(host: Host, file: str) -> None:
+    host.write(f"{HOME}/{file}", "boot x was judged")
+    host.write("/fails/901", "")
+    alone(host)
+    assert host.read(f"{HOME}/{file}").startswith(
+        "boot x was judged; the host itself has started what ran before its restart: VM 105 (g105), VM 90 (g90), VM 103 (g103); container 901"
+    )
+
+
+def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) -> None:
+    alone(host)
+    assert len(started(host)) == 4 and not host.exists(HOME)
+    host.write(f"{HOME}/ran-program", "")  # what a cut has left of the end
+    alone(host)
+    assert not host.exists(HOME)
+
+
+# Before the restart.
+
+
+def note(host: Host) -> str:
+    system = system_of(host)
+    return system.changing(lambda: ran.note_running(system))
+
+
+def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
+    guest(host, VM, 90, power="running")
+    guest(host, CT, 902, power="running")
+    assert note(host) == ""
+    lines = [line.split() for line in host.read(f"{HOME}/ran").splitlines()]
+    assert [(*line[:2], line[3]) for line in lines] == [
+        ("qm", "90", B), ("pct", "902", B), ("qm", "103", A), ("qm", "105", A), ("pct", "901", A),
+    ]  # fmt: skip
+    assert (host.root / "etc/systemd/system/timers.target.wants/homelab-ran.timer").is_symlink()
+    ran.drop(system_of(host))
+    assert [line.split()[1] for line in host.read(f"{HOME}/ran").splitlines()] == ["103", "105", "901"]
+
+
+def test_a_host_without_a_running_guest_has_nothing_to_note(host: Host) -> None:
+    (host.root / f"{HOME}/ran"[1:]).unlink()
+    assert note(host) == "" and is_over(host)
+
+
+def test_what_runs_and_is_not_told_is_not_noted_as_nothing(host: Host) -> None:
+    host.write("/no-list", "")
+    before = host.lasting()
+    assert "`qm list` gave no answer" in note(host)
+    assert host.lasting() == before
+
+
+def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
+    (host.root / f"{HOME}/ran"[1:]).unlink()
+    host.write(f"{HOME}/ran/x", "")
+    for act in (note, alone, lambda host: ran.drop(system_of(host)), lambda host: ran.settle(system_of(host))):
+        with pytest.raises(Failure, match="to know which guests ran before a restart of this host"):
+            act(host)
+    assert host.exists(f"{HOME}/ran-program")
+
+
+def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    ran.settle(system_of(host))
+    assert "still off" in capsys.readouterr().err and not is_over(host)
+    for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
+        guest(host, kind, vmid, power="running")
+    ran.settle(system_of(host))
+    assert is_over(host) and not started(host)
+
+
+# Cut short.
+
+
+def noted_wholly(cut: Cut) -> bool:
+    """A note without what starts anybody of it would be nobody's."""
+    timer = "etc/systemd/system/timers.target.wants/homelab-ran.timer"
+    return f"{HOME}/ran"[1:] not in cut.lasting or {timer, f"{HOME}/ran-program"[1:]} <= cut.lasting.keys()
+
+
+def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(host: Host, tmp_path: Path) -> None:
+    (host.root / f"{HOME}/ran"[1:]).unlink()
+    (host.root / f"{HOME}/ran-program"[1:]).unlink()
+    (host.root / "etc/systemd/system/homelab-ran.timer").unlink()
+    guest(host, VM, 90, power="running")
+    found = cuts(host, note)
+    assert len(found) > 10 and all(map(noted_wholly, found))
+    for number, cut in enumerate([*found, *cuts(host, lambda one: ran.forget(system_of(one)))]):
+        left = left_by(cut, host, tmp_path / str(number))
+        for file in ("proc/sys/kernel/random/boot_id", "proc/stat", "state/system", "state/pve-guests.service"):
+            left.write(file, host.read(file))
+        programs(left)
+        for kind in ("qm", "pct"):
+            (left.root / "state" / kind).mkdir(parents=True)
+        system = left.system()
+        system.changing(lambda system=system: ran.drop(system))  # type: ignore[misc]
+        alone(left)
+        assert is_over(left) and not left.exists(HOME), cut.how

@@ -1,0 +1,210 @@
+"""No host restarts while Proxmox VE is at work on it: what is found, of whom, and what is none of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from remote_scripts.shared import ha, pmxcfs, work
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host
+
+ACTIVE = "/var/log/pve/tasks/active"
+PID, STARTED = 0x1A2B, 0x0094C3F1
+UPID = "UPID:pve1:00001A2B:0094C3F1:6B010CC4:{}:root@pam!nightly:"
+BACKUP = UPID.format("vzdump:100")
+
+
+def process(host: Host, pid: int = PID, started: int = STARTED, called: str = "task) S 1 (UPID") -> None:
+    """/proc/PID/stat has its start as the 22nd field, after a name that may hold anything."""
+    host.write(f"/proc/{pid}/stat", f"{pid} ({called}) S {' '.join(['7'] * 18)} {started} 99 99\n")
+
+
+def says(host: Host) -> str:
+    system = host.system()
+    return work.at_work(system, pmxcfs.this_node(system))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{BACKUP} 0", "a backup (vzdump) 100 runs here, since 2026-11-21 "),
+        (f"{UPID.format('qmigrate:101')} 0", "a migration (qmigrate) 101 runs here"),
+        (f"{UPID.format('hamigrate:101')} 0", "a migration (hamigrate) 101 runs here"),
+        (f"{UPID.format('imgcopy:')} 0", "the task imgcopy  runs here"),
+        (f"{BACKUP} 1 6B010CD0 OK", ""),
+        (f"{BACKUP} 1 6B010CD0", ""),
+        (f"{UPID.format('vncproxy:100')} 0", ""),
+        (f"{UPID.format('vncshell:')} 0", ""),
+        ("UPID:pve1:a[0]:0094C3F1:6B010CC4:vzdump:100:root@pam: 0", ""),
+        ("garbage", ""),
+    ],
+    ids=["a backup", "a migration", "one of HA", "another", "ended", "ended, its status unknown", "a VM's console", "a node's", "evil", "garbage"],
+)  # fmt: skip
+def test_a_task_that_runs_is_named(host: Host, line: str, said: str) -> None:
+    process(host)
+    host.write(ACTIVE, f"{UPID.format('qmstart:1')} 1 6B010CC5 OK\n{line}\n")
+    found = says(host)
+    assert found.startswith(said) and bool(found) == bool(said)
+    assert not said or found.endswith("of root@pam!nightly")
+
+
+@pytest.mark.parametrize("alive", ["no", "another of the same number"])
+def test_a_task_whose_process_has_died_is_over(host: Host, alive: str) -> None:
+    """A crash, or a restart, leaves it in the list."""
+    if alive != "no":
+        process(host, started=STARTED + 1)
+    host.write(ACTIVE, f"{BACKUP} 0\n")
+    assert says(host) == ""
+
+
+def test_a_backup_is_seen_by_its_lock_too(host: Host) -> None:
+    lock = host.write("/run/vzdump.lock", "")
+    assert says(host) == ""
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert says(host) == "a backup (vzdump) runs here: it holds /run/vzdump.lock"
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "busy"),
+    [
+        ("pvescheduler\0", {"pid": 812, "ptime": "5501", "last_try": 5}, True),
+        ("/usr/bin/perl\0/usr/bin/pvesr\0run\0", {"pid": "812"}, True),
+        ("pvescheduler\0", {"last_sync": 812, "error": "it was 812"}, False),
+        ("/usr/bin/bash\0", {"pid": 812, "ptime": "5501"}, False),
+    ],
+    ids=["by the scheduler", "by hand", "none now", "its process has died"],
+)
+def test_a_replication_is_seen_by_its_process(host: Host, command: str, state: dict[str, object], busy: bool) -> None:
+    host.write("/proc/812/cmdline", command)
+    host.write("/var/lib/pve-manager/pve-replication-state.json", json.dumps({"100": {"local/pve2": state}}))
+    assert says(host) == ("a replication of a guest runs here (process 812; pvesr status)" if busy else "")
+
+
+@pytest.mark.parametrize(
+    ("command", "busy"),
+    [
+        ("/usr/bin/perl\0/usr/sbin/qm\0mtunnel\0", True),
+        ("bash\0-c\0/usr/sbin/qm mtunnel\0", True),
+        ("/usr/bin/perl\0/sbin/pvesm\0import\0local-zfs:vm-100-disk-0\0zfs\0-\0", True),
+        ("/usr/bin/perl\0/usr/sbin/qm\0list\0", False),
+        ("vim\0notes about pvesm exports\0", False),
+    ],
+)
+def test_what_comes_in_from_another_node_is_seen_by_its_process(host: Host, command: str, busy: bool) -> None:
+    host.write("/proc/77/cmdline", command)
+    assert bool(says(host)) == busy
+    assert not busy or "of another node comes in here (process 77)" in says(host)
+
+
+# -- packages ---------------------------------------------------------------------------------------------------------------
+LOCKS = "1: OFDLCK ADVISORY  READ -1 00:2c:{inode} 0 EOF\n2: POSIX  ADVISORY  WRITE {pid} fd:01:{inode} 0 EOF\n"
+
+
+def hold(host: Host, path: str, pid: int = 812, *, by: str = "apt-get", waits: str = "") -> None:
+    """A process has a lock of the whole file, as fcntl(2) gives it; it is listed by its inode, and the process has the file open."""
+    file = host.root / path[1:]
+    host.write("/proc/locks", LOCKS.format(pid=f"{pid}", inode=file.stat().st_ino).replace(" POSIX", f" {waits}POSIX"))
+    host.write(f"/proc/{pid}/comm", f"{by}\n")
+    (host.root / f"proc/{pid}/fd").mkdir()
+    (host.root / f"proc/{pid}/fd/4").symlink_to(file)
+
+
+@pytest.mark.parametrize("path", ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock"])
+def test_an_installation_of_packages_is_waited_for_and_its_process_named(host: Host, path: str) -> None:
+    """A restart would leave packages half configured, of which the kernel's own initramfs may be one. The files stay; a lock is what counts."""
+    host.write(path, "")
+    host.write("/proc/locks", "")
+    assert says(host) == ""
+    hold(host, path, by="unattended-upgr")
+    assert says(host) == f"packages are being installed here: process 812 (unattended-upgr) holds {path}"
+
+
+@pytest.mark.parametrize("how", ["waits for it", "another file system's inode", "its process has gone", "no such file"])
+def test_a_lock_that_nobody_holds_keeps_no_restart_waiting(host: Host, how: str) -> None:
+    """A container has a file of the same path, and perhaps of the same number."""
+    lock = host.write("/var/lib/dpkg/lock-frontend", "")
+    hold(host, "/var/lib/dpkg/lock-frontend", waits="-> " if how == "waits for it" else "")
+    opened = host.root / "proc/812/fd/4"
+    if how == "another file system's inode":
+        opened.unlink()
+        opened.symlink_to(host.write("/containers/var/lib/dpkg/lock-frontend", ""))
+    elif how == "its process has gone":
+        opened.unlink()
+    elif how == "no such file":
+        lock.unlink()
+    assert says(host) == ""
+
+
+# As recorded of a cluster of three (../shared/pve_api, cluster.jsonl).
+HA = """quorum OK
+master pve2 (active, Sat Nov 21 03:25:13 2026)
+lrm pve1 (idle, watchdog standby, Sat Nov 21 03:25:13 2026)
+lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:25:17 2026)
+service vm:200 ({})
+"""
+
+
+@pytest.mark.parametrize(
+    ("service", "busy"),
+    [
+        ("pve1, started", False), ("pve1, stopped", False), ("pve1, error", False), ("pve1, queued", False), ("pve1, freeze", False),
+        ("pve1, request_stop", True), ("pve1, starting", True), ("pve1, deleting", True), ("pve2, request_stop", False),
+        ("pve2, migrate", True), ("pve3, fence", True), ("pve3, recovery", True),
+        ("pve1, clearing error flag", True), ("---, not found", False), ("pve1, ignore", False),
+    ],
+)  # fmt: skip
+def test_an_action_of_ha_is_waited_for(host: Host, service: str, busy: bool) -> None:
+    host.write("/etc/pve/ha/resources.cfg", "vm: 200\n\tstate started\n")
+    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
+    host.programs["ha-manager"] = lambda _arguments, _stdin: HA.format(service)
+    node, _, state = service.partition(", ")
+    assert says(host) == (f"HA is at work on vm:200 of {node}: {state}" if busy else "")
+
+
+def test_where_ha_has_no_services_it_isnt_asked_and_where_it_has_its_silence_is_a_no(host: Host) -> None:
+    asked: list[Sequence[str]] = []
+
+    def ha_manager(arguments: Sequence[str], _stdin: bytes) -> Done:
+        asked.append(arguments)
+        return Done(111, b"", b"ipcc_send_rec failed\n")
+
+    host.programs["ha-manager"] = ha_manager
+    host.write("/etc/pve/ha/resources.cfg", "\n")
+    assert says(host) == "" and not asked
+    host.write("/etc/pve/ha/resources.cfg", "ct: 300\n\n")
+    assert says(host) == "`ha-manager status` doesn't say what HA is doing: ipcc_send_rec failed"
+
+
+def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert says(host) == ""
+
+    def hangs(work: Any, seconds: float | None = None) -> Any:
+        raise TimeoutError("no answer within 20 s")
+
+    monkeypatch.setattr(pmxcfs, "ended", hangs)
+    assert says(host).startswith("/etc/pve doesn't answer, so nobody knows whether HA is at work")
+
+
+def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Host) -> None:
+    host.write("/etc/pve/ha/.keep", "")
+    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
+    for name in ("corosync.conf", "ha/resources.cfg"):
+        (host.root / "etc/pve" / name).symlink_to(host.root / "shared" / name)
+    node = pmxcfs.this_node(host.system())
+    assert node == pmxcfs.Node("pve1", clustered=False) and ha.has_services(host.system(), node) is False
+    host.write("/shared/corosync.conf", "totem {}\n")
+    host.write("/shared/ha/resources.cfg", "vm: 200\n")
+    node = pmxcfs.this_node(host.system())
+    assert node == pmxcfs.Node("pve1", clustered=True) and ha.has_services(host.system(), node) is True
+
+
+@pytest.mark.parametrize("path", [ACTIVE, "/var/lib/pve-manager/pve-replication-state.json", "/proc/locks"])
+def test_what_cant_be_read_may_say_that_something_runs(host: Host, path: str) -> None:
+    (host.root / path[1:]).mkdir(parents=True)
+    assert says(host) == f"what is at work here can't be told: {path} can't be read"
