@@ -44,6 +44,10 @@ class LoginRefusedError(HomelabError):
     """The host answers, and refuses this user's login."""
 
 
+class NoPythonError(HomelabError):
+    """The system has no Python, in which this program's part there is written."""
+
+
 class UnfinishedError(Exception):
     """The work on a resource has failed. `id`, `state`: the resource's id and outputs by then, which Pulumi keeps."""
 

@@ -33,7 +33,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import LINE_BYTES
 
 VERBS = ("read", "plan", "apply", "revert")
-_OLDEST_PYTHON = (3, 10)
 _LONGEST_SECONDS = 1_000_000
 
 
@@ -136,13 +135,6 @@ def _unexpected(system: System, error: Exception) -> Failure:
 
 
 def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tuple[str, Request, ModuleType]:
-    if sys.version_info < _OLDEST_PYTHON:
-        raise Failure(
-            f"Python {'.'.join(map(str, _OLDEST_PYTHON))} or later at {sys.executable}",
-            f"Python {sys.version.split()[0]}",
-            "this program's part on this system is written for it; nothing was changed",
-            "upgrade this system: Proxmox VE 8 has Python 3.11, Ubuntu 22.04 has 3.10",
-        )
     if len(arguments) != 1 or arguments[0] not in VERBS:
         raise _not_understood(f"the arguments {arguments!r}")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
 from homelab.nvidia import reading
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
@@ -41,7 +41,13 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             tell(f"{name}: NVIDIA's stack was not compared: {away}")
             return outputs
         # What leaves the stack isn't looked at.
-        reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        try:
+            reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+        except NoPythonError:
+            if inputs.target != "vm":
+                raise
+            tell(f"{name}: it has no Python, and wasn't compared: `pulumi up` installs python3 there")
+            return dataclasses.replace(outputs, stale=True)
         if reading is None:
             return outputs
         # What else this program put there is compared by others.

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
 from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import OutputsT, Work
+from homelab.remote import guest_python, ssh
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import ssh
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
@@ -120,7 +120,7 @@ class SystemWork(Work[SystemT, OutputsT]):
         """The first reading, of another boot than `old_boot`.
 
         A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried
-        again.
+        again. One that has no Python gets it.
 
         :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done
             again.
@@ -135,7 +135,7 @@ class SystemWork(Work[SystemT, OutputsT]):
             system = None
             try:
                 async with self.session(inputs, READING_SECONDS) as reached:
-                    system, was_read = await reached.read(_reading_of(inputs)), True
+                    system, was_read = await self._read_by_python(inputs, reached), True
                     if system.boot_id != old_boot:
                         if then is not None:
                             await then(reached, system)
@@ -165,6 +165,17 @@ class SystemWork(Work[SystemT, OutputsT]):
                     f"at most: {last}"
                 )
             await asyncio.sleep(ssh.REFUSED_SECONDS if refusal else RETRY_SECONDS)
+
+    async def _read_by_python(self, inputs: SystemT, reached: Reached) -> SystemReading:
+        try:
+            return await reached.read(_reading_of(inputs))
+        except NoPythonError:
+            stack = self.wanted_stack(inputs)
+            if inputs.target != "vm" or stack is None:
+                raise
+        tell(f"{inputs.system_name}: it has no Python, which this program's part in it needs: installing python3")
+        await guest_python.install(reached.session, inputs.system_name, stack)
+        return await reached.read(_reading_of(inputs))
 
 
 def _reading_of(inputs: SystemInputs) -> read_system.Wanted:

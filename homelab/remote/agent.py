@@ -185,7 +185,8 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
     before this program) is to do nothing: what was there before is noted nowhere else.
 
     :param is_last: this command takes the agent's own folder away. Where the agent is gone, an earlier one of these was
-        cut short; what it left is of this program alone, and is removed without it.
+        cut short; where Python is, an earlier step has taken it away with what it had installed. What is left is of
+        this program alone, and is removed without them.
     """
     file = f'"$ROOT"{place(owner)}'
     # Python does nothing for an empty file, and calls that a success.
@@ -196,7 +197,8 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
         if is_last:
             parents = f'"$ROOT"{_SCRIPTS} "$ROOT"{HOME}'
             gone = f'rm -rf -- "$ROOT"{_SCRIPTS}/{owner} && {{ rmdir -- {parents} 2>/dev/null; :; }}'
-            checks.insert(1, f"[ -s {file} ] || {{ {gone} && printf '%s\\n' {nothing}; exit; }}")
+            there = f"[ -s {file} ] && [ -x {boot_service.PYTHON.split()[0]} ]"
+            checks.insert(1, f"{there} || {{ {gone} && printf '%s\\n' {nothing}; exit; }}")
     return _as_root("\n".join([*checks, f"{boot_service.PYTHON} {file} {verb}"]), user)
 
 
@@ -222,9 +224,16 @@ def _missing(owner: str) -> str:
     )
 
 
-# Reads the program's part and the request from standard input, and keeps the part in memory.
+# Reads the program's part and the request from standard input, and keeps the part in memory. An older Python can't even
+# import it.
 _IN_MEMORY = """\
 import base64, json, os, sys
+if sys.version_info < (3, 10):
+    print("wanted: Python 3.10 or later at " + sys.executable)
+    print("found:  Python " + sys.version.split()[0])
+    print("why:    this program's part on a host and in a VM is written for it; nothing was changed")
+    print("next:   upgrade this system: Debian 12 and Proxmox VE 8 have Python 3.11, Ubuntu 22.04 has 3.10")
+    sys.exit(1)
 sent = json.loads(sys.stdin.read())
 memory = os.memfd_create("agent")
 os.write(memory, base64.b64decode(sent["agent"]))

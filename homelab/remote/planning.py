@@ -14,7 +14,7 @@ from typing import Any
 
 from homelab.container import makers
 from homelab.container import plan as container_plan
-from homelab.errors import HomelabError, UnreachableError, raise_all
+from homelab.errors import HomelabError, NoPythonError, UnreachableError, raise_all
 from homelab.host import card_values, gates, ha, handover, plan, remapping
 from homelab.host.facts import HostFacts
 from homelab.host.reboot import wanted as wanted_reboot
@@ -198,6 +198,11 @@ async def _read_vms(
         try:
             vm_host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
             systems[str(vm.vmid)] = await read_vm(vm_host, timeout)
+        except NoPythonError:
+            remarks.append(
+                f"vms.{name} has no Python: `pulumi up` installs python3 there with NVIDIA's stack, and looks then "
+                "whether that fits what is in it"
+            )
         except HomelabError as error:
             remarks.append(
                 f"vms.{name} was not looked into ({error.found}): whether NVIDIA's stack fits what is in it shows "

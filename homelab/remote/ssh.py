@@ -17,12 +17,13 @@ from typing import Any, cast
 
 import asyncssh
 
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
 from homelab.host import facts, gates
 from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import agent, scripts
 from homelab.settings import Host
 from remote_scripts.layers import read_host, read_system
+from remote_scripts.shared import boot_service
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
 _MESSAGE = re.compile(
@@ -323,10 +324,22 @@ def _too_long(verb: str, output: bytes) -> HomelabError:
     )
 
 
+# A shell's exit status for a program that isn't there, which it names.
+_NOT_FOUND = 127
+_PYTHON = boot_service.PYTHON.split()[0]
+
+
 def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
     message = _MESSAGE.search(output)
     if message:
         return HomelabError(**message.groupdict())
+    if status == _NOT_FOUND and _PYTHON in log:
+        return NoPythonError(
+            wanted="Python on that system",
+            found=f"{_PYTHON} isn't there",
+            why="this program's part on a host and in a VM is written in it; nothing was changed",
+            next="install it there: `apt-get install python3` (a VM that gets NVIDIA's stack gets it by `pulumi up`)",
+        )
     return HomelabError(
         wanted=f"the script to {verb.replace('_', ' ')} to succeed",
         found=f"exit status {status}: {(log or output).strip()[-500:]}",

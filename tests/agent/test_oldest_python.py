@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ast
 import base64
+import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,10 +21,12 @@ import pytest
 from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
 from remote_scripts.layers.card_values import Value, Wanted
+from remote_scripts.layers.read_system import Wanted as Reading
 from tests.agent.kit import Host
 from tests.waiting import PATIENCE
 
 OLDEST = (3, 10)
+TOO_OLD, NEW_ENOUGH = ("3.6", "3.8", "3.9"), ("3.10", "3.11", "3.12", "3.13", "3.14")
 MODULES = sorted(FOLDER.rglob("*.py"))
 #: Of the library, by the module's documentation ("New in version 3.11" and later); what is only a method is named after a dot.
 NEWER = {
@@ -124,7 +130,7 @@ def test_what_came_later_is_found(source: str, found: str) -> None:
 def _other_pythons() -> dict[str, str]:
     """Each other version that this machine has, such as 3.10, and its program."""
     found: dict[str, str] = {}
-    for version in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+    for version in (*TOO_OLD, *NEW_ENOUGH):
         kept = (Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python{version}")
         for program in [shutil.which(f"python{version}"), *map(str, kept)]:
             if program is None:
@@ -140,7 +146,7 @@ def _other_pythons() -> dict[str, str]:
 PYTHONS = _other_pythons()
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+@pytest.mark.parametrize("version", NEW_ENOUGH)
 def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -> None:
     if version not in PYTHONS:
         pytest.skip(f"no Python {version} on this machine")
@@ -177,3 +183,33 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
     assert host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip() == "0"
     assert run(file, "revert", text=request) == '{"changed":true}\n'
     assert host.lasting() == before
+
+
+@pytest.mark.parametrize("version", [*TOO_OLD, *NEW_ENOUGH])
+def test_sent_along_it_answers_by_another_python_or_says_which_it_needs(version: str, host: Host) -> None:
+    """As into a VM."""
+    if version not in PYTHONS:
+        pytest.skip(f"no Python {version} on this machine")
+    _, *words = shlex.split(agent.command_in_memory("root"))
+    host.write("/etc/os-release", "ID=ubuntu\nVERSION_ID=22.04\n")
+    before = host.tree()
+    done = subprocess.run(
+        [PYTHONS[version], *words],
+        input=agent.sent_along("read", agent.request("read_system", Reading())),
+        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if version in TOO_OLD:
+        found = re.findall(r"(?m)^(wanted|found|why|next): +(.+)$", done.stdout)
+        assert (
+            done.returncode == 1
+            and not done.stderr
+            and [name for name, _ in found] == ["wanted", "found", "why", "next"]
+        )
+        assert found[1][1].startswith(f"Python {version}.")
+    else:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["distribution"] == "ubuntu"
+    assert host.tree() == before

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from homelab.errors import HomelabError
+from homelab.errors import HomelabError, NoPythonError
+from homelab.nvidia.reading import SystemReading
 from homelab.remote import planning
 from homelab.settings import Container, Host, Vm
 from lab import Lab
@@ -100,3 +101,12 @@ def test_a_vm_that_does_not_answer_is_no_reason_to_refuse_and_is_said(lab: Lab) 
     finally:
         lab.fault("guest-unreachable", None)
     assert "vms.box was not looked into" in found.guests
+
+
+def test_what_comes_into_a_vm_without_python_is_in_the_plan(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read_vm(*_: object) -> SystemReading:
+        raise NoPythonError(wanted="Python", found="it isn't there", why="", next="")
+
+    monkeypatch.setattr(planning, "read_vm", read_vm)
+    found = asyncio.run(planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {}))
+    assert "vms.box has no Python: `pulumi up` installs python3 there" in found.guests

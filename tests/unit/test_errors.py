@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.errors import HomelabError, SeveralErrors, raise_all
+from homelab.errors import HomelabError, NoPythonError, SeveralErrors, raise_all
 from homelab.remote.proxmox.errors import ForbiddenError
 from homelab.remote.ssh import _failed
 
@@ -18,6 +18,20 @@ def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
     assert "exit status 127: bash: line 1: sudo: command not found" in str(
         _failed("read_system", "", "bash: line 1: sudo: command not found\n", 127)
     )
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "bash: line 1: /usr/bin/python3: No such file or directory",
+        "sh: 1: /usr/bin/python3: not found",
+        "zsh:1: no such file or directory: /usr/bin/python3",
+    ],
+)
+def test_a_system_without_python_is_told_by_whatever_shell_says_so(shell: str) -> None:
+    error = _failed("read read_system", "", f"{shell}\n", 127)
+    assert isinstance(error, NoPythonError) and "apt-get install python3" in error.next
+    assert not isinstance(_failed("read read_system", "", f"{shell}\n", 1), NoPythonError)
 
 
 @pytest.mark.parametrize("part", ["wanted", "found", "why", "next"])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
 from homelab.provider import systems
 from homelab.provider.guest_reboot import GuestRebootWork
-from homelab.remote import ssh
-from homelab.resources.nvidia import GuestReboot
+from homelab.provider.nvidia_system import NvidiaSystemWork
+from homelab.remote import guest_python, ssh
+from homelab.resources.nvidia import LAYERS, GuestReboot, NvidiaSystem, SystemInputs
+from homelab.shapes import SystemState
 from tests.unit.hosts import KEY, settings
 
 VERSION = "595.10.02"
@@ -32,6 +36,16 @@ TEXTS = {
         }
     ),
 }
+VM_INPUTS = SystemInputs(
+    host="pve",
+    target="vm",
+    system_name="vms.sandbox",
+    address="192.0.2.103",
+    nvidia={},
+    after="",
+    passed=[],
+    stays=True,
+)
 INPUTS = GuestReboot.Inputs(
     host="pve",
     target="vm",
@@ -49,6 +63,7 @@ INPUTS = GuestReboot.Inputs(
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
 CUT = HomelabError(wanted="the script to read system to succeed", found="exit status 143", why="", next="")
+NO_PYTHON = NoPythonError(wanted="Python", found="it isn't there", why="", next="")
 OLD, NEW = "580.105.08", VERSION
 
 # What a connection meets: it fails, or the guest's boot and the module loaded there; and what the order to restart meets, if it is given.
@@ -61,6 +76,7 @@ class Guest:
     def __init__(self, *meets: Met) -> None:
         self.left = list(meets)
         self.orders: list[str] = []
+        self.brought: list[str] = []
 
     @asynccontextmanager
     async def connect(self, _host: object) -> AsyncIterator[Connection]:
@@ -83,6 +99,8 @@ class Connection:
             return {"reboot": "yes"}
         if self.loaded == "cut":
             raise CUT
+        if self.loaded == "no Python" and not self.guest.brought:
+            raise NO_PYTHON
         return READING | {"boot_id": self.boot, "loaded": self.loaded}
 
 
@@ -163,3 +181,28 @@ def test_what_no_waiting_mends_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> 
     for meets, said in cases:
         with pytest.raises(HomelabError, match=said):
             restarted(monkeypatch, *meets, timeout=30 if meets[0] is NO_LOGIN or "cut" in str(meets) else 0.05)
+
+
+def test_a_vm_without_python_gets_it_once_and_is_read_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest(OFF, ("1", "no Python"))
+
+    async def bring(_session: object, system: str, stack: object) -> None:
+        assert stack is not None
+        guest.brought.append(system)
+
+    monkeypatch.setattr(ssh, "connect", guest.connect)
+    monkeypatch.setattr(guest_python, "install", bring)
+    work = NvidiaSystemWork(TEXTS)
+    found = asyncio.run(work.read_system_in_time(VM_INPUTS, 30))
+    assert guest.brought == ["vms.sandbox"] and found.system.distribution == "ubuntu"
+
+
+def test_a_refresh_installs_nothing_in_a_vm_without_python_and_leaves_that_to_the_next_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ssh, "connect", Guest(("1", "no Python")).connect)
+    monkeypatch.setattr(guest_python, "install", None)
+    facts: SystemState = {"cards": [], "kernels": [], "runtimes": []}
+    before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
+    after = NvidiaSystemWork(TEXTS).read(VM_INPUTS, before)
+    assert after == dataclasses.replace(before, stale=True) and "it has no Python" in capsys.readouterr().out
