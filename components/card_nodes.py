@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import pulumi
 
 from homelab.container import makers
-from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Container, Host
+from remote_scripts.layers.card_nodes import Wanted as CardNodesLayer
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 
 
@@ -46,12 +46,13 @@ class CardNodes(pulumi.ComponentResource):
                 generation=probe.generation_of("nodes"),
                 told=True,
             )
-        needed = any(container.has_cards for container in containers)
-        remote.script(
+        remote.layer(
             f"{name}-cards",
             host,
-            probe.generation_of("cards").apply(lambda generation: scripts.card_nodes(needed, generation)),
+            "card_nodes",
+            CardNodesLayer(needed=any(container.has_cards for container in containers)),
             options,
+            generation=probe.generation_of("cards"),
             told=True,
         )
         self.register_outputs({})

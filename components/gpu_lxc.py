@@ -24,6 +24,10 @@ from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, Host, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
+from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
+from remote_scripts.layers.container_restart import Wanted as ContainerRestart
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_power import Shutdown
 
 if TYPE_CHECKING:
     from homelab.remote import card_libraries
@@ -86,43 +90,47 @@ class GpuLxc(pulumi.ComponentResource):
             },
             pulumi.ResourceOptions(parent=self, depends_on=depends_on),
         )
-        devices = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
-            lambda values: _devices(container, values[0], values[1], values[2])
+        cards = pulumi.Output.all(probe.minors, probe.functions, probe.shared).apply(
+            lambda values: _cards(container, values[0], values[1], values[2])
         )
-        conf = remote.script(
+        policy = Shutdown(timeout=container.shutdown.timeout, otherwise=container.shutdown.otherwise)
+        conf = remote.layer(
             f"{name}-conf",
             host,
-            pulumi.Output.all(devices, probe.generation, instance).apply(
-                lambda values: scripts.container_gpus(
-                    container.ctid,
-                    values[0],
-                    shutdown,
-                    f"{values[2]}{int(values[1])}",
-                    keep=_goes_away(container),
-                    guest=name,
+            "container_gpus",
+            cards.apply(
+                lambda cards: ContainerGpus(
+                    ctid=container.ctid, cards=cards, shutdown=policy, keep=_goes_away(container), guest=name
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[probe]),
+            generation=pulumi.Output.all(probe.generation, instance).apply(
+                lambda values: f"{values[1]}{int(values[0])}"
+            ),
             identity=[args.at, str(container.ctid)],
             told=True,
         )
         # An act on what the configuration has become: a change there replaces it, and what is behind it.
-        restart = remote.script(
+        restart = remote.layer(
             f"{name}-restart",
             host,
-            pulumi.Output.all(devices, probe.resume).apply(
-                lambda values: scripts.container_restart(
-                    container.ctid, values[0], shutdown, "running" if values[1] else container.wanted_power
+            "container_restart",
+            pulumi.Output.all(cards, probe.resume).apply(
+                lambda values: ContainerRestart(
+                    ctid=container.ctid,
+                    cards=values[0],
+                    shutdown=policy,
+                    power="running" if values[1] else container.wanted_power,
                 )
             ),
             pulumi.ResourceOptions(parent=self, depends_on=[conf]),
             undone=False,
             triggers=[conf.stdout, probe.generation, instance],
+            is_act=True,
             told=True,
         )
         last: pulumi.Resource = restart
         install_outputs: list[pulumi.Input[Any]] = []
-        uses = {"USES": " ".join(sorted(container.libraries))} if container.libraries else {}
         if container.libraries:
             script = pulumi.Output.all(args.cards, probe.again, instance).apply(
                 lambda values: card_libraries.card_libraries(name, container, values[0], f"{values[2]}{int(values[1])}")
@@ -145,7 +153,7 @@ class GpuLxc(pulumi.ComponentResource):
             {
                 "host": container.host,
                 "ctid": container.ctid,
-                "devices": devices if not uses else devices.apply(lambda arguments: {**arguments, **uses}),
+                "devices": cards.apply(lambda cards: _arguments(container, cards)),
                 "after": [restart.id, restart.stdout, probe.shared, *install_outputs],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
@@ -186,15 +194,23 @@ def _goes_away(container: Container) -> bool:
     return container.create is not None and not container.create.protect
 
 
-def _devices(
-    container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard]
-) -> dict[str, str]:
-    """The container's devices as arguments of container_gpus.sh and container_restart.sh."""
+def _cards(container: Container, minors: list[int], functions: list[str], shared: dict[str, SharedCard]) -> Cards:
+    return Cards(
+        method=container.method,
+        minors=tuple(int(minor) for minor in minors),
+        functions=tuple(functions),
+        cards=tuple(makers.words(shared).split()),
+    )
+
+
+def _arguments(container: Container, cards: Cards) -> dict[str, str]:
+    """The container's cards, and what its packages are for, as arguments of container_verification.sh."""
     return {
-        "METHOD": container.method,
-        "MINORS": " ".join(str(int(minor)) for minor in minors),
-        "FUNCTIONS": " ".join(functions),
-        **({"CARDS": makers.words(shared)} if shared else {}),
+        "METHOD": cards.method,
+        "MINORS": " ".join(map(str, cards.minors)),
+        "FUNCTIONS": " ".join(cards.functions),
+        **({"CARDS": " ".join(cards.cards)} if cards.cards else {}),
+        **({"USES": " ".join(sorted(container.libraries))} if container.libraries else {}),
     }
 
 
@@ -212,7 +228,7 @@ def _output(
 ) -> ContainerSeen:
     """The container for the stack's outputs.
 
-    :param conf: the output of container_gpus.sh.
+    :param conf: the output of the layer container_gpus.
     """
     entry_kinds = set(scripts.answer(conf)["devices"].values())
     method: Literal["device", "mount-entry", "mixed"] | None = "mixed" if entry_kinds else None

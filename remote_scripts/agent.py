@@ -30,7 +30,6 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import LINE_BYTES
 
 VERBS = ("read", "plan", "apply", "revert")
 _LONGEST_SECONDS = 1_000_000
@@ -47,7 +46,7 @@ class Request:
     seconds: int = 0
     code: str = ""
     proxy: str = ""
-    generation: int = 0
+    generation: int | str = 0
     ctid: int = 0
 
 
@@ -172,16 +171,13 @@ def _not_understood(found: str) -> Failure:
 
 def _message(failure: Failure, system: System | None = None) -> str:
     """What a person gets to read."""
-    clean = (system or System(Path("/"))).log.clean
-    names = ("wanted: ", "found:  ", "why:    ", "next:   ")
-    parts = (failure.wanted, failure.found, failure.why, failure.next)
-    lines = [f"{name}{clean(part, LINE_BYTES)}" for name, part in zip(names, parts, strict=True)]
+    text = (system or System(Path("/"))).log.message(failure)
     if system and system.files.not_put_back:
-        lines.append(
-            f"left:   {system.files.not_put_back} could not be put back; the next run goes on from what is noted in "
+        text += (
+            f"\nleft:   {system.files.not_put_back} could not be put back; the next run goes on from what is noted in "
             "/var/lib/homelab"
         )
-    return "\n".join(lines)
+    return text
 
 
 def _print(text: str) -> None:

@@ -3,7 +3,7 @@
 # group, by a member of it. Changes nothing.
 # Needs: files, container/plan, handover/rest
 #
-# Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS (as of container_gpus.sh), USES (what packages were installed for: with `video` vainfo has to work).
+# Arguments: CTID, METHOD, MINORS, FUNCTIONS, CARDS (as of layers/container_gpus.py, in words), USES (what packages were installed for: with `video` vainfo has to work).
 # Verbs: apply.
 # Answer: {"state","nodes":[path],"tried":[sentence]}; nothing is opened in a container that is off. tried: programs that use a card.
 

@@ -1,4 +1,4 @@
-"""What the agent is asked for a host's next boot, and to read it, where a test takes a composed script, too."""
+"""What the agent is asked, where a test takes a composed script, too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
 from remote_scripts.layers import read_host as read_host_layer
 from remote_scripts.layers import reboot as reboot_layer
+from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.layers.reboot import Boot
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools import modules
 
 
@@ -83,3 +86,8 @@ def archive_with(*changes: tuple[str, str, str]) -> str:
         assert old in texts[f"remote_scripts.{module}"], f"{module}: {old}"
         texts[f"remote_scripts.{module}"] = texts[f"remote_scripts.{module}"].replace(old, new)
     return base64.b64encode(modules.packed(texts)).decode()
+
+
+def container_gpus(ctid: int, cards: Cards, *, timeout: int = 5) -> Asked:
+    """The cards of a container; it has so many seconds to go off."""
+    return Asked("container_gpus", ContainerGpus(ctid=ctid, cards=cards, shutdown=Shutdown(timeout=timeout)))

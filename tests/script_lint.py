@@ -22,10 +22,6 @@ TOOLS = Path(sys.executable).parent
 ARGUMENTS = {
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
-    "card_nodes.sh": ("NEEDED", "PROGRAM", "UNIT"),
-    "card_nodes_boot.sh": ("WAIT", "QUORUM"),
-    "container_gpus.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "KEEP", "GUEST"),
-    "container_restart.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "TIMEOUT", "OTHERWISE", "POWER"),
     "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "USES"),
     "card_libraries.sh": ("CHOICES",),
     "handover.sh": ("NEEDED", "PROGRAM", "UNIT", "TIMER", "HOOK"),

@@ -2,7 +2,7 @@
 container gets of them, and the refusals.
 
 Pure. A card is identified by its address; the numbers of its nodes change, so scripts look them up in each run
-(remote_scripts/lib/container/card_nodes.sh).
+(remote_scripts/shared/card_nodes.py).
 """
 
 from __future__ import annotations

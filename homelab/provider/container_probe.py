@@ -14,12 +14,14 @@ from homelab.host.facts import GuestConfig, HostFacts
 from homelab.nvidia import reading
 from homelab.provider.base import Work, stopped_by_reboot
 from homelab.provider.peers import ask_peers, container_record_of
-from homelab.remote import guard, scripts, ssh
+from homelab.remote import guard, ssh
 from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
 from homelab.text import tell
+from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
+from remote_scripts.shared.container_power import Shutdown
 
 
 class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
@@ -232,13 +234,14 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         asyncio.run(self._take_out(inputs, new_host))
 
     async def _take_out(self, inputs: ContainerProbe.Inputs, new_host: str) -> None:
-        shutdown = inputs.shutdown
-        nothing = {"METHOD": "device", "MINORS": "", "FUNCTIONS": ""}
-        async with ssh.connect(self.stack.host(new_host)) as session:
-            script = scripts.container_gpus(
-                inputs.ctid, nothing, dataclasses.asdict(shutdown), "0", guest=inputs.container
-            )
-            await session.run("revert", script, shutdown.timeout + self.stack.host(new_host).timeouts.script)
+        shutdown, host = inputs.shutdown, self.stack.host(new_host)
+        wanted = ContainerGpus(
+            ctid=inputs.ctid,
+            shutdown=Shutdown(timeout=shutdown.timeout, otherwise=shutdown.otherwise),
+            guest=inputs.container,
+        )
+        async with ssh.connect(host) as session:
+            await session.ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.script)
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:

@@ -150,7 +150,7 @@ def request(
     wanted: Any,
     *,
     seconds: int = 0,
-    generation: int = 0,
+    generation: int | str = 0,
     is_act: bool = False,
     ctid: int = 0,
     proxy: str = "",

@@ -24,11 +24,7 @@ from remote_scripts.layers.kept_scripts import Wanted
 # Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
 _SCRIPTS = (
     "card_libraries.sh",
-    "card_nodes.sh",
-    "card_nodes_boot.sh",
     "confirm_boot.sh",
-    "container_gpus.sh",
-    "container_restart.sh",
     "container_toolkit.sh",
     "cuda_toolkit.sh",
     "handover.sh",

@@ -27,6 +27,7 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
 from homelab.vm import plan as vm_plan
 from remote_scripts.layers import read_system
+from remote_scripts.layers.card_nodes import Wanted as CardNodes
 from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
@@ -140,8 +141,8 @@ async def _files(
         nodes = NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))
         files += (await session.ask("plan", "nvidia_nodes", nodes))["files"]
     if containers:
-        script = scripts.card_nodes(any(container.has_cards for container in containers))
-        files += scripts.answer(await session.run("plan", script))["files"]
+        followed = CardNodes(needed=any(container.has_cards for container in containers))
+        files += (await session.ask("plan", "card_nodes", followed))["files"]
     if values is not None:
         files += (await session.ask("plan", "card_values", values))["files"]
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):

@@ -111,7 +111,7 @@ def same_answers(old: Any, new: Any) -> bool:
     except HomelabError:  # no answers
         return old == new
     same = {**before, **dict.fromkeys(_RUN_KEYS)} == {**after, **dict.fromkeys(_RUN_KEYS)}
-    return prefix == new_prefix and same and (after.get("restarted") != "yes" or old == new)
+    return prefix == new_prefix and same and (after.get("restarted") not in ("yes", True) or old == new)
 
 
 def answer(output: str) -> dict[str, Any]:
@@ -205,27 +205,6 @@ def rollback(rollback_after: str) -> str:
     return f"#!/bin/bash\n{comment}\n{program}"
 
 
-# For the cards' drivers at a boot, and for a cluster's quorum, in seconds from the start of the service.
-CARD_SECONDS, QUORUM_SECONDS = 20, 60
-
-
-def card_nodes(needed: bool = True, generation: int = 0, *, wait: int = CARD_SECONDS) -> str:
-    """Standard input of card_nodes.sh.
-
-    :param needed: False if no container has a card.
-    :param wait: seconds for which a boot waits for the cards' drivers.
-    """
-    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = compose("card_nodes_boot.sh", WAIT=str(wait), QUORUM=str(QUORUM_SECONDS)).removesuffix("\n")
-    return compose(
-        "card_nodes.sh",
-        NEEDED="yes" if needed else "no",
-        PROGRAM=f"#!/bin/bash\n{comment}\n{program}",
-        UNIT=file("homelab-card-nodes.service"),
-        GENERATION=str(generation),
-    )
-
-
 def handover(cards: Sequence[str], generation: int = 0) -> str:
     """Standard input of handover.sh.
 
@@ -281,62 +260,15 @@ def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool
     )
 
 
-def container_gpus(
-    ctid: int,
-    devices: Mapping[str, str],
-    shutdown: Mapping[str, Any],
-    generation: str,
-    *,
-    keep: bool = False,
-    guest: str = "",
-) -> str:
-    """Standard input of container_gpus.sh.
-
-    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and maybe `CARDS`, as the script's header describes them.
-    :param shutdown: `timeout` in seconds, `otherwise`.
-    :param generation: not used by the script; a new one makes Pulumi run it again.
-    :param keep: `revert` takes nothing out of the container, as it is removed with the stack.
-    :param guest: its name in the settings; a `revert` under another name than that of the last `apply` leaves the
-        container as it is.
-    """
-    return compose(
-        "container_gpus.sh",
-        CTID=str(ctid),
-        **_card_arguments(devices),
-        **_shutdown_arguments(shutdown),
-        KEEP="yes" if keep else "no",
-        GUEST=guest,
-        GENERATION=generation,
-    )
-
-
-def container_restart(ctid: int, devices: Mapping[str, str], shutdown: Mapping[str, Any], power: str) -> str:
-    """Standard input of container_restart.sh; other arguments as of `container_gpus`.
-
-    :param power: keep, running or stopped.
-    """
-    return compose(
-        "container_restart.sh", CTID=str(ctid), **_card_arguments(devices), **_shutdown_arguments(shutdown), POWER=power
-    )
-
-
 def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh; arguments as of `container_gpus`, with `USES` in `devices` if
-    programs that use the cards are to work.
+    """Standard input of container_verification.sh.
+
+    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and maybe `CARDS` and `USES`, as the script's header describes them.
     """
-    return compose(
-        "container_verification.sh", CTID=str(ctid), USES=devices.get("USES", ""), **_card_arguments(devices)
-    )
-
-
-def _card_arguments(devices: Mapping[str, str]) -> dict[str, str]:
     # By name: other keys of a resource's inputs are no arguments, and mustn't set variables of bash.
-    return {name: devices[name] for name in ("METHOD", "MINORS", "FUNCTIONS")} | {"CARDS": devices.get("CARDS", "")}
-
-
-def _shutdown_arguments(policy: Mapping[str, Any]) -> dict[str, str]:
-    # The state has numbers as floating-point ones.
-    return {"TIMEOUT": str(int(policy["timeout"])), "OTHERWISE": str(policy["otherwise"])}
+    arguments = {name: devices[name] for name in ("METHOD", "MINORS", "FUNCTIONS")}
+    arguments |= {name: devices.get(name, "") for name in ("CARDS", "USES")}
+    return compose("container_verification.sh", CTID=str(ctid), **arguments)
 
 
 def host_command(command: Sequence[str], seconds: int) -> str:

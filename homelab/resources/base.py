@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pulumi
 
@@ -46,7 +46,7 @@ class ShutdownInputs:
     """How a guest is shut down: `timeout` in seconds; what happens `otherwise` (settings.Shutdown)."""
 
     timeout: int
-    otherwise: str
+    otherwise: Literal["fail", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)

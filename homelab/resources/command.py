@@ -214,7 +214,7 @@ def layer(
     wanted: pulumi.Input[Any],
     opts: pulumi.ResourceOptions,
     *,
-    generation: pulumi.Input[int] = 0,
+    generation: pulumi.Input[int | str] = 0,
     undone: bool = True,
     triggers: Sequence[pulumi.Input[object]] | None = None,
     identity: Sequence[str] = (),

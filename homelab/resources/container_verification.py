@@ -22,7 +22,7 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`devices`: as container_gpus.sh takes them; `after`: what it follows."""
+        """`devices`: as container_verification.sh takes them; `after`: what it follows."""
 
         ctid: int
         devices: dict[str, str]

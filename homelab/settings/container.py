@@ -230,7 +230,7 @@ class Container(Model):
         )
 
     @property
-    def wanted_power(self) -> str:
+    def wanted_power(self) -> Literal["keep", "running", "stopped"]:
         return self.power or ("running" if self.start or self.create is not None else "keep")
 
     @property

@@ -1,5 +1,5 @@
-"""What is noted of a container, in /var/lib/homelab/containers/CTID (lib/container.sh says what), goes with it to
-another node of the cluster: by it the container's lines are known to be this program's.
+"""What is noted of a container, in /var/lib/homelab/containers/CTID (shared/container_notes.py says what), goes with it
+to another node of the cluster: by it the container's lines are known to be this program's.
 
 `read` gives it and changes nothing; `apply` writes what is given, and keeps the lines that are noted as ours here
 already; `revert` forgets it, if it is still what was given.
@@ -62,7 +62,8 @@ def revert(system: System, wanted: Wanted) -> Answer:
 
     def forget() -> Answer:
         _clear_gone(system)
-        if _is_noted(Notes(system, wanted.ctid).parts()) and _given(system, wanted.ctid) != wanted.record:
+        notes = Notes(system, wanted.ctid)
+        if _is_noted(notes.parts()) and _given(system, wanted.ctid) != wanted.record:
             raise Failure(
                 f"what was noted of container {wanted.ctid} forgotten here, since it is noted on the node that the "
                 "container is on now",
@@ -70,7 +71,7 @@ def revert(system: System, wanted: Wanted) -> Answer:
                 "what is noted here alone would be lost; it stays",
                 "see who else works on this host, then run `pulumi up` again",
             )
-        folder = system.files.at(_folder(wanted.ctid))
+        folder = system.files.at(notes.folder)
         if folder.is_dir():
             # At once: half of it would be taken along by the next run, in the place of the whole.
             disk.rename(folder, folder.with_name(f".{wanted.ctid}{_GONE}"))
@@ -87,10 +88,6 @@ def _clear_gone(system: System) -> None:
     for folder in (f"{RECORDS}/{name}" for name in files.names(RECORDS) if name.endswith(_GONE)):
         files.remove(*(f"{folder}/{name}" for name in files.names(folder)))
         disk.remove_folder(files.at(folder))
-
-
-def _folder(ctid: int) -> str:
-    return f"{RECORDS}/{ctid}"
 
 
 def _is_noted(parts: dict[str, bytes]) -> bool:
@@ -119,21 +116,20 @@ def _decoded(wanted: Wanted) -> dict[str, bytes]:
 
 
 def _take(system: System, ctid: int, parts: dict[str, bytes]) -> Answer:
-    files, folder = system.files, _folder(ctid)
+    files, notes = system.files, Notes(system, ctid)
     given = parts.get("ours", b"").splitlines(keepends=True)
     # Of a run that was cut short, or of when it was here before: these lines are ours as well.
-    own = Notes(system, ctid).parts().get("ours", b"").splitlines(keepends=True)
+    own = notes.content("ours").splitlines(keepends=True)
     parts["ours"] = b"".join(dict.fromkeys([*given, *own]))
     ran = _ran_here(system, ctid, parts.pop("ran", b""))
     if ran:
         parts["ran"] = ran
-    files.need_folder(files.at(folder))
     # What is known as ours first, and what is of no use any more last.
     for name in sorted(parts, key=lambda name: (name != "ours", name)):
-        files.write(f"{folder}/{name}", parts[name], 0o600)
-    files.remove(*(f"{folder}/{name}" for name in files.names(folder) if name not in parts))
+        notes.write(name, parts[name])
+    notes.forget(*(name for name in files.names(notes.folder) if name not in parts))
     # The other node forgets its own next: what is here now is read back.
-    if Notes(system, ctid).parts() != parts:
+    if notes.parts() != parts:
         raise _not_taken(ctid, "what was read back isn't what was written")
     return Answer({})
 
@@ -142,10 +138,10 @@ def _ran_here(system: System, ctid: int, ran: bytes) -> bytes:
     """That it is to be started again was noted on the node that it has left, and counted there; here it is by this
     boot, unless it was started here since.
     """
-    there = ran_of(ran)
-    if not there.at or guest_tasks.was_started(system, "vz", ctid, int(there.at) + 1):
+    noted = ran_of(ran)
+    if not noted.at or guest_tasks.was_started(system, "vz", ctid, int(noted.at) + 1):
         return b""
-    return f"{there.at} {guest_tasks.boot_of(system)} yes {there.known}\n".encode()
+    return f"{noted.at} {guest_tasks.boot_of(system)} yes {noted.known}\n".encode()
 
 
 def _not_taken(ctid: int, found: str) -> Failure:

@@ -2,14 +2,7 @@
 # A service of ours that is started at each boot, with a program of ours or without.
 # Needs: files, lock
 #
-# Gives: write_boot_service LAYER PROGRAM TEXT SERVICE UNIT, enable_boot_service SERVICE LINK WHY; plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK;
-#   drop_boot_service LAYER PROGRAM SERVICE LINK. LINK is what `enable` makes. Variables: NEEDED (for the plan: yes or no).
-
-# write_boot_service LAYER PROGRAM TEXT SERVICE UNIT - TEXT and UNIT: what PROGRAM and the service's file have.
-write_boot_service() {
-  put_file "$1" "$2" 0755 "$3"
-  put_file "$1" "/etc/systemd/system/$4" 0644 "$5"
-}
+# Gives: enable_boot_service SERVICE LINK WHY; drop_boot_service LAYER PROGRAM SERVICE LINK. LINK is what `enable` makes.
 
 # enable_boot_service SERVICE LINK WHY - where a file of it has changed (CHANGED), systemd hasn't read it, or it isn't enabled. WHY: what it is without it.
 enable_boot_service() {
@@ -20,19 +13,6 @@ enable_boot_service() {
 
 # is_outdated UNIT - does systemd know it as it was before, such as where an earlier run was cut short behind the file?
 is_outdated() { [[ $(exec_within "$ASK_SECONDS" systemctl show -p NeedDaemonReload --value "$1" 2>/dev/null) == yes ]]; }
-
-# plan_boot_service LAYER PROGRAM TEXT SERVICE UNIT LINK - what write_boot_service and enable_boot_service, or drop_boot_service, would change.
-plan_boot_service() {
-  PLANNING=yes
-  if [[ $NEEDED == yes ]]; then
-    write_boot_service "${@:1:5}"
-    [[ -L $ROOT$6 ]] || note_planned new "$6"
-  else
-    drop_file "$1" "/etc/systemd/system/$4"
-    drop_file "$1" "$2"
-  fi
-  answer_planned
-}
 
 # drop_boot_service LAYER PROGRAM SERVICE LINK - PROGRAM: empty where the service needs none of ours. The link goes also where the service's file
 # is gone.

@@ -18,6 +18,9 @@ from remote_scripts.tools.system import System
 _DEVICE = "dev "
 _NONE = "-"
 _GROUP = re.compile(r"\b(render|video)=([0-9]{1,5})\b")
+_GROUP_ID = re.compile(r"0*[0-9]{1,5}")
+# Kind (g: groups, b: both), first number inside, first number of the host, how many.
+_ID_MAP = re.compile(r"[gb]\s+([0-9]{1,10})\s+\S+\s+([0-9]{1,10})(?:\s|$)")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Change:
     add_raw: tuple[str, ...] = ()
     drop_devices: tuple[str, ...] = ()
     drop_raw: tuple[int, ...] = ()
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is to be changed."""
+        return bool(self.add_devices or self.add_raw or self.drop_devices or self.drop_raw)
 
 
 @dataclass(frozen=True)
@@ -283,13 +291,44 @@ def _is_of_another(system: System, node: NotedNode) -> bool:
     """Whether another card has the name of a node that isn't there. What is in /dev/dri, the kernel has made."""
     if node.kind in ("card", "renderD"):
         return system.files.exists(node.path)
-    return node.kind == "nvidia" and bool(nvidia.address_of(system, int(node.path.removeprefix("/dev/nvidia") or -1)))
+    minor = node.path.removeprefix("/dev/nvidia")
+    return node.kind == "nvidia" and minor.isdigit() and nvidia.address_of(system, int(minor)) not in ("", node.address)
+
+
+def are_there(system: System, notes: Notes) -> bool:
+    """Whether the drivers have made every node that a container was given of a card."""
+    nodes = map(noted_node, notes.lines("nodes"))
+    return all(_now(system, node) for node in nodes if node.address != _NONE)
 
 
 def noted_groups(notes: Notes) -> dict[str, int] | None:
     """The groups inside, as a run has noted them; None: none has looked, as there were no cards that need it."""
     lines = _wanted_lines(notes)
     return {name: int(number) for name, number in _GROUP.findall(lines[4])} if lines[3] else None
+
+
+def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
+    """The numbers of the groups render and video; one that isn't there has none.
+
+    :param content: lines of a group file; it is the container's own, and may say anything.
+    """
+    found: dict[str, int] = {}
+    for line in content.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
+        name, _, number = [*line.split(":"), "", ""][:3]
+        if name not in ("render", "video") or name in found or not _GROUP_ID.fullmatch(number):
+            continue
+        if 0 < int(number) < 65535 and _is_mapped(int(number), conf):
+            found[name] = int(number)
+    return found
+
+
+def _is_mapped(group: int, conf: ConfText) -> bool:
+    """Whether that group of the container has a number on the host. Proxmox VE doesn't start a container with one that
+    hasn't.
+    """
+    maps = [_ID_MAP.match(value) for key, value in conf.raw.values() if key == "lxc.idmap"]
+    ranges = [(int(match[1]), int(match[2])) for match in maps if match]
+    return not ranges or any(first <= group < first + count for first, count in ranges)
 
 
 def _wanted_lines(notes: Notes) -> list[str]:
@@ -307,6 +346,16 @@ def noted_cards(notes: Notes) -> Cards | None:
     method: Method = "device" if lines[0] == "device" else "mount-entry"
     minors = tuple(int(minor) for minor in lines[1].split())
     return Cards(method=method, minors=minors, functions=tuple(lines[2].split()), cards=tuple(lines[3].split()))
+
+
+def wanted_text(cards: Cards, groups: Mapping[str, int]) -> str:
+    """The part `wanted`."""
+    text = f"{cards.method}\n{' '.join(map(str, cards.minors))}\n{' '.join(cards.functions)}\n"
+    if cards.cards:
+        render = f"render={groups['render']} " if "render" in groups else ""
+        video = f"video={groups['video']}" if "video" in groups else ""
+        text += f"{' '.join(cards.cards)}\n{render}{video}\n"
+    return text
 
 
 def drift(system: System, ctid: int) -> list[str]:

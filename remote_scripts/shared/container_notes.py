@@ -22,16 +22,32 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remote_scripts.shared import guest_tasks, pmxcfs
 from remote_scripts.shared.container_conf import addresses
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 RECORDS = f"{HOME}/containers"
+#: What a change may write, and takes back where nothing came of it.
+PARTS = (
+    "ours",
+    "wanted",
+    "nodes",
+    "revision",
+    "restart",
+    "before",
+    "after",
+    "ours_before",
+    "wanted_before",
+    "nodes_before",
+)
 NAME = re.compile(r"[a-z][a-z_]*")
+_CTID = re.compile(r"[1-9][0-9]*")
 _BYTES = 1 << 20
 
 
@@ -97,12 +113,49 @@ class Notes:
             )
         return content
 
+    def write(self, name: str, text: str | bytes) -> None:
+        """Notes it, on the disk when this returns."""
+        content = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+        where = self._files.at(f"{self.folder}/{name}")
+        if self.has(name) and self.content(name) == content:
+            disk.flush(where)  # a run that was killed may not have come so far
+            disk.flush(where.parent)
+            return
+        self._files.need_folder(self._files.at(self.folder))
+        self._files.write(f"{self.folder}/{name}", content, 0o600)
+
+    def write_lines(self, name: str, lines: Iterable[str]) -> None:
+        """The same, a line each."""
+        self.write(name, "".join(f"{line}\n" for line in lines))
+
+    def rename(self, name: str, new: str) -> None:
+        """A part takes another one's place."""
+        self.write(new, self.content(name))
+        self.forget(name)
+
+    def forget(self, *names: str) -> None:
+        """These parts are noted no more."""
+        self._files.remove(*(f"{self.folder}/{name}" for name in names))
+
+    def forget_all(self) -> None:
+        """Nothing is noted any more; the folder goes with the end of the run."""
+        self.forget(*self._files.names(self.folder))
+
+    def ran(self) -> Ran:
+        """The part of that name."""
+        return ran_of(self.content("ran"))
+
 
 def ran_of(content: bytes) -> Ran:
     """What the part `ran` says."""
     words = content.decode("utf-8", "replace").partition("\n")[0].split(None, 3)
     at, boot, off, known = [*words, "", "", "", ""][:4]
     return Ran(at if at.isdigit() else "", boot, off == "yes", known.strip())
+
+
+def noted_containers(system: System) -> list[int]:
+    """The containers of which something is noted."""
+    return sorted(int(name) for name in system.files.names(RECORDS) if _CTID.fullmatch(name))
 
 
 def why_not_owed(system: System, ctid: int, ran: Ran) -> str:

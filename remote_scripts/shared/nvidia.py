@@ -75,9 +75,8 @@ def minor_of(system: System, address: str) -> int | None:
 
 
 def address_of(system: System, minor: int) -> str:
-    """The address of the card that has a number; empty: none has."""
-    found = (one for one in system.files.names(f"{PROC}/gpus") if minor_of(system, one) == minor)
-    return next(found, "")
+    """The address of the card that has this number; empty: none has."""
+    return next((one for one in system.files.names(f"{PROC}/gpus") if minor_of(system, one) == minor), "")
 
 
 def trouble(system: System) -> Trouble | None:

@@ -1,12 +1,17 @@
 """What is in /etc/pve, Proxmox VE's cluster file system, and this node in it. That it doesn't answer is never taken for
 "nothing there". Each call has an end: /etc/pve hangs where its daemon does.
+
+It refuses chmod and chown, and gives every file the rights that a configuration has; a rename takes another file's
+place. Without a quorum it can only be read.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
@@ -135,6 +140,76 @@ def content_of(system: System, path: str) -> bytes | None:
     if content is not None and len(content) > _BYTES:
         raise _unread(path, f"it is longer than {_BYTES} bytes, which Proxmox VE doesn't allow")
     return content
+
+
+def names(system: System, path: str) -> list[str]:
+    """What is in a folder, sorted; nothing where it isn't there.
+
+    :raises Failure: it can't be read.
+    """
+    try:
+        return sorted(ended(lambda: os.listdir(system.files.at(path))))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unread(path, error.strerror or str(error)) from error
+
+
+def node_of(system: System, ctid: int) -> str:
+    """The node of the cluster that a container is on; empty: there is none of this id.
+
+    :raises Failure: that can't be read.
+    """
+    nodes = (f"/etc/pve/nodes/{name}" for name in names(system, "/etc/pve/nodes"))
+    return next((node.rpartition("/")[2] for node in nodes if f"{ctid}.conf" in names(system, f"{node}/lxc")), "")
+
+
+def replace(system: System, path: str, content: bytes) -> None:
+    """Writes a file whole, by a name beside it that Proxmox VE's own writers use. Whoever calls has its lock: what
+    writers that were killed have left is taken away.
+
+    :raises OSError: it can't be written; it is as it was, but where this ends by its time (TimeoutError).
+    """
+    where = system.files.at(path)
+    temporary = where.with_name(f"{where.name}.tmp.{os.getpid()}")
+
+    def write() -> None:
+        _remove_left(where)
+        try:
+            descriptor = disk.create(temporary, 0o640)
+            try:
+                disk.write(descriptor, content, temporary)
+                disk.flush_open(descriptor, temporary)
+            finally:
+                os.close(descriptor)
+            disk.rename(temporary, where)
+        except OSError:
+            _remove_left(where)
+            raise
+        disk.flush(where.parent)
+
+    ended(write)
+
+
+def has_left(system: System, path: str) -> bool:
+    """Whether a writer that was killed has left something beside a file."""
+    folder, _, name = path.rpartition("/")
+    return any(_is_left(one, name) for one in names(system, folder))
+
+
+def remove_left(system: System, path: str) -> None:
+    """Takes it away; whoever calls has the file's lock."""
+    ended(lambda: _remove_left(system.files.at(path)))
+
+
+def _remove_left(where: Path) -> None:
+    for name in os.listdir(where.parent):
+        if _is_left(name, where.name):
+            disk.remove(where.with_name(name))
+
+
+def _is_left(name: str, of: str) -> bool:
+    return bool(re.fullmatch(re.escape(of) + r"\.tmp\.[0-9]+", name))
 
 
 def _unread(path: str, found: str) -> Failure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Failure(Exception):
     """A refusal or a failure, as a person reads it. Whatever the run has changed is put back when it is raised.
@@ -15,3 +17,11 @@ class Failure(Exception):
     def __init__(self, wanted: str, found: str, why: str, next: str) -> None:
         super().__init__(wanted, found, why, next)
         self.wanted, self.found, self.why, self.next = wanted, found, why, next
+
+    def text(self, clean: Callable[[str], str] = str) -> str:
+        """The message, in four lines or more.
+
+        :param clean: makes a part fit to be shown.
+        """
+        parts = {"wanted: ": self.wanted, "found:  ": self.found, "why:    ": self.why, "next:   ": self.next}
+        return "\n".join(f"{name}{clean(part)}" for name, part in parts.items())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from remote_scripts.tools import text
+from remote_scripts.tools.errors import Failure
 
 with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
     import fcntl
@@ -49,6 +50,10 @@ class Log:
     def clean(self, content: bytes | str, limit: int = text.LOG_BYTES) -> str:
         """The content as text without secrets."""
         return text.without_secrets(text.as_text(content, limit), self._proxy)
+
+    def message(self, failure: Failure) -> str:
+        """What a person gets to read of it."""
+        return failure.text(lambda part: self.clean(part, text.LINE_BYTES))
 
     def heading(self, line: str) -> None:
         """A heading in this system's log, with the time."""

@@ -211,6 +211,20 @@ class Work:
         folder.chmod(0o700)
 
 
+@contextlib.contextmanager
+def file_lock(path: Path, seconds: float) -> Iterator[bool]:
+    """The lock of another program's file (flock(2)), which is made where it isn't there; whether it was got in time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + seconds
+        while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+        yield is_mine
+    finally:
+        os.close(descriptor)
+
+
 def locked(descriptor: int, *, shared: bool = False) -> bool:
     """Takes the lock of an open file; False: somebody else has it.
 

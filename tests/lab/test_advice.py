@@ -24,8 +24,9 @@ from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
 from lab import Lab
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.shared.card_nodes import Cards
 from tests import advice
-from tests.boot_layers import Asked, initramfs, iommu, vfio
+from tests.boot_layers import Asked, container_gpus, initramfs, iommu, vfio
 from tests.conftest import shared
 from tests.lab.host_kit import run_layer, run_script
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
@@ -187,7 +188,7 @@ def verified(lab: Lab) -> list[str]:
 
 MEMBERS = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
 DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": ""}
-SHUTDOWN = {"timeout": 1, "otherwise": "fail"}
+CARDS = container_gpus(901, Cards(minors=(0,)), timeout=1)
 IOMMU = iommu("intel_iommu=on iommu=pt")
 GIVEN = (
     "pct set 901 --dev0 /dev/nvidia0,mode=0666 --dev1 /dev/nvidiactl,mode=0666 --dev2 /dev/nvidia-uvm,mode=0666; pct reboot 901",
@@ -344,9 +345,7 @@ ROWS: dict[str, Row] = {
     # -- containers
     "a locked container": Row("phoenix", with_lock("lxc/901"), of_containers),
     "a locked container, for the doctor": Row("phoenix", with_lock("lxc/901"), of_doctor("container", "901")),
-    "a locked container, for a script": Row(
-        "phoenix", with_lock("lxc/901"), of_script("apply", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0"))
-    ),
+    "a locked container, for a script": Row("phoenix", with_lock("lxc/901"), of_script("apply", CARDS)),
     "a container that is off": Row(
         "phoenix",
         on_host("pct stop 901"),
@@ -354,10 +353,8 @@ ROWS: dict[str, Row] = {
     ),
     "a container that won't go off": Row(
         "phoenix",
-        all_of(
-            of_script("apply", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0")), fault("guest-ignores-shutdown")
-        ),
-        of_script("revert", scripts.container_gpus(901, DEVICES, SHUTDOWN, "0")),
+        all_of(of_script("apply", CARDS), fault("guest-ignores-shutdown")),
+        of_script("revert", CARDS),
     ),
     "a container that was changed by hand": Row(
         "phoenix",

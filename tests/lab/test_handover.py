@@ -10,9 +10,12 @@ import pytest
 
 from homelab.remote import scripts
 from lab.machine import load_scenario, scenario_from
+from remote_scripts.layers.card_nodes import Wanted as CardNodes
+from remote_scripts.shared.card_nodes import Cards
 from tests import sampling
+from tests.boot_layers import Asked, container_gpus
 from tests.kept_systems import KeptSystems
-from tests.lab.host_kit import Host, run_script
+from tests.lab.host_kit import Host, run_layer, run_script
 from tests.waiting import wait_until
 
 CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
@@ -370,14 +373,12 @@ def with_two_shared(host: Host) -> None:
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    devices = {"METHOD": "device", "MINORS": "1", "FUNCTIONS": OTHER, "CARDS": ""}
-    for script in (
-        scripts.handover([LINE, SMALL]),
-        scripts.handover_hook(104),
-        scripts.card_nodes(needed=True),
-        scripts.container_gpus(901, devices, {"timeout": 5, "otherwise": "fail"}, "0"),
-    ):
+    for script in (scripts.handover([LINE, SMALL]), scripts.handover_hook(104)):
         done = run_script(host.machine, "apply", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+    cards = container_gpus(901, Cards(minors=(1,), functions=(OTHER,)))
+    for asked in (Asked("card_nodes", CardNodes(needed=True)), cards):
+        done = run_layer(host.machine, "apply", asked.layer, asked.wanted)
         assert done.returncode == 0, done.stdout + done.stderr
     host.output("qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; pct stop 901; pct start 901")
 

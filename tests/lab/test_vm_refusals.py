@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -43,7 +43,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     shared_lab.reset()
 
 
-def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: str = "fail") -> None:
+def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: Literal["fail", "stop"] = "fail") -> None:
     """The card is given to a VM, as an `up` does it."""
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     host["api"]["tokenSecret"] = lab.api["tokenSecret"]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
+from remote_scripts.layers.container_restart import Wanted as ContainerRestart
+from remote_scripts.shared.card_nodes import Cards
+from tests.boot_layers import Asked, container_gpus
 from tests.metal.host import CARD, Hosts
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine
@@ -17,6 +20,8 @@ pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 CTID = 901
 DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": CARD[0]}
+CARDS = Cards(minors=(0,), functions=(CARD[0],))
+GPUS = container_gpus(CTID, CARDS, timeout=30)
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
 
 CONTAINER = f"""
@@ -47,6 +52,10 @@ def conf(machine: Machine) -> str:
     return machine.run(f"cat /etc/pve/lxc/{CTID}.conf")
 
 
+def layer(machine: Machine, verb: str, asked: Asked, *, check: bool = True) -> str:
+    return machine.run(agent.command_in_memory("root"), input=asked.sent(verb), check=check)
+
+
 def verification(machine: Machine) -> str:
     return machine.run("bash -s -- apply", input=scripts.container_verification(CTID, DEVICES), check=False)
 
@@ -57,9 +66,8 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     machine.run("cat >/usr/local/sbin/pct && chmod 755 /usr/local/sbin/pct", input=(GUEST / "pct").read_text())
     machine.run(f"cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
     card = machine.run(f"basename $(readlink /dev/dri/by-path/pci-{CARD[0]}-card)").strip()
-    shutdown = {"timeout": 30, "otherwise": "stop"}
 
-    machine.run("bash -s -- apply", input=scripts.container_gpus(CTID, DEVICES, shutdown, "0"))
+    layer(machine, "apply", GPUS)
     written = conf(machine)
     for line in (
         "lxc.cgroup2.devices.allow: c 195:0 rwm",
@@ -87,11 +95,11 @@ def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts
     assert "/dev/nvidiactl: root: no driver is behind it" in said, said
 
     # Mended, restarted, and given back byte for byte.
-    machine.run("bash -s -- apply", input=scripts.container_gpus(CTID, DEVICES, shutdown, "1"))
+    layer(machine, "apply", GPUS)
     assert sorted(conf(machine).splitlines()) == sorted(written.splitlines())
-    machine.run("bash -s -- apply", input=scripts.container_restart(CTID, DEVICES, shutdown, "keep"))
+    layer(machine, "apply", Asked("container_restart", ContainerRestart(ctid=CTID, cards=CARDS)))
     machine.run(inside)
-    machine.run("bash -s -- revert", input=scripts.container_gpus(CTID, DEVICES, shutdown, "1"))
+    layer(machine, "revert", GPUS)
     assert conf(machine) == CONF
     assert "Operation not permitted" in machine.run(
         f"mknod -m 666 /var/lib/lxc/{CTID}/rootfs/tmp/nvidia0 c 195 0; "
@@ -104,10 +112,6 @@ def test_nothing_is_written_where_a_node_is_missing(hosts: Hosts) -> None:
     machine = hosts.intel()
     machine.run("bash -s", input=CONTAINER)
     machine.run(f"rm /dev/nvidia-uvm; cat >/etc/pve/lxc/{CTID}.conf", input=CONF)
-    said = machine.run(
-        "bash -s -- apply",
-        input=scripts.container_gpus(CTID, DEVICES, {"timeout": 30, "otherwise": "stop"}, "0"),
-        check=False,
-    )
+    said = layer(machine, "apply", GPUS, check=False)
     assert "not on the host: /dev/nvidia-uvm" in said, said
     assert conf(machine) == CONF

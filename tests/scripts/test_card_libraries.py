@@ -9,7 +9,9 @@ import pytest
 
 from homelab.container import libraries
 from homelab.remote import scripts
-from tests.lab.host_kit import run_script
+from remote_scripts.shared.card_nodes import Cards
+from tests.boot_layers import container_gpus
+from tests.lab.host_kit import run_layer, run_script
 from tests.scripts.nvidia_kit import Container
 
 # In the scenario: Debian 13 and Ubuntu 24.04, beside a processor's graphics of Intel's.
@@ -148,8 +150,8 @@ def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None
     def on_host(verb: str, text: str) -> str:
         return run_script(machine.host.machine, verb, text).stdout
 
-    given = {key: value for key, value in devices.items() if key != "USES"}
-    on_host("apply", scripts.container_gpus(DEBIAN, given, {"timeout": 5, "otherwise": "stop"}, "0"))
+    asked = container_gpus(DEBIAN, Cards(cards=(f"{UHD}=render",)))
+    assert run_layer(machine.host.machine, "apply", asked.layer, asked.wanted).returncode == 0
     machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
     checked = scripts.container_verification(DEBIAN, devices)
     assert "vainfo is not installed in the container" in on_host("apply", checked)

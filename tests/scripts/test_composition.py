@@ -384,7 +384,7 @@ def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sen
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def everything() -> dict[str, str]:
-        switch = {"nodes": scripts.card_nodes()}
+        switch = {"hook": scripts.handover_hook(103)}
         return {name: scripts.compose(name) for name in SCRIPTS} | switch
 
     before = everything()

@@ -64,8 +64,12 @@ def test_numbers_that_are_again_those_of_then_are_others_than_in_between(folder:
     conf = "/etc/pve/lxc/950.conf"
     host.write(conf, lines)
     host.write("/var/lib/homelab/containers/950/nodes", "ours\n")
-    follows = "now=$(sed -n 's/ nvidia-uvm$//p' $ROOT/proc/devices)\nsed -i \"s/c [0-9]*:/c $now:/\" $ROOT/etc/pve/lxc/950.conf\n"
-    host.write("/usr/local/sbin/homelab-card-nodes", f"#!/bin/bash\n{follows}", 0o755)
+    follows = (
+        "import os, pathlib, re\nroot = os.environ['ROOT']\nconf = pathlib.Path(root + '/etc/pve/lxc/950.conf')\n"
+        "now = re.search('([0-9]+) nvidia-uvm', pathlib.Path(root + '/proc/devices').read_text())[1]\n"
+        "conf.write_text(re.sub('c [0-9]+:', f'c {now}:', conf.read_text()))\n"
+    )
+    host.write("/usr/local/sbin/homelab-card-nodes", follows, 0o755)
     run(host, "hook", "103", "pre-start")
     host.write("/proc/devices", host.read("/proc/devices").replace("devices:\n", "devices:\n508 cdc-wdm\n", 1))
     host.write("/fails", "pct start 950\n")

@@ -18,12 +18,9 @@ PLACE = f"/var/lib/homelab/scripts/{OWNER}"
 
 # A command of each component, by what it composes.
 COMMANDS = {
-    "card_nodes": scripts.card_nodes(),
     "handover": scripts.handover(["rtx5090 0000:01:00.0=10de:2b85 103"]),
     "handover_hook": scripts.handover_hook(103),
-    "container": steps.in_container(
-        901, scripts.container_gpus(901, {"METHOD": "x", "MINORS": "", "FUNCTIONS": ""}, {"timeout": 1, "otherwise": "stop"}, "it's")
-    ),
+    "container": steps.in_container(901, scripts.handover_hook(103, holder="it's")),
 }  # fmt: skip
 
 
@@ -109,22 +106,22 @@ def test_to_undo_something_nothing_runs_whose_name_has_no_sum_or_another_ones(fo
 
 def test_a_host_without_notes_gives_back_only_what_is_noted_elsewhere(folder: Folder) -> None:
     """Its root was put back to what it was before this program."""
-    done = folder.run("revert", kept_scripts.by_reference(scripts.card_nodes(), OWNER))
+    done = folder.run("revert", kept_scripts.by_reference(COMMANDS["handover"], OWNER))
     assert (done.returncode, scripts.answer(done.stdout)) == (0, {"reverted": "nothing"})
-    assert folder.run("apply", kept_scripts.by_reference(scripts.card_nodes(), OWNER)).returncode == 1
+    assert folder.run("apply", kept_scripts.by_reference(COMMANDS["handover"], OWNER)).returncode == 1
     inside = steps.in_container(901, scripts.compose("nvidia_driver.sh"))
     for text in (inside, scripts.handover_hook(103)):
         done = folder.run("revert", kept_scripts.by_reference(text, OWNER))
         assert done.returncode == 1 and "missing" in done.stdout
     folder.write("/var/lib/homelab/steps/initramfs", "")
-    assert folder.run("revert", kept_scripts.by_reference(scripts.card_nodes(), OWNER)).returncode == 1
+    assert folder.run("revert", kept_scripts.by_reference(COMMANDS["handover"], OWNER)).returncode == 1
 
 
 def test_what_is_read_in_part_is_not_run(folder: Folder) -> None:
     """What was read is held to the sum, not what lies there a moment later."""
     put(folder)
     before = folder.tree()
-    command = kept_scripts.by_reference(scripts.card_nodes(), OWNER)
+    command = kept_scripts.by_reference(COMMANDS["handover"], OWNER)
     names = re.search(r"^need_kept_scripts (.+)$", command, re.MULTILINE)
     assert names and len(names[1].split()) > 1
     for number, name in enumerate(names[1].split(), start=1):
@@ -148,7 +145,7 @@ def test_without_their_sums_none_is_run(folder: Folder, says: str) -> None:
     put(folder)
     before = folder.tree()
     folder.command("sha256sum", says)
-    done = folder.run("apply", kept_scripts.by_reference(scripts.card_nodes(), OWNER))
+    done = folder.run("apply", kept_scripts.by_reference(COMMANDS["handover"], OWNER))
     assert done.returncode == 1 and "missing, or has been changed" in done.stdout
     assert folder.tree() == before
 

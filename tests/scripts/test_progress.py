@@ -80,13 +80,6 @@ def test_of_one_that_fails_the_end_is_shown(folder: Folder) -> None:
     assert lines == ["making the boot menu (update-grub)", "97", "98", "99", "100", "grub-probe: error: no such disk."]
 
 
-def test_a_container_that_takes_its_time_is_waited_for_in_words(folder: Folder) -> None:
-    folder.command("pct", "[[ $1 == status ]] || meanwhile 'container 901: [0-9]'; echo status: stopped")
-    text = "CTID=901 TIMEOUT=60 OTHERWISE=fail\nshut_down"
-    first, *then = told(folder, text, "container/power")
-    assert first == "shutting container 901 down" and then[0] in ("container 901: 1 s", "container 901: 2 s")
-
-
 def test_another_run_that_has_the_lock_is_waited_for_in_words(folder: Folder) -> None:
     folder.bash("make_run_dir")
     holder = 'flock "$ROOT/run/homelab/lock" meanwhile "waiting for another run"'
@@ -183,7 +176,7 @@ def test_somebodys_build_of_long_ago_is_not_taken_for_what_is_done_now(folder: F
         "/var/lib/dkms/nvidia/550.1/build/make.log", "DKMS make.log for nvidia-550.1 for kernel 6.8.4 (x86_64)\n"
     )
     folder.command("pct", "meanwhile 'container 901: [0-9]'")
-    assert not [line for line in told(folder, "CTID=901\nstart_up", "container/power") if "module" in line]
+    assert not [line for line in told(folder, 'DOING="container 901" run_logged pct start 901') if "module" in line]
 
 
 # -- the class -------------------------------------------------------------------------------------------------

@@ -3,21 +3,21 @@
 # what is in Python; tests/container_configurations.yaml has what both must answer.
 # Needs: files, guests
 #
-# Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED, TEMPLATE, UNPRIVILEGED; find_digest -> DIGEST, is_as_read; split_line LINE -> KEY, VALUE;
+# Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED; split_line LINE -> KEY, VALUE;
 #   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
 #   allows MAJOR MINOR; binds VALUE PATH;
-#   is_up, is_under_ha, node_of_container, need_container, need_changeable.
+#   is_up, is_under_ha, need_container.
 PVE_LXC=/etc/pve/lxc
 
 # read_conf - sets TEXT, HEAD (lines above the first section), TAIL (the rest), and of what will be in force
-# after the next start: DEV (number -> value). LXC_KEY, LXC_VALUE: raw lines by their index in HEAD. LOCKED, TEMPLATE, UNPRIVILEGED.
+# after the next start: DEV (number -> value). LXC_KEY, LXC_VALUE: raw lines by their index in HEAD. LOCKED.
 read_conf() {
   local line index key value section=''
   TEXT=$(cat "$ROOT$PVE_LXC/$CTID.conf" && printf x) || return 1
   TEXT=${TEXT%x}
   declare -ga HEAD=() LXC_KEY=() LXC_VALUE=()
   declare -gA DEV=()
-  TAIL='' LOCKED='' TEMPLATE=no UNPRIVILEGED=no
+  TAIL='' LOCKED=''
   while IFS= read -r line || [[ -n $line ]]; do
     [[ ! $line =~ ^\[([^]]*)\][[:space:]]*$ ]] || section=${BASH_REMATCH[1]}
     if [[ -n $section ]]; then
@@ -32,20 +32,9 @@ read_conf() {
       dev[0-9]*) DEV[${KEY#dev}]=$VALUE ;;
       lxc.*) LXC_KEY[index]=$KEY LXC_VALUE[index]=$VALUE ;;
       lock) LOCKED=$VALUE ;;
-      template) [[ $VALUE != 1 ]] || TEMPLATE=yes ;;
-      unprivileged) [[ $VALUE != 1 ]] || UNPRIVILEGED=yes ;;
     esac
   done <<<"${TEXT%$'\n'}"
 }
-
-# find_digest - sets DIGEST, of the text that was read, as Proxmox VE has it.
-find_digest() {
-  DIGEST=$(printf '%s' "$TEXT" | sha1sum)
-  DIGEST=${DIGEST%% *}
-}
-
-# is_as_read - is it still that text, byte for byte? A text of bash's lacks zero bytes.
-is_as_read() { printf '%s' "$TEXT" | cmp -s - "$ROOT$PVE_LXC/$CTID.conf"; }
 
 # split_line LINE - sets KEY and VALUE, as PVE::LXC::Config::parse_pct_config takes a line; a raw key may have = for a colon.
 split_line() {
@@ -175,14 +164,4 @@ need_container() {
   others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
   die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
     "correct ctid, or describe the container under \`create\`"
-}
-
-need_changeable() {
-  is_as_read || [[ $(tr -d '\0' <"$ROOT$PVE_LXC/$CTID.conf" && printf x) != "${TEXT}x" ]] ||
-    die "container $CTID free to be changed" "its configuration has a zero byte" \
-      "a line with it can't be written again as it is; its configuration is unchanged" "take it out of $PVE_LXC/$CTID.conf, then run \`pulumi up\` again"
-  [[ -z $LOCKED ]] || die "container $CTID free to be changed" "it is locked: $LOCKED" \
-    "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged" \
-    "wait until that is done; a lock that was left behind: \`pct unlock $CTID\`; then run \`pulumi up\` again"
-  [[ $TEMPLATE == no ]] || die "container $CTID" "it is a template, which never runs" "its configuration is unchanged" "name a container"
 }

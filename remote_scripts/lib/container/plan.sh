@@ -2,7 +2,7 @@
 # Which lines of a container's configuration are to come and to go; and how it differs from what was set up.
 # Needs: container/conf, container/devices, container/card_nodes, container/record
 #
-# Gives: plan -> WANT, PROVIDED, ADD_DEV, ADD_LXC, DROP_DEV, DROP_LXC; changes_something; find_ours -> OURS, OUR_DEV,
+# Gives: plan -> WANT, PROVIDED, ADD_DEV, ADD_LXC, DROP_DEV, DROP_LXC; find_ours -> OURS, OUR_DEV,
 #   OUR_LXC; find_provider PATH -> PROVIDER, RULE; want_mount PATH; mount_lines PATH NUMBERS -> RULE_LINE, MOUNT_LINE;
 #   compare_lines.
 
@@ -135,5 +135,3 @@ compare_lines() {
     if [[ $line == 'dev '* ]]; then ADD_DEV+=("${line#dev }"); else ADD_LXC+=("$line"); fi
   done
 }
-
-changes_something() { ((${#ADD_DEV[@]} + ${#ADD_LXC[@]} + ${#DROP_DEV[@]} + ${#DROP_LXC[@]} > 0)); }

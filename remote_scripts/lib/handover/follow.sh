@@ -11,7 +11,7 @@ follow_numbers() {
   numbers_moved "${S[numbers]:-}" || numbers_moved "${S[taken]:-}" || return 0
   MOVED=yes
   [[ -x $ROOT$FOLLOWER ]] || return 0
-  bounded 300 "$ROOT$FOLLOWER" follow_containers || :
+  bounded 300 bash -c '"$@"' bash /usr/bin/python3 -I -S -B -X utf8 "$ROOT$FOLLOWER" follow_containers || :
   [[ -z $OUTPUT ]] || say "${OUTPUT//$'\n'/; }"
 }
 

@@ -1,0 +1,95 @@
+"""The lines of containers follow the nodes of their cards: at each boot before guests start, since the kernel may have
+given the nodes other names and numbers; and where a card comes back from a VM.
+
+Changes /usr/local/sbin/homelab-card-nodes and /etc/systemd/system/homelab-card-nodes.service, which is enabled; its
+program, below, the configurations of containers: lines of ours alone. Whatever fails, the host starts its guests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remote_scripts.shared import boot_service
+from remote_scripts.shared.container_follow import follow_at_boot, follow_containers
+from remote_scripts.tools.files import Planned
+from remote_scripts.tools.system import System
+
+SERVICE = boot_service.Service(
+    name="homelab-card-nodes",
+    layer="cards",
+    module="card_nodes",
+    without="a boot may give the cards' nodes other numbers, and containers would not start, or get another card",
+    unit=f"""\
+# Written by homelab, which takes it away again (pulumi destroy).
+[Unit]
+Description=Nodes of graphics cards in containers, as they are numbered since this boot (homelab)
+After=systemd-modules-load.service systemd-udevd.service pve-cluster.service homelab-nvidia-nodes.service
+Before=pve-guests.service
+RequiresMountsFor=/var/lib/homelab
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+TimeoutStartSec=300
+ExecStart=-{boot_service.PYTHON} /usr/local/sbin/homelab-card-nodes
+
+[Install]
+WantedBy=multi-user.target
+""",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`needed`: whether a container has a card."""
+
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change."""
+    return system.planning(lambda: _serve(system, wanted.needed))
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Has it done at each boot; or takes that away.
+
+    :raises Failure: systemd doesn't read the service.
+    """
+    return system.changing(lambda: _change(system, wanted.needed))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Takes it away, whatever `wanted` says."""
+    return system.changing(lambda: _change(system, False))
+
+
+def _change(system: System, needed: bool) -> Answer:
+    _serve(system, needed)
+    return Answer(system.files.changed)
+
+
+def _serve(system: System, needed: bool) -> None:
+    if needed:
+        boot_service.install(system, SERVICE)
+    else:
+        boot_service.drop(system, SERVICE)
+
+
+# The service's program.
+
+
+def program(system: System, arguments: Sequence[str]) -> None:
+    """What the service does; with `follow_containers` what a handover has done, which has this host's lock already."""
+    if [*arguments] == ["follow_containers"]:
+        follow_containers(system)
+    else:
+        follow_at_boot(system)

@@ -1,0 +1,479 @@
+"""A container's configuration brought to what is planned: read, planned and written again until nobody has changed it
+in between. It is written whole, under the digest of what was read: whatever somebody else has written meanwhile is read
+anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+
+from remote_scripts.shared import card_nodes, container_lines, pmxcfs
+from remote_scripts.shared.card_nodes import Cards, Nodes
+from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_lines import Change
+from remote_scripts.shared.container_notes import PARTS, Notes
+from remote_scripts.shared.container_power import Power
+from remote_scripts.shared.hanging import ended
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.state import file_lock
+from remote_scripts.tools.system import System
+
+#: How long the lock of a configuration's file is waited for, in seconds.
+CONF_LOCK_SECONDS = 10.0
+_GUESTS_SECONDS = 300.0
+# What is read of a container's groups, in bytes; the rest is left out.
+_GROUP_BYTES = 65536
+_GROUPS = 'echo "#"; getent group render video || { cd /etc && cat group; }'
+# As pct says it: by its own check, or since pmxcfs refuses the file that would replace a configuration.
+_READ_ONLY = re.compile(r"no quorum|\.conf\.tmp\..*(?:Permission denied|Read-only file system)")
+_AGAIN = ("detected modified configuration", "got timeout")
+_LOCKED = ("got timeout", "held by another process")
+
+
+class Changing:
+    """One container's configuration, within one run that has the host's lock.
+
+    :param cards: what it is to have; None: its lines of ours follow their nodes (container_lines.follow).
+    """
+
+    def __init__(self, system: System, ctid: int, power: Power, cards: Cards | None) -> None:
+        self._system = system
+        self._ctid = ctid
+        self._power = power
+        self._cards = cards
+        self._groups: dict[str, int] = {}
+        self._said = ""
+        self._path = f"{pmxcfs.PVE_LXC}/{ctid}.conf"
+        self.notes = Notes(system, ctid)
+        #: Whether the configuration was changed.
+        self.changed = False
+        self._parts: dict[str, bytes] = {}
+
+    def bring(self, *, look_inside: bool = True) -> Change:
+        """Brings the configuration to what it is to be; returns the last plan, which changes nothing.
+
+        :param look_inside: for the groups; otherwise they are as they were noted.
+        :raises Failure: that isn't possible; where it was not changed, what is noted is as it was.
+        """
+        need_container(self._system, self._ctid)
+        self._unmount_left()
+        self._wait_for_guests()
+        self._parts = {name: content for name, content in self.notes.parts().items() if name in PARTS}
+        nodes = Nodes((), ())
+        if self._cards is not None:
+            nodes = card_nodes.nodes_of(self._system, self._cards)
+            card_nodes.need(self._system, self._ctid, self._cards, nodes)
+            if self._cards.cards:
+                self._find_groups(look_inside=look_inside and self._cards.method == "device")
+        if pmxcfs.has_left(self._system, self._path):
+            with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
+                if locked:
+                    pmxcfs.remove_left(self._system, self._path)
+        self._check_before()
+        tries = 0
+        while True:
+            conf = self._conf()
+            _need_changeable(self._ctid, conf)
+            change = self._plan(conf)
+            if not change.is_any:
+                break
+            if self._cards is not None:
+                self._need_open_nodes(conf, nodes)
+            # Each try has waited ten seconds for the lock: for a minute at least.
+            tries += 1
+            if tries > (7 if any(words in self._said for words in _LOCKED) else 5):
+                self._forget_change()
+                raise Failure(
+                    f"the configuration of container {self._ctid} changed",
+                    self._said or "it was changed from elsewhere five times meanwhile",
+                    "no other change may be lost",
+                    "see who changes it, then run `pulumi up` again",
+                )
+            self._note_change(conf, change)
+            self._said = ""
+            if self._write_devices(conf, change) and self._write_lines(conf, change):
+                self.changed = True  # and once more round: what was written is read
+                continue
+            self._need_quorum()
+            self._put_nothing_back()
+            self._system.log.say(
+                f"the configuration of container {self._ctid} was changed from elsewhere, or is being changed: reading "
+                "it again"
+            )
+        if self.changed:
+            # pmxcfs answers before its database is on the disk.
+            self._system.files.flush_all()
+        self._keep(change)
+        if self.notes.has("restart"):
+            self.notes.write("after", f"{conf.digest}\n")
+        else:
+            self.in_force()  # it is off: its next start takes what is there
+        return change
+
+    def planned(self) -> Change:
+        """What `bring` would change, as it is now.
+
+        :raises Failure: there is no such container, or what is noted of it can't be read.
+        """
+        return self._plan(self._conf())
+
+    def in_force(self) -> None:
+        """The running container, or the one that is off, has what its configuration says."""
+        self.notes.forget("restart", "before", "after", "ours_before", "wanted_before", "nodes_before")
+
+    def put_back(self) -> bool:
+        """The container won't go off, so that it runs on as it was: its configuration says what it runs with, too, if
+        nobody has changed it since; whether it does.
+        """
+        before, conf = self.notes.content("before"), self._conf()
+        if not before or not self.notes.has("after") or f"{conf.digest}\n" != self.notes.text("after"):
+            return False
+        with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
+            if not locked or self._conf().digest != conf.digest:
+                return False
+            try:
+                pmxcfs.replace(self._system, self._path, before)
+            except OSError:
+                # What is noted stays: the next run brings the container to what is written.
+                return False
+        self._system.files.flush_all()
+        for part in ("ours", "wanted", "nodes"):
+            if self.notes.has(f"{part}_before"):
+                self.notes.rename(f"{part}_before", part)
+            if not self.notes.content(part):
+                self.notes.forget(part)
+        self.in_force()
+        if not self.notes.has("wanted"):
+            self.notes.forget_all()
+        return True
+
+    @property
+    def _lock(self) -> Path:
+        return self._system.files.at(f"/run/lock/lxc/pve-config-{self._ctid}.lock")
+
+    def _conf(self) -> ConfText:
+        content = pmxcfs.content_of(self._system, self._path)
+        if content is None:
+            need_container(self._system, self._ctid)
+        return conf_text(content or b"")
+
+    def _plan(self, conf: ConfText) -> Change:
+        if self._cards is None:
+            return container_lines.follow(self._system, conf, self.notes)
+        return container_lines.plan(self._system, conf, self.notes, self._cards, self._groups)
+
+    # What is noted.
+
+    def _check_before(self) -> None:
+        """Once: if the configuration isn't what an earlier run left (`after`), somebody has changed it since, or that
+        run was cut short. What was before it would take the change away.
+        """
+        if self.notes.content("before") and f"{self._conf().digest}\n" != self.notes.text("after"):
+            self._put_nothing_back()
+
+    def _put_nothing_back(self) -> None:
+        """Until the configuration is in force: an empty one is never put back, and none is noted in its place."""
+        self.notes.write("before", b"")
+
+    def _note_change(self, conf: ConfText, change: Change) -> None:
+        """Before anything is written: all that may be ours afterwards, whatever happens in between."""
+        notes, ours = self.notes, self.notes.lines("ours")
+        if not notes.has("before"):
+            notes.write("before", conf.content)
+            notes.write_lines("ours_before", ours)
+            for part in ("wanted", "nodes"):
+                notes.write(f"{part}_before", notes.content(part))
+        notes.write_lines("ours", _sorted([*ours, *change.want]))
+        notes.write_lines("nodes", _sorted([*notes.lines("nodes"), *change.nodes]))
+        notes.write("revision", f"{int(notes.text('revision').strip() or 0) + 1}\n")
+        if self._power.is_up():
+            notes.write("restart", b"")
+
+    def _forget_change(self) -> None:
+        """Where nothing was written: the record is what it was when this run began."""
+        if self.changed:
+            return
+        for part in PARTS:
+            if part in self._parts:
+                self.notes.write(part, self._parts[part])
+            else:
+                self.notes.forget(part)
+
+    def _keep(self, change: Change) -> None:
+        self.notes.write_lines("ours", change.want)
+        self.notes.write_lines("nodes", change.nodes)
+        if self._cards is not None:  # at a boot what is wanted is as it was
+            self.notes.write("wanted", container_lines.wanted_text(self._cards, self._groups))
+
+    # What is written.
+
+    def _write_devices(self, conf: ConfText, change: Change) -> bool:
+        """dev[n] options through pct, which alone may: it checks them, and gives them to a running container if it can.
+        Whether it was done, and not changed meanwhile.
+        """
+        arguments: list[str] = []
+        for key in change.drop_devices:
+            self._system.log.say(f"{key} goes: {conf.devices[key]}")
+        if change.drop_devices:
+            arguments += ["--delete", ",".join(change.drop_devices)]
+        number = 0
+        for value in change.add_devices:
+            # A number that is to go is free only once it has gone.
+            while f"dev{number}" in conf.devices or f"\ndev{number}:" in f"\n{conf.text}":
+                number += 1
+            arguments += [f"--dev{number}", value]
+            self._system.log.say(f"dev{number}: {value}")
+            number += 1
+        if not arguments:
+            return True
+        done = self._system.run.do("pct", "set", str(self._ctid), "--digest", conf.digest, *arguments)
+        self._said = done.text
+        if done.status == 0:
+            return True
+        # Changed meanwhile, or somebody has the file's lock: that passes. Anything else stays.
+        if any(words in self._said for words in _AGAIN):
+            return False
+        self._need_quorum()
+        self._forget_change()
+        raise Failure(
+            f"container {self._ctid} given its devices: pct set {' '.join(arguments)}",
+            self._said,
+            "its configuration is unchanged",
+            "correct what pct says, then run `pulumi up` again",
+        )
+
+    def _write_lines(self, conf: ConfText, change: Change) -> bool:
+        """Raw lines, by the file: no API takes them. Under the lock of Proxmox VE's own writers, and as it was read."""
+        if (change.add_devices or change.drop_devices) and (change.add_raw or change.drop_raw):
+            conf = self._conf()  # pct has written the file anew
+            change = self._plan(conf)
+        if not change.add_raw and not change.drop_raw:
+            return True
+        text = _with_lines(conf, change)
+        for line in change.add_raw:
+            self._system.log.say(line)
+        with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
+            if not locked:
+                self._said = f"/run/lock/lxc/pve-config-{self._ctid}.lock is held by another process"
+                return False
+            if self._conf().text != conf.text:
+                return False
+            try:
+                pmxcfs.replace(self._system, self._path, text.encode("utf-8", "surrogateescape"))
+            except OSError as error:
+                self._said = f"{self._path}: {error.strerror or error}"
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    self._said += ": no quorum"
+                return False
+        return True
+
+    def _need_quorum(self) -> None:
+        """Where /etc/pve can only be read nobody has changed anything, and trying again is of no use.
+
+        :raises Failure: so it is.
+        """
+        if not _READ_ONLY.search(self._said):
+            return
+        self._forget_change()
+        last = self._said.rpartition("\n")[2]
+        raise Failure(
+            f"the configuration of container {self._ctid} written",
+            f"{last if last.endswith('no quorum') else f'{last}: no quorum'}{self._silent_nodes()}",
+            "without a quorum /etc/pve can only be read: nothing can be changed or started; the container runs on as "
+            "it was",
+            "see `pvecm status`; bring the missing nodes back, or wait until they are, then run `pulumi up` again",
+        )
+
+    def _silent_nodes(self) -> str:
+        members = self._system.files.text("/etc/pve/.members")
+        silent = re.findall(r'"([^"]+)": *\{[^{}]*"online": *0', members)
+        return f"; these nodes of the cluster don't answer: {' '.join(silent)}" if silent else ""
+
+    # What is looked at before.
+
+    def _need_open_nodes(self, conf: ConfText, nodes: Nodes) -> None:
+        """A mount entry's node is the host's, for the host's groups. In an unprivileged container these are nobody's.
+
+        :raises Failure: it could not be opened.
+        """
+        assert self._cards is not None
+        if self._cards.method != "mount-entry" or not conf.conf.unprivileged:
+            return
+        others = container_lines.find_ours(conf, self.notes).others
+        closed = []
+        for node in nodes.nodes:
+            device = self._system.files.device(node.path)
+            if node.group and device and device.mode & 6 != 6 and not container_lines.provider(others, node.path):
+                closed.append(f"{node.path} (mode {device.mode:o})")
+        if closed:
+            raise Failure(
+                f"container {self._ctid}, which is unprivileged, given a card's nodes by mount entries",
+                f"on the host only their group may open them: {' '.join(closed)}",
+                "in an unprivileged container the host's groups are nobody's, so that not even its root could open "
+                "them; its configuration is unchanged",
+                'take method: mount-entry out of the settings; or let the host\'s udev open them: MODE="0666" for '
+                'KERNEL=="renderD*"',
+            )
+
+    def _wait_for_guests(self) -> None:
+        """Until those that start with the host have been started: one that starts while its configuration is written
+        would run with what was before, and nobody would know.
+        """
+        if self._system.work.lock is None:  # whoever has the lock may be a start of theirs
+            return
+        for _ in self._system.work.tries(_GUESTS_SECONDS, "waiting for the guests that start with the host"):
+            if self._system.run.ask("systemctl", "is-active", "pve-guests.service").text != "activating":
+                return
+
+    def _find_groups(self, *, look_inside: bool) -> None:
+        """The groups render and video. A dev[n] entry's gid is one of the container's: the host's number means another
+        group there, or none (ADR 23).
+
+        :raises Failure: a container that runs doesn't tell them.
+        """
+        noted = container_lines.noted_groups(self.notes)
+        self._groups = noted or {}
+        if not look_inside:
+            return
+        conf = self._conf()
+        if self._power.is_up():
+            done = self._system.run.ask(
+                "pct", "exec", str(self._ctid), "--", "sh", "-c", _GROUPS, seconds=60, limit=_GROUP_BYTES
+            )
+            text = done.output
+            if not text.strip(b"\0\n"):
+                raise Failure(
+                    f"to know the groups render and video of container {self._ctid}",
+                    f"`pct exec {self._ctid}` said nothing",
+                    "a card's nodes are for the members of these groups; its configuration is unchanged",
+                    f"try `pct enter {self._ctid}`, then run `pulumi up` again",
+                )
+        elif noted is not None:
+            return  # it has been looked into
+        elif "lock" in conf.conf.options or conf.conf.options.get("template") == "1":
+            text = b""
+        else:
+            text = self._groups_while_off()
+            if not text.strip(b"\0\n"):
+                self._system.log.say(
+                    f"note: the groups of container {self._ctid}, which is off, can't be read: its nodes are for "
+                    "everybody in it"
+                )
+        self._groups = container_lines.groups_in(text, conf)
+
+    def _groups_while_off(self) -> bytes:
+        """The group file of a container that is off. Its file system is its root's: nothing in it is followed, and what
+        isn't a plain file isn't read.
+        """
+        self.notes.write("mounted", b"")
+        content = b""
+        if self._system.run.ask("pct", "mount", str(self._ctid), seconds=60).status == 0:
+            place = self._system.files.at(f"/var/lib/lxc/{self._ctid}/rootfs")
+            try:
+                content = ended(lambda: _plain_file(place, "etc", "group"))
+            except OSError as error:
+                self._system.log.say(f"/etc/group of container {self._ctid}: {error.strerror or error}")
+        self._unmount_left()
+        return content
+
+    def _unmount_left(self) -> None:
+        """What a look into a container that is off has left mounted, maybe by a run that was cut short."""
+        if not self.notes.has("mounted"):
+            return
+        conf = pmxcfs.content_of(self._system, self._path)
+        if conf is not None and conf_text(conf).conf.options.get("lock") == "mounted":
+            done = self._system.run.ask("pct", "unmount", str(self._ctid), seconds=60)
+            if done.status != 0:
+                # It stays noted as ours: the next run tries that again.
+                said = (done.error or done.output).decode("utf-8", "replace").strip()
+                self._system.log.say(f"note: pct unmount {self._ctid} failed: {said or f'status {done.status}'}")
+                return
+        self.notes.forget("mounted")
+
+
+def need_container(system: System, ctid: int) -> None:
+    """:raises Failure: this host has no such container."""
+    if pmxcfs.content_of(system, f"/etc/pve/qemu-server/{ctid}.conf") is not None:
+        raise Failure(
+            f"container {ctid}",
+            f"{ctid} is a virtual machine",
+            "cards are shared with containers; a VM gets one whole",
+            "correct ctid; a VM is described under homelab:vms",
+        )
+    if pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None:
+        return
+    elsewhere = pmxcfs.node_of(system, ctid)
+    if elsewhere:
+        raise Failure(
+            f"container {ctid}",
+            f"it is on the node {elsewhere}, not on this one",
+            "a card is in one machine: a guest can have it only on the node that the card is in",
+            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {socket.gethostname()}`), "
+            f"or describe {elsewhere} as a host of its own",
+        )
+    found = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
+    others = " ".join(map(str, sorted(int(name) for name in found if name.isdigit())))
+    raise Failure(
+        f"container {ctid}",
+        f"no such container on this host; there are: {others or 'none'}",
+        "nothing can be given to it",
+        "correct ctid, or describe the container under `create`",
+    )
+
+
+def _need_changeable(ctid: int, conf: ConfText) -> None:
+    lock = conf.conf.options.get("lock")
+    if lock:
+        raise Failure(
+            f"container {ctid} free to be changed",
+            f"it is locked: {lock}",
+            "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged",
+            f"wait until that is done; a lock that was left behind: `pct unlock {ctid}`; then run `pulumi up` again",
+        )
+    if conf.conf.options.get("template") == "1":
+        raise Failure(
+            f"container {ctid}",
+            "it is a template, which never runs",
+            "its configuration is unchanged",
+            "name a container",
+        )
+
+
+def _with_lines(conf: ConfText, change: Change) -> str:
+    """The configuration with its new lines after the last one that isn't empty, where Proxmox VE has raw lines."""
+    lines = [line for place, line in enumerate(conf.head) if place not in change.drop_raw]
+    last = max((place for place, line in enumerate(lines) if line.strip()), default=-1)
+    lines = [*lines[: last + 1], *change.add_raw, *lines[last + 1 :]] if last >= 0 else [*lines, *change.add_raw]
+    return "".join(f"{line}\n" for line in (*lines, *conf.tail))
+
+
+def _sorted(lines: list[str]) -> list[str]:
+    return sorted({*lines}, key=lambda line: line.encode("utf-8", "surrogateescape"))
+
+
+def _plain_file(place: Path, folder: str, name: str) -> bytes:
+    """The beginning of a file two steps below a folder, by no link.
+
+    :raises OSError: it isn't there, or can't be read.
+    """
+    opened: list[int] = []
+
+    def step(path: str | Path, flags: int) -> int:
+        opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=opened[-1] if opened else None))
+        return opened[-1]
+
+    try:
+        step(place, os.O_DIRECTORY)
+        step(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+        file = step(name, os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "no plain file")
+        return os.read(file, _GROUP_BYTES)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

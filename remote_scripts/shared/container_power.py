@@ -1,0 +1,173 @@
+"""A container switched off and on.
+
+Where the HA manager has the container, pct asks it and ends at once: the container follows 10 to 20 seconds later, or
+after the two minutes that a lock of a node that has nothing else to do takes. From then on it has the time that pct was
+given, and HA ends it by force after that, whatever was asked for (PVE::HA::Resources::PVECT).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import guest_tasks, guests, pmxcfs
+from remote_scripts.shared.container_conf import addresses
+from remote_scripts.shared.container_notes import Notes, is_same, why_not_owed
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import DO_SECONDS
+from remote_scripts.tools.system import System
+
+HA_SECONDS = 180.0
+_STATUS_SECONDS = 60.0
+_PCT_SECONDS = 120.0
+_HA = "/etc/pve/ha/resources.cfg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """`timeout`: in seconds; `otherwise`: what becomes of one that still runs then."""
+
+    timeout: int = 60
+    otherwise: Literal["fail", "stop"] = "fail"
+
+
+class Power:
+    """One container's, within one run that has the host's lock."""
+
+    def __init__(self, system: System, ctid: int, shutdown: Shutdown) -> None:
+        self._system = system
+        self._ctid = ctid
+        self._shutdown = shutdown
+        self._notes = Notes(system, ctid)
+        #: What pct said last.
+        self.said = ""
+        # By what one that this run has shut down, to start it again, was told from another one then.
+        self._known: str | None = None
+
+    def is_up(self) -> bool:
+        """Whether it runs.
+
+        :raises Failure: that isn't known.
+        """
+        power = guests.power_of(self._system, "pct", str(self._ctid), _STATUS_SECONDS)
+        if power == "unknown":
+            raise Failure(
+                f"whether container {self._ctid} runs",
+                f"pct status has not said it within {_STATUS_SECONDS:g} s",
+                "a container that hangs is neither on nor off",
+                f"see `pct status {self._ctid}` and `ps` on the host; then run `pulumi up` again",
+            )
+        return power == "on"
+
+    def shut_down(self) -> bool:
+        """Whether it is off: within its time, and then as the settings say."""
+        log, timeout = self._system.log, self._shutdown.timeout
+        log.say(f"shutting container {self._ctid} down")
+        # What counts is whether it is off.
+        self._pct("shutdown", "--timeout", str(timeout), seconds=timeout + _PCT_SECONDS)
+        self._await_ha("off", timeout + HA_SECONDS)
+        if not self.is_up():
+            return True
+        if self._shutdown.otherwise != "stop":
+            return False
+        log.say(f"note: container {self._ctid} didn't go down within {timeout} s: it is stopped")
+        if self._notes.has("ran"):
+            self._note_ran(self._notes.ran().known, off=False)
+        self._pct("stop")
+        self._await_ha("off", HA_SECONDS)
+        return not self.is_up()
+
+    def shut_down_to_start(self) -> bool:
+        """The same of one that is started again next. It is noted: where that fails, or the run is cut short, the next
+        one starts it.
+        """
+        conf = pmxcfs.content_of(self._system, f"{pmxcfs.PVE_LXC}/{self._ctid}.conf") or b""
+        known = addresses(conf.decode("utf-8", "replace"))
+        self._note_ran(known, off=False)
+        if not self.shut_down():
+            self._notes.forget("ran")
+            return False
+        self._known = known
+        try:
+            self._note_ran(known, off=True)
+        except OSError:
+            self._system.log.say(
+                f"note: that container {self._ctid} is off to be started again is not noted: the disk may be full"
+            )
+        return True
+
+    def is_owed(self) -> bool:
+        """Whether it was shut down to be started again, and isn't yet. What no longer counts is forgotten, by the rule
+        for VMs (guest_tasks.py): whoever has switched it off since wants it off. Who it is is looked at anew, also
+        where this run has shut it down: the id may be another one's by now.
+        """
+        if not self._notes.has("ran"):
+            return False
+        if self.is_up():
+            self._notes.forget("ran")
+            return False
+        if self._known is None:
+            why = why_not_owed(self._system, self._ctid, self._notes.ran())
+        elif is_same(self._system, self._ctid, self._known):
+            why = ""
+        else:
+            why = "it is another one by now"
+        if why:
+            self._system.log.say(
+                f"note: container {self._ctid} ran when an earlier run shut it down; {why}: whether it runs is left to "
+                "you, and power in its settings"
+            )
+            self._notes.forget("ran")
+        return not why
+
+    def start(self) -> None:
+        """:raises Failure: it doesn't start."""
+        self._system.log.say(f"starting container {self._ctid}")
+        if self._pct("start") != 0:
+            raise Failure(
+                f"container {self._ctid} started",
+                self.said,
+                "it is off now",
+                f"see `pct start {self._ctid} --debug`, correct the cause, then run `pulumi up` again",
+            )
+        self._await_ha("on", HA_SECONDS)
+        self._notes.forget("ran")
+
+    def _pct(self, verb: str, *arguments: str, seconds: float = DO_SECONDS) -> int:
+        done = self._system.run.do(
+            "pct", verb, str(self._ctid), *arguments, seconds=seconds, doing=f"container {self._ctid}"
+        )
+        self.said = done.text
+        return done.status
+
+    def _note_ran(self, known: str, *, off: bool) -> None:
+        boot = guest_tasks.boot_of(self._system)
+        self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {known}\n")
+
+    def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> None:
+        """Until the HA manager has switched it, if it is the manager's to do so."""
+        if not is_under_ha(self._system, self._ctid):
+            return
+        for _ in self._system.work.tries(seconds, f"waiting for HA to switch container {self._ctid} {wanted}"):
+            if guests.power_of(self._system, "pct", str(self._ctid), 0) == wanted:
+                return
+
+
+def is_under_ha(system: System, ctid: int) -> bool:
+    """Whether the HA manager starts and stops it. Not in the state `ignored`, in which Proxmox VE does so itself
+    (PVE::HA::Config::service_is_ha_managed). Where the file can't be read, it may.
+    """
+    try:
+        content = pmxcfs.content_of(system, _HA)
+    except Failure:
+        return True
+    is_here = found = False
+    for line in (content or b"").decode("utf-8", "replace").splitlines():
+        if re.match(r"[^ \t#]", line):
+            is_here = bool(re.fullmatch(rf"ct:\s*{ctid}\s*", line))
+            found = found or is_here
+        elif is_here and line.split()[:2] == ["state", "ignored"]:
+            found = False
+    return found

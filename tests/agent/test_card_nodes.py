@@ -1,0 +1,468 @@
+"""The layer card_nodes: the lines of containers follow the names and numbers of their cards' nodes, and nothing else is changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers.card_nodes import SERVICE, Wanted
+from remote_scripts.shared import boot_service, container_follow, container_lines, guests, pmxcfs
+from remote_scripts.shared.container_conf import Method
+from remote_scripts.shared.container_notes import Notes
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from tests import sampling
+from tests.agent.container_kit import (
+    ALLOW,
+    AMD,
+    BASE,
+    NVIDIA,
+    PRIVILEGED,
+    RECORD,
+    SECOND,
+    Containers,
+    again,
+    box,
+)
+from tests.agent.kit import Host, cuts, left_by
+from tests.waiting import PATIENCE
+
+__all__ = ["box"]
+
+RENDER = "/dev/dri/renderD128,gid=104,mode=0660"
+OTHER = "0000:07:00.0"
+METHODS: tuple[Method, Method] = ("device", "mount-entry")
+EACH_METHOD = pytest.mark.parametrize("method", METHODS)
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 24
+
+
+@pytest.fixture
+def method() -> Method:
+    return "device"
+
+
+@pytest.fixture(autouse=True)
+def given(box: Containers, method: Method) -> str:
+    """The configuration before."""
+    base = BASE if method == "device" else PRIVILEGED
+    stock = base.replace("hostname", "dev0: /dev/ttyUSB0\nhostname") + "lxc.mount.entry: /tank tank none bind\n"
+    box.conf = stock
+    box.drm(AMD, 128)
+    box.apply(method, f"{AMD}=render")
+    return stock
+
+
+def with_nvidia(box: Containers, *cards: str, method: Method = "device") -> str:
+    """The container gets NVIDIA's card, too; its configuration."""
+    box.nvidia(NVIDIA)
+    box.drm(NVIDIA, 140)
+    box.ask("apply", method=method, minors=(0,), functions=(NVIDIA,), cards=cards)
+    return box.conf
+
+
+def followed(box: Containers) -> bool:
+    """Whether a boot has changed the configuration, and said so."""
+    before, said = box.conf, box.boot()
+    assert (before != box.conf) == ("have other names or numbers since this boot" in said), said
+    return before != box.conf
+
+
+def drift(box: Containers) -> list[str]:
+    return container_lines.drift(box.host.system(), 300)
+
+
+def lines(conf: str) -> set[str]:
+    return {re.sub(r"^dev\d+: ", "", line) for line in conf.splitlines()}
+
+
+def test_a_boot_that_moved_a_node_is_followed_and_told_and_undone_with_the_rest(box: Containers, given: str) -> None:
+    assert f"dev1: {RENDER}\n" in box.conf
+    box.drm(AMD, 129)
+    assert "container 300: its cards' nodes have other names or numbers since this boot" in box.boot()
+    assert f": {RENDER.replace('128', '129')}\n" in box.conf and "renderD128" not in box.conf
+    assert box.boot() == "" and drift(box) == []
+    assert box.revert() == given
+
+
+def test_a_boot_that_moved_nothing_changes_nothing_even_where_somebody_has(box: Containers) -> None:
+    box.conf = by_hand = box.conf.replace(f"dev1: {RENDER}\n", "")
+    assert box.boot() == "" and box.conf == by_hand
+
+
+@pytest.mark.parametrize("number", [128, 129, 140])
+def test_a_boot_leaves_the_lines_of_nvidias_nodes_that_are_not_there_yet(
+    box: Containers, given: str, number: int
+) -> None:
+    before = with_nvidia(box, f"{AMD}=render")
+    names = ["nvidia0", "nvidiactl", "nvidia-uvm"]
+    assert all(f"/dev/{name},mode=" in before for name in names)
+    box.drm(NVIDIA, None)
+    box.gone(*names)
+    box.drm(AMD, number)
+    said = box.boot()
+    changed = lines(before) ^ lines(box.conf)
+    moved = {RENDER, RENDER.replace("128", str(number))} if number != 128 else set()
+    # A number that the other card has now isn't NVIDIA's any more.
+    gone = {f"/dev/dri/{name},mode=0666" for name in ("card12", "renderD140")} if number == 140 else set()
+    assert changed == moved | gone and "renderD of 0000:01:00.0" in said
+    assert not followed(box)
+    box.nvidia(NVIDIA)
+    box.drm(NVIDIA, 150 if number == 140 else 140)
+    followed(box)
+    of_nvidia = {line for line in lines(before) if "mode=0666" in line}
+    if number == 140:
+        of_nvidia = {line.replace("renderD140", "renderD150").replace("card12", "card22") for line in of_nvidia}
+    assert {line for line in lines(box.conf) if "mode=0666" in line} == of_nvidia
+    assert box.revert() == given
+
+
+@EACH_METHOD
+def test_a_boot_that_moved_nvidias_node_is_followed_also_where_no_other_maker_has_a_card(
+    box: Containers, given: str, method: Method
+) -> None:
+    before = with_nvidia(box, method=method)
+    # Somebody else's card has the number, and NVIDIA's driver the next one.
+    box.drm(NVIDIA, 141)
+    box.drm(OTHER, 140)
+    assert followed(box)
+    for old, new in (
+        ("renderD140", "renderD141"),
+        ("card12", "card13"),
+        ("226:140", "226:141"),
+        ("226:12 ", "226:13 "),
+    ):
+        before = before.replace(old, new)
+    assert lines(box.conf) == lines(before) and box.boot() == ""
+    assert box.revert() == given
+
+
+def test_a_boot_waits_for_nvidias_node_only_where_there_was_one(
+    box: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_nvidia(box)
+    there = container_lines.are_there
+    answers: list[bool] = []
+
+    def looked(system: System, notes: Notes) -> bool:
+        answers.append(there(system, notes))
+        return answers[-1] or len(answers) > 2
+
+    monkeypatch.setattr(container_lines, "are_there", looked)
+    monkeypatch.setattr(container_follow, "CARD_SECONDS", 20.0)
+    assert box.boot() == "" and answers == [True]
+    box.drm(NVIDIA, None)
+    assert "not there after 20 s: card of 0000:01:00.0 renderD of 0000:01:00.0" in box.boot()
+    assert answers == [True, False, False]
+    record = box.root / RECORD[1:] / "nodes"
+    record.write_text("".join(line for line in record.read_text().splitlines(True) if "/dri/" not in line))
+    answers.clear()
+    assert box.boot() == "" and answers == [True]
+
+
+def test_a_container_that_is_gone_keeps_no_boot_waiting(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.host.write(f"{RECORD}/../301/nodes", "/dev/dri/renderD131 226:131 0000:06:00.0 renderD mode=0666\n")
+    monkeypatch.setattr(container_follow, "CARD_SECONDS", 20.0)
+    assert box.boot() == ""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("no driver", "not there after 0 s: renderD of 0000:0c:00.0"),
+        ("a lock", "it is locked: backup"),
+        ("no record", ""),
+        ("pct hangs", "whether container 300 runs"),
+        ("unreadable", "containers/300/nodes can't be read"),
+        ("a fault", "gpus/0000:01:00.0/information"),
+    ],
+)
+def test_no_boot_fails_for_it(box: Containers, trouble: str, said: str) -> None:
+    if trouble == "a fault":
+        with_nvidia(box)
+        information = box.root / f"proc/driver/nvidia/gpus/{NVIDIA}/information"
+        information.unlink()
+        information.mkdir()
+    box.drm(AMD, 129)
+    if trouble == "no driver":
+        shutil.rmtree(box.root / "sys")
+    elif trouble == "a lock":
+        box.conf += "lock: backup\n"
+    elif trouble == "no record":
+        box.host.write(f"{RECORD}/nodes", "auto\n\n- - - -\n")
+    elif trouble == "unreadable":
+        (box.root / RECORD[1:] / "nodes").unlink()
+        box.host.write(f"{RECORD}/nodes/x", "")
+    elif trouble == "pct hangs":
+        box.host.programs["pct"] = lambda _arguments, _stdin: Done(124, b"")
+    before = box.conf
+    assert said in box.boot() and box.conf == before
+
+
+def test_each_container_is_mended_for_itself(box: Containers) -> None:
+    """What keeps one from being mended keeps no other."""
+    shutil.copytree(box.root / RECORD[1:], box.root / "var/lib/homelab/containers/200")
+    box.host.write("/etc/pve/lxc/200.conf", f"{box.conf}lock: backup\n")
+    box.drm(AMD, 129)
+    said = box.boot()
+    assert "container 200 free to be changed" in said and "renderD129" in box.conf
+
+
+@EACH_METHOD
+def test_a_boot_that_is_cut_short_is_made_good_by_the_next_and_undone(
+    box: Containers, given: str, method: Method, tmp_path: Path
+) -> None:
+    box.drm(AMD, 129)
+    found = cuts(box.host, lambda _: box.boot())
+    mended = box.conf
+    assert len(found) > 20 and "renderD129" in mended
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"boot {method}")):
+        left = again(box, left_by(cut, box.host, tmp_path / f"{number}"))
+        if number % 2:
+            left.boot()
+            assert lines(left.conf) == lines(mended), cut.how
+        left.ask("revert")
+        assert left.conf == given and not left.host.exists("/var/lib/homelab"), cut.how
+
+
+def test_what_was_late_at_one_boot_is_followed_at_the_next(box: Containers, given: str) -> None:
+    with_nvidia(box, f"{AMD}=render")
+    names = ["nvidia0", "nvidiactl", "nvidia-uvm"]
+    box.gone(*names)
+    box.drm(NVIDIA, None)
+    box.drm(AMD, 129)
+    assert followed(box) and "renderD140" in box.conf
+    box.nvidia(NVIDIA)
+    box.drm(NVIDIA, 141)
+    assert followed(box) and "renderD141" in box.conf and "renderD140" not in box.conf
+    assert drift(box) == [] and box.revert() == given
+
+
+@EACH_METHOD
+def test_a_line_that_had_to_go_comes_back_with_the_card(box: Containers, given: str, method: Method) -> None:
+    before = with_nvidia(box, method=method)
+    box.drm(NVIDIA, None)
+    box.drm(OTHER, 140)  # another card has the name, and NVIDIA's driver hasn't come
+    assert followed(box) and "renderD140" not in box.conf
+    box.drm(OTHER, None)
+    box.drm(NVIDIA, 140)
+    assert followed(box) and lines(box.conf) == lines(before)
+    assert box.revert() == given
+
+
+@EACH_METHOD
+def test_two_cards_that_take_each_others_numbers_are_both_there_in_the_end(
+    box: Containers, given: str, method: Method
+) -> None:
+    box.inside = "root:x:0:\n"
+    (box.root / RECORD[1:] / "wanted").unlink()  # the groups are looked up anew: the lines of both are alike
+    with_nvidia(box, f"{AMD}=render", method=method)
+    box.drm(AMD, None)
+    box.drm(NVIDIA, 129)
+    followed(box)
+    box.drm(NVIDIA, None)
+    box.drm(AMD, 129)
+    assert followed(box) and "renderD128" not in box.conf
+    box.drm(AMD, 128)
+    box.drm(NVIDIA, 129)
+    assert followed(box) and "renderD128" in box.conf and "renderD129" in box.conf
+    assert drift(box) == [] and box.revert() == given
+
+
+@pytest.mark.parametrize(("method", "at_boot"), sampling.paired(METHODS, [True, False], "numbers"))
+def test_nvidias_own_numbers_follow_the_card(box: Containers, given: str, method: Method, at_boot: bool) -> None:
+    """Two cards of NVIDIA's in one host, one of which the container has; at a boot, and when one comes back from a VM, for
+    which the host's lock is held, and a container that runs is left alone."""
+    before = with_nvidia(box, method=method)
+    box.nvidia(SECOND, NVIDIA)
+    box.drm(NVIDIA, 141)
+    box.drm(SECOND, 140)
+    if at_boot:
+        assert followed(box)
+    else:
+        box.state = "running"
+        assert box.boot("follow_containers") == "" and box.conf == before
+        box.state = "stopped"
+        lock = box.host.system().work
+        lock.take_lock()
+        box.boot("follow_containers")
+        lock.release()
+    expected = {
+        re.sub(r"nvidia0\b", "nvidia1", line).replace("renderD140", "renderD141").replace("card12", "card13")
+        for line in lines(before)
+    }
+    for old, new in (("c 195:0 ", "c 195:1 "), ("c 226:140 ", "c 226:141 "), ("c 226:12 ", "c 226:13 ")):
+        expected = {line.replace(old, new) for line in expected}
+    assert lines(box.conf) == expected
+    assert box.revert() == given
+
+
+def test_a_container_of_which_it_isnt_known_whether_it_runs_is_said(
+    box: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.drm(AMD, 129)
+    before = box.conf
+    monkeypatch.setattr(guests, "power_of", lambda *_arguments: "unknown")
+    assert "whether it runs is not known" in box.boot("follow_containers") and box.conf == before
+
+
+def allowed(conf: str) -> list[str]:
+    return sorted(re.findall(r"allow: c (\S+)", conf))
+
+
+@pytest.mark.parametrize("method", ["mount-entry"])
+@pytest.mark.parametrize("rule", ["", f"{ALLOW}508:* rwm\n"])
+def test_rules_follow_the_numbers_also_where_somebodys_own_was_enough(
+    box: Containers, given: str, rule: str, method: Method
+) -> None:
+    box.revert()
+    box.conf = stock = given + rule
+    box.nvidia(NVIDIA, uvm=508)
+    for number in 1, 2:
+        box.node(f"nvidia-caps/nvidia-cap{number}", 509, number)
+    box.ask("apply", method=method, minors=(0,))
+    # They change their numbers with each other; at one boot half of them is late.
+    box.gone("nvidia-caps/nvidia-cap1", "nvidia-caps/nvidia-cap2")
+    box.nvidia(NVIDIA, uvm=509)
+    assert followed(box)
+    assert allowed(box.conf) == sorted(["195:0", "195:255", "509:0", "509:1", "509:2", *(["508:*"] if rule else [])])
+    for number in 1, 2:
+        box.node(f"nvidia-caps/nvidia-cap{number}", 508, number)
+    followed(box)
+    assert {"195:0", "195:255", "509:0"} <= {*allowed(box.conf)}
+    assert rule or allowed(box.conf) == ["195:0", "195:255", "508:1", "508:2", "509:0"]
+    assert box.revert() == stock
+
+
+def test_where_nothing_has_moved_somebodys_own_lines_change_nothing(box: Containers) -> None:
+    with_nvidia(box)
+    for number, name in enumerate(("nvidia0", "nvidiactl", "nvidia-uvm")):
+        box.conf += f"dev{20 + number}: /dev/{name}\n"
+    assert not followed(box)
+
+
+def test_a_node_that_somebody_gives_it_already_is_given_once_and_ours_comes_back_after_that(box: Containers) -> None:
+    with_nvidia(box)
+    box.conf += "dev30: /dev/dri/renderD141\n"
+    box.drm(NVIDIA, 141)
+    assert followed(box) and box.conf.count("renderD141") == 1 and "renderD140" not in box.conf
+    box.drm(NVIDIA, 140)
+    assert followed(box) and "renderD140,mode=0666" in box.conf
+
+
+def test_a_node_that_the_kernel_knows_and_udev_has_not_made_is_waited_for(box: Containers) -> None:
+    with_nvidia(box)
+    box.drm(NVIDIA, 141, made=False)
+    followed(box)
+    box.node("dri/renderD141", 226, 141)
+    followed(box)
+    assert "renderD141" in box.conf and "renderD140" not in box.conf
+
+
+def test_another_container_under_the_same_number_gets_nothing(box: Containers) -> None:
+    with_nvidia(box)
+    box.drm(NVIDIA, None)
+    box.drm(OTHER, 140)
+    assert followed(box)
+    box.conf = BASE
+    box.drm(NVIDIA, 141)
+    assert not followed(box)
+
+
+def test_a_container_that_waited_for_a_restart_has_had_it(box: Containers) -> None:
+    box.state = "running"
+    with_nvidia(box, f"{AMD}=render")
+    assert drift(box) == ["container 300 still has to be restarted"]
+    box.state = "stopped"
+    box.drm(NVIDIA, 141)
+    assert followed(box)
+    box.state = "running"
+    assert drift(box) == []
+
+
+@pytest.mark.parametrize("restart_waits", [False, True])
+def test_what_could_not_be_written_stays_ours(box: Containers, given: str, restart_waits: bool) -> None:
+    if restart_waits:  # an `up` on a running container was cut before its restart
+        box.state = "running"
+        with_nvidia(box, f"{AMD}=render")
+        box.state = "stopped"
+    box.drm(AMD, 129)
+    before, box.refusal = box.conf, "cluster not ready - no quorum?\n"
+    assert "no quorum" in box.boot() and box.conf == before
+    box.refusal = ""
+    assert followed(box) and "renderD129" in box.conf
+    assert box.revert() == given
+
+
+def test_a_quorum_is_waited_for(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_follow, "QUORUM_SECONDS", 60.0)
+    box.drm(AMD, 129)
+    box.refusal = "cluster not ready - no quorum?\n"
+    tried: list[None] = []
+
+    def come() -> None:
+        tried.append(None)
+        box.refusal = "" if len(tried) > 2 else box.refusal
+
+    box.after["set"] = come
+    assert "wanted:" not in box.boot() and "renderD129" in box.conf and len(tried) == 4
+
+
+def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Containers) -> None:
+    box.revert()
+    before = host.lasting()
+
+    def ask(verb: str, *, needed: bool = True) -> Any:
+        return host.ask(verb, "card_nodes", Wanted(needed=needed))
+
+    assert [one["what"] for one in ask("plan")["files"]] == [SERVICE.program, SERVICE.file, SERVICE.link]
+    assert host.lasting() == before
+    assert ask("apply") == {"changed": True} and ask("plan")["files"] == []
+    assert "\nExecStart=-/usr/bin/python3 -I -S -B -X utf8 /usr/local/sbin/homelab-card-nodes\n" in host.read(
+        SERVICE.file
+    )
+    assert "\nBefore=pve-guests.service\nRequiresMountsFor=/var/lib/homelab\n" in host.read(SERVICE.file)
+    assert ask("apply") == {"changed": False}
+    assert ask("apply", needed=False) == {"changed": True} and host.lasting() == before
+    ask("apply")
+    assert ask("revert") == {"changed": True} and host.lasting() == before
+
+
+def test_its_program_needs_nothing_but_itself(host: Host, box: Containers, tmp_path: Path) -> None:
+    """As the service runs it, on a folder: nothing of the folder where a stack keeps the agent."""
+    host.ask("apply", "card_nodes", Wanted(needed=True))
+    box.drm(AMD, 129)
+    box.conf += "lock: backup\n"
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    for name, text in {"pct": "echo 'status: stopped'", "systemctl": "echo inactive", "sync": ""}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    real = box.root / "dev/dri/renderD129"
+    real.unlink()
+    real.symlink_to("/dev/null")  # a node that everybody may look at
+    done = subprocess.run(
+        [*boot_service.PYTHON.split(), f"{host.root}{SERVICE.program}"],
+        env={"ROOT": str(host.root), "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, "") and "it is locked: backup" in done.stderr
+    assert os.access(host.root / SERVICE.program[1:], os.X_OK)
+
+
+def test_a_program_without_its_host_says_what_is_missing(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(*_arguments: Sequence[str]) -> list[str]:
+        raise Failure("to read /etc/pve/lxc", "no answer within 20 s", "why", "next")
+
+    monkeypatch.setattr(pmxcfs, "names", names)
+    assert "no answer within 20 s" in box.boot()
