@@ -288,10 +288,22 @@ class Session:
     async def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
         """What read_system answers on this host, or in a container of it; None: it doesn't run."""
         ctid = 0 if system == "host" else int(system)
-        is_listed = "lxc" not in reading.guests.unlisted  # else it says itself that it doesn't run
-        if ctid and is_listed and ctid not in reading.guests.running:
+        if ctid and _is_off(reading, ctid):
             return None
-        return json.dumps(await self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
+        try:
+            return json.dumps(await self.ask("read", "read_system", read_system.Wanted(), ctid=ctid))
+        except UnreachableError:
+            raise
+        except HomelabError:
+            # It may have stopped since the host was read.
+            if ctid and _is_off(await self.read(guests=True), ctid):
+                return None
+            raise
+
+
+def _is_off(reading: facts.HostFacts, ctid: int) -> bool:
+    """Whether a container doesn't run; what nobody knows counts as running."""
+    return "lxc" not in reading.guests.unlisted and ctid not in reading.guests.running
 
 
 async def _last_bytes(stream: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None = None) -> bytes:

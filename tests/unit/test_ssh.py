@@ -607,11 +607,12 @@ def test_progress_of_a_run_goes_to_its_line_not_to_the_messages(monkeypatch: pyt
 
 # -- NVIDIA's stacks with a reading --------------------------------------------------------------------------------
 class _Answering(ssh.Session):
-    """Reads a host with the containers 901, which runs, and 902, which is off."""
+    """Reads a host with the containers 901, which runs, and 902, which is off; `later`: the guests once a container was asked."""
 
-    def __init__(self, **guests: object) -> None:
+    def __init__(self, later: dict[str, object] | None = None, **guests: object) -> None:
         self._host = settings()
         self.guests = {"running": [901], "configs": [], "mappings": "", "reservations": "", **guests}
+        self.later = later or {}
 
     async def ask(
         self,
@@ -626,6 +627,7 @@ class _Answering(ssh.Session):
     ) -> dict[str, Any]:
         if layer == "read_host":
             return desktop(guests=self.guests).model_dump()
+        self.guests |= self.later
         if ctid == 902:
             raise HomelabError(
                 wanted="container 902 running", found="stopped", why="it is read inside", next="start it"
@@ -641,3 +643,13 @@ def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
 def test_where_nobody_knows_what_runs_no_container_counts_as_off() -> None:
     with pytest.raises(HomelabError, match="container 902 running"):
         asyncio.run(_Answering(running=[], unlisted=["lxc"]).read(guests=True, systems=["901", "902"]))
+
+
+def test_a_container_that_stops_while_the_host_is_read_counts_as_off() -> None:
+    session = _Answering(running=[901, 902], later={"running": [901]})
+    reading = asyncio.run(session.read(guests=True, systems=["901", "902"]))
+    assert reading.systems == {"901": '{"read": 901}', "902": None}
+    known: list[dict[str, object]] = [{"running": [901, 902]}, {"running": [], "unlisted": ["lxc"]}]
+    for later in known:
+        with pytest.raises(HomelabError, match="container 902 running"):
+            asyncio.run(_Answering(running=[902], later=later).read(guests=True, systems=["902"]))
