@@ -20,10 +20,10 @@ from tests.e2e.test_nvidia_vm import DOCKER, SANDBOX
 from tests.sampling import sample
 from tests.waiting import PATIENCE
 
-# What only that step's script has in it, in the order of the steps.
-READING, REPOSITORY, DRIVER, CUDA, TOOLKIT = "ASK=", "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr", "CONFIGURE="
-REBOOT, VERIFICATION = 'die "a reboot of this system"', "KERNEL_LOG="
-# In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, that step's script.
+# What only that step's script or request has in it, in the order of the steps.
+READING, REPOSITORY, DRIVER, CUDA = '"layer": "read_system"', "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr"
+TOOLKIT, REBOOT, VERIFICATION = "CONFIGURE=", '"layer": "reboot_guest"', '"layer": "nvidia_verification"'
+# In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, what that step has in it.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [
     ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE"), READING),
     ("apt-offline", True, "sandbox-repo", ("network",), REPOSITORY),

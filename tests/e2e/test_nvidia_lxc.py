@@ -92,7 +92,7 @@ def test_libraries_of_which_a_step_was_killed_are_there_after_the_next_run_follo
 ) -> None:
     stack = converged("phoenix", gpus=CARDS, containers=WITHOUT_LIBRARIES, **NO_REBOOT)
     containers(stack)["phoenix"]["nvidia"] = {"cuda": "12.8"}
-    for script in sample(("CTID=901", REPOSITORY, DRIVER, CUDA, VERIFICATION), 1, "steps in a container"):
+    for script in sample(('"ctid": 901', REPOSITORY, DRIVER, CUDA, VERIFICATION), 1, "steps in a container"):
         killed_at(stack, script, None)
     added = stack.up()
     assert driver_in(stack, 901) == {"580.105.08"}
