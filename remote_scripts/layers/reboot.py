@@ -179,12 +179,11 @@ def _reboot(
         or _await_boot_from_now(system, wanted.awaited, was_armed=arms)
     )
     if obstacle:
-        # First, so that what is said then is what is so then.
-        system.also_put_back = None
-        _stay_up(system)
-        raise cluster.refused(system, obstacle)
+        raise _refused(system, obstacle)
     try:
         why = ran.note_running(system)
+        if not why and (lost := cluster.lost_turn(system)):
+            raise _refused(system, lost)
         if not why:
             cluster.note_restart(system)
             done = restart.restart_soon(system)
@@ -199,6 +198,13 @@ def _reboot(
             "reboot it by hand, then run `pulumi up` again",
         )
     system.also_put_back = None
+
+
+def _refused(system: System, obstacle: Obstacle) -> Failure:
+    """Puts back first, so that what is said then is what is so then."""
+    system.also_put_back = None
+    _stay_up(system)
+    return cluster.refused(system, obstacle)
 
 
 def _move_guests_away(system: System, policy: cluster.Policy, asked_by: restart.Caller) -> Obstacle | None:

@@ -41,6 +41,11 @@ TURN_SECONDS = 180.0
 # For `destroy`. HA follows within a round of its manager and one of its agent, ten seconds each; monitors of Ceph have
 # a quorum some time after a boot.
 _GIVE_BACK_SECONDS, _NOTHING_SET_SECONDS = 90.0, 10.0
+# The cluster's lock ends by itself after 120 s. Whoever was held up for longer than this while it had the lock may have
+# it no more, and another node has taken the turn.
+_LOCK_HELD_SECONDS = 60.0
+# The clock may be set between the moment that the end of a turn is reckoned from and the one in which it is written.
+_CLOCK_SECONDS = 60.0
 # An order that hasn't ended the boot by then isn't carried out any more.
 _ORDERED_SECONDS = 900
 _TELLS_CLUSTER = "waiting for the cluster: its other nodes are to know that this one is back"
@@ -277,9 +282,10 @@ def _try_turn(system: System, policy: Policy) -> Obstacle | None:
         return found
     if not pmxcfs.take_lock(system, _TURN_LOCK):
         return Obstacle(f"another node holds {_TURN_LOCK}, or nothing can be written in /etc/pve")
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + _LOCK_HELD_SECONDS
     try:
         # Again, now that nobody else can take it.
-        why = _turn_of_another(system, node) or _note_turn(system, policy, node)
+        why = _turn_of_another(system, node) or _note_turn(system, policy, node, until)
     except OSError:
         why = f"{TURN}, or {_OWN}, can't be written"
     finally:
@@ -288,9 +294,10 @@ def _try_turn(system: System, policy: Policy) -> Obstacle | None:
     return Obstacle(why) if why else None
 
 
-def _note_turn(system: System, policy: Policy, node: Node) -> str:
+def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     """Why it can't be noted; empty: it is, on this host and in the cluster.
 
+    :param until: by CLOCK_BOOTTIME: for so long the cluster's lock is surely this node's.
     :raises OSError: so it is.
     """
     files = system.files
@@ -307,10 +314,40 @@ def _note_turn(system: System, policy: Policy, node: Node) -> str:
     text = f"node {node.name}\nsince {since}\nuntil {now + policy.away_seconds}\n" + (
         f"noout {noout}\n" if noout else ""
     )
-    pmxcfs.write(system, TURN, text.encode())
+    try:
+        pmxcfs.write(system, TURN, text.encode(), until)
+    except TimeoutError:
+        return f"what this node has to note took so long that another one may have {_TURN_LOCK} by now"
     if pmxcfs.content_of(system, TURN) != text.encode():
         return f"{TURN} isn't what this node has written there"
+    written = pmxcfs.time_of(system, TURN)
+    if written is None or abs(written - now) > _CLOCK_SECONDS:
+        return f"the clock of this node was set while {TURN} was written, and the others would not know when that ends"
     return ""
+
+
+def lost_turn(system: System) -> Obstacle | None:
+    """Asked last before the restart: much was waited for since the turn was taken, and a person may have removed it, or
+    another node taken it; None: it is this node's, or needs none.
+    """
+    node = pmxcfs.this_node(system)
+    if not node.clustered or not has_turn(system):
+        return None
+    try:
+        holder = _lines_of(pmxcfs.content_of(system, TURN)).get("node", "")
+    except Failure as failure:
+        return Obstacle(f"whether it is still this node's turn can't be told: {TURN}: {failure.found}")
+    if holder and holder == node.name:
+        return None
+    return Obstacle(f"it isn't this node's turn any more: {TURN} " + (f"names {holder}" if holder else "is gone"))
+
+
+def lacks_quorum(system: System) -> bool:
+    """Whether nothing in /etc/pve can be changed now, such as by a guest's start; also where that can't be told."""
+    if not pmxcfs.this_node(system).clustered:
+        return False
+    quorate = _VOTES["quorate"].search(system.run.ask("pvecm", "status").text)
+    return not quorate or quorate[1] != "Yes"
 
 
 def has_turn(system: System) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
@@ -50,6 +52,24 @@ def running(system: System, kind: str) -> list[Guest] | None:
     return found
 
 
+def _is_gone(system: System, folder: str, guest: str) -> bool:
+    """Where Proxmox VE's own folder isn't there, or doesn't answer, such as at a restart of its service, no guest is
+    gone.
+    """
+
+    def ask() -> bool:
+        try:
+            os.lstat(system.files.at(f"{folder}/{guest}.conf"))
+        except FileNotFoundError:
+            return system.files.at(folder).is_dir()
+        return False
+
+    try:
+        return ended(ask)
+    except OSError:
+        return False
+
+
 def power_of(system: System, program: str, guest: str, seconds: float = 60.0) -> Power:
     """Whether a guest runs. `gone`: it is none of this node. What isn't known is neither on nor off: it is asked again
     until then. `qm status` prints QMP's own word (PVE::CLI::qm, vmstatus with `full`), so that a VM which is paused, or
@@ -66,12 +86,7 @@ def power_of(system: System, program: str, guest: str, seconds: float = 60.0) ->
         last = done.text.rpartition("\n")[2]
         if done.status == 0 and last.startswith("status: "):
             power = _LAST_LINES.get(last, "on")
-        # Where Proxmox VE's own folder isn't there, such as at a restart of its service, no guest is gone.
-        if (
-            power == "unknown"
-            and system.files.at(folder).is_dir()
-            and not system.files.exists(f"{folder}/{guest}.conf")
-        ):
+        if power == "unknown" and _is_gone(system, folder, guest):
             power = "gone"
         if power != "unknown" or time.monotonic() >= until:
             return power

@@ -7,8 +7,10 @@ place. Without a quorum it can only be read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +67,12 @@ def time_of(system: System, path: str) -> float | None:
     return ended(ask)
 
 
-def write(system: System, path: str, content: bytes) -> None:
+def write(system: System, path: str, content: bytes, until: float = float("inf")) -> None:
     """A reader sees the old bytes or the new ones. Modes are the file system's own. What a run leaves that is cut short
     (PATH.new) the next one writes over.
 
+    :param until: by CLOCK_BOOTTIME: later than then it isn't written any more, also where this has given it up.
+    :raises TimeoutError: it took longer.
     :raises OSError: it can't be written, such as without a quorum.
     """
     new, where = system.files.at(f"{path}.new"), system.files.at(path)
@@ -79,6 +83,8 @@ def write(system: System, path: str, content: bytes) -> None:
             disk.write(descriptor, content, new)
         finally:
             os.close(descriptor)
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
+            raise TimeoutError(errno.ETIMEDOUT, "it took too long", path)
         disk.rename(new, where)
 
     ended(do)

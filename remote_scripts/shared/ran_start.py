@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_tasks, guests, ha, pmxcfs, ran, switch
+from remote_scripts.shared import cluster, guest_tasks, guests, ha, pmxcfs, ran, switch, work
 from remote_scripts.shared.ran import Line
 from remote_scripts.shared.restart import is_stopping
 from remote_scripts.tools import disk
@@ -22,6 +22,8 @@ from remote_scripts.tools.system import System
 # A boot that came later than this isn't that restart's: a server may take half an hour, and the switch gives a boot
 # back. After as long in a boot one that can't be told is given up.
 _COUNTS_SECONDS = 7200
+# A guest on which something works for longer is given up as well.
+_WORK_SECONDS = 86400
 # A run that has confirmed a boot takes the host within this time (homelab/provider/boot_verification.py).
 _GRACE_SECONDS = 60.0
 _STATUS_SECONDS = 20.0
@@ -34,23 +36,29 @@ _ORDER = re.compile(r",(?:order=)?([0-9]{1,9})(?:,|$)")
 _NEXT_AFTER = re.compile(r",up=([0-9]{1,3})(?:,|$)")
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999
-_CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
+# Tasks that say nothing of whether somebody wants a guest on: consoles, and what jobs do at their time, also to one
+# that is off.
+_LEAVES_POWER = frozenset(
+    ("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy")
+    + ("vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot")
+)
 # Behind a UPID: ` END STATUS`, in `active` ` 1 END STATUS`.
 _ENDED = re.compile(r"\S*: (?:1 )?[0-9A-F]+ +(?P<status>.+)$")
 _WENT_WELL = re.compile(r"OK|WARNINGS")
 
 
 class UnknownError(Exception):
-    """What decides whether a guest may be started can't be told now."""
+    """What decides whether a guest may be started can't be told now; why, where that is known."""
 
 
 @dataclass
 class Started:
-    """In words: who runs again; who stays off, and why; who is to be started later."""
+    """In words: who runs again; who stays off, and why; who is to be started later; of these, who waits for what."""
 
     started: list[str] = field(default_factory=list)
     off: list[str] = field(default_factory=list)
     owed: list[str] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
 
 
 def is_boot_decided(system: System) -> bool:
@@ -199,20 +207,27 @@ class _Starting:
                     self._stays_off(f"{name} ran before the restart, and has not started again: {failed} ({by_hand})")
                 return True
             if power == "unknown":
-                raise UnknownError
+                raise UnknownError(f"`{line.program} status {line.guest}` doesn't say whether it runs")
             lock = self._option(line, "lock")
-        except UnknownError:
+            if not lock and cluster.lacks_quorum(self._system):
+                raise UnknownError("the cluster has no quorum, or doesn't say so (`pvecm status`)")
+        except UnknownError as error:
+            why = f": {error}" if str(error) else ""
             if time.time() - self._booted <= _COUNTS_SECONDS:
+                self._waits(f"whether {name} may be started can't be told yet{why}")
                 return False
             self._stays_off(
-                f"{name} ran before the restart, and whether it may be started couldn't be told for two hours "
-                f"(`{line.program} status {line.guest}`)"
+                f"{name} ran before the restart, and whether it may be started couldn't be told for two hours{why} "
+                f"({by_hand})"
             )
             return True
         if self._booted - int(line.since) > _COUNTS_SECONDS:
             self._stays_off(
                 f"{name} ran before a restart of this program's, and stays off: that is too long ago ({by_hand})"
             )
+        elif lock and time.time() - self._booted <= _WORK_SECONDS and (busy := self._at_work()):
+            self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
+            return False
         elif lock:
             self._stays_off(
                 f"{name} ran before the restart, and stays off: it is locked, {lock} (once nothing works on it: "
@@ -223,6 +238,12 @@ class _Starting:
         else:
             self._start(line, name, by_hand)
         return True
+
+    def _at_work(self) -> str:
+        return work.at_work(self._system, pmxcfs.this_node(self._system))
+
+    def _waits(self, text: str) -> None:
+        self._done.waits.append(self._system.log.clean(text))
 
     def _stays_off(self, text: str) -> None:
         self._done.off.append(self._system.log.clean(text))
@@ -274,9 +295,10 @@ class _Starting:
         """Whether a task has been about it since; and how the last of these has ended, if it was a start that failed.
 
         Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and
-        consoles. Nor its start before that host went down: it ran then, as it was noted.
+        what leaves its power alone. Nor its start before that host went down: it ran then, as it was noted.
 
-        :raises UnknownError: the log of tasks can't be read.
+        :raises UnknownError: the log of tasks can't be read; or the clock was set back so far that what somebody has
+            done in this boot has an earlier time than the note.
         """
         try:
             tasks = guest_tasks.lines(self._system, "index.1", "index", "active")
@@ -292,11 +314,14 @@ class _Starting:
             if len(parts) < 8 or parts[0] != "UPID" or not guest_tasks.START.fullmatch(parts[4]):
                 continue
             begun, kind, guest, user = int(parts[4], 16), parts[5], parts[6], parts[7]
+            is_about = guest == line.guest and kind not in _LEAVES_POWER
+            if is_about and self._booted <= begun < since and begun <= time.time():
+                raise UnknownError(f"the clock was set back, and the task {kind} {guest} may be of this boot")
             if begun < since:
                 continue
             if kind == "stopall":
                 down = min(down, begun)
-            if guest == line.guest and kind not in _CONSOLES:
+            if is_about:
                 about.append((begun, kind, user))
                 last = (begun, kind, text) if begun >= last[0] else last
         touched = any(

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,13 +264,45 @@ def test_a_turn_is_read_again_after_it_was_written(node: Host, monkeypatch: pyte
     """Its lock may have ended meanwhile: another node has written, too."""
     write = pmxcfs.write
 
-    def other_last(system: Any, path: str, content: bytes) -> None:
-        write(system, path, content)
+    def other_last(system: Any, path: str, content: bytes, until: float) -> None:
+        write(system, path, content, until)
         elsewhere(lambda: turn_of(node, "pve2"))
 
     monkeypatch.setattr(pmxcfs, "write", other_last)
     assert take(node) == f"{TURN} isn't what this node has written there"
     assert node.read(TURN).startswith("node pve2\n") and ours(node) == [TURN[1:]], "what isn't this node's stays"
+
+
+def test_a_turn_isnt_written_by_whoever_was_held_up_with_the_clusters_lock(node: Host, clock: Clock) -> None:
+    """It ends by itself after 120 s; another node may have it, and the turn, by then."""
+
+    def slow(_arguments: Sequence[str], _stdin: bytes) -> int:
+        clock.passed += 45  # systemd has much to do
+        return 0
+
+    before, quick = node.lasting(), node.programs["systemctl"]
+    node.programs["systemctl"] = slow
+    assert take(node).startswith("what this node has to note took so long that another one may have")
+    assert node.lasting() == before
+    node.programs["systemctl"] = quick
+    assert take(node) == ""
+
+
+@pytest.mark.parametrize("seconds", [-HOURS, HOURS])
+def test_a_turn_whose_end_was_reckoned_by_another_clock_isnt_taken(
+    node: Host, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """The clock is set between the reckoning and the writing: to the others it would have no length, or hours."""
+    before, write = node.lasting(), pmxcfs.write
+
+    def written(system: Any, path: str, content: bytes, until: float) -> None:
+        write(system, path, content, until)
+        now = time.time() + seconds
+        os.utime(node.root / path[1:], (now, now))
+
+    monkeypatch.setattr(pmxcfs, "write", written)
+    assert take(node).startswith("the clock of this node was set while")
+    assert node.lasting() == before
 
 
 def test_the_end_of_a_turn_leaves_another_nodes_alone(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from remote_scripts.layers import cluster_turn, reboot
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import lacking, restart, switch
-from remote_scripts.tools.run import Done
+from remote_scripts.shared import lacking, pmxcfs, restart, switch
+from remote_scripts.tools.run import Done, Stand
+from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import cluster_kit, reading_kit
 from tests.agent.cluster_kit import (
@@ -385,6 +386,39 @@ def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(ho
     is_as_before(host)
 
 
+@pytest.mark.parametrize("what", ["taken", "removed", "unread"])
+def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
+    host: Host, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Much is waited for since it was taken: somebody removes it, as a message says, and another node takes it."""
+    host.write(f"{HOME}/armed", ARMED)
+
+    def meanwhile(act: Callable[[], object]) -> None:
+        host.programs["pct"] = lambda _arguments, _stdin: (act() if host.exists(TURN) else None, PCT_LIST)[1]
+
+    if what == "taken":
+        meanwhile(lambda: turn_of(host, "pve2"))
+        assert f"it isn't this node's turn any more: {TURN} names pve2" in refusal(host)
+        assert host.read(TURN).startswith("node pve2\n")
+        (host.root / TURN[1:]).unlink()
+    elif what == "removed":
+        meanwhile((host.root / TURN[1:]).unlink)
+        assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
+    else:
+        real = pmxcfs.content_of
+
+        def read(system: System, path: str) -> bytes | None:
+            if path == TURN and host.exists(f"{HOME}/ran"):
+                raise pmxcfs._unread(path, "no answer within 20 s")
+            return real(system, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pmxcfs, "content_of", read)
+            assert "whether it is still this node's turn can't be told" in refusal(host)
+    is_as_before(host)
+    assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/armed")
+
+
 def test_a_node_that_is_alone_in_its_cluster_moves_nothing(host: Host) -> None:
     members(host, status(1, expected=1))
     ask(host)
@@ -477,8 +511,8 @@ def test_who_waits_for_an_answer_is_the_process_that_has_begun_it(tmp_path: Path
 # Cut short.
 
 
-def each_left(host: Host, found: list[Cut], place: Path, seed: str) -> None:
-    """From each moment the node's own timer, or the next run, puts everything back. What is in the cluster is there after a power cut of this node."""
+def with_cluster(found: list[Cut]) -> None:
+    """What is in the cluster is there after a power cut of this node."""
     in_cluster: dict[str, Any] = {}
     for cut in found:
         if cut.how.startswith("killed"):
@@ -486,14 +520,24 @@ def each_left(host: Host, found: list[Cut], place: Path, seed: str) -> None:
         else:
             rest = {path: about for path, about in cut.lasting.items() if not path.startswith("etc/pve")}
             object.__setattr__(cut, "lasting", {**rest, **in_cluster})
+
+
+def later(cut: Cut, host: Host, place: Path) -> Host:
+    """What is left, some minutes later."""
+    left = left_by(cut, host, place)
+    booted(left)
+    left.write("/proc/stat", "btime 1\n")
+    # As the cluster does it, two minutes after its maker's death.
+    shutil.rmtree(left.root / LOCK[1:], ignore_errors=True)
+    return left
+
+
+def each_left(host: Host, found: list[Cut], place: Path, seed: str) -> None:
+    """From each moment the node's own timer puts everything back."""
+    with_cluster(found)
     for number, cut in enumerate(sampling.sample(found, 6, seed)):
-        left = left_by(cut, host, place / f"{seed}-{number}")
-        booted(left)
+        left = later(cut, host, place / f"{seed}-{number}")
         left.write(BOOT, "the next one\n")
-        left.write("/proc/stat", "btime 1\n")
-        shutil.rmtree(
-            left.root / LOCK[1:], ignore_errors=True
-        )  # as the cluster does it, two minutes after its maker's death
         for _ in range(2):
             end(left, seconds=0, back=1)
         is_as_before(left)
@@ -509,6 +553,36 @@ def test_a_turn_that_is_cut_short_at_any_moment_ends_with_everything_put_back(ho
     found = cuts(host, end)
     assert len(found) > 20
     each_left(host, found, tmp_path, "back")
+
+
+def test_the_next_up_restarts_what_was_cut_short_at_any_moment_and_the_boot_after_it_has_all_back(
+    host: Host, tmp_path: Path
+) -> None:
+    """With the dead man's switch, all that is set in the cluster, and the guests that ran."""
+    with_disks(host)
+    no_way: dict[str, Stand] = {"ip": lambda _arguments, _stdin: "", "ping": lambda _arguments, _stdin: 1}
+    host.programs |= no_way
+    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 x\n")
+    boot = host.read(BOOT)
+    found = cuts(host, ask)
+    assert len(found) > 100
+    with_cluster(found)
+    for number, cut in enumerate(sampling.sample(found, 6, "again")):
+        said = f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+        left = later(cut, host, tmp_path / f"again-{number}")
+        left.programs |= no_way
+        left.write(BOOT, boot if cut.how.startswith("killed") else "another one\n")
+        did = ask(left)
+        assert did["turn"] and did["armed"] and restarts(left), said
+        assert [line.split()[1] for line in left.read(f"{HOME}/ran").splitlines()] == ["103", "200", "901", "902"], said
+        assert "until" in left.read(f"{HOME}/armed"), said
+        left.write(BOOT, "the next one\n")
+        left.write("/proc/cmdline", "quiet amd_iommu=on\n")
+        (left.root / ORDERED[1:]).unlink()
+        did = ask(left)
+        assert (did["reboot"], did["turn"]) == ("no", False), said
+        is_as_before(left)
+        assert not kept_disks(left) and (left.root / f"{HOME}/ran"[1:]).exists(), said
 
 
 def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:

@@ -4,7 +4,10 @@ PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that 
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +18,10 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import ran
+from remote_scripts.shared import guests, hanging, ran
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
+from tests.agent import reading_kit
 from tests.agent.cluster_kit import Clock, clock, system_of
 from tests.agent.kit import Cut, Host, cuts, left_by
 
@@ -169,6 +173,9 @@ def clock_set_back(host: Host) -> None:
         (lambda host: task(host, "qmstart", 1030, BOOTED + 60), True),
         (lambda host: task(host, "qmstart", 103, NOTED - 60), True),
         (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
+        # A job's, of a guest that is off, too.
+        (lambda host: task(host, "vzdump", 103, BOOTED + 60), True),
+        (lambda host: task(host, "qmsnapshot", 103, BOOTED + 60), True),
         (lambda host: task(host, "qmshutdown", 103, DOWN + 5), True),
         # The start of what was noted as running: in the second of the note, or while its list was waited for.
         (lambda host: task(host, "qmstart", 103, NOTED), True),
@@ -279,6 +286,82 @@ def test_what_cannot_be_told_starts_nothing_and_is_asked_again(host: Host, unkno
         place.write_text(kept)
     alone(host)
     assert started(host) == [103] and is_over(host)
+
+
+def test_a_backup_that_runs_is_waited_for_and_its_lock_is_no_last_word(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that was missed while the host was off begins at its boot."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 4 * 3600}\n")
+    noted(host, "qm 103", at=now - 4 * 3600 - 60)
+    guest(host, VM, 103, "lock: backup\n")
+    host.write("/proc/1000/stat", f"1000 (task UPID) S {'0 ' * 18}1 0\n")
+    task(host, "vzdump", 103, now - 3600, file="active")
+    assert run(host)["later"] == ["VM 103 (g103)"] and not started(host) and not is_over(host)
+    assert "note: VM 103 (g103) is locked, backup, and is started once nothing works on it" in capsys.readouterr().err
+    (host.root / f"{TASKS}/active"[1:]).unlink()
+    task(host, "vzdump", 103, now - 3600)
+    guest(host, VM, 103)
+    alone(host)
+    assert started(host) == [103] and is_over(host)
+
+
+def test_a_lock_on_which_something_works_for_a_day_is_given_up_aloud(host: Host) -> None:
+    noted(host, "qm 103")
+    guest(host, VM, 103, "lock: backup\n")
+    host.write("/proc/1000/stat", f"1000 (task UPID) S {'0 ' * 18}1 0\n")
+    task(host, "vzdump", 103, BOOTED + 60, file="active")
+    assert "it is locked, backup" in run(host)["off"][0] and is_over(host)
+
+
+def test_without_a_quorum_nobody_is_started_in_vain(host: Host) -> None:
+    """A start that fails isn't tried again, and a node has no quorum for a while after its boot."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 60}\n")
+    noted(host, "qm 103", at=now - 120)
+    host.write("/etc/pve/corosync.conf", "totem {}\n")
+    for text in ("Quorate:          No\n", "Cannot initialize CMAP service\n"):
+        host.programs["pvecm"] = reading_kit.says(text, 2)
+        assert run(host)["later"] == ["VM 103 (g103)"] and not started(host) and not is_over(host)
+    host.programs["pvecm"] = lambda _arguments, _stdin: Done(0, b"Quorate:          Yes\n")
+    alone(host)
+    assert started(host) == [103] and is_over(host)
+
+
+def test_what_somebody_has_done_since_the_clock_was_set_back_is_no_earlier_task(host: Host) -> None:
+    """The note has a time of the wrong clock, a year ahead: bob's shutdown in this boot seems to come before it."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 600}\n")
+    noted(host, "qm 103", "qm 90", at=now + 365 * 86400)
+    task(host, "qmshutdown", 103, now - 60, "bob@pve")
+    assert run(host)["later"] == ["VM 103 (g103)"] and started(host) == [90]
+    host.write("/proc/stat", f"btime {now - 9000}\n")
+    assert "the clock was set back, and the task qmshutdown 103 may be of this boot" in run(host)["off"][0]
+    assert started(host) == [90] and is_over(host)
+
+
+@pytest.mark.parametrize("how", ["hangs", "is broken"])
+def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    (host.root / "etc/pve/qemu-server/103.conf").unlink()
+    system = system_of(host)
+    host.write("/unsaid/103", "")
+    assert guests.power_of(system, "qm", "103", 0) == "gone"
+
+    real, over = os.lstat, threading.Event()
+
+    def answers(path: Any) -> Any:
+        if not str(path).endswith("/103.conf"):
+            return real(path)
+        if how == "hangs":
+            over.wait()
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(hanging, "SECONDS", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", answers)
+        assert guests.power_of(system, "qm", "103", 0) == "unknown"
+    over.set()
 
 
 def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> None:
