@@ -282,22 +282,27 @@ def _try_turn(system: System, policy: Policy) -> Obstacle | None:
         return found
     if not pmxcfs.take_lock(system, _TURN_LOCK):
         return Obstacle(f"another node holds {_TURN_LOCK}, or nothing can be written in /etc/pve")
-    until = time.clock_gettime(time.CLOCK_BOOTTIME) + _LOCK_HELD_SECONDS
+    until = _lock_ends()
     try:
         # Again, now that nobody else can take it.
         why = _turn_of_another(system, node) or _note_turn(system, policy, node, until)
     except OSError:
         why = f"{TURN}, or {_OWN}, can't be written"
     finally:
-        pmxcfs.free_lock(system, _TURN_LOCK)
+        pmxcfs.free_lock(system, _TURN_LOCK, until)
     why = why or ceph.keep_disks(system)
     return Obstacle(why) if why else None
+
+
+def _lock_ends() -> float:
+    """Of the cluster's lock, which was taken this moment, by CLOCK_BOOTTIME: until then it is surely this node's."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) + _LOCK_HELD_SECONDS
 
 
 def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     """Why it can't be noted; empty: it is, on this host and in the cluster.
 
-    :param until: by CLOCK_BOOTTIME: for so long the cluster's lock is surely this node's.
+    :param until: as of `_lock_ends`.
     :raises OSError: so it is.
     """
     files = system.files
@@ -416,12 +421,13 @@ def _is_over(system: System) -> bool:
             return True
         if not pmxcfs.take_lock(system, _TURN_LOCK):
             return False
+        until = _lock_ends()
         try:
             for path in own:
                 if _is_own(system, node, path):  # another node's by now
                     pmxcfs.remove(system, path)
         finally:
-            pmxcfs.free_lock(system, _TURN_LOCK)
+            pmxcfs.free_lock(system, _TURN_LOCK, until)
     except (OSError, Failure):  # it doesn't answer, or there is no quorum
         return False
     return True

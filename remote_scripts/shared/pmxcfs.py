@@ -118,9 +118,14 @@ def take_lock(system: System, path: str) -> bool:
     return False
 
 
-def free_lock(system: System, path: str) -> None:
-    """Gives such a lock back."""
+def free_lock(system: System, path: str, until: float) -> None:
+    """Gives such a lock back.
+
+    :param until: by CLOCK_BOOTTIME: later than then it may be another node's by now, and is left to end by itself.
+    """
     try:
+        if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
+            raise TimeoutError
         ended(lambda: disk.remove_folder(system.files.at(path)))
     except OSError:
         system.log.say(f"{path} stays for two minutes")

@@ -136,8 +136,8 @@ def drop(system: System) -> None:
     boot = system.files.line(_BOOT_ID)
     noted = lines(system)
     left = [line for line in noted if line.boot != boot]
-    if noted and not left:
-        forget(system)
+    if not left:
+        forget(system)  # a run that was cut short may have left the rest of it without a note
     elif left != noted:
         write(system, left)
 
@@ -147,8 +147,6 @@ def settle(system: System) -> None:
 
     :raises Failure: as of `lines`.
     """
-    if not system.files.exists(RAN):
-        return
     is_owed = [
         line for line in lines(system) if guests.power_of(system, line.program, line.guest, 0) not in ("on", "gone")
     ]

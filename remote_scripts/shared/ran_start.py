@@ -66,7 +66,7 @@ def is_boot_decided(system: System) -> bool:
 
     :raises Failure: what is noted of it can't be read.
     """
-    if switch.is_rolling_back(system) or is_stopping(system):
+    if _is_ending(system):
         return False
     if switch.is_armed_before(system) and not (system.files.is_pending("boot") or switch.is_another_boot(system)):
         return False
@@ -74,6 +74,11 @@ def is_boot_decided(system: System) -> bool:
     # Where it has failed, or somebody has disabled it, it starts nothing any more in this boot.
     has_come_up = state == "inactive" and system.run.ask("systemctl", "is-system-running").text in _IS_UP
     return state in ("active", "failed") or has_come_up or not system.run.has("pvesh")
+
+
+def _is_ending(system: System) -> bool:
+    """Whether this boot is about to end: who is started now would be shut down at once, and be owed nothing after."""
+    return switch.is_rolling_back(system) or cluster.is_restart_ordered(system) or is_stopping(system)
 
 
 def start(
@@ -235,6 +240,8 @@ class _Starting:
             )
         elif line.guest in self._later or (self._is_handed_a_card(line) and self._system.work.is_held()):
             return False  # whom a run leaves off is started after it
+        elif _is_ending(self._system):  # others were started meanwhile, one after the other, for up to an hour
+            return False
         else:
             self._start(line, name, by_hand)
         return True

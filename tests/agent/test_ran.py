@@ -18,7 +18,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import guests, hanging, ran
+from remote_scripts.shared import cluster, guests, hanging, ran
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from tests.agent import reading_kit
@@ -388,6 +388,24 @@ def test_a_run_that_is_killed_starts_nobody_twice_and_forgets_nobody(host: Host,
     assert started(host) == [105, 901, 90, 103] and is_over(host)
 
 
+@pytest.mark.parametrize("how", ["stopping", "ordered", "rolling back"])
+def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Clock, how: str) -> None:
+    """Who is next waits for the one before, by `up=`; meanwhile somebody restarts the host."""
+    guest(host, VM, 105, "startup: order=1,up=300\n")
+
+    def meanwhile() -> None:
+        if how == "stopping":
+            host.write("/state/system", "stopping\n")
+        elif how == "ordered":
+            cluster.note_restart(system_of(host))
+        else:
+            host.write("/run/homelab/restarting", f"boot {B}")
+
+    clock.meanwhile = meanwhile
+    assert run(host)["later"] == ["container 901 (g901)", "VM 90 (g90)", "VM 103 (g103)"]
+    assert started(host) == [105] and not is_over(host)
+
+
 @contextmanager
 def held(host: Host) -> Iterator[None]:
     """A run is at work, as run_guard.sh says it."""
@@ -416,6 +434,7 @@ def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Ho
         ("/run/homelab/restarting", f"boot {B}"),
         ("/state/pve-guests.service", "activating\n"),
         ("/state/system", "stopping\n"),
+        ("/run/homelab/ordered", f"{B} NOW\n"),
         ("/proc/sys/kernel/random/boot_id", f"{A}\n"),
     ],
 )
@@ -423,7 +442,7 @@ def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, te
     system_of(host)
     before = host.read(file) if host.exists(file) else None
     host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
-    host.write(file, text)
+    host.write(file, text.replace("NOW", str(int(time.time()))))
     alone(host)
     assert not started(host) and not is_over(host)
     (host.root / file[1:]).unlink()
@@ -526,6 +545,9 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
         for kind in ("qm", "pct"):
             (left.root / "state" / kind).mkdir(parents=True)
         system = left.system()
-        system.changing(lambda system=system: ran.drop(system))  # type: ignore[misc]
-        alone(left)
+        if number % 2:
+            system.changing(lambda system=system: ran.drop(system))  # type: ignore[misc]
+        else:  # `destroy`
+            guest(left, VM, 90, power="running")
+            system.changing(lambda system=system: ran.settle(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
