@@ -28,6 +28,7 @@ from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.layers.container_restart import Wanted as ContainerRestart
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_power import Shutdown
+from remote_scripts.tools.plain import to_plain
 
 if TYPE_CHECKING:
     from homelab.remote import card_libraries
@@ -153,7 +154,8 @@ class GpuLxc(pulumi.ComponentResource):
             {
                 "host": container.host,
                 "ctid": container.ctid,
-                "devices": cards.apply(lambda cards: _arguments(container, cards)),
+                "cards": cards.apply(to_plain),
+                "uses": sorted(container.libraries),
                 "after": [restart.id, restart.stdout, probe.shared, *install_outputs],
             },
             pulumi.ResourceOptions(parent=self, depends_on=[last]),
@@ -201,17 +203,6 @@ def _cards(container: Container, minors: list[int], functions: list[str], shared
         functions=tuple(functions),
         cards=tuple(makers.words(shared).split()),
     )
-
-
-def _arguments(container: Container, cards: Cards) -> dict[str, str]:
-    """The container's cards, and what its packages are for, as arguments of container_verification.sh."""
-    return {
-        "METHOD": cards.method,
-        "MINORS": " ".join(map(str, cards.minors)),
-        "FUNCTIONS": " ".join(cards.functions),
-        **({"CARDS": " ".join(cards.cards)} if cards.cards else {}),
-        **({"USES": " ".join(sorted(container.libraries))} if container.libraries else {}),
-    }
 
 
 def _output(

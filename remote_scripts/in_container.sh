@@ -4,7 +4,7 @@
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, read_system, read_packages, verify, confirm, back (of driver_update.sh).
+# Verbs: apply, revert, confirm, back (of driver_update.sh).
 
 # What the script's own status 1 is called on its way: pct exec and lxc-attach have that one, too.
 MESSAGE_IS_OUT=97
@@ -12,12 +12,6 @@ MESSAGE_IS_OUT=97
 LAST_WORDS_SECONDS=${LAST_WORDS_SECONDS:-2}
 
 apply() { inside apply; }
-
-read_system() { inside read_system; }
-
-read_packages() { inside read_packages; }
-
-verify() { inside verify; }
 
 confirm() { inside confirm; }
 
@@ -58,7 +52,7 @@ inside() {
 run_inside() {
   local said answers status='' over until patience=1000000000
   local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS)) TIME turn place=/dev/null
-  [[ $1 == read_* ]] || { make_run_dir && place=$RUN/inside && open_step_log "container $CTID: $1"; } || :
+  { make_run_dir && place=$RUN/inside && open_step_log "container $CTID: $1"; } || :
   # The next run waits for what is at work in there (run_guard.sh), also where this script was killed.
   exec {turn}>>"$place"
   flock -s -w "$ASK_SECONDS" "$turn" || :
@@ -77,18 +71,18 @@ run_inside() {
       # What its last words go through (common.sh) may have them still; but a process that it has left in there may have the pipe, too.
       HEARD='' status=${BASH_REMATCH[1]} patience=$LAST_WORDS_SECONDS until=$((SECONDS + 5 * LAST_WORDS_SECONDS))
     fi
-    [[ -z $HEARD ]] || pass_on "$1" "$HEARD"
+    [[ -z $HEARD ]] || pass_on "$HEARD"
     ((over == 0)) && [[ -z $status || $SECONDS -lt $until ]] || break
   done
   exec {said}<&-
   return "${status:-137}"
 }
 
-# pass_on VERB TEXT - a line of the script's; a reading leaves nothing on the host. In its log lines of several containers may stand together.
+# pass_on TEXT - a line of the script's, also into this host's log, where lines of several containers may stand together.
 pass_on() {
   TOLD=$SECONDS
-  log "$2"
-  [[ $1 == read_* ]] || note_line "container $CTID: $2"
+  log "$1"
+  note_line "container $CTID: $1"
 }
 
 main() {

@@ -22,7 +22,6 @@ TOOLS = Path(sys.executable).parent
 ARGUMENTS = {
     "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
     "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
-    "container_verification.sh": ("CTID", "METHOD", "MINORS", "FUNCTIONS", "CARDS", "USES"),
     "card_libraries.sh": ("CHOICES",),
     "handover.sh": ("NEEDED", "PROGRAM", "UNIT", "TIMER", "HOOK"),
     "handover_hook.sh": ("VMID", "HOLDER"),

@@ -9,10 +9,11 @@ from homelab.doctor import container_report
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.base import Work
-from homelab.remote import diagnosis, scripts, ssh
+from homelab.remote import diagnosis, ssh
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host
 from homelab.text import tell
+from remote_scripts.layers.container_verification import Wanted
 
 
 class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVerification.Outputs]):
@@ -24,10 +25,10 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return str(inputs.ctid)
 
     def create(self, inputs: ContainerVerification.Inputs) -> ContainerVerification.Outputs:
-        outputs, remarks = asyncio.run(_verify(self.host(inputs), inputs.ctid, inputs.devices))
+        outputs, remarks = asyncio.run(_verify(self.host(inputs), inputs))
         opened = ", ".join(outputs.nodes) or f"nothing (it is {outputs.state})"
         who = "root and by an ordinary user"
-        if inputs.devices.get("CARDS"):
+        if inputs.cards.cards:
             who = "root and by whom each is for (an ordinary user, or a member of its group)"
         tell(f"opened in container {inputs.ctid}, by {who}: {opened}")
         for remark in remarks:
@@ -35,20 +36,18 @@ class ContainerVerificationWork(Work[ContainerVerification.Inputs, ContainerVeri
         return outputs
 
 
-async def _verify(host: Host, ctid: int, devices: dict[str, str]) -> tuple[ContainerVerification.Outputs, list[str]]:
+async def _verify(host: Host, inputs: ContainerVerification.Inputs) -> tuple[ContainerVerification.Outputs, list[str]]:
+    ctid, cards = inputs.ctid, inputs.cards
+    wanted = Wanted(ctid=ctid, cards=cards, uses=tuple(inputs.uses))
     try:
         async with ssh.connect(host) as session:
-            text = await session.run("apply", scripts.container_verification(ctid, devices))
+            answer = await session.ask("apply", "container_verification", wanted)
     except UnreachableError:
         raise
     except HomelabError as error:
         reading = await diagnosis.read(host, [ctid])
-        cards = WantedCards(
-            [int(number) for number in devices["MINORS"].split()],
-            "the stack's configuration",
-            nodes=makers.nodes(devices.get("CARDS", ""), reading.facts.drm),
-        )
-        table = container_report(reading, ctid, cards=cards)
+        nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
+        expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
+        table = container_report(reading, ctid, cards=expected)
         raise error.retold(found=f"{error.found}\n{table}") from error
-    answer = scripts.answer(text)
     return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"]), answer["tried"]

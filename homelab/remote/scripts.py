@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,17 +258,6 @@ def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool
         CUT="yes" if cut else "no",
         FROM=str(since),
     )
-
-
-def container_verification(ctid: int, devices: Mapping[str, str]) -> str:
-    """Standard input of container_verification.sh.
-
-    :param devices: `METHOD`, `MINORS`, `FUNCTIONS` and maybe `CARDS` and `USES`, as the script's header describes them.
-    """
-    # By name: other keys of a resource's inputs are no arguments, and mustn't set variables of bash.
-    arguments = {name: devices[name] for name in ("METHOD", "MINORS", "FUNCTIONS")}
-    arguments |= {name: devices.get(name, "") for name in ("CARDS", "USES")}
-    return compose("container_verification.sh", CTID=str(ctid), **arguments)
 
 
 def host_command(command: Sequence[str], seconds: int) -> str:

@@ -6,12 +6,13 @@ message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
 
 from homelab.resources.base import Act, HostInputs
+from remote_scripts.shared.card_nodes import Cards
 
 
 class ContainerVerification(Act):
@@ -22,11 +23,14 @@ class ContainerVerification(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`devices`: as container_verification.sh takes them; `after`: what it follows."""
+        """`cards`, `uses`: as of the layer container_verification, and not in the state of an earlier version; `after`:
+        what it follows.
+        """
 
         ctid: int
-        devices: dict[str, str]
         after: Any
+        cards: Cards = field(default_factory=Cards)
+        uses: list[str] = field(default_factory=list)
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

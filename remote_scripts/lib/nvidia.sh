@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # NVIDIA's driver on a host, and its device nodes. The kernel makes none of them but those in /dev/dri; who needs one makes it.
 # Majors come from /proc/devices (uvm's and caps' change with kernels), minors of cards from /proc/driver/nvidia/gpus.
-# Needs: common, lines, kernel
+# Needs: common, lines
 #
-# Gives: find_loaded -> LOADED, LOADED_FLAVOUR, nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; nvidia_address MINOR; nvidia_trouble -> FOUND, NEXT, HAS_MODULE; nvidia_uvm_trouble -> FOUND, NEXT; find_served -> SERVED, nvidia_nodes; find_nodes PATH... -> MAJOR, MINOR,
-#   MODE (arrays of the caller's); find_unmade -> UNMADE, missing_nvidia_nodes; make_nvidia_nodes.
+# Gives: find_loaded -> LOADED, LOADED_FLAVOUR, nvidia_version; find_major DRIVER, find_minor ADDRESS -> NUMBER; find_served -> SERVED; find_nodes PATH... -> MAJOR, MINOR, MODE (arrays of the caller's);
+#   find_unmade -> UNMADE; make_nvidia_nodes.
 NVIDIA_PROC=/proc/driver/nvidia
 # What `systemctl enable` makes of the service that makes the nodes at boot.
 NODES_ENABLED=/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service
@@ -40,56 +40,13 @@ find_major() {
   done
 }
 
-# find_minor ADDRESS - sets NUMBER: that of the card's /dev/nvidiaN; nvidia_address MINOR - the address of the card that has it. Nothing: there is none.
+# find_minor ADDRESS - sets NUMBER: that of the card's /dev/nvidiaN; nothing where there is none.
 find_minor() {
   find_first "$ROOT$NVIDIA_PROC/gpus/$1/information" '^Device Minor:[[:space:]]*([0-9]+)'
   NUMBER=$FIRST
 }
 
-nvidia_address() {
-  local folder
-  for folder in "$ROOT$NVIDIA_PROC"/gpus/*/; do
-    folder=${folder%/}
-    find_minor "${folder##*/}"
-    [[ $NUMBER == "$1" ]] || continue
-    printf '%s\n' "${folder##*/}"
-    return 0
-  done
-}
-
-# nvidia_trouble - sets FOUND and NEXT: why there is no driver that serves cards. FOUND is empty where one does. HAS_MODULE (yes | no): has the kernel its module?
-nvidia_trouble() {
-  FOUND='' NEXT='' HAS_MODULE=yes
-  [[ ! -r $ROOT$NVIDIA_PROC/version ]] || return 0
-  if ! modinfo -n nvidia >/dev/null 2>&1; then
-    HAS_MODULE=no
-    find_running
-    FOUND="the kernel $RUNNING has no module nvidia: the driver isn't installed, or wasn't built for this kernel"
-    NEXT="install NVIDIA's driver on the host; if it is there (\`dkms status\`), build it for this kernel: \`dkms autoinstall\`"
-  elif grep -qsE '^[[:space:]]*(blacklist[[:space:]]+nvidia[[:space:]]*(#|$)|install[[:space:]]+nvidia[[:space:]])' "$ROOT"/etc/modprobe.d/*.conf ||
-    grep -qsE '(^|[ ,=])modprobe\.blacklist=[^ ]*\bnvidia\b' "$ROOT/proc/cmdline"; then
-    FOUND="the driver is installed and not loaded: it is blacklisted"
-    NEXT="see \`grep -r nvidia /etc/modprobe.d\` and /proc/cmdline; when it may be loaded: \`modprobe nvidia\`"
-  else
-    FOUND="the driver is installed and not loaded"
-    NEXT="try \`modprobe nvidia\` and read \`dmesg | grep -iE 'nvidia|NVRM'\`"
-  fi
-}
-
-# nvidia_uvm_trouble - the same for nvidia-uvm, without which there is no CUDA.
-nvidia_uvm_trouble() {
-  FOUND='' NEXT=''
-  find_major nvidia-uvm
-  if [[ -z $NUMBER ]] && ! modinfo -n nvidia-uvm >/dev/null 2>&1; then
-    find_running
-    FOUND="the kernel $RUNNING has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete"
-    find_loaded
-    # What is installed for a kernel already, autoinstall passes over.
-    NEXT="build it again (\`dkms remove nvidia/$LOADED -k $RUNNING\`, \`dkms install nvidia/$LOADED -k $RUNNING\`, or install the driver anew), then \`modprobe nvidia-uvm\`"
-  fi
-}
-
-# find_served - sets SERVED: of each node that the loaded modules serve PATH MAJOR MINOR MODE(octal). nvidia_nodes - says them, one a line.
+# find_served - sets SERVED: of each node that the loaded modules serve PATH MAJOR MINOR MODE(octal).
 find_served() {
   local file minor major mode
   SERVED=()
@@ -119,11 +76,6 @@ find_served() {
   done
 }
 
-nvidia_nodes() {
-  find_served
-  lines_of "${SERVED[@]}"
-}
-
 # find_nodes PATH... - of each that is there its numbers (decimal) and its mode (octal), by path: in MAJOR, MINOR and MODE, of one that is no node zeros.
 # One program looks at all.
 find_nodes() {
@@ -137,7 +89,7 @@ find_nodes() {
   done < <(stat -c '%t %T %a %n' "${existing[@]}")
 }
 
-# find_unmade - sets UNMADE: those of SERVED that aren't there, or have other numbers. missing_nvidia_nodes - says their paths, one a line.
+# find_unmade - sets UNMADE: those of SERVED that aren't there, or have other numbers.
 find_unmade() {
   local line path major minor
   declare -A MAJOR=() MINOR=() MODE=()
@@ -148,11 +100,6 @@ find_unmade() {
     read -r path major minor _ <<<"$line"
     [[ "${MAJOR[$path]:-} ${MINOR[$path]:-}" == "$major $minor" ]] || UNMADE+=("$line")
   done
-}
-
-missing_nvidia_nodes() {
-  find_unmade
-  lines_of "${UNMADE[@]%% *}"
 }
 
 # make_nvidia_nodes - those that are missing, or have numbers of an earlier boot. Without nvidia-uvm there is no CUDA; nvidia comes

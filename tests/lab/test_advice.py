@@ -23,6 +23,7 @@ from homelab.vm import config as vm_config
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
 from lab import Lab
+from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.shared.card_nodes import Cards
 from tests import advice
@@ -186,8 +187,6 @@ def verified(lab: Lab) -> list[str]:
     return [error.next for error in plan.verify(facts, host, plan.wanted(facts, host))]
 
 
-MEMBERS = {"METHOD": "mount-entry", "MINORS": "0", "FUNCTIONS": ""}
-DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": ""}
 CARDS = container_gpus(901, Cards(minors=(0,)), timeout=1)
 IOMMU = iommu("intel_iommu=on iommu=pt")
 GIVEN = (
@@ -361,7 +360,7 @@ ROWS: dict[str, Row] = {
         append(
             901, "dev0: /dev/nvidia0,mode=0666", "dev1: /dev/nvidiactl,mode=0666", "dev2: /dev/nvidia-uvm,mode=0666"
         ),
-        of_script("apply", scripts.container_verification(901, DEVICES)),
+        of_script("apply", Asked("container_verification", ContainerVerification(ctid=901, cards=Cards(minors=(0,))))),
     ),
     "a container that runs with an older configuration": Row(
         "phoenix",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.remote import agent, scripts
+from homelab.remote import agent
 from remote_scripts.layers.container_restart import Wanted as ContainerRestart
+from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
 from tests.boot_layers import Asked, container_gpus
 from tests.metal.host import CARD, Hosts
@@ -19,9 +20,9 @@ from tests.metal.machine import Machine
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 CTID = 901
-DEVICES = {"METHOD": "device", "MINORS": "0", "FUNCTIONS": CARD[0]}
 CARDS = Cards(minors=(0,), functions=(CARD[0],))
 GPUS = container_gpus(CTID, CARDS, timeout=30)
+VERIFICATION = Asked("container_verification", ContainerVerification(ctid=CTID, cards=CARDS))
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"
 
 CONTAINER = f"""
@@ -57,7 +58,7 @@ def layer(machine: Machine, verb: str, asked: Asked, *, check: bool = True) -> s
 
 
 def verification(machine: Machine) -> str:
-    return machine.run("bash -s -- apply", input=scripts.container_verification(CTID, DEVICES), check=False)
+    return layer(machine, "apply", VERIFICATION, check=False)
 
 
 def test_a_container_may_open_what_its_lines_allow_and_nothing_else(hosts: Hosts) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from homelab.container import libraries
 from homelab.remote import scripts
+from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
 from tests.boot_layers import container_gpus
-from tests.lab.host_kit import run_layer, run_script
+from tests.lab.host_kit import run_layer
 from tests.scripts.nvidia_kit import Container
 
 # In the scenario: Debian 13 and Ubuntu 24.04, beside a processor's graphics of Intel's.
@@ -145,23 +146,23 @@ def test_without_a_network_nothing_changes_and_the_next_run_goes_on(debian: Cont
 
 def test_video_that_doesnt_work_on_the_card_ends_the_run(tmp_path: Path) -> None:
     machine = Container(tmp_path, "containers-pve8", DEBIAN)
-    devices = {"METHOD": "device", "MINORS": "", "FUNCTIONS": "", "CARDS": f"{UHD}=render", "USES": "video"}
+    cards = Cards(cards=(f"{UHD}=render",))
 
-    def on_host(verb: str, text: str) -> str:
-        return run_script(machine.host.machine, verb, text).stdout
+    def verified() -> str:
+        wanted = ContainerVerification(ctid=DEBIAN, cards=cards, uses=("video",))
+        return run_layer(machine.host.machine, "apply", "container_verification", wanted).stdout
 
-    asked = container_gpus(DEBIAN, Cards(cards=(f"{UHD}=render",)))
+    asked = container_gpus(DEBIAN, cards)
     assert run_layer(machine.host.machine, "apply", asked.layer, asked.wanted).returncode == 0
     machine.host.output(f"pct stop {DEBIAN}; pct start {DEBIAN}")
-    checked = scripts.container_verification(DEBIAN, devices)
-    assert "vainfo is not installed in the container" in on_host("apply", checked)
+    assert "vainfo is not installed in the container" in verified()
     machine.answer("apply", script("video"))
     machine.output("apt-get -qq install -y clinfo")
-    tried = json.loads(on_host("apply", checked))["tried"]
+    tried = json.loads(verified())["tried"]
     assert len(tried) == 2 and "vainfo works, Driver version: Intel iHD driver" in tried[0]
     assert tried[1] == "OpenCL: clinfo finds no platform"
     for driver in ("iHD", "i965"):
         (machine.root / f"usr/lib/x86_64-linux-gnu/dri/{driver}_drv_video.so").unlink()
-    said = on_host("apply", checked)
+    said = verified()
     assert said.startswith(f"wanted: video (VA-API) on each Intel and AMD card of container {DEBIAN}\n")
     assert "vainfo fails: vaInitialize failed with error code -1" in said and "newer drivers" in said

@@ -54,11 +54,6 @@ def test_a_line_that_comes_in_parts_is_one_line(folder: Folder) -> None:
     assert told(folder)[-1] == "one line"
 
 
-def test_a_reading_leaves_nothing_on_the_host(folder: Folder) -> None:
-    assert run(folder, "echo read >&2; echo '{}'", verb="read_system").stdout == "{}\n"
-    assert told(folder) == ["read"] and not (folder.root / "run/homelab").exists()
-
-
 def test_the_answer_is_whole_and_no_part_of_the_log(folder: Folder) -> None:
     done = run(folder, "printf '%s\\n' '{\"text\":\"'; head -c 300000 /dev/zero | tr '\\0' x; printf '\"}\\n'")
     assert len(done.stdout) == 300_000 + len('{"text":"\n"}\n') and told(folder) == []
@@ -106,7 +101,7 @@ def test_one_that_goes_on_speaking_is_not_listened_to_for_ever(folder: Folder) -
     assert done.stdout == "{}\n" and set(told(folder)) == {"on"}
 
 
-@pytest.mark.parametrize("verb", ["apply", "read_system"])
+@pytest.mark.parametrize("verb", ["apply", "confirm"])
 def test_what_runs_in_there_has_its_three_descriptors_and_no_other(folder: Folder, verb: str) -> None:
     run(folder, "ls /proc/$$/fd >&2", verb=verb)
     assert told(folder) == ["0", "1", "2"]

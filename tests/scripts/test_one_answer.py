@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 from homelab.host import gates
 from homelab.nvidia import versions
@@ -32,38 +29,6 @@ def test_scripts_and_readings_agree_on_whether_a_word_is_on_a_command_line(
 ) -> None:
     done = folder.bash(f"has_words {quoted(line)} {quoted(word)} && echo yes || echo no; exit 0\n")
     assert done.stdout.strip() == ("no" if missing_words(word, line) else "yes")
-
-
-# -- a container's configuration: the script changes it, the doctor explains it ---------------------------------------
-CONFIGURATIONS = yaml.safe_load(Path(__file__).parents[1].joinpath("container_configurations.yaml").read_text())
-
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What the script's library says of every configuration, by its name: one bash for all of them."""
-    root = tmp_path_factory.mktemp("configurations")
-    (root / "etc/pve/lxc").mkdir(parents=True)
-    for number, about in enumerate(CONFIGURATIONS.values(), start=100):
-        (root / f"etc/pve/lxc/{number}.conf").write_text(f"hostname: box\n{about['text']}\n", newline="")
-    done = Folder(root, root / "commands").bash(
-        "declare -A MAJOR=([/dev/nvidia0]=195) MINOR=([/dev/nvidia0]=0)\n"
-        f"for ((CTID = 100; CTID < {100 + len(CONFIGURATIONS)}; CTID++)); do\n"
-        'read_conf; find_ours; find_provider /dev/nvidia0; printf "%s %s\\n" "${PROVIDER:-nothing}" "$RULE"\ndone\n',
-        parts=["container/plan"],
-    )
-    assert done.returncode == 0, done.stderr
-    return {
-        name: [line.split()[0], line.split()[-1]]
-        for name, line in zip(CONFIGURATIONS, done.stdout.splitlines(), strict=True)
-    }
-
-
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_script_knows_how_a_container_gets_a_node_and_whether_it_may(
-    answers: dict[str, list[str]], name: str
-) -> None:
-    about = CONFIGURATIONS[name]
-    assert answers[name] == [about["given"], "yes" if about["allowed"] else "no"]
 
 
 # -- is it the wanted driver? The scripts decide on the system, the plan of what is offered, the verification of what is in use -----

@@ -46,14 +46,6 @@ def test_no_name_of_an_argument_becomes_a_part_of_the_script(name: str) -> None:
         scripts.compose("rollback.sh", **{name: "1"})
 
 
-@pytest.mark.parametrize("name", ["PATH", "ROOT", "x; id; y"])
-def test_a_containers_devices_set_no_other_variables(name: str) -> None:
-    devices = {"METHOD": "device", "MINORS": "", "FUNCTIONS": ""}
-    assert scripts.container_verification(901, {**devices, name: "/tmp"}) == scripts.container_verification(
-        901, devices
-    )
-
-
 @pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
 def test_scripts_are_kept_in_a_folder_of_their_own(owner: str) -> None:
     with pytest.raises(ValueError, match="no owner of scripts"):

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # A container's configuration, /etc/pve/lxc/CTID.conf: its lines, and what one gives. shared/container_conf.py reads the same file for
-# what is in Python; tests/container_configurations.yaml has what both must answer.
+# what is in Python.
 # Needs: files, guests
 #
 # Gives: read_conf -> TEXT, HEAD, TAIL, DEV, LXC_KEY, LXC_VALUE, LOCKED; split_line LINE -> KEY, VALUE;
-#   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; same_dev VALUE VALUE; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
-#   allows MAJOR MINOR; binds VALUE PATH;
-#   is_up, is_under_ha, need_container.
+#   option VALUE NAME; find_dev_path VALUE -> DEV_PATH; split_rule VALUE -> RULE_ABOUT, RULE_ACCESS,
+#   allows MAJOR MINOR; binds VALUE PATH; is_under_ha.
 PVE_LXC=/etc/pve/lxc
 
 # read_conf - sets TEXT, HEAD (lines above the first section), TAIL (the rest), and of what will be in force
@@ -84,21 +83,6 @@ find_dev_path() {
   done
 }
 
-# same_dev VALUE VALUE - the order of properties doesn't count.
-same_dev() {
-  local part parts one=${1#path=} other=${2#path=}
-  [[ $1 != "$2" ]] || return 0
-  [[ $1 == *"${2%%,*}"* ]] || return 1
-  one=${one//,path=/,} other=,${other//,path=/,},
-  ((${#one} + 2 == ${#other})) || return 1
-  IFS=, read -ra parts <<<"$one"
-  for part in "${parts[@]}"; do
-    [[ $other == *",$part,"* ]] || return 1
-    other=${other/",$part,"/,}
-  done
-  [[ -z ${other//,/} ]]
-}
-
 # split_rule VALUE - sets RULE_ABOUT (kind and numbers, such as `c 195:*`) and RULE_ACCESS, of a rule of the control group. Status 1: lxc
 # doesn't take it.
 split_rule() {
@@ -138,30 +122,4 @@ is_under_ha() {
     /^[^ \t#]/ { on = ($1 == "ct:" && $2 == id && NF == 2 || $0 ~ ("^ct:" id "[ \t]*$")); if (on) found = 1 }
     on && $1 == "state" && $2 == "ignored" { found = 0 }
     END { exit !found }' <<<"$text"
-}
-
-is_up() {
-  find_power pct "$CTID"
-  [[ $POWER_NOW != unknown ]] || die "whether container $CTID runs" "pct status $CTID has not said it in $STATUS_SECONDS s: $POWER_SAID" \
-    "a container that hangs is neither on nor off" "see \`pct status $CTID\` and \`ps\` on the host; then run \`pulumi up\` again"
-  [[ $POWER_NOW == on ]]
-}
-
-# node_of_container - the node that a guest of this id is on, if it isn't this one's.
-node_of_container() {
-  find "$ROOT/etc/pve/nodes/" -mindepth 3 -maxdepth 3 -name "$CTID.conf" -printf '%P\n' 2>/dev/null | sed 's,/.*,,' | head -n 1
-}
-
-need_container() {
-  local others elsewhere
-  [[ ! -e $ROOT/etc/pve/qemu-server/$CTID.conf ]] || die "container $CTID" "$CTID is a virtual machine" \
-    "cards are shared with containers; a VM gets one whole" "correct ctid; a VM is described under homelab:vms"
-  [[ -e $ROOT$PVE_LXC/$CTID.conf ]] && return 0
-  elsewhere=$(node_of_container)
-  [[ -z $elsewhere ]] || die "container $CTID" "it is on the node $elsewhere, not on this one" \
-    "a card is in one machine: a guest can have it only on the node that the card is in" \
-    "migrate it to this node (on $elsewhere, while it is off: \`pct migrate $CTID $(hostname)\`), or describe $elsewhere as a host of its own"
-  others=$(find "$ROOT$PVE_LXC/" -name '[1-9]*.conf' -printf '%f\n' 2>/dev/null | sed 's/\.conf$//' | sort -n | tr '\n' ' ')
-  die "container $CTID" "no such container on this host; there are: ${others:-none}" "nothing can be given to it" \
-    "correct ctid, or describe the container under \`create\`"
 }

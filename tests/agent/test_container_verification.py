@@ -1,0 +1,270 @@
+"""The layer container_verification: what is said inside a container of each node, judged; a stand-in is inside (the real ones: tests/lab, tests/metal)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import container_verification
+from remote_scripts.layers.container_verification import Wanted
+from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
+from remote_scripts.tools.system import System
+from tests.agent.container_kit import ALLOW, AMD, BASE, BIND, BOOT, CTID, NVIDIA, Containers, box
+from tests.agent.kit import Refused
+
+__all__ = ["box"]
+
+NODES = ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"]
+RENDER = "/dev/dri/renderD128"
+BOUND = "".join(BIND.format(node.removeprefix("/dev/")) for node in NODES) + f"{ALLOW}195:* rwm\n{ALLOW}480:* rwm\n"
+GIVEN = "".join(f"dev{number}: {node}\n" for number, node in enumerate(NODES))
+DENIED, REFUSED = "Permission denied", "Operation not permitted"
+
+
+class Inside:
+    """What there is in the container. `kept`: who (root, user, a group's number) and a node -> what keeps it from opening."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: dict[tuple[str, str], str | Done] = {}
+        self.numbers: dict[str, str] = {}
+        self.is_busybox = False
+        self.ends_at = ""
+        self.asked: list[str] = []
+        self.entered = self.closed = 0
+        self.programs: dict[str, Any] = {
+            "dd": lambda words, _: self.dd("root", words),
+            "setpriv": self.setpriv,
+            "su": lambda words, _: self.dd("user", words[4].split()[1:]),
+            "stat": lambda words, _: f"{self.numbers[words[2]]}\n" if words[2] in self.numbers else 1,
+            "sh": lambda words, _: self.programs[words[3]](words[4:], b""),
+        }
+
+    def dd(self, who: str, words: Sequence[str]) -> Done | int:
+        path = words[0].removeprefix("if=")
+        assert [*words] == [f"if={path}", f"of={path}", "count=0", "conv=notrunc"]
+        self.asked.append(f"{who} {path}")
+        if self.ends_at == path:
+            raise Failure("an answer", "its shell has ended", "it can't be verified", "see it")
+        kept = self.kept.get((who, path), "")
+        if isinstance(kept, Done):
+            return kept
+        return Done(1, b"", f"dd: failed to open '{path}': {kept}\n".encode()) if kept else 0
+
+    def setpriv(self, words: Sequence[str], _stdin: bytes) -> Done | int:
+        if self.is_busybox:
+            return Done(1, b"", b"setpriv: unrecognized option: reuid\n")
+        assert [*words[:3], words[4]] == ["--reuid", "65534", "--regid", "--clear-groups"]
+        return 0 if words[5] == "true" else self.dd("user" if words[3] == "65534" else words[3], words[6:])
+
+    def enter(self, _host: System, ctid: int) -> System:
+        assert ctid == CTID
+        self.entered += 1
+        inside = System(self.folder, programs=self.programs)
+
+        def close() -> None:
+            self.closed += 1
+
+        inside.close = close  # type: ignore[method-assign]
+        return inside
+
+
+@pytest.fixture
+def inside(box: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inside:
+    made = Inside(tmp_path / "inside")
+    monkeypatch.setattr(container_verification, "entered", made.enter)
+    box.nvidia(NVIDIA)
+    box.state = "running"
+    return made
+
+
+def verify(box: Containers, *, uses: tuple[str, ...] = (), **cards: Any) -> dict[str, Any]:
+    before = box.host.tree("etc", "dev", "var/log", "usr")
+    cards = cards or {"minors": (0,)}
+    try:
+        answer: dict[str, Any] = box.host.ask(
+            "apply", "container_verification", Wanted(ctid=CTID, cards=Cards(**cards), uses=uses)
+        )
+    finally:
+        assert box.host.tree("etc", "dev", "var/log", "usr") == before and not box.calls
+    return answer
+
+
+def refused(box: Containers, **more: Any) -> str:
+    with pytest.raises(Refused) as said:
+        verify(box, **more)
+    return str(said.value)
+
+
+def amd(box: Containers, more: str = "") -> tuple[str, ...]:
+    box.drm(AMD, 128)
+    box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\n{more}"
+    return (f"{AMD}=render",)
+
+
+@pytest.mark.parametrize("lines", [GIVEN, BOUND, GIVEN.replace("\n", ",mode=0666\n")], ids=["dev", "bound", "mode"])
+def test_each_node_is_opened_by_root_and_by_an_ordinary_user(box: Containers, inside: Inside, lines: str) -> None:
+    box.conf = BASE + lines
+    assert verify(box) == {"state": "running", "nodes": NODES, "tried": []}
+    assert inside.asked == [f"{who} {node}" for node in NODES for who in ("root", "user")]
+    assert inside.entered == inside.closed == 1
+
+
+def test_in_one_that_is_off_nothing_is_opened(box: Containers, inside: Inside) -> None:
+    box.state = "stopped"
+    assert verify(box) == {"state": "stopped", "nodes": [], "tried": []} and not inside.entered
+
+
+def test_whether_it_runs_is_not_guessed(box: Containers, inside: Inside) -> None:
+    box.host.programs["pct"] = lambda _words, _: Done(TIMED_OUT, b"half an answer")
+    assert f"wanted: whether container {CTID} runs\n" in refused(box) and not inside.entered
+
+
+def test_one_without_cards_is_not_entered(box: Containers, inside: Inside) -> None:
+    assert verify(box, minors=()) == {"state": "running", "nodes": [], "tried": []} and not inside.entered
+
+
+@pytest.mark.parametrize(
+    ("lines", "mode", "kept", "found"),
+    [
+        (GIVEN, 0o666, {"root": "No such file or directory", "user": "No such file or directory"}, "root: it is not there (failed to open"),
+        (GIVEN, 0o666, {"root": REFUSED}, "root: no rule of the control group allows it (failed to open"),
+        (GIVEN, 0o666, {"root": "No such device or address"}, "root: no driver is behind it (failed to open"),
+        (GIVEN, 0o666, {"root": "Input/output error"}, "root: failed to open '/dev/nvidia0': Input/output error"),
+        (GIVEN, 0o666, {"user": DENIED}, "an ordinary user: its mode keeps it out (failed to open"),
+        (GIVEN, 0o660, {"user": DENIED}, "an ordinary user: its mode keeps it out"),
+        (BOUND, 0o666, {"user": DENIED}, "an ordinary user: its mode keeps it out"),
+        (BOUND, 0o666, {"root": DENIED}, "root: its mode keeps it out"),
+        (GIVEN, 0o666, {"root": Done(NOT_FOUND, b"", b"timeout: failed to run command 'dd'\n")}, "root: timeout: failed to run command 'dd'"),
+        (GIVEN, 0o666, {"root": Done(1, b"")}, "root: exit status 1"),
+        # For whom it isn't, it may be closed; root may be no more than they are.
+        (BOUND, 0o660, {"root": DENIED, "user": DENIED}, ""),
+        (BOUND, 0o660, {"root": REFUSED}, "root: no rule of the control group allows it"),
+        (GIVEN.replace("\n", ",mode=0600\n"), 0o666, {"user": DENIED}, ""),
+        (GIVEN.replace("\n", ",gid=44\n"), 0o666, {"user": DENIED}, ""),
+        (GIVEN.replace("\n", ",uid=1000\n"), 0o666, {"user": DENIED}, ""),
+        (GIVEN.replace(" /dev", " mode=0600,path=/dev"), 0o666, {"user": DENIED}, ""),
+    ],
+)  # fmt: skip
+def test_what_keeps_one_from_opening_it_is_explained_where_it_is_for_him(
+    box: Containers, inside: Inside, lines: str, mode: int, kept: dict[str, str | Done], found: str
+) -> None:
+    box.node("nvidia0", 195, 0, mode)
+    box.conf = BASE + lines
+    inside.kept = {(who, "/dev/nvidia0"): said for who, said in kept.items()}
+    if not found:
+        assert verify(box)["nodes"] == NODES
+        return
+    said = refused(box)
+    assert said.startswith(f"wanted: devices that can be opened in container {CTID}, by root and by an ordinary user\n")
+    assert f"found:  /dev/nvidia0: {found}" in said and said.count("/dev/nvidia0: ") <= 2
+    assert "nvidiactl" not in said and inside.closed == 1
+
+
+def test_a_node_for_a_group_is_opened_by_a_member_and_is_the_hosts_own(box: Containers, inside: Inside) -> None:
+    cards = amd(box)
+    inside.numbers = {RENDER: "e2:80"}
+    inside.kept = {("user", RENDER): DENIED}
+    assert verify(box, cards=cards)["nodes"] == [RENDER] and f"104 {RENDER}" in inside.asked
+    inside.kept = {("104", RENDER): DENIED}
+    said = refused(box, cards=cards)
+    assert f"found:  {RENDER}: a member of the group 104: its mode keeps it out" in said
+    inside.kept, inside.numbers = {}, {RENDER: "e2:81"}
+    said = refused(box, cards=cards)
+    assert f"{RENDER}: it is the device e2:81 inside, and e2:80 on the host (in hexadecimal)" in said
+
+
+def test_with_busybox_the_user_is_had_by_su_and_what_cant_be_tried_is_said(box: Containers, inside: Inside) -> None:
+    box.conf = BASE + GIVEN
+    inside.is_busybox = True
+    assert verify(box)["nodes"] == NODES and f"user {NODES[0]}" in inside.asked
+    inside.kept = {("user", NODES[0]): DENIED}
+    assert f"{NODES[0]}: an ordinary user: its mode keeps it out" in refused(box)
+    inside.kept = {("user", NODES[0]): Done(1, b"", b"su: unknown user nobody\n")}
+    answer = verify(box)
+    assert answer["nodes"] == NODES
+    assert answer["tried"] == [f"not tried: whether an ordinary user can open {NODES[0]}: su: unknown user nobody"]
+    # There is no way to be a member of a group.
+    inside.kept = {}
+    assert verify(box, cards=amd(box))["nodes"] == [RENDER]
+
+
+def test_what_hangs_or_ends_in_the_middle_leaves_nothing_opened(box: Containers, inside: Inside) -> None:
+    box.conf = BASE + GIVEN
+    inside.kept = {("root", NODES[1]): Done(TIMED_OUT, b"")}
+    said = refused(box)
+    assert f"{NODES[1]}: root: no answer within 60 s\n{NODES[2]}: root: nothing was said\n" in said
+    assert f"root {NODES[2]}" not in inside.asked
+    inside.kept, inside.ends_at = {}, NODES[1]
+    said = refused(box)
+    assert f"found:  {NODES[1]}: root: nothing was said\n{NODES[2]}: root: nothing was said\n" in said
+    inside.ends_at = NODES[0]
+    assert "found:  its shell has ended\n" in refused(box) and inside.closed == inside.entered == 3
+
+
+def vainfo(said: str, status: int = 0) -> Any:
+    def answer(words: Sequence[str], _stdin: bytes) -> Done:
+        assert [*words] == ["--display", "drm", "--device", RENDER]
+        return Done(status, said.encode())
+
+    return answer
+
+
+WORKS = "libva info: VA-API\nvainfo: Driver version: Mesa Gallium driver 25.0 \nvainfo: Supported profiles\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "tried"),
+    [
+        (None, "vainfo is not installed in the container, so that it was not tried"),
+        (vainfo(WORKS), "vainfo works, Driver version: Mesa Gallium driver 25.0"),
+        (vainfo("error\nvaInitialize failed with error code -1\n", 3), "vainfo fails: vaInitialize failed with error code -1"),
+        (vainfo("", TIMED_OUT), "vainfo fails: no end within 20 s"),
+        (vainfo("\33[31m\0bad\n", 1), "vainfo fails: "),
+    ],
+    ids=["none", "works", "fails", "hangs", "lies"],
+)  # fmt: skip
+def test_video_has_to_work_where_packages_were_installed_for_it(
+    box: Containers, inside: Inside, program: Any, tried: str
+) -> None:
+    cards = amd(box)
+    if program:
+        inside.programs["vainfo"] = program
+    (said,) = verify(box, cards=cards)["tried"]
+    assert said.startswith(f"{RENDER}: {tried}") and said.isprintable()
+    if "works" in tried:
+        assert verify(box, cards=cards, uses=("compute", "video"))["tried"] == [said]
+        return
+    text = refused(box, cards=cards, uses=("video",))
+    assert text.startswith(f"wanted: video (VA-API) on each Intel and AMD card of container {CTID}\nfound:  {said}")
+    assert f"`pct exec {CTID} -- vainfo --display drm --device {RENDER}`" in text
+    inside.kept = {("root", RENDER): REFUSED}
+    assert "control group" in refused(box, cards=cards, uses=("video",))  # first that it can't be opened
+
+
+def test_programs_for_computing_are_tried_and_judge_nothing(box: Containers, inside: Inside) -> None:
+    box.drm(AMD, 128)
+    box.conf = BASE + f"dev0: {RENDER},gid=104,mode=0660\ndev1: /dev/kfd,gid=104,mode=0660\n"
+    inside.programs["rocminfo"] = lambda _words, _: "  Marketing Name:  AMD Radeon 780M \n Marketing Name: AMD Ryzen\n"
+    inside.programs["clinfo"] = lambda words, _: (
+        "Platform #0: rusticl\nx\nPlatform #1: AMD\n" if [*words] == ["-l"] else 1
+    )
+    tried = verify(box, cards=(f"{AMD}=render,kfd",))["tried"]
+    assert tried[1:] == ["/dev/kfd: rocminfo works, AMD Radeon 780M", "OpenCL: clinfo finds rusticl,AMD"]
+    inside.programs["clinfo"] = lambda _words, _: Done(1, b"", b"no ICD\n")
+    assert verify(box, cards=(f"{AMD}=render",))["tried"][1] == "OpenCL: clinfo finds no platform"
+
+
+def test_it_isnt_entered_where_there_is_nothing_to_verify_or_a_card_is_away(box: Containers, inside: Inside) -> None:
+    assert "not on the host: /dev/nvidia7" in refused(box, minors=(7,))
+    box.host.write("/var/lib/homelab/handover/card.state", f"state=VM\nvm=103\nboot={BOOT}\nsince=1700000000\n")
+    assert "gpus.card is with VM 103" in refused(box)
+    (box.root / f"etc/pve/lxc/{CTID}.conf").unlink()
+    (box.root / "var/lib/homelab/handover/card.state").unlink()
+    assert "no such container on this host" in refused(box)
+    assert not inside.entered
