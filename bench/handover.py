@@ -12,8 +12,10 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.report import Measured
-from homelab.remote import scripts
+from homelab.remote import agent
 from lab import Lab
+from remote_scripts.layers.handover import Wanted
+from remote_scripts.shared.card import Card
 
 SCENARIO = "phoenix"
 VM, CONTAINER = 103, 950
@@ -77,10 +79,10 @@ def measure_handover(folder: Path, rounds: int) -> list[Measured]:
 
 
 def _prepare(lab: Lab) -> None:
-    functions = ",".join(f"{address}={ids}" for address, ids in CARD.items())
     lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     lab.run(f"qm stop {VM}")
-    lab.run("bash -s -- apply", stdin=scripts.handover([f"big {functions} {VM}"]))
+    asked = agent.request("handover", Wanted(cards=(Card(name="big", functions=CARD, vms=(VM,)),)))
+    lab.run(agent.command_in_memory("root"), stdin=agent.sent_along("apply", asked))
     lab.run(f"qm set {VM} --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
     script = lab.root / SNIPPETS / "bare.sh"
     script.write_text(BARE, encoding="utf-8")

@@ -1,9 +1,9 @@
 """CardHandover: cards that containers and VMs have in turn, handed over by the host itself when a VM starts and stops.
 
-Owns /usr/local/sbin/homelab-handover, a service and a timer of that name, the hookscript in a storage's snippets, and
-the option by which adopted VMs name it (a created VM's is GpuVm's). Made before the host restarts: a card that was a
-VM's alone is with NVIDIA's driver after that restart, and the VM may start with the host. Undone by taking them away;
-refused while a VM has a card.
+Owns /usr/local/sbin/homelab-handover, its cards in /etc, a service and a timer of that name, the hookscript in a
+storage's snippets, and the option by which adopted VMs name it (a created VM's is GpuVm's). Made before the host
+restarts: a card that was a VM's alone is with NVIDIA's driver after that restart, and the VM may start with the host.
+Undone by taking them away; refused while a VM has a card.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import pulumi
 
-from homelab.host.handover import lines_of
-from homelab.remote import scripts
+from homelab.host.handover import cards_of
 from homelab.resources import command as remote
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host, Vm
+from remote_scripts.layers.handover import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class CardHandover(pulumi.ComponentResource):
     def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", name, {}, opts)
         probe, generation = args.probe, args.probe.generation_of("handover")
-        program = remote.script(
+        program = remote.layer(
             f"{name}-handover",
             args.host,
-            pulumi.Output.all(probe.gpus, generation).apply(
-                lambda values: scripts.handover(lines_of(args.host, args.vms, values[0]), int(values[1]))
-            ),
+            "handover",
+            probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(args.host, args.vms, gpus))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
+            generation=generation,
             told=True,
         )
         for guest, vm in args.vms.items():

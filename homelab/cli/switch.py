@@ -15,17 +15,18 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import TypedDict, cast
 
 from homelab.cli import stack_options
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError, raise_all
 from homelab.host import gates, ha, handover, plan
 from homelab.host.facts import HostFacts
-from homelab.remote import scripts, ssh
+from homelab.remote import ssh
 from homelab.remote.proxmox.machine import HA_SECONDS
 from homelab.settings import Host, Settings, Shutdown, Vm
+from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
 from remote_scripts.shared.reading.answer import HandedOver
+from remote_scripts.tools.plain import of_plain
 
 WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
 # Seconds between two readings of the story: a host sends no events.
@@ -107,17 +108,6 @@ def _vm_of(settings: Settings, host_name: str, card: str, name: str) -> Vm:
     return takers[name]
 
 
-class Rehearsal(TypedDict):
-    """The answer of rehearse_card.sh."""
-
-    stands: str
-    refused: str
-    containers: list[str]
-    ends: list[str]
-    holders: list[str]
-    way: str
-
-
 class Switch:
     """One switch of a card, on an open connection. `vm`: that is to have it; None: the containers are; `vms`: those of
     the host, by name."""
@@ -142,24 +132,25 @@ class Switch:
         slots, errors = gates.resolve(self._facts, self._host.gpus)
         raise_all(errors)
         shared = {name: plan.card_plan(self._facts, self._host, name, slots[name]) for name in self._host.hands_over}
-        text = scripts.rehearse_card(handover.lines_of(self._host, self._vms, shared), self._card, self._vm.vmid)
-        answer = cast(Rehearsal, scripts.answer(await self._session.run("rehearse", text, 300)))
-        if answer["stands"]:
-            print(f"{answer['stands']}.")
-        for ctid in answer["containers"]:
+        cards = handover.cards_of(self._host, self._vms, shared)
+        wanted = Wanted(card=self._card, vmid=self._vm.vmid, cards=cards)
+        answer = of_plain(Rehearsal, await self._session.ask("plan", "switch_card", wanted, 300))
+        if answer.stands:
+            print(f"{answer.stands}.")
+        for ctid in answer.containers:
             print(f"  would be shut down, and started again afterwards: container {ctid}")
-        for holder in answer["ends"]:
+        for holder in answer.ends:
             print(f"  has the card open, and ends with that: {holder}")
-        for holder in answer["holders"]:
+        for holder in answer.holders:
             print(f"  has the card open, and prevents it: {holder}")
-        if answer["refused"]:
-            print(f"  prevents it: {answer['refused']}")
-        if answer["refused"] or answer["holders"]:
+        if answer.refused:
+            print(f"  prevents it: {answer.refused}")
+        if answer.refused or answer.holders:
             print(f"VM {self._vm.vmid} would not get it; everything would stay as it is.")
             return NOT_SWITCHED
-        if answer["stands"]:
+        if answer.stands:
             return WELL
-        print(f"  then its driver would let go of it: {answer['way']}")
+        print(f"  then its driver would let go of it: {answer.way}")
         print(f"Nothing prevents VM {self._vm.vmid} from taking it.")
         return WELL
 
@@ -194,7 +185,7 @@ class Switch:
 
     async def _to_vm(self, vm: Vm) -> int:
         print(f"starting VM {vm.vmid}")
-        well, message = await self._run_and_tell("start_vm", vm.vmid)
+        well, message = await self._run_and_tell(Wanted(card=self._card, vmid=vm.vmid, start=True))
         if well and ha.service(self._facts, "vm", vm.vmid) is not None:
             await self._wait_for_ha(vm.vmid)
         if well and self._state.get("state") == "VM" and self._state.get("vm") == str(vm.vmid):
@@ -265,7 +256,13 @@ class Switch:
 
     async def _shut_down(self, vmid: int) -> bool:
         print(f"shutting VM {vmid} down, for which it has {self._shutdown.timeout} s")
-        well, message = await self._run_and_tell("shut_down_vm", vmid, SWITCH_SECONDS + self._shutdown.timeout)
+        wanted = Wanted(
+            card=self._card,
+            vmid=vmid,
+            seconds_off=self._shutdown.timeout,
+            cut=self._shutdown.otherwise == "stop",
+        )
+        well, message = await self._run_and_tell(wanted, SWITCH_SECONDS + self._shutdown.timeout)
         if not well:
             print(message, file=sys.stderr)
             self._still_runs(vmid)
@@ -281,34 +278,32 @@ class Switch:
         print(why, file=sys.stderr)
         return NOT_SWITCHED
 
-    async def _run_and_tell(self, verb: str, vmid: int, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
-        """Runs switch_card.sh, and prints the handover's story meanwhile.
+    async def _run_and_tell(self, wanted: Wanted, seconds: float = SWITCH_SECONDS) -> tuple[bool, str]:
+        """Starts a VM, or shuts it down, and prints the handover's story meanwhile.
 
-        :param verb: start_vm or shut_down_vm.
-        :param seconds: the script's time limit.
+        :param seconds: how long that may take.
         :returns: whether it worked, and its output.
         """
-        script = scripts.switch_card(self._card, vmid, self._shutdown.timeout, cut=self._shutdown.otherwise == "stop")
-        task = asyncio.create_task(self._session.run(verb, script, seconds))
+        task = asyncio.create_task(self._session.ask("apply", "switch_card", wanted, seconds))
         while not (await asyncio.wait({task}, timeout=POLL_SECONDS))[0]:
             await self._read_story()
         await self._read_story()
-        answer = scripts.answer(await task)
-        return answer["well"] == "yes", str(answer["said"])
+        answer = of_plain(Answer, await task)
+        return answer.well, answer.said
 
     async def _read_story(self, vmid: int = 0, *, quiet: bool = False) -> str:
         """Reads the story's new lines, prints them unless `quiet`, and reads the card's state.
 
         :returns: whether VM `vmid` runs: yes, no or unknown.
         """
-        text = scripts.switch_card(self._card, vmid, self._shutdown.timeout, self._story_size)
-        answer = scripts.answer(await self._session.run("story", text))
-        self._story_size = int(answer["size"])
-        state = HandedOver(cards={self._card: str(answer["state"])}).of_card(self._card)
+        wanted = Wanted(card=self._card, vmid=vmid, known=self._story_size)
+        answer = of_plain(Story, await self._session.ask("read", "switch_card", wanted))
+        self._story_size = answer.size
+        state = HandedOver(cards={self._card: answer.state}).of_card(self._card)
         self._state = state if state.get("state") else {}
-        for line in [] if quiet else str(answer["story"]).splitlines():
+        for line in [] if quiet else answer.story.splitlines():
             print(f"  {line}", flush=True)
-        return str(answer["runs"])
+        return answer.runs
 
     def _where(self) -> str:
         facts = self._facts.model_copy(

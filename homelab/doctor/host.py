@@ -175,7 +175,6 @@ _WAY_SECONDS = 900
 # State of a handover at work -> what it means, and how the host's timer ends it.
 _ON_ITS_WAY = {
     "DRAINING": ("containers are being shut down for a VM, each in its own time (startup: down=)", "is undone"),
-    "FREE": ("nobody was seen to have the card, and it is about to be taken", "is undone"),
     "DETACHED": ("it is between NVIDIA's driver and vfio-pci", "is undone, unless a write still waits in the kernel"),
     "RETURNING": ("it comes back from a VM", "goes on"),
 }

@@ -1,4 +1,4 @@
-"""Cards that containers and a VM have in turn: their lines for the host, their state, and the refusals while one is
+"""Cards that containers and a VM have in turn: as the host hands them over, their state, and the refusals while one is
 away. Pure."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from homelab.errors import HomelabError
 from homelab.host.classes import GRAPHICS
 from homelab.settings import Host, Vm
 from homelab.shapes import CardPlan
+from remote_scripts.shared.card import Card
 
 if TYPE_CHECKING:
     from homelab.host.facts import HostFacts
@@ -19,19 +20,18 @@ if TYPE_CHECKING:
 _SINKS = ("HELD", "STUCK", "DEAD")
 
 
-def card_line(name: str, card: CardPlan, vmids: Sequence[int]) -> str:
-    """The line of a card for the handover's script, its graphics function first.
+def card(name: str, card: CardPlan, vmids: Sequence[int]) -> Card:
+    """A card as the host hands it over, its graphics function first.
 
     :param name: in the settings.
     :param vmids: of the VMs that may take it.
     """
     functions = sorted(card["functions"], key=lambda function: not function["class"].startswith(GRAPHICS))
-    words = ",".join(f"{function['address']}={function['id']}" for function in functions)
-    return f"{name} {words} {','.join(str(vmid) for vmid in vmids) or '-'}"
+    return Card(name=name, functions={function["address"]: function["id"] for function in functions}, vms=tuple(vmids))
 
 
 def refused(facts: HostFacts) -> list[HomelabError]:
-    """The refusal while a shared card is away; lib/handover/rest.sh has the same words."""
+    """The refusal while a shared card is away; shared/handover.py has the same words."""
     if not facts.handover.away:
         return []
     return [
@@ -54,12 +54,12 @@ def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
     return {gpu: [vm.vmid for vm in vms.values() if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
 
 
-def lines_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> list[str]:
-    """The lines of all shared cards for the handover's script.
+def cards_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> tuple[Card, ...]:
+    """All shared cards, as the host hands them over.
 
     :param cards: the host's, by name.
     """
-    return [card_line(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items()]
+    return tuple(card(gpu, cards[gpu], vmids) for gpu, vmids in takers(host, vms).items())
 
 
 def state_of(facts: HostFacts, name: str) -> dict[str, str]:

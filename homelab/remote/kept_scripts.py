@@ -27,9 +27,6 @@ _SCRIPTS = (
     "confirm_boot.sh",
     "container_toolkit.sh",
     "cuda_toolkit.sh",
-    "handover.sh",
-    "handover_hook.sh",
-    "handover_host.sh",
     "in_container.sh",
     "nvidia_driver.sh",
     "nvidia_repository.sh",
@@ -38,7 +35,7 @@ _SCRIPTS = (
 # A text of at most so many characters isn't kept, but stays in the input.
 _SHORT_CHARACTERS = 400
 # Scripts whose originals aren't noted on the host alone.
-_NOTED_ELSEWHERE = ("handover_hook.sh", "in_container.sh")
+_NOTED_ELSEWHERE = ("in_container.sh",)
 _FILES = (".cu", ".py", ".service", ".sh", ".timer")
 _LOADER = scripts.FOLDER / "lib" / "kept_scripts.sh"
 _FOLDER = "/var/lib/homelab/scripts"

@@ -21,7 +21,7 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.nvidia import preview, reading
 from homelab.nvidia.compatibility import load
 from homelab.nvidia.reading import SystemReading
-from homelab.remote import scripts, ssh
+from homelab.remote import ssh
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.api import OUTAGE_SECONDS
 from homelab.settings import Container, Host, Vm
@@ -30,6 +30,7 @@ from remote_scripts.layers import read_system
 from remote_scripts.layers.card_nodes import Wanted as CardNodes
 from remote_scripts.layers.card_values import Wanted as CardValues
 from remote_scripts.layers.cmdline import Wanted as Cmdline
+from remote_scripts.layers.handover import Wanted as Handover
 from remote_scripts.layers.initramfs import Wanted as Initramfs
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 from remote_scripts.layers.reboot import Boot
@@ -146,8 +147,8 @@ async def _files(
     if values is not None:
         files += (await session.ask("plan", "card_values", values))["files"]
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
-        script = scripts.handover(handover.lines_of(host, vms, want.gpus))
-        files += scripts.answer(await session.run("plan", script))["files"]
+        cards = Handover(cards=handover.cards_of(host, vms, want.gpus))
+        files += (await session.ask("plan", "handover", cards))["files"]
     return [plan.PlannedFile(**file) for file in files]
 
 

@@ -26,7 +26,7 @@ FOLDER = _PACKAGE.parent / "remote_scripts"
 ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
-# How long a VM that takes a shared card waits in its hookscript: for another handover (handover_host.sh: twice
+# How long a VM that takes a shared card waits in its hookscript: for another handover (layers/handover.py: twice
 # START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600
 _ARGUMENT = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -203,61 +203,6 @@ def rollback(rollback_after: str) -> str:
         "# Written by homelab: gives back a boot configuration that nobody confirmed. Gone once the boot is confirmed."
     )
     return f"#!/bin/bash\n{comment}\n{program}"
-
-
-def handover(cards: Sequence[str], generation: int = 0) -> str:
-    """Standard input of handover.sh.
-
-    :param cards: a line for each shared card: its name, its functions (address=vendor:device, the graphics function
-        first, joined by commas), the ids of the VMs that may take it (joined by commas). Empty: no card is shared, and
-        the script removes its files.
-    """
-    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
-    program = compose("handover_host.sh", CARDS="\n".join(cards)).removesuffix("\n")
-    return compose(
-        "handover.sh",
-        NEEDED="yes" if cards else "no",
-        PROGRAM=f"#!/bin/bash\n{comment}\n{program}",
-        UNIT=file("homelab-handover.service"),
-        TIMER=file("homelab-handover.timer"),
-        HOOK=file("handover_hook.sh"),
-        GENERATION=str(generation),
-    )
-
-
-def handover_hook(vmid: int, generation: int = 0, *, holder: str = "") -> str:
-    """Standard input of handover_hook.sh.
-
-    :param holder: the entry of the settings that wants the hook.
-    """
-    return compose("handover_hook.sh", VMID=str(vmid), HOLDER=holder, GENERATION=str(generation))
-
-
-def rehearse_card(cards: Sequence[str], name: str, vmid: int) -> str:
-    """Standard input of rehearse_card.sh.
-
-    :param cards: as of `handover`.
-    :param name: of the card that VM `vmid` would take.
-    """
-    return compose("rehearse_card.sh", CARDS="\n".join(cards), CARD_NAME=name, VMID=str(vmid))
-
-
-def switch_card(name: str, vmid: int, seconds: int, since: int = 0, *, cut: bool = False) -> str:
-    """Standard input of switch_card.sh.
-
-    :param name: the card's.
-    :param seconds: for a shutdown.
-    :param since: bytes of the handover's log that the user has seen already.
-    :param cut: cut the VM's power after `seconds`.
-    """
-    return compose(
-        "switch_card.sh",
-        CARD=name,
-        VMID=str(vmid),
-        SECONDS_OFF=str(seconds),
-        CUT="yes" if cut else "no",
-        FROM=str(since),
-    )
 
 
 def host_command(command: Sequence[str], seconds: int) -> str:

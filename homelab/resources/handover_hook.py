@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.remote import scripts
 from homelab.resources import command
+from remote_scripts.layers.hookscript import Wanted
 
 if TYPE_CHECKING:
     from homelab.settings import Host, Vm
@@ -23,13 +23,13 @@ def handover_hook(
     """
     # By these it is told from the entry that the VM had before, under another name, or as one that made it.
     holder = f"{name} {'adopted' if vm.create is None else 'created'}"
-    return command.script(
+    return command.layer(
         name,
         host,
-        pulumi.Output.from_input(generation).apply(
-            lambda number: scripts.handover_hook(vm.vmid, int(number), holder=holder)
-        ),
+        "hookscript",
+        Wanted(vmid=vm.vmid, holder=holder),
         opts,
+        generation=generation,
         identity=[vm.host, str(vm.vmid)],
         told=True,
     )

@@ -71,6 +71,24 @@ def has_services(system: System, node: Node) -> bool | None:
     return bool(_HAS_ONE.search(content or b""))
 
 
+def is_managed(system: System, service: str) -> bool:
+    """Whether HA starts and stops a guest by itself, as it does but in the state `ignored`
+    (PVE::HA::Config::service_is_ha_managed).
+
+    :param service: its id, such as vm:200.
+    :raises Failure: /etc/pve doesn't answer, or the file can't be read.
+    """
+    is_it = found = False
+    for text in (pmxcfs.content_of(system, CONFIG) or b"").decode("utf-8", "replace").splitlines():
+        words = text.split()
+        if words and text[0] not in " \t#":
+            is_it = "".join(words[:2]) == service
+            found = found or is_it
+        elif is_it and words[:2] == ["state", "ignored"]:
+            found = False
+    return found
+
+
 def status(system: System) -> Said:
     """Asks HA's manager.
 

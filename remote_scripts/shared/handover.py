@@ -1,37 +1,70 @@
-"""Cards that a VM and this host's containers have in turn: what is noted of each.
+"""Cards that a VM and this host's containers have in turn: what is noted of each, and who may be at work.
 
-/var/lib/homelab/handover/NAME.state has lines KEY=VALUE. Without it the card is with the host. lib/handover/state.sh
-says what the keys are, and writes them.
+/var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without
+it the card is with the host. `log` beside it is the story; NAME.turned_away tells of a VM that came during a run.
+/run/homelab/passes has a line `VMID RUN` for each VM that a run lets through; /run/homelab/handing is locked by a
+handover that is at work.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from remote_scripts.shared.guest_tasks import boot_of
+from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 FOLDER = f"{HOME}/handover"
+STORY = f"{FOLDER}/log"
+PROGRAM = "/usr/local/sbin/homelab-handover"
+HANDING = "handing"
+_UP, _PASSES = "/run/homelab/up", "/run/homelab/passes"
+_VMS = "/etc/pve/qemu-server"
+#: How much of the story is kept, in bytes.
+_STORY_BYTES = 131072
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
 
-#: HOST: there is no file. DRAINING, FREE, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't
-#: get it or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
-State = Literal["HOST", "DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
+#: HOST: there is no file. DRAINING, DETACHED: on the way to the VM. HELD: with the host, and `why` the VM didn't get it
+#: or its containers weren't started. STUCK: a driver doesn't let go. DEAD: the card doesn't answer.
+State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
 @dataclass(kw_only=True)
 class Noted:
-    """Where a card is. `since`: seconds since 1970; `boot`: of the host."""
+    """What is noted of a card, as text. `since`: seconds since 1970; `boot`: of the host; `containers`: those to be
+    started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
+    the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
+    `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
+    CTID=ADDRESSES of network cards, by which a container is told from another one of its id.
+    """
 
     state: State = "HOST"
     vm: str = ""
     boot: str = ""
     since: str = ""
+    why: str = ""
+    containers: str = ""
+    owed: str = ""
+    numbers: str = ""
+    taken: str = ""
+    modules: str = ""
+    persistence: str = ""
+    units: str = ""
+    d3cold: str = ""
+    known: str = ""
+
+    @property
+    def age(self) -> float:
+        """Seconds since its state began; endless where that isn't known."""
+        return time.time() - int(self.since) if self.since.isdecimal() else float("inf")
 
     @property
     def at(self) -> str:
@@ -42,22 +75,46 @@ class Noted:
 _KEYS = tuple(one.name for one in fields(Noted))
 
 
+def state_file(name: str) -> str:
+    """Where a card's state is noted."""
+    return f"{FOLDER}/{name}.state"
+
+
 def noted(system: System, name: str) -> Noted:
     """What is noted of a card.
 
     :raises Failure: it can't be read, or isn't whole: where the card is isn't known then.
     """
-    path = f"{FOLDER}/{name}.state"
+    path = state_file(name)
     try:
         text = system.files.at(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Noted()
     except OSError as error:
         raise _unknown(path, f"it can't be read: {error.strerror}") from error
     pairs = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+    if pairs.get("state") == "FREE":  # by versions before 1.0, which may have been at work as this one came
+        pairs["state"] = "DRAINING"
     if pairs.get("state") not in get_args(State):
         raise _unknown(path, "it has no state that this program knows")
     return Noted(**{key: value for key, value in pairs.items() if key in _KEYS})  # type: ignore[arg-type]
+
+
+def note(system: System, name: str, what: Noted, **changes: str) -> None:
+    """Notes the state of a card, with these changes, on the disk. A new state begins now.
+
+    :raises OSError: it isn't on the disk.
+    """
+    if changes.get("state", what.state) != what.state:
+        changes.setdefault("since", str(int(time.time())))
+    for key, value in changes.items():
+        setattr(what, key, value.replace("\n", "; "))
+    what.boot = boot_of(system)
+    if not what.boot:
+        raise OSError("which boot this is can't be read")  # it would count as an earlier one's
+    text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if key != "known" or what.known)
+    system.files.need_folder(system.files.at(FOLDER))
+    system.files.write(state_file(name), text.encode(), 0o600)
 
 
 def _unknown(path: str, found: str) -> Failure:
@@ -92,9 +149,13 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
     return "; ".join(found)
 
 
-def need_rest(system: System) -> None:
-    """:raises Failure: a card of this host's is away. A container has none to hand over."""
-    found = "" if system.is_container else away(system)
+def need_rest(system: System, vmids: Collection[str] = ()) -> None:
+    """Every card that is handed over is with the host. A container has none to hand over.
+
+    :param vmids: as of `away`.
+    :raises Failure: one is away, or nobody knows.
+    """
+    found = "" if system.is_container else away(system, vmids)
     if found:
         raise Failure(
             "this host's shared cards with the host",
@@ -104,3 +165,81 @@ def need_rest(system: System) -> None:
             "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor "
             "explains it)",
         )
+
+
+# A start by hand, and a run of this program: the steps of a run need the cards where they are, and a card that is taken
+# between two of them would end it half-way. So a handover doesn't begin while a run holds the host (run_guard.sh), but
+# for a VM that this run is about to start; and a run waits for one that has begun.
+
+
+def run_at_work(system: System, vmid: str = "") -> str | None:
+    """Who is at work on this host, unless that run lets this VM through; None: nobody.
+
+    :raises Failure: it can't be told.
+    """
+    try:
+        if not system.work.is_held():
+            return None
+    except OSError as error:
+        raise Failure(
+            "to know whether a run of homelab is at work on this host",
+            f"{_UP} can't be asked: {error.strerror}",
+            "its steps need the cards where they are",
+            "see on the host what is wrong with /run/homelab, then try it again",
+        ) from error
+    who = system.files.line(_UP)
+    return None if f"{vmid} {who}" in system.files.text(_PASSES).splitlines() else who
+
+
+def option(system: System, vmid: str, key: str) -> str:
+    """An option of a VM as it is for its next start; empty: it has none, or there is no such VM. One that stands
+    several times has a line each.
+
+    :raises OSError: its configuration can't be read.
+    """
+    return option_of(conf_lines(system, vmid), key)
+
+
+def option_of(lines: Iterable[str], key: str) -> str:
+    """The same of a configuration's lines."""
+    return "\n".join(match[1] for line in lines if (match := re.match(rf"{key}: *(.*)$", line)))
+
+
+def conf_lines(system: System, vmid: str) -> list[str]:
+    """The lines of a VM's configuration above its first section; none where there is no such VM.
+
+    :raises OSError: it can't be read.
+    """
+
+    def read() -> str:
+        try:
+            return system.files.at(f"{_VMS}/{vmid}.conf").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    return above(ended(read))
+
+
+def above(text: str) -> list[str]:
+    """The lines above a configuration's first section."""
+    return list(itertools.takewhile(lambda line: not line.startswith("["), text.splitlines()))
+
+
+def is_going_down(system: System) -> bool:
+    """Whether this system goes down: a VM that ends then ends with its host, and no job that would start something is
+    taken any more.
+    """
+    return system.run.ask("systemctl", "is-system-running").text == "stopping"
+
+
+def is_active(system: System, *units: str) -> bool | None:
+    """Whether one of these units is at work; None: systemd doesn't say it."""
+    status = system.run.ask("systemctl", "is-active", "-q", *units).status
+    return {0: True, 3: False, 4: False}.get(status)
+
+
+def story_line(system: System, name: str, text: str) -> None:
+    """A line in the story; that there is no room stops nobody."""
+    line = f"{time.strftime('%F %T')} {name}: {system.log.clean(text)}".replace("\n", "; ")
+    with suppress(OSError):
+        system.files.append(STORY, line.encode(), _STORY_BYTES)

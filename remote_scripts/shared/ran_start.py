@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import cluster, guest_tasks, guests, ha, pmxcfs, ran, switch, work
+from remote_scripts.shared import cluster, guest_tasks, guests, ha, hookscripts, pmxcfs, ran, switch, work
 from remote_scripts.shared.ran import Line
 from remote_scripts.shared.restart import is_stopping
 from remote_scripts.tools import disk
@@ -28,7 +28,6 @@ _WORK_SECONDS = 86400
 _GRACE_SECONDS = 60.0
 _STATUS_SECONDS = 20.0
 _ANSWER_BYTES = 1 << 20
-_HOOK_FILE = "/homelab-handover.sh"
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _NUMBER = re.compile(r"[1-9][0-9]{0,11}")
 _BOOTED = re.compile(r"^btime ([1-9][0-9]{0,11})$", re.MULTILINE)
@@ -273,30 +272,19 @@ class _Starting:
 
     def _is_handed_a_card(self, line: Line) -> bool:
         """Whether its start takes a card from containers. Not while a run is at work."""
-        return line.program == "qm" and self._option(line, "hookscript").endswith(_HOOK_FILE)
+        return line.program == "qm" and hookscripts.is_ours(self._option(line, "hookscript"))
 
     def _is_under_ha(self, line: Line) -> bool:
-        """Whether HA starts it by itself, as it does but in the state `ignored`
-        (PVE::HA::Config::service_is_ha_managed).
+        """Whether HA starts it by itself.
 
         :raises UnknownError: that can't be told.
         """
         try:
-            content = pmxcfs.content_of(self._system, ha.CONFIG)
+            if pmxcfs.content_of(self._system, ha.CONFIG) is None and not pmxcfs.this_node(self._system).name:
+                raise UnknownError
+            return ha.is_managed(self._system, f"{'ct' if line.program == 'pct' else 'vm'}:{line.guest}")
         except Failure as failure:
             raise UnknownError from failure
-        if content is None and not pmxcfs.this_node(self._system).name:
-            raise UnknownError
-        kind = "ct" if line.program == "pct" else "vm"
-        is_it = found = False
-        for text in (content or b"").decode("utf-8", "replace").splitlines():
-            words = text.split()
-            if words and text[0] not in " \t#":
-                is_it = "".join(words[:2]) == f"{kind}:{line.guest}"
-                found = found or is_it
-            elif is_it and words[:2] == ["state", "ignored"]:
-                found = False
-        return found
 
     def _was_touched(self, line: Line) -> tuple[bool, str]:
         """Whether a task has been about it since; and how the last of these has ended, if it was a start that failed.

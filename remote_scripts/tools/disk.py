@@ -47,6 +47,16 @@ def create(path: Path, mode: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_TRUNC, mode)
 
 
+def append(path: Path, content: bytes, mode: int) -> None:
+    """Adds to the end of a file, which is made. A link is refused."""
+    _about("append", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
 def flush(path: Path) -> None:
     """The bytes of a file, or the names in a folder, are on the disk (fsync(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a folder may be a link, such as /lib

@@ -317,6 +317,14 @@ class Files:
         disk.remove_folder(self.at(path))
         disk.flush(self.at(path).parent)
 
+    def append(self, path: str, line: bytes, limit: int) -> None:
+        """A line at the end of a log of ours. It isn't flushed; of more than `limit` bytes the second half is left."""
+        where = self.at(path)
+        self.need_folder(where.parent)
+        disk.append(where, line + b"\n", 0o600)
+        if where.stat().st_size > limit:
+            self.write(path, (self.read(path, 2 * limit) or b"")[-limit // 2 :].partition(b"\n")[2], 0o600)
+
     def set_attribute(self, path: str, value: str) -> None:
         """Writes into a file by which the kernel is told something (/sys, /proc).
 

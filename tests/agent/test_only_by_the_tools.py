@@ -15,11 +15,12 @@ from homelab.remote.scripts import FOLDER
 from tests.waiting import PATIENCE
 
 HERE = Path(__file__).parent
-#: Runs some tests, and says at the end which module of a layer did such a thing itself: the nearest frame of this program isn't one of the tools'.
+#: Runs some tests, and says at the end which module of a layer did such a thing itself: the nearest frame of this program isn't one of the tools', nor a
+#: test's that stands for the kernel or for a program of the host.
 HEARD = """
 import os, sys
 import pytest
-tools, program = sys.argv[1:3]
+tools, stands, program = sys.argv[1:4]
 found = set()
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr",
@@ -32,14 +33,14 @@ def hear(event, arguments):
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(tools):
+        if file.startswith((tools, stands)):
             return
         if file.startswith(program):
             found.add(f"{os.path.relpath(file, program)}:{frame.f_lineno}: {event}")
             return
         frame = frame.f_back
 sys.addaudithook(hear)
-status = pytest.main(["-q", "-p", "no:cacheprovider", "-n", "0", *sys.argv[3:]])
+status = pytest.main(["-q", "-p", "no:cacheprovider", "-n", "0", *sys.argv[4:]])
 print("HEARD", sorted(found))
 sys.exit(status)
 """
@@ -48,7 +49,7 @@ sys.exit(status)
 def _heard(*tests: str, program: Path = FOLDER) -> str:
     tools = f"{program / 'tools'}/"
     # -B: Python itself would write what it compiles of a test beside it.
-    arguments = [sys.executable, "-B", "-c", HEARD, tools, f"{program}/", *tests]
+    arguments = [sys.executable, "-B", "-c", HEARD, tools, f"{HERE}/", f"{program}/", *tests]
     done = subprocess.run(arguments, cwd=FOLDER.parent, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-1]

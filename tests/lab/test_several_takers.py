@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from homelab.remote import scripts
-from tests.lab.host_kit import Host, run_script
-from tests.lab.test_handover import AUDIO, CARD, OTHER, drivers, made, runs, state, story
+from remote_scripts.shared.card import Card
+from tests.lab.host_kit import Host
+from tests.lab.test_handover import BIG, OTHER, drivers, install, made, runs, state, story
 from tests.waiting import wait_until
 
-SMALL = f"small {OTHER}=10de:2684,0000:02:00.1=10de:22ba "
-BIG = f"big {CARD}=10de:2b85,{AUDIO}=10de:22e8 "
+SMALL = {OTHER: "10de:2684", "0000:02:00.1": "10de:22ba"}
 
 
-def shared(host: Host, big: str, small: str = "") -> None:
+def shared(host: Host, big: tuple[int, ...], small: tuple[int, ...] = ()) -> None:
     """What `up` leaves where these VMs may take the cards; VM 104 is made, and container 950 is off."""
     host.output(
         "pvesh create /nodes/phoenix/qemu --vmid 104 --name second --memory 512 --machine q35 --bios ovmf; pct stop 950"
     )
-    lines = [BIG + big, *([SMALL + small] if small else [])]
-    for script in (scripts.handover(lines), scripts.handover_hook(104)):
-        done = run_script(host.machine, "apply", script)
-        assert done.returncode == 0, done.stdout + done.stderr
+    cards = [Card(name="big", functions=BIG.functions, vms=big)]
+    cards += [Card(name="small", functions=SMALL, vms=small)] if small else []
+    install(host, cards, 104)
 
 
 def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(tmp_path: Path) -> None:
     """No container has it; what a lease moves in `up`, starting the other one does here, with nothing of `up`."""
     host = made(tmp_path)
-    shared(host, "103,104")
+    shared(host, (103, 104))
     host.output("qm set 104 --hostpci0 0000:01:00,driver=keep,pcie=1")
     host.output("qm start 103")
     said = host.run("qm start 104")
@@ -43,7 +41,7 @@ def test_a_card_that_vms_alone_share_goes_to_the_one_that_starts(tmp_path: Path)
 
 def test_a_vm_that_gets_only_one_of_its_cards_gets_none(tmp_path: Path) -> None:
     host = made(tmp_path)
-    shared(host, "103", "103,104")
+    shared(host, (103,), (103, 104))
     host.output(
         "qm set 104 --hostpci0 0000:02:00,driver=keep,pcie=1; qm set 103 --hostpci1 0000:02:00,driver=keep,pcie=1"
     )

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from homelab.cli.switch import main
-from homelab.remote import scripts
+from homelab.remote import agent
 from lab import Lab
-from tests.lab.test_handover import CARD, LINE, OLLAMA, OTHER
+from remote_scripts.layers.handover import Wanted
+from remote_scripts.layers.hookscript import Wanted as Hook
+from tests.lab.test_handover import BIG, CARD, OLLAMA, OTHER
 
 API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
 TO_VM, BACK = ["big", "--to", "vm:gaming"], ["big", "--to", "containers"]
@@ -39,8 +41,8 @@ def installed(lab: Lab) -> None:
     """What `up` brings: the handover, and the VM's option; VM 103 is off, and container 950 has the card open."""
     lab.fault("card-users", [OLLAMA])
     lab.run("qm stop 103; pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
-    for script in (scripts.handover([LINE]), scripts.handover_hook(103)):
-        lab.run("bash -s -- apply", stdin=script)
+    for layer, wanted in (("handover", Wanted(cards=(BIG,))), ("hookscript", Hook(vmid=103))):
+        lab.run(agent.command_in_memory("root"), stdin=agent.sent_along("apply", agent.request(layer, wanted)))
     lab.run("qm set 103 --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
 
 

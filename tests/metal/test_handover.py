@@ -11,8 +11,9 @@ import re
 
 import pytest
 
-from homelab.remote import agent, scripts
-from remote_scripts.layers.read_host import Wanted
+from homelab.remote import agent
+from remote_scripts.layers import handover, hookscript, read_host
+from remote_scripts.shared.card import Card
 from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine, MachineError
@@ -22,7 +23,7 @@ from tests.metal.test_lxc import CTID
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 VMID = 103
-LINE = f"big {','.join(f'{one}={IDS[one[-2:]]}' for one in CARD)} {VMID}"
+BIG = Card(name="big", functions={one: IDS[one[-2:]] for one in CARD}, vms=(VMID,))
 PROGRAM = "/usr/local/sbin/homelab-handover"
 STATE = "/var/lib/homelab/handover/big.state"
 _SNAPSHOT = "shared"
@@ -90,8 +91,9 @@ def host(hosts: Hosts) -> Machine:
     write(machine, "/etc/pve/storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent iso,snippets\n")
     write(machine, f"/etc/pve/lxc/{CTID}.conf", CONF)
     write(machine, f"/etc/pve/qemu-server/{VMID}.conf", f"hostpci0: {CARD[0][:-2]},driver=keep,pcie=1\nargs: -S\n")
-    machine.run("bash -s -- apply", input=scripts.handover([LINE]))
-    machine.run("bash -s -- apply", input=scripts.handover_hook(VMID))
+    for layer, wanted in (("handover", handover.Wanted(cards=(BIG,))), ("hookscript", hookscript.Wanted(vmid=VMID))):
+        text = agent.sent_along("apply", agent.request(layer, wanted))
+        machine.run(agent.command_in_memory("root"), input=text)
     machine.run(f"{PROGRAM} step_nodes big; pct start {CTID}")
     assert drivers(machine) == ["nvidia", own_drivers(CARD[1])[CARD[1]], "nvidia"]
     hosts.save(_SNAPSHOT)
@@ -169,7 +171,7 @@ def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
     reading = json.loads(
         host.run(
             agent.command_in_memory("root"),
-            input=agent.sent_along("read", agent.request("read_host", Wanted(lspci=True, acs=True))),
+            input=agent.sent_along("read", agent.request("read_host", read_host.Wanted(lspci=True, acs=True))),
             seconds=300,
         )
     )

@@ -271,13 +271,13 @@ def test_no_function_hides_another_one_of_its_program() -> None:
     assert {name: twice for name in SCRIPTS if (twice := twice_defined(name))} == _REPLACED
 
 
-@pytest.mark.parametrize("name", ["handover.sh", "lib/handover/rest.sh"])
+@pytest.mark.parametrize("name", ["run_guard.sh", "lib/handover/rest.sh"])
 def test_a_function_that_hides_another_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     shutil.copytree(scripts.FOLDER, tmp_path, dirs_exist_ok=True)
     with (tmp_path / name).open("a") as file:
-        file.write("\nenable_boot_service() { :; }\n")
+        file.write("\nfind_noted() { :; }\n")
     with scripts_of(tmp_path, monkeypatch):
-        assert twice_defined("handover.sh") == ["enable_boot_service"]
+        assert twice_defined("run_guard.sh") == ["find_noted"]
 
 
 # What bash sets, and what a host's own files may.
@@ -384,7 +384,7 @@ def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sen
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def everything() -> dict[str, str]:
-        switch = {"hook": scripts.handover_hook(103)}
+        switch = {"switch": scripts.rollback("600")}
         return {name: scripts.compose(name) for name in SCRIPTS} | switch
 
     before = everything()

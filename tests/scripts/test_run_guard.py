@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -15,7 +15,15 @@ from tests.waiting import PATIENCE
 
 
 @contextmanager
-def run(folder: Folder, who: str, silence: str = "60", handing: str = "45") -> Iterator[subprocess.Popen[str]]:
+def run(folder: Folder, who: str, silence: str = "60") -> Iterator[subprocess.Popen[str]]:
+    with guarded(folder.environment, who, silence) as process:
+        yield process
+
+
+@contextmanager
+def guarded(
+    environment: Mapping[str, str], who: str, silence: str = "60", handing: str = "45"
+) -> Iterator[subprocess.Popen[str]]:
     text = scripts.compose("run_guard.sh", WHO=who)
     for name, was, value in (
         ("SILENCE", 60, silence),
@@ -26,7 +34,7 @@ def run(folder: Folder, who: str, silence: str = "60", handing: str = "45") -> I
         assert f"{name}_SECONDS={was}\n" in text
         text = text.replace(f"{name}_SECONDS={was}\n", f"{name}_SECONDS={value}\n")
     process = subprocess.Popen(
-        ["bash", "-s", "--", "hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=folder.environment
+        ["bash", "-s", "--", "hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(text)

@@ -6,10 +6,8 @@ import asyncio
 import getpass
 import json
 import platform
-import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -27,6 +25,7 @@ from homelab.remote.proxmox import machine as machines
 from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
+from remote_scripts.layers import handover as layer
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until
 
@@ -312,10 +311,8 @@ def test_a_vm_that_this_run_starts_is_let_take_its_cards(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("by_ha", [False, True])
 def test_a_start_has_the_time_that_its_hookscript_may_wait(by_ha: bool) -> None:
-    """For another card's handover, as handover_host.sh says, beside what a task may take (timeouts.apiTask) and HA until it begins."""
-    text = (Path(__file__).parents[2] / "remote_scripts/handover_host.sh").read_text()
-    waits = {name: int(value) for name, value in re.findall(r"^(START|RETURN)_SECONDS=(\d+)$", text, re.M)}
-    most = 2 * waits["START"] + waits["RETURN"]
+    """For another card's handover, as layers/handover.py says, beside what a task may take (timeouts.apiTask) and HA until it begins."""
+    most = 2 * layer.START_SECONDS + layer.RETURN_SECONDS
     assert most + 300 <= scripts.HANDOVER_SECONDS
     given: list[tuple[str, float]] = []
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -17,7 +15,7 @@ from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
 from homelab.provider.gpu_lease import GpuLeaseWork
-from homelab.remote import ledger, scripts
+from homelab.remote import ledger
 from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
@@ -25,6 +23,10 @@ from homelab.settings import Host, Vm, parse
 from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.plan import cards_of
+from remote_scripts.layers import handover as layer
+from remote_scripts.shared import handing
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.handover import State
 from tests.unit.hosts import KEY, desktop, device, gpu, settings
 from tests.unit.test_doctor import reading
 
@@ -133,9 +135,11 @@ def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
 def test_the_card_stays_with_its_driver_at_boot_and_the_iommu_is_on() -> None:
     want = plan.wanted(facts(), host())
     assert (want.functions, want.vfio_words) == ({}, "") and "amd_iommu=on" in want.iommu_words
-    assert handover.card_line("rtx5090", want.gpus["rtx5090"], [103]) == (
-        "rtx5090 0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8 103"
+    card = handover.card("rtx5090", want.gpus["rtx5090"], [103])
+    assert card == Card(
+        name="rtx5090", functions={"0000:01:00.0": "10de:2b85", "0000:01:00.1": "10de:22e8"}, vms=(103,)
     )
+    assert card.gpu == "0000:01:00.0"
 
 
 @pytest.mark.parametrize(
@@ -343,20 +347,9 @@ def test_a_vm_that_was_turned_away_during_an_up_is_shown() -> None:
     assert not [note for note in report.notes if "gpus.gone" in note], "no card of the settings"
 
 
-LIB = Path(scripts.__file__).parents[2] / "remote_scripts"
-
-
 def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
-    """By what the host's own program writes: a new state needs its words."""
-    texts = [path.read_text() for path in [*LIB.glob("lib/handover/*.sh"), LIB / "handover_host.sh"]]
-    noted = {
-        match
-        for text in texts
-        for match in re.findall(r"(?:save_state state|sink|sink DEAD|S\[state\]=) ?([A-Z]{2,})\b", text)
-    }
-    noted.discard("STATE")  # of a comment
-    assert noted == {"DRAINING", "FREE", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"}
-    for state in noted:
+    """By what the host's own program notes: a new state needs its words."""
+    for state in set(get_args(State)) - {"HOST"}:
         found = facts(handover={"cards": {"rtx5090": STATE.format(state)}}, guests=RUNNING | {"running": []})
         (about,) = [
             one for one in doctor.diagnose(reading(facts=found), host()).findings if "gpus.rtx5090" in one.wanted
@@ -365,11 +358,8 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
-    timer = (LIB / "files/homelab-handover.timer").read_text()
-    assert "OnUnitInactiveSec=1min" in timer and "OnBootSec=2min" in timer
-    assert "OWED_SECONDS=1800" in (LIB / "lib/handover/settle.sh").read_text(), (
-        "for half an hour, say ADR 30 and the pages"
-    )
+    assert "OnUnitInactiveSec=1min" in layer._TIMER_TEXT and "OnBootSec=2min" in layer._TIMER_TEXT
+    assert handing.OWED_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
 
 
 def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from homelab.cli import switch
 from homelab.settings import Vm
+from remote_scripts.layers.switch_card import Wanted
 from tests.unit.test_handover import facts, host
 
 VM = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": ["rtx5090"], "shutdown": {"timeout": 7200}})
@@ -28,13 +28,15 @@ class Told:
         self.well = well
         self.asked: list[tuple[str, float]] = []
 
-    async def run(self, verb: str, script: str, seconds: float = 0) -> str:
-        if verb != "story":
+    async def ask(self, verb: str, layer: str, wanted: Wanted, seconds: float = 0) -> dict[str, Any]:
+        assert layer == "switch_card"
+        if verb == "apply":
+            assert (wanted.vmid, wanted.start, wanted.seconds_off) == (103, False, 7200)
             self.asked.append((verb, seconds))
-            return json.dumps({"well": "yes" if self.well else "no", "said": "VM is locked (backup)"})
+            return {"well": self.well, "said": "VM is locked (backup)"}
         state, vm, runs = next(self.looks)
         noted = "" if state == "HOST" else noted_as(state, vm)
-        return json.dumps({"size": 0, "state": noted, "story": "", "runs": runs})
+        return {"size": 0, "state": noted, "story": "", "runs": runs}
 
 
 def noted_as(state: str, vm: str = "103") -> str:
@@ -84,7 +86,7 @@ def test_it_waits_as_long_as_the_vm_may_take_and_no_longer(
     monkeypatch.setattr(switch, "POLL_SECONDS", 0)
     assert asyncio.run(back(told, state, running)) == status
     assert said in "".join(capsys.readouterr())
-    assert told.asked == [("shut_down_vm", switch.SWITCH_SECONDS + 7200)] * shut_down
+    assert told.asked == [("apply", switch.SWITCH_SECONDS + 7200)] * shut_down
 
 
 def test_a_vm_that_does_not_go_off_keeps_the_card(capsys: pytest.CaptureFixture[str]) -> None:

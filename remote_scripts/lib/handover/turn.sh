@@ -4,7 +4,7 @@
 # run waits for one that has begun.
 # Needs: common, run_dir
 #
-# Gives: begin_handover; await_handover SECONDS; run_at_work VMID -> AT_WORK; note_pass VMID WHO, find_passes WHO -> PASSED, drop_other_passes WHO. Variables: HANDING.
+# Gives: await_handover SECONDS; note_pass VMID WHO, find_passes WHO -> PASSED, drop_other_passes WHO.
 #
 # A pass is a line VMID WHO. It counts while the run of that name holds the host: so a run whose connection was cut has its passes again when it comes
 # back, and no other run has them.
@@ -38,11 +38,6 @@ drop_other_passes() {
   exec {passes}>&-
 }
 
-# begin_handover - as long as this process lives. Before it asks for a run: whoever comes first is seen by the other one.
-begin_handover() {
-  exec {HANDING}>>"$RUN/handing" && flock -w 10 "$HANDING"
-}
-
 # await_handover SECONDS - status 1: one is still at work.
 await_handover() {
   local handing
@@ -50,20 +45,4 @@ await_handover() {
   exec {handing}>>"$RUN/handing"
   flock -w "$1" "$handing" || return 1
   exec {handing}>&-
-}
-
-# run_at_work VMID - does a run hold this host that doesn't start this VM? AT_WORK: whose.
-run_at_work() {
-  local held pass
-  [[ -e $RUN/up ]] && exec {held}<"$RUN/up" || return 1
-  # Shared: several may ask at once. A run that comes meanwhile waits for this moment.
-  if flock -n -s "$held"; then
-    exec {held}<&-
-    return 1
-  fi
-  exec {held}<&-
-  AT_WORK=''
-  { IFS= read -r AT_WORK <"$RUN/up"; } 2>/dev/null || :
-  while IFS= read -r pass; do [[ $pass != "$1 $AT_WORK" ]] || return 1; done 2>/dev/null <"$PASSES" || :
-  return 0
 }

@@ -1,0 +1,401 @@
+"""What hands a host's cards from its containers to VMs and back: a program, a service and a timer that bring to an end
+what was left half-way, and the hookscript that VMs name.
+
+Changes /usr/local/sbin/homelab-handover and /etc/homelab-handover.json (the cards); homelab-handover.service and
+.timer, which are enabled; snippets/homelab-handover.sh of a storage of this host. `revert` takes these away, with
+/var/lib/homelab/handover, and the option hookscript of VMs that still name it. Refused while a VM has a card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remote_scripts.shared import boot_service, card_users, guests, handover, handover_steps, hookscripts
+from remote_scripts.shared.boot_service import PYTHON
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_users import RefusedError
+from remote_scripts.shared.guest_tasks import boot_of
+from remote_scripts.shared.handing import Handover, refusal
+from remote_scripts.shared.handing import program as command
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Planned
+from remote_scripts.tools.plain import FormError, of_plain, to_plain
+from remote_scripts.tools.system import System
+
+CARDS = "/etc/homelab-handover.json"
+_LAYER = "handover"
+#: How long a start waits for whoever changes this host, and for a card that is on its way or whose containers are being
+#: started again, in seconds: several containers may take their time.
+START_SECONDS, RETURN_SECONDS = 180.0, 900.0
+_UNITS = "/etc/systemd/system"
+_SERVICE, _TIMER = f"{_UNITS}/homelab-handover.service", f"{_UNITS}/homelab-handover.timer"
+_LINKS = {
+    f"{_UNITS}/multi-user.target.wants/homelab-handover.service": _SERVICE,
+    f"{_UNITS}/timers.target.wants/homelab-handover.timer": _TIMER,
+}
+_SYSTEMCTL_SECONDS = 60.0
+
+_SERVICE_TEXT = f"""\
+# Written by homelab, which takes it away again (pulumi destroy).
+[Unit]
+Description=Cards that VMs and containers have in turn: what was left half-way comes to an end (homelab)
+RequiresMountsFor=/var/lib/homelab
+After=systemd-modules-load.service systemd-udevd.service pve-cluster.service homelab-nvidia-nodes.service
+Before=pve-guests.service
+
+[Service]
+Type=oneshot
+TimeoutStartSec=1800
+# Once a minute, it isn't worth a line that nothing was to be done.
+SyslogLevel=notice
+LogLevelMax=notice
+ExecStart=-{PYTHON} {handover.PROGRAM} reconcile
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_TIMER_TEXT = """\
+# Written by homelab, which takes it away again (pulumi destroy).
+[Unit]
+Description=Cards that VMs and containers have in turn (homelab)
+
+[Timer]
+OnBootSec=2min
+OnUnitInactiveSec=1min
+
+[Install]
+WantedBy=timers.target
+"""
+
+# Without the program nobody has looked whether the card is free, and its driver may wait for ever.
+_HOOK_TEXT = f"""\
+#!/bin/sh
+# Written by homelab, which takes it away again (pulumi destroy): hands a card from this host's containers to a VM that
+# starts, and back. Where Python is broken no VM starts by it, and each ends as ever.
+{PYTHON} "${{ROOT:-}}{handover.PROGRAM}" hook "$1" "$2" || [ "$2" != pre-start ] || {{
+  echo "homelab: VM $1 stays off: {handover.PROGRAM} has not handed it its card"; exit 1; }}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`cards`: those that are handed over here; none: nothing of this is needed."""
+
+    cards: tuple[Card, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change.
+
+    :raises Failure: no storage takes hookscripts.
+    """
+
+    def change() -> None:
+        if wanted.cards:
+            _write(system, wanted.cards)
+            for link in _LINKS:
+                if not system.files.at(link).is_symlink():
+                    system.files.plan_file("new", link)
+            return
+        for vmid in hookscripts.here(system):
+            system.files.plan_file("removed", f"VM {vmid}'s option hookscript")
+        _drop_files(system)
+
+    return system.planning(change)
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Installs it, or takes it away where no card is handed over any more.
+
+    :raises Failure: a card is away, no storage takes hookscripts, or systemd doesn't take the units.
+    """
+    return system.changing(lambda: _install(system, wanted.cards) if wanted.cards else _take_away(system))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Takes it away, whatever `wanted` says.
+
+    :raises Failure: a card is away, or a VM keeps the hookscript.
+    """
+    return system.changing(lambda: _take_away(system))
+
+
+# -- what is installed ---------------------------------------------------------------------------------------------
+
+
+def _write(system: System, cards: Sequence[Card]) -> None:
+    files = system.files
+    storage = hookscripts.need_storage(system)
+    files.put(_LAYER, CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
+    files.put(_LAYER, handover.PROGRAM, 0o755, boot_service.program(_LAYER))
+    files.put(_LAYER, _SERVICE, 0o644, _SERVICE_TEXT.encode())
+    files.put(_LAYER, _TIMER, 0o644, _TIMER_TEXT.encode())
+    if not files.planning:
+        files.make_folder(storage.folder)
+    files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
+
+
+def _install(system: System, cards: Sequence[Card]) -> Answer:
+    handover.need_rest(system)
+    files = system.files
+    _write(system, cards)
+    _forget(system, {card.name for card in cards})
+    for link, unit in _LINKS.items():
+        name = unit.rpartition("/")[2]
+        if files.at(link).is_symlink() and not files.changed and not _is_outdated(system, name):
+            continue
+        system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
+        done = system.run.do("systemctl", "enable", "--quiet", name, seconds=_SYSTEMCTL_SECONDS)
+        if done.status != 0:
+            raise Failure(
+                f"{name} enabled",
+                done.text,
+                "a handover that is cut short would stay half-way",
+                "correct what systemctl says, then run `pulumi up` again",
+            )
+    if system.run.do("systemctl", "start", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS).status != 0:
+        system.log.say("note: homelab-handover.timer has not started: it does at the next boot")
+    return Answer(files.changed)
+
+
+def _is_outdated(system: System, unit: str) -> bool:
+    """Whether systemd knows it as it was before, such as where an earlier run was cut short behind the file."""
+    return system.run.ask("systemctl", "show", "-p", "NeedDaemonReload", "--value", unit).text == "yes"
+
+
+def _take_away(system: System) -> Answer:
+    handover.need_rest(system)
+    files = system.files
+    for vmid in hookscripts.here(system):
+        hookscripts.drop_it(system, vmid)
+    for vmid in files.names(hookscripts.HOOKED):
+        hookscripts.tell_elsewhere(system, vmid)
+    if files.exists(_TIMER):
+        system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
+    for link, unit in _LINKS.items():
+        if files.exists(link):
+            system.run.do("systemctl", "disable", unit.rpartition("/")[2], seconds=_SYSTEMCTL_SECONDS)
+            files.remove(link)
+    was = files.changed
+    _drop_files(system)
+    if files.changed and not was:
+        system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
+    _forget(system, set())
+    files.remove(*(f"{handover.FOLDER}/{name}" for name in files.names(handover.FOLDER)))
+    return Answer(files.changed)
+
+
+def _drop_files(system: System) -> None:
+    """The hookscript last, wherever it was written: a VM that names one which isn't there doesn't start."""
+    for path in sorted(system.files.of_layer(_LAYER), key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
+        system.files.drop(_LAYER, path)
+
+
+def _forget(system: System, names: set[str]) -> None:
+    """What is noted of cards that aren't handed over any more, which the program that is installed would never settle.
+
+    :param names: of those that are.
+    """
+    for file in system.files.names(handover.FOLDER):
+        name, _, kind = file.rpartition(".")
+        if kind in ("state", "turned_away") and not file.startswith(".") and name not in names:
+            if kind == "state":
+                _tell_owed(system, name)
+            system.files.remove(f"{handover.FOLDER}/{file}")
+
+
+def _tell_owed(system: System, name: str) -> None:
+    """Containers that are still to be started again, which nobody sees to without what is noted there."""
+    noted = handover.noted(system, name)
+    if noted.boot != boot_of(system):
+        return
+    for ctid in noted.containers.split():
+        power = guests.power_of(system, "pct", ctid)
+        if power == "off":
+            system.log.say(
+                f"note: container {ctid} was shut down for VM {noted.vm} and has not started again ({noted.why}): once "
+                f"that is mended, `pct start {ctid}`"
+            )
+        elif power == "unknown":
+            system.log.say(
+                f"note: container {ctid} was shut down for VM {noted.vm}, and whether it has started again is not "
+                f"known: see `pct status {ctid}`"
+            )
+
+
+# -- what it does --------------------------------------------------------------------------------------------------
+
+
+def program(system: System, arguments: Sequence[str]) -> None:
+    """`hook VMID PHASE`, by the hookscript; `reconcile`, by the service; or a step of a card, in a unit of its own.
+
+    :raises Failure: a VM doesn't get its card, or a step hasn't worked.
+    """
+    try:
+        cards = of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
+    except (ValueError, FormError) as error:
+        raise _not_as_written(f"{CARDS}: {error}") from error
+    match list(arguments):
+        case ["hook", vmid, phase] if re.fullmatch(r"[1-9]\d*", vmid):
+            if phase == "pre-start":
+                _begin(system, cards, vmid)
+            elif phase == "post-stop":
+                _come_back(system, cards, vmid)
+        case ["reconcile"]:
+            _reconcile(system, cards)
+        case [step, name] if step in handover_steps.STEPS:
+            for card in cards:
+                if card.name == name:
+                    handover_steps.do(system, step, card)
+        case _:
+            raise _not_as_written(" ".join(arguments))
+
+
+def _not_as_written(found: str) -> Failure:
+    return Failure(
+        "what hands cards over, as it was installed",
+        found,
+        "nothing was changed",
+        "run `pulumi up --refresh`, which puts it there again",
+    )
+
+
+def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
+    ours = [card for card in cards if int(vmid) in card.vms]
+    if not ours:
+        # A VM that was restored or cloned from one of ours brings the hookscript along. Proxmox VE would take the card
+        # from its driver without a look.
+        for card in cards:
+            if card_users.names_card(system, card, vmid):
+                others = ", ".join(map(str, card.vms)) or "none"
+                raise Failure(
+                    f"VM {vmid} without a card that it isn't to have",
+                    f"VM {vmid} names gpus.{card.name}, and the settings give that card to VM {others}",
+                    "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing "
+                    "uses it",
+                    "name the card under the VM in the settings, or take it out of it",
+                )
+        return
+    # Before the wait for the host, which a run may have for long; and once more with it.
+    for one in (Handover(system, card) for card in ours):
+        one.need_no_run(vmid)
+        one.need_no_backup(vmid)
+    _get_host_for_start(system, vmid)
+    with system.work.holding(handover.HANDING, 10) as is_ours:
+        if not is_ours:
+            raise refusal(ours[0].name, vmid, "/run/homelab/handing can't be locked", "start the VM again")
+        # Somebody may have taken a card out of it.
+        _take_all(system, vmid, [card for card in ours if card_users.names_card(system, card, vmid)])
+
+
+def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:
+    taken: list[Handover] = []
+    for card in cards:
+        one = Handover(system, card)
+        try:
+            one.take(vmid)
+        except Failure:
+            for before in taken:
+                before.give_back(f"VM {vmid} didn't get all of its cards")
+            raise
+        taken.append(one)
+
+
+def _get_host(system: System, seconds: float) -> str:
+    """Alone: no other handover, and nobody who changes this host. Why not, or empty."""
+    system.work.lock_seconds = seconds
+    try:
+        system.work.take_lock()
+    except Failure as failure:
+        return failure.found
+    return ""
+
+
+def _is_handing(system: System) -> bool:
+    return system.work.is_locked(f"/run/homelab/{handover.HANDING}")
+
+
+def _get_host_for_start(system: System, vmid: str) -> None:
+    """Another handover comes to its end first. Whatever else has the host for that long is a run that was cut off."""
+    why = _get_host(system, START_SECONDS)
+    if why and _is_handing(system):
+        system.log.say(
+            f"VM {vmid} waits for a card that is on its way, or whose containers are being started again, for "
+            f"{RETURN_SECONDS:g} s at most"
+        )
+        until = time.monotonic() + RETURN_SECONDS
+        while _is_handing(system) and time.monotonic() < until:
+            time.sleep(1)
+        if not _is_handing(system):
+            why = _get_host(system, START_SECONDS)
+    if why:
+        who = "something else of homelab's has changed this host"
+        if _is_handing(system):
+            who = f"a card has been on its way, or its containers have been starting again ({handover.STORY})"
+        raise Failure(
+            f"this host free for the start of VM {vmid}",
+            f"{who} for too long ({why})",
+            "two at once would undo each other's changes; nothing was changed",
+            f"start VM {vmid} again when that has ended",
+        )
+
+
+def _come_back(system: System, cards: Sequence[Card], vmid: str) -> None:
+    """The VM has ended. Proxmox VE waits for us: the way back is a unit's."""
+    ours = [card for card in cards if int(vmid) in card.vms]
+    if not ours or handover.is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
+        return
+    # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
+    if handover.option(system, vmid, "lock") == "backup":
+        return
+    if not _get_host(system, 8):
+        for card in ours:
+            one = Handover(system, card)
+            if (one.noted.state, one.noted.vm) == ("VM", vmid):
+                one.note(state="RETURNING", why="")
+                one.say(f"VM {vmid} has ended")
+        system.work.release()
+    # Where it can't be started, the timer does the same within two minutes.
+    unit = ("systemd-run", "-q", "--collect", "--no-block", "-p", "RuntimeMaxSec=1800")
+    system.run.ask(*unit, *command("reconcile"), seconds=10)
+
+
+def _reconcile(system: System, cards: Sequence[Card]) -> None:
+    """What was left half-way is brought to an end. As a start does: not between two steps of a run, but for what that
+    run has started itself; and a run that begins waits for this.
+    """
+    if handover.is_going_down(system) or _get_host(system, 60):
+        return
+    with system.work.holding(handover.HANDING, 10) as is_ours:
+        for card in cards if is_ours else ():
+            _settle(system, card)
+
+
+def _settle(system: System, card: Card) -> None:
+    try:
+        one = Handover(system, card)
+        if handover.run_at_work(system) is None:
+            one.start_owed()
+        if handover.run_at_work(system, one.noted.vm or "-") is None:
+            one.settle()
+            one.look_after_containers()
+        if handover.run_at_work(system) is None:
+            for vmid in map(str, card.vms):
+                if card_users.names_card(system, card, vmid) and (said := hookscripts.set_again(system, vmid)):
+                    one.say(said)
+    except (Failure, RefusedError, OSError) as error:
+        found = error.found if isinstance(error, Failure) else error
+        system.log.say(f"{card.name}: left as it is: {found}")
+        handover.story_line(system, card.name, f"left as it is: {found}")

@@ -1,0 +1,118 @@
+"""The hookscript of a VM that may take a card from this host's containers (layers/handover.py). Proxmox VE lets
+root@pam itself set it, and no token.
+
+Changes the VM's option hookscript, where it has none, or ours by a storage that hasn't the script any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.shared import hookscripts
+from remote_scripts.shared.hookscripts import HOOKED
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Planned
+from remote_scripts.tools.system import System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`holder`: which entry of the settings wants it; the last that applied is the only one that takes it away."""
+
+    vmid: int
+    holder: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether anything was changed."""
+
+    changed: bool
+
+
+def plan(system: System, wanted: Wanted) -> Planned:
+    """What `apply` would change.
+
+    :raises Failure: as of `apply`.
+    """
+
+    def change() -> None:
+        if _lacks_it(system, str(wanted.vmid)):
+            system.files.plan_file("new", f"VM {wanted.vmid}'s option hookscript")
+
+    return system.planning(change)
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """:raises Failure: there is no such VM, it has another hookscript, or `qm` doesn't set it."""
+    return system.changing(lambda: _set(system, str(wanted.vmid), wanted.holder))
+
+
+def revert(system: System, wanted: Wanted) -> Answer:
+    """Takes it away, where it still is ours."""
+    return system.changing(lambda: _drop(system, str(wanted.vmid), wanted.holder))
+
+
+def _lacks_it(system: System, vmid: str) -> bool:
+    name = hookscripts.named(system, vmid)
+    if hookscripts.is_ours(name):
+        return not hookscripts.has_it(system, vmid)
+    if not system.files.exists(f"/etc/pve/qemu-server/{vmid}.conf"):
+        raise Failure(
+            f"VM {vmid}, which may take a card from containers",
+            "there is no such VM on this host",
+            "its hookscript hands it the card",
+            "correct vmid, then run `pulumi up` again",
+        )
+    if name:
+        raise Failure(
+            f"VM {vmid} with the hookscript that hands it its card",
+            f"it has one already: {name}",
+            "a VM has one hookscript, and what that one does is not known here",
+            f"take it out (`qm set {vmid} --delete hookscript`), or give the VM a card with use: vm; then run `pulumi "
+            "up` again",
+        )
+    return True
+
+
+def _set(system: System, vmid: str, holder: str) -> Answer:
+    files = system.files
+    storage = None
+    if _lacks_it(system, vmid):
+        storage = hookscripts.need_storage(system)
+        if not files.exists(storage.script):
+            raise Failure(
+                f"VM {vmid} with the hookscript {storage.volume}",
+                f"there is no {storage.script}",
+                "a VM that names a hookscript which isn't there doesn't start; the storages have changed since it was "
+                "written",
+                "run `pulumi up --refresh`, which writes it",
+            )
+    # Before it has it: by that it is known that the VM is to have it.
+    if files.line(f"{HOOKED}/{vmid}") != holder or not files.exists(f"{HOOKED}/{vmid}"):
+        files.need_folder(files.at(HOOKED))
+        files.write(f"{HOOKED}/{vmid}", f"{holder}\n".encode(), 0o600)
+    if storage is not None:
+        if said := hookscripts.set_it(system, vmid, storage):
+            raise Failure(
+                f"VM {vmid} with the hookscript {storage.volume}",
+                said,
+                "without it the VM would not get the card from the containers",
+                "correct what qm says, then run `pulumi up` again",
+            )
+        files.changed = True
+    return Answer(files.changed)
+
+
+def _drop(system: System, vmid: str, holder: str) -> Answer:
+    # An entry that got another name, or adopts what it had made, is undone under the old one after the new one has
+    # applied.
+    noted = system.files.line(f"{HOOKED}/{vmid}")
+    if noted and noted != holder:
+        system.log.say(f"note: VM {vmid} keeps its hookscript: another entry of the settings wants it now")
+        return Answer(False)
+    if hookscripts.is_ours(hookscripts.named(system, vmid)):
+        hookscripts.drop_it(system, vmid)
+    hookscripts.tell_elsewhere(system, vmid)
+    system.files.remove(f"{HOOKED}/{vmid}")
+    return Answer(system.files.changed)

@@ -1,0 +1,190 @@
+"""A card that VMs and containers have in turn, switched by hand: `apply` starts or shuts down the VM, as Proxmox VE's
+own buttons do (the handover is the hookscript's); `plan` says what a start would find, and changes nothing; `read`
+tells how it goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import card_users, guests, handover, shared_card
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_users import RefusedError
+from remote_scripts.shared.guest_tasks import boot_of
+from remote_scripts.shared.handover import Noted
+from remote_scripts.tools.system import System
+
+#: Of what `qm` says, which has a task's log, too.
+_SAID_LINES, _SAID_BYTES = 12, 4000
+#: `qm` has its own time limits, beside a VM's for its shutdown.
+_QM_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`vmid`: 0 for none, of `read`; `cards`: of `plan`, all that are handed over. `start`, or a shutdown, for which
+    the VM has `seconds_off`, after which its power is cut, if `cut`. `known`: how much of the story is known, in bytes.
+    """
+
+    card: str
+    vmid: int = 0
+    cards: tuple[Card, ...] = ()
+    start: bool = False
+    seconds_off: int = 0
+    cut: bool = False
+    known: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether it went well, and the end of what `qm` says."""
+
+    well: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """`size`: of the story, in bytes; `story`: what is new of it; `state`: the lines of what is noted of the card;
+    `runs`: of the VM.
+    """
+
+    size: int
+    runs: Literal["yes", "no", "unknown"]
+    state: str
+    story: str
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """`stands`: where the card is, where it isn't simply with its driver: nothing is looked at then. `refused`: why a
+    start would be refused, or empty; `containers`: that would be shut down, in this order; `ends`: who has the card and
+    ends with them; `holders`: who else has it; `way`: how its driver would let go.
+    """
+
+    state: str
+    stands: str
+    refused: str
+    containers: tuple[str, ...]
+    ends: tuple[str, ...]
+    holders: tuple[str, ...]
+    way: str
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Starts the VM, or shuts it down."""
+    words = ["start", str(wanted.vmid)]
+    if not wanted.start:
+        words = ["shutdown", str(wanted.vmid), "--timeout", str(wanted.seconds_off)]
+        words += ["--forceStop", "1"] if wanted.cut else []
+    done = system.run.ask("qm", *words, seconds=_QM_SECONDS)
+    lines = system.log.clean(done.output + done.error).strip("\n").splitlines()
+    return Answer(done.status == 0, system.log.clean("\n".join(lines[-_SAID_LINES:]), _SAID_BYTES))
+
+
+def read(system: System, wanted: Wanted) -> Story:
+    """What is new of the story, and what is noted of the card."""
+    content = system.files.read(handover.STORY) or b""
+    # It is cut at its beginning now and then: what is new can't be told apart then, and the next lines can.
+    new = content[wanted.known :]
+    runs: Literal["yes", "no", "unknown"] = "unknown"
+    # Before what is noted: a VM that has ended since has the card still, and the next look sees where it goes.
+    if wanted.vmid:
+        power = guests.power_of(system, "qm", str(wanted.vmid), 0)  # whoever looks on asks again
+        runs = "yes" if power == "on" else "no" if power == "off" else "unknown"
+    state = system.files.text(handover.state_file(wanted.card))
+    return Story(len(content), runs, state, system.log.clean(new))
+
+
+def plan(system: System, wanted: Wanted) -> Rehearsal:
+    """What would be found if the VM took the card now: every check of a handover, and its look at who has the card.
+
+    :raises Failure: what is noted of the card can't be read.
+    """
+    card = next(one for one in wanted.cards if one.name == wanted.card)
+    vmid = str(wanted.vmid)
+    noted = handover.noted(system, card.name)
+    # As a start finds it after a boot.
+    if noted.boot != boot_of(system) and noted.state != "DEAD":
+        noted = Noted()
+    reasons = []
+    is_its_own = noted.vm == vmid and noted.state in ("VM", "RETURNING")
+    if handover.run_at_work(system, vmid) is not None and not is_its_own and card_users.names_card(system, card, vmid):
+        reasons.append("an up or a destroy of this host is at work")
+    stands, refused = _where(system, card, noted, vmid)
+    way = "its modules are unloaded" if shared_card.is_only(system, card) else "it is unbound"
+    if stands:
+        reasons += [refused] if refused else []
+        return Rehearsal(noted.state, stands, "; ".join(reasons), (), (), (), way)
+    containers, ends, stays = _look(system, card, vmid, reasons)
+    return Rehearsal(noted.state, "", "; ".join(dict.fromkeys(reasons)), containers, ends, stays, way)
+
+
+def _where(system: System, card: Card, noted: Noted, vmid: str) -> tuple[str, str]:
+    """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
+    if noted.state == "VM":
+        if noted.vm != vmid:
+            if not card_users.why_not_over(system, noted):
+                return (
+                    f"VM {noted.vm} had it last, and is off: it comes back to the host before it goes to VM {vmid}",
+                    "",
+                )
+            why = f"nothing is shut down for VM {vmid} but containers: shut VM {noted.vm} down first"
+            return f"VM {noted.vm} has it since {noted.at}", why
+        power = guests.power_of(system, "qm", vmid)
+        if power == "on":
+            return f"VM {vmid} runs, and has it already", ""
+        if power == "unknown":
+            return f"VM {vmid} had it last", f"whether VM {vmid} runs can't be told (`qm status {vmid}`)"
+        return f"VM {vmid} had it last, and nobody has given it back yet: a start of it goes on from there", ""
+    if noted.state == "RETURNING":
+        return f"it is on its way back from VM {noted.vm}, which a start waits for", ""
+    if noted.state in ("DRAINING", "DETACHED"):
+        why = f"a handover is at work: rehearse again when it has ended ({handover.STORY})"
+        return f"it is on its way to VM {noted.vm} ({noted.state})", why
+    if noted.state in ("STUCK", "DEAD"):
+        return f"it is {noted.state}", noted.why or "nothing is tried with such a card"
+    if shared_card.all_on(system, card, "vfio-pci") and shared_card.is_that_card(system, card):
+        return "it is on vfio-pci already, not by this program: it stays there", ""
+    return "", ""
+
+
+def _look(
+    system: System, card: Card, vmid: str, reasons: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The containers that would be shut down, who ends with them, and who doesn't. All that stands against it is said
+    at once, in `reasons`.
+    """
+    power = guests.power_of(system, "qm", vmid)
+    if power == "on":
+        reasons.append(
+            f"VM {vmid} runs already, without it: a VM takes its card when it starts, so it is shut down first"
+        )
+    elif power == "unknown":
+        reasons.append(f"whether VM {vmid} runs can't be told (`qm status {vmid}`)")
+    try:
+        users = card_users.need_possible(system, card, vmid)
+    except RefusedError as error:
+        reasons.append(str(error))
+        users = []
+        try:
+            users = card_users.users(system, card)
+        except RefusedError as other:
+            reasons.append(str(other))
+    else:
+        if not card_users.names_card(system, card, vmid):
+            reasons.append(
+                f"VM {vmid} doesn't have it: no hostpci option of it names the card, which `pulumi up` gives it"
+            )
+    found: list[str] = []
+    if shared_card.driver_of(system, card.gpu) == "nvidia":
+        try:
+            found = card_users.having(system, card)
+        except RefusedError as error:
+            reasons.append(str(error))
+    # Of a container that is shut down, or NVIDIA's persistence daemon, which lets go when the mode goes off.
+    endings = (" of nvidia-persistenced.service)", *(f" of container {one.ctid})" for one in users))
+    ends = tuple(one for one in found if one.endswith(endings))
+    stays = tuple(one for one in found if one not in ends)
+    return tuple(one.ctid for one in users), ends, stays

@@ -1,0 +1,368 @@
+"""Who of this host uses a card by its configuration, and what stands against giving it to a VM: asked before anything
+is changed. What can't be read is said, and stands against it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from remote_scripts.shared import guests, ha, handover, nvidia, shared_card
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
+from remote_scripts.shared.guest_tasks import boot_of
+from remote_scripts.shared.handover import Noted
+from remote_scripts.shared.holders import UnseenError, holders
+from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_MAPPINGS = "/etc/pve/mapping/pci.cfg"
+_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
+_ARMED = "/var/lib/homelab/armed"
+_SMI_SECONDS = 30.0
+#: Between the two halves of `qm reboot`.
+REBOOT_SECONDS = 120
+#: From here on nvidia-drm with modeset lets go of one card of several (NVIDIA/open-gpu-kernel-modules).
+_DRM_DETACHES = (580, 105, 8)
+
+
+class RefusedError(Exception):
+    """A reason why a card can't go to a VM now."""
+
+
+# -- containers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class User:
+    """A container of this node. `known`: the addresses of its network cards."""
+
+    ctid: str
+    conf: ContainerConf
+    known: str
+
+    def gives(self, node: str) -> bool:
+        """Whether its configuration gives it this node of the host."""
+        return any(entry.takes(node) for entry in self.conf.entries)
+
+    def has(self, minor: str, drm: Iterable[str]) -> bool:
+        """Whether it gives one of a card's nodes."""
+        return bool(minor and self.gives(f"/dev/nvidia{minor}")) or any(self.gives(f"/dev/dri/{name}") for name in drm)
+
+    def startup(self, key: str) -> int | None:
+        """Of its option `startup`: `order`, or `down` in seconds."""
+        match = re.search(rf"{key}=(\d+)", self.conf.options.get("startup", ""))
+        return int(match[1]) if match else None
+
+
+def user(system: System, ctid: str) -> User | None:
+    """A container; None: it isn't of this node.
+
+    :raises RefusedError: its configuration can't be read.
+    """
+    try:
+        content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
+    except Failure as failure:
+        raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
+    if content is None:
+        return None
+    text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+    return User(ctid, parse(text), addresses(text))
+
+
+def all_users(system: System) -> Iterator[User]:
+    """The containers of this node.
+
+    :raises RefusedError: one's configuration can't be read.
+    """
+    for name in system.files.names(PVE_LXC):
+        if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (found := user(system, match[1])):
+            yield found
+
+
+def power_of(system: System, ctid: str) -> guests.Power:
+    """Whether a container runs."""
+    return guests.power_of(system, "pct", ctid)
+
+
+def users(system: System, card: Card) -> list[User]:
+    """The containers that run and have the card by their configuration, in the order in which they are shut down: that
+    of the host's start, backwards.
+
+    :raises RefusedError: one of them can't be shut down, or that isn't known.
+    """
+    minor, drm = shared_card.minor_of(system, card), shared_card.drm_names(system, card)
+    found = []
+    for one in all_users(system):
+        if not one.has(minor, drm):
+            continue
+        power = power_of(system, one.ctid)
+        if power == "unknown":
+            raise RefusedError(f"whether container {one.ctid} runs can't be told (`pct status {one.ctid}`)")
+        if power != "on":
+            continue
+        if locked := one.conf.options.get("lock"):
+            raise RefusedError(f"container {one.ctid}, which uses the card, is locked: {locked}")
+        if is_under_ha(system, one.ctid):
+            raise RefusedError(f"container {one.ctid}, which uses the card, is under HA, which would start it again")
+        found.append(one)
+    return sorted(found, key=_last_first)
+
+
+def in_order(system: System, ctids: Iterable[str]) -> list[str]:
+    """Containers, each once, in that order; one that is gone or can't be read counts as one without an order."""
+    ranks = {}
+    for ctid in ctids:
+        try:
+            one = user(system, ctid)
+        except RefusedError:
+            one = None
+        ranks[ctid] = _last_first(one or User(ctid, ContainerConf(), ""))
+    return sorted(ranks, key=lambda ctid: ranks[ctid])
+
+
+def _last_first(one: User) -> tuple[int, int]:
+    order = one.startup("order")
+    return -(99999 if order is None else order), -int(one.ctid)
+
+
+def is_under_ha(system: System, ctid: str) -> bool:
+    """Whether the HA manager starts and stops a container. Where that can't be read, it may."""
+    try:
+        return ha.is_managed(system, f"ct:{ctid}")
+    except Failure:
+        return True
+
+
+# -- VMs -----------------------------------------------------------------------------------------------------------
+
+
+def names_card(system: System, card: Card, vmid: str) -> bool:
+    """Whether a hostpci option of the VM gives the card, by its address or by a mapping, of which the lines of this
+    node count. A mapping that isn't known, or a configuration that can't be read, may.
+    """
+    slot = card.gpu.rpartition(".")[0]
+    short = slot.removeprefix("0000:")
+    try:
+        lines = handover.conf_lines(system, vmid)
+    except OSError:
+        return True
+    for line in lines:
+        match = re.match(r"hostpci\d+:\s*(.*)$", line)
+        if not match:
+            continue
+        words = match[1].strip().split(",")
+        mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
+        if mapping:
+            known = _mapping(system, mapping)
+            if not known or any(slot in text or f"path={short}" in text for text in known):
+                return True
+        elif any(re.fullmatch(r"(host=)?[0-9a-fA-F:.;]+", word) and short in word.lower() for word in words):
+            return True
+    return False
+
+
+def _mapping(system: System, name: str) -> list[str]:
+    """A mapping's name and its lines for this node; nothing: it isn't known."""
+    try:
+        node = system.files.at("/etc/pve/local").readlink().name
+    except OSError:
+        node = ""
+    found, is_it = [], False
+    for line in system.files.text(_MAPPINGS).splitlines():
+        if line[:1] not in ("", " ", "\t"):
+            is_it = line.split()[0] == name
+            found += [name] if is_it else []
+        elif is_it and (not node or f"node={node}," in f"{line},"):
+            found.append(line)
+    return found
+
+
+def why_not_over(system: System, what: Noted) -> str:
+    """Of a VM that has a card: why it has not ended, and keeps it; empty: it has, or it has not begun. A start holds
+    the VM's lock from before the hook to its end. Whoever can't tell says so.
+    """
+    try:
+        # Before the question: a start that has come to its end meanwhile is seen by that.
+        if system.work.is_locked(f"/run/lock/qemu-server/lock-{what.vm}.conf"):
+            return "its start or stop is at work"
+        done = system.run.ask("qm", "status", what.vm)
+        if done.status != 0:
+            is_gone = not system.files.exists(f"/etc/pve/qemu-server/{what.vm}.conf")
+            return "" if system.files.at("/etc/pve/qemu-server").is_dir() and is_gone else _unanswered(what)
+        if done.text != "status: stopped":
+            return "it runs" if done.text.startswith("status: ") else _unanswered(what)
+        lock = handover.option(system, what.vm, "lock")
+    except OSError as error:
+        return f"whether it has ended can't be told: {error.strerror}"
+    if lock == "backup":  # of a VM that ran: the backup starts it again
+        return (
+            f"VM {what.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. If "
+            f"no backup of it is at work, that lock was left behind: `qm unlock {what.vm}` gives the card back"
+        )
+    try:
+        request = system.files.at(f"/run/qemu-server/{what.vm}.reboot").stat()
+    except OSError:
+        return ""
+    return "" if time.time() - request.st_mtime > REBOOT_SECONDS else "it restarts"
+
+
+def _unanswered(what: Noted) -> str:
+    return f"whether VM {what.vm} has ended can't be told (`qm status {what.vm}`)"
+
+
+def backup_refusal(vmid: str) -> str:
+    """A backup of a VM that is off starts it."""
+    return (
+        f"a backup of VM {vmid}, which was off, would start it: the card stays with the containers. Back the VM up "
+        f"while it runs. If no backup is at work, its lock was left behind: `qm unlock {vmid}`"
+    )
+
+
+def need_possible(system: System, card: Card, vmid: str) -> list[User]:
+    """What stands against giving the card to a VM now; returns the containers that would be shut down.
+
+    :raises RefusedError: something does.
+    """
+    _need_card(system, card)
+    armed = handover_armed(system)
+    if armed:
+        raise RefusedError(armed)
+    try:
+        lock = handover.option(system, vmid, "lock")
+    except OSError as error:
+        raise RefusedError(f"the configuration of VM {vmid} can't be read ({error.strerror})") from error
+    if lock == "backup":
+        raise RefusedError(backup_refusal(vmid))
+    driver = shared_card.driver_of(system, card.gpu)
+    if driver != "nvidia":
+        raise RefusedError(f"NVIDIA's driver doesn't have it, but {driver or 'none'}")
+    for address in card.functions:
+        _need_free_function(system, address)
+    _need_undivided(system, card)
+    _need_unreserved(system, card, vmid)
+    _need_drm_that_lets_go(system, card)
+    _need_no_console(system, card)
+    return users(system, card)
+
+
+def handover_armed(system: System) -> str:
+    """Why the boot stands against it: one that isn't confirmed is verified with the card. Empty: it doesn't."""
+    path = system.files.at(_ARMED)
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
+    boots = [line[5:] for line in text.splitlines() if line.startswith("boot ")]
+    return "" if boots == [boot_of(system)] else "this boot of the host isn't confirmed yet, which pulumi up does"
+
+
+def _need_card(system: System, card: Card) -> None:
+    if not shared_card.is_that_card(system, card):
+        raise RefusedError(
+            f"another device than it is at {' '.join(card.functions)} now; `pulumi up --refresh` finds it again"
+        )
+    if not shared_card.is_alive(system, card):
+        raise RefusedError("it doesn't answer: its configuration space can't be read")
+
+
+def _attribute(system: System, path: str) -> str | None:
+    """The first line of an attribute; empty: it can't be read; None: it isn't there."""
+    return system.files.line(path) if system.files.exists(path) else None
+
+
+def _need_free_function(system: System, address: str) -> None:
+    folder = f"{shared_card.DEVICES}/{address}"
+    virtual = _attribute(system, f"{folder}/sriov_numvfs")
+    if virtual == "":
+        raise RefusedError(f"whether {address} has virtual functions can't be read (sriov_numvfs)")
+    if virtual is not None and re.search("[1-9]", virtual):
+        raise RefusedError(f"{address} has virtual functions (SR-IOV)")
+    screen = _attribute(system, f"{folder}/boot_vga")
+    if screen == "1":
+        raise RefusedError("it is this host's screen (boot_vga)")
+    if screen == "":
+        raise RefusedError(f"whether it is this host's screen can't be read (boot_vga of {address})")
+
+
+def _need_undivided(system: System, card: Card) -> None:
+    words = ("-i", card.gpu, "--query-gpu=mig.mode.current", "--format=csv,noheader")
+    done = system.run.ask("nvidia-smi", *words, seconds=_SMI_SECONDS)
+    if done.status != 0:
+        said = system.log.clean(done.output + done.error).strip()
+        raise RefusedError(f"nvidia-smi doesn't answer for it: {said or 'no text'}")
+    if "Enabled" in done.text:
+        raise RefusedError("MIG is on: it is divided")
+
+
+def _need_unreserved(system: System, card: Card, vmid: str) -> None:
+    """Has another VM that lives reserved it (PVE::QemuServer::PCI)?"""
+    content = system.files.read(_RESERVATIONS)
+    if content is None and system.files.exists(_RESERVATIONS):
+        raise RefusedError(f"which VM has it can't be read ({_RESERVATIONS})")
+    for line in (content or b"").decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] not in card.functions or words[1] == vmid:
+            continue
+        kind, _, value = words[2].partition(":") if len(words) > 2 else ("", "", "")
+        if kind == "pid" and not system.files.exists(f"/proc/{value}"):
+            continue
+        if kind == "time" and value.isdecimal() and int(value) <= time.time():
+            continue
+        raise RefusedError(f"VM {words[1]} has it, or is starting with it")
+
+
+def _need_drm_that_lets_go(system: System, card: Card) -> None:
+    """nvidia-drm opens the card itself with modeset, unless it can be unloaded."""
+    modeset = _attribute(system, "/sys/module/nvidia_drm/parameters/modeset")
+    if modeset not in ("Y", "") or shared_card.is_only(system, card):
+        return
+    try:
+        version = nvidia.version(system)
+    except OSError:
+        version = ""
+    if not version or tuple(map(int, version.split("."))) < _DRM_DETACHES:
+        raise RefusedError(
+            f"NVIDIA's driver {version} with nvidia_drm modeset=1 never lets go of one card of several: update it to "
+            "580.105.08 or later, or set modeset=0"
+        )
+
+
+def _need_no_console(system: System, card: Card) -> None:
+    """Does the host's text console draw on it?"""
+    if not any(system.files.exists(f"{shared_card.DEVICES}/{one}/graphics/fb0") for one in card.functions):
+        return
+    for name in system.files.names("/sys/class/vtconsole"):
+        folder = f"/sys/class/vtconsole/{name}"
+        kind = _attribute(system, f"{folder}/name")
+        draws = kind is not None and (kind == "" or "frame buffer" in kind)
+        if draws and system.files.line(f"{folder}/bind") in ("", "1"):
+            raise RefusedError("the host's console draws on it (fb0)")
+
+
+# -- who has it ----------------------------------------------------------------------------------------------------
+
+
+def having(system: System, card: Card) -> list[str]:
+    """Who has the card open, in words.
+
+    :raises RefusedError: it can't be told.
+    """
+    try:
+        node = f"/dev/nvidia{shared_card.minor_of(system, card)}"
+        numbers = shared_card.node_numbers(system, card)
+        return holders(system, node, numbers, shared_card.mapped_as(system, card))
+    except (UnseenError, OSError, ValueError) as error:
+        raise RefusedError(f"who has it can't be told: {error}") from error
+
+
+def need_nobody(found: Iterable[str]) -> None:
+    """:raises RefusedError: somebody has it."""
+    names = ", ".join(found)
+    if names:
+        raise RefusedError(f"in use by {names}")

@@ -1,0 +1,142 @@
+"""Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is
+looked for first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from remote_scripts.tools.run import TIMED_OUT, TOO_MUCH, Done
+from remote_scripts.tools.system import System
+
+_LOOK_SECONDS = 60.0
+#: So many paths go to one program: a line of arguments has an end.
+_PATHS = 4000
+_BYTES = 1 << 20
+_NO_FILES = ("socket:", "pipe:", "anon_inode:")
+#: What is said where a process has ended meanwhile, or has a file on a storage that is gone: no device node answers
+#: like that.
+_GONE = "No such file or directory|No such process|Stale file handle|Transport endpoint is not connected"
+_GONE += "|Input/output error"
+
+
+class UnseenError(Exception):
+    """A look that failed, which is no "nobody"; the text says why."""
+
+
+def holders(system: System, control: str, numbers: Collection[str], mapped: str) -> list[str]:
+    """Who has one of these nodes open, or the card's memory mapped, in words.
+
+    What is in a container has paths of its own: numbers count. Threads are looked at: where the first one of a process
+    has ended, or another one has open files of its own, the process shows nothing. Whoever ends meanwhile has let go.
+
+    :param control: a node that the look has to see, or it counts for nothing.
+    :param numbers: MAJOR:MINOR in hexadecimal.
+    :param mapped: a pattern of grep's.
+    :raises UnseenError: it can't be told.
+    """
+    found: set[int] = set()
+    is_seen = False
+    control = str(system.files.at(control))
+    proc = str(system.files.at("/proc"))
+    for paths in _parts([control, *_open_files(system)]):
+        # What lies on a storage that doesn't answer isn't asked of it.
+        done = system.run.ask(
+            "stat", "--cached=always", "-L", "-c", "%t:%T %F %n", *paths, seconds=_LOOK_SECONDS, limit=_BYTES
+        )
+        _need_answer(system, done)
+        for line in done.text.splitlines():
+            one, _, rest = line.partition(" ")
+            kind, _, path = rest.rpartition(" ")
+            is_seen = is_seen or path == control
+            if one in numbers and kind == "character special file" and path.startswith(f"{proc}/"):
+                found.add(int(path[len(proc) + 1 :].partition("/")[0]))
+    if not is_seen:
+        raise UnseenError(f"the look at all processes has not shown {control}, which is there")
+    for paths in _parts(list(_maps(system))):
+        done = system.run.ask("grep", "-lE", mapped, *paths, os.devnull, seconds=_LOOK_SECONDS, limit=_BYTES)
+        _need_answer(system, done)
+        found |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
+    return [_in_words(system, pid) for pid in sorted(found)]
+
+
+def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(paths), _PATHS):
+        yield paths[first : first + _PATHS]
+
+
+def _threads(system: System) -> Iterator[tuple[str, list[str]]]:
+    """Each process' folder, and the names of its threads."""
+    proc = system.files.at("/proc")
+    try:
+        processes = [one for one in os.listdir(proc) if one.isdecimal()]
+    except OSError as error:
+        raise UnseenError(f"{proc} can't be read: {error.strerror}") from error
+    for process in processes:
+        names = _listed(f"{proc}/{process}/task")
+        if names:
+            yield f"{proc}/{process}", sorted((one for one in names if one.isdecimal()), key=int)
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    except OSError as error:
+        raise UnseenError(f"the look at all processes failed: {folder}: {error.strerror}") from error
+
+
+def _open_files(system: System) -> Iterator[str]:
+    """Links that may lead to a node; of what all threads of a process have alike one."""
+    for process, threads in _threads(system):
+        known: set[tuple[str, str]] = set()
+        for thread in threads:
+            folder = f"{process}/task/{thread}/fd"
+            for name in _listed(folder):
+                try:
+                    target = os.readlink(f"{folder}/{name}")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                except OSError as error:
+                    raise UnseenError(f"the look at all processes failed: {folder}: {error.strerror}") from error
+                if not target.startswith(_NO_FILES) and (name, target) not in known:
+                    known.add((name, target))
+                    yield f"{folder}/{name}"
+
+
+def _maps(system: System) -> Iterator[str]:
+    """Threads have one memory: two of them are asked, since the first may have ended."""
+    for process, threads in _threads(system):
+        for thread in dict.fromkeys((threads[0], threads[-1])) if threads else ():
+            yield f"{process}/task/{thread}/maps"
+
+
+def _need_answer(system: System, done: Done) -> None:
+    """It has failed where something else is said than that processes are gone, or files on a storage that is; or where
+    it ends badly without a word.
+    """
+    said = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_no_loss(system, line)]
+    if done.status in (TIMED_OUT, TOO_MUCH) or said or (done.status > 1 and (done.status > 2 or not done.error)):
+        raise UnseenError(f"the look at all processes failed: {said[0] if said else f'status {done.status}'}")
+
+
+def _is_no_loss(system: System, line: str) -> bool:
+    place = f"'?{re.escape(str(system.files.at('/proc')))}/[0-9]+/task/[0-9]+/(fd/[0-9]+|maps)'?"
+    # "Permission denied" answers a FUSE file system that is its user's alone, where nodes aren't allowed; of a process
+    # itself root is denied nothing.
+    refused = f"stat: (cannot statx? )?{place}: Permission denied"
+    return bool(re.fullmatch(f"(stat|grep): (cannot statx? )?{place}: ({_GONE})|{refused}", line))
+
+
+def _in_words(system: System, pid: int) -> str:
+    name = system.files.text(f"/proc/{pid}/comm").replace("\n", "")
+    group = system.files.text(f"/proc/{pid}/cgroup").rpartition("\n")[2]
+    about = ""
+    if match := re.search(r"/lxc(?:\.payload)?[./](\d+)", group):
+        about = f" of container {match[1]}"
+    elif match := re.search(r"/([^/]+\.(?:service|scope))(?:$|/)", group):
+        about = f" of {match[1]}"
+    return f"{name or '?'} (PID {pid}{about})"

@@ -1,0 +1,177 @@
+"""The hookscript by which VMs get a card of containers: where it lies, and which VMs name it.
+
+/var/lib/homelab/handover-hooks/VMID says that a VM is to have it, and which entry of the settings wants it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from remote_scripts.shared import handover
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+LAYER = "handover"
+FILE = "homelab-handover.sh"
+HOOKED = f"{HOME}/handover-hooks"
+STORAGES = "/etc/pve/storage.cfg"
+NODES, _VMS = "/etc/pve/nodes", "/etc/pve/qemu-server"
+_SET_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage that is a folder of this host's alone and takes hookscripts. `folder`: for these."""
+
+    name: str
+    folder: str
+
+    @property
+    def script(self) -> str:
+        """Where our hookscript lies, or is to."""
+        return f"{self.folder}/{FILE}"
+
+    @property
+    def volume(self) -> str:
+        """By which a VM names it."""
+        return f"{self.name}:snippets/{FILE}"
+
+
+def storages(system: System) -> list[Storage]:
+    """The one where our script lies comes first, then local."""
+    try:
+        node = system.files.at("/etc/pve/local").readlink().name
+    except OSError:
+        node = ""
+    ours = system.files.of_layer(LAYER)
+    found = storages_of(system.files.text(STORAGES), node)
+    return sorted(found, key=lambda one: (one.script not in ours, one.name != "local"))
+
+
+def storages_of(text: str, node: str) -> list[Storage]:
+    """Those that a configuration of storages has for a node. One that is for other nodes of the cluster has no volume
+    here, wherever its folder lies.
+    """
+    found = []
+    for section in re.split(r"(?m)^(?=[a-z]+:)", text):
+        lines = [line.split(None, 1) for line in section.splitlines() if line.strip()]
+        if not lines or lines[0][0] != "dir:" or len(lines[0]) < 2:
+            continue
+        about = {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines[1:]}
+        nodes = re.split(r"[\s;,]+", about["nodes"]) if "nodes" in about else [node]
+        is_off = any(about.get(key, "0") != "0" for key in ("shared", "disable"))
+        takes = "snippets" in about.get("content", "").split(",")
+        if takes and not is_off and node in nodes and (path := about.get("path", "").rstrip("/")):
+            found.append(Storage(lines[0][1].strip(), f"{path}/snippets"))
+    return found
+
+
+def need_storage(system: System) -> Storage:
+    """The first of these.
+
+    :raises Failure: there is none.
+    """
+    for one in storages(system):
+        return one
+    raise Failure(
+        "a storage of this host (a folder) that takes snippets",
+        f"none in {STORAGES} does",
+        "a VM names the script that hands it its card by such a storage",
+        "add snippets to the content of one: Datacenter -> Storage -> local -> Edit -> Content; then run `pulumi up` "
+        "again",
+    )
+
+
+def named(system: System, vmid: str) -> str:
+    """The hookscript that a VM's configuration names.
+
+    :raises OSError: it can't be read.
+    """
+    return named_of(handover.conf_lines(system, vmid))
+
+
+def named_of(lines: Iterable[str]) -> str:
+    """The same of a configuration's lines; of several the last one counts."""
+    return handover.option_of(lines, "hookscript").rpartition("\n")[2].strip()
+
+
+def is_ours(name: str) -> bool:
+    """Whether that is our hookscript, by whichever storage."""
+    return name.endswith(f":snippets/{FILE}")
+
+
+def has_it(system: System, vmid: str) -> bool:
+    """Whether a VM names ours, by a storage that has it: one whose hookscript isn't found doesn't start.
+
+    :raises OSError: its configuration can't be read.
+    """
+    name = named(system, vmid)
+    return any(name == one.volume and system.files.exists(one.script) for one in storages(system))
+
+
+def set_it(system: System, vmid: str, storage: Storage) -> str:
+    """Has the VM name it; returns what `qm` says where that fails, else nothing."""
+    done = system.run.do("qm", "set", vmid, "--hookscript", storage.volume, seconds=_SET_SECONDS)
+    return "" if done.status == 0 else done.text or f"qm set ended with status {done.status}"
+
+
+def drop_it(system: System, vmid: str) -> None:
+    """:raises Failure: `qm` doesn't take it out."""
+    done = system.run.do("qm", "set", vmid, "--delete", "hookscript", seconds=_SET_SECONDS)
+    if done.status != 0:
+        raise Failure(
+            f"VM {vmid} without our hookscript",
+            done.text,
+            "once the script is gone, a VM that names it doesn't start",
+            "correct what qm says, then run the same again",
+        )
+    system.files.changed = True
+
+
+def here(system: System) -> list[str]:
+    """The VMs of this node that name ours; those that aren't the settings', too: a clone, or one that was restored, has
+    brought the name along.
+
+    :raises OSError: a configuration can't be read.
+    """
+    vmids = [match[1] for name in system.files.names(_VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))]
+    return [vmid for vmid in vmids if is_ours(named(system, vmid))]
+
+
+def node_of(system: System, vmid: str) -> str:
+    """The node to which a VM was moved that names ours there; empty: there is none."""
+    if system.files.exists(f"{_VMS}/{vmid}.conf"):
+        return ""
+    nodes = system.files.names(NODES)
+    confs = ((node, system.files.text(f"{NODES}/{node}/qemu-server/{vmid}.conf")) for node in nodes)
+    return next((node for node, text in confs if is_ours(named_of(handover.above(text)))), "")
+
+
+def tell_elsewhere(system: System, vmid: str) -> None:
+    """Of such a VM. It is left there: that node may have one of its own by that name."""
+    if node := node_of(system, vmid):
+        system.log.say(
+            f"note: VM {vmid} is on node {node} now, and names homelab's hookscript there: unless that node has it, "
+            f"the VM doesn't start. On {node}: `qm set {vmid} --delete hookscript`"
+        )
+
+
+def set_again(system: System, vmid: str) -> str:
+    """A VM that is to have it and has none, such as after a snapshot's rollback, or a backup that was restored: without
+    it, its next start would take the card from its driver, who may wait for ever. What was done, in words; else empty.
+
+    :raises OSError: its configuration can't be read.
+    """
+    if not system.files.exists(f"{HOOKED}/{vmid}") or not system.files.exists(f"{_VMS}/{vmid}.conf"):
+        return ""
+    if named(system, vmid) or handover.option(system, vmid, "lock"):
+        return ""
+    storage = next((one for one in storages(system) if system.files.exists(one.script)), None)
+    if storage is None:
+        return ""
+    said = set_it(system, vmid, storage)
+    lost = f"VM {vmid} had lost its hookscript (a rollback, or a backup that was restored)"
+    return f"{lost}, and can't be given it again: {said}" if said else f"{lost}: it names it again"

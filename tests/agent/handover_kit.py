@@ -1,0 +1,452 @@
+"""A host that is a folder, with a card of two functions that container 950 and VM 103 have in turn: the kernel acts when sysfs is written, and programs are
+functions. What they say is in files: `ct950`, `vm103`, `persistence`, `drain`; `active` has the units that are at work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from remote_scripts.layers import handover as layer
+from remote_scripts.shared import handing
+from remote_scripts.shared.card import Card
+from remote_scripts.tools import disk
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Files
+from remote_scripts.tools.run import TIMED_OUT, Done, Stand
+from tests.agent.kit import Host, watched
+
+GPU, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
+BIG = Card(name="big", functions={GPU: "10de:2b85", AUDIO: "10de:22e8"}, vms=(103,))
+STATE, STORY = "/var/lib/homelab/handover/big.state", "/var/lib/homelab/handover/log"
+DEVICES = "/sys/bus/pci/devices"
+VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/950.conf"
+START, STOP, SERVICE = ("hook", "103", "pre-start"), ("hook", "103", "post-stop"), ("reconcile",)
+_DRIVERS = f"{DEVICES}/../drivers"
+_OWN = {GPU: "nvidia", OTHER: "nvidia", AUDIO: "snd_hda_intel"}
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return made(Host(tmp_path), monkeypatch)
+
+
+def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> Host:
+    """Its driver has another card, too, unless `only`."""
+    for driver in ("nvidia", "vfio-pci", "snd_hda_intel", "amdgpu"):
+        host.write(f"/sys/bus/pci/drivers/{driver}/bind", "")
+    for address, ids in ((GPU, "10de:2b85"), (AUDIO, "10de:22e8"), (OTHER, "10de:2684")):
+        vendor, device = ids.split(":")
+        host.write(f"{DEVICES}/{address}/vendor", f"0x{vendor}\n")
+        host.write(f"{DEVICES}/{address}/device", f"0x{device}\n")
+        host.write(f"{DEVICES}/{address}/driver_override", "\n")
+        host.write(f"{DEVICES}/{address}/config", bytes.fromhex(vendor)[::-1] + bytes.fromhex(device)[::-1] + bytes(60))
+        bind(host, address, _OWN[address])
+    if only:
+        unbind(host, OTHER)
+    for name in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm"):
+        (host.root / "sys/module" / name).mkdir(parents=True)
+    host.write(f"/proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 0\n")
+    host.write(
+        "/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  x\n"
+    )
+    host.write("/proc/devices", "Character devices:\n195 nvidia\n508 nvidia-uvm\n\nBlock devices:\n")
+    host.write("/proc/sys/kernel/random/boot_id", "boot\n")
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
+        host.write(f"/dev/{name}", "")
+    host.write(CONTAINER, "hostname: media\ndev0: /dev/nvidia0\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:01\n")
+    host.write(VM, "name: gaming\nhostpci0: mapping=big,driver=keep,pcie=1\n")
+    host.write("/ct950", "running\n")
+    host.write("/vm103", "stopped\n")
+    host.write("/persistence", "Enabled\n")
+    host.write("/drain", "0\n")
+    host.write("/kept/.keep", "")
+    host.write("/run/lock/qemu-server/lock-103.conf", "")
+    cards(host, BIG)
+    monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
+    monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
+    monkeypatch.setattr("remote_scripts.shared.shared_card._LOOK_SECONDS", 0)
+    monkeypatch.setattr(handing, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(handing, "STEP_SECONDS", 0)
+    monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
+    host.programs |= _programs(host)
+    return host
+
+
+class Moments:
+    """The time, of which a question that isn't answered takes as long as it may."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 30
+        return self.now
+
+    def sleep(self, _seconds: float) -> None: ...
+
+
+def cards(host: Host, *cards: Card) -> None:
+    """What is handed over, as the layer has installed it."""
+    host.write(
+        layer.CARDS,
+        "["
+        + ",".join(
+            f'{{"name":"{one.name}","functions":{str(one.functions).replace(chr(39), chr(34))},"vms":{list(one.vms)}}}'
+            for one in cards
+        )
+        + "]",
+    )
+
+
+# -- the kernel ----------------------------------------------------------------------------------------------------
+def bind(host: Host, address: str, driver: str) -> None:
+    link = host.root / DEVICES[1:] / address / "driver"
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"../../../../bus/pci/drivers/{driver}")
+
+
+def unbind(host: Host, address: str) -> None:
+    (host.root / DEVICES[1:] / address / "driver").unlink(missing_ok=True)
+
+
+def driver(host: Host, address: str) -> str:
+    link = host.root / DEVICES[1:] / address / "driver"
+    return link.readlink().name if link.is_symlink() else ""
+
+
+def drivers(host: Host) -> list[str]:
+    return [driver(host, one) for one in (GPU, AUDIO, OTHER)]
+
+
+def override(host: Host, address: str) -> str:
+    return host.read(f"{DEVICES}/{address}/driver_override").strip()
+
+
+def _take(host: Host, path: str, value: str) -> None:
+    """A value that is written into sysfs. The file `refuses` has a part of the path for which the kernel refuses it."""
+    disk.WATCH[-1]("write", str(host.root / path[1:]))
+    if host.exists("/refuses") and host.read("/refuses").strip() in path:
+        raise OSError(22, "Invalid argument")
+    name = path.rpartition("/")[2]
+    gpus, kept = host.root / "proc/driver/nvidia/gpus", host.root / "kept"
+    if name == "unbind":
+        was = driver(host, value)
+        unbind(host, value)
+        if was == "nvidia" and (gpus / value).exists():
+            (gpus / value).rename(kept / value)
+    elif name in ("bind", "drivers_probe"):
+        wanted = path.split("/")[-2] if name == "bind" else override(host, value) or _OWN[value]
+        is_loaded = host.exists("/proc/driver/nvidia/version") or wanted != "nvidia"
+        if driver(host, value) or not is_loaded or override(host, value) not in ("", wanted):
+            raise OSError(19, "No such device")
+        if wanted == "vfio-pci" and override(host, value) != "vfio-pci":
+            raise OSError(19, "No such device")
+        bind(host, value, wanted)
+        if wanted == "nvidia" and (kept / value).exists():
+            (kept / value).rename(gpus / value)
+    else:
+        (host.root / path[1:]).write_text(f"{value}\n")
+
+
+# -- programs ------------------------------------------------------------------------------------------------------
+def _programs(host: Host) -> dict[str, Stand]:
+    own: dict[str, Callable[[Host, list[str]], Done | int | str | None]] = {
+        "systemd-run": _systemd_run,
+        "systemctl": _systemctl,
+        "nvidia-smi": _nvidia_smi,
+        "pct": _pct,
+        "qm": _qm,
+        "modprobe": _modprobe,
+        "stat": _stat,
+        "grep": _grep,
+        "od": lambda _host, words: Path(words[-1]).read_bytes()[:4].hex(" "),
+    }
+
+    def stand(name: str) -> Stand:
+        def called(words: Sequence[str], _stdin: bytes) -> Done | int | str | None:
+            disk.WATCH[-1]("program", f"{name} {' '.join(words)}")
+            with (host.root / "asked").open("a") as asked:
+                asked.write(f"{name} {' '.join(words)}\n")
+            if host.exists("/fails"):
+                for line in host.read("/fails").splitlines():
+                    who, _, what = line.partition(" ")
+                    if who == name and what in " ".join(words):
+                        return Done(9, b"", b"it fails\n" if name == "stat" else b"")
+            return own[name](host, [*words])
+
+        return called
+
+    return {name: stand(name) for name in own}
+
+
+def asked(host: Host) -> str:
+    """The programs that were started, a line each."""
+    return host.read("/asked") if host.exists("/asked") else ""
+
+
+def fails(host: Host, *calls: str) -> None:
+    """From now on, calls of a program with a text among its words: `PROGRAM TEXT`."""
+    host.write("/fails", "".join(f"{call}\n" for call in calls))
+
+
+def _systemd_run(host: Host, words: list[str]) -> Done | int | str | None:
+    unit = next((word.partition("=")[2] for word in words if word.startswith("--unit=")), "")
+    while words[0].startswith("-"):
+        del words[: 2 if words[0] == "-p" else 1]
+    if words[0] == "pct":
+        return host.programs["pct"](words[1:], b"")
+    if words[0] == "rmmod":
+        return _rmmod(host, words[1])
+    words = words[words.index("/usr/local/sbin/homelab-handover") + 1 :]
+    if words == ["reconcile"]:
+        return 0
+    if host.exists("/hangs") and host.read("/hangs").strip() == words[0]:
+        host.write("/active", f"{unit}.service\n")
+        return TIMED_OUT
+    if host.exists("/late") and words[0] == "step_claim":
+        (host.root / "late").rename(host.root / "proc/43")
+    if words[0] == "step_nodes":
+        return 0
+    try:
+        layer.program(host.system(), words)
+    except Failure as failure:
+        return Done(1, failure.found.encode())
+    return 0
+
+
+def _rmmod(host: Host, module: str) -> Done | int:
+    if host.exists("/in-use") and host.read("/in-use").strip() == module:
+        return Done(1, f"rmmod: ERROR: Module {module} is in use\n".encode())
+    shutil.rmtree(host.root / "sys/module" / module)
+    name = module.replace("_", "-")
+    devices = host.read("/proc/devices")
+    host.write("/proc/devices", re.sub(rf"(?m)^\d+ {name}\n", "", devices))
+    if module == "nvidia":
+        unbind(host, GPU)
+        (host.root / "proc/driver/nvidia").rename(host.root / "kept/nvidia")
+    return 0
+
+
+def _modprobe(host: Host, words: list[str]) -> None:
+    """A module that brings devices gets the highest major that is free (fs/char_dev.c)."""
+    module = words[0].replace("-", "_")
+    (host.root / "sys/module" / module).mkdir(parents=True, exist_ok=True)
+    devices = host.read("/proc/devices")
+    name = {"nvidia_uvm": "nvidia-uvm", "vfio_pci": "vfio"}.get(module, "")
+    if name and f" {name}\n" not in devices:
+        free = next(number for number in range(508, 0, -1) if f"\n{number} " not in devices)
+        devices = devices.replace("devices:\n", f"devices:\n{free} {name}\n", 1)
+    if module == "nvidia" and (host.root / "kept/nvidia").exists():
+        (host.root / "kept/nvidia").rename(host.root / "proc/driver/nvidia")
+        devices = devices if "195 nvidia\n" in devices else devices.replace("devices:\n", "devices:\n195 nvidia\n", 1)
+        if not driver(host, GPU) and override(host, GPU) != "vfio-pci":
+            bind(host, GPU, "nvidia")
+    host.write("/proc/devices", devices)
+
+
+def _systemctl(host: Host, words: list[str]) -> int | str | None:
+    if words[0] == "is-system-running":
+        return host.read("/system") if host.exists("/system") else "running\n"
+    if words[0] == "is-active":
+        active = host.read("/active").split() if host.exists("/active") else []
+        return 0 if {*words[2:]} & {*active} else 3
+    return 0
+
+
+def _nvidia_smi(host: Host, words: list[str]) -> Done | int | str | None:
+    if driver(host, GPU) != "nvidia":
+        return 6
+    text = " ".join(words)
+    if "mig.mode" in text:
+        return host.read("/mig") if host.exists("/mig") else "[N/A]\n"
+    if "persistence_mode" in text:
+        return host.read("/persistence")
+    if "-pm" in words:
+        host.write("/persistence", "Enabled\n" if words[-1] == "1" else "Disabled\n")
+    elif "pci.bus_id" in text and host.exists("/ails"):
+        return 9
+    elif words[:2] == ["drain", "-q"]:
+        return "draining.\n" if host.read("/drain").strip() == "1" else "not draining.\n"
+    elif words[0] == "drain":
+        host.write("/drain", f"{words[-1]}\n")
+    return "there\n"
+
+
+def _pct(host: Host, words: list[str]) -> Done | int | str | None:
+    verb, ctid = words[:2]
+    if verb == "status":
+        if not host.exists(f"/etc/pve/lxc/{ctid}.conf"):
+            return Done(2, b"", b"Configuration file does not exist\n")
+        return f"status: {host.read(f'/ct{ctid}')}"
+    if verb == "shutdown":
+        host.write(f"/ct{ctid}", "stopped\n")
+    elif verb == "start":
+        if host.exists("/ails"):
+            return 9
+        host.write(f"/ct{ctid}", "running\n")
+    return None
+
+
+def _qm(host: Host, words: list[str]) -> int | str | None:
+    if words[0] == "status":
+        return f"status: {host.read(f'/vm{words[1]}')}" if host.exists(f"/vm{words[1]}") else 2
+    conf = f"/etc/pve/qemu-server/{words[1]}.conf"
+    lines = [line for line in host.read(conf).splitlines() if not line.startswith("hookscript:")]
+    added = [f"hookscript: {words[3]}"] if words[2] == "--hookscript" else []
+    host.write(conf, "".join(f"{line}\n" for line in [*lines, *added]))
+    return None
+
+
+def _stat(_host: Host, words: list[str]) -> Done:
+    lines, errors = [], []
+    form = words[words.index("-c") + 1]
+    for path in words[words.index("-c") + 2 :]:
+        try:
+            found = Path(path).stat()
+        except OSError as error:
+            errors.append(f"stat: cannot statx '{path}': {error.strerror}")
+            continue
+        kind = "character special file" if found.st_rdev else "regular file"
+        numbers = f"{os.major(found.st_rdev):x}:{os.minor(found.st_rdev):x}"
+        lines.append(f"{numbers} {kind} {path}" if "%n" in form else numbers)
+    return Done(1 if errors else 0, "".join(f"{line}\n" for line in lines).encode(), "\n".join(errors).encode())
+
+
+def _grep(_host: Host, words: list[str]) -> Done:
+    found, errors = [], []
+    for path in words[2:]:
+        try:
+            if re.search(words[1], Path(path).read_text(), re.MULTILINE):
+                found.append(path)
+        except OSError as error:
+            errors.append(f"grep: {path}: {error.strerror}")
+    status = 2 if errors else 0 if found else 1
+    return Done(status, "".join(f"{line}\n" for line in found).encode(), "\n".join(errors).encode())
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------
+def call(host: Host, *words: str) -> str:
+    """What is refused, as a person reads it; empty: nothing."""
+    system = host.system()
+    try:
+        layer.program(system, words)
+    except Failure as failure:
+        return f"{failure.wanted}\n{failure.found}\n{failure.why}\n{failure.next}"
+    finally:
+        system.work.release()
+    return ""
+
+
+def run(host: Host, *words: str) -> None:
+    assert call(host, *words) == ""
+
+
+def state(host: Host) -> str:
+    return host.read(STATE).splitlines()[0].removeprefix("state=") if host.exists(STATE) else ""
+
+
+def story(host: Host) -> str:
+    return host.read(STORY) if host.exists(STORY) else ""
+
+
+def at_home(host: Host, *, only: bool = False) -> bool:
+    """The card, its containers, the driver's settings as at first; and its modules."""
+    return (
+        drivers(host) == ["nvidia", "snd_hda_intel", "" if only else "nvidia"]
+        and {override(host, one) for one in (GPU, AUDIO)} == {""}
+        and (host.read("/ct950"), host.read("/persistence"), host.read("/drain")) == ("running\n", "Enabled\n", "0\n")
+        and host.exists("/proc/driver/nvidia/version")
+    )
+
+
+def with_the_vm(host: Host) -> bool:
+    return drivers(host)[:2] == ["vfio-pci"] * 2 and (state(host), host.read("/ct950")) == ("VM", "stopped\n")
+
+
+def two_users(host: Host) -> bool:
+    """Does a container run with a card that isn't its driver's?"""
+    return driver(host, GPU) != "nvidia" and host.read("/ct950") == "running\n"
+
+
+def rewrite(host: Host, **changes: str) -> None:
+    """What is noted of the card, with these changes."""
+    text = host.read(STATE)
+    for key, value in changes.items():
+        text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
+    host.write(STATE, text)
+
+
+@contextmanager
+def vm_locked(host: Host, vmid: str = "103") -> Iterator[None]:
+    """As `qm start`, `qm stop` and, on Proxmox VE 9, `qm cleanup` have it while they call the hookscript."""
+    with (host.root / f"run/lock/qemu-server/lock-{vmid}.conf").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def up_at_work(host: Host, who: str, passes: str = "") -> Iterator[None]:
+    """A run that holds the host."""
+    host.write("/run/homelab/up", f"{who}\n")
+    host.write("/run/homelab/passes", passes)
+    (host.root / "run/homelab").chmod(0o700)
+    with (host.root / "run/homelab/up").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    host.write("/run/homelab/up", "")
+
+
+def everything(host: Host) -> dict[str, object]:
+    """All but what a run says and when it was."""
+    found: dict[str, object] = {}
+    for name, about in host.tree("sys", "etc", "var", "proc", "dev", "kept", "ct950", "persistence", "drain").items():
+        if not name.endswith("handover/log"):
+            content = about[1]
+            found[name] = re.sub(rb"since=.*", b"", content) if isinstance(content, bytes) else about
+    return found
+
+
+class Killed(BaseException):
+    """A run that was killed."""
+
+
+def killed_at(host: Host, number: int, *words: str) -> bool:
+    """A call that is killed before its calls' number so and so; False: it came to its end before."""
+    left = number
+
+    def watch(_call: str, _path: str) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    with watched(watch):
+        try:
+            call(host, *words)
+        except Killed:
+            return True
+    return False
+
+
+def copied(host: Host, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(host.root, place, symlinks=True)
+
+
+def back(host: Host, place: Path) -> None:
+    copied_back = host.root
+    shutil.rmtree(copied_back)
+    shutil.copytree(place, copied_back, symlinks=True)
+
+
+def now() -> str:
+    return str(int(time.time()))

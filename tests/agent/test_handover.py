@@ -1,0 +1,1041 @@
+"""What hands a card from containers to a VM and back, on a folder: who has a card open, which VM names it, what comes between.
+
+Its states, events and refusals: test_handover_table.py. Killed at its calls, and programs that go wrong: test_handover_kills.py.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from remote_scripts.layers import handover as layer
+from remote_scripts.shared import card_users, handing, handover, shared_card
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.handover import Noted, away, noted
+from remote_scripts.shared.holders import UnseenError, holders
+from remote_scripts.shared.reading.ours import turned_away
+from remote_scripts.shared.reading.source import Source
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import TIMED_OUT, Done
+from remote_scripts.tools.system import System
+from tests.agent.handover_kit import (
+    AUDIO,
+    BIG,
+    CONTAINER,
+    DEVICES,
+    GPU,
+    OTHER,
+    SERVICE,
+    START,
+    STATE,
+    STOP,
+    VM,
+    asked,
+    at_home,
+    bind,
+    call,
+    cards,
+    driver,
+    drivers,
+    everything,
+    fails,
+    now,
+    rewrite,
+    run,
+    state,
+    story,
+    unbind,
+    up_at_work,
+    vm_locked,
+    with_the_vm,
+)
+from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.kit import Host
+
+ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
+
+
+@pytest.fixture
+def lent(host: Host) -> Host:
+    """The same, with the card lent to the VM."""
+    run(host, *START)
+    assert with_the_vm(host)
+    return host
+
+
+def instead(host: Host, program: str, answers: Callable[[Sequence[str]], Done | int | str | None]) -> None:
+    """What a program answers; `...` in its place: as ever. Undone by calling what is returned."""
+    before = host.programs[program]
+    host.programs[program] = lambda words, stdin: (
+        before(words, stdin) if (said := answers(words)) is Ellipsis else said  # type: ignore[comparison-overlap]
+    )
+
+
+def says(host: Host, program: str, text: str, answer: Done | int | str | None) -> Callable[[], None]:
+    """A call of a program with a text among its words is answered so, until what is returned is called."""
+    before = host.programs[program]
+    host.programs[program] = lambda words, stdin: answer if text in " ".join(words) else before(words, stdin)
+    return lambda: host.programs.update({program: before})
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_start_takes_the_card_and_a_stop_gives_it_back(
+    host: Host, only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if only:
+        unbind(host, OTHER)
+    with vm_locked(host):
+        run(host, *START)
+        assert with_the_vm(host) and host.exists("/sys/module/nvidia") is not only
+        run(host, *STOP)
+    assert state(host) == "RETURNING"
+    run(host, *SERVICE)
+    assert at_home(host, only=only) and state(host) == "" and "it is with the host again" in story(host)
+
+
+def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
+    keys = [line.partition("=")[0] for line in lent.read(STATE).splitlines()]
+    form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known"
+    assert " ".join(keys) == form
+    assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
+    wanted = "VM,103,boot,950,0,508,,,0,508,,,Enabled"
+    one = noted(lent.system(), "big")
+    assert f"{one.state},{one.vm},{one.boot},{one.containers},{one.numbers},{one.taken},{one.persistence}" == wanted
+
+
+# -- what can't be read ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("content", [None, b"", b"state=ODD\nboot=boot\n"])
+def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, content: bytes | None) -> None:
+    place = lent.root / STATE[1:]
+    place.unlink()
+    if content is None:
+        place.mkdir()
+    else:
+        place.write_bytes(content)
+    before = drivers(lent)
+    assert "to know where the card is" in call(lent, *START)
+    run(lent, *SERVICE)
+    assert drivers(lent) == before and "left as it is" in story(lent)
+    with pytest.raises(Failure, match="where the card is"):
+        away(lent.system())
+
+
+def test_a_boot_that_cant_be_read_moves_nothing(lent: Host) -> None:
+    (lent.root / "proc/sys/kernel/random/boot_id").unlink()
+    run(lent, *SERVICE)
+    assert drivers(lent)[:2] == ["vfio-pci"] * 2 and state(lent) == "VM"
+
+
+def test_a_vms_configuration_that_cant_be_read_keeps_the_card(host: Host) -> None:
+    (host.root / VM[1:]).unlink()
+    (host.root / VM[1:]).mkdir()
+    assert "the configuration of VM 103 can't be read" in call(host, *START)
+    assert at_home(host) and state(host) == ""
+
+
+def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state is on the disk before its drivers lose it."""
+    real = handover.note
+
+    def note(system: System, name: str, what: Noted, **changes: str) -> None:
+        if changes.get("state") == "DETACHED":
+            raise OSError(28, "No space left on device")
+        real(system, name, what, **changes)
+
+    monkeypatch.setattr(handover, "note", note)
+    assert "its state can't be noted on the disk" in call(host, *START)
+    assert at_home(host) and "step_claim" not in asked(host) and "step_unbind" not in asked(host)
+
+
+# -- dead cards ------------------------------------------------------------------------------------------------------
+def test_a_dead_card_stays_dead_after_a_boot_that_did_not_help(host: Host) -> None:
+    config = host.root / DEVICES[1:] / GPU / "config"
+    before = config.read_bytes()
+    config.write_bytes(b"\xff" * 64)
+    host.write(STATE, "state=DEAD\nvm=103\nboot=another\nsince=1\n")
+    run(host, *SERVICE)
+    assert state(host) == "DEAD" and "DEAD" in call(host, *START)
+    config.write_bytes(before)
+    run(host, *SERVICE)
+    assert state(host) == ""
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_dead_card_that_was_taken_out_or_replaced_is_forgotten_with_the_boot(host: Host, gone: bool) -> None:
+    host.write(STATE, "state=DEAD\nvm=103\nboot=before\nsince=1\n")
+    if gone:
+        (host.root / DEVICES[1:] / GPU).rename(host.root / "taken-out")
+    else:
+        host.write(f"{DEVICES}/{GPU}/device", "0x2684\n")
+        host.write(f"{DEVICES}/{GPU}/config", bytes.fromhex("de108426") + bytes(60))
+    run(host, *SERVICE)
+    assert state(host) == ""
+
+
+@pytest.mark.parametrize("read", ["nothing", "another"])
+def test_a_card_is_dead_only_where_something_else_was_read_again_and_again(lent: Host, read: str) -> None:
+    as_before = says(lent, "od", "", Done(1, b"") if read == "nothing" else " ff ff ff ff\n")
+    run(lent, *SERVICE)
+    assert state(lent) == ("DEAD" if read == "another" else "VM") and driver(lent, GPU) == "vfio-pci"
+    if read == "nothing":
+        as_before()
+        run(lent, *SERVICE)
+        assert at_home(lent) and state(lent) == ""
+
+
+def test_a_card_that_answers_at_the_second_look_is_alive(lent: Host) -> None:
+    real, looks = lent.programs["od"], []
+
+    def od(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        looks.append(words)
+        return " ff ff ff ff\n" if len(looks) == 1 else real(words, stdin)
+
+    lent.programs["od"] = od
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+# -- who has it ------------------------------------------------------------------------------------------------------
+def thread(host: Host, pid: int, number: int, maps: str = "") -> None:
+    host.write(f"/proc/{pid}/comm", "ollama\n")
+    host.write(f"/proc/{pid}/cgroup", "0::/lxc/950/ns/system.slice/ollama.service\n")
+    host.write(f"/proc/{pid}/task/{number}/maps", maps)
+    (host.root / f"proc/{pid}/task/{number}/fd").mkdir()
+
+
+def opens(host: Host, pid: int, number: int) -> None:
+    """Its numbers are 1:3."""
+    (host.root / f"proc/{pid}/task/{number}/fd/3").symlink_to("/dev/null")
+
+
+def look(host: Host) -> list[str]:
+    (host.root / "dev/control").unlink(missing_ok=True)
+    (host.root / "dev/control").symlink_to("/dev/zero")
+    return holders(host.system(), "/dev/control", {"1:3"}, shared_card.mapped_as(host.system(), BIG))
+
+
+MAPPED = "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0"
+
+
+def test_who_has_it_open_is_named_with_its_container(host: Host) -> None:
+    assert look(host) == []
+    for pid in (42, 41):
+        thread(host, pid, pid)
+        opens(host, pid, pid)
+    assert look(host) == ["ollama (PID 41 of container 950)", "ollama (PID 42 of container 950)"]
+    (host.root / "proc/41/task/41/fd/4").symlink_to("nothing")  # closed meanwhile
+    assert len(look(host)) == 2
+
+
+def test_memory_that_is_mapped_counts_without_a_descriptor(host: Host) -> None:
+    thread(host, 43, 43, f"{MAPPED}\n")
+    thread(host, 44, 44, f"{MAPPED}1\n")
+    assert look(host) == ["ollama (PID 43 of container 950)"]
+
+
+def test_a_process_whose_first_thread_has_ended_is_seen(host: Host) -> None:
+    """The kernel then shows neither open files nor memory but under its other threads."""
+    for pid in (51, 52):
+        for number in (pid, pid + 100, pid + 200):
+            thread(host, pid, number, f"{MAPPED}\n" if pid == 52 and number != pid else "")
+    opens(host, 51, 151)
+    assert [one.partition(" of")[0] for one in look(host)] == ["ollama (PID 51", "ollama (PID 52"]
+
+
+@pytest.mark.parametrize(
+    ("program", "answer"),
+    [
+        ("stat", Done(1, b"")),
+        ("stat", Done(TIMED_OUT, b"")),
+        ("stat", Done(0, b"1:3\n")),
+        ("stat", Done(1, b"", b"stat: cannot statx '/x': Permission denied\n")),
+        ("grep", Done(2, b"")),
+        ("grep", Done(137, b"")),
+    ],
+)
+def test_a_look_that_fails_says_so(host: Host, program: str, answer: Done) -> None:
+    thread(host, 41, 41)
+    says(host, program, "", answer)
+    with pytest.raises(UnseenError):
+        look(host)
+
+
+@pytest.mark.parametrize("why", ["Stale file handle", "Transport endpoint is not connected", "Input/output error"])
+def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> None:
+    thread(host, 41, 41)
+    opens(host, 41, 41)
+    real = host.programs["stat"]
+
+    def stat(words: Sequence[str], stdin: bytes) -> Done:
+        assert words[0] == "--cached=always"
+        done = real(words, stdin)
+        assert isinstance(done, Done)
+        place = host.root / "proc/41/task/41/fd/9"
+        return Done(1, done.output, f"stat: cannot statx '{place}': {why}\n".encode())
+
+    host.programs["stat"] = stat
+    assert look(host) == ["ollama (PID 41 of container 950)"]
+
+
+# -- which VM names it -----------------------------------------------------------------------------------------------
+MAPPINGS = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\nother\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
+
+
+def test_of_a_mapping_the_lines_of_this_node_count(host: Host) -> None:
+    lines = "shared\n\tmap id=10de:2b85,node=other,path=0000:01:00\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
+    host.write("/etc/pve/mapping/pci.cfg", lines)
+    host.write("/etc/pve/qemu-server/104.conf", "hostpci0: mapping=shared,pcie=1\n")
+    assert card_users.names_card(host.system(), BIG, "104"), "which node this is isn't known"
+    for node, is_named in (("pve", False), ("other", True)):
+        (host.root / "etc/pve/local").unlink(missing_ok=True)
+        (host.root / "etc/pve/local").symlink_to(f"nodes/{node}")
+        assert card_users.names_card(host.system(), BIG, "104") is is_named
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("hostpci0: mapping=big,pcie=1", True),
+        ("hostpci1: pcie=1,mapping=other", False),
+        ("hostpci0: mapping=unknown", True),
+        ("hostpci0: 0000:01:00,pcie=1", True),
+        ("hostpci0: host=01:00.0;01:00.1,pcie=1", True),
+        ("hostpci0: 02:00,pcie=1", False),
+        ("name: 01:00", False),
+        ("[snapshot]\nhostpci0: 0000:01:00", False),
+    ],
+)
+def test_a_vm_that_names_the_card_is_known(host: Host, option: str, named: bool) -> None:
+    host.write("/etc/pve/mapping/pci.cfg", MAPPINGS)
+    for vmid in (103, 104):
+        host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"{option}\n")
+    stranger = call(host, "hook", "104", "pre-start")
+    assert ("VM 104 names gpus.big" in stranger) is named and bool(stranger) is named
+    run(host, *START)
+    assert (state(host) == "VM") is named
+
+
+def test_a_card_that_is_on_vfio_pci_already_is_no_handover(host: Host) -> None:
+    for address in (GPU, AUDIO):
+        bind(host, address, "vfio-pci")
+    run(host, *START)
+    assert state(host) == "" and host.read("/ct950") == "running\n"
+    host.write(VM, f"lock: backup\n{host.read(VM)}")
+    run(host, *START)
+    assert state(host) == "", "nor is its backup one"
+
+
+def test_a_card_does_not_sleep_too_deep_while_it_is_away(host: Host) -> None:
+    attributes = [f"{DEVICES}/{one}/d3cold_allowed" for one in (GPU, AUDIO)]
+    for path, value in zip(attributes, ("1\n", "0\n"), strict=True):
+        host.write(path, value)
+    run(host, *START)
+    assert f"d3cold={GPU}\n" in host.read(STATE) and [host.read(path) for path in attributes] == ["0\n", "0\n"]
+    run(host, *SERVICE)
+    assert [host.read(path) for path in attributes] == ["1\n", "0\n"], "what somebody has set stays"
+
+
+# -- several VMs, several cards --------------------------------------------------------------------------------------
+def test_of_several_vms_the_first_has_it_and_the_others_are_told(host: Host) -> None:
+    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
+    host.write("/vm104", "stopped\n")
+    run(host, *START)
+    host.write("/vm103", "running\n")
+    other = ("hook", "104", "pre-start")
+    assert "VM 103 has it since" in call(host, *other) and with_the_vm(host) and "vm=103" in host.read(STATE)
+    # It has ended, and nobody has given the card back yet: the next one takes it, and the containers are started in the
+    # end.
+    host.write("/vm103", "stopped\n")
+    run(host, *other)
+    assert with_the_vm(host) and "vm=104" in host.read(STATE) and "containers=950" in host.read(STATE)
+    run(host, *SERVICE)
+    assert at_home(host) and state(host) == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("hook",),
+        ("hook", "103"),
+        ("hook", "103", "nothing"),
+        ("hook", "x", "pre-start"),
+        ("hook", "", "pre-start"),
+        ("hook", "103; touch cut", "pre-start"),
+        ("hook", "../103", "post-stop"),
+        ("step_claim", "other"),
+        (),
+    ],
+)
+def test_a_call_with_garbage_does_nothing(host: Host, words: tuple[str, ...]) -> None:
+    call(host, *words)
+    assert at_home(host) and state(host) == ""
+
+
+def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(host: Host) -> None:
+    small = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,))
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    host.write(f"{DEVICES}/{OTHER}/boot_vga", "1\n")
+    for order in ((small, BIG), (BIG, small)):
+        cards(host, *order)
+        assert "this host's screen" in call(host, *START)
+        assert at_home(host)
+    assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
+
+
+def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Host) -> None:
+    gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
+    lent.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
+    lent.write("/var/lib/homelab/handover/old.state", "state=VM\nvm=105\nboot=before\nmodules=nvidia_peermem\n")
+    run(lent, *SERVICE)
+    loaded = re.findall(r"modprobe (nvidia\S*)", asked(lent))
+    assert loaded == gone.split()[::-1] and at_home(lent)
+
+
+# -- what comes between ----------------------------------------------------------------------------------------------
+def test_a_zero_byte_hides_no_container_that_has_the_card(host: Host) -> None:
+    host.write(CONTAINER, b"#a\0b\n" + (host.root / CONTAINER[1:]).read_bytes())
+    run(host, *START)
+    assert "shutting container 950 down" in story(host)
+
+
+def test_a_container_that_has_the_card_by_another_name_is_shut_down(host: Host) -> None:
+    host.write(CONTAINER, "lxc.mount.entry: /dev/nvidia0 dev/gpu none bind,create=file\n")
+    run(host, *START)
+    assert with_the_vm(host)
+
+
+def test_a_container_that_still_goes_off_is_started_after_that(host: Host) -> None:
+    host.write(STATE, "state=DRAINING\nvm=103\nboot=boot\nsince=1\ncontainers=950\npersistence=Enabled\n")
+    host.write("/active", "homelab-handover-big-stop-950.service\n")
+    run(host, *SERVICE)
+    assert state(host) == "DRAINING", "it runs, and goes off: it would be taken for one that needs nothing"
+    host.write("/ct950", "stopped\n")
+    host.write("/active", "")
+    run(host, *SERVICE)
+    assert at_home(host)
+
+
+def test_a_container_is_shut_down_in_a_unit_and_in_its_own_time(host: Host) -> None:
+    host.write(CONTAINER, "hostname: media\ndev0: /dev/nvidia0\nstartup: order=3,down=08\n")
+    run(host, *START)
+    assert "--unit=homelab-handover-big-stop-950 pct shutdown 950 --timeout 8 " in asked(host)
+
+
+def test_a_backup_in_stop_mode_of_a_vm_that_runs_keeps_the_card(host: Host) -> None:
+    conf = host.read(VM)
+    run(host, *START)
+    host.write(VM, f"lock: backup\n{conf}")
+    run(host, *STOP)
+    run(host, *SERVICE)
+    assert with_the_vm(host)
+    run(host, *START)
+    assert with_the_vm(host)
+    host.write(VM, conf)
+    run(host, *SERVICE)
+    assert at_home(host)
+    host.write(VM, f"lock: backup\n{conf}")
+    assert "a backup of VM 103" in call(host, *START), "of one that was off"
+
+
+def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host) -> None:
+    lent.write(VM, f"lock: backup\n{lent.read(VM)}")
+    for _ in range(2):
+        run(lent, *SERVICE)
+    assert with_the_vm(lent) and story(lent).count("`qm unlock 103` gives the card back") == 1
+    assert "qm unlock 103" in noted(lent.system(), "big").why
+    lent.write(VM, lent.read(VM).replace("lock: backup\n", ""))
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+@pytest.mark.parametrize(
+    ("modules", "hangs", "step"), [("nvidia", "", "loading nvidia"), ("", "step_nodes", "making its nodes")]
+)
+def test_a_driver_that_hangs_on_the_way_back_holds_nobody(lent: Host, modules: str, hangs: str, step: str) -> None:
+    rewrite(lent, modules=modules)
+    as_before: Callable[[], None] = lambda: None  # noqa: E731
+    if modules:
+        lent.write("/proc/66/comm", "modprobe\n")
+        as_before = says(lent, "modprobe", "", TIMED_OUT)
+    if hangs:
+        lent.write("/hangs", hangs)
+    run(lent, *SERVICE)
+    assert state(lent) == "STUCK" and f"{step} has not come to an end" in lent.read(STATE)
+    run(lent, *SERVICE)
+    assert state(lent) == "STUCK" and lent.read("/ct950") == "stopped\n"
+    # What it waited for has happened after all.
+    for name in ("active", "hangs", "proc/66/comm"):
+        (lent.root / name).unlink(missing_ok=True)
+    as_before()
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == "HELD"
+
+
+@pytest.mark.parametrize("of_systemd", ["at work", "silent"])
+def test_a_vm_that_runs_for_days_is_not_stuck(lent: Host, of_systemd: str) -> None:
+    rewrite(lent, since="1")
+    lent.write("/vm103", "running\n")
+    as_before: Callable[[], None] = lambda: None  # noqa: E731
+    if of_systemd == "silent":
+        as_before = says(lent, "systemctl", "is-active", 1)
+    else:
+        lent.write("/active", "homelab-handover-big-step_bind.service\n")
+    run(lent, *SERVICE)
+    assert with_the_vm(lent)
+    as_before()
+    lent.write("/active", "")
+    lent.write("/vm103", "stopped\n")
+    run(lent, *SERVICE)
+    assert at_home(lent)
+
+
+@pytest.mark.parametrize("step", ["step_claim", "step_unbind", "step_release", "step_attach", "step_nodes"])
+@pytest.mark.parametrize("said", ["it has ended", "nothing"])
+def test_a_step_of_which_systemd_does_not_say_in_time_what_came_of_it_is_no_reason_for_a_reboot(
+    host: Host, step: str, said: str
+) -> None:
+    """124 of what starts a unit says that it didn't answer; only a unit that is active waits in the kernel."""
+    asleep: list[str] = []
+    run_real, ask_real = host.programs["systemd-run"], host.programs["systemctl"]
+
+    def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if step in words:
+            asleep.append(step)
+            return TIMED_OUT
+        return run_real(words, stdin)
+
+    def systemctl(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        return 1 if asleep and said == "nothing" and "is-active" in words else ask_real(words, stdin)
+
+    host.programs |= {"systemd-run": systemd_run, "systemctl": systemctl}
+    call(host, *START)
+    run(host, *SERVICE)
+    assert asleep and state(host) != "STUCK"
+    host.programs |= {"systemd-run": run_real, "systemctl": ask_real}
+    run(host, *SERVICE)
+    assert at_home(host) and state(host) in ("", "HELD")
+
+
+def test_a_step_that_can_not_be_asked_about_is_at_work(host: Host) -> None:
+    host.write(STATE, f"state=DETACHED\nvm=103\nboot=boot\nsince={now()}\ncontainers=950\n")
+    says(host, "systemctl", "is-active", 1)
+    run(host, *SERVICE)
+    assert state(host) == "DETACHED"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(
+    lent: Host, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(lent, since="1", state="RETURNING")
+    lent.write("/active", "homelab-handover-big-step_release.service\n")
+    if not ends:
+        run(lent, *SERVICE)
+        assert state(lent) == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
+        return
+    monkeypatch.setattr(handing, "STEP_SECONDS", 60)
+    monkeypatch.setattr("remote_scripts.shared.handing.time.sleep", lambda _: lent.write("/active", ""))
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_who_comes_between_the_look_and_the_unbinding_is_seen(host: Host) -> None:
+    host.write("/late/maps", f"{MAPPED}\n")
+    (host.root / "late/task").mkdir()
+    (host.root / "late/task/43").symlink_to("..")
+    assert "in use by ? (PID 43)" in call(host, *START)
+    assert at_home(host) and state(host) == "HELD"
+
+
+@pytest.mark.parametrize("happens", ["somebody has it", "the look fails"])
+def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(host: Host, happens: str) -> None:
+    """Its numbers are here those of /dev/null, which can be opened."""
+    unbind(host, OTHER)
+    place = f"{DEVICES}/{AUDIO}/sound/card1/controlC1"
+    host.write(f"{place}/dev", "1:3\n")
+    host.write(f"{place}/uevent", "DEVNAME=snd/controlC1\n")
+    (host.root / "dev/snd").mkdir()
+    (host.root / "dev/snd/controlC1").symlink_to("/dev/null")
+    real = host.programs["systemd-run"]
+
+    def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if [*words[-2:]] == ["rmmod", "nvidia"]:
+            if happens == "the look fails":
+                fails(host, "stat --cached")
+            else:
+                thread(host, 40960, 40960)
+                opens(host, 40960, 40960)
+        return real(words, stdin)
+
+    host.programs["systemd-run"] = systemd_run
+    said = "in use by ollama (PID 40960" if happens == "somebody has it" else "who has its sound open can't be told"
+    assert said in call(host, *START)
+    assert at_home(host, only=True) and "step_unbind big" not in asked(host)
+
+
+def test_who_can_not_be_asked_has_not_ended(lent: Host) -> None:
+    says(lent, "qm", "status", 1)
+    place = lent.root / "etc/pve/qemu-server"
+    place.rename(lent.root / "unmounted")
+    run(lent, *SERVICE)
+    assert with_the_vm(lent), "/etc/pve isn't mounted"
+    place.mkdir()
+    run(lent, *SERVICE)
+    assert at_home(lent), "the VM is gone"
+
+
+def test_a_vm_of_which_nobody_knows_whether_it_runs_is_not_taken_for_one_that_does(lent: Host) -> None:
+    says(lent, "qm", "status", 1)
+    assert "whether VM 103 runs can't be told (`qm status 103`)" in call(lent, *START)
+    assert with_the_vm(lent)
+
+
+def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(*_arguments: object, **_changes: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(handover, "note", note)
+        fails(lent, "systemd-run step_release")
+        run(lent, *SERVICE)
+    assert driver(lent, GPU) == "vfio-pci"
+    fails(lent)
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_card_that_stayed_drained_lets_clients_in_before_its_containers_start(lent: Host) -> None:
+    lent.write("/ails", "")
+    run(lent, *SERVICE)
+    assert (state(lent), lent.read("/ct950")) == ("HELD", "stopped\n") and "nvidia-smi" in lent.read(STATE)
+    lent.write("/drain", "1\n")
+    (lent.root / "ails").unlink()
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_card_that_can_not_be_let_go_of_its_drain_is_not_called_whole(lent: Host) -> None:
+    fails(lent, f"nvidia-smi drain -p {GPU} -m 0")
+    run(lent, *SERVICE)
+    assert (state(lent), lent.read("/drain"), lent.read("/ct950")) == ("HELD", "1\n", "stopped\n")
+    fails(lent)
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_driver_that_answers_late_gets_its_settings_back_without_a_container_too(host: Host) -> None:
+    host.write("/ct950", "stopped\n")
+    run(host, *START)
+    host.write("/ails", "")
+    run(host, *SERVICE)
+    assert (state(host), host.read("/persistence")) == ("HELD", "Disabled\n")
+    (host.root / "ails").unlink()
+    run(host, *SERVICE)
+    assert (state(host), host.read("/persistence"), host.read("/drain")) == ("", "Enabled\n", "0\n")
+    assert host.read("/ct950") == "stopped\n"
+
+
+def test_what_a_command_says_is_told_as_text(host: Host) -> None:
+    says(host, "nvidia-smi", "-m 1", Done(9, b"\x1b[31mno\0t here\x1b[0m\n"))
+    run(host, *START)
+    assert "it can't be drained, and goes without that: not here\n" in story(host)
+
+
+# -- a start by hand while an `up` is at work ------------------------------------------------------------------------
+def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Host) -> None:
+    with up_at_work(host, "anna on desk"):
+        said = call(host, *START)
+        assert "is at work: anna on desk" in said and "when that has ended" in said
+        assert at_home(host) and state(host) == "" and "doesn't get it" in story(host)
+        noted_so = host.read("/var/lib/homelab/handover/big.turned_away")
+        assert re.fullmatch(r"vm=103\nat=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\nrun=anna on desk\n", noted_so)
+        seen = turned_away(Source(host.system()))["big"]
+        assert (seen.vm, seen.run) == (103, "anna on desk") and seen.at in noted_so
+        conf = host.read(VM)
+        host.write(VM, "name: gaming\n")
+        run(host, *START)  # a start without the card is nobody's business
+        host.write(VM, conf)
+    with up_at_work(host, "anna on desk", "103 ben\n104 anna on desk\n"):
+        assert call(host, *START)
+    with up_at_work(host, "anna on desk", "103 anna on desk\n"):
+        run(host, *START)
+    assert with_the_vm(host) and turned_away(Source(host.system())) == {}
+    assert not host.exists("/var/lib/homelab/handover/big.turned_away")
+
+
+def test_a_run_that_began_after_the_first_look_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look for a run and the lock a start may have waited for long."""
+    real = layer._get_host
+    begun: list[object] = []
+
+    def get_host(system: object, seconds: float) -> str:
+        run_of = up_at_work(host, "anna")
+        run_of.__enter__()
+        begun.append(run_of)
+        return real(system, seconds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(layer, "_get_host", get_host)
+    assert "is at work: anna" in call(host, *START)
+    assert begun and at_home(host) and state(host) == "" and "shutdown" not in asked(host)
+
+
+def test_the_timers_service_waits_for_the_end_of_an_up(lent: Host) -> None:
+    with up_at_work(lent, "anna"):
+        run(lent, *SERVICE)
+        assert with_the_vm(lent), "the card"
+        rewrite(lent, state="HELD", since=now())
+        run(lent, *SERVICE)
+        assert lent.read("/ct950") == "stopped\n", "containers that are to be started again"
+        rewrite(lent, state="VM")
+    with up_at_work(lent, "anna", "103 anna\n"):
+        run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == "", "a start of its own that has failed is undone"
+
+
+def test_a_vm_that_has_its_card_starts_again_during_an_up(lent: Host) -> None:
+    with up_at_work(lent, "anna"):
+        run(lent, *START)
+    assert with_the_vm(lent) and "VM 103 keeps it" in story(lent)
+
+
+@pytest.mark.parametrize("is_handing", [False, True])
+def test_a_start_is_told_what_has_the_host_for_long(
+    host: Host, is_handing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer, "START_SECONDS", 0)
+    monkeypatch.setattr(layer, "RETURN_SECONDS", 0)
+    other = host.system()
+    other.work.take_lock()
+    with other.work.holding("handing" if is_handing else "other", 0):
+        said = call(host, *START)
+    assert ("its containers have been starting again" in said) is is_handing
+    assert "for too long" in said and "start VM 103 again when that has ended" in said
+    assert at_home(host)
+
+
+def test_a_start_waits_until_the_containers_run_again_and_then_gets_the_card(
+    lent: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer, "START_SECONDS", 0)
+    other = lent.system()
+    other.work.take_lock()
+    handing = other.work.holding("handing", 0)
+    handing.__enter__()
+
+    def comes_back(_seconds: float) -> None:
+        """The other one has ended."""
+        other.work.release()
+        handing.__exit__(None, None, None)
+
+    monkeypatch.setattr("remote_scripts.layers.handover.time.sleep", comes_back)
+    run(lent, *START)
+    assert with_the_vm(lent)
+
+
+def test_a_backup_of_a_vm_that_is_off_waits_for_nobody(host: Host) -> None:
+    """While somebody has the host's lock."""
+    host.write(VM, f"lock: backup\n{host.read(VM)}")
+    other = host.system()
+    other.work.take_lock()
+    before = everything(host)
+    assert "a backup of VM 103, which was off" in call(host, *START)
+    assert everything(host) == before
+    other.work.release()
+
+
+# -- containers that come back ---------------------------------------------------------------------------------------
+def test_a_container_that_could_not_be_started_is_not_forgotten(lent: Host) -> None:
+    as_before = says(lent, "pct", "start 950", 9)
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and "containers=950\n" in lent.read(STATE)
+    run(lent, *START)
+    assert with_the_vm(lent) and "containers=950" in lent.read(STATE)
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD"
+    as_before()
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(lent: Host) -> None:
+    """Such as a backup of 40 minutes."""
+    conf = lent.read(CONTAINER)
+    lent.write(CONTAINER, f"lock: backup\n{conf}")
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in noted(lent.system(), "big").why
+    rewrite(lent, since=str(int(time.time()) - 2400))
+    run(lent, *SERVICE)
+    assert "pct start" not in asked(lent) and lent.read("/ct950") == "stopped\n"
+    lent.write(CONTAINER, conf)
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_what_is_given_up_is_said(lent: Host) -> None:
+    fails(lent, "pct start 950")
+    run(lent, *SERVICE)
+    rewrite(lent, since="1")
+    for _ in range(2):
+        run(lent, *SERVICE)
+    why = noted(lent.system(), "big").why
+    assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
+    assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
+    assert "containers=950\n" in lent.read(STATE)
+
+
+def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -> None:
+    lent.write(CONTAINER, "hostname: other\nnet0: name=eth0,hwaddr=AA:BB:CC:00:00:02\n")
+    run(lent, *SERVICE)
+    assert lent.read("/ct950") == "stopped\n" and "pct start" not in asked(lent)
+    assert state(lent) == "" and "container 950 is another one" in story(lent)
+
+
+def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> None:
+    as_before = says(lent, "pct", "status 950", 1)
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and "whether container 950 has started isn't known" in lent.read(STATE)
+    as_before()
+    lent.write("/ct950", "stopped\n")
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def started_by_hand(lent: Host) -> None:
+    lent.write("/vm103", "running\n")
+    lent.write("/ct950", "running\n")
+
+
+def test_a_container_that_is_started_while_the_vm_has_the_card_is_named_once(lent: Host) -> None:
+    started_by_hand(lent)
+    for _ in range(2):
+        run(lent, *SERVICE)
+    said = "container 950 was started while VM 103 has the card: it runs without it"
+    assert story(lent).count(said) == 1 and said in noted(lent.system(), "big").why
+    lent.write("/vm103", "stopped\n")
+    run(lent, *STOP)
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_what_the_card_was_called_may_be_another_cards_by_now(lent: Host) -> None:
+    """A container that has that one is none of this card's, neither while it is away nor when it comes back."""
+    lent.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
+    lent.write("/ct951", "running\n")
+    lent.write("/vm103", "running\n")
+    lent.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 0\n")
+    run(lent, *SERVICE)
+    assert "951" not in story(lent)
+    lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    lent.write("/vm103", "stopped\n")
+    run(lent, *SERVICE)
+    assert driver(lent, GPU) == "nvidia" and lent.read("/ct951") == "running\n"
+    assert "951" not in story(lent) and "pct shutdown 951" not in asked(lent)
+
+
+def test_a_container_whose_rules_let_in_what_is_another_drivers_by_now_is_shut_down(host: Host) -> None:
+    unbind(host, OTHER)
+    host.write(CONTAINER, f"{host.read(CONTAINER)}lxc.cgroup2.devices.allow: c 508:* rwm\n")
+    run(host, *START)
+    started_by_hand(host)
+    host.write("/proc/devices", host.read("/proc/devices").replace("devices:\n", "devices:\n508 cdc-wdm\n", 1))
+    run(host, *SERVICE)
+    assert host.read("/ct950") == "stopped\n" and "cdc-wdm's by now (major 508)" in story(host)
+    host.write("/vm103", "stopped\n")
+    host.write("/proc/devices", host.read("/proc/devices").replace("508 cdc-wdm\n", ""))
+    run(host, *SERVICE)
+    assert host.read("/ct950") == "running\n" and state(host) == "", story(host)
+
+
+def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(lent: Host) -> None:
+    """It was started by hand while the VM had the card; ours are its lines."""
+    lent.write("/var/lib/homelab/containers/950/nodes", "ours\n")
+    started_by_hand(lent)
+    lent.write("/vm103", "stopped\n")
+    lent.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    lent.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
+
+    def follows(words: Sequence[str], _stdin: bytes) -> None:
+        assert words[-2:] == (f"{lent.root}/usr/local/sbin/homelab-card-nodes", "follow_containers")
+        assert lent.read("/ct950") == "stopped\n"
+        lent.write(CONTAINER, lent.read(CONTAINER).replace("nvidia0", "nvidia1"))
+
+    lent.programs["/usr/bin/python3"] = follows
+    run(lent, *SERVICE)
+    assert asked(lent).count("\npct shutdown 950") == 2 and lent.read("/ct950") == "running\n"
+    assert state(lent) == "" and "nvidia1" in lent.read(CONTAINER)
+
+
+RULE = "lxc.cgroup2.devices.allow: c {}:* rwm\n"
+MOUNT = "lxc.mount.entry: /dev/{0} dev/{0} none bind,optional,create=file\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "moved", "starts"),
+    [
+        ("dev0: /dev/nvidia0\n", "uvm", True),
+        ("dev0: /dev/nvidia0\n", "minor", False),
+        (MOUNT.format("nvidia0") + RULE.format(195), "uvm", True),
+        (MOUNT.format("nvidia0") + RULE.format(195), "minor", False),
+        (MOUNT.format("nvidia0") + RULE.format(508), "uvm", False),
+        (MOUNT.format("nvidia0") + RULE.format(508) + RULE.format(507), "uvm", True),
+        (MOUNT.format("nvidia0") + "lxc.cgroup2.devices.allow: a\n", "uvm", True),
+        (MOUNT.format("dri/renderD128") + MOUNT.format("nvidia0"), "dri", False),
+        (MOUNT.format("nvidia0"), "dri", True),
+    ],
+)
+def test_lines_of_somebody_else_keep_a_container_off_where_they_mean_what_moved(
+    host: Host, lines: str, moved: str, starts: bool
+) -> None:
+    drm = host.root / DEVICES[1:] / GPU / "drm/renderD128"
+    drm.mkdir(parents=True)
+    host.write(CONTAINER, f"hostname: media\n{lines}")
+    run(host, *START)
+    assert host.read("/ct950") == "stopped\n"
+    if moved == "uvm":
+        host.write("/proc/devices", host.read("/proc/devices").replace("508 nvidia-uvm", "507 nvidia-uvm"))
+    elif moved == "minor":
+        host.write(f"/kept/{GPU}/information", "Device Minor: \t 1\n")
+    else:
+        drm.rename(drm.with_name("renderD129"))
+    run(host, *SERVICE)
+    assert (state(host), host.read("/ct950")) == (("", "running\n") if starts else ("HELD", "stopped\n"))
+    if not starts:
+        assert "container 950 has lines with the earlier ones" in host.read(STATE)
+
+
+@pytest.mark.parametrize(
+    ("was", "now_", "moved"),
+    [
+        ("0,508,,card1 renderD128 ", "0,508,,card1 renderD128 ", False),
+        ("0,508,,card1 renderD128 ", "0,,,", False),
+        ("0,508,,card1 renderD128 ", "0,508,,card1 ", False),
+        ("0,508,,card1 renderD128 ", "0,508,,card1 renderD129 ", True),
+        ("0,508,,card1 renderD128 ", "0,508,,card2 renderD128 ", True),
+        ("0,508,,", "0,508,,card1 renderD128 ", False),
+        ("0,508,236,", "0,508,237,", True),
+        ("0,508,,", "1,508,,", True),
+        ("", "0,508,,", False),
+    ],
+)
+def test_a_number_that_is_not_there_yet_has_not_moved(was: str, now_: str, moved: bool) -> None:
+    assert shared_card.have_moved(was, now_) is moved
+
+
+def test_numbers_that_are_again_those_of_then_are_others_than_in_between(host: Host) -> None:
+    """508, then another, then 508: who could not be started in between has lines with the one in between."""
+    unbind(host, OTHER)
+    lines = "hostname: media\ndev0: /dev/nvidia0\nlxc.cgroup2.devices.allow: c 508:* rwm\n"
+    host.write(CONTAINER, lines)
+    host.write("/var/lib/homelab/containers/950/nodes", "ours\n")
+    host.write("/usr/local/sbin/homelab-card-nodes", "", 0o755)
+
+    def follows(_words: Sequence[str], _stdin: bytes) -> None:
+        major = re.findall(r"(\d+) nvidia-uvm", host.read("/proc/devices"))[0]
+        host.write(CONTAINER, re.sub(r"c \d+:", f"c {major}:", host.read(CONTAINER)))
+
+    real = host.programs["systemd-run"]
+
+    def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if "step_nodes" in words:
+            return host.programs["modprobe"](["nvidia-uvm"], b"")
+        return real(words, stdin)
+
+    host.programs |= {"/usr/bin/python3": follows, "systemd-run": systemd_run}
+    run(host, *START)
+    host.write("/proc/devices", host.read("/proc/devices").replace("devices:\n", "devices:\n508 cdc-wdm\n", 1))
+    fails(host, "pct start 950")
+    run(host, *SERVICE)
+    assert state(host) == "HELD" and "c 508:" not in host.read(CONTAINER), story(host)
+    fails(host)
+    run(host, *START)
+    host.write("/proc/devices", host.read("/proc/devices").replace("508 cdc-wdm\n", ""))
+    run(host, *SERVICE)
+    assert at_home(host, only=True) and state(host) == "" and "508 nvidia-uvm" in host.read("/proc/devices")
+    assert host.read(CONTAINER) == lines
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "said"),
+    [
+        ("/etc/pve/lxc/951.conf", "lock: backup\nhostname: chat\n", "it is locked (backup)"),
+        ("/etc/pve/ha/resources.cfg", "ct: 951\n\tstate started\n", "it is under HA by now"),
+    ],
+)
+def test_one_that_is_owed_a_start_and_runs_again_is_not_asked_to_go_where_it_would_not(
+    host: Host, place: str, text: str, said: str
+) -> None:
+    """Somebody has started it, and taken the card out of it. Proxmox VE would note a failed task."""
+    host.write("/etc/pve/lxc/951.conf", "hostname: chat\n")
+    host.write("/ct951", "running\n")
+    host.write(STATE, "state=HELD\nvm=103\nboot=boot\nsince=1\nwhy=it has not started\ncontainers=951\n")
+    host.write(place, text)
+    assert said in call(host, *START)
+    assert at_home(host) and host.read("/ct951") == "running\n"
+
+
+@pytest.mark.parametrize(("about", "refused"), [("", True), ("\tstate started\n", True), ("\tstate ignored\n", False)])
+def test_a_container_that_ha_ignores_is_nobodys_but_ours(host: Host, about: str, refused: bool) -> None:
+    host.write("/etc/pve/ha/resources.cfg", f"vm: 950\n\tstate ignored\n\nct: 950\n{about}\nct: 951\n\tstate ignored\n")
+    said = call(host, *START)
+    assert ("container 950, which uses the card, is under HA" in said) is refused
+    assert with_the_vm(host) is not refused
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("sys/class/vtconsole/vtcon1/name", "the host's console draws on it (fb0)"),
+        ("etc/pve/ha/resources.cfg", "is under HA"),
+    ],
+)
+def test_what_cant_be_read_keeps_the_card_with_the_host(host: Host, path: str, words: str) -> None:
+    """Nobody's, by what can be read, is no "nobody": each of these is a folder here."""
+    (host.root / DEVICES[1:] / GPU / "graphics/fb0").mkdir(parents=True)
+    host.write("/sys/class/vtconsole/vtcon0/name", "(S) dummy device\n")
+    host.write("/sys/class/vtconsole/vtcon0/bind", "1\n")
+    (host.root / path).mkdir(parents=True)
+    assert words in call(host, *START)
+    assert at_home(host) and "shutdown" not in asked(host)
+
+
+def test_a_boot_that_is_confirmed_stands_against_nothing(host: Host) -> None:
+    host.write("/var/lib/homelab/armed", "boot boot\n")
+    run(host, *START)
+    assert with_the_vm(host)
+
+
+@pytest.mark.parametrize("now_", ["", "vfio-pci"])
+def test_a_card_that_no_driver_took_is_given_to_its_driver_again(lent: Host, now_: str) -> None:
+    fails(lent, "systemd-run step_attach")
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and drivers(lent)[0] == "" and lent.read("/ct950") == "stopped\n"
+    fails(lent)
+    if now_:  # by a person
+        bind(lent, GPU, now_)
+    run(lent, *SERVICE)
+    if now_:
+        assert state(lent) == "HELD" and drivers(lent)[0] == now_
+    else:
+        assert at_home(lent) and state(lent) == ""
+
+
+def test_a_card_that_is_given_to_its_driver_again_gets_its_nodes_before_its_containers_start(lent: Host) -> None:
+    """Modules that come back may have another major: the nodes of before would be nobody's."""
+    fails(lent, "systemd-run step_attach")
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and lent.read("/ct950") == "stopped\n"
+    fails(lent)
+    # First it waits in the kernel: nobody is started without its nodes.
+    lent.write("/hangs", "step_nodes")
+    run(lent, *SERVICE)
+    assert state(lent) == "STUCK" and "making its nodes" in lent.read(STATE) and lent.read("/ct950") == "stopped\n"
+    for name in ("active", "hangs", "asked"):
+        (lent.root / name).unlink()
+    run(lent, *SERVICE)
+    lines = asked(lent).splitlines()
+    nodes = next(number for number, line in enumerate(lines) if "step_nodes" in line)
+    assert nodes < next(number for number, line in enumerate(lines) if "pct start" in line) and at_home(lent)

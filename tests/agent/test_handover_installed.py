@@ -1,0 +1,344 @@
+"""What hands cards over, put on a host and taken away: the layers handover and hookscript."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import handover as layer
+from remote_scripts.layers.handover import Wanted
+from remote_scripts.layers.hookscript import Wanted as Hook
+from remote_scripts.shared import hookscripts
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.reading.answer import HandedOver
+from remote_scripts.shared.reading.handover import handed_over
+from remote_scripts.shared.reading.source import Source
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent.handover_kit import BIG, SERVICE, START, STATE, VM, asked, fails, run, state, story
+from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.kit import Host, Refused, cuts, left_by
+from tests.waiting import PATIENCE
+
+PROGRAM, PLACE = "/usr/local/sbin/homelab-handover", "/var/lib/vz/snippets/homelab-handover.sh"
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 12
+STORAGES = """\
+dir: other
+	path /mnt/other
+	content snippets,iso
+
+dir: nas
+	path /mnt/nas
+	content snippets
+	shared 1
+
+lvmthin: local-lvm
+	content images
+
+dir: local
+	path /var/lib/vz
+	content {}
+"""
+
+
+@pytest.fixture(autouse=True)
+def storages(host: Host) -> None:
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    (host.root / layer.CARDS[1:]).unlink()
+
+
+def apply(host: Host, *cards: Card) -> Any:
+    return host.ask("apply", "handover", Wanted(cards=cards or (BIG,)))
+
+
+def revert(host: Host) -> Any:
+    return host.ask("revert", "handover", Wanted())
+
+
+def hook(host: Host, verb: str, holder: str = "gaming-hook adopted", vmid: int = 103) -> Any:
+    return host.ask(verb, "hookscript", Hook(vmid=vmid, holder=holder))
+
+
+def seen(host: Host) -> HandedOver:
+    """What a reading of the host has of it."""
+    return handed_over(Source(host.system()))
+
+
+def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
+    before = host.lasting()
+    planned = host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"]
+    assert host.lasting() == before
+    assert apply(host) == {"changed": True} and hook(host, "apply") == {"changed": True}
+    written = [PROGRAM, layer.CARDS, layer._SERVICE, layer._TIMER, PLACE]
+    assert {file["what"] for file in planned} == {*written, *layer._LINKS}
+    assert [oct((host.root / path[1:]).stat().st_mode & 0o777) for path in written] == [
+        "0o755",
+        "0o644",
+        "0o644",
+        "0o644",
+        "0o755",
+    ]
+    assert "RequiresMountsFor=/var/lib/homelab\n" in host.read(layer._SERVICE)
+    assert "systemctl enable --quiet homelab-handover.timer" in asked(host)
+    assert "systemctl start homelab-handover.timer" in asked(host)
+    assert host.read(VM).endswith("hookscript: local:snippets/homelab-handover.sh\n")
+    assert apply(host) == {"changed": False} and hook(host, "apply") == {"changed": False}
+    assert host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"] == [
+        {"how": "new", "what": link, "diff": ""} for link in layer._LINKS
+    ], "what systemctl makes is a stand-in's here"
+    assert hook(host, "revert") == {"changed": True} and revert(host) == {"changed": True}
+    assert host.lasting() == before and revert(host) == {"changed": False}
+
+
+def test_a_card_that_isnt_handed_over_any_more_takes_it_away(host: Host) -> None:
+    before = host.lasting()
+    apply(host)
+    hook(host, "apply")
+    planned = host.ask("plan", "handover", Wanted())["files"]
+    assert {"how": "removed", "what": "VM 103's option hookscript", "diff": ""} in planned
+    assert host.ask("apply", "handover", Wanted()) == {"changed": True}
+    (host.root / "var/lib/homelab/handover-hooks/103").unlink()
+    host.ask("revert", "handover", Wanted())
+    assert host.lasting() == before
+
+
+def test_while_a_vm_has_a_card_nothing_of_it_goes(host: Host) -> None:
+    apply(host)
+    run(host, *START)
+    with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
+        revert(host)
+    with pytest.raises(Refused, match="gpus.big is with VM 103 since"):
+        apply(host)
+    # What was noted before the last start of the host tells nothing of now.
+    host.write("/proc/sys/kernel/random/boot_id", "next\n")
+    assert revert(host) == {"changed": True} and state(host) == ""
+
+
+def test_a_state_that_cant_be_read_keeps_it_there(host: Host) -> None:
+    apply(host)
+    (host.root / STATE[1:]).mkdir(parents=True)
+    with pytest.raises(Refused, match="to know where the card is"):
+        revert(host)
+    assert host.exists(PROGRAM)
+
+
+@pytest.mark.parametrize(("content", "found"), [("iso,snippets", "local"), ("iso", "other")])
+def test_a_storage_of_the_host_alone_is_chosen(host: Host, content: str, found: str) -> None:
+    host.write("/etc/pve/storage.cfg", STORAGES.format(content))
+    assert hookscripts.need_storage(host.system()).name == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("nodes pve2", "other"),
+        ("nodes pve2,pve", "local"),
+        ("nodes pve2 pve", "local"),
+        ("disable 0", "local"),
+        ("disable", "other"),
+    ],
+)
+def test_a_storage_of_other_nodes_is_none_of_this_host(host: Host, line: str, found: str) -> None:
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    host.write("/etc/pve/storage.cfg", STORAGES.format(f"snippets\n\t{line}"))
+    host.write(PLACE, "", 0o755)
+    host.write(VM, "hookscript: local:snippets/homelab-handover.sh\n")
+    assert hookscripts.need_storage(host.system()).name == found
+    assert hookscripts.has_it(host.system(), "103") is (found == "local")
+
+
+def test_without_a_storage_for_it_nothing_is_put_there(host: Host) -> None:
+    host.write("/etc/pve/storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent iso\n")
+    before = host.lasting()
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match="add snippets to the content of one"):
+            host.ask(verb, "handover", Wanted(cards=(BIG,)))
+    assert host.lasting() == before
+
+
+def test_a_vm_names_the_script_where_it_lies(host: Host) -> None:
+    """Somebody takes snippets from the storage, or the storage away: the VM would not start any more."""
+    host.write("/etc/pve/storage.cfg", STORAGES.format("iso"))
+    apply(host)
+    hook(host, "apply")
+    assert "hookscript: other:snippets/" in host.read(VM) and seen(host).lost_hooks == []
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
+    assert hook(host, "apply") == {"changed": False}, "it stays where it lies"
+    host.write("/etc/pve/storage.cfg", STORAGES.format("snippets").replace("content snippets,iso", "content iso"))
+    assert seen(host).lost_hooks == ["103"]
+    with pytest.raises(Refused, match=f"there is no {PLACE}"):
+        hook(host, "apply")
+    apply(host)
+    hook(host, "apply")
+    assert host.read(VM).endswith("hookscript: local:snippets/homelab-handover.sh\n") and seen(host).lost_hooks == []
+    hook(host, "revert")
+    revert(host)
+    assert [*host.root.rglob("homelab-handover*")] == []
+
+
+def test_a_vm_whose_entry_got_another_name_keeps_its_hookscript(host: Host) -> None:
+    """What has the new name is applied first, and what had the old one undone after that."""
+    before = host.read(VM)
+    apply(host)
+    for verb, holder in (("apply", "old"), ("apply", "new"), ("revert", "old")):
+        hook(host, verb, holder)
+    assert "hookscript: local:snippets/" in host.read(VM)
+    hook(host, "revert", "new")
+    assert host.read(VM) == before
+
+
+def test_a_hookscript_of_somebody_else_is_left_alone(host: Host) -> None:
+    apply(host)
+    host.write(VM, "hookscript: local:snippets/mine.sh\n")
+    for verb in ("plan", "apply"):
+        with pytest.raises(Refused, match=r"it has one already: local:snippets/mine\.sh"):
+            hook(host, verb)
+    hook(host, "revert")
+    assert host.read(VM) == "hookscript: local:snippets/mine.sh\n"
+    with pytest.raises(Refused, match="there is no such VM"):
+        hook(host, "apply", vmid=777)
+
+
+def test_no_vm_names_the_hookscript_when_it_is_gone(host: Host) -> None:
+    apply(host)
+    for vmid, name in ((104, "homelab-handover.sh"), (105, "mine.sh")):
+        host.write(f"/etc/pve/qemu-server/{vmid}.conf", f"hookscript: local:snippets/{name}\n")
+    fails(host, "qm --delete hookscript")
+    with pytest.raises(Refused, match="VM 104 without our hookscript"):
+        revert(host)
+    assert host.exists(PROGRAM)
+    fails(host)
+    revert(host)
+    assert host.read("/etc/pve/qemu-server/104.conf") == "" and "mine.sh" in host.read("/etc/pve/qemu-server/105.conf")
+
+
+def test_a_vm_that_was_moved_to_another_node_is_named_with_its_hookscript(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = "hookscript: local:snippets/homelab-handover.sh\n"
+    host.write("/etc/pve/nodes/other/qemu-server/103.conf", conf)
+    (host.root / VM[1:]).unlink()
+    host.write("/var/lib/homelab/handover-hooks/103", "one\n")
+    assert (seen(host).lost_hooks, seen(host).moved_hooks) == ([], ["103 on other"])
+    revert(host)
+    hook(host, "revert", "one")
+    said = capsys.readouterr().err
+    assert said.count("VM 103 is on node other now") == 2 and "On other: `qm set 103 --delete hookscript`" in said
+    assert host.read("/etc/pve/nodes/other/qemu-server/103.conf") == conf, "that node may have one of its own"
+    revert(host)
+    assert "node other" not in capsys.readouterr().err, "nothing is noted of it any more"
+
+
+@pytest.mark.parametrize("way", ["revert", "another card"])
+def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
+    host: Host, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply(host)
+    run(host, *START)
+    host.write("/ails", "")
+    run(host, *SERVICE)
+    assert state(host) == "HELD" and host.read("/ct950") == "stopped\n"
+    if way == "revert":
+        revert(host)
+    else:
+        apply(host, BIG, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
+        assert state(host) == "HELD", "what is noted of a card that stays shared stays"
+        apply(host, Card(name="other", functions={"0000:02:00.0": "10de:2684"}))
+    said = capsys.readouterr().err
+    assert state(host) == "" and "container 950 was shut down for VM 103" in said and "`pct start 950`" in said
+
+
+def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) -> None:
+    for link, unit in layer._LINKS.items():
+        (host.root / link[1:]).parent.mkdir(parents=True)
+        (host.root / link[1:]).symlink_to(unit)
+    apply(host)
+    real = host.programs["systemctl"]
+    for needs, reads in (("no\n", False), ("yes\n", True)):
+        host.write("/asked", "")
+        host.programs["systemctl"] = lambda words, stdin, needs=needs: (  # type: ignore[misc]
+            needs if "NeedDaemonReload" in words else real(words, stdin)
+        )
+        apply(host)
+        assert ("daemon-reload" in asked(host)) is reads
+
+
+def test_a_hookscript_that_was_lost_is_set_again(host: Host) -> None:
+    """A snapshot's rollback, or a backup that was restored, drops it and keeps hostpci: the next start would hang."""
+    apply(host)
+    hook(host, "apply")
+    conf = host.read(VM)
+    lost = conf.replace("hookscript: local:snippets/homelab-handover.sh\n", "")
+    host.write(VM, f"lock: rollback\n{lost}")
+    assert seen(host).lost_hooks == ["103"]
+    run(host, *SERVICE)
+    assert host.read(VM) == f"lock: rollback\n{lost}", "it is at work"
+    host.write(VM, lost)
+    run(host, *SERVICE)
+    assert host.read(VM) == conf and "VM 103 had lost its hookscript" in story(host)
+    for other in ("hookscript: local:snippets/mine.sh\nhostpci0: 0000:01:00\n", "name: without a card\n"):
+        host.write(VM, other)
+        run(host, *SERVICE)
+        assert host.read(VM) == other
+
+
+@pytest.mark.parametrize("python", ["works", "is broken", "is gone"])
+def test_the_hookscript_refuses_a_start_and_lets_all_else_pass_where_python_is_broken(host: Host, python: str) -> None:
+    apply(host)
+    place = host.root.parent / "python3"
+    if python != "is gone":
+        place.write_text(f"#!/bin/sh\nexit {0 if python == 'works' else 1}\n")
+        place.chmod(0o755)
+    script = host.root.parent / "hook.sh"
+    script.write_text(host.read(PLACE).replace("/usr/bin/python3", str(place)))
+    for phase in ("pre-start", "post-start", "pre-stop", "post-stop"):
+        done = subprocess.run(["sh", str(script), "103", phase], env={"ROOT": str(host.root)}, capture_output=True)
+        assert done.returncode == (1 if phase == "pre-start" and python != "works" else 0), phase
+        assert (b"VM 103 stays off" in done.stdout) is bool(done.returncode)
+
+
+def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
+    apply(host)
+    environment = {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
+
+    def started(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(host.root / PROGRAM[1:]), *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+    host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
+    done = started("hook", "104", "pre-start")
+    assert done.returncode == 1 and "VM 104 names gpus.big" in done.stdout + done.stderr
+    assert started("hook", "104", "post-stop").returncode == 0
+    host.write(layer.CARDS, "[")
+    assert "as it was installed" in started("reconcile").stderr
+
+
+def test_cut_short_anywhere_it_is_whole_with_the_next_run(host: Host, tmp_path: Path) -> None:
+    before = host.lasting()
+    found = cuts(host, apply)
+    wanted = host.lasting()
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, "installed")):
+        left = left_by(cut, host, tmp_path / f"left{number}")
+        apply(left)
+        assert left.lasting() == wanted, cut.how
+        revert(left)
+        assert left.lasting() == before, cut.how
+    found = cuts(host, revert)
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, "taken away")):
+        left = left_by(cut, host, tmp_path / f"back{number}")
+        revert(left)
+        assert left.lasting() == before, cut.how
+
+
+def test_a_failing_systemctl_puts_everything_back(host: Host) -> None:
+    before = host.lasting()
+    host.programs["systemctl"] = lambda words, _stdin: Done(1, b"no\n") if words[0] == "enable" else 0
+    with pytest.raises(Refused, match="a handover that is cut short would stay half-way"):
+        apply(host)
+    assert host.lasting() == before

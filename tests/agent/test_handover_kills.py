@@ -1,0 +1,316 @@
+"""Killed at any call: the hookscript's program, the service, the steps in their units; a power cut, and a boot, at any of them; and a program of the host that
+fails, or answers garbage, at any of its calls.
+
+A call is a change of the disk, a value that is written into sysfs, or a program that is started. What is left there is kept, each state once, and the next
+service, start or boot goes on from it. By default a sample of these states is tried, another one with another seed (tests/sampling.py); HOMELAB_EVERY_CUT=1
+tries every one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent.handover_kit import (
+    GPU,
+    SERVICE,
+    START,
+    STATE,
+    STOP,
+    Killed,
+    at_home,
+    back,
+    bind,
+    call,
+    copied,
+    everything,
+    killed_at,
+    made,
+    run,
+    state,
+    story,
+    two_users,
+    vm_locked,
+    with_the_vm,
+)
+from tests.agent.kit import Host, cuts, watched
+from tests.scripts import cut_kit
+
+SAMPLE = 8
+ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left where everything dies before one call. `how`: which."""
+
+    how: str
+    noted: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"HOMELAB_SEED={sampling.SEED} before {self.how}, noted {self.noted or 'nothing'}"
+
+
+def sweep(host: Host, store: Path, *words: str) -> list[Left]:
+    """Everything that a kill at any call leaves, each state once. In none of them has the card two users."""
+    found: list[Left] = []
+    numbers = itertools.count()
+    last: object = None
+
+    def watch(call: str, path: str) -> None:
+        nonlocal last
+        number, now = next(numbers), everything(host)
+        if now != last:
+            last = now
+            left = Left(f"call {number}, {call} {path}", state(host), store / str(number))
+            assert not two_users(host), left
+            copied(host, left.folder)
+            found.append(left)
+
+    with watched(watch):
+        run(host, *words)
+    return found
+
+
+def settled(host: Host, left: Left, *, only: bool) -> None:
+    """One run of the service, and the card is with the host, with everything as at first; a second one does nothing."""
+    run(host, *SERVICE)
+    assert at_home(host, only=only) and not two_users(host), f"{left}: {state(host)}\n{story(host)}"
+    assert state(host) in ("", "HELD"), left
+    before = everything(host)
+    run(host, *SERVICE)
+    assert everything(host) == before, left
+
+
+@ONLY
+def test_a_start_that_is_killed_anywhere_is_undone_or_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
+) -> None:
+    host = made(Host(tmp_path), monkeypatch, only=only)
+    with vm_locked(host):
+        found = sweep(host, tmp_path / "start", *START)
+    assert with_the_vm(host) and len(found) > 20
+    assert {left.noted for left in found} >= {"", "DRAINING", "DETACHED", "VM"}
+    each = [(left, then) for left in found for then in ("service", "start")]
+    for left, then in sampling.sample(each, SAMPLE, f"start {only}"):
+        back(host, left.folder)
+        if then == "start":
+            with vm_locked(host):
+                run(host, *START)
+            assert with_the_vm(host), left
+        settled(host, left, only=only)
+
+
+@ONLY
+def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
+) -> None:
+    host = made(Host(tmp_path), monkeypatch, only=only)
+    run(host, *START)
+    with vm_locked(host):
+        found = sweep(host, tmp_path / "hook", *STOP)
+    assert {left.noted for left in found} == {"VM", "RETURNING"}
+    service = sweep(host, tmp_path / "service", *SERVICE)
+    assert at_home(host, only=only) and state(host) == "" and len(service) > 15
+    for left in sampling.sample([*found, *service], SAMPLE, f"back {only}"):
+        back(host, left.folder)
+        settled(host, left, only=only)
+        assert state(host) == "", left
+
+
+def test_a_service_that_is_killed_while_it_undoes_a_start_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = made(Host(tmp_path), monkeypatch)
+    found = sweep(host, tmp_path / "start", *START)
+    for noted in ("DRAINING", "DETACHED"):
+        # As far as it had come in that state.
+        back(host, [left for left in found if left.noted == noted][-1].folder)
+        undone = sweep(host, tmp_path / f"service {noted}", *SERVICE)
+        for left in sampling.sample(undone, SAMPLE // 2, f"undone {noted}"):
+            back(host, left.folder)
+            settled(host, left, only=False)
+
+
+def test_a_service_that_is_killed_while_the_vm_runs_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = made(Host(tmp_path), monkeypatch)
+    run(host, *START)
+    host.write("/vm103", "running\n")
+    assert len(sweep(host, tmp_path / "service", *SERVICE)) == 1 and with_the_vm(host)
+
+
+def test_a_killed_run_leaves_no_other_one_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = made(Host(tmp_path), monkeypatch)
+    assert killed_at(host, 30, *START)
+    with vm_locked(host):
+        run(host, *START)
+    assert with_the_vm(host)
+
+
+@ONLY
+def test_a_step_that_is_killed_in_its_unit_leaves_the_card_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool
+) -> None:
+    host = made(Host(tmp_path), monkeypatch, only=only)
+    real = host.programs["systemd-run"]
+    at = 0
+
+    def systemd_run(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        """The unit dies at one of its writes."""
+
+        def watch(call: str, _path: str) -> None:
+            nonlocal at
+            at -= call == "write"
+            if at == 0 and call == "write":
+                raise Killed
+
+        try:
+            with watched(watch):
+                return real(words, stdin)
+        except Killed:
+            return 137
+
+    writes = 5 if only else 6  # two functions are claimed, unbound (the driver's only card by its module), and bound
+    host.programs["systemd-run"] = systemd_run
+    for number in range(1, writes + 1):
+        at = number
+        call(host, *START)
+        assert not two_users(host) and (with_the_vm(host) or at_home(host, only=only)), number
+        at = 0
+        run(host, *SERVICE)
+        assert at_home(host, only=only), number
+    for number in range(1, 10):
+        run(host, *START)
+        at = number
+        run(host, *SERVICE)
+        at = 0
+        run(host, *SERVICE)
+        assert at_home(host, only=only) and state(host) == "", f"{number} {story(host)}"
+
+
+@pytest.mark.parametrize("way", ["start", "stop"])
+def test_a_power_cut_at_any_call_ends_with_the_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    host = made(Host(tmp_path), monkeypatch)
+    (host.root / "var/lib/homelab").mkdir(parents=True)
+    copied(host, tmp_path / "first")
+    found = cuts(host, lambda host: run(host, *START))
+    if way == "stop":
+        found = cuts(host, lambda host: (call(host, *STOP), call(host, *SERVICE)))
+    lasting = {repr(cut.lasting): cut.lasting for cut in found if cut.how.startswith("power")}
+    assert len(lasting) > 3
+    for number, files in enumerate(sampling.sample([*lasting.values()], SAMPLE, f"power {way}")):
+        back(host, tmp_path / "first")
+        cut_kit.restore(host.root, files)
+        host.write("/proc/sys/kernel/random/boot_id", "next\n")
+        ran = "running\n" if number % 2 else "stopped\n"
+        host.write("/ct950", ran)
+        run(host, *SERVICE)
+        assert state(host) == "" and host.read("/ct950") == ran, "onboot decides what runs"
+        with vm_locked(host):
+            run(host, *START)
+        assert with_the_vm(host), "a VM that starts at this boot"
+        run(host, *SERVICE)
+        assert host.read("/ct950") == ran and state(host) == ""
+    assert not host.exists(STATE)
+
+
+#: What the call that is meant does.
+FAULTS = {"fails": Done(1, b""), "says nothing": Done(0, b""), "garbage": Done(0, b"status: 7\n\x01=%\n[x\n")}
+PROGRAMS = ("nvidia-smi", "pct", "qm", "systemctl", "systemd-run", "modprobe")
+
+
+@ONLY
+@pytest.mark.parametrize("way", ["start", "service"])
+def test_a_command_that_goes_wrong_loses_nobody_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool, way: str
+) -> None:
+    host = made(Host(tmp_path), monkeypatch, only=only)
+    real = {name: host.programs[name] for name in PROGRAMS}
+    numbers = dict.fromkeys(PROGRAMS, 0)
+    meant: tuple[str, int, str] = ("", 0, "")
+
+    def counted(name: str, words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        numbers[name] += 1
+        if meant[:2] == (name, numbers[name]):
+            # What it says nothing or garbage of, it does.
+            if meant[2] != "fails":
+                real[name](words, stdin)
+            return FAULTS[meant[2]]
+        return real[name](words, stdin)
+
+    for name in PROGRAMS:
+        host.programs[name] = lambda words, stdin, name=name: counted(name, words, stdin)  # type: ignore[misc]
+    copied(host, tmp_path / "before")
+    with vm_locked(host):
+        run(host, *START)
+    if way == "service":
+        copied(host, tmp_path / "before")
+        numbers.update(dict.fromkeys(PROGRAMS, 0))
+        run(host, *SERVICE)
+    every = [(name, number + 1, fault) for name in PROGRAMS for number in range(numbers[name]) for fault in FAULTS]
+    assert len(every) > 30
+    wrong: list[object] = []
+    for moment in sampling.sample(every, SAMPLE, f"faults {way} {only}"):
+        back(host, tmp_path / "before")
+        numbers.update(dict.fromkeys(PROGRAMS, 0))
+        meant = moment
+        if way == "start":
+            with vm_locked(host):
+                said = call(host, *START)
+            if not said and not with_the_vm(host):
+                wrong.append((moment, "the VM starts without its card", said))
+        else:
+            said = call(host, *SERVICE)
+        if two_users(host):
+            wrong.append((moment, "it has two users", said))
+        meant = ("", 0, "")
+        for _ in range(2):
+            run(host, *SERVICE)
+        if not at_home(host, only=only) or state(host) not in ("", "HELD"):
+            wrong.append((moment, f"{state(host)}: not everybody has everything again", story(host)))
+    assert wrong == [], f"HOMELAB_SEED={sampling.SEED}"
+
+
+TIMES = 200 if sampling.EVERY else 3
+
+
+@ONLY
+def test_after_many_turns_the_host_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: bool) -> None:
+    host = made(Host(tmp_path), monkeypatch, only=only)
+    run(host, *SERVICE)
+    # Of earlier turns, as much as is kept: it is cut in the first of these.
+    host.write("/var/lib/homelab/handover/log", "2026-01-01 00:00:00 big: an old line\n" * 3600)
+    first = None
+    for number in range(TIMES):
+        with vm_locked(host):
+            run(host, *START)
+            assert with_the_vm(host), number
+            run(host, *STOP)
+        run(host, *SERVICE)
+        assert at_home(host, only=only), number
+        seen = everything(host), sorted(path.name for path in (host.root / "run").rglob("*"))
+        first = first or seen
+        assert seen == first, number
+        assert len(story(host)) <= 131072, "the story is no log without end"
+    assert "an old line" in story(host) or TIMES > 3
+
+
+def test_a_card_that_somebody_has_bound_otherwise_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, while the VM had it: the way back goes on from what there is."""
+    host = made(Host(tmp_path), monkeypatch)
+    run(host, *START)
+    bind(host, GPU, "nvidia")
+    (host.root / "kept" / GPU).rename(host.root / "proc/driver/nvidia/gpus" / GPU)
+    run(host, *SERVICE)
+    assert at_home(host), story(host)

@@ -1,0 +1,189 @@
+"""A handover, and a run of `pulumi up` that begins meanwhile (run_guard.sh), or another start: each comes to its end before the other one looks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from homelab.remote import scripts
+from remote_scripts.shared import handover
+from remote_scripts.shared.card import Card
+from remote_scripts.tools.run import Done
+from tests.agent.handover_kit import (
+    BIG,
+    SERVICE,
+    START,
+    VM,
+    at_home,
+    call,
+    cards,
+    run,
+    state,
+    two_users,
+    with_the_vm,
+)
+from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.kit import Host
+from tests.scripts.test_run_guard import HELD, answer, guarded
+from tests.waiting import PATIENCE, wait_until
+
+
+@pytest.fixture
+def lent(host: Host) -> Host:
+    """The same, with the card lent to the VM."""
+    run(host, *START)
+    assert with_the_vm(host)
+    return host
+
+
+def environment(host: Host) -> dict[str, str]:
+    return {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
+
+
+def holding(host: Host, who: str, handing: str = "45") -> AbstractContextManager[subprocess.Popen[str]]:
+    return guarded(environment(host), who, handing=handing)
+
+
+def let_start(host: Host, who: str) -> None:
+    text = scripts.compose("run_guard.sh", WHO=who, VMID="103")
+    done = subprocess.run(
+        ["bash", "-s", "--", "pass"], input=text, env=environment(host), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '{"passed":"103"}\n'
+
+
+class Begun(threading.Thread):
+    """A call of the program that stands before a command of Proxmox VE's until it may go on. `said`: what it refuses."""
+
+    def __init__(self, host: Host, verb: str, *words: str) -> None:
+        super().__init__(daemon=True)
+        self.stands, self.gate = threading.Event(), threading.Event()
+        self.said: str | None = None
+        self._host, self._words = host, words
+        real = host.programs["pct"]
+
+        def pct(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+            if words[0] == verb:
+                self.stands.set()
+                assert self.gate.wait(PATIENCE)
+            return real(words, stdin)
+
+        host.programs["pct"] = pct
+
+    def run(self) -> None:
+        self.said = call(self._host, *self._words)
+
+    def ended(self) -> str | None:
+        self.gate.set()
+        self.join(PATIENCE)
+        return self.said
+
+
+@contextmanager
+def begun(host: Host, verb: str, *words: str) -> Iterator[Begun]:
+    thread = Begun(host, verb, *words)
+    thread.start()
+    assert thread.stands.wait(PATIENCE)
+    try:
+        yield thread
+    finally:
+        thread.ended()
+
+
+def is_noted(host: Host, who: str) -> Callable[[], bool]:
+    path = host.root / "run/homelab/up"
+    return lambda: path.exists() and path.read_text() == f"{who}\n"
+
+
+def test_a_run_that_was_cut_off_has_let_start_what_it_had_when_it_comes_back(host: Host) -> None:
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        run(host, *START)
+        assert with_the_vm(host)
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD, "its own VM has the card: that is what it wanted"
+    with holding(host, "ben") as up:
+        said, _ = up.communicate()
+        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+    run(host, *SERVICE)
+    with holding(host, "ben") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+        assert "is at work: ben" in call(host, *START), "whoever says so later than its own end"
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        assert "ben" not in host.read("/run/homelab/passes")
+
+
+def test_a_run_that_was_cut_off_comes_back_while_its_own_vm_takes_the_card(host: Host) -> None:
+    with holding(host, "anna") as up:
+        assert answer(up) == HELD
+        let_start(host, "anna")
+        start = Begun(host, "shutdown", *START)
+        start.start()
+        assert start.stands.wait(PATIENCE)
+    for who, is_let in (("ben", False), ("anna", True)):
+        with holding(host, who, handing="0.2") as up:
+            assert (answer(up) == HELD) is is_let, who
+    assert start.ended() == "" and with_the_vm(host)
+
+
+def test_a_run_that_begins_waits_for_a_card_that_comes_back(lent: Host) -> None:
+    with begun(lent, "start", *SERVICE) as service, holding(lent, "anna") as up:
+        wait_until(is_noted(lent, "anna"))
+        service.gate.set()
+        assert answer(up) == HELD
+        assert service.ended() == ""
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_run_that_begins_waits_for_a_handover_and_is_then_refused(host: Host) -> None:
+    """A run that looked before the card is noted as away would find out between two of its steps."""
+    with begun(host, "shutdown", *START) as start, holding(host, "anna") as up:
+        wait_until(is_noted(host, "anna"))
+        start.gate.set()
+        said, _ = up.communicate()
+        assert up.returncode == 1 and "gpus.big is with VM 103 since" in said
+        assert start.ended() == ""
+    assert with_the_vm(host)
+
+
+def test_a_run_that_comes_back_has_its_passes_while_it_waits_for_a_handover(host: Host) -> None:
+    (host.root / "run/homelab").mkdir(mode=0o700)
+    host.write("/run/homelab/passes", "103 anna\n105 ben\n")
+    host.write("/run/homelab/handing", "")
+    with (host.root / "run/homelab/handing").open() as handing, holding(host, "anna") as up:
+        fcntl.flock(handing, fcntl.LOCK_EX)
+        wait_until(is_noted(host, "anna"))
+        assert handover.run_at_work(host.system(), "103") is None
+        with (host.root / "run/homelab/passes").open("a") as passes:
+            passes.write("104 anna\n")
+        host.write("/var/lib/homelab/handover/big.state", "state=VM\nvm=104\nboot=boot\nsince=1\n")
+        fcntl.flock(handing, fcntl.LOCK_UN)
+        assert answer(up) == HELD, "the card of a VM that it let through meanwhile is where it is to be"
+    assert host.read("/run/homelab/passes") == "103 anna\n104 anna\n"
+
+
+def test_of_two_starts_at_the_same_time_one_gets_it(host: Host) -> None:
+    cards(host, Card(name="big", functions=BIG.functions, vms=(103, 104)))
+    host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
+    for vmid in ("103", "104"):
+        host.write(f"/vm{vmid}", "running\n")  # what is being started is no more than that
+    with begun(host, "shutdown", *START) as first:
+        said: list[str] = []
+        second = threading.Thread(target=lambda: said.append(call(host, "hook", "104", "pre-start")))
+        second.start()
+        first.gate.set()
+        second.join(PATIENCE)
+        assert first.ended() == ""
+    assert len(said) == 1 and re.search("VM 103 has it since", said[0]) and with_the_vm(host) and not two_users(host)

@@ -1,0 +1,141 @@
+"""The layer switch_card: a rehearsal of a switch by hand, the VM's start and shutdown, and the story."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers.switch_card import Wanted
+from remote_scripts.shared.card import Card
+from remote_scripts.tools.run import Done
+from tests.agent.handover_kit import (
+    AUDIO,
+    BIG,
+    CONTAINER,
+    DEVICES,
+    GPU,
+    START,
+    STATE,
+    STORY,
+    VM,
+    bind,
+    everything,
+    run,
+    up_at_work,
+)
+from tests.agent.handover_kit import host as host  # a fixture
+from tests.agent.kit import Host
+
+TWO = Card(name="big", functions=BIG.functions, vms=(103, 104))
+NOTED = "state={}\nvm=103\nboot={}\nsince=1\nwhy=unbinding it waits\ncontainers=950\nnumbers=0,508,,\n"
+
+
+def rehearsed(host: Host, vmid: int = 103) -> Any:
+    before = everything(host)
+    said = host.ask("plan", "switch_card", Wanted(card="big", vmid=vmid, cards=(TWO,)))
+    assert everything(host) == before
+    return said
+
+
+@pytest.mark.parametrize(
+    ("state", "runs", "vmid", "stands", "refused"),
+    [
+        ("", "stopped", 103, "", ""),
+        ("", "running", 103, "", "VM 103 runs already, without it"),
+        ("", "unknown", 103, "", "whether VM 103 runs can't be told"),
+        ("VM", "running", 103, "VM 103 runs, and has it already", ""),
+        ("VM", "stopped", 103, "VM 103 had it last, and nobody has given it back yet", ""),
+        ("VM", "unknown", 103, "VM 103 had it last", "whether VM 103 runs can't be told"),
+        ("VM", "running", 104, "VM 103 has it since", "shut VM 103 down first"),
+        ("VM", "stopped", 104, "VM 103 had it last, and is off", ""),
+        ("RETURNING", "stopped", 103, "on its way back from VM 103", ""),
+        ("DETACHED", "stopped", 103, "on its way to VM 103 (DETACHED)", "a handover is at work"),
+        ("STUCK", "stopped", 103, "it is STUCK", "unbinding it waits"),
+        ("VM before", "stopped", 103, "", ""),
+    ],
+)
+def test_a_rehearsal_says_where_the_card_is(
+    host: Host, state: str, runs: str, vmid: int, stands: str, refused: str
+) -> None:
+    host.write(f"/vm{vmid}", f"{runs if vmid == 103 else 'stopped'}\n")
+    host.write("/vm103", f"{runs}\n")
+    host.write("/etc/pve/qemu-server/104.conf", host.read(VM))
+    name, _, boot = state.partition(" ")
+    if name:
+        host.write(STATE, NOTED.format(name, boot or "boot"))
+    if stands:
+        for address in (GPU, AUDIO):
+            bind(host, address, "vfio-pci")
+    said = rehearsed(host, vmid)
+    assert (stands in said["stands"]) and bool(said["stands"]) is bool(stands), said
+    assert (refused in said["refused"]) and bool(said["refused"]) is bool(refused), said
+    assert said["containers"] == ([] if stands else ["950"]), "nothing is looked at where it isn't"
+
+
+@pytest.mark.parametrize(("noted", "waits"), [("", True), ("VM", False)])
+def test_a_rehearsal_waits_for_a_run_only_where_a_start_would(host: Host, noted: str, waits: bool) -> None:
+    if noted:
+        host.write(STATE, NOTED.format(noted, "boot"))
+    with up_at_work(host, "anna"):
+        assert ("an up or a destroy of this host is at work" in rehearsed(host)["refused"]) is waits
+
+
+def test_who_has_it_is_told_apart(host: Host) -> None:
+    for pid, group in ((41, "/lxc/950/ns"), (42, "/system.slice/ollama.service")):
+        host.write(f"/proc/{pid}/comm", "ollama\n")
+        host.write(f"/proc/{pid}/cgroup", f"0::{group}\n")
+        host.write(f"/proc/{pid}/task/{pid}/maps", "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0\n")
+        (host.root / f"proc/{pid}/task/{pid}/fd").mkdir()
+    said = rehearsed(host)
+    assert (said["ends"], said["holders"]) == (
+        ["ollama (PID 41 of container 950)"],
+        ["ollama (PID 42 of ollama.service)"],
+    )
+    assert (said["refused"], said["way"]) == ("", "it is unbound")
+
+
+def test_all_that_stands_against_it_is_said_at_once(host: Host) -> None:
+    host.write(f"{DEVICES}/{GPU}/boot_vga", "1\n")
+    host.write(CONTAINER, f"lock: backup\n{host.read(CONTAINER)}")
+    said = rehearsed(host)["refused"]
+    assert "it is this host's screen" in said and "container 950, which uses the card, is locked: backup" in said
+    host.write(f"{DEVICES}/{GPU}/boot_vga", "0\n")
+    host.write(CONTAINER, "hostname: media\n")
+    host.write(VM, "name: gaming\n")
+    assert "no hostpci option of it names the card" in rehearsed(host)["refused"]
+
+
+def test_the_vm_is_started_and_shut_down_as_proxmox_ve_does(host: Host) -> None:
+    asked: list[list[str]] = []
+
+    def qm(words: Sequence[str], _stdin: bytes) -> Done:
+        asked.append([*words])
+        return Done(1, b"no\n", b"VM is locked\n")
+
+    host.programs["qm"] = qm
+    assert host.ask("apply", "switch_card", Wanted(card="big", vmid=103, start=True)) == {
+        "well": False,
+        "said": "no\nVM is locked",
+    }
+    for cut in (False, True):
+        host.ask("apply", "switch_card", Wanted(card="big", vmid=103, seconds_off=20, cut=cut))
+    ends = ["shutdown", "103", "--timeout", "20"]
+    assert asked == [["start", "103"], ends, [*ends, "--forceStop", "1"]]
+
+
+def test_the_story_is_told_as_it_goes_on(host: Host) -> None:
+    assert host.ask("read", "switch_card", Wanted(card="big")) == {
+        "size": 0,
+        "runs": "unknown",
+        "state": "",
+        "story": "",
+    }
+    run(host, *START)
+    known = len(host.read(STORY))
+    first = host.ask("read", "switch_card", Wanted(card="big", vmid=103))
+    assert first["size"] == known and "VM 103 has it" in first["story"] and first["runs"] == "no"
+    assert first["state"].startswith("state=VM\nvm=103\n")
+    host.write(STORY, f"{host.read(STORY)}more\n")
+    assert host.ask("read", "switch_card", Wanted(card="big", known=known))["story"] == "more\n"
