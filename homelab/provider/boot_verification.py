@@ -168,8 +168,14 @@ async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
     try:
         async with ssh.connect(host) as session:
             wanted = start_guests.Wanted(later=tuple(managed.start_later), unwanted=tuple(managed.stay_off))
+            # A start that is cut off may leave its guest off for good.
             answer = await session.ask(
-                "apply", "start_guests", wanted, STARTS_SECONDS, lambda line: tell_meanwhile(f"{name}: {line}")
+                "apply",
+                "start_guests",
+                wanted,
+                STARTS_SECONDS,
+                lambda line: tell_meanwhile(f"{name}: {line}"),
+                goes_on=True,
             )
     except HomelabError as error:
         tell(f"{name}: note: {error.found}; the host starts the guests that ran before the reboot by itself")

@@ -24,6 +24,7 @@ from homelab.remote import agent, scripts
 from homelab.settings import Host
 from remote_scripts.layers import read_host, read_system
 from remote_scripts.shared import boot_service
+from remote_scripts.tools.state import limit_of
 
 # The message of a failing script (remote_scripts/lib/common.sh, die).
 _MESSAGE = re.compile(
@@ -92,23 +93,26 @@ class Session:
         *,
         ctid: int = 0,
         proxy: str = "",
+        goes_on: bool = False,
     ) -> dict[str, Any]:
         """Asks this program's agent, which is sent along and leaves nothing behind.
 
         :param verb: `read`, `plan` or `apply`.
         :param layer: its name.
         :param wanted: its `Wanted`.
+        :param seconds: how long its work may take; of what changes something the host ends it then.
         :param ctid: as of `agent.request`.
         :param proxy: as of `agent.request`.
         :param on_line: as of `run`.
+        :param goes_on: the host goes on to the work's end though nobody waits for it any more.
         :returns: the answer.
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
-        limit = int(seconds) if verb == "apply" else 0
+        limit = limit_of(seconds) if verb == "apply" and not goes_on else 0
         text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
         command = agent.command_in_memory(self._host.ssh.user)
-        return scripts.answer(await self._run(command, f"{verb} {layer}", text, seconds, on_line))
+        return scripts.answer(await self._run(command, f"{verb} {layer}", text, limit or seconds, on_line))
 
     async def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.

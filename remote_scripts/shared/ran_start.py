@@ -241,6 +241,8 @@ class _Starting:
             return False  # whom a run leaves off is started after it
         elif _is_ending(self._system):  # others were started meanwhile, one after the other, for up to an hour
             return False
+        elif self._system.work.time_for(DO_SECONDS) < DO_SECONDS:
+            return False  # this run would cut its start off
         else:
             self._start(line, name, by_hand)
         return True

@@ -7,6 +7,7 @@ The lock is the one that this program's scripts in bash take, too: flock(2) on /
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import time
@@ -27,6 +28,16 @@ PROGRESS_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
 #: Between two tries of what is waited for.
 _TRY_SECONDS = 1.0
+# What of a run's limit is for its error and for undoing: this part of it, and so many seconds.
+_END_PART, _END_SECONDS = 0.1, 3
+
+
+def limit_of(seconds: float) -> int:
+    """The limit of a run whose work may take so long.
+
+    :param seconds: without its error and undoing.
+    """
+    return math.ceil((seconds + _END_SECONDS) / (1 - _END_PART))
 
 
 @dataclass
@@ -49,7 +60,7 @@ class Work:
         self._log = log
         self.limit = limit
         self._killed = time.monotonic() + limit if limit else float("inf")
-        self.ends = self._killed - limit * 0.1 - 3
+        self.ends = self._killed - limit * _END_PART - _END_SECONDS
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
         self.client = self._at_work() if limit else ""

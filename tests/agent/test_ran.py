@@ -21,6 +21,7 @@ from remote_scripts.layers.start_guests import Wanted
 from remote_scripts.shared import cluster, guests, hanging, ran
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
 from tests.agent import reading_kit
 from tests.agent.cluster_kit import Clock, clock, system_of
 from tests.agent.kit import Cut, Host, cuts, left_by
@@ -144,6 +145,17 @@ def test_what_ran_is_started_once_in_proxmox_ves_order(host: Host) -> None:
     assert said["started"] == ["VM 105 (g105)", "container 901 (g901)", "VM 90 (g90)", "VM 103 (g103)"]
     assert (said["off"], said["later"], is_over(host)) == ([], [], True)
     assert run(host) == {"started": [], "off": [], "later": []}
+
+
+def test_a_run_whose_time_would_cut_a_start_off_leaves_it_to_the_host(host: Host) -> None:
+    """Who was cut off counts as one that doesn't start, and isn't tried again."""
+    before = host.read(f"{HOME}/ran")
+    system = System(host.root, limit=900, programs=host.programs)
+    answer = start_guests.apply(system, Wanted())
+    assert (answer.started, answer.off, len(answer.later)) == ([], [], 4)
+    assert host.read(f"{HOME}/ran") == before and not started(host)
+    alone(host)
+    assert started(host) == [105, 901, 90, 103] and is_over(host)
 
 
 def clock_set_back(host: Host) -> None:

@@ -130,7 +130,7 @@ def started(lab: Lab) -> dict[str, list[str]]:
 
     async def start() -> dict[str, Any]:
         async with ssh.connect(settings_of(lab)) as session:
-            return await session.ask("apply", "start_guests", start_guests.Wanted())
+            return await session.ask("apply", "start_guests", start_guests.Wanted(), goes_on=True)
 
     return asyncio.run(start())
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from homelab.remote import ssh
 from homelab.resources import command
 from homelab.settings import Host
 from homelab.stack import Refusal
+from remote_scripts.layers import cluster_turn, start_guests
+from remote_scripts.tools.log import Log
+from remote_scripts.tools.state import Work
 from tests import agent_kit
 from tests.unit.hosts import KEY, desktop, settings
 
@@ -624,6 +628,7 @@ class _Answering(ssh.Session):
         *,
         ctid: int = 0,
         proxy: str = "",
+        goes_on: bool = False,
     ) -> dict[str, Any]:
         if layer == "read_host":
             return desktop(guests=self.guests).model_dump()
@@ -633,6 +638,39 @@ class _Answering(ssh.Session):
                 wanted="container 902 running", found="stopped", why="it is read inside", next="start it"
             )
         return {"read": ctid}
+
+
+class _Sending(ssh.Session):
+    """Notes what is sent, and how long its answer is waited for."""
+
+    def __init__(self) -> None:
+        self._host = settings()
+
+    async def _run(
+        self,
+        command: str,
+        verb: str,
+        script: str,
+        seconds: float,
+        on_line: Callable[[str], None] | None = None,
+    ) -> str:
+        self.request, self.waits = json.loads(script)["request"], seconds
+        return "{}"
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 825, 3600])
+def test_work_on_a_host_has_its_whole_time_and_more_for_its_error(tmp_path: Path, seconds: int) -> None:
+    session, began = _Sending(), time.monotonic()
+    asyncio.run(session.ask("apply", "cluster_turn", cluster_turn.Wanted(), seconds))
+    limit = session.request["seconds"]
+    assert Work(tmp_path, Log(tmp_path), limit).ends - began >= seconds
+    assert seconds < limit <= session.waits < 1.2 * seconds + 10
+
+
+def test_what_goes_on_without_us_has_no_limit_there(tmp_path: Path) -> None:
+    session = _Sending()
+    asyncio.run(session.ask("apply", "start_guests", start_guests.Wanted(), 900, goes_on=True))
+    assert "seconds" not in session.request and session.waits == 900
 
 
 def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:

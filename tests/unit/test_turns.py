@@ -60,7 +60,10 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
 
         async def __aexit__(self, *_: object) -> None: ...
 
-        async def ask(self, verb: str, layer: str, wanted: Any, seconds: float, _: object) -> dict[str, Any]:
+        async def ask(
+            self, verb: str, layer: str, wanted: Any, seconds: float, _: object, *, goes_on: bool
+        ) -> dict[str, Any]:
+            assert goes_on, "a start that is cut off may leave its guest off for good"
             assert (verb, layer, wanted) == (
                 "apply",
                 "start_guests",
