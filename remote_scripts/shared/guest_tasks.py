@@ -125,9 +125,10 @@ def _shutdowns(system: System, kind: Kind, guest: int) -> list[tuple[str, str, s
     )
 
 
-def lines(system: System, *names: str) -> list[str]:
+def lines(system: System, *names: str, last: int = _LINES) -> list[str]:
     """The last of these files' lines.
 
+    :param last: how many; 0: all.
     :raises Failure: one that is there can't be read.
     """
     lines: list[str] = []
@@ -142,4 +143,4 @@ def lines(system: System, *names: str) -> list[str]:
                 f"see on the host why {path} can't be read, mend it, and run the same again",
             )
         lines += (content or b"").decode("utf-8", "replace").splitlines()
-    return lines[-_LINES:]
+    return lines[-last:]

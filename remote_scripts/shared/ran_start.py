@@ -123,8 +123,13 @@ def start_alone(system: System) -> None:
 
 
 def _forget(system: System) -> None:
-    """Without the lock of whoever changes this system: nothing but what is of this alone."""
-    ran.forget(system)
+    """Without the lock of whoever changes this system: nothing but what is of this alone. Who notes guests meanwhile
+    keeps what he has written.
+    """
+    with system.work.holding(ran.LOCK, 0) as has:
+        if not has or system.files.exists(ran.RAN):
+            return
+        ran.forget(system)
     with suppress(OSError):
         disk.remove_folder(system.files.at(HOME))
 
@@ -215,6 +220,7 @@ class _Starting:
             lock = self._option(line, "lock")
             if not lock and cluster.lacks_quorum(self._system):
                 raise UnknownError("the cluster has no quorum, or doesn't say so (`pvecm status`)")
+            is_left = line.guest in self._later or (self._is_handed_a_card(line) and self._system.work.is_held())
         except UnknownError as error:
             why = f": {error}" if str(error) else ""
             if time.time() - self._booted <= _COUNTS_SECONDS:
@@ -237,7 +243,7 @@ class _Starting:
                 f"{name} ran before the restart, and stays off: it is locked, {lock} (once nothing works on it: "
                 f"`{line.program} unlock {line.guest}`, then {by_hand})"
             )
-        elif line.guest in self._later or (self._is_handed_a_card(line) and self._system.work.is_held()):
+        elif is_left:
             return False  # whom a run leaves off is started after it
         elif _is_ending(self._system):  # others were started meanwhile, one after the other, for up to an hour
             return False
@@ -298,7 +304,7 @@ class _Starting:
             done in this boot has an earlier time than the note.
         """
         try:
-            tasks = guest_tasks.lines(self._system, "index.1", "index", "active")
+            tasks = guest_tasks.lines(self._system, "index.1", "index", "active", last=0)
         except Failure as failure:
             raise UnknownError from failure
         since = int(line.since)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import cluster, guests, hanging, ran
+from remote_scripts.shared import cluster, guests, hanging, pmxcfs, ran
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -374,6 +375,47 @@ def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch:
         patch.setattr(os, "lstat", answers)
         assert guests.power_of(system, "qm", "103", 0) == "unknown"
     over.set()
+
+
+@pytest.mark.parametrize("silent", range(8))
+def test_an_etc_pve_that_gives_no_answer_once_keeps_nobody_off_for_good(
+    host: Host, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    """At any of its questions: such as while its service restarts."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 60}\n")
+    guest(host, VM, 103, "hookscript: local:snippets/homelab-handover.sh\nstartup: up=5\n")
+    noted(host, "qm 103", "qm 90", at=now - 120)
+    answer, asked = pmxcfs.content_of, itertools.count()
+
+    def content_of(system: System, path: str) -> bytes | None:
+        if "103" in path and next(asked) == silent:
+            raise Failure("to read it", "no answer", "", "")
+        return answer(system, path)
+
+    monkeypatch.setattr(pmxcfs, "content_of", content_of)
+    run(host)
+    assert 90 in started(host)
+    alone(host)
+    assert sorted(started(host)) == [90, 103] and is_over(host)
+
+
+def test_who_was_switched_off_thousands_of_tasks_ago_stays_off(host: Host) -> None:
+    task(host, "qmstop", 103, BOOTED + 5, "anna@pam")
+    for _ in range(3000):
+        task(host, "vncproxy", 90, BOOTED + 6)
+    run(host)
+    assert started(host) == [105, 901, 90] and is_over(host)
+
+
+def test_who_notes_what_runs_keeps_it_from_a_timer_that_has_nothing_to_do(host: Host) -> None:
+    (host.root / f"{HOME}/ran"[1:]).unlink()
+    before = host.lasting()
+    with host.system().work.holding(ran.LOCK, 0):
+        alone(host)
+        assert host.lasting() == before
+    alone(host)
+    assert is_over(host)
 
 
 def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> None:
