@@ -69,7 +69,8 @@ def time_of(system: System, path: str) -> float | None:
 
 def write(system: System, path: str, content: bytes, until: float = float("inf")) -> None:
     """A reader sees the old bytes or the new ones. Modes are the file system's own. What a run leaves that is cut short
-    (PATH.new) the next one writes over.
+    (PATH.new) the next one writes over. Where its bytes can't be written in time it doesn't get its name later either:
+    by then it may be another node's.
 
     :param until: by CLOCK_BOOTTIME: later than then it isn't written any more, also where this has given it up.
     :raises TimeoutError: it took longer.
@@ -77,17 +78,20 @@ def write(system: System, path: str, content: bytes, until: float = float("inf")
     """
     new, where = system.files.at(f"{path}.new"), system.files.at(path)
 
-    def do() -> None:
+    def make() -> None:
         descriptor = disk.create(new, 0o640)
         try:
             disk.write(descriptor, content, new)
         finally:
             os.close(descriptor)
+
+    def put() -> None:
         if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
             raise TimeoutError(errno.ETIMEDOUT, "it took too long", path)
         disk.rename(new, where)
 
-    ended(do)
+    ended(make)
+    ended(put)
 
 
 def remove(system: System, path: str) -> None:
@@ -104,14 +108,14 @@ def take_lock(system: System, path: str) -> bool:
     """
     lock = system.files.at(path)
 
-    def make() -> None:
+    def make_parent() -> None:
         with suppress(FileExistsError):
             if not lock.parent.is_dir():
                 disk.make_folder(lock.parent)
-        disk.make_folder(lock)
 
     with suppress(OSError):
-        ended(make)
+        ended(make_parent)
+        ended(lambda: disk.make_folder(lock))
         return True
     with suppress(OSError):
         ended(lambda: disk.touch(lock, 0))

@@ -16,7 +16,7 @@ import pytest
 
 from remote_scripts.layers import absent_node, cluster_turn
 from remote_scripts.layers.cluster_turn import Wanted
-from remote_scripts.shared import cluster, pmxcfs
+from remote_scripts.shared import cluster, hanging, pmxcfs
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -39,7 +39,8 @@ from tests.agent.cluster_kit import (
     turn_of,
     with_disks,
 )
-from tests.agent.kit import Host, Refused
+from tests.agent.kit import Host, Refused, watched
+from tests.waiting import PATIENCE
 
 __all__ = ["clock"]
 UNITS = "/etc/systemd/system"
@@ -258,6 +259,28 @@ def test_two_nodes_that_ask_at_once_take_turns(node: Host, monkeypatch: pytest.M
     monkeypatch.setattr(disk, "make_folder", other_first)
     assert take(node).startswith("pve2 restarts")
     assert not node.exists(LOCK) and node.read(TURN).startswith("node pve2")
+
+
+@pytest.mark.parametrize("call", ["create", "write", "mkdir"])
+def test_what_hung_in_etc_pve_writes_nothing_once_that_answers_again(
+    node: Host, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """By then another node has the turn."""
+    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    answers = threading.Event()
+    hung: list[threading.Thread] = []
+
+    def hang(name: str, path: str) -> None:
+        if name == call and "/etc/pve/" in path and not hung:
+            hung.append(threading.current_thread())
+            answers.wait(PATIENCE)
+
+    with watched(hang):
+        assert take(node)
+        turn_of(node, "pve2")
+        answers.set()
+        hung[0].join(PATIENCE)
+    assert node.read(TURN).startswith("node pve2\n")
 
 
 def test_a_turn_is_read_again_after_it_was_written(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
