@@ -11,9 +11,11 @@ import hashlib
 import io
 import re
 import tarfile
+import time
 import zlib
 from dataclasses import dataclass
 
+from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -79,9 +81,12 @@ def _put(system: System, folder: str, scripts: dict[str, bytes]) -> Answer:
     files = system.files
     files.need_folder(files.at(folder))
     for name, content in sorted(scripts.items()):
-        if files.read(f"{folder}/{name}", _BYTES) != content:
-            files.remember(f"{folder}/{name}")
-            files.write(f"{folder}/{name}", content, 0o644)
+        path = f"{folder}/{name}"
+        if files.read(path, _BYTES) != content:
+            files.remember(path)
+            files.write(path, content, 0o644)
+        else:  # again the latest of its name
+            disk.touch(files.at(path), time.time())
     # The clock may have been wrong: those that were put just now stay.
     by_name: dict[str, list[tuple[float, str]]] = {}
     for name in files.names(folder):

@@ -68,7 +68,7 @@ class Run:
         self._log = log
         self._work = work
         self._programs = programs
-        self.environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH") or _PATH}
+        self.environment = {**os.environ, "LC_ALL": "C", "PATH": _whole_path(os.environ.get("PATH", ""))}
 
     def has(self, program: str) -> bool:
         """Whether there is a program of this name on the PATH."""
@@ -245,6 +245,12 @@ class Run:
         if isinstance(said, Done):
             return said
         return Done(said, b"") if isinstance(said, int) else Done(0, (said or "").encode())
+
+
+def _whole_path(given: str) -> str:
+    """With the folders that every system has: over sudo, or for a user's own commands, it may lack some."""
+    folders = given.split(":") if given else []
+    return ":".join([*folders, *(folder for folder in _PATH.split(":") if folder not in folders)])
 
 
 def note_output(log: Log, new: bytes) -> None:

@@ -116,6 +116,22 @@ def test_of_each_script_the_latest_versions_stay(host: Host) -> None:
     assert there(host) == {*NAMES, "agent.pyz", *names[2:]}
 
 
+def test_a_version_that_is_put_once_more_is_the_latest_again(host: Host) -> None:
+    """To undo something, the latest one is taken where the very one is gone; and it is the last to go."""
+    ask(host)
+    (earlier,) = (host.root / PLACE[1:]).glob("one.sh.*")
+    os.utime(earlier, (1000, 1000))
+    ask(host, content=packed({name_of("one.sh", "x"): "x"}))
+    (other,) = {*(host.root / PLACE[1:]).glob("one.sh.*")} - {earlier}
+    os.utime(other, (2000, 2000))
+    ask(host)
+    assert earlier.stat().st_mtime > other.stat().st_mtime
+    for number in range(4):
+        text = f"x{number}"
+        ask(host, content=packed({name_of("one.sh", text): text}))
+    assert earlier.name in there(host) and other.name not in there(host)
+
+
 def test_what_was_put_just_now_stays_whatever_the_clock_says(host: Host) -> None:
     old_ones(host, 2099)
     ask(host)

@@ -28,6 +28,23 @@ def test_a_question_has_an_answer_a_status_and_an_end(run: Run) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("/home/a/bin:/usr/bin:/bin", "/home/a/bin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin"),
+    ],
+    ids=["none", "of a user"],
+)
+def test_programs_of_the_system_are_found_whoever_logs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, path: str
+) -> None:
+    """modinfo is in /usr/sbin, which sudo may not have: no driver would seem to be there."""
+    monkeypatch.setenv("PATH", given)
+    run = System(tmp_path).run
+    assert run.ask("sh", "-c", 'printf %s "$PATH"').text == path and run.has("sh")
+
+
 def test_more_than_was_asked_for_is_no_answer(run: Run) -> None:
     done = run.ask("yes", limit=1000)
     assert done.status == TOO_MUCH and len(done.output) == 1000
