@@ -28,6 +28,8 @@ _BYTES = 1 << 23
 _LINES, _LOG_LINES = 60, 1000
 # A program's compiled code is cached in the user's home; nothing is to stay there.
 _NO_CACHE = {"CUDA_CACHE_DISABLE": "1"}
+# An ordinary user sees what any program of his has in its environment: not the proxy's password.
+_NO_PROXY = {"http_proxy": "", "https_proxy": ""}
 _NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
 # Perl is everywhere, but can't call what it has loaded.
 LOAD = (
@@ -146,6 +148,8 @@ class _Verification:
                 results.append(work())
             except Failure as failure:  # a container that answers no more
                 results.append(Done(TIMED_OUT, failure.found.encode()))
+            except OSError as error:  # such as a full disk
+                results.append(Done(1, f"{error.filename}: {error.strerror}".encode()))
 
         began, thread = time.monotonic(), threading.Thread(target=run, daemon=True)
         thread.start()
@@ -220,7 +224,7 @@ class _Verification:
         for path in ("/dev/nvidiactl", "/dev/nvidia-uvm", *(f"/dev/{name}" for name in cards or ["nvidia0"])):
             where = self.path(path)
             words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
-            done = self.run(*_NOBODY, "dd", *words)
+            done = self.run(*_NOBODY, "dd", *words, environment=_NO_PROXY)
             said = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
             status = 1 if done.status else status
             lines.append(f"{path}: {(said or 'no answer') if done.status else 'opened'}\n")

@@ -1,0 +1,46 @@
+"""layers/nvidia_verification.py on a host that is a folder. What it says on whole systems: tests/scripts/test_nvidia_verification.py."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import nvidia_verification
+from remote_scripts.layers.nvidia_verification import Wanted
+from remote_scripts.tools import disk
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from tests.agent.kit import Host
+
+
+def test_why_a_program_could_not_be_tried_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full."""
+    create = disk.create
+
+    def full(path: Path, mode: int) -> int:
+        if "program.cu" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return create(path, mode)
+
+    monkeypatch.setattr(disk, "create", full)
+    tried = host.ask("apply", "nvidia_verification", Wanted(nvcc="/usr/bin/nvcc", program="int main;", seconds=60))
+    assert tried["program"]["status"] == 1 and "No space left on device" in tried["program"]["output"]
+
+
+def test_an_ordinary_user_doesnt_get_the_proxys_password(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of his own programs he sees the environment."""
+    system = System(host.root, proxy="http://me:hunter2@proxy.lan:3128", programs=host.programs)
+    seen: list[tuple[str, bool]] = []
+
+    def ask(*arguments: str, environment: dict[str, str] | None = None, **about: Any) -> Done:
+        given = {**system.run.environment, **(environment or {})}
+        seen.append((arguments[0], any("hunter2" in value for value in given.values())))
+        return Done(0, b"")
+
+    monkeypatch.setattr(system.run, "ask", ask)
+    nvidia_verification.apply(system, Wanted(uvm=True, engine="podman", image="x", seconds=60))
+    assert {known for program, known in seen if program == "setpriv"} == {False}
+    assert {known for program, known in seen if program == "podman"} == {True}, "which fetches the image"
