@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.passed += seconds
         self.meanwhile()
+
+
+def elsewhere(act: Callable[[], object]) -> None:
+    """Somebody else does it, such as another node, and no layer of this one."""
+    other = threading.Thread(target=act)
+    other.start()
+    other.join()
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from tests.agent.cluster_kit import (
     VOTES,
     Clock,
     clock,
+    elsewhere,
     kept_disks,
     members,
     node_of_three,
@@ -240,13 +241,6 @@ def test_a_lock_that_another_node_holds_is_waited_for_and_asked_to_end(node: Hos
     assert take(node, 60) == ""
 
 
-def elsewhere(act: Callable[[], object]) -> None:
-    """Another node does it, and no layer of this one."""
-    other = threading.Thread(target=act)
-    other.start()
-    other.join()
-
-
 def test_two_nodes_that_ask_at_once_take_turns(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both see that nobody restarts; one is told so under the lock."""
     make = disk.make_folder
@@ -323,7 +317,7 @@ def test_a_turn_whose_end_was_reckoned_by_another_clock_isnt_taken(
     def written(system: Any, path: str, content: bytes, until: float) -> None:
         write(system, path, content, until)
         now = time.time() + seconds
-        os.utime(node.root / path[1:], (now, now))
+        elsewhere(lambda: os.utime(node.root / path[1:], (now, now)))
 
     monkeypatch.setattr(pmxcfs, "write", written)
     assert take(node).startswith("the clock of this node was set while")

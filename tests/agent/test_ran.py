@@ -24,7 +24,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent import reading_kit
-from tests.agent.cluster_kit import Clock, clock, system_of
+from tests.agent.cluster_kit import Clock, clock, elsewhere, system_of
 from tests.agent.kit import Cut, Host, cuts, left_by
 
 __all__ = ["clock"]
@@ -455,7 +455,7 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
         else:
             host.write("/run/homelab/restarting", f"boot {B}")
 
-    clock.meanwhile = meanwhile
+    clock.meanwhile = lambda: elsewhere(meanwhile)
     assert run(host)["later"] == ["container 901 (g901)", "VM 90 (g90)", "VM 103 (g103)"]
     assert started(host) == [105] and not is_over(host)
 
