@@ -299,7 +299,7 @@ class HostFacts(Fact):
     # Card that is handed over -> the last VM that didn't get it because a run was at work.
     turned_away: dict[str, TurnedAway] = {}
     # Options that were set for a restart of this node of a cluster, and aren't restored yet: lines KEY VALUE
-    # (remote_scripts/lib/away.sh, set_aside).
+    # (remote_scripts/shared/away.py).
     set_aside: str = ""
     # The ledger of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
