@@ -589,3 +589,23 @@ def test_a_switch_says_since_when_it_is_armed(host: Host) -> None:
     assert switch.armed_since(host.system()) == ""
     os.utime(host.write(f"{HOME}/armed", ARMED), ns=(0, 1_700_000_000_123_456_789))
     assert switch.armed_since(host.system()) == "1700000000.123456789"
+
+
+@pytest.mark.parametrize(
+    ("undone", "rolling_back", "stays"),
+    [("earlier", "", False), ("this", "", True), ("earlier", "earlier", True), ("earlier", "resting", False)],
+    ids=["an earlier one", "this one", "one that has still to restart", "one that rests"],
+)
+def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
+    host: Host, undone: str, rolling_back: str, stays: bool
+) -> None:
+    """Nor are guests owed a start that ran before a restart which didn't come."""
+    this = host.read(cluster_kit.BOOT).strip()
+    host.write("/proc/cmdline", "quiet amd_iommu=on\n")
+    host.write(f"{HOME}/rolled-back", f"boot {this if undone == 'this' else undone} was not confirmed")
+    host.write(f"{HOME}/ran", f"qm 103 1700000000 {this}\nqm 107 1700000000 earlier\n")
+    if rolling_back:
+        host.write(f"{HOME}/rolling-back", f"boot {rolling_back}\n")
+    assert ask(host)["reboot"] == "no"
+    assert host.exists(f"{HOME}/rolled-back") is stays
+    assert host.read(f"{HOME}/ran") == "qm 107 1700000000 earlier\n"
