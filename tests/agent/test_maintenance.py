@@ -609,3 +609,13 @@ def test_where_no_reboot_is_needed_an_earlier_boot_that_was_undone_is_no_news(
     assert ask(host)["reboot"] == "no"
     assert host.exists(f"{HOME}/rolled-back") is stays
     assert host.read(f"{HOME}/ran") == "qm 107 1700000000 earlier\n"
+
+
+def test_a_restart_that_cant_be_ordered_leaves_the_switch_for_one_by_hand(host: Host) -> None:
+    """What was configured is what the next boot has, whoever restarts the host."""
+    host.write(f"{HOME}/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
+    host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"no\n")
+    assert "reboot it by hand" in refusal(host, maintenance=False)
+    armed = host.read(f"{HOME}/armed")
+    assert armed.startswith(f"boot {host.read(cluster_kit.BOOT)}") and "until" not in armed
+    assert host.exists(f"{HOME}/rollback") and host.exists("/etc/systemd/system/homelab-rollback.timer")
