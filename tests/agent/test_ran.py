@@ -605,3 +605,14 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
             guest(left, VM, 90, power="running")
             system.changing(lambda system=system: ran.settle(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
+
+
+def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
+    """A cut leaves no note that nobody would see to."""
+    ran.TIMER.write(system_of(host), "[Service]\n", "[Timer]\n")
+    for number, cut in enumerate(cuts(host, lambda one: ran.forget(system_of(one)))):
+        left = left_by(cut, host, tmp_path / str(number))
+        assert not left.exists(ran.RAN) or ran.TIMER.is_whole(left.system()), cut.how
+        if not left.exists(ran.RAN):
+            alone(left)
+            assert is_over(left), cut.how
