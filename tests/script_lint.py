@@ -20,8 +20,6 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "rollback.sh": ("ROLLBACK_AFTER", "ENTRY_SYSTEMD_BOOT"),
-    "confirm_boot.sh": ("LOCK_TIMEOUT", "UNLESS", "JUDGED_TOLD"),
     "card_libraries.sh": ("CHOICES",),
     "run_guard.sh": ("WHO", "VMID"),
     "in_container.sh": ("CTID", "SCRIPT"),

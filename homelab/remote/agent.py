@@ -14,14 +14,12 @@ import json
 import re
 import shlex
 import threading
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
 from remote_scripts.shared import boot_service
-from remote_scripts.shared.switch import SECONDS
 from remote_scripts.tools import helper, modules
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.modules import AGENT, PACKAGE
@@ -43,26 +41,10 @@ def place(owner: str) -> str:
     return f"{_SCRIPTS}/{owner}/{_NAME}"
 
 
-class _Texts(Mapping[str, str]):
-    """The files that layers install, and the roll-back's program, which is made when somebody asks for it."""
-
-    _FILES = ("grub_entry", "init_top", "initramfs_hook", "inspect_inside", "passthrough_init", "systemd_boot_entry")
-
-    def __getitem__(self, name: str) -> str:
-        if name == "rollback":
-            return scripts.rollback(SECONDS)
-        if name not in self._FILES:
-            raise KeyError(name)
-        return scripts.file(f"{name}.sh")
-
-    def __iter__(self) -> Iterator[str]:
-        yield from (*self._FILES, "rollback")
-
-    def __len__(self) -> int:
-        return len(self._FILES) + 1
-
-
-installed.TEXTS = _Texts()
+_INSTALLED_FILES = (
+    "grub_entry", "init_top", "initramfs_hook", "inspect_inside", "passthrough_init", "rollback", "systemd_boot_entry",
+)  # fmt: skip
+installed.TEXTS = {name: scripts.file(f"{name}.sh") for name in _INSTALLED_FILES}
 helper.TEXT = scripts.file("container_helper.sh")
 
 

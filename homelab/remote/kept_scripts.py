@@ -24,13 +24,11 @@ from remote_scripts.layers.kept_scripts import Wanted
 # Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
 _SCRIPTS = (
     "card_libraries.sh",
-    "confirm_boot.sh",
     "container_toolkit.sh",
     "cuda_toolkit.sh",
     "in_container.sh",
     "nvidia_driver.sh",
     "nvidia_repository.sh",
-    "rollback.sh",
 )
 # A text of at most so many characters isn't kept, but stays in the input.
 _SHORT_CHARACTERS = 400

@@ -191,20 +191,6 @@ def with_time_limit(text: str, seconds: int) -> str:
     return f"{first_line}TIME_LIMIT={seconds}\n{text}"
 
 
-def rollback(rollback_after: str) -> str:
-    """What the dead man's switch runs, without its last newline.
-
-    :param rollback_after: seconds from a boot's start until the dead man's switch checks it.
-    """
-    program = compose(
-        "rollback.sh", ROLLBACK_AFTER=rollback_after, ENTRY_SYSTEMD_BOOT=file("systemd_boot_entry.sh")
-    ).removesuffix("\n")
-    comment = (
-        "# Written by homelab: gives back a boot configuration that nobody confirmed. Gone once the boot is confirmed."
-    )
-    return f"#!/bin/bash\n{comment}\n{program}"
-
-
 def host_command(command: Sequence[str], seconds: int) -> str:
     """Standard input that runs one command on the host: its output is the command's, and a last line with the
     command's exit status.
@@ -215,17 +201,3 @@ def host_command(command: Sequence[str], seconds: int) -> str:
     # get_options).
     line = f"LC_ALL=C.UTF-8 timeout -k 5 {seconds} {shlex.join(command)} 2>&1 </dev/null"
     return f"{line} && status=0 || status=$?\nprintf '\\n%s\\n' \"$status\"\n"
-
-
-def confirm_boot(old_boot_id: str = "", *, judgement_told: bool = False) -> str:
-    """Standard input of confirm_boot.sh.
-
-    :param old_boot_id: the id of a boot that isn't to be confirmed, as the host is about to leave it.
-    :param judgement_told: the user was told that the host has judged a boot itself; the script forgets it.
-    """
-    return compose(
-        "confirm_boot.sh",
-        LOCK_TIMEOUT=str(CONFIRM_LOCK_SECONDS),
-        UNLESS=old_boot_id,
-        JUDGED_TOLD="yes" if judgement_told else "no",
-    )

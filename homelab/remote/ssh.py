@@ -6,6 +6,7 @@ It is imported on first use (homelab/later.py): a run that has nothing to read d
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import json
 import re
@@ -23,6 +24,7 @@ from homelab.host.kernel_log import filter_of_lines
 from homelab.remote import agent, scripts
 from homelab.settings import Host
 from remote_scripts.layers import read_host, read_system
+from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.state import limit_of
 
@@ -49,7 +51,7 @@ ANOTHER_RUN = "another run is at work: "
 AGENT_SECONDS = 10.0
 # Attempts to read a host whose boot is confirmed.
 READ_TRIES = 3
-# The begin of confirm_boot.sh's error whose cause doesn't go away by itself.
+# The begin of the layer confirm_boot's error whose cause doesn't go away by itself.
 NOT_CONFIRMED = "this boot confirmed"
 # Between two lines for the user that the host is waited for.
 TELL_SECONDS = 5.0
@@ -725,13 +727,13 @@ class _Confirmation:
         :param seconds: for the reading.
         :raises HomelabError: as `Session.run`.
         """
-        left_boot_id = old_boot_id or ""
-        answer = scripts.answer(await session.run("apply", scripts.confirm_boot(left_boot_id)))
+        wanted = ConfirmBoot(unless=old_boot_id or "", lock_seconds=scripts.CONFIRM_LOCK_SECONDS)
+        answer = await session.ask("apply", "confirm_boot", wanted)
         if answer["boot"] == old_boot_id:
             return None
         if answer["judged"]:
             self._say(answer["judged"])
-            await session.run("apply", scripts.confirm_boot(left_boot_id, judgement_told=True))
+            await session.ask("apply", "confirm_boot", dataclasses.replace(wanted, judged_told=True))
         if answer["confirmed"] != self.boot:
             self.boot, self._tries = answer["confirmed"], 0
         self._reading = True

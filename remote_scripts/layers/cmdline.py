@@ -20,8 +20,6 @@ from remote_scripts.tools.files import HOME, Planned
 from remote_scripts.tools.system import System
 
 _STEP = "boot"
-_GRUB_ENTRY = "/etc/grub.d/12_homelab"
-_HOOK, _REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
 _DROP_IN = """\
 # Written by homelab, which takes it away again (pulumi destroy).
 GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"
@@ -138,10 +136,10 @@ def _write(system: System, name: str, words: str, loader: str, *, entry: bool) -
     is_grub, entry = loader == "grub", entry and bool(words)
     _edit_line(system, name, "" if is_grub else words)
     drop_in = _DROP_IN.format(words=words) if is_grub and words else ""
-    _put(system, name, f"/etc/default/grub.d/zz-homelab-{name}.cfg", 0o644, drop_in)
-    _put(system, name, _GRUB_ENTRY, 0o755, f"{installed.TEXTS['grub_entry']}\n" if is_grub and entry else "")
+    _put(system, name, boot.drop_in(name), 0o644, drop_in)
+    _put(system, name, boot.GRUB_ENTRY, 0o755, f"{installed.TEXTS['grub_entry']}\n" if is_grub and entry else "")
     hook = "" if is_grub or not entry else f"{installed.TEXTS['systemd_boot_entry']}\n"
-    for path in (_HOOK, _REMOVAL_HOOK):
+    for path in (boot.HOOK, boot.REMOVAL_HOOK):
         _put(system, name, path, 0o755, hook)
 
 
@@ -247,18 +245,8 @@ def _make(system: System, loader: str) -> None:
 
 
 def _generate(system: System, loader: str) -> str | None:
-    """With systemd-boot's second entries, which the hook makes, and removes by its text when the hook is gone."""
     failed = boot.generate(system)
-    if failed is not None or loader != "systemd-boot":
-        return failed
-    hook = system.files.at(_HOOK)
-    if os.access(hook, os.X_OK):
-        done = system.run.do(str(hook), doing="boot entries")
-    else:
-        done = system.run.do(
-            "sh", "-c", installed.TEXTS["systemd_boot_entry"], "zzz-homelab", "remove", doing="boot entries"
-        )
-    return None if done.status == 0 else done.text
+    return boot.second_entries(system) if failed is None and loader == "systemd-boot" else failed
 
 
 def _finish_initramfs(system: System) -> None:

@@ -17,8 +17,6 @@ from remote_scripts.tools.files import Files, Planned
 from remote_scripts.tools.system import System
 
 _LAYER, _STEP = "vfio", "initramfs"
-_HOOK = "/etc/initramfs-tools/hooks/homelab-vfio"
-_MODULES = "/etc/modules-load.d/homelab-vfio.conf"
 _MODULES_TEXT = """\
 # Written by homelab, which takes it away again (pulumi destroy).
 vfio
@@ -110,11 +108,11 @@ def _is_possible(system: System, needed: bool) -> bool:
 
 def _write(files: Files, needed: bool) -> None:
     if needed:
-        files.put(_LAYER, _HOOK, 0o755, f"{installed.TEXTS['initramfs_hook']}\n".encode())
+        files.put(_LAYER, boot.INITRAMFS_HOOK, 0o755, f"{installed.TEXTS['initramfs_hook']}\n".encode())
         files.put(_LAYER, boot.INIT_TOP, 0o755, f"{installed.TEXTS['init_top']}\n".encode())
-        files.put(_LAYER, _MODULES, 0o644, _MODULES_TEXT.encode())
+        files.put(_LAYER, boot.MODULES, 0o644, _MODULES_TEXT.encode())
         return
-    for path in (boot.INIT_TOP, _HOOK, _MODULES):
+    for path in (boot.INIT_TOP, boot.INITRAMFS_HOOK, boot.MODULES):
         files.drop(_LAYER, path)
 
 

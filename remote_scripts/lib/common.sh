@@ -3,7 +3,7 @@
 # Needs: text, proxy
 #
 # Gives: log TEXT... (one that begins with `note: ` is among the messages at the end of the run); die WANTED FOUND WHY NEXT; time_for SECONDS -> TIME; within SECONDS COMMAND..., exec_within; answer_of SECONDS BYTES COMMAND... -> ANSWER;
-#   read_kernel_log, kernel_says; full_places; find_free PLACE -> FREE. Variables: ALSO_PUT_BACK.
+#   read_kernel_log, kernel_says; full_places. Variables: ALSO_PUT_BACK.
 # Takes, of files/undo.sh, which every script has: undo, NOT_PUT_BACK.
 #
 # A script travels over SSH as standard input: assignments of its arguments, what it needs of this library, the script. Contract:
@@ -168,12 +168,4 @@ full_places() {
     [[ ! -d $ROOT$place || $(exec_within "$ASK_SECONDS" df -P -B1 "$ROOT$place" 2>/dev/null | awk 'NR == 2 { print ($4 < 65536) }') != 1 ]] ||
       printf '; the file system of %s is full' "$place"
   done
-}
-
-# find_free PLACE - sets FREE: the bytes that are free on its file system; empty where df doesn't say.
-find_free() {
-  FREE=''
-  # The second line is `DEVICE BLOCKS USED FREE …`.
-  { read -r _ && read -r _ _ _ FREE _; } < <(exec_within "$ASK_SECONDS" df -P -B1 "$ROOT$1" 2>/dev/null) || :
-  [[ $FREE =~ ^[0-9]+$ ]] || FREE=''
 }

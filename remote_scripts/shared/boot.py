@@ -7,24 +7,36 @@ listed in /etc/kernel/proxmox-boot-uuids are written by `proxmox-boot-tool refre
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from remote_scripts import installed
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
 
 KERNEL_CMDLINE = "/etc/kernel/cmdline"
 GRUB_MENU = "/boot/grub/grub.cfg"
 #: Beside each other: who gives the functions to vfio-pci in an initramfs, and what puts it there.
 INIT_TOP = "/etc/initramfs-tools/scripts/init-top/homelab-vfio"
+INITRAMFS_HOOK = "/etc/initramfs-tools/hooks/homelab-vfio"
+MODULES = "/etc/modules-load.d/homelab-vfio.conf"
+#: The second boot entry's.
+GRUB_ENTRY = "/etc/grub.d/12_homelab"
+HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
 _UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
 _ESPS = re.compile(r"^[^ ]* is configured with: (.*)", re.MULTILINE)
+_MAKES = re.compile(
+    r"update-initramfs: Generating \S*initrd\.img-(?P<initramfs>\S+)|(?P<ESP>Copying and configuring kernels on )"
+)
 _STARTS_KERNEL = re.compile(rb"^[ \t]*linux(efi)?[ \t]", re.MULTILINE)
 
 
@@ -37,6 +49,17 @@ class Loader:
     name: str
     clues: str = ""
     status: str = ""
+
+
+def drop_in(layer: str) -> str:
+    """The file by which a layer gives GRUB its words."""
+    return f"/etc/default/grub.d/zz-homelab-{layer}.cfg"
+
+
+def files_of(layer: str) -> tuple[str, ...]:
+    """All files of ours that a boot may read: of `iommu` or `vfio`."""
+    of_initramfs = (INIT_TOP, INITRAMFS_HOOK, MODULES) if layer == "vfio" else ()
+    return (drop_in(layer), GRUB_ENTRY, HOOK, REMOVAL_HOOK, *of_initramfs)
 
 
 def need_text(system: System, path: str, limit: int = _MENU_BYTES) -> str:
@@ -135,7 +158,7 @@ def generate(system: System) -> str | None:
     esps = managed_esps(system)
     if esps:
         system.log.say(f"writing the boot entries on {esps} ESP(s)")
-        done = system.run.do("proxmox-boot-tool", "refresh", doing="boot entries")
+        done = system.run.do("proxmox-boot-tool", "refresh", doing="boot entries", progress=progress_of(system))
         return None if done.status == 0 else done.text
     # update-grub may end well with a menu without a kernel, when a command that its scripts call is broken: that host
     # would never start again. The menu from before comes back then.
@@ -166,6 +189,37 @@ def generate(system: System) -> str | None:
     return "update-grub has made a menu without any kernel; the one from before is back"
 
 
+def second_entries(system: System) -> str | None:
+    """systemd-boot's: made by their hook, and removed by its text where it is gone. Else as `generate`."""
+    hook = system.files.at(HOOK)
+    if os.access(hook, os.X_OK):
+        words: tuple[str, ...] = (str(hook),)
+    else:
+        words = ("sh", "-c", installed.TEXTS["systemd_boot_entry"], "zzz-homelab", "remove")
+    done = system.run.do(*words, doing="boot entries")
+    return None if done.status == 0 else done.text
+
+
+def progress_of(system: System) -> Callable[[bytes, float], str]:
+    """Where such a command is, by what it says: `initramfs 1 of 2 (6.17.2-1-pve), 5 s`, `ESP 2 of 2 (…), 5 s`."""
+    counts = {"initramfs": len(kernels(system)), "ESP": managed_esps(system)}
+
+    def progress(said: bytes, seconds: float) -> str:
+        number, kind, kernel = 0, "", ""
+        for line in as_text(said).splitlines():
+            if found := _MAKES.match(line):
+                number = number + 1 if kind == found.lastgroup else 1
+                kind, kernel = found.lastgroup or "", found["initramfs"] or ""
+            elif "boot-entry for " in line:
+                kernel = line.split()[-1]
+        if not kind:
+            return ""
+        of_all = f" of {counts[kind]}" if number <= counts[kind] else ""
+        return f"{kind} {number}{of_all}{f' ({kernel})' if kernel else ''}, {seconds:.0f} s"
+
+    return progress
+
+
 def plan_generated(system: System) -> None:
     """The same, only planned."""
     esps = managed_esps(system)
@@ -194,7 +248,7 @@ def make_initramfs(system: System) -> str | None:
     """
     clear_half_made(system)
     system.log.say(f"making the initramfs of {len(kernels(system))} kernel(s)")
-    done = system.run.do("update-initramfs", "-u", "-k", "all", doing="update-initramfs")
+    done = system.run.do("update-initramfs", "-u", "-k", "all", doing="update-initramfs", progress=progress_of(system))
     if done.status != 0:
         return done.text
     system.files.done_with("initramfs")

@@ -2,9 +2,9 @@
 Armed before the first write that a boot would read; disarmed by a confirmed boot, by the host that judges its own boot,
 or when everything is given back.
 
-In /var/lib/homelab, as the scripts in bash read and write it, too (lib/switch.sh):
+In /var/lib/homelab:
 
-- rollback: the program (rollback.sh), which needs nothing else;
+- rollback: the program (files/rollback.sh), which asks the agent whether a boot is in order, and else needs nothing;
 - armed: KEY VALUE lines: in which boot, until when an `up` waits for the next one, how this host was reached then;
 - rolling-back: `armed`, renamed: taking it away first is what decides between a roll-back and whoever confirms;
 - rolled-back, judged: for people: which boot was undone and why, or that this host judged its boot itself, and stays.
@@ -25,7 +25,7 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 PROGRAM = f"{HOME}/rollback"
-_ARMED, _ROLLING_BACK, ROLLED_BACK, JUDGED = (
+ARMED, ROLLING_BACK, ROLLED_BACK, JUDGED = (
     f"{HOME}/{name}" for name in ("armed", "rolling-back", "rolled-back", "judged")
 )
 _RESTARTING = "/run/homelab/restarting"
@@ -35,8 +35,6 @@ _LINK = f"{_UNITS}/timers.target.wants/homelab-rollback.timer"
 _SYSTEMCTL_SECONDS = 60.0
 _GRUB_ENVIRONMENT = "/boot/grub/grubenv"
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-#: In the roll-back's program, in the place of the seconds after a boot's start.
-SECONDS = "@SECONDS@"
 _OURS = re.compile(r'^export HOMELAB_WORDS="\$\{HOMELAB_WORDS:-\} (.*)"$', re.MULTILINE)
 #: The layers whose files a boot reads.
 LAYERS = ("iommu", "vfio")
@@ -46,12 +44,13 @@ _SERVICE_TEXT = """\
 [Unit]
 Description=homelab: give back the boot configuration from before, unless this boot is in order
 ConditionPathExists=/var/lib/homelab/rollback
+RequiresMountsFor=/var/lib/homelab
 # Not stopped by a shutdown: it forces one that hangs.
 DefaultDependencies=no
 
 [Service]
 Type=oneshot
-ExecStart=/bin/bash /var/lib/homelab/rollback
+ExecStart=/bin/sh /var/lib/homelab/rollback {after}
 Restart=on-failure
 RestartSec=10"""
 
@@ -98,21 +97,19 @@ def rolled_back(system: System) -> str:
     for path in (ROLLED_BACK, _RESTARTING):
         if text := system.files.text(path):
             return text
-    if system.files.exists(_ROLLING_BACK):  # cut off before it could tell
-        return f"the boot after {note(system, _ROLLING_BACK, 'boot')} was not confirmed"
+    if system.files.exists(ROLLING_BACK):  # cut off before it could tell
+        return f"the boot after {note(system, ROLLING_BACK, 'boot')} was not confirmed"
     return ""
 
 
 def is_rolling_back(system: System) -> bool:
-    """Whether a roll-back has begun that still has to restart this host. One that could not be finished rests until the
+    """Whether a roll-back has begun that still has to restart this host: one that could not be finished rests until the
     next boot.
 
     :raises Failure: as of `note`.
     """
     files = system.files
-    return files.exists(_RESTARTING) or (
-        files.exists(_ROLLING_BACK) and note(system, _ROLLING_BACK, "boot") != "resting"
-    )
+    return files.exists(_RESTARTING) or (files.exists(ROLLING_BACK) and note(system, ROLLING_BACK, "boot") != "resting")
 
 
 def forget_earlier_roll_back(system: System) -> None:
@@ -126,13 +123,13 @@ def forget_earlier_roll_back(system: System) -> None:
 
 def is_armed(system: System) -> bool:
     """Whether it is."""
-    return system.files.exists(_ARMED)
+    return system.files.exists(ARMED)
 
 
 def armed_since(system: System) -> str:
     """Since when, in seconds since 1970 with all their digits; empty: it isn't armed."""
     try:
-        at = system.files.at(_ARMED).stat().st_mtime_ns
+        at = system.files.at(ARMED).stat().st_mtime_ns
     except FileNotFoundError:
         return ""
     return f"{at // 10**9}.{at % 10**9:09d}"
@@ -154,9 +151,14 @@ def await_no_boot(system: System) -> None:
 
 
 def _await_boot(system: System, more: list[str]) -> None:
-    lines = [line for line in boot.need_text(system, _ARMED).splitlines() if not line.startswith("until ")] + more
+    lines = [line for line in boot.need_text(system, ARMED).splitlines() if not line.startswith("until ")] + more
     text = "".join(f"{line}\n" for line in lines)
-    system.files.write(_ARMED, text.encode("utf-8", "surrogateescape"), 0o600)
+    system.files.write(ARMED, text.encode("utf-8", "surrogateescape"), 0o600)
+
+
+def is_undone(system: System) -> bool:
+    """Whether this boot, or the one before, was undone, or is about to be."""
+    return any(system.files.exists(path) for path in (ROLLING_BACK, ROLLED_BACK, _RESTARTING))
 
 
 def is_armed_before(system: System) -> bool:
@@ -164,7 +166,7 @@ def is_armed_before(system: System) -> bool:
 
     :raises Failure: as of `note`.
     """
-    return system.files.exists(_ARMED) and note(system, _ARMED, "boot") != boot_id(system)
+    return system.files.exists(ARMED) and note(system, ARMED, "boot") != boot_id(system)
 
 
 def words_of_ours(system: System) -> list[str]:
@@ -186,7 +188,7 @@ def is_another_boot(system: System) -> bool:
     words = words_of_ours(system)
     if not words:
         return False
-    configured = cmdline.configured(system, note(system, _ARMED, "loader") or "grub")
+    configured = cmdline.configured(system, note(system, ARMED, "loader") or "grub")
     running = system.files.at("/proc/cmdline").read_text(encoding="utf-8", errors="surrogateescape")
     return any(not missing_words(word, configured) and missing_words(word, running) for word in words)
 
@@ -201,7 +203,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     """
     files = system.files
     here = boot_id(system)
-    if files.exists(_RESTARTING) or note(system, _ROLLING_BACK, "boot") == here:
+    if files.exists(_RESTARTING) or note(system, ROLLING_BACK, "boot") == here:
         raise Failure(
             "the next boot of this host configured",
             f"it is giving back its boot configuration now: {rolled_back(system)}",
@@ -209,16 +211,15 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
             "wait for its restart (`journalctl -u homelab-rollback` on the host shows it), then run "
             "`pulumi up --refresh`",
         )
-    if not awaited and note(system, _ARMED, "boot") == here:
-        record = boot.need_text(system, _ARMED).rstrip("\n")
+    if not awaited and note(system, ARMED, "boot") == here:
+        record = boot.need_text(system, ARMED).rstrip("\n")
     else:
         record = _record(system, here, awaited, loader)
     files.before_write = None
     files.need_folder(files.at(HOME))
-    program = installed.TEXTS["rollback"].replace(f"ROLLBACK_AFTER={SECONDS}\n", f"ROLLBACK_AFTER={after}\n", 1)
-    _write(system, PROGRAM, 0o700, program)
-    _write(system, _ARMED, 0o600, record)
-    _write(system, _SERVICE, 0o644, _SERVICE_TEXT)
+    _write(system, PROGRAM, 0o700, installed.TEXTS["rollback"])
+    _write(system, ARMED, 0o600, record)
+    _write(system, _SERVICE, 0o644, _SERVICE_TEXT.format(after=after))
     _write(system, _TIMER, 0o644, _TIMER_TEXT.format(after=after))
     # Enabled, not started: it counts from the next boot. As `systemctl enable` does it, which needs nothing of a
     # running systemd either.
@@ -229,10 +230,15 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
         if system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS).status != 0:
             system.log.say("systemctl daemon-reload failed: the units are read at boot anyway")
     # What became of earlier boots is no news any more, and the next one takes the default entry.
-    for path in (_ROLLING_BACK, ROLLED_BACK, JUDGED):
+    for path in (ROLLING_BACK, ROLLED_BACK, JUDGED):
         files.remember(path)
         files.remove(path)
     _forget_second_entry(system)
+
+
+def tell(system: System, path: str, sentence: str) -> None:
+    """For the next `up`."""
+    system.files.write(path, sentence.encode(), 0o600)
 
 
 def disarm(system: System) -> None:
@@ -240,7 +246,7 @@ def disarm(system: System) -> None:
     nothing starts any more, which goes with the next run.
     """
     files = system.files
-    files.remove(_ARMED, _ROLLING_BACK)
+    files.remove(ARMED, ROLLING_BACK)
     if files.exists(_TIMER):
         done = system.run.do("systemctl", "stop", "homelab-rollback.timer", seconds=_SYSTEMCTL_SECONDS)
         if done.status != 0:
@@ -254,7 +260,7 @@ def disarm(system: System) -> None:
 
 def is_there(system: System) -> bool:
     """Whether anything of the switch is."""
-    return any(system.files.exists(path) for path in (_ARMED, _ROLLING_BACK, PROGRAM, _TIMER))
+    return any(system.files.exists(path) for path in (ARMED, ROLLING_BACK, PROGRAM, _TIMER))
 
 
 def disarm_when_given_back(system: System) -> None:

@@ -41,8 +41,8 @@ def find(system: System) -> Way:
             fields = output.split("\n")[0].split()
             address = fields[3].partition("/")[0] if len(fields) > 3 else ""
     port = port or "22"
-    interface = _interface_of(system, address)
-    return Way(address, interface, port, _listens(system, port), _answering_gateway(system, address, interface))
+    interface = interface_of(system, address)
+    return Way(address, interface, port, listens(system, port), answering_gateway(system, address, interface))
 
 
 def connection(system: System) -> str:
@@ -64,7 +64,7 @@ def connection(system: System) -> str:
     return ""
 
 
-def _interface_of(system: System, address: str) -> str:
+def interface_of(system: System, address: str) -> str:
     """The interface that has it, if it is up. `unknown`: loopback, tunnels and the like, which have no carrier."""
     if not address:
         return ""
@@ -74,7 +74,7 @@ def _interface_of(system: System, address: str) -> str:
     return interface if state in ("up", "unknown") else ""
 
 
-def _listens(system: System, port: str) -> bool:
+def listens(system: System, port: str) -> bool:
     """From the kernel's tables: state 0A is LISTEN."""
     wanted = f":{int(port):04X}" if port.isdigit() else ":"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -96,7 +96,7 @@ def _default_routes(system: System, family: str) -> list[tuple[str, str]]:
     return found
 
 
-def _answering_gateway(system: System, address: str, interface: str) -> str:
+def answering_gateway(system: System, address: str, interface: str) -> str:
     """The gateway of the address's default route (that over the interface, if there is one) that answers within a few
     seconds.
     """

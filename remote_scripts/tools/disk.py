@@ -125,6 +125,12 @@ def touch(path: Path, seconds: float) -> None:
     os.utime(path, (seconds, seconds))
 
 
+def link_again(source: Path, target: Path) -> None:
+    """Gives a file a second name, which nothing has (link(2))."""
+    _about("link", target)
+    os.link(source, target)
+
+
 def copy_attributes(source: Path, target: Path) -> None:
     """Owner, permissions, times and extended attributes; of a link its own."""
     found = source.lstat()

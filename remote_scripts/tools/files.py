@@ -269,6 +269,31 @@ class Files:
         """As `need_folder`."""
         self.need_folder(self._at(path))
 
+    def take(self, path: str) -> bytes | None:
+        """Takes a file away that others may take, too: who gets its content has it alone, until `end_take`. None: it
+        isn't there any more.
+
+        :raises OSError: it can't be taken away.
+        """
+        temporary = self._temporary(path)
+        try:
+            disk.rename(self.at(path), temporary)
+        except FileNotFoundError:
+            return None
+        try:
+            return temporary.read_bytes()
+        except FileNotFoundError:  # a run that has the lock takes it for a leftover
+            return b""
+
+    def end_take(self, path: str, *, give_again: bool = False) -> None:
+        """It is gone for good; or it is there again, unless another one is by now."""
+        temporary = self._temporary(path)
+        if give_again:
+            with suppress(FileExistsError):
+                disk.link_again(temporary, self.at(path))
+        disk.remove(temporary)
+        disk.flush(temporary.parent)
+
     def need_folder(self, folder: Path) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
         if self._disk.is_folder(folder):

@@ -12,6 +12,7 @@ import pytest
 from homelab.remote import agent, scripts
 from remote_scripts import installed
 from remote_scripts.layers.initramfs import Wanted
+from remote_scripts.shared import boot
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent import boot_kit
@@ -73,9 +74,12 @@ def test_what_isnt_needed_any_more_is_given_back(host: Host) -> None:
 
 def test_the_switch_is_armed_first_with_the_program_and_its_seconds(host: Host) -> None:
     ask(host, "apply", after=90)
-    assert host.read(f"{HOME}/rollback") == scripts.rollback("90") + "\n"
+    assert host.read(f"{HOME}/rollback") == scripts.file("rollback.sh") + "\n"
     assert host.read(f"{HOME}/armed") == "boot boot\nloader grub\naddress \ninterface \nport 22\nlistens no\ngateway \n"
     assert (host.root / LINK[1:]).readlink() == Path("/etc/systemd/system/homelab-rollback.timer")
+    assert "\nExecStart=/bin/sh /var/lib/homelab/rollback 90\n" in host.read(
+        "/etc/systemd/system/homelab-rollback.service"
+    )
     assert "\nOnStartupSec=90s\n" in host.read("/etc/systemd/system/homelab-rollback.timer")
     about = {path: (host.root / path[1:]).stat().st_mode & 0o777 for path in (f"{HOME}/rollback", f"{HOME}/armed")}
     assert about == {f"{HOME}/rollback": 0o700, f"{HOME}/armed": 0o600}
@@ -273,6 +277,21 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host) 
     with pytest.raises(Refused, match="made anew"):
         ask(host, "apply")
     assert runs == [("-u", "-k", "all")] * 2 and lasting(host) == before
+
+
+@pytest.mark.parametrize(
+    ("says", "where"),
+    [
+        ("update-initramfs: Generating /boot/initrd.img-6.14\nupdate-initramfs: Generating /boot/initrd.img-6.17.2-1-pve",
+         "initramfs 2 of 2 (6.17.2-1-pve), 7 s"),
+        ("Copying and configuring kernels on /dev/disk/by-uuid/AAAA-0001\n\tCopying kernel and creating boot-entry for 6.17",
+         "ESP 1 (6.17), 7 s"),
+        ("update-initramfs: Generating /boot/initrd.img-6.14\nCopying and configuring kernels on x", "ESP 1, 7 s"),
+        ("Generating", ""),
+    ],
+)  # fmt: skip
+def test_a_long_command_says_where_it_is(host: Host, says: str, where: str) -> None:
+    assert boot.progress_of(host.system())(says.encode(), 7.4) == where
 
 
 def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,21 @@ def test_words_are_taken_out_and_nothing_else(text: str, words: str, left: str) 
     assert without_words(text, words.split()) == left
 
 
+@pytest.mark.parametrize(
+    ("line", "there"),
+    [
+        ("", ""), ("quiet", "quiet"), ("quiet iommu=pt", "quiet iommu=pt"), ("iommu=ptx", ""), ("xiommu=pt", ""), ("iommu=pt,nobypass", "iommu=pt"),
+        ("intel_iommu=on,sm_on", "intel_iommu=on"), ("amd_iommu=on,pgtbl_v2 quiet", "amd_iommu=on quiet"), ("intel_iommu=off", ""), ("quiet,x", ""),
+        ("homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8", ""),
+        ("homelab.vfio=0000:01:00.0=10de:2b85", "homelab.vfio=0000:01:00.0=10de:2b85"), ("  iommu=pt   quiet ", "iommu=pt quiet"),
+        ("dyndbg=\"file x iommu=pt \" amd_iommu=on", "iommu=pt amd_iommu=on"), ("IOMMU=PT", ""),
+    ],
+)  # fmt: skip
+def test_a_word_is_on_a_command_line_as_it_stands(line: str, there: str) -> None:
+    words = ["iommu=pt", "amd_iommu=on", "intel_iommu=on", "quiet", "homelab.vfio=0000:01:00.0=10de:2b85"]
+    assert {*words} - {*missing_words(" ".join(words), line)} == {*there.split()}
+
+
 def test_an_iommu_word_may_have_more_options() -> None:
     assert missing_words("intel_iommu=on iommu=pt quiet", "intel_iommu=on,sm_on quiet,x") == ["iommu=pt", "quiet"]
 

@@ -44,13 +44,13 @@ def files_of_each_layer_also_in_a_preview(stack: Stack) -> None:
         'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; '
         'rm "$ROOT/etc/default/grub.d/zz-homelab-vfio.cfg"; update-grub; '
         'rm "$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all; '
-        'rm "$ROOT"/var/lib/homelab/scripts/*/confirm_boot.sh.*'
+        'rm "$ROOT"/var/lib/homelab/scripts/*/nvidia_driver.sh.*'
     )
     named = [
         "zz-homelab-iommu.cfg was changed by hand",
         "zz-homelab-vfio.cfg is gone",
         "init-top/homelab-vfio is gone",
-        "scripts of this program's are missing on the host, or changed: confirm_boot.sh",
+        "scripts of this program's are missing on the host, or changed: nvidia_driver.sh",
     ]
     layers = {"pve-put", "pve-cmdline", "pve-initrd", "pve-bind"}
     # A preview reads and compares as an `up` does.

@@ -23,6 +23,7 @@ from homelab.vm import config as vm_config
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
 from lab import Lab
+from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 from remote_scripts.shared.card_nodes import Cards
@@ -233,7 +234,7 @@ def unconfirmable(lab: Lab) -> None:
 
 
 def about_to_be_undone(lab: Lab) -> list[str]:
-    return of_script("apply", scripts.confirm_boot())(lab) if lab.timers() else []
+    return of_script("apply", Asked("confirm_boot", ConfirmBoot()))(lab) if lab.timers() else []
 
 
 def spoil_menu(lab: Lab) -> None:

@@ -35,6 +35,7 @@ def on(lab: Lab, *composed: str | Asked) -> list[Any]:
 
     async def main() -> list[Any]:
         async with ssh.connect(settings_of(lab)) as session:
+            await session.put_agent("test", 60)
             return [
                 await session.run("apply", one)
                 if isinstance(one, str)

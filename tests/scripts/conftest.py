@@ -18,7 +18,7 @@ from tests.script_input import QUICK_SYNC, as_input, without_limits
 from tests.waiting import PATIENCE
 
 # What a test of a part's functions mostly needs.
-COMMON = ("files", "boot", "words")
+COMMON = ("files",)
 
 
 def library(*parts: str) -> str:

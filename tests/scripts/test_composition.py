@@ -253,13 +253,6 @@ def test_no_two_files_of_a_script_set_the_same_variable_by_chance() -> None:
     assert groups ^ {(one, *group) for one, written in known.items() for group in written} == set()
 
 
-# What a script defines in a part's place, so that the part calls it.
-_REPLACED = {
-    # Steps of its own, without anybody who looks on, and without room for copies; none of these calls what it replaces.
-    "rollback.sh": ["exec_within", "open_step_log", "remember", "watched"],
-}
-
-
 def twice_defined(name: str) -> list[str]:
     """Functions of a program that two of its files define: the later one is called wherever the earlier one is meant."""
     texts = [scripts._code(f"lib/{part}.sh") for part in scripts.library_of(name)]
@@ -268,7 +261,7 @@ def twice_defined(name: str) -> list[str]:
 
 
 def test_no_function_hides_another_one_of_its_program() -> None:
-    assert {name: twice for name in SCRIPTS if (twice := twice_defined(name))} == _REPLACED
+    assert {name: twice for name in SCRIPTS if (twice := twice_defined(name))} == {}
 
 
 @pytest.mark.parametrize("name", ["run_guard.sh", "lib/handover/rest.sh"])
@@ -384,8 +377,7 @@ def test_another_comment_or_blank_line_in_every_file_changes_nothing_that_is_sen
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def everything() -> dict[str, str]:
-        switch = {"switch": scripts.rollback("600")}
-        return {name: scripts.compose(name) for name in SCRIPTS} | switch
+        return {name: scripts.compose(name) for name in SCRIPTS}
 
     before = everything()
     folder = tmp_path / "folder"

@@ -16,6 +16,7 @@ from homelab.remote import scripts
 from homelab.settings import Container
 from homelab.settings import Host as HostSettings
 from lab.machine import Machine, load_scenario
+from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, reboot, vfio
 from tests.conftest import PROJECT
@@ -502,7 +503,7 @@ def test_an_esp_that_is_gone_is_passed_over_as_proxmox_does(host: Callable[[str]
 def test_a_boot_without_a_switch_can_be_confirmed(host: Callable[[str], Host]) -> None:
     machine = host("rtx5090")
     before = machine.files()
-    assert machine.run("apply", scripts.confirm_boot()).returncode == 0
+    assert machine.run("apply", Asked("confirm_boot", ConfirmBoot())).returncode == 0
     assert machine.files() == before
 
 

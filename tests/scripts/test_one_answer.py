@@ -6,29 +6,9 @@ import pytest
 
 from homelab.host import gates
 from homelab.nvidia import versions
-from remote_scripts.shared.words import missing_words
 from tests.boot_layers import initramfs, iommu
 from tests.scripts.conftest import Folder, quoted
 from tests.unit.hosts import desktop, settings
-
-
-# -- words of the kernel command line: the scripts write them, a reading's drift names them ---------------------------
-@pytest.mark.parametrize(
-    "word", ["iommu=pt", "amd_iommu=on", "intel_iommu=on", "quiet", "homelab.vfio=0000:01:00.0=10de:2b85"]
-)
-@pytest.mark.parametrize(
-    "line",
-    [
-        "", "quiet", "quiet iommu=pt", "iommu=ptx", "xiommu=pt", "iommu=pt,nobypass", "intel_iommu=on,sm_on", "amd_iommu=on,pgtbl_v2 quiet",
-        "intel_iommu=off", "quiet,x", "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8",
-        "homelab.vfio=0000:01:00.0=10de:2b85", "  iommu=pt   quiet ", "dyndbg=\"file x iommu=pt \" amd_iommu=on", "IOMMU=PT",
-    ],
-)  # fmt: skip
-def test_scripts_and_readings_agree_on_whether_a_word_is_on_a_command_line(
-    folder: Folder, word: str, line: str
-) -> None:
-    done = folder.bash(f"has_words {quoted(line)} {quoted(word)} && echo yes || echo no; exit 0\n")
-    assert done.stdout.strip() == ("no" if missing_words(word, line) else "yes")
 
 
 # -- is it the wanted driver? The scripts decide on the system, the plan of what is offered, the verification of what is in use -----

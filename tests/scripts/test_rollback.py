@@ -9,21 +9,21 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from lab.machine import Machine
+from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.script_input import QUICK_SYNC
-from tests.scripts.conftest import Folder
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
 from tests.waiting import PATIENCE
 
@@ -35,15 +35,29 @@ LAYERS = {
 }
 LOADERS = ["rtx5090", "intel-zfs", "zfs-grub-shim"]  # GRUB; systemd-boot; GRUB by proxmox-boot-tool
 WORDS = [*IOMMU.split(), VFIO]
-SHORT_WAITS = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "GATEWAY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
+SHORT_WAITS = {"REBOOT_SECONDS": "0", "RETRY_SECONDS": "0", "LOCK_TIMEOUT": "1"}
+
+
+def confirmation(**wanted: Any) -> Asked:
+    return Asked("confirm_boot", ConfirmBoot(**wanted))
+
+
+def put_agent(host: Host) -> None:
+    """As a stack's first resource does it."""
+    command = agent.command_to_put("root")
+    environment = host.machine.environment()
+    subprocess.run(["bash", "-c", command], input=agent.put("test"), env=environment, text=True, check=True)
 
 
 class Switched(Host):
     """A host with all layers configured, in the boot after that."""
 
-    def __init__(self, state: Path, scenario: str, *, awaited: bool = False) -> None:
+    def __init__(self, state: Path, scenario: str, *, awaited: bool = False, configured: bool = True) -> None:
         super().__init__(state, scenario)
+        put_agent(self)
         self.stock = self.files()
+        if not configured:
+            return
         for script in LAYERS.values():
             assert self.run("apply", script).returncode == 0
         if awaited:
@@ -72,7 +86,7 @@ class Switched(Host):
     ) -> subprocess.CompletedProcess[str]:
         """What the timer runs."""
         return subprocess.run(
-            ["bash", str(self.state / "rollback"), *arguments],
+            ["sh", str(self.state / "rollback"), *(arguments or [str(AFTER)])],
             env={**self.environment, **SHORT_WAITS, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -103,10 +117,10 @@ class Switched(Host):
         (self.root / "usr/local/sbin" / command).unlink()
 
     def confirm(self) -> dict[str, object]:
-        answer: dict[str, object] = json.loads(self.run("apply", scripts.confirm_boot()).stdout)
+        answer: dict[str, object] = json.loads(self.run("apply", confirmation()).stdout)
         if answer["judged"]:
             assert (self.state / "judged").exists(), "it is kept until somebody was told"
-            self.run("apply", scripts.confirm_boot(judgement_told=True))
+            self.run("apply", confirmation(judged_told=True))
         return answer
 
     def is_rolling(self) -> bool:
@@ -195,9 +209,7 @@ def test_a_manual_reboot_has_a_switch_too(switched: Callable[..., Switched]) -> 
 
 def test_a_reboot_that_could_not_be_ordered_is_waited_for_by_nobody(tmp_path: Path) -> None:
     """A person restarts the host then, and may take longer for the next `up` than the switch's time."""
-    host = Host(tmp_path / "lab", "rtx5090")
-    host.__class__ = Switched
-    assert isinstance(host, Switched)
+    host = Switched(tmp_path / "lab", "rtx5090", configured=False)
     assert host.run("apply", LAYERS["iommu"]).returncode == 0
     host.spoil("systemd-run", "echo no bus; exit 1")
     done = host.run("apply", reboot(IOMMU, rollback_after=AFTER))
@@ -213,21 +225,6 @@ def test_the_time_until_a_boot_is_looked_at_is_that_of_its_system(switched: Call
     timer = (switched().root / "etc/systemd/system/homelab-rollback.timer").read_text()
     assert f"\nOnStartupSec={AFTER}s\n" in timer
     assert "\nDefaultDependencies=no\nConflicts=shutdown.target\nBefore=shutdown.target\n" in timer
-
-
-SSH = "192.168.0.10 50000 192.168.0.202 22"
-
-
-def test_how_the_host_was_reached_is_found_through_sudo(folder: Folder) -> None:
-    """sudo drops SSH_CONNECTION; sudo's own environment has it, two processes up."""
-    text = f"""
-mkdir -p "$ROOT/proc/$PPID" "$ROOT/proc/71"
-echo "PPid:	71" >"$ROOT/proc/$PPID/status"; printf 'SUDO_UID=1000\\0' >"$ROOT/proc/$PPID/environ"
-echo "PPid:	1" >"$ROOT/proc/71/status"; printf 'USER=me\\0SSH_CONNECTION={SSH}\\0' >"$ROOT/proc/71/environ"
-unset SSH_CONNECTION
-find_connection; printf %s "$CONNECTION"
-"""
-    assert folder.bash(text, parts=["switch/reached"]).stdout == SSH
 
 
 # -- what it decides --------------------------------------------------------------------------------------------
@@ -320,6 +317,62 @@ def test_a_gateway_that_never_answered_is_not_asked(switched: Callable[..., Swit
     )
 
 
+@pytest.mark.parametrize("what", ["none", "a broken one", "no Python", "one that hangs"])
+def test_without_an_answer_of_the_agent_a_boot_is_given_back_as_far_as_that_counts(
+    switched: Callable[..., Switched], what: str
+) -> None:
+    """The words and the boot; the rest once there is one."""
+    host = switched()
+    whole = (host.root / agent.place("test")[1:]).read_bytes()
+    place = host.root / agent.place("test")[1:]
+    if what == "none":
+        place.unlink()
+    elif what == "a broken one":
+        place.write_bytes(whole[:-1] + b"x")
+    else:
+        host.spoil(
+            "timeout",
+            f"""case "$*" in *python3*) {"exit 127" if what == "no Python" else "exit 137"} ;; esac; exec /usr/bin/timeout "$@" """,
+        )
+    host.elapse()
+    told = "was not confirmed within 20 s of its start, and this program's agent doesn't say whether it is in order"
+    assert told in (host.state / "rolled-back").read_text()
+    for _ in range(2):
+        assert len(host.reboots()) == 3 and host.is_armed()
+        assert not set(WORDS) & set(host.boot().split())
+        host.elapse()
+    place.write_bytes(whole)
+    if what not in ("none", "a broken one"):
+        host.mend("timeout")
+    host.elapse()
+    finished_by_the_next_boot(host)
+
+
+def test_an_agent_that_is_whole_is_asked_where_another_stacks_is_broken(switched: Callable[..., Switched]) -> None:
+    host = switched()
+    other = host.root / agent.place("a-broken")[1:]
+    other.parent.mkdir()
+    other.write_bytes(b"half")
+    host.elapse()
+    assert "judged by this host itself" in (host.state / "judged").read_text() and host.reboots() == []
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_the_service_of_an_older_release_runs_it_by_bash_and_without_seconds(
+    switched: Callable[..., Switched], reached: bool
+) -> None:
+    """Cut short between program and service."""
+    host = switched()
+    if not reached:
+        host.machine.set_fault("gateway-silent-when", "homelab.vfio")
+        host.boot()
+    done = subprocess.run(
+        ["bash", str(host.state / "rollback")], env=host.environment | SHORT_WAITS | {"STEP_SECONDS": "9"}, capture_output=True
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (host.state / "judged").exists() is reached and bool(host.reboots()) is not reached
+
+
 def test_what_can_not_be_told_is_decided_on_the_safe_side(switched: Callable[..., Switched]) -> None:
     host = switched()
     armed = host.state / "armed"
@@ -329,11 +382,9 @@ def test_what_can_not_be_told_is_decided_on_the_safe_side(switched: Callable[...
 
 
 def test_the_boot_in_which_it_was_armed_is_left_alone(tmp_path: Path) -> None:
-    host = Host(tmp_path / "lab", "rtx5090")
+    host = Switched(tmp_path / "lab", "rtx5090", configured=False)
     host.run("apply", LAYERS["iommu"])
     before = host.files()
-    host.__class__ = Switched
-    assert isinstance(host, Switched)
     assert host.elapse().returncode == 0
     assert host.files() == before
 
@@ -370,11 +421,7 @@ def test_a_reboot_for_the_hosts_driver_leaves_a_confirmed_configuration_alone(
 
 def test_a_boot_with_nothing_of_ours_has_nothing_to_give_back_and_stays(tmp_path: Path) -> None:
     """The last words were given back, with the switch armed for that; nobody came to confirm."""
-    host = Host(tmp_path / "lab", "rtx5090")
-    stock = host.files()
-    host.__class__ = Switched
-    assert isinstance(host, Switched)
-    host.stock = stock
+    host = Switched(tmp_path / "lab", "rtx5090", configured=False)
     host.run("apply", LAYERS["iommu"])
     host.boot()
     host.confirm()
@@ -414,22 +461,6 @@ def test_a_boot_by_the_second_entry_shows_nothing_of_the_configured_one(switched
     finished_by_the_next_boot(host)
 
 
-def test_a_note_that_could_not_be_rewritten_stays_whole(switched: Callable[..., Switched]) -> None:
-    """Without the address over which it was reached, the host would undo the next boot, however good that is."""
-    host = switched(awaited=True)
-    by_the_second_entry(host)
-    before = (host.state / "armed").read_text()
-    host.spoil("sed", """case "$*" in *"until"*) exit 1 ;; esac; exec /bin/sed "$@" """)
-    assert host.run("apply", scripts.confirm_boot()).returncode == 1
-    assert (host.state / "armed").read_text() == before
-    host.mend("sed")
-    assert host.confirm()["confirmed"]
-    host.bash("grub-editenv - unset next_entry")
-    host.boot()
-    host.elapse()
-    assert "is up with 192.168.0.202" in (host.state / "judged").read_text() and host.reboots()[1:] == []
-
-
 # -- nothing stops it -------------------------------------------------------------------------------------------
 # It hangs, and doesn't end at SIGTERM. The step's time is up at once: timeout(1) is told so by the signal of its own timer.
 HANGS = """\
@@ -448,7 +479,7 @@ while ((process > 1)); do
   kill -ALRM "$process"
   break
 done
-exec sleep 1000"""
+exec sleep 100"""
 
 
 def finished_by_the_next_boot(host: Switched) -> None:
@@ -499,12 +530,8 @@ def test_a_step_that_fails_or_hangs_does_not_stop_it(
 
 
 def test_without_a_second_entry_the_words_are_taken_out_of_what_was_generated(tmp_path: Path) -> None:
-    host = Host(tmp_path / "lab", "rtx5090")
-    stock = host.files()
+    host = Switched(tmp_path / "lab", "rtx5090", configured=False)
     host.run("apply", LAYERS["iommu"])
-    host.__class__ = Switched
-    assert isinstance(host, Switched)
-    host.stock = stock
     host.machine.set_fault("gateway-silent-when", "BOOT_IMAGE")
     host.boot()
     host.machine.set_fault("update-grub", "fail")
@@ -610,7 +637,7 @@ def test_a_roll_back_that_can_not_be_finished_restarts_once_and_rests(switched: 
 READ_ONLY = """\
 set -eu
 for place; do "$MOUNT" --bind "$ROOT/$place" "$ROOT/$place"; "$MOUNT" -o remount,ro,bind "$ROOT/$place"; done
-exec bash "$ROOT/var/lib/homelab/rollback"
+exec sh "$ROOT/var/lib/homelab/rollback" 20
 """
 
 
@@ -638,7 +665,10 @@ def test_a_host_that_can_write_nothing_says_so_and_is_not_restarted(switched: Ca
         said = elapse_read_only(host, "etc", "var", "boot")
         told = (host.root / "dev/kmsg").read_text()
         for text in (said, told):
-            assert "was not confirmed within 20 s" in text and "not writable: /var/lib/homelab, /etc, /boot" in text
+            assert (
+                "was not confirmed within 20 s" in text
+                and "not writable: /var/lib/homelab, not writable: /etc, not writable: /boot" in text
+            )
             assert "Choose the entry 'without GPU passthrough'" in text
         assert host.reboots() == []
         assert not host.is_rolling()
@@ -710,9 +740,9 @@ def test_a_confirmation_that_can_not_be_written_says_so(switched: Callable[..., 
     (
         host.state / ".armed.homelab-tmp"
     ).mkdir()  # over which `mv` moves no file, as none on a file system that is read-only
-    done = host.run("apply", scripts.confirm_boot())
+    done = host.run("apply", confirmation())
     assert done.returncode == 1
-    assert "wanted: this boot confirmed" in done.stdout and "cannot overwrite directory" in done.stdout
+    assert "wanted: this boot confirmed" in done.stdout and "Is a directory" in done.stdout
 
 
 def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[..., Switched]) -> None:
@@ -721,8 +751,7 @@ def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[...
     (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
     with (host.root / "run/homelab/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        impatient = scripts.compose("confirm_boot.sh", LOCK_TIMEOUT="1", UNLESS="", JUDGED_TOLD="no")
-        done = host.run("apply", impatient)
+        done = host.run("apply", confirmation(lock_seconds=1))
         assert json.loads(done.stdout)["confirmed"], done.stdout
     assert not (host.state / "armed").exists()
     host.elapse()
@@ -730,34 +759,11 @@ def test_a_boot_is_confirmed_while_another_run_is_at_work(switched: Callable[...
     assert not list((host.root / "etc/systemd/system").rglob("homelab-rollback*"))
 
 
-def test_what_another_run_arms_for_the_next_boot_is_left_to_it(switched: Callable[..., Switched]) -> None:
-    host = switched(awaited=True)
-    armed = (host.state / "armed").read_text()
-    running = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    theirs = re.sub("^boot .*", f"boot {running}", armed)
-    (host.root / "run/homelab").mkdir(mode=0o700, parents=True, exist_ok=True)
-    impatient = scripts.compose("confirm_boot.sh", LOCK_TIMEOUT="1", UNLESS="", JUDGED_TOLD="no")
-    # Between the look at it and its end, too.
-    moved = f"""case "$*" in *armed*homelab-tmp*) printf '%s' {shlex.quote(theirs)} >"$STATE_OF_TEST/armed" ;; esac; exec /bin/mv "$@" """
-    with (host.root / "run/homelab/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for late in (False, True):
-            (host.state / "armed").write_text(armed if late else theirs)
-            if late:
-                host.spoil("mv", moved.replace("$STATE_OF_TEST", str(host.state)))
-            done = host.run("apply", impatient)
-            assert done.returncode == 1 and "to be the only one changing this host" in done.stdout
-            assert (host.state / "armed").read_text() == theirs
-            assert [one.name for one in host.state.glob(".armed*")] == []
-        host.mend("mv")
-    assert host.confirm()["confirmed"] == running, "nobody is at work any more"
-
-
 def test_a_boot_that_another_run_awaits_is_not_confirmed(switched: Callable[..., Switched]) -> None:
     """It was asked just before the host goes down."""
     host = switched(awaited=True)
     running = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    answer = json.loads(host.run("apply", scripts.confirm_boot(running)).stdout)
+    answer = json.loads(host.run("apply", confirmation(unless=running)).stdout)
     assert (answer["boot"], answer["confirmed"]) == (running, "")
     assert (host.state / "armed").exists() and host.is_armed()
 
@@ -803,7 +809,7 @@ def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Swit
         "update-initramfs", f'read -r _ <{host.machine.state}/gate; exec {host.machine.state}/bin/update-initramfs "$@"'
     )
     running = subprocess.Popen(
-        ["bash", str(host.state / "rollback")],
+        ["sh", str(host.state / "rollback"), str(AFTER)],
         env={**host.machine.environment(), **SHORT_WAITS},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -871,13 +877,13 @@ def cut(host: Switched, at: int) -> int:
     """Runs the program and kills it, with all that it has started, at that command; says how many commands there were."""
     program = host.state / "rollback"
     text = program.read_text()
-    head, exec_line, rest = text.partition("exec {LOCK}</dev/null\n")
-    assert exec_line
-    program.write_text(head + exec_line + "SESSION=${SESSION:-$BASHPID}\nexport SESSION" + _COUNT + rest)
+    # The shell is bash there, which can stop at each command.
+    host.spoil("sh", 'exec /bin/bash "$@"')
+    program.write_text("SESSION=${SESSION:-$BASHPID}\nexport SESSION" + _COUNT + text)
     counter = host.machine.state / "counter"
     counter.write_text("")
     subprocess.run(
-        ["bash", str(program)],
+        ["bash", str(program), str(AFTER)],
         env={**host.machine.environment(), **SHORT_WAITS, "COUNTER": str(counter), "CUT": str(at)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -885,6 +891,7 @@ def cut(host: Switched, at: int) -> int:
         start_new_session=True,
         timeout=PATIENCE,
     )
+    host.mend("sh")
     if program.exists():
         program.write_text(text)
     return len(counter.read_text())

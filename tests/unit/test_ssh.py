@@ -284,12 +284,12 @@ class Restarting:
     async def boot_id(self, _seconds: float) -> str:
         return self.boot
 
-    async def run(self, _verb: str, script: str) -> str:
-        assert "UNLESS" in script
+    async def ask(self, verb: str, layer: str, _wanted: object) -> dict[str, object]:
+        assert (verb, layer) == ("apply", "confirm_boot")
         if self.confirmed_as in FAILING:
             raise FAILING[self.confirmed_as]
         confirmed = "" if self.confirmed_as == "old" else self.confirmed_as
-        return json.dumps({"boot": self.confirmed_as, "confirmed": confirmed, "judged": ""})
+        return {"boot": self.confirmed_as, "confirmed": confirmed, "judged": ""}
 
     async def read(self, **_: object) -> SimpleNamespace:
         assert self.read_as is not None

@@ -4,7 +4,7 @@
 # Needs: common
 #
 # Gives: is_there PATH; temporary_for PATH -> TEMPORARY, TEMPORARIES; in_place TEMPORARY PATH; write_atomically PATH MODE [COMMAND...],
-#   copy_atomically FROM PATH, rewrite_atomically PATH COMMAND...; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
+#   copy_atomically FROM PATH; remove_file PATH...; need_dir DIR; mark PATH; flush_all. A PATH is without ROOT.
 STATE=$ROOT/var/lib/homelab
 CHANGED=no     # does what this run wrote differ from what was there?
 TEMPORARIES=() # of this run, with ROOT; most aren't there any more
@@ -45,13 +45,6 @@ copy_atomically() {
   local TEMPORARY
   temporary_for "$2"
   need_dir "$ROOT${2%/*}" && cp -aT --remove-destination "$1" "$TEMPORARY" && in_place "$TEMPORARY" "$2"
-}
-
-# rewrite_atomically PATH COMMAND... - what COMMAND says becomes the content of a file that is there; owner and mode stay.
-rewrite_atomically() {
-  local TEMPORARY
-  temporary_for "$1"
-  cp -aT --remove-destination "$ROOT$1" "$TEMPORARY" && "${@:2}" >"$TEMPORARY" && in_place "$TEMPORARY" "$1"
 }
 
 # remove_file PATH...

@@ -2,11 +2,10 @@
 # The step that must follow what was written, such as an initramfs made anew: also after a power cut.
 # Needs: files/atomic
 #
-# Gives: pending NAME, is_pending NAME, done_with NAME; about_to_change, begin_step NAME.
+# Gives: pending NAME, is_pending NAME, done_with NAME; about_to_change.
 FOLLOWED_BY='' # the step that must follow whatever this run changes, if any
 BEFORE_WRITE=: # what has to happen before the first change of this run
 STEP_NOTED=no  # was it noted by this run?
-STEP_BEGUN=no  # and begun?
 
 # pending NAME / done_with NAME / is_pending NAME - a step that must follow what was written, also after a power cut.
 pending() { mark "/var/lib/homelab/pending/$1"; }
@@ -30,11 +29,4 @@ before_the_first_change() {
   local before=$BEFORE_WRITE
   BEFORE_WRITE=:
   "$before"
-}
-
-# begin_step NAME - what it makes is half-made from now on, until `done_with`.
-begin_step() {
-  before_the_first_change
-  STEP_BEGUN=yes
-  pending "$1"
 }

@@ -6,7 +6,6 @@
 UNDO=()         # paths that this run touched, newest last; `undo` makes them what they were when the run began
 NOT_PUT_BACK='' # of `undo`: where it couldn't
 declare -A WAS  # path -> its copy, or "nothing", for each of UNDO
-declare -A LINE # name -> what edit_kernel_cmdline (words.sh) put there; its record is settled once nothing is to be undone
 # Where there are files of ours, and the folders for what they were.
 PLACES=(/etc /usr /var/lib/homelab)
 
@@ -48,10 +47,10 @@ undo() {
     fi
     [[ -z $NOT_PUT_BACK ]] || break
   done
-  UNDO=() WAS=() LINE=()
+  UNDO=() WAS=()
   clear_leftovers
   # Nothing was made of what isn't there any more.
-  [[ $STEP_NOTED == no || $STEP_BEGUN == yes || -n $NOT_PUT_BACK ]] || done_with "$FOLLOWED_BY" || :
+  [[ $STEP_NOTED == no || -n $NOT_PUT_BACK ]] || done_with "$FOLLOWED_BY" || :
   STEP_NOTED=no
   tidy || :
   flush_all || :
@@ -59,25 +58,12 @@ undo() {
 
 # finish - the run succeeded: nothing is to be undone any more, and what is answered is on the disk.
 finish() {
-  local name
   UNDO=() WAS=()
-  for name in "${!LINE[@]}"; do settle_kernel_cmdline "$name" "${LINE[$name]}"; done
-  LINE=()
-  STEP_NOTED=no STEP_BEGUN=no
+  STEP_NOTED=no
   clear_own_leftovers
   tidy
   drop_step_log
   flush_all
-}
-
-# settle_kernel_cmdline NAME TEXT - the record of edit_kernel_cmdline (words.sh) says just that.
-settle_kernel_cmdline() {
-  local record=/var/lib/homelab/cmdline/$1
-  if [[ -z $2 ]]; then
-    remove_file "$record"
-  elif [[ $(<"$ROOT$record") != " $2" ]]; then
-    write_atomically "$record" 0600 printf ' %s\n' "$2"
-  fi
 }
 
 # clear_leftovers - what lies beside files only while a run works; of runs that were cut short, too. The lock is taken.

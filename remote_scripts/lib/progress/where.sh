@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
 # How far a long command is, by what it says and by the files that it makes.
 #
-# Gives: progress_of LOG SECONDS -> PROGRESS; of_boot, of_download, of_build, shortened. Variables: DOWNLOADED (a file, with ROOT, that curl is
+# Gives: progress_of LOG SECONDS -> PROGRESS; of_download, of_build, shortened. Variables: DOWNLOADED (a file, with ROOT, that curl is
 #   writing).
 DOWNLOADED=''
 
 # progress_of LOG SECONDS - what apt says of itself (APT::Status-Fd: dlstatus:N:PERCENT:TEXT while it fetches, pmstatus:PACKAGE:PERCENT:TEXT
-# while it installs), for which kernel an initramfs or a boot entry is made, how far DKMS's compiler is, how much of a file is there; nothing
+# while it installs), how far DKMS's compiler is, how much of a file is there; nothing
 # where none of that can be told.
 progress_of() {
   local last percent left file
   last=$(tail -n 1 "$1.status" 2>/dev/null) || last=''
   PROGRESS=''
-  [[ -n $last ]] || PROGRESS=$(of_boot "$1")
-  [[ -z $PROGRESS ]] || PROGRESS+=", $2 s"
   # Not of somebody's build of long ago: only what installs something has a file of its state.
-  [[ -z $PROGRESS && -e $1.status ]] || return 0
+  [[ -e $1.status ]] || return 0
   file=$(find "$ROOT"/var/lib/dkms/nvidia*/*/build -maxdepth 1 -name make.log 2>/dev/null | tail -n 1) || file=''
   if [[ $last == dlstatus:*:*:* ]]; then
     IFS=: read -r _ _ percent left <<<"$last"
@@ -29,19 +27,6 @@ progress_of() {
   elif [[ -n $DOWNLOADED && -e $DOWNLOADED ]]; then
     PROGRESS="$(($(stat -c %s "$DOWNLOADED") / 1000000)) MB are there"
   fi
-}
-
-# of_boot LOG - `initramfs 1 of 2 (6.17.2-1-pve)`, `ESP 2 of 2 (6.17.2-1-pve)`: by what update-initramfs and proxmox-boot-tool say.
-of_boot() {
-  local kernels esps
-  kernels=$(find "$ROOT/boot" -maxdepth 1 -name 'vmlinuz-*' 2>/dev/null | wc -l)
-  esps=$(grep -cs '[^[:space:]]' "$ROOT/etc/kernel/proxmox-boot-uuids") || esps=${esps:-0}
-  awk -v kernels="$kernels" -v esps="$esps" '
-    function where(what, number, all) { return what " " number (number <= all ? " of " all : "") }
-    /^update-initramfs: Generating / { at = where("initramfs", ++images, kernels); kernel = $3; sub(/.*initrd\.img-/, "", kernel) }
-    /^Copying and configuring kernels on / { at = where("ESP", ++written, esps); kernel = "" }
-    /boot-entry for / { kernel = $NF }
-    END { if (at != "") printf "%s%s", at, kernel == "" ? "" : " (" kernel ")" }' "$1" 2>/dev/null || :
 }
 
 # of_download LOG PERCENT - `1.9 of 4.1 GB`, by what apt-get says that it needs.

@@ -1,0 +1,65 @@
+"""remote_scripts/shared/boot.py: which boot loader makes the kernel command line of the next boot."""
+
+from __future__ import annotations
+
+import pytest
+
+from remote_scripts.shared import boot
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host
+from tests.conftest import shared
+
+LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+
+
+def efi(host: Host, loader_info: str | None) -> None:
+    host.write("/sys/firmware/efi/fw_platform_size", "64\n")
+    if loader_info is not None:
+        host.write(LOADER_INFO, b"\x06\0\0\0" + loader_info.encode("utf-16-le") + b"\0\0")
+
+
+def esps(host: Host, status: str) -> None:
+    host.write("/etc/kernel/proxmox-boot-uuids", "AAAA-0001\n")
+    host.programs["proxmox-boot-tool"] = lambda _arguments, _stdin: Done(0, status.encode())
+
+
+def loader(host: Host) -> str:
+    return boot.find_loader(host.system()).name
+
+
+def test_legacy_bios_means_grub(host: Host) -> None:
+    assert loader(host) == "grub"
+
+
+@pytest.mark.parametrize(
+    ("capture", "expected"),
+    [
+        (("pve-zfs-grub-shim", "proxmox_boot_tool_status.txt"), "grub"),
+        (("pve-boot-status-variants", "uefi_grub.txt"), "grub"),
+        (("pve-boot-status-variants", "uefi_systemd_boot_stale_esp.txt"), "systemd-boot"),
+        (("pve-boot-status-variants", "legacy_bios_grub_stale_esp.txt"), "grub"),
+    ],
+)
+def test_real_hosts_boot_loaders_are_told_from_their_esps(host: Host, capture: tuple[str, str], expected: str) -> None:
+    efi(host, None)
+    esps(host, shared("real_hosts", *capture).read_text())
+    assert loader(host) == expected
+
+
+def test_the_loaders_own_word_decides_between_two_configured_ones(host: Host) -> None:
+    both = "AAAA-0001 is configured with: uefi (versions: 6.8.12-1-pve), grub (versions: 6.8.12-1-pve)\n"
+    esps(host, both)
+    efi(host, "systemd-boot 257.5-2")
+    assert loader(host) == "systemd-boot"
+    efi(host, "GRUB 2.12")
+    assert loader(host) == "grub"
+
+
+@pytest.mark.parametrize("info", [None, "systemd-boot 257"])
+def test_a_loader_that_cannot_be_told_stops_before_anything_changes(host: Host, info: str | None) -> None:
+    efi(host, info)
+    before = host.tree()
+    with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
+        boot.need_loader(host.system())
+    assert host.tree() == before

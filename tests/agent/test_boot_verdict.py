@@ -1,0 +1,403 @@
+"""The layers boot_verdict, which the dead man's switch asks, and confirm_boot, which an `up` asks."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import boot_verdict
+from remote_scripts.layers.boot_verdict import Wanted
+from remote_scripts.layers.cmdline import Wanted as Cmdline
+from remote_scripts.layers.confirm_boot import Wanted as Confirm
+from remote_scripts.layers.initramfs import Wanted as Initramfs
+from remote_scripts.shared import ran, way
+from remote_scripts.tools import disk
+from remote_scripts.tools.run import Done
+from tests import sampling
+from tests.agent import boot_kit
+from tests.agent.boot_kit import LOADERS, after, lasting
+from tests.agent.kit import Cut, Host, Refused, cuts, watched
+
+HOME = "/var/lib/homelab"
+ARMED, JUDGED = f"{HOME}/armed", f"{HOME}/judged"
+WORDS = "homelab.vfio=0000:01:00.0=10de:2882"
+WAY = "address 192.0.2.10\ninterface vmbr0\nport 22\nlistens yes\ngateway 192.0.2.1\n"
+STAYS = "vmbr0 is up with 192.0.2.10, its gateway 192.0.2.1 answers, and sshd listens on port 22"
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 20
+
+
+def ip(arguments: Sequence[str], _stdin: bytes) -> str:
+    if "route" in arguments:
+        return "default via 192.0.2.1 dev vmbr0\n"
+    return "2: vmbr0    inet 192.0.2.10/24 scope global vmbr0\n" if "address" in arguments else ""
+
+
+@pytest.fixture
+def loader() -> str:
+    return "grub"
+
+
+@pytest.fixture(autouse=True)
+def configured(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the boot after it was configured."""
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    for module, name in ((way, "GATEWAY_SECONDS"), (boot_verdict, "_LOCK_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
+        monkeypatch.setattr(module, name, 0.1)
+    boot_kit.stock(host, loader)
+    host.ask("apply", "cmdline", Cmdline(name="vfio", words=WORDS, entry=True, rollback_after=20))
+    host.ask("apply", "initramfs", Initramfs(needed=True, rollback_after=20))
+    booted(host)
+    host.write(ARMED, f"boot boot\nloader {loader}\n{WAY}", 0o600)
+
+
+def booted(host: Host, words: str = f"quiet {WORDS}") -> None:
+    host.write("/proc/sys/kernel/random/boot_id", "later\n")
+    host.write("/proc/cmdline", f"{words}\n")
+    host.write("/proc/net/tcp", "  sl  local_address rem_address st\n 0: 00000000:0016 00000000:0000 0A\n")
+    host.programs |= {"ip": ip, "ping": lambda _arguments, _stdin: 0}
+
+
+def verdict(host: Host) -> str:
+    return str(host.ask("apply", "boot_verdict", Wanted(after=2)))
+
+
+def confirm(host: Host, **wanted: Any) -> Any:
+    return host.ask("apply", "confirm_boot", Confirm(**{"lock_seconds": 0, **wanted}))
+
+
+def held(host: Host) -> Any:
+    (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
+    lock = (host.root / "run/homelab/lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+# What the switch asks.
+
+
+def test_a_boot_that_is_reached_as_before_stays_and_disarms_the_switch(host: Host) -> None:
+    assert verdict(host) == "stay"
+    said = f"boot later was waited for by no `up`, and judged by this host itself 2 s after its start: {STAYS}"
+    assert host.read(JUDGED) == said
+    assert not host.exists(ARMED) and not host.exists(f"{HOME}/rollback")
+
+
+def faults(host: Host) -> dict[str, Callable[[], object]]:
+    return {
+        "no interface that is up has 192.0.2.10, over which it was configured (vmbr0 had)": lambda: host.write(
+            "/sys/class/net/vmbr0/operstate", "down\n"
+        ),
+        "nothing listens on port 22, on which sshd did": lambda: host.write("/proc/net/tcp", ""),
+        "no default gateway answers, and 192.0.2.1 did": lambda: host.programs.update(ping=lambda *_: 1),
+        "it is not known over which address this host is reached": lambda: host.write(ARMED, "boot boot\n"),
+    }
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_one_that_is_not_is_given_back_and_changes_nothing(host: Host, number: int) -> None:
+    said, spoil = list(faults(host).items())[number]
+    spoil()
+    before = lasting(host)
+    assert verdict(host).startswith("give back: was waited for by no `up`") and said in verdict(host)
+    assert lasting(host) == before
+
+
+def test_what_did_not_hold_when_it_was_armed_is_not_asked(host: Host) -> None:
+    host.write(ARMED, "boot boot\naddress 192.0.2.10\ninterface vmbr0\nport 22\nlistens no\ngateway \n")
+    host.write("/proc/net/tcp", "")
+    assert verdict(host) == "stay"
+    assert "its gateway was not asked, since none answered when it was configured, whether sshd" in host.read(JUDGED)
+
+
+def test_an_awaited_boot_is_given_back_until_nobody_waits_any_more(host: Host) -> None:
+    host.write(ARMED, f"boot boot\nuntil {int(time.time()) + 60}\n{WAY}")
+    assert verdict(host) == "give back: was not confirmed within 2 s of its start"
+    host.write(ARMED, f"boot boot\nuntil {10**9}\n{WAY}")
+    assert verdict(host) == "stay"
+
+
+def test_in_the_boot_in_which_it_was_armed_nothing_is_done(host: Host) -> None:
+    host.write(ARMED, "boot later\n")
+    before = lasting(host)
+    assert verdict(host) == "stay" and lasting(host) == before
+
+
+def test_a_boot_without_what_is_configured_is_passed_over(host: Host) -> None:
+    booted(host, "quiet")
+    assert verdict(host) == "stay" and host.exists(ARMED)
+    assert host.read(JUDGED).endswith("entries are older; the one that is configured was not judged")
+
+
+def test_where_nothing_is_left_to_give_back_it_stays(host: Host) -> None:
+    armed = lasting(host)
+    host.ask("revert", "initramfs", Initramfs(needed=True, rollback_after=20))
+    host.ask("revert", "cmdline", Cmdline(name="vfio", words="", entry=True, rollback_after=20))
+    for name in (ARMED, f"{HOME}/rollback"):
+        content = armed[name[1:]][1]
+        assert isinstance(content, bytes)
+        host.write(name, content)
+    assert verdict(host) == "stay" and "there is nothing to give back" in host.read(JUDGED)
+
+
+def test_what_a_power_cut_left_of_a_switch_goes(host: Host) -> None:
+    (host.root / ARMED[1:]).unlink()
+    assert verdict(host) == "stay" and not host.exists(f"{HOME}/rollback")
+    assert not list((host.root / "etc/systemd/system").rglob("homelab-rollback*"))
+
+
+def test_neither_who_holds_the_lock_nor_a_full_disk_makes_a_boot_a_bad_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(call: str, path: str) -> None:
+        if call == "create":
+            raise OSError(28, "No space left on device", path)
+
+    with held(host), watched(full):
+        assert verdict(host) == "stay" and host.exists(ARMED)
+    with held(host):
+        assert verdict(host) == "stay" and not host.exists(ARMED)
+
+
+def test_a_boot_that_is_confirmed_meanwhile_is_told_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any) -> tuple[bool, str]:
+        disk.remove(host.root / ARMED[1:])
+        return True, STAYS
+
+    monkeypatch.setattr(boot_verdict, "_reached", slow)
+    assert verdict(host) == "stay" and not host.exists(JUDGED)
+
+
+def test_a_note_that_cant_be_read_is_no_verdict(host: Host) -> None:
+    (host.root / ARMED[1:]).unlink()
+    (host.root / ARMED[1:]).symlink_to("armed")
+    with pytest.raises(Refused):
+        verdict(host)
+
+
+# What it has given back once the words are gone.
+
+
+def without_words(host: Host, loader: str) -> None:
+    """What files/rollback.sh does before."""
+    host.write(f"{HOME}/rolling-back", f"boot later\nloader {loader}\n")
+    (host.root / ARMED[1:]).unlink()
+    for name in ("etc/default/grub.d/zz-homelab-vfio.cfg", "etc/grub.d/12_homelab"):
+        for path in (host.root / name, host.root / f"{HOME[1:]}/files/vfio/{name}"):
+            path.unlink(missing_ok=True)
+    (host.root / f"{HOME[1:]}/cmdline/vfio").unlink(missing_ok=True)
+    if loader != "grub":
+        host.write("/etc/kernel/cmdline", host.read("/etc/kernel/cmdline").replace(f" {WORDS}", ""), 0o640)
+        assert host.programs["proxmox-boot-tool"](("refresh",), b"") is None
+    else:
+        host.programs["update-grub"]((), b"")
+
+
+def finish(host: Host) -> str:
+    return str(host.ask("revert", "boot_verdict", Wanted(after=20)))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_rest_is_given_back_and_the_switch_goes_also_where_that_is_cut_short(
+    host: Host, loader: str, tmp_path: Path
+) -> None:
+    stock = Host(tmp_path / "stock")
+    boot_kit.stock(stock, loader)
+    without_words(host, loader)
+    found = cuts(host, finish)
+    wanted = {key: about for key, about in lasting(host).items() if not key.startswith("sys/")}
+    assert {key: about for key, about in wanted.items() if about[1] is not None} == {
+        key: about for key, about in lasting(stock).items() if about[1] is not None
+    }
+    assert len(found) > 50
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, f"verdict {loader}")):
+        left = after(cut, host, tmp_path / str(number))
+        booted(left)
+        if left.exists(f"{HOME}/rolling-back"):
+            assert finish(left) == "finished", cut.how
+        else:  # in the middle of disarming: its own timer goes on
+            assert verdict(left) == "stay"
+        assert lasting(left) == wanted, f"HOMELAB_SEED={sampling.SEED} {cut.how}"
+
+
+def test_a_file_of_the_hosts_own_by_a_name_of_ours_is_none_of_ours(host: Host) -> None:
+    without_words(host, "grub")
+    host.write("/etc/default/grub.d/zz-homelab-vfio.cfg", "# theirs\n")
+    assert finish(host) == "finished"
+
+
+@pytest.mark.parametrize("what", ["words", "pending", "initramfs"])
+def test_it_is_unfinished_while_a_boot_may_still_read_of_us(host: Host, what: str) -> None:
+    if what != "words":
+        without_words(host, "grub")
+    host.write(f"{HOME}/rolling-back", "boot later\nloader grub\n")
+    if what == "pending":
+        host.write(f"{HOME}/pending/boot", "")
+    if what == "initramfs":
+        host.programs["update-initramfs"] = lambda *_: Done(1, b"no room")
+    assert finish(host) == "unfinished"
+    assert host.exists(f"{HOME}/rolling-back") and host.exists(f"{HOME}/rollback")
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("lists", [True, False])
+def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
+    host: Host, restarts: bool, lists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
+    monkeypatch.setattr(ran, "_LIST_SECONDS", 0)
+    without_words(host, "grub")
+    host.write(f"{HOME}/ran", "pct 901 1 boot\n")
+    host.write(f"{HOME}/ran-program", "", 0o700)
+    running = (
+        "      VMID NAME   STATUS     MEM(MB)    BOOTDISK(GB) PID\n       103 gaming running    2048   32.00 4711\n"
+    )
+    host.programs["qm"] = lambda *_: Done(0, running.encode()) if lists else Done(255, b"")
+    host.programs["pct"] = lambda *_: Done(0, b"VMID       Status     Lock         Name\n")
+    assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=restarts)) == "finished"
+    noted = [line.split()[:2] + line.split()[3:] for line in host.read(f"{HOME}/ran").splitlines()]
+    assert noted == [["qm", "103", "later"]] * (restarts and lists) + [["pct", "901", "boot"]]
+
+
+# What an older release armed, whose program was a whole one in bash.
+
+OLDER = """\
+# Written by homelab: takes back a boot configuration that nobody confirmed. Gone once the boot is confirmed.
+[Unit]
+Description=homelab: give back the boot configuration from before, unless this boot is in order
+ConditionPathExists=/var/lib/homelab/rollback
+# Not stopped by a shutdown: it forces one that hangs.
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /var/lib/homelab/rollback
+Restart=on-failure
+RestartSec=10
+"""
+SERVICE = "/etc/systemd/system/homelab-rollback.service"
+
+
+def by_an_older_release(host: Host) -> None:
+    host.write(f"{HOME}/rollback", "#!/bin/bash\n# the older one\n", 0o700)
+    host.write(SERVICE, OLDER)
+
+
+def test_what_an_older_release_armed_goes_with_the_boot_that_is_confirmed(host: Host) -> None:
+    by_an_older_release(host)
+    assert confirm(host)["confirmed"] == "later"
+    assert not host.exists(ARMED) and not host.exists(f"{HOME}/rollback")
+    assert not list((host.root / "etc/systemd").rglob("homelab-rollback*"))
+
+
+def test_what_an_older_release_armed_is_armed_anew_and_works_wherever_that_is_cut_short(
+    host: Host, tmp_path: Path
+) -> None:
+    """The new program by the old service, too, which gives it no seconds; never the old one by the new service."""
+    by_an_older_release(host)
+    found = cuts(host, lambda one: one.ask("apply", "cmdline", Cmdline(name="iommu", words="x=1", entry=False, rollback_after=20)))  # fmt: skip
+    mixed = 0
+    for number, cut in enumerate(found):
+        left = after(cut, host, tmp_path / str(number))
+        is_older = "the older one" in left.read(f"{HOME}/rollback")
+        assert left.exists(ARMED) and (left.read(SERVICE) == OLDER or not is_older), cut.how
+        mixed += left.read(SERVICE) == OLDER and not is_older
+    assert mixed and "/bin/sh /var/lib/homelab/rollback 20\n" in host.read(SERVICE)
+
+
+# What an `up` asks.
+
+
+def test_a_confirmed_boot_has_no_switch(host: Host) -> None:
+    host.write(JUDGED, "boot later is well")
+    assert confirm(host) == {
+        "boot": "later", "confirmed": "later", "rolled_back": "", "rolling_back": False, "judged": "boot later is well",
+    }  # fmt: skip
+    assert not host.exists(ARMED) and not host.exists(f"{HOME}/rollback") and host.exists(JUDGED)
+    assert confirm(host, judged_told=True)["confirmed"] == "later" and not host.exists(JUDGED)
+
+
+def test_a_boot_that_is_about_to_be_left_is_not_confirmed(host: Host) -> None:
+    assert confirm(host, unless="later")["confirmed"] == "" and host.exists(ARMED)
+
+
+@pytest.mark.parametrize(
+    ("path", "rolling"),
+    [("/run/homelab/restarting", True), (f"{HOME}/rolling-back", True), (f"{HOME}/rolled-back", False)],
+)
+def test_one_that_is_undone_is_not_confirmed(host: Host, path: str, rolling: bool) -> None:
+    host.write(path, "boot later hung")
+    answer = confirm(host)
+    assert (answer["confirmed"], answer["rolling_back"]) == ("", rolling) and "boot" in answer["rolled_back"]
+    assert host.exists(ARMED)
+
+
+@pytest.mark.parametrize("how", ["another entry", "pending"])
+def test_a_boot_that_shows_nothing_is_confirmed_and_leaves_the_switch_to_the_next(host: Host, how: str) -> None:
+    host.write(ARMED, f"boot boot\nuntil {int(time.time()) + 60}\n{WAY}")
+    if how == "pending":
+        host.write(f"{HOME}/pending/boot", "")
+    else:
+        booted(host, "quiet")
+    assert confirm(host)["confirmed"] == "later"
+    assert host.read(ARMED) == f"boot boot\n{WAY}" and host.exists(f"{HOME}/rollback")
+
+
+def test_it_is_confirmed_while_another_run_is_at_work(host: Host) -> None:
+    with held(host):
+        assert confirm(host)["confirmed"] == "later"
+    assert not host.exists(ARMED) and host.exists(f"{HOME}/rollback"), "its own timer takes the rest away"
+    assert verdict(host) == "stay" and not host.exists(f"{HOME}/rollback")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_another_run_arms_for_the_next_boot_is_left_to_it(host: Host, late: bool) -> None:
+    """Between the look at it and its end, too."""
+    theirs = f"boot later\n{WAY}"
+
+    def arm(call: str, path: str) -> None:
+        if call == "rename" and path.endswith("tmp"):
+            host.write(ARMED, theirs)
+
+    if not late:
+        host.write(ARMED, theirs)
+    with held(host), watched(arm), pytest.raises(Refused, match="to be the only one changing this host"):
+        confirm(host)
+    assert host.read(ARMED) == theirs and not list((host.root / HOME[1:]).glob(".armed*"))
+    assert confirm(host)["confirmed"] == "later", "nobody is at work any more"
+
+
+def test_a_confirmation_that_cant_be_written_says_so(host: Host) -> None:
+    """Told nothing, `up` would ask again and again."""
+    (host.root / f"{HOME[1:]}/.armed.homelab-tmp").mkdir()
+    with pytest.raises(Refused, match="wanted: this boot confirmed.*\nfound: .*Is a directory"):
+        confirm(host)
+
+
+def test_a_confirmation_that_is_cut_short_is_one_or_none(host: Host, tmp_path: Path) -> None:
+    found: list[Cut] = cuts(host, confirm)
+    ended = lasting(host)
+    for number, cut in enumerate(found):
+        left = after(cut, host, tmp_path / str(number))
+        booted(left)
+        assert left.exists(ARMED) or verdict(left) == "stay", cut.how
+        assert confirm(left)["confirmed"] == "later" and lasting(left) == ended, cut.how
+
+
+def test_a_note_that_cant_be_rewritten_stays_whole(host: Host) -> None:
+    """Without the address over which it was reached, the host would undo the next boot, however good that is."""
+    booted(host, "quiet")
+    before = host.read(ARMED)
+
+    def full(call: str, path: str) -> None:
+        if call == "write" and path.endswith(".armed.homelab-tmp"):
+            raise OSError(28, "No space left on device", path)
+
+    with watched(full), pytest.raises(Refused, match="No space left on device"):
+        confirm(host)
+    assert host.read(ARMED) == before
