@@ -115,9 +115,12 @@ def _tidy_up(system: System, wanted: Wanted) -> None:
                 "another run is at work on this host: its timer takes the rest of the dead man's switch away"
             )
             return
-    files.clear_leftovers()
-    if switch.is_there(system) and not (files.exists(switch.ARMED) or switch.is_undone(system)):
-        switch.disarm(system)
-    if wanted.judged_told:
-        files.remove(switch.JUDGED)
-    files.finish()
+    try:
+        files.clear_leftovers()
+        if switch.is_there(system) and not (files.exists(switch.ARMED) or switch.is_undone(system)):
+            switch.disarm(system)
+        if wanted.judged_told:
+            files.remove(switch.JUDGED)
+        files.finish()
+    except OSError as error:  # the boot is confirmed all the same
+        system.log.say(f"the rest of the dead man's switch stays for the next run: {error}")

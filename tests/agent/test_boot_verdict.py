@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import itertools
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +404,81 @@ def test_a_note_that_cant_be_rewritten_stays_whole(host: Host) -> None:
     with watched(full), pytest.raises(Refused, match="No space left on device"):
         confirm(host)
     assert host.read(ARMED) == before
+
+
+# A disk that is full, from any moment on.
+
+GROWS = ("create", "write", "mkdir", "symlink", "link", "mknod")
+
+
+def on_a_full_disk(host: Host, act: Callable[[Host], object], place: Path) -> Iterator[tuple[int, bool, Host]]:
+    """The host after each way in which `act` may find the disk full; whether it said so. Last of all it isn't."""
+    for number in itertools.count():
+        left = Host(place / str(number))
+        shutil.rmtree(left.root)
+        shutil.copytree(host.root, left.root, symlinks=True)
+        boot_kit.run(left)
+        if act is not arm:
+            booted(left)
+        grew: list[str] = []
+        with watched(functools.partial(_full, grew, number)):
+            try:
+                act(left)
+                said = False
+            except Refused:
+                said = True
+        yield number, said, left
+        if len(grew) <= number:
+            return
+
+
+def _full(grew: list[str], room: int, call: str, path: str) -> None:
+    if call in GROWS and "/run/" not in path:
+        grew.append(path)
+        if len(grew) > room:
+            raise OSError(28, "No space left on device", path)
+
+
+def arm(host: Host) -> None:
+    host.ask("apply", "cmdline", Cmdline(name="iommu", words="x=1", entry=False, rollback_after=20))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_disk_that_is_full_while_it_is_armed_leaves_nothing_for_the_next_boot(
+    host: Host, tmp_path: Path, older: bool
+) -> None:
+    host.ask("revert", "initramfs", Initramfs(needed=True, rollback_after=20))
+    host.ask("revert", "cmdline", Cmdline(name="vfio", words="", entry=True, rollback_after=20))
+    assert not host.exists(HOME)
+    if older:
+        by_an_older_release(host)
+    before, refused = lasting(host), 0
+    for number, said, left in on_a_full_disk(host, arm, tmp_path / "full"):
+        refused += said
+        read = {key for key in {*lasting(left), *before} if lasting(left).get(key) != before.get(key)}
+        of_a_boot = {key for key in read if not key.startswith((HOME[1:], "proc", "sys", "run", "dev"))}
+        assert of_a_boot if not said else not of_a_boot, number
+        arm(left)
+        left.ask("revert", "cmdline", Cmdline(name="iommu", words="", entry=False, rollback_after=20))
+        assert not left.exists(HOME), number
+    assert refused > 10
+
+
+def test_a_disk_that_is_full_while_a_boot_is_confirmed_keeps_it_from_nothing(host: Host, tmp_path: Path) -> None:
+    for number, said, left in on_a_full_disk(host, confirm, tmp_path / "full"):
+        assert not said and not left.exists(ARMED), number
+        assert confirm(left)["confirmed"] == "later" and not left.exists(f"{HOME}/rollback"), number
+
+
+def test_a_disk_that_is_full_while_the_rest_is_given_back_leaves_that_to_a_later_boot(
+    host: Host, tmp_path: Path
+) -> None:
+    without_words(host, "grub")
+    given_back: Any = None
+    for number, said, left in on_a_full_disk(host, finish, tmp_path / "full"):
+        assert left.exists(f"{HOME}/rollback") or not said, number
+        if left.exists(f"{HOME}/rolling-back"):
+            assert finish(left) == "finished", number
+        now = {key: about for key, about in lasting(left).items() if not key.startswith(("proc", "sys", "run"))}
+        given_back = given_back or now
+        assert now == given_back, number
