@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote_scripts.shared import hookscripts
+from remote_scripts.shared import guests, hookscripts
 from remote_scripts.shared.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Planned
@@ -57,7 +57,7 @@ def _lacks_it(system: System, vmid: str) -> bool:
     name = hookscripts.named(system, vmid)
     if hookscripts.is_ours(name):
         return not hookscripts.has_it(system, vmid)
-    if not system.files.exists(f"/etc/pve/qemu-server/{vmid}.conf"):
+    if guests.is_gone(system, "qm", vmid):
         raise Failure(
             f"VM {vmid}, which may take a card from containers",
             "there is no such VM on this host",

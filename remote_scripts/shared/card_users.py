@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests, ha, handover, nvidia, shared_card
+from remote_scripts.shared import guests, ha, handover, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
 from remote_scripts.shared.guest_tasks import boot_of
@@ -76,9 +76,13 @@ def user(system: System, ctid: str) -> User | None:
 def all_users(system: System) -> Iterator[User]:
     """The containers of this node.
 
-    :raises RefusedError: one's configuration can't be read.
+    :raises RefusedError: they can't be listed, or one's configuration can't be read.
     """
-    for name in system.files.names(PVE_LXC):
+    try:
+        names = pmxcfs.names(system, PVE_LXC)
+    except Failure as failure:
+        raise RefusedError(f"the containers of this host can't be listed ({failure.found})") from failure
+    for name in names:
         if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (found := user(system, match[1])):
             yield found
 
@@ -106,7 +110,7 @@ def users(system: System, card: Card) -> list[User]:
             continue
         if locked := one.conf.options.get("lock"):
             raise RefusedError(f"container {one.ctid}, which uses the card, is locked: {locked}")
-        if is_under_ha(system, one.ctid):
+        if ha.may_manage(system, f"ct:{one.ctid}"):
             raise RefusedError(f"container {one.ctid}, which uses the card, is under HA, which would start it again")
         found.append(one)
     return sorted(found, key=_last_first)
@@ -127,14 +131,6 @@ def in_order(system: System, ctids: Iterable[str]) -> list[str]:
 def _last_first(one: User) -> tuple[int, int]:
     order = one.startup("order")
     return -(99999 if order is None else order), -int(one.ctid)
-
-
-def is_under_ha(system: System, ctid: str) -> bool:
-    """Whether the HA manager starts and stops a container. Where that can't be read, it may."""
-    try:
-        return ha.is_managed(system, f"ct:{ctid}")
-    except Failure:
-        return True
 
 
 # -- VMs -----------------------------------------------------------------------------------------------------------
@@ -167,12 +163,13 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
 
 def _mapping(system: System, name: str) -> list[str]:
     """A mapping's name and its lines for this node; nothing: it isn't known."""
+    node = pmxcfs.this_node(system).name
     try:
-        node = system.files.at("/etc/pve/local").readlink().name
-    except OSError:
-        node = ""
+        content = content_of(system, _MAPPINGS) or b""
+    except Failure:
+        return []
     found, is_it = [], False
-    for line in system.files.text(_MAPPINGS).splitlines():
+    for line in content.decode("utf-8", "replace").splitlines():
         if line[:1] not in ("", " ", "\t"):
             is_it = line.split()[0] == name
             found += [name] if is_it else []
@@ -191,8 +188,7 @@ def why_not_over(system: System, what: Noted) -> str:
             return "its start or stop is at work"
         done = system.run.ask("qm", "status", what.vm)
         if done.status != 0:
-            is_gone = not system.files.exists(f"/etc/pve/qemu-server/{what.vm}.conf")
-            return "" if system.files.at("/etc/pve/qemu-server").is_dir() and is_gone else _unanswered(what)
+            return "" if guests.is_gone(system, "qm", what.vm) else _unanswered(what)
         if done.text != "status: stopped":
             return "it runs" if done.text.startswith("status: ") else _unanswered(what)
         lock = handover.option(system, what.vm, "lock")

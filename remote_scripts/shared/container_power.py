@@ -7,12 +7,11 @@ given, and HA ends it by force after that, whatever was asked for (PVE::HA::Reso
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import guest_tasks, guests, pmxcfs
+from remote_scripts.shared import guest_tasks, guests, ha, pmxcfs
 from remote_scripts.shared.container_conf import addresses
 from remote_scripts.shared.container_notes import Notes, is_same, why_not_owed
 from remote_scripts.tools.errors import Failure
@@ -22,7 +21,6 @@ from remote_scripts.tools.system import System
 HA_SECONDS = 180.0
 _STATUS_SECONDS = 60.0
 _PCT_SECONDS = 120.0
-_HA = "/etc/pve/ha/resources.cfg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,26 +146,8 @@ class Power:
 
     def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> None:
         """Until the HA manager has switched it, if it is the manager's to do so."""
-        if not is_under_ha(self._system, self._ctid):
+        if not ha.may_manage(self._system, f"ct:{self._ctid}"):
             return
         for _ in self._system.work.tries(seconds, f"waiting for HA to switch container {self._ctid} {wanted}"):
             if guests.power_of(self._system, "pct", str(self._ctid), 0) == wanted:
                 return
-
-
-def is_under_ha(system: System, ctid: int) -> bool:
-    """Whether the HA manager starts and stops it. Not in the state `ignored`, in which Proxmox VE does so itself
-    (PVE::HA::Config::service_is_ha_managed). Where the file can't be read, it may.
-    """
-    try:
-        content = pmxcfs.content_of(system, _HA)
-    except Failure:
-        return True
-    is_here = found = False
-    for line in (content or b"").decode("utf-8", "replace").splitlines():
-        if re.match(r"[^ \t#]", line):
-            is_here = bool(re.fullmatch(rf"ct:\s*{ctid}\s*", line))
-            found = found or is_here
-        elif is_here and line.split()[:2] == ["state", "ignored"]:
-            found = False
-    return found

@@ -52,10 +52,13 @@ def running(system: System, kind: str) -> list[Guest] | None:
     return found
 
 
-def _is_gone(system: System, folder: str, guest: str) -> bool:
-    """Where Proxmox VE's own folder isn't there, or doesn't answer, such as at a restart of its service, no guest is
-    gone.
+def is_gone(system: System, program: str, guest: str) -> bool:
+    """Whether it is none of this node. Where Proxmox VE's own folder isn't there, or doesn't answer, such as at a
+    restart of its service, no guest is gone.
+
+    :param program: qm or pct.
     """
+    folder = f"/etc/pve/{_FOLDERS.get(program, 'lxc')}"
 
     def ask() -> bool:
         try:
@@ -78,7 +81,6 @@ def power_of(system: System, program: str, guest: str, seconds: float = 60.0) ->
     :param program: qm or pct.
     :param seconds: for which it is asked.
     """
-    folder = f"/etc/pve/{_FOLDERS.get(program, 'lxc')}"
     until = time.monotonic() + seconds
     while True:
         power: Power = "unknown"
@@ -86,7 +88,7 @@ def power_of(system: System, program: str, guest: str, seconds: float = 60.0) ->
         last = done.text.rpartition("\n")[2]
         if done.status == 0 and last.startswith("status: "):
             power = _LAST_LINES.get(last, "on")
-        if power == "unknown" and _is_gone(system, folder, guest):
+        if power == "unknown" and is_gone(system, program, guest):
             power = "gone"
         if power != "unknown" or time.monotonic() >= until:
             return power

@@ -89,6 +89,14 @@ def is_managed(system: System, service: str) -> bool:
     return found
 
 
+def may_manage(system: System, service: str) -> bool:
+    """The same; where that can't be told, it may."""
+    try:
+        return is_managed(system, service)
+    except Failure:
+        return True
+
+
 def status(system: System) -> Said:
     """Asks HA's manager.
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from remote_scripts.shared import card_users, guests, handover, nvidia, shared_card
+from remote_scripts.shared import card_users, guests, ha, handover, nvidia, shared_card
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError, User
@@ -295,6 +295,7 @@ class Handover:
             vm=vmid,
             why="",
             containers=" ".join([*dict.fromkeys(owed), *ids]),
+            given_up="",
             numbers=self.noted.numbers if owed else now,
             taken=now,
             modules="",
@@ -368,10 +369,8 @@ class Handover:
     # Containers.
 
     def _is_gone(self, ctid: str) -> bool:
-        """Was it destroyed, or moved to another node? While Proxmox VE's own folder isn't there, nobody is."""
-        return self.system.files.at("/etc/pve/lxc").is_dir() and not self.system.files.exists(
-            f"/etc/pve/lxc/{ctid}.conf"
-        )
+        """Was it destroyed, or moved to another node?"""
+        return guests.is_gone(self.system, "pct", ctid)
 
     def _is_another(self, one: User) -> bool:
         """Was its id given to another container since?"""
@@ -390,7 +389,7 @@ class Handover:
         # Proxmox VE would refuse it, with a failed task each time.
         if locked := one.conf.options.get("lock"):
             raise RefusedError(f"container {ctid} doesn't go off: it is locked ({locked})")
-        if card_users.is_under_ha(self.system, ctid):
+        if ha.may_manage(self.system, f"ct:{ctid}"):
             raise RefusedError(f"container {ctid} doesn't go off: it is under HA by now, which would start it again")
         down = one.startup("down")
         seconds = 60 if down is None else down
@@ -407,6 +406,9 @@ class Handover:
         reasons: list[str] = []
         off: list[str] = []
         for ctid in reversed(self.noted.containers.split()):
+            if ctid in self.noted.given_up.split():
+                off.insert(0, ctid)
+                continue
             reason = self._start(ctid)
             if reason:
                 off.insert(0, ctid)
@@ -428,7 +430,10 @@ class Handover:
         if card_users.power_of(self.system, ctid) == "on":
             return ""
         if locked := one.conf.options.get("lock"):
-            return f"container {ctid} is off and locked ({locked}): it is started when that has ended"
+            return (
+                f"container {ctid} is off and locked ({locked}): it is started when that has ended (if nothing of it "
+                f"is at work, that lock was left behind: `pct unlock {ctid}`)"
+            )
         if not self._is_about_it(one):
             return (
                 f"its nodes have other numbers than before ({self.noted.numbers} -> {self._numbers()}), and container "
@@ -779,19 +784,19 @@ class Handover:
         has as long as it takes.
         """
         noted = self.noted
-        if noted.state != "HELD" or not (noted.containers or noted.owed) or noted.boot != boot_of(self.system):
+        given_up = noted.given_up.split()
+        owed = [one for one in noted.containers.split() if one not in given_up]
+        is_card_owed = noted.owed and _GIVEN_UP not in noted.why
+        if noted.state != "HELD" or not (owed or is_card_owed) or noted.boot != boot_of(self.system):
             return
         if handover.is_going_down(self.system):
             return
-        if not noted.owed and all(self._is_locked(one) for one in noted.containers.split()):
+        locked = [] if noted.owed else [one for one in owed if self._is_locked(one)]
+        if owed and len(locked) == len(owed):
             self.note(since=str(int(time.time())))
             return
         if noted.age >= OWED_SECONDS:
-            if _GIVEN_UP not in noted.why:
-                starts = ", ".join(f"`pct start {one}`" for one in noted.containers.split())
-                ending = f": {_GIVEN_UP}; once that is mended, {starts}" if starts else f": {_GIVEN_UP}"
-                self.say(f"{noted.why}{ending}")
-                self.note(why=f"{noted.why}{ending}")
+            self._give_up([one for one in owed if one not in locked])
             return
         if not self._is_bound_again():
             return
@@ -803,13 +808,28 @@ class Handover:
         if not self._is_served():
             return
         why = self._everybody_again()
-        if not why:
+        if not why and not given_up:
             self.say("it is with the host again, and its containers run")
             self._drop()
         else:
             if why not in noted.why:
                 self.say(why)
-            self.note(why=why)
+            self.note(why="; ".join(filter(None, (why, self._end_of(given_up) if given_up else ""))))
+
+    def _give_up(self, ctids: Sequence[str]) -> None:
+        """These aren't tried any more; those that are locked still are."""
+        ending = self._end_of(ctids)
+        self.say(f"{self.noted.why}: {ending}")
+        self.note(
+            why=f"{self.noted.why}: {ending}",
+            given_up=" ".join([*self.noted.given_up.split(), *ctids]),
+            since=str(int(time.time())),
+        )
+
+    def _end_of(self, ctids: Sequence[str]) -> str:
+        """What is said of those that aren't tried any more."""
+        starts = ", ".join(f"`pct start {one}`" for one in ctids)
+        return f"{_GIVEN_UP}; once that is mended, {starts}" if starts else _GIVEN_UP
 
     def _is_locked(self, ctid: str) -> bool:
         try:

@@ -43,7 +43,8 @@ class Noted:
     started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
     the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
     `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
-    CTID=ADDRESSES of network cards, by which a container is told from another one of its id.
+    CTID=ADDRESSES of network cards, by which a container is told from another one of its id; `given_up`: those that
+    aren't tried any more.
     """
 
     state: State = "HOST"
@@ -60,6 +61,7 @@ class Noted:
     units: str = ""
     d3cold: str = ""
     known: str = ""
+    given_up: str = ""
 
     @property
     def age(self) -> float:
@@ -73,6 +75,8 @@ class Noted:
 
 
 _KEYS = tuple(one.name for one in fields(Noted))
+# A line that stands there only where it says something: earlier versions had none.
+_IF_ANY = ("known", "given_up")
 
 
 def state_file(name: str) -> str:
@@ -112,7 +116,7 @@ def note(system: System, name: str, what: Noted, **changes: str) -> None:
     what.boot = boot_of(system)
     if not what.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
-    text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if key != "known" or what.known)
+    text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if getattr(what, key) or key not in _IF_ANY)
     system.files.need_folder(system.files.at(FOLDER))
     system.files.write(state_file(name), text.encode(), 0o600)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from remote_scripts.shared import handover
+from remote_scripts.shared import handover, pmxcfs
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -41,13 +41,13 @@ class Storage:
 
 
 def storages(system: System) -> list[Storage]:
-    """The one where our script lies comes first, then local."""
-    try:
-        node = system.files.at("/etc/pve/local").readlink().name
-    except OSError:
-        node = ""
+    """The one where our script lies comes first, then local.
+
+    :raises Failure: they can't be read.
+    """
     ours = system.files.of_layer(LAYER)
-    found = storages_of(system.files.text(STORAGES), node)
+    text = (pmxcfs.content_of(system, STORAGES) or b"").decode("utf-8", "replace")
+    found = storages_of(text, pmxcfs.this_node(system).name)
     return sorted(found, key=lambda one: (one.script not in ours, one.name != "local"))
 
 
@@ -137,17 +137,22 @@ def here(system: System) -> list[str]:
 
     :raises OSError: a configuration can't be read.
     """
-    vmids = [match[1] for name in system.files.names(_VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))]
+    vmids = [match[1] for name in pmxcfs.names(system, _VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))]
     return [vmid for vmid in vmids if is_ours(named(system, vmid))]
 
 
 def node_of(system: System, vmid: str) -> str:
-    """The node to which a VM was moved that names ours there; empty: there is none."""
-    if system.files.exists(f"{_VMS}/{vmid}.conf"):
+    """The node to which a VM was moved that names ours there; empty: there is none.
+
+    :raises Failure: that can't be read.
+    """
+    if pmxcfs.content_of(system, f"{_VMS}/{vmid}.conf") is not None:
         return ""
-    nodes = system.files.names(NODES)
-    confs = ((node, system.files.text(f"{NODES}/{node}/qemu-server/{vmid}.conf")) for node in nodes)
-    return next((node for node, text in confs if is_ours(named_of(handover.above(text)))), "")
+    for node in pmxcfs.names(system, NODES):
+        content = pmxcfs.content_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf") or b""
+        if is_ours(named_of(handover.above(content.decode("utf-8", "replace")))):
+            return node
+    return ""
 
 
 def tell_elsewhere(system: System, vmid: str) -> None:
@@ -165,9 +170,8 @@ def set_again(system: System, vmid: str) -> str:
 
     :raises OSError: its configuration can't be read.
     """
-    if not system.files.exists(f"{HOOKED}/{vmid}") or not system.files.exists(f"{_VMS}/{vmid}.conf"):
-        return ""
-    if named(system, vmid) or handover.option(system, vmid, "lock"):
+    lines = handover.conf_lines(system, vmid) if system.files.exists(f"{HOOKED}/{vmid}") else []
+    if not lines or named_of(lines) or handover.option_of(lines, "lock"):
         return ""
     storage = next((one for one in storages(system) if system.files.exists(one.script)), None)
     if storage is None:

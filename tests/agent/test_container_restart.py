@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import container_power
+from remote_scripts.shared import container_power, ha
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent.container_kit import BASE, BOOT, NET, NVIDIA, RECORD, SECOND, Containers, again, box
@@ -255,12 +255,12 @@ def test_one_that_doesnt_hear_is_stopped_by_ha_too(
 )
 def test_who_is_under_ha(box: Containers, services: str, under: bool) -> None:
     box.host.write("/etc/pve/ha/resources.cfg", services)
-    assert container_power.is_under_ha(box.host.system(), 300) is under
+    assert ha.may_manage(box.host.system(), "ct:300") is under
 
 
 def test_where_that_cant_be_read_it_may_be(box: Containers) -> None:
     (box.root / "etc/pve/ha/resources.cfg").mkdir(parents=True)
-    assert container_power.is_under_ha(box.host.system(), 300)
+    assert ha.may_manage(box.host.system(), "ct:300")
 
 
 def test_a_restart_that_is_cut_short_anywhere_is_made_good_by_the_next(box: Containers, tmp_path: Path) -> None:

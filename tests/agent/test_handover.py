@@ -5,6 +5,7 @@ Its states, events and refusals: test_handover_table.py. Killed at its calls, an
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -667,6 +668,24 @@ def test_a_start_by_hand_waits_for_the_end_of_an_up(host: Host) -> None:
     assert not host.exists("/var/lib/homelab/handover/big.turned_away")
 
 
+def test_a_start_during_an_up_is_told_so_and_waits_for_none_of_its_steps(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer, "START_SECONDS", 0)
+    other = host.system()
+    with up_at_work(host, "anna"):
+        other.work.take_lock()
+        said = call(host, *START)
+        other.work.release()
+    assert "is at work: anna" in said and "for too long" not in said
+
+
+def test_no_container_goes_off_whose_start_afterwards_cant_be_noted(host: Host) -> None:
+    host.write("/var/lib/homelab/handover", "a file where the folder is to be")
+    assert "can't be noted on the disk" in call(host, *START)
+    assert at_home(host) and "pct shutdown" not in asked(host)
+
+
 def test_a_run_that_began_after_the_first_look_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look for a run and the lock a start may have waited for long."""
     real = layer._get_host
@@ -766,7 +785,8 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
     conf = lent.read(CONTAINER)
     lent.write(CONTAINER, f"lock: backup\n{conf}")
     run(lent, *SERVICE)
-    assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in noted(lent.system(), "big").why
+    why = noted(lent.system(), "big").why
+    assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in why and "`pct unlock 950`" in why
     rewrite(lent, since=str(int(time.time()) - 2400))
     run(lent, *SERVICE)
     assert "pct start" not in asked(lent) and lent.read("/ct950") == "stopped\n"
@@ -785,6 +805,71 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
     assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
     assert "containers=950\n" in lent.read(STATE)
+
+
+def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) -> None:
+    """Each for itself: a backup of 40 minutes, and one that doesn't start."""
+    conf = lent.read(CONTAINER)
+    lent.write(CONTAINER, f"lock: backup\n{conf}")
+    lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
+    lent.write("/ct951", "stopped\n")
+    rewrite(lent, containers="950 951")
+    fails(lent, "pct start 951")
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and noted(lent.system(), "big").containers == "950 951"
+    rewrite(lent, since=str(int(time.time()) - 2400))
+    run(lent, *SERVICE)
+    assert "nothing more is tried after half an hour; once that is mended, `pct start 951`" in story(lent)
+    rewrite(lent, since=str(int(time.time()) - 2400))
+    for _ in range(2):
+        run(lent, *SERVICE)
+    assert asked(lent).count("pct start 951") == 1 and lent.read("/ct950") == "stopped\n"
+    lent.write(CONTAINER, conf)
+    for _ in range(2):
+        run(lent, *SERVICE)
+    held = noted(lent.system(), "big")
+    assert lent.read("/ct950") == "running\n" and (state(lent), held.containers, held.given_up) == (
+        "HELD",
+        "951",
+        "951",
+    )
+    assert "`pct start 951`" in held.why and "950" not in held.why and story(lent).count("nothing more is tried") == 1
+    assert asked(lent).count("pct start 951") == 1
+    (lent.root / "fails").unlink()
+    run(lent, *START)
+    assert with_the_vm(lent) and noted(lent.system(), "big").given_up == ""
+    run(lent, *SERVICE)
+    assert state(lent) == "" and lent.read("/ct951") == "running\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (VM, "the configuration of VM 103 can't be read"),
+        (CONTAINER, "the configuration of container 950 can't be read"),
+        ("/etc/pve/ha/resources.cfg", "is under HA"),
+    ],
+)
+def test_a_file_system_of_proxmox_ve_that_hangs_keeps_the_card(
+    host: Host, path: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that waits for ever would have this host for ever."""
+    monkeypatch.setattr("remote_scripts.shared.hanging.SECONDS", 0.2)
+    place = host.root / path[1:]
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    assert words in call(host, *START)
+    assert at_home(host) and "shutdown" not in asked(host)
+
+
+def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(_work: object) -> None:
+        raise TimeoutError("no answer within 20 s")
+
+    monkeypatch.setattr("remote_scripts.shared.pmxcfs.ended", hangs)
+    assert "the containers of this host can't be listed" in call(host, *START)
+    assert at_home(host)
 
 
 def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -> None:

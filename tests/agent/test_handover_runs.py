@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -48,7 +49,7 @@ def environment(host: Host) -> dict[str, str]:
 
 
 def holding(host: Host, who: str, handing: str = "45") -> AbstractContextManager[subprocess.Popen[str]]:
-    return guarded(environment(host), who, handing=handing)
+    return guarded(environment(host), who, handing=handing, ending="0.1")
 
 
 def let_start(host: Host, who: str) -> None:
@@ -151,6 +152,7 @@ def test_a_run_that_begins_waits_for_a_handover_and_is_then_refused(host: Host) 
     """A run that looked before the card is noted as away would find out between two of its steps."""
     with begun(host, "shutdown", *START) as start, holding(host, "anna") as up:
         wait_until(is_noted(host, "anna"))
+        time.sleep(1)  # longer than a step of an earlier run is waited for
         start.gate.set()
         said, _ = up.communicate()
         assert up.returncode == 1 and "gpus.big is with VM 103 since" in said

@@ -22,13 +22,13 @@ def run(folder: Folder, who: str, silence: str = "60") -> Iterator[subprocess.Po
 
 @contextmanager
 def guarded(
-    environment: Mapping[str, str], who: str, silence: str = "60", handing: str = "45"
+    environment: Mapping[str, str], who: str, silence: str = "60", handing: str = "45", ending: str = "2"
 ) -> Iterator[subprocess.Popen[str]]:
     text = scripts.compose("run_guard.sh", WHO=who)
     for name, was, value in (
         ("SILENCE", 60, silence),
         ("PATIENCE", 5, "0.2"),
-        ("ENDING", 20, "2"),
+        ("ENDING", 20, ending),
         ("HANDING", 45, handing),
     ):
         assert f"{name}_SECONDS={was}\n" in text
