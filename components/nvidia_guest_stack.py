@@ -20,7 +20,7 @@ import pulumi
 
 from homelab.errors import HomelabError
 from homelab.later import later
-from homelab.remote import scripts
+from homelab.remote import agent, scripts
 from homelab.resources import limits
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System, address_of
@@ -85,22 +85,23 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         self.place = system.name
         self._system = system
         stack = system.nvidia
+        kept = {"agent": agent.version(), "agent_owner": system.agent_owner} if system.target == "vm" else {}
         self._nvidia_system = NvidiaSystem(
             f"{name}-system",
-            system.inputs,
+            {**system.inputs, **kept},
             pulumi.ResourceOptions(parent=self, depends_on=list(system.depends_on)),
         )
+        of_this = pulumi.ResourceOptions(parent=self)
+        self._agent = system.keep_agent(f"{name}-agent", self._nvidia_system, of_this)
         # Made twice: from the system alone, and from what its repositories offer.
         self._plan = self._plan_for(None)
 
-        def add_repository(planned: _Planned, generation: str) -> str:
+        def add_repository(planned: _Planned) -> Any:
             packages = planner.packages_to_ask_for(planned.request)
-            return steps.repository(
-                planned.plan, stack, packages, context=planned.expected.context, generation=generation
-            )
+            return steps.repository(planned.plan, stack, packages, context=planned.expected.context)
 
-        def install_driver(planned: _Planned, generation: str) -> str:
-            return steps.driver(planned.plan, stack, context=planned.expected.context, generation=generation)
+        def install_driver(planned: _Planned) -> Any:
+            return steps.driver(planned.plan, stack, context=planned.expected.context)
 
         def install_cuda(planned: _Planned, generation: str) -> str:
             return steps.cuda(planned.plan, stack, context=planned.expected.context, generation=generation)
@@ -110,9 +111,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
                 planned.plan, stack, planned.driver, context=planned.expected.context, generation=generation
             )
 
-        repository = self._step("repository", add_repository, self._nvidia_system)
+        repository = self._layer("repository", "nvidia_repository", add_repository, self._nvidia_system)
         self._plan = self._plan_for(_answer(repository, "offered"))
-        driver = self._step("driver", install_driver, repository)
+        driver = self._layer("driver", "nvidia_driver", install_driver, repository)
         version = _answer(driver, "version")
         self._plan = pulumi.Output.all(self._plan, version).apply(
             lambda values: dataclasses.replace(values[0], driver=str(values[1]))
@@ -267,6 +268,19 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         options = pulumi.ResourceOptions(parent=self, depends_on=[self._verification, *ready])
         return [DriverTrial(f"{self.pulumi_resource_name}-tried", {**self._system.inputs, **inputs}, options)]
 
+    def _layer(
+        self, step: str, layer: str, wanted: Callable[[_Planned], Any], after: pulumi.Resource
+    ) -> remote.Command:
+        """A step's command.
+
+        :param step: as NvidiaSystem calls it.
+        :param wanted: makes the layer's `Wanted` of the plan.
+        """
+        word = "repo" if step == "repository" else step
+        options = pulumi.ResourceOptions(parent=self, depends_on=[after])
+        name = f"{self.pulumi_resource_name}-{word}"
+        return self._system.layer(name, layer, self._plan.apply(wanted), self._generation(step), self._agent, options)
+
     def _step(self, layer: str, script: Callable[[_Planned, str], str], after: pulumi.Resource) -> remote.Command:
         """A layer's command.
 
@@ -275,9 +289,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         text = pulumi.Output.all(self._plan, self._generation(layer)).apply(lambda values: script(*values))
         if self._system.nvidia.proxy:  # its address may hold a password
             text = pulumi.Output.secret(text)
-        word = "repo" if layer == "repository" else layer
         options = pulumi.ResourceOptions(parent=self, depends_on=[after])
-        return self._system.script(f"{self.pulumi_resource_name}-{word}", text, options)
+        return self._system.script(f"{self.pulumi_resource_name}-{layer}", text, options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """The layer's generation and the system's `after`: a change of either makes the step run again."""

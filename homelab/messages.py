@@ -8,7 +8,6 @@ All of that is removed here, and a terminal's colours as well, so that patterns 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,8 +47,6 @@ _LONGEST_SENTENCE = 8
 # Characters at most of a line; a longer one is divided: twice what the kernel gives a message (kernel/printk/printk.c,
 # PRINTKRB_RECORD_MAX). Patterns with `.*` would take hours for a line of a megabyte.
 _LONGEST_LINE = 2048
-# A blank of a pattern, unless it is repeated or belongs to a set of characters.
-_BLANK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\s+(?![*+?{])")
 
 
 @dataclass
@@ -115,17 +112,6 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 def _lines(text: str) -> Iterator[str]:
     for line in text.splitlines():
         yield from (line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE))
-
-
-@functools.cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The pattern as a regular expression that ignores case, whose blanks match line breaks too (`expression`)."""
-    return re.compile(expression(pattern), re.IGNORECASE)
-
-
-def expression(pattern: str) -> str:
-    """A pattern in which each blank matches any blanks and line breaks, as a log may be wrapped anywhere."""
-    return _BLANK.sub(lambda match: r"\s+" if match[0].isspace() else match[0], pattern)
 
 
 class Log:

@@ -94,7 +94,8 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
     except FormError as error:
         return 1, _message(_not_understood(str(error)))
     except Exception as error:
-        return 1, _message(_unexpected(system, error), system)
+        system.log.say("".join(traceback.format_exception(error)).rstrip())
+        return 1, _message(system.failure_of(error), system)
     finally:
         system.close()
     return 0, json.dumps(to_plain(answer), ensure_ascii=False, separators=(",", ":"))
@@ -109,7 +110,8 @@ def program(layer: str, arguments: Sequence[str]) -> int:
     except Failure as failure:
         system.log.say(_message(failure, system))
     except Exception as error:
-        system.log.say(_message(_unexpected(system, error), system))
+        system.log.say("".join(traceback.format_exception(error)).rstrip())
+        system.log.say(_message(system.failure_of(error), system))
     else:
         return 0
     return 1
@@ -119,18 +121,6 @@ def _done(system: System, verb: str, request: Request, module: ModuleType) -> in
     status, text = answered(system, verb, request, module)
     _print(text)
     return status
-
-
-def _unexpected(system: System, error: Exception) -> Failure:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    system.log.say("".join(traceback.format_exception(error)).rstrip())
-    reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
-    return Failure(
-        "every step of this layer to succeed",
-        f"{reason} at {Path(place.filename).stem}:{place.lineno} ({place.name}){_full_places(system)}",
-        "going on would leave the host half configured; what this run changed is put back",
-        "see the log above, mend it, and run `pulumi up` again",
-    )
 
 
 def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tuple[str, Request, ModuleType]:
@@ -185,19 +175,6 @@ def _print(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody may be there to read it
         while view:
             view = view[os.write(1, view) :]
-
-
-def _full_places(system: System) -> str:
-    """Which file systems that we write to have no room left, in words."""
-    words = ""
-    if system.is_container:
-        return words
-    for place in ("/etc", "/var/lib", "/boot", "/run"):
-        with contextlib.suppress(OSError):
-            about = os.statvfs(system.files.at(place))
-            if about.f_bavail * about.f_frsize < 65536:
-                words += f"; the file system of {place} is full"
-    return words
 
 
 def _limited(seconds: int, work: Callable[[], int]) -> int:

@@ -4,7 +4,7 @@
 #
 # Arguments: CTID, SCRIPT (a composed script, which gets the same verb).
 # Changes, answer, and how that is undone: the script's. For a container that is gone there is nothing to undo.
-# Verbs: apply, revert, confirm, back (of driver_update.sh).
+# Verbs: apply, revert.
 
 # What the script's own status 1 is called on its way: pct exec and lxc-attach have that one, too.
 MESSAGE_IS_OUT=97
@@ -12,10 +12,6 @@ MESSAGE_IS_OUT=97
 LAST_WORDS_SECONDS=${LAST_WORDS_SECONDS:-2}
 
 apply() { inside apply; }
-
-confirm() { inside confirm; }
-
-back() { inside back; }
 
 revert() {
   local node

@@ -40,6 +40,7 @@ _SLOW_TIERS = ("e2e/", "engine/", "metal/")
 #: the steps of NVIDIA's stack on whole systems.
 SLOW = frozenset(
     {
+        "agent/test_nvidia_driver.py",
         "agent/test_strace.py",
         "lab/test_advice.py",
         "lab/test_api.py",

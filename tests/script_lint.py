@@ -23,12 +23,6 @@ ARGUMENTS = {
     "card_libraries.sh": ("CHOICES",),
     "run_guard.sh": ("WHO", "VMID"),
     "in_container.sh": ("CTID", "SCRIPT"),
-    "nvidia_repository.sh": ("PREREQUISITES", "REPOSITORIES", "APT_FILES", "ASK"),
-    "nvidia_driver.sh": (
-        "TARGET", "DRIVER", "FLAVOUR", "SOURCE", "PREREQUISITES", "PACKAGES", "RECOMMENDS", "RUN_VERSION", "RUN_URL", "RUN_SHA256", "RUN_UNPINNED",
-        "RUN_PREREQUISITES", "RUN_ARGUMENTS", "PERSISTENCE", "AWAITED",
-    ),
-    "driver_update.sh": ("TARGET", "CONTAINERS"),
     "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
     "container_toolkit.sh": (
         "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "CDI", "DRIVER",

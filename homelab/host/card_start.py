@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
 from homelab.host.facts import HostFacts
-from homelab.messages import compiled, messages
+from homelab.messages import messages
 from homelab.properties import parse
+from remote_scripts.shared.symptoms import compiled
 
 _NOT_RESET = re.compile(r"failed to reset PCI device '([^']+)'")
 

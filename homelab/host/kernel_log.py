@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.host.facts import HostFacts
-from homelab.messages import Message, compiled, messages, shown
+from homelab.messages import Message, messages, shown
+from remote_scripts.shared.symptoms import compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
 # homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.

@@ -1,8 +1,8 @@
 """The work on a DriverTrial: an update of a host's driver is tried in its containers, too, before the old version is
 given up.
 
-The host's update waits by then (`tried`, remote_scripts/lib/driver/trial.sh): the new driver is loaded, and answers on
-the host. One container after the other gets the libraries of its version, by the steps by which it gets them anyway,
+The host's update waits by then (`tried`, remote_scripts/shared/driver_update.py): the new driver is loaded, and answers
+on the host. One container after the other gets the libraries of its version, by the steps by which it gets them anyway,
 and keeps the old ones. Then all of them give those up, the host last; or, if one can't have the new ones, the host goes
 back to the old driver, and then each container. Killed anywhere, the next `up` begins here again: what is done is found
 done.
@@ -23,13 +23,14 @@ from homelab.nvidia.state import facts_of, request_of
 from homelab.nvidia.verification import Expected
 from homelab.provider.systems import Reached, SystemWork
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts
 from homelab.resources import limits
 from homelab.resources.base import NoOutputs
 from homelab.resources.nvidia import DriverTrial
 from homelab.settings import Nvidia
 from homelab.shapes import SystemState
 from homelab.text import tell
+from remote_scripts.layers.driver_update import Ended, Waiting
+from remote_scripts.tools.plain import of_plain
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _given_up(version: str, messages: list[str]) -> HomelabError:
 
 @dataclass
 class _Host:
-    """A host whose driver's update waits, and the connection to it."""
+    """A host whose driver's update waits, and the connection to it. `seconds`: how long one thing may take there."""
 
     name: str
     nvidia: Nvidia
@@ -121,20 +122,28 @@ class _Host:
     followers: list[_Follower]
 
     async def waiting(self) -> _UpdateState:
-        """What driver_update.sh says of the host's update."""
+        """How far the host's update is."""
         ctids = [follower.ctid for follower in self.followers]
-        script = steps.driver_update("host", self.nvidia, self.name, ctids)
-        answer = scripts.answer(await self.reached.run("waiting", script))
-        running = frozenset(int(ctid) for ctid in answer["running"])
-        return _UpdateState(answer["update"], answer["old"], answer["new"], answer["givenUp"], running)
+        wanted = steps.driver_update("host", self.nvidia, self.name, ctids)
+        answer = await self.ask("read", "driver_update", wanted)
+        found = of_plain(Waiting, answer, "update")
+        return _UpdateState(found.phase, found.old, found.new, found.given_up, frozenset(found.running))
 
-    async def end(self, verb: str) -> Mapping[str, Any]:
-        """The answer of driver_update.sh on the host itself."""
-        return scripts.answer(await self.reached.run(verb, steps.driver_update("host", self.nvidia, self.name)))
+    async def end(self, verb: str) -> Ended:
+        """What the layer driver_update answers on the host itself: the update's end."""
+        wanted = steps.driver_update("host", self.nvidia, self.name)
+        return of_plain(Ended, await self.ask(verb, "driver_update", wanted), "update")
 
-    async def ask_in(self, follower: _Follower, verb: str, script: str) -> Any:
-        """The answer of a script in a container."""
-        return scripts.answer(await self.reached.inside(follower.ctid).run(verb, script))
+    async def end_in(self, follower: _Follower, verb: str) -> Ended:
+        """The same in a container."""
+        wanted = steps.driver_update("lxc", follower.nvidia, follower.name)
+        return of_plain(Ended, await self.ask(verb, "driver_update", wanted, follower), "update")
+
+    async def ask(self, verb: str, layer: str, wanted: Any, follower: _Follower | None = None) -> Any:
+        """What a layer answers on the host, or in a container."""
+        nvidia = follower.nvidia if follower else self.nvidia
+        where = self.reached.inside(follower.ctid) if follower else self.reached
+        return await where.ask(verb, layer, wanted, proxy=nvidia.proxy.get_secret_value() if nvidia.proxy else "")
 
     async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
         """Brings the libraries into one container after the other.
@@ -182,24 +191,22 @@ class _Host:
         request = request_of("lxc", follower.name, follower.facts, follower.nvidia, None, follower.lock)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
-        script = steps.repository(plan, follower.nvidia, packages_to_ask_for(request), context=context)
-        offered = (await self.ask_in(follower, "apply", script))["offered"]
+        wanted = steps.repository(plan, follower.nvidia, packages_to_ask_for(request), context=context)
+        offered = (await self.ask("apply", "nvidia_repository", wanted, follower))["offered"]
         if repository_alone:
             return
         request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered, follower.lock)
         plan = plan_stack(request)
-        await self.ask_in(
-            follower,
-            "apply",
-            steps.driver(plan, follower.nvidia, context=Expected.of(request, plan).context, awaited=awaited),
-        )
+        context = Expected.of(request, plan).context
+        driver = steps.driver(plan, follower.nvidia, context=context, awaited=awaited)
+        await self.ask("apply", "nvidia_driver", driver, follower)
 
     async def confirm(self) -> None:
         """The new version stays, the host last: killed before that, the next run tries all of it again."""
         for follower in self.followers:
             if follower.facts is not None:
-                await self.ask_in(follower, "confirm", steps.driver_update("lxc", follower.nvidia, follower.name))
-        await self.end("confirm")
+                await self.end_in(follower, "apply")
+        await self.end("apply")
 
     async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
         """The old version is put back: on the host first, so that each container can be seen at work with it.
@@ -210,7 +217,7 @@ class _Host:
         if failed is not None:
             tell(f"{self.name}: {failed[0].name} can't have the libraries of {new}: putting {old} back everywhere")
         try:
-            answer = await self.end("back")
+            answer = await self.end("revert")
         except HomelabError as error:
             return reason.retold(
                 why=f"{reason.why}; the host's update from {old} to {new} is given up, and {old} could not be put "
@@ -218,7 +225,7 @@ class _Host:
                 next=f"run `pulumi up` again: it goes on with putting {old} back. {error.next}. For the update: "
                 f"{reason.next}",
             )
-        if not answer["old"]:
+        if not answer.old:
             # Nothing leads back: whoever can is to follow the host, and no container's own stack is to wait for the
             # others.
             failures = await self._follow_anyway(failed[0] if failed else None)
@@ -226,7 +233,7 @@ class _Host:
                 f"{reason.next} (The host stays with {new}: no repository and no cache had all of {old}'s packages.)"
             )
             return reason.retold(next="; ".join([stays, *failures]))
-        messages = [f"{self.name}: {answer['now']}", *await self.containers_back(old)]
+        messages = [f"{self.name}: {answer.now}", *await self.containers_back(old)]
         if failed is None:
             return _given_up(new, messages)
         return reason.retold(
@@ -270,12 +277,10 @@ class _Host:
             try:
                 if not await self._has_libraries(follower):
                     continue
-                answer = await self.ask_in(follower, "back", steps.driver_update("lxc", follower.nvidia, follower.name))
+                answer = await self.end_in(follower, "revert")
                 # Its preferences name the new version by now.
                 follower.facts = {**follower.facts, "host_driver": old} if follower.facts else None
-                is_back = bool(answer["old"]) or bool(
-                    re.search(rf"libraries are {re.escape(old)}(?![\d.])", answer["now"])
-                )
+                is_back = bool(answer.old) or bool(re.search(rf"libraries are {re.escape(old)}(?![\d.])", answer.now))
                 try:
                     await self._bring_in(follower, repository_alone=is_back, awaited=False)
                 except UnreachableError:
@@ -285,7 +290,7 @@ class _Host:
                     # is.
                     if not is_back:
                         raise
-                messages.append(f"{follower.name}: {answer['now'] if is_back else f'its libraries are {old} again'}")
+                messages.append(f"{follower.name}: {answer.now if is_back else f'its libraries are {old} again'}")
             except UnreachableError:
                 raise
             except HomelabError as error:

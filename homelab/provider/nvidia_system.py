@@ -10,24 +10,26 @@ from homelab.nvidia import reading
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
-from homelab.provider.systems import SystemWork
-from homelab.remote import guard
-from homelab.resources.nvidia import LAYERS, NvidiaSystem, SystemInputs
+from homelab.provider.systems import Reached, SystemWork
+from homelab.remote import guard, ssh
+from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.text import tell
 
 
-class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
+class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     """Reads a system, plans its NVIDIA stack, and compares it with that."""
 
     resource = NvidiaSystem
 
-    def create(self, inputs: SystemInputs) -> NvidiaSystem.Outputs:
+    def create(self, inputs: NvidiaSystem.Inputs) -> NvidiaSystem.Outputs:
         return self._plan(inputs, dict.fromkeys(LAYERS, 0))
 
-    def update(self, inputs: SystemInputs, before: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+    def update(
+        self, inputs: NvidiaSystem.Inputs, before: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs
+    ) -> NvidiaSystem.Outputs:
         return self._plan(inputs, outputs.generation)
 
-    def delete(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> None:
+    def delete(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> None:
         # Said whatever the steps do: under `purge` they have taken back what they added by now.
         if inputs.nvidia["on_destroy"] == "keep" and inputs.stays:
             tell(
@@ -35,21 +37,22 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
                 "toolkit, their repositories and the pin"
             )
 
-    def read(self, inputs: SystemInputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
+    def read(self, inputs: NvidiaSystem.Inputs, outputs: NvidiaSystem.Outputs) -> NvidiaSystem.Outputs:
         name = inputs.system_name
         if inputs.target != "vm" and (away := self.facts_of_refresh(inputs).handover.away):
             tell(f"{name}: NVIDIA's stack was not compared: {away}")
             return outputs
         # What leaves the stack isn't looked at.
         try:
-            reading = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+            found = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
         except NoPythonError:
             if inputs.target != "vm":
                 raise
             tell(f"{name}: it has no Python, and wasn't compared: `pulumi up` installs python3 there")
             return dataclasses.replace(outputs, stale=True)
-        if reading is None:
+        if found is None:
             return outputs
+        reading, has_agent = found
         # What else this program put there is compared by others.
         drift = [line for line in reading.drift if line.partition(":")[0] in LAYERS]
         drift += [
@@ -65,30 +68,39 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
             tell(f"{name}: drift: {difference}")
         for key in changed:
             tell(f"{name}: drift: {key.replace('_', ' ')} is {new.get(key)} instead of {old.get(key)}")
+        if not has_agent:
+            tell(f"{name}: drift: this program's agent there is missing, or another one")
         drifted = {line.partition(":")[0] for line in drift}
         # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed
         # is looked at anew.
         drifted |= {"boot"} if "driver" in drifted else set()
         generation = {layer: outputs.generation[layer] + (layer in drifted) for layer in LAYERS}
-        return dataclasses.replace(outputs, generation=generation, stale=bool(changed))
+        return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
 
-    def _reading(self, inputs: SystemInputs) -> SystemReading | None:
-        """The system as a refresh sees it: a host and its containers on the host's one connection; None where it can't
-        be reached."""
+    def _reading(self, inputs: NvidiaSystem.Inputs) -> tuple[SystemReading, bool] | None:
+        """The system as a refresh sees it, and whether a VM has its agent: a host and its containers on the host's one
+        connection; None where it can't be reached."""
         if inputs.target != "vm":
             key = "host" if inputs.target == "host" else str(inputs.ctid)
             text = self.facts_of_refresh(inputs).systems.get(key)
             if text is None:
                 tell(f"{inputs.system_name}: it doesn't run: NVIDIA's stack in it was not compared")
-            return None if text is None else reading.parse(text)
+            return None if text is None else (reading.parse(text), True)
+        there = ""
+
+        async def ask_agent(reached: Reached) -> None:
+            nonlocal there
+            there = await reached.session.agent_version(inputs.agent_owner) if inputs.agent else ""
+
         try:
-            return asyncio.run(self.read_system(inputs))
+            found = asyncio.run(self.read_system(inputs, ask_agent))
+            return found, there == inputs.agent
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")
             return None
 
-    def _plan(self, inputs: SystemInputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
+    def _plan(self, inputs: NvidiaSystem.Inputs, generation: dict[str, int]) -> NvidiaSystem.Outputs:
         if inputs.target != "vm":
             guard.hold(inputs.host, self.host(inputs))
         stack = self.wanted_stack(inputs)
@@ -104,10 +116,17 @@ class NvidiaSystemWork(SystemWork[SystemInputs, NvidiaSystem.Outputs]):
         raise_all(all_refusals(request))
         for note in plan_stack(request).notes:
             tell(f"{inputs.system_name}: {note}")
+        if inputs.agent:
+            asyncio.run(self._put_agent(inputs))
         return NvidiaSystem.Outputs(facts=facts, generation=generation, stale=False)
 
+    async def _put_agent(self, inputs: NvidiaSystem.Inputs) -> None:
+        host = self.reached(inputs)
+        async with ssh.connect(host) as session:
+            await session.put_agent(inputs.agent_owner, float(host.timeouts.script), of_guest=True)
 
-def _expected(inputs: SystemInputs) -> list[str]:
+
+def _expected(inputs: NvidiaSystem.Inputs) -> list[str]:
     """The layers that the settings ask for."""
     stack = inputs.nvidia
     wanted = {"repository": True, "driver": True, "cuda": stack.get("cuda"), "toolkit": stack.get("container_toolkit")}

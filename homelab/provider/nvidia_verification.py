@@ -8,7 +8,6 @@ from homelab.errors import HomelabError, raise_all
 from homelab.nvidia import verification
 from homelab.provider.systems import SystemWork
 from homelab.remote import nvidia_steps as steps
-from homelab.remote import scripts
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import StackInUse
@@ -58,9 +57,10 @@ class NvidiaVerificationWork(SystemWork[NvidiaVerification.Inputs, NvidiaVerific
     ) -> list[HomelabError]:
         """An update of the driver that waited for a boot: with the new driver at work it is done; where that doesn't
         answer the old one is put back, and each error says so."""
-        script = steps.driver_update(inputs.target, stack, inputs.system_name)
+        wanted = steps.driver_update(inputs.target, stack, inputs.system_name)
+        proxy = stack.proxy.get_secret_value() if stack.proxy else ""
         async with self.session(inputs, float(stack.timeouts.install) + SLACK_SECONDS) as reached:
-            answer = scripts.answer(await reached.run("confirm" if works else "back", script))
+            answer = await reached.ask("apply" if works else "revert", "driver_update", wanted, proxy=proxy)
         if not answer["old"]:
             return errors
         tell(f"{inputs.system_name}: the driver {answer['old']} is back: {answer['now']}")

@@ -14,8 +14,9 @@ import json
 import re
 import shlex
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from homelab.later import later
 from homelab.remote import scripts
 from homelab.remote.scripts import FOLDER
 from remote_scripts import installed
@@ -25,9 +26,17 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.modules import AGENT, PACKAGE
 from remote_scripts.tools.plain import to_plain
 
+if TYPE_CHECKING:
+    from homelab.nvidia import symptoms
+else:
+    symptoms = later("homelab.nvidia.symptoms")
+
+# Of Ubuntu 22.04.
+_OLDEST_OF_GUESTS = (3, 10)
 _NAME = "agent.pyz"
 _SCRIPTS = f"{HOME}/scripts"
 _ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
+_TABLES = f"{PACKAGE}.tables"
 
 
 def place(owner: str) -> str:
@@ -55,6 +64,8 @@ def _source(module: str) -> str:
         return f"TEXTS = {json.dumps(dict(installed.TEXTS), indent=0)}\n"
     if module == _HELPER:
         return f"TEXT = {helper.TEXT!r}\n"
+    if module == _TABLES:
+        return f"SYMPTOMS = {symptoms.packed()!r}\n"
     return modules.source(module)
 
 
@@ -117,9 +128,13 @@ def _archive_text() -> str:
     return base64.b64encode(archive()).decode()
 
 
-def put(owner: str) -> str:
-    """A program in Python for a host's standard input, which puts the agent there."""
-    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
+def put(owner: str, *, of_guest: bool = False) -> str:
+    """A program in Python for a host's standard input, which puts the agent there.
+
+    :param of_guest: as of `Session.put_agent`.
+    """
+    oldest = f", {_OLDEST_OF_GUESTS}" if of_guest else ""
+    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r}{oldest})\n"
 
 
 def command_to_put(user: str) -> str:

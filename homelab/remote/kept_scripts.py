@@ -27,8 +27,6 @@ _SCRIPTS = (
     "container_toolkit.sh",
     "cuda_toolkit.sh",
     "in_container.sh",
-    "nvidia_driver.sh",
-    "nvidia_repository.sh",
 )
 # A text of at most so many characters isn't kept, but stays in the input.
 _SHORT_CHARACTERS = 400

@@ -7,17 +7,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from homelab.errors import HomelabError
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import AptFile, Plan, Repository, unknown_sha256
+from homelab.nvidia.plan import Plan, unknown_sha256
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import Context, Symptom, symptoms
+from homelab.nvidia.symptoms import Context, Symptom, compiled, symptoms
 from homelab.nvidia.versions import parse
 from homelab.remote.scripts import compose, file
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Tried
-from remote_scripts.layers import nvidia_verification
+from remote_scripts.layers import driver_update as driver_update_layer
+from remote_scripts.layers import nvidia_driver, nvidia_repository, nvidia_verification
+from remote_scripts.shared.driver_installer import Installer
+from remote_scripts.shared.packages import Software
 
 __all__ = [
     "cuda",
@@ -26,6 +28,7 @@ __all__ = [
     "in_container",
     "package_arguments",
     "repository",
+    "software",
     "toolkit",
     "tried",
     "verification",
@@ -45,25 +48,29 @@ def in_container(ctid: int, script: str) -> str:
 
 
 def repository(
-    plan: Plan, settings: Nvidia, packages: Sequence[str] = (), *, context: Context | None = None, generation: str = "0"
-) -> str:
-    """Standard input of nvidia_repository.sh.
+    plan: Plan, settings: Nvidia, packages: Sequence[str] = (), *, context: Context | None = None
+) -> nvidia_repository.Wanted:
+    """What the layer nvidia_repository is to do.
 
     :param packages: packages whose versions the answer has (`plan.packages_to_ask_for`).
     :param context: for messages; by default the plan's.
-    :param generation: not used by the script; a new one makes Pulumi run it again.
     """
-    first_packages = [name for name in plan.prerequisites if name in load().packaging.prerequisites]
-    apt_files = [apt for apt in (plan.preferences, plan.unattended) if apt]
-    return compose(
-        "nvidia_repository.sh",
-        **package_arguments(settings, context or _context(plan)),
-        LOCKED=plan.locked,
-        PREREQUISITES=" ".join(first_packages),
-        REPOSITORIES="\n".join("\t".join(_repository_columns(row)) for row in plan.repositories),
-        APT_FILES="\n".join(f"{apt.path}\t{_printf_text(apt)}" for apt in apt_files),
-        ASK=" ".join(packages),
-        GENERATION=generation,
+    files = [apt for apt in (plan.preferences, plan.unattended) if apt]
+    return nvidia_repository.Wanted(
+        software=software(settings, context or _context(plan), plan.locked),
+        prerequisites=tuple(name for name in plan.prerequisites if name in load().packaging.prerequisites),
+        repositories=tuple(
+            nvidia_repository.Repository(
+                list_file=row.list_file,
+                line=row.line,
+                key_url=row.key_url,
+                fingerprint=row.key_fingerprint,
+                keyring=row.keyring,
+            )
+            for row in plan.repositories
+        ),
+        files=tuple(nvidia_repository.AptFile(path=one.path, content=one.content) for one in files),
+        ask=tuple(packages),
     )
 
 
@@ -151,71 +158,58 @@ def verification(target: Target, settings: Nvidia, of_plan: Tried) -> nvidia_ver
 
 
 def driver(
-    plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0", awaited: bool = False
-) -> str:
-    """Standard input of nvidia_driver.sh; other arguments as of `repository`.
+    plan: Plan, settings: Nvidia, *, context: Context | None = None, awaited: bool = False
+) -> nvidia_driver.Wanted:
+    """What the layer nvidia_driver is to do; other arguments as of `repository`.
 
     :param awaited: keep the earlier driver until `driver_update` ends the update.
     """
-    first_packages, run = load().packaging.prerequisites, plan.run
-    return compose(
-        "nvidia_driver.sh",
-        **package_arguments(settings, context or _context(plan)),
-        LOCKED=plan.locked,
-        TARGET=plan.target,
-        DRIVER=plan.driver,
-        FLAVOUR=plan.flavour or "",
-        SOURCE=plan.source,
-        PREREQUISITES=" ".join(name for name in plan.prerequisites if name not in first_packages),
-        PACKAGES=" ".join(plan.packages),
-        LIBRARIES=" ".join(load().libraries(plan.capabilities)) if plan.demanded else "",
-        UNWANTED=" ".join(plan.unwanted),
-        RECOMMENDS="no" if plan.no_recommends else "yes",
-        RUN_VERSION=run.version if run else "",
-        RUN_URL=run.url if run else "",
-        RUN_SHA256=run.sha256 if run else "",
-        RUN_UNPINNED=_error_lines(unknown_sha256(run, (context or _context(plan)).name))
-        if run and not run.sha256
-        else "",
-        RUN_PREREQUISITES=" ".join(run.prerequisites) if run else "",
-        RUN_ARGUMENTS=" ".join(run.arguments) if run else "",
-        PERSISTENCE=file("homelab-nvidia-persistence.service") if plan.target != "lxc" else "",
-        **({"AWAITED": "yes"} if awaited else {}),
-        GENERATION=generation,
+    first_packages, run, context = load().packaging.prerequisites, plan.run, context or _context(plan)
+    unpinned = unknown_sha256(run, context.name) if run and not run.sha256 else None
+    return nvidia_driver.Wanted(
+        target=plan.target,
+        driver=plan.driver,
+        software=software(settings, context, plan.locked),
+        source=plan.source,
+        flavour=plan.flavour,
+        prerequisites=tuple(name for name in plan.prerequisites if name not in first_packages),
+        packages=plan.packages,
+        recommends=not plan.no_recommends,
+        libraries=tuple(load().libraries(plan.capabilities)) if plan.demanded else (),
+        unwanted=plan.unwanted,
+        run=Installer(version=run.version, url=run.url, sha256=run.sha256, arguments=run.arguments) if run else None,
+        run_prerequisites=run.prerequisites if run else (),
+        unpinned=tuple(unpinned.parts().values()) if unpinned else (),
+        awaited=awaited,
     )
 
 
-def driver_update(target: Target, settings: Nvidia, name: str, containers: Sequence[int] = ()) -> str:
-    """Standard input of driver_update.sh, with the verb `waiting`, `confirm` or `back`.
+def driver_update(
+    target: Target, settings: Nvidia, name: str, containers: Sequence[int] = ()
+) -> driver_update_layer.Wanted:
+    """What the layer driver_update is asked.
 
     :param name: the system's, for messages.
     :param containers: of a host: the ids of the containers that get its new driver, too.
     """
-    followers = {"CONTAINERS": " ".join(map(str, containers))} if containers else {}
-    return compose("driver_update.sh", **package_arguments(settings, Context(name, target)), TARGET=target, **followers)
-
-
-def _repository_columns(repository: Repository) -> Sequence[str]:
-    """A repository's line of REPOSITORIES, as nvidia_repository.sh has it."""
-    address, suite = repository.line.split()[-2:]
-    return (
-        address.rstrip("/"),
-        suite,
-        repository.list_file,
-        repository.line.strip(),
-        repository.key_url,
-        repository.key_fingerprint,
-        repository.keyring,
+    return driver_update_layer.Wanted(
+        target=target, software=software(settings, Context(name, target)), containers=tuple(containers)
     )
 
 
-def _printf_text(apt: AptFile) -> str:
-    """A file's content for printf %b, without its last newline, which put_file adds."""
-    return apt.content.removesuffix("\n").replace("\\", "\\\\").replace("\n", "\\n")
+def software(settings: Nvidia, context: Context, locked: str = "") -> Software:
+    """What every layer that installs something is told.
 
-
-def _error_lines(error: HomelabError) -> str:
-    return "\n".join((error.wanted, error.found, error.why, error.next))
+    :param locked: `SystemLock.table`.
+    """
+    timeouts = settings.timeouts
+    return Software(
+        context=context,
+        lock_seconds=timeouts.lock,
+        download_seconds=timeouts.download,
+        install_seconds=timeouts.install,
+        locked=tuple(locked.splitlines()),
+    )
 
 
 def _context(plan: Plan) -> Context:
@@ -249,6 +243,6 @@ def _symptom_table(context: Context) -> str:
 
 def _symptom_columns(row: Symptom, context: Context) -> Sequence[str]:
     cause = row.cause(context)
-    values = {**row.values(context), "what": "{what}"}
+    values = {**context.values, "what": "{what}"}
     texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
-    return (row.name, row.expression, row.where, *texts, " ".join(row.hides))
+    return (row.name, compiled(row.pattern).pattern, row.where, *texts, " ".join(row.hides))

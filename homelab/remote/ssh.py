@@ -111,19 +111,20 @@ class Session:
         :raises HomelabError: as `run`.
         """
         # What changes something ends by itself where this connection is lost.
-        limit = limit_of(seconds) if verb == "apply" and not goes_on else 0
+        limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
         text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
         command = agent.command_in_memory(self._host.ssh.user)
         return scripts.answer(await self._run(command, f"{verb} {layer}", text, limit or seconds, on_line))
 
-    async def put_agent(self, owner: str, seconds: float) -> None:
+    async def put_agent(self, owner: str, seconds: float, *, of_guest: bool = False) -> None:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
+        :param of_guest: whether it is a VM, whose Python may be older than a host's.
         :raises HomelabError: as `run`; or the host has no Python that will do.
         """
         command = agent.command_to_put(self._host.ssh.user)
-        await self._run(command, "put the agent", agent.put(owner), seconds)
+        await self._run(command, "put the agent", agent.put(owner, of_guest=of_guest), seconds)
 
     async def agent_version(self, owner: str) -> str:
         """The version of the agent that lies on the host; empty: none that is whole.

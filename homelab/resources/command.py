@@ -18,7 +18,7 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent, scripts
 from homelab.resources import limits
-from homelab.resources.kept_scripts import kept_at
+from homelab.resources.kept_scripts import KeptFolder, kept_at
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
@@ -224,6 +224,9 @@ def layer(
     is_act: bool = False,
     ctid: int = 0,
     is_last: bool = False,
+    address: pulumi.Input[str] | None = None,
+    folder: KeptFolder | None = None,
+    proxy: str = "",
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
     on destroy. Other arguments as of `script`.
@@ -234,28 +237,34 @@ def layer(
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
     :param is_last: as of `agent.command`.
+    :param folder: where the agent is kept; by default where the host keeps it.
+    :param proxy: for downloads; with one the input is a secret.
     :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
     """
-    kept = kept_at(host, None)
+    kept = folder or kept_at(host, None)
     if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
     limit = seconds or limits.of_script(host)
 
     def request(values: Sequence[Any]) -> str:
-        return agent.request(layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid)
+        return agent.request(
+            layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
+        )
 
+    text = pulumi.Output.all(wanted, generation).apply(request)
     return _command(
         name,
         host,
         agent.command("apply", host.ssh.user, kept.owner),
         agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
-        pulumi.Output.all(wanted, generation).apply(request),
+        pulumi.Output.secret(text) if proxy else text,
         limit,
         pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.after])),
         triggers=triggers,
         identity=identity,
         place=place,
         told=told,
+        address=address,
     )
 
 

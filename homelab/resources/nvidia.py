@@ -51,7 +51,13 @@ class NvidiaSystem(Probe):
 
     kind = "nvidia:System"
     replaced_by = frozenset(("host", "system_name", "target", "ctid"))
-    Inputs = SystemInputs
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inputs(SystemInputs):
+        """`agent`: of a VM, which keeps one of its own, its version; `agent_owner`: the stack's folder in there."""
+
+        agent: str = ""
+        agent_owner: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:

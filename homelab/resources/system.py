@@ -12,9 +12,11 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.resources import command as commands
 from homelab.resources import limits
+from homelab.resources.kept_scripts import KeptFolder, owner
 from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
+from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 
 if TYPE_CHECKING:
     from homelab.nvidia.compatibility import Target
@@ -70,6 +72,62 @@ class System:
     def purged(self) -> bool:
         """Whether a `destroy` takes back what was installed."""
         return self.stays and self.nvidia.on_destroy == "purge"
+
+    def layer(
+        self,
+        name: str,
+        layer: str,
+        wanted: pulumi.Input[Any],
+        generation: pulumi.Input[str],
+        kept: KeptFolder | None,
+        opts: pulumi.ResourceOptions,
+    ) -> remote.Command:
+        """A step: a layer of the agent, told line by line, undone on a purge.
+
+        :param kept: a VM's agent (`keep_agent`).
+        """
+        return commands.layer(
+            name,
+            self.reached,
+            layer,
+            wanted,
+            opts,
+            generation=generation,
+            undone=self.purged,
+            identity=[self.at or self.host, self.name, str(self.ctid or "")] if self.purged else (),
+            told=True,
+            seconds=limits.of_script(self.reached, self.nvidia),
+            address=self.address,
+            folder=kept,
+            ctid=self.ctid or 0,
+            proxy=self.nvidia.proxy.get_secret_value() if self.nvidia.proxy else "",
+        )
+
+    @property
+    def agent_owner(self) -> str:
+        """The stack's folder in a VM, where the agent is kept."""
+        return owner(self.name)
+
+    def keep_agent(self, name: str, system: pulumi.Resource, opts: pulumi.ResourceOptions) -> KeptFolder | None:
+        """A VM's agent, which NvidiaSystem has put there, and which goes after all steps; None: the host keeps it.
+
+        :param system: that NvidiaSystem.
+        """
+        if self.target != "vm":
+            return None
+        last = commands.layer(
+            name,
+            self.reached,
+            "kept_scripts",
+            StackFolder(owner=self.agent_owner),
+            opts,
+            undone=self.purged,
+            identity=[self.at or self.host, self.name] if self.purged else (),
+            is_last=True,
+            address=self.address,
+            folder=KeptFolder(self.agent_owner, system),
+        )
+        return KeptFolder(self.agent_owner, last)
 
     def script(self, name: str, stdin: pulumi.Input[str], opts: pulumi.ResourceOptions) -> remote.Command:
         """A step: a composed script, told line by line, undone on a purge."""

@@ -176,7 +176,7 @@ def _gpg(host: HostState, arguments: list[str]) -> int:
         (
             "batch", "yes", "quiet", "no-tty", "dearmor", "show-keys", "with-colons", "with-fingerprint", "import-options=",
             "output=", "no-default-keyring", "homedir=", "import", "dry-run", "keyid-format=", "no-options", "fingerprint",
-            "no-autostart", "armor", "keyring=", "list-keys",
+            "no-autostart", "armor", "keyring=", "list-keys", "no-keyring", "trust-model=",
         ),
     )  # fmt: skip
     content = _input(host, options)

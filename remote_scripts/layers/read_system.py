@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, driver, nvidia, vfio_ids
+from remote_scripts.shared import boot, cmdline, driver, kernel, nvidia, vfio_ids
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
+from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -60,7 +61,7 @@ class Answer:
     cards: tuple[str, ...]
     nouveau: bool
     loaded: str
-    loaded_flavour: driver.Flavour | None
+    loaded_flavour: Flavour | None
     host_driver: str | None
     runtimes: tuple[Runtime, ...]
     room: int | None
@@ -83,7 +84,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         version=version or None,
         architecture=_architecture(system),
         kernels=tuple(driver.kernels(system)) if not system.is_container else (),
-        running=_running(system),
+        running=kernel.running(system),
         secure_boot=secure_boot,
         mok_enrolled=enrolled,
         cards=tuple(cards),
@@ -97,10 +98,6 @@ def read(system: System, wanted: Wanted) -> Answer:
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
     )
-
-
-def _running(system: System) -> str:
-    return system.files.line("/proc/sys/kernel/osrelease") or system.run.ask("uname", "-r").text
 
 
 def _architecture(system: System) -> str:
@@ -145,7 +142,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
                 held = "released"
         if stays or (held != "vfio-pci" and slot not in wanted.passed):
             found.append(_ids(system, address))
-    nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.held_by_others(system))
+    nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
     return found, nouveau
 
 
@@ -268,11 +265,11 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
         if loaded and loaded.version not in ("", noted.version):
             yield f"driver: its libraries are {found or 'gone'}, the host's driver is {loaded.version}"
         return
-    for kernel in driver.kernels(system) if noted.target == "host" else [_running(system)]:
-        module = driver.module(system, kernel).version
+    for release in driver.kernels_of(system, noted.target):
+        module = driver.module(system, release).version
         if module != noted.version:
             what = f"{module} as module" if module else "no module"
-            yield f"driver: the kernel {kernel} has {what}, the driver is {noted.version}"
+            yield f"driver: the kernel {release} has {what}, the driver is {noted.version}"
     if not loaded or not loaded.version:
         yield f"boot: no module is loaded, the driver is {noted.version}"
     elif loaded.version != noted.version:

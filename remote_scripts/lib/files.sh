@@ -9,6 +9,4 @@
 # A run may end at any command, killed or by a power cut. The next one goes on from what is on the disk then; so
 # - copy, sum, record and file are written in this order and taken away in the opposite one, also by `undo`, each flushed before the next:
 #   a file is ours only while a record says so, and whatever it replaced is kept, whole, before that;
-# - the step that must follow a change (FOLLOWED_BY) is noted before the first change, and the note goes only when what the step made is
-#   on the disk;
 # - .NAME.homelab-tmp (what NAME will be) and folders .homelab-undo (what files were) are there only while a run works.

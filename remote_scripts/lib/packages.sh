@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packages and downloads: what a layer adds is recorded, and taken away again.
-# Needs: packages/installing, packages/removing, packages/download, files
+# Needs: packages/installing, packages/removing, files
 #
 # Arguments: NAME (the system, for messages), SYMPTOMS (known failures, a line each; packages/running.sh), PROXY (may hold a password), LOCK_SECONDS,
 # DOWNLOAD_SECONDS, INSTALL_SECONDS (nvidia.timeouts), LOCKED (of the lock file, a line for each package: NAME VERSION SHA256; empty: none).

@@ -7,17 +7,27 @@ somebody else's), target, flavour, tabs between.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared import kernel, nvidia
+from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-Flavour = Literal["open", "proprietary"]
-_NOTE = f"{HOME}/nvidia-driver"
+NOTE = f"{HOME}/nvidia-driver"
+UPDATE = f"{HOME}/update"
 NVIDIA_SMI = "/usr/bin/nvidia-smi"
-_UPDATE = f"{HOME}/update"
-_UNINSTALL = "/usr/bin/nvidia-uninstall"
+UNINSTALL = "/usr/bin/nvidia-uninstall"
+#: The driver's own packages: what may be replaced by another version, flavour or source of it. Not the container
+#: toolkit, not CUDA.
+FAMILY = re.compile(
+    r"^(nvidia-(driver|dkms|kernel|open|headless|utils|compute|firmware|smi|modprobe|persistenced|settings|alternative"
+    r"|legacy|installer|support|vdpau|egl|opencl|vulkan|xconfig|prime|fabricmanager|imex|suspend|no-dkms)"
+    r"|libnvidia-([^c]|c[^o]|co[^n])|libcuda1|libcudadebugger1|libnvcuvid1|libnvoptix1|libgl1-nvidia-|libegl-nvidia"
+    r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
+)
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _DEVICES = "/sys/bus/pci/devices"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
@@ -43,6 +53,25 @@ class Note:
     flavour: str = ""
 
 
+@dataclass(frozen=True)
+class Cards:
+    """NVIDIA's cards by who has them: `held`, address -> nouveau or its successor; `is_free`: neither these nor
+    vfio-pci has one; `is_bound`: vfio-pci has one.
+    """
+
+    held: dict[str, str]
+    is_free: bool
+    is_bound: bool
+
+    @property
+    def holder(self) -> str:
+        """The other driver that has one of the cards, or vfio-pci where it has all of them, of which one comes back
+        with the next boot; empty: none.
+        """
+        others = next(iter(self.held.values()), "")
+        return others or ("vfio-pci" if self.is_bound and not self.is_free else "")
+
+
 def kernels(system: System) -> list[str]:
     """The kernels of a host that must have the module, the oldest first: each that can be booted, as any of them may be
     the next one.
@@ -53,16 +82,27 @@ def kernels(system: System) -> list[str]:
     return sorted(names, key=_by_version)
 
 
-def module(system: System, kernel: str) -> Module:
+def kernels_of(system: System, target: str) -> list[str]:
+    """The same of a host, a VM or a container: a VM's is the one that runs."""
+    return kernels(system) if target == "host" else [kernel.running(system)]
+
+
+def module(system: System, release: str) -> Module:
     """The module that a kernel would load."""
     about = dict(
         (key, value.strip())
         for key, _, value in (
-            line.partition(":") for line in system.run.ask("modinfo", "-k", kernel, "nvidia").text.split("\n")
+            line.partition(":") for line in system.run.ask("modinfo", "-k", release, "nvidia").text.split("\n")
         )
     )
     licence = about.get("license", "")
     return Module(about.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
+
+
+def loaded(system: System) -> Module:
+    """The module that is loaded."""
+    found = nvidia.loaded(system)
+    return Module(found.version, found.flavour) if found else Module()
 
 
 def library(system: System, soname: str) -> str:
@@ -81,14 +121,22 @@ def library_version(system: System) -> str:
     return found[1] if found else ""
 
 
+def lacking(system: System, libraries: Iterable[str]) -> list[str]:
+    """Those of the libraries that aren't there, of whatever version: a driver that was there may be for computing
+    alone.
+    """
+    return [name for name in libraries if not library(system, name)]
+
+
 def run_version(system: System) -> str:
     """The version that NVIDIA's installer has installed; empty: none."""
-    return library_version(system) if system.files.is_file(_UNINSTALL) else ""
+    return library_version(system) if system.files.is_file(UNINSTALL) else ""
 
 
-def held_by_others(system: System) -> dict[str, str]:
-    """NVIDIA's graphics cards that another driver of the kernel's has: address -> nouveau, or its successor."""
+def cards(system: System) -> Cards:
+    """NVIDIA's graphics cards."""
     held: dict[str, str] = {}
+    is_free = is_bound = False
     for address in system.files.names(_DEVICES):
         folder = f"{_DEVICES}/{address}"
         if not system.files.line(f"{folder}/class").startswith("0x03"):
@@ -98,15 +146,17 @@ def held_by_others(system: System) -> dict[str, str]:
         driver = system.files.resolved(f"{folder}/driver").rpartition("/")[2]
         if driver == "nouveau" or driver.startswith("nova"):
             held[address] = driver
-    return held
+        is_bound = is_bound or driver == "vfio-pci"
+        is_free = is_free or not (driver == "vfio-pci" or address in held)
+    return Cards(held, is_free, is_bound)
 
 
-def note(system: System) -> Note:
+def note(system: System, path: str = NOTE) -> Note:
     """What the step for the driver has left.
 
     :raises OSError: its note can't be read.
     """
-    line = (system.files.need(_NOTE) or b"").decode("utf-8", "replace").partition("\n")[0]
+    line = (system.files.need(path) or b"").decode("utf-8", "replace").partition("\n")[0]
     return Note(*line.split("\t")[:4])
 
 
@@ -115,7 +165,7 @@ def update_phase(system: System) -> str:
 
     :raises OSError: that can't be read.
     """
-    return (system.files.need(f"{_UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
+    return (system.files.need(f"{UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
 
 
 def fits(version: str, driver: str) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 from remote_scripts.tools.system import System
+
+_RELEASE = "/proc/sys/kernel/osrelease"
 
 
 def running(system: System) -> str:
@@ -10,4 +14,7 @@ def running(system: System) -> str:
 
     :raises OSError: it can't be read.
     """
-    return system.files.at("/proc/sys/kernel/osrelease").read_text(encoding="ascii").strip()
+    found = system.files.line(_RELEASE) or system.run.ask("uname", "-r").text
+    if not found:
+        raise OSError(errno.EIO, "it can't be read", _RELEASE)
+    return found

@@ -160,7 +160,7 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
                 )
             elif installed != found.version:
                 reasons.append(f"NVIDIA's driver {found.version} is loaded, and {installed} is installed")
-    held = driver.held_by_others(system)
+    held = driver.cards(system).held
     reasons += [
         f"{address} is on {name}, not on NVIDIA's driver"
         for address, name in held.items()

@@ -280,6 +280,8 @@ class _Answer:
 class ContainerRun(Run):
     """Starts programs in a container."""
 
+    tells = False
+
     def __init__(self, channel: Channel, log: Log) -> None:
         self._channel = channel
         self._log = log
@@ -316,6 +318,7 @@ class ContainerRun(Run):
         doing: str = "",
         environment: Mapping[str, str] | None = None,
         progress: Progress | None = None,
+        tells: bool = False,
     ) -> Done:
         """All that it says goes into the host's log. It goes on to its end, with the container's lock, also where this
         process is killed.
@@ -331,7 +334,7 @@ class ContainerRun(Run):
         def heard(data: bytes) -> None:
             nonlocal rest, said
             end.extend(data)
-            del end[:-LOG_BYTES]
+            del end[:-ANSWER_BYTES]
             if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
                 said = now
                 where = progress(bytes(end), now - began) if progress else ""

@@ -269,6 +269,10 @@ class Files:
         """As `need_folder`."""
         self.need_folder(self._at(path))
 
+    def copy_of(self, source: str, path: str) -> None:
+        """As `copy`, of another path."""
+        self.copy(self._at(source), path)
+
     def take(self, path: str) -> bytes | None:
         """Takes a file away that others may take, too: who gets its content has it alone, until `end_take`. None: it
         isn't there any more.

@@ -29,6 +29,8 @@ DO_SECONDS = 1800.0
 #: its answer is longer than was asked for.
 TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
+#: The descriptor by which a program says how far it is (apt's APT::Status-Fd).
+STATUS_FD = 99
 #: Of a program's output that goes into the log, how much is taken at once, in bytes.
 _PART_BYTES = 1 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,12 +39,14 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclass(frozen=True)
 class Done:
     """A program that has ended. `status`: 0 to 255 as a shell has it, with TIMED_OUT and NOT_FOUND; `output`: standard
-    output, at most as much as was asked for; `error`: of `ask` the end of standard error.
+    output, at most as much as was asked for; `error`: of `ask` the end of standard error; `said`: of `do` all that it
+    has said, at most the last ANSWER_BYTES.
     """
 
     status: int
     output: bytes
     error: bytes = b""
+    said: bytes = b""
 
     @property
     def text(self) -> str:
@@ -62,6 +66,9 @@ class Run:
     :param root: handed on to programs as ROOT, where it isn't `/`.
     :param programs: in a test, what is called in the place of programs; whatever else is asked for isn't there.
     """
+
+    #: Whether a program can say how far it is, on STATUS_FD.
+    tells = True
 
     def __init__(self, root: Path, log: Log, work: Work, programs: Mapping[str, Stand] | None = None) -> None:
         self._root = root
@@ -112,20 +119,23 @@ class Run:
         doing: str = "",
         environment: Mapping[str, str] | None = None,
         progress: Progress | None = None,
+        tells: bool = False,
     ) -> Done:
         """A program that changes something. All that it says goes into this system's log; `output` of the answer is
         the end of it, which a person gets to see where it fails. Another process keeps the lock until the program has
         ended, also where this one is killed.
 
         :param doing: what is done, for the lines that say that it goes on; by default the program's name.
+        :param tells: whether the program itself says how far it is, on STATUS_FD: `progress` gets that behind its
+            output.
         """
         title = " ".join(arguments)
         self._log.heading(f"{doing}: {title}" if doing else title)
         if self._programs is not None:
             done = self._stand(arguments, b"")
         else:
-            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress)
-        return last_lines(self._log, done.status, done.output)
+            done = self._watched(arguments, self._work.time_for(seconds), doing, environment, progress, tells=tells)
+        return last_lines(self._log, done.status, done.output + done.error)
 
     def _watched(
         self,
@@ -134,6 +144,8 @@ class Run:
         doing: str,
         environment: Mapping[str, str] | None,
         progress: Progress | None,
+        *,
+        tells: bool,
     ) -> Done:
         folder = self._root / "run/homelab"
         path = folder / "log" if is_own_folder(folder) else Path(os.devnull)
@@ -141,11 +153,12 @@ class Run:
             out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError:  # /run is full: the program may work all the same
             out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
+        told = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
             os.close(status_end)
-            self._keep(arguments, seconds, environment, out, keeper_end)
+            self._keep(arguments, seconds, environment, out, keeper_end, told if tells else None)
         os.close(keeper_end)
         began = said = time.monotonic()
         noted = 0
@@ -153,7 +166,7 @@ class Run:
             noted += self._pass_on(path, noted, whole=False)
             if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
                 said = now
-                where = progress(_end_of(out), now - began) if progress else ""
+                where = progress(_end_of(out) + _last_told(told), now - began) if progress else ""
                 self._log.say(f"{doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
         answered = os.read(status_end, 16)
         os.close(status_end)
@@ -168,10 +181,18 @@ class Run:
         os.close(out)
         if path != Path(os.devnull):
             path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
+        if told != Path(os.devnull):
+            told.unlink(missing_ok=True)
         return Done(status, output)
 
     def _keep(
-        self, arguments: Sequence[str], seconds: float, environment: Mapping[str, str] | None, out: int, answer: int
+        self,
+        arguments: Sequence[str],
+        seconds: float,
+        environment: Mapping[str, str] | None,
+        out: int,
+        answer: int,
+        told: Path | None,
     ) -> None:
         """The process that keeps the lock while a program works: it has its descriptor, and the program hasn't."""
         status = 1
@@ -181,7 +202,9 @@ class Run:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            begun = self._begin(arguments, environment, out=out)
+            if told:
+                os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), STATUS_FD)
+            begun = self._begin(arguments, environment, out=out, passed=(STATUS_FD,) if told else ())
             if isinstance(begun, Done):
                 os.write(out, begun.error)
                 status = begun.status
@@ -214,6 +237,7 @@ class Run:
         *,
         stdin: bytes = b"",
         out: int | None = None,
+        passed: Sequence[int] = (),
     ) -> subprocess.Popen[bytes] | Done:
         given = os.memfd_create("stdin") if stdin else None
         if given is not None:
@@ -228,6 +252,7 @@ class Run:
                 env={**self.environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,
+                pass_fds=passed,
             )
         except FileNotFoundError:
             return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
@@ -269,7 +294,7 @@ def last_lines(log: Log, status: int, output: bytes) -> Done:
     last = "\n".join(log.clean(output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
     if status != 0 and last:
         log.say(last)
-    return Done(status, last.encode())
+    return Done(status, last.encode(), said=output)
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float, limit: int) -> Done:
@@ -344,6 +369,15 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             return
 
 
+def _last_told(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            return b"\n" + file.read()
+    except OSError:
+        return b""
+
+
 def _end_of(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, LOG_BYTES, max(0, size - LOG_BYTES))
+    return os.pread(descriptor, ANSWER_BYTES, max(0, size - ANSWER_BYTES))

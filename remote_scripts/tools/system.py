@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files, Planned
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import Run, Stand
@@ -73,3 +77,26 @@ class System:
         self.files.planning = True
         change()
         return self.files.plan()
+
+    def failure_of(self, error: Exception) -> Failure:
+        """What an error that nobody expected is to a person."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
+        return Failure(
+            "every step of this layer to succeed",
+            f"{said} at {Path(place.filename).stem}:{place.lineno} ({place.name}){self._full_places()}",
+            "going on would leave the host half configured; what this run changed is put back",
+            "see the log above, mend it, and run `pulumi up` again",
+        )
+
+    def _full_places(self) -> str:
+        """Which file systems that we write to have no room left, in words."""
+        words = ""
+        if self.is_container:
+            return words
+        for place in ("/etc", "/var/lib", "/boot", "/run"):
+            with contextlib.suppress(OSError):
+                about = os.statvfs(self.files.at(place))
+                if about.f_bavail * about.f_frsize < 65536:
+                    words += f"; the file system of {place} is full"
+        return words

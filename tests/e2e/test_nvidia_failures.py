@@ -21,8 +21,9 @@ from tests.sampling import sample
 from tests.waiting import PATIENCE
 
 # What only that step's script or request has in it, in the order of the steps.
-READING, REPOSITORY, DRIVER, CUDA = '"layer": "read_system"', "APT_FILES=", "RUN_UNPINNED=", "NVCC=/usr"
-TOOLKIT, REBOOT, VERIFICATION = "CONFIGURE=", '"layer": "reboot_guest"', '"layer": "nvidia_verification"'
+READING, REPOSITORY, DRIVER = '"layer": "read_system"', '"layer": "nvidia_repository"', '"layer": "nvidia_driver"'
+CUDA, TOOLKIT = "NVCC=/usr", "CONFIGURE="
+REBOOT, VERIFICATION = '"layer": "reboot_guest"', '"layer": "nvidia_verification"'
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, what that step has in it.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [
     ("guest-unreachable", 103, "sandbox-system", ("vms.sandbox in reach", "its console in Proxmox VE"), READING),

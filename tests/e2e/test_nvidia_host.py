@@ -104,7 +104,7 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
         for one in stack.resources()
         if "stdin" in one.get("inputs", {})
     }
-    assert {name for name, length in sent.items() if length > 20_000} == {"sandbox-repo", "sandbox-driver"}, sent
+    assert not {name for name, length in sent.items() if length > 20_000}, sent
     the_vms_card_goes_to_a_container_too_in_two_runs(stack)
 
 

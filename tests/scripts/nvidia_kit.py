@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +29,58 @@ from lab import processes
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario
 from lab.state import process_start_time
+from remote_scripts import put_agent
 from remote_scripts.layers import nvidia_verification, read_system
+from remote_scripts.shared import boot_service
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE, wait_until
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a layer of the agent is asked."""
+
+    layer: str
+    wanted: Any
+    proxy: str = ""
+
+
+@functools.cache
+def agent_file() -> Path:
+    """The agent, as a host keeps it."""
+    path = Path(tempfile.mkdtemp(prefix="agent-")) / "agent.pyz"
+    path.write_bytes(put_agent.compiled(agent.archive()))
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    return path
+
+
+# Runs the agent, which stops itself before one of the calls that change something: `where`, of their number and of how far an update is.
+_STOPPED = """
+import os, signal, sys
+from remote_scripts import agent
+from remote_scripts.tools import disk
+points, own = 0, os.getpid()
+def look(*_):
+    global points
+    if os.getpid() != own:  # whoever keeps the lock for a program
+        return
+    points += 1
+    try:
+        phase = open(os.environ["ROOT"] + "/var/lib/homelab/update/phase").read().strip()
+    except OSError:
+        phase = ""
+    if WHERE(points, phase):
+        os.kill(os.getpid(), signal.SIGSTOP)
+disk.WATCH.append(look)
+sys.addaudithook(lambda event, _: look() if event in ("subprocess.Popen", "os.fork") else None)
+from remote_scripts.codes import OF_LAYERS, VERSION
+status = agent.main(sys.argv[1:], OF_LAYERS, VERSION)
+print("points", points, file=sys.stderr)
+sys.exit(status)
+"""
+
 
 # What a VM can have installed.
 GUESTS = ("ubuntu-24.04", "ubuntu-22.04", "ubuntu-26.04", "debian-12", "debian-13")
@@ -66,12 +118,24 @@ class Machine:
         """What is run where `environment` is: the script, or what brings it there."""
         return script
 
-    def start(self, verb: str, script: str, **options: Any) -> subprocess.Popen[str]:
-        """A script, begun, in a process group of its own."""
-        with as_input(self.script(verb, script)) as text:
+    def start(self, verb: str, script: str | Step, where: str = "", **options: Any) -> subprocess.Popen[str]:
+        """A script or a layer, begun, in a process group of its own.
+
+        :param where: of a layer: where it stops itself, a function of Python's of the number of a call that changes something and of an update's phase.
+        """
+        words, content = ["bash", "-s", "--", verb], ""
+        if isinstance(script, Step):
+            words = [*boot_service.PYTHON.split(), str(agent_file()), verb]
+            if where:
+                text = f"import sys\nsys.path.insert(0, {str(agent_file())!r})\nWHERE = {where}\n{_STOPPED}"
+                words = [*boot_service.PYTHON.split(), "-c", text, verb]
+            content = agent.request(script.layer, script.wanted, proxy=script.proxy, ctid=self.ctid)
+        else:
+            content = self.script(verb, script)
+        with as_input(content) as text_file:
             return subprocess.Popen(
-                ["bash", "-s", "--", verb],
-                stdin=text,
+                words,
+                stdin=text_file,
                 text=True,
                 env=self._environment(),
                 cwd=self.host.root,
@@ -79,7 +143,26 @@ class Machine:
                 **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
             )
 
-    def points(self, verb: str, script: str) -> int:
+    def points(self, verb: str, step: Step) -> int:
+        """How many calls a layer makes that change something."""
+        process = self.start(verb, step, "lambda points, phase: False")
+        out, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, out + log
+        return int(log.rstrip().rpartition(" ")[2])
+
+    def stopped(self, verb: str, step: Step, where: str) -> subprocess.Popen[str] | None:
+        """A layer that has stopped itself before such a call, to be killed; None: it came to its end.
+
+        :param where: as of `start`.
+        """
+        process = self.start(verb, step, where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return process
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return None
+
+    def points_of_script(self, verb: str, script: str) -> int:
         """How many commands a script has run at its end, those of subshells not counted."""
         count = self.root / "tmp/points"
         trap = f'[[ $BASHPID != $$ ]] || echo "$((++POINTS))" >"{count}"'
@@ -88,7 +171,7 @@ class Machine:
         count.unlink()
         return found
 
-    def stopped(self, verb: str, script: str, where: str) -> subprocess.Popen[str]:
+    def stopped_script(self, verb: str, script: str, where: str) -> subprocess.Popen[str]:
         """A script that has stopped itself before a command, to be killed.
 
         :param where: a condition of bash, asked before each command; in it, POINTS is how many there were.
@@ -121,7 +204,7 @@ class Machine:
 
         wait_until(gone)
 
-    def run(self, verb: str, script: str) -> subprocess.CompletedProcess[str]:
+    def run(self, verb: str, script: str | Step) -> subprocess.CompletedProcess[str]:
         """A script, run to its end."""
         process = self.start(verb, script)
         out, log = process.communicate(timeout=PATIENCE)
@@ -132,13 +215,13 @@ class Machine:
         log = self.root / "run/homelab/steps"
         return log.exists() and text in log.read_text()
 
-    def answer(self, verb: str, script: str) -> dict[str, Any]:
+    def answer(self, verb: str, script: str | Step) -> dict[str, Any]:
         """What a script that must succeed answers."""
         done = self.run(verb, script)
         assert done.returncode == 0, done.stdout + done.stderr
         return answer(done.stdout)
 
-    def refusal(self, script: str, verb: str = "apply") -> str:
+    def refusal(self, script: str | Step, verb: str = "apply") -> str:
         """The message of a script that must fail, of the four lines that it has."""
         done = self.run(verb, script)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -205,16 +288,20 @@ class Machine:
         """For messages."""
         return Context("it", self.target, plan.flavour, driver=plan.driver)
 
-    def repository(self) -> str:
-        """The first step's script."""
+    def repository(self) -> Step:
+        """The first step."""
         request = Request(self.target, self.settings, self.read().system, "it")
         plan, asked = planning.plan_stack(request), planning.packages_to_ask_for(request)
-        return steps.repository(plan, self.settings, asked, context=self.context(plan))
+        return self.step("nvidia_repository", steps.repository(plan, self.settings, asked, context=self.context(plan)))
 
-    def driver(self, offered: dict[str, list[str]]) -> str:
-        """The second step's script."""
+    def step(self, layer: str, wanted: Any) -> Step:
+        """A layer with the settings' proxy."""
+        return Step(layer, wanted, self.settings.proxy.get_secret_value() if self.settings.proxy else "")
+
+    def driver(self, offered: dict[str, list[str]]) -> Step:
+        """The second step."""
         plan = self.plan(offered)
-        return steps.driver(plan, self.settings, context=self.context(plan))
+        return self.step("nvidia_driver", steps.driver(plan, self.settings, context=self.context(plan)))
 
     def install(self, **settings: Any) -> dict[str, Any]:
         """Both steps; the driver's answer."""

@@ -64,7 +64,7 @@ def test_a_driver_that_is_new_has_video_and_on_demand_graphics(tmp_path: Path, d
     output, errors = verified(vm, {"driver": "580.178.04", "source": source})
     assert (errors, output["video"], output["nvenc"], output["graphics"]) == ([], True, "13.0", None)
     added = vm.install(driver="580.178.04", source=source, capabilities=ALL)
-    assert (added["changed"], added["reboot"]) == ("yes", "no")
+    assert (added["changed"], added["reboot"]) == (True, "no")
     output, errors = verified(vm, {"driver": "580.178.04", "source": source, "capabilities": ALL})
     assert (errors, output["graphics"]) == ([], True)
     vm.answer("revert", vm.driver({}))
@@ -80,13 +80,13 @@ def test_a_driver_of_an_earlier_version_of_this_program_is_left_until_video_is_a
 ) -> None:
     vm = computing
     assert not has(vm, "libnvidia-encode.so.1")
-    assert vm.install(driver="580", capabilities=None)["changed"] == "no"
+    assert not vm.install(driver="580", capabilities=None)["changed"]
     output, errors = verified(vm, {"driver": "580"})
     assert (errors, output["video"]) == ([], None)
     added = vm.install(driver="580", capabilities=["compute", "video"])
-    assert (added["changed"], added["reboot"]) == ("yes", "no") and has(vm, "libnvidia-encode.so.1")
-    assert vm.install(driver="580", capabilities=["compute", "video"])["changed"] == "no"
-    assert vm.install(driver="580", capabilities=["compute"])["changed"] == "yes"
+    assert (added["changed"], added["reboot"]) == (True, "no") and has(vm, "libnvidia-encode.so.1")
+    assert not vm.install(driver="580", capabilities=["compute", "video"])["changed"]
+    assert vm.install(driver="580", capabilities=["compute"])["changed"]
     assert not has(vm, "libnvidia-encode.so.1") and has(vm, "libcuda.so.1")
 
 
@@ -102,7 +102,7 @@ def test_a_library_that_is_gone_is_told_and_comes_back(with_video: VirtualMachin
     vm.output("apt-get -qq remove -y libnvidia-encode-580")
     (error,) = verified(vm, settings)[1]
     assert "NVENC and NVDEC" in error.wanted and "libnvidia-encode.so.1" in error.found
-    assert vm.install(**settings)["changed"] == "yes" and verified(vm, settings)[1] == []
+    assert vm.install(**settings)["changed"] and verified(vm, settings)[1] == []
 
 
 @pytest.mark.parametrize("status", [127, 3], ids=["none", "without-ctypes"])

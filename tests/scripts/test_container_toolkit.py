@@ -236,7 +236,7 @@ def test_after_a_kill_the_next_run_finishes(vm: Machine, mark: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(OTHERS)
     text = script(vm)
-    vm.kill(vm.stopped("apply", text, f'[[ -e "{vm.root}/var/lib/homelab/{mark}" ]]'))
+    vm.kill(vm.stopped_script("apply", text, f'[[ -e "{vm.root}/var/lib/homelab/{mark}" ]]'))
     assert vm.answer("apply", text)["changed"] == "yes"
     assert "GPU 0:" in vm.output(RUN)
     assert vm.answer("apply", text)["changed"] == "no"

@@ -60,14 +60,14 @@ def kept(folder: Folder, name: str) -> str:
 @pytest.mark.parametrize("change", ["missing", "cut short", "changed"])
 def test_one_that_is_missing_or_changed_is_not_run(folder: Folder, change: str) -> None:
     put(folder)
-    file = folder.root / kept(folder, "nvidia_driver.sh")[1:]
+    file = folder.root / kept(folder, "cuda_toolkit.sh")[1:]
     if change == "missing":
         file.unlink()
     else:
         file.write_text(file.read_text()[:-100] + ("" if change == "cut short" else "#" * 100))
     before = folder.tree()
     for verb in ("apply", "revert"):
-        done = folder.run(verb, kept_scripts.by_reference(scripts.compose("nvidia_driver.sh"), OWNER))
+        done = folder.run(verb, kept_scripts.by_reference(scripts.compose("cuda_toolkit.sh"), OWNER))
         assert done.returncode == 1
         assert "it is missing, or has been changed" in done.stdout and "pulumi up --refresh" in done.stdout
         assert folder.tree() == before
@@ -81,24 +81,24 @@ def text_of(name: str) -> str:
 
 def test_to_undo_something_another_version_is_taken_where_the_very_one_is_gone(folder: Folder) -> None:
     put(folder)
-    older = kept_scripts.by_reference(scripts.compose("nvidia_driver.sh"), OWNER)
-    older = re.sub(r"(nvidia_driver\.sh\.)[0-9a-f]{16}", r"\g<1>" + "0" * 16, older).replace("eval", "printf %s")
+    older = kept_scripts.by_reference(scripts.compose("cuda_toolkit.sh"), OWNER)
+    older = re.sub(r"(cuda_toolkit\.sh\.)[0-9a-f]{16}", r"\g<1>" + "0" * 16, older).replace("eval", "printf %s")
     assert "missing" in folder.run("apply", older).stdout
     done = folder.run("revert", older)
-    assert done.stdout == text_of("nvidia_driver.sh")
+    assert done.stdout == text_of("cuda_toolkit.sh")
 
 
 @pytest.mark.parametrize("digits", [0, 1, 15, 64])
 def test_to_undo_something_nothing_runs_whose_name_has_no_sum_or_another_ones(folder: Folder, digits: int) -> None:
     """A name with an empty sum says nothing of what is in the file, and one with fewer digits little."""
     put(folder)
-    file = folder.root / kept(folder, "nvidia_driver.sh")[1:]
+    file = folder.root / kept(folder, "cuda_toolkit.sh")[1:]
     file.unlink()
     text = "touch $ROOT/has-run"
-    other = f"nvidia_driver.sh.{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
+    other = f"cuda_toolkit.sh.{hashlib.sha256(text.encode()).hexdigest()[:digits]}"
     folder.write(f"{PLACE}/{other}", text)
-    folder.write(f"{PLACE}/nvidia_driver.sh.{hashlib.sha256().hexdigest()[:16]}", "")
-    done = folder.run("revert", kept_scripts.by_reference(scripts.compose("nvidia_driver.sh"), OWNER))
+    folder.write(f"{PLACE}/cuda_toolkit.sh.{hashlib.sha256().hexdigest()[:16]}", "")
+    done = folder.run("revert", kept_scripts.by_reference(scripts.compose("cuda_toolkit.sh"), OWNER))
     assert (done.returncode, (folder.root / "has-run").exists()) == (1, False)
     assert "it is missing, or has been changed" in done.stdout
 
@@ -108,7 +108,7 @@ def test_a_host_without_notes_gives_back_only_what_is_noted_elsewhere(folder: Fo
     done = folder.run("revert", kept_scripts.by_reference(COMMANDS["cuda"], OWNER))
     assert (done.returncode, scripts.answer(done.stdout)) == (0, {"reverted": "nothing"})
     assert folder.run("apply", kept_scripts.by_reference(COMMANDS["cuda"], OWNER)).returncode == 1
-    inside = steps.in_container(901, scripts.compose("nvidia_driver.sh"))
+    inside = steps.in_container(901, scripts.compose("cuda_toolkit.sh"))
     done = folder.run("revert", kept_scripts.by_reference(inside, OWNER))
     assert done.returncode == 1 and "missing" in done.stdout
     folder.write("/var/lib/homelab/steps/initramfs", "")

@@ -38,9 +38,11 @@ def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") ->
 
     asked = planning.packages_to_ask_for(Request(machine.target, machine.settings, machine.read().system, "it", lock))
     first = plan(None)
-    offered = machine.answer("apply", steps.repository(first, machine.settings, asked, context=machine.context(first)))
+    repository = steps.repository(first, machine.settings, asked, context=machine.context(first))
+    offered = machine.answer("apply", machine.step("nvidia_repository", repository))
     second = plan(offered["offered"])
-    machine.answer("apply", steps.driver(second, machine.settings, context=machine.context(second)))
+    wanted = steps.driver(second, machine.settings, context=machine.context(second))
+    machine.answer("apply", machine.step("nvidia_driver", wanted))
     machine.answer("apply", steps.cuda(second, machine.settings))
     return machine.packages()
 
@@ -92,7 +94,8 @@ def test_another_file_or_version_than_the_locked_one_is_refused_before_it_is_ins
     request = Request(vm.target, vm.settings, vm.read().system, "it", other)
     plan = planning.plan_stack(request)
     asked = planning.packages_to_ask_for(request)
-    vm.answer("apply", steps.repository(plan, vm.settings, asked, context=vm.context(plan)))
+    repository = steps.repository(plan, vm.settings, asked, context=vm.context(plan))
+    vm.answer("apply", vm.step("nvidia_repository", repository))
     text = vm.refusal(steps.cuda(plan, vm.settings))
     assert said in text and "lock --release" in text
     assert name not in vm.packages()
@@ -109,8 +112,10 @@ def test_nvidias_installer_is_locked_by_its_sha256_and_another_file_is_not_run(t
     other = found.model_copy(update={"installer": found.installer.model_copy(update={"sha256": "0" * 64})})
     plan = planning.plan_stack(dataclasses.replace(request, lock=other))
     second.want(driver=OLD, source="run", timeouts={"lock": 1})
-    second.answer("apply", steps.repository(plan, second.settings, (), context=second.context(plan)))
-    assert f"with the checksum {'0' * 64}" in second.refusal(steps.driver(plan, second.settings))
+    repository = steps.repository(plan, second.settings, (), context=second.context(plan))
+    second.answer("apply", second.step("nvidia_repository", repository))
+    refused = second.refusal(second.step("nvidia_driver", steps.driver(plan, second.settings)))
+    assert f"with the checksum {'0' * 64}" in refused
 
 
 def test_a_containers_packages_are_read_through_its_host(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from homelab.remote import nvidia_steps as steps
 from tests import sampling
 from tests.kept_systems import KeptSystems
 from tests.lab.guest_kit import scenario
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, Step, VirtualMachine
 from tests.waiting import PATIENCE, wait_until
 
 # The key that DKMS makes for itself stays: somebody may have enrolled it.
@@ -30,7 +30,7 @@ def vm(kept_systems: KeptSystems) -> VirtualMachine:
 
 
 #: What a VM had, the VM with the repositories for a driver, and that driver's script.
-Offered = tuple[dict[str, tuple[int, bytes]], VirtualMachine, str]
+Offered = tuple[dict[str, tuple[int, bytes]], VirtualMachine, Step]
 #: What a container had, what the step said that installed its libraries, and the container with them.
 Shared = tuple[dict[str, tuple[int, bytes]], dict[str, Any], Container]
 
@@ -110,7 +110,7 @@ def stock_vm(kept_systems: KeptSystems, distribution: str) -> VirtualMachine:
 def there_and_back(vm: VirtualMachine) -> None:
     before = kept(vm)
     answer = vm.install(driver="580")
-    assert answer["source"] == "packages" and answer["changed"] == "yes"
+    assert answer["source"] == "packages" and answer["changed"]
     assert answer["reboot"] == "no" and answer["version"].startswith("580.")
     assert f", {answer['version']}\n" in vm.output("nvidia-smi --query-gpu=name,driver_version --format=csv,noheader")
     assert "installed" in vm.output("dkms status")
@@ -121,7 +121,7 @@ def there_and_back(vm: VirtualMachine) -> None:
     assert reading.steps == {"repository", "driver"} and not reading.drift
     vm.reboot()
     assert vm.output(PERSISTENCE) == "Enabled\n"
-    assert vm.install()["changed"] == "no" and not vm.read().drift
+    assert not vm.install()["changed"] and not vm.read().drift
     undo(vm)
     assert kept(vm) == before
 
@@ -133,7 +133,7 @@ def test_a_host_gets_the_driver_for_every_kernel(tmp_path: Path) -> None:
     assert answer["reboot"] == "yes"
     for kernel in host.read().system.kernels or ():
         assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == answer["version"]
-    assert host.install()["changed"] == "no"
+    assert not host.install()["changed"]
     assert [line.partition(":")[0] for line in host.read().drift] == ["boot"]
     host.host.reboot()
     assert loaded(host) == answer["version"] and not host.read().drift
@@ -174,7 +174,7 @@ def test_a_container_gets_the_hosts_libraries_and_nothing_else(shared: Shared, t
     assert (answer["source"], answer["reboot"]) == ("packages", "no-module")
     assert "GPU 0:" in container.output("nvidia-smi -L")
     assert not [name for name in container.packages() if "dkms" in name or "headers" in name]
-    assert container.install()["changed"] == "no" and not container.read().drift
+    assert not container.install()["changed"] and not container.read().drift
     undo_container(container)
     assert kept(container) == before
 
@@ -212,7 +212,7 @@ def without_packages(tmp_path: Path) -> None:
     answer = container.install()
     assert answer["source"] == "run" and "kmod" in answer["packages"]
     assert "GPU 0:" in container.output("nvidia-smi -L")
-    assert container.install()["changed"] == "no" and not container.read().drift
+    assert not container.install()["changed"] and not container.read().drift
     container.fault("package-missing", None)
     undo_container(container)
     assert kept(container) == before
@@ -248,7 +248,7 @@ def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> 
     for settings in [{"driver": "580"}, *sampling.sample(ways, 3, "ways")]:
         answer = vm.install(**settings)
         wanted = str(settings["driver"])
-        assert answer["version"].startswith(wanted) and answer["changed"] == "yes", answer
+        assert answer["version"].startswith(wanted) and answer["changed"], answer
         if settings.get("source") == "run":
             assert answer["source"] == "run" and not of_driver(vm)
         else:
@@ -256,7 +256,7 @@ def test_every_change_of_branch_flavour_and_source_converges(tmp_path: Path) -> 
             assert {v.partition("-")[0] for v in of_driver(vm).values()} == {answer["version"]}
         assert [line.partition(":")[0] for line in vm.read().drift] in ([], ["boot"])
         if wanted in ("580", "580.105.08"):  # from either source
-            assert vm.install()["changed"] == "no"
+            assert not vm.install()["changed"]
         vm.reboot()
         reading = vm.read()
         assert (reading.system.loaded, reading.system.loaded_flavour) == (answer["version"], "open")
@@ -272,7 +272,7 @@ def test_flavours_replace_each_other(tmp_path: Path) -> None:
         vm = VirtualMachine(tmp_path / distribution, distribution, card="1e81")
         for flavour in ("proprietary", "open"):
             answer = vm.install(driver="580", flavour=flavour)
-            assert answer["changed"] == "yes"
+            assert answer["changed"]
             vm.reboot()
             assert vm.read().system.loaded_flavour == flavour and not vm.read().drift
             vm.output("nvidia-smi")
@@ -285,8 +285,8 @@ def test_a_driver_that_is_what_is_wanted_stays_somebodys(vm: VirtualMachine) -> 
     before = kept(vm)
     answer = vm.install(driver="580")
     # What changes is the service by which cards stay initialised.
-    assert answer == answer | {"source": "found", "changed": "yes", "packages": [], "reboot": "no"}
-    assert vm.install(driver="580")["changed"] == "no"
+    assert answer == answer | {"source": "found", "changed": True, "packages": [], "reboot": "no"}
+    assert not vm.install(driver="580")["changed"]
     assert answer["version"] == "580.173.02"
     assert vm.read().steps == {"repository", "driver"} and not vm.read().drift
     undo(vm)
@@ -336,7 +336,7 @@ def test_a_kernel_that_comes_without_the_module_is_drift_of_a_host(tmp_path: Pat
     host.output("apt-get -qq install -y --no-install-recommends proxmox-kernel-6.17.13-2-pve-signed")
     drift = host.read().drift
     assert any("the kernel 6.17.13-2-pve has no module" in line for line in drift), drift
-    assert host.install()["changed"] == "yes"
+    assert host.install()["changed"]
     assert not host.read().drift
     assert "6.17.13-2-pve, x86_64: installed" in host.output("dkms status")
 
@@ -353,8 +353,8 @@ def test_packages_that_went_and_files_that_changed_are_drift_and_come_back(with_
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------
-def failing(vm: VirtualMachine, **settings: object) -> str:
-    """The script of the driver after the repositories, for a fault that is set after them."""
+def failing(vm: VirtualMachine, **settings: object) -> Step:
+    """The step of the driver after the repositories, for a fault that is set after them."""
     vm.want(**settings)
     offered = vm.answer("apply", vm.repository())["offered"]
     return vm.driver(offered)
@@ -441,7 +441,8 @@ def test_an_installer_that_only_the_repositories_show_to_be_needed_is_refused_be
     plan = container.plan()
     assert plan.source == "either" and plan.run
     unknown = dataclasses.replace(plan, run=dataclasses.replace(plan.run, sha256=""))
-    text = container.refusal(steps.driver(unknown, container.settings, context=container.context(plan)))
+    wanted = steps.driver(unknown, container.settings, context=container.context(plan))
+    text = container.refusal(container.step("nvidia_driver", wanted))
     assert "the SHA-256 of NVIDIA's installer" in text and "nvidia.runSha256" in text
     assert "kmod" not in container.packages() and not list(container.root.rglob("*.run"))
 
@@ -479,9 +480,11 @@ def test_what_is_killed_is_finished_by_the_next_run(offered: Callable[..., Offer
     points = vm.points("apply", script)
     for point in sampling.sample(range(1, points + 1), 1, f"driver {source}"):
         _, vm, script = offered(driver="580.159.03", source=source)
-        vm.kill(vm.stopped("apply", script, f"((POINTS == {point}))"))
+        process = vm.stopped("apply", script, f"lambda points, phase: points == {point}")
+        assert process
+        vm.kill(process)
         assert vm.answer("apply", script)["version"] == "580.159.03", point
-        assert vm.answer("apply", script)["changed"] == "no" and not vm.read().drift, point
+        assert not vm.answer("apply", script)["changed"] and not vm.read().drift, point
         vm.output("nvidia-smi")
         undo(vm)
         assert kept(vm) == before, point
@@ -497,7 +500,7 @@ def test_a_client_that_dies_stops_nothing(offered: Callable[..., Offered]) -> No
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=PATIENCE) is not None
     vm.output("nvidia-smi")
-    assert vm.answer("apply", script)["changed"] == "no"
+    assert not vm.answer("apply", script)["changed"]
 
 
 def test_long_runs_are_seen_as_they_go(offered: Callable[..., Offered]) -> None:

@@ -42,16 +42,16 @@ def come_stay_and_go(machine: Machine) -> None:
     machine.want(**({} if machine.target == "lxc" else {"driver": "580"}), containerToolkit="docker", docker="install")
     before = machine.tree()
     answer = machine.answer("apply", machine.repository())
-    assert answer["changed"] == "yes"
+    assert answer["changed"]
     offered = answer["offered"]
     assert set(offered) == set(machine.asked()) and offered["nvidia-container-toolkit"]
     assert any(found for name, found in offered.items() if "toolkit" not in name and "-container" not in name)
     assert machine.read().steps == {"repository"} and not machine.read().drift
     again = machine.run("apply", machine.repository())
-    assert '"changed":"no"' in again.stdout and "fetching" not in again.stderr
-    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": "yes"}
+    assert '"changed":false' in again.stdout and "fetching" not in again.stderr
+    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": True}
     assert machine.tree() == before
-    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": "no"}
+    assert machine.answer("revert", machine.repository()) == {"kept": [], "changed": False}
 
 
 def test_what_is_no_longer_wanted_goes(vm: VirtualMachine) -> None:
@@ -80,7 +80,7 @@ def test_a_key_with_another_fingerprint_is_not_taken(vm: VirtualMachine) -> None
     assert not list((vm.root / "usr/share/keyrings").glob("homelab*"))
     assert vm.tree() == before
     vm.fault("key-wrong", None)
-    assert vm.answer("apply", vm.repository())["changed"] == "yes"
+    assert vm.answer("apply", vm.repository())["changed"]
 
 
 def test_a_key_that_somebody_changed_is_fetched_again(vm: VirtualMachine) -> None:
@@ -201,7 +201,7 @@ def test_each_failure_has_its_message_and_the_next_run_goes_on(
     assert words in vm.refusal(vm.repository())
     assert vm.tree() == before
     vm.fault(fault, None)
-    assert vm.answer("apply", vm.repository())["changed"] == "yes"
+    assert vm.answer("apply", vm.repository())["changed"]
 
 
 def test_a_container_without_network_says_so_instead_of_package_not_found(tmp_path: Path) -> None:
@@ -264,8 +264,10 @@ def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine) -> None:
     points = vm.points("apply", script)
     vm.answer("revert", script)
     for point in sampling.sample(range(1, points + 1), 2, "repository"):
-        vm.kill(vm.stopped("apply", script, f"((POINTS == {point}))"))
+        process = vm.stopped("apply", script, f"lambda points, phase: points == {point}")
+        assert process
+        vm.kill(process)
         assert vm.answer("apply", script)["offered"]["nvidia-container-toolkit"], point
-        assert vm.answer("apply", script)["changed"] == "no", point
+        assert not vm.answer("apply", script)["changed"], point
         vm.answer("revert", script)
         assert vm.tree() == before, point

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -77,27 +76,29 @@ class World:
         self.killed_after = -1
         self.kept_nothing = False
 
-    def run(self, verb: str, script: str) -> str:
+    def ask(self, verb: str, layer: str, wanted: Any, ctid: int) -> dict[str, Any]:
         if len(self.calls) == self.killed_after:
             raise KilledError
-        ctid = int(match[1]) if (match := re.search(r"^CTID=(\d+)$", script, re.MULTILINE)) else None
-        step = "driver" if "RUN_UNPINNED=" in script else "repository" if "APT_FILES=" in script else verb
+        ends = {"read": "waiting", "apply": "confirm", "revert": "back"}
+        step = ends[verb] if layer == "driver_update" else layer.removeprefix("nvidia_")
         self.calls.append(f"{ctid or 'host'} {step}")
         if step == "waiting":
             kept = self.host.kept if self.host.phase else ""
-            found = {"update": self.host.phase, "old": kept, "new": self.host.version, "givenUp": self.host.given_up}
-            return json.dumps({**found, "running": [str(ctid) for ctid in self.running]})
-        if ctid is None:
+            found = {"phase": self.host.phase, "old": kept, "new": self.host.version, "given_up": self.host.given_up}
+            return {**found, "running": self.running}
+        if not ctid:
             return self.ended(self.host, step, host=True)
         inside = self.containers[ctid]
+        if step == "read_system":
+            if ctid in self.without_shell:
+                raise HomelabError(wanted="an answer from it", found="no shell", why="looked into", next="install it")
+            return self.reading(ctid)
         if step == "repository":
-            inside.pinned = next(
-                one for one in (OLD, NEW) if f"version {one}" in script or f"version *{one}" in script or one in script
-            )
-            return json.dumps({"offered": {}})
-        if step == "driver" and "AWAITED=yes" not in script:  # what has no way back of its own is installed
+            inside.pinned = next(one for one in (OLD, NEW) if one in str(wanted))
+            return {"offered": {}}
+        if step == "driver" and not wanted.awaited:  # what has no way back of its own is installed
             inside.version = self.host.version
-            return "{}"
+            return {}
         if step == "driver":
             if self.several:
                 errors = [
@@ -112,31 +113,23 @@ class World:
             if inside.version != NEW:
                 inside.kept = "" if ctid in self.losing else inside.version
             inside.version, inside.phase = NEW, "tried" if inside.kept else ""
-            return "{}"
+            return {}
         if step == "back" and ctid in self.not_going_back:
             raise HomelabError(wanted="packages", found="disk full", why="w", next="make room there")
         return self.ended(inside, step, host=False)
 
-    def read(self, ctid: int) -> dict[str, Any]:
-        if len(self.calls) == self.killed_after:
-            raise KilledError
-        self.calls.append(f"{ctid} read_system")
-        if ctid in self.without_shell:
-            raise HomelabError(wanted="an answer from it", found="no shell", why="it is looked into", next="install it")
-        return self.reading(ctid)
-
-    def ended(self, system: System, step: str, *, host: bool) -> str:
+    def ended(self, system: System, step: str, *, host: bool) -> dict[str, Any]:
         if step == "confirm":
             if system.phase == "tried":
                 system.phase, system.kept = "", ""
-            return '{"old":"","now":""}'
+            return {"old": "", "now": ""}
         assert step == "back"
         if system.phase not in ("tried", "back") or (host and self.kept_nothing):
-            return json.dumps({"old": "", "now": f"its libraries are {system.version}"})
+            return {"old": "", "now": f"its libraries are {system.version}"}
         new, system.version, system.phase, system.kept = system.version, system.kept, "", ""
         if host:
             system.given_up = new
-        return json.dumps({"old": system.version, "now": f"{system.version}; nvidia-smi answers"})
+        return {"old": system.version, "now": f"{system.version}; nvidia-smi answers"}
 
     def reading(self, ctid: int) -> dict[str, Any]:
         steps = [] if ctid in self.without_driver else ["repository", "driver"]
@@ -168,14 +161,10 @@ class Connection:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    async def run(self, verb: str, script: str, _seconds: float) -> str:
-        return self.world.run(verb, script)
-
     async def ask(
-        self, _verb: str, layer: str, _wanted: object, _seconds: float, *, ctid: int, proxy: str
+        self, verb: str, layer: str, wanted: object, _seconds: float, *, ctid: int, proxy: str
     ) -> dict[str, Any]:
-        assert layer == "read_system"
-        return self.world.read(ctid)
+        return self.world.ask(verb, layer, wanted, ctid)
 
 
 def tried(world: World) -> None:
@@ -288,15 +277,15 @@ def test_settings_that_name_the_new_version_keep_no_container_from_going_back(mo
     """There may be several reasons why they can't be planned with the old one."""
     world = World()
     world.refusing = {950}
-    of_a_run = world.run
+    of_a_run = world.ask
 
-    def run(verb: str, script: str) -> str:
-        if world.host.version == OLD and "APT_FILES=" in script:
+    def ask(verb: str, layer: str, wanted: Any, ctid: int) -> dict[str, Any]:
+        if world.host.version == OLD and layer == "nvidia_repository":
             one = HomelabError(wanted="the driver", found="another", why="settings", next="change them")
             raise SeveralErrors([one, HomelabError(wanted="CUDA 13", found=OLD, why="too old", next="change it")])
-        return of_a_run(verb, script)
+        return of_a_run(verb, layer, wanted, ctid)
 
-    monkeypatch.setattr(world, "run", run)
+    monkeypatch.setattr(world, "ask", ask)
     error = refusal(world)
     assert world.versions() == {OLD} and "could not be put back" not in error.next
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -27,12 +28,12 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
 
         @asynccontextmanager
         async def session(self, inputs: Any, seconds: float) -> AsyncIterator[Any]:
-            async def run(verb: str, script: str) -> str:
-                assert "restore_driver" in script and seconds > Nvidia().timeouts.install
+            async def ask(verb: str, layer: str, wanted: Any, *, proxy: str) -> Any:
+                assert layer == "driver_update" and seconds > Nvidia().timeouts.install
                 verbs.append(verb)
-                return answer
+                return json.loads(answer)
 
-            yield SimpleNamespace(run=run)
+            yield SimpleNamespace(ask=ask)
 
     inputs: Any = SimpleNamespace(target="host", system_name="hosts.pve")
     return verbs, asyncio.run(Work()._end_update(inputs, Nvidia(), errors, works=status == 0))
@@ -40,12 +41,12 @@ def ended(status: int, answer: str, errors: list[HomelabError]) -> tuple[list[st
 
 @pytest.mark.parametrize("errors", [[], [FAILED]])
 def test_a_new_driver_that_answers_stays_whatever_else_is_wrong(errors: list[HomelabError]) -> None:
-    assert ended(0, '{"old":"","now":""}', errors) == (["confirm"], errors)
+    assert ended(0, '{"old":"","now":""}', errors) == (["apply"], errors)
 
 
 def test_a_new_driver_that_does_not_answer_makes_way_and_the_error_says_so() -> None:
     verbs, (error,) = ended(9, '{"old":"580.159.03","now":"its libraries; nvidia-smi answers"}', [FAILED])
-    assert verbs == ["back"]
+    assert verbs == ["revert"]
     assert (error.wanted, error.found) == ("cards", "none") and error.why.endswith("the update is given up")
     assert error.next == (
         "the driver 580.159.03 is back: its libraries; nvidia-smi answers. Set nvidia.driver to it; or for another try: look at "
@@ -54,4 +55,4 @@ def test_a_new_driver_that_does_not_answer_makes_way_and_the_error_says_so() -> 
 
 
 def test_where_there_is_no_way_back_the_error_stays_as_it_is() -> None:
-    assert ended(9, '{"old":"","now":""}', [FAILED]) == (["back"], [FAILED])
+    assert ended(9, '{"old":"","now":""}', [FAILED]) == (["revert"], [FAILED])

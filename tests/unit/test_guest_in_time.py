@@ -15,7 +15,7 @@ from homelab.provider import systems
 from homelab.provider.guest_reboot import GuestRebootWork
 from homelab.provider.nvidia_system import NvidiaSystemWork
 from homelab.remote import guest_python, ssh
-from homelab.resources.nvidia import LAYERS, GuestReboot, NvidiaSystem, SystemInputs
+from homelab.resources.nvidia import LAYERS, GuestReboot, NvidiaSystem
 from homelab.shapes import SystemState
 from tests.unit.hosts import KEY, settings
 
@@ -36,7 +36,7 @@ TEXTS = {
         }
     ),
 }
-VM_INPUTS = SystemInputs(
+VM_INPUTS = NvidiaSystem.Inputs(
     host="pve",
     target="vm",
     system_name="vms.sandbox",
@@ -77,6 +77,7 @@ class Guest:
         self.left = list(meets)
         self.orders: list[str] = []
         self.brought: list[str] = []
+        self.agent = ""
 
     @asynccontextmanager
     async def connect(self, _host: object) -> AsyncIterator[Connection]:
@@ -102,6 +103,10 @@ class Connection:
         if self.loaded == "no Python" and not self.guest.brought:
             raise NO_PYTHON
         return READING | {"boot_id": self.boot, "loaded": self.loaded}
+
+    async def agent_version(self, owner: str) -> str:
+        assert owner == "homelab-lab"
+        return self.guest.agent
 
 
 READING: dict[str, object] = {
@@ -206,3 +211,18 @@ def test_a_refresh_installs_nothing_in_a_vm_without_python_and_leaves_that_to_th
     before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
     after = NvidiaSystemWork(TEXTS).read(VM_INPUTS, before)
     assert after == dataclasses.replace(before, stale=True) and "it has no Python" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("there", ["1", "2", ""])
+def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
+    there: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest = Guest(("1", NEW))
+    guest.agent = there
+    monkeypatch.setattr(ssh, "connect", guest.connect)
+    facts: SystemState = {"kernels": ["6.8.0-90-generic"], "runtimes": [], "cards": ["10de:2b85"]}
+    facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
+    before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
+    inputs = dataclasses.replace(VM_INPUTS, agent="1", agent_owner="homelab-lab")
+    assert NvidiaSystemWork(TEXTS).read(inputs, before).stale == (there != "1")
+    assert ("agent there is missing" in capsys.readouterr().out) == (there != "1")

@@ -14,8 +14,8 @@ from homelab.doctor.cards import log_findings
 from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
-from homelab.messages import expression, messages
-from homelab.nvidia.symptoms import Context, Symptom, recognise, symptoms
+from homelab.messages import messages
+from homelab.nvidia.symptoms import Context, Symptom, compiled, recognise, symptoms
 from tests.conftest import shared
 from tests.unit.hosts import desktop
 from tests.unit.test_doctor import reading
@@ -299,7 +299,7 @@ def test_no_text_keeps_a_search_busy(part: str) -> None:
 
 
 def test_a_pattern_keeps_its_sets_and_repeated_blanks() -> None:
-    assert expression(r"a b[ x] ( *)$\ c") == r"a\s+b[ x]\s+( *)$\ c"
+    assert compiled(r"a b[ x] ( *)$\ c").pattern == r"a\s+b[ x]\s+( *)$\ c"
 
 
 # -- failures of real owners --------------------------------------------------------------------------------------------------------

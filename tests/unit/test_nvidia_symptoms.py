@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_an_answer_names_the_system_and_where_it_was_said(row: Symptom) -> None:
 @pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.name)
 def test_every_cause_can_be_reached(row: Symptom) -> None:
     text = TEXTS[row.name][0]
-    answers = {recognise(text, Context(**cause.when.model_dump()))[0].why.partition("{")[0] for cause in row.causes}
+    answers = {recognise(text, Context(**asdict(cause.when)))[0].why.partition("{")[0] for cause in row.causes}
     assert len(answers) == len(row.causes)
 
 

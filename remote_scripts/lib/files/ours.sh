@@ -2,7 +2,7 @@
 # Files of ours, by layers: written, looked at, taken away.
 # Needs: files/atomic, files/kept, files/pending, files/planned, files/undo
 #
-# Gives: put_file LAYER PATH MODE CONTENT, put_copy LAYER PATH MODE FILE, drop_file LAYER PATH -> CHANGED; find_layer_files LAYER -> FILES;
+# Gives: put_file LAYER PATH MODE CONTENT, drop_file LAYER PATH -> CHANGED; find_layer_files LAYER -> FILES;
 #   layer_states LAYER; find_state LAYER PATH -> FILE_STATE; file_state LAYER PATH.
 
 # find_states LAYER PATH... - sets STATES (an array of the caller's), by path: ok, changed or missing. Two programs look at all of them.
@@ -51,18 +51,6 @@ put_file() {
   [[ $PLANNING == no ]] || { note_put "$2" "$4" && return; }
   claim_file "$1" "$2" "$3" "${sum%% *}"
   write_atomically "$2" "$3" printf '%s\n' "$4"
-  CHANGED=yes
-  log "wrote $2"
-}
-
-# put_copy LAYER PATH MODE FILE - the same with the content of FILE, which may be binary.
-put_copy() {
-  local sum
-  sum=$(sha256sum <"$4")
-  ! is_put "$1" "$2" "$3" "${sum%% *}" || return 0
-  [[ $PLANNING == no ]] || { note_put "$2" && return; }
-  claim_file "$1" "$2" "$3" "${sum%% *}"
-  write_atomically "$2" "$3" <"$4"
   CHANGED=yes
   log "wrote $2"
 }

@@ -3,9 +3,7 @@
 # Needs: files/atomic
 #
 # Gives: pending NAME, is_pending NAME, done_with NAME; about_to_change.
-FOLLOWED_BY='' # the step that must follow whatever this run changes, if any
 BEFORE_WRITE=: # what has to happen before the first change of this run
-STEP_NOTED=no  # was it noted by this run?
 
 # pending NAME / done_with NAME / is_pending NAME - a step that must follow what was written, also after a power cut.
 pending() { mark "/var/lib/homelab/pending/$1"; }
@@ -19,13 +17,6 @@ done_with() {
 
 # about_to_change - before anything is written or taken away.
 about_to_change() {
-  before_the_first_change
-  [[ -n $FOLLOWED_BY ]] && ! is_pending "$FOLLOWED_BY" || return 0
-  STEP_NOTED=yes
-  pending "$FOLLOWED_BY"
-}
-
-before_the_first_change() {
   local before=$BEFORE_WRITE
   BEFORE_WRITE=:
   "$before"

@@ -49,9 +49,6 @@ undo() {
   done
   UNDO=() WAS=()
   clear_leftovers
-  # Nothing was made of what isn't there any more.
-  [[ $STEP_NOTED == no || -n $NOT_PUT_BACK ]] || done_with "$FOLLOWED_BY" || :
-  STEP_NOTED=no
   tidy || :
   flush_all || :
 }
@@ -59,7 +56,6 @@ undo() {
 # finish - the run succeeded: nothing is to be undone any more, and what is answered is on the disk.
 finish() {
   UNDO=() WAS=()
-  STEP_NOTED=no
   clear_own_leftovers
   tidy
   drop_step_log

@@ -5,7 +5,7 @@
 # Gives: install_packages LAYER yes|no NAME[=VERSION]... -> CHANGED; explain_install LOG WHAT.
 
 # install_packages LAYER yes|no NAME[=VERSION]... - `yes`: with what they recommend. VERSION may be a pattern. What is there at its version
-# stays untouched, and nobody else's packages are removed (see MAY_REMOVE); a version may go down. Sets CHANGED.
+# stays untouched, and nobody else's packages are removed; a version may go down. Sets CHANGED.
 install_packages() {
   local layer=$1 recommends=$2 package missing=() options=() file=$LOGS/apt
   shift 2

@@ -4,7 +4,6 @@
 #
 # Gives: read_record LAYER -> NOW, BEFORE, MARK; write_record LAYER, settle_record LAYER, record_change LAYER SIMULATION;
 #   packages_of LAYER, packages_json LAYER; is_ours NAME; require_others_kept SIMULATION WHAT.
-MAY_REMOVE= # a regular expression: what an installation may remove, besides what this program added
 
 # read_record LAYER - NOW[name], BEFORE[name], MARK[name].
 read_record() {
@@ -86,11 +85,11 @@ record_change() {
   write_record "$1"
 }
 
-# require_others_kept SIMULATION WHAT - nothing may be removed but what is ours, or fits MAY_REMOVE.
+# require_others_kept SIMULATION WHAT - nothing may be removed but what is ours.
 require_others_kept() {
   local name against=()
   while read -r name; do
-    [[ -n $MAY_REMOVE && $name =~ $MAY_REMOVE ]] || is_ours "$name" || against+=("$name")
+    is_ours "$name" || against+=("$name")
   done < <(awk '$1 == "Remv" || $1 == "Purg" { print $2 }' "$1" | sort -u)
   ((${#against[@]} == 0)) || die "$2" "${against[*]} would be removed for it" "they aren't this program's to remove" \
     "remove what is in the way yourself (\`apt-get remove ${against[*]}\`), then run \`pulumi up\` again"

@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # How far a long command is, by what it says and by the files that it makes.
 #
-# Gives: progress_of LOG SECONDS -> PROGRESS; of_download, of_build, shortened. Variables: DOWNLOADED (a file, with ROOT, that curl is
-#   writing).
-DOWNLOADED=''
+# Gives: progress_of LOG SECONDS -> PROGRESS; of_download, of_build, shortened.
 
 # progress_of LOG SECONDS - what apt says of itself (APT::Status-Fd: dlstatus:N:PERCENT:TEXT while it fetches, pmstatus:PACKAGE:PERCENT:TEXT
-# while it installs), how far DKMS's compiler is, how much of a file is there; nothing
+# while it installs), how far DKMS's compiler is; nothing
 # where none of that can be told.
 progress_of() {
   local last percent left file
@@ -24,8 +22,6 @@ progress_of() {
   elif [[ $last == pmstatus:*:*:* ]]; then
     IFS=: read -r _ _ percent _ <<<"$last"
     PROGRESS="installing, ${percent%%.*} %"
-  elif [[ -n $DOWNLOADED && -e $DOWNLOADED ]]; then
-    PROGRESS="$(($(stat -c %s "$DOWNLOADED") / 1000000)) MB are there"
   fi
 }
 

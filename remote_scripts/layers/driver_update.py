@@ -1,0 +1,142 @@
+"""The end of an update of NVIDIA's driver that had to wait, for a boot or for a host's containers: the new one was seen
+at work (`apply`), and what was kept of the driver before goes; or the old one comes back (`revert`). Where no update
+waits, these change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.shared import driver
+from remote_scripts.shared.driver import FAMILY, UPDATE
+from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.shared.guests import power_of
+from remote_scripts.shared.handover import need_rest
+from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.symptoms import Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_LAYER = "nvidia-driver"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`containers`: of a host, for `read`: the ids of those that get its new driver, too."""
+
+    target: Target
+    software: Software
+    containers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The update. `phase`: how far it is, empty: there is none; `old`, `new`: the version that was kept, and the one
+    that is installed; `given_up`: the version of one that was taken back; `running`: of the containers.
+    """
+
+    phase: str
+    old: str
+    new: str
+    given_up: str
+    running: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`old`: the version that is back, empty: nothing was done; `now`: what is so now, in words."""
+
+    old: str = ""
+    now: str = ""
+
+
+def read(system: System, wanted: Wanted) -> Waiting:
+    """How far it is; waits for another run that is at work.
+
+    :raises Failure: whether a container runs isn't known.
+    """
+    system.work.take_lock()
+    try:
+        update = _update(system, wanted)
+        running = []
+        for ctid in wanted.containers:
+            power = power_of(system, "pct", str(ctid))
+            if power == "unknown":
+                raise Failure(
+                    f"whether container {ctid} runs, which follows the update of the driver",
+                    "pct status doesn't say it",
+                    "a container that hangs is neither on nor off; nothing was changed",
+                    f"see `pct status {ctid}` on the host; then run `pulumi up` again",
+                )
+            if power == "on":
+                running.append(ctid)
+        phase = update.phase
+        old = update.kept.version if phase else ""
+        given_up = (system.files.need(VERSION_GIVEN_UP) or b"").decode("utf-8", "replace").strip()
+        return Waiting(phase, old, driver.library_version(system), given_up, tuple(running))
+    finally:
+        system.work.release()
+
+
+def apply(system: System, wanted: Wanted) -> Ended:
+    """The new driver stays."""
+
+    def confirm() -> Ended:
+        update = _update(system, wanted)
+        if update.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
+            update.close()
+        return Ended()
+
+    return system.changing(confirm)
+
+
+def revert(system: System, wanted: Wanted) -> Ended:
+    """The old driver is put back.
+
+    :raises Failure: it can't be; the next run goes on with it.
+    """
+    return system.changing(lambda: _put_back(system, wanted))
+
+
+def _put_back(system: System, wanted: Wanted) -> Ended:
+    files, update = system.files, _update(system, wanted)
+    need_rest(system)
+    # `trying`: of a container whose run was killed. (A host's own step goes on with that.)
+    phases = ("tried", "back", "trying") if wanted.target == "lxc" else ("tried", "back")
+    if not update.phase:
+        update.close()
+    if update.phase not in phases or update.lost:
+        return Ended(now=_as_it_is(system, update) if wanted.target == "lxc" else "")
+    old, new = update.kept.version, driver.library_version(system)
+    # A run before this one, which was cut short, may have put libraries back already.
+    new = update.text_of("new") or new
+    files.note(f"{UPDATE}/new", f"{new}\n".encode())
+    update.enter("back")
+    try:
+        now = update.restore()
+    except (Failure, OSError) as error:
+        failure = error if isinstance(error, Failure) else system.failure_of(error)
+        raise Failure(
+            failure.wanted,
+            failure.found,
+            f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
+            f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
+        ) from error
+    # A container's update is its host's: that one is named as given up.
+    if wanted.target != "lxc":
+        files.note(VERSION_GIVEN_UP, f"{new}\n".encode())
+    update.close()
+    return Ended(old, now)
+
+
+def _as_it_is(system: System, update: Update) -> str:
+    """What there is, in words, in a container that has put its libraries back by itself."""
+    version = driver.library_version(system)
+    if update.serves_cards():
+        return f"its libraries are {version}; nvidia-smi answers"
+    return f"its libraries are {version}; nvidia-smi says: {update.said.text.rpartition(chr(10))[2]}"
+
+
+def _update(system: System, wanted: Wanted) -> Update:
+    packages = Packages(system, wanted.software, _LAYER, "NVIDIA's driver, put back", FAMILY)
+    return Update(packages, wanted.target)

@@ -1,0 +1,572 @@
+"""NVIDIA's driver of one branch or version: from packages or NVIDIA's installer; modules and libraries, in a container
+the libraries alone.
+
+Changes packages, or what the installer puts there; DKMS's modules; a blacklist for nouveau where the packages bring
+none; but in a container a service that keeps the cards initialised. The module is loaded where nothing is in its way.
+What replaces a driver is tried (shared/driver_update.py): what was there is kept, and put back where the new one can't
+be had. Libraries that are only added keep its version.
+
+`revert` undoes exactly these, and what was replaced comes back. A driver that was there and is what is wanted is left
+as it is.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, steps
+from remote_scripts.shared.driver import FAMILY, Module
+from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
+from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
+from remote_scripts.shared.handover import need_rest
+from remote_scripts.shared.packages import Packages, Software, announced
+from remote_scripts.shared.symptoms import Flavour, Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+LAYER = "nvidia-driver"
+STEP = "driver"
+_HEADERS = re.compile(r"(linux|proxmox)-headers-([0-9].*)")
+_OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
+_VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
+#: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
+#: seconds. NVIDIA's own daemon doesn't do that as Ubuntu packages it (--no-persistence-mode). In a container it is the
+#: host's business.
+PERSISTENCE = boot_service.Service(
+    name="homelab-nvidia-persistence",
+    layer=LAYER,
+    without="each program would initialise the cards again",
+    unit="""\
+# Written by homelab, which takes it away again (pulumi destroy).
+[Unit]
+Description=Keep NVIDIA's cards initialised while nobody uses them
+After=systemd-modules-load.service homelab-nvidia-nodes.service
+ConditionPathExists=/proc/driver/nvidia/version
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/nvidia-smi -pm 1
+
+[Install]
+WantedBy=multi-user.target
+""",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`driver`: a branch or a version; `flavour`: None for a container. `source`: `either`: packages if the
+    repositories have them. `packages`: NAME=PATTERN; `recommends`: whether with what they recommend. `libraries`:
+    sonames that a driver which is there must have, too; `unwanted`: packages that go again where we added them. `run`:
+    NVIDIA's installer, where it may be used; `unpinned`: the four parts of the message where its checksum isn't known.
+    `awaited`: what was kept stays until layers/driver_update.py is told how it went elsewhere.
+    """
+
+    target: Target
+    driver: str
+    software: Software
+    source: Literal["packages", "run", "either"] = "packages"
+    flavour: Flavour | None = None
+    prerequisites: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    recommends: bool = False
+    libraries: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    run: Installer | None = None
+    run_prerequisites: tuple[str, ...] = ()
+    unpinned: tuple[str, ...] = ()
+    awaited: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`packages`: what was added. `reboot`: `no-module`: a container has none of its own."""
+
+    version: str
+    source: Literal["packages", "run", "found"]
+    packages: tuple[str, ...]
+    reboot: Literal["yes", "no", "no-module"]
+    why: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """`kept`: packages that others need by now."""
+
+    kept: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _Brought:
+    version: str
+    source: Literal["packages", "run", "found"]
+    reboot: Literal["yes", "no", "no-module"]
+    why: str
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Brings the driver in.
+
+    :raises Failure: it can't be had; what was there is back then, or the next run goes on with that.
+    """
+    return system.changing(lambda: _Work(system, wanted, FAMILY).apply())
+
+
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Takes out what this layer put there.
+
+    :raises Failure: apt or the installer can't do it.
+    """
+    return system.changing(lambda: _Work(system, wanted, None).revert())
+
+
+class _Work:
+    def __init__(self, system: System, wanted: Wanted, may_remove: re.Pattern[str] | None) -> None:
+        self._system = system
+        self._files = system.files
+        self._wanted = wanted
+        self._packages = Packages(system, wanted.software, LAYER, f"NVIDIA driver {wanted.driver}", may_remove)
+        self._update = Update(self._packages, wanted.target)
+        #: Of the very version that is there, where that can be had so.
+        self._names = wanted.packages
+        self._note = driver.Note()
+        #: Why what is there can't be kept, in words; empty: it can, or needn't.
+        self._no_way_back = ""
+
+    def apply(self) -> Answer:
+        wanted, update = self._wanted, self._update
+        need_rest(self._system)
+        self._resume()
+        self._note = driver.note(self._system)
+        phase = update.phase
+        # What is half configured is repaired first; then it is judged what is there.
+        is_there = phase != "trying" and (self._is_there() or (self._packages.repair() and self._is_there()))
+        if not is_there:
+            self._stay_at_version()
+            if not phase and self._is_worth_keeping():
+                self._begin_update()
+        brought = self._try(is_there) if update.phase else self._bring_in_untried(is_there)
+        self._files.remove(VERSION_GIVEN_UP)
+        steps.note(self._system, STEP, wanted.software.context.name)
+        self._files.finish()
+        added = tuple(self._packages.of_layer())
+        return Answer(brought.version, brought.source, added, brought.reboot, brought.why, self._files.changed)
+
+    def revert(self) -> Reverted:
+        system, files, packages = self._system, self._files, self._packages
+        if steps.is_anothers(system, STEP, self._wanted.software.context.name):
+            return Reverted((), False)
+        note = driver.note(system)
+        boot_service.drop(system, PERSISTENCE)
+        if files.exists(driver_installer.INSTALLED):
+            driver_installer.remove(packages)
+        if note.target == "host":
+            files.set_pending(driver_modules.INITRAMFS)
+        packages.remove()
+        self._update.let_go()
+        driver_modules.drop_blacklist(packages)
+        driver_modules.renew_initramfs(packages, note.target or self._wanted.target)
+        files.remove_tree(DOWNLOADS)
+        files.remove(driver.NOTE)
+        self._update.close()
+        files.remove(VERSION_GIVEN_UP)
+        steps.forget(system, STEP)
+        files.finish()
+        return Reverted(tuple(packages.kept), files.changed)
+
+    # What is there.
+
+    def _is_there(self) -> bool:
+        """Whether the wanted driver is installed, with its libraries, whoever did that."""
+        wanted = self._wanted
+        version = driver.library_version(self._system)
+        if not self._is_wanted(version) or driver.lacking(self._system, wanted.libraries):
+            return False
+        if wanted.flavour is None:
+            return True
+        modules = (driver.module(self._system, one) for one in driver.kernels_of(self._system, wanted.target))
+        return all(found == Module(version, wanted.flavour) for found in modules)
+
+    def _is_wanted(self, version: str) -> bool:
+        """The same without modules and further libraries."""
+        is_whole = (
+            self._files.is_file(driver.NVIDIA_SMI)
+            and not self._half_configured()
+            and driver_installer.is_whole(self._system)
+        )
+        return (
+            driver.fits(version, self._wanted.driver)
+            and is_whole
+            and driver.is_source_wanted(self._note, self._wanted.source)
+        )
+
+    def _half_configured(self) -> list[str]:
+        """Packages of the driver's that are there and not wholly installed."""
+        found = self._packages.installed()
+        return sorted(name for name in found.present if name not in found.whole and FAMILY.search(name))
+
+    def _stay_at_version(self) -> None:
+        """Packages of the very version that is there, where that fits and all of them can be had so: the repositories
+        may have a newer one of its branch by now, and who asks for libraries asks for no update.
+        """
+        there = driver.library_version(self._system)
+        if not driver.fits(there, self._wanted.driver):
+            return
+        whole = self._packages.installed().whole
+        bare = [name.partition("=")[0] for name in self._wanted.packages]
+        # A run that was cut short may have left some of another version.
+        version = next((whole[name] for name in bare if there in whole.get(name, "")), "")
+        if version:
+            names = tuple(f"{name}={version}" for name in bare)
+            if all(self._packages.is_whole(name) or self._is_offered(name) for name in names):
+                self._names = names
+
+    def _only_adds(self) -> bool:
+        """Whether the packages come beside what is there, and replace nothing of it."""
+        if self._wanted.source == "run" or driver.run_version(self._system):
+            return False
+        present = self._packages.installed().present
+        return all(
+            self._packages.is_whole(name) or (name.partition("=")[0] not in present and self._is_offered(name))
+            for name in self._names
+        )
+
+    def _is_offered(self, package: str) -> bool:
+        name, _, pattern = package.partition("=")
+        return any(fnmatch.fnmatchcase(version, pattern) for version in self._packages.offered(name)[name])
+
+    def _is_worth_keeping(self) -> bool:
+        """Whether a driver is there, whole, that is to be replaced by another, or by itself with more libraries. That a
+        kernel lacks the module of the wanted version replaces nothing.
+        """
+        system, wanted = self._system, self._wanted
+        version = driver.library_version(system)
+        if not version or not self._files.is_file(driver.NVIDIA_SMI):
+            return False
+        if half := self._half_configured():
+            if not driver.fits(version, wanted.driver):
+                self._no_way_back = f"the driver {version} can't be put back: {', '.join(half)} can't be configured"
+                system.log.say(f"note: {self._no_way_back}")
+            return False
+        found = (
+            [driver.module(system, one) for one in driver.kernels_of(system, wanted.target)] if wanted.flavour else []
+        )
+        built = [module for module in found if module.version == version]
+        if wanted.flavour and not built:
+            return False
+        if not self._is_wanted(version):
+            return True
+        if driver.lacking(system, wanted.libraries) and not self._only_adds():
+            return True
+        return bool(built) and built[0].flavour != wanted.flavour
+
+    # Bringing it in.
+
+    def _bring_in(self, is_there: bool) -> _Brought:
+        wanted, packages = self._wanted, self._packages
+        self._update.let_go()
+        source: Literal["packages", "run", "found"]
+        if is_there:
+            version = driver.library_version(self._system)
+            source = self._source_of_what_is_there()
+            self._system.log.say(f"the driver {version} is there as it is wanted")
+            packages.settle()
+        else:
+            self._install_prerequisites()
+            source = self._choose_source()
+            self._files.finish()  # What is in place by now is of use to the next run, should this one fail.
+            if source == "packages":
+                self._install_packages()
+            else:
+                self._install_from_installer()
+            version = driver.library_version(self._system)
+            if not driver.fits(version, wanted.driver):
+                by = " ".join(self._names) or f"the installer of {wanted.run.version if wanted.run else ''}"
+                raise Failure(
+                    f"NVIDIA's driver {wanted.driver}",
+                    f"{version or 'no driver'} is installed by: {by}",
+                    "in a distribution's own archive, the packages of a branch that has ended lead to those of the "
+                    "next one",
+                    "set nvidia.driver to a branch that is maintained, or nvidia.source: run",
+                )
+        if source == "packages":
+            self._drop_replaced()
+        self._drop_unwanted()
+        if wanted.flavour is None:
+            self._need_host_version(version)
+            self._note_driver(version, source)
+            return _Brought(version, source, "no-module", "a container has no kernel of its own")
+        module = Module(version, wanted.flavour)
+        for kernel in driver.kernels_of(self._system, wanted.target):
+            driver_modules.build(packages, module, kernel)
+        driver_modules.renew_initramfs(packages, wanted.target)
+        self._note_driver(version, source)
+        boot_service.install(self._system, PERSISTENCE)
+        reboot, why = driver_modules.load(packages, module)
+        self._start_persistence(version)
+        return _Brought(version, source, reboot, why)
+
+    def _source_of_what_is_there(self) -> Literal["packages", "run", "found"]:
+        """As noted; a run that was cut short may have noted nothing of what it had installed."""
+        records = self._packages.records()
+        noted = self._note.source
+        if not noted and self._files.exists(driver_installer.INSTALLED):
+            noted = "run"
+        if not noted and any(FAMILY.search(name) and one.before == "-" for name, one in records.items()):
+            noted = "packages"
+        return "packages" if noted == "packages" else "run" if noted == "run" else "found"
+
+    def _note_driver(self, version: str, source: str) -> None:
+        line = "\t".join((version, source, self._wanted.target, self._wanted.flavour or ""))
+        self._files.note(driver.NOTE, f"{line}\n".encode())
+
+    def _need_host_version(self, version: str) -> None:
+        loaded = driver.loaded(self._system).version
+        if loaded and loaded != version:
+            raise Failure(
+                f"the libraries of the host's driver, {loaded}",
+                f"{version} is installed",
+                "they must be of one version, to the last digit",
+                "run `pulumi up --refresh`: the host's version is read then",
+            )
+
+    def _install_prerequisites(self) -> None:
+        names = [name for name in self._wanted.prerequisites if self._can_be_had(name)]
+        if names:
+            self._packages.install(names)
+
+    def _can_be_had(self, name: str) -> bool:
+        """No for headers of a kernel that no repository has, and that somebody has put there in another way.
+
+        :raises Failure: there are none at all.
+        """
+        match = _HEADERS.fullmatch(name)
+        if not match or self._packages.is_whole(name) or self._packages.offered(name)[name]:
+            return True
+        kernel = match[2]
+        if self._files.exists(f"/usr/lib/modules/{kernel}/build"):
+            self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
+            return False
+        raise Failure(
+            f"headers of the kernel {kernel}, the package {name}",
+            "no repository has it",
+            "DKMS builds the driver's modules for that kernel with them",
+            "update that kernel to one whose headers are there (`apt full-upgrade`, a reboot), and remove the old one; "
+            "or install its headers by hand",
+        )
+
+    def _choose_source(self) -> Literal["packages", "run"]:
+        wanted = self._wanted
+        if wanted.source != "either":
+            return wanted.source
+        for name in self._names:
+            if not self._is_offered(name):
+                self._system.log.say(f"note: {name} isn't offered: NVIDIA's installer is used")
+                return "run"
+        if wanted.target == "lxc" and self._brings_modules():
+            self._system.log.say(
+                "note: the packages would bring kernel modules, which have no place in a container: NVIDIA's installer "
+                "is used"
+            )
+            return "run"
+        return "packages"
+
+    def _brings_modules(self) -> bool:
+        """Whether apt would install something of the kernel's with the packages."""
+        plan = self._packages.simulated("install", "--no-install-recommends", "--allow-downgrades", *self._names)
+        changes = announced(plan) if plan.status == 0 else []
+        return any(change.new != "-" and _OF_THE_KERNEL.search(change.name) for change in changes)
+
+    def _install_packages(self) -> None:
+        packages = self._packages
+        driver_installer.remove(packages)
+        # The packages renew the newest kernel's at most.
+        if self._wanted.target == "host" or driver.cards(self._system).holder:
+            self._files.set_pending(driver_modules.INITRAMFS)
+        packages.install(self._names, recommends=self._wanted.recommends)
+
+    def _install_from_installer(self) -> None:
+        wanted, packages = self._wanted, self._packages
+        run = wanted.run
+        if run is None or not run.sha256:
+            raise Failure(*(wanted.unpinned or ("NVIDIA's installer", "none is named", "there is no other way", "")))
+        packages.install(wanted.run_prerequisites)
+        path = run.file(DOWNLOADS)
+        driver_installer.fetch(packages, run, path)
+        packages.make_way(
+            [name for name in packages.installed().present if FAMILY.search(name)],
+            "the driver's packages",
+            "NVIDIA's installer",
+        )
+        if driver.run_version(self._system) != run.version:
+            driver_installer.remove(packages)
+        driver_installer.run(packages, run, path, wanted.target)
+
+    def _drop_replaced(self) -> None:
+        """Packages of the driver that we added for another version, and that nothing needs any more; and what was left
+        of those that made way. A run that was cut short may have left them, too.
+        """
+        packages = self._packages
+        version, found = driver.library_version(self._system), packages.installed()
+        old = []
+        for name, record in packages.records().items():
+            there = found.present.get(name, "")
+            of_another = bool(_VERSIONED.search(there)) and version not in there
+            if record.before == "-" and FAMILY.search(name) and (name in found.left or of_another):
+                old.append(name)
+        if packages.purge(old, "what was of another version: ", "they belong to a driver that was replaced"):
+            packages.settle()
+
+    def _drop_unwanted(self) -> None:
+        """Packages of what the driver was for, and isn't any more, where we added them."""
+        if not self._wanted.unwanted:
+            return
+        present, records = self._packages.installed().present, self._packages.records()
+        old = [
+            name
+            for name in self._wanted.unwanted
+            if name in present and name in records and records[name].before == "-"
+        ]
+        what = "what the driver is no longer for: "
+        if self._packages.purge(old, what, "nvidia.capabilities leaves them out"):
+            self._packages.settle()
+
+    def _start_persistence(self, version: str) -> None:
+        """Where the module that is loaded is of the version that is installed."""
+        if driver.loaded(self._system).version == version:
+            done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
+            if done.status != 0:
+                self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
+
+    # The update.
+
+    def _resume(self) -> None:
+        """What an earlier run has left of an update."""
+        update = self._update
+        phase = update.phase
+        if phase in ("", "keeping"):
+            update.close()
+            return
+        if phase != "back" and (update.lost or not self._is_kept_wanted()):
+            return
+        self._system.log.say(f"an update of the driver was left half-way: putting {update.kept.version} back")
+        update.enter("back")
+        try:
+            update.restore()
+        except (Failure, OSError) as error:
+            # It may be that the new one works by now: going on is better than being held here for ever.
+            failure = self._undone(error)
+            self._system.log.say(f"note: the driver from before could not be put back: {failure.found}")
+            update.enter("trying")
+        else:
+            update.close()
+
+    def _is_kept_wanted(self) -> bool:
+        """Whether what was kept is what is wanted now."""
+        wanted, update = self._wanted, self._update
+        if set(wanted.libraries) & set(update.lacking):
+            return False
+        note = driver.note(self._system, f"{driver.UPDATE}/note")
+        return (
+            driver.fits(update.kept.version, wanted.driver)
+            and (wanted.flavour is None or update.kept.flavour == wanted.flavour)
+            and driver.is_source_wanted(note, wanted.source)
+        )
+
+    def _begin_update(self) -> None:
+        try:
+            self._update.keep(self._wanted.driver, self._wanted.libraries)
+        except (Failure, OSError) as error:
+            failure = self._undone(error)
+            self._update.close()
+            raise Failure(failure.wanted, failure.found, f"{failure.why}; nothing was changed", failure.next) from error
+
+    def _bring_in_untried(self, is_there: bool) -> _Brought:
+        """With nothing kept: there is nothing to keep, or it can't be."""
+        try:
+            return self._bring_in(is_there)
+        except (Failure, OSError) as error:
+            if not self._no_way_back:
+                raise
+            failure = self._undone(error)
+            next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
+            raise Failure(failure.wanted, failure.found, failure.why, next) from error
+
+    def _try(self, is_there: bool) -> _Brought:
+        """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
+        reason.
+        """
+        update, old = self._update, self._update.kept.version
+        if update.phase != "tried":
+            update.enter("trying")
+        try:
+            brought = self._bring_in(is_there)
+            is_proven = self._prove(brought)
+        except (Failure, OSError) as error:
+            self._give_up(old, self._undone(error))
+        if self._wanted.awaited:
+            update.mark("awaited")
+        if is_proven and not self._wanted.awaited:
+            update.close()
+        else:
+            update.enter("tried")
+        return brought
+
+    def _prove(self, brought: _Brought) -> bool:
+        """The new one at work, where it is loaded and the old one was; returns whether nothing has to be seen after a
+        boot.
+        """
+        if driver.loaded(self._system).version != brought.version or brought.reboot == "yes":
+            return False
+        # In a container the old ones don't answer any more: its host has the new driver.
+        if (self._update.has("worked") or self._wanted.awaited) and not self._update.serves_cards():
+            self._packages.explain(
+                self._update.said,
+                f"NVIDIA's driver {brought.version}, answering nvidia-smi",
+                f"the one before it, {self._update.kept.version}, did, and where this is a container, its host's does",
+            )
+        return True
+
+    def _give_up(self, old: str, reason: Failure) -> NoReturn:
+        """Ends the run with why the new one could not be had, and what there is instead."""
+        update = self._update
+        self._system.log.say(f"note: the update of the driver from {old} failed: {reason.wanted}")
+        if lost := update.lost:
+            update.close()
+            raise Failure(
+                reason.wanted,
+                reason.found,
+                reason.why,
+                f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)",
+            )
+        update.enter("back")
+        self._system.work.extend(self._wanted.software.install_seconds)
+        try:
+            said = update.restore()
+        except (Failure, OSError) as error:
+            failure = self._undone(error)
+            raise Failure(
+                reason.wanted,
+                reason.found,
+                f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: {failure.found}",
+                f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
+                f"{failure.next}. For the update: {reason.next}",
+            ) from error
+        update.close()
+        raise Failure(
+            reason.wanted,
+            reason.found,
+            f"{reason.why}; the update is given up",
+            f"the driver {old} is back: {said}. For another try: {reason.next}",
+        )
+
+    def _undone(self, error: Failure | OSError) -> Failure:
+        """What failed, its files put back."""
+        self._files.undo()
+        return error if isinstance(error, Failure) else self._system.failure_of(error)

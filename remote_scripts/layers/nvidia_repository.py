@@ -1,0 +1,172 @@
+"""NVIDIA's repositories, each with a key whose fingerprint is known; which versions may be installed, and which not by
+themselves.
+
+Changes packages, and lists, keyrings and files of apt's configuration; the lists of packages are fetched. `revert`
+undoes exactly these. Where somebody has a repository already, theirs is used, and no second entry is written: apt
+refuses two with different keyrings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+from remote_scripts.shared import repositories, steps
+from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+LAYER = "nvidia-repository"
+STEP = "repository"
+# When the lists were fetched, and a digest of what they were fetched by. They aren't fetched again while they are
+# younger, unless something has changed.
+_FETCHED = "/run/homelab/updated"
+_LISTS_SECONDS = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """`line`: the content of `list_file`; `fingerprint`: of the key at `key_url`, which goes into `keyring`."""
+
+    list_file: str
+    line: str
+    key_url: str
+    fingerprint: str
+    keyring: str
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self.line.split()[-2].rstrip("/")
+
+    @property
+    def suite(self) -> str:
+        """Its suite, or `/`."""
+        return self.line.split()[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AptFile:
+    """A file of apt's configuration."""
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`prerequisites`: packages; `ask`: packages whose versions the answer has."""
+
+    software: Software
+    prerequisites: tuple[str, ...] = ()
+    repositories: tuple[Repository, ...] = ()
+    files: tuple[AptFile, ...] = ()
+    ask: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`offered`: package -> versions that the repositories have, the newest first; `packages`: what was added."""
+
+    offered: dict[str, tuple[str, ...]]
+    packages: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """`kept`: packages that others need by now."""
+
+    kept: tuple[str, ...]
+    changed: bool
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Adds the repositories, and fetches their lists.
+
+    :raises Failure: a key is another one, a list can't be had, somebody's entry switches signatures off.
+    """
+    return system.changing(lambda: _apply(system, wanted))
+
+
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Takes out what this layer put there.
+
+    :raises Failure: apt can't do it.
+    """
+    return system.changing(lambda: _revert(system, wanted))
+
+
+def _apply(system: System, wanted: Wanted) -> Answer:
+    files, packages = system.files, Packages(system, wanted.software, LAYER)
+    ours = [one for one in wanted.repositories if _is_to_be_ours(system, one)]
+    # What an earlier run wrote, and isn't wanted any more, or somebody else has by now.
+    kept = {path for one in ours for path in (one.list_file, one.keyring)} | {one.path for one in wanted.files}
+    for path in files.of_layer(LAYER):
+        if path not in kept:
+            files.drop(LAYER, path)
+    if not all(map(packages.is_whole, wanted.prerequisites)):
+        packages.update()
+        packages.install(wanted.prerequisites)
+    for one in wanted.files:
+        files.put(LAYER, one.path, 0o644, f"{one.content.removesuffix(chr(10))}\n".encode())
+    for repository in ours:
+        repositories.take_key(packages, repository.key_url, repository.fingerprint, repository.keyring)
+        files.put(LAYER, repository.list_file, 0o644, f"{repository.line.strip()}\n".encode())
+    _fetch_lists(packages, [one.url for one in wanted.repositories])
+    steps.note(system, STEP, wanted.software.context.name)
+    files.finish()
+    offered = packages.offered(*wanted.ask)
+    added = tuple(packages.of_layer())
+    return Answer({name: tuple(offered[name]) for name in wanted.ask}, added, files.changed)
+
+
+def _revert(system: System, wanted: Wanted) -> Reverted:
+    files, packages = system.files, Packages(system, wanted.software, LAYER)
+    if steps.is_anothers(system, STEP, wanted.software.context.name):
+        return Reverted((), False)
+    for path in files.of_layer(LAYER):
+        if path.startswith("/etc/apt/sources.list.d/"):
+            for url, _ in repositories.entries(system, path)[:1]:  # nobody else has an entry for that
+                repositories.remove_lists(system, url)
+            files.remove(_FETCHED)
+        files.drop(LAYER, path)
+    packages.remove()
+    steps.forget(system, STEP)
+    return Reverted(tuple(packages.kept), files.changed)
+
+
+def _is_to_be_ours(system: System, repository: Repository) -> bool:
+    """Whether nobody else has written it down.
+
+    :raises Failure: somebody's entry has its signatures unchecked.
+    """
+    url = repository.url
+    theirs = repositories.other_entry(system, url, repository.suite, repository.list_file)
+    if not theirs:
+        return True
+    if repositories.is_unchecked(system, theirs):
+        raise Failure(
+            f"{url} with its signatures checked",
+            f"{theirs} switches that off for it (trusted, allow-insecure or allow-weak)",
+            "whoever stands between could have anything installed here as root",
+            f"take that option or the entry out of {theirs}; without the entry this program writes its own, with the "
+            "known key",
+        )
+    system.log.say(f"{url} is in {theirs} already: that entry is used")
+    return False
+
+
+def _fetch_lists(packages: Packages, urls: list[str]) -> None:
+    """Unless they were fetched a short while ago, and nothing that matters to them has changed since."""
+    system, files = packages.system, packages.system.files
+    records = [(path, files.line(f"{HOME}/files/{LAYER}{path}")) for path in files.of_layer(LAYER)]
+    digest = hashlib.sha256(repr(records).encode()).hexdigest()
+    when, _, of = files.text(_FETCHED).partition("\n")
+    is_fresh = when.isdecimal() and 0 <= time.time() - int(when) < _LISTS_SECONDS
+    if is_fresh and of == digest and all(repositories.has_lists(system, url) for url in urls):
+        return
+    packages.update(*urls)
+    files.write(_FETCHED, f"{int(time.time())}\n{digest}\n".encode(), 0o600)

@@ -1,0 +1,170 @@
+"""NVIDIA's driver from NVIDIA's installer.
+
+/var/lib/homelab/nvidia-run is what the installer has installed: version, address, SHA-256, arguments, a line each (of
+versions before this one the first alone).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from remote_scripts.shared import driver, driver_modules
+from remote_scripts.shared.packages import Packages, end_of
+from remote_scripts.shared.symptoms import Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+INSTALLED = f"{HOME}/nvidia-run"
+# While it is there, the installer hasn't come to its end: what it was to install isn't all there.
+_BEGUN = f"{HOME}/nvidia-run-begun"
+DOWNLOADS = f"{HOME}/downloads"
+_SUM_SECONDS = 600.0
+_OWN_LOG = "/var/log/nvidia-installer.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installer:
+    """NVIDIA's installer. `sha256`: the one that was known before: whoever can replace the file can replace what is
+    published beside it; `arguments`: of the installer.
+    """
+
+    version: str
+    url: str
+    sha256: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> bytes:
+        """What is noted of it."""
+        return f"{self.version}\n{self.url}\n{self.sha256}\n{' '.join(self.arguments)}\n".encode()
+
+    def file(self, folder: str) -> str:
+        """Its path in a folder."""
+        return f"{folder}/NVIDIA-Linux-x86_64-{self.version}.run"
+
+
+def noted(system: System, path: str = INSTALLED) -> Installer | None:
+    """What the installer has installed for us; None: nothing.
+
+    :raises OSError: its note can't be read.
+    """
+    content = system.files.need(path)
+    if content is None:
+        return None
+    version, url, sha256, arguments = (content.decode("utf-8", "replace").split("\n") + [""] * 4)[:4]
+    return Installer(version=version, url=url, sha256=sha256, arguments=tuple(arguments.split()))
+
+
+def fetch(packages: Packages, installer: Installer, path: str) -> None:
+    """The installer, compared with its checksum.
+
+    :raises Failure: it can't be had, or is another file; the next run fetches it anew.
+    """
+    run, files = packages.system.run, packages.system.files
+    if not files.exists(path):
+        packages.download(installer.url, path)
+    found = run.ask("sha256sum", files.name(path), seconds=_SUM_SECONDS).text.partition(" ")[0]
+    if found == installer.sha256:
+        return
+    files.remove(path)
+    raise Failure(
+        f"NVIDIA's installer {installer.version}, with the checksum {installer.sha256}",
+        f"{found} at {installer.url}",
+        "it runs as root, and wasn't run; it is incomplete, or a server, proxy or mirror has another file",
+        "run `pulumi up` again; if it stays, empty the proxy's cache or set another nvidia.mirror",
+    )
+
+
+def run(packages: Packages, installer: Installer, path: str, target: Target) -> None:
+    """Installs the driver.
+
+    :raises Failure: the installer fails.
+    """
+    system = packages.system
+    arguments = [*installer.arguments, *(_clear_the_way(packages, installer, target) if target != "lxc" else ())]
+    # What it puts there is ours, before it begins.
+    system.files.mark(_BEGUN)
+    system.files.note(INSTALLED, installer.note)
+    system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
+    # It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have.
+    unpacked = f"{DOWNLOADS}/unpacked"
+    system.files.need_own_folder(unpacked)
+    folder = f"TMPDIR={system.files.name(unpacked)}"
+    done = packages.do("env", folder, "sh", system.files.name(path), *arguments)
+    if done.status != 0:
+        # Its own log says more than what it prints; the compiler's is another one.
+        said = done.said.decode("utf-8", "surrogateescape")
+        packages.explain(
+            f"{said}{end_of(system, _OWN_LOG, 60)}",
+            f"NVIDIA's driver {installer.version}, by its installer",
+            "what follows needs it",
+        )
+    system.files.remove(_BEGUN)
+    system.files.remove_tree(DOWNLOADS)
+    system.files.changed = True
+
+
+def is_whole(system: System) -> bool:
+    """Whether the installer has come to its end, where it was begun."""
+    return not system.files.exists(_BEGUN)
+
+
+def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> list[str]:
+    """The installer, when nobody can be asked, gives up where a module is loaded or nouveau has the card: what it would
+    have done at their place comes at the next boot.
+
+    :returns: further arguments.
+    :raises Failure: its version can't be installed so.
+    """
+    system = packages.system
+    driver_modules.blacklist(packages, target)
+    arguments = ["--no-check-for-alternate-installs"]
+    loaded = driver.loaded(system).version
+    if loaded and is_at_least("545.23.06", installer.version):
+        arguments.append("--allow-installation-with-running-driver")
+    elif loaded and driver_modules.unload(packages) is None:
+        raise Failure(
+            f"no module of NVIDIA's loaded, for the installer of {installer.version}",
+            f"{loaded} is loaded and in use",
+            "installers before 545.23.06 replace no driver that is in use",
+            "reboot it with what uses the card stopped, then run `pulumi up` again",
+        )
+    if holder := driver.cards(system).holder:
+        if not is_at_least("550.40.07", installer.version):
+            raise Failure(
+                "the card free for NVIDIA's installer",
+                f"{holder} has it",
+                "it is blacklisted now, and gives the card up at a boot",
+                "reboot it, then run `pulumi up` again",
+            )
+        arguments += ["--no-nouveau-check", "--skip-module-load"]
+    return arguments
+
+
+def remove(packages: Packages) -> None:
+    """Takes away what the installer has put there, ours or somebody's: its files and those of packages have the same
+    names.
+
+    :raises Failure: it can't be removed.
+    """
+    system = packages.system
+    version, is_ours = driver.run_version(system), system.files.exists(INSTALLED)
+    # An uninstallation that was cut short may have left no library.
+    if version or (is_ours and system.files.is_file(driver.UNINSTALL)):
+        if not is_ours:
+            system.log.say(
+                f"note: replacing the driver {version} which was installed by hand with NVIDIA's installer; it doesn't "
+                "come back"
+            )
+        done = packages.do(system.files.name(driver.UNINSTALL), "--silent")
+        if done.status != 0:
+            packages.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")
+        system.files.changed = True
+    system.files.remove(INSTALLED, _BEGUN)
+
+
+def is_at_least(wanted: str, found: str) -> bool:
+    """Whether a version is that one, or a later one."""
+    return [*map(int, re.findall("[0-9]+", found))] >= [*map(int, re.findall("[0-9]+", wanted))]

@@ -1,0 +1,191 @@
+"""NVIDIA's modules: built for every kernel that must have them, in no other driver's way, loaded."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from remote_scripts.shared import driver, progress
+from remote_scripts.shared.driver import Module
+from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.symptoms import Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+#: The step that must follow where nouveau may be loaded from an initramfs, before /etc is seen.
+INITRAMFS = "nvidia-initramfs"
+BLACKLIST = "/etc/modprobe.d/homelab-nvidia.conf"
+_BLACKLISTED = b"""# NVIDIA's driver has the cards.
+blacklist nouveau
+blacklist nova_core
+blacklist nova_drm
+options nouveau modeset=0
+"""
+_DAEMON = "nvidia-persistenced.service"
+#: In the order in which they can be unloaded.
+_MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
+_OF_THE_DRIVER = re.compile("NVRM|nvidia|signature")
+
+
+def build(packages: Packages, wanted: Module, kernel: str) -> None:
+    """The modules for a kernel, looked at: what DKMS says, and whether the file is there.
+
+    :raises Failure: they can't be built.
+    """
+    system = packages.system
+    if driver.module(system, kernel) == wanted:
+        return
+    system.log.say(f"building the modules of {wanted.version} for {kernel}")
+    status = _dkms_status(system)
+    name = re.search(rf"^(nvidia[a-z-]*)(/|, ){re.escape(wanted.version)}[:,]", status, re.MULTILINE)
+    module = name[1] if name else "nvidia"  # nvidia, nvidia-open, nvidia-current, as the packages call it
+    done = packages.do("dkms", "install", "-m", module, "-v", wanted.version, "-k", kernel)
+    if done.status != 0:
+        packages.explain(
+            done,
+            f"the modules of {wanted.version}, built for {kernel}",
+            "that kernel would come up without the driver",
+        )
+    found = driver.module(system, kernel)
+    if found != wanted:
+        status = "\n".join(line for line in _dkms_status(system).split("\n") if "nvidia" in line.lower())
+        raise Failure(
+            f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
+            f"modinfo: {found.version} {found.flavour}; dkms status: {status or 'nothing'}",
+            "that kernel would come up without the driver",
+            f"build it by hand, `dkms install nvidia/{wanted.version} -k {kernel}`, and read what it says",
+        )
+    system.files.changed = True
+
+
+def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]:
+    """Loads them at once where that can be done.
+
+    :returns: whether a reboot is needed, yes or no, and why.
+    :raises Failure: the kernel doesn't take the module.
+    """
+    system = packages.system
+    found = driver.loaded(system)
+    if found != wanted and found.version:
+        installed = f"{wanted.version} ({wanted.flavour}) is installed"
+        return "yes", f"{found.version} ({found.flavour}) is loaded, {installed}"
+    why = f"{wanted.version} is loaded"
+    if found != wanted:
+        if holder := driver.cards(system).holder:
+            return "yes", f"{holder} has a card, and gives it up at a boot"
+        load_module(packages, wanted.version)
+        why = f"{wanted.version} was loaded: nothing else had the card"
+    if system.run.do("modprobe", "nvidia-uvm", seconds=120).status != 0:
+        system.log.say("note: nvidia-uvm could not be loaded")
+    return "no", why
+
+
+def load_module(packages: Packages, version: str) -> None:
+    """Loads the module itself.
+
+    :raises Failure: the kernel doesn't take it; with what the driver has said of the card.
+    """
+    system = packages.system
+    before = _kernel_log(system)
+    done = packages.do("modprobe", "nvidia", seconds=120)
+    if done.status == 0:
+        return
+    now = _kernel_log(system)
+    # Behind the last line that was there before.
+    new = now[len(now) - now[::-1].index(before[-1]) :] if before and before[-1] in now else now
+    said = [line for line in new if _OF_THE_DRIVER.search(line)]
+    packages.explain(
+        "\n".join([done.said.decode("utf-8", "surrogateescape").rstrip("\n"), *said]),
+        f"the module nvidia of {version}, loaded",
+        "nothing can use the card without it",
+        "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",
+    )
+
+
+def unload(packages: Packages) -> Unloaded | None:
+    """Unloads them; None: something uses them. NVIDIA's daemon, which keeps cards initialised, is stopped for that, and
+    goes on where that doesn't help.
+    """
+    system = packages.system
+    there = {line.partition(" ")[0] for line in system.run.ask("lsmod").text.split("\n")}
+    names = [name for name in _MODULES if name in there]
+    is_active = system.run.ask("systemctl", "is-active", "-q", _DAEMON).status == 0
+    unloaded = Unloaded(system, is_active and system.run.do("systemctl", "stop", _DAEMON).status == 0)
+    if packages.do("rmmod", *names, seconds=60).status != 0 and driver.loaded(system).version:
+        unloaded.start_daemon()
+        return None
+    return unloaded
+
+
+class Unloaded:
+    """Modules that were unloaded.
+
+    :param has_stopped: whether NVIDIA's daemon was stopped for that.
+    """
+
+    def __init__(self, system: System, has_stopped: bool = False) -> None:
+        self._system = system
+        self._has_stopped = has_stopped
+
+    def start_daemon(self) -> None:
+        """Starts the daemon again, if it was stopped."""
+        if self._has_stopped:
+            done = self._system.run.do("systemctl", "start", _DAEMON)
+            if done.status != 0:
+                self._system.log.say(f"note: {_DAEMON} doesn't start again: {done.text}")
+
+
+def blacklist(packages: Packages, target: Target) -> None:
+    """nouveau is never loaded again; the driver's packages bring that of their own.
+
+    :raises Failure: an initramfs can't be made.
+    """
+    files = packages.system.files
+    files.followed_by = INITRAMFS
+    files.put(packages.layer, BLACKLIST, 0o644, _BLACKLISTED)
+    files.finish()
+    files.followed_by = ""
+    renew_initramfs(packages, target)
+
+
+def drop_blacklist(packages: Packages) -> None:
+    """nouveau may be loaded again, once the initramfs is renewed."""
+    files = packages.system.files
+    if packages.layer and files.exists(record_of_blacklist(packages.layer)):
+        files.set_pending(INITRAMFS)
+        files.drop(packages.layer, BLACKLIST)
+        files.finish()
+
+
+def record_of_blacklist(layer: str) -> str:
+    """The record by which the blacklist is ours."""
+    return f"/var/lib/homelab/files/{layer}{BLACKLIST}"
+
+
+def renew_initramfs(packages: Packages, target: str) -> None:
+    """Makes the initramfs anew, where that is still to be done.
+
+    :raises Failure: it can't be made.
+    """
+    system = packages.system
+    if not system.files.is_pending(INITRAMFS):
+        return
+    if system.run.has("update-initramfs"):
+        system.log.say("making the initramfs anew, with nouveau blacklisted")
+        all_of_them = ("-k", "all") if target == "host" else ()
+        done = packages.do(
+            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", where=progress.of_boot(system)
+        )
+        if done.status != 0:
+            packages.explain(
+                done, "an initramfs with nouveau blacklisted", "nouveau would take the card at the next boot"
+            )
+    system.files.done_with(INITRAMFS)
+
+
+def _dkms_status(system: System) -> str:
+    return system.run.ask("dkms", "status").text
+
+
+def _kernel_log(system: System) -> list[str]:
+    return system.run.ask("dmesg", limit=1 << 24).text.split("\n")

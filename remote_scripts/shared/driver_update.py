@@ -1,0 +1,364 @@
+"""An update of NVIDIA's driver: what is there is kept before anything changes, and put back where the new one can't be
+installed, built, loaded or used. The way back needs no network.
+
+/var/lib/homelab/update has `phase`, which says how far it is:
+
+- keeping: nothing is changed yet, the next run begins anew;
+- trying: the next run goes on forwards, or back if what was there is wanted by then;
+- back: the next run first goes on with that, then tries anew;
+- tried: installed, and not loaded before a boot: kept until the new one was seen at work. Of a host, until its
+  containers have its libraries, too, and of such a container (`awaited`) until all of them have.
+
+Beside it `driver`: version and flavour, between them a tab; `packages`: a line for each, NAME VERSION MARK (auto or
+manual); `kernels` that had its modules; `note`, `run`: copies of nvidia-driver and nvidia-run; `blacklist`: ours was
+there; `loaded`, `worked`: it was loaded, and answered; `lacking`: libraries that were demanded of it, and weren't
+there; `lost`: what could not be kept; the packages' files, or the installer.
+
+/var/lib/homelab/given-up is the version of an update that was given up after a boot, for the next reading: a line of
+drift. GIVEN_UP, a file of apt's, holds the packages that were put back at their version: the pin of the settings'
+version would have the next upgrade by hand install what has failed. It goes with the next try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import driver, driver_installer, driver_modules
+from remote_scripts.shared.driver import FAMILY, UPDATE, Module
+from remote_scripts.shared.packages import Packages
+from remote_scripts.shared.symptoms import Target
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import Done
+
+#: Before homelab-nvidia by its name: of several pins for a version, the first counts (apt_preferences(5)).
+GIVEN_UP = "/etc/apt/preferences.d/homelab-given-up"
+VERSION_GIVEN_UP = f"{HOME}/given-up"
+_CACHE = "/var/cache/apt/archives"
+_SYNC_SECONDS = 600.0
+
+Phase = Literal["keeping", "trying", "back", "tried"]
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    version: str
+    mark: str
+
+    def file_in(self, packages: Packages, folder: str) -> str:
+        """Its file's path in a folder, as apt calls it; empty where it isn't there."""
+        start = f"{self.name}_{self.version.replace(':', '%3a')}_"
+        names = (name for name in packages.system.files.names(folder) if name.startswith(start))
+        return next((f"{folder}/{name}" for name in names if name.endswith(".deb")), "")
+
+
+class Update:
+    """The update of one system's driver.
+
+    :param packages: of the driver's layer.
+    """
+
+    def __init__(self, packages: Packages, target: Target) -> None:
+        self._packages = packages
+        self._system = packages.system
+        self._files = packages.system.files
+        self._target = target
+        #: What nvidia-smi has said.
+        self.said = Done(0, b"")
+
+    @property
+    def phase(self) -> str:
+        """How far it is; empty where there is none."""
+        return driver.update_phase(self._system)
+
+    def enter(self, phase: Phase) -> None:
+        """Notes how far it is."""
+        self._files.note(f"{UPDATE}/phase", f"{phase}\n".encode())
+
+    def close(self) -> None:
+        """Its end. Without a phase the rest is litter."""
+        self._files.remove(f"{UPDATE}/phase")
+        self._files.remove_tree(UPDATE)
+
+    def let_go(self) -> None:
+        """Another version may be installed again."""
+        self._files.drop(self._packages.layer, GIVEN_UP)
+
+    @property
+    def kept(self) -> Module:
+        """The driver that was kept.
+
+        :raises OSError: that can't be read.
+        """
+        version, _, flavour = self._text("driver").rstrip("\n").partition("\t")
+        return Module(version, "open" if flavour == "open" else "proprietary" if flavour else "")
+
+    @property
+    def lost(self) -> str:
+        """What could not be kept, in words."""
+        return " ".join(self._text("lost").split("\n")).strip()
+
+    @property
+    def lacking(self) -> list[str]:
+        """The libraries that were demanded of the driver that was kept, and weren't there."""
+        return self._lines("lacking")
+
+    def has(self, name: str) -> bool:
+        """Whether something is noted, such as `worked`."""
+        return self._files.exists(f"{UPDATE}/{name}")
+
+    def mark(self, name: str) -> None:
+        """Notes it."""
+        self._files.mark(f"{UPDATE}/{name}")
+
+    def text_of(self, name: str) -> str:
+        """What is noted.
+
+        :raises OSError: it can't be read.
+        """
+        return self._text(name).strip("\n")
+
+    def note(self, name: str, text: str) -> None:
+        """Notes it, in one line."""
+        self._files.note(f"{UPDATE}/{name}", f"{text}\n".encode())
+
+    def serves_cards(self) -> bool:
+        """Whether nvidia-smi answers; `said` has what it says."""
+        self.said = self._packages.do("nvidia-smi", "-L", seconds=60)
+        return self.said.status == 0
+
+    # Keeping.
+
+    def keep(self, wanted: str, libraries: Iterable[str]) -> None:
+        """Keeps what is there. What can't be had any more is named (`lost`), and the update goes on without a way back:
+        a distribution's archive has one version at a time, and its updates would be refused for ever.
+
+        :param wanted: the driver that is to come, for the log.
+        :param libraries: those that are demanded.
+        :raises Failure: it can't be kept now.
+        """
+        self.close()
+        files, system = self._files, self._system
+        version = driver.library_version(system)
+        kernels = [one for one in driver.kernels_of(system, self._target) if self._has(version, one)]
+        flavour = driver.module(system, kernels[0]).flavour if kernels and self._target != "lxc" else ""
+        system.log.say(f"keeping the driver {version}, in case {wanted} can't be had")
+        self.enter("keeping")
+        self.note("driver", f"{version}\t{flavour}")
+        self.note("kernels", "\n".join(kernels))
+        if files.exists(driver.NOTE):
+            files.copy_of(driver.NOTE, f"{UPDATE}/note")
+        if files.exists(driver_modules.record_of_blacklist(self._packages.layer)):
+            self.mark("blacklist")
+        if driver.loaded(system).version == version:
+            self.mark("loaded")
+            if self.serves_cards():
+                self.mark("worked")
+        files.note(f"{UPDATE}/lacking", _joined(driver.lacking(system, libraries)))
+        lost = self._keep_packages() + self._keep_installer()
+        files.note(f"{UPDATE}/lost", _joined(lost))
+        if lost:
+            system.log.say(
+                f"note: the driver from before could not be put back: no repository and no cache has {' '.join(lost)}"
+            )
+        done = system.run.ask("sync", "-f", files.name(UPDATE), seconds=_SYNC_SECONDS)
+        if done.status != 0:
+            raise Failure(
+                f"the driver {version}, kept in {UPDATE}, on the disk",
+                done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of sync",
+                "an update that fails is undone with it",
+                "see whether that disk still takes writes (`dmesg`), then run `pulumi up` again",
+            )
+
+    def _has(self, version: str, kernel: str) -> bool:
+        return self._target != "lxc" and driver.module(self._system, kernel).version == version
+
+    def _keep_packages(self) -> list[str]:
+        """The driver's packages; returns those that are nowhere any more."""
+        packages, files = self._packages, self._files
+        manual = set(packages.marked_manual())
+        family = [
+            _Package(name, version, "manual" if name in manual else "auto")
+            for name, version in sorted(packages.installed().whole.items())
+            if FAMILY.search(name)
+        ]
+        lines = [f"{one.name}\t{one.version}\t{one.mark}" for one in family]
+        files.note(f"{UPDATE}/packages", _joined(lines))
+        offered = packages.offered(*(one.name for one in family))
+        fetched, lost = [], []
+        for one in family:
+            if one.version in offered[one.name]:
+                fetched.append(f"{one.name}={one.version}")
+            elif cached := one.file_in(packages, _CACHE):
+                files.copy_of(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
+            else:
+                lost.append(f"{one.name}={one.version}")
+        # Without all of them there is no way back, and the others are of no use.
+        if lost or not fetched:
+            return lost
+        done = packages.apt("download", *fetched, folder=UPDATE)
+        if done.status != 0:
+            packages.explain(
+                done,
+                f"the packages of the driver that is there, kept: {' '.join(fetched)}",
+                "an update that fails is undone with them",
+            )
+        for one in family:
+            path = one.file_in(packages, UPDATE)
+            if not path or self._files.size(path) == 0:
+                raise Failure(
+                    f"{one.name} {one.version}, kept in {UPDATE}",
+                    "it is not there",
+                    "an update that fails is undone with it",
+                    "make room on the disk, then run `pulumi up` again",
+                )
+        return []
+
+    def _keep_installer(self) -> list[str]:
+        """Of an installer that this program ran it is noted where it came from; where somebody else's came from nobody
+        knows.
+        """
+        version = driver.run_version(self._system)
+        if not version:
+            return []
+        installer = driver_installer.noted(self._system)
+        if installer is None or not installer.url or installer.version != version:
+            return [f"NVIDIA's-installer={version}"]
+        self._files.copy_of(driver_installer.INSTALLED, f"{UPDATE}/run")
+        driver_installer.fetch(self._packages, installer, installer.file(UPDATE))
+        return []
+
+    # Putting back.
+
+    def restore(self) -> str:
+        """Puts back what was kept, from wherever an update has come to.
+
+        :returns: in words, what there is then.
+        :raises Failure: it can't be put back; the next run goes on with it.
+        """
+        packages, system, files = self._packages, self._system, self._files
+        kept = self.kept
+        system.log.say(f"putting the driver {kept.version} back")
+        files.remove_tree(driver_installer.DOWNLOADS)
+        packages.repair()
+        installer = driver_installer.noted(system, f"{UPDATE}/run")
+        # Of one version it may have been run with other arguments since.
+        is_there = (
+            installer is not None
+            and driver_installer.is_whole(system)
+            and driver.run_version(system) == installer.version
+        )
+        if not is_there or installer != driver_installer.noted(system):
+            driver_installer.remove(packages)
+        self._put_packages_back()
+        self._hold_back()
+        if installer and not (driver_installer.is_whole(system) and driver.run_version(system) == installer.version):
+            driver_installer.fetch(packages, installer, installer.file(UPDATE))
+            driver_installer.run(packages, installer, installer.file(UPDATE), self._target)
+        kernels = self._lines("kernels")
+        for kernel in kernels:
+            driver_modules.build(packages, kept, kernel)
+        if not self.has("blacklist"):
+            driver_modules.drop_blacklist(packages)
+        if self._target != "lxc":
+            driver_modules.renew_initramfs(packages, self._target)
+        if self.has("note"):
+            files.copy_of(f"{UPDATE}/note", driver.NOTE)
+        else:
+            files.remove(driver.NOTE)
+        found = driver.library_version(system)
+        if found != kept.version:
+            raise Failure(
+                f"the libraries of the driver {kept.version}, put back",
+                f"they are {found}",
+                "they must be of the modules' version",
+                "see what is installed: `dpkg -l '*nvidia*'`",
+            )
+        if self._target == "lxc":
+            return f"its libraries{self._in_use_again_in_container(kept.version)}"
+        return f"its libraries, and its modules for {' '.join(kernels)}{self._in_use_again(kept.version)}"
+
+    def _put_packages_back(self) -> None:
+        packages = self._packages
+        kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
+        names = {one.name for one in kept}
+        found, ours = packages.installed(), packages.ours()
+        there = {*found.present, *found.left}
+        gone = sorted(name for name in there if FAMILY.search(name) and name not in names and name in ours)
+        missing = [one for one in kept if found.whole.get(one.name) != one.version]
+        if missing:
+            if self._target == "host":
+                self._files.set_pending(driver_modules.INITRAMFS)
+            kept_files = {one: one.file_in(packages, UPDATE) for one in missing}
+            if gone_files := [f"{one.name}={one.version}" for one, path in kept_files.items() if not path]:
+                raise Failure(
+                    f"the packages of the driver that was kept in {UPDATE}",
+                    f"not there any more: {' '.join(gone_files)}",
+                    "the driver from before is put back with them",
+                    "run `pulumi up` again: it goes on with the driver that the settings name",
+                )
+            words = [self._files.name(path) for path in kept_files.values()]
+            # In one go with the removal of those that came instead: packages of two versions have files of the same
+            # names.
+            words += [f"{name}-" for name in gone if name in found.present]
+            packages.install_files(words, {one.name: one.version for one in missing})
+        packages.purge(gone, None, "they belong to the update that failed")
+        for mark in ("auto", "manual"):
+            packages.mark(mark, [one.name for one in kept if one.mark == mark])
+        packages.settle()
+
+    def _hold_back(self) -> None:
+        """What was put back stays at its version: above the pin of what is wanted."""
+        kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
+        if kept:
+            pins = [f"Package: {one.name}\nPin: version {one.version}\nPin-Priority: 1002\n" for one in kept]
+            self._files.put(self._packages.layer, GIVEN_UP, 0o644, "\n".join(pins).encode())
+            self._files.finish()
+
+    def _in_use_again(self, version: str) -> str:
+        """Brings it into use where that can be done now; returns what is so, in words."""
+        packages, system = self._packages, self._system
+        loaded = driver.loaded(system).version
+        unloaded = None
+        if loaded and loaded != version:
+            unloaded = driver_modules.unload(packages)
+            if unloaded is None:
+                return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
+        if not driver.loaded(system).version and self.has("loaded"):
+            driver_modules.load_module(packages, version)
+        if unloaded:
+            unloaded.start_daemon()
+        if driver.loaded(system).version != version or not self.has("worked"):
+            return ""
+        if not self.serves_cards():
+            packages.explain(
+                self.said, f"the driver {version}, put back, answering nvidia-smi", "it did before the update"
+            )
+        return "; nvidia-smi answers"
+
+    def _in_use_again_in_container(self, version: str) -> str:
+        loaded = driver.loaded(self._system).version
+        if loaded and loaded != version:
+            return f"; the host's driver is {loaded}, with which they don't work"
+        if not self.has("worked") and not self.has("awaited"):
+            return ""
+        if not self.serves_cards():
+            self._packages.explain(
+                self.said,
+                f"the libraries of {version}, put back, answering nvidia-smi",
+                "they did before the update",
+            )
+        return "; nvidia-smi answers"
+
+    def _text(self, name: str) -> str:
+        return (self._files.need(f"{UPDATE}/{name}") or b"").decode("utf-8", "surrogateescape")
+
+    def _lines(self, name: str) -> list[str]:
+        return [line for line in self._text(name).split("\n") if line]
+
+
+def _joined(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")

@@ -1,0 +1,658 @@
+"""Packages and downloads for a layer: what it adds is recorded, and taken away again.
+
+/var/lib/homelab/packages/LAYER has a line for each package that the layer added, changed or removed: name, version now,
+version before, mark before (auto or manual), tabs between; `-` for a package that isn't there. It is written before apt
+is called, so that a run which is killed leaves nothing unknown behind, and brought to what really is there at the end.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from remote_scripts.shared import installed, progress
+from remote_scripts.shared.installed import RECORDS, Installed, Record
+from remote_scripts.shared.symptoms import Context, recognise
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import STEPS
+from remote_scripts.tools.run import STATUS_FD, TIMED_OUT, Done, Progress
+from remote_scripts.tools.system import System
+
+#: What apt-get update complained of, where it did.
+COMPLAINTS = "/run/homelab/update"
+_INTERRUPTED = "/var/lib/dpkg/updates"
+_ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
+_ASK_SECONDS = 600.0
+_ANSWER_BYTES = 1 << 24
+_LOG_BYTES = 1 << 22
+# That a command has waited for a lock is no failure.
+_LOCKED = re.compile(
+    r"^(E|Error|dpkg): .*(Could not get lock|Unable to (acquire the dpkg frontend lock|lock directory)"
+    r"|lock was locked by)",
+    re.MULTILINE,
+)
+_COMPLAINT = re.compile(r"(E|W|Err|Error|Warning)[: ]")
+_BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-installer\.log")
+# curl's exit statuses: the server doesn't go on from there (an old part is longer than the file, or the file has
+# changed); cut off, or no answer.
+_FROM_THE_BEGINNING, _ONCE_MORE = (22, 33, 36), (7, 18, 28, 35, 52, 55, 56, 92)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software:
+    """What every layer that installs something is told. `context`: for messages; the name in it is the system's place
+    in the settings. `lock_seconds`: how long apt's locks are waited for; `locked`: of the lock file, a line for each
+    package: NAME VERSION SHA256.
+    """
+
+    context: Context
+    lock_seconds: int = 600
+    download_seconds: int = 1800
+    install_seconds: int = 3600
+    locked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A package that apt would change. `old`, `new`: versions; `-`: it isn't there."""
+
+    name: str
+    old: str
+    new: str
+
+
+class Packages:
+    """apt, dpkg and curl for one layer, and the layer's record.
+
+    :param layer: the record's name.
+    :param doing: what is done, for the lines that say that it goes on.
+    :param may_remove: the names that an installation may remove, besides what this program added.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        software: Software,
+        layer: str,
+        doing: str = "packages",
+        may_remove: re.Pattern[str] | None = None,
+    ) -> None:
+        self.system = system
+        self.software = software
+        self.layer = layer
+        self._doing = doing
+        self._may_remove = may_remove
+        self._found: Installed | None = None
+        #: What `remove` left, as others need it by now.
+        self.kept: list[str] = []
+
+    # Programs.
+
+    def do(
+        self,
+        *arguments: str,
+        seconds: float = 0,
+        doing: str = "",
+        where: Progress | None = None,
+        tells: bool = False,
+    ) -> Done:
+        """A program that takes long, and may change what is installed.
+
+        :param seconds: by default as long as an installation may take.
+        """
+        self._found = None
+        return self.system.run.do(
+            *arguments,
+            seconds=seconds or self.software.install_seconds,
+            doing=doing or self._doing,
+            environment=_ENVIRONMENT,
+            progress=where or progress.of_packages(self.system),
+            tells=tells,
+        )
+
+    def apt(self, *arguments: str, seconds: float = 0, folder: str = "") -> Done:
+        """apt-get, which asks nothing and keeps everybody's configuration.
+
+        :param folder: where it works; by default anywhere.
+        """
+        tells = self.system.run.tells
+        options = [f"DPkg::Lock::Timeout={self.software.lock_seconds}", "Acquire::Retries=3", "Dpkg::Use-Pty=0"]
+        options += [f"APT::Status-Fd={STATUS_FD}"] * tells
+        options += ["Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"]
+        command = [*(("env", "-C", self.system.files.name(folder)) if folder else ()), "apt-get", "-y", "-q"]
+        command += [word for option in options for word in ("-o", option)]
+        return self._patient(*command, *arguments, seconds=seconds, tells=tells)
+
+    def _patient(self, *arguments: str, seconds: float = 0, tells: bool = False) -> Done:
+        """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
+        until = time.monotonic() + self.software.lock_seconds
+        said = False
+        while True:
+            done = self.do(*arguments, seconds=seconds, tells=tells)
+            lock = _LOCKED.search(_text(done))
+            if done.status == 0 or not lock or time.monotonic() >= until:
+                return done
+            if not said:
+                self.system.log.say(f"waiting up to {self.software.lock_seconds} s for: {_line_of(lock)}")
+            said = True
+            self.system.work.go_on(f"waiting for another one's lock: {_line_of(lock)}")
+            time.sleep(1)
+
+    def update(self, *urls: str) -> None:
+        """The lists of all repositories. That somebody's other repository is out of order (pve-enterprise without a
+        subscription) isn't ours to mend.
+
+        :param urls: beginnings of addresses.
+        :raises Failure: one of these can't be had, or none can.
+        """
+        files = self.system.files
+        self.system.log.say("fetching the lists of packages")
+        done = self.apt("update", "-o", "APT::Update::Error-Mode=any")
+        files.remove(COMPLAINTS)
+        if done.status == 0:
+            return
+        text = _text(done)
+        lines = [line for line in text.split("\n") if _COMPLAINT.match(line) or line.startswith(" ")]
+        files.write(
+            COMPLAINTS, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") or done.said, 0o600
+        )
+        if (
+            done.status >= TIMED_OUT
+            or _LOCKED.search(text)
+            or re.search("sources could not be read|No space left", text)
+        ):
+            self.explain(done, "the lists of packages, by apt-get update", "packages are installed from them")
+        for url in urls:
+            if mine := _complaints_of(url, text):
+                self.explain(mine, f"the list of packages of {url}", "what is wanted comes from there")
+        self.system.log.say("not all lists could be fetched; those that are needed here are there")
+
+    def repair(self) -> bool:
+        """What an interrupted dpkg has left, of whomever's, before anything is added. What can't be repaired the next
+        step may replace.
+
+        :returns: whether there was anything.
+        """
+        found = self.installed()
+        interrupted = any(name.isdigit() for name in self.system.files.names(_INTERRUPTED))
+        if found.present == found.whole and not interrupted:
+            return False
+        self.system.log.say("packages are half installed: repairing that first")
+        self.system.files.changed = True
+        is_done = self._patient("dpkg", "--configure", "-a", "--force-confdef", "--force-confold").status == 0
+        if not is_done and self.apt("install", "-f", "--no-remove").status != 0:
+            self.system.log.say("note: apt-get install -f didn't repair every package")
+        return True
+
+    def simulated(self, *arguments: str) -> Done:
+        """What apt-get would do."""
+        done = self.system.run.ask("apt-get", "-s", "-q", *arguments, seconds=_ASK_SECONDS, limit=_ANSWER_BYTES)
+        return Done(done.status, done.output, said=done.output + done.error)
+
+    def offered(self, *names: str) -> dict[str, list[str]]:
+        """The versions of each package that the repositories have, the newest first."""
+        return installed.offered(self.system, *names)
+
+    # What is installed.
+
+    def installed(self) -> Installed:
+        """Of all packages; asked once, until something may have changed it.
+
+        :raises Failure: dpkg doesn't say.
+        """
+        if self._found is None:
+            self._found = installed.installed(self.system)
+        return self._found
+
+    def is_whole(self, package: str) -> bool:
+        """Whether NAME or NAME=PATTERN is installed, at such a version."""
+        name, has_pattern, pattern = package.partition("=")
+        version = self.installed().whole.get(name, "")
+        return bool(version) and fnmatch.fnmatchcase(version, pattern if has_pattern else "*")
+
+    # Installing.
+
+    def install(self, names: Iterable[str], *, recommends: bool = False) -> None:
+        """Packages for the layer, with what they recommend or without. What is there at its version stays untouched,
+        and nobody else's packages are removed (`may_remove`); a version may go down.
+
+        :param names: NAME or NAME=PATTERN.
+        :raises Failure: they can't be had.
+        """
+        names = tuple(names)
+        if not all(map(self.is_whole, names)):
+            self.repair()
+        missing = [name for name in names if not self.is_whole(name)]
+        if not missing:
+            self.settle()
+            return
+        words = " ".join(missing)
+        options = ("install", "--allow-downgrades", *(() if recommends else ("--no-install-recommends",)))
+        plan = self.simulated(*options, *missing)
+        if plan.status != 0:
+            self.explain_install(plan, words)
+        self._noted(plan, f"to install {words}", locked=True)
+        self.system.log.say(f"installing {words}")
+        # It fetches gigabytes, too: a slow line mustn't end it while it unpacks.
+        seconds = self.software.download_seconds + self.software.install_seconds
+        done = self.apt(*options, *missing, seconds=seconds)
+        self.settle()
+        if done.status != 0:
+            self.explain_install(done, words)
+        for name in missing:
+            if not self.is_whole(name):
+                bare = name.partition("=")[0]
+                raise Failure(
+                    f"{name}, installed",
+                    f"apt-get succeeded, and it is {self.installed().present.get(bare) or 'not there'}",
+                    "what follows needs it",
+                    f"see `apt-cache policy {bare}`, then run `pulumi up` again",
+                )
+
+    def install_files(self, words: Sequence[str], versions: Mapping[str, str]) -> None:
+        """The same for packages in files, and NAME- for those that make way. Somebody else's package, which can't be
+        configured, makes apt fail, and is in nobody's way.
+
+        :param versions: by the names of those in the files.
+        :raises Failure: they can't be installed.
+        """
+        options = ("install", "--allow-downgrades", "--no-install-recommends")
+        shown = " ".join(word.rpartition("/")[2] for word in words)
+        plan = self.simulated(*options, *words)
+        if plan.status != 0:
+            self.explain_install(plan, shown)
+        self._noted(plan, f"to put back {shown}")
+        done = self.apt(*options, *words)
+        whole = self.installed().whole
+        if done.status != 0 and any(whole.get(name) != version for name, version in versions.items()):
+            self.explain_install(done, shown)
+
+    def _noted(self, plan: Done, what: str, *, locked: bool = False) -> None:
+        """Looks at what was simulated, and adds it to the record.
+
+        :raises Failure: somebody else's would go, or it isn't what the lock file has.
+        """
+        changes = announced(plan)
+        self._need_others_kept(changes, what)
+        if locked:
+            self._need_locked(changes)
+        self._record(changes)
+        self.system.files.changed = True
+
+    def _need_others_kept(self, changes: Iterable[Change], what: str) -> None:
+        ours = self.ours()
+        gone = sorted(change.name for change in changes if change.new == "-")
+        against = [
+            name for name in gone if name not in ours and not (self._may_remove and self._may_remove.search(name))
+        ]
+        if against:
+            words = " ".join(against)
+            raise Failure(
+                what,
+                f"{words} would be removed for it",
+                "they aren't this program's to remove",
+                f"remove what is in the way yourself (`apt-get remove {words}`), then run `pulumi up` again",
+            )
+
+    def _need_locked(self, changes: Iterable[Change]) -> None:
+        """What is going to be installed is what the lock file has: the version, and the file, by the repository's
+        index. With that apt itself compares what it fetches.
+        """
+        locked = {name: rest for name, _, rest in (line.partition(" ") for line in self.software.locked)}
+        place = self.software.context.name
+        for change in changes:
+            version, _, digest = locked.get(change.name, "").partition(" ")
+            if not version or change.new == "-":
+                continue
+            if change.new != version:
+                raise Failure(
+                    f"{place}: {change.name} {version}, as the lock file has it",
+                    f"apt would install {change.new}",
+                    "the repositories no longer have the locked version, or another package needs a newer one",
+                    f"`python -m homelab lock --release {place}`, then `pulumi up` and `python -m homelab lock`; or "
+                    "give apt a repository that has it",
+                )
+            done = self.system.run.ask("apt-cache", "show", f"{change.name}={version}", seconds=_ASK_SECONDS)
+            found = re.search(r"^SHA256: (\S*)", done.text, re.MULTILINE)
+            if (found[1] if found else "") != digest:
+                raise Failure(
+                    f"{place}: {change.name} {version} with the SHA-256 {digest}, as the lock file has it",
+                    f"the repository has {found[1] if found else 'none'}",
+                    "it is another file under the same version",
+                    "find out why, before you install it: a mirror that was changed, or a package that was built anew; "
+                    f"`python -m homelab lock --release {place}` forgets the old one",
+                )
+
+    # The record.
+
+    def records(self) -> dict[str, Record]:
+        """What the layer added, changed or removed.
+
+        :raises Failure: the record can't be read.
+        """
+        return installed.recorded(self.system, self.layer)
+
+    def settle(self) -> None:
+        """The record says what there is; what is as it was before the layer isn't in it."""
+        found = self.installed()
+        records = self.records()
+        for name, record in [*records.items()]:
+            record.now = found.present.get(name) or "-"
+            # What is left of one that was removed for another of ours is purged with the rest.
+            if record.now == record.before and name not in found.left:
+                del records[name]
+        self._write(records)
+
+    def of_layer(self) -> list[str]:
+        """What the layer added or changed and is there."""
+        return [name for name, record in sorted(self.records().items()) if record.now != "-"]
+
+    def _record(self, changes: Iterable[Change]) -> None:
+        records = self.records()
+        manual = set(self.marked_manual())
+        for change in changes:
+            record = records.get(change.name)
+            if record is None or not record.now:
+                mark = "manual" if change.name in manual else "auto"
+                records[change.name] = Record(change.new, change.old, mark)
+            else:
+                record.now = change.new
+        self._write(records)
+
+    def marked_manual(self) -> list[str]:
+        """The packages that were installed by hand, not for others."""
+        return self.system.run.ask("apt-mark", "showmanual", seconds=_ASK_SECONDS, limit=_ANSWER_BYTES).text.split("\n")
+
+    def _write(self, records: dict[str, Record]) -> None:
+        files, path = self.system.files, f"{RECORDS}/{self.layer}"
+        if not records:
+            files.remove(path)
+            return
+        lines = sorted(f"{name}\t{one.now}\t{one.before}\t{one.mark}\n" for name, one in records.items())
+        content = "".join(lines).encode("utf-8", "surrogateescape")
+        files.note(path, content)
+
+    def ours(self) -> set[str]:
+        """What some layer of ours added."""
+        layers = self.system.files.names(RECORDS)
+        return {
+            name
+            for layer in layers
+            if not layer.startswith(".")
+            for name, record in installed.recorded(self.system, layer).items()
+            if record.before == "-"
+        }
+
+    # Removing.
+
+    def remove(self) -> None:
+        """Purges what the layer added, and brings back what it changed or removed. What others need by now stays:
+        `kept`.
+
+        :raises Failure: apt can't do it.
+        """
+        self.settle()
+        if not self.records():
+            return
+        self.repair()
+        records = self.records()
+        if back := self._versions_to_restore(records):
+            self._bring_back(back, records)
+        found = self.installed()
+        gone = [
+            name
+            for name, record in records.items()
+            if record.before == "-" and (name in found.present or name in found.left)
+        ]
+        self.purge(gone, "", "this program installed them")
+        self.system.files.remove(f"{RECORDS}/{self.layer}")
+
+    def _versions_to_restore(self, records: dict[str, Record]) -> dict[str, str]:
+        """Name -> version of what had another version, or was removed, if that version can still be had."""
+        present = self.installed().present
+        differing = {
+            name: record.before
+            for name, record in records.items()
+            if record.before != "-" and present.get(name) != record.before
+        }
+        offered = self.offered(*differing)
+        for name, before in [*differing.items()]:
+            if before not in offered[name]:
+                self.system.log.say(
+                    f"note: {name} was {before} before, which no repository has any more: it stays "
+                    f"{present.get(name) or 'away'}"
+                )
+                self.kept.append(name)
+                del differing[name]
+        return differing
+
+    def _bring_back(self, back: dict[str, str], records: dict[str, Record]) -> None:
+        words = [f"{name}={version}" for name, version in back.items()]
+        options = ("install", "--allow-downgrades", "--no-install-recommends", *words)
+        plan = self.simulated(*options)
+        if plan.status != 0:
+            last = _text(plan).rstrip("\n").rpartition("\n")[2]
+            self.system.log.say(f"note: what was there before can't be brought back: {' '.join(words)}; {last}")
+            self.kept += back
+            return
+        # Ours that stand in their way go; nobody else's.
+        self._need_others_kept(announced(plan), f"to bring back {' '.join(words)}")
+        self.system.log.say(f"bringing back {' '.join(words)}")
+        done = self.apt(*options)
+        if done.status != 0:
+            self.explain_install(done, " ".join(words))
+        self.mark("auto", [name for name in back if records[name].mark == "auto"])
+        self.system.files.changed = True
+
+    def mark(self, mark: str, names: Sequence[str]) -> None:
+        """Packages count as installed by hand (`manual`), or for others alone (`auto`)."""
+        if names and self._patient("apt-mark", mark, *names).status != 0:
+            self.system.log.say(f"apt-mark {mark} {' '.join(names)} failed")
+
+    def purge(self, names: Sequence[str], what: str | None, why: str) -> bool:
+        """Purges packages of ours, but for those that others need by now (`kept`).
+
+        :param what: what they are, for the log; None: nothing is said.
+        :returns: whether any was.
+        :raises Failure: apt can't do it.
+        """
+        gone = self._without_needed(names)
+        if not gone:
+            return False
+        words = " ".join(gone)
+        if what is not None:
+            self.system.log.say(f"removing {what}{words}")
+        done = self.apt("purge", *gone)
+        found = self.installed()
+        if done.status != 0 and any(name in found.present or name in found.left for name in gone):
+            self.explain(done, f"to remove {words}", why)
+        self.system.files.changed = True
+        return True
+
+    def make_way(self, names: Sequence[str], what: str, whose: str) -> None:
+        """Removes packages whose files something else overwrites. What wasn't ours comes back with `remove`.
+
+        :param what: what they are; `whose`: what takes their place.
+        :raises Failure: somebody else's would go with them, or apt can't do it.
+        """
+        if not names:
+            return
+        ours = [name for name in names if name in self.ours()]
+        theirs = [name for name in names if name not in ours]
+        words = " ".join((*ours, *theirs))
+        why = f"{whose} takes their place"
+        plan = self.simulated("remove", *ours, *theirs)
+        if plan.status != 0:
+            self.explain(plan, f"to remove {words}", why)
+        self._noted(plan, f"to replace {what} by {whose}")
+        self.system.log.say(f"removing {what}: {words}")
+        # Somebody's configuration files stay; ours go.
+        for verb, some in (("remove", theirs), ("purge", ours)):
+            done = self.apt(verb, *some) if some else None
+            if done and done.status != 0:
+                self.explain(done, f"to remove {' '.join(some)}", why)
+        self.settle()
+
+    def _without_needed(self, names: Sequence[str]) -> list[str]:
+        """Those that can go without anything else going or coming; the others are `kept`."""
+        gone = [*names]
+        while gone:
+            plan = self.simulated("purge", *gone)
+            if plan.status != 0:
+                self.explain(plan, f"to remove {' '.join(gone)}", "this program installed them")
+            if _only(plan, gone):
+                return gone
+            # Each alone, together with those of ours that need it: that is what apt adds.
+            left = []
+            for name in gone:
+                one = self.simulated("purge", name)
+                if one.status == 0 and _only(one, gone):
+                    left.append(name)
+                else:
+                    self.kept.append(name)
+                    self.system.log.say(f"note: {name} stays: others need it by now")
+            if len(left) == len(gone):
+                others = " ".join(change.name for change in announced(plan) if change.name not in gone)
+                raise Failure(
+                    f"to remove {' '.join(gone)}",
+                    f"apt would change others for that: {others}",
+                    "they aren't this program's to change",
+                    f"see `apt-get -s purge {' '.join(gone)}`, and remove them by hand",
+                )
+            gone = left
+        return gone
+
+    # Downloads.
+
+    def download(self, url: str, path: str) -> None:
+        """A file fetched by https alone, redirections too. `path` is there only when all of it is; a broken transfer
+        goes on where it ended, in the next run, too.
+
+        :raises Failure: it can't be had.
+        """
+        files, part = self.system.files, f"{path}.part"
+        files.need_own_folder(path.rpartition("/")[0])
+        self.system.log.say(f"downloading {url}")
+        until = time.monotonic() + self.software.download_seconds
+        where = progress.of_download(self.system, part)
+        secure = ("-fsSL", "--proto", "=https", "--proto-redir", "=https", "--connect-timeout", "20")
+        done = Done(TIMED_OUT, b"")
+        for number in range(5):
+            left = int(until - time.monotonic())
+            if left <= 0:
+                break
+            target = ("-C", "-", "-o", files.name(part), url)
+            done = self.do("curl", *secure, "--max-time", str(left), *target, seconds=left + 5, where=where)
+            if done.status == 0:
+                files.move(part, path)
+                return
+            if done.status in _FROM_THE_BEGINNING and number == 0 and files.exists(part):
+                files.remove(part)
+            elif done.status in _ONCE_MORE:
+                self.system.work.go_on(f"downloading {url}")
+                time.sleep(number + 1 if number else 0)
+            else:
+                break
+        self.explain(
+            done,
+            url,
+            "it is to be installed",
+            "see whether that address answers from this system (`curl -I`); set nvidia.proxy or nvidia.mirror if it "
+            "must be another way",
+        )
+
+    # What failures mean.
+
+    def explain(self, said: Done | str, wanted: str, why: str, next: str = "") -> NoReturn:
+        """Ends with the message of the first known failure that a program's output has, else with its last lines.
+
+        :raises Failure: always.
+        """
+        text = said if isinstance(said, str) else _text(said)
+        log = self._build_log(text)
+        known = recognise(text, self.software.context)
+        if known:
+            failure = known[1]
+            raise Failure(failure.wanted, failure.found + log, failure.why, failure.next)
+        if not isinstance(said, str) and said.status == TIMED_OUT:
+            next = (
+                "run `pulumi up` again: it continues from what is there; a slow line or system gets longer with "
+                "nvidia.timeouts.install"
+            )
+        last = "\n".join(text.rstrip("\n").split("\n")[-8:])
+        raise Failure(
+            wanted,
+            last + log,
+            why,
+            next or f"correct what the lines above say (/{STEPS} there has all of it), then run `pulumi up` again",
+        )
+
+    def explain_install(self, done: Done, what: str) -> NoReturn:
+        """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched.
+
+        :raises Failure: always.
+        """
+        known = recognise(_text(done), self.software.context)
+        complaints = self.system.files.read(COMPLAINTS)
+        if complaints and known and known[0] == "package-not-found":
+            self.explain(
+                complaints.decode("utf-8", "surrogateescape"),
+                "the lists of packages, by apt-get update",
+                f"{what} is to be installed from them",
+            )
+        self.explain(done, f"to install {what}", "what follows needs it")
+
+    def _build_log(self, text: str) -> str:
+        """The end of the compiler's output, or of the installer's own log, where the text names that."""
+        for path in sorted(set(_BUILD_LOGS.findall(text))):
+            if ends := end_of(self.system, path, 12):
+                return f"\n{path} ends:\n{ends}"
+        return ""
+
+
+def end_of(system: System, path: str, lines: int) -> str:
+    """The last lines of a log; empty where it can't be read."""
+    done = system.run.ask("tail", "-n", str(lines), "--", system.files.name(path))
+    return done.text if done.status == 0 else ""
+
+
+def announced(plan: Done) -> list[Change]:
+    """The packages that `apt-get -s` says that it would change."""
+    changes, gone = [], set()
+    for words in (line.split(" ") for line in _text(plan).split("\n")):
+        if words[0] == "Inst" and len(words) > 2:
+            has_old = words[2].startswith("[")
+            new = words[3] if has_old and len(words) > 3 else words[2]
+            changes.append(Change(words[1], words[2][1:-1] if has_old else "-", new[1:]))
+        elif words[0] in ("Remv", "Purg") and len(words) > 2 and words[1] not in gone:
+            gone.add(words[1])
+            changes.append(Change(words[1], words[2].strip("[]"), "-"))
+    return changes
+
+
+def _only(plan: Done, names: Sequence[str]) -> bool:
+    """Whether nothing changes but the removal of these."""
+    return all(change.new == "-" and change.name in names for change in announced(plan))
+
+
+def _text(done: Done) -> str:
+    return done.said.decode("utf-8", "surrogateescape")
+
+
+def _line_of(match: re.Match[str]) -> str:
+    return match.string[match.start() :].partition("\n")[0]
+
+
+def _complaints_of(url: str, text: str) -> str:
+    """The lines that are about a repository, and those that continue them."""
+    mine, lines = False, []
+    for line in text.split("\n"):
+        begins = bool(_COMPLAINT.match(line))
+        mine = url in line if begins else mine
+        if mine and (begins or line[:1].isspace()):
+            lines.append(line)
+    return "".join(f"{line}\n" for line in lines)

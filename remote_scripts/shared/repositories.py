@@ -1,0 +1,139 @@
+"""apt's repositories: what its lists have, and keys with a known fingerprint."""
+
+from __future__ import annotations
+
+import re
+
+from remote_scripts.shared.packages import Packages
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_FOLDER = "/etc/apt/sources.list.d"
+_FETCHED = "/var/lib/apt/lists"
+_KEY = "/run/homelab/key"
+_KEY_BYTES = 1 << 20
+_UNSIGNED = "(trusted|allow-insecure|allow-weak|allow-downgrade-to-insecure)"
+_ON = "(yes|true|1|on|with)"
+_UNCHECKED = {
+    "sources": re.compile(rf"^{_UNSIGNED}:[ \t]*{_ON}", re.MULTILINE | re.IGNORECASE),
+    "list": re.compile(rf"^[ \t]*deb[ \t]+\[[^]\n]*\b{_UNSIGNED}={_ON}", re.MULTILINE | re.IGNORECASE),
+}
+_ENTRY = re.compile(r"^[ \t]*deb[ \t]+(?:\[[^]]*\][ \t]+)?(\S+)[ \t]+(\S+)")
+# Without a home of its own, which it would make files in.
+_GPG = ("gpg", "--homedir", "/nonexistent", "--batch", "--quiet", "--no-tty", "--no-options")
+
+
+def other_entry(system: System, url: str, suite: str, our_list: str) -> str:
+    """The file that has an entry for a repository, if it isn't our list; empty: nobody has one.
+
+    :raises OSError: a file of apt's can't be read.
+    """
+    names = (name for name in system.files.names(_FOLDER) if name.endswith((".list", ".sources")))
+    for path in ("/etc/apt/sources.list", *(f"{_FOLDER}/{name}" for name in names)):
+        if path != our_list and (url.rstrip("/"), suite) in entries(system, path):
+            return path
+    return ""
+
+
+def entries(system: System, path: str) -> list[tuple[str, str]]:
+    """Address and suite of each enabled entry for binary packages, in either of apt's formats.
+
+    :raises OSError: the file can't be read.
+    """
+    text = (system.files.need(path) or b"").decode("utf-8", "replace")
+    found = _of_sources(text) if path.endswith(".sources") else _of_list(text)
+    if any("$(ARCH)" in word for entry in found for word in entry):
+        architecture = system.run.ask("dpkg", "--print-architecture").text
+        found = [(url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture)) for url, suite in found]
+    return [(url.rstrip("/"), suite) for url, suite in found]
+
+
+def is_unchecked(system: System, path: str) -> bool:
+    """Whether a file has an entry whose packages apt takes without a good signature."""
+    return bool(_UNCHECKED[path.rpartition(".")[2]].search((system.files.need(path) or b"").decode("utf-8", "replace")))
+
+
+def _of_list(text: str) -> list[tuple[str, str]]:
+    matches = (_ENTRY.match(line.partition("#")[0]) for line in text.split("\n"))
+    return [(match[1], match[2]) for match in matches if match]
+
+
+def _of_sources(text: str) -> list[tuple[str, str]]:
+    found = []
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        fields: dict[str, list[str]] = {}
+        name = ""
+        for line in paragraph.split("\n"):
+            if line.startswith("#"):
+                continue
+            field = re.match(r"([^ \t:]+):", line)
+            name = field[1].lower() if field else name
+            fields.setdefault(name, []).extend(line[field.end() if field else 0 :].split())
+        enabled = " ".join(fields.get("enabled", [])).lower()
+        if "deb" in fields.get("types", []) and not re.search("no|false|0", enabled):
+            found += [(url, suite) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
+    return found
+
+
+# What apt has fetched.
+
+
+def has_lists(system: System, url: str) -> bool:
+    """Whether apt has the lists of a repository."""
+    return bool(_lists(system, url))
+
+
+def remove_lists(system: System, url: str) -> None:
+    """Takes them away."""
+    system.files.remove(*_lists(system, url))
+
+
+def _lists(system: System, url: str) -> list[str]:
+    """By apt's way of making a file's name of an address."""
+    start = url.partition("://")[2].replace("_", "%5f").replace("/", "_") + "_"
+    return [f"{_FETCHED}/{name}" for name in system.files.names(_FETCHED) if name.startswith(start)]
+
+
+# Keys.
+
+
+def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> None:
+    """A repository's key: fetched, looked at, and put in place only if it is that key and no other.
+
+    :raises Failure: it can't be had, or is another one.
+    """
+    system, files = packages.system, packages.system.files
+    is_ours = files.of_layer(packages.layer).get(keyring) == "ok"
+    if is_ours and _fingerprints(system, files.need(keyring, _KEY_BYTES) or b"") == [fingerprint]:
+        return
+    files.remove(_KEY, f"{_KEY}.part")
+    packages.download(url, _KEY)
+    key = files.need(_KEY, _KEY_BYTES) or b""
+    found = _fingerprints(system, key)
+    if found != [fingerprint]:
+        raise Failure(
+            f"the repository's key, with the fingerprint {fingerprint}",
+            f"{url} has {' '.join(found) or 'no key at all'}",
+            "whoever holds another key could have anything installed here as root; it wasn't taken",
+            "if a mirror or a proxy is in between, have it pass the key on as it is; if NVIDIA has replaced its key, "
+            "you need a newer release of this program",
+        )
+    binary = system.run.ask(*_GPG, "--dearmor", stdin=key)
+    if binary.status != 0 or not binary.output:
+        raise Failure(
+            f"the key of {url} in binary form", "gpg --dearmor failed", "apt reads it so", "see the log above"
+        )
+    files.put(packages.layer, keyring, 0o644, binary.output)
+    files.remove(_KEY)
+
+
+def _fingerprints(system: System, key: bytes) -> list[str]:
+    """Of every primary key."""
+    shown = system.run.ask(*_GPG, "--no-keyring", "--trust-model", "always", "--show-keys", "--with-colons", stdin=key)
+    found, is_primary = [], False
+    for fields in (line.split(":") for line in shown.text.split("\n")):
+        if fields[0] == "fpr" and is_primary and len(fields) > 9:
+            found.append(fields[9])
+            is_primary = False
+        is_primary = is_primary or fields[0] == "pub"
+    return found

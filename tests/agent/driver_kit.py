@@ -1,0 +1,462 @@
+"""A host that is nothing but a folder, with apt, dpkg, DKMS and NVIDIA's installer as functions: what each of them writes is a call before which a test may
+cut it short, so that packages are left half installed as a killed dpkg leaves them.
+
+The driver is three packages of one version, and another one is somebody's own.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.run import Done, Stand
+from tests.agent.kit import Host
+
+OLD, NEW = "580.159.03", "590.48.01"
+KERNELS = ("6.8.12-1-pve", "6.14.8-2-pve")
+#: Of the driver, in the order in which they are configured.
+LIBRARY, TOOLS, MODULES = "libnvidia-compute", "nvidia-utils", "nvidia-dkms-open"
+FAMILY = (LIBRARY, TOOLS, MODULES)
+HEADERS, STRANGERS = "linux-headers-6.14.8-2-pve", "stranger"
+NEEDS = {TOOLS: LIBRARY}
+LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+STATUS, MARKS = "/var/lib/dpkg/status", "/var/lib/apt/extended_states"
+VERSION_FILE = "/proc/driver/nvidia/version"
+# What is loaded, where `cuts` sees it.
+_MEMORY = "/sys/module/nvidia/version"
+
+
+@dataclass
+class Faults:
+    """What goes wrong. `no_build`, `no_load`, `no_answer`: versions whose module isn't built or loaded, or with which nvidia-smi fails; `unconfigured`:
+    packages whose configuration fails; `said`: a beginning of a program's arguments -> what it ends with instead of working."""
+
+    no_build: set[str] = field(default_factory=set)
+    no_load: set[str] = field(default_factory=set)
+    no_answer: set[str] = field(default_factory=set)
+    unconfigured: set[str] = field(default_factory=set)
+    said: dict[str, Done] = field(default_factory=dict)
+    in_use: bool = True
+
+
+@dataclass
+class Package:
+    """One of dpkg's."""
+
+    name: str
+    state: str
+    version: str
+
+
+class Machine:
+    """What is there on a host.
+
+    :param faults: by default none; a host that was cut short goes on with its own.
+    """
+
+    def __init__(self, host: Host, faults: Faults | None = None) -> None:
+        self.host = host
+        self.faults = faults or Faults()
+        #: Every program that changes something, as it was started.
+        self.started: list[str] = []
+        programs: dict[str, Callable[[Sequence[str], bytes], Done | int | str | None]] = {
+            "apt-get": self._apt,
+            "apt-cache": self._apt_cache,
+            "apt-mark": self._apt_mark,
+            "dpkg": self._dpkg,
+            "dpkg-query": lambda _a, _i: "".join(
+                f"{p.name}\t{p.state}\t{p.version}\n" for p in self.packages().values()
+            ),
+            "dkms": self._dkms,
+            "modinfo": self._modinfo,
+            "modprobe": self._modprobe,
+            "rmmod": self._rmmod,
+            "lsmod": lambda _a, _i: "Module Size\nnvidia_uvm 1\nnvidia 1\n" if self.loaded() else "Module Size\n",
+            "dmesg": lambda _a, _i: "",
+            "nvidia-smi": self._smi,
+            "systemctl": lambda a, _i: "no\n" if a[0] == "show" else 3 if a[0] == "is-active" else 0,
+            "update-initramfs": self._initramfs,
+            "env": self._env,
+            "curl": self._curl,
+            "sha256sum": lambda a, _i: f"{hashlib.sha256(Path(a[0]).read_bytes()).hexdigest()}  {a[0]}\n",
+            "tail": lambda _a, _i: 1,
+            str(host.root / "usr/bin/nvidia-uninstall"): self._uninstall,
+        }
+        host.programs |= {name: self._with_faults(name, one) for name, one in programs.items()}
+
+    def stock(self) -> None:
+        """A host with two kernels, and a package of somebody's."""
+        write = self.host.write
+        write("/proc/sys/kernel/osrelease", f"{KERNELS[-1]}\n")
+        write("/proc/sys/kernel/random/boot_id", "boot\n")
+        for kernel in KERNELS:
+            write(f"/boot/vmlinuz-{kernel}", "")
+            write(f"/boot/initrd.img-{kernel}", "")
+            (self.host.root / f"usr/lib/modules/{kernel}").mkdir(parents=True)
+        write("/etc/modprobe.d/theirs.conf", "# theirs\n")
+        for folder in (
+            "etc/apt/preferences.d",
+            "etc/systemd/system/multi-user.target.wants",
+            "usr/bin",
+            "var/lib/apt",
+            "var/log",
+            LIBRARIES[1:],
+        ):
+            (self.host.root / folder).mkdir(parents=True, exist_ok=True)
+        write(STATUS, f"{STRANGERS}\tinstalled\t1.0\n")
+        write(MARKS, "")
+
+    def boot(self) -> None:
+        """The module that is installed for the kernel is loaded."""
+        self.host.write("/proc/sys/kernel/osrelease", f"{KERNELS[-1]}\n")
+        self.host.write("/proc/sys/kernel/random/boot_id", "boot\n")
+        self._unload()
+        version = self.module(KERNELS[-1]).partition(" ")[0]
+        if version and version not in self.faults.no_load:
+            self.load(version)
+
+    # What is there.
+
+    def packages(self) -> dict[str, Package]:
+        lines = self.host.read(STATUS).splitlines()
+        return {line.partition("\t")[0]: Package(*line.split("\t")) for line in lines}
+
+    def versions(self) -> dict[str, str]:
+        """Of what is wholly installed."""
+        return {one.name: one.version for one in self.packages().values() if one.state == "installed"}
+
+    def module(self, kernel: str) -> str:
+        """Version and flavour; empty: none."""
+        path = self.host.root / f"usr/lib/modules/{kernel}/nvidia.ko"
+        return path.read_text() if path.exists() else ""
+
+    def library(self) -> str:
+        """The version of the libraries; empty: none."""
+        path = self.host.root / LIBRARIES[1:] / "libnvidia-ml.so.1"
+        return path.readlink().name.partition(".so.")[2] if path.is_symlink() and path.exists() else ""
+
+    def loaded(self) -> str:
+        """The version that is loaded; empty: none."""
+        text = self.host.read(VERSION_FILE) if self.host.exists(VERSION_FILE) else ""
+        return text.split()[-1] if text else ""
+
+    def works(self, version: str) -> bool:
+        """Whether that driver is there, for each kernel, with its tools."""
+        modules = {self.module(kernel) for kernel in KERNELS}
+        return self.library() == version and modules == {f"{version} open"} and self.host.exists("/usr/bin/nvidia-smi")
+
+    # Programs.
+
+    def _with_faults(self, name: str, one: Stand) -> Stand:
+        def run(arguments: Sequence[str], stdin: bytes) -> Done | int | str | None:
+            words = " ".join(
+                (
+                    name.rpartition("/")[2],
+                    *(word for word in arguments if "::" not in word and word not in ("-o", "-y", "-q")),
+                )
+            )
+            if not words.startswith(
+                (
+                    "apt-get -s",
+                    "apt-cache",
+                    "apt-mark show",
+                    "dpkg-query",
+                    "modinfo",
+                    "lsmod",
+                    "dmesg",
+                    "tail",
+                    "dkms status",
+                )
+            ):
+                self.started.append(words)
+            said = next((done for start, done in self.faults.said.items() if words.startswith(start)), None)
+            if said:
+                return said
+            try:
+                return one(arguments, stdin)
+            except OSError as error:  # the disk is full
+                return Done(100, b"", f"E: {error.strerror}\n".encode())
+
+        return run
+
+    def _put(self, path: str, content: str) -> None:
+        """As dpkg writes a file."""
+        where = self.host.root / path.lstrip("/")
+        folder = where.parent
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        for one in reversed(missing):
+            disk.make_folder(one)
+            disk.flush(one.parent)
+        temporary = where.with_name(f"{where.name}.dpkg-new")
+        disk.Disk().make(temporary, content.encode(), 0o644)
+        disk.rename(temporary, where)
+        disk.flush(folder)
+
+    def _link(self, target: str, path: str) -> None:
+        where = self.host.root / path.lstrip("/")
+        temporary = where.with_name(f"{where.name}.dpkg-new")
+        disk.remove(temporary)
+        disk.link(target, temporary)
+        disk.rename(temporary, where)
+        disk.flush(where.parent)
+
+    def _remove(self, path: str) -> None:
+        where = self.host.root / path.lstrip("/")
+        if where.exists() or where.is_symlink():
+            disk.remove(where)
+            disk.flush(where.parent)
+
+    def _set(self, name: str, state: str, version: str) -> None:
+        packages = self.packages()
+        packages[name] = Package(name, state, version)
+        if not state:
+            del packages[name]
+        self._put(STATUS, "".join(f"{p.name}\t{p.state}\t{p.version}\n" for _, p in sorted(packages.items())))
+
+    def _auto(self) -> set[str]:
+        return set(self.host.read(MARKS).split())
+
+    def _apt_mark(self, arguments: Sequence[str], _stdin: bytes) -> str:
+        if arguments[0] == "showmanual":
+            return "".join(f"{name}\n" for name in self.versions() if name not in self._auto())
+        changed = self._auto() - {*arguments[1:]} | ({*arguments[1:]} if arguments[0] == "auto" else set())
+        self._put(MARKS, "".join(f"{name}\n" for name in sorted(changed)))
+        return ""
+
+    def offered(self) -> dict[str, list[str]]:
+        """What the repositories have, the newest first."""
+        return {**{name: [f"{NEW}-1", f"{OLD}-1"] for name in FAMILY}, HEADERS: ["1"], STRANGERS: ["1.0"]}
+
+    def _apt_cache(self, arguments: Sequence[str], _stdin: bytes) -> str:
+        found = self.offered()
+        return "".join(
+            f" {name} | {version} | http://x Packages\n" for name in arguments[1:] for version in found.get(name, [])
+        )
+
+    def _apt(self, arguments: Sequence[str], _stdin: bytes, folder: str = "") -> Done | int | str:
+        words, simulated = [], "-s" in arguments
+        given = iter(arguments)
+        for word in given:
+            if word == "-o":
+                next(given)
+            elif word == "-f" or not word.startswith("-"):
+                words.append(word)
+        act, *names = words
+        if act == "update":
+            return 0
+        if act == "download":
+            for word in names:
+                name, _, version = word.partition("=")
+                self._put(f"{folder}/{name}_{version}_amd64.deb", f"{name} {version}\n")
+            return 0
+        if names == ["-f"]:
+            self._configure()
+            return 0
+        gone, come = self._planned(act, names)
+        if simulated:
+            return self._announced(gone, come)
+        for name in gone:
+            self._take_out(name, purge=act == "purge" or self.packages()[name].state == "config-files")
+        for name, version in come.items():
+            self._unpack(name, version)
+        for name in come:
+            if name not in names and not any(word.startswith(f"{name}=") or f"/{name}_" in word for word in names):
+                self._apt_mark(["auto", name], b"")
+        return self._configure()
+
+    def _planned(self, act: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """What goes, and what comes or changes its version."""
+        packages = self.packages()
+        come: dict[str, str] = {}
+        gone: list[str] = []
+        for word in words:
+            name, _, pattern = word.partition("=")
+            if word.endswith(".deb"):
+                name, _, version = Path(word).read_text().strip().partition(" ")
+                come[name] = version
+            elif act in ("remove", "purge") or word.endswith("-"):
+                gone.append(name.rstrip("-"))
+            else:
+                come[name] = next(one for one in self.offered()[name] if fnmatch.fnmatchcase(one, pattern or "*"))
+        for name, version in [*come.items()]:
+            needed = NEEDS.get(name)
+            if needed and come.get(needed, packages[needed].version if needed in packages else "") != version:
+                come[needed] = version
+        gone = [
+            name for name in gone if name in packages and (act == "purge" or packages[name].state != "config-files")
+        ]
+        gone += [name for name, needed in NEEDS.items() if needed in gone and name not in gone and name in packages]
+        there = {one.name: one.version for one in packages.values() if one.state == "installed"}
+        return gone, {name: version for name, version in come.items() if there.get(name) != version}
+
+    def _announced(self, gone: Sequence[str], come: dict[str, str]) -> str:
+        packages, lines = self.packages(), [f"Remv {name} [{self.packages()[name].version}]" for name in gone]
+        for name, version in come.items():
+            is_there = name in packages and packages[name].state != "config-files"
+            old = f" [{packages[name].version}]" if is_there else ""
+            lines.append(f"Inst {name}{old} ({version} x [amd64])")
+        return "".join(f"{line}\n" for line in lines)
+
+    def _unpack(self, name: str, version: str) -> None:
+        before = self.packages().get(name)
+        self._set(name, "half-installed", before.version if before else version)
+        upstream = version.partition("-")[0]
+        if name == LIBRARY:
+            self._put(f"{LIBRARIES}/libnvidia-ml.so.{upstream}", "")
+            self._link(f"libnvidia-ml.so.{upstream}", f"{LIBRARIES}/libnvidia-ml.so.1")
+            for path in (self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*"):
+                if path.name not in ("libnvidia-ml.so.1", f"libnvidia-ml.so.{upstream}"):
+                    self._remove(f"{LIBRARIES}/{path.name}")
+        if name == TOOLS:
+            self._put("/usr/bin/nvidia-smi", "")
+        if name == MODULES:
+            self._put("/usr/src/nvidia", f"{upstream} open")
+        self._set(name, "unpacked", version)
+
+    def _configure(self) -> int:
+        """What is unpacked."""
+        status = 0
+        for package in self.packages().values():
+            if package.state in ("installed", "config-files", "half-installed"):
+                continue
+            if package.name in self.faults.unconfigured or (package.name == MODULES and self._build(KERNELS[-1])):
+                self._set(package.name, "half-configured", package.version)
+                status = 100
+            else:
+                self._set(package.name, "installed", package.version)
+        return status
+
+    def _take_out(self, name: str, *, purge: bool) -> None:
+        package = self.packages()[name]
+        self._set(name, "half-installed", package.version)
+        if name == LIBRARY:
+            for path in [*(self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*")]:
+                self._remove(f"{LIBRARIES}/{path.name}")
+        if name == TOOLS:
+            self._remove("/usr/bin/nvidia-smi")
+        if name == MODULES:
+            self._remove("/usr/src/nvidia")
+            for kernel in KERNELS:
+                self._remove(f"/usr/lib/modules/{kernel}/nvidia.ko")
+        self._set(name, "" if purge else "config-files", package.version)
+        if purge:
+            self._apt_mark(["manual", name], b"")
+
+    def _dpkg(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        assert arguments[0] == "--configure"
+        return self._configure()
+
+    def _build(self, kernel: str) -> int:
+        source = self.host.read("/usr/src/nvidia")
+        if source.partition(" ")[0] in self.faults.no_build:
+            return 10
+        self._put(f"/usr/lib/modules/{kernel}/nvidia.ko", source)
+        return 0
+
+    def _dkms(self, arguments: Sequence[str], _stdin: bytes) -> Done | int | str:
+        if arguments[0] == "status":
+            return (
+                f"nvidia/{self.host.read('/usr/src/nvidia').partition(' ')[0]}, x86_64: added\n"
+                if self.host.exists("/usr/src/nvidia")
+                else ""
+            )
+        return self._build(arguments[-1])
+
+    def _modinfo(self, arguments: Sequence[str], _stdin: bytes) -> int | str:
+        version = self.module(arguments[1]).partition(" ")[0]
+        return f"version:  {version}\nlicense:  Dual MIT/GPL\n" if version else 1
+
+    def load(self, version: str) -> None:
+        self.host.write(VERSION_FILE, f"NVRM version: NVIDIA UNIX Open Kernel Module {version}\n")
+        self.host.write(_MEMORY, version)
+
+    def _unload(self) -> None:
+        for path in (VERSION_FILE, _MEMORY):
+            (self.host.root / path[1:]).unlink(missing_ok=True)
+
+    def _modprobe(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        version = self.module(KERNELS[-1]).partition(" ")[0]
+        if self.loaded():
+            return 0
+        if not version or version in self.faults.no_load:
+            return 1
+        self.load(version)
+        return 0
+
+    def _rmmod(self, _arguments: Sequence[str], _stdin: bytes) -> int:
+        if self.faults.in_use:
+            return 1
+        self._unload()
+        return 0
+
+    def _smi(self, _arguments: Sequence[str], _stdin: bytes) -> Done | str:
+        is_right = self.host.exists("/usr/bin/nvidia-smi") and self.loaded() == self.library() != ""
+        if is_right and self.loaded() not in self.faults.no_answer:
+            return "GPU 0: NVIDIA A2\n"
+        return Done(18, b"Failed to initialize NVML: Driver/library version mismatch\n")
+
+    def _initramfs(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        conf = self.host.root / "etc/modprobe.d/homelab-nvidia.conf"
+        for kernel in KERNELS if "all" in arguments else KERNELS[-1:]:
+            self._put(f"/boot/initrd.img-{kernel}", conf.read_text() if conf.exists() else "")
+        return 0
+
+    # NVIDIA's installer.
+
+    def _env(self, arguments: Sequence[str], stdin: bytes) -> Done | int | str:
+        if arguments[0] == "-C":
+            folder = arguments[1].removeprefix(str(self.host.root))
+            return self._apt(arguments[3:], stdin, folder)
+        version = Path(arguments[2]).read_text().strip()
+        for kernel in KERNELS:
+            if version in self.faults.no_build:
+                return 1
+            self._put(f"/usr/lib/modules/{kernel}/nvidia.ko", f"{version} open")
+        self._put("/usr/bin/nvidia-uninstall", "")
+        self._put(f"{LIBRARIES}/libnvidia-ml.so.{version}", "")
+        self._link(f"libnvidia-ml.so.{version}", f"{LIBRARIES}/libnvidia-ml.so.1")
+        self._put("/usr/bin/nvidia-smi", "")
+        return 0
+
+    def _uninstall(self, _arguments: Sequence[str], _stdin: bytes) -> int:
+        for kernel in KERNELS:
+            self._remove(f"/usr/lib/modules/{kernel}/nvidia.ko")
+        self._remove("/usr/bin/nvidia-smi")
+        for path in [*(self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*")]:
+            if path.name != "libnvidia-ml.so.1":
+                self._remove(f"{LIBRARIES}/{path.name}")
+        self._remove(f"{LIBRARIES}/libnvidia-ml.so.1")
+        self._remove("/usr/bin/nvidia-uninstall")
+        return 0
+
+    def _curl(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        path = arguments[arguments.index("-o") + 1].removeprefix(str(self.host.root))
+        self._put(path, f"{arguments[-1].rpartition('-')[2].removesuffix('.run')}\n")
+        return 0
+
+
+def after(host: Host, machine: Machine, *, booted: bool) -> Machine:
+    """What a cut has left, gone on with.
+
+    :param machine: the one that was cut short.
+    """
+    left = Machine(host, machine.faults)
+    if booted:
+        left.boot()
+        return left
+    host.write("/proc/sys/kernel/osrelease", f"{KERNELS[-1]}\n")
+    host.write("/proc/sys/kernel/random/boot_id", "boot\n")
+    if host.exists(_MEMORY):
+        left.load(host.read(_MEMORY))
+    return left
+
+
+def lasting(host: Host) -> dict[str, tuple[int, bytes | str | None]]:
+    """What is there and stays, but for folders, which go as dpkg likes, and what it leaves when it is killed."""
+    return {
+        path: value for path, value in host.lasting().items() if value[1] is not None and not path.endswith(".dpkg-new")
+    }

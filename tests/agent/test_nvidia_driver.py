@@ -1,0 +1,395 @@
+"""The layers nvidia_driver and driver_update on a folder: cut short at every call, on a full disk, with an apt that hangs or finds a lock, and with packages
+that are half configured. What they do on systems with NVIDIA's packages is in tests/scripts/test_nvidia_driver.py and test_driver_update.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from remote_scripts.layers import driver_update, nvidia_driver
+from remote_scripts.shared.driver_installer import Installer
+from remote_scripts.shared.packages import Software
+from remote_scripts.shared.symptoms import Context
+from remote_scripts.tools.run import TIMED_OUT, Done
+from tests import sampling
+from tests.agent.driver_kit import (
+    FAMILY,
+    HEADERS,
+    KERNELS,
+    MODULES,
+    NEW,
+    OLD,
+    STRANGERS,
+    TOOLS,
+    Machine,
+    after,
+    lasting,
+)
+from tests.agent.kit import Cut, Host, Refused, cuts, left_by, watched
+
+Source = Literal["packages", "run"]
+SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
+#: Of the moments at which a run is cut short, by default.
+SAMPLE = 25
+GIVEN_UP = "var/lib/homelab/files/nvidia-driver/etc/apt/preferences.d/homelab-given-up"
+LOCKED = Done(100, b"E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7 (apt)\n")
+
+
+@pytest.fixture
+def machine(host: Host) -> Machine:
+    """A stock one."""
+    made = Machine(host)
+    made.stock()
+    return made
+
+
+def wanted(version: str, source: Source = "packages") -> nvidia_driver.Wanted:
+    sha256 = hashlib.sha256(f"{version}\n".encode()).hexdigest()
+    run = Installer(version=version, url=f"https://x/NVIDIA-Linux-x86_64-{version}.run", sha256=sha256)
+    return nvidia_driver.Wanted(
+        target="host",
+        driver=version,
+        software=SOFTWARE,
+        source=source,
+        flavour="open",
+        prerequisites=(HEADERS,),
+        packages=tuple(f"{name}={version}-*" for name in FAMILY),
+        run=run if source == "run" else None,
+    )
+
+
+def apply(host: Host, version: str, source: Source = "packages") -> Any:
+    return host.ask("apply", "nvidia_driver", wanted(version, source))
+
+
+def revert(host: Host) -> Any:
+    return host.ask("revert", "nvidia_driver", wanted(OLD))
+
+
+def end(host: Host, verb: str) -> Any:
+    return host.ask(verb, "driver_update", driver_update.Wanted(target="host", software=SOFTWARE))
+
+
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(Refused) as refused:
+        act()
+    return str(refused.value)
+
+
+def with_old(machine: Machine, source: Source = "packages") -> dict[str, Any]:
+    """What there was before the old driver, which has booted."""
+    stock = lasting(machine.host)
+    apply(machine.host, OLD, source)
+    machine.boot()
+    assert machine.works(OLD)
+    return stock
+
+
+def phase(host: Host) -> str:
+    return host.read("/var/lib/homelab/update/phase").strip() if host.exists("/var/lib/homelab/update/phase") else ""
+
+
+def swept(
+    machine: Machine, act: Callable[[Host], object], name: str, place: Path, again: Callable[[Machine, str], None]
+) -> None:
+    """Goes on from each moment at which the act was cut short, of a sample."""
+    found: list[Cut] = cuts(machine.host, act)
+    for number, cut in enumerate(sampling.sample(found, SAMPLE, name)):
+        left = after(left_by(cut, machine.host, place / str(number)), machine, booted=cut.how.startswith("power"))
+        again(left, cut.how)
+
+
+# -- there and back --------------------------------------------------------------------------------------------
+def test_the_driver_comes_and_goes(machine: Machine) -> None:
+    stock = lasting(machine.host)
+    answer = apply(machine.host, OLD)
+    assert answer == answer | {"version": OLD, "source": "packages", "reboot": "no", "changed": True}
+    assert machine.works(OLD) and machine.loaded() == OLD
+    assert not apply(machine.host, OLD)["changed"]
+    assert revert(machine.host) == {"kept": [], "changed": True}
+    assert lasting(machine.host) == stock and not revert(machine.host)["changed"]
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_an_install_that_is_cut_short_is_finished_or_taken_back(
+    machine: Machine, source: Source, tmp_path: Path
+) -> None:
+    stock = lasting(machine.host)
+
+    def again(left: Machine, how: str) -> None:
+        answer = apply(left.host, OLD, source)
+        assert (answer["version"], answer["source"]) == (OLD, source) and left.works(OLD), how
+        assert not apply(left.host, OLD, source)["changed"], how
+        revert(left.host)
+        assert lasting(left.host) == stock, how
+
+    swept(machine, lambda one: apply(one, OLD, source), f"install {source}", tmp_path, again)
+
+
+def test_an_install_that_is_cut_short_can_be_taken_back_at_once(machine: Machine, tmp_path: Path) -> None:
+    """Of packages. What NVIDIA's installer had put there before its uninstaller stays, until a run has finished it."""
+    stock = lasting(machine.host)
+
+    def again(left: Machine, how: str) -> None:
+        revert(left.host)
+        assert lasting(left.host) == stock, how
+
+    swept(machine, lambda one: apply(one, OLD), "install, revert", tmp_path, again)
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_a_revert_that_is_cut_short_is_finished(machine: Machine, source: Source, tmp_path: Path) -> None:
+    stock = with_old(machine, source)
+
+    def again(left: Machine, how: str) -> None:
+        revert(left.host)
+        assert lasting(left.host) == stock, how
+
+    swept(machine, revert, f"revert {source}", tmp_path, again)
+
+
+# -- an update -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("old", "new"), [("packages", "packages"), ("packages", "run"), ("run", "packages"), ("run", "run")]
+)
+def test_an_update_that_is_cut_short_is_finished_or_taken_back(
+    machine: Machine, old: Source, new: Source, tmp_path: Path
+) -> None:
+    stock = with_old(machine, old)
+
+    def again(left: Machine, how: str) -> None:
+        assert left.works(OLD) or phase(left.host) in ("trying", "tried"), how
+        answer = apply(left.host, NEW, new)
+        assert answer["version"] == NEW and left.works(NEW), how
+        left.boot()
+        assert end(left.host, "read")["phase"] in ("", "tried")
+        end(left.host, "apply")
+        assert not left.host.exists("/var/lib/homelab/update") and not apply(left.host, NEW, new)["changed"], how
+        revert(left.host)
+        assert lasting(left.host) == stock, how
+
+    swept(machine, lambda one: apply(one, NEW, new), f"update {old} {new}", tmp_path, again)
+
+
+@pytest.mark.parametrize(("old", "new"), [("packages", "packages"), ("run", "run")])
+def test_an_update_that_is_cut_short_and_not_wanted_any_more_is_taken_back(
+    machine: Machine, old: Source, new: Source, tmp_path: Path
+) -> None:
+    with_old(machine, old)
+
+    def again(left: Machine, how: str) -> None:
+        assert apply(left.host, OLD, old)["version"] == OLD and left.works(OLD) and phase(left.host) == "", how
+
+    swept(machine, lambda one: apply(one, NEW, new), f"unwanted {old}", tmp_path, again)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("packages", "packages"), ("packages", "run"), ("run", "packages"), ("run", "run")]
+)
+def test_a_way_back_that_is_cut_short_is_finished(machine: Machine, old: Source, new: Source, tmp_path: Path) -> None:
+    stock = with_old(machine, old)
+    machine.faults.no_build.add(NEW)
+
+    def fails(host: Host) -> None:
+        assert f"the driver {OLD} is back" in refusal(lambda: apply(host, NEW, new))
+
+    def again(left: Machine, how: str) -> None:
+        text = refusal(lambda: apply(left.host, NEW, new))
+        assert f"the driver {OLD} is back" in text and left.works(OLD) and phase(left.host) == "", f"{how}: {text}"
+        left.boot()
+        assert left.loaded() == OLD
+        revert(left.host)
+        assert lasting(left.host) == stock, how
+
+    swept(machine, fails, f"back {old} {new}", tmp_path, again)
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_the_end_of_an_update_that_is_cut_short_is_reached_by_the_next_run(
+    machine: Machine, source: Source, verb: str, tmp_path: Path
+) -> None:
+    with_old(machine, source)
+    assert apply(machine.host, NEW, source)["reboot"] == "yes" and phase(machine.host) == "tried"
+    machine.faults.in_use = False
+    machine.boot()
+    assert machine.loaded() == NEW
+    version = NEW if verb == "apply" else OLD
+
+    def again(left: Machine, how: str) -> None:
+        found = end(left.host, verb)
+        assert left.works(version) and phase(left.host) == "" and not left.host.exists("/var/lib/homelab/update"), how
+        if verb == "revert":
+            assert found["old"] in (OLD, "") and end(left.host, "read")["given_up"] == NEW and left.loaded() == OLD, how
+
+    swept(machine, lambda one: end(one, verb), f"end {verb} {source}", tmp_path, again)
+
+
+def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(machine: Machine) -> None:
+    with_old(machine)
+    machine.faults.said["dkms install"] = Done(10, b"no compiler\n")
+    machine.faults.no_build.add(NEW)
+    machine.faults.unconfigured.add(MODULES)
+    refusal(lambda: apply(machine.host, NEW))
+    assert phase(machine.host) == "back"
+    for path in (machine.host.root / "var/lib/homelab/update").glob("*.deb"):
+        path.unlink()
+    machine.faults.said.clear()
+    machine.faults.no_build.clear()
+    machine.faults.unconfigured.clear()
+    assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
+
+
+# -- what fails ------------------------------------------------------------------------------------------------
+def errors(host: Host, act: Callable[[Host], object], number: int) -> bool:
+    """Runs the act on a disk that is full from the call of this number on, until it has ended; whether there were so many."""
+    seen = 0
+
+    def full(call: str, path: str) -> None:
+        nonlocal seen
+        seen += call in ("create", "write", "mkdir", "symlink")
+        if seen >= number and call in ("create", "write", "mkdir", "symlink"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    with watched(full):
+        try:
+            act(host)
+        except Refused:
+            assert seen >= number
+    return seen >= number
+
+
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_a_disk_that_is_full_ends_an_update_and_the_next_run_goes_on(
+    machine: Machine, source: Source, tmp_path: Path
+) -> None:
+    stock = with_old(machine, source)
+    begun = machine.host.tree("boot", "etc", "usr", "var", "sys")
+    numbers = sampling.sample(range(1, 400), 400 if sampling.EVERY else 12, f"full {source}")
+    tried = 0
+    for number in numbers:
+        host = left_by(
+            Cut(
+                "",
+                {k: v for k, v in begun.items() if not k.startswith("sys")},
+                {k: v for k, v in begun.items() if k.startswith("sys")},
+            ),
+            machine.host,
+            tmp_path / str(number),
+        )
+        left = after(host, machine, booted=False)
+        if not errors(host, lambda one: apply(one, NEW, source), number):
+            continue
+        tried += 1
+        assert left.works(OLD) or phase(host) in ("trying", "back", "tried"), number
+        assert apply(host, NEW, source)["version"] == NEW and left.works(NEW), number
+        revert(host)
+        assert lasting(host) == stock, number
+    assert tried
+
+
+@pytest.mark.parametrize(
+    ("program", "done", "words"),
+    [
+        ("apt-get install", Done(TIMED_OUT, b"apt-get: given up after 3600 s\n"), "nvidia.timeouts.install"),
+        ("apt-get install", LOCKED, "held by process 7 (apt)"),
+        ("env -C", LOCKED, "held by process 7 (apt)"),
+        ("env -C", Done(TIMED_OUT, b"given up\n"), "nothing was changed"),
+        ("sync -f", Done(1, b"", b"sync: error syncing: Input/output error\n"), "nothing was changed"),
+    ],
+)
+def test_what_apt_cannot_do_now_is_said_and_the_old_driver_stays(
+    machine: Machine, program: str, done: Done, words: str
+) -> None:
+    with_old(machine)
+    before = lasting(machine.host)
+    machine.faults.said[program] = done
+    if program.startswith("sync"):
+        machine.host.programs["sync"] = lambda _arguments, _stdin: done
+    text = refusal(lambda: apply(machine.host, NEW))
+    assert words in text and machine.works(OLD) and machine.loaded() == OLD, text
+    machine.faults.said.clear()
+    machine.host.programs["sync"] = lambda _arguments, _stdin: 0
+    if phase(machine.host):  # it was being installed
+        assert phase(machine.host) == "back"
+    else:
+        assert {path for path, value in lasting(machine.host).items() if before.get(path) != value} <= {
+            GIVEN_UP,
+            GIVEN_UP.removeprefix("var/lib/homelab/files/nvidia-driver/"),
+        }
+    assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
+
+
+# -- what is half configured -----------------------------------------------------------------------------------
+def half_configured(machine: Machine, name: str) -> None:
+    machine._set(name, "half-configured", machine.packages()[name].version)
+
+
+def test_a_package_of_the_drivers_that_is_half_configured_is_repaired_first(machine: Machine) -> None:
+    """And then it is what is wanted: nothing is kept, and nothing is replaced."""
+    with_old(machine)
+    half_configured(machine, TOOLS)
+    machine.started.clear()
+    assert apply(machine.host, OLD)["changed"] and machine.versions()[TOOLS] == f"{OLD}-1"
+    assert machine.started[0] == "dpkg --configure -a --force-confdef --force-confold"
+    assert not [one for one in machine.started if one.startswith("apt-get")]
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_a_strangers_package_that_is_half_configured_takes_no_way_back(machine: Machine, is_mended: bool) -> None:
+    with_old(machine)
+    half_configured(machine, STRANGERS)
+    if not is_mended:
+        machine.faults.unconfigured.add(STRANGERS)
+    machine.faults.no_build.add(NEW)
+    text = refusal(lambda: apply(machine.host, NEW))
+    assert f"the driver {OLD} is back" in text and machine.works(OLD)
+    assert (machine.packages()[STRANGERS].state == "installed") == is_mended
+
+
+def test_where_a_package_of_the_drivers_cannot_be_configured_it_is_said_that_there_is_no_way_back(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_old(machine)
+    half_configured(machine, MODULES)
+    machine.faults.no_build |= {OLD, NEW}
+    text = refusal(lambda: apply(machine.host, NEW))
+    words = f"he driver {OLD} can't be put back: {MODULES} can't be configured"
+    assert f"(T{words}.)" in text and f"note: t{words}" in capsys.readouterr().err
+    machine.faults.no_build.clear()
+    assert apply(machine.host, NEW)["version"] == NEW and machine.works(NEW)
+
+
+def test_an_install_that_failed_and_is_repaired_is_still_ours_and_leaves_nothing_of_another_version(
+    machine: Machine,
+) -> None:
+    machine.faults.unconfigured.add(TOOLS)
+    refusal(lambda: apply(machine.host, OLD))
+    machine.faults.unconfigured.clear()
+    machine.started.clear()
+    answer = apply(machine.host, OLD)
+    assert answer == answer | {"source": "packages", "packages": sorted((*FAMILY, HEADERS)), "changed": True}
+    assert not [one for one in machine.started if one.startswith("apt-get install")]
+
+
+def test_a_driver_that_was_being_installed_is_none_to_go_back_to(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.faults.unconfigured.add(TOOLS)
+    refusal(lambda: apply(machine.host, OLD))
+    refusal(lambda: apply(machine.host, OLD))
+    assert "can't be put back" not in capsys.readouterr().err
+    machine.faults.unconfigured.clear()
+    assert apply(machine.host, OLD)["version"] == OLD and machine.works(OLD)
+
+
+def test_kernels_that_are_there_get_the_module(machine: Machine) -> None:
+    with_old(machine)
+    (machine.host.root / f"usr/lib/modules/{KERNELS[0]}/nvidia.ko").unlink()
+    assert apply(machine.host, OLD)["changed"] and machine.works(OLD)
