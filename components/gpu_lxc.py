@@ -133,20 +133,24 @@ class GpuLxc(pulumi.ComponentResource):
         last: pulumi.Resource = restart
         install_outputs: list[pulumi.Input[Any]] = []
         if container.libraries:
-            script = pulumi.Output.all(args.cards, probe.again, instance).apply(
-                lambda values: card_libraries.card_libraries(name, container, values[0], f"{values[2]}{int(values[1])}")
-            )
-            if card_libraries.limits_of(container).proxy:  # its address may hold a password
-                script = pulumi.Output.secret(script)
-            last = packages = remote.script(
+            stack = card_libraries.limits_of(container)
+            last = packages = remote.layer(
                 f"{name}-libraries",
                 host,
-                script,
+                "card_libraries",
+                pulumi.Output.from_input(args.cards).apply(
+                    lambda cards: card_libraries.card_libraries(name, container, cards)
+                ),
                 pulumi.ResourceOptions(parent=self, depends_on=[restart]),
+                generation=pulumi.Output.all(instance, probe.again).apply(
+                    lambda values: f"{values[0]}{int(values[1])}"
+                ),
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [args.at, str(container.ctid)],
                 told=True,
-                seconds=limits.of_script(host, card_libraries.limits_of(container)),
+                seconds=limits.of_script(host, stack),
+                ctid=container.ctid,
+                proxy=stack.proxy.get_secret_value() if stack.proxy else "",
             )
             install_outputs += [packages.stdout, probe.again]
         verification = ContainerVerification(

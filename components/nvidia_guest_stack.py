@@ -103,13 +103,11 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         def install_driver(planned: _Planned) -> Any:
             return steps.driver(planned.plan, stack, context=planned.expected.context)
 
-        def install_cuda(planned: _Planned, generation: str) -> str:
-            return steps.cuda(planned.plan, stack, context=planned.expected.context, generation=generation)
+        def install_cuda(planned: _Planned) -> Any:
+            return steps.cuda(planned.plan, stack, context=planned.expected.context)
 
-        def install_toolkit(planned: _Planned, generation: str) -> str:
-            return steps.toolkit(
-                planned.plan, stack, planned.driver, context=planned.expected.context, generation=generation
-            )
+        def install_toolkit(planned: _Planned) -> Any:
+            return steps.toolkit(planned.plan, stack, planned.driver, context=planned.expected.context)
 
         repository = self._layer("repository", "nvidia_repository", add_repository, self._nvidia_system)
         self._plan = self._plan_for(_answer(repository, "offered"))
@@ -141,10 +139,10 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             last = restart = GuestReboot(f"{name}-reboot", {**system.inputs, **inputs}, options)
             step_outputs.append(restart.boot_id)
         if stack.cuda is not None:
-            last = cuda = self._step("cuda", install_cuda, last)
+            last = cuda = self._layer("cuda", "cuda_toolkit", install_cuda, last)
             step_outputs.append(cuda.stdout)
         if stack.container_toolkit is not None:
-            last = toolkit = self._step("toolkit", install_toolkit, last)
+            last = toolkit = self._layer("toolkit", "container_toolkit", install_toolkit, last)
             step_outputs.append(toolkit.stdout)
         inputs = {
             # The installed version: of a branch, one that was there already is as good as the newest.
@@ -280,17 +278,6 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         options = pulumi.ResourceOptions(parent=self, depends_on=[after])
         name = f"{self.pulumi_resource_name}-{word}"
         return self._system.layer(name, layer, self._plan.apply(wanted), self._generation(step), self._agent, options)
-
-    def _step(self, layer: str, script: Callable[[_Planned, str], str], after: pulumi.Resource) -> remote.Command:
-        """A layer's command.
-
-        :param script: composes its text, from the plan and the layer's generation.
-        """
-        text = pulumi.Output.all(self._plan, self._generation(layer)).apply(lambda values: script(*values))
-        if self._system.nvidia.proxy:  # its address may hold a password
-            text = pulumi.Output.secret(text)
-        options = pulumi.ResourceOptions(parent=self, depends_on=[after])
-        return self._system.script(f"{self.pulumi_resource_name}-{layer}", text, options)
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """The layer's generation and the system's `after`: a change of either makes the step run again."""

@@ -20,13 +20,8 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "card_libraries.sh": ("CHOICES",),
     "run_guard.sh": ("WHO", "VMID"),
     "in_container.sh": ("CTID", "SCRIPT"),
-    "cuda_toolkit.sh": ("PACKAGES", "RELEASE", "NVCC"),
-    "container_toolkit.sh": (
-        "TARGET", "RUNTIME", "PACKAGES", "INSTALL", "CONFIGURE", "RESTART", "CDI", "DRIVER",
-    ),
 }  # fmt: skip
 # Of a part of the library; its header names them.
 OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS", "LOCKED")

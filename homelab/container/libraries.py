@@ -1,8 +1,8 @@
 """Packages by which programs in a container use its Intel and AMD cards (`containers.NAME.libraries`), and refusals
 where there are none.
 
-Pure; libraries.yaml has the data. Only inside a container its distribution is known for certain, so that the script
-chooses the line there.
+Pure; libraries.yaml has the data. Only inside a container its distribution is known for certain, so that the layer
+chooses there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from homelab.host.classes import AMD, INTEL
 from homelab.host.facts import HostFacts
 from homelab.settings import Container
 from homelab.shapes import CardPlan, CardUse
+from remote_scripts.layers.card_libraries import Choice
 
-# The step's name in the container (remote_scripts/card_libraries.sh).
+# The step's name in the container (remote_scripts/layers/card_libraries.py).
 LAYER = "libraries"
 _MAKERS = {INTEL: "intel", AMD: "amd"}
 _Maker = Literal["intel", "amd"]
@@ -87,23 +88,22 @@ def makers_of(container: Container, gpus: Mapping[str, CardPlan]) -> list[str]:
     return sorted(_MAKERS[vendor] for vendor in ids if vendor in _MAKERS)
 
 
-def choices(uses: Iterable[str], maker_names: Iterable[str]) -> str:
-    """The choices of card_libraries.sh: a line for each distribution, of its id, its version, the packages and what it
-    lacks, with tabs between and `-` for an empty field.
+def choices(uses: Iterable[str], maker_names: Iterable[str]) -> tuple[Choice, ...]:
+    """What each distribution has.
 
     :param uses: `video`, `compute`.
     :param maker_names: those of `makers_of`.
     """
     wanted = [(maker, use) for maker in sorted(maker_names) for use in sorted(uses)]
-    lines = []
+    found = []
     for row in data().distributions:
         packages: dict[str, None] = {}
         lacking = []
         for maker, use in wanted:
             packages |= dict.fromkeys(_text_of(row.packages, maker, use).split())
             lacking += [text] if (text := _text_of(row.lacks, maker, use)) else []
-        lines.append("\t".join((row.id, row.version, " ".join(packages) or "-", "; ".join(lacking) or "-")))
-    return "\n".join(lines)
+        found.append(Choice(id=row.id, version=row.version, packages=tuple(packages), lacking="; ".join(lacking)))
+    return tuple(found)
 
 
 def _text_of(table: Mapping[_Maker, Mapping[CardUse, str]], maker: str, use: str) -> str:

@@ -22,12 +22,7 @@ from homelab.remote import agent, bash_source, scripts
 from remote_scripts.layers.kept_scripts import Wanted
 
 # Scripts that a host's commands run or install. All of remote_scripts/files is kept, too.
-_SCRIPTS = (
-    "card_libraries.sh",
-    "container_toolkit.sh",
-    "cuda_toolkit.sh",
-    "in_container.sh",
-)
+_SCRIPTS = ("in_container.sh",)
 # A text of at most so many characters isn't kept, but stays in the input.
 _SHORT_CHARACTERS = 400
 # Scripts whose originals aren't noted on the host alone.

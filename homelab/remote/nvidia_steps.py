@@ -16,8 +16,8 @@ from homelab.nvidia.versions import parse
 from homelab.remote.scripts import compose, file
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Tried
+from remote_scripts.layers import container_toolkit, cuda_toolkit, nvidia_driver, nvidia_repository, nvidia_verification
 from remote_scripts.layers import driver_update as driver_update_layer
-from remote_scripts.layers import nvidia_driver, nvidia_repository, nvidia_verification
 from remote_scripts.shared.driver_installer import Installer
 from remote_scripts.shared.packages import Software
 
@@ -74,32 +74,28 @@ def repository(
     )
 
 
-def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None, generation: str = "0") -> str:
-    """Standard input of cuda_toolkit.sh.
+def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None) -> cuda_toolkit.Wanted:
+    """What the layer cuda_toolkit is to do.
 
     :param context: for messages; by default the plan's.
-    :param generation: not used by the script; a new one makes Pulumi run it again.
     :raises ValueError: the plan has no CUDA.
     """
     if plan.cuda is None:
         raise ValueError("the plan has no CUDA")
-    return compose(
-        "cuda_toolkit.sh",
-        **package_arguments(settings, context or _context(plan)),
-        LOCKED=plan.locked,
+    return cuda_toolkit.Wanted(
+        software=software(settings, context or _context(plan), plan.locked),
         # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
-        PACKAGES=" ".join((*plan.cuda.packages, load().packaging.build[-1])),
-        BESIDE=" ".join(plan.cuda.library_packages),
-        RELEASE=plan.cuda.release,
-        NVCC=plan.cuda.nvcc,
-        GENERATION=generation,
+        packages=(*plan.cuda.packages, load().packaging.build[-1]),
+        beside=tuple(plan.cuda.library_packages),
+        release=plan.cuda.release,
+        nvcc=plan.cuda.nvcc,
     )
 
 
 def toolkit(
-    plan: Plan, settings: Nvidia, driver_version: str, *, context: Context | None = None, generation: str = "0"
-) -> str:
-    """Standard input of container_toolkit.sh; other arguments as of `cuda`.
+    plan: Plan, settings: Nvidia, driver_version: str, *, context: Context | None = None
+) -> container_toolkit.Wanted:
+    """What the layer container_toolkit is to do; other arguments as of `cuda`.
 
     :param driver_version: of the libraries that the CDI specification names.
     :raises ValueError: the plan has no container toolkit.
@@ -107,23 +103,19 @@ def toolkit(
     if plan.toolkit is None:
         raise ValueError("the plan has no container toolkit")
     toolkit_plan = plan.toolkit
-    # What the settings say, not what the plan has to install now: the text stays the same once the runtime is there.
-    install = toolkit_plan.package if settings.docker == "install" else ""
-    return compose(
-        "container_toolkit.sh",
-        **package_arguments(settings, context or _context(plan)),
-        LOCKED=plan.locked,
-        TARGET=plan.target,
-        RUNTIME=toolkit_plan.runtime,
-        PACKAGES=" ".join(toolkit_plan.packages),
-        INSTALL=install,
-        CONFIGURE=" ".join(toolkit_plan.configure),
-        RESTART=toolkit_plan.restart,
-        CDI=toolkit_plan.cdi,
-        CDI_OPTIONS=" ".join(toolkit_plan.cdi_options),
-        DRIVER=driver_version,
-        CAPABILITIES=" ".join((*plan.capabilities, *(("demanded",) if plan.demanded else ()))),
-        GENERATION=generation,
+    return container_toolkit.Wanted(
+        target=plan.target,
+        runtime=toolkit_plan.runtime,
+        software=software(settings, context or _context(plan), plan.locked),
+        packages=tuple(toolkit_plan.packages),
+        # What the settings say, not what the plan has to install now: it stays the same once the runtime is there.
+        install=toolkit_plan.package if settings.docker == "install" else "",
+        configure=tuple(toolkit_plan.configure),
+        restart=toolkit_plan.restart,
+        cdi=toolkit_plan.cdi,
+        cdi_options=tuple(toolkit_plan.cdi_options),
+        driver=driver_version,
+        capabilities=(*plan.capabilities, *(("demanded",) if plan.demanded else ())),
     )
 
 

@@ -129,24 +129,6 @@ class System:
         )
         return KeptFolder(self.agent_owner, last)
 
-    def script(self, name: str, stdin: pulumi.Input[str], opts: pulumi.ResourceOptions) -> remote.Command:
-        """A step: a composed script, told line by line, undone on a purge."""
-        ctid = self.ctid
-        text = pulumi.Output.from_input(stdin)
-        if ctid is not None:
-            text = text.apply(lambda script: steps.in_container(ctid, script))
-        return commands.script(
-            name,
-            self.reached,
-            text,
-            opts,
-            undone=self.purged,
-            identity=[self.at or self.host, self.name, str(ctid or "")] if self.purged else (),
-            told=True,
-            address=self.address,
-            seconds=limits.of_script(self.reached, self.nvidia),
-        )
-
 
 def address_of(name: str, vm: VmSeen) -> str:
     """Where a VM is reached.

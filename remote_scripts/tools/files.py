@@ -388,9 +388,9 @@ class Files:
             # A run that was cut short before it wrote anything had kept it already.
             of_others = any(self.exists(_record(other, path)) for other in self.names(f"{HOME}/files"))
             if not self.planning and not of_others:
-                self._forget(path)
+                self.forget(path)
             return
-        self._need_kept(path)
+        self.need_kept(path)
         if self.planning:
             kept = self.exists(f"{HOME}/kept{path}")
             self.plan_file("given back" if kept else "removed", path, self.read(f"{HOME}/kept{path}") if kept else None)
@@ -403,7 +403,7 @@ class Files:
         else:
             self.remove(path)
         self.remove(record)
-        self._forget(path)
+        self.forget(path)
         self.changed = True
         self._log.say(f"gave back {path}")
 
@@ -422,6 +422,17 @@ class Files:
             bool(digest) and self._disk.digest(where) == digest and f"{self._disk.mode(where):o}" == mode.lstrip("0")
         )
         return "ok" if is_same else "changed"
+
+    def mode(self, path: str) -> int:
+        """The permission bits of a file, links followed."""
+        return self._disk.mode(self._at(path))
+
+    def digest(self, path: str) -> str:
+        """The SHA-256 of a file's content, links followed.
+
+        :raises OSError: it can't be read.
+        """
+        return self._disk.digest(self._at(path))
 
     # Steps that must follow.
 
@@ -595,23 +606,28 @@ class Files:
         self.remember(f"{HOME}/kept{path}", f"{HOME}/sums{path}", where, path)
         if not self.exists(where):
             if self.exists(path):
-                self._keep(path)
+                self.keep(path)
             else:
-                self._forget(path)
+                self.forget(path)
         # With the one before: until the file is written, it still is what that says, and nobody's edit.
         earlier = next((line for line in self._lines(where) if line != record), None)
         self.need_folder(self._at(where).parent)
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
-    def _keep(self, path: str) -> None:
+    def keep(self, path: str) -> None:
         """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first."""
         self.remove(f"{HOME}/sums{path}")
         self.copy(self._at(path), f"{HOME}/kept{path}")
+        self.note_kept(path)
+
+    def note_kept(self, path: str) -> None:
+        """The sum of what is kept."""
         self.need_folder(self._at(f"{HOME}/sums{path}").parent)
         self._write_lines(f"{HOME}/sums{path}", [self._kept_sum(path)])
 
-    def _forget(self, path: str) -> None:
+    def forget(self, path: str) -> None:
+        """Nothing is kept for it."""
         self.remove(f"{HOME}/kept{path}", f"{HOME}/sums{path}")
 
     def _kept_sum(self, path: str) -> str:
@@ -621,7 +637,7 @@ class Files:
             return hashlib.sha256(self.target(kept).encode("utf-8", "surrogateescape") + b"\n").hexdigest()
         return self._disk.digest(self._at(kept))
 
-    def _need_kept(self, path: str) -> None:
+    def need_kept(self, path: str) -> None:
         """:raises Failure: the bytes to be given back aren't the ones that were kept."""
         kept = f"{HOME}/kept{path}"
         sums = self.line(f"{HOME}/sums{path}")

@@ -134,7 +134,10 @@ def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
 
     def toolkit() -> None:
         plan = vm.plan()
-        vm.answer("apply", steps.toolkit(plan, vm.settings, "580.178.04", context=vm.context(plan)))
+        vm.answer(
+            "apply",
+            vm.step("container_toolkit", steps.toolkit(plan, vm.settings, "580.178.04", context=vm.context(plan))),
+        )
 
     toolkit()
     # The specification names files: it is made anew for libraries that come later.

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from homelab.container import libraries
-from homelab.remote import scripts
+from homelab.nvidia.symptoms import Context
+from remote_scripts.layers.card_libraries import Wanted
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
+from remote_scripts.shared.packages import Software
 from tests.boot_layers import container_gpus
 from tests.lab.host_kit import run_layer
-from tests.scripts.nvidia_kit import Container
+from tests.scripts.nvidia_kit import Container, Step
 
 # In the scenario: Debian 13 and Ubuntu 24.04, beside a processor's graphics of Intel's.
 DEBIAN, UBUNTU = 210, 211
@@ -21,19 +23,10 @@ UHD = "0000:00:02.0"
 VIDEO = {"i965-va-driver", "vainfo"}
 
 
-def script(uses: str, makers: str = "intel", name: str = "containers.jellyfin") -> str:
-    return scripts.compose(
-        "card_libraries.sh",
-        NAME=name,
-        SYMPTOMS="",
-        PROXY="",
-        LOCK_SECONDS="1",
-        DOWNLOAD_SECONDS="60",
-        INSTALL_SECONDS="60",
-        LOCKED="",
-        CHOICES=libraries.choices(uses.split(), makers.split()),
-        GENERATION="0",
-    )
+def script(uses: str, makers: str = "intel", name: str = "containers.jellyfin") -> Step:
+    software = Software(context=Context(name, "lxc"), lock_seconds=1, download_seconds=60, install_seconds=60)
+    choices = libraries.choices(uses.split(), makers.split())
+    return Step("card_libraries", Wanted(software=software, choices=choices))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +56,12 @@ def test_they_come_once_and_go_without_a_trace(
     machine: Container = request.getfixturevalue(name)
     packages, tree = machine.packages(), machine.tree()
     text = script(uses, makers)
-    assert machine.answer("apply", text)["changed"] == "yes"
+    assert machine.answer("apply", text)["changed"]
     answer = machine.answer("apply", text)
-    assert (set(answer["packages"]), answer["changed"]) == (expected, "no")
+    assert (set(answer["packages"]), answer["changed"]) == (expected, False)
     assert expected <= set(machine.packages()) - set(packages)
-    assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
-    assert machine.answer("revert", text) == {"changed": "no", "kept": []}
+    assert machine.answer("revert", text) == {"changed": True, "kept": []}
+    assert machine.answer("revert", text) == {"changed": False, "kept": []}
     assert (machine.packages(), machine.tree()) == (packages, tree)
 
 
@@ -99,7 +92,7 @@ def test_under_another_name_they_are_the_other_ones(debian: Container) -> None:
     debian.answer("apply", old)
     # Pulumi makes what has a new name first, and deletes what had the old one then.
     debian.answer("apply", new)
-    assert debian.answer("revert", old) == {"changed": "no", "kept": []}
+    assert debian.answer("revert", old) == {"changed": False, "kept": []}
     assert set(debian.packages()) >= VIDEO
     debian.answer("revert", new)
     assert debian.packages() == before

@@ -14,8 +14,7 @@ from homelab.nvidia.plan import Plan
 from homelab.remote import nvidia_steps as steps
 from homelab.settings.nvidia import Nvidia
 from tests import sampling
-from tests.scripts.conftest import Folder
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine
 from tests.scripts.test_cuda_toolkit import with_repository
 
 RUN = "docker run --rm --runtime=nvidia --gpus all ubuntu nvidia-smi -L"
@@ -58,8 +57,9 @@ def plan(machine: Machine, runtime: str = "docker", **settings: Any) -> Plan:
     return machine.plan()
 
 
-def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> str:
-    return steps.toolkit(plan(machine, runtime, **settings), machine.settings, driver)
+def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> Step:
+    found = plan(machine, runtime, **settings)
+    return machine.step("container_toolkit", steps.toolkit(found, machine.settings, driver))
 
 
 # k3s as far as the toolkit has to do with it: when it starts it writes down which runtimes it finds; its containerd's client is in its program.
@@ -95,9 +95,9 @@ def test_k3s_is_restarted_once_to_find_the_runtime(vm: Machine, unit: str) -> No
     with_k3s(vm, unit)
     assert "k3s" in (vm.read().system.runtimes or ())
     first = vm.answer("apply", script(vm, "k3s"))
-    assert (first["runtime"], first["restarted"]) == ("k3s", "yes") and calls(vm, "systemctl", "restart", unit) == 1
+    assert (first["runtime"], first["restarted"]) == ("k3s", True) and calls(vm, "systemctl", "restart", unit) == 1
     again = vm.answer("apply", script(vm, "k3s"))
-    assert (again["changed"], again["restarted"]) == ("no", "no") and calls(vm, "systemctl", "restart", unit) == 1
+    assert (again["changed"], again["restarted"]) == (False, False) and calls(vm, "systemctl", "restart", unit) == 1
     vm.answer("revert", script(vm, "k3s"))
     without_k3s(vm)
 
@@ -108,7 +108,7 @@ def test_a_k3s_that_does_not_find_the_runtime_or_is_not_there_is_named(vm: Machi
             script(vm, "k3s", **settings)
     with_k3s(vm)
     (vm.root / "root/own-template").touch()
-    assert "a config.toml.tmpl of your own" in vm.refusal(script(vm, "k3s").replace("K3S_SECONDS=120", "K3S_SECONDS=0"))
+    assert "a config.toml.tmpl of your own" in vm.refusal(script(vm, "k3s"))
     vm.output("systemctl stop k3s")
     assert "neither k3s nor k3s-agent is active" in vm.refusal(script(vm, "k3s"))
     vm.answer("revert", script(vm, "k3s"))
@@ -135,16 +135,16 @@ def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
     machine = with_repository(VirtualMachine(tmp_path, distribution), distribution)
     packages, tree = machine.packages(), machine.tree()
     text = script(machine, docker="install")
-    said = machine.refusal(steps.toolkit(plan(machine, docker="install"), Nvidia(), ""))
+    said = machine.refusal(Step("container_toolkit", steps.toolkit(plan(machine, docker="install"), Nvidia(), "")))
     assert "docker, for which nvidia.containerToolkit is set" in said and "nvidia.docker: install" in said
     assert machine.packages() == packages
     answer = machine.answer("apply", text)
-    assert (answer["runtime"], answer["changed"], answer["restarted"]) == ("docker", "yes", "yes")
+    assert (answer["runtime"], answer["changed"], answer["restarted"]) == ("docker", True, True)
     assert answer["version"] == machine.packages()["nvidia-container-toolkit"]
     assert "docker.io" in machine.packages() and "nvidia" in machine.output("docker info")
     assert script(machine, docker="install") == text, "the same once docker is there"
-    assert machine.answer("apply", text) == {**answer, "changed": "no", "restarted": "no"}
-    assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
+    assert machine.answer("apply", text) == {**answer, "changed": False, "restarted": False}
+    assert machine.answer("revert", text) == {"changed": True, "kept": []}
     assert (machine.packages(), machine.tree()) == (packages, tree)
 
 
@@ -157,7 +157,7 @@ def test_somebodys_configuration_is_kept_and_given_back_byte_for_byte(vm: Machin
         path.chmod(0o600)
     tree = vm.tree()
     answer = vm.answer("apply", script(vm))
-    assert answer["restarted"] == "yes"
+    assert answer["restarted"]
     assert "GPU 0: NVIDIA GeForce RTX 5090" in vm.output(RUN)
     now = json.loads(path.read_text())
     assert now["runtimes"].pop("nvidia")["path"] == "nvidia-container-runtime"
@@ -178,7 +178,7 @@ def test_what_somebody_changes_later_stays_when_ours_is_taken_out(vm: Machine) -
     for key in ("debug", "bip"):
         data = json.loads(path.read_text())
         path.write_text(json.dumps({**data, key: "ours?"}))
-        assert vm.answer("apply", script(vm))["changed"] == "no", "it is as we want it"
+        assert not vm.answer("apply", script(vm))["changed"], "it is as we want it"
     vm.answer("revert", script(vm))
     assert json.loads(path.read_text()) == {**json.loads(OTHERS), "debug": "ours?", "bip": "ours?"}
 
@@ -194,7 +194,7 @@ def test_a_default_that_would_point_to_nothing_goes_with_the_runtime(vm: Machine
 def test_what_somebody_has_taken_out_is_put_in_again(vm: Machine) -> None:
     vm.answer("apply", script(vm))
     (vm.root / DAEMON).write_text('{"debug": true}')
-    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+    assert vm.answer("apply", script(vm))["restarted"]
     assert "GPU 0:" in vm.output(RUN)
     vm.answer("revert", script(vm))
     assert json.loads((vm.root / DAEMON).read_text()) == {"debug": True}
@@ -213,7 +213,7 @@ def test_docker_that_somebody_has_configured_is_neither_written_nor_restarted(vm
     path.write_text('{ "runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}} }')
     vm.output("systemctl restart docker")
     before, count = path.read_bytes(), restarts(vm)
-    assert vm.answer("apply", script(vm))["restarted"] == "no"
+    assert not vm.answer("apply", script(vm))["restarted"]
     assert (path.read_bytes(), restarts(vm)) == (before, count)
     vm.answer("revert", script(vm))
     assert (path.read_bytes(), restarts(vm)) == (before, count)
@@ -227,7 +227,7 @@ def test_a_configuration_that_isnt_json_is_told_and_left(vm: Machine) -> None:
     assert "unable to load config for runtime docker" in said and "/etc/docker/daemon.json" in said
     assert path.read_text() == '{"debug": true,}}'
     path.write_text('{"debug": true}')
-    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+    assert vm.answer("apply", script(vm))["restarted"]
 
 
 @pytest.mark.parametrize("mark", ["files/toolkit/etc/docker/daemon.json", "pending/restart-docker"])
@@ -236,10 +236,12 @@ def test_after_a_kill_the_next_run_finishes(vm: Machine, mark: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(OTHERS)
     text = script(vm)
-    vm.kill(vm.stopped_script("apply", text, f'[[ -e "{vm.root}/var/lib/homelab/{mark}" ]]'))
-    assert vm.answer("apply", text)["changed"] == "yes"
+    process = vm.stopped("apply", text, f"lambda *_: os.path.exists({str(vm.root / 'var/lib/homelab' / mark)!r})")
+    assert process
+    vm.kill(process)
+    assert vm.answer("apply", text)["changed"]
     assert "GPU 0:" in vm.output(RUN)
-    assert vm.answer("apply", text)["changed"] == "no"
+    assert not vm.answer("apply", text)["changed"]
     vm.answer("revert", text)
     assert path.read_text() == OTHERS
 
@@ -262,7 +264,7 @@ def test_a_restart_that_fails_puts_the_configuration_back(vm: Machine, tmp_path:
     assert "Job for docker.service failed" in said and "put back" in said
     assert path.read_text() == OTHERS
     assert vm.output("systemctl is-active docker") == "active\n"
-    assert vm.answer("apply", script(vm))["restarted"] == "yes"
+    assert vm.answer("apply", script(vm))["restarted"]
     assert "GPU 0:" in vm.output(RUN)
 
 
@@ -276,9 +278,9 @@ def test_containerd(vm: Machine, before: str | None) -> None:
         (vm.root / CONTAINERD).write_text(before)
     tree = vm.tree()
     answer = vm.answer("apply", script(vm, "containerd"))
-    assert answer["restarted"] == "yes" and "runtimes.nvidia" in (vm.root / DROP_IN).read_text()
+    assert answer["restarted"] and "runtimes.nvidia" in (vm.root / DROP_IN).read_text()
     assert "conf.d" in (vm.root / CONTAINERD).read_text()
-    assert vm.answer("apply", script(vm, "containerd"))["changed"] == "no"
+    assert not vm.answer("apply", script(vm, "containerd"))["changed"]
     vm.answer("revert", script(vm, "containerd"))
     assert vm.tree() == tree
 
@@ -306,13 +308,13 @@ def test_another_engine_gives_the_first_one_back(vm: Machine) -> None:
 def test_podman_gets_a_specification_which_is_made_anew_for_another_driver(vm: Machine) -> None:
     text = script(vm, "podman")
     answer = vm.answer("apply", text)
-    assert (answer["cdi"], answer["restarted"]) == (f"/{CDI}", "no")
+    assert (answer["cdi"], answer["restarted"]) == (f"/{CDI}", False)
     assert "GPU 0:" in vm.output("podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L")
     # podman 4.9 of Ubuntu 24.04 refuses what the toolkit writes by itself.
     assert "additionalGids" not in (vm.root / CDI).read_text()
-    assert vm.answer("apply", text)["changed"] == "no"
+    assert not vm.answer("apply", text)["changed"]
     (vm.root / CDI).write_text("kind: nonsense\n")
-    assert vm.answer("apply", text)["changed"] == "yes", "somebody has changed it"
+    assert vm.answer("apply", text)["changed"], "somebody has changed it"
     made = calls(vm, "nvidia-ctk", "cdi")
     for driver, more in (("580.159.03", 1), ("580.159.03", 1), ("580.178.04", 2)):
         vm.answer("apply", script(vm, "podman", driver))
@@ -394,115 +396,7 @@ def test_in_a_container_docker_gets_cards_by_their_cdi_names(inside: Machine) ->
     run = "docker run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi -L"
     assert "GPU 0:" in inside.output(run)
     assert json.loads((inside.root / DAEMON).read_text())["features"] == {"cdi": True}
-    assert inside.answer("apply", text)["changed"] == "no"
+    assert not inside.answer("apply", text)["changed"]
     inside.output("rm -r $ROOT/var/lib/docker")
     inside.answer("revert", text)
     assert (inside.packages(), inside.tree()) == (packages, tree)
-
-
-# -- on a folder -----------------------------------------------------------------------------------------------
-JSON = [
-    ("{}", "{}"),
-    ("", "{}"),
-    ('{"a": [1, -2.5e3, true, null, "x\\"}\\\\"], "b": {}, "c": []}', None),
-    ('{"runtimes": {"nvidia": {"path": "x"}}}', "{}"),
-    ('{"runtimes": {"nvidia": {}, "kata": {"path": "k"}}, "features": {"cdi": true, "buildkit": true}}', '{"runtimes": {"kata": {"path": "k"}}, "features": {"buildkit": true}}'),
-    ('{"default-runtime": "nvidia", "x": "ü"}', '{"x": "ü"}'),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("before", "after"), JSON)
-def test_our_keys_are_taken_out_of_json_and_all_else_stays(folder: Folder, before: str, after: str | None) -> None:
-    folder.write("etc/docker/daemon.json", before)
-    done = folder.bash('json_edit without "$ROOT/etc/docker/daemon.json" "$ROOT/none"', parts=["engines/without_ours"])
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(before if after is None else after)
-
-
-@pytest.mark.parametrize("text", ["{", '{"a" 1}', '{"a": 1 "b": 2}', "[1 2]", '{"a": }'])
-def test_what_isnt_json_is_said(folder: Folder, text: str) -> None:
-    folder.write("etc/docker/daemon.json", text)
-    done = folder.bash('json_edit canonical "$ROOT/etc/docker/daemon.json"', parts=["engines/without_ours"])
-    assert done.returncode != 0 and "not JSON" in done.stderr
-
-
-def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on_arent(folder: Folder) -> None:
-    folder.command("systemctl", 'echo "systemctl $*" >>"$ROOT/log"')
-    folder.command(
-        "docker",
-        'case "$1 $3" in "ps {{.Names}}") printf "web\\ndb\\n" ;; "info {{.LiveRestoreEnabled}}") cat "$ROOT/live" ;; *) echo "docker $*" >>"$ROOT/log" ;; esac',
-    )
-    call = 'take_lock; mkdir -p "$LOGS"; NAME=it TARGET=vm PROXY="" INSTALL_SECONDS=60; pending restart-docker; restart_if_changed docker; restart_if_changed docker'
-    for live, expected in (("false", ["docker start web", "docker start db"]), ("true", [])):
-        (folder.root / "log").unlink(missing_ok=True)
-        folder.write("live", f"{live}\n")
-        done = folder.sourced("container_toolkit.sh", call)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert folder.read("log").splitlines() == [
-            "systemctl restart docker",
-            "systemctl is-active -q docker",
-            *expected,
-        ]
-        assert "web db" in done.stderr
-
-
-# What stands for systemd, and for the service that the toolkit has from 1.18 on; `none`: it makes nothing, as it finds no module.
-SYSTEMD = """echo "systemctl $*" >>"$ROOT/log"
-case "$1 $(<"$ROOT/service")" in
-  "cat no") exit 1 ;;
-  "restart yes") mkdir -p "$ROOT/run/cdi"; printf 'hostPath: /usr/lib/libcuda.so.580.1.2\\n  name: "all"\\n' >"$ROOT/run/cdi/nvidia.yaml" ;;
-esac"""
-OURS = """while (($# > 0)); do [[ $1 != --output=* ]] || printf 'hostPath: /usr/lib/libcuda.so.580.1.2\\n- name: "all"\\n' >"${1#*=}"; shift; done"""
-
-
-def specified(folder: Folder, *, target: str = "vm", cdi: str = f"/{CDI}") -> tuple[str, int]:
-    """The specification that is named, and how often the service was started for it."""
-    (folder.root / "log").unlink(missing_ok=True)
-    text = 'take_lock; mkdir -p "$LOGS"; NAME=it PROXY="" INSTALL_SECONDS=60; make_specification; finish; echo "$CDI"'
-    found = {"TARGET": target, "CDI": cdi, "DRIVER": "580.1.2", "RUNTIME": "podman"}
-    done = folder.sourced("container_toolkit.sh", text, **found)
-    assert done.returncode == 0, done.stdout + done.stderr
-    log = folder.read("log") if (folder.root / "log").exists() else ""
-    return done.stdout.strip(), log.count("systemctl restart nvidia-cdi-refresh.service")
-
-
-@pytest.fixture
-def specifying(folder: Folder) -> Folder:
-    folder.command("systemctl", SYSTEMD)
-    folder.command("nvidia-ctk", OURS)
-    folder.write("service", "yes")
-    folder.write("dev/nvidia0", "")
-    folder.write("usr/lib/x86_64-linux-gnu/libcuda.so.580.1.2", "")
-    return folder
-
-
-def test_the_toolkits_own_service_makes_the_one_specification_and_again_for_libraries_that_are_added(
-    specifying: Folder,
-) -> None:
-    specifying.write("service", "no")
-    assert specified(specifying) == (f"/{CDI}", 0)
-    # The toolkit is updated to one that has the service: ours goes.
-    specifying.write("service", "yes")
-    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
-    assert not (specifying.root / CDI).exists()
-    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 0)
-    specifying.write("usr/lib/x86_64-linux-gnu/libnvidia-encode.so.580.1.2", "")
-    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
-    # After a boot without it.
-    (specifying.root / "run/cdi/nvidia.yaml").unlink()
-    assert specified(specifying) == ("/run/cdi/nvidia.yaml", 1)
-
-
-def test_an_engine_that_needs_none_has_the_services_kept_fresh_too(specifying: Folder) -> None:
-    assert specified(specifying, cdi="") == ("/run/cdi/nvidia.yaml", 1)
-    specifying.write("service", "no")
-    (specifying.root / "run/cdi/nvidia.yaml").unlink()
-    assert specified(specifying, cdi="") == ("", 0)
-
-
-@pytest.mark.parametrize(("target", "service"), [("vm", "none"), ("lxc", "yes")])
-def test_where_the_service_makes_none_ours_is_made(specifying: Folder, target: str, service: str) -> None:
-    """In a container its condition, a module in modules.dep, doesn't hold."""
-    specifying.write("service", service)
-    assert specified(specifying, target=target) == (f"/{CDI}", 0 if target == "lxc" else 1)
-    assert (specifying.root / CDI).exists() and not (specifying.root / "run/cdi").exists()

@@ -14,7 +14,7 @@ from homelab.nvidia.plan import CudaPlan, Plan
 from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps as steps
 from tests import sampling
-from tests.scripts.nvidia_kit import GUESTS, Container, Machine, VirtualMachine
+from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine
 
 KEYRING = (
     "curl -fsSLo $ROOT/root/k.deb https://developer.download.nvidia.com/compute/cuda/repos/{}/x86_64/cuda-keyring_1.1-1_all.deb"
@@ -39,8 +39,12 @@ def plan(machine: Machine, cuda: str = "12.8") -> Plan:
     return machine.plan()
 
 
-def script(machine: Machine, cuda: str = "12.8") -> str:
-    return steps.cuda(plan(machine, cuda), machine.settings)
+def script(machine: Machine, cuda: str = "12.8") -> Step:
+    return step(machine, plan(machine, cuda))
+
+
+def step(machine: Machine, found: Plan, **options: Any) -> Step:
+    return machine.step("cuda_toolkit", steps.cuda(found, machine.settings, **options))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_a_release_comes_without_a_driver_once_and_goes_without_a_trace(
     packages, tree = machine.packages(), machine.tree()
     text = script(machine, release)
     answer = machine.answer("apply", text)
-    assert (answer["release"], answer["changed"]) == (release, "yes")
+    assert (answer["release"], answer["changed"]) == (release, True)
     added = set(machine.packages()) - set(packages)
     assert added == set(answer["packages"]) and f"cuda-toolkit-{release.replace('.', '-')}" in added
     assert not [name for name in added if "nvidia" in name or "driver" in name]
@@ -62,18 +66,18 @@ def test_a_release_comes_without_a_driver_once_and_goes_without_a_trace(
     assert f"/usr/local/cuda-{release}/bin" in machine.output(
         "PATH=/bin; . $ROOT/etc/profile.d/homelab-cuda.sh; echo $PATH"
     )
-    assert machine.answer("apply", text) == {**answer, "changed": "no"}
-    assert machine.answer("revert", text) == {"changed": "yes", "kept": []}
-    assert machine.answer("revert", text) == {"changed": "no", "kept": []}
+    assert machine.answer("apply", text) == {**answer, "changed": False}
+    assert machine.answer("revert", text) == {"changed": True, "kept": []}
+    assert machine.answer("revert", text) == {"changed": False, "kept": []}
     assert (machine.packages(), machine.tree()) == (packages, tree)
 
 
-def beside(machine: Machine, cuda: str, **settings: Any) -> str:
-    """The step's script with libraries, as it is once the repositories were asked."""
+def beside(machine: Machine, cuda: str, **settings: Any) -> Step:
+    """The step with libraries, as it is once the repositories were asked."""
     machine.want(driver="580", cuda=cuda, timeouts={"lock": 1}, **settings)
     offered = machine.read(machine.asked()).system.offered
     found = machine.plan({name: list(versions) for name, versions in (offered or {}).items()})
-    return steps.cuda(found, machine.settings)
+    return step(machine, found)
 
 
 def of_libraries(machine: Machine) -> dict[str, str]:
@@ -83,11 +87,11 @@ def of_libraries(machine: Machine) -> dict[str, str]:
 def test_cudnn_and_nccl_come_and_go_with_the_release_of_cuda(vm: Machine) -> None:
     packages = vm.packages()
     text = beside(vm, "12.8", cudnn="9", nccl=True)
-    assert vm.answer("apply", text)["changed"] == "yes"
+    assert vm.answer("apply", text)["changed"]
     found = of_libraries(vm)
     assert {"libcudnn9-cuda-12", "libcudnn9-dev-cuda-12", "libcudnn9-headers-cuda-12"} <= set(found)
     assert found["libnccl2"] == found["libnccl-dev"] == "2.27.3-1+cuda12.9"
-    assert vm.answer("apply", text)["changed"] == "no"
+    assert not vm.answer("apply", text)["changed"]
     vm.answer("apply", beside(vm, "13.0", cudnn="9", nccl=True))
     assert of_libraries(vm)["libnccl2"].endswith("+cuda13.0") and not [n for n in of_libraries(vm) if n.endswith("12")]
     vm.answer("apply", beside(vm, "13.0", nccl=True))
@@ -117,7 +121,7 @@ def test_an_update_of_a_release_is_taken_as_it_was_asked_for(vm: Machine) -> Non
     vm.answer("apply", text)
     assert vm.packages()["cuda-toolkit-12-8"].startswith("12.8.0-")
     newer = script(vm, "12.8.1")
-    assert vm.answer("apply", newer)["changed"] == "yes"
+    assert vm.answer("apply", newer)["changed"]
     assert vm.packages()["cuda-toolkit-12-8"].startswith("12.8.1-")
     vm.answer("revert", newer)
     assert "cuda-toolkit-12-8" not in vm.packages()
@@ -125,11 +129,11 @@ def test_an_update_of_a_release_is_taken_as_it_was_asked_for(vm: Machine) -> Non
 
 def test_under_another_name_of_the_settings_it_is_the_other_ones(vm: Machine) -> None:
     before, found = vm.packages(), plan(vm)
-    old, new = (steps.cuda(found, vm.settings, context=Context(f"vms.{name}", "vm")) for name in ("old", "new"))
+    old, new = (step(vm, found, context=Context(f"vms.{name}", "vm")) for name in ("old", "new"))
     vm.answer("apply", old)
     # Pulumi makes what has a new name first, and deletes what had the old one then.
-    assert vm.answer("apply", new)["changed"] == "no"
-    assert vm.answer("revert", old) == {"changed": "no", "kept": []}
+    assert not vm.answer("apply", new)["changed"]
+    assert vm.answer("revert", old) == {"changed": False, "kept": []}
     assert "cuda-toolkit-12-8" in vm.packages()
     vm.answer("revert", new)
     assert vm.packages() == before
@@ -151,7 +155,7 @@ def test_a_refresh_sees_what_was_removed(vm: Machine) -> None:
 def test_a_package_that_brings_a_driver_is_refused_before_anything_is_installed(vm: Machine) -> None:
     before = vm.packages()
     meta = dataclasses.replace(plan(vm), cuda=CudaPlan("12.8", ("cuda-12-8",), "/usr/local/cuda-12.8/bin/nvcc"))
-    said = vm.refusal(steps.cuda(meta, vm.settings))
+    said = vm.refusal(step(vm, meta))
     assert "CUDA's toolkit without a driver" in said and "cuda-drivers" in said
     assert vm.packages() == before
 
@@ -207,7 +211,7 @@ def test_a_release_that_isnt_there_is_named(vm: Machine) -> None:
     absent = dataclasses.replace(
         plan(vm), cuda=CudaPlan("13.3", ("cuda-toolkit-13-3",), "/usr/local/cuda-13.3/bin/nvcc")
     )
-    said = vm.refusal(steps.cuda(absent, vm.settings))
+    said = vm.refusal(step(vm, absent))
     assert "Unable to locate package cuda-toolkit-13-3" in said
 
 
@@ -246,7 +250,7 @@ def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm:
     before, tree = vm.packages(), vm.tree()
     text = script(vm)
     vm.fault("apt-slow", 200)
-    with vm.start("apply", f"PROGRESS_SECONDS=1\n{text}") as process:
+    with vm.start("apply", text) as process:
         # Meanwhile a person reads how much is there, by what apt says of itself.
         assert process.stderr is not None
         told = next(line for line in process.stderr if line.startswith("CUDA toolkit 12.8: "))

@@ -43,7 +43,7 @@ def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") ->
     second = plan(offered["offered"])
     wanted = steps.driver(second, machine.settings, context=machine.context(second))
     machine.answer("apply", machine.step("nvidia_driver", wanted))
-    machine.answer("apply", steps.cuda(second, machine.settings))
+    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(second, machine.settings)))
     return machine.packages()
 
 
@@ -96,7 +96,7 @@ def test_another_file_or_version_than_the_locked_one_is_refused_before_it_is_ins
     asked = planning.packages_to_ask_for(request)
     repository = steps.repository(plan, vm.settings, asked, context=vm.context(plan))
     vm.answer("apply", vm.step("nvidia_repository", repository))
-    text = vm.refusal(steps.cuda(plan, vm.settings))
+    text = vm.refusal(vm.step("cuda_toolkit", steps.cuda(plan, vm.settings)))
     assert said in text and "lock --release" in text
     assert name not in vm.packages()
 

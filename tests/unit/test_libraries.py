@@ -11,6 +11,7 @@ from homelab.container import libraries
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.settings import Container
+from remote_scripts.layers.card_libraries import Choice
 from tests.conftest import PROJECT
 from tests.unit.hosts import settings
 from tests.unit.test_other_cards import GPUS, GUESTS, container, host
@@ -25,9 +26,8 @@ LAB = {
 }
 
 
-def lines(uses: str, makers: str) -> dict[str, list[str]]:
-    found = (line.split("\t") for line in libraries.choices(uses.split(), makers.split()).splitlines())
-    return {f"{id_} {version}": [packages, lacking] for id_, version, packages, lacking in found}
+def choices(uses: str, makers: str) -> dict[str, Choice]:
+    return {f"{one.id} {one.version}": one for one in libraries.choices(uses.split(), makers.split())}
 
 
 def test_every_name_is_one_of_its_distribution() -> None:
@@ -42,12 +42,12 @@ def test_every_name_is_one_of_its_distribution() -> None:
 def test_each_maker_and_use_has_its_packages_or_a_reason() -> None:
     for maker in ("intel", "amd"):
         for use in ("video", "compute"):
-            for name, (packages, lacking) in lines(use, maker).items():
-                assert (packages == "-") != (lacking == "-"), (name, maker, use)
+            for name, one in choices(use, maker).items():
+                assert bool(one.packages) != bool(one.lacking), (name, maker, use)
 
 
 def test_what_two_cards_share_is_asked_for_once() -> None:
-    assert lines("video", "intel amd")["ubuntu 24.04"][0].split().count("vainfo") == 1
+    assert choices("video", "intel amd")["ubuntu 24.04"].packages.count("vainfo") == 1
 
 
 def refusals(one: Container, **changes: Any) -> list[HomelabError]:

@@ -1,0 +1,133 @@
+"""Packages of the distribution by which programs in a container use its Intel and AMD cards: VA-API's drivers, OpenCL,
+ROCm's runtime.
+
+Changes packages; /var/lib/homelab/libraries names those that were asked for. With others than the last time, all of
+ours go first. `revert` removes exactly what was added; what others need by now stays, and is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remote_scripts.shared import os_release, steps
+from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System
+
+_LAYER = "libraries"
+_ASKED = f"{HOME}/libraries"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A distribution. `packages`: of `a|b` the one that is installed, else the first that the repositories have;
+    `lacking`: what it hasn't got, in the words of a message.
+    """
+
+    id: str
+    version: str
+    packages: tuple[str, ...] = ()
+    lacking: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`choices`: the distributions of which the packages are known."""
+
+    software: Software
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`packages`: those that were asked for."""
+
+    packages: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """`kept`: packages that others need by now."""
+
+    kept: tuple[str, ...]
+    changed: bool
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Installs them.
+
+    :raises Failure: the distribution isn't known, or lacks something; or apt can't do it.
+    """
+    return system.changing(lambda: _apply(system, wanted))
+
+
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Removes what was added, unless another name of the container in the settings has it by now.
+
+    :raises Failure: apt can't do it.
+    """
+    return system.changing(lambda: _revert(system, wanted))
+
+
+def _apply(system: System, wanted: Wanted) -> Answer:
+    packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
+    names = _chosen(packages, wanted)
+    before = (system.files.need(_ASKED) or b"").decode("utf-8", "replace").split()
+    if not set(before) <= set(names):
+        system.log.say("other packages than before are wanted: the former ones are removed")
+        packages.remove()
+    system.files.note(_ASKED, f"{' '.join(names)}\n".encode())
+    packages.install(names)
+    steps.note(system, _LAYER, wanted.software.context.name)
+    return Answer(tuple(names), system.files.changed)
+
+
+def _revert(system: System, wanted: Wanted) -> Reverted:
+    packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
+    if steps.is_anothers(system, _LAYER, wanted.software.context.name):
+        return Reverted((), False)
+    packages.remove()
+    system.files.remove(_ASKED)
+    steps.forget(system, _LAYER)
+    return Reverted(tuple(packages.kept), system.files.changed)
+
+
+def _chosen(packages: Packages, wanted: Wanted) -> list[str]:
+    """The packages of this distribution. The lists are fetched where one isn't installed."""
+    place = wanted.software.context.name
+    found = os_release.distribution(packages.system)
+    choice = next((one for one in wanted.choices if (one.id, one.version) == found), None)
+    if choice is None:
+        known = ", ".join(f"{one.id} {one.version}" for one in wanted.choices)
+        raise Failure(
+            f"{place}: packages for its cards",
+            f"it is {' '.join(filter(None, found)) or 'of no known distribution'} (/etc/os-release)",
+            f"their names are known of {known} alone",
+            "take libraries out of its settings, and install them inside yourself; the card itself works in any "
+            "container",
+        )
+    if choice.lacking:
+        raise Failure(
+            f"{place}: packages for its cards",
+            choice.lacking,
+            "no repository is added for them",
+            "leave that use out of libraries, or take a container of another release",
+        )
+    if not all(any(map(packages.is_whole, word.split("|"))) for word in choice.packages):
+        packages.update()
+    return [_one_of(packages, word.split("|")) for word in choice.packages]
+
+
+def _one_of(packages: Packages, names: list[str]) -> str:
+    """The installed one, else the first that can be had, else the last: apt says what is wrong with it."""
+    installed = [name for name in names if packages.is_whole(name)]
+    if installed or len(names) == 1:
+        return (installed or names)[0]
+    offered = packages.offered(*names)
+    for name in names[:-1]:
+        if offered[name]:
+            return name
+        packages.system.log.say(f"note: {name} isn't in its repositories: {names[-1]} in its place")
+    return names[-1]

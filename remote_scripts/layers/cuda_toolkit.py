@@ -1,0 +1,196 @@
+"""CUDA's toolkit of one release, without a driver, and the libraries beside it (cuDNN, NCCL).
+
+Changes packages, and /etc/profile.d/homelab-cuda.sh, so that a login finds nvcc. Packages of another release that this
+program added go, once the wanted one is there. A toolkit that somebody installed without packages is left as it is.
+`revert` undoes exactly what was added; what others need by now stays, and is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from remote_scripts.shared import steps
+from remote_scripts.shared.packages import Packages, Software, announced
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+_LAYER = "cuda"
+_PROFILE = "/etc/profile.d/homelab-cuda.sh"
+_NOT_OF_DRIVER = re.compile(
+    r"(libnvidia-container|nvidia-container|nvidia-cuda-|nvidia-nsight|nvidia-visual-profiler$)"
+)
+_OF_DRIVER = re.compile(
+    r"cuda-drivers|lib(cuda1|cudadebugger1|nvcuvid1|nvoptix1)$|(lib|firmware-|xserver-xorg-video-)?nvidia-|"
+    r"xserver-xorg-video-nvidia|linux-(image|modules|objects-nvidia|signatures-nvidia)-|(proxmox|pve)-kernel-"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`packages`, `beside`: NAME or NAME=PATTERN, the latter of the libraries; `release`: 12.8 or 12.8.1; `nvcc`: the
+    path of its compiler.
+    """
+
+    software: Software
+    packages: tuple[str, ...]
+    release: str
+    nvcc: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """Without the number of its update: 12.8."""
+        return ".".join(self.release.split(".")[:2])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`packages`: those that were added and are there."""
+
+    release: str
+    nvcc: str
+    packages: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """`kept`: packages that others need by now."""
+
+    kept: tuple[str, ...]
+    changed: bool
+
+
+def apply(system: System, wanted: Wanted) -> Answer:
+    """Installs it.
+
+    :raises Failure: it would change a driver or a kernel; apt can't do it; or its compiler doesn't say its release.
+    """
+    return system.changing(lambda: _apply(system, wanted))
+
+
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Removes what was added.
+
+    :raises Failure: apt can't do it.
+    """
+    return system.changing(lambda: _revert(system, wanted))
+
+
+def _packages(system: System, wanted: Wanted) -> Packages:
+    return Packages(system, wanted.software, _LAYER, f"CUDA toolkit {wanted.release}")
+
+
+def _apply(system: System, wanted: Wanted) -> Answer:
+    packages, files = _packages(system, wanted), system.files
+    if _is_somebodys(packages, wanted):
+        system.log.say(f"note: CUDA {wanted.short} is there, and not from packages: left as it is")
+    else:
+        _install(packages, wanted.packages)
+        others = [name for name in _added(packages) if _is_of_another(name, wanted.short.replace(".", "-"))]
+        _drop(packages, others, "another release: ", "another release of CUDA is wanted")
+    # Also beside a toolkit of somebody's.
+    _install(packages, wanted.beside)
+    beside = {name.partition("=")[0] for name in wanted.beside}
+    others = [name for name in _added(packages) if name.startswith(("libcudnn", "libnccl")) and name not in beside]
+    why = "the settings leave them out, or want another release of CUDA"
+    _drop(packages, others, "what is no longer wanted beside CUDA: ", why)
+    said = _nvcc_says(system, wanted)
+    release = _release_in(said)
+    if release != wanted.short:
+        raise Failure(
+            f"{wanted.software.context.name}: {wanted.nvcc} of CUDA {wanted.short}",
+            release or f"no release: {said}",
+            "programs are compiled with it",
+            f"`apt-get install --reinstall cuda-nvcc-{wanted.short.replace('.', '-')}` there, then run `pulumi up` "
+            "again",
+        )
+    folder = wanted.nvcc.rpartition("/")[0]
+    comment = "# Written by homelab, which takes it away again (pulumi destroy)."
+    files.put(_LAYER, _PROFILE, 0o644, f"{comment}\nPATH={folder}${{PATH:+:$PATH}}\n".encode())
+    steps.note(system, _LAYER, wanted.software.context.name)
+    return Answer(release, wanted.nvcc, tuple(packages.of_layer()), files.changed)
+
+
+def _revert(system: System, wanted: Wanted) -> Reverted:
+    packages = _packages(system, wanted)
+    if steps.is_anothers(system, _LAYER, wanted.software.context.name):
+        return Reverted((), False)
+    system.files.drop(_LAYER, _PROFILE)
+    packages.remove()
+    steps.forget(system, _LAYER)
+    return Reverted(tuple(packages.kept), system.files.changed)
+
+
+def _nvcc_says(system: System, wanted: Wanted) -> str:
+    done = system.run.ask(system.files.name(wanted.nvcc), "--version")
+    return "\n".join(as_text(done.output + done.error).rstrip("\n").split("\n")[-3:])
+
+
+def _release_in(said: str) -> str:
+    found = re.search(r"release ([0-9]+\.[0-9]+)", said)
+    return found[1] if found else ""
+
+
+def _is_somebodys(packages: Packages, wanted: Wanted) -> bool:
+    """NVIDIA's installer puts a toolkit to the same place as the packages do. Half of a package may be there after a
+    kill.
+    """
+    files = packages.system.files
+    package = f"cuda-nvcc-{wanted.short.replace('.', '-')}"
+    if not files.is_file(wanted.nvcc) or package in packages.installed().present:
+        return False
+    if _release_in(_nvcc_says(packages.system, wanted)) != wanted.short:
+        return False
+    # An update (12.8.1) is told by version.json alone.
+    about = files.read(f"{wanted.nvcc.removesuffix('/bin/nvcc')}/version.json") or b""
+    return wanted.release == wanted.short or f'"{wanted.release}"'.encode() in about
+
+
+def _install(packages: Packages, names: Sequence[str]) -> None:
+    """Packages that come without anything of a driver or a kernel.
+
+    :raises Failure: apt would install, change or remove such a thing for them; or can't do it.
+    """
+    missing = [name for name in names if not packages.is_whole(name)]
+    if missing:
+        packages.repair()
+        words = " ".join(missing)
+        plan = packages.simulated("install", "--allow-downgrades", "--no-install-recommends", *missing)
+        if plan.status != 0:
+            packages.explain_install(plan, words)
+        against = [change.name for change in announced(plan) if _is_of_driver(change.name)]
+        if against:
+            raise Failure(
+                f"{packages.software.context.name}: CUDA's toolkit without a driver ({words})",
+                f"apt would also change: {' '.join(against)}",
+                "the driver is what nvidia.driver says; another one beside it, or in its place, doesn't fit the loaded "
+                "module",
+                f"see `apt-get -s install {words}`; packages of other repositories may be in the way (`apt-cache "
+                f"policy {against[0]}`)",
+            )
+    packages.install(names)
+
+
+def _is_of_driver(name: str) -> bool:
+    return bool(_OF_DRIVER.match(name)) and not _NOT_OF_DRIVER.match(name)
+
+
+def _added(packages: Packages) -> list[str]:
+    """What this program added, and is there."""
+    return [name for name, record in packages.records().items() if record.now != "-" and record.before == "-"]
+
+
+def _is_of_another(name: str, release: str) -> bool:
+    found = re.search(r"-([0-9]+-[0-9]+)(-|$)", name)
+    return found is not None and found[1] != release
+
+
+def _drop(packages: Packages, names: Sequence[str], what: str, why: str) -> None:
+    if names:
+        packages.repair()
+        packages.purge(names, what, why)
+        packages.settle()

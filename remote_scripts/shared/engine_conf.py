@@ -1,0 +1,180 @@
+"""The configuration of container engines: what nvidia-ctk puts in, and how that is taken out again.
+
+nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept, what
+it became is noted (the record of the layer toolkit, `pending` while it is being changed). As long as nobody changes it,
+the kept bytes are given back; else our runtime is taken out of docker's daemon.json, our drop-in of containerd goes,
+and its own config.toml stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME, State
+from remote_scripts.tools.system import System
+
+LAYER = "toolkit"
+_DOCKER = "/etc/docker/daemon.json"
+_DROP_IN = "/etc/containerd/conf.d/99-nvidia.toml"
+#: Engine -> its files, in the order in which they are looked at.
+FILES: dict[str, tuple[str, ...]] = {"docker": (_DOCKER,), "containerd": (_DROP_IN, "/etc/containerd/config.toml")}
+_BEFORE = "/run/homelab/before"
+# What nvidia-ctk adds to docker's configuration.
+_ADDED = (("runtimes", "nvidia"), ("features", "cdi"))
+_BYTES = 1 << 20
+
+
+def state(system: System, path: str) -> State | Literal["absent", "pending"]:
+    """absent: it isn't ours; pending: a run was killed while it was changed; changed: by somebody, since."""
+    record = f"{HOME}/files/{LAYER}{path}"
+    if not system.files.exists(record):
+        return "absent"
+    return "pending" if system.files.line(record) == "pending" else system.files.state(LAYER, path)
+
+
+def begin_change(system: System, path: str) -> None:
+    """Called before nvidia-ctk writes to it."""
+    files = system.files
+    found = state(system, path)
+    files.about_to_change()
+    files.remember(*_noted(path), path)
+    if found == "absent":
+        if files.exists(path):
+            files.keep(path)
+        else:
+            files.forget(path)
+        files.note(_noted(path)[2], b"pending\n")
+    elif found == "changed":  # what is to be given back has changed as well
+        _keep_without_ours(system, path)
+    files.make_folder(path.rpartition("/")[0])
+    files.remove(f"{_BEFORE}{path}")
+    if files.exists(path):
+        files.copy_of(path, f"{_BEFORE}{path}")
+
+
+def end_change(system: System, path: str) -> bool:
+    """Called after it: whether it means something else now. The bytes stay as they were where it doesn't."""
+    files = system.files
+    kept, _, record = _noted(path)
+    before = f"{_BEFORE}{path}"
+    is_same = _means_the_same(system, path, before)
+    if is_same:
+        if files.exists(before) and files.need(before, _BYTES) != files.need(path, _BYTES):
+            files.copy_of(before, path)
+        # Somebody had it so before us: then it isn't ours.
+        if state(system, path) == "pending" and _means_the_same(system, path, kept):
+            files.remove(record, before)
+            files.forget(path)
+            return False
+    else:
+        system.log.say(f"wrote {path}")
+    files.remove(before)
+    if files.exists(path):
+        files.note(record, f"{files.mode(path):o} {files.digest(path)}\n".encode())
+    else:
+        files.remove(record)
+    return not is_same
+
+
+def give_back(system: System, path: str) -> bool:
+    """Whether there was anything of ours.
+
+    :raises Failure: what is to be given back isn't what was kept, or docker's configuration isn't JSON.
+    """
+    files = system.files
+    found = state(system, path)
+    if found == "absent":
+        return False
+    kept, sums, record = _noted(path)
+    files.need_kept(path)
+    files.about_to_change()
+    files.remember(path, record, sums, kept)
+    if found == "changed":
+        _keep_without_ours(system, path)
+    if found != "missing":  # somebody has removed it since: so it stays
+        if files.exists(kept):
+            files.copy_of(kept, path)
+        else:
+            files.remove(path)
+    files.remove(record)
+    files.forget(path)
+    system.log.say(f"gave back {path}")
+    return True
+
+
+def _noted(path: str) -> tuple[str, str, str]:
+    """Where its copy is, the copy's sum, and the record."""
+    return f"{HOME}/kept{path}", f"{HOME}/sums{path}", f"{HOME}/files/{LAYER}{path}"
+
+
+def _means_the_same(system: System, path: str, other: str) -> bool:
+    files = system.files
+    contents = [files.need(one, _BYTES) for one in (path, other)]
+    if None in contents or contents[0] == contents[1]:
+        return contents[0] == contents[1]
+    try:
+        return path == _DOCKER and _load(contents[0]) == _load(contents[1])
+    except ValueError:
+        return False
+
+
+def _load(content: bytes | None) -> Any:
+    return json.loads(content) if content and content.strip() else {}
+
+
+def _keep_without_ours(system: System, path: str) -> None:
+    """What is to be given back: the file as it is now, without what is ours; nothing where that is nothing."""
+    files = system.files
+    kept, sums, _ = _noted(path)
+    text = _without_ours(system, path, kept)
+    if not text.strip(b" \t\r\n{}") and not files.exists(kept):
+        files.forget(path)
+        return
+    files.need_own_folder(kept.rpartition("/")[0])
+    files.remove(sums)  # without one it counts as whole
+    files.write(kept, text, files.mode(path))
+    files.note_kept(path)
+
+
+def _without_ours(system: System, path: str, kept: str) -> bytes:
+    files = system.files
+    if path == _DROP_IN:
+        return files.need(kept, _BYTES) or b""
+    now = files.need(path, _BYTES) or b""
+    if path != _DOCKER:
+        return now  # somebody's own, which imports a folder: without our file in it, that means nothing
+    try:
+        left = _without_runtime(_load(now), _load(files.need(kept, _BYTES)))
+    except ValueError as error:
+        raise Failure(
+            f"{path} without NVIDIA's runtime",
+            f"it isn't JSON: {error}",
+            "somebody has changed it since this program did, and docker can't read it either",
+            "correct it, then run the same again",
+        ) from error
+    return json.dumps(left, indent=4, ensure_ascii=False).encode() + b"\n"
+
+
+def _without_runtime(now: Any, old: Any) -> Any:
+    """Without the keys that nvidia-ctk adds, or with the value that they had before."""
+    if not isinstance(now, dict):
+        return now
+    old = old if isinstance(old, dict) else {}
+    for outer, key in _ADDED:
+        inner = now.get(outer)
+        if not isinstance(inner, dict):
+            continue
+        was = old.get(outer)
+        if key in inner:
+            if isinstance(was, dict) and key in was:
+                inner[key] = was[key]
+            else:
+                del inner[key]
+        if not inner and outer not in old:
+            del now[outer]
+    runtimes = now.get("runtimes")
+    if now.get("default-runtime") == "nvidia" and not (isinstance(runtimes, dict) and "nvidia" in runtimes):
+        del now["default-runtime"]
+    return now

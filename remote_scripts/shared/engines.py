@@ -1,0 +1,207 @@
+"""A container engine: is it there, and does it run with what was configured? Restarted only for that."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import NoReturn
+
+from remote_scripts.shared.packages import Packages
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+
+# Written by k3s at each of its starts, with the runtimes that it finds.
+_K3S_CONFIG = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
+# How long k3s may take until it has written that, in seconds.
+_K3S_SECONDS = 120.0
+_FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin")
+# The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
+_OLDEST_PODMAN = (4, 1)
+
+
+class Engines:
+    """The engines of a system, for the layer of the container toolkit.
+
+    :param is_container: whether the system is one.
+    """
+
+    def __init__(self, packages: Packages, *, is_container: bool) -> None:
+        self._packages = packages
+        self._system = packages.system
+        self._name = packages.software.context.name
+        self._is_container = is_container
+        #: Whether one was restarted.
+        self.restarted = False
+
+    def need(self, engine: str, install: str) -> None:
+        """The engine is there, or is installed.
+
+        :param install: its package, if it may be; else empty.
+        :raises Failure: it isn't there, or is too old.
+        """
+        name = self._name
+        if not self._is_there(engine):
+            if engine == "k3s":
+                raise Failure(
+                    f"{name}: k3s, for which nvidia.containerToolkit is set",
+                    "/usr/local/bin/k3s isn't there",
+                    "the toolkit is for the containerd that k3s brings",
+                    "install k3s by its own installer, or take nvidia.containerToolkit out",
+                )
+            if not install:
+                has_snap = self._system.files.exists(f"/snap/bin/{engine}")
+                hint = " (there is a snap of it, which can't use NVIDIA's toolkit)" if has_snap else ""
+                raise Failure(
+                    f"{name}: {engine}, for which nvidia.containerToolkit is set",
+                    f"it isn't installed{hint}",
+                    "the toolkit gives cards to containers of an engine that is there; another one is installed only "
+                    "if the settings ask for it",
+                    f"set nvidia.docker: install, install {engine} yourself, or take nvidia.containerToolkit out",
+                )
+            self._packages.install([install], recommends=True)
+        if engine == "podman":
+            self._need_podman()
+
+    def check(self, engine: str) -> None:
+        """It knows NVIDIA's runtime.
+
+        :raises Failure: it doesn't.
+        """
+        name = self._name
+        if engine == "k3s" and not self._k3s_knows_nvidia():
+            raise Failure(
+                f"{name}: k3s's containerd with the runtime nvidia",
+                f"{_K3S_CONFIG} has none after a restart of k3s",
+                "a pod with the runtime class nvidia doesn't start",
+                'a config.toml.tmpl of your own beside it must have `{{ template "base" . }}`, by which k3s fills in '
+                "what it finds; see `journalctl -xeu k3s` (k3s-agent), then run `pulumi up` again",
+            )
+        if engine == "docker":
+            done = self._system.run.ask("docker", "info", "--format", "{{json .Runtimes}}")
+            known = done.text + done.error.decode("utf-8", "replace")
+            if '"nvidia"' not in known:
+                last = "\n".join(known.rstrip("\n").split("\n")[-2:])
+                raise Failure(
+                    f"{name}: docker with the runtime nvidia",
+                    f"`docker info` knows: {last}",
+                    "no container gets a card",
+                    "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then "
+                    "`pulumi up` again",
+                )
+
+    def restart(self, unit: str) -> None:
+        """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those
+        that ran are started again.
+
+        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that.
+        """
+        system = self._system
+        step = f"restart-{unit}"
+        if not unit or not system.files.is_pending(step):
+            return
+        running: list[str] = []
+        if unit == "docker":
+            running = self._running()
+        else:
+            system.log.say(f"restarting {unit}: its containers run on")
+        done = self._packages.do("systemctl", "restart", unit)
+        if done.status != 0 or not self._is_active(unit):
+            self._give_up(unit, done)
+        for name in running:
+            # Those with a restart policy are up again already.
+            if system.run.do("docker", "start", name).status != 0:
+                system.log.say(f"note: container {name} isn't there any more (--rm), or doesn't start")
+        self.restarted = True
+        system.files.done_with(step)
+
+    def restart_others(self, but: str = "") -> None:
+        """Those whose configuration was given back, where they are still there.
+
+        :raises Failure: as of `restart`.
+        """
+        for engine in ("docker", "containerd"):
+            if engine != but:
+                if self._is_there(engine):
+                    self.restart(engine)
+                self._system.files.done_with(f"restart-{engine}")
+
+    def restart_k3s(self) -> None:
+        """It looks for NVIDIA's runtime when it starts, and at no other time.
+
+        :raises Failure: it isn't at work, or doesn't start.
+        """
+        if self._k3s_knows_nvidia():
+            return
+        unit = next((one for one in ("k3s", "k3s-agent") if self._is_active(one)), "")
+        if not unit:
+            raise Failure(
+                f"{self._name}: k3s at work",
+                "neither k3s nor k3s-agent is active",
+                "it finds NVIDIA's runtime when it starts",
+                "start it, and see `journalctl -xeu k3s` (k3s-agent); then run `pulumi up` again",
+            )
+        self._system.log.say(f"restarting {unit}, which looks for NVIDIA's runtime when it starts: its pods run on")
+        done = self._packages.do("systemctl", "restart", unit)
+        if done.status != 0:
+            self._give_up(unit, done)
+        ends = time.monotonic() + _K3S_SECONDS
+        while not self._k3s_knows_nvidia() and time.monotonic() < ends and self._is_active(unit):
+            self._system.work.go_on("waiting for k3s")
+            time.sleep(1)
+        self.restarted = self._system.files.changed = True
+
+    def _is_there(self, engine: str) -> bool:
+        """Also where its packages are Docker's own. A client alone (docker-ce-cli) is no engine."""
+        program = "dockerd" if engine == "docker" else engine
+        return any(self._system.files.is_file(f"{folder}/{program}") for folder in _FOLDERS)
+
+    def _need_podman(self) -> None:
+        done = self._system.run.ask("podman", "--version")
+        found = re.search(r"[0-9]+(?:\.[0-9]+)+", done.text)
+        if found and tuple(map(int, found[0].split(".")))[:2] >= _OLDEST_PODMAN:
+            return
+        raise Failure(
+            f"{self._name}: podman 4.1 or later",
+            found[0] if found else "no version",
+            "podman gets cards by CDI, which it knows from there on",
+            "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker",
+        )
+
+    def _running(self) -> list[str]:
+        """The containers of docker's that stop with it."""
+        run, log = self._system.run, self._system.log
+        names = [name for name in run.ask("docker", "ps", "--format", "{{.Names}}").text.split("\n") if name]
+        if not names:
+            log.say("restarting docker: no container runs")
+        elif run.ask("docker", "info", "--format", "{{.LiveRestoreEnabled}}").text == "true":
+            log.say(f"restarting docker: its containers run on (live-restore): {' '.join(names)}")
+            return []
+        else:
+            log.say(f"note: restarting docker, and its containers with it: {' '.join(names)}")
+        return names
+
+    def _is_active(self, unit: str) -> bool:
+        return self._system.run.ask("systemctl", "is-active", "-q", unit).status == 0
+
+    def _k3s_knows_nvidia(self) -> bool:
+        return b"nvidia-container-runtime" in (self._system.files.need(_K3S_CONFIG) or b"")
+
+    def _give_up(self, unit: str, done: Done) -> NoReturn:
+        """What was there before is put back, and the engine started with that."""
+        system = self._system
+        journal = system.run.ask("journalctl", "-q", "--no-pager", "-n", "8", "-o", "cat", "-u", unit).text
+        next = f"read `journalctl -xeu {unit}`, correct the cause, and run `pulumi up` again"
+        if self._is_container:
+            next = (
+                f"a container needs features: nesting=1,keyctl=1 for {unit} (`pct set ID --features "
+                "nesting=1,keyctl=1`, with those that `pct config ID` shows already: others go); else " + next
+            )
+        system.files.undo()
+        system.run.do("systemctl", "restart", unit)
+        said = "\n".join(done.said.decode("utf-8", "replace").rstrip("\n").split("\n")[-4:])
+        raise Failure(
+            f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",
+            "\n".join(filter(None, (said, journal))) or "no output",
+            "it isn't running; its configuration was put back as it was",
+            next,
+        )

@@ -1,0 +1,183 @@
+"""The layer container_toolkit on a folder: an engine's configuration taken back, its restart, and which CDI specification counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from remote_scripts.layers import container_toolkit
+from remote_scripts.layers.container_toolkit import Wanted
+from remote_scripts.shared import engine_conf
+from remote_scripts.shared.engines import Engines
+from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.symptoms import Context
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
+from tests.agent.kit import Host
+
+DAEMON, CDI, SERVICES = "/etc/docker/daemon.json", "/etc/cdi/nvidia.yaml", "/run/cdi/nvidia.yaml"
+LIBRARIES = "/usr/lib/x86_64-linux-gnu"
+SOFTWARE = Software(context=Context("it", "vm"), lock_seconds=1)
+
+TAKEN_OUT = [
+    ("{}", "{}", "{}"),
+    ("", "{}", "{}"),
+    ('{"a": [1, -2.5e3, true, null, "x\\"}\\\\"], "b": {}, "c": []}', "{}", None),
+    ('{"runtimes": {"nvidia": {"path": "x"}}}', "{}", "{}"),
+    ('{"runtimes": {"nvidia": {"path": "x"}}}', '{"runtimes": {}}', '{"runtimes": {}}'),
+    ('{"runtimes": {"nvidia": {"path": "x"}}}', '{"runtimes": {"nvidia": {"path": "mine"}}}', '{"runtimes": {"nvidia": {"path": "mine"}}}'),
+    ('{"features": {"cdi": true}}', '{"features": {"cdi": false}}', '{"features": {"cdi": false}}'),
+    ('{"runtimes": {"nvidia": {}, "kata": {"path": "k"}}, "features": {"cdi": true, "buildkit": true}}', "{}", '{"runtimes": {"kata": {"path": "k"}}, "features": {"buildkit": true}}'),
+    ('{"default-runtime": "nvidia", "x": "ü"}', "{}", '{"x": "ü"}'),
+    ('{"default-runtime": "nvidia", "runtimes": {"nvidia": {}}}', '{"runtimes": {"nvidia": {}}}', None),
+    ("[1]", "{}", "[1]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "kept", "left"), TAKEN_OUT)
+def test_our_keys_are_taken_out_of_json_and_all_else_stays(host: Host, now: str, kept: str, left: str | None) -> None:
+    host.write(DAEMON, now)
+    host.write(f"/var/lib/homelab/kept{DAEMON}", kept)
+    text = engine_conf._without_ours(host.system(), DAEMON, f"/var/lib/homelab/kept{DAEMON}")
+    assert json.loads(text) == json.loads(now if left is None else left)
+
+
+@pytest.mark.parametrize("text", ["{", '{"a" 1}', '{"a": 1 "b": 2}', "[1 2]", '{"a": }'])
+def test_a_configuration_that_somebody_has_spoilt_is_said_and_left(host: Host, text: str) -> None:
+    host.write(DAEMON, text)
+    host.write(f"/var/lib/homelab/files/toolkit{DAEMON}", "644 0\n")
+    before = host.lasting()
+    system = host.system()
+    with pytest.raises(Failure) as failure:
+        system.changing(lambda: engine_conf.give_back(system, DAEMON))
+    assert failure.value.found.startswith("it isn't JSON: ") and host.lasting() == before
+
+
+@pytest.mark.parametrize(("live", "started"), [("false", ["docker start web", "docker start db"]), ("true", [])])
+def test_containers_that_a_restart_stops_are_started_again_and_those_that_run_on_arent(
+    host: Host, live: str, started: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def docker(arguments: Sequence[str], _stdin: bytes) -> str:
+        if arguments[0] in ("ps", "info"):
+            return "web\ndb\n" if arguments[0] == "ps" else f"{live}\n"
+        said.append(f"docker {' '.join(arguments)}")
+        return ""
+
+    def systemctl(arguments: Sequence[str], _stdin: bytes) -> None:
+        said.append(f"systemctl {' '.join(arguments)}")
+
+    host.programs |= {"docker": docker, "systemctl": systemctl}
+    system = host.system()
+    system.files.set_pending("restart-docker")
+    engines = Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False)
+    engines.restart("docker")
+    engines.restart("docker")
+    assert said == ["systemctl restart docker", "systemctl is-active -q docker", *started] and engines.restarted
+    assert "web db" in capfd.readouterr().err and not system.files.is_pending("restart-docker")
+
+
+def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal_is_told(host: Host) -> None:
+    host.write(DAEMON, "{}\n")
+    host.programs |= {
+        "systemctl": lambda _arguments, _stdin: Done(1, b"Job failed\n"),
+        "journalctl": lambda _arguments, _stdin: "no such runtime\n",
+        "docker": lambda _arguments, _stdin: "",
+    }
+    system = host.system()
+
+    def change() -> None:
+        engine_conf.begin_change(system, DAEMON)
+        host.write(DAEMON, '{"runtimes": {}}')
+        assert engine_conf.end_change(system, DAEMON)
+        system.files.set_pending("restart-docker")
+        Engines(Packages(system, SOFTWARE, "toolkit"), is_container=True).restart("docker")
+
+    with pytest.raises(Failure) as failure:
+        system.changing(change)
+    assert failure.value.found == "Job failed\nno such runtime" and "keyctl=1" in failure.value.next
+    assert host.read(DAEMON) == "{}\n"
+
+
+Specified = Callable[..., tuple[str, int]]
+
+
+@pytest.fixture
+def service(host: Host) -> list[str]:
+    """Which service there is: `no`; `yes`, as from 1.18 on; `none`: it makes nothing, as it finds no module."""
+    return ["yes"]
+
+
+@pytest.fixture
+def specified(host: Host, service: list[str]) -> Specified:
+    """The specification that is named, and how often the service was started for it."""
+    host.write("/dev/nvidia0", "")
+    host.write(f"{LIBRARIES}/libcuda.so.580.1.2", "")
+    restarts: list[str] = []
+
+    def systemctl(arguments: Sequence[str], _stdin: bytes) -> int:
+        if arguments[0] == "restart":
+            restarts.append(arguments[1])
+            if service[0] == "yes":
+                host.write(SERVICES, 'hostPath: /usr/lib/libcuda.so.580.1.2\n  name: "all"\n')
+        return 1 if arguments[0] == "cat" and service[0] == "no" else 0
+
+    def nvidia_ctk(arguments: Sequence[str], _stdin: bytes) -> None:
+        output = next(word.removeprefix("--output=") for word in arguments if word.startswith("--output="))
+        path = output.removeprefix(str(host.root))
+        host.write(path, 'hostPath: /usr/lib/libcuda.so.580.1.2\n- name: "all"\n')
+
+    def find(arguments: Sequence[str], _stdin: bytes) -> str:
+        return "".join(f"{path.name}\n" for path in (host.root / LIBRARIES[1:]).iterdir())
+
+    host.programs |= {"systemctl": systemctl, "nvidia-ctk": nvidia_ctk, "find": find}
+
+    def make(target: Any = "vm", cdi: str = CDI) -> tuple[str, int]:
+        restarts.clear()
+        system: System = host.system()
+        wanted = Wanted(target=target, runtime="podman", software=SOFTWARE, packages=(), driver="580.1.2", cdi=cdi)
+        packages = Packages(system, SOFTWARE, "toolkit")
+        found = system.changing(lambda: container_toolkit._make_specification(packages, wanted))
+        return found, len(restarts)
+
+    return make
+
+
+def test_the_toolkits_own_service_makes_the_one_specification_and_again_for_libraries_that_are_added(
+    host: Host, specified: Specified, service: list[str]
+) -> None:
+    service[0] = "no"
+    assert specified() == (CDI, 0)
+    # The toolkit is updated to one that has the service: ours goes.
+    service[0] = "yes"
+    assert specified() == (SERVICES, 1) and not host.exists(CDI)
+    assert specified() == (SERVICES, 0)
+    host.write(f"{LIBRARIES}/libnvidia-encode.so.580.1.2", "")
+    assert specified() == (SERVICES, 1)
+    # After a boot without it.
+    (host.root / SERVICES[1:]).unlink()
+    assert specified() == (SERVICES, 1)
+
+
+def test_an_engine_that_needs_none_has_the_services_kept_fresh_too(
+    host: Host, specified: Specified, service: list[str]
+) -> None:
+    assert specified(cdi="") == (SERVICES, 1)
+    service[0] = "no"
+    (host.root / SERVICES[1:]).unlink()
+    assert specified(cdi="") == ("", 0)
+
+
+@pytest.mark.parametrize(("target", "there"), [("vm", "none"), ("lxc", "yes")])
+def test_where_the_service_makes_none_ours_is_made(
+    host: Host, specified: Specified, service: list[str], target: str, there: str
+) -> None:
+    """In a container its condition, a module in modules.dep, doesn't hold."""
+    service[0] = there
+    assert specified(target) == (CDI, 0 if target == "lxc" else 1)
+    assert host.exists(CDI) and not host.exists(SERVICES)
