@@ -1,4 +1,5 @@
-"""Does one thing for one layer on this system: `read`, `plan`, `apply` or `revert`.
+"""Does one thing for one layer on this system: `read`, `plan`, `apply` or `revert`; or `hold`, which goes on after its
+answer for as long as its client is there.
 
 A request is one JSON object on standard input: `layer`, `input` (of the layer's `Wanted`), `seconds` (until this run is
 killed; 0 or missing: never), `code` (a digest of the modules that the layer is made of; missing: any) and `ctid` (a
@@ -26,12 +27,15 @@ from types import ModuleType
 from typing import Any
 
 from remote_scripts.shared.inside import entered, is_gone
+from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
 VERBS = ("read", "plan", "apply", "revert")
+# One that goes on after its answer, for as long as its client is there.
+_HOLD = "hold"
 _LONGEST_SECONDS = 1_000_000
 
 
@@ -50,12 +54,13 @@ class Request:
     ctid: int = 0
 
 
-def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
+def main(arguments: list[str], codes: dict[str, str], version: str, text: bytes | None = None) -> int:
     """Does what standard input asks for, in a process group of its own, and returns the exit status.
 
     :param arguments: the verb.
     :param codes: the digest of each layer that this agent has.
     :param version: of the agent; the answer to the verb `version`, for which there is no request.
+    :param text: the request, where standard input has none, or goes on after it.
     """
     if arguments == ["version"]:
         _print(json.dumps({"version": version}))
@@ -65,12 +70,15 @@ def main(arguments: list[str], codes: dict[str, str], version: str) -> int:
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
-        verb, request, module = _understood(arguments, sys.stdin.buffer.read(), codes)
+        verb, request, module = _understood(arguments, sys.stdin.buffer.read() if text is None else text, codes)
     except Failure as failure:
         _print(_message(failure))
         return 1
     os.umask(0o022)
     root = Path(os.environ.get("ROOT") or "/")
+    if verb == _HOLD:
+        for number in (signal.SIGHUP, signal.SIGTERM):  # a host that shuts down need not wait for it
+            signal.signal(number, lambda given, _: sys.exit(128 + given))
     if not request.seconds:
         return _done(System(root, proxy=request.proxy), verb, request, module)
     return _limited(
@@ -88,6 +96,9 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
             if verb == "revert" and is_gone(host, request.ctid):
                 return 0, '{"reverted":"nothing"}'
             system = entered(host, request.ctid)
+        if verb == _HOLD:
+            module.hold(system, wanted, Client())
+            return 0, ""
         answer = getattr(module, verb)(system, wanted)
     except Failure as failure:
         return 1, _message(failure, system)
@@ -124,7 +135,7 @@ def _done(system: System, verb: str, request: Request, module: ModuleType) -> in
 
 
 def _understood(arguments: list[str], text: bytes, codes: dict[str, str]) -> tuple[str, Request, ModuleType]:
-    if len(arguments) != 1 or arguments[0] not in VERBS:
+    if len(arguments) != 1 or arguments[0] not in (*VERBS, _HOLD):
         raise _not_understood(f"the arguments {arguments!r}")
     try:
         request = of_plain(Request, json.loads(text))

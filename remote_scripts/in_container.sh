@@ -49,7 +49,7 @@ run_inside() {
   local said answers status='' over until patience=1000000000
   local PROGRESS_SECONDS=$((2 * PROGRESS_SECONDS)) TIME turn place=/dev/null
   { make_run_dir && place=$RUN/inside && open_step_log "container $CTID: $1"; } || :
-  # The next run waits for what is at work in there (run_guard.sh), also where this script was killed.
+  # The next run waits for what is at work in there (layers/run_guard.py), also where this script was killed.
   exec {turn}>>"$place"
   flock -s -w "$ASK_SECONDS" "$turn" || :
   [[ -z $OF_RUN ]] || { printf '%s\n' "$OF_RUN" >&"$turn"; } 2>/dev/null || :

@@ -104,7 +104,7 @@ SLOW = frozenset(
         "scripts/test_planned_files.py",
         "scripts/test_progress.py",
         "scripts/test_rollback.py",
-        "scripts/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
+        "agent/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
         "scripts/test_text.py",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
         "unit/test_windows.py",

@@ -20,7 +20,6 @@ TOOLS = Path(sys.executable).parent
 
 # Arguments as the headers list them; the files among them are linted by themselves.
 ARGUMENTS = {
-    "run_guard.sh": ("WHO", "VMID"),
     "in_container.sh": ("CTID", "SCRIPT"),
 }  # fmt: skip
 # Of a part of the library; its header names them.

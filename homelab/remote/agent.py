@@ -231,16 +231,12 @@ if sys.version_info < (3, 10):
     print("why:    this program's part on a host and in a VM is written for it; nothing was changed")
     print("next:   upgrade this system: Debian 12 and Proxmox VE 8 have Python 3.11, Ubuntu 22.04 has 3.10")
     sys.exit(1)
-sent = json.loads(sys.stdin.read())
+sent = json.loads(sys.stdin.buffer.readline())
 memory = os.memfd_create("agent")
 os.write(memory, base64.b64decode(sent["agent"]))
-request = os.memfd_create("request")
-os.write(request, json.dumps(sent["request"]).encode())
-os.lseek(request, 0, os.SEEK_SET)
-os.dup2(request, 0)
 sys.path.insert(0, f"/proc/self/fd/{memory}")
 from remote_scripts import agent, codes
-sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION))
+sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(sent["request"]).encode()))
 """
 
 
@@ -254,4 +250,4 @@ def sent_along(verb: str, text: str) -> str:
 
     :param text: the request.
     """
-    return json.dumps({"verb": verb, "request": json.loads(text), "agent": _archive_text()})
+    return json.dumps({"verb": verb, "request": json.loads(text), "agent": _archive_text()}) + "\n"

@@ -1,8 +1,8 @@
 """One run (`pulumi up` or `pulumi destroy`) at a time on a host, whichever machine it comes from (ADR 15).
 
 Two stacks with states of their own, on two machines, know nothing of each other; the backend's lock is for one stack.
-So a run that is about to change a host opens a connection on which a script holds a lock (run_guard.sh) until that
-connection ends: with the process, whatever ends it. Nothing has to be cleaned up after a run that was killed.
+So a run that is about to change a host opens a connection on which the agent holds a lock (layers/run_guard.py) until
+that connection ends: with the process, whatever ends it. Nothing has to be cleaned up after a run that was killed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import threading
 import time
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.remote import scripts, ssh
+from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import tell
+from remote_scripts.layers.run_guard import Wanted
 
 # Between two signs of life to the script, which gives up after six times that.
 BEAT_SECONDS = 10.0
@@ -90,7 +91,7 @@ def cancel() -> None:
 
 def let_start(host: Host, vmid: int) -> None:
     """Lets a VM take its shared cards although this process holds the host; others wait until it has ended
-    (lib/handover/turn.sh).
+    (shared/passes.py).
 
     :raises HomelabError: the host can't be reached, or can't note it.
     """
@@ -99,7 +100,7 @@ def let_start(host: Host, vmid: int) -> None:
 
 async def _let_start(host: Host, vmid: int) -> None:
     async with ssh.connect(host) as session:
-        scripts.answer(await session.run("pass", scripts.compose("run_guard.sh", WHO=_this_run(), VMID=str(vmid))))
+        await session.ask("apply", "run_guard", Wanted(who=_this_run(), vmid=vmid))
 
 
 def _who() -> str:
@@ -168,8 +169,8 @@ class _Guard(threading.Thread):
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         async with ssh.connect(self._host) as session:
             try:
-                text = scripts.compose("run_guard.sh", WHO=_this_run())
-                await session.keep("hold", text, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
+                wanted = Wanted(who=_this_run())
+                await session.keep("run_guard", wanted, self.answered.set, BEAT_SECONDS, self._words, self._tell_note)
             except UnreachableError:
                 raise
             except HomelabError as error:

@@ -45,7 +45,7 @@ SHORT_SECONDS = 15
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
 _CHUNK = 64 * 1024
-# The begin of the line of run_guard.sh that names the run it waits for.
+# The begin of the line of layers/run_guard.py that names the run it waits for.
 ANOTHER_RUN = "another run is at work: "
 # How long this machine's SSH agent may take to name its keys, in seconds: it has them in memory.
 AGENT_SECONDS = 10.0
@@ -184,30 +184,31 @@ class Session:
 
     async def keep(
         self,
-        verb: str,
-        script: str,
+        layer: str,
+        wanted: Any,
         on_answer: Callable[[], None],
         beat: float,
         words: asyncio.Queue[str] | None = None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Runs a script that goes on after its answer as long as it gets signs of life; returns when the script or the
-        connection has ended.
+        """Asks the agent, sent along as by `ask`, for something that goes on after the answer as long as it gets signs
+        of life; returns when it or the connection has ended.
 
-        :param on_answer: called once the script has answered.
+        :param on_answer: called once it has answered.
         :param beat: seconds between two signs of life.
-        :param words: words that are sent to the script meanwhile, a line each.
+        :param words: words that are sent to it meanwhile, a line each.
         :param on_line: called with each line that comes after the answer.
-        :raises HomelabError: the script failed instead of answering.
+        :raises HomelabError: it failed instead of answering.
         :raises UnreachableError: the connection was lost before that.
         """
-        command = scripts.command(verb, self._host.ssh.user)
+        command = agent.command_in_memory(self._host.ssh.user)
+        text = agent.sent_along("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
         try:
             async with asyncio.timeout(SCRIPT_SECONDS):
                 process = await self._connection.create_process(command, encoding=None)
                 with suppress(OSError):  # it reads no more: what it says is why
-                    process.stdin.write(script.encode())
+                    process.stdin.write(text.encode())
                 log = asyncio.ensure_future(_last_bytes(process.stderr, log_lines.append))
                 log.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends with the connection
                 output = b""  # a login may print something of its own before
@@ -216,7 +217,7 @@ class Session:
                 if not line:
                     await asyncio.wait([log])
                     await process.wait_closed()
-                    raise _failed(verb, _decoded(output), "\n".join(log_lines), process.exit_status or 1)
+                    raise _failed(f"hold {layer}", _decoded(output), "\n".join(log_lines), process.exit_status or 1)
             on_answer()
             # Not the end of its output, which never comes where the connection was lost.
             closed = asyncio.ensure_future(process.wait_closed())

@@ -120,7 +120,7 @@ log() {
 }
 
 # keep_note - TEXT is what a person must still read when all is done, and pulumi-command shows what a script says only while it runs: whoever holds this host for
-# the run tells it (run_guard.sh).
+# the run tells it (layers/run_guard.py).
 keep_note() {
   [[ -f $ROOT/run/homelab/notes && -O $ROOT/run/homelab && ! -L $ROOT/run/homelab ]] || return 0
   printf '%s\n' "${TEXT//$'\n'/ }" 2>/dev/null >>"$ROOT/run/homelab/notes" || :

@@ -14,7 +14,7 @@ make_run_dir() {
 
 owns_run_dir() { [[ -d $RUN && ! -L $RUN && -O $RUN ]]; }
 
-# The run that has started this step, as run_guard.sh notes it; empty: none holds this system (a guest's is none of its business), or this is no step of one.
+# The run that has started this step, as layers/run_guard.py notes it; empty: none holds this system (a guest's is none of its business), or this is no step of one.
 OF_RUN=''
 ((TIME_LIMIT == 0)) || { IFS= read -r OF_RUN <"$RUN/up"; } 2>/dev/null || OF_RUN=''
 

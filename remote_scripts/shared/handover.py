@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from remote_scripts.shared import passes
 from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.errors import Failure
@@ -26,7 +27,7 @@ FOLDER = f"{HOME}/handover"
 STORY = f"{FOLDER}/log"
 PROGRAM = "/usr/local/sbin/homelab-handover"
 HANDING = "handing"
-_UP, _PASSES = "/run/homelab/up", "/run/homelab/passes"
+_UP = "/run/homelab/up"
 _VMS = "/etc/pve/qemu-server"
 #: How much of the story is kept, in bytes.
 _STORY_BYTES = 131072
@@ -171,11 +172,6 @@ def need_rest(system: System, vmids: Collection[str] = ()) -> None:
         )
 
 
-# A start by hand, and a run of this program: the steps of a run need the cards where they are, and a card that is taken
-# between two of them would end it half-way. So a handover doesn't begin while a run holds the host (run_guard.sh), but
-# for a VM that this run is about to start; and a run waits for one that has begun.
-
-
 def run_at_work(system: System, vmid: str = "") -> str | None:
     """Who is at work on this host, unless that run lets this VM through; None: nobody.
 
@@ -192,7 +188,7 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
             "see on the host what is wrong with /run/homelab, then try it again",
         ) from error
     who = system.files.line(_UP)
-    return None if f"{vmid} {who}" in system.files.text(_PASSES).splitlines() else who
+    return None if passes.has(system, vmid, who) else who
 
 
 def option(system: System, vmid: str, key: str) -> str:

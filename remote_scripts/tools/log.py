@@ -20,7 +20,7 @@ STEPS = "run/homelab/steps"
 STEPS_BYTES = 2097152
 #: How long one waits for another that writes into it.
 _TURN_SECONDS = 5.0
-#: What steps note for the end of a run is the client's to tell (run_guard.sh), which makes this file.
+#: What steps note for the end of a run is the client's to tell (layers/run_guard.py), which makes this file.
 NOTES = "run/homelab/notes"
 
 

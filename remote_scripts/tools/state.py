@@ -1,12 +1,13 @@
 """Who is at work on this system, how long a run may take, and the lock that one run at a time has.
 
 The lock is the one that this program's scripts in bash take, too: flock(2) on /run/homelab/lock. In it stands the run
-(`pulumi up`, `pulumi destroy`) that has started whoever holds it, as run_guard.sh has noted it in /run/homelab/up.
+(`pulumi up`, `pulumi destroy`) that has started whoever holds it, as layers/run_guard.py notes it in /run/homelab/up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import stat
@@ -133,8 +134,30 @@ class Work:
         finally:
             os.close(descriptor)
 
+    def write(self, name: str, text: str, *, at_end: bool = False) -> None:
+        """Writes into /run/homelab/NAME itself, whose lock somebody may have; no boot keeps it.
+
+        :param at_end: what is there stays.
+        :raises OSError: it can't be written.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if at_end else os.O_TRUNC)
+        descriptor = os.open(self.folder / name, flags, 0o600)
+        try:
+            data = text.encode("utf-8", "replace")
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Removes /run/homelab/NAME, if it is there."""
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+
     def is_held(self) -> bool:
-        """Whether a run of a client's (`pulumi up`) holds this system: run_guard.sh has the lock of /run/homelab/up."""
+        """Whether a run of a client's (`pulumi up`) holds this system: it has the lock of /run/homelab/up
+        (layers/run_guard.py).
+        """
         return self.is_locked("/run/homelab/up")
 
     def is_locked(self, path: str) -> bool:

@@ -1,9 +1,8 @@
-"""A handover, and a run of `pulumi up` that begins meanwhile (run_guard.sh), or another start: each comes to its end before the other one looks."""
+"""A handover, and a run of `pulumi up` that begins meanwhile (layers/run_guard.py), or another start: each comes to its end before the other one looks."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import subprocess
 import threading
@@ -13,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from homelab.remote import scripts
 from remote_scripts.shared import handover
 from remote_scripts.shared.card import Card
 from remote_scripts.tools.run import Done
@@ -32,7 +30,7 @@ from tests.agent.handover_kit import (
 )
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Host
-from tests.scripts.test_run_guard import HELD, answer, guarded
+from tests.agent.run_guard_kit import HELD, answer, guarded, let_start
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -44,20 +42,8 @@ def lent(host: Host) -> Host:
     return host
 
 
-def environment(host: Host) -> dict[str, str]:
-    return {"ROOT": str(host.root), "PATH": os.environ["PATH"]}
-
-
-def holding(host: Host, who: str, handing: str = "45") -> AbstractContextManager[subprocess.Popen[str]]:
-    return guarded(environment(host), who, handing=handing, ending="0.1")
-
-
-def let_start(host: Host, who: str) -> None:
-    text = scripts.compose("run_guard.sh", WHO=who, VMID="103")
-    done = subprocess.run(
-        ["bash", "-s", "--", "pass"], input=text, env=environment(host), capture_output=True, text=True, check=True
-    )
-    assert done.stdout == '{"passed":"103"}\n'
+def holding(host: Host, who: str, handing: float = 45) -> AbstractContextManager[subprocess.Popen[str]]:
+    return guarded(host, who, handing=handing, ending=0.1)
 
 
 class Begun(threading.Thread):
@@ -134,7 +120,7 @@ def test_a_run_that_was_cut_off_comes_back_while_its_own_vm_takes_the_card(host:
         start.start()
         assert start.stands.wait(PATIENCE)
     for who, is_let in (("ben", False), ("anna", True)):
-        with holding(host, who, handing="0.2") as up:
+        with holding(host, who, handing=0.2) as up:
             assert (answer(up) == HELD) is is_let, who
     assert start.ended() == "" and with_the_vm(host)
 

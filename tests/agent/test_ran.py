@@ -462,7 +462,7 @@ def test_nobody_is_started_once_the_system_goes_down_again(host: Host, clock: Cl
 
 @contextmanager
 def held(host: Host) -> Iterator[None]:
-    """A run is at work, as run_guard.sh says it."""
+    """A run is at work, as layers/run_guard.py says it."""
     (host.root / "run/homelab").mkdir(mode=0o700, exist_ok=True)
     with (host.root / "run/homelab/up").open("w") as up:
         fcntl.flock(up, fcntl.LOCK_EX)

@@ -129,7 +129,7 @@ def is_held(host: Host, name: str) -> bool:
 
 
 def test_work_goes_on_with_the_lock_and_its_turn_though_the_agent_is_gone(inside: Container, host: Host) -> None:
-    """The next run waits for both (run_guard.sh)."""
+    """The next run waits for both (layers/run_guard.py)."""
     inside.work.client = "anna's up"
     inside.work.take_lock()
     assert host.read("/run/homelab/inside") == "anna's up\n"

@@ -86,7 +86,7 @@ def a_second_run_gets_one_sentence(stack: Stack, engine: install.Engine, folder:
 
 
 def test_ctrl_c_ends_a_step_where_it_waits_and_the_next_run_goes_on(stack_on: Callable[..., Stack]) -> None:
-    """Once: pulumi-command ends nothing, but the host is told. Where a step ends: tests/scripts/test_run_guard.py."""
+    """Once: pulumi-command ends nothing, but the host is told. Where a step ends: tests/agent/test_run_guard.py."""
     stack = stack_on("rtx5090")
     with (stack.lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
         fcntl.flock(backup, fcntl.LOCK_EX)

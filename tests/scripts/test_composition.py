@@ -264,13 +264,13 @@ def test_no_function_hides_another_one_of_its_program() -> None:
     assert {name: twice for name in SCRIPTS if (twice := twice_defined(name))} == {}
 
 
-@pytest.mark.parametrize("name", ["run_guard.sh", "lib/handover/rest.sh"])
+@pytest.mark.parametrize("name", ["in_container.sh", "lib/run_dir.sh"])
 def test_a_function_that_hides_another_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     shutil.copytree(scripts.FOLDER, tmp_path, dirs_exist_ok=True)
     with (tmp_path / name).open("a") as file:
-        file.write("\nfind_noted() { :; }\n")
+        file.write("\nowns_run_dir() { :; }\n")
     with scripts_of(tmp_path, monkeypatch):
-        assert twice_defined("run_guard.sh") == ["find_noted"]
+        assert twice_defined("in_container.sh") == ["owns_run_dir"]
 
 
 # What bash sets, and what a host's own files may.

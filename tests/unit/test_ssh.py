@@ -32,6 +32,7 @@ from homelab.resources import command
 from homelab.settings import Host
 from homelab.stack import Refusal
 from remote_scripts.layers import cluster_turn, start_guests
+from remote_scripts.layers.run_guard import Wanted as Guard
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import Work
 from tests import agent_kit
@@ -85,7 +86,7 @@ def keep(folder: Path, serve: Serve | None) -> list[str]:
     said: list[str] = []
 
     async def held(session: ssh.Session) -> str:
-        await session.keep("hold", "script\n", lambda: said.append("held"), 0.01)
+        await session.keep("run_guard", Guard(who="anna"), lambda: said.append("held"), 0.01)
         return ""
 
     meet(folder, serve, held)
@@ -113,11 +114,12 @@ def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_pa
 
     async def held(session: ssh.Session) -> str:
         words: asyncio.Queue[str] = asyncio.Queue()
-        await session.keep("hold", "script\n", lambda: words.put_nowait("cancelled"), 300, words)
+        await session.keep("run_guard", Guard(who="anna"), lambda: words.put_nowait("cancelled"), 300, words)
         return ""
 
     meet(tmp_path, serve, held)
-    assert heard == [b"script\n", b"cancelled\n"]
+    asked = json.loads(heard[0])
+    assert (asked["verb"], asked["request"]["input"]["who"], heard[1]) == ("hold", "anna", b"cancelled\n")
 
 
 def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:

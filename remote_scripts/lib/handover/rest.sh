@@ -2,7 +2,7 @@
 # Whether every card that is handed over is with the host.
 # Needs: common, files, lock, handover/places
 #
-# Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...], is_on_its_way VMID....
+# Gives: cards_away [VMID...] -> AWAY; need_rest [VMID...].
 
 # cards_away [VMID...] - sets AWAY: which cards aren't with the host, in words; those on account of these VMs left out.
 cards_away() {
@@ -30,14 +30,6 @@ cards_away() {
     printf -v since '%(%F %T)T' "${since:-0}"
     AWAY+="${AWAY:+; }gpus.$file $state since $since"
   done
-}
-
-# is_on_its_way VMID... - is a card away on account of one of these?
-is_on_its_way() {
-  local vmid
-  cards_away
-  for vmid in "$@"; do [[ $AWAY != *" VM $vmid "* ]] || return 0; done
-  return 1
 }
 
 # need_rest [VMID...] - as cards_away.

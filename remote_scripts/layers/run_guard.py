@@ -1,0 +1,162 @@
+"""Lets one run (`pulumi up` or `pulumi destroy`) at a time be at work on this host: held as long as the client's
+connection lasts, whatever ends it.
+
+In /run/homelab, which no boot keeps: `up`, whose lock (flock(2)) the run has, and in which it stands meanwhile;
+`notes`, there while a run is at work: what its steps note for the end of the run (tools/log.py); `lock` and `inside`,
+whose locks steps at work have. A step ends where it waits as soon as `up` says something else than the run that has
+started it (tools/state.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from remote_scripts.shared import handover, passes
+from remote_scripts.tools.client import Client
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_text
+
+_NOTES_SECONDS = 1.0
+#: A wait for a step is shorter where so much of the time is over: the client waits for the answer.
+_MOST_SECONDS = 35.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """`who`: is at work, for the message that another one gets; no other run has that name. Of `apply`: `vmid`: of a VM
+    that may take its shared cards from now on, until this run has ended.
+
+    In seconds: `silence`: after so many without a word the client is gone: one that was switched off says no goodbye,
+    and this program's says something every ten; `patience`: that the run before may take to notice that its client has
+    gone; `handing`: for which a handover that has begun is waited for, and `ending`: a step of an earlier run. The last
+    three together: less than a client waits for the answer.
+    """
+
+    who: str
+    vmid: int = 0
+    silence: float = 60.0
+    patience: float = 5.0
+    handing: float = 45.0
+    ending: float = 20.0
+
+
+@dataclass(frozen=True)
+class Passed:
+    """`passed`: the VM that is let through."""
+
+    passed: int
+
+
+def hold(system: System, wanted: Wanted, client: Client) -> None:
+    """Answers as soon as it holds this host, and ends when the client has gone. After the answer come lines for people,
+    which steps have noted. The client's line `cancelled` says that the run begins nothing more.
+
+    :raises Failure: another run is at work, or a step of an earlier one, or a handover.
+    """
+    work = system.work
+    work.need_folder()
+    if work.is_held():  # where that run restarts this host, nothing else is heard
+        system.log.say(f"another run is at work: {system.files.line('/run/homelab/up')}")
+    with work.holding("up", wanted.patience) as is_mine:
+        if not is_mine:
+            raise Failure(
+                "to be the only run at work on this host",
+                f"another one is: {system.files.line('/run/homelab/up')}",
+                "two at once would undo each other's changes, and could reboot the host twice",
+                "this run changes nothing more: wait until the other one has ended, then run the same again",
+            )
+        # At once: a run whose connection was cut comes back, and VMs that it has started itself have their passes by
+        # its name. On a full disk the host is held all the same.
+        _note(system, "up", f"{wanted.who}\n", "/run is full: who is at work can't be noted")
+        try:
+            _hold(system, wanted, client)
+        finally:
+            work.remove("notes")
+            _note(system, "up", "", "/run/homelab/up can't be emptied")
+
+
+def apply(system: System, wanted: Wanted) -> Passed:
+    """Lets a VM through.
+
+    :raises Failure: that can't be noted.
+    """
+    try:
+        system.work.need_folder()
+        passes.note(system, str(wanted.vmid), wanted.who)
+    except OSError as error:
+        raise Failure(
+            f"VM {wanted.vmid} to take its cards from this host's containers",
+            f"/run/homelab/passes can't be written: {error.strerror or error}",
+            "while a run is at work, no other VM may",
+            "make room in /run, then run `pulumi up` again",
+        ) from error
+    return Passed(wanted.vmid)
+
+
+def _hold(system: System, wanted: Wanted, client: Client) -> None:
+    work, began = system.work, time.monotonic()
+    # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
+    with work.holding("handing", wanted.handing) as is_handed:
+        pass
+    if is_handed:
+        _await_steps(system, wanted, time.monotonic() - began)
+    # After that: it may have given some meanwhile, by another connection.
+    passed = passes.of(system, wanted.who)
+    if not is_handed and not any(f" VM {vmid} " in f" {handover.away(system)} " for vmid in passed):
+        raise Failure(
+            "no card on its way to a VM that starts",
+            f"a handover is at work: {_last_line(system, '/var/lib/homelab/handover/log')}",
+            "NVIDIA's driver and containers can't be changed meanwhile; nothing was changed",
+            "wait until it has ended (/var/lib/homelab/handover/log tells), then run the same again",
+        )
+    handover.need_rest(system, passed)
+    # Not before: a run that is refused takes no other one its passes.
+    passes.drop_others(system, wanted.who)
+    _note(system, "notes", "", "/run is full: what steps note is shown only while they run")
+    client.tell('{"held":"yes"}')
+    told = 0
+    for word in client.lines(wanted.silence, _NOTES_SECONDS):
+        if word == "cancelled":
+            _note(system, "up", f"{wanted.who}, and was cancelled\n", "/run is full: steps go on to their end")
+        noted = system.files.read("/run/homelab/notes") or b""
+        lines = noted[told : noted.rfind(b"\n") + 1]
+        told += len(lines)
+        for line in lines.splitlines():
+            client.tell(as_text(line))
+
+
+def _await_steps(system: System, wanted: Wanted, spent: float) -> None:
+    """What an earlier run has begun comes to its end, so that no two are at work side by side. Not what this run has
+    begun itself: before it held the host, when there was none to be noted, or before its connection was cut.
+
+    :raises Failure: a step of another run doesn't end.
+    """
+    seconds = wanted.ending if spent < _MOST_SECONDS else wanted.patience
+    for name in ("lock", "inside"):
+        path = f"/run/homelab/{name}"
+        with system.work.holding(name, seconds) as is_mine:
+            if is_mine:
+                _note(system, name, "", f"{path} can't be emptied")
+            elif (whose := _last_line(system, path)) not in ("", wanted.who):
+                raise Failure(
+                    "to be the only run at work on this host",
+                    f"a step of an earlier run is still at work, of {whose} "
+                    f"({_last_line(system, '/run/homelab/steps')})",
+                    "it comes to its end by itself; two runs at once would undo each other's changes",
+                    "wait until it has ended (/run/homelab/steps tells), then run the same again",
+                )
+        seconds = wanted.patience
+
+
+def _last_line(system: System, path: str) -> str:
+    lines = system.files.text(path).splitlines()
+    return lines[-1] if lines else ""
+
+
+def _note(system: System, name: str, text: str, otherwise: str) -> None:
+    try:
+        system.work.write(name, text)
+    except OSError as error:
+        system.log.say(f"{otherwise}: {error.strerror}")

@@ -1,0 +1,49 @@
+"""A start by hand, and a run of this program (`pulumi up`, `pulumi destroy`): the steps of a run need the cards where
+they are, and a card that is taken between two of them would end it half-way. So a handover doesn't begin while a run
+holds the host (layers/run_guard.py), but for a VM that this run is about to start; and a run waits for one that has
+begun.
+
+A pass is a line VMID WHO in /run/homelab/passes. It counts while the run of that name holds the host: so a run whose
+connection was cut has its passes again when it comes back, and no other run has them.
+"""
+
+from __future__ import annotations
+
+from remote_scripts.tools.system import System
+
+_PASSES = "/run/homelab/passes"
+_LOCK_SECONDS = 10.0
+
+
+def has(system: System, vmid: str, who: str) -> bool:
+    """Whether the run lets a VM through."""
+    return f"{vmid} {who}" in system.files.text(_PASSES).splitlines()
+
+
+def of(system: System, who: str) -> list[str]:
+    """The VMs that a run has let through so far."""
+    lines = (line.partition(" ") for line in system.files.text(_PASSES).splitlines())
+    return [vmid for vmid, _, whose in lines if whose == who]
+
+
+def note(system: System, vmid: str, who: str) -> None:
+    """Lets a VM through.
+
+    :raises OSError: it can't be noted.
+    """
+    with system.work.holding("passes", _LOCK_SECONDS) as is_mine:
+        if not is_mine:
+            raise TimeoutError(f"another process holds {_PASSES}")
+        system.work.write("passes", f"{vmid} {who}\n", at_end=True)
+
+
+def drop_others(system: System, who: str) -> None:
+    """Where there are some: whoever asks while it is written would find none at all."""
+    if all(line.partition(" ")[2] == who for line in system.files.text(_PASSES).splitlines()):
+        return
+    with system.work.holding("passes", _LOCK_SECONDS) as is_mine:
+        if is_mine:
+            try:
+                system.work.write("passes", "".join(f"{vmid} {who}\n" for vmid in of(system, who)))
+            except OSError:
+                system.log.say("/run is full: which VMs may take their cards during this run is not noted")

@@ -1,0 +1,47 @@
+"""A run that holds a host, as a client starts it over SSH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from homelab.remote import agent
+from remote_scripts.layers.run_guard import Wanted
+from tests.agent.kit import Host, bash
+
+HELD = '{"held":"yes"}\n'
+
+
+@contextmanager
+def guarded(
+    host: Host, who: str, *, silence: float = 60, handing: float = 45, ending: float = 2
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the host, or says why it doesn't."""
+    wanted = Wanted(who=who, silence=silence, patience=0.2, handing=handing, ending=ending)
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {agent.command_in_memory('root')}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(agent.sent_along("hold", agent.request("run_guard", wanted)))
+    process.stdin.flush()
+    with process:
+        yield process
+        process.kill()
+
+
+def let_start(host: Host, who: str, vmid: int = 103) -> None:
+    """The run lets a VM take its cards, by another connection."""
+    request = agent.request("run_guard", Wanted(who=who, vmid=vmid))
+    done = bash(host, agent.command_in_memory("root"), agent.sent_along("apply", request))
+    assert done.stdout == f'{{"passed":{vmid}}}\n', done.stdout + done.stderr
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
