@@ -542,7 +542,7 @@ class HostFacts(Fact):
 
     def _driverctl_files(self, device: Device) -> list[str]:
         """driverctl's files that put the function on vfio-pci. Older versions name them without `pci-`, as
-        lib/vfio_ids.sh knows, too."""
+        remote_scripts/shared/vfio_ids.py knows, too."""
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
         return [path for path in files if path in self.vfio_mentions]
 

@@ -5,9 +5,8 @@ with the numbers that the host's node has at the start; and raw `lxc.mount.entry
 beside them. Lines below a `[section]` are a snapshot's and count for nothing; those below `[pve:pending]` count from
 the next start on.
 
-Both halves read it by this module; what is in bash still, by remote_scripts/lib/container/conf.sh, which goes with it.
-tests/container_configurations.yaml has the results, which are those of PVE::LXC::Config (parse_pct_config) and of lxc
-(device_cgroup_rule_parse).
+Both halves read it by this module. tests/container_configurations.yaml has the results, which are those of
+PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 """
 
 from __future__ import annotations

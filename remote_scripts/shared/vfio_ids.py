@@ -2,8 +2,7 @@
 `vendor:device[:subvendor[:subdevice[:class[:class_mask]]]]`, in hex, separated by commas.
 
 `ffffffff` is any (drivers/vfio/pci/vfio_pci.c, pci_match_one_device). Such as
-`10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's. remote_scripts/lib/vfio_ids.sh
-does the same for what is in bash still.
+`10de:ffffffff:ffffffff:ffffffff:00030000:ffff00ff`: each graphics card of NVIDIA's.
 """
 
 from __future__ import annotations
