@@ -13,7 +13,7 @@ from tests.unit.script_folder import scripts_of
 
 @pytest.mark.parametrize("value", ["plain", "it's", '"; rm -rf / #', "$(id)", "two\nlines", "--", ""])
 def test_every_value_arrives_as_one_quoted_word(value: str) -> None:
-    first = scripts.compose("run_guard.sh", VALUE=value).removesuffix(scripts.compose("run_guard.sh"))
+    first = scripts.compose("in_container.sh", VALUE=value).removesuffix(scripts.compose("in_container.sh"))
     assert shlex.split(first) == [f"VALUE={value}"]
 
 
@@ -35,15 +35,15 @@ def test_a_checkout_with_windows_line_ends_sends_unix_ones(tmp_path: Path, monke
         copy = tmp_path / path.relative_to(scripts.FOLDER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    ours = scripts.compose("run_guard.sh")
+    ours = scripts.compose("in_container.sh")
     with scripts_of(tmp_path, monkeypatch):
-        assert scripts.compose("run_guard.sh") == ours
+        assert scripts.compose("in_container.sh") == ours
 
 
 @pytest.mark.parametrize("name", ["x; id; y", "path", "X Y", "X=1\nid\nY", "", "1"])
 def test_no_name_of_an_argument_becomes_a_part_of_the_script(name: str) -> None:
     with pytest.raises(ValueError, match="no names of arguments"):
-        scripts.compose("run_guard.sh", **{name: "1"})
+        scripts.compose("in_container.sh", **{name: "1"})
 
 
 @pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
