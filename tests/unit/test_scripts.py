@@ -26,7 +26,7 @@ def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> N
 
 
 def test_a_new_generation_changes_the_text_and_nothing_else() -> None:
-    one, two = (scripts.compose("cuda_toolkit.sh", GENERATION=number) for number in "12")
+    one, two = (scripts.compose("in_container.sh", GENERATION=number) for number in "12")
     assert one != two and one.replace("GENERATION=1", "GENERATION=2") == two
 
 
