@@ -2,8 +2,8 @@
 
 A host's names, logs and errors may have any bytes: escape sequences that recolour or overwrite the screen, a carriage
 return that hides the text before it, marks that turn the direction of writing. `HomelabError` cleans its parts; all
-other output goes through `tell`, or through `clean` where it isn't printed. Scripts clean their own output
-(lib/text.sh).
+other output goes through `tell`, or through `clean` where it isn't printed. The agent cleans its own messages and logs
+(remote_scripts/tools/text.py).
 """
 
 from __future__ import annotations

@@ -85,27 +85,20 @@ SLOW = frozenset(
         "lab/test_vm_refusals.py",
         "scripts/test_capabilities.py",
         "scripts/test_card_libraries.py",
-        "scripts/test_composition.py",
         "scripts/test_container_cards.py",
         "scripts/test_container_toolkit.py",
         "scripts/test_cuda_toolkit.py",
         "scripts/test_driver_update.py",
-        "scripts/test_files.py::test_a_script_cut_off_on_its_way_does_nothing",
         "scripts/test_full_disk.py",
-        "scripts/test_in_container.py",
         "scripts/test_lock.py",
         "scripts/test_nvidia_driver.py",
         "scripts/test_nvidia_read.py",
         "scripts/test_nvidia_repository.py",
         "scripts/test_nvidia_verification.py",
         "scripts/test_on_a_host.py",
-        "scripts/test_packages_library.py",
-        "scripts/test_passthrough_test.py",
         "scripts/test_planned_files.py",
-        "scripts/test_progress.py",
         "scripts/test_rollback.py",
         "agent/test_run_guard.py::test_it_goes_on_for_as_long_as_it_hears_something",
-        "scripts/test_text.py",
         "unit/test_settings_reach_resources.py::test_a_setting_that_changes_changes_what_a_resource_is_told",
         "unit/test_windows.py",
     }
@@ -182,7 +175,6 @@ LONGEST = (
     "e2e/test_api_access.py",
     "e2e/test_new_vm.py",
     "e2e/test_kill.py",
-    "scripts/test_composition.py",
     "e2e/test_converge.py",
     "e2e/test_cards.py",
     "e2e/test_drift.py",
@@ -261,9 +253,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def as_sshd_starts_it() -> Iterator[None]:
-    """Scripts and labs have no signal ignored, whoever started the tests (nohup, say).
-
-    bash can't trap one that it was started without, and needs `env` for each command that has an end (AS_BY_DEFAULT in lib/common.sh).
+    """What runs on hosts, and labs, have no signal ignored, whoever started the tests (nohup, say): a shell can't trap one that it was started without.
 
     A signal that has a handler here is as by default in what is started. To say so in each child (`preexec_fn`) takes a copy of the tables of
     all memory that this process has, for 2 to 25 ms.

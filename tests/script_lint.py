@@ -1,4 +1,4 @@
-"""The linters of everything that is bash: shellcheck and shfmt, on every file, and on every script as it is sent.
+"""The linters of everything that is sh: shellcheck and shfmt, on every file.
 
 python -m tests.script_lint (of `make lint`): what they found, and 1 where there is something.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,23 +17,9 @@ PROJECT = Path(__file__).parents[1]
 # Beside the interpreter: the linters come as wheels.
 TOOLS = Path(sys.executable).parent
 
-# Arguments as the headers list them; the files among them are linted by themselves.
-ARGUMENTS = {
-    "in_container.sh": ("CTID", "SCRIPT"),
-}  # fmt: skip
-# Of a part of the library; its header names them.
-OF_PACKAGES = ("NAME", "SYMPTOMS", "PROXY", "LOCK_SECONDS", "DOWNLOAD_SECONDS", "INSTALL_SECONDS", "LOCKED")
 SOURCES = sorted(scripts.FOLDER.rglob("*.sh"))
-# Plain sh, on a host.
-INSTALLED = sorted((scripts.FOLDER / "files").glob("*.sh"))
 # What runs in the metal tier's hosts.
 METAL = sorted((PROJECT / "tests" / "metal" / "guest").iterdir())
-
-# SC2329/SC2317: functions of the library that this script doesn't call. SC2034: variables that it doesn't read.
-# SC2153, SC2154: what arguments assign. SC2119, SC2120: arguments that other scripts give to a function of the library.
-EXCLUDED = "SC2329,SC2317,SC2034,SC2153,SC2154,SC2119,SC2120"
-# Which other findings a file's comments allow, at their places.
-ALLOWED = sorted({code for path in SOURCES for code in re.findall(r"# shellcheck disable=(SC\d+)", path.read_text())})
 
 
 def shellcheck(name: str, text: str, *options: str) -> str:
@@ -46,23 +31,7 @@ def shellcheck(name: str, text: str, *options: str) -> str:
 
 def check_file(path: Path) -> str:
     """By itself, with what its comments allow."""
-    name = path.relative_to(PROJECT).as_posix()
-    if path in INSTALLED:
-        return shellcheck(name, path.read_text(), "--exclude=SC1091")
-    if path in METAL:
-        return shellcheck(name, path.read_text())
-    return shellcheck(name, path.read_text(), "--shell=bash", f"--exclude={EXCLUDED}")
-
-
-def check_sent(name: str) -> str:
-    """What files do to each other: an array that is text elsewhere, a variable that is lost in a subshell. Comments aren't sent.
-
-    Which values reach a line, which is two thirds of shellcheck's time, is asked for each file alone.
-    """
-    of_packages = OF_PACKAGES if "packages/running" in scripts.library_of(name) else ()
-    sent = scripts.compose(name, **dict.fromkeys((*ARGUMENTS[name], *of_packages), "x"))
-    options = ("--shell=bash", f"--exclude={','.join((EXCLUDED, *ALLOWED))}", "--extended-analysis=false")
-    return shellcheck(f"{name}, as it is sent", sent, *options)
+    return shellcheck(path.relative_to(PROJECT).as_posix(), path.read_text(), "--exclude=SC1091")
 
 
 def check_format() -> str:
@@ -78,7 +47,6 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [
             pool.submit(check_format),
-            *(pool.submit(check_sent, name) for name in sorted(ARGUMENTS)),
             *(pool.submit(check_file, path) for path in (*SOURCES, *METAL)),
         ]
     said = [one.result() for one in found if one.result()]

@@ -96,7 +96,7 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
 
 def _new_log_lines(before: str, after: str) -> list[str]:
     """The lines of the kernel's log `after` that aren't in `before`. One may come from `journalctl` and the other from
-    `dmesg` (lib/common.sh), whose lines begin differently: then messages are compared without their beginnings."""
+    `dmesg`, whose lines begin differently: then messages are compared without their beginnings."""
     lines_before, lines_after = set(before.splitlines()), after.splitlines()
     if not lines_before.isdisjoint(lines_after):
         return [line for line in lines_after if line not in lines_before]

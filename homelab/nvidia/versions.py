@@ -39,9 +39,7 @@ def parse(text: str) -> Version:
 
 def fits(version: Version | None, wanted: Version) -> bool:
     """Is a driver's version the wanted one, or, where a branch is wanted (580), of that branch? None, no version, fits
-    nothing.
-
-    The scripts decide the same on a system (`fits` in remote_scripts/lib/driver.sh); a table of cases holds both to it.
+    nothing. (On a system: `fits` in remote_scripts/shared/driver.py.)
     """
     if version is None:
         return False

@@ -14,7 +14,6 @@ from homelab.nvidia import reading
 from homelab.nvidia.reading import SystemReading
 from homelab.provider.base import OutputsT, Work
 from homelab.remote import guest_python, ssh
-from homelab.remote import nvidia_steps as steps
 from homelab.resources.nvidia import SystemInputs
 from homelab.settings import Container, Host, Nvidia, Vm
 from homelab.text import tell
@@ -40,11 +39,6 @@ class Reached:
     session: ssh.Session
     seconds: float
     ctid: int | None = None
-
-    async def run(self, verb: str, script: str) -> str:
-        """What a composed script prints."""
-        text = script if self.ctid is None else steps.in_container(self.ctid, script)
-        return await self.session.run(verb, text, self.seconds)
 
     async def ask(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> dict[str, Any]:
         """What a layer of the agent answers.

@@ -1,19 +1,18 @@
-"""The standard input of each script of NVIDIA's stack, from a plan and settings. The scripts carry out the plan, and
-decide nothing.
+"""What each layer of NVIDIA's stack is to do, from a plan and settings. The layers carry out the plan, and decide
+nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.plan import Plan, unknown_sha256
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import Context, Symptom, compiled, symptoms
+from homelab.nvidia.symptoms import Context
 from homelab.nvidia.versions import parse
-from homelab.remote.scripts import compose, file
+from homelab.remote.scripts import file
 from homelab.settings.nvidia import Nvidia
 from homelab.shapes import Tried
 from remote_scripts.layers import container_toolkit, cuda_toolkit, nvidia_driver, nvidia_repository, nvidia_verification
@@ -25,26 +24,12 @@ __all__ = [
     "cuda",
     "driver",
     "driver_update",
-    "in_container",
-    "package_arguments",
     "repository",
     "software",
     "toolkit",
     "tried",
     "verification",
 ]
-
-# The programs whose symptoms the scripts explain; symptoms of the card itself are recognised in Python.
-_MET_BY_SCRIPTS = re.compile(r"apt|dpkg|dkms|curl|sha256sum|installer|modprobe|nvidia-ctk")
-
-
-def in_container(ctid: int, script: str) -> str:
-    """Standard input of in_container.sh, which runs on the host and hands its verb to a script in a container.
-
-    :param ctid: the container's id.
-    :param script: a composed text.
-    """
-    return compose("in_container.sh", CTID=str(ctid), SCRIPT=script)
 
 
 def repository(
@@ -206,35 +191,3 @@ def software(settings: Nvidia, context: Context, locked: str = "") -> Software:
 
 def _context(plan: Plan) -> Context:
     return Context(target=plan.target, flavour=plan.flavour, driver=plan.version or f"branch {plan.driver}")
-
-
-def package_arguments(settings: Nvidia, context: Context) -> dict[str, str]:
-    """The arguments of remote_scripts/lib/packages.sh: name -> value."""
-    timeouts = settings.timeouts
-    return {
-        "NAME": context.name,
-        "SYMPTOMS": _symptom_table(context),
-        "PROXY": _proxy(settings),
-        "LOCK_SECONDS": str(timeouts.lock),
-        "DOWNLOAD_SECONDS": str(timeouts.download),
-        "INSTALL_SECONDS": str(timeouts.install),
-    }
-
-
-def _proxy(settings: Nvidia) -> str:
-    return settings.proxy.get_secret_value() if settings.proxy else ""
-
-
-def _symptom_table(context: Context) -> str:
-    """The symptoms for the function `explain` of the scripts, a line each, with the cause in this context; `explain`
-    fills in `{what}` from the program's output.
-    """
-    rows = [row for row in symptoms() if _MET_BY_SCRIPTS.search(row.where)]
-    return "\n".join("\t".join(_symptom_columns(row, context)) for row in rows)
-
-
-def _symptom_columns(row: Symptom, context: Context) -> Sequence[str]:
-    cause = row.cause(context)
-    values = {**context.values, "what": "{what}"}
-    texts = (text.format(**values) for text in (row.wanted, cause.why, cause.next))
-    return (row.name, compiled(row.pattern).pattern, row.where, *texts, " ".join(row.hides))

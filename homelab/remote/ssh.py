@@ -28,7 +28,7 @@ from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.state import limit_of
 
-# The message of a failing script (remote_scripts/lib/common.sh, die).
+# The message of a step that failed (remote_scripts/tools/errors.py).
 _MESSAGE = re.compile(
     r"^wanted: (?P<wanted>.*?)\nfound:  (?P<found>.*?)\nwhy:    (?P<why>.*?)\nnext:   (?P<next>.*?)\s*\Z",
     re.DOTALL | re.MULTILINE,
@@ -75,14 +75,14 @@ class Session:
     async def run(
         self, verb: str, script: str, seconds: float = SCRIPT_SECONDS, on_line: Callable[[str], None] | None = None
     ) -> str:
-        """Runs a composed script and returns its output; bytes that aren't UTF-8 are U+FFFD in it.
+        """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take.
         :param on_line: called with each line of its log when it comes.
         :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
-        command = scripts.command(verb, self._host.ssh.user, at_once=True)
+        command = scripts.command(verb, self._host.ssh.user)
         return await self._run(command, verb, script, seconds, on_line)
 
     async def ask(

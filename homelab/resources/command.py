@@ -1,4 +1,4 @@
-"""A script on a host as a Pulumi resource: pulumi-command's remote Command, set up the same way everywhere."""
+"""A layer of a host's agent as a Pulumi resource: pulumi-command's remote Command, set up the same way everywhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from pulumi_command import remote
 
 from homelab.errors import HomelabError
 from homelab.later import later
-from homelab.remote import agent, scripts
+from homelab.remote import agent
 from homelab.resources import limits
 from homelab.resources.kept_scripts import KeptFolder, kept_at
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
-    from homelab.remote import kept_scripts
     from homelab.remote import ssh as _ssh
     from homelab.settings import Host
 else:
-    kept_scripts = later("homelab.remote.kept_scripts")
     _ssh = later("homelab.remote.ssh")
 
 # A refused connection, a wrong key and a wrong password are all retried by the plugin; a host that answers does so at
@@ -156,57 +154,6 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
     )
 
 
-def script(
-    name: str,
-    host: Host,
-    stdin: pulumi.Input[str],
-    opts: pulumi.ResourceOptions,
-    *,
-    undone: bool = True,
-    triggers: Sequence[pulumi.Input[object]] | None = None,
-    identity: Sequence[str] = (),
-    place: str = "",
-    told: bool = False,
-    address: pulumi.Input[str] | None = None,
-    seconds: int | None = None,
-) -> remote.Command:
-    """`stdin` run as `bash -s -- apply` on create and update, and, when `undone`, as `bash -s -- revert` on destroy.
-
-    Where the host keeps the scripts (components/host_scripts.py), `stdin` names them.
-
-    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one
-        first and deletes the old one then, so that the undo would run after the redo.
-    :param identity: what the script is about, such as a container's id: a change undoes the old one first, where it
-        was, and then makes the new one.
-    :param place: what the script is about, where the old one's undo leaves the new one's alone: a change makes the new
-        one first, and undoes the old one when nothing needs it any more.
-    :param told: whether Pulumi's display shows the script's log.
-    :param address: as of `connection`.
-    :param seconds: how long it may take; by default the host's `timeouts.script`.
-    """
-    folder = kept_at(host, address)
-    if folder is not None:
-        owned_by = folder.owner
-        stdin = pulumi.Output.from_input(stdin).apply(lambda text: kept_scripts.by_reference(text, owned_by))
-        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[folder.after]))
-    limit = seconds or limits.of_script(host)
-    stdin = pulumi.Output.from_input(stdin).apply(lambda text: scripts.with_time_limit(text, limit))
-    return _command(
-        name,
-        host,
-        scripts.command("apply", host.ssh.user),
-        scripts.command("revert", host.ssh.user) if undone else None,
-        stdin,
-        limit,
-        opts,
-        triggers=triggers,
-        identity=identity,
-        place=place,
-        told=told,
-        address=address,
-    )
-
-
 def layer(
     name: str,
     host: Host,
@@ -229,11 +176,20 @@ def layer(
     proxy: str = "",
 ) -> remote.Command:
     """A layer of the host's agent (homelab/remote/agent.py): `apply` on create and update, and, when `undone`, `revert`
-    on destroy. Other arguments as of `script`.
+    on destroy.
 
     :param layer: its name.
     :param wanted: its `Wanted`.
     :param generation: a new one makes Pulumi run it again.
+    :param triggers: their change replaces the resource. Never together with `undone`, as Pulumi creates the new one
+        first and deletes the old one then, so that the undo would run after the redo.
+    :param identity: what the layer is about, such as a container's id: a change undoes the old one first, where it was,
+        and then makes the new one.
+    :param place: what it is about, where the old one's undo leaves the new one's alone: a change makes the new one
+        first, and undoes the old one when nothing needs it any more.
+    :param told: whether Pulumi's display shows the layer's log.
+    :param seconds: how long it may take; by default the host's `timeouts.script`.
+    :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
     :param is_last: as of `agent.command`.
@@ -251,53 +207,22 @@ def layer(
             layer, values[0], seconds=limit, generation=values[1], is_act=is_act, ctid=ctid, proxy=proxy
         )
 
-    text = pulumi.Output.all(wanted, generation).apply(request)
-    return _command(
-        name,
-        host,
-        agent.command("apply", host.ssh.user, kept.owner),
-        agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
-        pulumi.Output.secret(text) if proxy else text,
-        limit,
-        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[kept.after])),
-        triggers=triggers,
-        identity=identity,
-        place=place,
-        told=told,
-        address=address,
-    )
-
-
-def _command(
-    name: str,
-    host: Host,
-    apply: str,
-    revert: str | None,
-    stdin: pulumi.Input[str],
-    limit: int,
-    opts: pulumi.ResourceOptions,
-    *,
-    triggers: Sequence[pulumi.Input[object]] | None = None,
-    identity: Sequence[str] = (),
-    place: str = "",
-    told: bool = False,
-    address: pulumi.Input[str] | None = None,
-) -> remote.Command:
-    """Arguments as of `script`; `apply` and `revert` are the command lines, `limit` is in seconds."""
-    undone = revert is not None
     if undone and triggers is not None:
-        raise ValueError(f"{name}: a script that is undone can't have triggers")
+        raise ValueError(f"{name}: what is undone can't have triggers")
     if identity and triggers is not None:
-        raise ValueError(f"{name}: identity is for a script that is undone, triggers are for an act")
+        raise ValueError(f"{name}: identity is for what is undone, triggers are for an act")
     if place and (identity or not undone):
-        raise ValueError(f"{name}: place is for a script that is undone and has no identity")
+        raise ValueError(f"{name}: place is for what is undone and has no identity")
+    text: pulumi.Input[str] = pulumi.Output.all(wanted, generation).apply(request)
+    if proxy:
+        text = pulumi.Output.secret(text)
     arguments, ignored = connection(host, address)
     return remote.Command(
         name,
         connection=arguments,
-        create=apply,
-        delete=revert,
-        stdin=stdin,
+        create=agent.command("apply", host.ssh.user, kept.owner),
+        delete=agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
+        stdin=text,
         triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
         # sshd accepts no variables by default, and an error shows what went to stdout and stderr anyway.
         add_previous_output_in_env=False,
@@ -305,6 +230,7 @@ def _command(
         opts=pulumi.ResourceOptions.merge(
             opts,
             pulumi.ResourceOptions(
+                depends_on=[kept.after],
                 ignore_changes=ignored,
                 hooks=_before_each(host),
                 delete_before_replace=bool(identity) or None,

@@ -1,7 +1,7 @@
-"""KeptScripts: this program's scripts on a host, where its commands find them (homelab/remote/kept_scripts.py, ADR 31).
+"""KeptScripts: this program's agent on a host, where its commands find it (homelab/remote/agent.py, ADR 33).
 
-A refresh that finds one missing or changed has them put there again. They go with the component's command, which knows
-the way to a host that the settings no longer have; what is left by a run that was killed goes with the host's probe.
+A refresh that finds it missing or changed has it put there again. It goes with the component's command, which knows the
+way to a host that the settings no longer have; what is left by a run that was killed goes with the host's probe.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from homelab.later import later
 from homelab.resources.base import HostInputs, Owned
 
 if TYPE_CHECKING:
-    from homelab.remote import kept_scripts
+    from homelab.remote import agent, kept_scripts
     from homelab.settings import Host
 else:
-    kept_scripts = later("homelab.remote.kept_scripts")
+    agent, kept_scripts = later("homelab.remote.agent"), later("homelab.remote.kept_scripts")
 
 
 class KeptScripts(Owned):
-    """This program's scripts on a host."""
+    """This program's agent on a host."""
 
     kind = "host:Scripts"
     replaced_by = frozenset(("host", "owner"))
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(HostInputs):
-        """`owner`: the stack's folder on the host; `version`: of all of them together; `reached`: the way to the host,
-        and its key: another machine has none of them.
+        """`owner`: the stack's folder on the host; `version`: the agent's; `reached`: the way to the host, and its
+        key: another machine has none.
         """
 
         owner: str
@@ -45,33 +45,33 @@ class KeptScripts(Owned):
 
     @classmethod
     def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptScripts:
-        """The scripts on a host of the settings.
+        """The agent on a host of the settings.
 
         :raises HomelabError: its key can't be read.
         """
-        inputs = {"owner": owner(host_name), "version": kept_scripts.version(), "reached": _way_to(host)}
+        inputs = {"owner": owner(host_name), "version": agent.version(), "reached": _way_to(host)}
         return cls(name, {"host": host_name, **inputs}, opts)
 
 
 @dataclass(frozen=True)
 class KeptFolder:
-    """A stack's folder of scripts on a host. `owner`: its name; `after`: the resource that a command comes after."""
+    """A stack's folder on a host. `owner`: its name; `after`: the resource that a command comes after."""
 
     owner: str
     after: pulumi.Resource
 
 
-# How a host is reached -> its scripts, in the running program.
+# How a host is reached -> its folder, in the running program.
 _KEPT: dict[str, KeptFolder] = {}
 
 
 def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
-    """From here on commands for `host` come after the resource `after`, and name the scripts that are kept."""
+    """From here on commands for `host` come after the resource `after`, and run the agent that is kept."""
     _KEPT[_way_to(host)] = KeptFolder(owner(host_name), after)
 
 
 def kept_at(host: Host, address: pulumi.Input[str] | None) -> KeptFolder | None:
-    """The scripts of the system that a command goes to; None: none are kept there.
+    """The folder on the system that a command goes to; None: no agent is kept there.
 
     :param address: in place of the host's, as of `homelab.resources.command.connection`.
     """

@@ -15,10 +15,10 @@ from remote_scripts.shared.reading import cards
 from remote_scripts.tools import run
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
+from tests.agent.junk import JUNK
 from tests.agent.kit import Host
 from tests.agent.reading_kit import DRIVERCTL, function, link, read, says
 from tests.agent.reading_kit import host as host
-from tests.scripts.test_text import JUNK
 from tests.unit.hosts import desktop
 
 LOG = """\

@@ -42,7 +42,7 @@ def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
 
 
 def run_script(machine: Machine, verb: str, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A composed script, as it is sent, in the host's environment."""
+    """Commands in the host's environment."""
     with as_input(script) as text:
         return subprocess.run(
             ["bash", "-s", "--", verb],
@@ -55,11 +55,13 @@ def run_script(machine: Machine, verb: str, script: str, **environment: str) -> 
         )
 
 
-def run_layer(machine: Machine, verb: str, layer: str, wanted: Any) -> subprocess.CompletedProcess[str]:
+def run_layer(
+    machine: Machine, verb: str, layer: str, wanted: Any, *, ctid: int = 0
+) -> subprocess.CompletedProcess[str]:
     """A layer of the host's agent, sent along, in the host's environment."""
     return subprocess.run(
         ["bash", "-c", agent.command_in_memory("root")],
-        input=agent.sent_along(verb, agent.request(layer, wanted)),
+        input=agent.sent_along(verb, agent.request(layer, wanted, ctid=ctid)),
         env=machine.environment(),
         capture_output=True,
         text=True,

@@ -18,7 +18,6 @@ from homelab.cli.doctor import main as run_doctor
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
-from homelab.remote import scripts
 from homelab.vm import config as vm_config
 from homelab.vm import plan as vm_plan
 from homelab.vm.config import Wish
@@ -26,11 +25,12 @@ from lab import Lab
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
+from remote_scripts.layers.read_packages import Wanted as ReadPackages
 from remote_scripts.shared.card_nodes import Cards
 from tests import advice
 from tests.boot_layers import Asked, container_gpus, initramfs, iommu, vfio
 from tests.conftest import shared
-from tests.lab.host_kit import run_layer, run_script
+from tests.lab.host_kit import run_layer
 from tests.lab.test_proxmox_api import client, host_of, without_quorum
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings as host_settings
@@ -93,14 +93,11 @@ def of_containers(lab: Lab) -> list[str]:
     return [error.next for error in errors]
 
 
-def of_script(verb: str, text: str | Asked) -> Callable[[Lab], list[str]]:
-    """A script over no SSH: the `next` of its message."""
+def of_script(verb: str, asked: Asked, ctid: int = 0) -> Callable[[Lab], list[str]]:
+    """A layer over no SSH: the `next` of its message."""
 
     def said(lab: Lab) -> list[str]:
-        if isinstance(text, Asked):
-            done = run_layer(lab.machine, verb, text.layer, text.wanted)
-        else:
-            done = run_script(lab.machine, verb, text)
+        done = run_layer(lab.machine, verb, asked.layer, asked.wanted, ctid=ctid)
         if done.returncode == 0:
             return []
         assert done.returncode == 1, done.stdout + done.stderr
@@ -349,7 +346,7 @@ ROWS: dict[str, Row] = {
     "a container that is off": Row(
         "phoenix",
         on_host("pct stop 901"),
-        of_script("apply", scripts.compose("in_container.sh", CTID="901", SCRIPT="exit 0")),
+        of_script("read", Asked("read_packages", ReadPackages()), ctid=901),
     ),
     "a container that won't go off": Row(
         "phoenix",

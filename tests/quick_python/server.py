@@ -58,7 +58,7 @@ def warm() -> None:
     from homelab.nvidia import compatibility, symptoms
     from homelab.provider.registry import WORK
     from homelab.provider.typed import adapter_of
-    from homelab.remote import agent, kept_scripts
+    from homelab.remote import agent
     from remote_scripts.layers.read_host import Wanted
     from tests.quick_python.quick_wait import QuickWait
 
@@ -73,8 +73,7 @@ def warm() -> None:
     # Where in the program a resource is made, which the state has for nobody here, and the SDK's waiting are a quarter of the program's time.
     pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
     pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
-    kept_scripts.version()
-    kept_scripts.put("warm")
+    agent.put("warm")
     agent.sent_along("read", agent.request("read_host", Wanted()))
     for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
         table()

@@ -5,36 +5,24 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from homelab.remote import agent, scripts
+from homelab.remote import agent
 from tests.boot_layers import Asked
 from tests.kept_systems import KeptSystems
-from tests.script_input import QUICK_SYNC, as_input, without_limits
+from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE
-
-# What a test of a part's functions mostly needs.
-COMMON = ("files",)
-
-
-def library(*parts: str) -> str:
-    """These parts of the library, whole, each after what it needs."""
-    names = dict.fromkeys(one for part in parts for one in (*scripts.library_of(f"lib/{part}.sh"), part))
-    return "".join(scripts._code(f"lib/{name}.sh") for name in names)
 
 
 @dataclass
 class Folder:
-    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH. ``as_sent``: scripts
-    run as they are sent, with an end to each of their questions: a stand-in may hang, or what is sent is the test's subject."""
+    """A host that is nothing but a folder. ``commands`` holds stand-ins for the host's commands, first on the PATH."""
 
     root: Path
     commands: Path
-    as_sent: bool = False
 
     def write(self, path: str, text: str, mode: int = 0o644) -> Path:
         target = self.root / path.lstrip("/")
@@ -52,9 +40,8 @@ class Folder:
         file.write_text(f"#!/bin/bash\n{text}\n")
         file.chmod(0o755)
 
-    def bash(self, text: str, *arguments: str, parts: Sequence[str] = COMMON) -> subprocess.CompletedProcess[str]:
-        """Runs ``text`` after these parts of the scripts' library, as `bash -s` gets it."""
-        with as_input(library(*parts) + text, as_sent=self.has_ends) as script:
+    def bash(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with as_input(text) as script:
             return subprocess.run(
                 ["bash", "-s", "--", *arguments],
                 stdin=script,
@@ -64,9 +51,8 @@ class Folder:
                 timeout=PATIENCE,
             )
 
-    def run(self, verb: str, script: str | Asked) -> subprocess.CompletedProcess[str]:
-        if isinstance(script, str):
-            return self.bash(script, verb, parts=())
+    def run(self, verb: str, script: Asked) -> subprocess.CompletedProcess[str]:
+        """A layer, as a host runs it."""
         return subprocess.run(
             ["bash", "-c", agent.command_in_memory("root")],
             input=script.sent(verb),
@@ -76,21 +62,10 @@ class Folder:
             timeout=PATIENCE,
         )
 
-    def sourced(self, script: str, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Runs ``text`` where a script, by its name, was sourced: its functions are there, and nothing of it has run."""
-        file = self.commands.parent / script
-        whole = scripts.compose(script, **variables)
-        file.write_text(whole if self.has_ends else without_limits(whole))
-        return self.bash(f"source {shlex.quote(str(file))}\n{text}", parts=())
-
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.commands}:{os.environ['PATH']}"
         return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), **QUICK_SYNC}
-
-    @property
-    def has_ends(self) -> bool:
-        return self.as_sent or (self.commands / "timeout").exists()
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

@@ -137,7 +137,7 @@ def stock(folder: Folder, loader: str) -> None:
             (folder.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
             (folder.root / "dev/disk/by-uuid" / uuid).symlink_to(folder.root / "esp" / uuid)
     for command in ("update-initramfs", "proxmox-boot-tool refresh" if loader == "systemd-boot" else "update-grub"):
-        done = folder.bash(command, parts=())
+        done = folder.bash(command)
         assert done.returncode == 0, done.stderr
 
 

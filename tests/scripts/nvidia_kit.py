@@ -114,24 +114,16 @@ class Machine:
         found = self.environment() | QUICK_SYNC
         return found | {"PATH": f"{self.environment_first}:{found['PATH']}"} if self.environment_first else found
 
-    def script(self, verb: str, script: str) -> str:
-        """What is run where `environment` is: the script, or what brings it there."""
-        return script
-
-    def start(self, verb: str, script: str | Step, where: str = "", **options: Any) -> subprocess.Popen[str]:
-        """A script or a layer, begun, in a process group of its own.
+    def start(self, verb: str, script: Step, where: str = "", **options: Any) -> subprocess.Popen[str]:
+        """A layer, begun, in a process group of its own.
 
         :param where: of a layer: where it stops itself, a function of Python's of the number of a call that changes something and of an update's phase.
         """
-        words, content = ["bash", "-s", "--", verb], ""
-        if isinstance(script, Step):
-            words = [*boot_service.PYTHON.split(), str(agent_file()), verb]
-            if where:
-                text = f"import sys\nsys.path.insert(0, {str(agent_file())!r})\nWHERE = {where}\n{_STOPPED}"
-                words = [*boot_service.PYTHON.split(), "-c", text, verb]
-            content = agent.request(script.layer, script.wanted, proxy=script.proxy, ctid=self.ctid)
-        else:
-            content = self.script(verb, script)
+        words = [*boot_service.PYTHON.split(), str(agent_file()), verb]
+        if where:
+            text = f"import sys\nsys.path.insert(0, {str(agent_file())!r})\nWHERE = {where}\n{_STOPPED}"
+            words = [*boot_service.PYTHON.split(), "-c", text, verb]
+        content = agent.request(script.layer, script.wanted, proxy=script.proxy, ctid=self.ctid)
         with as_input(content) as text_file:
             return subprocess.Popen(
                 words,
@@ -162,27 +154,6 @@ class Machine:
         process.returncode = os.waitstatus_to_exitcode(status)
         return None
 
-    def points_of_script(self, verb: str, script: str) -> int:
-        """How many commands a script has run at its end, those of subshells not counted."""
-        count = self.root / "tmp/points"
-        trap = f'[[ $BASHPID != $$ ]] || echo "$((++POINTS))" >"{count}"'
-        self.answer(verb, f"POINTS=0\nset -T\ntrap '{trap}' DEBUG\n{script}")
-        found = int(count.read_text())
-        count.unlink()
-        return found
-
-    def stopped_script(self, verb: str, script: str, where: str) -> subprocess.Popen[str]:
-        """A script that has stopped itself before a command, to be killed.
-
-        :param where: a condition of bash, asked before each command; in it, POINTS is how many there were.
-        """
-        trap = f"[[ $BASHPID != $$ ]] || ((++POINTS)); if {where}; then kill -STOP $$; fi"
-        text = f"POINTS=0\nset -T\ntrap '{trap}' DEBUG\n{script}"
-        process = self.start(verb, text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), f"it came to its end without: {where}"
-        return process
-
     def kill(self, process: subprocess.Popen[str]) -> None:
         """A script with all that it has started, as when the machine loses its power: afterwards nothing of it runs.
 
@@ -204,7 +175,7 @@ class Machine:
 
         wait_until(gone)
 
-    def run(self, verb: str, script: str | Step) -> subprocess.CompletedProcess[str]:
+    def run(self, verb: str, script: Step) -> subprocess.CompletedProcess[str]:
         """A script, run to its end."""
         process = self.start(verb, script)
         out, log = process.communicate(timeout=PATIENCE)
@@ -215,13 +186,13 @@ class Machine:
         log = self.root / "run/homelab/steps"
         return log.exists() and text in log.read_text()
 
-    def answer(self, verb: str, script: str | Step) -> dict[str, Any]:
+    def answer(self, verb: str, script: Step) -> dict[str, Any]:
         """What a script that must succeed answers."""
         done = self.run(verb, script)
         assert done.returncode == 0, done.stdout + done.stderr
         return answer(done.stdout)
 
-    def refusal(self, script: str | Step, verb: str = "apply") -> str:
+    def refusal(self, script: Step, verb: str = "apply") -> str:
         """The message of a script that must fail, of the four lines that it has."""
         done = self.run(verb, script)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -426,9 +397,6 @@ class Container(Machine):
         conf.write_text("\n".join(kept) + "\n")
         host.output(f"pct start {ctid}")
         super().__init__(host, host.root.parent / f"guests/{ctid}/root")
-
-    def script(self, verb: str, script: str) -> str:
-        return steps.in_container(self.ctid, script)
 
     def bash(self, text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

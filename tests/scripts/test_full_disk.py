@@ -157,6 +157,6 @@ def test_an_entry_of_proxmox_that_is_cut_short_gets_no_second_one(folder: Folder
     cut_kit.stock(folder, "systemd-boot")
     entry = folder.root / "esp/AAAA-0001/loader/entries/proxmox-6.8.12-1-pve.conf"
     entry.write_text("title    Proxmox\n")
-    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}", parts=())
+    done = folder.bash(f"sh -c {quoted(scripts.file('systemd_boot_entry.sh'))}")
     assert done.returncode == 1
     assert "proxmox-6.8.12-1-pve.conf on the ESP AAAA-0001 has no options" in done.stderr

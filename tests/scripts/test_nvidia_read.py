@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homelab.remote import nvidia_steps as steps
+from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 from remote_scripts.layers.read_system import Wanted
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
@@ -124,7 +124,8 @@ def test_a_container_that_is_off_or_gone_is_named(tmp_path: Path) -> None:
     container.host.output("pct destroy 901 --force 1 2>/dev/null || rm $ROOT/etc/pve/lxc/901.conf")
     assert "wanted: container 901\n" in container.layer("read", "read_system", Wanted()).stdout
     # Nothing is to be taken out of it.
-    assert container.answer("revert", steps.in_container(901, "exit 1")) == {"changed": "no"}
+    taken = container.layer("revert", "kept_scripts", StackFolder(owner="stack"))
+    assert taken.stdout.strip() == '{"reverted":"nothing"}'
 
 
 def test_secure_boot_and_whether_the_key_is_enrolled(tmp_path: Path) -> None:

@@ -10,18 +10,14 @@ import pytest
 
 from homelab.remote import scripts
 
-_KEPT = (scripts._text, scripts._code, scripts._program, scripts.file)
-
 
 @contextlib.contextmanager
 def scripts_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts are composed of what is in ``folder``."""
+    """Files that are installed on hosts are those in ``folder``."""
     with monkeypatch.context() as patch:
         patch.setattr(scripts, "FOLDER", folder)
-        for kept in _KEPT:
-            kept.cache_clear()
+        scripts.file.cache_clear()
         try:
             yield
         finally:
-            for kept in _KEPT:
-                kept.cache_clear()
+            scripts.file.cache_clear()

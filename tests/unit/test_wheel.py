@@ -32,7 +32,7 @@ def test_it_has_all_of_the_program_and_of_what_runs_on_hosts(built: Path) -> Non
 def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
     programs = install(built, tmp_path / "venv")
     imports = (
-        "from homelab.components import gpu_vm; from homelab.remote import scripts; assert scripts.compose('in_container.sh');"
+        "from homelab.components import gpu_vm; from homelab.remote import scripts; assert scripts.file('rollback.sh');"
         f"assert gpu_vm.__file__.startswith({str(tmp_path)!r}), gpu_vm.__file__"
     )
     for command in (["python", "-c", imports], ["homelab", "doctor", "--help"]):
