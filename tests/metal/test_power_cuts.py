@@ -54,7 +54,7 @@ class Moment:
 def cut_after(stack: MetalStack, process: subprocess.Popen[bytes], seconds: float) -> None:
     """Waits for the run to reach the host, then that long, or until it ends; then neither the host nor the run is there any more."""
     deadline = time.monotonic() + stack.patience
-    while not stack.machine.run("pgrep -f 'bash -s -- (apply|revert)' || :", check=False) and process.poll() is None:
+    while not stack.machine.run("pgrep -f 'agent.pyz (apply|revert)' || :", check=False) and process.poll() is None:
         assert time.monotonic() < deadline, "no script has run"
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
