@@ -19,7 +19,7 @@ _OWN = [
     (re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){31}"), "…"),
     (re.compile(r"\d+(\.\d+)?m?s\b"), "…s"),
 ]
-# Of a step that takes longer than some seconds (lib/progress.sh).
+# Of a step that takes longer than some seconds (tools/log.py).
 _WHERE_IT_IS = re.compile(r"(: |, )\d+ s$| \d+ %$| left$| MB are there$")
 
 

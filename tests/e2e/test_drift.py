@@ -38,19 +38,19 @@ def mended_without_a_reboot(stack: Stack, named: list[str], layers: set[str]) ->
 
 
 def files_of_each_layer_also_in_a_preview(stack: Stack) -> None:
-    """Edited and removed, and one of this program's scripts."""
+    """Edited and removed, and this program's agent."""
     configured = stack.lab.snapshot()
     stack.lab.run(
         'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; '
         'rm "$ROOT/etc/default/grub.d/zz-homelab-vfio.cfg"; update-grub; '
         'rm "$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all; '
-        'rm "$ROOT"/var/lib/homelab/scripts/*/nvidia_driver.sh.*'
+        'rm "$ROOT"/var/lib/homelab/scripts/*/agent.pyz'
     )
     named = [
         "zz-homelab-iommu.cfg was changed by hand",
         "zz-homelab-vfio.cfg is gone",
         "init-top/homelab-vfio is gone",
-        "scripts of this program's are missing on the host, or changed: nvidia_driver.sh",
+        "this program's agent is missing on the host, or changed",
     ]
     layers = {"pve-put", "pve-cmdline", "pve-initrd", "pve-bind"}
     # A preview reads and compares as an `up` does.
