@@ -22,7 +22,7 @@ from tests.waiting import PATIENCE
 
 # What only that step's script or request has in it, in the order of the steps.
 READING, REPOSITORY, DRIVER = '"layer": "read_system"', '"layer": "nvidia_repository"', '"layer": "nvidia_driver"'
-CUDA, TOOLKIT = "NVCC=/usr", "CONFIGURE="
+CUDA, TOOLKIT = '"layer": "cuda_toolkit"', '"layer": "container_toolkit"'
 REBOOT, VERIFICATION = '"layer": "reboot_guest"', '"layer": "nvidia_verification"'
 # In the order of the steps, so that each `up` goes on a little further: fault, value, the resource that fails, what is said, what that step has in it.
 FAULTS: list[tuple[str, Any, str, tuple[str, ...], str]] = [

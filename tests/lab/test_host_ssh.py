@@ -27,7 +27,9 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         boot_id = asyncio.run(main(lab))
         assert lab.boots()[-1]["boot_id"] == boot_id
         lab.wait_idle()
-        readings = [entry.get("client") for entry in lab.commands() if "sys.stdin.read()" in entry["command"]]
+        readings = [
+            entry.get("client") for entry in lab.commands() if "sys.stdin.buffer.readline()" in entry["command"]
+        ]
         assert readings[-2:] == ["lost", None]
     # It wasn't waited for until the dead man's switch would have given the host back.
     assert not [line for line in late if "it gives back" in line]
