@@ -273,8 +273,9 @@ class Command:
                     self.script += data
                     self._system.activity()
                 if hangs is not None and self.mentions(hangs):
-                    # It has begun, and never gets to its end: the first line is there.
-                    await self._give(pipe, b"" if begun else data[: data.find(b"\n") + 1])
+                    # It has begun, and never gets to its end: the first of several lines is there.
+                    first = data.find(b"\n") + 1
+                    await self._give(pipe, b"" if begun or first == len(data) else data[:first])
                     await self._lost.wait()
                     break
                 begun = begun or b"\n" in data

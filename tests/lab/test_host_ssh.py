@@ -30,6 +30,6 @@ def test_a_reading_that_hangs_after_the_reboot_leaves_time_to_confirm_the_boot(t
         readings = [
             entry.get("client") for entry in lab.commands() if "sys.stdin.buffer.readline()" in entry["command"]
         ]
-        assert readings[-2:] == ["lost", None]
+        assert readings[-3:] == ["lost", None, None], "the reading, again, and the confirmation"
     # It wasn't waited for until the dead man's switch would have given the host back.
     assert not [line for line in late if "it gives back" in line]
