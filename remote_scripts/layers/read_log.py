@@ -33,15 +33,16 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: it is there, and can't be read."""
     path = f"/{STEPS}"
-    content = system.files.read(path, 2 * STEPS_BYTES)
-    if content is None and system.files.exists(path):
+    try:
+        content = system.files.need(path, 2 * STEPS_BYTES) or b""
+    except OSError as error:
         raise Failure(
             "the log of what was installed here",
             f"{path} can't be read",
             "it is what long commands have said",
             "look at it there as root",
-        )
-    lines = as_text(content or b"", 2 * STEPS_BYTES).rstrip("\n").split("\n")
+        ) from error
+    lines = as_text(content, 2 * STEPS_BYTES).rstrip("\n").split("\n")
     return Answer("\n".join((_part(lines, wanted.of) if wanted.of else lines)[-wanted.lines :]))
 
 

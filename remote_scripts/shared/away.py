@@ -64,15 +64,16 @@ def note(system: System, key: str, value: str) -> None:
 
 
 def _lines(system: System) -> list[str]:
-    content = system.files.read(NOTE)
-    if content is None and system.files.exists(NOTE):
+    try:
+        content = system.files.need(NOTE) or b""
+    except OSError as error:
         raise Failure(
             "to know what is set for a restart of this node",
             f"{NOTE} can't be read",
             "what isn't known can't be put back",
             "see on the host why it can't be read (the kernel's log may tell), mend it, then run the same again",
-        )
-    return (content or b"").decode("utf-8", "replace").splitlines()
+        ) from error
+    return content.decode("utf-8", "replace").splitlines()
 
 
 def arm(system: System, seconds: int) -> str | None:

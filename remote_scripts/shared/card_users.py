@@ -298,10 +298,11 @@ def _need_undivided(system: System, card: Card) -> None:
 
 def _need_unreserved(system: System, card: Card, vmid: str) -> None:
     """Has another VM that lives reserved it (PVE::QemuServer::PCI)?"""
-    content = system.files.read(_RESERVATIONS)
-    if content is None and system.files.exists(_RESERVATIONS):
-        raise RefusedError(f"which VM has it can't be read ({_RESERVATIONS})")
-    for line in (content or b"").decode("utf-8", "replace").splitlines():
+    try:
+        content = system.files.need(_RESERVATIONS) or b""
+    except OSError as error:
+        raise RefusedError(f"which VM has it can't be read ({_RESERVATIONS})") from error
+    for line in content.decode("utf-8", "replace").splitlines():
         words = line.split()
         if len(words) < 2 or words[0] not in card.functions or words[1] == vmid:
             continue

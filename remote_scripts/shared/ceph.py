@@ -25,15 +25,15 @@ def own_disks(system: System) -> list[str]:
     """
     found = []
     for path in (f"{_OSDS}/{name}/whoami" for name in system.files.names(_OSDS) if name.startswith("ceph-")):
-        content = system.files.read(path)
-        if content is None and system.files.exists(path):
+        try:
+            number = (system.files.need(path) or b"").decode("ascii", "replace").strip()
+        except OSError as error:
             raise Failure(
                 "to know which disks of Ceph this node has",
                 f"{path} can't be read",
                 "Ceph would replace a disk that isn't known, while this node restarts",
                 "see on the host why it can't be read (the kernel's log may tell), then run `pulumi up` again",
-            )
-        number = (content or b"").decode("ascii", "replace").strip()
+            ) from error
         found += [number] if number.isdecimal() else []
     return found
 

@@ -134,13 +134,13 @@ def lines(system: System, *names: str, last: int = _LINES) -> list[str]:
     lines: list[str] = []
     for name in names:
         path = f"{TASKS}/{name}"
-        content = system.files.read(path, _BYTES)
-        if content is None and system.files.exists(path):
+        try:
+            lines += (system.files.need(path, _BYTES) or b"").decode("utf-8", "replace").splitlines()
+        except OSError as error:
             raise Failure(
                 "to know who has started and shut down guests of this node",
                 f"{path} can't be read",
                 "what somebody has switched off stays off",
                 f"see on the host why {path} can't be read, mend it, and run the same again",
-            )
-        lines += (content or b"").decode("utf-8", "replace").splitlines()
+            ) from error
     return lines[-last:]

@@ -71,15 +71,16 @@ def lines(system: System) -> list[Line]:
 
     :raises Failure: it can't be read.
     """
-    content = system.files.read(RAN)
-    if content is None and system.files.exists(RAN):
+    try:
+        content = system.files.need(RAN) or b""
+    except OSError as error:
         raise Failure(
             "to know which guests ran before a restart of this host",
             f"{RAN} can't be read",
             "they would stay off, and nothing would say so",
             "see on the host why it can't be read (the kernel's log may tell), mend it, then run the same again",
-        )
-    words = (line.split(None, 3) for line in (content or b"").decode("utf-8", "surrogateescape").splitlines())
+        ) from error
+    words = (line.split(None, 3) for line in content.decode("utf-8", "surrogateescape").splitlines())
     return [Line(*[*one, "", "", "", ""][:4]) for one in words if one]
 
 
