@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import os_release, steps
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -44,14 +44,6 @@ class Answer:
     """`packages`: those that were asked for."""
 
     packages: tuple[str, ...]
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """`kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
     changed: bool
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from remote_scripts.shared import engine_conf, steps
 from remote_scripts.shared.engines import Engines
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -60,14 +60,6 @@ class Answer:
     cdi: str
     changed: bool
     restarted: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """`kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
-    changed: bool
 
 
 def apply(system: System, wanted: Wanted) -> Answer:

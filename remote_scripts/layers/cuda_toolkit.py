@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remote_scripts.shared import steps
-from remote_scripts.shared.packages import Packages, Software, announced
+from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
@@ -53,14 +53,6 @@ class Answer:
     release: str
     nvcc: str
     packages: tuple[str, ...]
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """`kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
     changed: bool
 
 

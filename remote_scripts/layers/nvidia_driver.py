@@ -22,7 +22,7 @@ from remote_scripts.shared.driver import FAMILY, Module
 from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
-from remote_scripts.shared.packages import Packages, Software, announced
+from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -91,14 +91,6 @@ class Answer:
     packages: tuple[str, ...]
     reboot: Literal["yes", "no", "no-module"]
     why: str
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """`kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
     changed: bool
 
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from remote_scripts.shared import repositories, steps
-from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -72,14 +72,6 @@ class Answer:
 
     offered: dict[str, tuple[str, ...]]
     packages: tuple[str, ...]
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """`kept`: packages that others need by now."""
-
-    kept: tuple[str, ...]
     changed: bool
 
 

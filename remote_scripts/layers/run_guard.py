@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from remote_scripts.shared import handover, passes
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.log import NOTES
+from remote_scripts.tools.state import UP
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -58,12 +60,12 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
     work = system.work
     work.need_folder()
     if work.is_held():  # where that run restarts this host, nothing else is heard
-        system.log.say(f"another run is at work: {system.files.line('/run/homelab/up')}")
+        system.log.say(f"another run is at work: {system.files.line(UP)}")
     with work.holding("up", wanted.patience) as is_mine:
         if not is_mine:
             raise Failure(
                 "to be the only run at work on this host",
-                f"another one is: {system.files.line('/run/homelab/up')}",
+                f"another one is: {system.files.line(UP)}",
                 "two at once would undo each other's changes, and could reboot the host twice",
                 "this run changes nothing more: wait until the other one has ended, then run the same again",
             )
@@ -74,7 +76,7 @@ def hold(system: System, wanted: Wanted, client: Client) -> None:
             _hold(system, wanted, client)
         finally:
             work.remove("notes")
-            _note(system, "up", "", "/run/homelab/up can't be emptied")
+            _note(system, "up", "", f"{UP} can't be emptied")
 
 
 def apply(system: System, wanted: Wanted) -> Passed:
@@ -98,7 +100,7 @@ def apply(system: System, wanted: Wanted) -> Passed:
 def _hold(system: System, wanted: Wanted, client: Client) -> None:
     work, began = system.work, time.monotonic()
     # From here on none begins; one that has begun comes to its end, so that it is known where its card is.
-    with work.holding("handing", wanted.handing) as is_handed:
+    with work.holding(handover.HANDING, wanted.handing) as is_handed:
         pass
     if is_handed:
         _await_steps(system, wanted, time.monotonic() - began)
@@ -120,7 +122,7 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
     for word in client.lines(wanted.silence, _NOTES_SECONDS):
         if word == "cancelled":
             _note(system, "up", f"{wanted.who}, and was cancelled\n", "/run is full: steps go on to their end")
-        noted = system.files.read("/run/homelab/notes") or b""
+        noted = system.files.read(f"/{NOTES}") or b""
         lines = noted[told : noted.rfind(b"\n") + 1]
         told += len(lines)
         for line in lines.splitlines():

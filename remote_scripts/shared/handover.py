@@ -21,13 +21,13 @@ from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.state import UP
 from remote_scripts.tools.system import System
 
 FOLDER = f"{HOME}/handover"
 STORY = f"{FOLDER}/log"
 PROGRAM = "/usr/local/sbin/homelab-handover"
 HANDING = "handing"
-_UP = "/run/homelab/up"
 _VMS = "/etc/pve/qemu-server"
 #: How much of the story is kept, in bytes.
 _STORY_BYTES = 131072
@@ -183,11 +183,11 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
     except OSError as error:
         raise Failure(
             "to know whether a run of homelab is at work on this host",
-            f"{_UP} can't be asked: {error.strerror}",
+            f"{UP} can't be asked: {error.strerror}",
             "its steps need the cards where they are",
             "see on the host what is wrong with /run/homelab, then try it again",
         ) from error
-    who = system.files.line(_UP)
+    who = system.files.line(UP)
     return None if passes.has(system, vmid, who) else who
 
 

@@ -57,6 +57,14 @@ class Software:
 
 
 @dataclass(frozen=True)
+class Reverted:
+    """The answer of every such layer's `revert`. `kept`: packages that others need by now."""
+
+    kept: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
 class Change:
     """A package that apt would change. `old`, `new`: versions; `-`: it isn't there."""
 

@@ -1,7 +1,7 @@
 """Who is at work on this system, how long a run may take, and the lock that one run at a time has.
 
-The lock is the one that this program's scripts in bash take, too: flock(2) on /run/homelab/lock. In it stands the run
-(`pulumi up`, `pulumi destroy`) that has started whoever holds it, as layers/run_guard.py notes it in /run/homelab/up.
+The lock is flock(2)'s, on /run/homelab/lock. In it stands the run (`pulumi up`, `pulumi destroy`) that has started
+whoever holds it, as layers/run_guard.py notes it in /run/homelab/up.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from remote_scripts.tools.log import Log, is_own_folder
 with contextlib.suppress(ImportError):  # on Windows, where the program has the types of layers alone
     import fcntl
 
+#: In it stands the run of a client's that holds this system, by its lock (layers/run_guard.py).
+UP = "/run/homelab/up"
 #: How long the lock is waited for: a run whose client was killed goes on to its end.
 LOCK_SECONDS = 900.0
 #: Between two lines for a person that something is waited for.
@@ -127,10 +129,7 @@ class Work:
         self.need_folder()
         descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            until = time.monotonic() + seconds
-            while not (has := locked(descriptor)) and time.monotonic() < until:
-                time.sleep(_LOOK_SECONDS)
-            yield has
+            yield _locked_within(descriptor, seconds)
         finally:
             os.close(descriptor)
 
@@ -158,7 +157,7 @@ class Work:
         """Whether a run of a client's (`pulumi up`) holds this system: it has the lock of /run/homelab/up
         (layers/run_guard.py).
         """
-        return self.is_locked("/run/homelab/up")
+        return self.is_locked(UP)
 
     def is_locked(self, path: str) -> bool:
         """Whether somebody has a file's lock (flock(2)); a file that isn't there is nobody's.
@@ -251,12 +250,17 @@ def file_lock(path: Path, seconds: float) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        deadline = time.monotonic() + seconds
-        while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
-        yield is_mine
+        yield _locked_within(descriptor, seconds)
     finally:
         os.close(descriptor)
+
+
+def _locked_within(descriptor: int, seconds: float) -> bool:
+    """Waits so long for the lock of an open file; whether it was got."""
+    deadline = time.monotonic() + seconds
+    while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    return is_mine
 
 
 def locked(descriptor: int, *, shared: bool = False) -> bool:
