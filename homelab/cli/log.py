@@ -80,11 +80,7 @@ def read(arguments: argparse.Namespace) -> str:
 async def _read(host: Host, lines: int, ctid: int | None) -> str:
     wanted = read_log.Wanted(lines=lines, of=f"container {ctid}" if ctid else "")
     async with ssh.connect(host) as session:
-        answer = await session.ask("read", "read_log", wanted)
-        if ctid:  # what scripts in bash install there they log there
-            inside = await session.ask("read", "read_log", read_log.Wanted(lines=lines), ctid=ctid)
-            return "\n".join(filter(None, [inside["log"], answer["log"]]))
-    return str(answer["log"])
+        return str((await session.ask("read", "read_log", wanted))["log"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -303,9 +303,9 @@ class HostFacts(Fact):
     set_aside: str = ""
     # The ledger of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
-    # Owner -> names of this program's scripts that lie whole on the host (homelab/remote/kept_scripts.py).
-    kept_scripts: dict[str, list[str]] = {}
-    # Owner -> the version of the agent that lies whole on the host; empty: none does. Of a refresh's reading alone.
+    # The folders of stacks on the host, by their owners (homelab/remote/kept_scripts.py).
+    stacks: list[str] = []
+    # Owner -> the version of the agent that lies whole there; empty: none does. Of a refresh's reading alone.
     agents: dict[str, str] = {}
     # Copies of this program's files that had been edited by hand when they were written again or removed.
     edits: list[str] = []

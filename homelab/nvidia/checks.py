@@ -523,7 +523,7 @@ def runtime_installed(request: Request) -> list[HomelabError]:
 
 def podman_knows_cdi(request: Request) -> list[HomelabError]:
     """A podman that is to be installed knows CDI. An installed one may be another build than the distribution's, so the
-    step itself looks at it (engines/restart.sh)."""
+    step itself looks at it (remote_scripts/shared/engines.py)."""
     settings, system = request.settings, request.system
     row = request.data.distribution(system.distribution or "", system.version or "")
     needed = request.data.packaging.toolkit.podman.cdi

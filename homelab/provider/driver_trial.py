@@ -161,7 +161,7 @@ class _Host:
                 has_libraries = await self._has_libraries(follower)
             except UnreachableError:
                 raise
-            except HomelabError as error:  # a container without bash, say; its own stack fails by that
+            except HomelabError as error:  # a container without a shell, say; its own stack fails by that
                 tell(
                     f"{self.name}: {follower.name} can't be looked into ({error.found}): the driver {version} is not "
                     "tried in it"

@@ -62,8 +62,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
             owner = kept_scripts.owner_of(self.urn, inputs.host)
-            if owner in facts.kept_scripts:
-                asyncio.run(self._remove_scripts_left(inputs.host, host, owner))
+            if owner in facts.stacks:
+                asyncio.run(self._remove_folder_left(inputs.host, host, owner))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         for copy in edits:
@@ -83,16 +83,16 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 "writes them again"
             )
 
-    async def _remove_scripts_left(self, name: str, host: Host, owner: str) -> None:
-        """Takes away what a run that was killed left of this stack's scripts on a host."""
+    async def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
+        """Takes away the folder that a run that was killed left of this stack on a host."""
         try:
             async with ssh.connect(host) as session:
                 seconds = float(host.timeouts.script)
                 await session.ask("revert", "kept_scripts", StackFolder(owner=owner), seconds)
         except HomelabError as error:
             tell(
-                f"{name}: this program's scripts in /var/lib/homelab/scripts/{owner} stay ({error.wanted}: "
-                f"{error.found}); nothing needs them any more"
+                f"{name}: this program's part in /var/lib/homelab/scripts/{owner} stays ({error.wanted}: "
+                f"{error.found}); nothing needs it any more"
             )
 
 

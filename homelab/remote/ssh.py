@@ -577,7 +577,7 @@ async def read(
     async with connect(host, timeout) as session:
         found = await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
         if agents:
-            versions = {owner: await session.agent_version(owner) for owner in found.kept_scripts}
+            versions = {owner: await session.agent_version(owner) for owner in found.stacks}
             found = found.model_copy(update={"agents": versions})
         return found
 

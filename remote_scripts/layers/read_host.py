@@ -112,7 +112,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         containers=ours.containers(source),
         ledger=ours.ledger(source),
         edits=ours.edits(source),
-        kept_scripts=ours.kept_scripts(source),
+        stacks=ours.stacks(source),
         handover=handover.handed_over(source),
         turned_away=ours.turned_away(source),
         set_aside=source.text(f"{HOME}/away"),

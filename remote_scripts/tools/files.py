@@ -2,8 +2,7 @@
 
 /var/lib/homelab holds what a `revert` needs: files/LAYER/PATH says that we wrote PATH (mode, SHA-256; maybe the ones
 before), kept/PATH is what we found there, sums/PATH is the SHA-256 of that copy, dirs lists the folders that we made,
-pending/ the steps that must still follow. It is gone when nothing is ours any more. The scripts in bash
-(lib/files/*.sh) have the same files in the same form.
+pending/ the steps that must still follow. It is gone when nothing is ours any more.
 
 A run may end at any call, killed or by a power cut. The next one goes on from what is on the disk then, so
 

@@ -74,7 +74,7 @@ def status(*votes: int, expected: int, device: bool = False) -> str:
     )  # fmt: skip
 
 
-#: What `pvecm status` says, and why the node may not restart then; empty: it may. The scripts in bash are held to the same.
+#: What `pvecm status` says, and why the node may not restart then; empty: it may.
 VOTES = pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -331,7 +331,7 @@ class Answer:
     containers: list[SharedWith]
     ledger: dict[str, str]
     edits: list[str]
-    kept_scripts: dict[str, list[str]]
+    stacks: list[str]
     handover: HandedOver
     turned_away: dict[str, TurnedAway]
     set_aside: str

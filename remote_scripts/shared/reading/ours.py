@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 
 from remote_scripts.shared import container_lines, handover, switch
@@ -14,7 +13,6 @@ from remote_scripts.tools.files import EDITS, HOME
 _LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
 _CONTAINERS, _LEDGER, _SCRIPTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/scripts"
 _VMID = re.compile(r"[1-9][0-9]*")
-_SUM_DIGITS = 16
 
 
 def managed(source: Source) -> list[Managed]:
@@ -34,23 +32,9 @@ def edits(source: Source) -> list[str]:
     return source.below(EDITS, hidden=True)
 
 
-def kept_scripts(source: Source) -> dict[str, list[str]]:
-    """Owner -> the names of this program's scripts that lie there whole (layers/kept_scripts.py): NAME.SUM, where SUM
-    is the beginning of the content's SHA-256.
-    """
-    owners = [name for name in source.names(_SCRIPTS) if source.is_folder(f"{_SCRIPTS}/{name}")]
-    return {
-        owner: [name for name in source.names(f"{_SCRIPTS}/{owner}") if _is_whole(source, owner, name)]
-        for owner in owners
-    }
-
-
-def _is_whole(source: Source, owner: str, name: str) -> bool:
-    digits = name.rpartition(".")[2]
-    if not re.fullmatch(rf"[0-9a-f]{{{_SUM_DIGITS}}}", digits):
-        return False
-    content = source.files.read(f"{_SCRIPTS}/{owner}/{name}", 1 << 26)
-    return content is not None and hashlib.sha256(content).hexdigest()[:_SUM_DIGITS] == digits
+def stacks(source: Source) -> list[str]:
+    """The folders of stacks on the host (layers/kept_scripts.py), by their names."""
+    return [name for name in source.names(_SCRIPTS) if source.is_folder(f"{_SCRIPTS}/{name}")]
 
 
 def ledger(source: Source) -> dict[str, str]:
