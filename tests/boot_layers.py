@@ -1,4 +1,4 @@
-"""What the agent is asked, where a test takes a composed script, too."""
+"""What the agent is asked, by tests of several folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from homelab.remote import agent
-from homelab.remote.scripts import ROLLBACK_SECONDS
+from homelab.settings import Timeouts
 from remote_scripts.layers import cmdline
 from remote_scripts.layers import initramfs as initramfs_layer
 from remote_scripts.layers import read_host as read_host_layer
@@ -19,6 +19,9 @@ from remote_scripts.layers.reboot import Boot
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools import modules
+
+# As the settings have it where they say nothing.
+ROLLBACK_SECONDS = Timeouts().rollback
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from homelab.errors import HomelabError
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = _PACKAGE.parent / "remote_scripts"
 
-# From a boot's start until the dead man's switch checks it, in seconds; the settings' default.
-ROLLBACK_SECONDS = 600
 # How long a boot's confirmation waits for another run on the host, in seconds.
 CONFIRM_LOCK_SECONDS = 45
 # How long a VM that takes a shared card waits in its hookscript: for another handover (layers/handover.py: twice
