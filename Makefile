@@ -97,4 +97,5 @@ clean: ## stop the labs and remove what was made here, the engine's cache too
 .venv/.dev: requirements-dev.txt .venv/.program
 	@echo "installing what the simulated host, the tests and the linters need into .venv (requirements-dev.txt), once"
 	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -52,10 +52,7 @@ class Drift:
     def next(self) -> str:
         """What to do next; empty if there is nothing to do."""
         if self.errors:
-            return (
-                "do what is said above, then ask again; `python -m homelab doctor stack` looks at each host, VM and "
-                "container"
-            )
+            return "do what is said above, then ask again; `homelab doctor stack` looks at each host, VM and container"
         if self.lines:
             return "`pulumi preview --refresh` shows what would be corrected, `pulumi up --refresh` corrects it"
         return "`pulumi preview` shows what would be done, `pulumi up` does it" if self.exists else ""

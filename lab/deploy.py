@@ -169,12 +169,12 @@ def hints(verb: str, scenario: str, state: str, code: int) -> str:
         *([first] if verb == "up" or code == 0 else []),
         (f".venv/bin/python -m lab log --state {state}", "what happened on it"),
         (f".venv/bin/python -m lab run --state {state} -- lspci -nnk", "look at it, or break something"),
-        (f".venv/bin/python -m homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),
+        (f".venv/bin/homelab show --config-file {state}/Pulumi.lab.yaml", "who has which card"),
         (f". {state}/env", "then `pulumi up`, `homelab show` and the like are about this stack, in this shell"),
         (f"make down{named}", "undo everything and stop the host"),
     ]
     lines = [line for command, what in rows for line in (f"  {command}", f"      {what}")]
-    lines.append("Your own host: .venv/bin/python -m homelab init ADDRESS")
+    lines.append("Your own host: README.md#your-own-host")
     return "\n".join(["", f"The simulated host `{scenario}` runs in {state}, until `make down{named}`. Next:", *lines])
 
 

@@ -1,2 +1,2 @@
-"""`python -m homelab COMMAND`: what the program does beside `pulumi up`. Each command is a thin module of this
+"""`homelab COMMAND`: what the program does beside `pulumi up`. Each command is a thin module of this
 package."""

@@ -15,6 +15,7 @@ from homelab.text import encodable
 BROKEN_PIPE = 141
 # Each is imported when it is run: what the others need takes a second.
 _COMMANDS = {
+    "new": ("new", "main"),
     "init": ("init", "main"),
     "doctor": ("doctor", "main"),
     "show": ("show", "main"),
@@ -70,6 +71,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 HELP = """usage: homelab COMMAND ...
 
+  new      makes a project's folder, for homelab init and pulumi up
   init     from a host's address to its settings and its API user; shows everything before it does anything
   doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
   show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing

@@ -1,4 +1,4 @@
-"""`python -m homelab doctor`: what is wrong with a stack's hosts, VMs and containers, and what to do; with
+"""`homelab doctor`: what is wrong with a stack's hosts, VMs and containers, and what to do; with
 `container 901 --like 950`, `vm 103` or `host`: with one of them, in detail.
 
 Reads the host over SSH as the stack's configuration file says, and changes nothing. Exit status: 0, all is well; 1,
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--json", action="store_true", help="for programs")
     main_parser = argparse.ArgumentParser(
-        prog="python -m homelab doctor",
+        prog="homelab doctor",
         description="What is wrong with a card in a container, in a VM or on a host; changes nothing.",
         epilog="Exit status: 0 all is well, 1 something isn't, 2 it couldn't be read.",
     )

@@ -1,4 +1,4 @@
-"""`python -m homelab drift`: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`,
+"""`homelab drift`: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`,
 which changes nothing.
 
 Exit status: 0, nothing has; 1, something has; 2, it can't be told. `--install-timer` prints a systemd timer that asks
@@ -32,7 +32,7 @@ HOOK_SECONDS = 20
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m homelab drift", description="Has anything on the hosts drifted since the last `up`?"
+        prog="homelab drift", description="Has anything on the hosts drifted since the last `up`?"
     )
     stack_options.add(parser)
     parser.add_argument("--output", type=Path, help="also writes Markdown, for an issue")

@@ -1,7 +1,7 @@
-"""`python -m homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs
+"""`homelab lock`: writes down which packages of NVIDIA's stack each system has, so that a later run installs
 the same.
 
-`python -m homelab outdated`: what is newer, whether it fits, and how old the data is by which that is judged. Both read
+`homelab outdated`: what is newer, whether it fits, and how old the data is by which that is judged. Both read
 the systems over SSH, and change nothing there. Exit status: 0; 1, something is outdated; 2, a system couldn't be read.
 """
 
@@ -45,7 +45,7 @@ class LockedSystem:
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m homelab {name}", description=description)
+    parser = argparse.ArgumentParser(prog=f"homelab {name}", description=description)
     stack_options.add(parser)
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="such as vms.sandbox (default: all)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`python -m homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
+"""`homelab log vms.gaming`: what update-initramfs, apt, DKMS and other long commands said on a host, in a VM
 or in a container.
 
 Reads over SSH (a container through its host), and changes nothing. Exit status: 0; 2, it couldn't be read.
@@ -25,7 +25,7 @@ WELL, UNREADABLE = 0, 2
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m homelab log",
+        prog="homelab log",
         description="What long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
     )
     parser.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")

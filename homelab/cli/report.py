@@ -1,4 +1,4 @@
-"""`python -m homelab report`: writes what the hosts show after `up`, each acceptance criterion with its evidence, for
+"""`homelab report`: writes what the hosts show after `up`, each acceptance criterion with its evidence, for
 an issue; docs/hardware.md is made from such files.
 
 Reads the hosts over SSH, and the stack's outputs by `pulumi stack output`; changes nothing. Exit status: 0, written; 2,
@@ -29,7 +29,7 @@ WRITTEN, UNREADABLE = 0, 2
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m homelab report",
+        prog="homelab report",
         description="What works on this machine, for docs/hardware.md: machine, cards, versions and what was seen of "
         "them; no addresses, names, keys or serial numbers.",
     )

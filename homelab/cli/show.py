@@ -1,4 +1,4 @@
-"""`python -m homelab show`: who has which card, as a tree; as it is, as the settings want it, and what changes.
+"""`homelab show`: who has which card, as a tree; as it is, as the settings want it, and what changes.
 
 Reads the hosts over SSH as the stack's configuration file says, and changes nothing. Exit status: 0; 2, a host couldn't
 be read.
@@ -23,7 +23,7 @@ WELL, UNREADABLE = 0, 2
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m homelab show", description="Who has which card: host, IOMMU group, card, guest."
+        prog="homelab show", description="Who has which card: host, IOMMU group, card, guest."
     )
     stack_options.add(parser)
     parser.add_argument("--host", help="one of homelab:hosts alone")

@@ -1,4 +1,4 @@
-"""`python -m homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the
+"""`homelab switch CARD --to vm:NAME|containers`: hands a shared card to a VM, by starting it, or back to the
 containers, by shutting the VM down.
 
 What is done is the host's (ADR 30): this starts or shuts down the VM there, as Proxmox VE's own buttons do, and tells
@@ -50,7 +50,7 @@ def _target(text: str) -> str | None:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m homelab switch",
+        prog="homelab switch",
         description="Hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.",
         epilog="Exit status: 0 it is where it was to be, 1 it isn't, 2 it couldn't be tried.",
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a card in a container, in a VM or on a host, in one page: `python -m homelab doctor container 901
+"""What is wrong with a card in a container, in a VM or on a host, in one page: `homelab doctor container 901
 --like 950`.
 
 `reading` is what the scripts saw (homelab/remote/diagnosis.py runs them); `container`, `vm` and `host` judge it;

@@ -39,7 +39,7 @@ def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: Wan
         if model_findings := findings(_case(reading, different.model.id, None, None)[0]):
             notes.append(
                 f"container {different.model.id} isn't well itself ({len(model_findings)} findings): "
-                f"`python -m homelab doctor container {different.model.id}`"
+                f"`homelab doctor container {different.model.id}`"
             )
     return Report(
         "container",
@@ -77,7 +77,7 @@ def _looked_into(reading: Reading, ctid: int) -> ContainerReading:
         found = "no guest of the cluster has this id"
     elif guest.kind == "vm":
         found = "it is a virtual machine"
-        step = f"`python -m homelab doctor vm {ctid}`, or {step}"
+        step = f"`homelab doctor vm {ctid}`, or {step}"
     else:
         found = f"it is on the node {guest.node}"
         step = f"give that host with --host (containers here: {containers or 'none'})"
@@ -120,7 +120,7 @@ def _sunk(case: Case) -> list[Finding]:
             f"{case.name} with its shared card, or the card with a VM that gives it back",
             state,
             "the card doesn't come back by itself: the container goes without it until somebody has mended that",
-            "`python -m homelab doctor host` says what helps",
+            "`homelab doctor host` says what helps",
         )
         for state in case.cards.sunk
     ]

@@ -189,7 +189,7 @@ def _numbers_of(reading: Reading, host: Host, names: list[Any], place: str) -> l
             wanted=f"the cards of {place}.gpus with NVIDIA's driver on the host",
             found=f"without it: {', '.join(missing)}",
             why="containers use the host's driver; a card that it doesn't have has no number",
-            next="`python -m homelab doctor host` shows which driver those cards use",
+            next="`homelab doctor host` shows which driver those cards use",
         )
     return sorted(by_slot[slots[name]] for name in names)
 

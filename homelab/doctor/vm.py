@@ -78,7 +78,7 @@ def _config(reading: Reading, vmid: int) -> dict[str, str]:
     if guest is None:
         found = "no guest of the cluster has this id"
     elif guest.kind == "lxc":
-        found, step = "it is a container", f"`python -m homelab doctor container {vmid}`, or {step}"
+        found, step = "it is a container", f"`homelab doctor container {vmid}`, or {step}"
     else:
         found, step = f"it is on the node {guest.node}", f"give that host with --host (VMs here: {configured})"
     raise HomelabError(
@@ -103,7 +103,7 @@ def _iommu(reading: Reading, name: str) -> list[Finding]:
             "IOMMU groups on the host",
             f"none; ACPI tables that announce an IOMMU: {', '.join(reading.facts.iommu.tables) or 'none'}",
             f"without them no device can be given to {name}",
-            "`python -m homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
+            "`homelab doctor host` says why; the firmware's switch is VT-d or AMD-Vi (IOMMU)",
         )
     ]
 

@@ -102,7 +102,7 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             wanted=f"gpus.{name} switched",
             found=state_text(facts, name),
             why="nothing is tried with such a card",
-            next="`python -m homelab doctor host` says what helps",
+            next="`homelab doctor host` says what helps",
         )
     if vm is None:
         return
@@ -125,7 +125,7 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
             wanted=f"gpus.{name} for VM {vm.vmid}",
             found=f"it is {state_text(facts, name)}",
             why="one VM at a time can have it, and nothing is shut down for another one",
-            next=f"first `python -m homelab switch {name} --to containers`, which shuts that VM down",
+            next=f"first `homelab switch {name} --to containers`, which shuts that VM down",
         )
     if (
         vm.vmid in facts.guests.running

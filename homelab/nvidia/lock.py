@@ -20,7 +20,7 @@ from homelab.nvidia.versions import parse
 from homelab.settings.types import DebianVersion, PackageName
 
 HEAD = (
-    "# Written by python -m homelab lock: what is installed on each system of this stack. Keep it beside the "
+    "# Written by homelab lock: what is installed on each system of this stack. Keep it beside the "
     "stack's file, under version control.\n"
 )
 # Above the priority of the plan's pins, so that apt takes a locked version before the newest one of a branch.
@@ -107,10 +107,10 @@ def load(path: Path) -> dict[str, SystemLock]:
         return _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).systems
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise HomelabError(
-            wanted=f"a lock file that `python -m homelab lock` has written, in {path.name}",
+            wanted=f"a lock file that `homelab lock` has written, in {path.name}",
             found=str(error).splitlines()[0] + (f" {str(error).splitlines()[-1]}" if "\n" in str(error) else ""),
             why="a package that isn't known exactly can't be held to its version",
-            next="undo what was changed in it; or remove the file, and run `python -m homelab lock` again",
+            next="undo what was changed in it; or remove the file, and run `homelab lock` again",
         ) from error
 
 
@@ -152,8 +152,7 @@ def refusals(
             wanted=f"{name}: packages of the lock file for {wanted}",
             found=f"the lock file has those for {found}",
             why="the lock file and the settings say different things, and neither may be left out silently",
-            next=f"`python -m homelab lock --release {name}`, then `pulumi up` and `python -m homelab lock`; or put "
-            "the setting back",
+            next=f"`homelab lock --release {name}`, then `pulumi up` and `homelab lock`; or put the setting back",
         )
     ]
 

@@ -1,6 +1,6 @@
 """ContainerVerification: a look from inside a container, once its configuration gives it its cards.
 
-What is wrong is said device by device, and the diagnosis (`python -m homelab doctor container ID`) is part of the
+What is wrong is said device by device, and the diagnosis (`homelab doctor container ID`) is part of the
 message.
 """
 

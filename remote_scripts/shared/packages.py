@@ -321,7 +321,7 @@ class Packages:
                     f"{place}: {change.name} {version}, as the lock file has it",
                     f"apt would install {change.new}",
                     "the repositories no longer have the locked version, or another package needs a newer one",
-                    f"`python -m homelab lock --release {place}`, then `pulumi up` and `python -m homelab lock`; or "
+                    f"`homelab lock --release {place}`, then `pulumi up` and `homelab lock`; or "
                     "give apt a repository that has it",
                 )
             done = self.system.run.ask("apt-cache", "show", f"{change.name}={version}", seconds=_ASK_SECONDS)
@@ -332,7 +332,7 @@ class Packages:
                     f"the repository has {found[1] if found else 'none'}",
                     "it is another file under the same version",
                     "find out why, before you install it: a mirror that was changed, or a package that was built anew; "
-                    f"`python -m homelab lock --release {place}` forgets the old one",
+                    f"`homelab lock --release {place}` forgets the old one",
                 )
 
     # The record.

@@ -463,7 +463,7 @@ def commands(template: str, said: list[str]) -> list[str]:
 
 def is_run(command: str) -> bool:
     """Is it the command in question, or one that goes with it?"""
-    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "python -m homelab doctor {}"]
+    left = [*KNOWN["words"], *KNOWN["unrun"], "pulumi {}", "homelab doctor {}"]
     made_of = [template for template, _ in CURES if template != "{}"]
     return any(advice.is_made_of(one, command) for one in made_of) or not any(
         advice.is_made_of(one, command) for one in left

@@ -1,4 +1,4 @@
-"""``python -m homelab doctor`` against the lab, over SSH as against a real host: what it says, its exit status, and that it changes nothing."""
+"""``homelab doctor`` against the lab, over SSH as against a real host: what it says, its exit status, and that it changes nothing."""
 
 from __future__ import annotations
 

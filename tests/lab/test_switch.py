@@ -1,4 +1,4 @@
-"""``python -m homelab switch`` against the lab, over SSH: a shared card to a VM and back by hand, and the rehearsal of it."""
+"""``homelab switch`` against the lab, over SSH: a shared card to a VM and back by hand, and the rehearsal of it."""
 
 from __future__ import annotations
 

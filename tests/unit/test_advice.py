@@ -14,9 +14,9 @@ KNOWN: dict[str, Any] = tables.read(advice.REGISTER)
 #: The program itself, which the owner runs on a PC of theirs.
 OWN = (
     "pulumi ",
-    "python -m homelab doctor ",
-    "python -m homelab lock",
-    "python -m homelab switch ",
+    "homelab doctor ",
+    "homelab lock",
+    "homelab switch ",
 )
 ANYWHERE = {*KNOWN["words"], *KNOWN["looks"], *KNOWN["unrun"]}
 CURED = {(file, command) for file, commands in KNOWN["cures"].items() for command in commands}

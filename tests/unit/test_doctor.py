@@ -1,4 +1,4 @@
-"""What `python -m homelab doctor` makes of a reading: captures of real machines, and hosts that are described here."""
+"""What `homelab doctor` makes of a reading: captures of real machines, and hosts that are described here."""
 
 from __future__ import annotations
 

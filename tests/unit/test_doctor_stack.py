@@ -1,4 +1,4 @@
-"""The stack's file as `python -m homelab doctor` reads it: which host, how it is logged in to, which cards a container is to have."""
+"""The stack's file as `homelab doctor` reads it: which host, how it is logged in to, which cards a container is to have."""
 
 from __future__ import annotations
 
@@ -174,4 +174,4 @@ def test_a_program_gets_the_reason_as_json(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parser().parse_args(words)
-    assert raised.value.code == 2 and "usage: python -m homelab doctor" in capsys.readouterr().err
+    assert raised.value.code == 2 and "usage: homelab doctor" in capsys.readouterr().err

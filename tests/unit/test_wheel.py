@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import PROJECT
 from tests.installed import install, wheel
@@ -39,3 +41,19 @@ def test_it_runs_from_any_folder(built: Path, tmp_path: Path) -> None:
         done = subprocess.run([programs / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "container | vm | host" in done.stdout
+
+
+def test_it_makes_a_project_with_its_own_environment_and_overwrites_none(built: Path, tmp_path: Path) -> None:
+    programs = install(built, tmp_path / "venv")
+    new = [str(programs / "homelab"), "new", "a lab"]
+    done = subprocess.run(new, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "a lab"
+    project = yaml.safe_load((folder / "Pulumi.yaml").read_text(encoding="utf-8"))
+    assert project["runtime"]["options"]["virtualenv"] == str(tmp_path / "venv")
+    provider = folder / project["plugins"]["providers"][0]["path"] / "pulumi-resource-homelab"
+    assert os.access(provider, os.X_OK)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = subprocess.run(new, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 1 and "Pulumi.yaml, __main__.py, provider already" in again.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -1,0 +1,24 @@
+"""The files of a project, as `homelab new` writes them, and the program that such a project runs. In the repository
+they lie at the top; an installed package has them here.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from homelab import components
+
+
+def folder() -> Path:
+    """The folder with Pulumi.yaml, the program and the provider's executable."""
+    here = Path(__file__).resolve().parent
+    return here if (here / "Pulumi.yaml").is_file() else here.parents[1]
+
+
+def run_program() -> None:
+    """Runs the program: what a project made by `homelab new` has as its own. It is updated with the package."""
+    # The program calls its components by the name that they have in the repository.
+    sys.modules.setdefault("components", components)
+    runpy.run_path(str(folder() / "__main__.py"))

@@ -1,0 +1,29 @@
+"""A project of a person's own, made by the installed package: `homelab new DIR`, then `pulumi up` in it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.conftest import Stack
+from tests.e2e.test_gaming_vm import environment_with_homelab
+from tests.e2e.test_gpu_vm import SANDBOX, given_back, with_card
+
+
+def test_a_project_made_by_the_package_brings_a_card_into_a_vm_and_back(
+    stack_on: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = stack_on("rtx5090", vms=SANDBOX)
+    stock = stack.lab.snapshot()
+    folder = tmp_path / "project"
+    new = [str(environment_with_homelab() / "bin" / "homelab"), "new", "project"]
+    subprocess.run(new, cwd=tmp_path, check=True, capture_output=True)
+    stack.project = folder
+    stack.up()
+    assert with_card(stack) == {"0000:01:00.0": 103, "0000:01:00.1": 103}
+    # By the program and the provider that the package has, and none of the repository's.
+    assert not (folder / "homelab").exists() and "virtualenv: " in (folder / "Pulumi.yaml").read_text()
+    assert stack.up("--refresh").changed == set()
+    stack.destroy()
+    given_back(stack, stock)
