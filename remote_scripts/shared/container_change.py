@@ -28,7 +28,7 @@ CONF_LOCK_SECONDS = 10.0
 _GUESTS_SECONDS = 300.0
 # What is read of a container's groups, in bytes; the rest is left out.
 _GROUP_BYTES = 65536
-_GROUPS = 'echo "#"; getent group render video || { cd /etc && cat group; }'
+_GROUPS = 'getent group render video || { cd /etc && cat group; }; echo "#"'
 # As pct says it: by its own check, or since pmxcfs refuses the file that would replace a configuration.
 _READ_ONLY = re.compile(r"no quorum|\.conf\.tmp\..*(?:Permission denied|Read-only file system)")
 _AGAIN = ("detected modified configuration", "got timeout")
@@ -346,10 +346,10 @@ class Changing:
                 "pct", "exec", str(self._ctid), "--", "sh", "-c", _GROUPS, seconds=60, limit=_GROUP_BYTES
             )
             text = done.output
-            if not text.strip(b"\0\n"):
+            if done.status != 0 or not text.endswith(b"#\n"):  # half of an answer would be no such groups
                 raise Failure(
                     f"to know the groups render and video of container {self._ctid}",
-                    f"`pct exec {self._ctid}` said nothing",
+                    f"`pct exec {self._ctid}` has not said them all (exit status {done.status})",
                     "a card's nodes are for the members of these groups; its configuration is unchanged",
                     f"try `pct enter {self._ctid}`, then run `pulumi up` again",
                 )

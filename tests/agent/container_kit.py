@@ -130,7 +130,7 @@ class Containers:
         if verb == "status":
             return f"status: {self.state}\n"
         if verb == "exec":
-            return f"#\n{self.inside}"
+            return f"{self.inside}#\n"
         self.calls.append([*arguments])
         disk.WATCH[-1]("pct", str(self.root / "pct"))
         answer = getattr(self, f"_{verb}")([*arguments[2:]])
