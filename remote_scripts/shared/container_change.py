@@ -78,10 +78,10 @@ class Changing:
         tries = 0
         while True:
             conf = self._conf()
-            _need_changeable(self._ctid, conf)
             change = self._plan(conf)
             if not change.is_any:
                 break
+            _need_changeable(self._ctid, conf, change)
             if self._cards is not None:
                 self._need_open_nodes(conf, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
@@ -426,7 +426,7 @@ def need_container(system: System, ctid: int) -> None:
     )
 
 
-def _need_changeable(ctid: int, conf: ConfText) -> None:
+def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
     lock = conf.conf.options.get("lock")
     if lock:
         raise Failure(
@@ -435,7 +435,8 @@ def _need_changeable(ctid: int, conf: ConfText) -> None:
             "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged",
             f"wait until that is done; a lock that was left behind: `pct unlock {ctid}`; then run `pulumi up` again",
         )
-    if conf.conf.options.get("template") == "1":
+    # Whoever has made one of it gets it back without our lines.
+    if conf.conf.options.get("template") == "1" and change.want:
         raise Failure(
             f"container {ctid}",
             "it is a template, which never runs",

@@ -172,6 +172,22 @@ def test_what_cannot_be_done_is_said_and_nothing_changed(
     assert [line[:7] for line in str(refused.value).splitlines()] == ["wanted:", "found: ", "why:   ", "next:  "]
 
 
+@EACH_METHOD
+def test_where_nothing_is_to_be_changed_a_lock_stands_against_nothing(box: Containers, method: Method) -> None:
+    """Such as that of a backup at night."""
+    box.conf = f"{box.apply(method, minors=(0,))}lock: backup\n"
+    box.apply(method, minors=(0,))
+    box.conf = f"{BASE}lock: backup\n"
+    assert box.revert() == f"{BASE}lock: backup\n"
+
+
+@EACH_METHOD
+def test_what_has_become_a_template_gives_our_lines_back(box: Containers, method: Method) -> None:
+    key = "unprivileged: 1\n"
+    box.conf = box.apply(method, minors=(0,)).replace(key, f"template: 1\n{key}")
+    assert box.revert() == BASE.replace(key, f"template: 1\n{key}")
+
+
 def test_a_node_that_was_not_made_yet_is_told_from_a_card_that_is_not_there(box: Containers) -> None:
     box.gone("nvidia-uvm")
     with pytest.raises(Refused, match="nothing has made the nodes yet(.|\n)*homelab-nvidia-nodes"):
