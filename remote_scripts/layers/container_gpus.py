@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from remote_scripts.shared import handover, pmxcfs
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import Changing
-from remote_scripts.shared.container_notes import Notes
+from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -103,7 +103,7 @@ def _revert(system: System, wanted: Wanted) -> Reverted:
     changing = Changing(system, ctid, power, Cards(method="mount-entry"))
     changing.bring()
     notes.forget("ours", "wanted", "nodes", "revision")
-    if notes.has("restart") and power.is_up() and not power.shut_down_to_start():
+    if waits_for_restart(system, ctid) and power.is_up() and not power.shut_down_to_start():
         raise Failure(
             f"container {ctid} off within {wanted.shutdown.timeout} s, to be started without the cards",
             "it still runs",

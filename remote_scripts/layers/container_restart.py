@@ -10,6 +10,7 @@ from typing import Literal
 from remote_scripts.shared import handover
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import Changing
+from remote_scripts.shared.container_notes import waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -47,7 +48,7 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     changing = Changing(system, wanted.ctid, power, wanted.cards)
     # Where an earlier restart failed, the configuration was put back.
     changing.bring(look_inside=False)
-    if changing.notes.has("restart") and power.is_up() and not power.shut_down_to_start():
+    if waits_for_restart(system, wanted.ctid) and power.is_up() and not power.shut_down_to_start():
         raise _still_up(wanted, changing, power)
     changing.in_force()
     is_owed = power.is_owed()

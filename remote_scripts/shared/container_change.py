@@ -14,9 +14,9 @@ from pathlib import Path
 
 from remote_scripts.shared import card_nodes, container_lines, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Nodes
-from remote_scripts.shared.container_conf import ConfText, conf_text
+from remote_scripts.shared.container_conf import ConfText, addresses, conf_text
 from remote_scripts.shared.container_lines import Change
-from remote_scripts.shared.container_notes import PARTS, Notes
+from remote_scripts.shared.container_notes import PARTS, Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.errors import Failure
@@ -108,8 +108,10 @@ class Changing:
         if self.changed:
             # pmxcfs answers before its database is on the disk.
             self._system.files.flush_all()
+            # It may have been started meanwhile, with what was before.
+            self._note_restart(conf)
         self._keep(change)
-        if self.notes.has("restart"):
+        if waits_for_restart(self._system, self._ctid):
             self.notes.write("after", f"{conf.digest}\n")
         else:
             self.in_force()  # it is off: its next start takes what is there
@@ -191,8 +193,11 @@ class Changing:
         notes.write_lines("ours", _sorted([*ours, *change.want]))
         notes.write_lines("nodes", _sorted([*notes.lines("nodes"), *change.nodes]))
         notes.write("revision", f"{int(notes.text('revision').strip() or 0) + 1}\n")
+        self._note_restart(conf)
+
+    def _note_restart(self, conf: ConfText) -> None:
         if self._power.is_up():
-            notes.write("restart", b"")
+            self.notes.write("restart", f"{addresses(conf.text)}\n")
 
     def _forget_change(self) -> None:
         """Where nothing was written: the record is what it was when this run began."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from remote_scripts.shared import card_nodes, nvidia, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Node
 from remote_scripts.shared.container_conf import ConfText, ContainerConf, Method, conf_text, is_same_device, raw_line
-from remote_scripts.shared.container_notes import Notes
+from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
@@ -380,5 +380,5 @@ def drift(system: System, ctid: int) -> list[str]:
         *(f"{line} is not there" for line in change.add_raw),
         *(f"{key}: {conf.devices[key]} is of no use any more" for key in change.drop_devices),
         *(f"{conf.head[place]} is of no use any more" for place in change.drop_raw),
-        *([f"container {ctid} still has to be restarted"] if notes.has("restart") else []),
+        *([f"container {ctid} still has to be restarted"] if waits_for_restart(system, ctid) else []),
     ]

@@ -11,7 +11,8 @@ So our lines are found by content, never by place, and what we add is noted befo
   renderD, nvidia; -: it is known by its path), and how it is given (a dev[n] option's words, or `mount`)
 - guest: its name in the settings of the last run
 - revision: how often the configuration was changed by us
-- restart: is there while the running container still has what was before
+- restart: is there while the running container still has what was before; by its addresses it is told from another one
+  of its id
 - before: the configuration before the change that waits for a restart; after: the digest of what it became. Empty:
   somebody has changed it since, and nothing is put back
 - ran: is there from before a shutdown until the start that follows it
@@ -174,3 +175,16 @@ def is_same(system: System, ctid: int, known: str) -> bool:
     """
     conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
     return conf is None or known == addresses(conf.decode("utf-8", "replace"))
+
+
+def waits_for_restart(system: System, ctid: int) -> bool:
+    """Whether the running container still has what was before. Another one that has its id by now hasn't.
+
+    :raises Failure: what is noted, or its configuration, can't be read.
+    """
+    notes = Notes(system, ctid)
+    known = notes.text("restart").strip()
+    conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
+    now = addresses((conf or b"").decode("utf-8", "replace"))
+    is_another = known and now and {*known.split(",")}.isdisjoint(now.split(","))
+    return notes.has("restart") and not is_another

@@ -139,6 +139,21 @@ def test_a_container_that_got_the_id_of_another_one_meanwhile_isnt_started(box: 
     assert [call[0] for call in box.calls] == ["shutdown"] and box.state == "stopped"
 
 
+def test_a_container_that_got_the_id_of_one_that_waits_for_a_restart_runs_on(box: Containers) -> None:
+    gpus(box)
+    box.conf = STOCK.replace(KNOWN, "AA:00:00:00:00:99")
+    gpus(box, verb="revert")
+    assert not box.calls and not box.noted()
+
+
+def test_a_container_that_is_started_while_its_configuration_is_written_is_restarted(box: Containers) -> None:
+    """It may have what was there before."""
+    box.state = "stopped"
+    box.after["set"] = lambda: setattr(box, "state", "running")
+    box.apply(minors=(0,))
+    assert box.ask("apply", "restart", minors=(0,)) == {"state": "running", "restarted": True}
+
+
 @pytest.mark.parametrize("whose", ["the run's", "somebody's", "nobody's"])
 def test_a_run_that_was_killed_around_its_shutdown_starts_it_again_only_if_that_was_its_own(
     box: Containers, whose: str
