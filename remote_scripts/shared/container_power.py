@@ -130,7 +130,13 @@ class Power:
                 "it is off now",
                 f"see `pct start {self._ctid} --debug`, correct the cause, then run `pulumi up` again",
             )
-        self._await_ha("on", HA_SECONDS)
+        if not self._await_ha("on", HA_SECONDS):
+            raise Failure(
+                f"container {self._ctid} started by HA",
+                f"it is off after {HA_SECONDS:g} s",
+                "what works in it isn't there, and HA may not start it by itself any more",
+                "see `ha-manager status` on the host, correct the cause, then run `pulumi up` again",
+            )
         self._notes.forget("ran")
 
     def _pct(self, verb: str, *arguments: str, seconds: float = DO_SECONDS) -> int:
@@ -144,10 +150,11 @@ class Power:
         boot = guest_tasks.boot_of(self._system)
         self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {known}\n")
 
-    def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> None:
-        """Until the HA manager has switched it, if it is the manager's to do so."""
+    def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> bool:
+        """Until the HA manager has switched it, if it is the manager's to do so; whether it has."""
         if not ha.may_manage(self._system, f"ct:{self._ctid}"):
-            return
+            return True
         for _ in self._system.work.tries(seconds, f"waiting for HA to switch container {self._ctid} {wanted}"):
             if guests.power_of(self._system, "pct", str(self._ctid), 0) == wanted:
-                return
+                return True
+        return False

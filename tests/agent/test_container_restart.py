@@ -256,6 +256,15 @@ def test_one_that_doesnt_hear_is_stopped_by_ha_too(
     assert [call[0] for call in box.calls] == ["shutdown", "stop", "start"]
 
 
+def test_one_that_ha_doesnt_start_is_said(box: Containers, managed: Managed, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(box)
+    monkeypatch.setattr(container_power, "HA_SECONDS", 0.2)
+    box.host.programs["pct"] = lambda words, stdin: 0 if words[0] == "start" else managed.pct(words, stdin)
+    with pytest.raises(Refused, match="container 300 started by HA\nfound:  it is off after 0.2 s"):
+        restart(box)
+    assert "ran" in box.noted()
+
+
 @pytest.mark.parametrize(
     ("services", "under"),
     [
