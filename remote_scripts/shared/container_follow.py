@@ -93,8 +93,8 @@ def _mended(system: System, ctid: int, *, locked: bool) -> str:
             _mend(system, ctid)
     except Failure as failure:
         return system.log.message(failure)
-    except OSError as error:
-        return f"container {ctid}: its cards' nodes were not looked after: {error.strerror}: {error.filename}"
+    except Exception as error:
+        return f"container {ctid}: {system.log.message(system.failure_of(error))}"
     return ""
 
 

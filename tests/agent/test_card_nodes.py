@@ -183,6 +183,7 @@ def test_a_container_that_is_gone_keeps_no_boot_waiting(box: Containers, monkeyp
         ("pct hangs", "whether container 300 runs"),
         ("unreadable", "containers/300/nodes can't be read"),
         ("a fault", "gpus/0000:01:00.0/information"),
+        ("a broken record", "container 300: wanted: every step of this layer to succeed"),
     ],
 )
 def test_no_boot_fails_for_it(box: Containers, trouble: str, said: str) -> None:
@@ -196,6 +197,8 @@ def test_no_boot_fails_for_it(box: Containers, trouble: str, said: str) -> None:
         shutil.rmtree(box.root / "sys")
     elif trouble == "a lock":
         box.conf += "lock: backup\n"
+    elif trouble == "a broken record":
+        box.host.write(f"{RECORD}/revision", "x")
     elif trouble == "no record":
         box.host.write(f"{RECORD}/nodes", "auto\n\n- - - -\n")
     elif trouble == "unreadable":
