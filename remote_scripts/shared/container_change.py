@@ -476,10 +476,10 @@ def _plain_file(place: Path, folder: str, name: str) -> bytes:
     try:
         step(place, os.O_DIRECTORY)
         step(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
-        file = step(name, os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+        # Before it is opened: that of a device may do something.
+        if not stat.S_ISREG(os.stat(name, dir_fd=opened[-1], follow_symlinks=False).st_mode):
             raise OSError(errno.EINVAL, "no plain file")
-        return os.read(file, _GROUP_BYTES)
+        return os.read(step(name, os.O_NOFOLLOW | os.O_NONBLOCK), _GROUP_BYTES)
     finally:
         for descriptor in opened:
             os.close(descriptor)

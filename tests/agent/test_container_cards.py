@@ -102,7 +102,9 @@ def test_a_group_that_has_no_number_on_the_host_is_not_used(box: Containers, gro
 
 
 @pytest.mark.parametrize("way", ["the file", "the folder", "a pipe", "nothing"])
-def test_what_lies_outside_of_a_container_that_is_off_is_not_read(box: Containers, way: str, tmp_path: Path) -> None:
+def test_what_lies_outside_of_a_container_that_is_off_is_not_read(
+    box: Containers, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "group").write_text("render:x:777:\n")
     group = box.root / GROUP[1:]
     shutil.rmtree(group.parent)
@@ -114,7 +116,16 @@ def test_what_lies_outside_of_a_container_that_is_off_is_not_read(box: Container
         group.symlink_to(tmp_path / "group")
     elif way == "a pipe":
         os.mkfifo(group)
+    opened: list[str] = []
+    real = os.open
+
+    def noted(path: str, *words: Any, **more: Any) -> int:
+        opened.append(os.fspath(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", noted)
     assert "dev0: /dev/dri/renderD128,mode=0666\n" in box.apply("device", BOTH)
+    assert way != "a pipe" or "group" not in opened, "opening a device may do something"
     assert box.revert() == BASE
 
 
