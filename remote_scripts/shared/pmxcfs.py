@@ -188,7 +188,7 @@ def replace(system: System, path: str, content: bytes) -> None:
     where = system.files.at(path)
     temporary = where.with_name(f"{where.name}.tmp.{os.getpid()}")
 
-    def write() -> None:
+    def make() -> None:
         _remove_left(where)
         try:
             descriptor = disk.create(temporary, 0o640)
@@ -197,13 +197,21 @@ def replace(system: System, path: str, content: bytes) -> None:
                 disk.flush_open(descriptor, temporary)
             finally:
                 os.close(descriptor)
+        except OSError:
+            _remove_left(where)
+            raise
+
+    def put() -> None:
+        try:
             disk.rename(temporary, where)
         except OSError:
             _remove_left(where)
             raise
         disk.flush(where.parent)
 
-    ended(write)
+    # By itself: where the bytes come too late it doesn't get its name any more, as whoever calls has given up the lock.
+    ended(make)
+    ended(put)
 
 
 def has_left(system: System, path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
-from remote_scripts.shared import container_change, hanging
+from remote_scripts.shared import container_change, hanging, pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
 from tests import sampling
@@ -31,6 +32,7 @@ from tests.agent.container_kit import (
     box,
 )
 from tests.agent.kit import Refused, cuts, left_by, watched
+from tests.waiting import PATIENCE
 
 __all__ = ["box"]
 
@@ -384,6 +386,25 @@ def test_a_hanging_cluster_file_system_ends_it(box: Containers, monkeypatch: pyt
     with pytest.raises(Refused, match="no answer within 0.2 s"):
         box.apply(minors=(0,))
     os.close(os.open(box.root / CONF[1:], os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_what_comes_too_late_takes_no_other_change_away(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/etc/pve answers again when the lock of the file is somebody else's."""
+    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    before, answers, real = {*threading.enumerate()}, threading.Event(), disk.flush_open
+
+    def late(descriptor: int, path: Path) -> None:
+        answers.wait(PATIENCE)
+        real(descriptor, path)
+
+    monkeypatch.setattr(disk, "flush_open", late)
+    with pytest.raises(TimeoutError):
+        pmxcfs.replace(box.host.system(), CONF, b"ours\n")
+    box.conf = "theirs\n"
+    answers.set()
+    for thread in {*threading.enumerate()} - before:
+        thread.join(PATIENCE)
+    assert box.conf == "theirs\n"
 
 
 def test_what_a_killed_writer_has_left_beside_it_goes(box: Containers) -> None:
