@@ -145,8 +145,9 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
         one = noted(system, name)
         if one.vm and one.vm in vmids and one.state not in ("STUCK", "DEAD"):
             continue
-        # What was noted before the last start of the host tells nothing of now.
-        if one.state in ("HELD", "HOST") or one.boot != boot_of(system):
+        # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
+        # can't be read.
+        if one.state in ("HELD", "HOST") or one.boot != (boot_of(system) or one.boot):
             continue
         where = {"VM": f"is with VM {one.vm}"} | dict.fromkeys(("STUCK", "DEAD"), f"is {one.state} after VM {one.vm}")
         words = where.get(one.state, f"is on its way to or from VM {one.vm} ({one.state})")

@@ -124,6 +124,11 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
         away(lent.system())
 
 
+def test_a_boot_that_cant_be_read_is_no_earlier_one(lent: Host) -> None:
+    (lent.root / "proc/sys/kernel/random/boot_id").unlink()
+    assert "is with VM 103" in away(lent.system())
+
+
 def test_a_boot_that_cant_be_read_moves_nothing(lent: Host) -> None:
     (lent.root / "proc/sys/kernel/random/boot_id").unlink()
     run(lent, *SERVICE)
