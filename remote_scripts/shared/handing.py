@@ -9,7 +9,7 @@ function has now, and so each can be done again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from remote_scripts.shared import card_users, guests, ha, handover, nvidia, shared_card
@@ -54,6 +54,10 @@ def refusal(name: str, vmid: str, found: str, next: str) -> Failure:
         "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing uses it",
         next,
     )
+
+
+def _pairs(known: Mapping[str, str]) -> str:
+    return " ".join(f"{one}={addresses}" for one, addresses in known.items())
 
 
 class Handover:
@@ -288,8 +292,8 @@ class Handover:
             else ""
         )
         daemon = shared_card.is_only(self.system, self.card) and handover.is_active(self.system, _DAEMON)
-        known = {one: known for one, _, known in (pair.partition("=") for pair in self.noted.known.split())}
-        known = {one: known[one] for one in owed if one in known} | {one.ctid: one.known for one in users}
+        known = {one: addresses for one, addresses in self._known.items() if one in owed}
+        known |= {one.ctid: one.known for one in users}
         self._need_noted(
             state="DRAINING",
             vm=vmid,
@@ -302,7 +306,7 @@ class Handover:
             d3cold="",
             persistence="".join(persistence.split()),
             units=_DAEMON if daemon else "",
-            known=" ".join(f"{one}={addresses}" for one, addresses in known.items()),
+            known=_pairs(known),
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
         self.say(f"VM {vmid} starts and gets it{shut}")
@@ -374,8 +378,17 @@ class Handover:
 
     def _is_another(self, one: User) -> bool:
         """Was its id given to another container since?"""
-        known = dict(pair.partition("=")[::2] for pair in self.noted.known.split())
-        return one.ctid in known and known[one.ctid] != one.known
+        return self._known.get(one.ctid, one.known) != one.known
+
+    @property
+    def _known(self) -> dict[str, str]:
+        """A container's id -> the addresses of its network cards."""
+        return dict(pair.partition("=")[::2] for pair in self.noted.known.split())
+
+    def _with(self, one: User) -> dict[str, str]:
+        """What is to be noted where this container, too, is to be started again."""
+        ids = dict.fromkeys([*self.noted.containers.split(), one.ctid])
+        return {"containers": " ".join(ids), "known": _pairs({**self._known, one.ctid: one.known})}
 
     def _stop(self, ctid: str) -> None:
         """Within its own time (startup: down=), else a minute; then its power is cut. It may be off, or gone: one that
@@ -498,13 +511,7 @@ class Handover:
                 continue
             number = next((number for number in others if one.conf.rule_for(int(number), 0, "rw")), "")
             if number:
-                ids = noted.containers.split()
-                addresses = (
-                    f"{noted.known} {one.ctid}={one.known}" if f"{one.ctid}=" not in noted.known else noted.known
-                )
-                self._need_noted(
-                    containers=" ".join(ids if one.ctid in ids else [*ids, one.ctid]), known=addresses.strip()
-                )
+                self._need_noted(**self._with(one))
                 self.say(
                     f"container {one.ctid} was started while VM {noted.vm} has the card, and may open what is "
                     f"{known[number]}'s by now (major {number}): it is shut down, and started when the card is back"
@@ -706,11 +713,7 @@ class Handover:
         for one in card_users.all_users(self.system):
             if not one.has(minor, names) or card_users.power_of(self.system, one.ctid) != "on":
                 continue
-            ids = self.noted.containers.split()
-            if one.ctid not in ids:
-                self.noted.containers = " ".join([*ids, one.ctid])
-                self.noted.known = f"{self.noted.known} {one.ctid}={one.known}".strip()
-                self.note()
+            self.note(**self._with(one))
             try:
                 self._stop(one.ctid)
             except RefusedError as error:

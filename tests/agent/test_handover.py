@@ -940,6 +940,24 @@ def test_a_container_whose_rules_let_in_what_is_another_drivers_by_now_is_shut_d
     assert host.read("/ct950") == "running\n" and state(host) == "", story(host)
 
 
+def test_a_container_that_is_shut_down_meanwhile_is_known_by_its_own_addresses(host: Host) -> None:
+    """Whatever ids others have; and if it has another one's id, it is this one that is shut down."""
+    unbind(host, OTHER)
+    for ctid in ("100", "1950"):
+        host.write(f"/etc/pve/lxc/{ctid}.conf", host.read(CONTAINER).replace("00:01", f"{ctid[:2]}:01"))
+        host.write(f"/ct{ctid}", "running\n" if ctid == "1950" else "stopped\n")
+    rule = "lxc.cgroup2.devices.allow: c 508:* rwm\n"
+    run(host, *START)
+    started_by_hand(host)
+    host.write("/ct100", "running\n")
+    host.write("/etc/pve/lxc/100.conf", f"{host.read('/etc/pve/lxc/100.conf')}{rule}")
+    host.write(CONTAINER, f"{host.read(CONTAINER).replace('00:01', '00:09')}{rule}")
+    host.write("/proc/devices", host.read("/proc/devices").replace("devices:\n", "devices:\n508 cdc-wdm\n", 1))
+    run(host, *SERVICE)
+    assert {"100=AA:BB:CC:00:10:01", "950=AA:BB:CC:00:00:09"} <= {*noted(host.system(), "big").known.split()}
+    assert (host.read("/ct100"), host.read("/ct950")) == ("stopped\n", "stopped\n")
+
+
 def test_a_container_that_knows_the_card_by_earlier_numbers_is_started_again(lent: Host) -> None:
     """It was started by hand while the VM had the card; ours are its lines."""
     lent.write("/var/lib/homelab/containers/950/nodes", "ours\n")
