@@ -125,9 +125,9 @@ def _where(system: System, card: Card, noted: Noted, vmid: str) -> tuple[str, st
     """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
     if noted.state == "VM":
         if noted.vm != vmid:
-            if not card_users.why_not_over(system, noted):
+            if not card_users.why_not_over(system, card, noted):
                 return (
-                    f"VM {noted.vm} had it last, and is off: it comes back to the host before it goes to VM {vmid}",
+                    f"VM {noted.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
                     "",
                 )
             why = f"nothing is shut down for VM {vmid} but containers: shut VM {noted.vm} down first"

@@ -178,19 +178,22 @@ def _mapping(system: System, name: str) -> list[str]:
     return found
 
 
-def why_not_over(system: System, what: Noted) -> str:
-    """Of a VM that has a card: why it has not ended, and keeps it; empty: it has, or it has not begun. A start holds
-    the VM's lock from before the hook to its end. Whoever can't tell says so.
+def why_not_over(system: System, card: Card, what: Noted) -> str:
+    """Of a VM that has a card: why it has not ended, and keeps it; empty: it has, or it has not begun; or it runs by
+    now without the card, or another one does that got its id. A start holds the VM's lock from before the hook to its
+    end. Whoever can't tell says so.
     """
     try:
         # Before the question: a start that has come to its end meanwhile is seen by that.
         if system.work.is_locked(f"/run/lock/qemu-server/lock-{what.vm}.conf"):
             return "its start or stop is at work"
-        done = system.run.ask("qm", "status", what.vm)
-        if done.status != 0:
-            return "" if guests.is_gone(system, "qm", what.vm) else _unanswered(what)
-        if done.text != "status: stopped":
-            return "it runs" if done.text.startswith("status: ") else _unanswered(what)
+        power = guests.power_of(system, "qm", what.vm, 0)
+        if power == "unknown":
+            return f"whether VM {what.vm} has ended can't be told (`qm status {what.vm}`)"
+        if power == "gone":
+            return ""
+        if power == "on":
+            return "it runs" if names_card(system, card, what.vm) else ""
         lock = handover.option(system, what.vm, "lock")
     except OSError as error:
         return f"whether it has ended can't be told: {error.strerror}"
@@ -203,11 +206,7 @@ def why_not_over(system: System, what: Noted) -> str:
         request = system.files.at(f"/run/qemu-server/{what.vm}.reboot").stat()
     except OSError:
         return ""
-    return "" if time.time() - request.st_mtime > REBOOT_SECONDS else "it restarts"
-
-
-def _unanswered(what: Noted) -> str:
-    return f"whether VM {what.vm} has ended can't be told (`qm status {what.vm}`)"
+    return "" if abs(time.time() - request.st_mtime) > REBOOT_SECONDS else "it restarts"
 
 
 def backup_refusal(vmid: str) -> str:

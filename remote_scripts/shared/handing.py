@@ -522,7 +522,7 @@ class Handover:
                     f"container {one.ctid} was started while VM {noted.vm} has the card: it runs without it, also when "
                     "the card is back, until it is started again"
                 )
-        said += [self._kept] if "qm unlock" in self._kept else []
+        said += [self._kept] if "qm unlock" in self._kept or "still has it" in self._kept else []
         self._say_once("; ".join(said))
 
     def _is_off_by_cgroup(self, ctid: str) -> bool:
@@ -615,7 +615,11 @@ class Handover:
             self.say(f"it stays where it is for now: {error}")
             return False
         if found:
-            self.say(f"it stays where it is for now: {' '.join(found)} still has it")
+            why = f"it stays where it is for now: {' '.join(found)} still has it"
+            if self.noted.state == "VM":
+                self._kept = why  # maybe for days: it is said once
+            else:
+                self.say(why)
         return not found
 
     def _load_driver(self) -> bool:
@@ -747,7 +751,7 @@ class Handover:
             return
         # A VM that runs has its card for days.
         if noted.state == "VM":
-            self._kept = card_users.why_not_over(self.system, noted)
+            self._kept = card_users.why_not_over(self.system, self.card, noted)
             if self._kept:
                 return
         if noted.state == "STUCK":

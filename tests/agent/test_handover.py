@@ -600,6 +600,44 @@ def test_a_vm_of_which_nobody_knows_whether_it_runs_is_not_taken_for_one_that_do
     assert with_the_vm(lent)
 
 
+def test_what_qm_warns_of_before_its_answer_keeps_no_card(lent: Host) -> None:
+    says(lent, "qm", "status", "a warning\nstatus: stopped\n")
+    run(lent, *SERVICE)
+    assert at_home(lent)
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["the card was taken out of it", "another one has its id"])
+def test_a_vm_that_runs_without_the_card_keeps_it_from_nobody(lent: Host, another: bool) -> None:
+    """Its end was not told to the hook, such as where a step of a run had this host."""
+    lent.write(VM, "name: gaming\n")
+    if not another:
+        run(lent, *START)
+    lent.write("/vm103", "running\n")
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
+def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
+    lent: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent.write(VM, "name: gaming\nhostpci0: 0000:05:00.0\n")
+    lent.write("/vm103", "running\n")
+    lent.write("/dev/vfio/7", "")
+    (lent.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../7")
+    monkeypatch.setattr(handing, "holders", lambda *_: ["kvm (PID 7)"])
+    for _ in range(2):
+        run(lent, *SERVICE)
+    assert with_the_vm(lent) and story(lent).count("kvm (PID 7) still has it") == 1
+
+
+def test_a_request_to_reboot_that_is_later_than_now_is_none(lent: Host) -> None:
+    """The clock was set back since."""
+    request = lent.write("/run/qemu-server/103.reboot", "")
+    os.utime(request, (time.time() + 7200, time.time() + 7200))
+    run(lent, *SERVICE)
+    assert at_home(lent)
+
+
 def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(*_arguments: object, **_changes: str) -> None:
         raise OSError(28, "No space left on device")

@@ -49,7 +49,7 @@ def rehearsed(host: Host, vmid: int = 103) -> Any:
         ("VM", "stopped", 103, "VM 103 had it last, and nobody has given it back yet", ""),
         ("VM", "unknown", 103, "VM 103 had it last", "whether VM 103 runs can't be told"),
         ("VM", "running", 104, "VM 103 has it since", "shut VM 103 down first"),
-        ("VM", "stopped", 104, "VM 103 had it last, and is off", ""),
+        ("VM", "stopped", 104, "VM 103 had it last, and has it no more", ""),
         ("RETURNING", "stopped", 103, "on its way back from VM 103", ""),
         ("DETACHED", "stopped", 103, "on its way to VM 103 (DETACHED)", "a handover is at work"),
         ("STUCK", "stopped", 103, "it is STUCK", "unbinding it waits"),
