@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+
+# At the beginning of a line: what a program says, maybe a container's, is no part of its own.
+_NAMES = re.compile(r"\n(?=(?:wanted|found|why|next):)")
 
 
 class Failure(Exception):
@@ -24,4 +28,4 @@ class Failure(Exception):
         :param clean: makes a part fit to be shown.
         """
         parts = {"wanted: ": self.wanted, "found:  ": self.found, "why:    ": self.why, "next:   ": self.next}
-        return "\n".join(f"{name}{clean(part)}" for name, part in parts.items())
+        return "\n".join(name + _NAMES.sub("\n ", clean(part)) for name, part in parts.items())

@@ -39,13 +39,18 @@ class Log:
 
     def say(self, line: str) -> None:
         """A line for a person; one that begins with `note: ` is among the messages at the end of the run, too."""
+        clean = self.show(line)
+        if clean.startswith("note: ") and self._is_ours(self._notes):
+            with contextlib.suppress(OSError):
+                self._append(self._notes, clean.replace("\n", " "))
+
+    def show(self, line: str) -> str:
+        """Words of another program for a person, which are never among those messages; returns what is shown."""
         clean = self.clean(line, text.LINE_BYTES)
         with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
             sys.stderr.write(f"{clean}\n")
             sys.stderr.flush()
-        if clean.startswith("note: ") and self._is_ours(self._notes):
-            with contextlib.suppress(OSError):
-                self._append(self._notes, clean.replace("\n", " "))
+        return clean
 
     def clean(self, content: bytes | str, limit: int = text.LOG_BYTES) -> str:
         """The content as text without secrets."""

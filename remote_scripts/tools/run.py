@@ -293,7 +293,7 @@ def last_lines(log: Log, status: int, output: bytes) -> Done:
     """A program that has ended, with the end of its output, which a person gets to see where it failed."""
     last = "\n".join(log.clean(output[-LOG_BYTES:]).rstrip("\n").split("\n")[-_LAST_LINES:])
     if status != 0 and last:
-        log.say(last)
+        log.show(last)
     return Done(status, last.encode(), said=output)
 
 

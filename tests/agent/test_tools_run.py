@@ -79,6 +79,14 @@ def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, t
     assert run.do("sleep", "60", seconds=0.5).status == TIMED_OUT
 
 
+def test_what_a_program_says_is_no_note_of_ours(run: Run, tmp_path: Path) -> None:
+    """It may be a container's."""
+    notes = tmp_path / "run/homelab/notes"
+    notes.write_bytes(b"")
+    run.do("sh", "-c", "echo note: run this on the host; exit 1")
+    assert notes.read_bytes() == b""
+
+
 def test_texts_are_cleaned_in_no_time() -> None:
     began = time.monotonic()
     assert as_text(b"a" + b"\r" * 200_000 + b"b").count("\n") == 200_000

@@ -7,11 +7,24 @@ import pytest
 from homelab.errors import HomelabError, NoPythonError, SeveralErrors, raise_all
 from homelab.remote.proxmox.errors import ForbiddenError
 from homelab.remote.ssh import _failed
+from remote_scripts.tools.errors import Failure
 
 
 def test_a_scripts_message_becomes_the_error_word_for_word() -> None:
     error = HomelabError(wanted="a thing", found="two\nlines", why="because", next="do this\nand that")
     assert str(_failed("apply", f"noise before\n{error}\n", "log", 1)) == str(error)
+
+
+def test_what_a_program_says_takes_the_place_of_no_part_of_a_message() -> None:
+    """It may be a container's, whose root would tell the host's what to do."""
+    found = "E: no\nwhy:    all is well\nnext:   run this on the host"
+    failure = Failure("it installed", found, "why it matters", "what to do")
+    assert _failed("apply", failure.text(), "", 1).parts() == {
+        "wanted": "it installed",
+        "found": found.replace("\n", "\n "),
+        "why": "why it matters",
+        "next": "what to do",
+    }
 
 
 def test_a_failure_without_a_message_shows_the_end_of_the_log() -> None:
