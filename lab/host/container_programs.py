@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import container, nvidia
 from .container import Identity
-from .node_programs import leave_to, real
+from .node_programs import is_at_nodes, leave_to, real
 from .nodes import read_node
 from .program import Failure, Options, UsageError
 from .state import HostState
@@ -103,6 +103,8 @@ def _read_files(system: HostState, name: str, arguments: list[str], refused: str
 
 def _dd(system: HostState, arguments: list[str]) -> int:
     """dd: its two openings, in its order, then nothing is copied from or to a driver's node."""
+    if not is_at_nodes(system, arguments):
+        return leave_to("dd", arguments)
     operands = dict(word.partition("=")[::2] for word in arguments)
     flags = operands.get("conv", "").split(",")
     opened = [

@@ -1,12 +1,12 @@
 """stat, ls, test, [ and mknod where device nodes are concerned, on a lab host and in its containers.
 
-Every other file is left to this machine's own programs. On the host the launchers ask for these only when a path in
-/dev is named, so that a script pays nothing for them elsewhere.
+Every other file is left to this machine's own programs.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from .nodes import Node, read_node, write_node
 from .program import Failure, Instead, Options, UsageError
 from .state import HostState
 
-#: What the host's launchers give to this machine's own programs unless a path in /dev is named.
-ELSEWHERE_REAL = ("stat", "ls", "test", "[", "dd")
+#: Where the lab's device nodes are, by the working directory and the arguments of a command.
+_AT_NODES = re.compile(r"/dev| dev|/proc/.*/fd", re.DOTALL)
 _REAL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _KINDS = {"c": "character special file", "b": "block special file"}
 
@@ -107,11 +107,18 @@ class ContainerTree(HostTree):
 
 def main(host: HostState, name: str, arguments: list[str]) -> int:
     """One of the programs."""
+    if not is_at_nodes(host, arguments):
+        return leave_to(name, arguments)
     tree = ContainerTree(host) if "container" in host.looked_at else HostTree(host)
     work: dict[str, Callable[[Tree, list[str]], int]] = {
         "stat": _stat, "ls": _ls, "test": _test, "[": _bracket, "mknod": _mknod,
     }  # fmt: skip
     return work[name](tree, arguments)
+
+
+def is_at_nodes(host: HostState, arguments: list[str]) -> bool:
+    """Whether a command may be about device nodes: in a container always, elsewhere where it names a path in /dev."""
+    return "container" in host.looked_at or _AT_NODES.search(" ".join([os.getcwd(), *arguments])) is not None  # noqa: PTH109
 
 
 def real(name: str, arguments: list[str]) -> int:
