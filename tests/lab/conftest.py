@@ -7,7 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from homelab.remote import agent
 from lab import Lab
+from tests import compiled_agent
 from tests.kept_systems import KeptSystems
 
 
@@ -24,6 +26,13 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
             return started[scenario]
 
         yield lab
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to a host has its bytecode with it."""
+    monkeypatch.setattr(agent, "_archive_text", compiled_agent.archive_text)
+    monkeypatch.setattr(agent, "put", compiled_agent.put)
 
 
 @pytest.fixture(scope="session")
