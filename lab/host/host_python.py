@@ -80,15 +80,20 @@ def _start_itself() -> None:
     subprocess.Popen.__init__ = start  # type: ignore[assignment, method-assign]
 
 
+def on_the_host() -> None:
+    """Have this process be one of the lab's host, or guest, in whose environment it runs."""
+    if "LAB_STATE" in os.environ:
+        _hear_writes()
+        _start_itself()
+        os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
+
+
 def main() -> None:
     """Run what the arguments name."""
     words = sys.argv[1:]
     while words and words[0] in ("-I", "-S", "-B", "-X"):
         del words[: 2 if words[0] == "-X" else 1]
-    if "LAB_STATE" in os.environ:
-        _hear_writes()
-        _start_itself()
-        os.stat, os.mknod = nodes_below(f"{os.environ['ROOT']}/dev/")
+    on_the_host()
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from homelab import settings
-from homelab.remote import agent
 from lab import Lab, kept, network
 from lab.machine import BootResult, Machine, Scenario, load_scenario
 from lab.processes import end_left_behind
-from tests.script_input import QUICK_SYNC, as_input
-from tests.waiting import PATIENCE
+from tests import forked_agent
 
 GPU_SCRIPT = """\
 #!/bin/sh
@@ -41,33 +39,11 @@ def settings_of(lab: Lab, **timeouts: int) -> settings.Host:
     return settings.Host.model_validate({"address": reached["host"], "ssh": access, "timeouts": timeouts})
 
 
-def run_script(machine: Machine, verb: str, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Commands in the host's environment."""
-    with as_input(script) as text:
-        return subprocess.run(
-            ["bash", "-s", "--", verb],
-            stdin=text,
-            env=machine.environment() | QUICK_SYNC | environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-
-
 def run_layer(
     machine: Machine, verb: str, layer: str, wanted: Any, *, ctid: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """A layer of the host's agent, sent along, in the host's environment."""
-    return subprocess.run(
-        ["bash", "-c", agent.command_in_memory("root")],
-        input=agent.sent_along(verb, agent.request(layer, wanted, ctid=ctid)),
-        env=machine.environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    """A layer of the host's agent, in the host's environment."""
+    return forked_agent.asked(machine.environment(), verb, layer, wanted, ctid=ctid)
 
 
 class Host:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from homelab.host.kernel_log import of_start
 from lab import Lab
 from lab.machine import Machine, load_scenario
 from lab.scenario import scenario_from
-from tests.lab.host_kit import run_script
 from tests.lab.test_real_hosts import answered, read
 from tests.unit.hosts import settings
 
@@ -33,8 +33,7 @@ def started_with(machine: Machine, words: str) -> Machine:
     (machine.state / "root/etc/default/grub.d/own.cfg").write_text(
         f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
     )
-    done = run_script(machine, "", "update-grub")
-    assert done.returncode == 0, done.stderr
+    subprocess.run(["update-grub"], env=machine.environment(), check=True, capture_output=True)
     machine.shutdown()
     assert machine.boot("reboot").comes_up
     return machine

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from homelab.remote import agent
+from tests import forked_agent
 from tests.boot_layers import Asked
 from tests.kept_systems import KeptSystems
-from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE
 
 
@@ -41,31 +40,23 @@ class Folder:
         file.chmod(0o755)
 
     def bash(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        with as_input(text) as script:
-            return subprocess.run(
-                ["bash", "-s", "--", *arguments],
-                stdin=script,
-                capture_output=True,
-                text=True,
-                env=self.environment,
-                timeout=PATIENCE,
-            )
+        return subprocess.run(
+            ["bash", "-c", text, "bash", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=PATIENCE,
+        )
 
     def run(self, verb: str, script: Asked) -> subprocess.CompletedProcess[str]:
         """A layer, as a host runs it."""
-        return subprocess.run(
-            ["bash", "-c", agent.command_in_memory("root")],
-            input=script.sent(verb),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        return forked_agent.asked(self.environment, verb, script.layer, script.wanted)
 
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.commands}:{os.environ['PATH']}"
-        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root), **QUICK_SYNC}
+        return {"ROOT": str(self.root), "PATH": path, "HOME": str(self.root)}
 
     def tree(self) -> dict[str, tuple[int, str]]:
         """Path -> mode and content (or link target) of everything below ROOT, but for /run."""

@@ -32,9 +32,9 @@ from lab.state import process_start_time
 from remote_scripts import put_agent
 from remote_scripts.layers import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
+from tests import forked_agent
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
-from tests.script_input import QUICK_SYNC, as_input
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -111,7 +111,7 @@ class Machine:
         return self.host.machine.environment()
 
     def _environment(self) -> dict[str, str]:
-        found = self.environment() | QUICK_SYNC
+        found = self.environment()
         return found | {"PATH": f"{self.environment_first}:{found['PATH']}"} if self.environment_first else found
 
     def start(self, verb: str, script: Step, where: str = "", **options: Any) -> subprocess.Popen[str]:
@@ -124,7 +124,9 @@ class Machine:
             text = f"import sys\nsys.path.insert(0, {str(agent_file())!r})\nWHERE = {where}\n{_STOPPED}"
             words = [*boot_service.PYTHON.split(), "-c", text, verb]
         content = agent.request(script.layer, script.wanted, proxy=script.proxy, ctid=self.ctid)
-        with as_input(content) as text_file:
+        with tempfile.TemporaryFile("w+") as text_file:
+            text_file.write(content)
+            text_file.seek(0)
             return subprocess.Popen(
                 words,
                 stdin=text_file,
@@ -177,9 +179,7 @@ class Machine:
 
     def run(self, verb: str, script: Step) -> subprocess.CompletedProcess[str]:
         """A script, run to its end."""
-        process = self.start(verb, script)
-        out, log = process.communicate(timeout=PATIENCE)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, log)
+        return self.layer(verb, script.layer, script.wanted, proxy=script.proxy)
 
     def has_said(self, text: str) -> bool:
         """Whether a long command of a step has said that so far."""
@@ -220,15 +220,8 @@ class Machine:
         self.settings = Nvidia.model_validate(settings)
 
     def layer(self, verb: str, layer: str, wanted: Any, *, proxy: str = "") -> subprocess.CompletedProcess[str]:
-        """A layer of the agent, which is sent along."""
-        return subprocess.run(
-            ["bash", "-c", agent.command_in_memory("root")],
-            input=agent.sent_along(verb, agent.request(layer, wanted, ctid=self.ctid, proxy=proxy)),
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        """A layer of the agent."""
+        return forked_agent.asked(self._environment(), verb, layer, wanted, ctid=self.ctid, proxy=proxy)
 
     def asked_of(self, verb: str, layer: str, wanted: Any) -> dict[str, Any]:
         """What a layer that must succeed answers."""

@@ -13,6 +13,7 @@ from homelab.errors import HomelabError
 from homelab.nvidia.plan import Plan
 from homelab.remote import nvidia_steps as steps
 from homelab.settings.nvidia import Nvidia
+from remote_scripts.shared import engines
 from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine
 from tests.scripts.test_cuda_toolkit import with_repository
@@ -102,7 +103,10 @@ def test_k3s_is_restarted_once_to_find_the_runtime(vm: Machine, unit: str) -> No
     without_k3s(vm)
 
 
-def test_a_k3s_that_does_not_find_the_runtime_or_is_not_there_is_named(vm: Machine) -> None:
+def test_a_k3s_that_does_not_find_the_runtime_or_is_not_there_is_named(
+    vm: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_K3S_SECONDS", 0.0)
     for settings in ({}, {"docker": "install"}):
         with pytest.raises(HomelabError, match="install k3s by its own installer"):
             script(vm, "k3s", **settings)

@@ -20,7 +20,7 @@ def phoenix(tmp_path: Path) -> Host:
     return Host(tmp_path, "phoenix")
 
 
-def apply(host: Host, script: str | Asked) -> None:
+def apply(host: Host, script: Asked) -> None:
     done = host.run("apply", script)
     assert done.returncode == 0, done.stdout + done.stderr
 

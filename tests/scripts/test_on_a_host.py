@@ -20,7 +20,7 @@ from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, reboot, vfio
 from tests.conftest import PROJECT
-from tests.lab.host_kit import run_layer, run_script
+from tests.lab.host_kit import run_layer
 from tests.lab.test_real_hosts import read
 from tests.unit.hosts import settings
 
@@ -36,10 +36,8 @@ class Host:
         self.root = state / "root"
         self.machine.boot("start")
 
-    def run(self, verb: str, script: str | Asked) -> subprocess.CompletedProcess[str]:
-        if isinstance(script, Asked):
-            return run_layer(self.machine, verb, script.layer, script.wanted)
-        return run_script(self.machine, verb, script)
+    def run(self, verb: str, script: Asked) -> subprocess.CompletedProcess[str]:
+        return run_layer(self.machine, verb, script.layer, script.wanted)
 
     def bash(self, text: str) -> str:
         done = subprocess.run(["bash", "-c", text], env=self.machine.environment(), capture_output=True, text=True)
@@ -430,7 +428,7 @@ def test_a_host_without_the_driver_has_no_card_for_a_container(host: Callable[[s
     ],
 )
 def test_a_power_cut_before_a_file_was_generated_is_made_good(
-    host: Callable[[str], Host], scenario: str, generated: str, step: str, script: str | Asked
+    host: Callable[[str], Host], scenario: str, generated: str, step: str, script: Asked
 ) -> None:
     machine = host(scenario)
     old = {path: path.read_bytes() for path in machine.machine.state.glob(generated)}

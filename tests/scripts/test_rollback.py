@@ -23,7 +23,6 @@ from lab.machine import Machine
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
-from tests.script_input import QUICK_SYNC
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
 from tests.waiting import PATIENCE
 
@@ -96,9 +95,7 @@ class Switched(Host):
 
     @property
     def environment(self) -> dict[str, str]:
-        """`sync` is a function there, unless it is spoilt."""
-        spoilt = (self.root / "usr/local/sbin/sync").exists()
-        return self.machine.environment() | ({} if spoilt else QUICK_SYNC)
+        return self.machine.environment()
 
     def reboots(self) -> list[list[str]]:
         """With which options it was told to reboot."""

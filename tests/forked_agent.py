@@ -1,0 +1,103 @@
+"""The host's agent as a fork of the test's process, which has its modules: a tenth of the time of a Python that starts and reads them from what is sent.
+
+It is a process of its own otherwise, with the environment, streams and signals of one that a host starts. As a host starts it, from what is sent and from a file:
+tests/agent/test_start.py, and every run in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from homelab.nvidia import symptoms
+from homelab.remote import agent as asking
+from lab.host import host_python
+from remote_scripts import agent, tables
+from tests.waiting import PATIENCE
+
+
+@functools.cache
+def _codes() -> dict[str, str]:
+    return {layer: asking.code_of(layer) for layer in asking.layers()}
+
+
+@functools.cache
+def _symptoms() -> str:
+    return symptoms.packed()
+
+
+def asked(
+    environment: Mapping[str, str],
+    verb: str,
+    layer: str,
+    wanted: Any,
+    *,
+    folder: Path = Path("/"),
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """What the agent answers, and says, on a system.
+
+    :param environment: of the system's commands.
+    :param folder: in which it works.
+    :param options: of `homelab.remote.agent.request`.
+    """
+    text = asking.request(layer, wanted, **options).encode()
+    importlib.import_module(f"remote_scripts.layers.{layer}")
+    told = (_codes(), asking.version(), _symptoms())
+    streams = [os.memfd_create(name) for name in ("output", "errors")]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become(environment, folder, streams, verb, text, *told)
+    ended = os.pidfd_open(pid)
+    try:
+        if not select.select([ended], [], [], PATIENCE)[0]:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = [os.pread(stream, os.fstat(stream).st_size, 0).decode() for stream in streams]
+    finally:
+        for descriptor in (ended, *streams):
+            os.close(descriptor)
+    return subprocess.CompletedProcess([layer, verb], status, *said)
+
+
+def _become(
+    environment: Mapping[str, str],
+    folder: Path,
+    streams: list[int],
+    verb: str,
+    text: bytes,
+    codes: dict[str, str],
+    version: str,
+    symptoms_as_text: str,
+) -> NoReturn:
+    status = 1
+    tables.SYMPTOMS = symptoms_as_text
+    try:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for number, stream in enumerate((nothing, *streams)):
+            os.dup2(stream, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        host_python.on_the_host()
+        status = agent.main([verb], codes, version, text)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status & 255)
