@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from bench import job as jobs
-from bench import measure, report, subjects
+from bench import measure, programs, report, subjects
 from bench.downtime import measure_downtime
 from bench.errors import BenchError
 from bench.fleet import measure_fleets
@@ -98,15 +98,29 @@ class Bench:
         self.run(self.programs.destroy())
         return job
 
-    def first(self, peer: Subject, job: Job) -> measure.Run:
+    def first(self, peer: Subject, job: Job, into: Measured) -> None:
         """One timed run that takes a stock host, through a restart, to the same state as the program does.
 
         :raises BenchError: it doesn't.
         """
+        done, host_cpu = self._first(peer, job, programs.processor_time)
+        _add(into, done)
+        into.host_cpu.append(host_cpu)
+
+    def count_first(self, peer: Subject, job: Job, into: Measured) -> None:
+        """The same, and not timed: its programs on the host are counted.
+
+        :raises BenchError: it doesn't, or they can't be.
+        """
+        _, count = self._first(peer, job, programs.counted)
+        into.host_programs = int(count)
+
+    def _first(self, peer: Subject, job: Job, looked_at: programs.Look) -> tuple[measure.Run, float]:
         self.lab.reset()
         self.bridge()
-        done = self.run(peer, *peer.first)
-        self.lab.wait_idle()
+        with looked_at(self.lab, self.folder) as seen:
+            done = self.run(peer, *peer.first)
+            self.lab.wait_idle()
         if peer.changes(done.output) is None:
             raise BenchError(
                 f"{peer.title}: changes on a stock host", "none", "it isn't doing the job", "see its files"
@@ -120,14 +134,14 @@ class Bench:
                 "only the same job can be compared",
                 "correct the peer's files in bench/",
             )
-        return done
+        return done, seen()
 
     def prove(self, peer: Subject, job: Job) -> None:
         """The peer does the job, and its second run changes nothing.
 
         :raises BenchError: it doesn't.
         """
-        self.first(peer, job)
+        self._first(peer, job, programs.processor_time)
         self.run_unchanged(peer)
 
     def bridge(self) -> None:
@@ -150,7 +164,7 @@ class Bench:
 
 
 def measure_first(bench: Bench, rounds: int) -> list[Measured]:
-    """From the stock host to the verified one, by each in turn, with the host's restart in it."""
+    """From the stock host to the verified one, by each in turn, with the host's restart in it. The first run of each isn't timed."""
     job = bench.take_job()
     program = bench.programs.up()
     peers = [subjects.pyinfra(job), subjects.ansible(job, bench.lab)]
@@ -162,9 +176,7 @@ def measure_first(bench: Bench, rounds: int) -> list[Measured]:
                 if one.failure is not None:
                     continue
                 try:
-                    done = bench.first(subject, job)
-                    if number:  # the first warms up
-                        _add(one, done)
+                    (bench.first if number else bench.count_first)(subject, job, one)
                 except BenchError as error:
                     one.failure = str(error)
                     say(f"{one.title}: not measured\n{error}")
