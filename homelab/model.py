@@ -28,7 +28,5 @@ class Model(BaseModel):
     """A part of the settings."""
 
     # Names in YAML are camelCase, as everywhere in Pulumi.
-    # The docstring below a key describes it; docs/settings.md is made of these.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=camel, strict=True, use_attribute_docstrings=True
-    )
+    # The text below a key says what it means; docs/settings.md is made of these (homelab.settings.meanings).
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=camel, strict=True)

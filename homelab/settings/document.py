@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from homelab import markdown
 from homelab.settings import access, cluster, container, download, host, nvidia, vm, whole
+from homelab.settings.meanings import meanings
 from homelab.settings.types import InWords
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -77,8 +78,9 @@ def _title(name: str) -> str:
 
 def _described(model: type[BaseModel], links: dict[type[BaseModel], str]) -> str:
     hints = typing.get_type_hints(model, include_extras=True)
+    meant = meanings(model)
     rows = [
-        (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(field.description))
+        (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(meant[name]))
         for name, field in model.model_fields.items()
     ]
     return f"{_on_one_line(model.__doc__)}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"

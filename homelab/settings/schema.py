@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from homelab.model import Model
+from homelab.settings.meanings import derived, meanings
 from homelab.settings.stack_file import KEYS_OF_PULUMI
 from homelab.settings.whole import Settings
 
@@ -25,6 +27,10 @@ _ENCRYPTED = "Encrypted"
 def schema() -> dict[str, Any]:
     """The schema of a stack's file."""
     generated = Settings.model_json_schema(ref_template="#/definitions/{model}")
+    models = {model.__name__: model for model in derived(Model)}
+    for name, part in {**generated["$defs"], Settings.__name__: generated}.items():
+        for field, meaning in meanings(models[name]).items():
+            part["properties"][models[name].model_fields[field].alias or field]["description"] = meaning
     parts = {name: _adapted(part) for name, part in generated.pop("$defs").items()}
     # A card's name alone is a card of a VM; one number of a card needs no quotes.
     parts["VmGpu"] = {"description": parts["VmGpu"]["description"], "anyOf": [{"type": "string"}, parts["VmGpu"]]}

@@ -11,6 +11,7 @@ from homelab import rights
 from homelab.errors import HomelabError
 from homelab.settings import Download, parse
 from homelab.settings.download import images
+from homelab.settings.meanings import meanings
 from homelab.vm import files
 from tests.unit.hosts import KEY
 from tests.unit.test_rights import listed_row
@@ -108,7 +109,7 @@ def test_two_downloads_of_one_file_are_refused() -> None:
 
 
 def test_the_settings_page_names_every_known_image() -> None:
-    about = Download.model_fields["image"].description or ""
+    about = meanings(Download)["image"]
     assert all(f"`{name}`" in about for name in images())
     assert all(
         one.url.startswith("https://") and (one.sums or "https://").startswith("https://") for one in images().values()

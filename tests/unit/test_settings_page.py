@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from homelab.settings import Settings
 from homelab.settings.document import DOCUMENT, MODELS, with_current_tables
+from homelab.settings.meanings import meanings
 from tests.conftest import PROJECT
 
 
@@ -28,8 +29,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 def test_each_key_has_a_meaning_and_each_model_a_table(model: type[BaseModel]) -> None:
     assert model in MODELS.values()
     assert model.__doc__ and "<" not in model.__doc__
-    for name, field in model.model_fields.items():
-        meaning = field.description or ""
+    for name, meaning in meanings(model).items():
         assert meaning.endswith(".") and not meaning.startswith(" "), name
         assert "``" not in meaning, f"{name}: in Markdown, one backquote"
 
