@@ -15,18 +15,20 @@ import pulumi
 
 from homelab.host.handover import cards_of
 from homelab.resources import command as remote
+from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Host, Vm
 from remote_scripts.layers.handover import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardHandoverArgs:
-    """`vms`: of the host, by name in the settings; `probe`: the host's cards and the layer's generation."""
+    """`host`, `vms`: of the host, by name, each with the keys of docs/settings.md; `probe`: the host's cards and the
+    layer's generation.
+    """
 
-    host: Host
-    vms: Mapping[str, Vm]
+    host: HostInput
+    vms: Mapping[str, VmInput]
     probe: HostProbe
 
 
@@ -35,18 +37,19 @@ class CardHandover(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardHandoverArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardHandover", name, {}, opts)
+        host, vms = host_of(args.host), vms_of(args.vms)
         probe, generation = args.probe, args.probe.generation_of("handover")
         program = remote.layer(
             f"{name}-handover",
-            args.host,
+            host,
             "handover",
-            probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(args.host, args.vms, gpus))),
+            probe.gpus.apply(lambda gpus: Wanted(cards=cards_of(host, vms, gpus))),
             pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None),
             generation=generation,
             told=True,
         )
-        for guest, vm in args.vms.items():
-            if vm.create is None and any(use.gpu in args.host.hands_over for use in vm.gpus):
+        for guest, vm in vms.items():
+            if vm.create is None and any(use.gpu in host.hands_over for use in vm.gpus):
                 options = pulumi.ResourceOptions(parent=self, depends_on=[program])
-                handover_hook(f"{guest}-hook", args.host, vm, generation, options)
+                handover_hook(f"{guest}-hook", host, vm, generation, options)
         self.register_outputs({})

@@ -14,18 +14,20 @@ import pulumi
 
 from homelab.container import makers
 from homelab.resources import command as remote
+from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Container, Host
 from remote_scripts.layers.card_nodes import Wanted as CardNodesLayer
 from remote_scripts.layers.nvidia_nodes import Wanted as NvidiaNodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardNodesArgs:
-    """`containers`: of the host, by name in the settings; `probe`: the host's cards and the layers' generations."""
+    """`host`, `containers`: of the host, by name, each with the keys of docs/settings.md; `probe`: the host's cards and
+    the layers' generations.
+    """
 
-    host: Host
-    containers: Mapping[str, Container]
+    host: HostInput
+    containers: Mapping[str, ContainerInput]
     probe: HostProbe
 
 
@@ -34,7 +36,8 @@ class CardNodes(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: CardNodesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:CardNodes", name, {}, opts)
-        host, probe, containers = args.host, args.probe, list(args.containers.values())
+        host, probe = host_of(args.host), args.probe
+        containers = [container_of(container) for container in args.containers.values()]
         options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
         if any(container.may_have_nvidia(host.gpus) for container in containers):
             remote.layer(

@@ -11,6 +11,7 @@ says from inside what it sees; then it is removed. Other functions replace that 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -20,9 +21,10 @@ from homelab.host import card_values
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources.card_mapping import CardMapping, entry_of, path_of
+from homelab.resources.described import HostInput, VmInput, host_of, vms_of
 from homelab.resources.gpu_lease import GpuLease, LeasedCard
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Host, Vm
+from homelab.settings import Host
 from homelab.shapes import BootedHost, OfferedCard, PassthroughSeen
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
 
@@ -33,15 +35,16 @@ class _Driver(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCardsArgs:
-    """`host_name`: in the settings; `probe`: the host's cards and the layer's generation; `booted`: the verified host,
-    HostReboot's `host`; `vms`: of the host, by name in the settings.
+    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: the host's cards and
+    the layer's generation; `booted`: the verified host, HostReboot's `host`; `vms`: of the host, by name, each with the
+    keys of docs/settings.md.
     """
 
     host_name: str
-    host: Host
+    host: HostInput
     probe: HostProbe
     booted: pulumi.Input[BootedHost]
-    vms: dict[str, Vm]
+    vms: Mapping[str, VmInput]
 
 
 class GpuCards(pulumi.ComponentResource):
@@ -56,7 +59,7 @@ class GpuCards(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: GpuCardsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuCards", name, {}, opts)
-        host_name, host, booted = args.host_name, args.host, pulumi.Output.from_input(args.booted)
+        host_name, host, booted = args.host_name, host_of(args.host), pulumi.Output.from_input(args.booted)
         depends_on = opts.depends_on if opts else None
         if any(gpu.reset or gpu.keep_awake for gpu in host.gpus.values()):
             depends_on = [
@@ -65,7 +68,9 @@ class GpuCards(pulumi.ComponentResource):
         # Several VMs may name a shared card at once. Each gets and loses it by its own start and stop, and none has to
         # give it up first: it has no lease.
         leased = {gpu for gpu, settings in host.gpus.items() if settings.use != "shared"}
-        holders = {use.gpu: (vm_name, vm) for vm_name, vm in args.vms.items() for use in vm.gpus if use.gpu in leased}
+        holders = {
+            use.gpu: (vm_name, vm) for vm_name, vm in vms_of(args.vms).items() for use in vm.gpus if use.gpu in leased
+        }
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
         leases: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave] if host.api else []

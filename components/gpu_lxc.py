@@ -21,8 +21,9 @@ from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
+from homelab.resources.described import ContainerInput, HostInput, container_of, host_of
 from homelab.resources.new_container import NewContainer
-from homelab.settings import Container, Host, NewContainerSettings
+from homelab.settings import Container, NewContainerSettings
 from homelab.shapes import BootSeen, CardPlan, ContainerSeen, SharedCard
 from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.layers.container_restart import Wanted as ContainerRestart
@@ -38,12 +39,13 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuLxcArgs:
-    """`at`: the host or cluster that the container names in the settings; `node`: the host's name in Proxmox VE;
-    `cards`: all of the host, HostProbe's `gpus`; `boot`: the host's, HostReboot's `boot`.
+    """`container`, `host`: their settings, the keys of docs/settings.md; `at`: the host or cluster that the container
+    names in the settings; `node`: the host's name in Proxmox VE; `cards`: all of the host, HostProbe's `gpus`; `boot`:
+    the host's, HostReboot's `boot`.
     """
 
-    container: Container
-    host: Host
+    container: ContainerInput
+    host: HostInput
     at: str
     node: str
     cards: pulumi.Input[dict[str, CardPlan]]
@@ -63,7 +65,7 @@ class GpuLxc(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: GpuLxcArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuLxc", name, {}, opts)
-        container, host, node = args.container, args.host, args.node
+        container, host, node = container_of(args.container), host_of(args.host), args.node
         shutdown = container.shutdown.model_dump(mode="json")
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""

@@ -12,27 +12,28 @@ from dataclasses import dataclass
 
 import pulumi
 
+from homelab.resources.described import HostInput, VmInput, host_of, vm_of
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
-from homelab.settings import Host, NewVm, Vm, VmGpu
+from homelab.settings import NewVm, Vm, VmGpu
 from homelab.shapes import BootSeen, OfferedCard, VmSeen
 from homelab.vm.creation import configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuVmArgs:
-    """`node`: the host's name in Proxmox VE; `cards`: name -> `mapping` and `slot`, of each card in `vm.gpus` at least
-    (GpuCards); `boot`: the host's: its `id`, the VMs that this program's reboot `stopped`, and when (`at`;
-    BootVerification); `host`: needed where the VM takes a shared card (CardHandover); `handover`: the generation of
-    that layer (HostProbe).
+    """`vm`: its settings, the keys of docs/settings.md; `node`: the host's name in Proxmox VE; `cards`: name ->
+    `mapping` and `slot`, of each card in `vm.gpus` at least (GpuCards); `boot`: the host's: its `id`, the VMs that this
+    program's reboot `stopped`, and when (`at`; BootVerification); `host`: needed where the VM takes a shared card
+    (CardHandover); `handover`: the generation of that layer (HostProbe).
     """
 
-    vm: Vm
+    vm: VmInput
     node: str
     cards: pulumi.Input[dict[str, OfferedCard]]
     boot: pulumi.Input[BootSeen]
-    host: Host | None = None
+    host: HostInput | None = None
     handover: pulumi.Input[int] = 0
 
 
@@ -48,14 +49,15 @@ class GpuVm(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: GpuVmArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:gpu:GpuVm", name, {}, opts)
-        vm, node, cards, boot = args.vm, args.node, args.cards, args.boot
+        vm, node, cards, boot = vm_of(args.vm), args.node, args.cards, args.boot
+        host = None if args.host is None else host_of(args.host)
         inputs: dict[str, object] = {
             "host": vm.host,
             "node": node,
             "vm": name,
             "vmid": vm.vmid,
             "shutdown": vm.shutdown.model_dump(mode="json"),
-            "cluster": (args.host.cluster if args.host else None) or "",
+            "cluster": (host.cluster if host else None) or "",
         }
         depends_on = opts.depends_on if opts else None
         instance: pulumi.Input[str] = ""
@@ -66,11 +68,11 @@ class GpuVm(pulumi.ComponentResource):
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
             instance, depends_on = created.instance, [created]
-        if args.host is not None and vm.create is not None and any(use.gpu in args.host.hands_over for use in vm.gpus):
+        if host is not None and vm.create is not None and any(use.gpu in host.hands_over for use in vm.gpus):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
             # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
-            depends_on = [handover_hook(f"{name}-hook", args.host, vm, args.handover, options)]
+            depends_on = [handover_hook(f"{name}-hook", host, vm, args.handover, options)]
         vm_cards = VmCards(
             f"{name}-cards",
             {

@@ -17,8 +17,8 @@ from homelab.host.reboot import wanted as wanted_reboot
 from homelab.resources import command as remote
 from homelab.resources import limits
 from homelab.resources.boot_verification import BootVerification
+from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Host
 from homelab.shapes import (
     BootedCard,
     BootedFunction,
@@ -34,13 +34,14 @@ from remote_scripts.layers.reboot import Boot
 
 @dataclass(frozen=True, kw_only=True)
 class HostRebootArgs:
-    """`host_name`: in the settings; `probe`: has the plan; `driver`: the version of NVIDIA's driver that is installed
-    on the host and has to be loaded; empty: any, or none; `flavour`: of its modules; `driver_generation`: the driver
-    layer's; `previous_node`: the boot of the cluster's node that restarts before this one.
+    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md; `probe`: has the plan;
+    `driver`: the version of NVIDIA's driver that is installed on the host and has to be loaded; empty: any, or none;
+    `flavour`: of its modules; `driver_generation`: the driver layer's; `previous_node`: the boot of the cluster's node
+    that restarts before this one.
     """
 
     host_name: str
-    host: Host
+    host: HostInput
     probe: HostProbe
     driver: pulumi.Input[str] = ""
     flavour: pulumi.Input[str] = ""
@@ -59,7 +60,7 @@ class HostReboot(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: HostRebootArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostReboot", name, {}, opts)
-        host, probe, driver, flavour = args.host, args.probe, args.driver, args.flavour
+        host, probe, driver, flavour = host_of(args.host), args.probe, args.driver, args.flavour
         # A change of one of these replaces the verification, and the reboot, too: a new verification would take an old
         # reboot, and the guests that it stopped, for its own.
         verification_inputs = {

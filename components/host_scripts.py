@@ -11,18 +11,18 @@ import pulumi
 
 from homelab.errors import HomelabError
 from homelab.resources import command as remote
+from homelab.resources.described import HostInput, host_of
 from homelab.resources.kept_scripts import KeptScripts, are_kept, owner
-from homelab.settings import Host
 from homelab.stack import Refusal
 from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostScriptsArgs:
-    """`host_name`: of the host in the settings."""
+    """`host_name`: the host's name; `host`: its settings, the keys of docs/settings.md."""
 
     host_name: str
-    host: Host
+    host: HostInput
 
 
 class HostScripts(pulumi.ComponentResource):
@@ -30,17 +30,16 @@ class HostScripts(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: HostScriptsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:HostScripts", name, {}, opts)
+        host = host_of(args.host)
         options = pulumi.ResourceOptions(parent=self, depends_on=opts.depends_on if opts else None)
         try:
-            kept = KeptScripts.on(f"{name}-put", args.host_name, args.host, options)
+            kept = KeptScripts.on(f"{name}-put", args.host_name, host, options)
         except HomelabError as error:
             raise Refusal(error) from None
-        are_kept(args.host_name, args.host, kept)
+        are_kept(args.host_name, host, kept)
         # Its undoing takes the agent away, too: the last of all.
         wanted = StackFolder(owner=owner(args.host_name))
         options = pulumi.ResourceOptions(parent=self)
-        last = remote.layer(
-            f"{name}-scripts", args.host, "kept_scripts", wanted, options, place=wanted.owner, is_last=True
-        )
-        are_kept(args.host_name, args.host, last)
+        last = remote.layer(f"{name}-scripts", host, "kept_scripts", wanted, options, place=wanted.owner, is_last=True)
+        are_kept(args.host_name, host, last)
         self.register_outputs({})

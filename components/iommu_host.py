@@ -12,16 +12,18 @@ from dataclasses import dataclass
 import pulumi
 
 from homelab.resources import command as remote
+from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Host
 from remote_scripts.layers.cmdline import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
 class IommuHostArgs:
-    """`probe`: the command-line words of the IOMMU, and the layer's generation."""
+    """`host`: its settings, the keys of docs/settings.md; `probe`: the command-line words of the IOMMU, and the layer's
+    generation.
+    """
 
-    host: Host
+    host: HostInput
     probe: HostProbe
 
 
@@ -30,7 +32,7 @@ class IommuHost(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: IommuHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:IommuHost", name, {}, opts)
-        host, probe = args.host, args.probe
+        host, probe = host_of(args.host), args.probe
         remote.layer(
             f"{name}-cmdline",
             host,

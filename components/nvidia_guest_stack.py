@@ -22,9 +22,17 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent, scripts
 from homelab.resources import limits
+from homelab.resources.described import (
+    ContainerInput,
+    HostInput,
+    VmInput,
+    container_of,
+    host_of,
+    vm_of,
+)
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.system import System, address_of
-from homelab.settings import Container, Host, Vm
+from homelab.settings import Container
 from homelab.shapes import StackInUse
 from homelab.stack import Refusal, locks
 
@@ -165,13 +173,15 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
     @classmethod
     def on_host(
-        cls, name: str, host: Host, reboot: HostRebootArgs, before_reboot: Sequence[pulumi.Resource]
+        cls, name: str, host: HostInput, reboot: HostRebootArgs, before_reboot: Sequence[pulumi.Resource]
     ) -> NvidiaGuestStack | None:
         """A host's stack; None: the settings have none for it.
 
+        :param host: its settings, the keys of docs/settings.md; so are `vm` and `container` below.
         :param reboot: arguments of the host's HostReboot, without the driver.
         :param before_reboot: resources that the reboot depends on besides the driver.
         """
+        host = host_of(host)
         if host.nvidia is None:
             return None
         probe = reboot.probe
@@ -192,8 +202,9 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         return cls(name, NvidiaGuestStackArgs(system=system, reboot=reboot, before_reboot=before_reboot))
 
     @classmethod
-    def in_vm(cls, name: str, vm: Vm, host: Host, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
+    def in_vm(cls, name: str, vm: VmInput, host: HostInput, gpu_vm: GpuVm) -> NvidiaGuestStack | None:
         """A VM's stack; None: the settings have none for it."""
+        vm, host = vm_of(vm), host_of(host)
         if vm.nvidia is None:
             return None
         system = System(
@@ -214,8 +225,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
     def in_container(
         cls,
         name: str,
-        container: Container,
-        host: Host,
+        container: ContainerInput,
+        host: HostInput,
         gpu_lxc: GpuLxc,
         boot: HostReboot,
         trials: Sequence[pulumi.Resource],
@@ -225,6 +236,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         :param boot: of the host, whose driver the container follows where this program installs it.
         :param trials: from the host's `driver_trials`.
         """
+        container, host = container_of(container), host_of(host)
         if container.nvidia is None:
             return None
         system = System(

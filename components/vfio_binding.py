@@ -12,17 +12,19 @@ from dataclasses import dataclass
 import pulumi
 
 from homelab.resources import command as remote
+from homelab.resources.described import HostInput, host_of
 from homelab.resources.host_probe import HostProbe
-from homelab.settings import Host
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.initramfs import Wanted as Initramfs
 
 
 @dataclass(frozen=True, kw_only=True)
 class VfioBindingArgs:
-    """`probe`: the functions to bind, as command-line words, and the layer's generation."""
+    """`host`: its settings, the keys of docs/settings.md; `probe`: the functions to bind, as command-line words, and
+    the layer's generation.
+    """
 
-    host: Host
+    host: HostInput
     probe: HostProbe
 
 
@@ -31,7 +33,7 @@ class VfioBinding(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: VfioBindingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("homelab:host:VfioBinding", name, {}, opts)
-        host = args.host
+        host = host_of(args.host)
         initramfs = remote.layer(
             f"{name}-initrd",
             host,

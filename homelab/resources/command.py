@@ -13,11 +13,13 @@ import pulumi
 from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 from pulumi.runtime.settings import get_monitor
 from pulumi_command import remote
+from pydantic import SecretStr
 
 from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
+from homelab.resources.described import value_of
 from homelab.resources.kept_scripts import KeptFolder, kept_at
 from homelab.stack import Refusal
 
@@ -87,7 +89,11 @@ def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
 
     async def reach(step: pulumi.ResourceHookArgs) -> None:
         connected: Any = await pulumi.Output.from_input((step.new_inputs or {})["connection"]).future()
-        target = host.model_copy(update={"address": str(connected["host"])})
+        # As they are by now: the settings may have an output in a secret's place.
+        login = {"private_key": connected.get("privateKey"), "password": connected.get("password")}
+        known = {key: SecretStr(value) for key, value in login.items() if value and getattr(host.ssh, key) is not None}
+        ssh = host.ssh.model_copy(update=known)
+        target = host.model_copy(update={"address": str(connected["host"]), "ssh": ssh})
         place = (target.address, target.ssh.port)
         if time.monotonic() - _ANSWERED.get(place, -ANSWERED_SECONDS) < ANSWERED_SECONDS:
             return
@@ -145,8 +151,8 @@ def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[re
             port=host.ssh.port,
             user=host.ssh.user,
             host_key=host_key,
-            private_key=None if key is None else pulumi.Output.secret(key),
-            password=None if password is None else pulumi.Output.secret(password),
+            private_key=None if key is None else value_of(key),
+            password=None if password is None else value_of(password),
             dial_error_limit=DIAL_ATTEMPTS,
             per_dial_timeout=host.timeouts.connect,
         ),

@@ -18,6 +18,7 @@ from homelab.resources.base import HostInputs, Probe, digest
 from homelab.shapes import CardPlan
 
 if TYPE_CHECKING:
+    from homelab.resources.described import HostInput
     from homelab.settings import Host
 
 # The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes,
@@ -67,9 +68,15 @@ class HostProbe(Probe):
     stale: pulumi.Output[bool]
 
     @classmethod
-    def of(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
-        """The probe of a host of the settings."""
-        return cls(name, {"host": host_name, "settings": cls.settings_of(host)}, opts)
+    def of(cls, name: str, host_name: str, host: HostInput, opts: pulumi.ResourceOptions | None = None) -> HostProbe:
+        """The probe of a host.
+
+        :param host: its settings: the keys of docs/settings.md.
+        """
+        # Not in the provider, which imports this declaration, and not by `later` (homelab/later.py).
+        from homelab.resources.described import host_of  # noqa: PLC0415
+
+        return cls(name, {"host": host_name, "settings": cls.settings_of(host_of(host))}, opts)
 
     @staticmethod
     def settings_of(host: Host) -> str:

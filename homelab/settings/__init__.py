@@ -8,7 +8,7 @@ from homelab.settings.container import Container, Features, NewContainerSettings
 from homelab.settings.download import Download
 from homelab.settings.host import Gpu, Host, IommuSettings, Timeouts
 from homelab.settings.nvidia import Nvidia
-from homelab.settings.parsing import load_host, parse
+from homelab.settings.parsing import load_host, model_of, parse
 from homelab.settings.paths import project
 from homelab.settings.vm import CloudInit, Disk, NewVm, Shutdown, Vm, VmGpu
 from homelab.settings.whole import Settings
@@ -34,6 +34,7 @@ __all__ = [
     "VmGpu",
     "assigned_numbers",
     "load_host",
+    "model_of",
     "parse",
     "project",
 ]

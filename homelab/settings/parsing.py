@@ -6,14 +6,17 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from homelab.errors import HomelabError
+from homelab.model import Model
 from homelab.settings.host import Host
 from homelab.settings.removed import removed
 from homelab.settings.whole import Settings
+
+ModelT = TypeVar("ModelT", bound=Model)
 
 
 def parse(values: Mapping[str, str]) -> Settings:
@@ -28,6 +31,18 @@ def parse(values: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         raise _explain(error) from None
     return settings.with_volumes()
+
+
+def model_of(model: type[ModelT], section: str, values: Mapping[str, Any]) -> ModelT:
+    """The settings of one host or guest.
+
+    :param section: hosts, vms or containers.
+    :raises HomelabError: one error that names every mistake.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, (section, "NAME")) from None
 
 
 def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host:
@@ -68,10 +83,15 @@ _FROM_CLUSTERS = {"address", "ssh", "api", "guestsAtReboot"}
 _SECRET_PLACES = {"ssh", "api", "cloudInit", "proxy", "password", "mirror", "options"}
 
 
-def _explain(error: ValidationError) -> HomelabError:
-    """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret."""
+def _explain(error: ValidationError, place_of_all: tuple[str, ...] = ()) -> HomelabError:
+    """The error for the user, with a line for each of pydantic's errors. It quotes no value that may be secret.
+
+    :param place_of_all: where in the settings the model is that was validated.
+    """
     lines = []
     problems = error.errors(include_url=False)
+    for problem in problems:
+        problem["loc"] = (*place_of_all, *problem["loc"])
     if any(problem["loc"][:1] == ("clusters",) for problem in problems):
         # A mistake in a cluster is reported there alone, not once more for each host that takes it from there.
         problems = [

@@ -299,7 +299,7 @@ def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], tmp_
 # -- the provider's launcher --
 
 
-@pytest.mark.parametrize("folder", ["provider", "examples/gaming_vm/provider"])
+@pytest.mark.parametrize("folder", ["provider", "examples/gaming_vm/provider", "examples/own_program/provider"])
 def test_the_launcher_of_windows_starts_what_the_other_one_starts(folder: str) -> None:
     """The engine looks for it with `.exe`, then `.cmd` (Pulumi's sdk/go/common/workspace/plugins.go)."""
     texts = [

@@ -1,0 +1,36 @@
+"""A card of a host to a VM, by homelab's components alone: this program itself says which host, card and VM."""
+
+import pulumi
+
+from homelab.components.gpu_cards import GpuCards, GpuCardsArgs
+from homelab.components.gpu_vm import GpuVm, GpuVmArgs
+from homelab.components.host_reboot import HostReboot, HostRebootArgs
+from homelab.components.host_scripts import HostScripts, HostScriptsArgs
+from homelab.components.iommu_host import IommuHost, IommuHostArgs
+from homelab.components.vfio_binding import VfioBinding, VfioBindingArgs
+from homelab.resources.described import HomelabProvider
+from homelab.resources.host_probe import HostProbe
+
+config = pulumi.Config()
+host = config.require_object("host")  # address, node, ssh, api: the keys of docs/settings.md
+host["ssh"]["privateKey"] = config.require_secret("privateKey")
+host["api"]["tokenSecret"] = config.require_secret("tokenSecret")
+host["gpus"] = {"rtx5090": {"match": "10de:2b85"}}
+vm = {"host": "pve", "vmid": 103, "gpus": ["rtx5090"]}
+provider = HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm})
+
+
+def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
+    return pulumi.ResourceOptions(provider=provider, depends_on=list(resources))
+
+
+probe = HostProbe.of("pve-probe", "pve", host, after())
+scripts = HostScripts("pve", HostScriptsArgs(host_name="pve", host=host), after(probe))
+iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(scripts))
+vfio = VfioBinding("pve", VfioBindingArgs(host=host, probe=probe), after(iommu))
+boot = HostReboot("pve", HostRebootArgs(host_name="pve", host=host, probe=probe), after(iommu, vfio))
+cards_args = GpuCardsArgs(host_name="pve", host=host, probe=probe, booted=boot.host, vms={"sandbox": vm})
+cards = GpuCards("pve", cards_args, after(boot))
+sandbox = GpuVm("sandbox", GpuVmArgs(vm=vm, node=host["node"], cards=cards.cards, boot=boot.boot), after(cards))
+
+pulumi.export("sandbox", sandbox.vm)
