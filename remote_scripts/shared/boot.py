@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -248,11 +248,36 @@ def make_initramfs(system: System) -> str | None:
     """
     clear_half_made(system)
     system.log.say(f"making the initramfs of {len(kernels(system))} kernel(s)")
-    done = system.run.do("update-initramfs", "-u", "-k", "all", doing="update-initramfs", progress=progress_of(system))
-    if done.status != 0:
-        return done.text
+    before = initramfs(system)
+    # `-u` passes over a kernel that has none.
+    missing = [version for version in stale_kernels(system) if version not in before]
+    for words in (("-u", "-k", "all"), *(("-c", "-k", version) for version in missing)):
+        done = system.run.do("update-initramfs", *words, doing="update-initramfs", progress=progress_of(system))
+        if done.status != 0:
+            return done.text
+        if left := not_made(system, before):
+            return f"{left}\n{done.text}"
     system.files.done_with("initramfs")
     return None
+
+
+def initramfs(system: System) -> dict[str, tuple[int, int]]:
+    """Each kernel that has one -> which file it is: its number, and when it was written."""
+    found = {}
+    for version in kernels(system):
+        image = system.files.at(f"/boot/initrd.img-{version}")
+        if system.files.at(f"/boot/vmlinuz-{version}").exists() and image.exists():
+            found[version] = (image.stat().st_ino, image.stat().st_mtime_ns)
+    return found
+
+
+def not_made(system: System, before: Mapping[str, tuple[int, int]]) -> str:
+    """In words, those of before that are there still; empty: none. update-initramfs ends well where /boot is mounted
+    read-only, and where its configuration says `update_initramfs=no`, without making any.
+    """
+    now = initramfs(system)
+    left = [f"/boot/initrd.img-{version}" for version, file in before.items() if now.get(version) == file]
+    return f"update-initramfs made no new {' '.join(left)}, and called that a success" if left else ""
 
 
 def clear_half_made(system: System) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from remote_scripts.shared import driver, progress
+from remote_scripts.shared import boot, driver, progress
 from remote_scripts.shared.driver import Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
@@ -173,12 +173,17 @@ def renew_initramfs(packages: Packages, target: str) -> None:
     if system.run.has("update-initramfs"):
         system.log.say("making the initramfs anew, with nouveau blacklisted")
         all_of_them = ("-k", "all") if target == "host" else ()
+        before = boot.initramfs(system)
         done = packages.do(
             "update-initramfs", "-u", *all_of_them, doing="update-initramfs", where=progress.of_boot(system)
         )
-        if done.status != 0:
+        left = boot.not_made(system, before)
+        # A VM's newest kernel alone gets a new one.
+        if done.status != 0 or (left and (target == "host" or boot.initramfs(system) == before)):
             packages.explain(
-                done, "an initramfs with nouveau blacklisted", "nouveau would take the card at the next boot"
+                done if done.status else f"{left}\n{done.text}",
+                "an initramfs with nouveau blacklisted",
+                "nouveau would take the card at the next boot",
             )
     system.files.done_with(INITRAMFS)
 

@@ -47,7 +47,8 @@ def stock(host: Host, loader: str = "grub") -> None:
             (host.root / "esp" / uuid / "loader/entries").mkdir(parents=True)
         host.write("/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "systemd-boot 252")
     run(host)
-    for command in (["update-initramfs"], ["proxmox-boot-tool", "refresh"] if host.exists("/esp") else ["update-grub"]):
+    made = ["proxmox-boot-tool", "refresh"] if host.exists("/esp") else ["update-grub"]
+    for command in (["update-initramfs", "-c", "-k", "all"], made):
         assert host.programs[command[0]](command[1:], b"") is None
 
 
@@ -142,12 +143,15 @@ class _Programs:
         self.write("boot/grub/grub.cfg", ("\n".join(lines) + "\n").encode())
         return None
 
-    def update_initramfs(self, _arguments: Sequence[str], _stdin: bytes) -> Done | None:
-        """It takes whatever lies in its folders."""
+    def update_initramfs(self, arguments: Sequence[str], _stdin: bytes) -> Done | None:
+        """It takes whatever lies in its folders. As of initramfs-tools 0.142: with `-u -k all` for kernels that have one already."""
         if self.fails():
             return Done(1, b"no room\n")
-        for kernel in KERNELS:
+        mode, _, wanted = arguments
+        for kernel in KERNELS if wanted == "all" else (wanted,):
             image = f"boot/initrd.img-{kernel}"
+            if (mode, wanted) == ("-u", "all") and not (self.root / image).exists():
+                continue
             self.write(f"{image}.new", b"half of it")
             files = sorted(one for one in (self.root / "etc/initramfs-tools").rglob("*") if one.is_file())
             whole = b"".join(

@@ -265,6 +265,20 @@ def test_one_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_
     assert lasting(host) == before
 
 
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_a_success_by_which_no_initramfs_was_made_is_none(host: Host, verb: str) -> None:
+    """As where /boot is mounted read-only."""
+    if verb == "revert":
+        ask(host, "apply")
+    host.programs["update-initramfs"] = lambda _arguments, _stdin: Done(0, b"W: /boot is ro mounted.\n")
+    with pytest.raises(Refused, match=f"made no new /boot/initrd.img-{KERNELS[0]} .*a success\nW: /boot is ro mounted"):
+        ask(host, verb)
+    assert host.exists(f"{HOME}/pending/initramfs")
+    boot_kit.run(host)
+    ask(host, verb)
+    assert all(("homelab.vfio=*" in image) == (verb == "apply") for image in images(host))
+
+
 def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host) -> None:
     before = lasting(host)
     real, runs = host.programs["update-initramfs"], []

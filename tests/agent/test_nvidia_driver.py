@@ -231,6 +231,16 @@ def test_the_end_of_an_update_that_is_cut_short_is_reached_by_the_next_run(
     swept(machine, lambda one: end(one, verb), f"end {verb} {source}", tmp_path, again)
 
 
+def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine: Machine) -> None:
+    machine.faults.said["update-initramfs"] = Done(0, b"W: /boot is ro mounted.\n")
+    said = refusal(lambda: apply(machine.host, OLD))
+    assert "made no new /boot/initrd.img-" in said and "/boot is ro mounted" in said
+    machine.faults.said.clear()
+    machine.started.clear()
+    apply(machine.host, OLD)
+    assert "update-initramfs -u -k all" in machine.started
+
+
 def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(machine: Machine) -> None:
     with_old(machine)
     machine.faults.said["dkms install"] = Done(10, b"no compiler\n")
