@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from remote_scripts.shared.packages import Packages
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import Done
 
 # Written by k3s at each of its starts, with the runtimes that it finds.
@@ -17,6 +18,8 @@ _K3S_SECONDS = 120.0
 _FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin")
 # The first that reads specifications as the toolkit writes them (NVIDIA/cloud-native-docs, cdi-support.md).
 _OLDEST_PODMAN = (4, 1)
+# The containers of docker's that a restart stops, until they are started again.
+_STOPPED = f"{HOME}/docker-stopped"
 
 
 class Engines:
@@ -93,24 +96,21 @@ class Engines:
         """Where its configuration has changed. Containers of docker stop with it, unless it has live-restore; those
         that ran are started again.
 
-        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that.
+        :raises Failure: it doesn't start; its configuration is as it was, and it was started with that. Or docker
+            doesn't say which containers run.
         """
         system = self._system
         step = f"restart-{unit}"
         if not unit or not system.files.is_pending(step):
             return
-        running: list[str] = []
         if unit == "docker":
-            running = self._running()
+            self._note_running()
         else:
             system.log.say(f"restarting {unit}: its containers run on")
         done = self._packages.do("systemctl", "restart", unit)
         if done.status != 0 or not self._is_active(unit):
             self._give_up(unit, done)
-        for name in running:
-            # Those with a restart policy are up again already.
-            if system.run.do("docker", "start", name).status != 0:
-                system.log.say(f"note: container {name} isn't there any more (--rm), or doesn't start")
+        self._start_stopped(unit)
         self.restarted = True
         system.files.done_with(step)
 
@@ -123,6 +123,8 @@ class Engines:
             if engine != but:
                 if self._is_there(engine):
                     self.restart(engine)
+                elif engine == "docker":
+                    self._system.files.remove(_STOPPED)
                 self._system.files.done_with(f"restart-{engine}")
 
     def restart_k3s(self) -> None:
@@ -167,18 +169,41 @@ class Engines:
             "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker",
         )
 
-    def _running(self) -> list[str]:
-        """The containers of docker's that stop with it."""
-        run, log = self._system.run, self._system.log
-        names = [name for name in run.ask("docker", "ps", "--format", "{{.Names}}").text.split("\n") if name]
+    def _note_running(self) -> None:
+        """Notes the containers of docker's that stop with it, beside those that a run which was cut short had noted.
+
+        :raises Failure: docker is at work, and doesn't say them.
+        """
+        system, log = self._system, self._system.log
+        done = system.run.ask("docker", "ps", "--format", "{{.Names}}")
+        if done.status != 0 and self._is_active("docker"):
+            raise Failure(
+                f"{self._name}: which containers run, before docker is restarted",
+                (done.text + done.error.decode("utf-8", "replace")).strip() or f"exit status {done.status} of docker",
+                "they stop with it, and those that ran are started again",
+                "read `journalctl -xeu docker`, correct the cause, and run `pulumi up` again",
+            )
+        names = [name for name in done.text.split("\n") if name] if done.status == 0 else []
         if not names:
             log.say("restarting docker: no container runs")
-        elif run.ask("docker", "info", "--format", "{{.LiveRestoreEnabled}}").text == "true":
+        elif system.run.ask("docker", "info", "--format", "{{.LiveRestoreEnabled}}").text == "true":
             log.say(f"restarting docker: its containers run on (live-restore): {' '.join(names)}")
-            return []
         else:
             log.say(f"note: restarting docker, and its containers with it: {' '.join(names)}")
-        return names
+            stopped = dict.fromkeys([*self._stopped(), *names])
+            system.files.note(_STOPPED, "".join(f"{name}\n" for name in stopped).encode())
+
+    def _stopped(self) -> list[str]:
+        return (self._system.files.need(_STOPPED) or b"").decode("utf-8", "replace").split()
+
+    def _start_stopped(self, unit: str) -> None:
+        """Those with a restart policy are up again already."""
+        if unit != "docker":
+            return
+        for name in self._stopped():
+            if self._system.run.do("docker", "start", name).status != 0:
+                self._system.log.say(f"note: container {name} isn't there any more (--rm), or doesn't start")
+        self._system.files.remove(_STOPPED)
 
     def _is_active(self, unit: str) -> bool:
         return self._system.run.ask("systemctl", "is-active", "-q", unit).status == 0
@@ -197,7 +222,8 @@ class Engines:
                 "nesting=1,keyctl=1`, with those that `pct config ID` shows already: others go); else " + next
             )
         system.files.undo()
-        system.run.do("systemctl", "restart", unit)
+        if system.run.do("systemctl", "restart", unit).status == 0:
+            self._start_stopped(unit)
         said = "\n".join(done.said.decode("utf-8", "replace").rstrip("\n").split("\n")[-4:])
         raise Failure(
             f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",

@@ -104,6 +104,70 @@ def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal
     assert host.read(DAEMON) == "{}\n"
 
 
+class Docker:
+    """docker, whose restart stops the containers that run; none of them has a restart policy."""
+
+    def __init__(self, host: Host) -> None:
+        self.running, self.starts, self.answers = {"web", "db"}, True, True
+        host.programs |= {"docker": self._docker, "systemctl": self._systemctl, "journalctl": lambda *_: ""}
+
+    def _docker(self, arguments: Sequence[str], _stdin: bytes) -> Done | str:
+        if arguments[0] == "ps":
+            return "".join(f"{name}\n" for name in sorted(self.running)) if self.answers else Done(1, b"", b"hangs\n")
+        if arguments[0] == "start":
+            self.running.add(arguments[1])
+        return "false\n" if arguments[0] == "info" else ""
+
+    def _systemctl(self, arguments: Sequence[str], _stdin: bytes) -> int:
+        if arguments[0] == "restart":
+            self.running.clear()
+            if not self.starts:
+                self.starts = True  # with what it had before
+                return 1
+        return 0
+
+
+def restart(host: Host) -> None:
+    system = host.system()
+    system.changing(lambda: Engines(Packages(system, SOFTWARE, "toolkit"), is_container=False).restart("docker"))
+
+
+def test_containers_run_again_where_docker_didnt_start_with_what_was_configured(host: Host) -> None:
+    docker = Docker(host)
+    docker.starts = False
+    host.system().files.set_pending("restart-docker")
+    with pytest.raises(Failure, match="it isn't running; its configuration was put back"):
+        restart(host)
+    assert docker.running == {"web", "db"}
+
+
+def test_containers_run_again_where_a_restart_was_cut_short(host: Host) -> None:
+    docker = Docker(host)
+    host.system().files.set_pending("restart-docker")
+    real = host.programs["docker"]
+
+    def killed(arguments: Sequence[str], stdin: bytes) -> Any:
+        if arguments[0] == "start":
+            raise KeyboardInterrupt
+        return real(arguments, stdin)
+
+    host.programs["docker"] = killed
+    with pytest.raises(KeyboardInterrupt):
+        restart(host)
+    host.programs["docker"] = real
+    restart(host)
+    assert docker.running == {"web", "db"} and not host.exists("/var/lib/homelab")
+
+
+def test_docker_isnt_restarted_while_it_doesnt_say_what_runs(host: Host) -> None:
+    docker = Docker(host)
+    docker.answers = False
+    host.system().files.set_pending("restart-docker")
+    with pytest.raises(Failure, match="hangs"):
+        restart(host)
+    assert docker.running == {"web", "db"}
+
+
 Specified = Callable[..., tuple[str, int]]
 
 
