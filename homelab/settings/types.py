@@ -239,9 +239,12 @@ Storage = Annotated[
     AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")),
 ]
 _DOWNLOAD = r"[A-Za-z][A-Za-z0-9-]{0,39}"
-#: A package's name and its version, as Debian's policy has them (5.6.1, 5.6.12).
+#: A package's name, with its architecture where that isn't the system's own, and its version, as Debian's policy has
+#: them (5.6.1, 5.6.12).
 PackageName = Annotated[
-    str, InWords("package"), AfterValidator(matching(r"[a-z0-9][a-z0-9+.-]{0,200}", "the name of a Debian package"))
+    str,
+    InWords("package"),
+    AfterValidator(matching(r"[a-z0-9][a-z0-9+.-]{0,200}(:[a-z0-9-]{1,20})?", "the name of a Debian package")),
 ]
 DebianVersion = Annotated[
     str,

@@ -64,15 +64,12 @@ def _offered(system: System, names: list[str]) -> tuple[dict[tuple[str, str], st
             "versions and sums are written down by it",
             "see what apt says there, mend it, and run the same again",
         )
-    name = version = ""
-    for line in done.text.split("\n"):
-        key, _, value = line.partition(": ")
-        if key == "Package":
-            name = value
-        elif key == "Version":
-            version = value
-        elif key == "SHA256":
-            sums[name, version] = value
+    for paragraph in done.text.split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in paragraph.split("\n"))
+        foreign = f"{fields.get('Package')}:{fields.get('Architecture')}"
+        name, version = foreign if foreign in names else fields.get("Package", ""), fields.get("Version", "")
+        if "SHA256" in fields:
+            sums[name, version] = fields["SHA256"]
             newest.setdefault(name, version)
     return sums, newest
 

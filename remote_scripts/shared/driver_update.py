@@ -50,7 +50,9 @@ class _Package:
 
     def file_in(self, packages: Packages, folder: str) -> str:
         """Its file's path in a folder, as apt calls it; empty where it isn't there."""
-        start = f"{self.name}_{self.version.replace(':', '%3a')}_"
+        name, _, architecture = self.name.partition(":")
+        start = f"{name}_{self.version.replace(':', '%3a')}_{architecture}"
+        # Of the system's own architecture it comes first: `all`, `amd64`, `i386`.
         names = (name for name in packages.system.files.names(folder) if name.startswith(start))
         return next((f"{folder}/{name}" for name in names if name.endswith(".deb")), "")
 

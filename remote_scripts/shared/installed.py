@@ -1,14 +1,15 @@
 """Which packages are installed, which ones this program has recorded, and what the repositories have. Asks no
-repository.
+repository. One of another architecture than the system's own is called as apt calls it, NAME:ARCHITECTURE.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.run import NOT_FOUND
+from remote_scripts.tools.run import NOT_FOUND, Done
 from remote_scripts.tools.system import System
 
 #: A file for each layer, with a line for each package that it added, changed or removed.
@@ -42,19 +43,15 @@ def installed(system: System) -> Installed:
 
     :raises Failure: dpkg doesn't say.
     """
-    form = "-f=${Package}\\t${db:Status-Status}\\t${Version}\\n"
+    form = "-f=${Package}\\t${db:Status-Status}\\t${Version}\\t${Architecture}\\n"
     done = system.run.ask("dpkg-query", "-W", form, seconds=_ASK_SECONDS, limit=_BYTES)
-    if done.status not in (0, NOT_FOUND):
-        raise Failure(
-            "which packages are installed",
-            done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of dpkg-query",
-            "what is there decides what is installed and what is kept; nothing more was changed",
-            "see what dpkg says there, mend it, and run the same again",
-        )
+    if done.status != NOT_FOUND:
+        need_answer(done, "which packages are installed", "dpkg-query")
     found = Installed()
-    for line in done.text.split("\n"):
-        name, _, rest = line.partition("\t")
-        state, _, version = rest.partition("\t")
+    lines = [(*line.split("\t"), "", "", "")[:4] for line in done.text.split("\n")]
+    own = next((architecture for name, *_, architecture in lines if name == "dpkg"), "")
+    for bare, state, version, architecture in lines:
+        name = f"{bare}:{architecture}" if own and architecture not in (own, "all", "") else bare
         if state == "config-files":
             found.left.add(name)
         elif state and state != "not-installed":
@@ -65,17 +62,33 @@ def installed(system: System) -> Installed:
 
 
 def offered(system: System, *names: str) -> dict[str, list[str]]:
-    """The versions of each package that the repositories have, the newest first."""
+    """The versions of each package that the repositories have, the newest first.
+
+    :raises Failure: apt doesn't say.
+    """
     versions: dict[str, list[str]] = {name: [] for name in names}
     if not names or not system.run.has("apt-cache"):
         return versions
     done = system.run.ask("apt-cache", "madison", *names, seconds=_ASK_SECONDS, limit=_BYTES)
+    if not re.search(rb"No packages found|Unable to locate package", done.error):
+        need_answer(done, "which versions of packages the repositories have", "apt-cache")
     for line in done.text.split("\n"):
         name, _, rest = (part.strip() for part in line.partition("|"))
         version, _, origin = (part.strip() for part in rest.partition("|"))
         if name and origin.endswith("Packages") and version not in versions.setdefault(name, []):
             versions[name].append(version)
     return versions
+
+
+def need_answer(done: Done, wanted: str, program: str) -> None:
+    """:raises Failure: a program that says what there is has failed."""
+    if done.status != 0:
+        raise Failure(
+            wanted,
+            done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of {program}",
+            "what is there decides what is installed and what is kept; nothing more was changed",
+            f"see what {program} says there, mend it, and run the same again",
+        )
 
 
 def recorded(system: System, layer: str) -> dict[str, Record]:

@@ -372,8 +372,13 @@ class Packages:
         self._write(records)
 
     def marked_manual(self) -> list[str]:
-        """The packages that were installed by hand, not for others."""
-        return self.system.run.ask("apt-mark", "showmanual", seconds=_ASK_SECONDS, limit=_ANSWER_BYTES).text.split("\n")
+        """The packages that were installed by hand, not for others.
+
+        :raises Failure: apt doesn't say.
+        """
+        done = self.system.run.ask("apt-mark", "showmanual", seconds=_ASK_SECONDS, limit=_ANSWER_BYTES)
+        installed.need_answer(done, "which packages were installed by hand", "apt-mark")
+        return done.text.split("\n")
 
     def _write(self, records: dict[str, Record]) -> None:
         files, path = self.system.files, f"{RECORDS}/{self.layer}"

@@ -35,8 +35,10 @@ SYSTEM = SystemFacts("ubuntu", "24.04", "x86_64", ("6.8.0-86-generic",), "6.8.0-
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = lock.path_of(tmp_path, "me/homelab/prod")
     assert path.name == "homelab.prod.lock.yaml" and lock.load(path) == {}
-    path.write_text(lock.text_of({"vms.sandbox": LOCK}))
-    assert path.read_text().startswith("# Written by homelab lock") and lock.load(path) == {"vms.sandbox": LOCK}
+    foreign = {"libnvidia-gl-580:i386": LockedPackage(version=VERSION, sha256=SUM)}
+    locks = {"vms.sandbox": LOCK, "vms.games": LOCK.model_copy(update={"packages": {**LOCK.packages, **foreign}})}
+    path.write_text(lock.text_of(locks))
+    assert path.read_text().startswith("# Written by homelab lock") and lock.load(path) == locks
 
 
 @pytest.mark.parametrize(

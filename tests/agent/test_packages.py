@@ -1,0 +1,97 @@
+"""Packages on a folder: what is installed and recorded where a system has packages of a second architecture, as it has for Steam and Wine; and what of apt's
+answers isn't taken for "nothing"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from remote_scripts.layers import read_packages
+from remote_scripts.shared.installed import installed, offered
+from remote_scripts.shared.packages import Packages, Software
+from remote_scripts.shared.symptoms import Context
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.run import Done
+from tests.agent.kit import Host
+
+SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
+LIBRARY = "libnvidia-gl-580"
+
+
+class Apt:
+    """A system of amd64 with packages of i386, too: with the library comes that of i386, which it recommends."""
+
+    def __init__(self, host: Host) -> None:
+        self.there = {("dpkg", "amd64"): "installed"}
+        host.programs |= {
+            "dpkg-query": lambda _a, _i: "".join(
+                f"{name}\t{state}\t1\t{architecture}\n" for (name, architecture), state in self.there.items()
+            ),
+            "apt-get": self._apt,
+            "apt-mark": lambda *_: "",
+            "apt-cache": lambda *_: (
+                f"Package: {LIBRARY}\nArchitecture: amd64\nVersion: 1\nSHA256: a\n\n"
+                f"Package: {LIBRARY}\nArchitecture: i386\nVersion: 1\nSHA256: b\n"
+            ),
+        }
+
+    def _apt(self, arguments: Sequence[str], _stdin: bytes) -> str:
+        keys = [(LIBRARY, "amd64"), (LIBRARY, "i386")]
+        verb = "Inst" if "install" in arguments else "Purg"
+        if verb == "Purg":
+            keys = [key for key in keys if (key[0] if key[1] == "amd64" else ":".join(key)) in arguments]
+        lines = []
+        for name, architecture in keys:
+            shown = name if architecture == "amd64" else f"{name}:{architecture}"
+            if (verb == "Inst") == ((name, architecture) not in self.there):
+                lines.append(f"{shown} (1 x [{architecture}])" if verb == "Inst" else f"{shown} [1]")
+        if "-s" not in arguments:
+            for key in keys:
+                if verb == "Inst":
+                    self.there[key] = "installed"
+                else:
+                    del self.there[key]
+        return "".join(f"{verb} {line}\n" for line in lines)
+
+
+def test_what_comes_of_a_second_architecture_is_recorded_locked_and_goes_again(host: Host) -> None:
+    apt = Apt(host)
+    system = host.system()
+    packages = Packages(system, SOFTWARE, "it")
+    packages.install([LIBRARY], recommends=True)
+    assert sorted(packages.records()) == [LIBRARY, f"{LIBRARY}:i386"]
+    lines = read_packages.read(system, read_packages.Wanted()).packages
+    assert lines == (f"{LIBRARY} 1 a 1", f"{LIBRARY}:i386 1 b 1")
+    packages.remove()
+    assert apt.there == {("dpkg", "amd64"): "installed"} and not packages.kept
+
+
+def test_one_architectures_package_isnt_taken_for_anothers(host: Host) -> None:
+    apt = Apt(host)
+    apt.there |= {(LIBRARY, "amd64"): "installed", (LIBRARY, "i386"): "config-files", ("x", "all"): "installed"}
+    found = installed(host.system())
+    assert found.whole == {"dpkg": "1", LIBRARY: "1", "x": "1"} and found.left == {f"{LIBRARY}:i386"}
+
+
+@pytest.mark.parametrize(
+    ("program", "done"),
+    [
+        ("apt-mark", Done(100, b"", b"E: Malformed entry 1 in list file /etc/apt/sources.list.d/x.list\n")),
+        ("apt-cache", Done(100, b"", b"E: Malformed entry 1 in list file /etc/apt/sources.list.d/x.list\n")),
+        ("apt-cache", Done(124, b"")),
+    ],
+)
+def test_apt_that_doesnt_answer_isnt_taken_for_no_package(host: Host, program: str, done: Done) -> None:
+    Apt(host)
+    host.programs[program] = lambda *_: done
+    with pytest.raises(Failure, match="Malformed" if done.error else "124"):
+        if program == "apt-mark":
+            Packages(host.system(), SOFTWARE, "it").marked_manual()
+        else:
+            offered(host.system(), LIBRARY)
+
+
+def test_a_package_that_no_repository_has_is_offered_in_no_version(host: Host) -> None:
+    host.programs["apt-cache"] = lambda *_: Done(100, b"", b"E: No packages found\n")
+    assert offered(host.system(), LIBRARY) == {LIBRARY: []}
