@@ -69,6 +69,11 @@ class Deployment:
             where += ["--config-file", str(self.config_file)]
         return subprocess.run([str(self.engine.pulumi), *arguments, *where], env=self.environment).returncode
 
+    def show(self) -> None:
+        """Who has which card, and who gets it with the next `up`."""
+        show = [sys.executable, "-m", "homelab", "show", "--config-file", str(self.config_file.resolve())]
+        subprocess.run(show, cwd=PROJECT, env=self.environment)
+
     def prepare(self) -> None:
         """The lab running, the configuration written, the stack there."""
         lab = Lab.start(self.scenario, state=self.state, outlives_caller=True)
@@ -142,6 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "preview":
         code = deployment.pulumi("preview")
     else:
+        print("Plan", flush=True)
+        deployment.show()
+        print(flush=True)
         # The result is what a person needs of the outputs.
         code = deployment.pulumi("up", "--yes", "--skip-preview", "--suppress-outputs")
         if code == 0:

@@ -252,12 +252,7 @@ def _login(
         configured = entry.ssh.password
         is_open = configured is not None and configured.get_secret_value() == OPEN
         return Access(host, {}, key, password=password if is_open else "")
-    install = arguments.install_key
-    if install is None:
-        install = ask.confirm(
-            "Copy your SSH public key to the host, so you won't need the password again?", default=True
-        )
-    if not install:
+    if arguments.install_key is False:
         return Access(host, {**login, "hostKey": key.line, "password": OPEN}, key, password=password)
     path = usual[0] if usual else folder / "homelab_ed25519"
     return Access(

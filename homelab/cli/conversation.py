@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from homelab.errors import HomelabError, LoginRefusedError
 from homelab.host.facts import HostFacts
 from homelab.init import cards as init_cards
 from homelab.init import stacks, storages
-from homelab.init.cards import Card
+from homelab.init.cards import Card, containers_with
 from homelab.init.choices import (
     Choices,
     ChosenVm,
@@ -49,16 +50,28 @@ from homelab.init.choices import (
     settings_of,
     suggested,
 )
+from homelab.init.present import present
 from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
+from homelab.nvidia import compatibility
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.request import SystemFacts
 from homelab.remote import first_contact, planning, ssh
 from homelab.settings import Host, project
 
+# How NVIDIA calls a branch, and what that means.
+_KINDS = {"LTSB": "long-term support", "PB": "production", "NFB": "new features", "legacy": "legacy"}
 
-def _recommending(values: list[str], noun: str) -> list[Option]:
-    """Options of a question; the first is the recommended one."""
-    return [(value, f"{noun} {value}{' (recommended)' if number == 0 else ''}") for number, value in enumerate(values)]
+
+def _branches(names: list[str]) -> list[Option]:
+    """The options of the question for the driver; the first is the recommended one."""
+    rows = compatibility.load().branches
+    options: list[Option] = []
+    for number, name in enumerate(names):
+        row = rows.get(int(name))
+        traits = [_KINDS[row.kind], *([f"fixes until {row.ends}"] if row.ends else [])] if row else []
+        traits += ["recommended"] if number == 0 else []
+        options.append((name, f"branch {name}{', '.join(['', *traits])}"))
+    return options
 
 
 class Conversation:
@@ -88,6 +101,12 @@ class Conversation:
                 f"{self._example_copy.name}."
             )
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
+        if not self.arguments.yes:
+            self.output.say(
+                "A stock host takes five answers: whether its host key is right; a password, unless a key of yours "
+                "logs in; who gets each card; a passphrase for Pulumi's secrets, unless it is known; and one yes. "
+                "Before that nothing is changed. An option answers each: homelab init --help."
+            )
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
         node = facts.cluster.node or "pve"
@@ -112,6 +131,7 @@ class Conversation:
         assert pulumi is not None
         backend = self._backend(pulumi)
         passphrase = self._passphrase(pulumi, backend or "", proposal.text)
+        self._sum_up(choices, cards, facts, proposal, access, backend)
         if not self.ask.confirm("Do all of this?", default=self.arguments.yes):
             raise Declined("Nothing was done.")
         if passphrase is not None:
@@ -166,6 +186,8 @@ class Conversation:
             )
         all_guests = guests(facts)
         self.output.say(*(["Guests:", *(f"  {guest}" for guest in all_guests)] if all_guests else ["No guests."]))
+        already = present(facts, cards, node) if not access.name else []
+        self.output.say(*(["Set up here already:", *(f"  {line}" for line in already)] if already else []))
         self.result["host"] = {
             "node": node,
             "address": access.host.address,
@@ -191,6 +213,12 @@ class Conversation:
         chosen = dict(parse_card(text, cards, facts) for text in self.arguments.card)
         uses = {card.place: use for card, use in chosen.items()}
         accepted: dict[str, Any] = {}
+        left_out = init_cards.not_asked_about(facts, cards, node, uses_before)
+        if not chosen and not self.arguments.yes:
+            asked = [card.key for card in cards if card not in left_out]
+            self.output.say(
+                "", f"Now: who should get {' and '.join(asked)}; then a passphrase, if it isn't known, and the yes."
+            )
         for card in cards:
             if card.place not in uses:
                 preset = uses_before.get(card.place) or suggested(facts, card, node)
@@ -198,6 +226,14 @@ class Conversation:
                 if chosen:
                     uses[card.place] = uses_before.get(card.place, Use("none"))
                     continue
+                if card in left_out:
+                    self.output.say(
+                        f"{card.key} ({card}) stays with the host, which shows its screen on it. For a guest: "
+                        f"--card {card.key}=…"
+                    )
+                    uses[card.place] = Use("none")
+                    continue
+                self._explain(facts, card, preset, configured=card.place in uses_before)
                 uses[card.place] = use = self._use_of(facts, card, access.host, preset)
                 if use.kind in ("vm", "new-vm") and init_cards.screen_lost(facts, card, access.host) is not None:
                     accepted[card.key] = {"allowConsole": True}
@@ -351,7 +387,7 @@ class Conversation:
             possible = stacks.drivers("host", system)
             chosen = self.ask.choose(
                 "NVIDIA's driver on the host",
-                [*_recommending(possible, "branch"), ("none", "none: I install it myself")],
+                [*_branches(possible), ("none", "none: I install it myself")],
                 possible[0] if possible else "none",
             )
             driver = None if chosen == "none" else chosen
@@ -387,7 +423,8 @@ class Conversation:
                 for number in inside
             ]
             where = "in the containers"
-            choices.guest_stack = Stack(None, self._cuda(stacks.releases_for_all(systems), where), self._toolkit(where))
+            cuda = self._cuda(stacks.releases_for_all(systems), where)
+            choices.guest_stack = Stack(None, cuda, self._toolkit(where, systems))
 
     def _look_inside(self, host: Host, facts: HostFacts, containers: list[int]) -> None:
         """Reads the host and containers as systems of NVIDIA's software. One that can't be read is reported, and
@@ -417,7 +454,7 @@ class Conversation:
             cuda = None
         else:
             cuda = self._cuda(stacks.releases("host", system, kept), where)
-        toolkit = self._toolkit(where)
+        toolkit = self._toolkit(where, [system])
         return Stack(kept, cuda, toolkit) if driver or cuda or toolkit else None
 
     def _refuse_without_driver(self, where: str) -> None:
@@ -453,9 +490,11 @@ class Conversation:
                 continue
             if not guest.running:
                 continue
-            if not self.arguments.guest_address and not self.ask.confirm(
-                f"Install NVIDIA's driver in {guest}, too? SSH has to reach it.", default=False
-            ):
+            if not self.arguments.guest_address:
+                self.output.say(
+                    f"{guest} only gets its card. With --guest-address ADDRESS NVIDIA's driver is installed in it, "
+                    "too, over SSH."
+                )
                 continue
             if self.arguments.driver == "none":
                 raise HomelabError(
@@ -475,10 +514,11 @@ class Conversation:
                 )
                 continue
             driver = self.arguments.driver or self.ask.choose(
-                f"NVIDIA's driver in VM {guest.id}", _recommending(possible, "branch"), possible[0]
+                f"NVIDIA's driver in VM {guest.id}", _branches(possible), possible[0]
             )
             where = f"in VM {guest.id}"
-            stack = Stack(driver, self._cuda(stacks.releases("vm", system, driver), where), self._toolkit(where))
+            cuda = self._cuda(stacks.releases("vm", system, driver), where)
+            stack = Stack(driver, cuda, self._toolkit(where, [system]))
             choices.vm_stacks[guest.id] = {**login, "nvidia": stack.settings}
 
     def _guest_login(self, guest: Guest, access: Access) -> tuple[dict[str, Any], SystemReading | None]:
@@ -520,13 +560,19 @@ class Conversation:
             "leave NVIDIA's driver out",
         )
 
-    def _toolkit(self, where: str) -> str | None:
-        chosen = self.arguments.container_toolkit or self.ask.choose(
-            f"NVIDIA's container toolkit {where}",
-            [("none", "none"), ("docker", "for Docker"), ("containerd", "for containerd"), ("podman", "for Podman")],
-            "none",
-        )
-        return None if chosen == "none" else str(chosen)
+    def _toolkit(self, where: str, systems: Sequence[SystemFacts]) -> str | None:
+        """The program whose containers get the card; None: no program's. Asked where there is such a program."""
+        installed = {runtime for system in systems for runtime in system.runtimes or ()}
+        labels = {"docker": "for Docker", "containerd": "for containerd", "podman": "for Podman"}
+        options = [(runtime, label) for runtime, label in labels.items() if runtime in installed]
+        chosen = self.arguments.container_toolkit
+        if chosen is None and options:
+            chosen = self.ask.choose(
+                f"NVIDIA's container toolkit {where}, where {', '.join(sorted(installed))} is installed",
+                [("none", "none"), *options],
+                "none",
+            )
+        return None if chosen in (None, "none") else str(chosen)
 
     def _cuda(self, possible: list[str], where: str) -> str | None:
         if self.arguments.cuda is not None:
@@ -536,10 +582,14 @@ class Conversation:
                 f"No release of CUDA {where}: none fits the cards, the driver and what NVIDIA's repository has for the "
                 "distribution. The driver alone runs programs that bring their own CUDA."
             )
+            return None
         chosen = self.ask.choose(
-            f"CUDA's toolkit {where}",
-            [*_recommending(possible, "CUDA"), ("none", "none: only the driver's libraries")],
-            possible[0] if possible else "none",
+            f"CUDA's toolkit {where} (some 8 GB; only what is compiled there needs it)",
+            [
+                ("none", "none: programs bring their own CUDA (recommended)"),
+                *((release, f"CUDA {release}") for release in possible),
+            ],
+            "none",
         )
         return None if chosen == "none" else chosen
 
@@ -604,6 +654,48 @@ class Conversation:
             "refused": [str(error) for error in proposal.refused],
         }
 
+    def _explain(self, facts: HostFacts, card: Card, preset: Use, *, configured: bool) -> None:
+        """Says why a use is preselected."""
+        if self.arguments.yes or preset.kind == "none":
+            return
+        by_id = {guest.id: guest for guest in guests(facts)}
+        names = ", ".join(str(by_id[number]) for number in preset.guests if number in by_id) or preset.kind
+        using = {user.vmid for user in facts.users_of(card.place, facts.cluster.node or "pve")}
+        using |= set(containers_with(facts, card))
+        reason = (
+            "the settings have it so" if configured else "it has the card" if using else "no other guest could be meant"
+        )
+        self.output.say(f"{card.key}: preselected is {names}, since {reason}.")
+
+    def _sum_up(
+        self,
+        choices: Choices,
+        cards: list[Card],
+        facts: HostFacts,
+        proposal: Proposal,
+        access: Access,
+        backend: str | None,
+    ) -> None:
+        """What the yes is to, in the lines right above it; all of it stands further up."""
+        by_id = {guest.id: str(guest) for guest in guests(facts)}
+        lines = []
+        for card in cards:
+            use = choices.uses[card.place]
+            names = [by_id.get(number, f"new VM {number}") for number in use.guests]
+            if use.kind != "none":
+                lines.append(f"  {card.key} → {'; '.join(names) or 'the host itself'}")
+        here = [self.file.name, f"the stack {self.stack}", *([f"pulumi login {backend}"] if backend else [])]
+        there = ["your public key"] if access.install else []
+        there += [f"the API user {proposal.making.name}"] if proposal.making and proposal.making.commands else []
+        self.output.say(
+            "",
+            "In short:",
+            *lines,
+            f"  made here: {', '.join(here)}",
+            f"  made on {access.host.address}: {', '.join(there) or 'nothing'}",
+            "  cards and guests: unchanged until `pulumi up`, which shows its plan and asks",
+        )
+
     # -- Pulumi ----------------------------------------------------------------------------------------------------
     def _backend(self, pulumi: Pulumi) -> str | None:
         """URL of the backend to log in to first; None: the user is logged in."""
@@ -627,7 +719,7 @@ class Conversation:
         if not pulumi.needs_passphrase(backend or pulumi.backend() or "", text):
             return None
         while True:
-            first = self.ask.secret("Passphrase for the stack's secrets (pulumi asks for it later)")
+            first = self.ask.secret("Passphrase for the stack's secrets (Pulumi asks for it again)")
             if "encryptionsalt:" in text or self.ask.secret("The same passphrase again") == first:
                 return first
             self.output.say("They differ.")
@@ -701,6 +793,9 @@ class Conversation:
                     "The preview failed, and `pulumi up` would fail in the same way. The settings are written; "
                     "correct them, and preview again."
                 )
+        if pulumi.extra_environment and os.name == "posix":
+            say("To type the passphrase only once more in this shell:")
+            self.output.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
         say(f"Next: pulumi up --stack {self.stack}")
 
     def _write(self, before: Existing, text: str) -> None:

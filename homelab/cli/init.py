@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,13 +26,22 @@ from homelab.errors import HomelabError
 DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Options from a file as a shell takes them, with comments."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return shlex.split(arg_line, comments=True)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="homelab init",
+        fromfile_prefix_chars="@",
         description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
         "before anything is done.",
-        epilog="Each question has an option that answers it. Secrets come from the environment or standard input: "
+        epilog="Each question has an option that answers it; @FILE stands for the options in a file, as a shell would "
+        "take them, with comments after #. Secrets come from the environment or standard input: "
         "HOMELAB_PASSWORD (the host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its "
         "settings, or changes them.",
     )
@@ -53,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     host.add_argument(
         "--install-key",
         action=argparse.BooleanOptionalAction,
-        help="put your public key onto the host after a login with the password",
+        default=True,
+        help="put your public key onto the host after a login with the password, so that later runs need none "
+        "(default); without it, the password is kept in the settings, encrypted",
     )
     host.add_argument("--api-port", type=int, help="of its web interface (default: 8006)")
     cards = parser.add_argument_group("cards and what they run")

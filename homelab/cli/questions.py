@@ -119,8 +119,13 @@ class Widgets:
 
     def several(self, question: str, options: Sequence[Option], default: Sequence[str]) -> list[str]:
         choices = [self._ask.Choice(clean(label), value=value, checked=value in default) for value, label in options]
+        # Where the cursor begins, a mark is: Enter alone takes what is marked.
         prompt = self._ask.checkbox(
-            clean(question), choices, validate=lambda values: bool(values) or "choose one at least"
+            clean(question),
+            choices,
+            initial_choice=next((choice for choice in choices if choice.checked), None),
+            instruction="(space marks or unmarks; Enter takes what is marked)",
+            validate=lambda values: bool(values) or "choose one at least",
         )
         return [str(value) for value in _answer(question, prompt)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from homelab.container import other_makers
@@ -106,6 +106,23 @@ def lines(facts: HostFacts, card: Card, node: str) -> list[str]:
 def containers_with(facts: HostFacts, card: Card) -> list[int]:
     """Ids of the containers whose configuration names the card's device node."""
     return [config.id for config in facts.containers_with(card.place)]
+
+
+def not_asked_about(facts: HostFacts, all_cards: Iterable[Card], node: str, configured: Container[str]) -> list[Card]:
+    """The cards that nobody is asked about: the host's screen, which no guest uses, beside a card that is none.
+
+    :param configured: places of cards that the settings have.
+    """
+    all_cards = list(all_cards)
+    screens = [
+        card
+        for card in all_cards
+        if any(function.boot_vga for function in facts.functions(card.place))
+        and card.place not in configured
+        and not facts.users_of(card.place, node)
+        and not containers_with(facts, card)
+    ]
+    return screens if len(screens) < len(all_cards) else []
 
 
 def possible_uses(facts: HostFacts, card: Card, host: Host) -> set[str]:

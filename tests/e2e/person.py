@@ -123,7 +123,6 @@ def log_in(lab: Lab) -> Conversation:
     return [
         ("Is it the same?", f"y{ENTER}"),
         ("root's password", f"{lab.api['password']}{ENTER}"),
-        ("Copy your SSH public key", f"y{ENTER}"),
     ]
 
 

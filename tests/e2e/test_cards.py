@@ -98,7 +98,6 @@ def test_a_card_is_reset_and_stays_awake_as_the_settings_say_until_they_say_noth
 def test_a_virtual_function_goes_to_a_vm_is_bound_when_it_starts_and_comes_back(by_init: Callable[..., Stack]) -> None:
     vf, owner = "0000:41:00.5", "0000:41:00.0"
     cards = [
-        ("Who should get aspeed", ENTER),
         ("Who should get a2-a16 ", ENTER),  # it has virtual functions: not for a VM
         ("Who should get a2-a16-2", ENTER),
         ("Who should get a2-a16-3", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103

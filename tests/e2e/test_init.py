@@ -41,8 +41,6 @@ def at_a_terminal(engine: install.Engine, tmp_path: Path) -> Iterator[Callable[[
 VMS: dict[str, Conversation] = {
     "rtx5090": [
         ("Who should get rtx5090", ENTER),
-        ("Who should get ", ENTER),
-        ("Install NVIDIA's driver in VM 103", ENTER),
     ],
 }
 
@@ -78,20 +76,16 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
             ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),  # 901, and no more 950
             ("Who should get rtx4090", ENTER),
             ("For which containers?", f"{SPACE}{DOWN}{SPACE}{ENTER}"),
-            ("Who should get ", ENTER),
-            ("CUDA's toolkit in the containers", ENTER),
-            ("NVIDIA's container toolkit in the containers", ENTER),
+            ("CUDA's toolkit in the containers", f"{DOWN}{ENTER}"),  # from none to the newest
         ],
         {"ai-lab": {"host": "phoenix", "ctid": 901, "gpus": ["rtx5090", "rtx4090"], "nvidia": {"cuda": "13.0"}}},
     ),
     "containers-pve8": (
         [
-            ("Who should get uhd", ENTER),
             ("Who should get rtx4060", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
             ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 210 is preselected; 211, too
             ("Who should get rtx3060", ENTER),
-            ("CUDA's toolkit in the containers", f"{UP}{ENTER}"),  # none: around the list's end
-            ("NVIDIA's container toolkit in the containers", ENTER),
+            ("CUDA's toolkit in the containers", ENTER),
         ],
         {
             "jellyfin": {"host": "pve", "ctid": 210, "gpus": ["rtx4060"], "nvidia": {}},
@@ -102,10 +96,8 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
         [
             ("Who should get tesla-p4 ", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
             ("For which containers?", ENTER),
-            *((f"Who should get {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4", "aspeed")),
-            ("NVIDIA's driver on the host", ENTER),
-            ("CUDA's toolkit in the containers", ENTER),  # there is none for Pascal on Debian 13
-            ("NVIDIA's container toolkit in the containers", ENTER),
+            *((f"Who should get {card}", ENTER) for card in ("tesla-p4-2", "tesla-p4-3", "tesla-p4-4")),
+            ("NVIDIA's driver on the host", ENTER),  # there is no CUDA for Pascal on Debian 13
         ],
         {"ollama": {"host": "pve", "ctid": 301, "gpus": ["tesla-p4"], "nvidia": {}}},
     ),

@@ -26,7 +26,6 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
     cloud = {"user": "dev", "sshKeys": [KEY], "ip": "192.168.0.50/24", "gateway": "192.168.0.1"}
     stack = by_init(
         "laptop-egpu",
-        ("Who should get iris-xe-graphics", ENTER),
         ("Who should get rtx4060-ti", f"{DOWN}{ENTER}"),  # from the end, around it: for a new VM, 100
         ("Name of the new VM", f"{REPLACED}dev{ENTER}"),
         ("Storage for its disk", ENTER),

@@ -207,7 +207,7 @@ def test_cards_for_containers_take_no_api_user_and_no_secret(desk: Desk, capsys:
     before = desk.file.read_text()
     assert run(desk, capsys, "--card", "04:00=lxc:211", "--yes", "--no-preview") == 0, desk.err
     assert [line for line in before.splitlines() if line not in desk.file.read_text().splitlines()] == []
-    assert desk.config["homelab:containers"]["ai-lab"]["nvidia"] == {"cuda": "12.4"}
+    assert desk.config["homelab:containers"]["ai-lab"]["nvidia"] == {}
 
 
 @pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
@@ -228,12 +228,14 @@ def test_what_is_proposed_for_old_cards_in_new_containers_works(desk: Desk, caps
 
 
 @pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
-def test_the_newest_cuda_that_card_and_distribution_have_is_proposed(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
+def test_of_the_cudas_that_card_and_distribution_have_the_newest_comes_first_and_none_is_preselected(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ["--card", "42:00=lxc:307", "--yes", "--no-preview"]
+    person = answering(monkeypatch, "", "2", "yes")
+    asked = ["--card", "42:00=lxc:307", "--no-preview"]
     assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
     assert desk.config["homelab:containers"]["training"]["nvidia"] == {"cuda": "12.9"}
+    assert "some 8 GB" in person.asked[1] and "1* none: programs bring their own CUDA" in desk.out
 
 
 @pytest.mark.parametrize("desk", ["tesla-p4"], indirect=True)
@@ -419,9 +421,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | No
 
 
 def talk(desk: Desk) -> list[str]:
-    """A whole conversation: the key is right, the password, install a key, the card for VM 103, the other left alone, nothing inside the VM,
-    state and passphrase, yes."""
-    return ["y", desk.lab.api["password"], "", "vm:103", "none", "n", "", "p", "q", "p", "p", "yes"]
+    """A whole conversation: the key is right, the password, the card for VM 103, state and passphrase, yes."""
+    return ["y", desk.lab.api["password"], "vm:103", "", "p", "q", "p", "p", "yes"]
 
 
 def test_every_question_is_answered_by_a_line(
@@ -433,7 +434,16 @@ def test_every_question_is_answered_by_a_line(
     person = answering(monkeypatch, *talk(desk))
     assert run(desk, capsys, *desk.where, "--no-preview") == 0, desk.err
     assert "They differ." in desk.out
-    assert len(person.asked) == len(talk(desk))
+    assert [question.split(" (")[0] for question in person.asked] == [
+        "Is it the same?", f"root's password on {desk.where[0]}", "Who should get rtx5090",
+        "Where should Pulumi keep the stack's state?", *["Passphrase for the stack's secrets", "The same passphrase again"] * 2,
+        "Do all of this?",
+    ]  # fmt: skip
+    assert "rtx5090: preselected is VM 103 (Sandbox), running, since no other guest could be meant." in desk.out
+    assert "radeon-graphics" in desk.out and "stays with the host, which shows its screen on it" in desk.out
+    in_short = desk.out.partition("In short:")[2].partition("done: ")[0]
+    assert "rtx5090 → VM 103 (Sandbox), running" in in_short and "your public key, the API user homelab@pve" in in_short
+    assert "pveum" not in in_short and "hosts:" not in in_short
     login = next(call for call in desk.pulumi if call["arguments"][0] == "login")
     assert login["arguments"][1] == "file://~"
     assert desk.pulumi[-1]["passphrase"] == "p"
@@ -444,16 +454,16 @@ def test_every_question_is_answered_by_a_line(
 def test_the_hosts_only_card_goes_to_a_vm_once_the_person_accepts_that_the_screen_is_lost(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answering(monkeypatch, "", "vm:103", "n")
+    answering(monkeypatch, "vm:103", "n")
     assert run(desk, capsys, *desk.where, *desk.key) == 1
     assert "the host shows nothing on its screen after the boot menu" in desk.out and not desk.file.exists()
-    answering(monkeypatch, "", "vm:103", "y", "n", "yes")
+    answering(monkeypatch, "vm:103", "y", "yes")
     assert run(desk, capsys, *desk.where, *desk.key, "--no-preview") == 0, desk.err
     card = {"match": "10de:1b80", "use": "vm", "allowConsole": True}
     assert desk.config["homelab:hosts"]["pve"]["gpus"] == {"gtx1080": card}
     # Who has accepted it once keeps it.
     before = desk.file.read_text()
-    answering(monkeypatch, "", "", "n", "yes")
+    answering(monkeypatch, "", "", "yes")
     assert run(desk, capsys, "--no-preview") == 0, desk.err
     assert desk.file.read_text() == before
 
@@ -637,8 +647,8 @@ def test_a_new_vm_starts_from_a_known_image_that_the_host_downloads(
 def test_what_a_new_vm_is_made_of_is_asked_for(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The key, install mine, name, storage, source, disk, user, address, gateway, do it.
-    person = answering(monkeypatch, "", "box", "", "1", "32", "", "192.0.2.7/24", "192.0.2.1", "y")
+    # The name, storage, source, disk, user, address, gateway, do it.
+    person = answering(monkeypatch, "box", "", "1", "32", "", "192.0.2.7/24", "192.0.2.1", "y")
     asked = ["--card", "rtx5090=new-vm:110", "--no-preview"]
     assert run(desk, capsys, *desk.where, *desk.key, *asked) == 0, desk.err
     created = desk.config["homelab:vms"]["box"]["create"]

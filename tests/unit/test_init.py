@@ -18,6 +18,7 @@ from homelab.init import cards as init_cards
 from homelab.init import choices, proposal, stacks, storages
 from homelab.init.api_user import making, name_for, undoing, users
 from homelab.init.choices import Choices, Stack, Use
+from homelab.init.present import present
 from homelab.init.proposal import OPEN, existing, fingerprint, propose
 from homelab.settings import parse
 from tests.conftest import PROJECT
@@ -121,6 +122,19 @@ def test_a_card_is_shown_with_its_group_its_driver_and_who_uses_it() -> None:
     assert init_cards.refused(facts, card, hosts.settings(), "lxc") == []
     assert "boot_vga" in init_cards.refused(facts, screen, hosts.settings(), "vm")[0].found
     assert init_cards.possible_uses(facts, card, hosts.settings()) == {"lxc", "host"}
+
+
+def test_nobody_is_asked_about_the_hosts_screen_unless_it_is_used_or_there_is_no_other_card() -> None:
+    def left_out(facts: HostFacts, configured: tuple[str, ...] = ()) -> list[str]:
+        return [card.place for card in init_cards.not_asked_about(facts, init_cards.cards(facts), "pve", configured)]
+
+    [card, screen] = init_cards.cards(host())
+    assert left_out(host()) == [screen.place]
+    assert left_out(host(), (screen.place,)) == []
+    using = [*GUESTS["configs"], {"kind": "vm", "id": 104, "lines": f"name: b\nhostpci0: {screen.place},pcie=1\n"}]
+    assert left_out(host(guests={**GUESTS, "configs": using})) == []
+    facts = host()
+    assert init_cards.not_asked_about(facts, [screen], "pve", ()) == []
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
@@ -446,6 +460,27 @@ def test_a_card_that_ids_bind_by_hand_is_proposed_for_containers_with_a_yes() ->
     assert made.refused == [] and config(made)["homelab:hosts"]["pve"]["takeOver"] is True
     made = proposed(Choices({"0000:01:00": Use("vm", (103,))}), facts=facts)
     assert made.refused == [] and "takeOver" not in config(made)["homelab:hosts"]["pve"]
+
+
+def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> None:
+    assert present(host(), init_cards.cards(host()), "pve") == []
+    configs = [
+        {"kind": "vm", "id": 103, "lines": "name: Sandbox\nhostpci0: 0000:01:00,pcie=1,x-vga=1\n"},
+        {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
+    ]
+    facts = host(
+        guests={**GUESTS, "configs": configs},
+        nvidia_minors={"0000:01:00.0": 0},
+        vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"},
+        cmdline={"running": "", "configured": "", "generated": "", "others": "root=/dev/sda quiet amd_iommu=on iommu=pt"},
+    )
+    words, file, option, container = present(facts, init_cards.cards(facts), "pve")
+    assert words == "amd_iommu=on iommu=pt on the kernel command line: kept, and not added a second time"
+    assert file.startswith("/etc/modprobe.d/vfio.conf: kept; rtx5090 counts as bound by it")
+    assert option.startswith(
+        "hostpci0: 0000:01:00,pcie=1,x-vga=1 of VM 103: if the VM keeps rtx5090, `pulumi up` takes it over"
+    )
+    assert container.startswith("lines of container 901 for rtx5090: kept")
 
 
 SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"

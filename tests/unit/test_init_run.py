@@ -456,3 +456,9 @@ def test_a_temporary_file_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> 
         ".Pulumi.other.yaml.x.homelab-tmp",
         "Pulumi.homelab.yaml",
     ]
+
+
+def test_answers_in_a_file_are_options_as_a_shell_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "answers").write_text("--card rtx5090=vm:103  # the sandbox\n\n--driver none --vm-name 'a b'\n")
+    arguments = init.parser().parse_args(["192.0.2.1", f"@{tmp_path / 'answers'}", "--yes"])
+    assert (arguments.card, arguments.driver, arguments.vm_name) == (["rtx5090=vm:103"], "none", "a b")
