@@ -85,7 +85,7 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
             ("Who should get rtx4060", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
             ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 210 is preselected; 211, too
             ("Who should get rtx3060", ENTER),
-            ("CUDA's toolkit in the containers", ENTER),
+            # No CUDA is to be had for both of their distributions, and none is asked about.
         ],
         {
             "jellyfin": {"host": "pve", "ctid": 210, "gpus": ["rtx4060"], "nvidia": {}},

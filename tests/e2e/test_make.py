@@ -53,7 +53,7 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
         assert up.returncode == 0, up.stdout + up.stderr
         assert "make down" in up.stdout
         plan, _, rest = up.stdout.partition("Updating (lab):")
-        assert "VM 103 (Sandbox)" in plan and "→ VM 103 (Sandbox)" in rest.partition("\nResult\n")[2]
+        assert "+ VM 103 (sandbox)" in plan and "→ VM 103 (Sandbox)" in rest.partition("\nResult\n")[2]
         assert '"driver": "vfio-pci"' in deploy("outputs", state, engine).stdout
         lab = Lab.open(state)
         assert lab.running

@@ -64,7 +64,6 @@ def test_one_of_two_identical_cards_to_a_vm_the_other_to_containers_with_the_dri
         ("Who should get rtx3090 ", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103
         ("Who should get rtx3090-2", f"{UP}{UP}{ENTER}"),  # from the end: none, host, containers
         ("For which containers?", f"{DOWN}{SPACE}{ENTER}"),  # 201 is preselected; 202, too
-        ("CUDA's toolkit in the containers", ENTER),
     )
     stack.lab.run("pct set 201 --onboot 0; qm set 103 --net0 virtio,bridge=vmbr0")
     (vm,) = stack.config["homelab:vms"].values()

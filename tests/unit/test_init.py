@@ -472,7 +472,12 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
         guests={**GUESTS, "configs": configs},
         nvidia_minors={"0000:01:00.0": 0},
         vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"},
-        cmdline={"running": "", "configured": "", "generated": "", "others": "root=/dev/sda quiet amd_iommu=on iommu=pt"},
+        cmdline={
+            "running": "",
+            "configured": "",
+            "generated": "",
+            "others": "root=/dev/sda quiet amd_iommu=on iommu=pt",
+        },
     )
     words, file, option, container = present(facts, init_cards.cards(facts), "pve")
     assert words == "amd_iommu=on iommu=pt on the kernel command line: kept, and not added a second time"
