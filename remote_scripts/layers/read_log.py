@@ -43,7 +43,8 @@ def read(system: System, wanted: Wanted) -> Answer:
             "look at it there as root",
         ) from error
     lines = as_text(content, 2 * STEPS_BYTES).rstrip("\n").split("\n")
-    return Answer("\n".join((_part(lines, wanted.of) if wanted.of else lines)[-wanted.lines :]))
+    found = _part(lines, wanted.of) if wanted.of else lines
+    return Answer("\n".join(found[max(0, len(found) - wanted.lines) :]))
 
 
 def _part(lines: list[str], name: str) -> list[str]:

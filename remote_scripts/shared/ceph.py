@@ -24,18 +24,33 @@ def own_disks(system: System) -> list[str]:
     :raises Failure: one can't be told.
     """
     found = []
-    for path in (f"{_OSDS}/{name}/whoami" for name in system.files.names(_OSDS) if name.startswith("ceph-")):
+    for path in (f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)):
         try:
             number = (system.files.need(path) or b"").decode("ascii", "replace").strip()
         except OSError as error:
-            raise Failure(
-                "to know which disks of Ceph this node has",
-                f"{path} can't be read",
-                "Ceph would replace a disk that isn't known, while this node restarts",
-                "see on the host why it can't be read (the kernel's log may tell), then run `pulumi up` again",
-            ) from error
+            raise _unreadable(path) from error
         found += [number] if number.isdecimal() else []
     return found
+
+
+def _daemons(system: System, folder: str) -> list[str]:
+    """The names of Ceph's daemons here.
+
+    :raises Failure: their folder can't be read.
+    """
+    try:
+        return [name for name in system.files.need_names(folder) if name.startswith("ceph-")]
+    except OSError as error:
+        raise _unreadable(folder) from error
+
+
+def _unreadable(path: str) -> Failure:
+    return Failure(
+        "to know which disks and monitors of Ceph this node has",
+        f"{path} can't be read",
+        "Ceph may not do without one that isn't known, while this node restarts",
+        "see on the host why it can't be read (the kernel's log may tell), then run `pulumi up` again",
+    )
 
 
 def why_not(system: System) -> str:
@@ -43,7 +58,7 @@ def why_not(system: System) -> str:
 
     :raises Failure: as of `own_disks`.
     """
-    names = [name for name in system.files.names(_MONITORS) if name.startswith("ceph-")]
+    names = _daemons(system, _MONITORS)
     monitors = [name[5:] for name in names if system.files.at(f"{_MONITORS}/{name}").is_dir()]
     if monitors:
         done = system.run.ask("ceph", "mon", "ok-to-stop", *monitors)

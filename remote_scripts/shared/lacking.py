@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, driver, nvidia
+from remote_scripts.shared import boot, cmdline, driver, installed, nvidia
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -152,14 +152,14 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
         elif not driver.fits(found.version, wanted.driver):
             reasons.append(f"NVIDIA's driver {found.version} is loaded, not {wanted.driver}")
         elif found.version != wanted.driver:
-            installed = driver.library_version(system)
-            if not _is_installed(system, wanted, installed):
+            version = driver.library_version(system)
+            if not _is_installed(system, wanted, version):
                 perhaps.append(
                     f"what is installed is another version of branch {wanted.driver} than {found.version}, which is "
                     "loaded"
                 )
-            elif installed != found.version:
-                reasons.append(f"NVIDIA's driver {found.version} is loaded, and {installed} is installed")
+            elif version != found.version:
+                reasons.append(f"NVIDIA's driver {found.version} is loaded, and {version} is installed")
     held = driver.cards(system).held
     reasons += [
         f"{address} is on {name}, not on NVIDIA's driver"
@@ -171,11 +171,12 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
 
 def _is_installed(system: System, wanted: Boot, version: str) -> bool:
     """Whether that version is installed whole, with its modules for each kernel, and is the wanted one."""
+    packages = installed.installed(system)
     return (
         driver.fits(version, wanted.driver)
         and system.files.is_file(driver.NVIDIA_SMI)
         and driver.is_source_wanted(driver.note(system), wanted.source)
-        and not system.run.ask("dpkg", "--audit").output
+        and not any(name not in packages.whole for name in packages.present if driver.FAMILY.search(name))
         and all(
             (found := driver.module(system, kernel)).version == version and found.flavour == wanted.flavour
             for kernel in driver.kernels(system)

@@ -184,6 +184,16 @@ class Files:
         """What is in a folder, sorted; nothing where it can't be read."""
         return sorted(self._disk.names(self._at(path)))
 
+    def need_names(self, path: str) -> list[str]:
+        """The same; nothing where there is no such folder.
+
+        :raises OSError: it is there, and can't be read.
+        """
+        try:
+            return sorted(os.listdir(self.at(path)))
+        except FileNotFoundError:
+            return []
+
     def device(self, path: str) -> Device | None:
         """The character device at a path, links followed; None: there is none, or something else.
 

@@ -450,9 +450,19 @@ def test_a_node_whose_disks_ceph_would_replace_isnt_restarted(
 
 def test_a_disk_that_cant_be_told_and_a_note_that_cant_be_read_are_said(disks: Host) -> None:
     (disks.root / "var/lib/ceph/osd/ceph-7/whoami").mkdir(parents=True)
-    with pytest.raises(Exception, match="which disks of Ceph this node has"):
+    with pytest.raises(Exception, match="disks and monitors of Ceph this node has"):
         take(disks)
     shutil.rmtree(disks.root / "var/lib/ceph/osd/ceph-7")
+    for folder in ("osd", "mon"):
+        place = disks.root / "var/lib/ceph" / folder
+        if place.exists():
+            place.rename(disks.root / "var/lib/ceph/away")
+        disks.write(f"/var/lib/ceph/{folder}", "")  # as a folder that can't be read
+        with pytest.raises(Exception, match=f"/var/lib/ceph/{folder} can't be read"):
+            take(disks)
+        place.unlink()
+        if (disks.root / "var/lib/ceph/away").exists():
+            (disks.root / "var/lib/ceph/away").rename(place)
     assert take(disks) == ""
     (disks.root / f"{HOME}/away"[1:]).unlink()
     (disks.root / f"{HOME}/away"[1:]).mkdir()

@@ -183,7 +183,7 @@ def make(host: Host, case: Case) -> None:
     host.programs |= {
         "bash": lambda _arguments, _stdin: f"{case.others} \n",
         "modinfo": lambda _arguments, _stdin: Done(0, modinfo.encode()) if case.modules else 1,
-        "dpkg": lambda _arguments, _stdin: 0,
+        "dpkg-query": lambda _arguments, _stdin: 0,
         # One without a name, and one that is paused.
         "qm": lambda _arguments, _stdin: (
             "VMID NAME STATUS\n103 Sandbox running 1 2 3\n104 Other stopped 1 2 0\n105 VM 105 running 1 2 4\n106 VM 106 stopped 1 2 0\n107 Idle paused 1 2 5\n"
@@ -231,6 +231,22 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     assert did.pop("turn") is False  # it is in no cluster
     assert did == said
     assert ("systemctl reboot" in host.read("/called")) is bool(case.reasons)
+
+
+@pytest.mark.parametrize(
+    ("half", "name"),
+    [
+        ("stranger", "the branch is loaded, and installed whole"),
+        ("libnvidia-compute-580", "the branch is loaded, and what packages bring isn't known"),
+    ],
+)
+def test_a_package_that_is_half_configured_counts_where_it_is_the_drivers(
+    host: Host, clock: Clock, half: str, name: str
+) -> None:
+    make(host, CASES["the branch is loaded, and installed whole"])
+    host.programs["dpkg-query"] = lambda _arguments, _stdin: f"{half}\thalf-configured\t1\tamd64\n"
+    found = lacking.lacking(host.system(), wanted_boot(CASES[name]), "grub")
+    assert tuple(found.perhaps) == CASES[name].perhaps and not found.reasons
 
 
 def test_a_manual_reboot_is_planned_as_one(host: Host) -> None:

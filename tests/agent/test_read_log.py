@@ -24,6 +24,7 @@ def test_the_end_of_it_and_what_a_container_has_of_it(host: Host) -> None:
     host.write(STEPS, LINES)
     assert host.ask("read", "read_log", Wanted(lines=200)) == {"log": LINES.rstrip("\n")}
     assert host.ask("read", "read_log", Wanted(lines=2)) == {"log": "\n".join(LINES.splitlines()[-2:])}
+    assert host.ask("read", "read_log", Wanted(lines=0)) == {"log": ""}
     of_901 = host.ask("read", "read_log", Wanted(lines=200, of="container 901"))
     assert of_901 == {"log": "\n".join(LINES.splitlines()[2:5])}
 
