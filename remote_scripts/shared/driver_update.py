@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import driver, driver_installer, driver_modules
+from remote_scripts.shared import driver, driver_installer, driver_modules, kernel
 from remote_scripts.shared.driver import FAMILY, UPDATE, Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
@@ -260,9 +260,9 @@ class Update:
         if installer and not (driver_installer.is_whole(system) and driver.run_version(system) == installer.version):
             driver_installer.fetch(packages, installer, installer.file(UPDATE))
             driver_installer.run(packages, installer, installer.file(UPDATE), self._target)
-        kernels = self._lines("kernels")
-        for kernel in kernels:
-            driver_modules.build(packages, kept, kernel)
+        kernels = self._kernels_to_build()
+        for release in kernels:
+            driver_modules.build(packages, kept, release)
         if not self.has("blacklist"):
             driver_modules.drop_blacklist(packages)
         if self._target != "lxc":
@@ -282,6 +282,12 @@ class Update:
         if self._target == "lxc":
             return f"its libraries{self._in_use_again_in_container(kept.version)}"
         return f"its libraries, and its modules for {' '.join(kernels)}{self._in_use_again(kept.version)}"
+
+    def _kernels_to_build(self) -> list[str]:
+        """Those that had its modules and are there still, and the running one, which may have come since."""
+        noted, running = self._lines("kernels"), kernel.running(self._system)
+        there = driver.kernels_of(self._system, self._target)
+        return [one for one in there if one in noted or one == running] if noted else []
 
     def _put_packages_back(self) -> None:
         packages = self._packages

@@ -364,6 +364,8 @@ class Machine:
                 if self.host.exists("/usr/src/nvidia")
                 else ""
             )
+        if not self.host.exists(f"/usr/lib/modules/{arguments[-1]}"):
+            return Done(1, f"Error! Your kernel headers for kernel {arguments[-1]} cannot be found.\n".encode())
         return self._build(arguments[-1])
 
     def _modinfo(self, arguments: Sequence[str], _stdin: bytes) -> int | str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -239,6 +240,18 @@ def test_an_initramfs_that_was_not_made_is_said_and_made_by_the_next_run(machine
     machine.started.clear()
     apply(machine.host, OLD)
     assert "update-initramfs -u -k all" in machine.started
+
+
+def test_a_kernel_that_is_gone_by_then_keeps_no_driver_from_being_put_back(machine: Machine) -> None:
+    """While an update waits for its boot, somebody removes an old kernel."""
+    with_old(machine)
+    assert apply(machine.host, NEW)["reboot"] == "yes"
+    machine.faults.in_use = False
+    machine.boot()
+    (machine.host.root / f"boot/vmlinuz-{KERNELS[0]}").unlink()
+    shutil.rmtree(machine.host.root / f"usr/lib/modules/{KERNELS[0]}")
+    assert end(machine.host, "revert")["old"] == OLD and machine.loaded() == OLD
+    assert machine.module(KERNELS[1]) == f"{OLD} open"
 
 
 def test_what_was_kept_and_is_gone_is_said_and_the_wanted_driver_comes(machine: Machine) -> None:
