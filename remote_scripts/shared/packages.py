@@ -250,7 +250,7 @@ class Packages:
         done = self.apt(*options, *missing, seconds=seconds)
         self.settle()
         if done.status != 0:
-            self.explain_install(done, words)
+            self._need_only_others_broken(done, announced(plan), words)
         for name in missing:
             if not self.is_whole(name):
                 bare = name.partition("=")[0]
@@ -278,6 +278,21 @@ class Packages:
         whole = self.installed().whole
         if done.status != 0 and any(whole.get(name) != version for name, version in versions.items()):
             self.explain_install(done, shown)
+
+    def _need_only_others_broken(self, done: Done, changes: Iterable[Change], what: str) -> None:
+        """apt-get also fails where somebody else's package can't be configured, which is in nobody's way.
+
+        :raises Failure: it is one of these.
+        """
+        found = self.installed()
+        if not all(found.whole.get(change.name, "-") == change.new for change in changes):
+            self.explain_install(done, what)
+        half = " ".join(sorted(name for name in found.present if name not in found.whole))
+        if done.status >= TIMED_OUT or not half:
+            self.explain_install(done, what)
+        self.system.log.say(
+            f"note: {what} is installed; apt-get has failed for others, which can't be configured: {half}"
+        )
 
     def _noted(self, plan: Done, what: str, *, locked: bool = False) -> None:
         """Looks at what was simulated, and adds it to the record.

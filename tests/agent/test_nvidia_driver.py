@@ -416,3 +416,12 @@ def test_kernels_that_are_there_get_the_module(machine: Machine) -> None:
     with_old(machine)
     (machine.host.root / f"usr/lib/modules/{KERNELS[0]}/nvidia.ko").unlink()
     assert apply(machine.host, OLD)["changed"] and machine.works(OLD)
+
+
+def test_a_strangers_package_that_cannot_be_configured_stands_in_no_ones_way(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_configured(machine, STRANGERS)
+    machine.faults.unconfigured.add(STRANGERS)
+    assert apply(machine.host, OLD)["changed"] and machine.works(OLD)
+    assert "which can't be configured: stranger" in capsys.readouterr().err
