@@ -481,9 +481,14 @@ class Files:
     def flush_all(self) -> None:
         """The file systems of all that we write: programs that make something of it don't flush, and a boot loader
         reads without the journal.
+
+        :raises OSError: a disk doesn't take it.
         """
         places = [self.name(place) for place in _FLUSHED if self.is_folder(place)]
-        self._run.ask("sync", "-f", *places, seconds=600)
+        done = self._run.ask("sync", "-f", *places, seconds=600)
+        if done.status != 0:
+            said = as_text(done.error).strip() or f"sync ended with {done.status}"
+            raise OSError(errno.EIO, said, " ".join(places))
 
     # Plans.
 
@@ -543,11 +548,16 @@ class Files:
                 self.done_with(self.followed_by)
             self._tidy()
         self._step_noted = False
-        with suppress(Failure):
+        with suppress(OSError, Failure):
             self.flush_all()
 
     def finish(self) -> None:
-        """After a success: nothing is to be undone any more, and what is answered is on the disk."""
+        """After a success: what is answered is on the disk, and nothing is to be undone any more.
+
+        :raises OSError: a disk doesn't take it.
+        """
+        if self.changed:
+            self.flush_all()
         self._undo.clear()
         while self.at_finish:
             self.at_finish.pop(0)()
@@ -556,8 +566,6 @@ class Files:
         self._tidy()
         if self._disk.is_near and not self.is_folder(HOME):
             self._log.drop_steps()
-        if self.changed:
-            self.flush_all()
 
     def clear_leftovers(self) -> None:
         """Takes away what lies beside files only while a run works, also of runs that were cut short. The lock is

@@ -13,6 +13,7 @@ from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
+from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host, cuts, left_by, watched
 
@@ -224,3 +225,21 @@ def test_the_kernels_own_files_are_read_whatever_the_limit() -> None:
     assert system.files.read(path, 1 << 26) == f"{release}\n".encode()
     assert Source(system).text(path) == Source(system).passed_on(path) == release
     assert boot.need_text(system, path) == f"{release}\n"
+
+
+def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done_again(host: Host) -> None:
+    host.programs["sync"] = lambda _arguments, _stdin: Done(
+        1, b"", b"sync: error syncing '/boot': Input/output error\n"
+    )
+    system = host.system()
+
+    def make() -> None:
+        system.files.begin_step("boot")
+        system.files.done_with("boot")
+
+    with pytest.raises(OSError, match="error syncing '/boot'"):
+        system.changing(make)
+    assert system.files.is_pending("boot")
+    with pytest.raises(OSError, match="error syncing"):
+        system.changing(lambda: system.files.put("it", "/etc/it", 0o644, b"it\n"))
+    assert not host.exists("/etc/it")
