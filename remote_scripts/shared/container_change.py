@@ -200,8 +200,11 @@ class Changing:
             self.notes.write("restart", f"{addresses(conf.text)}\n")
 
     def _forget_change(self) -> None:
-        """Where nothing was written: the record is what it was when this run began."""
-        if self.changed:
+        """Where nothing was written: the record is what it was when this run began. Whoever was killed, or stands
+        before a lock, may have come half-way.
+        """
+        noted_before = self._parts.get("ours", b"").decode("utf-8", "surrogateescape").split("\n")
+        if self.changed or not container_lines.find_ours(self._conf(), self.notes).lines <= {*noted_before}:
             return
         for part in PARTS:
             if part in self._parts:
@@ -247,8 +250,10 @@ class Changing:
         self._forget_change()
         raise Failure(
             f"container {self._ctid} given its devices: pct set {' '.join(arguments)}",
-            self._said,
-            "its configuration is unchanged",
+            self._said or f"it ended with status {done.status}",
+            "its configuration is unchanged"
+            if self._conf().digest == conf.digest
+            else "it is half done, and noted: a run goes on from there",
             "correct what pct says, then run `pulumi up` again",
         )
 

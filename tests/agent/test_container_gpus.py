@@ -17,6 +17,7 @@ from remote_scripts.layers.container_record import Wanted as ContainerRecord
 from remote_scripts.shared import container_change, hanging, pmxcfs
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
+from remote_scripts.tools.run import TIMED_OUT, Done
 from tests import sampling
 from tests.agent.container_kit import (
     ALLOW,
@@ -293,6 +294,30 @@ def test_what_pct_refuses_leaves_everything_as_it_was(box: Containers) -> None:
     with pytest.raises(Refused, match="pct set --delete dev0 --dev3(.|\n)*Parameter verification failed"):
         box.apply(minors=(1,))
     assert box.host.lasting() == before
+
+
+def test_what_pct_had_written_when_it_was_killed_is_ours(box: Containers) -> None:
+    def killed(words: Sequence[str], stdin: bytes) -> Any:
+        said = box.pct(words, stdin)
+        return Done(TIMED_OUT, b"") if words[0] == "set" else said
+
+    box.host.programs["pct"] = killed
+    with pytest.raises(Refused, match="it is half done, and noted"):
+        box.apply(minors=(0,))
+    box.host.programs["pct"] = box.pct
+    assert "dev0: /dev/nvidia0" in box.conf and box.revert() == BASE
+
+
+def test_options_that_are_there_when_lines_cant_be_written_are_ours(box: Containers) -> None:
+    """Such as of a method that is changed while a backup begins."""
+    box.apply("mount-entry", minors=(0,))
+    lock = (box.root / "run/lock/lxc/pve-config-300.lock").open("a")
+    box.after["set"] = lambda: fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(Refused, match="pve-config-300.lock is held by another process"):
+        box.apply("device", minors=(0,))
+    lock.close()
+    box.after.clear()
+    assert "dev0: /dev/nvidia0" in box.conf and box.revert() == BASE
 
 
 def test_a_container_of_another_node_is_named_with_its_node(box: Containers) -> None:
