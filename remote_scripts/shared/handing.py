@@ -790,6 +790,7 @@ class Handover:
         to nothing with a driver that didn't answer yet: tried again, for a while. What is locked, such as by a backup,
         has as long as it takes.
         """
+        self._forget_started()
         noted = self.noted
         given_up = noted.given_up.split()
         owed = [one for one in noted.containers.split() if one not in given_up]
@@ -832,6 +833,23 @@ class Handover:
             given_up=" ".join([*self.noted.given_up.split(), *ctids]),
             since=str(int(time.time())),
         )
+
+    def _forget_started(self) -> None:
+        """Of those that aren't tried any more, the ones that somebody has started since."""
+        noted, given_up = self.noted, self.noted.given_up.split()
+        if noted.state != "HELD" or noted.boot != boot_of(self.system):
+            return
+        off = [one for one in given_up if self._is_off_by_cgroup(one) or self._may_be_off(one)]
+        left = [one for one in noted.containers.split() if one not in given_up or one in off]
+        if not left and given_up and not noted.owed:
+            self.say("it is with the host, and its containers run")
+            self._drop()
+        elif off != given_up:
+            why = f"{' '.join(off)} didn't start: {self._end_of(off)}" if off else noted.why
+            self.note(containers=" ".join(left), given_up=" ".join(off), why=why)
+
+    def _may_be_off(self, ctid: str) -> bool:
+        return guests.power_of(self.system, "pct", ctid, 0) in ("off", "unknown")
 
     def _end_of(self, ctids: Sequence[str]) -> str:
         """What is said of those that aren't tried any more."""

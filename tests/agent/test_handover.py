@@ -850,6 +850,25 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
     assert "containers=950\n" in lent.read(STATE)
 
 
+def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
+    """Somebody has mended it, and has started it."""
+    lent.write("/etc/pve/lxc/951.conf", "hostname: other\ndev0: /dev/nvidia0\n")
+    lent.write("/ct951", "stopped\n")
+    rewrite(lent, containers="950 951")
+    fails(lent, "pct start")
+    run(lent, *SERVICE)
+    rewrite(lent, since="1")
+    run(lent, *SERVICE)
+    lent.write("/ct951", "running\n")
+    run(lent, *SERVICE)
+    held = noted(lent.system(), "big")
+    assert (held.containers, held.given_up) == ("950", "950") and "951" not in held.why
+    assert "`pct start 950`" in held.why
+    lent.write("/ct950", "running\n")
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == "" and asked(lent).count("pct start") == 2
+
+
 def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) -> None:
     """Each for itself: a backup of 40 minutes, and one that doesn't start."""
     conf = lent.read(CONTAINER)
