@@ -107,7 +107,7 @@ def _revert(system: System, wanted: Wanted) -> Reverted:
         raise Failure(
             f"container {ctid} off within {wanted.shutdown.timeout} s, to be started without the cards",
             "it still runs",
-            "its configuration has no card any more; it runs on with what it was started with",
+            "its configuration has no card any more; it was asked to go off, and may do so later",
             f"see what keeps it (`pct exec {ctid} -- ps`), or switch it off: `pct stop {ctid}`, then run `pulumi up` "
             "again; or set shutdown.otherwise: stop",
         )

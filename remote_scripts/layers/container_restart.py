@@ -68,9 +68,10 @@ def _still_up(wanted: Wanted, changing: Changing, power: Power) -> Failure:
     return Failure(
         f"container {wanted.ctid} off within {wanted.shutdown.timeout} s",
         f"it still runs: {power.said}",
-        "it runs on, and its configuration is as it was before"
+        "it was asked to go off, and may do so later; its configuration is as it was before"
         if is_back
-        else "its configuration stays as it was written, and takes effect at its next start",
+        else "it was asked to go off, and may do so later; its configuration stays as it was written, and takes effect "
+        "at its next start",
         f"see what keeps it (`pct exec {wanted.ctid} -- ps`), give it more time (shutdown.timeout), or set "
         "shutdown.otherwise: stop; then run `pulumi up` again",
     )

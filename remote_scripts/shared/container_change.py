@@ -151,7 +151,7 @@ class Changing:
                 self.notes.forget(part)
         self.in_force()
         if not self.notes.has("wanted"):
-            self.notes.forget_all()
+            self.notes.forget(*PARTS, "guest")
         return True
 
     @property

@@ -85,8 +85,7 @@ class Power:
         known = addresses(conf.decode("utf-8", "replace"))
         self._note_ran(known, off=False)
         if not self.shut_down():
-            self._notes.forget("ran")
-            return False
+            return False  # it may still go off, which the next run says
         self._known = known
         try:
             self._note_ran(known, off=True)

@@ -172,7 +172,28 @@ def test_one_that_doesnt_go_off_has_its_configuration_as_before(box: Containers)
     box.is_deaf = True
     with pytest.raises(Refused, match="it still runs: timeout\nwhy: .*its configuration is as it was before"):
         restart(box)
-    assert box.conf == STOCK and box.state == "running" and "ran" not in box.noted()
+    assert box.conf == STOCK and box.state == "running"
+    gpus(box)
+    box.is_deaf = False
+    assert restart(box) == {"state": "running", "restarted": True} and "ran" not in box.noted()
+
+
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_one_that_goes_off_later_than_it_was_waited_for_is_named_by_the_next_run(
+    box: Containers, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpus(box)
+    if verb == "revert":
+        restart(box)
+    box.is_deaf = True
+    for _ in range(2):
+        with pytest.raises(Refused, match="it was asked to go off, and may do so later"):
+            gpus(box, verb="revert") if verb == "revert" else restart(box)
+        gpus(box, verb=verb) if verb == "apply" else None
+    box.state = "stopped"
+    gpus(box, verb="revert") if verb == "revert" else restart(box)
+    assert "note: container 300 ran when an earlier run shut it down" in capsys.readouterr().err
+    assert box.state == "stopped" and "ran" not in box.noted()
 
 
 def test_one_that_doesnt_go_off_is_stopped_where_the_settings_say_so(box: Containers) -> None:
