@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from remote_scripts.tools.run import TIMED_OUT, TOO_MUCH, Done
 from remote_scripts.tools.system import System
+from remote_scripts.tools.text import LOG_BYTES
 
 _LOOK_SECONDS = 60.0
-#: So many paths go to one program: a line of arguments has an end.
-_PATHS = 4000
+#: What a program says of a path that is gone has so many bytes more, at most.
+_MESSAGE_BYTES = 80
 _BYTES = 1 << 20
 _NO_FILES = ("socket:", "pipe:", "anon_inode:")
 #: What is said where a process has ended meanwhile, or has a file on a storage that is gone: no device node answers
@@ -55,16 +56,25 @@ def holders(system: System, control: str, numbers: Collection[str], mapped: str)
                 found.add(int(path[len(proc) + 1 :].partition("/")[0]))
     if not is_seen:
         raise UnseenError(f"the look at all processes has not shown {control}, which is there")
-    for paths in _parts(list(_maps(system))):
+    for paths in _parts(_maps(system)):
         done = system.run.ask("grep", "-lE", mapped, *paths, os.devnull, seconds=_LOOK_SECONDS, limit=_BYTES)
         _need_answer(system, done)
         found |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
     return [_in_words(system, pid) for pid in sorted(found)]
 
 
-def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(paths), _PATHS):
-        yield paths[first : first + _PATHS]
+def _parts(paths: Iterable[str]) -> Iterator[Sequence[str]]:
+    """What a program says of a part has an end that is kept (LOG_BYTES): all of it has to fit in."""
+    part: list[str] = []
+    left = LOG_BYTES
+    for path in paths:
+        left -= len(os.fsencode(path)) + _MESSAGE_BYTES
+        if left < 0:
+            yield part
+            part, left = [], LOG_BYTES - len(os.fsencode(path)) - _MESSAGE_BYTES
+        part.append(path)
+    if part:
+        yield part
 
 
 def _threads(system: System) -> Iterator[tuple[str, list[str]]]:

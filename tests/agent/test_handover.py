@@ -22,6 +22,7 @@ from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
+from remote_scripts.tools.text import LOG_BYTES
 from tests.agent.handover_kit import (
     AUDIO,
     BIG,
@@ -234,6 +235,24 @@ def test_who_has_it_open_is_named_with_its_container(host: Host) -> None:
     assert look(host) == ["ollama (PID 41 of container 950)", "ollama (PID 42 of container 950)"]
     (host.root / "proc/41/task/41/fd/4").symlink_to("nothing")  # closed meanwhile
     assert len(look(host)) == 2
+
+
+def test_however_many_have_gone_meanwhile_the_others_are_seen(host: Host) -> None:
+    """Of what a program says, the end is kept."""
+    for pid in (41, 42):
+        thread(host, pid, pid)
+    opens(host, 42, 42)
+    for number in range(1000):
+        (host.root / f"proc/41/task/41/fd/{number}").symlink_to("nothing")
+    real = host.programs["stat"]
+
+    def stat(words: Sequence[str], stdin: bytes) -> Done:
+        done = real(words, stdin)
+        assert isinstance(done, Done)
+        return Done(done.status, done.output, done.error[-LOG_BYTES:])
+
+    host.programs["stat"] = stat
+    assert look(host) == ["ollama (PID 42 of container 950)"]
 
 
 def test_memory_that_is_mapped_counts_without_a_descriptor(host: Host) -> None:
