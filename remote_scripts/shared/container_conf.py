@@ -352,3 +352,10 @@ def addresses(text: str) -> str:
         if match := re.match(r"net\d*:.*hwaddr=([0-9A-Fa-f:]*)", line):
             found.append(match[1].upper())
     return ",".join(sorted(found))
+
+
+def is_same(known: str, now: str) -> bool:
+    """Whether two answers of `addresses` are of one container, which may have got network cards in between, or lost
+    some.
+    """
+    return not {*known.split(",")}.isdisjoint(now.split(","))

@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from remote_scripts.shared import guest_tasks, pmxcfs
+from remote_scripts.shared import container_conf, guest_tasks, pmxcfs
 from remote_scripts.shared.container_conf import addresses
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -169,12 +169,12 @@ def why_not_owed(system: System, ctid: int, ran: Ran) -> str:
 
 
 def is_same(system: System, ctid: int, known: str) -> bool:
-    """Whether this is still the container that had these addresses. On another node it has no configuration here.
+    """Whether this is still the container that had such addresses. On another node it has no configuration here.
 
     :raises Failure: its configuration can't be read.
     """
     conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    return conf is None or known == addresses(conf.decode("utf-8", "replace"))
+    return conf is None or container_conf.is_same(known, addresses(conf.decode("utf-8", "replace")))
 
 
 def waits_for_restart(system: System, ctid: int) -> bool:
@@ -186,5 +186,4 @@ def waits_for_restart(system: System, ctid: int) -> bool:
     known = notes.text("restart").strip()
     conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
     now = addresses((conf or b"").decode("utf-8", "replace"))
-    is_another = known and now and {*known.split(",")}.isdisjoint(now.split(","))
-    return notes.has("restart") and not is_another
+    return notes.has("restart") and not (known and now and not container_conf.is_same(known, now))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from remote_scripts.shared import card_users, guests, ha, handover, nvidia, shared_card
+from remote_scripts.shared import card_users, container_conf, guests, ha, handover, nvidia, shared_card
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError, User
@@ -378,7 +378,7 @@ class Handover:
 
     def _is_another(self, one: User) -> bool:
         """Was its id given to another container since?"""
-        return self._known.get(one.ctid, one.known) != one.known
+        return not container_conf.is_same(self._known.get(one.ctid, one.known), one.known)
 
     @property
     def _known(self) -> dict[str, str]:

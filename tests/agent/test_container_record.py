@@ -143,7 +143,7 @@ KNOWN = f"{A},{B}"
     [
         (f"AT {BOOT} yes {KNOWN}\n", "", True),
         (f"AT another yes {KNOWN}\n", "", False),
-        (f"AT {BOOT} yes {A}\n", "", False),
+        (f"AT {BOOT} yes AA:AA:AA:AA:AA:AA\n", "", False),
         (f"LONG {BOOT} yes {KNOWN}\n", "", False),
         ("", "", False),
         (f"AT {BOOT} yes {KNOWN}\n", task("vzstart", 5, "OK"), False),

@@ -960,6 +960,12 @@ def test_a_container_that_got_the_id_of_another_one_is_not_started(lent: Host) -
     assert state(lent) == "" and "container 950 is another one" in story(lent)
 
 
+def test_a_container_that_got_a_network_card_meanwhile_is_the_same(lent: Host) -> None:
+    lent.write(CONTAINER, f"{lent.read(CONTAINER)}net1: name=eth1,hwaddr=AA:BB:CC:00:00:02\n")
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
+
+
 def test_a_status_that_is_not_answered_is_no_container_that_runs(lent: Host) -> None:
     as_before = says(lent, "pct", "status 950", 1)
     run(lent, *SERVICE)
