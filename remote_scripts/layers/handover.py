@@ -396,6 +396,6 @@ def _settle(system: System, card: Card) -> None:
                 if card_users.names_card(system, card, vmid) and (said := hookscripts.set_again(system, vmid)):
                     one.say(said)
     except (Failure, RefusedError, OSError) as error:
-        found = error.found if isinstance(error, Failure) else error
+        found = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
         system.log.say(f"{card.name}: left as it is: {found}")
         handover.story_line(system, card.name, f"left as it is: {found}")

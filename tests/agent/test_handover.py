@@ -120,7 +120,7 @@ def test_a_state_that_cant_be_read_is_no_card_that_is_with_the_host(lent: Host, 
     before = drivers(lent)
     assert "to know where the card is" in call(lent, *START)
     run(lent, *SERVICE)
-    assert drivers(lent) == before and "left as it is" in story(lent)
+    assert drivers(lent) == before and f"left as it is: to know where the card is, by {STATE}: " in story(lent)
     with pytest.raises(Failure, match="where the card is"):
         away(lent.system())
 
