@@ -288,6 +288,10 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
                     "name the card under the VM in the settings, or take it out of it",
                 )
         return
+    # Somebody may have taken a card out of it.
+    ours = [card for card in ours if card_users.names_card(system, card, vmid)]
+    if not ours:
+        return
     # Before the wait for the host, which a run may have for long; and once more with it.
     for one in (Handover(system, card) for card in ours):
         one.need_no_run(vmid)
@@ -296,8 +300,7 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
     with system.work.holding(handover.HANDING, 10) as is_ours:
         if not is_ours:
             raise refusal(ours[0].name, vmid, "/run/homelab/handing can't be locked", "start the VM again")
-        # Somebody may have taken a card out of it.
-        _take_all(system, vmid, [card for card in ours if card_users.names_card(system, card, vmid)])
+        _take_all(system, vmid, ours)
 
 
 def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:

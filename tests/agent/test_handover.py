@@ -636,6 +636,16 @@ def test_a_vm_that_runs_without_the_card_keeps_it_from_nobody(lent: Host, anothe
     assert at_home(lent) and state(lent) == ""
 
 
+def test_a_vm_that_names_no_card_any_more_waits_for_nobody(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "START_SECONDS", 0.2)
+    host.write(VM, "name: gaming\n")
+    other = host.system()
+    other.work.take_lock()
+    run(host, *START)
+    assert at_home(host)
+    other.work.release()
+
+
 def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
     lent: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
