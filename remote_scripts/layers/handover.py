@@ -382,11 +382,13 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
     if handover.is_going_down(system) or _get_host(system, 60):
         return
     with system.work.holding(handover.HANDING, 10) as is_ours:
-        for card in cards if is_ours else ():
+        waiting = [card for card in cards if is_ours and _settle(system, card)]
+        for card in waiting:  # by now the others are back
             _settle(system, card)
 
 
-def _settle(system: System, card: Card) -> None:
+def _settle(system: System, card: Card) -> bool:
+    """Whether a container waits for another card, too."""
     try:
         one = Handover(system, card)
         if handover.run_at_work(system) is None:
@@ -398,7 +400,9 @@ def _settle(system: System, card: Card) -> None:
             for vmid in map(str, card.vms):
                 if card_users.names_card(system, card, vmid) and (said := hookscripts.set_again(system, vmid)):
                     one.say(said)
+        return one.waits
     except (Failure, RefusedError, OSError) as error:
         found = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
         system.log.say(f"{card.name}: left as it is: {found}")
         handover.story_line(system, card.name, f"left as it is: {found}")
+        return False

@@ -71,6 +71,8 @@ class Handover:
         self.noted = handover.noted(system, card.name)
         #: There is a step of which nobody knows whether it is still at work.
         self.unsure = False
+        #: Whether a container waits for another card of the same VM, which comes back as well.
+        self.waits = False
         #: Why a VM that has it keeps it.
         self._kept = ""
         self._said = ""
@@ -453,6 +455,10 @@ class Handover:
                 f"{ctid} has lines with the earlier ones, which this program hasn't written: it stays off. Correct "
                 "them, then start it"
             )
+        other = self._also_away(one)
+        if other:
+            self.waits = True
+            return f"container {ctid} has gpus.{other} as well, which comes back next: it is started after that"
         self.say(f"starting container {ctid} again")
         self._do("pct", "start", ctid, seconds=180)
         said = self._said
@@ -460,6 +466,19 @@ class Handover:
         if power == "unknown":
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
         return "" if power in ("on", "gone") else f"container {ctid} has not started: {said or 'no answer'}"
+
+    def _also_away(self, one: User) -> str:
+        """Which other card of the container's the same VM had, and has still by what is noted; empty: none."""
+        for file in self.system.files.names(handover.FOLDER):
+            name, _, kind = file.rpartition(".")
+            if kind != "state" or file.startswith(".") or name == self.card.name:
+                continue
+            other = handover.noted(self.system, name)
+            (minor, *_), names = shared_card.parts(other.taken or other.numbers)
+            is_away = other.state in ("VM", "RETURNING") and other.boot == boot_of(self.system)
+            if is_away and other.vm == self.noted.vm and one.has(minor, names):
+                return name
+        return ""
 
     def _have_moved(self) -> bool:
         """Has the card others than when it was taken, or than before an earlier handover?"""

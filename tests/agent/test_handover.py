@@ -411,6 +411,36 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
+def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host) -> None:
+    small, third = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), "0000:03:00.0"
+    host.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
+    host.write(f"{DEVICES}/{third}/vendor", "0x10de\n")
+    host.write("/dev/nvidia1", "")
+    bind(host, third, "nvidia")
+    host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
+    host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: /dev/nvidia1\n")
+    smi, pct = host.programs["nvidia-smi"], host.programs["pct"]
+    host.programs["nvidia-smi"] = lambda words, stdin: (
+        smi(words, stdin) if OTHER not in words else "there\n" if driver(host, OTHER) == "nvidia" else 6
+    )
+    seen: list[list[str]] = []
+
+    def started(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
+        if words[0] == "start":
+            seen.append(drivers(host))
+        return pct(words, stdin)
+
+    host.programs["pct"] = started
+    for order in ((BIG, small), (small, BIG)):
+        cards(host, *order)
+        run(host, *START)
+        assert drivers(host) == ["vfio-pci"] * 3
+        run(host, *STOP)
+        run(host, *SERVICE)
+        assert at_home(host) and state(host) == "" and not host.exists(STATE.replace("big", "small"))
+    assert seen == [["nvidia", "snd_hda_intel", "nvidia"]] * 2
+
+
 def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Host) -> None:
     gone = "nvidia_uvm nvidia_drm nvidia_modeset nvidia"
     lent.write("/var/lib/homelab/handover/small.state", f"state=VM\nvm=104\nboot=boot\nsince=1\nmodules={gone}\n")
