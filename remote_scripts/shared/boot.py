@@ -99,20 +99,21 @@ def find_loader(system: System) -> Loader:
     if esps:
         done = system.run.ask("proxmox-boot-tool", "status")
         status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
-    if not files.at("/sys/firmware/efi").is_dir():
-        return Loader("grub", status=status)  # legacy BIOS: Proxmox VE has GRUB only
-    # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
-    name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
-    if esps:
         written = "\n".join(_ESPS.findall(status))
         kinds = ("grub" if "grub (" in written else "") + ("uefi" if "uefi (" in written else "")
+    # Where ESPs are listed GRUB's menu on them is made, and that of /boot isn't: of none that is there, nothing is made.
+    grub = "grub" if not esps or kinds.startswith("grub") else ""
+    if not files.at("/sys/firmware/efi").is_dir():  # legacy BIOS: Proxmox VE has GRUB only
+        return Loader(grub, f"legacy BIOS, proxmox-boot-tool '{kinds or 'no ESP'}'", status)
+    # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
+    name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
     clues = f"LoaderInfo '{name or 'not set'}', proxmox-boot-tool '{kinds or 'no ESP'}'"
     found = ""
     if name.startswith("systemd-boot"):
         # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
         found = "systemd-boot" if kinds.endswith("uefi") else ""
     elif name.startswith("GRUB"):
-        found = "grub"
+        found = grub
     elif not name:
         found = {"uefi": "systemd-boot", "grub": "grub"}.get(kinds, "")
         if not kinds and files.exists(GRUB_MENU):

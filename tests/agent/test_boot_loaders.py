@@ -56,6 +56,21 @@ def test_the_loaders_own_word_decides_between_two_configured_ones(host: Host) ->
     assert loader(host) == "grub"
 
 
+@pytest.mark.parametrize("info", [None, "GRUB 2.12", "systemd-boot 257"])
+def test_a_host_that_starts_from_none_of_the_esps_that_would_be_written_stops_before_anything_changes(
+    host: Host, info: str | None
+) -> None:
+    """Its words would go nowhere, and it would be restarted for nothing."""
+    uuid = "/dev/disk/by-uuid/AAAA-0001"
+    esps(host, f"WARN: {uuid} does not exist - clean '/etc/kernel/proxmox-boot-uuids'! - skipping\n")
+    if info:
+        efi(host, info)
+    before = host.tree()
+    with pytest.raises(Failure, match="to know which boot loader makes the kernel command line"):
+        boot.need_loader(host.system())
+    assert host.tree() == before
+
+
 @pytest.mark.parametrize("info", [None, "systemd-boot 257"])
 def test_a_loader_that_cannot_be_told_stops_before_anything_changes(host: Host, info: str | None) -> None:
     efi(host, info)
