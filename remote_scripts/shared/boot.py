@@ -101,7 +101,7 @@ def find_loader(system: System) -> Loader:
         status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
         written = "\n".join(_ESPS.findall(status))
         kinds = ("grub" if "grub (" in written else "") + ("uefi" if "uefi (" in written else "")
-    # Where ESPs are listed GRUB's menu on them is made, and that of /boot isn't: of none that is there, nothing is made.
+    # Where ESPs are listed, the menus on them are made alone: of none that is there, nothing is.
     grub = "grub" if not esps or kinds.startswith("grub") else ""
     if not files.at("/sys/firmware/efi").is_dir():  # legacy BIOS: Proxmox VE has GRUB only
         return Loader(grub, f"legacy BIOS, proxmox-boot-tool '{kinds or 'no ESP'}'", status)

@@ -3,7 +3,8 @@
 nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept, what
 it became is noted (the record of the layer toolkit, `pending` while it is being changed). As long as nobody changes it,
 the kept bytes are given back; else our runtime is taken out of docker's daemon.json, our drop-in of containerd goes,
-and its own config.toml stays as it is.
+and its own config.toml stays as it is. Where such a file is a link, nvidia-ctk writes through it: what it leads to is
+kept and given back, and the link stays.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def begin_change(system: System, path: str) -> None:
     """Called before nvidia-ctk writes to it."""
     files = system.files
     found = state(system, path)
+    real = _real(system, path)
     files.about_to_change()
-    files.remember(*_noted(path), path)
+    files.remember(*_noted(path), real)
     if found == "absent":
-        if files.exists(path):
-            files.keep(path)
+        if files.exists(real):
+            files.keep(path, real)
         else:
             files.forget(path)
         files.note(_noted(path)[2], b"pending\n")
@@ -50,8 +52,8 @@ def begin_change(system: System, path: str) -> None:
         _keep_without_ours(system, path)
     files.make_folder(path.rpartition("/")[0])
     files.remove(f"{_BEFORE}{path}")
-    if files.exists(path):
-        files.copy_of(path, f"{_BEFORE}{path}")
+    if files.exists(real):
+        files.copy_of(real, f"{_BEFORE}{path}")
 
 
 def end_change(system: System, path: str) -> bool:
@@ -62,7 +64,7 @@ def end_change(system: System, path: str) -> bool:
     is_same = _means_the_same(system, path, before)
     if is_same:
         if files.exists(before) and files.need(before, _BYTES) != files.need(path, _BYTES):
-            files.copy_of(before, path)
+            files.copy_of(before, _real(system, path))
         # Somebody had it so before us: then it isn't ours.
         if state(system, path) == "pending" and _means_the_same(system, path, kept):
             files.remove(record, before)
@@ -89,19 +91,25 @@ def give_back(system: System, path: str) -> bool:
         return False
     kept, sums, record = _noted(path)
     files.need_kept(path)
+    real = _real(system, path)
     files.about_to_change()
-    files.remember(path, record, sums, kept)
+    files.remember(real, record, sums, kept)
     if found == "changed":
         _keep_without_ours(system, path)
     if found != "missing":  # somebody has removed it since: so it stays
         if files.exists(kept):
-            files.copy_of(kept, path)
+            files.copy_of(kept, real)
         else:
             files.remove(path)
     files.remove(record)
     files.forget(path)
     system.log.say(f"gave back {path}")
     return True
+
+
+def _real(system: System, path: str) -> str:
+    """The file that it is, where it is a link."""
+    return (system.files.is_link(path) and system.files.resolved(path)) or path
 
 
 def _noted(path: str) -> tuple[str, str, str]:
@@ -134,7 +142,7 @@ def _keep_without_ours(system: System, path: str) -> None:
         return
     files.need_own_folder(kept.rpartition("/")[0])
     files.remove(sums)  # without one it counts as whole
-    files.write(kept, text, files.mode(path))
+    files.write(kept, text, files.mode(_real(system, path)))
     files.note_kept(path)
 
 

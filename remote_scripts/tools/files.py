@@ -533,9 +533,11 @@ class Files:
             try:
                 if was is None:
                     self.remove(path)
-                else:
+                elif any(path.startswith(f"{place}/") for place in _PLACES):
                     self._disk.rename(was, self._at(path))
                     self._disk.flush(self._at(path).parent)
+                else:  # it may be on another file system than its copy
+                    self.copy(was, path)
             except (OSError, Failure):  # a container may be gone meanwhile
                 self.not_put_back = path
                 break
@@ -632,10 +634,13 @@ class Files:
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
-    def keep(self, path: str) -> None:
-        """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first."""
+    def keep(self, path: str, source: str = "") -> None:
+        """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first.
+
+        :param source: what the path, a link, leads to, where that is to be kept.
+        """
         self.remove(f"{HOME}/sums{path}")
-        self.copy(self._at(path), f"{HOME}/kept{path}")
+        self.copy(self._at(source or path), f"{HOME}/kept{path}")
         self.note_kept(path)
 
     def note_kept(self, path: str) -> None:

@@ -104,6 +104,36 @@ def test_an_engine_that_doesnt_start_gets_its_configuration_back_and_its_journal
     assert host.read(DAEMON) == "{}\n"
 
 
+@pytest.mark.parametrize("how", ["given back", "edited since", "failed"])
+def test_a_configuration_that_is_a_link_stays_one_and_its_file_is_given_back(host: Host, how: str) -> None:
+    """nvidia-ctk writes through it."""
+    theirs = host.write("/srv/docker.json", '{"dns": []}', 0o640)
+    link = host.root / DAEMON[1:]
+    link.parent.mkdir()
+    link.symlink_to("../../srv/docker.json")
+    system = host.system()
+
+    def change() -> None:
+        engine_conf.begin_change(system, DAEMON)
+        theirs.write_text('{"dns": [], "runtimes": {"nvidia": {}}}')
+        assert engine_conf.end_change(system, DAEMON)
+        if how == "failed":
+            raise OSError("docker doesn't start")
+
+    if how == "failed":
+        with pytest.raises(OSError, match="doesn't start"):
+            system.changing(change)
+    else:
+        system.changing(change)
+        assert engine_conf.state(system, DAEMON) == "ok"
+        if how == "edited since":
+            theirs.write_text('{"dns": [], "debug": true, "runtimes": {"nvidia": {}}}')
+        system.changing(lambda: engine_conf.give_back(system, DAEMON))
+    left = {"dns": [], "debug": True} if how == "edited since" else {"dns": []}
+    assert link.readlink().as_posix() == "../../srv/docker.json" and json.loads(theirs.read_text()) == left
+    assert theirs.stat().st_mode & 0o777 == 0o640 and not host.exists("/var/lib/homelab")
+
+
 class Docker:
     """docker, whose restart stops the containers that run; none of them has a restart policy."""
 
