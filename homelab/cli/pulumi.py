@@ -58,7 +58,7 @@ class Pulumi:
                 wanted="to be in the project's folder",
                 found=f"no Pulumi.yaml in {folder} or above it",
                 why="the settings file belongs beside it",
-                next="go to the folder that has homelab's Pulumi.yaml",
+                next="go to the folder that has homelab's Pulumi.yaml, or make one: homelab new DIR",
             )
         return cls(program, folder, stack)
 
