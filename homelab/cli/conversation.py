@@ -258,11 +258,14 @@ class Conversation:
         possible = init_cards.possible_uses(facts, card, host)
         screen = init_cards.screen_lost(facts, card, host)
         for_vms = "vm" in possible or screen is not None
-        vms = [guest for guest in all_guests if guest.kind == "vm"] if for_vms else []
+        every_vm = [guest for guest in all_guests if guest.kind == "vm"]
+        vms = every_vm if for_vms else []
         shared = [guest for guest in all_guests if guest.kind == "lxc"] if "lxc" in possible else []
         options: list[Option] = [(f"vm:{guest.id}", str(guest)) for guest in vms]
         if for_vms:
             options.append(("new-vm", f"a new VM (id {free_id(facts)})"))
+        if every_vm and shared and card.is_nvidia and not card.is_virtual:
+            options.append(("shared", "in turn (shared): containers have it, and a VM takes it for as long as it runs"))
         if shared:
             options.append(("lxc", "containers (shared)"))
         if "host" in possible:
@@ -270,7 +273,7 @@ class Conversation:
         options.append(("none", "leave it alone"))
         for error in init_cards.with_vm(facts, card):
             self.output.say(f"{card.key} can't go back to the host's driver now: {error.found}; {error.next}.")
-        first = "lxc" if preset.kind == "lxc" else str(preset) if preset.kind != "new-vm" else "new-vm"
+        first = str(preset) if preset.kind == "vm" else preset.kind
         if first not in (value for value, _ in options):
             first = "none"
         chosen = self.ask.choose(f"Who should get {card.key} ({card})?", options, first)
@@ -279,14 +282,23 @@ class Conversation:
             # Whoever has accepted it in the settings is asked once more only.
             if not self.ask.confirm("Give it to the VM anyway (allowConsole)?", default=chosen == str(preset)):
                 return Use("none")
-        if chosen != "lxc":
+        if chosen not in ("lxc", "shared"):
             return parse_use(chosen, facts)
+        before = [str(ctid) for ctid in preset.of_kind("lxc", facts)]
         ids = self.ask.several(
             "For which containers?",
             [(str(guest.id), str(guest)) for guest in shared],
-            [str(ctid) for ctid in preset.guests] if preset.kind == "lxc" else [str(shared[0].id)],
+            before or [str(shared[0].id)],
         )
-        return Use("lxc", tuple(int(ctid) for ctid in ids))
+        if chosen == "lxc":
+            return Use("lxc", tuple(int(ctid) for ctid in ids))
+        holders = [str(vmid) for vmid in preset.of_kind("vm", facts)]
+        taking = self.ask.several(
+            "Which VMs may take it?",
+            [(str(guest.id), str(guest)) for guest in every_vm],
+            holders or [str(every_vm[0].id)],
+        )
+        return Use("shared", tuple(int(number) for number in (*taking, *ids)))
 
     def _new_vm(self, access: Access, node: str) -> ChosenVm:
         """What a new VM is made of: its disk's storage and what it starts from, of what the host has."""
@@ -361,35 +373,39 @@ class Conversation:
     def _nvidia(
         self, choices: Choices, facts: HostFacts, cards: list[Card], before: Existing, access: Access, name: str
     ) -> None:
-        staying = [card for card in cards if card.is_nvidia and choices.uses[card.place].kind in ("lxc", "host")]
+        stays = ("shared", "lxc", "host")
+        staying = [card for card in cards if card.is_nvidia and choices.uses[card.place].kind in stays]
+        in_turn = any(choices.uses[card.place].kind == "shared" for card in staying)
+        by_card = {card: choices.uses[card.place].of_kind("lxc", facts) for card in staying}
         settings = before.settings
         configured = (
             {container.ctid for container in settings.containers.values() if container.nvidia is not None}
             if settings
             else set()
         )
-        new = {number for card in staying for number in choices.uses[card.place].guests} - configured
+        sharing = {number for numbers in by_card.values() for number in numbers}
+        new = sharing - configured
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
-        if not staying or not (new or of_host or choices.over or self.arguments.driver):
+        host_nvidia = settings.hosts[name].nvidia if settings and name in settings.hosts else None
+        lacking = in_turn and host_nvidia is None  # what hands a card over is of the driver that this program installs
+        if not staying or not (new or of_host or choices.over or self.arguments.driver or lacking):
             return
-        sharing = {number for card in staying for number in choices.uses[card.place].guests}
         stopped = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
         self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in stopped}))
         system = stacks.of_host(facts, [card.id for card in staying], self._readings.get("host"))
         loaded = facts.nvidia.version
-        host_nvidia = settings.hosts[name].nvidia if settings and name in settings.hosts else None
         driver: str | None = None
         if self.arguments.driver not in (None, "none"):
             driver = self.arguments.driver
-        elif loaded or host_nvidia:
+        elif (loaded or host_nvidia) and not lacking:
             self.output.say(f"The host's driver{f' {loaded}' if loaded else ''} stays as it is.")
         elif self.arguments.driver is None:
             possible = stacks.drivers("host", system)
-            chosen = self.ask.choose(
-                "NVIDIA's driver on the host",
-                [*_branches(possible), ("none", "none: I install it myself")],
-                possible[0] if possible else "none",
-            )
+            own: list[Option] = [] if lacking else [("none", "none: I install it myself")]
+            kept = loaded.partition(".")[0]
+            first = kept if kept in possible else possible[0] if possible else "none"
+            options = [*_branches(possible), *own]
+            chosen = self.ask.choose("NVIDIA's driver on the host", options, first) if options else "none"
             driver = None if chosen == "none" else chosen
         if of_host:
             choices.host_stack = self._on_host(system, driver, loaded, configured=host_nvidia is not None)
@@ -416,7 +432,7 @@ class Conversation:
             )
         elif inside:
             ids_by_guest = {
-                number: [card.id for card in staying if number in choices.uses[card.place].guests] for number in inside
+                number: [card.id for card, numbers in by_card.items() if number in numbers] for number in inside
             }
             systems = [
                 stacks.in_container(followed_driver, ids_by_guest[number], self._readings.get(str(number)))
@@ -610,7 +626,7 @@ class Conversation:
         if not host_before:
             host |= {"ssh": access.ssh, **({"node": node} if node != name else {})}
         host |= cluster_settings(host_before or {}, facts)
-        if any(use.kind in ("vm", "new-vm") for use in choices.uses.values()):
+        if any(use.kind in ("vm", "new-vm", "shared") for use in choices.uses.values()):
             if (api := api_settings(self.stack, host_before or {}, facts, self.arguments.api_port or 8006)) is not None:
                 host["api"] = api
             else:

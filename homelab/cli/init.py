@@ -74,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CARD=USE",
-        help="by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, =lxc:901,950, =host, =none; may be repeated",
+        help="by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, =lxc:901,950, =shared:103,901 (in turn), "
+        "=host, =none; may be repeated",
     )
     cards.add_argument(
         "--driver",

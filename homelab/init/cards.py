@@ -60,11 +60,12 @@ def cards(facts: HostFacts) -> list[Card]:
     return choices
 
 
-# As people call them. A Matrox G200 is the screen of a server's management controller (BMC).
+# As people call them. A Matrox G200, or ASPEED's, is the screen of a server's management controller (BMC).
 _SHORTER = (
     (r"^(rtx|gtx|rx|gt)-(?=[a-z]?[0-9])", r"\1"),
     (r"^matrox-electronics-systems-ltd-(mga-)?", "matrox-"),
     (r"^matrox-(?=g200)", "bmc-"),
+    (r"^aspeed-(technology-inc-aspeed-)?graphics-family$", "bmc-aspeed"),
 )
 
 

@@ -17,7 +17,7 @@ from homelab.properties import same
 from homelab.settings import Host, Settings
 from homelab.vm.config import VmCard, noted_of, owners_lines
 
-Kind = Literal["vm", "new-vm", "lxc", "host", "none"]
+Kind = Literal["vm", "new-vm", "shared", "lxc", "host", "none"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def free_id(facts: HostFacts) -> int:
 
 @dataclass(frozen=True)
 class Use:
-    """The use of a card. `guests`: the id of the VM, an existing or a new one, or the ids of the containers."""
+    """The use of a card. `guests`: the id of the VM, an existing or a new one; the ids of the containers; or, of a card
+    that they have in turn, those of both."""
 
     kind: Kind
     guests: tuple[int, ...] = ()
@@ -62,7 +63,16 @@ class Use:
     @property
     def setting(self) -> str:
         """`use` in the settings."""
-        return {"vm": "vm", "new-vm": "vm", "lxc": "lxc", "host": "host"}[self.kind]
+        return "vm" if self.kind == "new-vm" else self.kind
+
+    def of_kind(self, kind: str, facts: HostFacts) -> tuple[int, ...]:
+        """The guests that get the card, of one kind.
+
+        :param kind: vm or lxc.
+        """
+        if self.kind == "shared":
+            return tuple(guest.id for guest in guests(facts) if guest.kind == kind and guest.id in self.guests)
+        return self.guests if self.kind.removeprefix("new-") == kind else ()
 
     def __str__(self) -> str:
         ids = ",".join(map(str, self.guests))
@@ -73,7 +83,7 @@ class Use:
 _OF_A_HOST = {str(field.alias) for field in Host.model_fields.values()} - {
     str(field.alias) for field in Settings.model_fields.values()
 }
-_FORMS = "vm:ID, new-vm, new-vm:ID, lxc:ID,ID…, host, none"
+_FORMS = "vm:ID, new-vm, new-vm:ID, lxc:ID,ID…, shared:VM,ID,ID…, host, none"
 
 
 def example(cards: Sequence[Card], facts: HostFacts) -> str:
@@ -113,7 +123,8 @@ def parse_use(text: str, facts: HostFacts) -> Use:
     :raises HomelabError: it is no use, or names a guest that doesn't exist.
     """
     match = re.fullmatch(
-        r"(vm):(\d{3,9})|(new-vm)(?::(\d{3,9}))?|(lxc):(\d{3,9}(?:,\d{3,9})*)|(host|none)", text.strip()
+        r"(vm):(\d{3,9})|(new-vm)(?::(\d{3,9}))?|(lxc):(\d{3,9}(?:,\d{3,9})*)|(host|none)|(shared):([\d,]+)",
+        text.strip(),
     )
     if match is None:
         raise HomelabError(
@@ -130,6 +141,8 @@ def parse_use(text: str, facts: HostFacts) -> Use:
         return Use("new-vm", (number,))
     if match[7]:
         return Use("host" if match[7] == "host" else "none")
+    if match[8]:
+        return _shared(text.strip(), match[9], by_id)
     kind: Literal["vm", "lxc"] = "vm" if match[1] else "lxc"
     ids = tuple(dict.fromkeys(int(number) for number in (match[2] or match[6]).split(",")))
     for number in ids:
@@ -139,6 +152,19 @@ def parse_use(text: str, facts: HostFacts) -> Use:
             existing = "; ".join(str(other) for other in by_id.values() if other.kind == kind) or "none"
             raise _wrong_guest(number, f"the {what} {number}", str(guest) if guest else f"there are: {existing}")
     return Use(kind, ids)
+
+
+def _shared(text: str, ids: str, by_id: Mapping[int, Guest]) -> Use:
+    """:raises HomelabError: there isn't a VM and a container among them, or another guest."""
+    numbers = tuple(dict.fromkeys(int(number) for number in ids.split(",") if number))
+    if {by_id[number].kind if number in by_id else "" for number in numbers} != {"vm", "lxc"}:
+        raise HomelabError(
+            wanted="a VM and at least one container that have the card in turn",
+            found=f"{text}; there are: {'; '.join(map(str, by_id.values())) or 'none'}",
+            why="the containers have it while no VM that may take it runs",
+            next="write it as --card CARD=shared:103,901",
+        )
+    return Use("shared", numbers)
 
 
 def _wrong_guest(number: int, wanted: str, found: str) -> HomelabError:
@@ -169,6 +195,8 @@ def configured_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Map
     """The use that the existing settings give a card."""
     holders = [vm.vmid for vm in vms.values() if any(use.gpu == gpu for use in vm.gpus)]
     sharing = tuple(container.ctid for container in containers.values() if gpu in (container.gpus or []))
+    if host.gpus[gpu].use == "shared" and holders and sharing:
+        return Use("shared", (*holders, *sharing))
     if holders:
         return Use("vm", (holders[0],))
     if sharing:
@@ -298,7 +326,7 @@ def settings_of(
         gpus[card.key] = gpu | {"use": use.setting}
     if gpus:
         host["gpus"] = gpus
-    staying = [place for place, use in choices.uses.items() if use.kind in ("lxc", "host")]
+    staying = [place for place, use in choices.uses.items() if use.kind in ("shared", "lxc", "host")]
     if any(facts.kept_by_hand(device) for place in staying for device in facts.functions(place)):
         host["takeOver"] = True
     if choices.host_stack is not None and choices.host_stack.settings:
@@ -308,9 +336,8 @@ def settings_of(
         section = _mapping(existing, "vms" if kind == "vm" else "containers")
         wanted: dict[int, list[Any]] = {}
         for key, use in chosen.items():
-            if use.kind.removeprefix("new-") == kind:
-                for number in use.guests:
-                    wanted.setdefault(number, []).append(key)
+            for number in use.of_kind(kind, facts):
+                wanted.setdefault(number, []).append(key)
         if kind == "vm":
             wanted = {
                 number: _uses_of_vm(number, keys, cards, combined(dict(old_gpus), gpus), facts)
@@ -360,10 +387,7 @@ def _mapping_by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
     """The mapping by which the user has given a VM the card, since a second mapping would give it twice."""
     node = facts.cluster.node
     options = [
-        option
-        for vmid in use.guests
-        if use.kind == "vm"
-        for option in facts.options_of(card.place, vmid, node).values()
+        option for vmid in use.of_kind("vm", facts) for option in facts.options_of(card.place, vmid, node).values()
     ]
     mapping = next((option["mapping"] for option in options if "mapping" in option), card.key)
     return {"mapping": mapping} if mapping != card.key else {}

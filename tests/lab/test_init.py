@@ -655,3 +655,17 @@ def test_what_a_new_vm_is_made_of_is_asked_for(
     assert created["disk"] == {"storage": "local-lvm", "size": 32}
     assert created["cloudInit"] == {"user": "ubuntu", "ip": "192.0.2.7/24", "gateway": "192.0.2.1"}
     assert "What does it start from?" in person.asked
+
+
+@pytest.mark.parametrize("desk", ["mixed"], indirect=True)
+def test_a_card_that_containers_and_a_vm_have_in_turn_takes_a_driver_of_this_programs(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, "shared", "201,202", "103", "none", "", "yes")
+    more = ["--cuda", "none", "--container-toolkit", "none", "--no-preview"]
+    assert run(desk, capsys, *desk.where, *desk.key, *more) == 0, desk.out + desk.err
+    config = yaml.safe_load(desk.file.read_text())["config"]
+    (host,) = config["homelab:hosts"].values()
+    assert host["gpus"]["rtx3090"]["use"] == "shared" and host["nvidia"] == {"driver": "580"}
+    assert [vm["gpus"] for vm in config["homelab:vms"].values()] == [["rtx3090"]]
+    assert [container["gpus"] for container in config["homelab:containers"].values()] == [["rtx3090"]] * 2

@@ -96,6 +96,7 @@ def test_what_a_person_has_to_accept_is_the_screen_and_nothing_else() -> None:
         ("Matrox Electronics Systems Ltd. G200eR2", "bmc-g200er2"),
         ("Matrox Electronics Systems Ltd. MGA G200e", "bmc-g200e"),
         ("Matrox Electronics Systems Ltd. M9120", "matrox-m9120"),
+        ("ASPEED Technology, Inc. ASPEED Graphics Family", "bmc-aspeed"),
         ("", "card"),
         ("3060", "card-3060"),
         ("Größe 1", "gr-e-1"),
@@ -417,7 +418,7 @@ def proposed(
     facts = facts or host()
     before = existing(text, "Pulumi.homelab.yaml")
     access: dict[str, Any] = {} if before.values else dict(ACCESS)
-    if any(use.setting == "vm" for use in decided.uses.values() if use.kind != "none"):
+    if any(use.setting in ("vm", "shared") for use in decided.uses.values() if use.kind != "none"):
         access["api"] = proposal.api_settings(stack, {}, facts, 8006)
     values = choices.settings_of(decided, "pve", access, facts, init_cards.cards(facts), before.values)
     return propose(before, values, stack, "pve", facts, "Pulumi.homelab.yaml")
@@ -504,6 +505,20 @@ HAND_MADE: dict[str, tuple[str, dict[str, Any], str | None, list[Any]]] = {
     "a stack that was lost": ("hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n", {"ledger": {"vm/103": NOTE}}, None, TAKEN),
     "another card": ("hostpci0: 0000:05:00,pcie=1\n", {}, None, ["rtx5090"]),
 }
+
+
+def test_a_card_that_a_container_and_a_vm_have_in_turn_takes_a_driver_and_an_api_user() -> None:
+    facts = host(nvidia_minors={"0000:01:00.0": 0})
+    use = choices.parse_use("shared:103,901", facts)
+    assert (use.of_kind("vm", facts), use.of_kind("lxc", facts)) == ((103,), (901,))
+    made = proposed(Choices({"0000:01:00": use}, host_stack=Stack("580")), facts=facts)
+    found = config(made)
+    assert found["homelab:hosts"]["pve"]["gpus"]["rtx5090"]["use"] == "shared"
+    assert found["homelab:hosts"]["pve"]["nvidia"] == {"driver": "580"}
+    assert found["homelab:vms"]["sandbox"]["gpus"] == found["homelab:containers"]["ai-lab"]["gpus"] == ["rtx5090"]
+    for text in ("shared:103", "shared:901", "shared:103,999"):
+        with pytest.raises(HomelabError, match="a VM and at least one container that have the card in turn"):
+            choices.parse_use(text, facts)
 
 
 @pytest.mark.parametrize("case", HAND_MADE)
