@@ -6,6 +6,7 @@ Owns the project's cache folder (`HOMELAB_CACHE`, default `.cache` in the reposi
 - `engine/<key>/bin`: the CLI built from Go modules; the key names its version and the module files' hash.
 - `engine/plugin-<key>/`: the stand-in for pulumi-command's plugin, keyed by the hash of its sources.
 - `home/`: a `PULUMI_HOME` of the project's own. The user's `~/.pulumi` is read, never written.
+- `engine/…-windows`, `home-windows/`: the same as programs of Windows, which tests run under Wine (`Maker.for_windows`).
 
 Every folder appears whole, by a rename, and under a lock: several runs at once make each thing once. The
 standard library is enough, so that this also runs before any environment is set up::
@@ -266,14 +267,17 @@ def remove(path: Path) -> None:
 
 
 class Maker:
-    """Looks for each part in order, and makes what is missing."""
+    """Looks for each part in order, and makes what is missing. `windows`: programs of Windows, wherever this runs."""
 
-    def __init__(self, environ: Environ, say: Say) -> None:
+    def __init__(self, environ: Environ, say: Say, *, windows: bool = WINDOWS) -> None:
         self.environ = environ
         self.say = say
         self.cache = cache_folder(environ)
         self.folder = self.cache / "engine"
-        self.home = self.cache / "home"
+        self.windows = windows
+        self.exe = ".exe" if windows else ""
+        self._elsewhere = "" if windows == WINDOWS else "-windows"
+        self.home = self.cache / f"home{self._elsewhere}"
         self._unreachable: list[str | None] = []
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -285,6 +289,19 @@ class Maker:
         if not self._unreachable:
             self._unreachable.append(reachable())
         return self._unreachable[0]
+
+    def for_windows(self) -> Engine:
+        """The CLI, and the plugin (the real one where `home` has it, else the stand-in), as programs of Windows that are built here.
+
+        :raises EngineError: they can't be built.
+        """
+        with self.lock():
+            cli = self.cli_made_earlier() or self.build_cli()
+            here = plugin_in(self.home)
+            plugin: Literal["real", "stand-in"] = "real" if is_real(here) else "stand-in"
+            if plugin == "stand-in" and note_of(here) != key_of(MODULES / "command"):
+                self.put_stand_in()
+        return Engine(cli.pulumi, cli.version, cli.source, plugin, self.home, cli.pulumi.parent)
 
     # The CLI.
 
@@ -365,7 +382,7 @@ class Maker:
 
     def cli_made_earlier(self) -> Cli | None:
         """What an earlier run built; whole folders only, so that its being there is enough."""
-        built = self.built_folder() / "bin" / f"pulumi{EXE}"
+        built = self.built_folder() / "bin" / f"pulumi{self.exe}"
         return Cli(built, PULUMI_VERSION, "built") if built.exists() else None
 
     def built_folder(self) -> Path:
@@ -374,7 +391,7 @@ class Maker:
         for module in (MODULES, MODULES / "python"):
             for name in ("go.mod", "go.sum"):
                 key.update((module / name).read_bytes())
-        return self.folder / f"{PULUMI_VERSION}-{key.hexdigest()[:12]}"
+        return self.folder / f"{PULUMI_VERSION}-{key.hexdigest()[:12]}{self._elsewhere}"
 
     def build_cli(self) -> Cli:
         """The CLI and the Python language host from their Go modules, with the two files that aren't Go."""
@@ -383,19 +400,19 @@ class Maker:
         with appearing(self.built_folder()) as fresh:
             target = fresh / "bin"
             target.mkdir()
-            go.build(MODULES, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", target / f"pulumi{EXE}")
+            go.build(MODULES, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", target / f"pulumi{self.exe}")
             go.build(
                 MODULES / "python",
                 "github.com/pulumi/pulumi/sdk/python/cmd/pulumi-language-python/v3",
-                target / f"pulumi-language-python{EXE}",
+                target / f"pulumi-language-python{self.exe}",
             )
             sdk = go.module_folder(MODULES, "github.com/pulumi/pulumi/sdk/v3")
             helpers = ["python/cmd/pulumi-language-python-exec", "python/dist/pulumi-resource-pulumi-python"]
-            for helper in helpers + (["python/dist/pulumi-resource-pulumi-python.cmd"] if WINDOWS else []):
+            for helper in helpers + (["python/dist/pulumi-resource-pulumi-python.cmd"] if self.windows else []):
                 copy = target / Path(helper).name
                 copy.write_bytes((sdk / helper).read_bytes())
                 copy.chmod(0o755)
-        return Cli(self.built_folder() / "bin" / f"pulumi{EXE}", PULUMI_VERSION, "built")
+        return Cli(self.built_folder() / "bin" / f"pulumi{self.exe}", PULUMI_VERSION, "built")
 
     def go(self, for_what: str) -> Go:
         """The Go command.
@@ -411,7 +428,7 @@ class Maker:
                 "(https://go.dev/dl, or your distribution's golang); "
                 f"pulumi {REQUIRED_PULUMI_VERSION} is looked for on PATH, its plugin in ~/.pulumi/plugins/{PLUGIN_FOLDER}."
             )
-        return Go(Path(where), self.environ, self.folder / "build.log")
+        return Go(Path(where), self.environ, self.folder / "build.log", "windows" if self._elsewhere else "")
 
     # The plugin.
 
@@ -496,8 +513,8 @@ class Maker:
     def built_stand_in(self) -> Path:
         """The stand-in's program in the cache, built if need be. Call it under the lock."""
         sources = MODULES / "command"
-        built = self.folder / f"plugin-{key_of(sources)}"
-        name = f"pulumi-resource-command{EXE}"
+        built = self.folder / f"plugin-{key_of(sources)}{self._elsewhere}"
+        name = f"pulumi-resource-command{self.exe}"
         if not (built / name).exists():
             go = self.go("the stand-in for pulumi-command's plugin")
             with appearing(built) as fresh:
@@ -525,7 +542,7 @@ def plugin_in(home: Path) -> Path:
 def is_real(folder: Path) -> bool:
     """Whether the plugin that Pulumi publishes is in a plugin folder, whole."""
     return (
-        (folder / f"pulumi-resource-command{EXE}").exists()
+        any((folder / f"pulumi-resource-command{exe}").exists() for exe in ("", ".exe"))
         and not folder.with_name(folder.name + ".partial").exists()
         and note_of(folder) is None
     )
@@ -548,9 +565,9 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 class Go:
-    """The Go command, kept apart from the user's own Go settings."""
+    """The Go command, kept apart from the user's own Go settings. `system`: of the programs that it builds, as in GOOS; empty: this one."""
 
-    def __init__(self, go: Path, environ: Environ, log: Path) -> None:
+    def __init__(self, go: Path, environ: Environ, log: Path, system: str = "") -> None:
         self.go = go
         self.log = log
         # GOFLAGS and GOWORK may be in the environment or in the file of `go env -w`: a value set here wins
@@ -558,6 +575,8 @@ class Go:
         known = without_secrets(environ)
         self.environ = {name: value for name, value in known.items() if name not in {"GOOS", "GOARCH"}}
         self.environ |= {"GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
+        if system:
+            self.environ["GOOS"] = system
 
     def build(self, module: Path, package: str, target: Path) -> None:
         """Builds a package of a module into a file, with the version in it that the CLI and its hosts report.

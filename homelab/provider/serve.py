@@ -160,10 +160,13 @@ class Homelab(sdk.Provider):
 
     async def cancel(self) -> None:
         """Ctrl-C: the engine begins nothing more, and waits for what is at work."""
-        # Not before it is needed: a run that does nothing has no need of it.
-        from homelab.remote import guard  # noqa: PLC0415
+        # The engine also says it at the end of each run, gives all its plugins five seconds together, and reports an
+        # error of those that don't answer by then. A run that holds no host doesn't have this module, and on a slow
+        # machine its import takes longer than that.
+        if "homelab.remote.guard" in sys.modules:
+            from homelab.remote import guard  # noqa: PLC0415
 
-        guard.cancel()
+            guard.cancel()
 
     async def _in_thread(self, request: Any, do: Callable[[Work[Any, Any]], T]) -> T:
         """In a thread: what blocks the loop would hold up all other calls."""

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 import platform
+import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -136,6 +137,13 @@ def test_a_cancelled_run_tells_each_host_that_it_holds(monkeypatch: pytest.Monke
     monkeypatch.setattr(guard, "_GUARDS", {name: SimpleNamespace(say=told.append) for name in ("pve1", "pve2")})
     asyncio.run(Homelab().cancel())
     assert told == ["cancelled"] * 2
+
+
+def test_the_end_of_a_run_that_holds_nothing_is_answered_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine says it at each run's end, and gives all its plugins five seconds together."""
+    monkeypatch.delitem(sys.modules, "homelab.remote.guard")
+    asyncio.run(Homelab().cancel())
+    assert "homelab.remote.guard" not in sys.modules
 
 
 class Answers:
