@@ -13,8 +13,8 @@ from components.card_nodes import CardNodes, CardNodesArgs
 from components.gpu_cards import GpuCards, GpuCardsArgs
 from components.gpu_lxc import GpuLxc, GpuLxcArgs
 from components.gpu_vm import GpuVm, GpuVmArgs
+from components.host_agent import HostAgent, HostAgentArgs
 from components.host_reboot import HostReboot, HostRebootArgs
-from components.host_scripts import HostScripts, HostScriptsArgs
 from components.iommu_host import IommuHost, IommuHostArgs
 from components.nvidia_guest_stack import NvidiaGuestStack
 from components.vfio_binding import VfioBinding, VfioBindingArgs
@@ -48,7 +48,7 @@ for name, host in settings.hosts.items():
     sharers = {guest: container for guest, container in settings.containers.items() if container.host == name}
 
     probe = HostProbe.of(f"{name}-probe", name, host)
-    HostScripts(name, HostScriptsArgs(host_name=name, host=host), after(probe))
+    HostAgent(name, HostAgentArgs(host_name=name, host=host), after(probe))
 
     # What the next boot is to have.
     iommu = IommuHost(name, IommuHostArgs(host=host, probe=probe), after(probe))

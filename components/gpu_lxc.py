@@ -150,7 +150,7 @@ class GpuLxc(pulumi.ComponentResource):
                 undone=not _goes_away(container),
                 identity=() if _goes_away(container) else [args.at, str(container.ctid)],
                 told=True,
-                seconds=limits.of_script(host, stack),
+                seconds=limits.of_step(host, stack),
                 ctid=container.ctid,
                 proxy=stack.proxy.get_secret_value() if stack.proxy else "",
             )

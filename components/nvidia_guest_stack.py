@@ -271,7 +271,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
             "locks": {name: lock.model_dump(mode="json") for name, lock in locks().items() if name in names},
             # Of a host that has given up, the way back, too.
             "timeout": sum(
-                limits.of_script(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
+                limits.of_step(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
             ),
             "done": pulumi.Output.all(names, *self._step_outputs),
         }

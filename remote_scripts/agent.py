@@ -217,5 +217,5 @@ def _overdue(seconds: int) -> Failure:
         "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
         "there",
         "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
-        "What takes longer by nature: timeouts.script",
+        "What takes longer by nature: timeouts.step",
     )

@@ -62,7 +62,7 @@ SLOW = frozenset(
         "lab/test_hookscripts.py",
         "lab/test_host_ssh.py",
         "lab/test_init.py",
-        "lab/test_kept_scripts.py",
+        "lab/test_kept_agent.py",
         "lab/test_kernel.py",
         "lab/test_leases.py",
         "lab/test_mappings.py",

@@ -4,8 +4,8 @@ import pulumi
 
 from homelab.components.gpu_cards import GpuCards, GpuCardsArgs
 from homelab.components.gpu_vm import GpuVm, GpuVmArgs
+from homelab.components.host_agent import HostAgent, HostAgentArgs
 from homelab.components.host_reboot import HostReboot, HostRebootArgs
-from homelab.components.host_scripts import HostScripts, HostScriptsArgs
 from homelab.components.iommu_host import IommuHost, IommuHostArgs
 from homelab.components.vfio_binding import VfioBinding, VfioBindingArgs
 from homelab.resources.described import HomelabProvider
@@ -25,7 +25,7 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
 
 
 probe = HostProbe.of("pve-probe", "pve", host, after())
-scripts = HostScripts("pve", HostScriptsArgs(host_name="pve", host=host), after(probe))
+scripts = HostAgent("pve", HostAgentArgs(host_name="pve", host=host), after(probe))
 iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(scripts))
 vfio = VfioBinding("pve", VfioBindingArgs(host=host, probe=probe), after(iommu))
 boot = HostReboot("pve", HostRebootArgs(host_name="pve", host=host, probe=probe), after(iommu, vfio))

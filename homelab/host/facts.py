@@ -303,7 +303,7 @@ class HostFacts(Fact):
     set_aside: str = ""
     # The ledger of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
     ledger: dict[str, str] = {}
-    # The folders of stacks on the host, by their owners (homelab/remote/kept_scripts.py).
+    # The folders of stacks on the host, by their owners (homelab/remote/stack_folder.py).
     stacks: list[str] = []
     # Owner -> the version of the agent that lies whole there; empty: none does. Of a refresh's reading alone.
     agents: dict[str, str] = {}

@@ -241,7 +241,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             guest=inputs.container,
         )
         async with ssh.connect(host) as session:
-            await session.ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.script)
+            await session.ask("revert", "container_gpus", wanted, shutdown.timeout + host.timeouts.step)
 
 
 def _wanted(inputs: ContainerProbe.Inputs) -> plan.Wanted:

@@ -73,7 +73,7 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
         followers = self._followers(inputs)
         if stack is None or not followers:
             return
-        async with self.session(inputs, limits.of_script(self.host(inputs), stack)) as reached:
+        async with self.session(inputs, limits.of_step(self.host(inputs), stack)) as reached:
             host = _Host(inputs.system_name, stack, reached, followers)
             state = await host.waiting()
             if state.rejected_version:

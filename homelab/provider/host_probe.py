@@ -10,11 +10,11 @@ from homelab.host import gates, plan
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.storage_file import StorageFileWork
-from homelab.remote import guard, kept_scripts, planning, ssh
+from homelab.remote import guard, planning, ssh, stack_folder
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.settings import Host
 from homelab.text import tell
-from remote_scripts.layers.kept_scripts import Wanted as StackFolder
+from remote_scripts.layers.stack_folder import Wanted as StackFolder
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -61,7 +61,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             node = host.node or inputs.host
             StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
-            owner = kept_scripts.owner_of(self.urn, inputs.host)
+            owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.stacks:
                 asyncio.run(self._remove_folder_left(inputs.host, host, owner))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
@@ -87,11 +87,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         """Takes away the folder that a run that was killed left of this stack on a host."""
         try:
             async with ssh.connect(host) as session:
-                seconds = float(host.timeouts.script)
-                await session.ask("revert", "kept_scripts", StackFolder(owner=owner), seconds)
+                seconds = float(host.timeouts.step)
+                await session.ask("revert", "stack_folder", StackFolder(owner=owner), seconds)
         except HomelabError as error:
             tell(
-                f"{name}: this program's part in /var/lib/homelab/scripts/{owner} stays ({error.wanted}: "
+                f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
                 f"{error.found}); nothing needs it any more"
             )
 

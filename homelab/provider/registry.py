@@ -13,7 +13,7 @@ from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.container_verification import ContainerVerification
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.kept_scripts import KeptScripts
+from homelab.resources.kept_agent import KeptAgent
 from homelab.resources.new_container import NewContainer
 from homelab.resources.nvidia import DriverTrial, GuestReboot, NvidiaSystem, NvidiaVerification
 from homelab.resources.storage_file import StorageFile
@@ -33,7 +33,7 @@ WORK: dict[type[Resource], tuple[str, str]] = {
     GpuLease: ("gpu_lease", "GpuLeaseWork"),
     GuestReboot: ("guest_reboot", "GuestRebootWork"),
     HostProbe: ("host_probe", "HostProbeWork"),
-    KeptScripts: ("kept_scripts", "KeptScriptsWork"),
+    KeptAgent: ("kept_agent", "KeptAgentWork"),
     NewContainer: ("new_container", "NewContainerWork"),
     NvidiaSystem: ("nvidia_system", "NvidiaSystemWork"),
     NvidiaVerification: ("nvidia_verification", "NvidiaVerificationWork"),

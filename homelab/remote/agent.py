@@ -34,7 +34,7 @@ else:
 # Of Ubuntu 22.04.
 _OLDEST_OF_GUESTS = (3, 10)
 _NAME = "agent.pyz"
-_SCRIPTS = f"{HOME}/scripts"
+_AGENTS = f"{HOME}/agents"
 _ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
 _TABLES = f"{PACKAGE}.tables"
 
@@ -42,12 +42,12 @@ _TABLES = f"{PACKAGE}.tables"
 def place(owner: str) -> str:
     """Where a host keeps the agent of a stack.
 
-    :param owner: the stack's folder there (`homelab.remote.kept_scripts.owner`).
+    :param owner: the stack's folder there (`homelab.remote.stack_folder.owner`).
     :raises ValueError: it has characters that could lead out of the folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", owner):
         raise ValueError(f"no owner of scripts: {owner!r}")
-    return f"{_SCRIPTS}/{owner}/{_NAME}"
+    return f"{_AGENTS}/{owner}/{_NAME}"
 
 
 _INSTALLED_FILES = (
@@ -192,8 +192,8 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
         nothing = shlex.quote('{"reverted":"nothing"}')
         checks.insert(0, f"[ -e \"$ROOT\"{HOME} ] || {{ printf '%s\\n' {nothing}; exit 0; }}")
         if is_last:
-            parents = f'"$ROOT"{_SCRIPTS} "$ROOT"{HOME}'
-            gone = f'rm -rf -- "$ROOT"{_SCRIPTS}/{owner} && {{ rmdir -- {parents} 2>/dev/null; :; }}'
+            parents = f'"$ROOT"{_AGENTS} "$ROOT"{HOME}'
+            gone = f'rm -rf -- "$ROOT"{_AGENTS}/{owner} && {{ rmdir -- {parents} 2>/dev/null; :; }}'
             there = f"[ -s {file} ] && [ -x {boot_service.PYTHON.split()[0]} ]"
             checks.insert(1, f"{there} || {{ {gone} && printf '%s\\n' {nothing}; exit; }}")
     return _as_root("\n".join([*checks, f"{boot_service.PYTHON} {file} {verb}"]), user)

@@ -20,7 +20,7 @@ from homelab.later import later
 from homelab.remote import agent
 from homelab.resources import limits
 from homelab.resources.described import value_of
-from homelab.resources.kept_scripts import KeptFolder, kept_at
+from homelab.resources.kept_agent import KeptFolder, kept_at
 from homelab.stack import Refusal
 
 if TYPE_CHECKING:
@@ -194,19 +194,19 @@ def layer(
     :param place: what it is about, where the old one's undo leaves the new one's alone: a change makes the new one
         first, and undoes the old one when nothing needs it any more.
     :param told: whether Pulumi's display shows the layer's log.
-    :param seconds: how long it may take; by default the host's `timeouts.script`.
+    :param seconds: how long it may take; by default the host's `timeouts.step`.
     :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
     :param is_last: as of `agent.command`.
     :param folder: where the agent is kept; by default where the host keeps it.
     :param proxy: for downloads; with one the input is a secret.
-    :raises ValueError: the host's agent isn't declared (components/host_scripts.py).
+    :raises ValueError: the host's agent isn't declared (components/host_agent.py).
     """
     kept = folder or kept_at(host, None)
     if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
-    limit = seconds or limits.of_script(host)
+    limit = seconds or limits.of_step(host)
 
     def request(values: Sequence[Any]) -> str:
         return agent.request(

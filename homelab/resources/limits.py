@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def of_script(host: Host, stack: Nvidia | None = None) -> int:
-    """Seconds for a script on a host; with `stack` for a step of NVIDIA's."""
+def of_step(host: Host, stack: Nvidia | None = None) -> int:
+    """Seconds for a step on a host; with `stack` for a step of NVIDIA's."""
     if stack is None:
-        return host.timeouts.script
+        return host.timeouts.step
     # What one step does: waits for apt, then fetches and installs what is asked for, what that needs, and NVIDIA's
     # installer.
-    return host.timeouts.script + stack.timeouts.lock + 3 * (stack.timeouts.download + stack.timeouts.install)
+    return host.timeouts.step + stack.timeouts.lock + 3 * (stack.timeouts.download + stack.timeouts.install)
 
 
 def of_reboot(host: Host) -> int:
-    """Seconds for the layer reboot: besides a script's own, it waits for the cluster up to four times, and for HA,
+    """Seconds for the layer reboot: besides a step's own, it waits for the cluster up to four times, and for HA,
     which moves guests."""
     moving = reboot.MOVE_SECONDS if host.guests_at_reboot == "maintenance" else 0
-    return host.timeouts.script + 4 * reboot.TURN_SECONDS + moving
+    return host.timeouts.step + 4 * reboot.TURN_SECONDS + moving
 
 
 def of_task(host: Host, inputs: Mapping[str, Any]) -> int:

@@ -12,11 +12,11 @@ from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.resources import command as commands
 from homelab.resources import limits
-from homelab.resources.kept_scripts import KeptFolder, owner
+from homelab.resources.kept_agent import KeptFolder, owner
 from homelab.settings import Host, Nvidia
 from homelab.shapes import VmSeen
 from homelab.stack import Refusal
-from remote_scripts.layers.kept_scripts import Wanted as StackFolder
+from remote_scripts.layers.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:
     from homelab.nvidia.compatibility import Target
@@ -96,7 +96,7 @@ class System:
             undone=self.purged,
             identity=[self.at or self.host, self.name, str(self.ctid or "")] if self.purged else (),
             told=True,
-            seconds=limits.of_script(self.reached, self.nvidia),
+            seconds=limits.of_step(self.reached, self.nvidia),
             address=self.address,
             folder=kept,
             ctid=self.ctid or 0,
@@ -118,7 +118,7 @@ class System:
         last = commands.layer(
             name,
             self.reached,
-            "kept_scripts",
+            "stack_folder",
             StackFolder(owner=self.agent_owner),
             opts,
             undone=self.purged,

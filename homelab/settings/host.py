@@ -188,8 +188,8 @@ class Timeouts(Model):
     rollback: Seconds = 600
     """From the host's start until a boot that no `up` has confirmed is undone. Where no `up` waits, the host then
     judges the boot itself. At least 30: a healthy host needs that long to start and to be confirmed."""
-    script: Seconds = 3600
-    """For one script on the host, including the wait for another run; then it is ended there. The steps of NVIDIA's
+    step: Seconds = 3600
+    """For one step on the host, including the wait for another run; then it is ended there. The steps of NVIDIA's
     stack have timeouts of their own in addition. With another value each step runs once more."""
     task: Seconds = 10_800
     """For one change over the API or one reading, in addition to reboots and shutdowns that it waits for."""

@@ -29,7 +29,7 @@ step() { # SECONDS FUNCTION [ARGUMENT...]
 }
 
 ask() { # VERB SECONDS - of any agent on this host that is whole: its answer is the last line
-  for agent in "$home"/scripts/*/agent.pyz; do
+  for agent in "$home"/agents/*/agent.pyz; do
     printf '{"layer":"boot_verdict","input":{"after":%s,"restarts":%s}}' "$after" "${restarts:-false}" |
       timeout -s KILL "${STEP_SECONDS:-$2}" /usr/bin/python3 -I -S -B -X utf8 "$agent" "$1" && return
     [ "$?" != 137 ] || return # it hung, and the next one would, too

@@ -90,7 +90,7 @@ class Work:
                 f"this step done within {self.limit:g} s",
                 f"it still waits{': ' if what else ''}{what}",
                 "it ends here, so that the next run finds it ended; what it has changed is put back",
-                "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.script",
+                "see what it waits for, then run `pulumi up` again. What takes longer by nature: timeouts.step",
             )
         if self.client and self._at_work() != self.client:
             self.client = ""

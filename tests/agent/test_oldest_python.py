@@ -164,7 +164,7 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
         assert (done.returncode, done.stderr.count("Warning")) == (0, 0), done.stdout + done.stderr
         return done.stdout
 
-    place = "/var/lib/homelab/scripts/x/agent.pyz"
+    place = "/var/lib/homelab/agents/x/agent.pyz"
     sent = base64.b64encode(agent.archive()).decode()
     put = (FOLDER / "put_agent.py").read_text(encoding="utf-8")
     run("-", text=f"{put}\nput({place!r}, {sent!r}, {OLDEST!r})\n")

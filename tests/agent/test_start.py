@@ -18,7 +18,7 @@ import pytest
 from homelab.remote import agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
-from remote_scripts.layers.kept_scripts import Wanted as StackFolder
+from remote_scripts.layers.stack_folder import Wanted as StackFolder
 from remote_scripts.shared import boot_service
 from remote_scripts.tools import modules
 from tests.agent.kit import Host, bash
@@ -114,7 +114,7 @@ def test_the_last_undoing_takes_the_agent_away_also_after_one_that_was_cut_short
             shutil.rmtree(agent_there.parent)
         case "nothing":
             shutil.rmtree(agent_there.parents[2])
-    request = agent.request("kept_scripts", StackFolder(owner=OWNER), seconds=60)
+    request = agent.request("stack_folder", StackFolder(owner=OWNER), seconds=60)
     if left == "no Python":  # NVIDIA's stack had brought it into a VM, and has taken it away
         monkeypatch.setattr(boot_service, "PYTHON", "/nowhere/python3 -I")
     for _ in "once", "more":
@@ -230,7 +230,7 @@ def test_a_python_that_is_too_old_is_refused_before_anything_is_written(
 ) -> None:
     before = host.tree()
     with pytest.raises(SystemExit):
-        put_agent.put("/var/lib/homelab/scripts/x/agent.pyz", "", (99, 0))
+        put_agent.put("/var/lib/homelab/agents/x/agent.pyz", "", (99, 0))
     assert "Python 99.0 or later" in capsys.readouterr().out and host.tree() == before
 
 

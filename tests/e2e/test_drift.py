@@ -44,7 +44,7 @@ def files_of_each_layer_also_in_a_preview(stack: Stack) -> None:
         'echo "GRUB_CMDLINE_LINUX_DEFAULT=quiet" >>"$ROOT/etc/default/grub.d/zz-homelab-iommu.cfg"; '
         'rm "$ROOT/etc/default/grub.d/zz-homelab-vfio.cfg"; update-grub; '
         'rm "$ROOT/etc/initramfs-tools/scripts/init-top/homelab-vfio"; update-initramfs -u -k all; '
-        'rm "$ROOT"/var/lib/homelab/scripts/*/agent.pyz'
+        'rm "$ROOT"/var/lib/homelab/agents/*/agent.pyz'
     )
     named = [
         "zz-homelab-iommu.cfg was changed by hand",

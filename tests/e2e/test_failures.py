@@ -111,7 +111,7 @@ def a_host_without_its_network_rolls_itself_back(stack: Stack) -> None:
 
 def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
     mark = stack.lab.mark()
-    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "script": 5}
+    stack.host["timeouts"] = {"connect": 10, "reboot": 60, "rollback": 60, "step": 5}
     hanging = "$ROOT/usr/local/sbin/update-grub"
     stack.lab.run(
         f'mkdir -p "$ROOT/usr/local/sbin"; printf "#!/bin/sh\\nexec sleep 600\\n" >"{hanging}"; chmod +x "{hanging}"'
@@ -123,7 +123,7 @@ def a_script_that_hangs_is_given_up_in_time(stack: Stack) -> None:
 
 
 def a_host_that_never_comes_back_is_reported(stack: Stack) -> None:
-    stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "script": 300}
+    stack.host["timeouts"] = {"connect": 5, "reboot": 3, "rollback": 30, "step": 300}
     stack.lab.fault("never-comes-back", True)
     mark = stack.lab.mark()
     done = stack.up(ok=False)

@@ -93,7 +93,7 @@ def of_containers(lab: Lab) -> list[str]:
     return [error.next for error in errors]
 
 
-def of_script(verb: str, asked: Asked, ctid: int = 0) -> Callable[[Lab], list[str]]:
+def of_step(verb: str, asked: Asked, ctid: int = 0) -> Callable[[Lab], list[str]]:
     """A layer over no SSH: the `next` of its message."""
 
     def said(lab: Lab) -> list[str]:
@@ -225,13 +225,13 @@ def without_driver(lab: Lab) -> None:
 
 def unconfirmable(lab: Lab) -> None:
     """The switch looks at this boot, and its note can't be taken away."""
-    assert of_script("apply", iommu("amd_iommu=on iommu=pt"))(lab) == []
+    assert of_step("apply", iommu("amd_iommu=on iommu=pt"))(lab) == []
     lab.reboot()
     lab.run("mkdir -p $ROOT/var/lib/homelab/.armed.homelab-tmp/in-the-way")
 
 
 def about_to_be_undone(lab: Lab) -> list[str]:
-    return of_script("apply", Asked("confirm_boot", ConfirmBoot()))(lab) if lab.timers() else []
+    return of_step("apply", Asked("confirm_boot", ConfirmBoot()))(lab) if lab.timers() else []
 
 
 def spoil_menu(lab: Lab) -> None:
@@ -286,7 +286,7 @@ ROWS: dict[str, Row] = {
         "rtx5090",
         all_of(
             on_host(f"qm stop 103; qm set 103 --hostpci0 {BY_HAND}"),
-            of_script("apply", vfio("homelab.vfio=0000:01:00.0=10de:2b85")),
+            of_step("apply", vfio("homelab.vfio=0000:01:00.0=10de:2b85")),
         ),
         of_gates(gpus={"g": {"match": "10de:2b85", "use": "lxc"}}),
     ),
@@ -322,7 +322,7 @@ ROWS: dict[str, Row] = {
         all_of(
             on_host("qm create 900 --name homelab-passthrough-test --memory 64"), fault("task-fails", "qmdestroy=busy")
         ),
-        of_script(
+        of_step(
             "apply", Asked("passthrough_test", PassthroughTest(functions={"0000:01:00.0": "10de:ffff"}, timeout=1))
         ),
         fault("task-fails", None),
@@ -330,35 +330,35 @@ ROWS: dict[str, Row] = {
     "an initramfs that could not be made": Row(
         "rtx5090",
         fault("update-initramfs", "fail"),
-        of_script("apply", initramfs()),
+        of_step("apply", initramfs()),
         fault("update-initramfs", None),
     ),
     "no command line for systemd-boot": Row(
         "intel-zfs",
         on_host("rm $ROOT/etc/kernel/cmdline"),
-        of_script("apply", IOMMU),
+        of_step("apply", IOMMU),
         on_host("echo 'root=ZFS=rpool/ROOT/pve-1 boot=zfs' >$ROOT/etc/kernel/cmdline"),
     ),
     # -- containers
     "a locked container": Row("phoenix", with_lock("lxc/901"), of_containers),
     "a locked container, for the doctor": Row("phoenix", with_lock("lxc/901"), of_doctor("container", "901")),
-    "a locked container, for a script": Row("phoenix", with_lock("lxc/901"), of_script("apply", CARDS)),
+    "a locked container, for a step": Row("phoenix", with_lock("lxc/901"), of_step("apply", CARDS)),
     "a container that is off": Row(
         "phoenix",
         on_host("pct stop 901"),
-        of_script("read", Asked("read_packages", ReadPackages()), ctid=901),
+        of_step("read", Asked("read_packages", ReadPackages()), ctid=901),
     ),
     "a container that won't go off": Row(
         "phoenix",
-        all_of(of_script("apply", CARDS), fault("guest-ignores-shutdown")),
-        of_script("revert", CARDS),
+        all_of(of_step("apply", CARDS), fault("guest-ignores-shutdown")),
+        of_step("revert", CARDS),
     ),
     "a container that was changed by hand": Row(
         "phoenix",
         append(
             901, "dev0: /dev/nvidia0,mode=0666", "dev1: /dev/nvidiactl,mode=0666", "dev2: /dev/nvidia-uvm,mode=0666"
         ),
-        of_script("apply", Asked("container_verification", ContainerVerification(ctid=901, cards=Cards(minors=(0,))))),
+        of_step("apply", Asked("container_verification", ContainerVerification(ctid=901, cards=Cards(minors=(0,))))),
     ),
     "a container that runs with an older configuration": Row(
         "phoenix",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers.kept_scripts import Wanted as StackFolder
 from remote_scripts.layers.read_system import Wanted
+from remote_scripts.layers.stack_folder import Wanted as StackFolder
 from tests.scripts.nvidia_kit import GUESTS, Container, ProxmoxHost, VirtualMachine
 
 MOK = "/var/lib/dkms/mok.pub"
@@ -124,7 +124,7 @@ def test_a_container_that_is_off_or_gone_is_named(tmp_path: Path) -> None:
     container.host.output("pct destroy 901 --force 1 2>/dev/null || rm $ROOT/etc/pve/lxc/901.conf")
     assert "wanted: container 901\n" in container.layer("read", "read_system", Wanted()).stdout
     # Nothing is to be taken out of it.
-    taken = container.layer("revert", "kept_scripts", StackFolder(owner="stack"))
+    taken = container.layer("revert", "stack_folder", StackFolder(owner="stack"))
     assert taken.stdout.strip() == '{"reverted":"nothing"}'
 
 

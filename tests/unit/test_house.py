@@ -159,7 +159,7 @@ def test_a_dictionary_without_named_keys_is_where_the_keys_are_not_ours() -> Non
 # What runs a text on a host, and which of its arguments that is.
 SENDERS = {"run": 1, "ask_in": 2}
 # The modules whose functions compose a script of quoted values.
-COMPOSERS = {"scripts", "steps", "kept_scripts"}
+COMPOSERS = {"scripts", "steps", "stack_folder"}
 
 
 def names_of(kind: Any) -> set[str]:

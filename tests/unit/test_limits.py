@@ -20,10 +20,10 @@ from tests.unit.hosts import settings
 
 
 def test_a_script_takes_what_the_settings_give_it_and_nvidias_steps_what_they_wait_for() -> None:
-    host = settings(timeouts={"script": 100})
+    host = settings(timeouts={"step": 100})
     stack = Nvidia.model_validate({"timeouts": {"lock": 1, "download": 10, "install": 20}})
-    assert limits.of_script(host) == 100
-    assert limits.of_script(host, stack) == 191
+    assert limits.of_step(host) == 100
+    assert limits.of_step(host, stack) == 191
 
 
 def test_a_task_has_what_it_waits_for_on_top() -> None:

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from homelab.remote import agent, kept_scripts, scripts
+from homelab.remote import agent, scripts, stack_folder
 
 
 def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> None:
@@ -24,6 +24,6 @@ def test_the_agent_is_kept_in_a_folder_of_its_own(owner: str) -> None:
 
 def test_each_stack_has_a_folder_of_its_own_on_each_host() -> None:
     names = [("homelab", "a.b", "pve"), ("homelab", "a-b", "pve"), ("homelab-a", "b", "pve"), ("homelab", "a.b", "two")]
-    owners = [kept_scripts.owner(*name) for name in names]
+    owners = [stack_folder.owner(*name) for name in names]
     assert len({*owners}) == len(owners) and all(re.fullmatch(r"[A-Za-z0-9_-]+", one) for one in owners)
-    assert kept_scripts.owner_of("urn:pulumi:a.b::homelab::homelab:host:Probe::pve-probe", "pve") == owners[0]
+    assert stack_folder.owner_of("urn:pulumi:a.b::homelab::homelab:host:Probe::pve-probe", "pve") == owners[0]

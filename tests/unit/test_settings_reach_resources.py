@@ -18,7 +18,7 @@ from pulumi.runtime.proto import source_pb2
 from pydantic import BaseModel
 
 from homelab import tables
-from homelab.resources import command, kept_scripts
+from homelab.resources import command, kept_agent
 from homelab.resources.base import DECLARED
 from homelab.settings import Nvidia, Settings
 from tests.conftest import PROJECT
@@ -112,7 +112,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         return loops[-1]
 
     monkeypatch.setattr(asyncio, "new_event_loop", noted)
-    monkeypatch.setattr(kept_scripts, "_KEPT", {})  # or each program stays in memory
+    monkeypatch.setattr(kept_agent, "_KEPT", {})  # or each program stays in memory
     # A third of what a program takes here: from where in pytest's stack each resource was declared, which nobody reads, and the search for circles.
     monkeypatch.setattr(pulumi.runtime.resource, "_get_stack_trace", source_pb2.StackTrace)
     monkeypatch.setattr(resource_cycle_breaker, "_reachable", reachable)

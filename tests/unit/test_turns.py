@@ -141,7 +141,7 @@ def test_a_node_that_doesnt_come_back_has_its_disks_replaced_by_the_first_other_
 
 
 def test_an_up_waits_for_a_restart_as_long_as_its_script_does() -> None:
-    hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"script": 60})}).hosts
+    hosts = parse({"hosts": hosts_of(guestsAtReboot="maintenance", timeouts={"step": 60})}).hosts
     assert limits.of_reboot(hosts["pve1"]) >= 60 + reboot.MOVE_SECONDS + 4 * reboot.TURN_SECONDS
     assert limits.of_reboot(hosts["pve2"]) < limits.of_reboot(hosts["pve1"]) + 3600 - reboot.MOVE_SECONDS
 

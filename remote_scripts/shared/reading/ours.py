@@ -11,7 +11,7 @@ from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
 
 _LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
-_CONTAINERS, _LEDGER, _SCRIPTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/scripts"
+_CONTAINERS, _LEDGER, _AGENTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/agents"
 _VMID = re.compile(r"[1-9][0-9]*")
 
 
@@ -33,8 +33,8 @@ def edits(source: Source) -> list[str]:
 
 
 def stacks(source: Source) -> list[str]:
-    """The folders of stacks on the host (layers/kept_scripts.py), by their names."""
-    return [name for name in source.names(_SCRIPTS) if source.is_folder(f"{_SCRIPTS}/{name}")]
+    """The folders of stacks on the host (layers/stack_folder.py), by their names."""
+    return [name for name in source.names(_AGENTS) if source.is_folder(f"{_AGENTS}/{name}")]
 
 
 def ledger(source: Source) -> dict[str, str]:

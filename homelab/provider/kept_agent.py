@@ -1,4 +1,4 @@
-"""The work on KeptScripts: puts the agent on the host, and looks whether it is there."""
+"""The work on KeptAgent: puts the agent on the host, and looks whether it is there."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import asyncio
 
 from homelab.provider.base import Work
 from homelab.remote import agent, guard, ssh
-from homelab.resources.kept_scripts import KeptScripts
+from homelab.resources.kept_agent import KeptAgent
 from homelab.text import tell
 
 
-class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
+class KeptAgentWork(Work[KeptAgent.Inputs, KeptAgent.Outputs]):
     """Puts this program's agent on a host, and compares it."""
 
-    resource = KeptScripts
+    resource = KeptAgent
 
-    def create(self, inputs: KeptScripts.Inputs) -> KeptScripts.Outputs:
+    def create(self, inputs: KeptAgent.Inputs) -> KeptAgent.Outputs:
         asyncio.run(self._put(inputs))
-        return KeptScripts.Outputs()
+        return KeptAgent.Outputs()
 
     def update(
-        self, inputs: KeptScripts.Inputs, before: KeptScripts.Inputs, outputs: KeptScripts.Outputs
-    ) -> KeptScripts.Outputs:
+        self, inputs: KeptAgent.Inputs, before: KeptAgent.Inputs, outputs: KeptAgent.Outputs
+    ) -> KeptAgent.Outputs:
         return self.create(inputs)
 
-    def read(self, inputs: KeptScripts.Inputs, outputs: KeptScripts.Outputs) -> KeptScripts.Outputs:
+    def read(self, inputs: KeptAgent.Inputs, outputs: KeptAgent.Outputs) -> KeptAgent.Outputs:
         if inputs.version != agent.version():
             return outputs  # another version's: that of this one comes with the next `up`
         facts = self.facts_of_refresh(inputs)
@@ -33,10 +33,10 @@ class KeptScriptsWork(Work[KeptScripts.Inputs, KeptScripts.Outputs]):
             drift.append("this program's agent is missing on the host, or changed")
         for sentence in drift:
             tell(f"{inputs.host}: drift: {sentence}")
-        return KeptScripts.Outputs(drift=drift)
+        return KeptAgent.Outputs(drift=drift)
 
-    async def _put(self, inputs: KeptScripts.Inputs) -> None:
+    async def _put(self, inputs: KeptAgent.Inputs) -> None:
         host = self.host(inputs)
         await asyncio.to_thread(guard.hold, inputs.host, host)
         async with ssh.connect(host) as session:
-            await session.put_agent(inputs.owner, float(host.timeouts.script))
+            await session.put_agent(inputs.owner, float(host.timeouts.step))

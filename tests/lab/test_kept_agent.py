@@ -9,15 +9,15 @@ import pytest
 
 from homelab.provider import base
 from homelab.provider.host_probe import HostProbeWork
-from homelab.provider.kept_scripts import KeptScriptsWork
-from homelab.remote import agent, kept_scripts
+from homelab.provider.kept_agent import KeptAgentWork
+from homelab.remote import agent, stack_folder
 from homelab.resources.host_probe import HostProbe
-from homelab.resources.kept_scripts import KeptScripts
+from homelab.resources.kept_agent import KeptAgent
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 
 NODE = "pve"
-OWNER = kept_scripts.owner("homelab", "lab", NODE)
+OWNER = stack_folder.owner("homelab", "lab", NODE)
 URN = "urn:pulumi:lab::homelab::homelab:host:Probe::pve-probe"
 PROBED = HostProbe.Outputs(iommu_words="", vfio_words="", functions={}, by_hand=[], gpus={}, generation={}, stale=False)
 
@@ -40,21 +40,21 @@ def test_the_agent_is_put_found_missing_and_put_again(
 ) -> None:
     home = lab.root / "var/lib/homelab"
     assert not home.exists()
-    work = KeptScriptsWork(texts)
-    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
+    work = KeptAgentWork(texts)
+    inputs = KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
     outputs = work.create(inputs)
     assert home.exists()
 
-    def refreshed(inputs: KeptScripts.Inputs) -> list[str]:
+    def refreshed(inputs: KeptAgent.Inputs) -> list[str]:
         monkeypatch.setattr(base, "_READINGS", {})
         return work.read(inputs, outputs).drift
 
     assert refreshed(inputs) == []
-    agents = home / "scripts" / OWNER / "agent.pyz"
+    agents = home / "agents" / OWNER / "agent.pyz"
     agents.write_bytes(agents.read_bytes()[:-1])
     assert refreshed(inputs) == ["this program's agent is missing on the host, or changed"]
     # What another version of this program has put there is no drift: its own comes with the next `up`.
-    older = KeptScripts.Inputs(host=NODE, owner=OWNER, version="0" * 16, reached="")
+    older = KeptAgent.Inputs(host=NODE, owner=OWNER, version="0" * 16, reached="")
     assert refreshed(older) == []
     outputs = work.update(inputs, inputs, outputs)
     assert refreshed(inputs) == []
@@ -66,9 +66,9 @@ def test_the_agent_is_put_found_missing_and_put_again(
 def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict[str, str]) -> None:
     home = lab.root / "var/lib/homelab"
     assert not home.exists()
-    inputs = KeptScripts.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
-    KeptScriptsWork(texts).create(inputs)  # killed before the state knows of it
-    theirs = KeptScripts.Inputs(host=NODE, owner="homelab-other", version=agent.version(), reached="")
-    KeptScriptsWork(texts).create(theirs)
+    inputs = KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached="")
+    KeptAgentWork(texts).create(inputs)  # killed before the state knows of it
+    theirs = KeptAgent.Inputs(host=NODE, owner="homelab-other", version=agent.version(), reached="")
+    KeptAgentWork(texts).create(theirs)
     HostProbeWork(texts, URN).delete(HostProbe.Inputs(host=NODE, settings=""), PROBED)
-    assert [path.name for path in (home / "scripts").iterdir()] == ["homelab-other"]
+    assert [path.name for path in (home / "agents").iterdir()] == ["homelab-other"]

@@ -1,4 +1,4 @@
-"""The folder of a stack on this system, /var/lib/homelab/scripts/OWNER, in which the agent lies (put_agent.py).
+"""The folder of a stack on this system, /var/lib/homelab/agents/OWNER, in which the agent lies (put_agent.py).
 
 `revert` takes the folder away, with all that is in it.
 """
@@ -26,7 +26,7 @@ class Wanted:
         :raises Failure: the name would lead elsewhere.
         """
         if re.fullmatch(r"[A-Za-z0-9_-]+", self.owner):
-            return f"{HOME}/scripts/{self.owner}"
+            return f"{HOME}/agents/{self.owner}"
         raise Failure(
             "the name of a stack's folder",
             f"{self.owner!r}",

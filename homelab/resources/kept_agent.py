@@ -1,4 +1,4 @@
-"""KeptScripts: this program's agent on a host, where its commands find it (homelab/remote/agent.py, ADR 33).
+"""KeptAgent: this program's agent on a host, where its commands find it (homelab/remote/agent.py, ADR 33).
 
 A refresh that finds it missing or changed has it put there again. It goes with the component's command, which knows the
 way to a host that the settings no longer have; what is left by a run that was killed goes with the host's probe.
@@ -15,16 +15,16 @@ from homelab.later import later
 from homelab.resources.base import HostInputs, Owned
 
 if TYPE_CHECKING:
-    from homelab.remote import agent, kept_scripts
+    from homelab.remote import agent, stack_folder
     from homelab.settings import Host
 else:
-    agent, kept_scripts = later("homelab.remote.agent"), later("homelab.remote.kept_scripts")
+    agent, stack_folder = later("homelab.remote.agent"), later("homelab.remote.stack_folder")
 
 
-class KeptScripts(Owned):
+class KeptAgent(Owned):
     """This program's agent on a host."""
 
-    kind = "host:Scripts"
+    kind = "host:Agent"
     replaced_by = frozenset(("host", "owner"))
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class KeptScripts(Owned):
         drift: list[str] = field(default_factory=list)
 
     @classmethod
-    def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptScripts:
+    def on(cls, name: str, host_name: str, host: Host, opts: pulumi.ResourceOptions) -> KeptAgent:
         """The agent on a host of the settings.
 
         :raises HomelabError: its key can't be read.
@@ -80,7 +80,7 @@ def kept_at(host: Host, address: pulumi.Input[str] | None) -> KeptFolder | None:
 
 def owner(host_name: str) -> str:
     """The running stack's folder on a host of the settings."""
-    return kept_scripts.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
+    return stack_folder.owner(pulumi.get_project(), pulumi.get_stack(), host_name)
 
 
 def _way_to(host: Host) -> str:

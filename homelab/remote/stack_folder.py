@@ -1,4 +1,4 @@
-"""The folder of a stack on a host, /var/lib/homelab/scripts/OWNER, in which the agent lies."""
+"""The folder of a stack on a host, /var/lib/homelab/agents/OWNER, in which the agent lies."""
 
 from __future__ import annotations
 

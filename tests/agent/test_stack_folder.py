@@ -1,4 +1,4 @@
-"""The layer kept_scripts: a stack's folder on a host, in which the agent lies."""
+"""The layer stack_folder: a stack's folder on a host, in which the agent lies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.layers.kept_scripts import Wanted
+from remote_scripts.layers.stack_folder import Wanted
 from tests.agent.kit import Host, Refused, cuts, left_by
 from tests.sampling import sample
 
 OWNER = "homelab-lab"
-PLACE = f"/var/lib/homelab/scripts/{OWNER}"
+PLACE = f"/var/lib/homelab/agents/{OWNER}"
 
 
 def ask(host: Host, verb: str = "revert", owner: str = OWNER) -> Any:
-    return host.ask(verb, "kept_scripts", Wanted(owner=owner))
+    return host.ask(verb, "stack_folder", Wanted(owner=owner))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_folder_goes_with_the_stack_and_with_all_that_is_in_it(host: Host) -
 
 def test_another_stacks_folder_stays(kept: Host) -> None:
     before = kept.lasting()
-    kept.write("/var/lib/homelab/scripts/homelab-other/agent.pyz", "theirs")
+    kept.write("/var/lib/homelab/agents/homelab-other/agent.pyz", "theirs")
     ask(kept, owner="homelab-other")
     assert kept.lasting() == before
 
