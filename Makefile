@@ -9,7 +9,7 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core lint format docs bench lock clean
+.PHONY: help up down preview pull-request-preview outputs test test-fast test-metal test-metal-core test-windows lint format docs bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
@@ -42,6 +42,10 @@ test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Lin
 test-metal-core: .venv/.dev ## of these, the way from a stock host to a bound card
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m core tests/metal
+
+test-windows: .venv/.dev ## the program from a Windows PC: Windows' programs under Wine, on the simulated host (Linux)
+	@$(VENV) -m tests.windows.prerequisites
+	@$(VENV) -m pytest -m windows tests/windows
 
 lint: .venv/.dev ## formatters and linters, nothing changed
 	@$(VENV) -m ruff format --check .

@@ -35,7 +35,7 @@ def ours_below(folder: Path, suffix: str) -> Iterator[Path]:
 #: What a file's tests may take together in `make test-fast`.
 FAST_SECONDS = 5.0
 # A real engine, real kernels.
-_SLOW_TIERS = ("e2e/", "engine/", "metal/")
+_SLOW_TIERS = ("e2e/", "engine/", "metal/", "windows/")
 #: Files and functions that `make test-fast` leaves out, by what they took: lab daemons that boot, sweeps over every moment of a script,
 #: the steps of NVIDIA's stack on whole systems.
 SLOW = frozenset(
@@ -112,6 +112,7 @@ NEEDS_LINUX = {
     "lab/": "simulated hosts",
     "metal/": "QEMU with KVM, loop devices",
     "scripts/": "bash, and the tools of a Debian",
+    "windows/": "Windows' programs under Wine, with simulated hosts",
     "unit/test_acpi.py": "reads tables of the firmware that the lab makes",
     "unit/test_bench.py": "measures processes by resource.getrusage",
     "unit/test_deploy.py": "starts a simulated host",
