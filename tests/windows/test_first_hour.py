@@ -71,7 +71,6 @@ def test_init_preview_up_refresh_show_doctor_destroy(windows_pc: Pc, tmp_path: P
         return done.stdout
 
     with Lab.start("rtx5090", state=tmp_path / "lab") as lab:
-        stock = lab.snapshot()
         ssh, api = lab.connection, lab.api
         # The password comes in once; from then on a key in %USERPROFILE%\.ssh logs in.
         shown = homelab(
@@ -82,6 +81,7 @@ def test_init_preview_up_refresh_show_doctor_destroy(windows_pc: Pc, tmp_path: P
         assert "homelab is set up." in shown and api["password"] not in shown
         assert (home / ".ssh" / "homelab_ed25519").exists()
 
+        stock = lab.snapshot()
         previewed = pulumi("preview")
         assert previewed.errors == [] and "reboot: one, because" in previewed.output
         assert lab.snapshot() == stock and driver(lab) == "nouveau"
