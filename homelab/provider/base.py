@@ -7,7 +7,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -47,6 +47,11 @@ REBOOT_SECONDS = 3600
 
 # Hosts that could not be reached to be held: they aren't tried again for each resource.
 _OUT_OF_REACH: set[str] = set()
+
+
+def raised(generation: dict[str, int], drifted: set[str], layers: Collection[str]) -> dict[str, int]:
+    """How often each of `layers` has drifted, once more for `drifted`. An older version's state lacks some."""
+    return {layer: generation.get(layer, 0) + (layer in drifted) for layer in layers}
 
 
 class GoneError(Exception):

@@ -7,7 +7,7 @@ import dataclasses
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
-from homelab.provider.base import Work
+from homelab.provider.base import Work, raised
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.storage_file import StorageFileWork
 from homelab.remote import guard, planning, ssh, stack_folder
@@ -28,7 +28,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def update(
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
-        return self._plan(inputs, _raised(outputs.generation, set()))
+        return self._plan(inputs, raised(outputs.generation, set(), LAYERS))
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -37,7 +37,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
         for layer, differences in drift.items():
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
-        generation = _raised(outputs.generation, {layer for layer, differences in drift.items() if differences})
+        drifted = {layer for layer, differences in drift.items() if differences}
+        generation = raised(outputs.generation, drifted, LAYERS)
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
@@ -94,8 +95,3 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 f"{name}: this program's part in /var/lib/homelab/agents/{owner} stays ({error.wanted}: "
                 f"{error.found}); nothing needs it any more"
             )
-
-
-def _raised(generation: dict[str, int], layers: set[str]) -> dict[str, int]:
-    """The generations, one higher for `layers`."""
-    return {layer: generation[layer] + (layer in layers) for layer in LAYERS}

@@ -10,6 +10,7 @@ from homelab.nvidia import reading
 from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
+from homelab.provider.base import raised
 from homelab.provider.systems import Reached, SystemWork
 from homelab.remote import guard, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
@@ -74,7 +75,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         # Mended, the driver's step may answer as it did before (another try after a way back); whether a boot is needed
         # is looked at anew.
         drifted |= {"boot"} if "driver" in drifted else set()
-        generation = {layer: outputs.generation[layer] + (layer in drifted) for layer in LAYERS}
+        generation = raised(outputs.generation, drifted, LAYERS)
         return dataclasses.replace(outputs, generation=generation, stale=bool(changed) or not has_agent)
 
     def _reading(self, inputs: NvidiaSystem.Inputs) -> tuple[SystemReading, bool] | None:

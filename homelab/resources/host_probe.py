@@ -90,9 +90,9 @@ class HostProbe(Probe):
 
     def generation_of(self, layer: str) -> pulumi.Output[int]:
         """How often this layer had to be mended."""
-        return self.generation.apply(lambda generation: int(generation[layer]))
+        return self.generation.apply(lambda generation: int(generation.get(layer, 0)))
 
     @property
     def boot_generation(self) -> pulumi.Output[dict[str, int]]:
         """How often each of the layers had to be mended that a reboot is about."""
-        return self.generation.apply(lambda generation: {layer: generation[layer] for layer in BOOT_LAYERS})
+        return self.generation.apply(lambda generation: {layer: generation.get(layer, 0) for layer in BOOT_LAYERS})

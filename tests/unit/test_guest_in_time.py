@@ -222,7 +222,10 @@ def test_a_refresh_sees_a_vms_agent_that_is_missing_or_another_one(
     monkeypatch.setattr(ssh, "connect", guest.connect)
     facts: SystemState = {"kernels": ["6.8.0-90-generic"], "runtimes": [], "cards": ["10de:2b85"]}
     facts |= {"distribution": "ubuntu", "version": "24.04", "running": "6.8.0-90-generic"}
-    before = NvidiaSystem.Outputs(facts=facts, generation=dict.fromkeys(LAYERS, 0), stale=False)
+    # An older version's state knows fewer layers.
+    before = NvidiaSystem.Outputs(facts=facts, generation={"repository": 3}, stale=False)
     inputs = dataclasses.replace(VM_INPUTS, agent="1", agent_owner="homelab-lab")
-    assert NvidiaSystemWork(TEXTS).read(inputs, before).stale == (there != "1")
+    after = NvidiaSystemWork(TEXTS).read(inputs, before)
+    assert after.stale == (there != "1")
+    assert after.generation == {"repository": 4, "driver": 1, "boot": 1, "cuda": 0, "toolkit": 0}
     assert ("agent there is missing" in capsys.readouterr().out) == (there != "1")

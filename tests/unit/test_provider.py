@@ -14,7 +14,7 @@ from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
 from homelab.errors import HomelabError, UnfinishedError
-from homelab.provider.base import Work
+from homelab.provider.base import Work, raised
 from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
@@ -31,6 +31,7 @@ from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import CardPlan
+from remote_scripts.shared.reading import ours
 from tests.unit.hosts import KEY, settings
 
 
@@ -230,6 +231,11 @@ def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
         TypeError, match=r"HostProbe pve-probe: inputs that are missing or not known: \['setings', 'settings'\]"
     ):
         HostProbe("pve-probe", {"host": "pve", "setings": ""})
+
+
+def test_every_layer_that_writes_files_can_drift_and_what_an_older_state_has_not_counts_from_nothing() -> None:
+    assert {*LAYERS} == {*ours.LAYERS, "boot"}
+    assert raised({"iommu": 2, "gone": 5}, {"vfio"}, ("iommu", "vfio", "boot")) == {"iommu": 2, "vfio": 1, "boot": 0}
 
 
 # -- probes -----------------------------------------------------------------------------------------------------

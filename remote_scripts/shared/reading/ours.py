@@ -10,7 +10,8 @@ from remote_scripts.shared.reading.answer import Managed, SharedWith, TurnedAway
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
 
-_LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
+#: The layers that write files on a host.
+LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
 _CONTAINERS, _LEDGER, _AGENTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/agents"
 _VMID = re.compile(r"[1-9][0-9]*")
 
@@ -18,7 +19,7 @@ _VMID = re.compile(r"[1-9][0-9]*")
 def managed(source: Source) -> list[Managed]:
     """All files that were written."""
     found: list[Managed] = []
-    for layer in _LAYERS:
+    for layer in LAYERS:
         found += source.noting(f"{HOME}/files/{layer}", functools.partial(_of_layer, source, layer), [])
     return found
 
