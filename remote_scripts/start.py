@@ -23,6 +23,8 @@ if not _is_whole(sys.argv[0]):
     sys.exit(1)
 
 from remote_scripts import agent  # noqa: E402
-from remote_scripts.codes import OF_LAYERS, VERSION  # type: ignore[import-not-found]  # noqa: E402 - made when packed
+
+# Made when packed. Where the package is installed, mypy names the lack of it otherwise than in a clone.
+from remote_scripts.codes import OF_LAYERS, VERSION  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
 sys.exit(agent.main(sys.argv[1:], OF_LAYERS, VERSION))
