@@ -132,9 +132,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
                 driver=version,
                 flavour=self._plan.apply(lambda planned: str(planned.plan.flavour or "")),
                 # After a way back, the second try installs the same version, and needs its boot.
-                driver_generation=self._nvidia_system.generation.apply(
-                    lambda generations: int(generations.get("boot", 0))
-                ),
+                driver_generation=self._nvidia_system.generation_of("boot"),
             )
             last = self.boot = HostReboot(name, reboot, pulumi.ResourceOptions(depends_on=list(args.before_reboot)))
             step_outputs.append(self.boot.boot)
@@ -295,8 +293,8 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
     def _generation(self, layer: str) -> pulumi.Output[str]:
         """The layer's generation and the system's `after`: a change of either makes the step run again."""
-        readings = pulumi.Output.all(self._nvidia_system.generation, self._system.after)
-        return readings.apply(lambda values: f"{int(values[0].get(layer, 0))} {values[1]}")
+        readings = pulumi.Output.all(self._nvidia_system.generation_of(layer), self._system.after)
+        return readings.apply(lambda values: f"{values[0]} {values[1]}")
 
     def _plan_for(self, offered: pulumi.Input[dict[str, list[str]] | None]) -> pulumi.Output[_Planned]:
         """The plan for the system.

@@ -71,6 +71,10 @@ class NvidiaSystem(Probe):
         facts: pulumi.Output[SystemState]
     generation: pulumi.Output[dict[str, int]]
 
+    def generation_of(self, layer: str) -> pulumi.Output[int]:
+        """How often this layer had to be mended."""
+        return self.generation.apply(lambda generation: int(generation.get(layer, 0)))
+
 
 class GuestReboot(Act):
     """A guest's restart for a driver that its running kernel can't use. Outputs as of `Outputs`."""

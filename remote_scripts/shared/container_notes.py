@@ -173,8 +173,8 @@ def is_same(system: System, ctid: int, known: str) -> bool:
 
     :raises Failure: its configuration can't be read.
     """
-    conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    return conf is None or container_conf.is_same(known, addresses(conf.decode("utf-8", "replace")))
+    now = _addresses_now(system, ctid)
+    return now is None or container_conf.is_same(known, now)
 
 
 def waits_for_restart(system: System, ctid: int) -> bool:
@@ -183,7 +183,16 @@ def waits_for_restart(system: System, ctid: int) -> bool:
     :raises Failure: what is noted, or its configuration, can't be read.
     """
     notes = Notes(system, ctid)
-    known = notes.text("restart").strip()
+    if not notes.has("restart"):
+        return False
+    known, now = notes.text("restart").strip(), _addresses_now(system, ctid)
+    return not known or not now or container_conf.is_same(known, now)
+
+
+def _addresses_now(system: System, ctid: int) -> str | None:
+    """Of its network cards; None: on another node it has no configuration here.
+
+    :raises Failure: its configuration can't be read.
+    """
     conf = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf")
-    now = addresses((conf or b"").decode("utf-8", "replace"))
-    return notes.has("restart") and not (known and now and not container_conf.is_same(known, now))
+    return None if conf is None else addresses(conf.decode("utf-8", "replace"))

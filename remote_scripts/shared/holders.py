@@ -68,11 +68,12 @@ def _parts(paths: Iterable[str]) -> Iterator[Sequence[str]]:
     part: list[str] = []
     left = LOG_BYTES
     for path in paths:
-        left -= len(os.fsencode(path)) + _MESSAGE_BYTES
-        if left < 0:
+        size = len(os.fsencode(path)) + _MESSAGE_BYTES
+        if part and size > left:
             yield part
-            part, left = [], LOG_BYTES - len(os.fsencode(path)) - _MESSAGE_BYTES
+            part, left = [], LOG_BYTES
         part.append(path)
+        left -= size
     if part:
         yield part
 

@@ -171,14 +171,18 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
 
 def _is_installed(system: System, wanted: Boot, version: str) -> bool:
     """Whether that version is installed whole, with its modules for each kernel, and is the wanted one."""
-    packages = installed.installed(system)
     return (
         driver.fits(version, wanted.driver)
         and system.files.is_file(driver.NVIDIA_SMI)
         and driver.is_source_wanted(driver.note(system), wanted.source)
-        and not any(name not in packages.whole for name in packages.present if driver.FAMILY.search(name))
+        and _is_family_whole(system)
         and all(
             (found := driver.module(system, kernel)).version == version and found.flavour == wanted.flavour
             for kernel in driver.kernels(system)
         )
     )
+
+
+def _is_family_whole(system: System) -> bool:
+    packages = installed.installed(system)
+    return not any(name not in packages.whole for name in packages.present if driver.FAMILY.search(name))
