@@ -21,7 +21,7 @@ def test_a_host_and_a_state_of_a_release_are_gone_on_with_and_given_back(
     scenario = path.name.removesuffix(".tar.gz").partition("-")[2]
     stack = stack_on(scenario, **released.SCENARIOS[scenario])
     stock = stack.lab.snapshot()
-    released.bring_back(stack, stack.lab, path)
+    released.bring_back(stack, path)
     drivers, boots = stack.drivers(), len(stack.lab.boots())
 
     stack.up("--refresh")

@@ -1,8 +1,8 @@
 """What a release has left on hosts and in states, kept for all later versions: `python -m tests.e2e.released VERSION` makes it, once, of the
 release itself.
 
-A file for each of `SCENARIOS`, VERSION-SCENARIO.tar.gz: below `root/` what its first `up` has changed in /etc, and its own folder; `gone`, a line for each file that
-isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, ports) is a word like `@sshPort@` in all of it.
+A file for each of `SCENARIOS`, VERSION-SCENARIO.tar.gz: below `root/` what its first `up` has changed on the host, but for the agent, which each version
+puts there itself, and for what is made of the rest; `gone`, a line for each file that isn't there any more; and `state.json`, the stack's exported state. What each lab has of its own (keys, ports) is a word like `@sshPort@` in all of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any
 
 from engine import install
 from lab import Lab
-from tests.e2e.conftest import stack_of
-from tests.engine_stack import EngineStack
+from tests.e2e.conftest import Stack, stack_of
 
 FOLDER = Path(__file__).parent
 #: A scenario of the lab -> the rest of the stack's settings.
@@ -76,13 +75,13 @@ def in_place(text: str, lab: Lab) -> str:
     return text
 
 
-def keep(stack: EngineStack, lab: Lab, stock: dict[str, Any], path: Path) -> None:
+def keep(stack: Stack, stock: dict[str, Any], path: Path) -> None:
     """Write what a first `up` has made.
 
     Args:
-        stock: the host before it, of `Lab.snapshot(*CHANGED)`.
+        stock: the host before it, of `Lab.snapshot(*_CHANGED)`.
     """
-    state = stack.folder / "exported.json"
+    lab, state = stack.lab, stack.folder / "exported.json"
     assert stack.run("stack", "export", "--show-secrets", "--file", str(state)).code == 0
     made = lab.snapshot(*_CHANGED)
     changed = [
@@ -105,8 +104,9 @@ def keep(stack: EngineStack, lab: Lab, stock: dict[str, Any], path: Path) -> Non
     path.write_bytes(gzip.compress(packed.getvalue(), mtime=0))
 
 
-def bring_back(stack: EngineStack, lab: Lab, path: Path) -> None:
+def bring_back(stack: Stack, path: Path) -> None:
     """Put it on a stock host, and into a new stack; then the host restarts, as after an update of its kernel."""
+    lab = stack.lab
     with tarfile.open(path) as archive:
         texts = {name: archive.extractfile(name).read().decode() for name in ("state.json", "gone")}  # type: ignore[union-attr]
         for one in archive.getmembers():
@@ -135,7 +135,7 @@ def main(version: str) -> None:
             stack.up()
             lab.wait_idle()
             path = FOLDER / f"{version}-{scenario}.tar.gz"
-            keep(stack, lab, stock, path)
+            keep(stack, stock, path)
             print(f"{path.name}: {path.stat().st_size} bytes")
         finally:
             lab.stop()
