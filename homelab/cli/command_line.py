@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,11 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             sys.stdout.flush()  # also of what argparse prints and ends with
-    except BrokenPipeError:
+    except OSError as error:
+        if not _is_unread(error):
+            raise
         # The reader has closed the pipe, as `head` does. What Python still holds for standard output goes nowhere.
         with Path(os.devnull).open("wb") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _is_unread(error: OSError, *, windows: bool = os.name == "nt") -> bool:
+    """Whether an error means that nobody reads the output any more. Windows' C library calls that EINVAL."""
+    return isinstance(error, BrokenPipeError) or (windows and error.errno == errno.EINVAL and error.filename is None)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -18,7 +18,7 @@ from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.reading import Reading
-from homelab.doctor.report import Report, unreadable
+from homelab.doctor.report import WIDTH, Report, unreadable
 from homelab.errors import HomelabError
 from homelab.remote import diagnosis
 from homelab.settings import Host
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(error, file=sys.stderr)
         return UNREADABLE
-    print(report.json() if arguments.json else report.text())
+    print(report.json() if arguments.json else report.text(terminal.width(WIDTH)))
     return WELL if report.well else FINDINGS
 
 
@@ -162,7 +162,8 @@ def _everything(arguments: argparse.Namespace) -> int:
     except HomelabError as error:
         print(unreadable(EVERYTHING, error) if arguments.json else error, file=None if arguments.json else sys.stderr)
         return UNREADABLE
-    print(report.json() if arguments.json else report.text(terminal.table(whole.COLUMNS, report.rows())))
+    table = terminal.table(whole.COLUMNS, report.rows())
+    print(report.json() if arguments.json else report.text(table, terminal.width(WIDTH)))
     return UNREADABLE if not report.readable else WELL if report.well else FINDINGS
 
 

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = look(arguments.stack, arguments.config_file)
         if arguments.output:
-            arguments.output.write_text(result.markdown(), encoding="utf-8")
+            arguments.output.write_text(result.markdown(), encoding="utf-8", newline="\n")
         for line in result.errors or result.lines or [result.line]:
             print(line)
         if result.next:

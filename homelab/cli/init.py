@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from homelab.cli import stack_options
 from homelab.cli.conversation import Conversation
@@ -22,22 +23,37 @@ from homelab.cli.output import Declined, Output, ended_as_by_ctrl_c
 from homelab.cli.questions import Preselected, Questions, questions
 from homelab.cli.undoing import undo
 from homelab.errors import HomelabError
+from homelab.settings.paths import text_of
 
 DONE, NOTHING, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Options from a file as a shell takes them, with comments."""
+def words(argv: Sequence[str], *, windows: bool = os.name == "nt") -> list[str]:
+    """The command line's words, each `@FILE` as the words in that file: as a shell takes them, with comments.
 
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+    :param windows: a backslash is a part of a path, and stays.
+    :raises SystemExit: a file can't be read.
+    """
+    result: list[str] = []
+    for word in argv:
+        if not word.startswith("@"):
+            result.append(word)
+            continue
+        try:
+            lexer = shlex.shlex(text_of(Path(word[1:])), posix=True)
+            lexer.whitespace_split = True
+            if windows:
+                lexer.escape = ""
+            result += lexer
+        except (OSError, ValueError) as error:
+            parser().error(f"{word}: {error}")
+    return result
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="homelab init",
-        fromfile_prefix_chars="@",
         description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
         "before anything is done.",
         epilog="Each question has an option that answers it; @FILE stands for the options in a file, as a shell would "
@@ -132,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(words(sys.argv[1:] if argv is None else argv))
     output = Output(sys.stderr if arguments.json else sys.stdout)
     if arguments.json and not arguments.yes:
         arguments.dry_run = True

@@ -137,7 +137,7 @@ def _write(path: Path, locks: dict[str, lock.SystemLock]) -> None:
         path.unlink(missing_ok=True)
         return
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(lock.text_of(locks), encoding="utf-8")
+    temporary.write_text(lock.text_of(locks), encoding="utf-8", newline="\n")
     temporary.replace(path)
 
 

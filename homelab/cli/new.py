@@ -59,7 +59,7 @@ def make(folder: Path, environment: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target)
             target.chmod(0o755 if target.parent.name == "provider" else 0o644)
-        (folder / "__main__.py").write_text(PROGRAM, encoding="utf-8")
+        (folder / "__main__.py").write_text(PROGRAM, encoding="utf-8", newline="\n")
         # homelab's environment, on this machine.
         write_settings(
             folder / "Pulumi.yaml", project.replace(_ENVIRONMENT, f"virtualenv: {json.dumps(str(environment))}")

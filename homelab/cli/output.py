@@ -85,8 +85,8 @@ def _folded(line: str, width: int) -> list[str]:
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal, raise KeyboardInterrupt as Ctrl-C does."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    """SIGTERM, and SIGHUP of a closed terminal (on Windows SIGBREAK), raise KeyboardInterrupt as Ctrl-C does."""
+    names = [name for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         names = []
     before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names}

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if file is not None:
         title = f"homelab: {arguments.stack}"
         draw = diagram.svg if arguments.svg else diagram.html
-        file.write_text(draw(roots, title), encoding="utf-8")
+        file.write_text(draw(roots, title), encoding="utf-8", newline="\n")
         print(f"written: {file}")
     elif arguments.mermaid:
         print(mermaid.text(roots))

@@ -87,19 +87,22 @@ class Report:
         """What to do, in order, each thing once."""
         return self.steps or in_order(self.findings)
 
-    def text(self) -> str:
-        """For people: what the host says in it is made safe to show."""
-        return clean(self._text())
+    def text(self, width: int = WIDTH) -> str:
+        """For people: what the host says in it is made safe to show.
 
-    def _text(self) -> str:
+        :param width: of sentences, in columns; tables have their own.
+        """
+        return clean(self._text(width))
+
+    def _text(self, width: int) -> str:
         parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
         parts += [table.text() for table in self.tables if table.rows]
         if self.notes:
-            parts.append("\n".join(["to know", *_items(self.notes)]))
+            parts.append("\n".join(["to know", *_items(self.notes, width)]))
         if self.well:
             return "\n\n".join([*parts, "nothing is wrong"])
-        parts.append(f"what is wrong\n\n{shown_findings(self.findings)}")
-        parts.append(f"what to do, in this order\n{shown_steps(self.next)}")
+        parts.append(f"what is wrong\n\n{shown_findings(self.findings, width)}")
+        parts.append(f"what to do, in this order\n{shown_steps(self.next, width)}")
         return "\n\n".join(parts)
 
     def json(self) -> str:
@@ -123,17 +126,17 @@ def in_order(findings: Sequence[Finding]) -> list[str]:
     return list(dict.fromkeys(finding.next for finding in sorted(findings, key=lambda finding: finding.stage)))
 
 
-def shown_findings(findings: Sequence[Finding]) -> str:
+def shown_findings(findings: Sequence[Finding], width: int) -> str:
     """Numbered, their four parts below each other."""
-    return "\n\n".join(_shown(number, finding) for number, finding in enumerate(findings, start=1))
+    return "\n\n".join(_shown(number, finding, width) for number, finding in enumerate(findings, start=1))
 
 
-def shown_steps(steps: Sequence[str]) -> str:
+def shown_steps(steps: Sequence[str], width: int) -> str:
     """Numbered."""
-    return "\n".join(_numbered(steps))
+    return "\n".join(_numbered(steps, width))
 
 
-def _wrapped(text: str, first: str, others: str) -> str:
+def _wrapped(text: str, first: str, others: str, width: int) -> str:
     """Long lines broken at spaces; a text's own lines stay, and so do commands and lines to be copied."""
     lines = text.splitlines() or [""]
     shown = []
@@ -143,23 +146,23 @@ def _wrapped(text: str, first: str, others: str) -> str:
             shown.append(f"{head}{line}")
             continue
         shown += textwrap.wrap(
-            line, WIDTH, initial_indent=head, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+            line, width, initial_indent=head, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
         ) or [head.rstrip()]
     return "\n".join(shown)
 
 
-def _shown(number: int, finding: Finding) -> str:
+def _shown(number: int, finding: Finding, width: int) -> str:
     lines = (("wanted", finding.wanted), ("found", finding.found), ("why", finding.why), ("next", finding.next))
     indent = " " * 11
     first = (f"{number:>2}. {lines[0][0]}:", *(f"    {name}:" for name, _ in lines[1:]))
     return "\n".join(
-        _wrapped(text, head.ljust(11) + " ", f"{indent} ") for head, (_, text) in zip(first, lines, strict=True)
+        _wrapped(text, head.ljust(11) + " ", f"{indent} ", width) for head, (_, text) in zip(first, lines, strict=True)
     )
 
 
-def _items(texts: Sequence[str]) -> list[str]:
-    return [_wrapped(text, "  - ", "    ") for text in texts]
+def _items(texts: Sequence[str], width: int) -> list[str]:
+    return [_wrapped(text, "  - ", "    ", width) for text in texts]
 
 
-def _numbered(texts: Sequence[str]) -> list[str]:
-    return [_wrapped(text, f"{number:>3}. ", "     ") for number, text in enumerate(texts, start=1)]
+def _numbered(texts: Sequence[str], width: int) -> list[str]:
+    return [_wrapped(text, f"{number:>3}. ", "     ", width) for number, text in enumerate(texts, start=1)]

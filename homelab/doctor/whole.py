@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.doctor.report import VERSION, Finding, Report, in_order, shown_findings, shown_steps
+from homelab.doctor.report import VERSION, WIDTH, Finding, Report, in_order, shown_findings, shown_steps
 from homelab.errors import HomelabError
 from homelab.text import clean
 
@@ -74,10 +74,11 @@ class Whole:
             for part, name in zip(self.parts, what, strict=True)
         ]
 
-    def text(self, table: str) -> str:
+    def text(self, table: str, width: int = WIDTH) -> str:
         """For people: what is wrong, what to do; then the table of all.
 
         :param table: of `rows`, drawn.
+        :param width: of sentences, in columns.
         """
         wrong = sum(not part.well for part in self.parts)
         problems = "has a problem" if wrong == 1 else "have problems"
@@ -87,8 +88,8 @@ class Whole:
             head,
             *(
                 [
-                    "what is wrong\n" + shown_findings(findings),
-                    "what to do, in this order\n" + shown_steps(in_order(findings)),
+                    "what is wrong\n" + shown_findings(findings, width),
+                    "what to do, in this order\n" + shown_steps(in_order(findings), width),
                 ]
                 if findings
                 else []

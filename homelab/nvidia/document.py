@@ -127,7 +127,7 @@ def _symptoms() -> str:
 
 def main() -> None:
     """Write the tables of docs/nvidia.md."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

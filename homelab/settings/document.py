@@ -133,7 +133,7 @@ def _or(words: list[str]) -> str:
 
 def main() -> None:
     """Write the tables of docs/settings.md."""
-    DOCUMENT.write_text(with_current_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(with_current_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

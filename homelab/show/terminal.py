@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,15 @@ WIDTH_OF_A_FILE = 160
 def _console(width: int | None, colours: bool | None) -> Console:
     if width is None and not sys.stdout.isatty():
         width = WIDTH_OF_A_FILE
-    return Console(width=width, force_terminal=colours, no_color=colours is False or None, highlight=False)
+    console = Console(width=width, force_terminal=colours, no_color=colours is False or None, highlight=False)
+    if console.legacy_windows:  # a console that shows escape sequences as they are
+        return Console(width=width, color_system=None, highlight=False)
+    return console
+
+
+def width(most: int) -> int:
+    """The width of the terminal, in columns; `most`, where it is wider, or the output is no terminal."""
+    return min(most, shutil.get_terminal_size().columns) if sys.stdout.isatty() else most
 
 
 def _drawn(node: TreeNode) -> Text:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 
-from homelab.cli.command_line import main
+from homelab.cli.command_line import _is_unread, main
 from tests.conftest import PROJECT
 
 
@@ -21,6 +22,12 @@ def test_a_reader_that_has_seen_enough_is_told_no_traceback(command: list[str]) 
     done = subprocess.run(run, cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert done.stderr == "" and done.returncode in (0, 141)  # argparse passes over it by itself
+
+
+def test_windows_has_no_number_of_its_own_for_a_pipe_without_a_reader() -> None:
+    unread, file = OSError(errno.EINVAL, "Invalid argument"), OSError(errno.EINVAL, "Invalid argument", "a?.svg")
+    assert [_is_unread(error, windows=True) for error in (unread, file)] == [True, False]
+    assert [_is_unread(error, windows=False) for error in (unread, BrokenPipeError())] == [False, True]
 
 
 @pytest.mark.parametrize(

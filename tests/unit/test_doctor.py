@@ -419,7 +419,9 @@ def test_a_table_is_aligned_and_an_empty_cell_is_a_dash() -> None:
 def test_commands_and_configuration_lines_are_not_broken() -> None:
     command = "`pct set 901 " + "--dev0 /dev/nvidia0,mode=0666 " * 9 + "`"
     report = Report("host", "x", [], [], [Finding("w " * 120, "f", "y", command)])
-    assert command in report.text() and max(map(len, report.text().splitlines()[2:5])) <= 132
+    for width in (132, 80):
+        assert command in report.text(width)
+        assert width - 20 < max(map(len, report.text(width).splitlines()[2:5])) <= width
 
 
 def test_the_json_has_what_the_text_has() -> None:

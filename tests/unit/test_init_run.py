@@ -96,7 +96,7 @@ def test_any_error_reports_the_steps_and_is_no_refusal(
     assert "hunter2" not in out + err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", [name for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)])
 def test_being_ended_is_said_as_ctrl_c_is(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -460,5 +460,5 @@ def test_a_temporary_file_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> 
 
 def test_answers_in_a_file_are_options_as_a_shell_takes_them(tmp_path: Path) -> None:
     (tmp_path / "answers").write_text("--card rtx5090=vm:103  # the sandbox\n\n--driver none --vm-name 'a b'\n")
-    arguments = init.parser().parse_args(["192.0.2.1", f"@{tmp_path / 'answers'}", "--yes"])
+    arguments = init.parser().parse_args(init.words(["192.0.2.1", f"@{tmp_path / 'answers'}", "--yes"]))
     assert (arguments.card, arguments.driver, arguments.vm_name) == (["rtx5090=vm:103"], "none", "a b")

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 
-from homelab.cli import access
+from homelab.cli import access, init
 from homelab.cli.settings_file import read_settings, write_settings
 from homelab.doctor import stack
 from homelab.errors import HomelabError
@@ -110,6 +110,18 @@ def test_no_text_is_read_or_written_in_the_encoding_that_a_system_happens_to_hav
     assert found == []
 
 
+def test_a_file_has_the_same_line_ends_on_every_system() -> None:
+    """What goes into a repository or to another machine isn't another text because it was written on Windows."""
+    found = [
+        f"{path.relative_to(PROJECT).as_posix()}:{node.lineno}"
+        for path in PROGRAM
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "write_text"
+        if "newline" not in {one.arg for one in node.keywords}
+    ]
+    assert found == []
+
+
 def test_no_expression_needs_what_python_3_11_2_matches_wrongly() -> None:
     """Possessive quantifiers: wrong up to 3.11.4 (gh-106052), and Debian 12 has 3.11.2."""
     possessive = re.compile(r"[)\]}][*+?]\+|\\[wWdDsS][*+?]\+|\(\?>")
@@ -152,6 +164,25 @@ def test_a_host_key_is_read_as_windows_writes_it(written: Callable[[str], Path])
 def test_a_private_key_is_read_as_windows_writes_it(written: Callable[[str], Path]) -> None:
     file = written("-----BEGIN\r\nAAAA\r\n")
     assert Ssh.model_validate({"hostKey": KEY, "privateKeyFile": str(file)}).key == "-----BEGIN\nAAAA\n"
+
+
+def test_answers_in_a_file_are_read_as_windows_writes_them(written: Callable[[str], Path]) -> None:
+    file = written("--identity C:\\Users\\Jürgen\\id  # mine\r\n--vm-name 'a b'\r\n")
+    assert init.words([f"@{file}", "--yes"], windows=True) == [
+        "--identity",
+        "C:\\Users\\Jürgen\\id",
+        "--vm-name",
+        "a b",
+        "--yes",
+    ]
+
+
+def test_a_file_of_answers_that_is_not_there_is_an_error_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        init.main([f"@{tmp_path / 'none'}"])
+    assert "No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("read", [read_settings, stack.read])
@@ -258,7 +289,7 @@ def test_every_script_and_file_is_sent_the_same_from_a_checkout_with_windows_lin
 # -- what a person sees --
 
 
-@pytest.mark.parametrize("encoding", ["cp437", "cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp437", "cp850", "cp1252", "ascii"])
 def test_a_tree_is_readable_in_a_terminal_that_has_no_unicode(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", encodable(io.TextIOWrapper(shown, encoding=encoding, newline="\n")))
@@ -271,6 +302,22 @@ def test_a_tree_is_readable_in_a_terminal_that_has_no_unicode(encoding: str, mon
     ]
 
 
+def test_a_console_that_knows_no_escape_sequences_is_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' own, where no program has asked it to: `cmd` outside of Windows Terminal."""
+    assert "\x1b[" in terminal.text([trees(now=True, planned=True)], width=80, colours=True)
+    monkeypatch.setattr("rich.console.detect_legacy_windows", lambda: True)
+    shown = terminal.text([trees(now=True, planned=True)], width=80, colours=True)
+    assert "VM 103 (sandbox)" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_what_the_doctor_says_is_as_wide_as_the_console(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert terminal.width(132) == 132  # no terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert terminal.width(132) == width and terminal.width(30) == 30
+
+
 def test_what_is_told_ends_no_program_for_want_of_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="cp1252", newline="\n"))
@@ -279,17 +326,20 @@ def test_what_is_told_ends_no_program_for_want_of_a_character(monkeypatch: pytes
     assert shown.getvalue() == "nouveau -> vfio-pci… für \\u65e5\\u672c\n".encode("cp1252")
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["show"], ["log"], ["drift", "--install-timer"]])
-def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["cp850", "cp1252"])
+@pytest.mark.parametrize(
+    "words", [["doctor"], ["show"], ["log"], ["drift", "--install-timer"]], ids=lambda words: words[0]
+)
+def test_a_command_says_what_it_has_to_say_in_a_code_page(words: list[str], page: str, tmp_path: Path) -> None:
     (folder := tmp_path / "Größe → 日本").mkdir()
     (folder / "Pulumi.yaml").touch()
     done = subprocess.run(
         [sys.executable, "-m", "homelab", *words],
         cwd=folder,
         capture_output=True,
-        encoding="cp1252",
+        encoding=page,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(PROJECT), "PYTHONUTF8": "0"},
+        env={**os.environ, "PYTHONIOENCODING": page, "PYTHONPATH": str(PROJECT), "PYTHONUTF8": "0"},
     )
     said = done.stdout + done.stderr
     assert "Größe -> \\u65e5\\u672c" in said or (os.name == "nt" and words[0] == "drift"), said
