@@ -21,7 +21,7 @@ from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
 from remote_scripts.shared import container_conf, vfio_ids
-from remote_scripts.shared.container_conf import ContainerConf
+from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading.answer import (
     CardState,
     CommandLines,
@@ -95,6 +95,12 @@ class GuestConfig(Fact):
         """Whether the VM's system is Windows for Proxmox VE (`ostype`: win11, w2k8, wxp, wvista;
         PVE::QemuServer::windows_version)."""
         return self.kind == "vm" and self.values.get("ostype", "").startswith("w")
+
+    @property
+    def by_args(self) -> set[str]:
+        """Addresses of the functions that a VM has, or gets at its next start, by options of QEMU itself (`args`)."""
+        texts = (values.get("args", "") for values in (self.current, self.values)) if self.kind == "vm" else ()
+        return {address for text in texts for address in functions_of(text.replace(" ", ";"))}
 
     @property
     def _parts(self) -> tuple[str, str]:
@@ -267,6 +273,10 @@ class HostFacts(Fact):
     # File -> the ids in it; files that name vfio-pci in any other way. This program's own files aren't among them.
     vfio_files: dict[str, str] = {}
     vfio_mentions: list[str] = []
+    # File of udev's rules -> addresses of the functions that it gives to vfio-pci; lines of others in modprobe.d about
+    # cards' drivers, `PATH: LINE`.
+    vfio_rules: dict[str, list[str]] = {}
+    module_lines: list[str] = []
     modules: list[str]
     devices: list[Device]
     lspci: str
@@ -481,15 +491,27 @@ class HostFacts(Fact):
     def containers_with(self, slot: str) -> list[GuestConfig]:
         """The containers whose configuration names the card's node: NVIDIA's, or one in /dev/dri."""
         card_addresses = {device.address for device in self.functions(slot)}
-        nodes = [f"/dev/nvidia{minor}" for address, minor in self.nvidia_minors.items() if address in card_addresses]
-        if not nodes:
-            drm_nodes = [self.drm[address] for address in card_addresses if address in self.drm]
-            nodes = [f"/dev/dri/{name}" for drm_node in drm_nodes for name in (drm_node.card, drm_node.render) if name]
-        return [
-            config
-            for config in self.guests.configs
-            if config.kind == "lxc" and any(entry.takes(node) for entry in config.container.entries for node in nodes)
-        ]
+        nvidia_nodes = {
+            address: [f"/dev/nvidia{minor}"]
+            for address, minor in self.nvidia_minors.items()
+            if address in card_addresses
+        }
+        ways = self.ways_to(nvidia_nodes or {address: self.drm_nodes(address) for address in card_addresses})
+        return [config for config in self.guests.configs if config.id in ways]
+
+    def drm_nodes(self, address: str) -> list[str]:
+        """A function's nodes in /dev/dri."""
+        drm_node = self.drm.get(address, DrmNodes())
+        return [f"/dev/dri/{name}" for name in (drm_node.card, drm_node.render) if name]
+
+    def ways_to(self, nodes: Mapping[str, list[str]]) -> dict[int, str]:
+        """The containers that have one of these device nodes, or may make it -> the line of the configuration.
+
+        :param nodes: of cards' functions, by address.
+        """
+        paths = [path for address, names in nodes.items() for node in names for path in paths_of(node, address)]
+        ways = {config.id: config.container.way_to(paths) for config in self.guests.configs if config.kind == "lxc"}
+        return {ctid: line for ctid, line in ways.items() if line is not None}
 
     def pluggable(self, address: str) -> bool:
         """Whether the function, or a bridge above it, can be pulled out while the host runs."""
@@ -504,7 +526,7 @@ class HostFacts(Fact):
 
     def bound_by_hand(self) -> set[str]:
         """Addresses of the functions that are on vfio-pci by other configuration than this program's: `vfio-pci.ids=`,
-        modprobe.d, driverctl.
+        modprobe.d, driverctl, udev's rules.
 
         Configuration and driver are both needed: the configuration alone may never have had an effect, and a starting
         VM may have left the driver alone.
@@ -537,14 +559,15 @@ class HostFacts(Fact):
         return _ids_by_word(self.cmdline.others)
 
     def has_override(self, device: Device) -> bool:
-        """Whether driverctl puts the function on vfio-pci at each boot."""
-        return bool(self._driverctl_files(device))
+        """Whether driverctl, or a rule of udev's, puts the function on vfio-pci at each boot."""
+        return bool(self.override_files(device))
 
-    def _driverctl_files(self, device: Device) -> list[str]:
-        """driverctl's files that put the function on vfio-pci. Older versions name them without `pci-`, as
-        remote_scripts/shared/vfio_ids.py knows, too."""
+    def override_files(self, device: Device) -> list[str]:
+        """Files of driverctl and of udev's rules that put the function on vfio-pci. Older versions of driverctl name
+        theirs without `pci-`."""
         files = (f"/etc/driverctl.d/{prefix}{device.address}" for prefix in ("pci-", ""))
-        return [path for path in files if path in self.vfio_mentions]
+        by_rules = [path for path, addresses in self.vfio_rules.items() if device.address in addresses]
+        return [path for path in files if path in self.vfio_mentions] + by_rules
 
     @staticmethod
     def _is_named(device: Device, id_lists: Iterable[str]) -> bool:
@@ -559,7 +582,7 @@ class HostFacts(Fact):
         ]
         bound = list(devices)
         by_ids = [source for source, ids in sources if any(self._is_named(device, [ids]) for device in bound)]
-        return [*by_ids, *(path for device in bound for path in self._driverctl_files(device))]
+        return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:
         """The other functions of the card's IOMMU groups, which a VM's start with the card takes from the host; without

@@ -395,6 +395,30 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
     ]
 
 
+def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
+    """A gate: nothing on the host keeps NVIDIA's driver from being loaded by its name, as tools do that give all cards
+    to VMs. A mere `blacklist nvidia` doesn't: this program's services load it by its name."""
+    words = [word for word in facts.cmdline.others.split() if _KEEPS_OFF.fullmatch(word)]
+    lines = [line for line in facts.module_lines if _NEVER_LOADED.search(line)]
+    if host.nvidia is None or not (words or lines):
+        return []
+    return [
+        HomelabError(
+            wanted="NVIDIA's driver on the host (nvidia)",
+            found="; ".join([*lines, *(f"{word} on the kernel command line" for word in words)]),
+            why="with that the driver is never loaded, whoever asks for it: it would be installed for nothing; nothing "
+            "was changed",
+            next=f"take nvidia out there{f', {new_entries(facts)} and reboot' if words else ''}; then run `pulumi up` "
+            "again",
+        )
+    ]
+
+
+# What the kernel refuses (kernel/module/main.c); what modprobe does in place of loading the module.
+_KEEPS_OFF = re.compile(r"module_blacklist=(?:\S*,)?nvidia(?:,\S*)?")
+_NEVER_LOADED = re.compile(r": install nvidia (?:\S*/)?(?:false|true|:)(?:\s|$)")
+
+
 def _without_group(facts: HostFacts, slot: str) -> list[Device]:
     """The functions of a card that are in no IOMMU group, although the host has groups."""
     return [device for device in facts.functions(slot) if device.group is None] if facts.iommu.groups else []
@@ -565,8 +589,12 @@ def _card_bound_by_hand(
     steps += [
         f"`driverctl --noprobe unset-override {device.address}` while no VM runs with it"
         for device in bound
-        if facts.has_override(device)
+        if any(path not in facts.vfio_rules for path in facts.override_files(device))
     ]
+    rules = [path for path in sources if path in facts.vfio_rules]
+    steps += [f"take the rule that sets driver_override out of {path}" for path in rules]
+    if rules and not ids:
+        steps.append("`update-initramfs -u -k all`")
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
@@ -734,34 +762,50 @@ _NVIDIA_MINORS = 248
 def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
     addresses = {device.address for device in _leaving_functions(facts, slot)}
-    nodes = [f"/dev/nvidia{minor}" for address, minor in facts.nvidia_minors.items() if address in addresses]
+    # In their order: messages name a container's first way.
+    nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
+    nodes = {address: names for address, names in nodes.items() if facts.by_address[address].vendor != NVIDIA}
+    for address, minor in facts.nvidia_minors.items():
+        if address in addresses:
+            nodes[address] = [f"/dev/nvidia{minor}"]
     if any(facts.by_address[address].driver == "nvidia" for address in addresses - facts.nvidia_minors.keys()):
         # The reading has no minor number for this card: it may be any that no other card has.
         other_minors = {minor for address, minor in facts.nvidia_minors.items() if address not in addresses}
-        nodes += [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in other_minors]
-    drm = [
-        drm_node
-        for address, drm_node in facts.drm.items()
-        if address in addresses and facts.by_address[address].vendor != NVIDIA
-    ]
-    nodes += [f"/dev/dri/{name}" for drm_node in drm for name in (drm_node.card, drm_node.render) if name]
-    users = [
-        guest.id
-        for guest in facts.guests.configs
-        if guest.kind == "lxc"
-        and guest.id not in gpu.allow_containers
-        and any(entry.takes(node) for entry in guest.container.entries for node in nodes)
-    ]
+        nodes[""] = [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in other_minors]
+    ways = facts.ways_to(nodes)
+    users = [ctid for ctid in ways if ctid not in gpu.allow_containers]
     if not users:
         return []
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) free to be taken from the host",
-            found=f"containers that use it: {', '.join(str(ctid) for ctid in users)}",
+            found="containers that use it: "
+            + ", ".join(
+                f"{ctid} ({ways[ctid]})" if ways[ctid].startswith(("lxc.hook", "lxc.cgroup")) else str(ctid)
+                for ctid in users
+            ),
             why="on vfio-pci the card has no node in /dev any more: these containers would not start, or run "
             "without it",
             next=f"take the card out of them first, or accept it with gpus.{name}.allowContainers: {users}",
         )
+    ]
+
+
+def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: no VM has the card by options of QEMU itself (`args`), of which Proxmox VE knows nothing."""
+    addresses = {device.address for device in facts.functions(slot)}
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) given to VMs by Proxmox VE (hostpci)",
+            found=f"VM {guest.id} ({guest.values.get('name', '')}) has {', '.join(sorted(guest.by_args & addresses))} "
+            "by its option args (-device vfio-pci)",
+            why="Proxmox VE knows nothing of such a device: it would give the card to another VM, or to this one a "
+            "second time, and the start would fail",
+            next=f"take that device out of the option args (`qm config {guest.id}` shows all of it), then run "
+            "`pulumi up` again",
+        )
+        for guest in facts.guests.configs
+        if guest.by_args & addresses
     ]
 
 
@@ -809,6 +853,7 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
         *remapping.refused(facts, host),
         *room(facts, host),
         *vgpu_host(facts, host),
+        *loadable(facts, host),
         *unresolved,
     ]
     errors += bound_by_hand(facts, host, slots)
@@ -838,6 +883,7 @@ GIVEN = (
     remapping.one_to_one,
     console,
     containers,
+    past_proxmox,
 )
 STAYING = (out_of_vms,)
 # The gates of a card that containers and a VM have in turn.
@@ -852,6 +898,7 @@ HANDED_OVER = (
     vital,
     remapping.one_to_one,
     console,
+    past_proxmox,
 )
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)

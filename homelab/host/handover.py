@@ -142,6 +142,9 @@ def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, re
 
 def state_text(facts: HostFacts, name: str) -> str:
     """The state of a card that is handed over, in words; empty: it is with the host."""
+    path = f"/var/lib/homelab/handover/{name}.state"
+    if unread := [text for text in facts.unreadable if text.startswith(f"{path}: ")]:
+        return f"not known: its state can't be read ({unread[0]})"
     card_state = state_of(facts, name)
     state, vm = card_state.get("state", ""), card_state.get("vm", "")
     if not state:

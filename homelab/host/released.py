@@ -43,8 +43,9 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
     :param bound: the functions.
     """
     functions = list(bound)
-    if any(facts.has_override(device) for device in functions):
-        return "driverctl puts it there, whatever a word says"
+    if files := [path for device in functions for path in facts.override_files(device)]:
+        by = files[0] if files[0] in facts.vfio_rules else "driverctl"
+        return f"{by} puts it there, whatever a word says"
     if any(_names(facts.vfio_files.get(MODULES, ""), device) for device in functions):
         return f"the options in {MODULES} come later than any word"
     running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)

@@ -7,8 +7,13 @@ from collections.abc import Iterable
 from homelab.host.facts import HostFacts
 from homelab.init.cards import Card
 
-# Words of the kernel command line that are for passthrough, without what follows the equals sign.
-_WORDS = ("amd_iommu", "intel_iommu", "iommu", "pcie_acs_override", "modprobe.blacklist", "initcall_blacklist")
+# Words of the kernel command line that guides to passthrough name, without what follows the equals sign.
+_WORDS = (
+    *("amd_iommu", "intel_iommu", "iommu", "pcie_acs_override", "modprobe.blacklist", "module_blacklist"),
+    *("initcall_blacklist", "video", "nofb", "nomodeset", "textonly", "pci", "pcie_aspm", "rd.driver.pre"),
+    *("vfio_iommu_type1.allow_unsafe_interrupts", "vfio-pci.disable_vga", "vfio-pci.disable_idle_d3"),
+    *("kvm.ignore_msrs", "kvm.report_ignored_msrs", "i915.modeset", "nouveau.modeset", "i915.enable_gvt"),
+)
 
 
 def present(facts: HostFacts, cards: Iterable[Card], node: str) -> list[str]:
@@ -21,6 +26,12 @@ def present(facts: HostFacts, cards: Iterable[Card], node: str) -> list[str]:
     words = [word for word in facts.cmdline.others.split() if word.partition("=")[0] in _WORDS]
     if words:
         lines.append(f"{' '.join(words)} on the kernel command line: kept, and not added a second time")
+    # Those with ids are told below, with the cards that they bind.
+    others = [
+        line for line in facts.module_lines if not (line.partition(": ")[0] in facts.vfio_files and "ids=" in line)
+    ]
+    if others:
+        lines.append(f"{'; '.join(others)}: kept")
     functions = {card.key: facts.functions(card.place) for card in cards}
     for source in facts.who_binds([device for devices in functions.values() for device in devices]):
         keys = [key for key, devices in functions.items() if source in facts.who_binds(devices)]

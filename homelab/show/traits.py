@@ -26,8 +26,8 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 # -- the host ------------------------------------------------------------------------------------------------------
 def of_host(facts: HostFacts) -> Traits:
-    """What the running kernel was told, beside what every such host is."""
-    return _told(facts.cmdline.running.split())
+    """What the running kernel was told, beside what every such host is; and what of the host can't be read."""
+    return (*_told(facts.cmdline.running.split()), *_unread(facts))
 
 
 def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
@@ -42,7 +42,13 @@ def wanted_of_host(facts: HostFacts, host: Host) -> Traits:
         if not function.physfn and function.address not in by_hand
     ]
     words = [*facts.cmdline.others.split(), *remapping.words(facts, host).split(), *consoles.words(facts, host, bound)]
-    return _told(words)
+    return (*_told(words), *_unread(facts))
+
+
+def _unread(facts: HostFacts) -> Traits:
+    """Files that tell who has a card, and that can't be read: what is shown lacks what is in them."""
+    texts = "; ".join(facts.unreadable)
+    return (("can't be read, so who has a card may be missing here", texts),) if texts else ()
 
 
 def _told(words: Sequence[str]) -> Traits:

@@ -80,6 +80,8 @@ def read(system: System, wanted: Wanted) -> Answer:
         vfio_files=bound.files,
         vfio_ids=",".join(bound.files.values()),
         vfio_mentions=bound.mentions,
+        vfio_rules=bound.rules,
+        module_lines=bound.module_lines,
         modules=devices.modules(source),
         devices=devices.devices(source, acs=acs),
         card_states=cards.card_states(source, set_values),

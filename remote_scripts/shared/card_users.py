@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import guests, ha, handover, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
+from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.holders import UnseenError, holders
-from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.pmxcfs import PVE_LXC, content_of, texts_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -48,9 +48,13 @@ class User:
         """Whether its configuration gives it this node of the host."""
         return any(entry.takes(node) for entry in self.conf.entries)
 
-    def has(self, minor: str, drm: Iterable[str]) -> bool:
-        """Whether it gives one of a card's nodes."""
-        return bool(minor and self.gives(f"/dev/nvidia{minor}")) or any(self.gives(f"/dev/dri/{name}") for name in drm)
+    def has(self, minor: str, drm: Iterable[str], address: str = "") -> bool:
+        """Whether it gives one of a card's nodes.
+
+        :param address: of the card's function, by which links of udev's are named.
+        """
+        nodes = [*([f"/dev/nvidia{minor}"] if minor else []), *(f"/dev/dri/{name}" for name in drm)]
+        return any(self.gives(path) for node in nodes for path in paths_of(node, address))
 
     def startup(self, key: str) -> int | None:
         """Of its option `startup`: `order`, or `down` in seconds."""
@@ -65,12 +69,12 @@ def user(system: System, ctid: str) -> User | None:
     """
     try:
         content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
+        if content is None:
+            return None
+        text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+        return User(ctid, parse(whole(text, lambda path: texts_of(system, path))), addresses(text))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
-    if content is None:
-        return None
-    text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-    return User(ctid, parse(text), addresses(text))
 
 
 def all_users(system: System) -> Iterator[User]:
@@ -101,7 +105,7 @@ def users(system: System, card: Card) -> list[User]:
     minor, drm = shared_card.minor_of(system, card), shared_card.drm_names(system, card)
     found = []
     for one in all_users(system):
-        if not one.has(minor, drm):
+        if not one.has(minor, drm, card.gpu):
             continue
         power = power_of(system, one.ctid)
         if power == "unknown":

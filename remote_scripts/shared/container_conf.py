@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,8 +31,14 @@ _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
-    r"mp[0-9]+|unprivileged|lock|template|features|ostype|delete)\s*[:=]|lxc\.mount\.entry\s*[:=]\s*/dev(/|\s)|\["
+    r"mp[0-9]+|unprivileged|lock|template|features|ostype|delete)\s*[:=]|"
+    r"lxc\.mount\.entry\s*[:=]\s*/dev(/|\s)|\["
 )
+# Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.
+_HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
+_OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|\b(?:195|226)\b")
+_DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
+_NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
 DEVICE_MODE = 0o660
 
@@ -110,14 +116,15 @@ class Rule:
 @dataclass(frozen=True)
 class ContainerConf:
     """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: device
-    lines that lxc or Proxmox VE doesn't understand; `elsewhere`: section -> device lines in it, which have no
-    effect."""
+    lines that lxc or Proxmox VE doesn't understand; `elsewhere`: section -> device lines in it, which have no effect;
+    `hooks`: lines of programs that may give the container devices."""
 
     options: dict[str, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
+    hooks: list[str] = field(default_factory=list)
 
     @property
     def unprivileged(self) -> bool:
@@ -141,6 +148,25 @@ class ContainerConf:
         """The raw rule that allows `access` (r, w) to a character device; None: no raw rule does. The rule that a
         dev[n] option brings isn't among them."""
         return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
+
+    def way_to(self, paths: Collection[str]) -> str | None:
+        """The line by which the container has a device node of the host, or may make it; None: there is none.
+
+        :param paths: of `paths_of`.
+        """
+        entry = next((entry for entry in self.entries for path in paths if entry.takes(path)), None)
+        if entry is not None:
+            return entry.line
+        if paths and self.hooks:
+            return self.hooks[0]
+        # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
+        for path in () if self.unprivileged else paths:
+            match = re.fullmatch(r"/dev/char/(\d+):(\d+)", path)
+            rule = self.rule_for(int(match[1]), int(match[2]), "r") if match else None
+            folder = "/dev/dri" if match and match[1] == "226" else "/dev/nvidia"
+            if rule and rule.major is not None and not any(one.source.startswith(folder) for one in self.entries):
+                return rule.line
+        return None
 
     @property
     def allowing(self) -> list[Rule]:
@@ -241,12 +267,59 @@ def parse(text: str) -> ContainerConf:
     return conf
 
 
-def passed_on(text: str) -> str:
-    """The lines of a configuration file that are passed on to be judged: devices, their rules, what is needed beside
-    them, AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
-    (lxc.environment, mount options).
+def paths_of(node: str, address: str) -> list[str]:
+    """The paths by which a configuration may name a card's device node: its own, and those of udev's links to it.
+
+    :param node: `/dev/nvidia0`, `/dev/dri/card0`, `/dev/dri/renderD128`.
+    :param address: of the card's function.
     """
-    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line))
+    if match := _NVIDIA_NODE.fullmatch(node):
+        return [node, f"/dev/char/195:{match[1]}"]
+    if match := _DRM_NODE.fullmatch(node):
+        return [node, f"/dev/dri/by-path/pci-{address}-{match[1]}", f"/dev/char/226:{match[2]}"]
+    return [node]
+
+
+def whole(text: str, texts_of: Callable[[str], list[str]]) -> str:
+    """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
+    the hooks those stay that speak of cards, without their arguments.
+
+    :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
+        without which the container doesn't start, nothing.
+    """
+    return "\n".join(_whole(text, texts_of, frozenset()))
+
+
+def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str]) -> list[str]:
+    lines: list[str] = []
+    section = False
+    for line in text.split("\n"):
+        section = section or bool(_SECTION.fullmatch(line.rstrip()))
+        raw = None if section else _RAW.fullmatch(line.strip() if above else line.rstrip())
+        key, value = (raw[1], raw[2]) if raw else ("", "")
+        if key == "lxc.include" and value not in above:
+            for included in texts_of(value):
+                lines += _whole(included, texts_of, above | {value})
+        elif key == "lxc.mount.fstab":
+            mounts = (mount.strip() for table in texts_of(value) for mount in table.split("\n"))
+            lines += [f"lxc.mount.entry: {mount}" for mount in mounts if mount and not mount.startswith("#")]
+        elif _HOOK.fullmatch(key):
+            program = value.partition(" ")[0]
+            scripts = texts_of(program) if program.startswith("/") else []
+            lines += [f"{key}: {program}"] if any(map(_OF_CARDS.search, (value, *scripts))) else []
+        else:
+            lines.append(line.strip() if above else line)
+    return lines
+
+
+def passed_on(text: str, *, hooks: bool = False) -> str:
+    """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
+    AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
+    (lxc.environment, mount options).
+
+    :param hooks: also lines of hooks, which `whole` has left without their arguments.
+    """
+    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or (hooks and _HOOK.match(line)))
 
 
 def _is_device_line(line: str) -> bool:
@@ -269,6 +342,8 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
         conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
+    elif raw and _HOOK.fullmatch(raw[1]):
+        conf.hooks.append(line)
     elif option and not raw:
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):

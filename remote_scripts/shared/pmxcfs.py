@@ -157,6 +157,18 @@ def content_of(system: System, path: str) -> bytes | None:
     return content
 
 
+def texts_of(system: System, path: str) -> list[str]:
+    """What a path has that a container's configuration names (container_conf.whole).
+
+    :raises Failure: it can't be read.
+    """
+    paths = [path]
+    if system.files.is_folder(path):
+        paths = [f"{path.rstrip('/')}/{name}" for name in names(system, path) if name.endswith(".conf")]
+    contents = (content_of(system, one) for one in paths)
+    return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents if content]
+
+
 def names(system: System, path: str) -> list[str]:
     """What is in a folder, sorted; nothing where it isn't there.
 

@@ -73,6 +73,58 @@ def test_a_configuration_that_cant_be_read_hides_no_other_one(host: Host) -> Non
     assert {config.id: config.lines for config in read(host).guests.configs}[105] == "hostpci0: 0000:01:00.0"
 
 
+ARGS = """\
+args: -cpu host,kvm=off -object secret,id=s,data=verySecret -device vfio-pci,host=01:00.0,x-vga=on \
+-device '{"driver":"vfio-pci","host":"0000:02:00.0"}' -device vfio-pci,sysfsdev=/sys/bus/pci/devices/0000:03:00.1
+"""
+
+
+def test_what_qemu_is_given_past_proxmox_ve_is_known_and_no_secret_with_it(host: Host) -> None:
+    host.write("etc/pve/qemu-server/103.conf", ARGS)
+    host.write("etc/pve/qemu-server/104.conf", "args: -cpu host,kvm=off -netdev socket,host=10.0.0.1\n")
+    by_id = {config.id: config for config in read(host).guests.configs}
+    assert by_id[103].by_args == {"0000:01:00.0", "0000:02:00.0", "0000:03:00.1"}
+    assert "verySecret" not in by_id[103].lines and by_id[104].lines == ""
+
+
+def test_what_a_container_gets_by_files_that_its_configuration_names_is_known(host: Host) -> None:
+    host.write(
+        "etc/pve/lxc/901.conf",
+        "lxc.include: /etc/own/gpu.conf\nlxc.mount.fstab: /etc/own/fstab\n[before]\nlxc.include: /etc/own/old.conf\n",
+    )
+    host.write("etc/own/gpu.conf", "# mine\n  lxc.include = /etc/own/more\nlxc.environment = TOKEN=verySecret\n")
+    host.write("etc/own/more/a.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind,create=file\n")
+    host.write("etc/own/more/a.txt", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind,create=file\n")
+    host.write("etc/own/fstab", "# all of it\n/dev/nvidia2 dev/nvidia2 none bind,create=file 0 0\n\n")
+    host.write("etc/own/old.conf", "lxc.mount.entry = /dev/nvidia3 dev/nvidia3 none bind,create=file\n")
+    (config,) = read(host).guests.configs
+    assert [entry.source for entry in config.container.entries] == ["/dev/nvidia0", "/dev/nvidia2"]
+    assert "verySecret" not in config.lines
+
+
+def test_files_that_include_each_other_are_read_once(host: Host) -> None:
+    host.write("etc/pve/lxc/901.conf", "lxc.include: /a.conf\n")
+    host.write("a.conf", "lxc.include = /b.conf\ndev0: x\nlxc.cgroup2.devices.allow = c 195:* rwm\n")
+    host.write("b.conf", "lxc.include = /a.conf\n")
+    assert len(read(host).guests.configs[0].container.rules) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "script", "kept"),
+    [
+        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "exec nvidia-container-cli configure", "/usr/share/lxc/hooks/nvidia"),
+        ("lxc.hook.autodev: /root/nodes.sh --token verySecret", "mknod -m 666 dev/gpu c 195 0", "/root/nodes.sh"),
+        ("lxc.hook.pre-start: sh -c 'modprobe nvidia-uvm'", "", "sh"),
+        ("lxc.hook.pre-start: /root/nodes.sh", "mount /srv/media", ""),
+    ],
+)  # fmt: skip
+def test_a_hook_that_speaks_of_cards_is_known(host: Host, line: str, script: str, kept: str) -> None:
+    host.write("etc/pve/lxc/901.conf", f"{line}\n")
+    host.write(line.split()[1], f"#!/bin/sh\n{script}\n")
+    hooks = read(host).guests.configs[0].container.hooks
+    assert hooks == ([f"{line.partition(' ')[0]} {kept}"] if kept else [])
+
+
 def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host: Host) -> None:
     host.programs["qm"] = says(
         "VMID NAME STATUS\n103 Sandbox running 1 2 3\n105 VM 105 running 1 2 4\n106 VM 106 stopped 1 2 0\n"
@@ -143,6 +195,48 @@ def test_whether_a_nodes_configuration_can_be_written_is_asked(
     assert (found.cluster.quorate, bool(found.unreadable)) == (quorate, told)
     assert (found.cluster.node, found.cluster.name) == ("pve1", "home")
     assert found.cluster.places == "pve2/qemu-server/203.conf"
+
+
+RULE = 'ACTION=="add", SUBSYSTEM=="pci", {}, ATTR{{driver_override}}="vfio-pci"\n'
+
+
+@pytest.mark.parametrize(
+    ("condition", "addresses"),
+    [
+        ('KERNEL=="0000:01:00.0"', [CARD]),
+        ('KERNEL=="0000:01:00.*"', [CARD, "0000:01:00.1"]),
+        ('ATTR{vendor}=="0x10de", \\\n ATTR{class}=="0x030000"', [CARD]),
+        ('ATTR{vendor}=="0x10de", ATTR{numa_node}=="0"', []),
+        ('KERNEL!="0000:01:00.0"', []),
+    ],
+)
+def test_a_rule_of_udevs_that_binds_functions_at_each_start_is_known(
+    host: Host, condition: str, addresses: list[str]
+) -> None:
+    """As ProxMenux and guides for identical cards write it; of a rule that isn't understood its file is mentioned."""
+    for address, code in ((CARD, "0x030000"), ("0000:01:00.1", "0x040300")):
+        function(host, address, code, vendor="0x10de\n")
+    function(host, "0000:02:00.0", "0x030000", vendor="0x1002\n")
+    host.write("/etc/udev/rules.d/90-vfio.rules", "# " + RULE.format('KERNEL=="*"') + RULE.format(condition))
+    found = read(host)
+    assert found.vfio_mentions == ["/etc/udev/rules.d/90-vfio.rules"]
+    assert found.vfio_rules == ({"/etc/udev/rules.d/90-vfio.rules": addresses} if addresses else {})
+
+
+def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> None:
+    host.write("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb\n")
+    host.write("/etc/modprobe.d/homelab-nvidia.conf", "blacklist nouveau\n")
+    host.write("/etc/modprobe.d/zfs.conf", "options zfs zfs_arc_max=1\n")
+    host.write(
+        "/etc/modprobe.d/own.conf",
+        "# by hand\n  install  nvidia /bin/false\nblacklist snd_hda_intel\noptions kvm ignore_msrs=1\nblacklist pcspkr\n",
+    )
+    host.write("/etc/modprobe.d/own.conf.bak", "blacklist nvidia\n")
+    assert read(host).module_lines == [
+        "/etc/modprobe.d/own.conf: install nvidia /bin/false",
+        "/etc/modprobe.d/own.conf: blacklist snd_hda_intel",
+        "/etc/modprobe.d/own.conf: options kvm ignore_msrs=1",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,14 @@ from tests.agent.reading_kit import read, says
 
 VM, CONTAINER = "/etc/pve/qemu-server/103.conf", "/etc/pve/lxc/901.conf"
 STATE = "/var/lib/homelab/handover/big.state"
+INCLUDED, FSTAB = "/etc/own/gpu.conf", "/etc/own/fstab"
+NAMING = f"lxc.include: {INCLUDED}\nlxc.mount.fstab: {FSTAB}\n"
 # What gates go by; all of it is there on a host like this one.
 DECIDING = [
     VM,
     CONTAINER,
+    INCLUDED,
+    FSTAB,
     "/etc/pve/mapping/pci.cfg",
     "/run/qemu-server/pci-id-reservations",
     "/etc/pve/ha/resources.cfg",
@@ -49,7 +53,10 @@ DECIDING = [
 def whole(host: Host) -> Host:
     """The same, with each of these files."""
     for path in DECIDING:
-        host.write(path, {STATE: "state=HELD\n", "/etc/pve/ha/resources.cfg": "vm: 103\n"}.get(path, "a line\n"))
+        host.write(
+            path,
+            {STATE: "state=HELD\n", "/etc/pve/ha/resources.cfg": "vm: 103\n", CONTAINER: NAMING}.get(path, "a line\n"),
+        )
     return host
 
 

@@ -163,6 +163,18 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
         ("mp0: /srv/dev/nvidia0,mp=/x", False),
         ("dev0: /dev/nvidia1", False),
         ("dev0: /dev/nvidia01", False),
+        ("lxc.mount.entry: /dev/char/195:0 dev/nvidia0 none bind,create=file", True),
+        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", True),
+        ("lxc.hook.post-stop: /usr/share/lxc/hooks/nvidia", False),
+        # It makes nodes itself, as older guides have it; not in a user namespace, nor where it is given another card.
+        ("unprivileged: 0\nlxc.cgroup2.devices.allow: c 195:* rwm", True),
+        ("lxc.cgroup2.devices.allow: c 195:* rwm", False),
+        ("unprivileged: 0\nlxc.cgroup2.devices.allow: a", False),
+        (
+            "unprivileged: 0\nlxc.cgroup2.devices.allow: c 195:* rwm\n"
+            "lxc.mount.entry: /dev/nvidia1 dev/nvidia1 none bind,create=file",
+            False,
+        ),
         ("hostname: nvidia0", False),
     ],
 )
@@ -174,8 +186,43 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
         "reservations": "",
     }
     facts = desktop(guests=guests, nvidia_minors={"0000:01:00.0": 0, "0000:41:00.0": 1})
-    assert reasons(facts, settings()) == (["containers that use it: 950"] if uses else [])
+    assert [found.partition(" (")[0] for found in reasons(facts, settings())] == (
+        ["containers that use it: 950"] if uses else []
+    )
     assert reasons(facts, settings({"g": {"match": "10de:2b85", "allowContainers": [950]}})) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "uses"),
+    [
+        ("dev0: /dev/dri/by-path/pci-0000:0b:00.0-render", True),
+        ("lxc.mount.entry: /dev/dri/by-path/pci-0000:0b:00.0-card dev/dri/card0 none bind,optional,create=file", True),
+        ("lxc.mount.entry: /dev/char/226:129 dev/dri/renderD128 none bind,create=file", True),
+        ("dev0: /dev/dri/by-path/pci-0000:0c:00.0-render", False),
+        ("lxc.mount.entry: /dev/char/226:128 dev/dri/renderD128 none bind,create=file", False),
+    ],
+)
+def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> None:
+    guests = {
+        "running": [],
+        "configs": [{"kind": "lxc", "id": 950, "lines": line}],
+        "mappings": "",
+        "reservations": "",
+    }
+    facts = desktop(guests=guests, drm={"0000:0b:00.0": {"card": "card1", "render": "renderD129"}})
+    gpus = {"g": {"match": "1002:164e", "allowConsole": True}}
+    assert reasons(facts, settings(gpus)) == (["containers that use it: 950"] if uses else [])
+
+
+@pytest.mark.parametrize("use", ["vm", "shared"])
+@pytest.mark.parametrize("lines", ["args: 01:00.0 0000:0b:00.0", "[PENDING]\nargs: 0000:01:00.0"])
+def test_a_card_that_a_vm_has_past_proxmox_ve_is_refused(lines: str, use: str) -> None:
+    configs = [{"kind": "vm", "id": 104, "lines": f"name: Old\n{lines}"}]
+    facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
+    api = {"token": "homelab@pve!up", "tokenSecret": "b", "caFile": "ca.pem"}
+    host = settings({"gpu": {"match": "10de:2b85", "use": use}}, nvidia={"driver": "580"}, api=api)
+    refused = reasons(facts, host)
+    assert refused == ["VM 104 (Old) has 0000:01:00.0 by its option args (-device vfio-pci)"]
 
 
 def test_cards_for_containers_or_the_host_skip_the_gates_of_passthrough() -> None:
@@ -509,6 +556,10 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
 
 
 NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
+    "a rule of udev's": (
+        bound_by_ids(vfio_ids="", vfio_files={}, vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
+        "/etc/udev/rules.d/v.rules puts it there",
+    ),
     "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
     "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
     "another card of the same ids": (bound_by_ids(TWIN), "give 0000:03:00.0 to vfio-pci"),
@@ -525,6 +576,23 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     host = settings({"big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"}}, takeOver=True)
     (error,) = gates.check(facts, host)[1]
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
+
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        ({"module_lines": ["/etc/modprobe.d/nvidia-blacklist.conf: install nvidia /bin/false"]}, True),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: blacklist nvidia"]}, False),  # loaded by its name
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install nvidia_drm /bin/false"]}, False),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: install nvidia modprobe -i nvidia-current $CMDLINE_OPTS"]}, False),
+        ({"words": "quiet module_blacklist=nouveau,nvidia"}, True),
+        ({"words": "quiet module_blacklist=nvidiafb modprobe.blacklist=nvidia"}, False),
+    ],
+)
+def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any], refused: bool) -> None:
+    facts = bound_by_ids(ids="", **found)
+    assert bool(gates.loadable(facts, settings({}, nvidia={"driver": "580"}))) is refused
+    assert gates.loadable(facts, settings({})) == []
 
 
 def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:

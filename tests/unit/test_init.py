@@ -477,11 +477,22 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "running": "",
             "configured": "",
             "generated": "",
-            "others": "root=/dev/sda quiet amd_iommu=on iommu=pt",
+            "others": "root=/dev/sda quiet amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset",
         },
+        module_lines=[
+            "/etc/modprobe.d/vfio.conf: options vfio-pci ids=10de:2b85,10de:22e8 disable_vga=1",
+            "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci",
+            "/etc/modprobe.d/blacklist.conf: blacklist nvidia",
+        ],
     )
-    words, file, option, container = present(facts, init_cards.cards(facts), "pve")
-    assert words == "amd_iommu=on iommu=pt on the kernel command line: kept, and not added a second time"
+    words, lines, file, option, container = present(facts, init_cards.cards(facts), "pve")
+    assert words == (
+        "amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset on the kernel command line: kept, and not added "
+        "a second time"
+    )
+    assert lines == (
+        "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci; /etc/modprobe.d/blacklist.conf: blacklist nvidia: kept"
+    )
     assert file.startswith("/etc/modprobe.d/vfio.conf: kept; rtx5090 counts as bound by it")
     assert option.startswith(
         "hostpci0: 0000:01:00,pcie=1,x-vga=1 of VM 103: if the VM keeps rtx5090, `pulumi up` takes it over"

@@ -214,6 +214,18 @@ def test_the_firmwares_picture_that_is_to_go_is_shown_of_the_host() -> None:
     assert of_kernel("quiet", bootFramebuffer="off") == []  # without effect
 
 
+def test_what_cant_be_read_is_said_where_it_may_hide_a_guest() -> None:
+    """Nothing stands for "nobody has it"."""
+    unread = ["/etc/pve/lxc/901.conf: Input/output error", "/var/lib/homelab/handover/rtx5090.state: it is no file"]
+    assert of_kernel("quiet", found={"unreadable": unread}) == [
+        f"can't be read, so who has a card may be missing here: {'; '.join(unread)}"
+    ]
+    api = {"token": "homelab@pve!up", "tokenSecret": "b", "caFile": "ca.pem"}
+    shared = settings({"rtx5090": {"match": "10de:2b85", "use": "shared"}}, nvidia={"driver": "580"}, api=api)
+    shown = [one.text for one in trees(True, False, shared, unreadable=unread).walk() if one.kind == "setting"]
+    assert shown == [f"in turn: not known: its state can't be read ({unread[1]})"]
+
+
 def test_options_have_no_mark_where_the_host_was_not_read() -> None:
     host = settings({"rtx5090": {"match": "10de:2b85", "reset": "bus", "keepAwake": True}})
     vm = Vm.model_validate({"host": "pve", "vmid": 103, "gpus": [{"gpu": "rtx5090", "romfile": "card.rom"}]})

@@ -66,6 +66,8 @@ _UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
 _ID_TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_LOG_YET = "no content"  # the line of a log that is still empty
+# The exit statuses of a command that `timeout` has ended, and of one that had to be killed.
+_TIMED_OUT = (124, 137)
 # Lines of pvesh's output that aren't an error when it changes a VM (PVE::API2::Qemu, PVE::Tools::lock_file).
 _PVESH_PROGRESS = ("update VM ", "trying to acquire lock", " OK")
 _WAITS_FOR_LOCK = ("trying to acquire lock", "trying to acquire cfs lock")
@@ -208,6 +210,17 @@ class Api:
             raise UnansweredError(
                 wanted=wanted, found=error.found, why=error.why, next=error.next, status=0, reason=error.found
             ) from error
+        if status in _TIMED_OUT:
+            seconds = self.host.timeouts.api
+            raise UnansweredError(
+                wanted=wanted,
+                found=f"pvesh, as root, has not ended within {seconds} s, and was killed",
+                why="whether the change was carried out can't be told from here",
+                next="see on the host what doesn't answer (the service pve-cluster; in a cluster the guest's node); "
+                "then run `pulumi up` again: it continues from what is there",
+                status=0,
+                reason="no answer",
+            )
         if status != 0:
             lines = [line for line in output.splitlines() if line.strip() and not line.startswith(_PVESH_PROGRESS)]
             reason = plain("\n".join(lines))

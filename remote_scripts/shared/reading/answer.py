@@ -276,15 +276,16 @@ class Answer:
 
     `pve`: the version of Proxmox VE, empty: it isn't, or `unknown`; `packages`: versions that decide which options of
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
-    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_mentions`: files
-    that speak of vfio-pci in any other way. `disks`: of lsblk; `named`: lines of lspci about cards; `lspci`: all of
-    them. `stale_initramfs`: kernels whose initramfs is older than this program's part; `rolled_back`: the boot that
-    wasn't confirmed and was undone, in words; `judged`: the host's own confirmation of a boot; `pending`: steps that
-    have to follow what was written; `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence
-    each, None: nothing is noted. `set_aside`: options that were set for a restart of this node and aren't restored yet,
-    lines KEY VALUE. `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about
-    cards; `lost`: functions whose configuration space can't be read. `unreadable`: files that a decision needs and that
-    can't be read whole, `PATH: why`.
+    `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_rules`: file of
+    udev's rules -> addresses of the functions that it gives to vfio-pci; `vfio_mentions`: files that speak of vfio-pci
+    in any other way. `module_lines`: lines of others in modprobe.d about cards' drivers, `PATH: LINE`. `disks`: of
+    lsblk; `named`: lines of lspci about cards; `lspci`: all of them. `stale_initramfs`: kernels whose initramfs is
+    older than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words; `judged`:
+    the host's own confirmation of a boot; `pending`: steps that have to follow what was written; `boot_lacks`: what the
+    running kernel lacks of the last boot's plan, a sentence each, None: nothing is noted. `set_aside`: options that
+    were set for a restart of this node and aren't restored yet, lines KEY VALUE. `edits`: copies of this program's
+    files that had been edited by hand. `kernel_log`: lines about cards; `lost`: functions whose configuration space
+    can't be read. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
     """
 
     boot_id: str
@@ -300,6 +301,8 @@ class Answer:
     vfio_files: dict[str, str]
     vfio_ids: str
     vfio_mentions: list[str]
+    vfio_rules: dict[str, list[str]]
+    module_lines: list[str]
     modules: list[str]
     devices: list[Device]
     card_states: dict[str, CardState]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass
 
@@ -17,12 +18,26 @@ _BUILT_IN = ("vfio", "vfio_iommu_type1", "vfio_pci")
 _MENTIONED = ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts", "systemd/system", "rc.local")
 
 
+_RULES = "/etc/udev/rules.d"
+# A key of udev's rules, with the attribute that it is about.
+_RULE_KEY = re.compile(r'(\w+)(?:\{([^}]*)\})?\s*([!=+:-]?=)\s*"([^"]*)"')
+_OF_CARDS = re.compile(
+    r"\s*(?:blacklist|install|softdep|options)\s+(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
+)
+# Files of Proxmox VE's own, which each host has, and of this program.
+_NOT_BY_HAND = ("/etc/modprobe.d/pve-blacklist.conf", "/etc/modprobe.d/homelab-")
+
+
 @dataclass(frozen=True)
 class BoundByOthers:
-    """What somebody else gives to vfio-pci. `files`: file -> ids; `mentions`: files that speak of it in another way."""
+    """What somebody else gives to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
+    `mentions`: files that speak of it in another way; `module_lines`: lines of modprobe.d about cards' drivers.
+    """
 
     files: dict[str, str]
+    rules: dict[str, list[str]]
     mentions: list[str]
+    module_lines: list[str]
 
 
 def devices(source: Source, *, acs: bool) -> list[Device]:
@@ -107,7 +122,48 @@ def bound_by_others(source: Source) -> BoundByOthers:
         text = source.needed(path) if path in driverctl else source.text(path)
         if vfio_ids.NAME.search(text or "") and "/homelab-" not in path:
             mentions.append(path)
-    return BoundByOthers({path: ",".join(ids) for path, ids in files.items()}, mentions)
+    rules = {path: _given_by_rules(source, path) for path in mentions if path.startswith(f"{_RULES}/")}
+    return BoundByOthers(
+        {path: ",".join(ids) for path, ids in files.items()},
+        {path: addresses for path, addresses in rules.items() if addresses},
+        mentions,
+        _module_lines(source),
+    )
+
+
+def _given_by_rules(source: Source, path: str) -> list[str]:
+    """The functions for which a file of udev's rules sets vfio-pci as the only driver. A rule with other conditions
+    than those of `_meets` isn't judged: its file is mentioned.
+    """
+    found: list[str] = []
+    for line in source.text(path).replace("\\\n", " ").split("\n"):
+        keys = [] if line.lstrip().startswith("#") else _RULE_KEY.findall(line)
+        if ("ATTR", "driver_override", "=", "vfio-pci") not in keys:
+            continue
+        conditions = [(key, name, value) for key, name, operator, value in keys if operator == "=="]
+        if any(operator == "!=" for _, _, operator, _ in keys):
+            continue
+        found += [
+            address
+            for address in source.functions()
+            if address not in found and all(_meets(source, address, *condition) for condition in conditions)
+        ]
+    return found
+
+
+def _meets(source: Source, address: str, key: str, name: str, value: str) -> bool:
+    """Whether a function meets a condition of a rule."""
+    if key == "ATTR" and name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device"):
+        return fnmatch.fnmatchcase(source.word(f"{PCI}/{address}/{name}") or "", value)
+    if key == "KERNEL":
+        return fnmatch.fnmatchcase(address, value)
+    return (key, value) in (("SUBSYSTEM", "pci"), ("ACTION", "add"), ("ACTION", "add|change"))
+
+
+def _module_lines(source: Source) -> list[str]:
+    paths = [path for path in _files_with_options(source) if not path.startswith(_NOT_BY_HAND)]
+    lines = ((path, line) for path in paths if path != vfio_ids.MODULES for line in source.lines(path))
+    return [f"{path}: {' '.join(line.split())}" for path, line in lines if _OF_CARDS.match(line)]
 
 
 def _files_with_options(source: Source) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import guests as running_guests
-from remote_scripts.shared.container_conf import passed_on
+from remote_scripts.shared.container_conf import passed_on, whole
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 
@@ -14,8 +14,12 @@ _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
 # Somebody's copy, such as 103-old.conf, is no guest.
 _CONF = re.compile(r"[1-9][0-9]*\.conf")
 _OPTION = re.compile(
-    r"(hostpci[0-9]+|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|"
+    r"(hostpci[0-9]+|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|args|"
     r"(ide|sata|scsi|virtio)[0-9]+):"
+)
+# Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret.
+_OF_QEMU = re.compile(
+    r"(?:\bhost\W+|\bsysfsdev\W+/sys/bus/pci/devices/)((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
 )
 _PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
@@ -44,7 +48,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         if text is None:
             continue
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
-        lines = passed_on(text) if kind == "lxc" else _lines_of_vm(text)
+        lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(text)
         source.need_room(path, lines)
         configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines))
     return Guests(
@@ -94,10 +98,18 @@ def _lines_of_vm(text: str) -> str:
     for line in text.split("\n"):
         if line.startswith("["):
             section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
-        elif section != "snapshot" and _OPTION.match(line):
-            lines += [section, line] if section else [line]
+            continue
+        told = _of_qemu(line) if line.startswith("args:") else line
+        if section != "snapshot" and _OPTION.match(told):
+            lines += [section, told] if section else [told]
             section = ""
     return "\n".join(lines)
+
+
+def _of_qemu(line: str) -> str:
+    """The functions in an option `args`; empty: there are none."""
+    found = _OF_QEMU.findall(line.lower()) if "vfio-pci" in line.lower() else []
+    return f"args: {' '.join(found)}" if found else ""
 
 
 def _need_those_that_run(source: Source, ids: list[tuple[str, int]], *, asked: bool) -> None:

@@ -100,6 +100,14 @@ class Source:
             self.note(name or path, error.strerror or str(error))
         return otherwise
 
+    def texts_of(self, path: str) -> list[str]:
+        """What a path has that a container's configuration names (container_conf.whole)."""
+        folder = self.is_folder(path)
+        paths = (
+            [f"{path.rstrip('/')}/{name}" for name in self.names(path) if name.endswith(".conf")] if folder else [path]
+        )
+        return [text for one in paths if (text := self.needed(one))]
+
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
         if len(text.encode("utf-8", "surrogateescape")) > ANSWER_BYTES:
