@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,20 +38,24 @@ _OPERATIONS = {
 @dataclass(frozen=True)
 class Diagnostic:
     """A message of the engine or of a provider. `severity`: info, warning, error, debug; `text`: without markup, safe
-    to show.
+    to show; `passing`: it says where its resource is, until the next one does.
     """
 
     severity: str
     text: str
+    passing: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation on a resource. `operation`: the engine's name, such as create-replacement."""
+    """An operation on a resource. `operation`: the engine's name, such as create-replacement; `ended`: whether this
+    event is its end.
+    """
 
     operation: str
     kind: str
     name: str
+    ended: bool = False
 
     @property
     def changes(self) -> bool:
@@ -68,7 +73,8 @@ class Summary:
 
 
 Event = Diagnostic | Step | Summary
-_STEPS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
+_ENDS = ("resOutputsEvent", "resOpFailedEvent")
+_PAUSE_SECONDS = 0.1
 
 
 def of(raw: Any) -> Event | None:
@@ -80,9 +86,11 @@ def of(raw: Any) -> Event | None:
             continue
         if key == "diagnosticEvent":
             text = _MARKUP.sub("", str(body.get("message", "")))
-            return Diagnostic(str(body.get("severity", "")), clean(text).strip())
-        if key in _STEPS and isinstance(step := body.get("metadata"), Mapping):
-            return Step(str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")))
+            passing = body.get("ephemeral") is True
+            return Diagnostic(str(body.get("severity", "")), clean(text).strip(), passing)
+        if key in ("resourcePreEvent", *_ENDS) and isinstance(step := body.get("metadata"), Mapping):
+            ended = key in _ENDS
+            return Step(str(step.get("op", "")), str(step.get("type", "")), _name(step.get("urn")), ended)
         if key == "summaryEvent":
             changes = body.get("resourceChanges")
             numbers = changes.items() if isinstance(changes, Mapping) else ()
@@ -105,6 +113,22 @@ def read(path: Path) -> list[Event]:
     """A whole log; empty where the engine ended before it began one."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [event for line in lines if (event := _of_line(line)) is not None]
+
+
+def follow(path: Path, has_ended: Callable[[], bool]) -> Iterator[Event]:
+    """The events of a log while the engine writes it, and what is left of it once the engine has ended.
+
+    :param path: of the log, which is there, empty or not.
+    """
+    rest = b""
+    with path.open("rb") as log:
+        while True:
+            is_last = has_ended()
+            *lines, rest = (rest + log.read()).split(b"\n")
+            yield from (event for line in lines if (event := _of_line(line)) is not None)
+            if is_last:
+                return
+            time.sleep(_PAUSE_SECONDS)
 
 
 def errors(events: Iterable[Event]) -> list[str]:

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 import yaml
+from rich.console import Console
 
 from engine import install, stacks
-from lab import Lab, LabError
+from lab import Lab, LabError, progress
 from lab.client import default_state
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -64,10 +65,20 @@ class Deployment:
 
     def pulumi(self, *arguments: str) -> int:
         """Runs the CLI on the stack; its output is the person's."""
+        return subprocess.run(self._command(*arguments), env=self.environment).returncode
+
+    def carry_out(self, verb: str) -> int:
+        """`up` or `destroy`: all that the CLI says, or at a terminal what a person needs of it."""
+        command = self._command(verb, "--yes", "--skip-preview", "--suppress-outputs")
+        if not sys.stdout.isatty():
+            return subprocess.run(command, env=self.environment).returncode
+        return progress.run(command, self.environment, Console(highlight=False))
+
+    def _command(self, *arguments: str) -> list[str]:
         where = ["--stack", STACK, "--cwd", str(PROJECT)]
         if arguments[0] != "stack":  # which reads no configuration, and knows no such option
             where += ["--config-file", str(self.config_file)]
-        return subprocess.run([str(self.engine.pulumi), *arguments, *where], env=self.environment).returncode
+        return [str(self.engine.pulumi), *arguments, *where]
 
     def show(self) -> None:
         """Who has which card, and who gets it with the next `up`."""
@@ -151,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         deployment.show()
         print(flush=True)
         # The result is what a person needs of the outputs.
-        code = deployment.pulumi("up", "--yes", "--skip-preview", "--suppress-outputs")
+        code = deployment.carry_out("up")
         if code == 0:
             print("\n".join(["", "Result", *(f"  {line}" for line in deployment.result())]))
     print(hints(verb, asked.scenario, os.path.relpath(deployment.state), code))
@@ -191,9 +202,10 @@ def down(deployment: Deployment) -> int:
     code = 0
     if deployment.config_file.exists():
         deployment.prepare()
-        code = deployment.pulumi("destroy", "--yes", "--skip-preview", "--suppress-outputs")
+        code = deployment.carry_out("destroy")
     if code == 0:
         Lab.open(deployment.state).stop()
+        print("Everything is undone, and the simulated host is stopped.")
     return code
 
 

@@ -15,6 +15,7 @@ import pytest
 from engine import install
 from lab import Lab
 from tests.conftest import PROJECT
+from tests.e2e import terminal
 from tests.e2e.conftest import kill_tree
 from tests.engine_stack import quick_start
 from tests.sampling import sample
@@ -49,17 +50,23 @@ def test_up_goes_on_after_one_that_was_killed_and_outputs_and_down(
             Lab.start("rtx5090", state=state).wait_command(script, timeout=PATIENCE)
             kill_tree(process.pid)
             process.wait()
-        up = deploy("up", state, engine)
-        assert up.returncode == 0, up.stdout + up.stderr
-        assert "make down" in up.stdout
-        plan, _, rest = up.stdout.partition("Updating (lab):")
-        assert "+ VM 103 (sandbox)" in plan and "→ VM 103 (Sandbox)" in rest.partition("\nResult\n")[2]
+        command = [sys.executable, "-m", "lab.deploy", "up", "rtx5090", "--state", str(state)]
+        environment = os.environ | quick_start(engine) | {"TERM": "xterm-256color"}
+        lines = terminal.run(command, 100, environment, str(PROJECT), PATIENCE).lines()
+        # The plan, each message once, the result, and what next: a screenful, though it made 18 resources.
+        plan, result, hints = (
+            lines.index(line) for line in ("Plan", "Result", "Your own host: README.md#your-own-host")
+        )
+        assert any("+ VM 103 (sandbox)" in line for line in lines[plan:result]) and result - plan < 25, lines
+        assert sum("pve: verified: kernel" in line for line in lines) == 1, lines
+        assert any("→ VM 103 (Sandbox)" in line for line in lines[result:hints]), lines
         assert '"driver": "vfio-pci"' in deploy("outputs", state, engine).stdout
         lab = Lab.open(state)
         assert lab.running
         assert [boot["reason"] for boot in lab.boots()] == ["start", "reboot"]  # it has run all the time
         down = deploy("down", state, engine)
         assert down.returncode == 0, down.stdout + down.stderr
+        assert "Destroying (lab):" in down.stdout, "off a terminal all that Pulumi says is there"
         assert not lab.running
         assert not [path for path in lab.snapshot() if "homelab" in path]
         assert deploy("down", state, engine).returncode == 0

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from lab import deploy
+from homelab import events
+from lab import deploy, progress
 from tests.conftest import PROJECT
+from tests.unit.test_events import LOGS
 
 
 @pytest.mark.parametrize("verb", ["up", "preview"])
@@ -76,3 +82,51 @@ def test_the_environment_makes_pulumi_work_on_the_labs_stack(tmp_path: Path) -> 
     up, output = "up|--yes|--config-file|/a b/Pulumi.lab.yaml|--cwd|/|", "stack|output|result|--cwd|/|"
     show, help_ = "-m|homelab|show|--svg|--config-file|/a b/Pulumi.lab.yaml|", "-m|homelab|--help|"
     assert done.stdout == up + output + show + help_
+
+
+# -- at a terminal ---------------------------------------------------------------------------------------------------------
+def at_a_terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+
+
+def shown_by(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_at_a_terminal_an_up_is_its_messages_and_a_line_of_what_is_under_way() -> None:
+    console = at_a_terminal()
+    assert progress.show(events.read(LOGS / "up.jsonl"), console) == events.read(LOGS / "up.jsonl")
+    shown = shown_by(console)
+    assert "pve: reboot: one, because" in shown and "pve: verified: kernel" in shown
+    assert "registering resource" not in shown, "for whoever searches for a fault in the engine"
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ('{"diagnosticEvent": {"severity": "error", "message": "the host is gone"}}', "the host is gone\n"),
+        ("", "no such stack\n"),
+    ],
+)
+def test_what_an_up_failed_by_is_said_by_its_log_or_else_by_what_it_printed(
+    tmp_path: Path, logged: str, said: str
+) -> None:
+    pulumi = tmp_path / "pulumi.py"
+    pulumi.write_text(
+        f"import sys\nopen(sys.argv[-1], 'w').write({logged!r} + chr(10))\nprint('no such stack')\nsys.exit(3)\n"
+    )
+    console = at_a_terminal()
+    assert progress.run([sys.executable, str(pulumi)], {}, console) == 3
+    assert shown_by(console).endswith(said)
+
+
+def test_off_a_terminal_nothing_that_pulumi_says_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pulumi = tmp_path / "pulumi"
+    pulumi.write_text('#!/bin/sh\necho "$@"\n')
+    pulumi.chmod(0o755)
+    lab = deploy.Deployment.__new__(deploy.Deployment)
+    lab.environment, lab.config_file = {}, tmp_path / "Pulumi.lab.yaml"
+    lab.engine = SimpleNamespace(pulumi=pulumi)  # type: ignore[assignment]
+    assert lab.carry_out("up") == 0
+    assert capfd.readouterr().out.startswith("up --yes --skip-preview --suppress-outputs --stack lab")

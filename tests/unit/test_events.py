@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,24 @@ def test_a_line_of_another_form_is_passed_over(line: bytes, tmp_path: Path) -> N
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert events.read(tmp_path / "none") == []
+
+
+def test_a_log_is_followed_to_its_end_with_lines_that_come_in_parts(tmp_path: Path) -> None:
+    lines = [json.dumps({"diagnosticEvent": {"message": text, "severity": "info"}}) for text in ("one", "two", "three")]
+    log = tmp_path / "events"
+    log.touch()
+    parts = iter([lines[0] + "\n" + lines[1][:9], lines[1][9:] + "\n", lines[2] + "\n" + lines[0][:5]])
+
+    def has_ended() -> bool:
+        with log.open("a") as file:
+            file.write(part := next(parts))
+        return part.startswith(lines[2])
+
+    assert [one.text for one in events.follow(log, has_ended) if isinstance(one, Diagnostic)] == ["one", "two", "three"]
+
+
+def test_a_passing_message_and_the_end_of_a_step_are_told_from_others() -> None:
+    raw = {"diagnosticEvent": {"severity": "info", "message": "12 s", "ephemeral": True}}
+    assert events.of(raw) == Diagnostic("info", "12 s", passing=True)
+    ended = [one.ended for one in recorded("up") if isinstance(one, events.Step) and one.name == "pve-iommu-cmdline"]
+    assert ended == [False, True]
