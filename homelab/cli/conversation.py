@@ -85,6 +85,7 @@ class Conversation:
         self._text_before = ""
         # What was read inside: `host`, or a guest's id.
         self._readings: dict[str, SystemReading] = {}
+        self._looked_into: set[str] = set()
 
     def hold(self) -> None:
         """Asks for the settings, shows them and the commands, and carries them out.
@@ -105,7 +106,7 @@ class Conversation:
             self.output.say(
                 "A stock host takes five answers: whether its host key is right; a password, unless a key of yours "
                 "logs in; who gets each card; a passphrase for Pulumi's secrets, unless it is known; and one yes. "
-                "Before that nothing is changed. An option answers each: homelab init --help."
+                "Before that nothing is changed; ? there shows each line. An option answers each: homelab init --help."
             )
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
@@ -113,11 +114,20 @@ class Conversation:
         # Another host whose node has the same name ("pve" is the default) is not this one.
         name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
         cards, uses_before = self._cards(facts, before, name)
+        if not access.name:  # a host that is in no settings yet
+            users = {config.id for card in cards for config in facts.containers_with(card.place)}
+            self._look_inside(access.host, facts, sorted(users & facts.guests.running), host=False)
         self._show_host(facts, cards, access, node)
         while True:
             choices = self._choose(facts, cards, uses_before, access, name, node, before)
             proposal = self._propose(before, choices, access, facts, cards, name, node)
-            self._show(text if not before.example else "", proposal, access)
+            self.result |= {
+                "settings": proposal.text,
+                "commands": proposal.commands,
+                "refused": [str(error) for error in proposal.refused],
+            }
+            if self.arguments.yes or self.arguments.dry_run:
+                self._show(before, proposal)
             if not proposal.refused:
                 break
             self.output.say("", "`pulumi up` would refuse this:", *(f"{error}" for error in proposal.refused))
@@ -132,8 +142,9 @@ class Conversation:
         backend = self._backend(pulumi)
         passphrase = self._passphrase(pulumi, backend or "", proposal.text)
         self._sum_up(choices, cards, facts, proposal, access, backend)
-        if not self.ask.confirm("Do all of this?", default=self.arguments.yes):
-            raise Declined("Nothing was done.")
+        while not self._agrees():
+            self._show(before, proposal)
+            self._sum_up(choices, cards, facts, proposal, access, backend)
         if passphrase is not None:
             pulumi.extra_environment["PULUMI_CONFIG_PASSPHRASE"] = passphrase
         self._do(pulumi, backend, before, proposal, access, name)
@@ -186,8 +197,9 @@ class Conversation:
             )
         all_guests = guests(facts)
         self.output.say(*(["Guests:", *(f"  {guest}" for guest in all_guests)] if all_guests else ["No guests."]))
-        already = present(facts, cards, node) if not access.name else []
-        self.output.say(*(["Set up here already:", *(f"  {line}" for line in already)] if already else []))
+        already = present(facts, cards, node, self._readings) if not access.name else []
+        heading = "Set up here already (what is kept, `pulumi destroy` leaves as it is, too):"
+        self.output.say(*([heading, *(f"  {line}" for line in already)] if already else []))
         self.result["host"] = {
             "node": node,
             "address": access.host.address,
@@ -391,7 +403,7 @@ class Conversation:
         if not staying or not (new or of_host or choices.over or self.arguments.driver or lacking):
             return
         stopped = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
-        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in stopped}))
+        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in stopped}), host=True)
         system = stacks.of_host(facts, [card.id for card in staying], self._readings.get("host"))
         loaded = facts.nvidia.version
         driver: str | None = None
@@ -442,17 +454,22 @@ class Conversation:
             cuda = self._cuda(stacks.releases_for_all(systems), where)
             choices.guest_stack = Stack(None, cuda, self._toolkit(where, systems))
 
-    def _look_inside(self, host: Host, facts: HostFacts, containers: list[int]) -> None:
-        """Reads the host and containers as systems of NVIDIA's software. One that can't be read is reported, and
-        counts as unknown."""
+    def _look_inside(self, access: Host, facts: HostFacts, containers: list[int], *, host: bool) -> None:
+        """Reads containers, and the host, as systems of NVIDIA's software, each once. One that can't be read is
+        reported, and counts as unknown."""
+        wanted = {*map(str, containers), *(["host"] if host else [])} - self._looked_into
+        if not wanted:
+            return
 
         async def read() -> None:
-            async with ssh.connect(host) as session:
-                readings, refused = await planning.read_systems(session, facts, containers, host=True)
+            async with ssh.connect(access) as session:
+                ids = [number for number in containers if str(number) in wanted]
+                readings, refused = await planning.read_systems(session, facts, ids, host="host" in wanted)
             self._readings |= readings
             self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
 
         asyncio.run(read())
+        self._looked_into |= wanted
 
     def _on_host(self, system: SystemFacts, driver: str | None, loaded: str, *, configured: bool) -> Stack | None:
         """NVIDIA's software on the host itself. None: it stays as it is.
@@ -634,7 +651,9 @@ class Conversation:
         values = settings_of(choices, name, host, facts, cards, before.values)
         return propose(before, values, self.stack, name, facts, self.file.name, self._readings)
 
-    def _show(self, text_before: str, proposal: Proposal, access: Access) -> None:
+    def _show(self, before: Existing, proposal: Proposal) -> None:
+        """Each line of what would be written, and each command."""
+        text_before = "" if before.example else self._text_before
         self.output.say(
             "",
             f"{self.file.name}:"
@@ -651,24 +670,25 @@ class Conversation:
             )
             self.output.show(*(f"  {line}" for line in changes))
         self.output.say(*(["What `pulumi up` does to guests:", *proposal.remarks] if proposal.remarks else []))
-        commands = proposal.making.commands if proposal.making else []
-        if commands:
+        if proposal.commands:
             self.output.show(
                 "",
                 "On the host, an API user with exactly the rights that these settings take:",
-                *(f"  {command}" for command in commands),
+                *(f"  {command}" for command in proposal.commands),
             )
-        if any(" token delete " in command for command in commands):
-            self.output.say(
-                "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
-                "have the old secret, they no longer get in: copy this file there, or use a stack of another name here "
-                "(--stack)."
-            )
-        self.result |= {
-            "settings": proposal.text,
-            "commands": commands,
-            "refused": [str(error) for error in proposal.refused],
-        }
+
+    def _agrees(self) -> bool:
+        """Whether the person says yes; otherwise each line is wanted first.
+
+        :raises Declined: the person says no.
+        """
+        if self.arguments.yes:
+            return True
+        question = "Do all of this? (yes, no; ? shows each line of it)"
+        while (answer := self.ask.text(question, "").lower()) not in ("y", "yes", "?"):
+            if answer in ("", "n", "no"):
+                raise Declined("Nothing was done.")
+        return answer != "?"
 
     def _explain(self, facts: HostFacts, card: Card, preset: Use, *, configured: bool) -> None:
         """Says why a use is preselected."""
@@ -692,7 +712,7 @@ class Conversation:
         access: Access,
         backend: str | None,
     ) -> None:
-        """What the yes is to, in the lines right above it; all of it stands further up."""
+        """What the yes is to, in the lines right above it."""
         by_id = {guest.id: str(guest) for guest in guests(facts)}
         lines = []
         for card in cards:
@@ -702,7 +722,7 @@ class Conversation:
                 lines.append(f"  {card.key} → {'; '.join(names) or 'the host itself'}")
         here = [self.file.name, f"the stack {self.stack}", *([f"pulumi login {backend}"] if backend else [])]
         there = ["your public key"] if access.install else []
-        there += [f"the API user {proposal.making.name}"] if proposal.making and proposal.making.commands else []
+        there += [f"the API user {proposal.making.name}"] if proposal.making and proposal.commands else []
         self.output.say(
             "",
             "In short:",
@@ -711,6 +731,12 @@ class Conversation:
             f"  made on {access.host.address}: {', '.join(there) or 'nothing'}",
             "  cards and guests: unchanged until `pulumi up`, which shows its plan and asks",
         )
+        if any(" token delete " in command for command in proposal.commands):
+            self.output.say(
+                "The existing token is replaced, since its secret isn't in this file. If another machine's settings "
+                "have the old secret, they no longer get in: copy this file there, or use a stack of another name here "
+                "(--stack)."
+            )
 
     # -- Pulumi ----------------------------------------------------------------------------------------------------
     def _backend(self, pulumi: Pulumi) -> str | None:
@@ -745,8 +771,7 @@ class Conversation:
         self, pulumi: Pulumi, backend: str | None, before: Existing, proposal: Proposal, access: Access, name: str
     ) -> None:
         say, did = self.output.say, self.output.did
-        making = proposal.making
-        commands = making.commands if making else []
+        making, commands = proposal.making, proposal.commands
         install = f"your public key put onto {access.host.address}"
         written, made = f"{self.file.name} written", f"the stack {self.stack} made"
         encrypted, previewed = "secrets put into the settings, encrypted", "pulumi preview"

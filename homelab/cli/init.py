@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
     parser = argparse.ArgumentParser(
         prog="homelab init",
-        description="From a Proxmox VE host's address to a stack's settings and API user. Everything is shown "
-        "before anything is done.",
+        description="From a Proxmox VE host's address to a stack's settings and API user. Nothing is done before the "
+        "last question, and ? there shows each line of what would be.",
         epilog="Each question has an option that answers it; @FILE stands for the options in a file, as a shell would "
         "take them, with comments after #. Secrets come from the environment or standard input: "
         "HOMELAB_PASSWORD (the host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from homelab.host.facts import HostFacts
 from homelab.init.cards import Card
+from homelab.nvidia.reading import SystemReading
+from remote_scripts.shared.hookscripts import is_ours
 
 # Words of the kernel command line that guides to passthrough name, without what follows the equals sign.
 _WORDS = (
@@ -16,12 +18,23 @@ _WORDS = (
 )
 
 
-def present(facts: HostFacts, cards: Iterable[Card], node: str) -> list[str]:
+def present(
+    facts: HostFacts, cards: Iterable[Card], node: str, systems: Mapping[str, SystemReading] | None = None
+) -> list[str]:
     """A sentence for each.
 
     :param node: the host's name in Proxmox VE.
+    :param systems: readings of containers, by their ids.
     """
     cards = list(cards)
+    return [
+        *_on_the_host(facts, cards),
+        *_in_vms(facts, cards, node),
+        *_in_containers(facts, cards, systems or {}),
+    ]
+
+
+def _on_the_host(facts: HostFacts, cards: Sequence[Card]) -> list[str]:
     lines = []
     words = [word for word in facts.cmdline.others.split() if word.partition("=")[0] in _WORDS]
     if words:
@@ -39,6 +52,11 @@ def present(facts: HostFacts, cards: Iterable[Card], node: str) -> list[str]:
             f"{source}: kept; {', '.join(keys)} counts as bound by it, and the plan says so. With takeOver: true for "
             "the host a word of this program's counts instead, until `pulumi destroy`"
         )
+    return lines
+
+
+def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
+    lines = []
     for card in cards:
         for user in facts.users_of(card.place, node):
             config = facts.guests.config(user.vmid)
@@ -48,9 +66,48 @@ def present(facts: HostFacts, cards: Iterable[Card], node: str) -> list[str]:
                     f"{option}: {value} of VM {user.vmid}: if the VM keeps {card.key}, `pulumi up` takes it over with "
                     "its other options, and `pulumi destroy` puts it back as it is"
                 )
-        for config in facts.containers_with(card.place):
+    for config in facts.guests.configs:
+        script = config.values.get("hookscript", "")
+        if script and not is_ours(script):
             lines.append(
-                f"lines of container {config.id} for {card.key}: kept; they count towards what it needs, and "
-                "`pulumi destroy` leaves them"
+                f"hookscript {script} of {'VM' if config.kind == 'vm' else 'container'} {config.id}: kept, and run as "
+                "before; what it does to cards isn't looked at"
             )
+            if config.kind == "vm":
+                lines[-1] += ". A card that the VM takes in turn (shared) needs that place: take it out first"
     return lines
+
+
+def _in_containers(facts: HostFacts, cards: Sequence[Card], systems: Mapping[str, SystemReading]) -> list[str]:
+    lines = []
+    named: set[int] = set()
+    for card in cards:
+        if ids := [config.id for config in facts.containers_with(card.place)]:
+            named.update(ids)
+            lines.append(f"lines for {card.key} of {_containers(ids)}: kept; they count towards what it needs")
+    without_card = [
+        config.id
+        for config in facts.guests.configs
+        if config.kind == "lxc"
+        and config.id not in named
+        and any(entry.source.startswith("/dev/nvidia") for entry in config.container.entries)
+    ]
+    if without_card:
+        lines.append(
+            f"lines for NVIDIA's device nodes of {_containers(without_card)}: kept; no card here has such a "
+            "node now, so that they give none"
+        )
+    by_version: dict[str, list[int]] = {}
+    for number, reading in systems.items():
+        if reading.libraries and number.isdecimal() and "driver" not in reading.steps:
+            by_version.setdefault(reading.libraries, []).append(int(number))
+    for version, ids in by_version.items():
+        lines.append(
+            f"NVIDIA's libraries {version} in {_containers(ids)}: kept, unless NVIDIA's software is chosen there: "
+            "then those of the host's driver replace them, and stay unless nvidia.onDestroy is purge"
+        )
+    return lines
+
+
+def _containers(ids: Sequence[int]) -> str:
+    return f"container{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"

@@ -114,6 +114,11 @@ class Proposal:
     refused: list[HomelabError]
     remarks: list[str]
 
+    @property
+    def commands(self) -> list[str]:
+        """The commands that make the API's user."""
+        return self.making.commands if self.making else []
+
 
 def fingerprint(facts: HostFacts) -> str | None:
     """The SHA-256 fingerprint of the certificate of the host's API, as openssl prints it; None: the reading has no

@@ -16,13 +16,15 @@ from remote_scripts.tools.plain import of_plain
 @dataclass(frozen=True)
 class SystemReading:
     """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
-    applied there; `drift`: a line for each difference from what the steps left, after its step (`driver: ...`).
+    applied there; `drift`: a line for each difference from what the steps left, after its step (`driver: ...`);
+    `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty: none.
     """
 
     system: SystemFacts
     boot_id: str
     steps: frozenset[str]
     drift: tuple[str, ...]
+    libraries: str = ""
 
 
 def parse(answer: str | Mapping[str, object]) -> SystemReading:
@@ -42,4 +44,4 @@ def parse(answer: str | Mapping[str, object]) -> SystemReading:
         ) from error
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(SystemFacts)}
     facts = SystemFacts(**{**values, "runtimes": frozenset(found.runtimes)})
-    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift)
+    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift, found.libraries)

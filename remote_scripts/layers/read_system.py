@@ -47,7 +47,8 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
-    begins with the step: repository, driver, boot, cuda, toolkit, libraries.
+    begins with the step: repository, driver, boot, cuda, toolkit, libraries. `libraries`: the version of NVIDIA's
+    libraries there, whoever installed them, empty: none.
     """
 
     boot_id: str
@@ -68,6 +69,7 @@ class Answer:
     offered: dict[str, tuple[str, ...]] | None
     steps: tuple[str, ...]
     drift: tuple[str, ...]
+    libraries: str = ""
 
 
 def read(system: System, wanted: Wanted) -> Answer:
@@ -97,6 +99,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         offered=None if versions is None else {one: tuple(versions[one]) for one in wanted.ask},
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
+        libraries=driver.library_version(system),
     )
 
 

@@ -31,7 +31,7 @@ _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
-    r"mp[0-9]+|unprivileged|lock|template|features|ostype|delete)\s*[:=]|"
+    r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|"
     r"lxc\.mount\.entry\s*[:=]\s*/dev(/|\s)|\["
 )
 # Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.

@@ -147,12 +147,18 @@ def test_guests_that_are_not_listed_are_not_said_to_be_off(host: Host) -> None:
 
 @pytest.mark.parametrize("section", ["[PENDING]", "[pending] "])
 def test_a_card_that_a_vm_gets_at_its_next_start_is_told_and_a_snapshots_is_not(host: Host, section: str) -> None:
-    text = f"hostpci0: 01:00\nargs: -x\n\n[before]\nhostpci2: 03:00\n\n{section}\ndelete: balloon\nhostpci1: 02:00\n\n[after]\nhostpci3: 04:00\n"
+    text = f"hostpci0: 01:00\nhookscript: local:snippets/x.pl\nargs: -x\n\n[before]\nhostpci2: 03:00\n\n{section}\ndelete: balloon\nhostpci1: 02:00\n\n[after]\nhostpci3: 04:00\n"
     host.write("/etc/pve/qemu-server/103.conf", text)
     host.write("/etc/pve/qemu-server/104.conf", f"name: idle\n\n{section}\ndelete: hostpci0\n")
     host.write("/etc/pve/qemu-server/105.conf", f"args: -x\n{section}\nhostpci0: 01:00\n")
     told = {one.id: one.lines for one in read(host).guests.configs}
-    assert told[103].splitlines() == ["hostpci0: 01:00", "[PENDING]", "delete: balloon", "hostpci1: 02:00"]
+    assert told[103].splitlines() == [
+        "hostpci0: 01:00",
+        "hookscript: local:snippets/x.pl",
+        "[PENDING]",
+        "delete: balloon",
+        "hostpci1: 02:00",
+    ]
     assert (told[104], told[105]) == ("name: idle\n[PENDING]\ndelete: hostpci0", "[PENDING]\nhostpci0: 01:00")
 
 

@@ -421,8 +421,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, *answers: str, stops_at: int | No
 
 
 def talk(desk: Desk) -> list[str]:
-    """A whole conversation: the key is right, the password, the card for VM 103, state and passphrase, yes."""
-    return ["y", desk.lab.api["password"], "vm:103", "", "p", "q", "p", "p", "yes"]
+    """A whole conversation: the key is right, the password, the card for VM 103, state and passphrase, details, yes."""
+    return ["y", desk.lab.api["password"], "vm:103", "", "p", "q", "p", "p", "?", "yes"]
 
 
 def test_every_question_is_answered_by_a_line(
@@ -437,13 +437,17 @@ def test_every_question_is_answered_by_a_line(
     assert [question.split(" (")[0] for question in person.asked] == [
         "Is it the same?", f"root's password on {desk.where[0]}", "Who should get rtx5090",
         "Where should Pulumi keep the stack's state?", *["Passphrase for the stack's secrets", "The same passphrase again"] * 2,
-        "Do all of this?",
+        *["Do all of this?"] * 2,
     ]  # fmt: skip
     assert "rtx5090: preselected is VM 103 (Sandbox), running, since no other guest could be meant." in desk.out
     assert "radeon-graphics" in desk.out and "stays with the host, which shows its screen on it" in desk.out
-    in_short = desk.out.partition("In short:")[2].partition("done: ")[0]
-    assert "rtx5090 → VM 103 (Sandbox), running" in in_short and "your public key, the API user homelab@pve" in in_short
-    assert "pveum" not in in_short and "hosts:" not in in_short
+    before, first, second = desk.out.partition("done: ")[0].split("In short:")
+    for in_short in (first, second):
+        assert "rtx5090 → VM 103 (Sandbox), running" in in_short
+        assert "your public key, the API user homelab@pve" in in_short
+    details = ("pveum user add homelab@pve", "homelab:hosts:", "hostpci0: mapping=rtx5090,pcie=1")
+    assert [detail for detail in details if detail in before + second] == [], "only who asks for it gets all of it"
+    assert [detail for detail in details if detail not in first] == []
     login = next(call for call in desk.pulumi if call["arguments"][0] == "login")
     assert login["arguments"][1] == "file://~"
     assert desk.pulumi[-1]["passphrase"] == "p"

@@ -46,7 +46,9 @@ def test_a_host_with_its_kernels_and_what_has_the_card(tmp_path: Path) -> None:
 
 
 def test_a_host_with_a_driver(tmp_path: Path) -> None:
-    system = ProxmoxHost(tmp_path, "phoenix").read().system
+    reading = ProxmoxHost(tmp_path, "phoenix").read()
+    system = reading.system
+    assert reading.libraries == "580.105.08"
     assert (system.loaded, system.loaded_flavour) == ("580.105.08", "open")
     assert {"10de:2b85", "10de:2684"} <= set(system.cards or ())
 

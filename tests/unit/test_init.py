@@ -20,6 +20,8 @@ from homelab.init.api_user import making, name_for, undoing, users
 from homelab.init.choices import Choices, Stack, Use
 from homelab.init.present import present
 from homelab.init.proposal import OPEN, existing, fingerprint, propose
+from homelab.nvidia.reading import SystemReading
+from homelab.nvidia.request import SystemFacts
 from homelab.settings import parse
 from tests.conftest import PROJECT
 from tests.unit import hosts
@@ -465,9 +467,13 @@ def test_a_card_that_ids_bind_by_hand_is_proposed_for_containers_with_a_yes() ->
 
 def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> None:
     assert present(host(), init_cards.cards(host()), "pve") == []
+    mount = "lxc.mount.entry: /dev/nvidia{0} dev/nvidia{0} none bind\n"
+    hostpci, script = "hostpci0: 0000:01:00,pcie=1,x-vga=1", "hookscript: local:snippets/gpu.sh"
     configs = [
-        {"kind": "vm", "id": 103, "lines": "name: Sandbox\nhostpci0: 0000:01:00,pcie=1,x-vga=1\n"},
-        {"kind": "lxc", "id": 901, "lines": "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind\n"},
+        {"kind": "vm", "id": 103, "lines": f"name: Sandbox\n{hostpci}\n{script}\n"},
+        {"kind": "vm", "id": 104, "lines": "hookscript: local:snippets/homelab-handover.sh"},
+        {"kind": "lxc", "id": 901, "lines": mount.format(0)},
+        {"kind": "lxc", "id": 902, "lines": mount.format(7)},
     ]
     facts = host(
         guests={**GUESTS, "configs": configs},
@@ -485,7 +491,13 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "/etc/modprobe.d/blacklist.conf: blacklist nvidia",
         ],
     )
-    words, lines, file, option, container = present(facts, init_cards.cards(facts), "pve")
+    systems = {
+        number: SystemReading(SystemFacts(), "1", frozenset(steps), (), libraries)
+        for number, libraries, steps in (("901", "550.54.14", ()), ("902", "", ()), ("903", "580.95.05", ("driver",)))
+    }
+    words, lines, file, option, script, container, without_card, libraries = present(
+        facts, init_cards.cards(facts), "pve", systems
+    )
     assert words == (
         "amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset on the kernel command line: kept, and not added "
         "a second time"
@@ -497,7 +509,10 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     assert option.startswith(
         "hostpci0: 0000:01:00,pcie=1,x-vga=1 of VM 103: if the VM keeps rtx5090, `pulumi up` takes it over"
     )
-    assert container.startswith("lines of container 901 for rtx5090: kept")
+    assert script.startswith("hookscript local:snippets/gpu.sh of VM 103: kept, and run as before")
+    assert container.startswith("lines for rtx5090 of container 901: kept")
+    assert without_card.startswith("lines for NVIDIA's device nodes of container 902: kept; no card here has such")
+    assert libraries.startswith("NVIDIA's libraries 550.54.14 in container 901: kept, unless")
 
 
 SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"
