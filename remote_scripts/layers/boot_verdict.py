@@ -38,7 +38,7 @@ def apply(system: System, wanted: Wanted) -> str:
     """
     files, here = system.files, switch.boot_id(system)
     if not files.exists(switch.ARMED):  # what a power cut left of it
-        _settle(system, lambda: switch.disarm(system))
+        _settle(system, lambda: _tidy_up(system))
     elif switch.is_armed_before(system):
         armed = boot.need_text(system, switch.ARMED)
         if switch.is_all_given_back(system):
@@ -88,7 +88,9 @@ def _note_running(system: System) -> None:
 
 
 def _settle(system: System, change: Callable[[], None]) -> None:
-    """Does it under the lock; but neither who holds that nor a disk that takes nothing makes a boot a bad one."""
+    """Does it under the lock; but neither who holds that nor a disk that takes nothing makes a boot a bad one. Without
+    the lock nothing may be touched that another run may be writing: `change` looks whether this one has it.
+    """
     system.work.lock_seconds = _LOCK_SECONDS
     try:
         system.work.take_lock()
@@ -97,18 +99,26 @@ def _settle(system: System, change: Callable[[], None]) -> None:
         system.log.say("another run holds the lock: going on without it")
     try:
         change()
-        system.files.finish()
+        if system.work.lock is not None:
+            system.files.finish()
     except OSError as error:
         system.log.say(f"the switch stays armed: {error}")
     finally:
         system.work.release()
 
 
+def _tidy_up(system: System) -> None:
+    """What is left of the switch; where another run has the lock, the next one does it."""
+    if system.work.lock is not None and not switch.is_armed(system):
+        switch.disarm(system)
+
+
 def _stay(system: System, armed: str, sentence: str) -> None:
     # Not if it was confirmed, or armed anew, meanwhile.
     if boot.need_text(system, switch.ARMED) == armed:
         switch.tell(system, switch.JUDGED, sentence)
-        switch.disarm(system)
+        system.files.take(switch.ARMED, lambda content: content == armed.encode("utf-8", "surrogateescape"))
+        _tidy_up(system)
 
 
 def _judged(system: System, after: int) -> tuple[bool, str]:

@@ -78,12 +78,12 @@ def _take_armed(system: System) -> bool:
     """Whether it was there to be taken: a roll-back takes it, too. What was armed in this boot is for the next one, by
     a run that may still hold the lock: that is waited for.
     """
-    files = system.files
+    here = f"boot {switch.boot_id(system)}\n".encode()
     while True:
         if system.work.lock is None and not switch.is_armed_before(system):
             system.work.take_lock()
         try:
-            taken = files.take(switch.ARMED)
+            taken = system.files.take(switch.ARMED, lambda content: system.work.lock is not None or here not in content)
         except OSError as error:
             raise Failure(
                 f"this boot confirmed: {switch.ARMED} removed",
@@ -92,12 +92,8 @@ def _take_armed(system: System) -> bool:
                 "correct what the message names (a file system that is read-only: `dmesg`), then run `pulumi up` "
                 "again; to keep this boot meanwhile: `systemctl stop homelab-rollback.timer`",
             ) from error
-        if taken is None:
-            return False
-        if system.work.lock is not None or f"boot {switch.boot_id(system)}\n".encode() not in taken:
-            files.end_take(switch.ARMED)
-            return True
-        files.end_take(switch.ARMED, give_again=True)  # armed just now
+        if taken is not False:  # else it was armed just now
+            return bool(taken)
 
 
 def _tidy_up(system: System, wanted: Wanted) -> None:

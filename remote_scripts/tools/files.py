@@ -38,7 +38,7 @@ EDITS = "/var/backups/homelab"
 #: Where there are files of ours, and the folders for what they were.
 _PLACES = ("/etc", "/usr", HOME)
 #: Where a run that was cut short may have left something.
-_LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", HOME)
+_LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", "/boot/grub", EDITS, HOME)
 _TEMPORARY, _UNDO = ".homelab-tmp", ".homelab-undo"
 #: The file systems of all that we write, and of all that is made of it.
 _FLUSHED = ("/etc", "/var/lib", "/boot")
@@ -282,30 +282,27 @@ class Files:
         """As `copy`, of another path."""
         self.copy(self._at(source), path)
 
-    def take(self, path: str) -> bytes | None:
-        """Takes a file away that others may take, too: who gets its content has it alone, until `end_take`. None: it
-        isn't there any more.
+    def take(self, path: str, is_meant: Callable[[bytes], bool]) -> bool | None:
+        """Takes a file away that others may write or take, too, if its content is what is meant. False: it isn't, and
+        is there again, unless another one is by now; None: it isn't there any more.
 
         :raises OSError: it can't be taken away.
         """
-        temporary = self._temporary(path)
+        temporary = self._temporary(f"{path}.taken")
         try:
             disk.rename(self.at(path), temporary)
         except FileNotFoundError:
             return None
         try:
-            return temporary.read_bytes()
-        except FileNotFoundError:  # a run that has the lock takes it for a leftover
-            return b""
-
-    def end_take(self, path: str, *, give_again: bool = False) -> None:
-        """It is gone for good; or it is there again, unless another one is by now."""
-        temporary = self._temporary(path)
-        if give_again:
+            is_taken = is_meant(temporary.read_bytes())
+        except FileNotFoundError:  # a run that has the lock took it for a leftover
+            return True
+        if not is_taken:
             with suppress(FileExistsError):
                 disk.link_again(temporary, self.at(path))
         disk.remove(temporary)
         disk.flush(temporary.parent)
+        return is_taken
 
     def need_folder(self, folder: Path) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
@@ -405,6 +402,7 @@ class Files:
             self.plan_file("given back" if kept else "removed", path, self.read(f"{HOME}/kept{path}") if kept else None)
             return
         self.about_to_change()
+        self._temporary(path)  # of a run that was cut short: it goes with those of this one
         self._keep_edit(layer, path)
         self.remember(path, record, f"{HOME}/sums{path}", f"{HOME}/kept{path}")
         if self.exists(f"{HOME}/kept{path}"):

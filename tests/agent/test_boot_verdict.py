@@ -167,6 +167,22 @@ def test_neither_who_holds_the_lock_nor_a_full_disk_makes_a_boot_a_bad_one(
         assert verdict(host) == "stay" and not host.exists(ARMED)
 
 
+def test_beside_another_run_nothing_of_that_is_taken_away(host: Host) -> None:
+    """Neither what it has kept to be undone, nor what it arms for the next boot between the look at it and its end."""
+    undo, theirs = host.write(f"{HOME}/.homelab-undo/0", "theirs"), f"boot later\n{WAY}"
+
+    def arm(call: str, path: str) -> None:
+        if path.endswith("/judged") and call == "rename":
+            host.write(ARMED, theirs)
+
+    with held(host), watched(arm):
+        assert verdict(host) == "stay"
+    assert undo.exists() and host.read(ARMED) == theirs and host.exists(f"{HOME}/rollback")
+    (host.root / ARMED[1:]).unlink()
+    with held(host):
+        assert verdict(host) == "stay" and host.exists(f"{HOME}/rollback"), "what it may be about to arm"
+
+
 def test_a_boot_that_is_confirmed_meanwhile_is_told_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: Any) -> tuple[bool, str]:
         disk.remove(host.root / ARMED[1:])
@@ -377,7 +393,7 @@ def test_what_another_run_arms_for_the_next_boot_is_left_to_it(host: Host, late:
 
 def test_a_confirmation_that_cant_be_written_says_so(host: Host) -> None:
     """Told nothing, `up` would ask again and again."""
-    (host.root / f"{HOME[1:]}/.armed.homelab-tmp").mkdir()
+    (host.root / f"{HOME[1:]}/.armed.taken.homelab-tmp").mkdir()
     with pytest.raises(Refused, match="wanted: this boot confirmed.*\nfound: .*Is a directory"):
         confirm(host)
 

@@ -193,6 +193,17 @@ def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: 
     assert done == ["two"]
 
 
+def test_what_a_cut_leaves_beside_a_file_goes_wherever_that_is(host: Host) -> None:
+    files = ["/boot/grub/.grub.cfg.homelab-tmp", "/var/backups/homelab/etc/.conf.0123abcd.homelab-tmp"]
+    left = [host.write(path, "") for path in files]
+    snippets = "/srv/vz/snippets/hook.sh"
+    host.system().files.put("it", snippets, 0o755, b"")
+    left.append(host.write("/srv/vz/snippets/.hook.sh.homelab-tmp", ""))
+    system = host.system()
+    system.changing(lambda: system.files.drop("it", snippets))
+    assert not [path for path in left if path.exists()] and not host.exists("/var/lib/homelab")
+
+
 def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_stays_is_said(
     host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:

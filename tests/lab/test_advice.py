@@ -227,7 +227,7 @@ def unconfirmable(lab: Lab) -> None:
     """The switch looks at this boot, and its note can't be taken away."""
     assert of_step("apply", iommu("amd_iommu=on iommu=pt"))(lab) == []
     lab.reboot()
-    lab.run("mkdir -p $ROOT/var/lib/homelab/.armed.homelab-tmp/in-the-way")
+    lab.run("mkdir -p $ROOT/var/lib/homelab/.armed.taken.homelab-tmp/in-the-way")
 
 
 def about_to_be_undone(lab: Lab) -> list[str]:
