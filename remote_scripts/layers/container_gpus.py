@@ -15,7 +15,6 @@ from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import Changing
 from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 
@@ -104,13 +103,7 @@ def _revert(system: System, wanted: Wanted) -> Reverted:
     changing.bring()
     notes.forget("ours", "wanted", "nodes", "revision")
     if waits_for_restart(system, ctid) and power.is_up() and not power.shut_down_to_start():
-        raise Failure(
-            f"container {ctid} off within {wanted.shutdown.timeout} s, to be started without the cards",
-            "it still runs",
-            "its configuration has no card any more; it was asked to go off, and may do so later",
-            f"see what keeps it (`pct exec {ctid} -- ps`), or switch it off: `pct stop {ctid}`, then run `pulumi up` "
-            "again; or set shutdown.otherwise: stop",
-        )
+        raise power.still_up("has no card any more", f"switch it off: `pct stop {ctid}`")
     changing.in_force()
     if power.is_owed():
         power.start()

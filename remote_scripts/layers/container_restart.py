@@ -49,29 +49,23 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     # Where an earlier restart failed, the configuration was put back.
     changing.bring(look_inside=False)
     if waits_for_restart(system, wanted.ctid) and power.is_up() and not power.shut_down_to_start():
-        raise _still_up(wanted, changing, power)
+        raise _still_up(changing, power)
     changing.in_force()
     is_owed = power.is_owed()
     if not is_owed:
         system.log.say(f"container {wanted.ctid} needs no restart: it is off, or has what its configuration says")
     if wanted.power == "stopped":
         if power.is_up() and not power.shut_down():
-            raise _still_up(wanted, changing, power)
+            raise _still_up(changing, power)
     elif is_owed or (wanted.power == "running" and not power.is_up()):
         power.start()
     changing.notes.forget("ran")
     return Answer("running" if power.is_up() else "stopped", is_owed)
 
 
-def _still_up(wanted: Wanted, changing: Changing, power: Power) -> Failure:
+def _still_up(changing: Changing, power: Power) -> Failure:
     is_back = changing.put_back()
-    return Failure(
-        f"container {wanted.ctid} off within {wanted.shutdown.timeout} s",
-        f"it still runs: {power.said}",
-        "it was asked to go off, and may do so later; its configuration is as it was before"
-        if is_back
-        else "it was asked to go off, and may do so later; its configuration stays as it was written, and takes effect "
-        "at its next start",
-        f"see what keeps it (`pct exec {wanted.ctid} -- ps`), give it more time (shutdown.timeout), or set "
-        "shutdown.otherwise: stop; then run `pulumi up` again",
+    return power.still_up(
+        "is as it was before" if is_back else "stays as it was written, and takes effect at its next start",
+        "give it more time (shutdown.timeout)",
     )

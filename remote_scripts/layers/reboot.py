@@ -143,14 +143,17 @@ def _apply(system: System, wanted: Wanted, asked_by: restart.Caller) -> Answer:
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        _reboot(system, wanted, decided, loader, asked_by, of_boot=found.of_boot > 0)
-    turn, armed = cluster.has_turn(system), switch.armed_since(system)
-    return Answer(**vars(decided), turn=turn, armed=armed)
+        return _reboot(system, wanted, decided, loader, asked_by, of_boot=found.of_boot > 0)
+    return _answer(system, decided)
+
+
+def _answer(system: System, decided: Planned) -> Answer:
+    return Answer(**vars(decided), turn=cluster.has_turn(system), armed=switch.armed_since(system))
 
 
 def _reboot(
     system: System, wanted: Wanted, decided: Planned, loader: str, asked_by: restart.Caller, *, of_boot: bool
-) -> None:
+) -> Answer:
     if system.files.is_pending("boot"):
         raise Failure(
             "this host restarted with what was configured",
@@ -186,6 +189,9 @@ def _reboot(
             raise _refused(system, lost)
         if not why:
             cluster.note_restart(system)
+            # Nothing that could fail comes after the order: the system goes down under it.
+            system.files.finish()
+            answer = _answer(system, decided)
             done = restart.restart_soon(system)
             why = "" if done.status == 0 else done.text or f"systemd-run ended with {done.status}"
     except OSError as error:
@@ -198,6 +204,7 @@ def _reboot(
             "reboot it by hand, then run `pulumi up` again",
         )
     system.also_put_back = None
+    return answer
 
 
 def _refused(system: System, obstacle: Obstacle) -> Failure:

@@ -7,6 +7,7 @@ given, and HA ends it by force after that, whatever was asked for (PVE::HA::Reso
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,8 @@ from remote_scripts.tools.system import System
 HA_SECONDS = 180.0
 _STATUS_SECONDS = 60.0
 _PCT_SECONDS = 120.0
+# As pct says it of a lock in the configuration (check_lock of PVE::AbstractConfig), or of its file.
+_REFUSED = re.compile(r"is locked \(|can't lock file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,24 @@ class Power:
         self._pct("stop")
         self._await_ha("off", HA_SECONDS)
         return not self.is_up()
+
+    def still_up(self, configuration: str, or_else: str) -> Failure:
+        """What a run ends with that couldn't switch it off.
+
+        :param configuration: what is so of that now.
+        :param or_else: what may be done about one that takes its time.
+        """
+        asked = "it was asked to go off, and may do so later"
+        next = f"see what keeps it (`pct exec {self._ctid} -- ps`), {or_else}, or set shutdown.otherwise: stop"
+        if _REFUSED.search(self.said):
+            asked = "something else works on it now (a backup, a snapshot), so that it was not asked to go off"
+            next = f"wait until that is done; a lock that was left behind: `pct unlock {self._ctid}`"
+        return Failure(
+            f"container {self._ctid} off within {self._shutdown.timeout} s",
+            f"it still runs: {self.said}",
+            f"{asked}; its configuration {configuration}",
+            f"{next}; then run `pulumi up` again",
+        )
 
     def shut_down_to_start(self) -> bool:
         """The same of one that is started again next. It is noted: where that fails, or the run is cut short, the next

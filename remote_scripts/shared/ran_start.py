@@ -27,6 +27,8 @@ _WORK_SECONDS = 86400
 # A run that has confirmed a boot takes the host within this time (homelab/provider/boot_verification.py).
 _GRACE_SECONDS = 60.0
 _STATUS_SECONDS = 20.0
+# What the host has told of them in this boot.
+_TOLD = "/run/homelab/ran-told"
 _ANSWER_BYTES = 1 << 20
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _NUMBER = re.compile(r"[1-9][0-9]{0,11}")
@@ -115,9 +117,7 @@ def start_alone(system: System) -> None:
     if found is None:
         return
     started = f"the host itself has started what ran before its restart: {', '.join(found.started)}"
-    text = "; ".join([*([started] if found.started else []), *found.off])
-    if text:
-        _tell_next_up(system, text)
+    _tell_next_up(system, [*([started] if found.started else []), *found.off])
     if not system.files.exists(ran.RAN):
         _forget(system)
 
@@ -138,8 +138,14 @@ def _is_quiet(system: System) -> bool:
     return is_boot_decided(system) and not system.work.is_held()
 
 
-def _tell_next_up(system: System, text: str) -> None:
-    """By what it says anyway. Of a host that was given back nothing is kept."""
+def _tell_next_up(system: System, texts: list[str]) -> None:
+    """By what it says anyway, each once in a boot. Of a host that was given back nothing is kept."""
+    told = system.files.text(_TOLD).split("\n")
+    new = [text for text in texts if text not in told]
+    if not new:
+        return
+    system.work.write(_TOLD.rpartition("/")[2], "".join(f"{text}\n" for text in new), at_end=True)
+    text = "; ".join(new)
     system.log.say(text)
     if all(name.startswith("ran") for name in system.files.names(HOME)):
         return
@@ -235,8 +241,14 @@ class _Starting:
             self._stays_off(
                 f"{name} ran before a restart of this program's, and stays off: that is too long ago ({by_hand})"
             )
-        elif lock and time.time() - self._booted <= _WORK_SECONDS and (busy := self._at_work()):
-            self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
+        elif lock and time.time() - self._booted <= _WORK_SECONDS:
+            if busy := self._at_work():
+                self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
+            else:  # such as a backup that a power cut has ended
+                self._stays_off(
+                    f"{name} ran before the restart, and is off: it is locked, {lock}, and nothing works on it; this "
+                    f"host starts it once `{line.program} unlock {line.guest}` has taken that lock away"
+                )
             return False
         elif lock:
             self._stays_off(

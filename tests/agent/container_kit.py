@@ -150,6 +150,9 @@ class Containers:
         return 0
 
     def _shutdown(self, _arguments: list[str]) -> Done | int:
+        if "lock: " in self.conf:
+            self._task("shutdown", "CT is locked (backup)")
+            return Done(255, b"CT is locked (backup)\n")
         if self.is_deaf:
             self._task("shutdown", "unable to shut down")
             return Done(255, b"timeout\n")

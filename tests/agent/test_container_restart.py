@@ -13,7 +13,7 @@ from remote_scripts.shared import container_power, ha
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent.container_kit import BASE, BOOT, NET, NVIDIA, RECORD, SECOND, Containers, again, box
-from tests.agent.kit import Refused, cuts, left_by
+from tests.agent.kit import Refused, cuts, left_by, watched
 
 __all__ = ["box"]
 
@@ -196,6 +196,28 @@ def test_one_that_goes_off_later_than_it_was_waited_for_is_named_by_the_next_run
     assert box.state == "stopped" and "ran" not in box.noted()
 
 
+@pytest.mark.parametrize("verb", ["apply", "revert"])
+def test_one_whose_lock_refuses_its_shutdown_was_not_asked(box: Containers, verb: str) -> None:
+    """A backup that began after its configuration was written."""
+
+    def backup(call: str, path: str) -> None:
+        if path.endswith("/ran") and call == "rename":
+            box.conf += "lock: backup\n"
+
+    gpus(box)
+    if verb == "revert":
+        restart(box)
+    with watched(backup), pytest.raises(Refused) as refused:
+        gpus(box, verb="revert") if verb == "revert" else restart(box)
+    assert "so that it was not asked to go off; its configuration" in str(refused.value)
+    assert "it still runs: CT is locked (backup)" in str(refused.value)
+    assert "a lock that was left behind: `pct unlock 300`" in str(refused.value)
+    box.conf = box.conf.replace("lock: backup\n", "")
+    gpus(box, verb="revert") if verb == "revert" else gpus(box)
+    assert verb == "revert" or restart(box) == {"state": "running", "restarted": True}
+    assert "ran" not in box.noted() and box.state == "running"
+
+
 def test_one_that_doesnt_go_off_is_stopped_where_the_settings_say_so(box: Containers) -> None:
     gpus(box)
     box.is_deaf = True
@@ -207,7 +229,7 @@ def test_one_that_doesnt_go_off_to_lose_its_cards_is_said(box: Containers) -> No
     gpus(box)
     restart(box)
     box.is_deaf = True
-    with pytest.raises(Refused, match="off within 5 s, to be started without the cards(.|\n)*pct stop 300"):
+    with pytest.raises(Refused, match="off within 5 s(.|\n)*its configuration has no card any more(.|\n)*pct stop 300"):
         gpus(box, verb="revert")
     box.is_deaf = False
     gpus(box, verb="revert")

@@ -448,6 +448,19 @@ def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> 
     assert ask(host)["turn"]
 
 
+def test_nothing_is_asked_of_a_disk_once_the_restart_is_ordered(host: Host) -> None:
+    """The system goes down under the run, which has an answer all the same."""
+    host.write(f"{HOME}/armed", ARMED)
+
+    def ordered(_arguments: Sequence[str], _stdin: bytes) -> int:
+        (host.root / HOME[1:]).rename(host.root / "gone")
+        return 0
+
+    host.programs["systemd-run"] = ordered
+    answer = ask(host)
+    assert answer["turn"] and answer["armed"]
+
+
 def test_nothing_is_armed_or_restarted_while_the_cluster_cant_do_without_the_node(host: Host) -> None:
     """Planned, refused, and then done; and in the next boot whoever finds no reason for another restart ends the turn."""
     turn_of(host, "pve2")

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,9 @@ def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
         return Done(1, b"") if host.exists("/no-list") else Done(0, "".join(_listed(host, program)).encode())
     vmid = arguments[1]
     state = f"/state/{program}/{vmid}"
+    if arguments[0] == "unlock":
+        guest(host, VM if program == "qm" else CT, int(vmid))
+        return Done(0, b"")
     if arguments[0] == "status":
         return Done(1, b"") if host.exists(f"/unsaid/{vmid}") else Done(0, f"status: {host.read(state)}\n".encode())
     kill(host, f"before-{vmid}")
@@ -237,10 +241,37 @@ def test_where_proxmox_ve_starts_no_guest_any_more_they_are_started_all_the_same
 
 def test_who_stays_off_is_said_with_what_to_do(host: Host) -> None:
     guest(host, VM, 103, "lock: backup\n")
-    assert run(host)["off"] == [
+    assert (said := run(host)["off"]) == [
         "VM 103 (g103) ran before the restart, and stays off: it is locked, backup (once nothing works on it: `qm unlock 103`, "
         "then `qm start 103`)"
     ]
+    for command in re.findall("`qm (.+?)`", said[0]):
+        host.programs["qm"](command.split(), b"")
+    assert host.read("/state/qm/103") == "running"
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_nobody_off_after_that(
+    host: Host, given_back: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a backup that a power cut has ended."""
+    now = int(time.time())
+    host.write("/proc/stat", f"btime {now - 300}\n")
+    noted(host, "pct 901", at=now - 360)
+    guest(host, CT, 901, "lock: backup\n")
+    if not given_back:
+        host.write(f"{HOME}/judged", "boot x was judged")
+        assert "is locked, backup, and nothing works on it" in run(host)["off"][0]
+    capsys.readouterr()
+    alone(host)
+    told = capsys.readouterr().err
+    said = told if given_back else host.read(f"{HOME}/judged")
+    assert said.count("this host starts it once `pct unlock 901` has taken that lock away") == 1
+    alone(host)
+    assert not capsys.readouterr().err and (given_back or host.read(f"{HOME}/judged") == said) and not started(host)
+    host.programs["pct"](["unlock", "901"], b"")
+    alone(host)
+    assert started(host) == [901] and is_over(host)
 
 
 def test_a_start_that_fails_is_said_and_keeps_nobody_off(host: Host) -> None:

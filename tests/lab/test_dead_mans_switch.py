@@ -64,7 +64,7 @@ def test_a_host_restarts_once_it_has_answered_however_long_that_takes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(lab)
-    slow = archive_with(("layers.reboot", "    turn, armed = ", "    __import__('time').sleep(3)\n    turn, armed = "))
+    slow = archive_with(("layers.reboot", "    return answer", "    __import__('time').sleep(3)\n    return answer"))
     monkeypatch.setattr(agent, "_archive_text", lambda: slow)
     boots = len(lab.boots())
     (answer,) = on(lab, REBOOT)
@@ -161,6 +161,7 @@ def test_what_ran_without_onboot_runs_again_once_the_boot_is_confirmed(lab: Lab)
     assert not [*(lab.root / "etc/systemd/system").rglob("homelab-ran*"), *(lab.root / "var/lib/homelab").glob("ran*")]
 
 
+@pytest.mark.usefixtures("hurried")
 def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     without_onboot(lab)
     configure(lab)
@@ -169,10 +170,10 @@ def test_who_stays_off_runs_again_by_what_the_message_says(lab: Lab) -> None:
     lab.wait_settled(boots=2)
     confirmed(lab)
     (off,) = started(lab)["off"]
-    assert "VM 103 (Sandbox) ran before the restart, and stays off: it is locked, snapshot" in off
+    assert "VM 103 (Sandbox) ran before the restart, and is off: it is locked, snapshot" in off
     for command in re.findall(r"`(.+?)`", off):
         lab.run(command)
-    assert power(lab) == "running running "
+    wait_until(lambda: power(lab) == "running running ")
 
 
 @pytest.mark.usefixtures("hurried")
