@@ -10,6 +10,7 @@ kept and given back, and the link stays.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 from remote_scripts.tools.errors import Failure
@@ -24,6 +25,8 @@ FILES: dict[str, tuple[str, ...]] = {"docker": (_DOCKER,), "containerd": (_DROP_
 _BEFORE = "/run/homelab/before"
 # What nvidia-ctk adds to docker's configuration.
 _ADDED = (("runtimes", "nvidia"), ("features", "cdi"))
+# The same of containerd's own, beside the version where there was none.
+_IMPORTED = "/etc/containerd/conf.d/*.toml"
 _BYTES = 1 << 20
 
 
@@ -48,7 +51,7 @@ def begin_change(system: System, path: str) -> None:
         else:
             files.forget(path)
         files.note(_noted(path)[2], b"pending\n")
-    elif found == "changed":  # what is to be given back has changed as well
+    elif _is_edited(system, path, found):  # what is to be given back has changed as well
         _keep_without_ours(system, path)
     files.make_folder(path.rpartition("/")[0])
     files.remove(f"{_BEFORE}{path}")
@@ -94,7 +97,7 @@ def give_back(system: System, path: str) -> bool:
     real = _real(system, path)
     files.about_to_change()
     files.remember(real, record, sums, kept)
-    if found == "changed":
+    if _is_edited(system, path, found):
         _keep_without_ours(system, path)
     if found != "missing":  # somebody has removed it since: so it stays
         if files.exists(kept):
@@ -130,6 +133,35 @@ def _means_the_same(system: System, path: str, other: str) -> bool:
 
 def _load(content: bytes | None) -> Any:
     return json.loads(content) if content and content.strip() else {}
+
+
+def _is_edited(system: System, path: str, found: str) -> bool:
+    """Whether somebody has changed it since: of one that a run was killed in changing, whether it says more than what
+    was kept with what nvidia-ctk adds.
+    """
+    if found != "pending" or path == _DROP_IN:
+        return found == "changed"
+    now, kept = (system.files.need(one, _BYTES) for one in (path, _noted(path)[0]))
+    if now is None or now == kept:
+        return False
+    if path == _DOCKER:
+        try:
+            before = _load(kept)
+            return bool(_without_runtime(_load(now), before) != before)
+        except ValueError:  # nvidia-ctk hadn't written all of it
+            return False
+    if now.endswith(b"\n"):
+        return _containerds(now) != _containerds(kept)
+    return not {*_containerds(now[: now.rfind(b"\n") + 1])} <= {*_containerds(kept)}  # nor here
+
+
+def _containerds(content: bytes | None) -> list[str]:
+    """What containerd's own says without what nvidia-ctk adds, whatever the order, the quotes and the comments; with
+    values over several lines, which that joins, two that say the same may differ.
+    """
+    lines = (line.partition("#")[0] for line in (content or b"").decode().splitlines())
+    bare = (re.sub(rf"[\s'\"]|{re.escape(_IMPORTED)}['\"]?,?", "", line) for line in lines)
+    return sorted(line for line in bare if line and line != "imports=[]" and not line.startswith("version="))
 
 
 def _keep_without_ours(system: System, path: str) -> None:

@@ -134,6 +134,47 @@ def test_a_configuration_that_is_a_link_stays_one_and_its_file_is_given_back(hos
     assert theirs.stat().st_mode & 0o777 == 0o640 and not host.exists("/var/lib/homelab")
 
 
+TOML = "/etc/containerd/config.toml"
+EDITED = [
+    (DAEMON, '{"dns": []}', '{"dns": [], "runtimes": {"nvidia": {}}}', '{"dns": [], "debug": true, "runtimes": {"nvidia": {}}}'),
+    (DAEMON, None, '{"runtimes": {"nvidia": {}}}', '{"debug": true}'),
+    (TOML, "root = '/x' # theirs\n", 'imports = ["/etc/containerd/conf.d/*.toml"]\nversion = 2\nroot = "/x"\n', 'imports = ["/etc/containerd/conf.d/*.toml"]\nroot = "/y"\n'),
+    (TOML, None, 'imports = ["/etc/containerd/conf.d/*.toml"]\nversion = 2\n', 'imports = ["/etc/containerd/conf.d/*.toml", "/srv/*.toml"]\n'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("left", ["nothing", "half", "whole", "edited"])
+@pytest.mark.parametrize(("path", "before", "written", "edited"), EDITED)
+def test_what_somebody_edits_after_a_run_that_was_killed_is_given_back_and_else_what_was_there(
+    host: Host, path: str, before: str | None, written: str, edited: str, left: str, again: bool
+) -> None:
+    """`left`: what nvidia-ctk had written by then; `again`: by a run in between that goes on."""
+    if before is not None:
+        host.write(path, before)
+    system = host.system()
+    engine_conf.begin_change(system, path)
+    system.files.finish()
+    if left != "nothing":
+        host.write(path, {"half": written[:9], "whole": written, "edited": edited}[left])
+
+    def go_on() -> None:
+        engine_conf.begin_change(system, path)
+        host.write(path, edited if left == "edited" else written)
+        engine_conf.end_change(system, path)
+
+    if again:
+        system.changing(go_on)
+    system.changing(lambda: engine_conf.give_back(system, path))
+    if left != "edited":
+        assert (host.read(path) if host.exists(path) else None) == before
+    elif path == DAEMON:
+        assert json.loads(host.read(path)) == {"debug": True, **({"dns": []} if before else {})}
+    else:
+        assert host.read(path) == edited
+    assert not host.exists("/var/lib/homelab")
+
+
 class Docker:
     """docker, whose restart stops the containers that run; none of them has a restart policy."""
 
