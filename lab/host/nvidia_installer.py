@@ -81,13 +81,13 @@ def _install(system: HostState, version: str, options: Options) -> int:
         raise _fail(system, "The NVIDIA driver appears to have been installed previously using a different installer.")
     if not options.has("no-kernel-modules", "no-kernel-module"):
         _install_modules(system, version, options)
+    system.write(_RECORD, f"{version}\n")
     graphics = () if options.has("no-opengl-files") else _GRAPHICS
     contents.install_libraries(system, [*_STEMS, *graphics], version)
     for path in ("/usr/bin/nvidia-smi", "/usr/bin/nvidia-uninstall"):
         contents.install_program(system, path)
     if not options.has("no-nvidia-modprobe"):
         contents.install_program(system, "/usr/bin/nvidia-modprobe")
-    system.write(_RECORD, f"{version}\n")
     system.write(
         _LOG,
         f"nvidia-installer log file '{_LOG}'\nInstallation of the NVIDIA Accelerated Graphics Driver (version: {version}) is now complete.\n",
@@ -145,11 +145,14 @@ def _default_type(version: str) -> str:
 
 
 def _build(system: HostState, build: Build, kernel: str) -> None:
+    # Each file is noted when it is there (command-list.c of NVIDIA/nvidia-installer).
+    system.write(_RECORD, f"{build.version}\n")
     dkms.add(system, build)
     try:
         dkms.install(system, build.version, kernel)
     except dkms.NotBuilt as error:
         dkms.remove(system, build.version)
+        system.rooted(_RECORD).unlink()
         raise _fail(
             system, f'An error occurred while performing the step: "Building kernel modules". {error}'
         ) from error
@@ -158,7 +161,8 @@ def _build(system: HostState, build: Build, kernel: str) -> None:
 def _uninstall(system: HostState) -> int:
     version = system.read(_RECORD, "").strip()
     if not version:
-        raise Failure("\nERROR: There is no NVIDIA driver currently installed.\n")
+        print("There is no NVIDIA driver currently installed.")
+        return 0
     if version in dkms.versions(system):
         dkms.remove(system, version)
     contents.remove_libraries(system, [*_STEMS, *_GRAPHICS], version)

@@ -156,8 +156,7 @@ class _Work:
             return Reverted((), False)
         note = driver.note(system)
         boot_service.drop(system, PERSISTENCE)
-        if files.exists(driver_installer.INSTALLED):
-            driver_installer.remove(packages)
+        driver_installer.give_back(packages)
         if note.target == "host":
             files.set_pending(driver_modules.INITRAMFS)
         packages.remove()

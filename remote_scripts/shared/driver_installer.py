@@ -14,6 +14,7 @@ from remote_scripts.shared.packages import Packages, end_of
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
 
 INSTALLED = f"{HOME}/nvidia-run"
@@ -88,11 +89,7 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     system.files.mark(_BEGUN)
     system.files.note(INSTALLED, installer.note)
     system.log.say(f"installing NVIDIA's driver {installer.version} from its installer")
-    # It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have.
-    unpacked = f"{DOWNLOADS}/unpacked"
-    system.files.need_own_folder(unpacked)
-    folder = f"TMPDIR={system.files.name(unpacked)}"
-    done = packages.do("env", folder, "sh", system.files.name(path), *arguments)
+    done = _start(packages, path, *arguments)
     if done.status != 0:
         # Its own log says more than what it prints; the compiler's is another one.
         said = done.said.decode("utf-8", "surrogateescape")
@@ -143,26 +140,50 @@ def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> 
     return arguments
 
 
+def _start(packages: Packages, path: str, *arguments: str) -> Done:
+    """It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have."""
+    files, unpacked = packages.system.files, f"{DOWNLOADS}/unpacked"
+    files.remove_tree(unpacked)  # of one that was killed
+    files.need_own_folder(unpacked)
+    return packages.do("env", f"TMPDIR={files.name(unpacked)}", "sh", files.name(path), *arguments)
+
+
 def remove(packages: Packages) -> None:
     """Takes away what the installer has put there, ours or somebody's: its files and those of packages have the same
-    names.
+    names. It notes each file as soon as it is there (NVIDIA/nvidia-installer, command-list.c), and its uninstaller is
+    one of the first to come and to go: where it was killed before, or that was, the installer itself takes them away.
 
     :raises Failure: it can't be removed.
     """
     system = packages.system
-    version, is_ours = driver.run_version(system), system.files.exists(INSTALLED)
+    version, ours = driver.run_version(system), noted(system)
+    has_uninstaller = system.files.is_file(driver.UNINSTALL)
     # An uninstallation that was cut short may have left no library.
-    if version or (is_ours and system.files.is_file(driver.UNINSTALL)):
-        if not is_ours:
+    if version or (ours and (has_uninstaller or not is_whole(system))):
+        if ours:
+            system.files.mark(_BEGUN)
+        else:
             system.log.say(
                 f"note: replacing the driver {version} which was installed by hand with NVIDIA's installer; it doesn't "
                 "come back"
             )
-        done = packages.do(system.files.name(driver.UNINSTALL), "--silent")
+        if has_uninstaller or not ours:
+            done = packages.do(system.files.name(driver.UNINSTALL), "--silent")
+        else:
+            path = ours.file(DOWNLOADS)
+            fetch(packages, ours, path)
+            done = _start(packages, path, "--uninstall", "--silent")
         if done.status != 0:
             packages.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")
         system.files.changed = True
     system.files.remove(INSTALLED, _BEGUN)
+
+
+def give_back(packages: Packages) -> None:
+    """The same of what is ours alone."""
+    if packages.system.files.exists(INSTALLED):
+        remove(packages)
+    packages.system.files.remove(_BEGUN)  # of a run that was cut short right behind it
 
 
 def is_at_least(wanted: str, found: str) -> bool:

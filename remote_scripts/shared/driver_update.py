@@ -244,7 +244,6 @@ class Update:
         packages, system, files = self._packages, self._system, self._files
         kept = self.kept
         system.log.say(f"putting the driver {kept.version} back")
-        files.remove_tree(driver_installer.DOWNLOADS)
         packages.repair()
         installer = driver_installer.noted(system, f"{UPDATE}/run")
         # Of one version it may have been run with other arguments since.
@@ -255,6 +254,7 @@ class Update:
         )
         if not is_there or installer != driver_installer.noted(system):
             driver_installer.remove(packages)
+        files.remove_tree(driver_installer.DOWNLOADS)
         self._put_packages_back()
         self._hold_back()
         if installer and not (driver_installer.is_whole(system) and driver.run_version(system) == installer.version):

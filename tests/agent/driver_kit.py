@@ -413,6 +413,8 @@ class Machine:
         if arguments[0] == "-C":
             folder = arguments[1].removeprefix(str(self.host.root))
             return self._apt(arguments[3:], stdin, folder)
+        if "--uninstall" in arguments:
+            return self._uninstall((), b"")
         version = Path(arguments[2]).read_text().strip()
         for kernel in KERNELS:
             if version in self.faults.no_build:
@@ -425,14 +427,15 @@ class Machine:
         return 0
 
     def _uninstall(self, _arguments: Sequence[str], _stdin: bytes) -> int:
+        """In the order of the installation, so that its program goes before libraries."""
         for kernel in KERNELS:
             self._remove(f"/usr/lib/modules/{kernel}/nvidia.ko")
+        self._remove("/usr/bin/nvidia-uninstall")
         self._remove("/usr/bin/nvidia-smi")
         for path in [*(self.host.root / LIBRARIES[1:]).glob("libnvidia-ml.so.*")]:
             if path.name != "libnvidia-ml.so.1":
                 self._remove(f"{LIBRARIES}/{path.name}")
         self._remove(f"{LIBRARIES}/libnvidia-ml.so.1")
-        self._remove("/usr/bin/nvidia-uninstall")
         return 0
 
     def _curl(self, arguments: Sequence[str], _stdin: bytes) -> int:

@@ -133,15 +133,17 @@ def test_an_install_that_is_cut_short_is_finished_or_taken_back(
     swept(machine, lambda one: apply(one, OLD, source), f"install {source}", tmp_path, again)
 
 
-def test_an_install_that_is_cut_short_can_be_taken_back_at_once(machine: Machine, tmp_path: Path) -> None:
-    """Of packages. What NVIDIA's installer had put there before its uninstaller stays, until a run has finished it."""
+@pytest.mark.parametrize("source", ["packages", "run"])
+def test_an_install_that_is_cut_short_can_be_taken_back_at_once(
+    machine: Machine, source: Source, tmp_path: Path
+) -> None:
     stock = lasting(machine.host)
 
     def again(left: Machine, how: str) -> None:
         revert(left.host)
         assert lasting(left.host) == stock, how
 
-    swept(machine, lambda one: apply(one, OLD), "install, revert", tmp_path, again)
+    swept(machine, lambda one: apply(one, OLD, source), f"install {source}, revert", tmp_path, again)
 
 
 @pytest.mark.parametrize("source", ["packages", "run"])
