@@ -24,6 +24,8 @@ from remote_scripts.tools.text import without_end
 _FOLDER = f"{HOME}/verification"
 _FIELDS = "index,name,uuid,driver_version,memory.total,pci.bus_id,pci.device_id"
 _CONTAINER = "homelab-verification"
+# As docker and podman say it.
+_NO_IMAGE = re.compile(rb"no such (image|object)|image not known", re.IGNORECASE)
 _BYTES = 1 << 23
 _LINES, _LOG_LINES = 60, 1000
 # A program's compiled code is cached in the user's home; nothing is to stay there.
@@ -295,13 +297,15 @@ class _Verification:
         if isinstance(options, Done):
             return options
         image = self.wanted.image
-        is_there = self.run(engine, "image", "inspect", image).status == 0
+        known = self.run(engine, "image", "inspect", image)
+        # Also where that can't be told it ends with an error.
+        was_missing = known.status != 0 and _NO_IMAGE.search(known.output + known.error)
         self.run(engine, "rm", "-f", _CONTAINER)  # of a run that was killed
         given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *options)
         done = self.run(engine, "run", "--rm", "--name", _CONTAINER, *given, image, *command)
         if done.status >= TIMED_OUT:
             self.system.run.ask(engine, "rm", "-f", _CONTAINER)
-        if not is_there:
+        if was_missing:
             self.system.run.ask(engine, "rmi", image)
         return done
 

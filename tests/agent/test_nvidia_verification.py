@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from remote_scripts.layers import nvidia_verification
 from remote_scripts.layers.nvidia_verification import Wanted
 from remote_scripts.tools import disk
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
 from tests.agent.kit import Host
 
@@ -44,3 +45,25 @@ def test_an_ordinary_user_doesnt_get_the_proxys_password(host: Host, monkeypatch
     nvidia_verification.apply(system, Wanted(uvm=True, engine="podman", image="x", seconds=60))
     assert {known for program, known in seen if program == "setpriv"} == {False}
     assert {known for program, known in seen if program == "podman"} == {True}, "which fetches the image"
+
+
+@pytest.mark.parametrize(
+    ("said", "goes"),
+    [
+        (Done(1, b"[]\n", b"Error response from daemon: No such image: x\n"), True),
+        (Done(1, b"[]\n", b"Error: inspecting object: x: image not known\n"), True),
+        (Done(0, b"[{}]\n"), False),
+        (Done(1, b"", b"Cannot connect to the Docker daemon at unix:///run/docker.sock\n"), False),
+        (Done(TIMED_OUT, b""), False),
+    ],
+)
+def test_an_image_goes_again_only_where_it_is_known_that_it_was_fetched(host: Host, said: Done, goes: bool) -> None:
+    asked: list[str] = []
+
+    def podman(arguments: Sequence[str], _stdin: bytes) -> Done:
+        asked.append(arguments[0])
+        return said if arguments[0] == "image" else Done(0, b"")
+
+    host.programs["podman"] = podman
+    host.ask("apply", "nvidia_verification", Wanted(engine="podman", image="x", seconds=60))
+    assert ("rmi" in asked) is goes
