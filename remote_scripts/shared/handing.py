@@ -9,7 +9,7 @@ function has now, and so each can be done again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from remote_scripts.shared import card_users, container_conf, guests, ha, handover, nvidia, shared_card
@@ -455,10 +455,8 @@ class Handover:
                 f"{ctid} has lines with the earlier ones, which this program hasn't written: it stays off. Correct "
                 "them, then start it"
             )
-        other = self._also_away(one)
-        if other:
-            self.waits = True
-            return f"container {ctid} has gpus.{other} as well, which comes back next: it is started after that"
+        if why := self._also_away(one):
+            return why
         self.say(f"starting container {ctid} again")
         self._do("pct", "start", ctid, seconds=180)
         said = self._said
@@ -467,17 +465,28 @@ class Handover:
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
         return "" if power in ("on", "gone") else f"container {ctid} has not started: {said or 'no answer'}"
 
-    def _also_away(self, one: User) -> str:
-        """Which other card of the container's the same VM had, and has still by what is noted; empty: none."""
+    def _others(self) -> Iterator[tuple[str, Noted | None]]:
+        """What is noted of each other card; None: that can't be read, which keeps this one from nothing of its own."""
         for file in self.system.files.names(handover.FOLDER):
             name, _, kind = file.rpartition(".")
-            if kind != "state" or file.startswith(".") or name == self.card.name:
-                continue
-            other = handover.noted(self.system, name)
+            if kind == "state" and not file.startswith(".") and name != self.card.name:
+                try:
+                    yield name, handover.noted(self.system, name)
+                except Failure:
+                    yield name, None
+
+    def _also_away(self, one: User) -> str:
+        """Why a container waits for another card of its own, which the same VM had, and has still by what is noted;
+        empty: it doesn't.
+        """
+        for name, other in self._others():
+            if other is None:
+                return f"where gpus.{name} is can't be told, which container {one.ctid} may have as well: it stays off"
             (minor, *_), names = shared_card.parts(other.taken or other.numbers)
             is_away = other.state in ("VM", "RETURNING") and other.boot == boot_of(self.system)
             if is_away and other.vm == self.noted.vm and one.has(minor, names):
-                return name
+                self.waits = True
+                return f"container {one.ctid} has gpus.{name} as well, which comes back next: it is started after that"
         return ""
 
     def _have_moved(self) -> bool:
@@ -646,10 +655,9 @@ class Handover:
         kernel, or can't be told to.
         """
         unloaded = set(self.noted.modules.split())
-        for file in self.system.files.names(handover.FOLDER):
-            if file.endswith(".state") and not file.startswith("."):
-                other = handover.noted(self.system, file.removesuffix(".state"))
-                unloaded |= set(other.modules.split()) if other.boot == boot_of(self.system) else set()
+        for _, other in self._others():
+            if other and other.boot == boot_of(self.system):
+                unloaded |= set(other.modules.split())
         if not all(self._load(one) for one in reversed(_MODULES) if one in unloaded):
             return False
         return self.system.files.exists(f"{nvidia.PROC}/version") or self._load("nvidia")
@@ -820,7 +828,7 @@ class Handover:
             return
         locked = [] if noted.owed else [one for one in owed if self._is_locked(one)]
         if owed and len(locked) == len(owed):
-            self.note(since=str(int(time.time())))
+            self.note(since="now")
             return
         if noted.age >= OWED_SECONDS:
             self._give_up([one for one in owed if one not in locked])
@@ -850,7 +858,7 @@ class Handover:
         self.note(
             why=f"{self.noted.why}: {ending}",
             given_up=" ".join([*self.noted.given_up.split(), *ctids]),
-            since=str(int(time.time())),
+            since="now",
         )
 
     def _forget_started(self) -> None:

@@ -40,7 +40,8 @@ State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUC
 
 @dataclass(kw_only=True)
 class Noted:
-    """What is noted of a card, as text. `since`: seconds since 1970; `boot`: of the host; `containers`: those to be
+    """What is noted of a card, as text. `since`: seconds since 1970, for people; `clock`: the same in seconds of this
+    boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be
     started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
     the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
     `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
@@ -63,10 +64,13 @@ class Noted:
     d3cold: str = ""
     known: str = ""
     given_up: str = ""
+    clock: str = ""
 
     @property
     def age(self) -> float:
-        """Seconds since its state began; endless where that isn't known."""
+        """Seconds since its state began in this boot; endless where that isn't known."""
+        if self.clock.isdecimal():
+            return time.clock_gettime(time.CLOCK_BOOTTIME) - int(self.clock)
         return time.time() - int(self.since) if self.since.isdecimal() else float("inf")
 
     @property
@@ -77,7 +81,7 @@ class Noted:
 
 _KEYS = tuple(one.name for one in fields(Noted))
 # A line that stands there only where it says something: earlier versions had none.
-_IF_ANY = ("known", "given_up")
+_IF_ANY = ("known", "given_up", "clock")
 
 
 def state_file(name: str) -> str:
@@ -106,12 +110,14 @@ def noted(system: System, name: str) -> Noted:
 
 
 def note(system: System, name: str, what: Noted, **changes: str) -> None:
-    """Notes the state of a card, with these changes, on the disk. A new state begins now.
+    """Notes the state of a card, with these changes, on the disk. A new state begins now; so does one with `since`,
+    whatever that is.
 
     :raises OSError: it isn't on the disk.
     """
-    if changes.get("state", what.state) != what.state:
-        changes.setdefault("since", str(int(time.time())))
+    if "since" in changes or changes.get("state", what.state) != what.state:
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+        changes |= {"since": str(int(time.time())), "clock": str(now)}
     for key, value in changes.items():
         setattr(what, key, value.replace("\n", "; "))
     what.boot = boot_of(system)

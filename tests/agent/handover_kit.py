@@ -378,8 +378,10 @@ def two_users(host: Host) -> bool:
 
 
 def rewrite(host: Host, **changes: str) -> None:
-    """What is noted of the card, with these changes."""
+    """What is noted of the card, with these changes; with another time it is as old as that says."""
     text = host.read(STATE)
+    if "since" in changes:
+        text = re.sub(r"(?m)^clock=.*\n", "", text)
     for key, value in changes.items():
         text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
     host.write(STATE, text)
@@ -411,7 +413,7 @@ def everything(host: Host) -> dict[str, object]:
     for name, about in host.tree("sys", "etc", "var", "proc", "dev", "kept", "ct950", "persistence", "drain").items():
         if not name.endswith("handover/log"):
             content = about[1]
-            found[name] = re.sub(rb"since=.*", b"", content) if isinstance(content, bytes) else about
+            found[name] = re.sub(rb"(since|clock)=.*", b"", content) if isinstance(content, bytes) else about
     return found
 
 

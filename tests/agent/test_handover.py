@@ -100,7 +100,7 @@ def test_a_start_takes_the_card_and_a_stop_gives_it_back(
 
 def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
     keys = [line.partition("=")[0] for line in lent.read(STATE).splitlines()]
-    form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known"
+    form = "state vm boot since why containers owed numbers taken modules persistence units d3cold known clock"
     assert " ".join(keys) == form
     assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
     wanted = "VM,103,boot,950,0,508,,,0,508,,,Enabled"
@@ -448,6 +448,17 @@ def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_secon
     run(lent, *SERVICE)
     loaded = re.findall(r"modprobe (nvidia\S*)", asked(lent))
     assert loaded == gone.split()[::-1] and at_home(lent)
+
+
+def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:
+    """A container that may have both waits."""
+    small = lent.write("/var/lib/homelab/handover/small.state", "")
+    run(lent, *SERVICE)
+    assert drivers(lent) == ["nvidia", "snd_hda_intel", "nvidia"] and state(lent) == "HELD"
+    assert "where gpus.small is can't be told" in noted(lent.system(), "big").why
+    small.unlink()
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
 
 
 # -- what comes between ----------------------------------------------------------------------------------------------
@@ -907,6 +918,16 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
     assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
     assert "containers=950\n" in lent.read(STATE)
+
+
+def test_a_clock_that_is_set_forward_gives_nobody_up(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(lent, "pct start 950")
+    run(lent, *SERVICE)
+    (lent.root / "fails").unlink()
+    ahead = time.time() + 7200
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    run(lent, *SERVICE)
+    assert at_home(lent) and state(lent) == ""
 
 
 def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
