@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.shared import container_lines
-from remote_scripts.tools.run import Done
+from remote_scripts.tools.run import Done, Run
 from tests.agent.container_kit import AMD, BASE, GROUP, PRIVILEGED, RECORD, Containers, box
 from tests.agent.kit import Refused
 
@@ -135,6 +135,22 @@ def test_a_look_that_was_cut_short_leaves_no_lock(box: Containers) -> None:
     assert RENDER in box.apply("device", BOTH)
     assert "lock" not in box.conf and "mounted" not in box.noted()
     assert box.revert() == BASE
+
+
+def test_a_mount_keeps_the_lock_until_it_has_ended_where_its_run_is_killed(
+    box: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any work (test_tools_run.py): else the next run would look before it has mounted."""
+    asked: list[str] = []
+    plain = Run.ask
+
+    def ask(run: Run, *words: str, **more: Any) -> Done:
+        asked.extend(words)
+        return plain(run, *words, **more)
+
+    monkeypatch.setattr(Run, "ask", ask)
+    box.apply("device", ONE)
+    assert ["mount", "300"] in box.calls and "mount" not in asked
 
 
 def test_what_cant_be_unmounted_stays_noted_until_it_can(box: Containers) -> None:
