@@ -206,12 +206,11 @@ def _read_only(case: Case) -> list[Finding]:
     rows = [row for row in case.given if row.entry and row.entry.deny_write and is_for_everybody(row.path)]
     if not rows:
         return []
-    keys = " ".join(_changed(row.entry.line, "deny-write") for row in rows if row.entry is not None)
     return _finding(
         f"{names(rows)} open for writing, too",
         "; ".join(row.entry.line for row in rows if row.entry is not None),
         "NVIDIA's libraries open a device for reading and writing, or not at all",
-        case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`",
+        _opening(case, rows),
     )
 
 
@@ -222,8 +221,7 @@ def _for_root_only(case: Case) -> list[Finding]:
     device_rows = [row for row in rows if row.entry and row.entry.method == "device"]
     modes = "; ".join(f"{row.path} has mode {_mode(row):04o}" for row in rows)
     if device_rows:
-        keys = " ".join(_changed(row.entry.line, "mode", "0666") for row in device_rows if row.entry is not None)
-        step = case.up if case.cards.managed else f"`pct set {case.container.id} {keys}`"
+        step = _opening(case, device_rows)
     else:
         paths = shlex.join(row.host.path for row in rows if row.host)
         step = (
@@ -238,11 +236,16 @@ def _for_root_only(case: Case) -> list[Finding]:
     )
 
 
-def _changed(line: str, name: str, value: str = "") -> str:
-    """A dev[n] line as an option of pct, with another value of one property, or without it, and all else as it is."""
-    key, _, properties = line.partition(":")
-    kept = [part for part in properties.strip().split(",") if not part.startswith(f"{name}=")]
-    return f"--{key} {shlex.quote(','.join([*kept, *([f'{name}={value}'] if value else [])]))}"
+def _opening(case: Case, rows: list[Row]) -> str:
+    """How to open dev[n] options for everybody, and for writing, with all else as it is."""
+    options = []
+    for row in rows:
+        key, _, properties = row.entry.line.partition(":") if row.entry else ("", "", "")
+        mode = ["mode=0666"] if _is_closed(row) else []
+        gone = ("deny-write=", *(["mode="] if mode else []))
+        kept = [part for part in properties.strip().split(",") if not part.startswith(gone)]
+        options.append(f"--{key} {shlex.quote(','.join([*kept, *mode]))}")
+    return case.up if case.cards.managed else f"`pct set {case.container.id} {' '.join(options)}`"
 
 
 def _mode(row: Row) -> int:

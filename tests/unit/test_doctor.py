@@ -202,6 +202,12 @@ def test_a_read_only_device_is_no_old_configuration() -> None:
     assert finding.next == "`pct set 901 --dev0 /dev/nvidia0,mode=0666`"
 
 
+def test_a_device_that_is_closed_and_read_only_is_opened_by_one_command() -> None:
+    """dev[n] makes a node of mode 0660 unless it says another."""
+    report = diagnose(reading(DEVICE_LINES.replace("mode=0666", "deny-write=1", 1)), 901)
+    assert len(report.findings) == 2 and set(report.next) == {"`pct set 901 --dev0 /dev/nvidia0,mode=0666`"}
+
+
 def test_for_a_container_of_the_settings_an_up_is_the_next_step() -> None:
     report = diagnose(reading("", inside({})), 901, cards=WantedCards([0], "homelab:containers.ai.gpus", managed=True))
     assert report.next == ["`pulumi up --refresh` gives it what the stack's settings want"]
