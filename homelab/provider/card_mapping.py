@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -81,11 +81,19 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
     def update(
         self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
     ) -> CardMapping.Outputs:
-        api = self.api(inputs)
-        _write(api, inputs, had.entry["path"])
-        if had.live_migration and not outputs.had_flag and not inputs.live_migration:
-            _until_nobody_else_does(lambda: _take_flag(api, inputs, self._needing_flag(inputs)))
+        if inputs.entry["path"] != had.entry["path"]:  # else a run that is killed leaves an entry that nobody knows
+            about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
+            asyncio.run(_noted(self.host(inputs), inputs, about))
+        _write(self.api(inputs), inputs, had.entry["path"])
+        if not inputs.live_migration:
+            self._take_flag_back(had, outputs)
         return dataclasses.replace(outputs, drift=[])
+
+    def _take_flag_back(self, had: CardMapping.Inputs, outputs: CardMapping.Outputs) -> None:
+        """Where it was for this entry's sake."""
+        if had.live_migration and not outputs.had_flag:
+            api = self.api(had)
+            _until_nobody_else_does(lambda: _take_flag(api, had, self._needing_flag(had)))
 
     def read(self, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs) -> CardMapping.Outputs:
         name = inputs.mapping
@@ -112,6 +120,8 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         holder = ledger.held_by(noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)), inputs.gpu, "gpu")
         if holder in host.gpus and host.mapping_of(holder) == inputs.mapping:
             tell(f"{inputs.mapping}: the PCI mapping is gpus.{holder}'s now, and stays")
+            if not host.gpus[holder].live_migration:
+                self._take_flag_back(inputs, outputs)
             return
         self._delete(inputs, outputs, notes)
 
@@ -146,7 +156,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             return
         api = self.api(inputs)
         self._give_back_to_vms(inputs, notes)
-        _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs)))
+        noted = noted_in(notes, ledger.of_mapping(inputs.node, inputs.mapping)) or {}
+        paths = [noted["path"]] if "path" in noted else []
+        _until_nobody_else_does(lambda: _remove(api, inputs, outputs, self._needing_flag(inputs), paths))
         asyncio.run(forget_notes(self.host(inputs), [ledger.of_mapping(inputs.node, inputs.mapping)]))
 
     def _user_in_another_stack(self, inputs: CardMapping.Inputs, notes: Mapping[str, str]) -> str:
@@ -375,10 +387,13 @@ def _require_free(inputs: CardMapping.Inputs, others: list[str]) -> None:
         )
 
 
-def _remove(api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, needing: Set[str]) -> None:
+def _remove(
+    api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, needing: Set[str], noted: Sequence[str] = ()
+) -> None:
     """Takes the entry away, or puts back the one that was there before; any other entry is left alone.
 
     :param needing: as of `_take_flag`.
+    :param noted: another path that the entry may have: an update that was killed is in no state.
     """
     name, before = inputs.mapping, outputs.before
     path, wanted = f"cluster/mapping/pci/{name}", f"to remove {inputs.node}'s entry from the PCI mapping {name}"
@@ -387,7 +402,7 @@ def _remove(api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, 
     except NotThereError:
         return
     entries = list(mapping["map"])
-    ours = _ours(entries, inputs.node, inputs.entry["path"])
+    ours = next(filter(None, (_ours(entries, inputs.node, one) for one in (inputs.entry["path"], *noted))), None)
     if ours is None or (before and _equal(ours, before)):
         return
     left = _with(before, ours, entries) if before else [other for other in entries if other != ours]
@@ -399,8 +414,7 @@ def _remove(api: Api, inputs: CardMapping.Inputs, outputs: CardMapping.Outputs, 
         api.put(path, wanted, map=left, digest=mapping["digest"], **more)
     elif mapping.get("description") != GOING:
         api.put(path, wanted, map=entries, digest=mapping["digest"], description=GOING)
-        _remove(
-            api, inputs, outputs, needing
-        )  # read again: nobody adds anything from now on, and what was added before stays
+        # Read again: nobody adds anything from now on, and what was added before stays.
+        _remove(api, inputs, outputs, needing, noted)
     else:
         api.delete(path, wanted)

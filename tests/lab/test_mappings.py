@@ -16,7 +16,7 @@ from homelab.provider.card_mapping import CardMappingWork
 from homelab.remote.proxmox.api import Api
 from homelab.resources.card_mapping import CardMapping
 from lab import Lab
-from tests.lab.killed_kit import until_done
+from tests.lab.killed_kit import KilledError, killed_after, until_done
 from tests.lab.test_proxmox_api import NODE, client, host_of
 
 PATH = "cluster/mapping/pci"
@@ -36,8 +36,8 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     shared_lab.run("rm -rf $ROOT/etc/pve/mapping/pci.cfg $ROOT/var/lib/homelab/ledger")
 
 
-def work(lab: Lab) -> CardMappingWork:
-    about = host_of(lab).model_dump(mode="json", by_alias=True)
+def work(lab: Lab, **gpus: Any) -> CardMappingWork:
+    about = host_of(lab).model_dump(mode="json", by_alias=True) | ({"gpus": gpus} if gpus else {})
     about["api"]["tokenSecret"] = lab.api["tokenSecret"]
     return CardMappingWork({"hosts": json.dumps({NODE: about}), "allowPlainSecrets": "true"})
 
@@ -237,3 +237,26 @@ def test_a_run_that_is_killed_after_any_request_goes_on_and_gives_back_what_was_
     assert entries() == stock and not (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
     if stock:
         assert "live-migration-capable" not in client(lab).get(f"{PATH}/gpu", "the mapping")
+
+
+def test_an_entry_that_a_killed_update_has_moved_to_another_slot_goes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card_mapping, "GOING_SECONDS", 0.1)
+    state, moved = work(lab).create(entry_of()), entry_of(entry={**entry_of().entry, "path": "0000:02:00"})
+    with monkeypatch.context() as once, pytest.raises(KilledError):
+        killed_after(once, 1)
+        work(lab).update(moved, entry_of(), state)
+    assert "path=0000:02:00" in client(lab).get(f"{PATH}/gpu", "the mapping")["map"][0]
+    work(lab).delete(entry_of(), state)
+    assert nodes(lab) == [] and not (lab.root / f"var/lib/homelab/ledger/mapping/{NODE}/gpu").exists()
+
+
+def test_the_flag_goes_where_the_card_has_another_key_and_is_to_have_none(lab: Lab) -> None:
+    had = entry_of(live_migration=True)
+    state = work(lab).create(had)
+    renamed = work(lab, other={"match": "10de:2b85", "mapping": "gpu"})
+    renamed.create(entry_of(gpu="other"))
+    assert "live-migration-capable" in client(lab).get(f"{PATH}/gpu", "the mapping")
+    renamed.delete(had, state)
+    assert nodes(lab) == [NODE] and "live-migration-capable" not in client(lab).get(f"{PATH}/gpu", "the mapping")
