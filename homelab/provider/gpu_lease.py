@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from homelab.errors import HomelabError
-from homelab.properties import parse, same
+from homelab.properties import parse
 from homelab.provider.api import ApiWork, policy
 from homelab.provider.peers import forget_on, noted_by, noted_by_peers
 from homelab.remote import ledger
@@ -24,7 +24,7 @@ from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import VmGpu
 from homelab.shapes import Record
-from homelab.vm.config import Change, VmCard, Wish, identity, noted_of, ours_of, recorded, same_vm, undo
+from homelab.vm.config import Change, VmCard, Wish, identity, is_ours, noted_of, ours_of, recorded, same_vm, undo
 
 
 @dataclass
@@ -87,12 +87,12 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         machine = self.machine(inputs, vmid, inputs.vm or "")
         config = machine.config()
         noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
-        leaving, ours = self._leaving(inputs, vmid, config, noted), _noted_options(config, noted)
+        leaving, entries = self._leaving(inputs, vmid, config, noted), _noted_entries(config, noted)
 
         def given(now: dict[str, str]) -> list[str]:
             # An address that isn't noted is its owner's: one that has just been put back, or that he has set since.
             found = _options_with(now, inputs)
-            return [key for key in found if _mapping(key, now[key]) or same(key, now[key], ours.get(key))]
+            return [key for key in found if _mapping(key, now[key]) or _is_noted(key, now[key], entries)]
 
         def without_card(now: dict[str, str]) -> Change:
             own, back = given(now), undo(now, leaving)
@@ -101,7 +101,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
 
         # A run that was killed meanwhile has left the VM on, with the change waiting for its next start; or off, with
         # the change written.
-        keys = {*given(config), *leaving, *_options_with(ours, inputs)}
+        noted_values = [{key: str(entry.get(part) or "") for key, entry in entries.items()} for part in ("ours", "was")]
+        keys = {*given(config), *leaving, *(key for part in noted_values for key in _options_with(part, inputs))}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
         if noted and not ledger.held_by(noted, inputs.vm or "") and not self._is_in_settings(inputs.host, vmid):
@@ -208,9 +209,12 @@ def _mapping(option: str, value: str | None) -> str:
     return parse(option, value or "").get("mapping", "") if option.startswith("hostpci") else ""
 
 
-def _noted_options(config: dict[str, str], noted: Mapping[str, Any]) -> dict[str, str]:
+def _is_noted(key: str, value: str, entries: Record) -> bool:
+    return key in entries and is_ours(key, value, entries[key])
+
+
+def _noted_entries(config: dict[str, str], noted: Mapping[str, Any]) -> Record:
     """What this program has noted that it set in this VM, whether or not it is still there."""
     if not same_vm(str(noted.get("identity", "")), identity(config)):
         return {}
-    entries = {**noted.get("restore", {}), **noted.get("record", {})}
-    return {key: ours_of(entry) or "" for key, entry in entries.items()}
+    return {**noted.get("restore", {}), **noted.get("record", {})}

@@ -28,6 +28,7 @@ from homelab.vm.config import (
     drift,
     identity,
     is_ours,
+    left_behind,
     may_have_record,
     not_put_back,
     noted_of,
@@ -152,7 +153,9 @@ class VmCardsWork(VmStart):
             )
             made, given_back = recorded(config, wish, record)
             left = {key: entry for key, entry in given_back.items() if is_ours(key, config.get(key), entry)}
-            notes += not_put_back(config, left)
+            notes += not_put_back(config, left, moved=bool(came_from))
+            if came_from:
+                left = left_behind(left)
             serial = 1 + max(serial, *map(_serial, notes_of_vm))
             if made or left:
                 about: dict[str, object] = {"record": made, "restore": left, "guest": inputs.vm}

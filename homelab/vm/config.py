@@ -349,6 +349,14 @@ def _original_is_elsewhere(key: str, entry: Mapping[str, str | None], *, moved: 
     return bool(host) and (moved or (bool(slot) and not overlap(host, slot)))
 
 
+def left_behind(record: Record) -> Record:
+    """A record of a VM that is on another node now: without originals that name an address of the one that it left."""
+    return {
+        key: {**entry, "before": None} if _original_is_elsewhere(key, entry, moved=True) else entry
+        for key, entry in record.items()
+    }
+
+
 def _device_is_given_again(config: Mapping[str, str], key: str, record: Record) -> bool:
     """Whether the user has given the VM the device of a hostpci option that homelab took away by another option since.
     With both, the VM wouldn't start."""

@@ -55,7 +55,7 @@ def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     shared_lab.reset()
 
 
-def texts(lab: Lab, *cards: str, leaves: bool = False) -> dict[str, str]:
+def texts(lab: Lab, *cards: str | dict[str, object], leaves: bool = False) -> dict[str, str]:
     """The stack's configuration. ``cards``: that the VM is to have from now on; ``leaves``: the VM is taken out of it."""
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     host["api"]["tokenSecret"] = lab.api["tokenSecret"]
@@ -132,6 +132,21 @@ def test_a_vm_that_keeps_a_card_keeps_what_that_needs(lab: Lab) -> None:
     assert lose(texts(lab, "second"), "first") == [None]
     assert power(lab, mark) == ONE_RESTART and runs(lab)
     assert "balloon: 0" in conf(lab) and "first" not in conf(lab) and "mapping=second" in conf(lab)
+
+
+def test_a_value_that_a_killed_run_was_about_to_replace_goes_too(lab: Lab) -> None:
+    """It gave the card by its address, and a mapping was noted in its place; which options are those of a card that is given by its address, VmCards
+    says alone.
+    """
+    given(lab)
+    by_address = f"{CARDS['first']},pcie=1"
+    lab.run(f"qm stop {VM}; qm set {VM} --hostpci0 {by_address}")
+    note = lab.root / f"var/lib/homelab/ledger/vm/{VM}"
+    noted = json.loads(note.read_text())
+    noted["record"]["hostpci0"]["was"] = by_address
+    note.write_text(json.dumps(noted))
+    assert lose(texts(lab, {"gpu": "second", "byAddress": True}), "first") == [None]
+    assert CARDS["first"] not in conf(lab) and "mapping=second" in conf(lab)
 
 
 def test_a_vm_that_does_not_go_off_is_asked_once_and_keeps_both_cards(lab: Lab) -> None:

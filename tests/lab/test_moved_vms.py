@@ -596,3 +596,19 @@ def test_what_roots_session_set_is_given_back_where_the_vm_is_but_no_address_of_
     VmCardsWork(texts(cluster)).delete(inputs, made)
     assert "hostpci0" not in conf(cluster, "pve2")
     assert any(by_hand in line and "isn't put back" in line for line in lines), lines
+
+
+def test_an_update_where_the_vm_is_now_puts_no_address_of_another_node_back(
+    cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(vm_cards, "tell", lines.append)
+    by_hand = "0000:01:00,pcie=1,romfile=a.rom"
+    cluster["pve1"].run(f"qm set {VM} --hostpci0 {by_hand} --machine q35")
+    inputs = cards_of("pve1", cards=[{**CARD, "take_over": True}])
+    made = VmCardsWork(texts(cluster)).create(inputs)
+    cluster["pve1"].run(f"qm set {VM} --hostpci0 '{made.record['hostpci0']['ours']}'")
+    move(cluster, "pve1", "pve2")
+    VmCardsWork(texts(cluster)).update(cards_of("pve2", cards=[]), inputs, made)
+    assert "hostpci0" not in conf(cluster, "pve2")
+    assert any(by_hand in line and "isn't put back" in line for line in lines), lines
