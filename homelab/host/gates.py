@@ -1011,7 +1011,7 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
         and device.address not in homelab_bound
         and device.address not in facts.bound_by_hand()
     ]
-    if not bound or any(user.running for user in facts.guests.users_of(facts.path_of(slot), "")):
+    if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
         return []
     advice = (
         f"look at {', '.join(facts.vfio_mentions)}"

@@ -15,7 +15,7 @@ from homelab.nvidia import lock
 from homelab.nvidia.compatibility import VENDOR, Generation
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
 from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
-from homelab.nvidia.versions import parse
+from homelab.nvidia.versions import fits, parse
 
 Check = Callable[[Request], list[HomelabError]]
 
@@ -310,8 +310,7 @@ def host_version(request: Request) -> list[HomelabError]:
                 next="give the host a driver (`nvidia` under the host), or load it there",
             )
         ]
-    fits = wanted is None or system.host_driver == wanted or system.host_driver.startswith(f"{wanted}.")
-    if fits:
+    if wanted is None or fits(parse(system.host_driver), parse(wanted)):
         return []
     return [
         HomelabError(

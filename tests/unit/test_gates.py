@@ -290,6 +290,16 @@ def to_be(use: str = "lxc", **changes: Any) -> Host:
     return settings({"big": {"match": "10de:2b85", "use": use}}, **changes)
 
 
+@pytest.mark.parametrize(("running", "remarks"), [([103], 0), ([], 1)])
+def test_a_card_that_a_running_vm_has_by_its_mapping_was_bound_by_nothing_unknown(
+    running: list[int], remarks: int
+) -> None:
+    guests = was_for_a_vm().guests.model_dump() | {"running": running}
+    facts = was_for_a_vm(running="", configured="", ours=False, guests=guests)
+    said = gates.remarks(facts, to_be(), {"big": "0000:01:00"})
+    assert len([line for line in said if "not by this program" in line]) == remarks
+
+
 @pytest.mark.parametrize("use", ["lxc", "host"])
 def test_a_card_goes_back_to_the_host_once_no_vm_names_it(use: str) -> None:
     """Two runs: the host restarts before anything is taken out of a VM."""
