@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import shlex
-import threading
 from typing import TYPE_CHECKING, Any
 
 from homelab.later import later
@@ -76,15 +75,9 @@ def layers() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
-# Where two threads parse at once, Python 3.11 may say `SystemError: AST constructor recursion depth mismatch`
-# (python/cpython issue 106905).
-_PARSING = threading.Lock()
-
-
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
-    with _PARSING:
-        return modules.imported(module, _source(module))
+    return modules.imported(_source(module))
 
 
 def modules_of(*names: str) -> frozenset[str]:

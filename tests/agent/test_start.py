@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import json
 import os
@@ -9,13 +10,14 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import agent
+from homelab.remote.scripts import FOLDER
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
@@ -247,31 +249,34 @@ def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monk
     modules = agent.modules_of("remote_scripts.layers.card_values")
     assert {"remote_scripts.tools.files", "remote_scripts.tools.disk"} <= modules
     assert "remote_scripts.put_agent" not in modules
-    with pytest.raises(ValueError, match="isn't in Python's standard library"), monkeypatch.context() as patch:
-        patch.setattr(agent, "_source", lambda _module: "import yaml\n")
-        agent._imported.__wrapped__("remote_scripts.layers.card_values")
 
 
-def test_two_threads_of_a_provider_never_parse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = modules.imported
-    at_work: list[str] = []
-    together: list[int] = []
+@pytest.mark.parametrize("file", sorted(path.relative_to(FOLDER.parent) for path in FOLDER.rglob("*.py")), ids=str)
+def test_imports_are_read_as_python_reads_them_and_are_of_the_package_or_the_standard_library(file: Path) -> None:
+    text = (FOLDER.parent / file).read_text(encoding="utf-8")
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    assert {name.partition(".")[0] for name in names} <= {modules.PACKAGE, *sys.stdlib_module_names}
+    of_package = {name for name in names if name.partition(".")[0] == modules.PACKAGE}
+    assert modules.imported(text) == set(filter(modules.is_module, of_package))
 
-    def imported(module: str, text: str) -> frozenset[str]:
-        at_work.append(module)
-        together.append(len(at_work))
-        time.sleep(0.001)
-        at_work.remove(module)
-        return real(module, text)
 
-    monkeypatch.setattr(modules, "imported", imported)
-    agent._imported.cache_clear()
-    threads = [threading.Thread(target=agent.modules_of, args=("remote_scripts.layers.ledger",)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(together) == {1}
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from remote_scripts.tools import (\n    disk,  # what (it) is\n    files as kept,\n)",
+        "from remote_scripts.tools import disk, files",
+        "if True:\n    from remote_scripts.tools.disk import put\n    import remote_scripts.tools.files",
+        "import remote_scripts.tools.disk as disk\nfrom remote_scripts.tools import files  # the rest",
+    ],
+)
+def test_an_import_is_found_in_each_form(statement: str) -> None:
+    assert modules.imported(f"import os\n{statement}\n") == {"remote_scripts.tools.disk", "remote_scripts.tools.files"}
 
 
 def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
