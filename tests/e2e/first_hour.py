@@ -1,87 +1,114 @@
-"""Writes docs/first-hour.md and docs/first-hour.svg anew: what a terminal of 100 columns shows of `homelab init`, `pulumi up` and `homelab show`, and the
-picture that `homelab show` draws of the first host before its `pulumi up`.
+"""Writes the recordings anew (recording.PAGES), and docs/first-hour.svg: what a terminal of 100 columns shows of `homelab init`, `pulumi up`
+and their like, and the picture that `homelab show` draws of the first host before its `pulumi up`.
 
-`python -m tests.e2e.first_hour`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the lab's
-address and ports.
+`python -m tests.e2e.first_hour [HOST…]`. The host is a lab's; everything else is what a person gets. A name of a machine stands for the
+lab's address and ports.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine import install
 from lab import Lab
-from tests.e2e import recording
+from tests.e2e import history, recording
 from tests.e2e.person import PASSPHRASE, Person, agree, answer, log_in
 from tests.e2e.terminal import Terminal
 from tests.e2e.test_init import CONTAINERS, VMS
 
 COLUMNS = 100
-PICTURE, PICTURED = recording.PAGE.with_suffix(".svg"), "rtx5090"
+PICTURED = "rtx5090"
+PICTURE = recording.PAGES[PICTURED].with_suffix(".svg")
 
-BEGIN = """\
-# The first hour
+RECORDED = (
+    "It is a recording of a simulated host, made by `python -m tests.e2e.first_hour`; the addresses are examples."
+)
+TEXTS = {
+    "rtx5090": f"""# The first hour
 
-This page shows what a terminal prints for `homelab init`, `pulumi up` and `homelab show`, on two simulated hosts. It is a recording, made by
-`python -m tests.e2e.first_hour`; the addresses are examples.
+This page shows what a terminal prints for `homelab init`, `pulumi up` and `homelab show`. {RECORDED}
+[Two cards for a container](first-hour-containers.md) and [a host with a history](taken-over.md) are others.
 
 If you have never used Pulumi: it keeps a list of *resources*, which are things that it has made, and that it can change and remove. `pulumi up` makes
 them what the settings say, and notes what it did in the *stack* (here: `homelab`). `pulumi destroy` undoes it.
 
-- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. Nothing is done before the last answer; before that
-  question, `homelab init` shows everything that it is about to do.
+- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. Nothing is done before the last one; answer `?` there, and
+  it shows the settings file and each command that it would run.
 - `pulumi up` shows a row for each resource: its type, its name, and what was done with it in how many seconds. An indented row is a part of the one
   above it. *Diagnostics* contains the messages of the steps, *Outputs* their results; only `result` is shown here. Without `--yes --skip-preview`,
   `pulumi up` first shows what it would do, and asks.
 - `homelab show` only reads.
-"""
-HOSTS = {
-    "rtx5090": """## An RTX 5090 for a VM
 
-<!-- rtx5090 -->
 The host has one VM, and a second card on which it shows its console. `pulumi up` restarts the host once, and says why before
 it does.""",
-    "phoenix": """## Two cards for a container
+    "phoenix": f"""# Two cards for a container
 
-<!-- phoenix -->
 The host runs NVIDIA's driver. Container 950 uses both cards already, and container 901 is to get them, too. The host needs no
-restart; the container gets its devices, a restart, and CUDA.""",
+restart; the container gets its devices, a restart, and CUDA. {RECORDED}
+[The first hour](first-hour.md) explains what is shown.""",
+    "history": f"""# A host with a history
+
+Its owner gave the RTX 4090 to a Windows VM by hand, as a forum said, and the RTX 5090 to four of six containers by raw lines. Here homelab takes it
+over: the VM keeps its card, two more containers get the other one, and at the end `pulumi destroy` leaves the host as its owner had it. {RECORDED}
+[The first hour](first-hour.md) explains what is shown; the rows of
+resources are left out here.
+
+The forum's recipe, with which this began:
+
+```
+{history.RECIPE}
+```""",
 }
+Shown = tuple[str, list[str]]
 
 
-def recorded(person: Person, scenario: str) -> list[tuple[str, list[str]]]:
+def recorded(person: Person, scenario: str) -> Iterator[Shown]:
     """Each command, and what it showed."""
+    if scenario == "history":
+        yield f"ssh root@pve {history.CHECKSUMS}", history.checksums(person.lab)
+    asked = {**VMS, **{name: talk for name, (talk, _) in CONTAINERS.items()}, "history": history.CONVERSATION}[scenario]
     terminal = Terminal(COLUMNS)
-    asked = VMS[scenario] if scenario in VMS else CONTAINERS[scenario][0]
     spawned = person.init("--no-preview")
     spawned.logfile_read = terminal
     answer(spawned, *log_in(person.lab), *asked, *agree())
+    yield f"homelab init {recording.ADDRESS}", terminal.lines()
     if scenario == PICTURED:
         person.show("--svg", str(person.folder / PICTURE.name))
         drawn = (person.folder / PICTURE.name).read_text(encoding="utf-8")
         PICTURE.write_text(
             recording.as_on_a_host(drawn.splitlines(), person.folder, person.lab) + "\n", encoding="utf-8"
         )
-    up = Terminal(COLUMNS)
-    command = [str(person.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab"]
+    up = list(recording.shortened(pulumi(person, "up")))
+    yield "pulumi up --yes --skip-preview", list(recording.without_rows(up)) if scenario == "history" else up
+    yield "homelab show", person.show()
+    if scenario == "history":
+        yield "pulumi destroy --yes --skip-preview", list(recording.without_rows(pulumi(person, "destroy")))
+        yield f"ssh root@pve {history.CHECKSUMS}", history.checksums(person.lab)
+
+
+def pulumi(person: Person, verb: str) -> list[str]:
+    """What the real Pulumi shows."""
+    terminal = Terminal(COLUMNS)
+    command = [str(person.engine.pulumi), verb, "--yes", "--skip-preview", "--stack", "homelab"]
     spawned = person.terminal(*command, PULUMI_CONFIG_PASSPHRASE=PASSPHRASE)
-    spawned.logfile_read = up
+    spawned.logfile_read = terminal
     answer(spawned)
-    return [
-        (f"homelab init {recording.ADDRESS}", terminal.lines()),
-        ("pulumi up --yes --skip-preview", list(recording.shortened(up.lines()))),
-        ("homelab show", person.show()),
-    ]
+    return terminal.lines()
 
 
 def record(scenario: str, engine: install.Engine) -> str:
-    """The page's part about a host."""
+    """The page about a host."""
     folder = Path(tempfile.mkdtemp())
     try:
-        with Lab.start(scenario, state=folder / "lab") as lab:
+        host = str(history.scenario(folder)) if scenario == "history" else scenario
+        with Lab.start(host, state=folder / "lab") as lab:
+            if scenario == "history":
+                history.apply(lab)
             person = Person.of_a_new_machine(folder, engine, lab, os.environ)
             parts = [
                 f"```\n$ {command}\n{recording.as_on_a_host(lines, person.folder, person.lab)}\n```"
@@ -89,14 +116,13 @@ def record(scenario: str, engine: install.Engine) -> str:
             ]
     finally:
         shutil.rmtree(folder)
-    return "\n\n".join([HOSTS[scenario], *parts])
+    return "\n\n".join([TEXTS[scenario], *parts]) + "\n"
 
 
 def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
-    recording.PAGE.write_text(
-        "\n\n".join([BEGIN.rstrip(), *(record(scenario, engine) for scenario in HOSTS)]) + "\n", encoding="utf-8"
-    )
+    for scenario in sys.argv[1:] or recording.PAGES:
+        recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,14 @@ class Person:
 
     def up(self) -> str:
         """The real `pulumi up`."""
-        command = [str(self.engine.pulumi), "up", "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
+        return self._pulumi("up")
+
+    def destroy(self) -> str:
+        """The real `pulumi destroy`."""
+        return self._pulumi("destroy")
+
+    def _pulumi(self, verb: str) -> str:
+        command = [str(self.engine.pulumi), verb, "--yes", "--skip-preview", "--stack", "homelab", "--non-interactive"]
         environment = self.environment | {"PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE

@@ -17,7 +17,7 @@ import yaml
 from engine import install
 from lab import Lab
 from lab.scenario import SCENARIO_FOLDER
-from tests.e2e import recording, terminal
+from tests.e2e import history, recording, terminal
 from tests.e2e.person import DOWN, ENTER, PASSPHRASE, SPACE, UP, Conversation, Person, agree, answer, log_in
 from tests.e2e.terminal import Terminal
 from tests.e2e.test_converge import SCENARIOS
@@ -120,6 +120,28 @@ def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: 
     for container in expected.values() if scenario == "phoenix" else ():
         inside = person.lab.run(f"pct exec {container['ctid']} -- nvidia-smi -L").stdout
         assert len(inside.splitlines()) == len(container["gpus"])
+
+
+def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
+    engine: install.Engine, tmp_path: Path
+) -> None:
+    """Passthrough by a forum's recipe, two cards, six containers, a Windows VM: docs/taken-over.md."""
+    with Lab.start(str(history.scenario(tmp_path)), state=tmp_path / "lab") as lab:
+        history.apply(lab)
+        before, checksums = lab.snapshot(), history.checksums(lab)
+        person, screen = Person.of_a_new_machine(tmp_path, engine, lab, os.environ), Terminal(100)
+        spawned = person.init("--no-preview")
+        spawned.logfile_read = screen
+        answer(spawned, *log_in(lab), *history.CONVERSATION, *agree())
+        recording.hold_init("history", screen.lines(), person.folder, lab)
+        recording.hold_up("history", person.up_at_a_terminal().lines())
+        recording.hold_show("history", person.show(), person.folder, lab)
+        assert "hostpci0: mapping=rtx4090,pcie=1,x-vga=1" in lab.run("qm config 110").stdout
+        assert history.checksums(lab) != checksums
+        person.destroy()
+        assert history.checksums(lab) == checksums
+        left = {path for path, entry in lab.snapshot().items() if before.get(path) != entry}
+        assert not [path for path in left if path.startswith("etc/") and "homelab" in path], left
 
 
 def test_every_scenario_is_set_up_or_refused_by_init_at_a_terminal() -> None:
