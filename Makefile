@@ -2,6 +2,8 @@
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv/bin/python
+# A link that leads nowhere fails it.
+SITE := .venv/bin/sphinx-build --fail-on-warning --nitpicky --quiet --conf-dir docs/site .
 SCENARIO ?= rtx5090
 # Tests run on all processors, more than two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
@@ -54,6 +56,7 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@for system in win32 darwin; do $(VENV) -m mypy --platform $$system --follow-imports silent --cache-dir .mypy_cache/$$system __main__.py homelab components || exit 1; done
 	@.venv/bin/lint-imports --no-cache | sed -n '/BROKEN/,$$p'; test $${PIPESTATUS[0]} = 0
 	@$(VENV) -m tests.script_lint
+	@$(SITE) .site
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 
@@ -62,13 +65,15 @@ format: .venv/.dev ## bring every file into form
 	@$(VENV) -m ruff check --fix .
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
-docs: .venv/.program ## the tables in docs/ and the schemas, written anew from the program
+docs: .venv/.dev ## the tables in docs/ and the schemas, written anew from the program, and the site of all pages
 	@$(VENV) -m homelab.settings.document
 	@$(VENV) -m homelab.settings.schema
 	@$(VENV) -m homelab.nvidia.document
 	@$(VENV) -m homelab.contract
 	@$(VENV) -m tests.compared
 	@$(VENV) -m tests.hardware
+	@$(SITE) .site
+	@echo "the documents as a site: .site/index.html"
 
 bench: .venv/.dev ## the same host job by this program, pyinfra and Ansible, as ratios
 	@$(VENV) -m bench
@@ -85,7 +90,7 @@ clean: ## stop the labs and remove what was made here, the engine's cache too
 	  echo "why:    a state knows what to give back on its host: without it, \`pulumi destroy\` can't"; \
 	  echo "next:   \`pulumi stack export\` each, import it where your other stacks are, and remove its file"; exit 1; }
 	@if [ -x $(VENV) ] && [ -d .lab ]; then for lab in .lab/*/; do $(VENV) -m lab stop --state "$$lab"; done; fi
-	rm -rf .venv .cache .lab .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .cache .lab .site .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -32,7 +32,7 @@ _ALL = "one stack has several hosts; several stacks are a loop in your shell"
 _REMOVED = {
     "up": f"use `pulumi up`: {_ALL}",
     "preview": f"use `pulumi preview`: {_ALL}",
-    "rom": "docs/troubleshooting.md#a-rom-file-for-a-card has the commands that make a file for romfile",
+    "rom": "docs/troubleshooting-cards.md#a-rom-file-for-a-card has the commands that make a file for romfile",
 }
 
 

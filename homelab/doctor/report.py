@@ -106,7 +106,7 @@ class Report:
         return "\n\n".join(parts)
 
     def json(self) -> str:
-        """For programs; docs/troubleshooting.md has its keys."""
+        """For programs; docs/doctor.md has its keys."""
         findings = [asdict(finding) | {"stage": finding.stage.name.lower()} for finding in self.findings]
         head = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
         return json.dumps({**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}, indent=2)

@@ -214,7 +214,7 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     for row in data().roms:
         if card_ids.names(row.ids, display):
             return [
-                f"gpus.{name}: {row.why}: docs/troubleshooting.md#a-rom-file-for-a-card says how to make it from "
+                f"gpus.{name}: {row.why}: docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make it from "
                 f"{row.place}, then set romfile"
             ]
     if (integrated := _integrated(functions)) is not None:
@@ -228,8 +228,8 @@ def rom_remarks(facts: HostFacts, name: str, slot: str, *, romfile: str | None, 
     if display.boot_vga:
         return [
             f"gpus.{name}: the host's firmware has used this card, and may have left a changed copy of its ROM: if the "
-            "VM shows nothing on it, docs/troubleshooting.md#a-rom-file-for-a-card says how to make a file of it, for "
-            "romfile; best while another card is the host's screen"
+            "VM shows nothing on it, docs/troubleshooting-cards.md#a-rom-file-for-a-card says how to make a file of it "
+            "for romfile; best while another card is the host's screen"
         ]
     return []
 

@@ -47,8 +47,8 @@ class VmGpu(Model):
     pcie: bool = True
     """The card is a PCIe device in the VM, which needs the machine model q35."""
     romfile: Plain | None = None
-    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM; docs/troubleshooting.md says
-    how to make it. Proxmox VE lets root alone set it: it is done over SSH."""
+    """The name of a file in the host's `/usr/share/kvm`, used as the card's option ROM;
+    docs/troubleshooting-cards.md says how to make it. Proxmox VE lets root alone set it: it is done over SSH."""
     by_address: bool = False
     """`true`: name the card by its PCI address, without a mapping. Proxmox VE lets root alone do that: it is done over
     SSH."""

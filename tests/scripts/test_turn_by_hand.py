@@ -9,7 +9,7 @@ from tests.scripts.conftest import Folder
 
 def test_the_way_out_by_hand_that_the_page_names_leaves_nothing_of_it(folder: Folder) -> None:
     page = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text(encoding="utf-8")
-    block = page.partition("### A node goes on trying to end its turn")[2].partition("```sh\n")[2].partition("```")[0]
+    block = page.partition("## A node goes on trying to end its turn")[2].partition("```sh\n")[2].partition("```")[0]
     program, units = "/var/lib/homelab/turn-end", "/etc/systemd/system/homelab-turn"
     for path in (program, "/var/lib/homelab/away", "/var/lib/homelab/turn", f"{units}.timer", f"{units}.service"):
         folder.write(path, "")

@@ -35,7 +35,7 @@ def test_windows_has_no_number_of_its_own_for_a_pipe_without_a_reader() -> None:
     [
         (["up", "--all"], "pulumi up"),
         (["preview", "--all"], "pulumi preview"),
-        (["rom", "dump", "igpu"], "docs/troubleshooting.md"),
+        (["rom", "dump", "igpu"], "docs/troubleshooting-cards.md"),
     ],
 )
 def test_a_command_that_was_removed_says_in_a_sentence_what_to_use(

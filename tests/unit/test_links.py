@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab import __version__
 from homelab.markdown import anchors
 from tests.conftest import PROJECT, ours_below
 
@@ -62,6 +63,18 @@ def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
     for page, anchor in named:
         assert (PROJECT / page).is_file(), page
         assert anchor is None or anchor in anchors((PROJECT / page).read_text(encoding="utf-8")), f"{page}#{anchor}"
+
+
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_is_one_that_is_read_at_once(page: Path) -> None:
+    """Tables that are made from data are looked into instead."""
+    text = re.sub(r"<!-- table: [a-z-]+ -->.*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(text.split()) <= 1500, "a page for each task"
+
+
+def test_the_readme_names_the_version_and_is_a_page() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert f"Version {__version__};" in text and len(text.splitlines()) <= 90
 
 
 @pytest.mark.parametrize("number", sorted(int(path.name[:4]) for path in (PROJECT / "docs/adr").glob("0*.md")))

@@ -1,0 +1,50 @@
+"""The documents as a site: `make docs` builds it in `.site`, from the pages as they lie in the repository.
+
+The contents at its side are in contents.md; a page that isn't in them, and a link that leads nowhere, fail the build.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+_HERE = Path(__file__).parent
+
+project = "homelab"
+author = "The homelab authors"
+extensions = ["myst_parser"]
+root_doc = "README"
+include_patterns = [
+    "*.md",
+    "docs/*.md",
+    "docs/adr/*.md",
+    "*/README.md",
+    "lab/*.md",
+    "lab/*/README.md",
+    "examples/*/README.md",
+]
+exclude_patterns = [".*", "docs/site", "tests", "**/.venv"]
+# Headings get the anchors that the pages' links have, which are GitHub's.
+myst_heading_anchors = 4
+highlight_language = "none"
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
+html_title = "homelab"
+html_extra_path = ["index.html"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def _with_contents(_app: Sphinx, name: str, text: list[str]) -> None:
+    """The first page has the contents of all; in a repository's view they would be in the way."""
+    if name == root_doc:
+        text[0] += f"\n{(_HERE / 'contents.md').read_text(encoding='utf-8')}"
+    if name == "docs/adr/README":
+        text[0] += "\n```{toctree}\n:hidden:\n:glob:\n0*\n```\n"
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls it."""
+    app.connect("source-read", _with_contents)
