@@ -1,8 +1,8 @@
 """`homelab init 192.168.0.202`: from an address to a settings file, an API user with exactly the rights that it takes,
 and a preview.
 
-Everything is shown before anything is done. Exit status: 0, done, or there was nothing to do; 1, refused or declined,
-nothing was done; 2, it couldn't be done; 130, interrupted: what was done by then is said.
+Nothing is done before the last question, where ? shows each line of it. Exit status: 0, done, or there was nothing to
+do; 1, refused or declined, nothing was done; 2, it couldn't be done; 130, interrupted: what was done by then is said.
 """
 
 from __future__ import annotations
