@@ -735,7 +735,7 @@ def test_a_confirmation_that_can_not_be_written_says_so(switched: Callable[..., 
     """Told nothing, `up` would ask again and again."""
     host = switched()
     (
-        host.state / ".armed.homelab-tmp"
+        host.state / ".armed.taken.homelab-tmp"
     ).mkdir()  # over which `mv` moves no file, as none on a file system that is read-only
     done = host.run("apply", confirmation())
     assert done.returncode == 1
