@@ -143,6 +143,61 @@ def test_a_connection_that_is_lost_in_the_middle_says_what_that_may_be(tmp_path:
         talk(tmp_path, serve)
 
 
+@pytest.mark.parametrize("use", ["a script", "a script that holds the host"])
+def test_a_network_that_is_cut_in_the_middle_is_noticed_long_before_the_scripts_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """Nothing comes any more and no end does: the other side's cable was pulled, or its sshd has stopped."""
+    monkeypatch.setattr(ssh, "KEEPALIVE_SECONDS", 0.1)
+    is_cut = asyncio.Event()
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        if use == "a script":
+            await process.stdin.read()
+        else:
+            process.stdout.write(b'{"held":"yes"}\n')
+            await process.stdin.readline()
+        await asyncio.sleep(0.1)  # the answer is on its way
+        is_cut.set()
+        await asyncio.sleep(3600)
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            if not is_cut.is_set():
+                target.write(data)
+
+    async def through_the_network(session: ssh.Session) -> str:
+        host, flows, ends = session._host, list[asyncio.Task[None]](), list[asyncio.StreamWriter]()
+
+        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there = await asyncio.open_connection("127.0.0.1", host.ssh.port)
+            flows.extend(asyncio.create_task(pass_on(*ways)) for ways in ((reader, there[1]), (there[0], writer)))
+            ends.extend((there[1], writer))
+
+        network = await asyncio.start_server(accepted, "127.0.0.1", 0)
+        here = host.ssh.model_copy(update={"port": network.sockets[0].getsockname()[1]})
+        try:
+            async with ssh.connect(host.model_copy(update={"ssh": here})) as cut:
+                if use == "a script":
+                    return await cut.run("read_system", "script\n", 60)
+                await cut.keep("run_guard", Guard(who="anna"), lambda: None, 60)
+            return ""
+        finally:
+            for flow in flows:
+                flow.cancel()
+            for end in ends:
+                end.close()
+            network.close()
+
+    began = time.monotonic()
+    if use == "a script":
+        with pytest.raises(UnreachableError, match="lost in the middle: the host restarts, its sshd was stopped, or"):
+            meet(tmp_path, serve, through_the_network)
+    else:  # who asks for the host next takes it anew
+        meet(tmp_path, serve, through_the_network)
+    assert is_cut.is_set() and time.monotonic() - began < 20
+
+
 def test_a_script_that_refuses_to_hold_says_why(tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"Welcome\nwanted: to be alone\nfound:  another\nwhy:    two\nnext:   wait\n")
