@@ -41,21 +41,23 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
 
 
 hosts, tests, vms, containers, stacks, words = {}, {}, {}, {}, {}, {}
+probes = {name: HostProbe.of(f"{name}-probe", name, host) for name, host in settings.hosts.items()}
+fit = after(*probes.values())  # nothing is changed on any host before each of them was found fit for its plan
 turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of its node that restarts last
 for name, host in settings.hosts.items():
     node = host.node or name
     host_vms = {guest: vm for guest, vm in settings.vms.items() if vm.host == name}
     sharers = {guest: container for guest, container in settings.containers.items() if container.host == name}
 
-    probe = HostProbe.of(f"{name}-probe", name, host)
-    HostAgent(name, HostAgentArgs(host_name=name, host=host), after(probe))
+    probe = probes[name]
+    HostAgent(name, HostAgentArgs(host_name=name, host=host), fit)
 
     # What the next boot is to have.
-    iommu = IommuHost(name, IommuHostArgs(host=host, probe=probe), after(probe))
+    iommu = IommuHost(name, IommuHostArgs(host=host, probe=probe), fit)
     vfio = VfioBinding(name, VfioBindingArgs(host=host, probe=probe), after(iommu))
     layers: list[pulumi.Resource] = [iommu, vfio]
     if host.hands_over:
-        layers.append(CardHandover(name, CardHandoverArgs(host=host, vms=host_vms, probe=probe), after(probe)))
+        layers.append(CardHandover(name, CardHandoverArgs(host=host, vms=host_vms, probe=probe), fit))
 
     # One reboot for all of that, and for NVIDIA's driver on the host itself.
     reboot = HostRebootArgs(host_name=name, host=host, probe=probe, previous_node=turns.get(host.cluster))

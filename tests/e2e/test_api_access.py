@@ -139,7 +139,14 @@ def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> 
     gpus = {"rtx5090": {"match": "10de:2b85"}}
     hosts = stack.config["homelab:hosts"]
     hosts["second"] = {**host_settings(second), "api": api_token(second), "node": second.api["node"], "gpus": gpus}
-    vms(stack)["other"] = {"host": "second", "vmid": 103, "gpus": ["rtx5090"]}
+    vms(stack)["other"] = {"host": "second", "vmid": 999, "gpus": ["rtx5090"]}
+    # What one of them refuses keeps an `up`, which no preview came before, from changing the other.
+    stock = stack.lab.snapshot()
+    second.fault("api-seconds", 2)  # the other is known to be fit long before
+    refused = stack.up(ok=False)
+    second.fault("api-seconds", 0)
+    assert "no such VM on the host" in refused.message and stack.lab.snapshot() == stock
+    vms(stack)["other"]["vmid"] = 103
     stack.up()
     assert with_card(stack)["0000:01:00.0"] == 103
     assert "0000:01:00.0 103" in (second.root / "run/qemu-server/pci-id-reservations").read_text()
