@@ -515,7 +515,9 @@ class _Agent:
                 f"an agent that has said nothing within {seconds:g} s; `ssh-add -l` would wait, too"
             ) from error
         except (OSError, ValueError) as error:
-            raise _no_key_of_the_agent(f"no agent that answers ({error})") from error
+            # An OSError's text has each backslash of a path twice.
+            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
+            raise _no_key_of_the_agent(f"no agent that answers ({reason})") from error
         if not keys:
             raise _no_key_of_the_agent("an agent without a key")
         return cls(keys)

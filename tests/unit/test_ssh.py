@@ -514,6 +514,15 @@ def test_an_agent_that_is_not_there_is_named_at_once(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "none"))
     with pytest.raises(LoginRefusedError, match="no agent that answers"):
         with_the_agent(tmp_path, None)
+    pipe = r"\\.\pipe\openssh-ssh-agent"
+
+    def none(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", pipe)
+
+    monkeypatch.setattr("asyncssh.connect_agent", none)
+    with pytest.raises(LoginRefusedError) as refused:
+        with_the_agent(tmp_path, None)
+    assert refused.value.found == f"no agent that answers (No such file or directory: {pipe})"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the agent of a test listens on a Unix socket")
