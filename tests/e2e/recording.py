@@ -15,6 +15,7 @@ PAGES = {
     "rtx5090": PROJECT / "docs" / "first-hour.md",
     "phoenix": PROJECT / "docs" / "first-hour-containers.md",
     "history": PROJECT / "docs" / "taken-over.md",
+    "windows": PROJECT / "docs" / "first-hour-windows.md",  # by tests/windows/first_hour.py
 }
 ADDRESS = "192.168.0.202"
 # What differs from run to run: keys and fingerprints, times.
@@ -75,7 +76,7 @@ def without_rows(lines: Sequence[str]) -> Iterator[str]:
 def recorded(scenario: str, command: str) -> list[str]:
     """What the page shows of a command (`homelab init`, `pulumi up`, `homelab show`) on a host."""
     text = PAGES[scenario].read_text(encoding="utf-8")
-    (shown,) = re.findall(rf"^```\n\$ {command}\b[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(rf"^```\n(?:\$|PS>) {command}\b[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return str(shown).splitlines()
 
 
@@ -106,7 +107,9 @@ def hold_init(scenario: str, shown: Sequence[str], folder: Path, lab: Lab) -> No
     """`homelab init` says what the page has, up to what it has done last."""
     expected = _essence(recorded(scenario, "homelab init")).partition("homelabissetup.")[0]
     found = _essence(as_on_a_host(shown, folder, lab).splitlines(), folder)
-    assert found.startswith(expected), f"record it anew: python -m tests.e2e.first_hour\n{expected}\n{found}"
+    assert found.startswith(expected), (
+        f"record it anew: python -m tests.e2e.first_hour (from Windows: tests.windows.first_hour)\n{expected}\n{found}"
+    )
 
 
 def hold_up(scenario: str, shown: Sequence[str]) -> None:
@@ -116,13 +119,17 @@ def hold_up(scenario: str, shown: Sequence[str]) -> None:
     sets: list[tuple[Set[object], Set[object]]] = [(_said(was), _said(now))]
     sets += [rows] if rows[0] else []  # a page may leave them out
     for expected, found in sets:
-        assert found == expected, f"record it anew: python -m tests.e2e.first_hour: {[*(expected ^ found)]}"
-    assert _result(now) == _result(was), "record it anew: python -m tests.e2e.first_hour"
+        assert found == expected, (
+            f"record it anew: python -m tests.e2e.first_hour (from Windows: tests.windows.first_hour): {[*(expected ^ found)]}"
+        )
+    assert _result(now) == _result(was), (
+        "record it anew: python -m tests.e2e.first_hour (from Windows: tests.windows.first_hour)"
+    )
 
 
 def hold_show(scenario: str, shown: Sequence[str], folder: Path, lab: Lab) -> None:
     """`homelab show` draws what the page has."""
     expected = _essence(recorded(scenario, "homelab show"))
     assert _essence(as_on_a_host(shown, folder, lab).splitlines()) == expected, (
-        "record it anew: python -m tests.e2e.first_hour"
+        "record it anew: python -m tests.e2e.first_hour (from Windows: tests.windows.first_hour)"
     )

@@ -50,7 +50,8 @@ def test_a_job_that_runs_code_can_write_nothing_and_has_no_secret(file: str, nam
     if not runs_code(job) or file not in OF_PULL_REQUESTS:
         return
     assert set(job["permissions"].values()) <= READ_ONLY
-    text = yaml.safe_dump(job)
+    # An empty one is that of a stack which the job itself makes.
+    text = yaml.safe_dump(job).replace("PULUMI_CONFIG_PASSPHRASE: ''", "")
     assert not re.search(r"secrets\.|github\.token|GITHUB_TOKEN|PASSPHRASE|ACCESS_TOKEN", text)
     for step in job["steps"]:
         if step.get("uses", "").startswith("actions/checkout@"):
@@ -160,6 +161,8 @@ CONDITIONS = [
     ("preview.yml", "preview", {"github": {"event_name": "push"}}, False),
     ("samples.yml", "test", {"vars": {"HOMELAB_SAMPLES": "true"}}, True),
     ("samples.yml", "test", {"vars": {}}, False),
+    ("windows.yml", "first-hour", {"github": {"event_name": "workflow_dispatch"}}, True),
+    ("windows.yml", "first-hour", {"github": {"event_name": "pull_request"}}, False),
     ("windows.yml", "preview", {"github": {"event_name": "workflow_dispatch"}}, True),
     ("windows.yml", "preview", {"github": {"event_name": "push"}}, False),
 ]

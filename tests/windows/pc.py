@@ -75,7 +75,9 @@ class Pc:
     def command(self, program: str, *arguments: str) -> list[str]:
         return [_wine(), program, *arguments]
 
-    def run(self, folder: Path, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, folder: Path, program: str, *arguments: str, encoding: str = "utf-8", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """A program of Windows, to its end, without a console."""
         return subprocess.run(
             self.command(program, *arguments),
@@ -84,7 +86,7 @@ class Pc:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",
+            encoding=encoding,
             errors="replace",
             timeout=PATIENCE,
         )
@@ -117,13 +119,28 @@ def ensure() -> Pc:
     with (prefix.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not prefix.is_dir():
+            _remove_others(prefix.parent)
             jar = _python(prefix.parent)
             # Wine notes the prefix's own path nowhere that matters: it may be made beside its place.
             fresh = prefix.with_name(f".{prefix.name}")
-            shutil.rmtree(fresh, ignore_errors=True)
             _make(Pc(fresh, engine, fresh / "drive_c" / "users"), jar)
             fresh.rename(prefix)
+        # Until this process ends.
+        fcntl.flock(os.open(prefix, os.O_RDONLY), fcntl.LOCK_SH)
     return Pc(prefix, engine, prefix / "drive_c" / "users")
+
+
+def _remove_others(folder: Path) -> None:
+    """Removes PCs of other recipes, which take a gigabyte each, but for one that another process uses."""
+    for other in filter(Path.is_dir, list(folder.iterdir())):
+        descriptor = os.open(other, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def _python(folder: Path) -> Path:

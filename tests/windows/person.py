@@ -1,0 +1,158 @@
+"""Somebody at a Windows PC: the commands that docs/windows.md has, in a project's folder with blanks and umlauts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pexpect
+
+from lab import Lab
+from tests.e2e.terminal import LINES, Terminal
+from tests.installed import wheel
+from tests.waiting import PATIENCE
+from tests.windows.pc import Pc, windows_path
+
+# Wine brings no CTRL_BREAK to another process group (GenerateConsoleCtrlEvent: "Invalid handle"). So the engine waits five seconds for its first
+# plugin's end, has none left for the others of its five, and says this of them at the end of a run. Everything is done by then.
+_OF_WINE = re.compile(r"Detected that .+pulumi-resource-(command\.exe|homelab\.cmd) exited prematurely")
+
+
+# Of a console.
+COLUMNS = 80
+
+
+def _without_wines(lines: Sequence[str]) -> Iterator[str]:
+    """What a run shows, without that sentence of the engine's, which makes the stack's own row one of a failure."""
+    text = re.sub(
+        r"^  pulumi:pulumi:Stack \(\S+\):\n    error: Detected that .*?^$\n",
+        "",
+        "\n".join(lines),
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    text = re.sub(r"\*\*creating failed(?: \((\d+s)\))?\*\*.*", lambda found: f"created ({found[1] or '0s'})", text)
+    yield from re.sub(r"^ +\d+ errored\n", "", text, flags=re.MULTILINE).splitlines()
+
+
+class Run:
+    """One run of the CLI under Wine, without what it says because of Wine."""
+
+    def __init__(self, output: str, events: Path) -> None:
+        self.output = output
+        logged = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+        said = [one["diagnosticEvent"] for one in logged if "diagnosticEvent" in one]
+        self.errors = [
+            one["message"] for one in said if one["severity"] == "error" and not _OF_WINE.search(one["message"])
+        ]
+        steps: list[dict[str, Any]] = [one["resOutputsEvent"]["metadata"] for one in logged if "resOutputsEvent" in one]
+        self.changed = {
+            step["urn"].rpartition("::")[2] for step in steps if step["op"] not in ("same", "read", "refresh")
+        }
+
+
+class Person:
+    """`homelab`: how the command is called; `folder`: the project."""
+
+    def __init__(self, pc: Pc, folder: Path, *homelab: str) -> None:
+        self.pc, self.folder, self._homelab = pc, folder, homelab
+        (self.home,) = (
+            one for one in pc.home.iterdir() if one.name != "Public"
+        )  # Wine names it as this machine's user
+        shutil.rmtree(self.home / ".ssh", ignore_errors=True)
+        (folder / "state").mkdir()
+        self.own = {
+            "PULUMI_BACKEND_URL": f"file://Z:{folder.as_posix()}/state?metadata=skip",
+            "PULUMI_CONFIG_PASSPHRASE": "correct horse",
+            "PULUMI_DEBUG_COMMANDS": "true",
+        }
+
+    @classmethod
+    def with_a_clone(cls, pc: Pc, folder: Path) -> Person:
+        """A checkout with autocrlf, and what docs/windows.md has for one."""
+        pc.clone(folder)
+        return cls(pc, folder, pc.python, "-m", "homelab")
+
+    @classmethod
+    def with_the_package(cls, pc: Pc, folder: Path) -> Person:
+        """The installed package, and a project that `homelab new` has made."""
+        environment = folder.parent / "homelab"
+        shutil.copytree(pc.prefix / "venv", environment)
+        with tempfile.TemporaryDirectory() as built:
+            pip = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+            done = pc.run(environment, r"Scripts\python.exe", *pip, windows_path(wheel(Path(built))))
+        assert done.returncode == 0, done.stdout
+        command = windows_path(environment / "Scripts" / "homelab.exe")
+        done = pc.run(folder.parent, command, "new", folder.name)
+        assert done.returncode == 0 and "is a project" in done.stdout, done.stdout
+        return cls(pc, folder, command)
+
+    def pulumi(self, verb: str, *options: str) -> Run:
+        """A run without a console, to its end."""
+        log = self.folder / f"{verb}{len(list(self.folder.glob('*.jsonl')))}.jsonl"
+        done = self.pc.run(self.folder, *self._run(verb, log, *options, "--non-interactive"), **self.own)
+        assert log.exists(), done.stdout
+        return Run(done.stdout, log)
+
+    def _run(self, verb: str, log: Path, *options: str) -> list[str]:
+        yes = [] if verb == "preview" else ["--yes", "--skip-preview"]
+        return ["pulumi.exe", verb, *yes, *options, "--stack", "homelab", "--event-log", log.name]
+
+    def homelab(self, *words: str, status: int = 0, encoding: str = "utf-8", **more: str) -> str:
+        """What a command says without a console."""
+        program, *arguments = *self._homelab, *words
+        done = self.pc.run(self.folder, program, *arguments, encoding=encoding, **self.own, **more)
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    def init(self, lab: Lab, *options: str) -> list[str]:
+        """`homelab init` in a console, with the lab's address; its ports are a lab's peculiarity. The password comes from the environment."""
+        ssh, api = lab.connection, lab.api
+        where = [ssh["host"], "--port", str(ssh["port"]), "--host-key", ssh["hostKey"], "--api-port", str(api["port"])]
+        shown = self.homelab_at_a_console(
+            "init", *where, *options, "--yes", "--no-preview", HOMELAB_PASSWORD=api["password"]
+        )
+        text = "\n".join(shown)
+        assert "homelab is set up." in text and api["password"] not in text
+        return shown
+
+    def begin_up(self) -> tuple[pexpect.spawn[str], Terminal, Path]:
+        """`pulumi up` in a console, with its display; and the file with its events."""
+        log = self.folder / "console.jsonl"
+        return *self._at_a_console(*self._run("up", log)), log
+
+    def up(self) -> tuple[Run, list[str]]:
+        """`pulumi up` in a console, to its end; and what it showed, without what it says because of Wine."""
+        spawned, terminal, log = self.begin_up()
+        spawned.expect(pexpect.EOF)
+        spawned.close()
+        lines = terminal.lines()
+        return Run("\n".join(lines), log), list(_without_wines(lines))
+
+    def homelab_at_a_console(self, *words: str, **more: str) -> list[str]:
+        """What a command shows in a console."""
+        spawned, terminal = self._at_a_console(*self._homelab, *words, **more)
+        spawned.expect(pexpect.EOF)
+        spawned.close()
+        assert spawned.exitstatus == 0, "\n".join(terminal.lines())
+        return "\n".join(terminal.lines()).rstrip().split("\n")
+
+    def _at_a_console(self, program: str, *arguments: str, **more: str) -> tuple[pexpect.spawn[str], Terminal]:
+        terminal = Terminal(COLUMNS)
+        command, *words = self.pc.command(program, *arguments)
+        spawned = pexpect.spawn(
+            command,
+            words,
+            cwd=str(self.folder),
+            env={**self.pc.environment(**self.own, **more), "TERM": "xterm-256color"},
+            dimensions=(LINES, COLUMNS),
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=PATIENCE,
+        )
+        spawned.logfile_read = terminal
+        return spawned, terminal
