@@ -41,7 +41,8 @@ GRACE_SECONDS = 10.0
 #: For so long the turn of those who work in containers is waited for, in seconds.
 _TURN_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
-_KILLED = 128 + signal.SIGKILL
+#: SIGKILL is 9. Windows, where this is imported and nothing of it runs, has no such name.
+_KILLED = 128 + 9
 
 
 def attach(ctid: int, helper: str) -> tuple[str, ...]:
