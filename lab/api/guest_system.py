@@ -38,9 +38,9 @@ from .guests import Guest
 from .passthrough import hostpci_options, reservations
 
 _PROGRAMS = (
-    "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "systemd-detect-virt", "mokutil", "systemctl",
+    "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "mokutil", "systemctl",
     "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami", "modprobe", "rmmod", "lsmod", "modinfo",
-    "depmod", "udevadm", "df", "mknod", "dd", "setpriv", "stat", "tail", "test", "[", *host_run.OF_PACKAGES,
+    "depmod", "df", "mknod", "dd", "setpriv", "stat", "tail", "test", "[", *host_run.OF_PACKAGES,
     "python3",
     "perl",
 )  # fmt: skip

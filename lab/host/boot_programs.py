@@ -1,8 +1,7 @@
-"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', efibootmgr, mokutil, bootctl."""
+"""Boot commands of a lab host: GRUB's, proxmox-boot-tool, initramfs-tools', mokutil, bootctl."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -36,14 +35,11 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
     work = {
         "update-grub": _update_grub,
         "grub-mkconfig": _grub_mkconfig,
-        "grub-reboot": _grub_environment,
-        "grub-set-default": _grub_environment,
+        "grub-reboot": _grub_reboot,
         "grub-editenv": _grub_editenv,
         "proxmox-boot-tool": _proxmox_boot_tool,
         "update-initramfs": _update_initramfs,
         "lsinitramfs": _lsinitramfs,
-        "unmkinitramfs": _unmkinitramfs,
-        "efibootmgr": _efibootmgr,
         "mokutil": _mokutil,
         "bootctl": _bootctl,
     }[name]
@@ -81,7 +77,7 @@ def _grubenv(host: HostState) -> Path:
     return host.root / "boot/grub/grubenv"
 
 
-def _grub_environment(host: HostState, name: str, arguments: list[str]) -> int:
+def _grub_reboot(host: HostState, name: str, arguments: list[str]) -> int:
     options = Options(arguments, "hV", ("boot-directory=",))
     if len(options.rest) != 1:
         raise Failure(
@@ -90,7 +86,7 @@ def _grub_environment(host: HostState, name: str, arguments: list[str]) -> int:
 
     def work() -> int:
         values = read_grubenv(_grubenv(host))
-        values["next_entry" if name == "grub-reboot" else "saved_entry"] = options.rest[0]
+        values["next_entry"] = options.rest[0]
         write_grubenv(_grubenv(host), values)
         return 0
 
@@ -395,46 +391,7 @@ def _lsinitramfs(host: HostState, name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _unmkinitramfs(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "v", ())
-    if len(options.rest) != 2:
-        raise Failure("Usage: unmkinitramfs [-v] initramfs-file directory")
-    folder = Path(options.rest[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    archive.extract(_image(host, options.rest[0]), folder)
-    return 0
-
-
 # -- firmware --------------------------------------------------------------------------------------------
-def _efibootmgr(host: HostState, name: str, arguments: list[str]) -> int:
-    options = Options(arguments, "vq", ("verbose", "quiet"))
-    if options.rest:
-        raise UsageError("the lab's efibootmgr only lists (-v)")
-    if not is_uefi(host):
-        raise Failure("EFI variables are not supported on this system.", 2)
-    boot = host.machine["boot"]
-    loaders = {
-        "systemd-boot": [
-            ("Linux Boot Manager", r"\EFI\SYSTEMD\SYSTEMD-BOOTX64.EFI"),
-            ("UEFI OS", r"\EFI\BOOT\BOOTX64.EFI"),
-        ],
-        "grub": [("proxmox", r"\EFI\PROXMOX\SHIMX64.EFI"), ("UEFI OS", r"\EFI\BOOT\BOOTX64.EFI")],
-    }[boot["loader"]]
-    entries = [(title, file, number) for number in range(1, max(1, len(boot["esps"])) + 1) for title, file in loaders]
-    print("BootCurrent: 0000\nTimeout: 1 seconds")
-    print("BootOrder: " + ",".join(f"{i:04X}" for i in range(len(entries))))
-    for index, (title, file, number) in enumerate(entries):
-        guid = hashlib.sha256(f"{host.node}{number}".encode()).hexdigest()
-        guid = f"{guid[:8]}-{guid[8:12]}-{guid[12:16]}-{guid[16:20]}-{guid[20:32]}"
-        detail = (
-            f"\tHD(2,GPT,{guid},0x800,0x200000)/File({file})"
-            if options.has("v", "verbose") or host.machine["pve"] >= "9"
-            else ""
-        )
-        print(f"Boot{index:04X}* {title}{detail}")
-    return 0
-
-
 def _mokutil(host: HostState, name: str, arguments: list[str]) -> int:
     if not is_uefi(host):
         raise Failure("EFI variables are not supported on this system", 255)

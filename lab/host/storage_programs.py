@@ -1,4 +1,4 @@
-"""mount, umount, mountpoint, df, findmnt, lsblk (util-linux, coreutils) and zpool of a lab host."""
+"""mount, umount, mountpoint, df, lsblk (util-linux, coreutils) and zpool of a lab host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "umount": _umount,
         "mountpoint": _mountpoint,
         "df": _df,
-        "findmnt": _findmnt,
         "lsblk": _lsblk,
         "zpool": _zpool,
     }[name]
@@ -158,41 +157,6 @@ def _table(rows: list[list[str]], right: set[str], fields: list[str]) -> None:
     for row in rows:
         cells = [c.rjust(w) if f in right else c.ljust(w) for c, w, f in zip(row, widths, fields, strict=True)]
         print(" ".join(cells).rstrip())
-
-
-def _findmnt(host: HostState, arguments: list[str]) -> int:
-    options = Options(
-        arguments,
-        "no:T:M:S:rt:lJfevu",
-        ("noheadings", "output=", "target=", "mountpoint=", "source=", "raw", "types=", "list", "first-only"),
-    )
-    fields = [f.upper() for f in (options.value("o", "output") or "TARGET,SOURCE,FSTYPE,OPTIONS").split(",")]
-    unknown = [f for f in fields if f not in ("TARGET", "SOURCE", "FSTYPE", "OPTIONS")]
-    if unknown or "J" in options:
-        raise UsageError(f"unknown column: {', '.join(unknown) or 'JSON output'}")
-    entries = list(host.looked_at["mounts"])
-    target = options.value("T", "target")
-    exact = options.value("M", "mountpoint") or (options.rest[0] if options.rest else None)
-    if target is not None:
-        entries = [_mount_of(host, target)]
-    elif exact is not None:
-        entries = [e for e in entries if host.unrooted(exact) in (e["target"], e["source"])][-1:]
-    source, kind = options.value("S", "source"), options.value("t", "types")
-    entries = [
-        e
-        for e in entries
-        if (not source or e["source"] == host.unrooted(source)) and (not kind or e["fstype"] in kind.split(","))
-    ]
-    if not entries:
-        return 1
-    rows = [[str(e[f.lower()]) for f in fields] for e in entries]
-    if not options.has("n", "noheadings"):
-        rows.insert(0, fields)
-    if options.has("r", "raw"):
-        print("\n".join(" ".join(row) for row in rows))
-    else:
-        _table(rows, set(), fields)
-    return 0
 
 
 _LSBLK = (

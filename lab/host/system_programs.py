@@ -1,4 +1,4 @@
-"""uname, dmesg, journalctl, hostname, systemd-detect-virt, ip, lsb_release, dpkg, ... of a lab host."""
+"""uname, dmesg, journalctl, hostname, ip, lsb_release, dpkg, ... of a lab host."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "hostname": _hostname,
         "ip": _ip,
         "ping": _ping,
-        "systemd-detect-virt": _detect_virt,
         "lsb_release": _lsb_release,
         "uptime": _uptime,
-        "udevadm": _udevadm,
     }[name]
     return work(host, arguments)
 
@@ -153,14 +151,6 @@ def _hostname(host: HostState, arguments: list[str]) -> int:
     return 0
 
 
-def _detect_virt(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "qcvr", ("quiet", "container", "vm", "chroot", "private-users"))
-    inside = "guest" in host.looked_at
-    if not options.has("q", "quiet"):
-        print("kvm" if inside else "none")
-    return 0 if inside else 1
-
-
 def _ip(host: HostState, arguments: list[str]) -> int:
     flags = {a for a in arguments if a.startswith("-")}
     words = [a for a in arguments if a not in flags]
@@ -270,10 +260,3 @@ def _uptime(host: HostState, arguments: list[str]) -> int:
     else:
         print(f"up {int(host.uptime() // 60)} minutes")
     return 0
-
-
-def _udevadm(host: HostState, arguments: list[str]) -> int:
-    if arguments[:1] in (["settle"], ["trigger"]) or arguments[:2] == ["control", "--reload"]:
-        host.log_program("udevadm", arguments, 0)
-        return 0
-    raise UsageError(f"the lab's udevadm has settle, trigger and control --reload, not {' '.join(arguments)!r}")

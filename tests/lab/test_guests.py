@@ -282,7 +282,7 @@ def test_ssh_and_the_agent_see_one_system_and_not_the_hosts(lab: Lab) -> None:
 
 
 def test_a_vm_has_ubuntu_2404_unless_said_otherwise(lab: Lab) -> None:
-    assert output(lab, "uname -r; hostname; systemd-detect-virt").splitlines() == ["6.8.0-86-generic", "Sandbox", "kvm"]
+    assert output(lab, "uname -r; hostname").splitlines() == ["6.8.0-86-generic", "Sandbox"]
     assert output(lab, ". $ROOT/etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME") == "ubuntu 24.04 noble\n"
     told = api(lab).qemu(VM).agent("get-osinfo").get()["result"]
     assert (told["id"], told["version-id"], told["kernel-release"]) == ("ubuntu", "24.04", "6.8.0-86-generic")

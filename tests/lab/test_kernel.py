@@ -323,7 +323,7 @@ def test_a_doubled_id_in_grub_cfg_breaks_pinning(host: Host) -> None:
 
 def test_saved_default_of_grub_is_honoured(host: Host) -> None:
     host.write("/etc/default/grub.d/x.cfg", "GRUB_DEFAULT=saved\n")
-    host.output("update-grub && grub-set-default '1>2'")
+    host.output("update-grub && grub-editenv - set 'saved_entry=1>2'")
     assert host.reboot().kernel == "6.14.11-4-pve"
 
 

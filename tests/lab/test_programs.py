@@ -107,7 +107,6 @@ def test_lspci_machine_readable_names_the_group(wtr: Host) -> None:
         "df -h /",
         "ip addr add 1.2.3.4",
         "mokutil --import x",
-        "udevadm monitor",
         "journalctl -o json",
     ],
 )
@@ -171,9 +170,6 @@ def test_an_image_lists_what_is_in_it(host: Host) -> None:
     assert "usr/lib/modules/6.17.2-1-pve/kernel/drivers/vfio/pci/vfio-pci.ko" in names
     older = host.output("lsinitramfs $ROOT/boot/initrd.img-6.14.11-4-pve").splitlines()
     assert "scripts/init-top/give-gpu" not in older, "-u without -k takes the newest kernel alone"
-    host.output(
-        "unmkinitramfs $ROOT/boot/initrd.img-6.17.2-1-pve $ROOT/tmp/out && grep -q vfio $ROOT/tmp/out/scripts/init-top/give-gpu"
-    )
 
 
 def test_a_failing_hook_fails_the_image_and_keeps_the_old_one(host: Host) -> None:
@@ -275,9 +271,6 @@ def test_grub_environment_can_be_edited(host: Host) -> None:
     [
         ("zfs-grub-shim", "mokutil --sb-state", 0, "SecureBoot enabled"),
         ("intel-zfs", "mokutil --sb-state", 0, "SecureBoot disabled"),
-        ("intel-grub-bios", "efibootmgr -v", 2, "EFI variables are not supported on this system."),
-        ("zfs-grub-shim", "efibootmgr -v", 0, r"/File(\EFI\PROXMOX\SHIMX64.EFI)"),
-        ("intel-zfs", "efibootmgr -v", 0, r"/File(\EFI\SYSTEMD\SYSTEMD-BOOTX64.EFI)"),
         ("intel-zfs", "bootctl is-installed", 0, "yes"),
     ],
 )
@@ -379,7 +372,6 @@ def test_mounting_an_esp_shows_its_files_and_unmounting_hides_them(tmp_path: Pat
 
 
 def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
-    assert host.output("findmnt -no SOURCE /") == "/dev/mapper/pve-root\n"
     chain = host.output("lsblk -snro NAME,TYPE /dev/mapper/pve-root").splitlines()
     assert chain == ["pve-root lvm", "nvme0n1p3 part", "nvme0n1 disk"]
     assert "/0000:00:01.2/0000:02:00.0/" in str((host.root / "sys/class/block/nvme0n1").resolve())
@@ -387,7 +379,6 @@ def test_the_disk_below_the_root_file_system_can_be_found(host: Host) -> None:
 
 def test_the_disks_of_a_zfs_root_can_be_found(tmp_path: Path) -> None:
     host = Host(tmp_path, "intel-zfs", running=True)
-    assert host.output("findmnt -no SOURCE,FSTYPE /").split() == ["rpool/ROOT/pve-1", "zfs"]
     found = re.findall(r"/dev/\S+", host.output("zpool status -LP rpool"))
     assert found == ["/dev/nvme0n1p3", "/dev/nvme1n1p3"]
     assert host.run("zpool status nopool").returncode == 1
@@ -493,7 +484,6 @@ def test_uname_and_versions_agree(host: Host) -> None:
         r"^pve-manager/9\.1\.\d+/[0-9a-f]{16} \(running kernel: 6\.17\.2-1-pve\)$", host.output("pveversion")
     )
     assert "proxmox-kernel-6.17.2-1-pve-signed" in host.output("dpkg-query -W -f '${Package}\\n' 'proxmox-kernel-*'")
-    assert host.run("systemd-detect-virt").returncode == 1
 
 
 def test_tail_cannot_begin_later_in_an_efi_variable(host: Host) -> None:
@@ -517,7 +507,7 @@ def test_uname_r_needs_a_lab_as_every_other_command_does(host: Host) -> None:
         "uname -a", "dmesg", "journalctl -k", "hostname", "lsmod", "modinfo -n vfio-pci", "modprobe -n vfio-pci",
         "dpkg-query -W", "dpkg -l", "dpkg --compare-versions 1 lt 2", "apt-cache policy kmod", "apt-mark showhold", "apt-get check",
         "apt-get -s install kmod", "apt-get -qq update", "dkms status", "systemctl is-enabled ssh", "systemctl is-active ssh",
-        "df /", "lsblk", "findmnt /", "mount", "lspci -nnk", "pveversion", "udevadm settle",
+        "df /", "lsblk", "mount", "lspci -nnk", "pveversion",
     ],
 )  # fmt: skip
 def test_a_command_imports_only_what_it_needs(wtr: Host, command: str) -> None:
