@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from lab import Lab
@@ -67,3 +71,60 @@ def test_init_preview_up_refresh_show_doctor_destroy(windows_pc: Pc, folder: Pat
     # Proxmox VE leaves the list of mappings behind, empty.
     assert (lab.root / MAPPING).read_text(encoding="utf-8") == "" and left.pop(MAPPING)
     assert left == stock
+
+
+def test_containers_by_password_alone_from_a_checkout_with_windows_line_ends(
+    windows_pc: Pc, folder: Path, tmp_path: Path
+) -> None:
+    """The password is encrypted in the settings; nothing is put onto the host to log in with."""
+    person = Person.with_a_clone(windows_pc, folder)
+    with Lab.start("phoenix", state=tmp_path / "host") as lab:
+        home = lab.snapshot("root")
+        cards = [word for card in ("rtx5090", "rtx4090") for word in ("--card", f"{card}=lxc:901")]
+        person.init(lab, *cards, "--cuda", "none", "--no-install-key")
+        assert not (person.home / ".ssh").exists() and lab.snapshot("root") == home
+        settings = (folder / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
+        assert "secure: v1:" in settings and lab.api["password"] not in settings
+
+        first, _ = person.up()
+        assert first.errors == [], first.output
+        assert len(lab.run("pct exec 901 -- nvidia-smi -L").stdout.splitlines()) == 2
+        assert [boot["reason"] for boot in lab.boots()] == ["start"]
+
+
+def in_each_code_page(person: Person) -> None:
+    """In a pipe, a card and a refused setting are shown; settings are as PowerShell 5.1 writes them with `>`, which is UTF-16."""
+    settings = (person.folder / "Pulumi.homelab.yaml").read_text(encoding="utf-8")
+    (person.folder / "utf-16.yaml").write_text(settings, encoding="utf-16")
+    (person.folder / "refused.yaml").write_text(settings.replace("rtx5090:", "größe:"), encoding="utf-16")
+    for page in ("cp850", "cp1252", "utf-8"):
+        shown = person.homelab("show", "--config-file", "utf-16.yaml", encoding=page, PYTHONIOENCODING=page)
+        assert "VM 103 (sandbox)" in shown and ("├── " in shown) is (page == "utf-8"), shown
+        refused = person.homelab(
+            "show", "--config-file", "refused.yaml", status=2, encoding=page, PYTHONIOENCODING=page
+        )
+        assert "größe" in refused and "Traceback" not in refused, refused
+
+
+def test_code_pages_and_ctrl_c_which_ends_a_step_where_it_waits(windows_pc: Pc, folder: Path, rtx5090: Lab) -> None:
+    person, lab = Person.with_a_clone(windows_pc, folder), rtx5090
+    person.init(lab, "--card", "rtx5090=vm:103")
+    in_each_code_page(person)
+    with (lab.root / "run/vzdump.lock").open("w") as backup:  # for which a restart waits three minutes
+        fcntl.flock(backup, fcntl.LOCK_EX)
+        spawned, console, _ = person.begin_up()
+        deadline = time.monotonic() + PATIENCE
+        while not any(re.search(r"pve-reboot +creating", line) for line in console.lines()):
+            assert time.monotonic() < deadline and spawned.isalive(), "\n".join(console.lines())
+            spawned.expect(pexpect.TIMEOUT, timeout=0.5)
+        spawned.expect(pexpect.TIMEOUT, timeout=3)
+        spawned.send("\x03")
+        spawned.expect(pexpect.EOF)
+        lab.wait_idle()
+    spawned.close()
+    assert spawned.exitstatus != 0
+    shown = "".join(console.lines())  # wherever lines are broken
+    assert "wanted: the run at work that has started this step" in shown, shown
+    assert [boot["reason"] for boot in lab.boots()] == ["start"]
+    assert person.pulumi("up").errors == []
+    assert driver(lab) == "vfio-pci"
