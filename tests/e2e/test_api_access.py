@@ -17,6 +17,7 @@ from lab import Lab
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, api_token, host_settings, planned
 from tests.e2e.test_gpu_vm import MAPPING, conf, given_back, vms, with_card
+from tests.engine_stack import name_of
 from tests.rows import failing
 
 SANDBOX = {"sandbox": {"vmid": 103, "gpus": ["rtx5090"]}}
@@ -154,6 +155,13 @@ def test_two_hosts_in_one_stack(stack_on: Callable[..., Stack], second: Lab) -> 
     assert outputs["hosts"]["second"]["gpus"]["rtx5090"]["holder"] == "other"
     assert outputs["vms"]["other"]["host"] == "second"
     assert outputs["vms"]["other"]["state"] == "running"
+    # Whoever forgets one that is gone (`pulumi state delete --target-dependents`) keeps the other.
+    needing = {
+        name_of(resource["urn"])
+        for resource in stack.resources()
+        if "second-probe" in map(name_of, resource.get("dependencies", []))
+    }
+    assert needing and not [name for name in needing if not name.startswith(("second", "other"))]
 
     # One host out of reach doesn't keep the other from being changed.
     vms(stack)["sandbox"]["gpus"] = []
