@@ -9,6 +9,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -82,6 +83,10 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
         self, inputs: CardMapping.Inputs, had: CardMapping.Inputs, outputs: CardMapping.Outputs
     ) -> CardMapping.Outputs:
         if inputs.entry["path"] != had.entry["path"]:  # else a run that is killed leaves an entry that nobody knows
+            with suppress(NotThereError):  # as in `create`: what is there already may be another's
+                name = inputs.mapping
+                mapping = self.api(inputs).get(f"cluster/mapping/pci/{name}", f"to read the mapping {name}")
+                _replaced(mapping["map"], inputs, had.entry["path"])
             about = {"before": outputs.before or None, "had_flag": outputs.had_flag}
             asyncio.run(_noted(self.host(inputs), inputs, about))
         _write(self.api(inputs), inputs, had.entry["path"])
@@ -358,10 +363,7 @@ def _write_once(api: Api, inputs: CardMapping.Inputs, old_path: str | None, seen
             reason=GOING,
         )
     entries = list(mapping["map"])
-    ours = _ours(entries, inputs.node, inputs.entry["path"])
-    if ours is None and old_path is not None:
-        ours = _ours(entries, inputs.node, old_path)
-    _require_free(inputs, [other for other in entries if other != ours])
+    ours = _replaced(entries, inputs, old_path)
     lacks_flag = inputs.live_migration and not _has_flag(mapping)
     if ours is None or not _equal(ours, entry) or lacks_flag or is_going:
         more: dict[str, Any] = {FLAG: 1} if lacks_flag else {}
@@ -369,6 +371,18 @@ def _write_once(api: Api, inputs: CardMapping.Inputs, old_path: str | None, seen
         made = [*entries, entry] if ours is None else _with(entry, ours, entries)
         api.put(path, wanted, map=made, digest=mapping["digest"], **more)
     return is_going
+
+
+def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | None) -> str | None:
+    """The entry in whose place this one comes; None: there is none.
+
+    :raises HomelabError: the node has an entry of somebody else's as well.
+    """
+    ours = _ours(entries, inputs.node, inputs.entry["path"])
+    if ours is None and old_path is not None:
+        ours = _ours(entries, inputs.node, old_path)
+    _require_free(inputs, [other for other in entries if other != ours])
+    return ours
 
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
