@@ -72,7 +72,7 @@ def user(system: System, ctid: str) -> User | None:
         if content is None:
             return None
         text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-        return User(ctid, parse(whole(text, lambda path: texts_of(system, path))), addresses(text))
+        return User(ctid, parse(whole(text, lambda path: texts_of(system, path), hooks=False)), addresses(text))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
 

@@ -36,7 +36,10 @@ _PASSED_ON = re.compile(
 )
 # Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
-_OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|\b(?:195|226)\b")
+# The majors of device nodes aren't a part of an IP address.
+_OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
+# What lxc brings for NVIDIA's cards alone.
+_NVIDIAS_HOOK = "/share/lxc/hooks/nvidia"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
 _NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
@@ -157,8 +160,10 @@ class ContainerConf:
         entry = next((entry for entry in self.entries for path in paths if entry.takes(path)), None)
         if entry is not None:
             return entry.line
-        if paths and self.hooks:
-            return self.hooks[0]
+        is_nvidias = any(_NVIDIA_NODE.fullmatch(path) for path in paths)
+        for hook in self.hooks if paths else ():
+            if is_nvidias or not hook.endswith(_NVIDIAS_HOOK):
+                return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
         for path in () if self.unprivileged else paths:
             match = re.fullmatch(r"/dev/char/(\d+):(\d+)", path)
@@ -280,26 +285,31 @@ def paths_of(node: str, address: str) -> list[str]:
     return [node]
 
 
-def whole(text: str, texts_of: Callable[[str], list[str]]) -> str:
+def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True) -> str:
     """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
     the hooks those stay that speak of cards, without their arguments.
 
     :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
         without which the container doesn't start, nothing.
+    :param hooks: False: none stays, and no program is read, which may be a large one.
     """
-    return "\n".join(_whole(text, texts_of, frozenset()))
+    return "\n".join(_whole(text, texts_of, frozenset(), hooks))
 
 
-def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str]) -> list[str]:
+def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str], hooks: bool) -> list[str]:
     lines: list[str] = []
     section = False
     for line in text.split("\n"):
         section = section or bool(_SECTION.fullmatch(line.rstrip()))
-        raw = None if section else _RAW.fullmatch(line.strip() if above else line.rstrip())
+        raw = _RAW.fullmatch(line.strip() if above else line.rstrip())
         key, value = (raw[1], raw[2]) if raw else ("", "")
-        if key == "lxc.include" and value not in above:
+        if _HOOK.fullmatch(key) and (section or not hooks):
+            continue
+        if section:
+            lines.append(line)
+        elif key == "lxc.include" and value not in above:
             for included in texts_of(value):
-                lines += _whole(included, texts_of, above | {value})
+                lines += _whole(included, texts_of, above | {value}, hooks)
         elif key == "lxc.mount.fstab":
             mounts = (mount.strip() for table in texts_of(value) for mount in table.split("\n"))
             lines += [f"lxc.mount.entry: {mount}" for mount in mounts if mount and not mount.startswith("#")]
@@ -319,7 +329,11 @@ def passed_on(text: str, *, hooks: bool = False) -> str:
 
     :param hooks: also lines of hooks, which `whole` has left without their arguments.
     """
-    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or (hooks and _HOOK.match(line)))
+    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or (hooks and _is_hook(line)))
+
+
+def _is_hook(line: str) -> bool:
+    return bool(_HOOK.fullmatch(raw_line(line)[0]))
 
 
 def _is_device_line(line: str) -> bool:

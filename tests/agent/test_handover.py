@@ -305,6 +305,12 @@ def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> No
     assert look(host) == ["ollama (PID 41 of container 950)"]
 
 
+def test_the_program_of_a_containers_hook_may_be_as_large_as_it_likes(host: Host) -> None:
+    host.write("/usr/bin/nvidia-cdi-hook", bytes(2 << 20))
+    host.write("/etc/pve/lxc/951.conf", "lxc.hook.mount: /usr/bin/nvidia-cdi-hook\n")
+    assert [user.ctid for user in card_users.users(host.system(), BIG)] == ["950"]
+
+
 # -- which VM names it -----------------------------------------------------------------------------------------------
 MAPPINGS = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\nother\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
 

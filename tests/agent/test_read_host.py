@@ -116,6 +116,7 @@ def test_files_that_include_each_other_are_read_once(host: Host) -> None:
         ("lxc.hook.autodev: /root/nodes.sh --token verySecret", "mknod -m 666 dev/gpu c 195 0", "/root/nodes.sh"),
         ("lxc.hook.pre-start: sh -c 'modprobe nvidia-uvm'", "", "sh"),
         ("lxc.hook.pre-start: /root/nodes.sh", "mount /srv/media", ""),
+        ("lxc.hook.pre-start: /root/nodes.sh", "ip route add 10.0.0.226 via 195.0.2.1", ""),
     ],
 )  # fmt: skip
 def test_a_hook_that_speaks_of_cards_is_known(host: Host, line: str, script: str, kept: str) -> None:
@@ -123,6 +124,12 @@ def test_a_hook_that_speaks_of_cards_is_known(host: Host, line: str, script: str
     host.write(line.split()[1], f"#!/bin/sh\n{script}\n")
     hooks = read(host).guests.configs[0].container.hooks
     assert hooks == ([f"{line.partition(' ')[0]} {kept}"] if kept else [])
+
+
+def test_no_arguments_of_other_hooks_and_of_a_snapshots_are_passed_on(host: Host) -> None:
+    hook = "lxc.hook.mount: /usr/share/lxc/hooks/nvidia --token verySecret"
+    host.write("etc/pve/lxc/901.conf", f"lxc.hook.start-host: /root/nvidia.sh --token verySecret\n[before]\n{hook}\n")
+    assert "verySecret" not in read(host).guests.configs[0].lines
 
 
 def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host: Host) -> None:
@@ -227,6 +234,21 @@ def test_a_rule_of_udevs_that_binds_functions_at_each_start_is_known(
     found = read(host)
     assert found.vfio_mentions == ["/etc/udev/rules.d/90-vfio.rules"]
     assert found.vfio_rules == ({"/etc/udev/rules.d/90-vfio.rules": addresses} if addresses else {})
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        'KERNEL!="0000:02:00.0", GOTO="end"\nATTR{driver_override}="vfio-pci"\nLABEL="end"\n',
+        'KERNEL!="0000:02:00.0", GOTO="end"\nKERNEL=="*", ATTR{driver_override}="vfio-pci"\nLABEL="end"\n',
+        'SUBSYSTEM=="pci", ATTR{driver_override}="vfio-pci"\n',
+    ],
+)
+def test_a_rule_of_udevs_that_names_no_function_itself_is_not_judged(host: Host, rules: str) -> None:
+    function(host, CARD, "0x030000", vendor="0x10de\n")
+    host.write("/etc/udev/rules.d/90-vfio.rules", rules)
+    found = read(host)
+    assert (found.vfio_mentions, found.vfio_rules) == (["/etc/udev/rules.d/90-vfio.rules"], {})
 
 
 def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> None:

@@ -136,12 +136,17 @@ def _given_by_rules(source: Source, path: str) -> list[str]:
     than those of `_meets` isn't judged: its file is mentioned.
     """
     found: list[str] = []
-    for line in source.text(path).replace("\\\n", " ").split("\n"):
-        keys = [] if line.lstrip().startswith("#") else _RULE_KEY.findall(line)
+    lines = source.text(path).replace("\\\n", " ").split("\n")
+    rules = [_RULE_KEY.findall(line) for line in lines if not line.lstrip().startswith("#")]
+    if any(key == "GOTO" for keys in rules for key, *_ in keys):  # what a rule is about, others before it say
+        return []
+    for keys in rules:
         if ("ATTR", "driver_override", "=", "vfio-pci") not in keys:
             continue
         conditions = [(key, name, value) for key, name, operator, value in keys if operator == "=="]
         if any(operator == "!=" for _, _, operator, _ in keys):
+            continue
+        if not any(key in ("KERNEL", "ATTR") for key, _, _ in conditions):
             continue
         found += [
             address
