@@ -159,7 +159,7 @@ def _containerds(content: bytes | None) -> list[str]:
     """What containerd's own says without what nvidia-ctk adds, whatever the order, the quotes and the comments; with
     values over several lines, which that joins, two that say the same may differ.
     """
-    lines = (line.partition("#")[0] for line in (content or b"").decode().splitlines())
+    lines = (line.partition("#")[0] for line in (content or b"").decode("utf-8", "surrogateescape").splitlines())
     bare = (re.sub(rf"[\s'\"]|{re.escape(_IMPORTED)}['\"]?,?", "", line) for line in lines)
     return sorted(line for line in bare if line and line != "imports=[]" and not line.startswith("version="))
 

@@ -175,6 +175,17 @@ def test_what_somebody_edits_after_a_run_that_was_killed_is_given_back_and_else_
     assert not host.exists("/var/lib/homelab")
 
 
+def test_a_configuration_of_containerd_in_another_encoding_is_given_back_after_a_killed_run(host: Host) -> None:
+    before = "root = '/x' # für mich\n".encode("latin-1")
+    host.write(TOML, before)
+    system = host.system()
+    engine_conf.begin_change(system, TOML)
+    system.files.finish()
+    host.write(TOML, before + b"version = 2\n")
+    system.changing(lambda: engine_conf.give_back(system, TOML))
+    assert (host.root / TOML[1:]).read_bytes() == before
+
+
 class Docker:
     """docker, whose restart stops the containers that run; none of them has a restart policy."""
 
