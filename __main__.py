@@ -40,15 +40,6 @@ def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
     return pulumi.ResourceOptions(depends_on=list(resources))
 
 
-async def each_read(probe: HostProbe, *others: HostProbe) -> list[pulumi.Resource]:
-    """A host's probe, once each host was found fit for its plan. The others' aren't in depends_on, which the state
-    keeps: `pulumi state delete --target-dependents`, by which a dead host is forgotten, would take all hosts along.
-    """
-    for other in others:
-        await other.generation.future()
-    return [probe]
-
-
 hosts, tests, vms, containers, stacks, words = {}, {}, {}, {}, {}, {}
 probes = {name: HostProbe.of(f"{name}-probe", name, host) for name, host in settings.hosts.items()}
 turns: dict[str | None, pulumi.Output[BootSeen]] = {}  # cluster -> the boot of its node that restarts last
@@ -58,7 +49,7 @@ for name, host in settings.hosts.items():
     sharers = {guest: container for guest, container in settings.containers.items() if container.host == name}
 
     probe = probes[name]
-    fit = pulumi.ResourceOptions(depends_on=pulumi.Output.from_input(each_read(probe, *probes.values())))
+    fit = probe.once_all_fit(probes.values())
     HostAgent(name, HostAgentArgs(host_name=name, host=host), fit)
 
     # What the next boot is to have.

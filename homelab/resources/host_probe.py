@@ -9,6 +9,7 @@ makes the plan itself `stale`: it is made anew. It owns nothing on the host: des
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,20 @@ class HostProbe(Probe):
         from homelab.resources.described import host_of  # noqa: PLC0415
 
         return cls(name, {"host": host_name, "settings": cls.settings_of(host_of(host))}, opts)
+
+    def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
+        """Options of a resource that is made after this probe, once each of `probes` found its host fit for its plan.
+
+        The others aren't in depends_on, which the state keeps: `pulumi state delete --target-dependents`, by which a dead
+        host is forgotten, would take all hosts along.
+        """
+
+        async def fit() -> list[pulumi.Resource]:
+            for other in probes:
+                await other.generation.future()
+            return [self]
+
+        return pulumi.ResourceOptions(depends_on=pulumi.Output.from_input(fit()))
 
     @staticmethod
     def settings_of(host: Host) -> str:
