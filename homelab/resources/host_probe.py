@@ -82,8 +82,8 @@ class HostProbe(Probe):
     def once_all_fit(self, probes: Iterable[HostProbe]) -> pulumi.ResourceOptions:
         """Options of a resource that is made after this probe, once each of `probes` found its host fit for its plan.
 
-        The others aren't in depends_on, which the state keeps: `pulumi state delete --target-dependents`, by which a dead
-        host is forgotten, would take all hosts along.
+        The others are not in depends_on, which the state keeps: a dead host is forgotten by `pulumi state delete
+        --target-dependents`, which would take all hosts along.
         """
 
         async def fit() -> list[pulumi.Resource]:
