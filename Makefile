@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv/bin/python
 # A link that leads nowhere fails it.
-SITE = $(VENV) -m sphinx --fail-on-warning --nitpicky --quiet --conf-dir docs/site .
+SITE = $(VENV) -m sphinx --fresh-env --fail-on-warning --nitpicky --quiet --conf-dir docs/site .
 SCENARIO ?= rtx5090
 # Tests run on all processors, more than two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
