@@ -322,6 +322,16 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
     return lines
 
 
+def included(path: str, names: Collection[str] | None) -> list[str]:
+    """The files that an included path stands for: itself, or those of a folder that lxc reads.
+
+    :param names: what is in the folder; None: it is none.
+    """
+    if names is None:
+        return [path]
+    return [f"{path.rstrip('/')}/{name}" for name in names if name.endswith(".conf")]
+
+
 def passed_on(text: str, *, hooks: bool = False) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords

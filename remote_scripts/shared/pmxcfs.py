@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from remote_scripts.shared.container_conf import included
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -162,9 +163,7 @@ def texts_of(system: System, path: str) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    paths = [path]
-    if system.files.is_folder(path):
-        paths = [f"{path.rstrip('/')}/{name}" for name in names(system, path) if name.endswith(".conf")]
+    paths = included(path, names(system, path) if system.files.is_folder(path) else None)
     contents = (content_of(system, one) for one in paths)
     return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents if content]
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from remote_scripts.shared.container_conf import included
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -102,10 +103,7 @@ class Source:
 
     def texts_of(self, path: str) -> list[str]:
         """What a path has that a container's configuration names (container_conf.whole)."""
-        folder = self.is_folder(path)
-        paths = (
-            [f"{path.rstrip('/')}/{name}" for name in self.names(path) if name.endswith(".conf")] if folder else [path]
-        )
+        paths = included(path, self.names(path) if self.is_folder(path) else None)
         return [text for one in paths if (text := self.needed(one))]
 
     def need_room(self, path: str, text: str) -> None:
