@@ -1,7 +1,6 @@
 """From a stock Proxmox VE host to a GPU in a VM or a container, layer by layer; each waits for the one before it.
 
-HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─┬► GpuCards (PCI mappings) ─►
-GpuVm
+HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─┬► GpuCards (mappings) ─► GpuVm
           └► NVIDIA's driver on the host ──────┘                                       └► CardNodes (/dev) ─► GpuLxc
 GpuVm and GpuLxc ─► NvidiaGuestStack: driver, CUDA, container toolkit, verified from inside
 """
