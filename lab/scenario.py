@@ -259,6 +259,7 @@ class Scenario(_Model):
     guests: list[Guest] = []
     files: dict[Annotated[str, Field(pattern="^/")], str | File] = {}
     nvidia: NvidiaDriver | None = None
+    no_subscription: bool = False
     drm: list[Address] = []
     faults: dict[str, Any] = {}
     boot_seconds: Annotated[float, Field(ge=0)] = 0.3

@@ -15,6 +15,13 @@ from lab.scenario import File, Scenario
 
 TEMPLATES = Path(__file__).parent / "stock_files"
 
+#: What an owner without a subscription adds: the release of Proxmox VE -> a line of apt's (pve-docs, pve-package-repos.adoc).
+NO_SUBSCRIPTION = {
+    "8.4": "deb http://download.proxmox.com/debian/pve bookworm pve-no-subscription\n",
+    "9.1": "deb [signed-by=/usr/share/keyrings/proxmox-archive-keyring.gpg] "
+    "http://download.proxmox.com/debian/pve trixie pve-no-subscription\n",
+}
+
 _FOLDERS = (
     "etc/alternatives",
     "etc/default/grub.d",
@@ -237,6 +244,8 @@ def _pve(host: HostState, scenario: Scenario) -> None:
 def _packages(host: HostState, scenario: Scenario) -> None:
     kernels = {f"proxmox-kernel-{kernel}-signed": kernel.removesuffix("-pve") for kernel in scenario.kernels}
     install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
+    if scenario.no_subscription:
+        host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION[scenario.pve])
     if scenario.nvidia is not None:
         install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 

@@ -273,6 +273,32 @@ def _how_it_builds(request: Request, branch: str, kernel: str) -> str:
     return f"of which {version} builds for {kernel}" if row else f"of which no failure is known for {kernel}"
 
 
+def headers_to_be_had(request: Request) -> list[HomelabError]:
+    """The headers that the driver's modules are built with are there, or in a repository: on a host for each installed
+    kernel, in a guest for the running one. A driver that is there already is built."""
+    system, driver = request.system, request.driver
+    is_host = request.target == "host"
+    built_for = (system.kernels or ()) if is_host else (system.running,)
+    bare = [kernel for kernel in system.without_headers if kernel in built_for]
+    if not bare or (driver and system.loaded and fits(parse(system.loaded), driver.version_or_branch)):
+        return []
+    packages = ", ".join(f"{'proxmox' if is_host else 'linux'}-headers-{kernel}" for kernel in bare)
+    old = "an old kernel that has none any more: remove it"
+    add = (
+        "without a subscription, add Proxmox VE's repository for that (web interface: the node, Updates, Repositories, "
+        f"Add, No-Subscription), then run `apt-get update` there; {old}"
+    )
+    return [
+        HomelabError(
+            wanted=f"{request.name}: headers of {'each installed kernel' if is_host else 'the running kernel'}",
+            found=f"{packages}: not installed, and in none of the lists that apt has there",
+            why="the driver's modules are built with them"
+            + (", for each kernel, as the next boot may take any" if is_host else ""),
+            next=add if is_host else f"run `apt-get update` there; {old}, and boot a newer one",
+        )
+    ]
+
+
 def secure_boot(request: Request) -> list[HomelabError]:
     """Under Secure Boot, the firmware has the key by which DKMS signs the modules that it builds."""
     system = request.system
@@ -609,6 +635,7 @@ CHECKS: tuple[Check, ...] = (
     cards_known_to_driver,
     flavour_possible,
     modules_build,
+    headers_to_be_had,
     secure_boot,
     host_version,
     cuda_fits,

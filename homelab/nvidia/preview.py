@@ -151,13 +151,15 @@ def _guest_system(
 
 
 def facts_for_plan(reading: SystemReading) -> SystemFacts:
-    """The facts of a reading that count for a plan: without the room where driver or CUDA are already installed, and
-    without the offered versions while NVIDIA's repository isn't configured."""
+    """The facts of a reading that count for a plan: without the room where driver or CUDA are already installed,
+    without the kernels that lack headers where the driver is, and without the offered versions while NVIDIA's
+    repository isn't configured."""
     steps = reading.steps
     return dataclasses.replace(
         reading.system,
         room=None if {"driver", "cuda"} & steps else reading.system.room,
         offered=reading.system.offered if "repository" in steps else None,
+        without_headers=() if "driver" in steps else reading.system.without_headers,
     )
 
 

@@ -30,6 +30,7 @@ class SystemFacts:
     `offered`: package -> versions, as `apt-cache madison` lists them, for every package that was looked up
     (`packages_to_ask_for`), empty for a package that isn't offered. `runtimes`: installed ones. `mok_enrolled`: whether
     Secure Boot accepts DKMS's key. `room`: free bytes below /usr.
+    `without_headers`: kernels whose headers aren't there, nor in apt's lists.
     """
 
     distribution: str | None = None
@@ -47,6 +48,7 @@ class SystemFacts:
     offered: Mapping[str, tuple[str, ...]] | None = None
     runtimes: frozenset[Runtime] | None = None
     room: int | None = None
+    without_headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,13 @@ def _fetch_list(
         return
     repository = apt.repository_of(host, source)
     if repository is None or repository.get("subscription"):
-        code = "401  Unauthorized" if repository else "404  Not Found"
-        _say(asked, f"Err:{number} {source.place} Release\n  {code}")
-        errors.append(f"E: The repository '{source.place} Release' does not have a Release file.")
+        if repository is None:
+            _say(asked, f"Err:{number} {source.place} Release\n  404  Not Found")
+            errors.append(f"E: The repository '{source.place} Release' does not have a Release file.")
+            return
+        _say(asked, f"Err:{number} {source.place} InRelease\n  401  Unauthorized")
+        errors.append(f"E: Failed to fetch {source.release}  401  Unauthorized")
+        errors.append(f"E: The repository '{source.place} InRelease' is not signed.")
         return
     if missing := apt.missing_key(host, source, repository):
         words = f"The following signatures couldn't be verified because the public key is not available: NO_PUBKEY {missing}"

@@ -341,15 +341,16 @@ class _Work:
         if not match or self._packages.is_whole(name) or self._packages.offered(name)[name]:
             return True
         kernel = match[2]
-        if self._files.exists(f"/usr/lib/modules/{kernel}/build"):
+        if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False
         raise Failure(
             f"headers of the kernel {kernel}, the package {name}",
             "no repository has it",
             "DKMS builds the driver's modules for that kernel with them",
-            "update that kernel to one whose headers are there (`apt full-upgrade`, a reboot), and remove the old one; "
-            "or install its headers by hand",
+            "a Proxmox VE host without a subscription needs the repository for such hosts (web interface: the node, "
+            "Updates, Repositories, Add, No-Subscription); an old kernel: update it to one whose headers are there "
+            "(`apt full-upgrade`, a reboot), and remove it",
         )
 
     def _choose_source(self) -> Literal["packages", "run"]:

@@ -4,6 +4,7 @@ so. Changes nothing, and asks no repository.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from remote_scripts.shared import boot, cmdline, driver, kernel, nvidia, vfio_id
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.symptoms import Flavour
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 _PCI = "/sys/bus/pci/devices"
 _GPUS = "/proc/driver/nvidia/gpus"
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
 _KEYS = ("/var/lib/dkms/mok.pub", "/var/lib/shim-signed/mok/MOK.der")
 #: Container runtime -> the packages that it comes with.
@@ -70,6 +73,7 @@ class Answer:
     steps: tuple[str, ...]
     drift: tuple[str, ...]
     libraries: str = ""
+    without_headers: tuple[str, ...] = ()
 
 
 def read(system: System, wanted: Wanted) -> Answer:
@@ -100,6 +104,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
+        without_headers=() if system.is_container else tuple(_without_headers(system)),
     )
 
 
@@ -117,6 +122,19 @@ def _free(system: System, place: str) -> int | None:
     # The second line is `DEVICE BLOCKS USED FREE ...`.
     words = lines[1].split() if len(lines) > 1 else []
     return int(words[3]) if len(words) > 3 and words[3].isdecimal() else None
+
+
+def _without_headers(system: System) -> Iterator[str]:
+    kernels = dict.fromkeys((*driver.kernels(system), kernel.running(system)))
+    bare = [release for release in kernels if release and not driver.has_headers(system, release)]
+    if not bare or not any("_Packages" in name for name in system.files.names(_LISTS)):
+        return
+    packages = {release: [f"{maker}-headers-{release}" for maker in ("proxmox", "linux")] for release in bare}
+    try:
+        versions = offered(system, *itertools.chain(*packages.values()))
+    except Failure:  # Lists that contradict each other, which the repositories' step mends or tells of.
+        return
+    yield from (release for release in bare if not any(versions[name] for name in packages[release]))
 
 
 # Cards.

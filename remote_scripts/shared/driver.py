@@ -82,6 +82,11 @@ def kernels(system: System) -> list[str]:
     return sorted(names, key=_by_version)
 
 
+def has_headers(system: System, kernel: str) -> bool:
+    """Whether a kernel's headers are there, whichever package brought them."""
+    return system.files.is_folder(f"/usr/lib/modules/{kernel}/build")
+
+
 def kernels_of(system: System, target: str) -> list[str]:
     """The same of a host, a VM or a container: a VM's is the one that runs."""
     return kernels(system) if target == "host" else [kernel.running(system)]

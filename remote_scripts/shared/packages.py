@@ -36,6 +36,9 @@ _LOCKED = re.compile(
     re.MULTILINE,
 )
 _COMPLAINT = re.compile(r"(E|W|Err|Error|Warning)[: ]")
+#: Proxmox VE's own repositories, and a package that only they have, as apt names one that it doesn't know.
+_PROXMOX = re.compile(r"//\w+\.proxmox\.com/")
+_OF_PROXMOX = re.compile(r"(package|for|Package) '?(proxmox|pve)-")
 _BUILD_LOGS = re.compile(r"/var/lib/dkms/[^ \n]+/make\.log|/var/log/nvidia-installer\.log")
 # curl's exit statuses: the server doesn't go on from there (an old part is longer than the file, or the file has
 # changed); cut off, or no answer.
@@ -620,18 +623,18 @@ class Packages:
         )
 
     def explain_install(self, done: Done, what: str) -> NoReturn:
-        """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched.
+        """The same of an installation. What isn't known to apt may only be so as its lists couldn't be fetched. Proxmox
+        VE's own repositories have nothing but what is Proxmox VE's.
 
         :raises Failure: always.
         """
-        known = recognise(_text(done), self.software.context)
-        complaints = self.system.files.read(COMPLAINTS)
+        text = _text(done)
+        known = recognise(text, self.software.context)
+        complaints = (self.system.files.read(COMPLAINTS) or b"").decode("utf-8", "surrogateescape")
+        if not _OF_PROXMOX.search(text):
+            complaints = "".join(one for one in _complaints(complaints) if not _PROXMOX.search(one))
         if complaints and known and known[0] == "package-not-found":
-            self.explain(
-                complaints.decode("utf-8", "surrogateescape"),
-                "the lists of packages, by apt-get update",
-                f"{what} is to be installed from them",
-            )
+            self.explain(complaints, "the lists of packages, by apt-get update", f"{what} is to be installed from them")
         self.explain(done, f"to install {what}", "what follows needs it")
 
     def _build_log(self, text: str) -> str:
@@ -675,12 +678,19 @@ def _line_of(match: re.Match[str]) -> str:
     return match.string[match.start() :].partition("\n")[0]
 
 
-def _complaints_of(url: str, text: str) -> str:
-    """The lines that are about a repository, and those that continue them."""
-    mine, lines = False, []
+def _complaints(text: str) -> list[str]:
+    """Each complaint of apt's, with the lines that continue it."""
+    found: list[str] = []
+    continues = False
     for line in text.split("\n"):
-        begins = bool(_COMPLAINT.match(line))
-        mine = url in line if begins else mine
-        if mine and (begins or line[:1].isspace()):
-            lines.append(line)
-    return "".join(f"{line}\n" for line in lines)
+        if begins := bool(_COMPLAINT.match(line)):
+            found.append(f"{line}\n")
+        elif continues and line[:1].isspace():
+            found[-1] += f"{line}\n"
+        continues = begins or (continues and line[:1].isspace())
+    return found
+
+
+def _complaints_of(url: str, text: str) -> str:
+    """Those about a repository."""
+    return "".join(one for one in _complaints(text) if url in one.partition("\n")[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -179,3 +179,21 @@ def test_packages_with_what_the_repositories_have_of_them(installed: Host) -> No
     installed.programs["apt-cache"] = lambda *_: 2
     with pytest.raises(Refused, match="wanted: what the repositories have"):
         installed.ask("read", "read_packages", read_packages.Wanted())
+
+
+def test_kernels_without_headers_are_those_that_no_list_of_apts_has_them_for(host: Host) -> None:
+    for name in ("6.8.12-9-pve", "6.14.11-4-pve", "6.17.2-1-pve"):
+        host.write(f"/boot/vmlinuz-{name}", "")
+    host.write("/usr/lib/modules/6.8.12-9-pve/build/Makefile", "")
+    asked: list[str] = []
+
+    def madison(arguments: Sequence[str], _: bytes) -> str:
+        asked.extend(arguments)
+        return "proxmox-headers-6.14.11-4-pve | 6.14.11-4 | http://download.proxmox.com/debian/pve trixie/pve-no-subscription amd64 Packages\n"
+
+    host.programs |= {"apt-cache": madison, "uname": lambda asked, _: "6.17.2-1-pve\n" if "-r" in asked else "x86_64\n"}
+    assert read(host)["without_headers"] == [], "apt has no lists yet: nothing is known"
+    assert not asked
+    host.write("/var/lib/apt/lists/deb.debian.org_debian_dists_trixie_main_binary-amd64_Packages.lz4", "")
+    assert read(host)["without_headers"] == ["6.17.2-1-pve"]
+    assert "proxmox-headers-6.8.12-9-pve" not in asked

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.host.versions import holds
+from lab.stock import NO_SUBSCRIPTION
 from tests.lab.guest_kit import Vm, scenario
 
 CUDA = "https://developer.download.nvidia.com/compute/cuda/repos"
@@ -294,7 +295,10 @@ def test_a_missing_file_is_404(vm: Vm) -> None:
 # -- the host --------------------------------------------------------------------------------------------------
 def test_headers_of_a_proxmox_kernel_have_its_name(vm: Vm) -> None:
     host = vm.host
-    host.output("apt-get -qq update")
+    assert "401  Unauthorized" in host.run("apt-get -qq update").stderr, "a stock host's repository asks for a subscription"
+    assert "Unable to locate package" in host.run("apt-get install -y proxmox-headers-$(uname -r)").stderr
+    host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION["9.1"])
+    host.run("apt-get -qq update")
     assert "Unable to locate package" in host.run("apt-get install -y linux-headers-$(uname -r)").stderr
     host.output("apt-get -qq install -y proxmox-headers-$(uname -r)")
     assert (host.root / "usr/lib/modules/6.17.2-1-pve/build").is_symlink()

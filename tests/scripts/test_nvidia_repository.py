@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab.errors import HomelabError
 from tests import sampling
 from tests.kept_systems import KeptSystems
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, ProxmoxHost, VirtualMachine
@@ -170,18 +171,25 @@ def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> Non
     assert vm.tree() == before
 
 
-def test_a_repository_that_is_out_of_order_and_not_ours_doesnt_matter(tmp_path: Path) -> None:
+def test_a_stock_hosts_repository_that_asks_for_a_subscription_doesnt_matter(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path)
     host.want(driver="580")
-    host.host.write(
-        "/etc/apt/sources.list.d/pve-enterprise.sources",
-        "Types: deb\nURIs: https://enterprise.proxmox.com/debian/pve\nSuites: trixie\nComponents: pve-enterprise\n"
-        "Signed-By: /usr/share/keyrings/proxmox-archive-keyring.gpg\n",
-    )
-    assert host.bash("apt-get update").returncode == 100
+    assert "enterprise.proxmox.com" in host.bash("apt-get update").stderr
     done = host.run("apply", host.repository())
     assert done.returncode == 0, done.stdout
     assert "not all lists could be fetched; those that are needed here are there" in done.stderr
+
+
+def test_headers_that_only_a_subscription_gives_are_said_to_need_one(tmp_path: Path) -> None:
+    host = ProxmoxHost(tmp_path)
+    host.want(driver="580")
+    driver = host.driver(host.answer("apply", host.repository())["offered"])
+    (host.root / "etc/apt/sources.list.d/pve-no-subscription.list").unlink()
+    host.bash("apt-get update")
+    done = host.run("apply", driver)
+    assert done.returncode != 0 and "No-Subscription" in done.stdout
+    with pytest.raises(HomelabError, match="headers of each installed kernel"):
+        host.plan()
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------

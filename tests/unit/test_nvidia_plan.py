@@ -404,6 +404,21 @@ def test_a_pair_that_nobody_tried_is_a_note() -> None:
     assert any("isn't known here" in note and "7.4.1-1-pve" in note for note in plan.notes)
 
 
+def test_headers_that_no_repository_has_are_refused_for_each_kernel_of_a_host() -> None:
+    bare = PROXMOX | {"kernels": ("6.14.11-9-pve", "6.17.13-2-pve"), "without_headers": ("6.14.11-9-pve",)}
+    error = refusal("host", bare, driver="580")
+    assert "proxmox-headers-6.14.11-9-pve" in error.found and "No-Subscription" in error.next
+    assert refusals(request("host", bare | {"loaded": "580.105.08"}, driver="580")) == []
+    assert refusals(request("host", bare | {"kernels": ("6.17.13-2-pve",)}, driver="580")) == []
+
+
+def test_a_guest_needs_headers_of_its_running_kernel_alone() -> None:
+    guest = UBUNTU | {"running": "6.8.0-86-generic", "without_headers": ("6.8.0-9-generic",)}
+    assert refusals(request("vm", guest, driver="580")) == []
+    error = refusal("vm", guest | {"without_headers": ("6.8.0-86-generic",)}, driver="580")
+    assert "linux-headers-6.8.0-86-generic" in error.found and "Subscription" not in error.next
+
+
 def test_a_containers_kernel_is_the_hosts_matter() -> None:
     system = CONTAINER | {"host_driver": "550.163.01", "kernels": ("6.17.13-2-pve",), "secure_boot": True}
     assert refusals(request("lxc", system)) == []
