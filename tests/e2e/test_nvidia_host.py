@@ -34,7 +34,9 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     stack.lab.run("apt-get update || :")  # once a day, as Proxmox VE does
     refused = stack.preview(ok=False)
     assert "proxmox-headers-6.17.2-1-pve: not installed" in refused.output and "No-Subscription" in refused.output
-    stack.lab.run(f"echo '{NO_SUBSCRIPTION['9.1']}' > $ROOT/etc/apt/sources.list.d/pve-no-subscription.list; apt-get update || :")
+    stack.lab.run(
+        f"echo '{NO_SUBSCRIPTION['9.1']}' > $ROOT/etc/apt/sources.list.d/pve-no-subscription.list; apt-get update || :"
+    )
     inventory = "dpkg-query -W | grep -v '^proxmox-kernel'; find $ROOT/etc/apt $ROOT/etc/modprobe.d $ROOT/etc/systemd -type f | sort | xargs sha256sum"
     before = stack.lab.run(inventory).stdout
     kernels = {path.name.removeprefix("vmlinuz-") for path in (stack.lab.root / "boot").glob("vmlinuz-*")}

@@ -295,7 +295,9 @@ def test_a_missing_file_is_404(vm: Vm) -> None:
 # -- the host --------------------------------------------------------------------------------------------------
 def test_headers_of_a_proxmox_kernel_have_its_name(vm: Vm) -> None:
     host = vm.host
-    assert "401  Unauthorized" in host.run("apt-get -qq update").stderr, "a stock host's repository asks for a subscription"
+    assert "401  Unauthorized" in host.run("apt-get -qq update").stderr, (
+        "a stock host's repository asks for a subscription"
+    )
     assert "Unable to locate package" in host.run("apt-get install -y proxmox-headers-$(uname -r)").stderr
     host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION["9.1"])
     host.run("apt-get -qq update")
