@@ -138,7 +138,7 @@ MODULES = {
         size=3096576,
         description="nVidia Riva/TNT/GeForce/Quadro/Tesla/Tegra K1+",
     ),
-    "nova_core": ModuleInfo(f"{_GPU}/nova/nova_core.ko", "nova_core", size=40960),
+    "nova_core": ModuleInfo(f"{_GPU}/nova-core/nova_core.ko", "NovaCore", size=40960),
     "nvidiafb": ModuleInfo(
         "kernel/drivers/video/fbdev/nvidia/nvidiafb.ko",
         "nvidiafb",

@@ -149,7 +149,8 @@ def cards(system: System) -> Cards:
         if system.files.line(f"{folder}/vendor") != "0x10de":
             continue
         driver = system.files.resolved(f"{folder}/driver").rpartition("/")[2]
-        if driver == "nouveau" or driver.startswith("nova"):
+        # The latter's module is nova_core, and its driver NovaCore (drivers/gpu/nova-core/nova_core.rs).
+        if driver == "nouveau" or driver.lower().startswith("nova"):
             held[address] = driver
         is_bound = is_bound or driver == "vfio-pci"
         is_free = is_free or not (driver == "vfio-pci" or address in held)

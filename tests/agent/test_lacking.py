@@ -128,8 +128,8 @@ CASES = {
         **{**STAYS, "drivers": {CARD[0]: "nouveau"}}, driver="580", reasons=("0000:01:00.0 is on nouveau, not on NVIDIA's driver",)
     ),
     "nouveau's successor has it": Case(
-        **{**STAYS, "drivers": {CARD[0]: "nova_core"}}, driver="580.95.05",
-        reasons=("0000:01:00.0 is on nova_core, not on NVIDIA's driver",),
+        **{**STAYS, "drivers": {CARD[0]: "NovaCore"}}, driver="580.95.05",
+        reasons=("0000:01:00.0 is on NovaCore, not on NVIDIA's driver",),
     ),
     "nouveau has a card, and nobody wants NVIDIA's driver": Case(**{**STAYS, "drivers": {CARD[0]: "nouveau"}}),
     "no driver has it, so that NVIDIA's takes it at once": Case(**{**STAYS, "drivers": {CARD[0]: ""}}, driver="580"),
