@@ -1,4 +1,4 @@
-"""docs/compared.md, made from docs/compared.yaml: ``python -m tests.compared`` writes its tables anew.
+"""docs/features-*.md, made from docs/compared.yaml: ``python -m tests.compared`` rewrites their tables.
 
 It lies here because the data name tests: what a row says of this program, they show.
 """
@@ -17,7 +17,7 @@ from homelab.markdown import table, with_tables
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT / "docs" / "compared.yaml"
-DOCUMENT = DATA.with_suffix(".md")
+DOCUMENTS = tuple(sorted(DATA.parent.glob("features-*.md")))
 
 SIGNS = {"yes": "✓", "partly": "(✓)", "no": "–"}
 
@@ -68,8 +68,9 @@ def _shown(row: Row) -> str:
 
 
 def main() -> None:
-    """Write the tables of docs/compared.md."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the tables of the pages."""
+    for page in DOCUMENTS:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -259,7 +259,10 @@ def override_hint(facts: HostFacts, slot: str) -> str:
     others = {device.address for device in facts.others_in_group(slot)}
     if facts.acs_override or not acs.knows_override(facts.kernel) or needed_addresses & others:
         return ""
-    return "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk (docs/settings.md)"
+    return (
+        "; as the last resort iommu.acsOverride: downstream, which divides groups and has a risk "
+        "(docs/settings-cards.md)"
+    )
 
 
 def _split_error(

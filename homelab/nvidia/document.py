@@ -1,7 +1,9 @@
-"""The tables in docs/nvidia.md, made from the data: `python -m homelab.nvidia.document` writes them anew."""
+"""The tables of docs/nvidia.md and its pages (docs/nvidia-*.md), made from the data:
+`python -m homelab.nvidia.document` rewrites them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from homelab.markdown import table, with_tables
@@ -9,7 +11,14 @@ from homelab.nvidia.compatibility import Compatibility, load
 from homelab.nvidia.symptoms import symptoms
 from homelab.nvidia.versions import Range
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "nvidia.md"
+DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
+# Where a failure shows that is the driver's, not that of what is installed beside it or of a container's engine.
+_DRIVERS = re.compile("kernel log|nvidia-smi|modprobe|Windows")
+
+
+def pages() -> dict[Path, str]:
+    """The pages with their texts."""
+    return {path: path.read_text(encoding="utf-8") for path in sorted(DOCUMENTS.glob("nvidia*.md"))}
 
 
 def written(text: str, data: Compatibility | None = None) -> str:
@@ -30,7 +39,8 @@ def all_tables(data: Compatibility) -> dict[str, str]:
         "kernels": _kernels(data),
         "distributions": _distributions(data),
         "installers": _installers(data),
-        "symptoms": _symptoms(),
+        "symptoms-of-the-driver": _symptoms(of_the_driver=True),
+        "other-symptoms": _symptoms(of_the_driver=False),
     }
 
 
@@ -120,14 +130,25 @@ def _installers(data: Compatibility) -> str:
     return table(("installer", "SHA-256", "evidence"), rows)
 
 
-def _symptoms() -> str:
-    rows = [(row.name, row.where, "; ".join(cause.why for cause in row.causes)) for row in symptoms()]
+def _symptoms(*, of_the_driver: bool) -> str:
+    rows = [
+        (row.name, row.where, _without_values("; ".join(cause.why for cause in row.causes)))
+        for row in symptoms()
+        if bool(_DRIVERS.search(row.where)) == of_the_driver
+    ]
     return table(("symptom", "where", "causes"), rows)
 
 
+def _without_values(text: str) -> str:
+    """A message's text without the values that it gets where it is said."""
+    return re.sub(r"\{\w+\}", "…", re.sub(r" \(\{\w+\}\)", "", text))
+
+
 def main() -> None:
-    """Write the tables of docs/nvidia.md."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    """Write the tables of the pages."""
+    data = load()
+    for path, text in pages().items():
+        path.write_text(written(text, data), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -467,8 +467,8 @@ def unknown_sha256(run: RunfilePlan, name: str) -> HomelabError:
         "is run",
         next=f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set "
         "nvidia.runSha256: "
-        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia.md), or nvidia.source: '
-        "packages",
+        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia-installer.md), or '
+        "nvidia.source: packages",
     )
 
 

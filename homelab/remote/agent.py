@@ -193,7 +193,7 @@ def command(verb: str, user: str, owner: str, is_last: bool = False) -> str:
 
 
 def _as_root(command_line: str, user: str) -> str:
-    """The command line itself for root; for another user through sudo, which has to allow bash (docs/settings.md)."""
+    """The command line itself for root; any other user needs sudo for bash (docs/settings-access.md)."""
     return command_line if user == "root" else f"sudo -n bash -c {shlex.quote(command_line)}"
 
 

@@ -1,5 +1,5 @@
-"""The tables in docs/settings.md, made from the settings' models: `python -m homelab.settings.document` writes them
-anew.
+"""The tables of docs/settings.md and its pages (docs/settings-*.md), made from the settings' models:
+`python -m homelab.settings.document` rewrites them.
 
 Each key's meaning is the docstring below it in its model, each type's name is its `InWords`.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,9 +22,9 @@ from homelab.settings import access, cluster, container, download, host, nvidia,
 from homelab.settings.meanings import meanings
 from homelab.settings.types import InWords
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 
-# A table of the page -> the model that it describes.
+# A table of the pages -> the model that it describes.
 MODELS: dict[str, type[BaseModel]] = {
     "settings": whole.Settings,
     "host": host.Host,
@@ -53,15 +54,31 @@ MODELS: dict[str, type[BaseModel]] = {
 _NAMES = {bool: "true or false", int: "integer", str: "text", SecretStr: "secret"}
 
 
-def with_current_tables(page: str) -> str:
-    """The page with its tables made anew from the models.
+def pages() -> dict[str, str]:
+    """The pages of the settings: a file's name -> its text."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCUMENTS.glob("settings*.md"))}
 
-    :param page: the text of docs/settings.md.
-    :raises KeyError: the page has a table without a model, or a table links to one that isn't on the page.
+
+def with_current_tables(texts: Mapping[str, str]) -> dict[str, str]:
+    """The pages with their tables made from the models.
+
+    :param texts: a file's name -> its text.
+    :raises KeyError: a page has a table without a model, or a table links to one that no page has.
     """
-    anchors = markdown.anchors_of_tables(page)
-    links = {model: f"[{_title(name)}](#{anchors[name]})" for name, model in MODELS.items()}
-    return markdown.with_tables(page, {name: _described(model, links) for name, model in MODELS.items()})
+    places = {
+        table: (page, anchor)
+        for page, text in texts.items()
+        for table, anchor in markdown.anchors_of_tables(text).items()
+    }
+    return {page: _with_tables(page, text, places) for page, text in texts.items()}
+
+
+def _with_tables(page: str, text: str, places: Mapping[str, tuple[str, str]]) -> str:
+    links = {
+        model: f"[{_title(name)}]({'' if places[name][0] == page else places[name][0]}#{places[name][1]})"
+        for name, model in MODELS.items()
+    }
+    return markdown.with_tables(text, {name: _described(model, links) for name, model in MODELS.items()})
 
 
 def _title(name: str) -> str:
@@ -72,6 +89,8 @@ def _title(name: str) -> str:
         "ssh": "SSH",
         "api": "API",
         "vm": "VM",
+        "new-vm": "new VM",
+        "cloud-init": "cloud-init",
         "iommu": "IOMMU",
     }.get(name, name.removeprefix("nvidia-").replace("-", " "))
 
@@ -79,11 +98,15 @@ def _title(name: str) -> str:
 def _described(model: type[BaseModel], links: dict[type[BaseModel], str]) -> str:
     hints = typing.get_type_hints(model, include_extras=True)
     meant = meanings(model)
+    base = next((part for part in model.__mro__[1:] if part in links), None)
+    inherited = set(base.model_fields) if base else set()
     rows = [
         (f"`{field.alias or name}`", _type(hints[name], links), _default(field), _on_one_line(meant[name]))
         for name, field in model.model_fields.items()
+        if name not in inherited
     ]
-    return f"{_on_one_line(model.__doc__)}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
+    more = f" The keys of {links[base]} belong here, too." if base else ""
+    return f"{_on_one_line(model.__doc__)}{more}\n\n{markdown.table(('key', 'type', 'default', 'meaning'), rows)}"
 
 
 def _on_one_line(text: str | None) -> str:
@@ -132,8 +155,9 @@ def _or(words: list[str]) -> str:
 
 
 def main() -> None:
-    """Write the tables of docs/settings.md."""
-    DOCUMENT.write_text(with_current_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    """Write the tables of the pages."""
+    for name, text in with_current_tables(pages()).items():
+        (DOCUMENTS / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

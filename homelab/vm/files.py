@@ -156,7 +156,7 @@ def missing(place: str, volume: str, volumes: Iterable[str]) -> HomelabError:
             "and name `ct` here"
         )
     else:
-        step += "; or let Proxmox VE download it, with hosts.NAME.downloads (docs/settings.md), and name that here"
+        step += "; or let Proxmox VE download it, with hosts.NAME.downloads (docs/settings-host.md), and name that here"
     return HomelabError(
         wanted=f"{volume}, as {place} names it",
         found=f"it is not on the storage; there are: {', '.join(sorted(volumes)) or 'none'}",

@@ -1,4 +1,4 @@
-"""docs/settings.md: each key of the settings is described, and the page is what the models say."""
+"""docs/settings*.md: each key of the settings is described, and the pages are what the models say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from homelab.settings import Settings
-from homelab.settings.document import DOCUMENT, MODELS, with_current_tables
+from homelab.settings.document import MODELS, pages, with_current_tables
 from homelab.settings.meanings import meanings
 from tests.conftest import PROJECT
 
@@ -34,18 +34,28 @@ def test_each_key_has_a_meaning_and_each_model_a_table(model: type[BaseModel]) -
         assert "``" not in meaning, f"{name}: in Markdown, one backquote"
 
 
-def test_the_page_is_what_the_models_say() -> None:
-    page = DOCUMENT.read_text(encoding="utf-8")
-    assert page == with_current_tables(page), "run `make docs`"
+def test_the_pages_are_what_the_models_say() -> None:
+    assert pages() == with_current_tables(pages()), "run `make docs`"
 
 
-def test_the_page_has_a_table_for_each_model() -> None:
-    page = DOCUMENT.read_text(encoding="utf-8")
-    assert [name for name in MODELS if f"<!-- table: {name} -->" not in page] == []
+def test_each_model_has_one_table() -> None:
+    text = "".join(pages().values())
+    assert [name for name in MODELS if text.count(f"<!-- table: {name} -->") != 1] == []
+
+
+def test_the_settings_page_leads_to_all_others() -> None:
+    first = pages()["settings.md"]
+    assert [name for name in pages() if name != "settings.md" and f"]({name})" not in first] == []
+
+
+def test_what_a_login_has_is_said_once() -> None:
+    page = pages()["settings-access.md"]
+    assert page.count("| `privateKeyFile` |") == 1
+    assert "The keys of [login](#login-ssh) belong here, too." in page
 
 
 def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
-    page = DOCUMENT.read_text(encoding="utf-8")
+    page = "".join(pages().values())
     assert "| `port` | integer, 1 to 65535 | `8006` |" in page
     assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
     assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
