@@ -59,7 +59,7 @@ def test_a_job_that_runs_code_can_write_nothing_and_has_no_secret(file: str, nam
 
 
 def test_only_what_no_pull_request_starts_has_a_secret_and_it_may_write_nothing() -> None:
-    assert {path.name for path in WORKFLOWS} - OF_PULL_REQUESTS == {"drift.yml", "samples.yml"}
+    assert {path.name for path in WORKFLOWS} - OF_PULL_REQUESTS == {"drift.yml", "samples.yml", "site.yml"}
     jobs = workflow(PROJECT / ".github" / "workflows" / "drift.yml")["jobs"]
     assert (
         set(jobs["look"]["permissions"].values()) <= READ_ONLY and jobs["look"]["if"] == "vars.HOMELAB_DRIFT == 'true'"
@@ -77,6 +77,24 @@ def test_a_job_that_may_write_runs_nothing_of_the_repository(file: str, name: st
     assert not runs_code(job)
     for step in job["steps"]:
         assert not re.search(r"\bmake\b|python|bash |sh |\./|\$\{\{", step.get("run", "")), step
+
+
+def test_the_published_site_is_the_one_that_make_docs_builds() -> None:
+    jobs = workflow(PROJECT / ".github" / "workflows" / "site.yml")["jobs"]
+    (upload,) = [
+        step for step in jobs["build"]["steps"] if step.get("uses", "").startswith("actions/upload-pages-artifact@")
+    ]
+    assert {"run": "make docs"} in jobs["build"]["steps"] and jobs["build"]["permissions"] == {"contents": "read"}
+    built = re.search(r"^docs:.*(?:\n\t.*)*\n\t@\$\(SITE\) (\S+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert built is not None and built[1] == upload["with"]["path"]
+    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+
+
+@pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_action_is_pinned_by_its_hash(file: str, name: str, job: dict[str, Any]) -> None:
+    for step in job["steps"]:
+        assert re.fullmatch(r"[a-z-]+/[a-z-]+@[0-9a-f]{40}", step.get("uses", "a/b@" + "0" * 40)), step
 
 
 WINDOWS = [
@@ -161,6 +179,8 @@ CONDITIONS = [
     ("preview.yml", "preview", {"github": {"event_name": "push"}}, False),
     ("samples.yml", "test", {"vars": {"HOMELAB_SAMPLES": "true"}}, True),
     ("samples.yml", "test", {"vars": {}}, False),
+    ("site.yml", "build", {"vars": {"HOMELAB_SITE": "true"}}, True),
+    ("site.yml", "build", {"vars": {}}, False),
     ("windows.yml", "first-hour", {"github": {"event_name": "workflow_dispatch"}}, True),
     ("windows.yml", "first-hour", {"github": {"event_name": "pull_request"}}, False),
     ("windows.yml", "preview", {"github": {"event_name": "workflow_dispatch"}}, True),
