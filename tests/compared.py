@@ -59,12 +59,12 @@ def written(page: str) -> str:
 
 
 def _features(rows: Sequence[Row]) -> str:
-    return table(("", "", "shown by"), [(row.feature, SIGNS[row.homelab], _shown(row)) for row in rows])
+    return table(("feature", "there", "shown by"), [(row.feature, SIGNS[row.homelab], _shown(row)) for row in rows])
 
 
 def _shown(row: Row) -> str:
     tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in row.tests)
-    return f"{row.note} {tests}".strip()
+    return "<br>".join(part for part in (row.note, tests) if part)
 
 
 def main() -> None:
