@@ -32,14 +32,14 @@ TEXTS = {
     "rtx5090": f"""# The first hour
 
 This page shows what a terminal prints for `homelab init`, `pulumi up` and `homelab show`. {RECORDED}
-[Two cards for a container](first-hour-containers.md) and [a host with a history](taken-over.md) are others.
+There are more recordings: [two cards for a container](first-hour-containers.md) and [a host with a history](taken-over.md).
 
-If you have never used Pulumi: it keeps a list of *resources*, which are things that it has made, and that it can change and remove. `pulumi up` makes
-them what the settings say, and notes what it did in the *stack* (here: `homelab`). `pulumi destroy` undoes it.
+If you have never used Pulumi: it keeps a list of *resources*, the things that it has made and can change or remove. `pulumi up` brings
+them into line with the settings, and records them in the *stack* (here: `homelab`). `pulumi destroy` undoes them.
 
-- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. Nothing is done before the last one; answer `?` there, and
-  it shows the settings file and each command that it would run.
-- `pulumi up` shows a row for each resource: its type, its name, and what was done with it in how many seconds. An indented row is a part of the one
+- `homelab init` asks questions. A line that begins with `?` shows a question and its answer. It changes nothing before the last one. Answer `?` there to
+  see the settings file and each command that it would run.
+- `pulumi up` shows a row for each resource: its type, its name, what was done, and how long that took. An indented row is a part of the one
   above it. *Diagnostics* contains the messages of the steps, *Outputs* their results; only `result` is shown here. Without `--yes --skip-preview`,
   `pulumi up` first shows what it would do, and asks.
 - `homelab show` only reads.
@@ -48,17 +48,17 @@ The host has one VM, and a second card on which it shows its console. `pulumi up
 it does.""",
     "phoenix": f"""# Two cards for a container
 
-The host runs NVIDIA's driver. Container 950 uses both cards already, and container 901 is to get them, too. The host needs no
-restart; the container gets its devices, a restart, and CUDA. {RECORDED}
-[The first hour](first-hour.md) explains what is shown.""",
+The host runs NVIDIA's driver. Container 950 uses both cards already; now container 901 gets them, too. The host isn't
+rebooted. Container 901 gets the cards' devices, restarts, and gets CUDA. {RECORDED}
+[The first hour](first-hour.md) explains the output.""",
     "history": f"""# A host with a history
 
-Its owner gave the RTX 4090 to a Windows VM by hand, as a forum said, and the RTX 5090 to four of six containers by raw lines. Here homelab takes it
-over: the VM keeps its card, two more containers get the other one, and at the end `pulumi destroy` leaves the host as its owner had it. {RECORDED}
-[The first hour](first-hour.md) explains what is shown; the rows of
-resources are left out here.
+The owner of this host gave the RTX 4090 to a Windows VM by hand, as a forum said, and the RTX 5090 to four of six containers by raw lines. Here homelab takes
+the host over: the VM keeps its card, and two more containers get the other one. At the end `pulumi destroy` restores the host as its owner had it. {RECORDED}
+[The first hour](first-hour.md) explains the output; this page leaves out the rows
+of resources.
 
-The forum's recipe, with which this began:
+The owner had followed this recipe:
 
 ```
 {history.RECIPE}

@@ -16,10 +16,10 @@ from tests.windows.person import Person
 BEGIN = """\
 # The first hour, from Windows
 
-What a console of 80 columns shows of the commands in [From a Windows PC](windows.md), on a simulated host: `homelab.exe`, which pip has installed into an
-environment of Python for Windows, and `pulumi.exe`. It is a recording, made by `python -m tests.windows.first_hour` under Wine, so with what Windows itself
-has no reason to say left out ([tiers](tiers.md#windows-and-macos)). The address is an example. `homelab init` has answered before;
-[the first hour](first-hour.md) shows it, and explains what `pulumi up` prints."""
+This page shows what a console of 80 columns prints for the commands in [From a Windows PC](windows.md), on a simulated host. `homelab.exe` was installed by pip into
+an environment of Python for Windows. It is a recording, made by `python -m tests.windows.first_hour` under Wine; a message that only Wine causes is left out
+([tiers](tiers.md#windows-and-macos)). The address is an example. `homelab init` has run before; [the first hour](first-hour.md) shows it, and explains what
+`pulumi up` prints."""
 GIVEN = ("--card", "rtx5090=vm:103")
 
 
