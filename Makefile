@@ -7,7 +7,7 @@ SITE = $(VENV) -m sphinx --fresh-env --fail-on-warning --nitpicky --quiet --conf
 SCENARIO ?= rtx5090
 # Tests run on all processors, more than two to each on a small machine (tests/conftest.py).
 WORKERS ?= auto
-# Hundreds of Pythons start in the tests; each would compile this program anew where what it compiles may not be kept.
+# The tests start hundreds of Pythons; without this, each would have to compile the program again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -16,40 +16,40 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 32
 
-up: .venv/.dev ## a simulated Proxmox VE host, and the real `pulumi up` on it (SCENARIO=rtx5090)
+up: .venv/.dev ## start a simulated Proxmox VE host and run the real `pulumi up` on it (SCENARIO=rtx5090)
 	@$(VENV) -m lab.deploy up $(SCENARIO)
 
-preview: .venv/.dev ## what `make up` would do
+preview: .venv/.dev ## show what `make up` would do
 	@$(VENV) -m lab.deploy preview $(SCENARIO)
 
-outputs: .venv/.dev ## the stack's outputs
+outputs: .venv/.dev ## show the stack's outputs
 	@$(VENV) -m lab.deploy outputs $(SCENARIO)
 
-pull-request-preview: .venv/.program ## the preview of STACK as Markdown in OUTPUT, without the host or its key
+pull-request-preview: .venv/.program ## write the preview of STACK to OUTPUT as Markdown, without the host or its key
 	@$(VENV) -m engine.preview --stack "$(or $(STACK),homelab)" --output "$(or $(OUTPUT),preview.md)"
 
-down: .venv/.dev ## `pulumi destroy`, and the simulated host stopped
+down: .venv/.dev ## run `pulumi destroy` and stop the simulated host
 	@$(VENV) -m lab.deploy down $(SCENARIO)
 
-test: .venv/.dev ## the whole test suite
+test: .venv/.dev ## run the tests, without those of test-metal and test-windows
 	@$(VENV) -m tests.scratch -m pytest -n $(WORKERS) --dist worksteal tests
 
-test-fast: .venv/.dev ## the quick ones of the tests that need no engine: a minute on two processors
+test-fast: .venv/.dev ## run the quick tests that need no Pulumi: a minute on two processors
 	@$(VENV) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" tests/unit tests/scripts tests/lab
 
-test-metal: .venv/.dev ## the program on a real kernel: a Debian under QEMU (Linux; 35 minutes; CUTS=50 SEED=7: more power cuts)
+test-metal: .venv/.dev ## test on a real kernel, a Debian under QEMU (Linux; 35 minutes; CUTS=50 SEED=7: more power cuts)
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m metal tests/metal
 
-test-metal-core: .venv/.dev ## of these, the way from a stock host to a bound card
+test-metal-core: .venv/.dev ## run only the part of test-metal from a stock host to a bound card
 	@$(VENV) -m tests.metal.prerequisites
 	@$(VENV) -m pytest -m core tests/metal
 
-test-windows: .venv/.dev ## the program from a Windows PC: Windows' programs under Wine, on the simulated host (Linux)
+test-windows: .venv/.dev ## test with Pulumi and Python for Windows, under Wine, on the simulated host (Linux)
 	@$(VENV) -m tests.windows.prerequisites
 	@$(VENV) -m pytest -m windows tests/windows
 
-lint: .venv/.dev ## formatters and linters, nothing changed
+lint: .venv/.dev ## run formatters and linters; change nothing
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m ruff check .
 	@$(VENV) -m mypy .
@@ -60,12 +60,12 @@ lint: .venv/.dev ## formatters and linters, nothing changed
 	@.venv/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l engine)" || { gofmt -d engine; exit 1; }; fi
 
-format: .venv/.dev ## bring every file into form
+format: .venv/.dev ## format every file
 	@$(VENV) -m ruff format .
 	@$(VENV) -m ruff check --fix .
 	@.venv/bin/shfmt -i 2 -ci -w $$(git ls-files 'remote_scripts/*.sh' tests/metal/guest)
 
-docs: .venv/.dev ## the tables in docs/ and the schemas, written anew from the program, and the site of all pages
+docs: .venv/.dev ## rewrite the tables in docs/ and the schemas, and build the site of all pages
 	@$(VENV) -m homelab.settings.document
 	@$(VENV) -m homelab.settings.schema
 	@$(VENV) -m homelab.nvidia.document
@@ -75,16 +75,16 @@ docs: .venv/.dev ## the tables in docs/ and the schemas, written anew from the p
 	@$(SITE) .site
 	@echo "the documents as a site: .site/index.html"
 
-bench: .venv/.dev ## the same host job by this program, pyinfra and Ansible, as ratios
+bench: .venv/.dev ## compare this program's speed with pyinfra and Ansible, as ratios
 	@$(VENV) -m bench
 
-lock: .venv/.dev ## pin the dependencies anew (requirements.txt, and requirements-dev.txt for what it hasn't)
+lock: .venv/.dev ## update the pinned dependencies (requirements.txt, requirements-dev.txt)
 	@compile=".venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url"; \
 	  $$compile --custom-compile-command "make lock" pyproject.toml --output-file requirements.txt && \
 	  $$compile --custom-compile-command "make lock" pyproject.toml --group dev --group bench --constraint requirements.txt \
 	    $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) --output-file requirements-dev.txt
 
-clean: ## stop the labs and remove what was made here, the engine's cache too
+clean: ## stop the labs and remove everything made here, also the engine's cache
 	@others=$$(find .lab -path '*/.pulumi/stacks/*.json' ! -name lab.json 2>/dev/null); [ -z "$$others" ] || { \
 	  echo "wanted: nothing below .lab but simulated hosts"; echo "found:  states of other stacks: $$others"; \
 	  echo "why:    a state knows what to give back on its host: without it, \`pulumi destroy\` can't"; \

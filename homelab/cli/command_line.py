@@ -79,15 +79,16 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 HELP = """usage: homelab COMMAND ...
 
-  new      makes a project's folder, for homelab init and pulumi up
-  init     from a host's address to its settings and its API user; shows everything before it does anything
-  doctor   what is wrong with a stack's hosts, VMs and containers, or with one of them; changes nothing
-  show     who has which card, as a tree or a picture: now, and with the next `pulumi up`; changes nothing
-  log      what long commands printed (initramfs, apt, DKMS, NVIDIA's installer); changes nothing
-  switch   hands a shared card to a VM (GPU --to vm:NAME), or back to the containers; --rehearse says what prevents it
-  lock     writes down which packages of NVIDIA's stack each system has, so that a later run installs the same
-  outdated what is newer, and whether it fits; changes nothing
-  drift    has anything on the hosts changed since the last `pulumi up`? --install-timer: asked once a day
-  report   writes a file that shows others what works on this machine: no addresses, names or keys; changes nothing
+  new       makes a folder with a Pulumi project
+  init      asks about a host's cards and guests, and writes the settings; changes nothing before your yes
+  show      shows who has which card, now and after the next `pulumi up`
+  doctor    finds what is wrong with hosts, VMs and containers, and says what to do
+  log       shows what long commands printed (initramfs, apt, DKMS, NVIDIA's installer)
+  switch    hands a shared card to a VM, or back to the containers; --rehearse only checks
+  drift     checks whether anything on the hosts has changed since the last `pulumi up`; --install-timer: once a day
+  lock      records the versions of NVIDIA's packages, so that later runs install the same ones
+  outdated  shows which newer versions there are, and whether they fit
+  report    writes a file about what works on your hardware, for others to read; no addresses, names or keys
 
-homelab COMMAND --help lists what a command takes."""
+show, doctor, log, drift, outdated and report change nothing on a host.
+homelab COMMAND --help lists the options of a command."""

@@ -33,25 +33,25 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. argparse exits with 2 for a wrong one, too."""
     common = argparse.ArgumentParser(add_help=False)
     stack_options.add(common)
-    common.add_argument("--host", help="one of homelab:hosts, where there are several")
-    common.add_argument(
-        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
-    )
-    common.add_argument("--json", action="store_true", help="for programs")
+    common.add_argument("--host", help="name of a host in the settings, if they have several")
+    common.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
+    common.add_argument("--json", action="store_true", help="print the report as JSON")
     main_parser = argparse.ArgumentParser(
         prog="homelab doctor",
-        description="What is wrong with a card in a container, in a VM or on a host; changes nothing.",
-        epilog="Exit status: 0 all is well, 1 something isn't, 2 it couldn't be read.",
+        description="Finds what is wrong with cards, on a host or in a guest, and says what to do. Changes nothing.",
+        epilog="Exit status: 0 no problem, 1 a problem, 2 the host couldn't be read.",
     )
     kinds = main_parser.add_subparsers(dest="kind", required=True, metavar="stack | container | vm | host")
-    kinds.add_parser(EVERYTHING, parents=[common], help="every host, VM and container of the settings (default)")
-    of_container = kinds.add_parser("container", parents=[common], help="device by device, from the host to inside")
+    kinds.add_parser(EVERYTHING, parents=[common], help="checks every host, VM and container of the settings (default)")
+    of_container = kinds.add_parser(
+        "container", parents=[common], help="checks each device, from the host into the container"
+    )
     of_container.add_argument("id", type=int)
-    of_container.add_argument("--like", type=int, metavar="ID", help="a container that works, to compare with")
-    of_container.add_argument("--gpus", metavar="0,1", help="cards that it is to have: N of /dev/nvidiaN, all, none")
-    of_vm = kinds.add_parser("vm", parents=[common], help="its hostpci options and the cards behind them")
+    of_container.add_argument("--like", type=int, metavar="ID", help="compare with this container, which works")
+    of_container.add_argument("--gpus", metavar="0,1", help="cards it should have: N of /dev/nvidiaN, all, none")
+    of_vm = kinds.add_parser("vm", parents=[common], help="checks its hostpci options and the cards behind them")
     of_vm.add_argument("id", type=int)
-    kinds.add_parser("host", parents=[common], help="IOMMU, cards, drivers, groups, mappings, this program's files")
+    kinds.add_parser("host", parents=[common], help="checks IOMMU, cards, drivers, groups, mappings, homelab's files")
     return main_parser
 
 

@@ -32,19 +32,26 @@ HOOK_SECONDS = 20
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="homelab drift", description="Has anything on the hosts drifted since the last `up`?"
+        prog="homelab drift",
+        description="Checks whether anything on the hosts has changed since the last `pulumi up`. Changes nothing.",
     )
     stack_options.add(parser)
-    parser.add_argument("--output", type=Path, help="also writes Markdown, for an issue")
+    parser.add_argument("--output", type=Path, help="also write the result to this file, as Markdown")
     parser.add_argument(
         "--hook",
         default=os.environ.get(HOOK),
-        help=f"sends one line there if something has drifted, as text (ntfy) (default: ${HOOK})",
+        help=f"URL that gets a line of text if something has drifted, as ntfy takes it (default: ${HOOK})",
     )
     parser.add_argument(
-        "--hook-json", action="store_true", help='sends {"text", "content"} instead: Slack, Mattermost, Discord'
+        "--hook-json",
+        action="store_true",
+        help='send {"text", "content"} instead, as Slack, Mattermost and Discord take it',
     )
-    parser.add_argument("--install-timer", action="store_true", help="prints units for systemd, and does nothing else")
+    parser.add_argument(
+        "--install-timer",
+        action="store_true",
+        help="print a systemd service and timer, and where to put them; do nothing else",
+    )
     return parser
 
 

@@ -54,25 +54,25 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments. No secret is one of them."""
     parser = argparse.ArgumentParser(
         prog="homelab init",
-        description="From a Proxmox VE host's address to a stack's settings and API user. Nothing is done before the "
-        "last question, and ? there shows each line of what would be.",
-        epilog="Each question has an option that answers it; @FILE stands for the options in a file, as a shell would "
-        "take them, with comments after #. Secrets come from the environment or standard input: "
-        "HOMELAB_PASSWORD (the host's password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its "
-        "settings, or changes them.",
+        description="Reads a Proxmox VE host, asks who should get its cards, and writes a stack's settings. It also "
+        "makes an API user with the rights that they need. It changes nothing before your answer to the last question; "
+        "answer ? there to see every change.",
+        epilog="Each question can be answered by an option. @FILE reads options from a file, quoted as in a shell, "
+        "with comments after #. Secrets come from standard input or the environment: HOMELAB_PASSWORD (the host's "
+        "password), PULUMI_CONFIG_PASSPHRASE. A second run on a stack adds to its settings, or changes them.",
     )
     parser.add_argument(
-        "address", nargs="?", help="the host: an IP address or a name; not needed for a stack that has one"
+        "address", nargs="?", help="the host's IP address or name; not needed if the stack's settings have it"
     )
     parser.add_argument(
         "--stack", type=stack_options.name, default="homelab", help="writes Pulumi.STACK.yaml (default: homelab)"
     )
-    parser.add_argument("--undo", action="store_true", help="remove the API user, its role and its token again")
+    parser.add_argument("--undo", action="store_true", help="remove the API user, its role and its token")
     host = parser.add_argument_group("the host")
-    host.add_argument("--port", type=int, help="of its SSH server (default: 22)")
-    host.add_argument("--user", help="who logs in (default: root)")
+    host.add_argument("--port", type=int, help="port of its SSH server (default: 22)")
+    host.add_argument("--user", help="user who logs in (default: root)")
     host.add_argument(
-        "--host-key", metavar="KEY", help="its host key, or the key's SHA256 fingerprint, as its console shows it"
+        "--host-key", metavar="KEY", help="the host's public key, or its SHA256 fingerprint, as its console shows it"
     )
     host.add_argument("--identity", metavar="FILE", help="log in with this private key")
     host.add_argument("--agent", action="store_true", help="log in with the SSH agent")
@@ -80,69 +80,76 @@ def parser() -> argparse.ArgumentParser:
         "--install-key",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="put your public key onto the host after a login with the password, so that later runs need none "
-        "(default); without it, the password is kept in the settings, encrypted",
+        help="copy your public key to the host after a login with the password, so that later runs need no password "
+        "(default); otherwise the settings keep the password, encrypted",
     )
-    host.add_argument("--api-port", type=int, help="of its web interface (default: 8006)")
+    host.add_argument("--api-port", type=int, help="port of its web interface (default: 8006)")
     cards = parser.add_argument_group("cards and what they run")
     cards.add_argument(
         "--card",
         action="append",
         default=[],
         metavar="CARD=USE",
-        help="by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, =lxc:901,950, =shared:103,901 (in turn), "
-        "=host, =none; may be repeated",
+        help="who gets a card, which you name by name, slot or id: rtx5090=vm:103, =new-vm, =new-vm:110, "
+        "=lxc:901,950, =shared:103,901 (in turn), =host, =none; may be repeated",
     )
     cards.add_argument(
         "--driver",
         metavar="BRANCH",
-        help="NVIDIA's driver on the host, such as 580; none: leave the host's as it is, and install nothing that "
-        "brings one",
+        help="branch of NVIDIA's driver on the host, such as 580; none: install none, and leave the host's as it is",
     )
-    cards.add_argument("--cuda", metavar="RELEASE", help="CUDA's toolkit, such as 12.8; none")
-    cards.add_argument("--container-toolkit", choices=["docker", "containerd", "podman", "none"])
+    cards.add_argument("--cuda", metavar="RELEASE", help="release of CUDA's toolkit, such as 12.8; or none")
     cards.add_argument(
-        "--guest-address", metavar="ADDRESS", help="install NVIDIA's software in the VM, too, which SSH reaches here"
+        "--container-toolkit",
+        choices=["docker", "containerd", "podman", "none"],
+        help="set up NVIDIA's container toolkit for this engine",
     )
     cards.add_argument(
-        "--guest-port", type=int, default=22, metavar="PORT", help="of the VM's SSH server (default: 22)"
+        "--guest-address", metavar="ADDRESS", help="also install NVIDIA's software in the VM, over SSH at this address"
+    )
+    cards.add_argument(
+        "--guest-port", type=int, default=22, metavar="PORT", help="port of the VM's SSH server (default: 22)"
     )
     cards.add_argument(
         "--guest-user", metavar="USER", help="root, or a user with sudo without a password (default: root)"
     )
     cards.add_argument("--guest-host-key", metavar="KEY", help="the VM's host key, or its SHA256 fingerprint")
-    cards.add_argument("--vm-name", metavar="NAME", help="of a new VM (default: gpu)")
-    cards.add_argument("--storage", help="for a new VM's disk; the first that takes disks is preselected")
-    cards.add_argument("--disk", type=int, metavar="GIB", help="a new VM's disk (default: 64)")
+    cards.add_argument("--vm-name", metavar="NAME", help="name of a new VM (default: gpu)")
+    cards.add_argument("--storage", help="storage for a new VM's disk (default: the first one that takes disks)")
+    cards.add_argument("--disk", type=int, metavar="GIB", help="size of a new VM's disk (default: 64)")
     cards.add_argument(
         "--image",
         metavar="VOLUME",
-        help="a new VM starts from this cloud image: a volume, such as local:import/noble.qcow2, or one that the host "
-        "downloads, such as ubuntu-24.04; none",
+        help="cloud image of a new VM: a volume, such as local:import/noble.qcow2, or one that the host downloads, "
+        "such as ubuntu-24.04; or none",
     )
     cards.add_argument(
-        "--iso", metavar="VOLUME", help="a new VM gets this CD beside an empty disk, such as local:iso/debian.iso"
+        "--iso", metavar="VOLUME", help="CD of a new VM with an empty disk, such as local:iso/debian.iso"
     )
-    cards.add_argument("--cloud-user", metavar="USER", help="that cloud-init makes in it")
+    cards.add_argument("--cloud-user", metavar="USER", help="user whom cloud-init creates in a new VM")
     cards.add_argument(
-        "--cloud-key", metavar="FILE", help="who logs in to it: a public key, or a private one's file (default: yours)"
+        "--cloud-key", metavar="FILE", help="file of the key that may log in to a new VM (default: yours)"
     )
-    cards.add_argument("--cloud-ip", metavar="IP/PREFIX", help="its address, or dhcp (default: dhcp)")
-    cards.add_argument("--cloud-gateway", metavar="IP", help="its gateway")
+    cards.add_argument("--cloud-ip", metavar="IP/PREFIX", help="address of a new VM, or dhcp (default: dhcp)")
+    cards.add_argument("--cloud-gateway", metavar="IP", help="gateway of a new VM")
     cards.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="any setting, such as vms.sandbox.machine=q35"
     )
     pulumi = parser.add_argument_group("Pulumi")
     pulumi.add_argument(
-        "--backend", metavar="URL", help="where the state is kept, such as file://~ (default: where you are logged in)"
+        "--backend",
+        metavar="URL",
+        help="where Pulumi keeps the state, such as file://~ (default: where you are logged in)",
     )
     pulumi.add_argument(
         "--preview", action=argparse.BooleanOptionalAction, default=True, help="run `pulumi preview` at the end"
     )
     how = parser.add_argument_group("how")
     how.add_argument("--yes", action="store_true", help="no questions: accept the preselected answers")
-    how.add_argument("--dry-run", action="store_true", help="show all of it, and do nothing")
-    how.add_argument("--json", action="store_true", help="for programs: the result on standard output, no questions")
+    how.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    how.add_argument(
+        "--json", action="store_true", help="print the result as JSON and ask nothing; without --yes, change nothing"
+    )
     return parser
 
 

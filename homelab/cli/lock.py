@@ -47,10 +47,10 @@ class LockedSystem:
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"homelab {name}", description=description)
     stack_options.add(parser)
-    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="such as vms.sandbox (default: all)")
     parser.add_argument(
-        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
+        "systems", nargs="*", metavar="SYSTEM", help="hosts.NAME, vms.NAME or containers.NAME (default: all)"
     )
+    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     return parser
 
 
@@ -101,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: its exit status.
     """
-    parser = _parser("lock", "Writes down which packages of NVIDIA's stack each system has, by version and SHA-256.")
-    parser.add_argument("--release", action="store_true", help="takes the systems out of the lock file instead")
+    parser = _parser(
+        "lock",
+        "Records version and SHA-256 of each system's packages of NVIDIA's stack, so that later runs install the same.",
+    )
+    parser.add_argument("--release", action="store_true", help="remove the systems from the lock file")
     arguments = parser.parse_args(argv)
     try:
         file = stack_options.read(arguments)
@@ -146,7 +149,9 @@ def show_outdated(argv: Sequence[str] | None = None) -> int:
 
     :returns: its exit status.
     """
-    arguments = _parser("outdated", "What is newer than what each system has, and whether it fits.").parse_args(argv)
+    arguments = _parser(
+        "outdated", "Shows what is newer than what each system has, and whether it fits. Changes nothing."
+    ).parse_args(argv)
     status = WELL
     try:
         for system in _systems(stack_options.read(arguments), arguments.systems, arguments.identity):

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="homelab log",
-        description="What long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
+        description="Shows what long commands printed: update-initramfs, update-grub, apt, DKMS, NVIDIA's installer.",
     )
     parser.add_argument("system", nargs="?", help="hosts.NAME, vms.NAME or containers.NAME (default: the only host)")
     stack_options.add(parser)

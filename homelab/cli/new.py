@@ -30,7 +30,8 @@ _COPIED = ("docs/config.schema.json", "provider/pulumi-resource-homelab", "provi
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="homelab new", description="Makes a project's folder, for homelab init and pulumi up."
+        prog="homelab new",
+        description="Makes a folder with a Pulumi project, in which you run homelab init and pulumi up.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or one without a Pulumi project")
     return parser

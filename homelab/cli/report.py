@@ -30,18 +30,16 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="homelab report",
-        description="What works on this machine, for docs/hardware.md: machine, cards, versions and what was seen of "
-        "them; no addresses, names, keys or serial numbers.",
+        description="Writes a file for docs/hardware.md about what works on your hardware: machine, cards, versions, "
+        "and what was seen of them. It has no addresses, names, keys or serial numbers.",
     )
     stack_options.add(parser)
-    parser.add_argument(
-        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
-    )
+    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     parser.add_argument(
         "--undo",
         choices=get_args(hardware.Undo),
         default="not tried",
-        help="what became of the host after a `pulumi destroy` (default: not tried)",
+        help="what the host was like after `pulumi destroy` (default: not tried)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("homelab-report.json"), help="the file (default: homelab-report.json)"

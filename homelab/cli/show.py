@@ -23,20 +23,18 @@ WELL, UNREADABLE = 0, 2
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="homelab show", description="Who has which card: host, IOMMU group, card, guest."
+        prog="homelab show", description="Shows who has which card: host, IOMMU group, card, guest. Changes nothing."
     )
     stack_options.add(parser)
-    parser.add_argument("--host", help="one of homelab:hosts alone")
-    parser.add_argument(
-        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
-    )
+    parser.add_argument("--host", help="show only this host of the settings")
+    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--now", action="store_true", help="as it is, without what the settings want")
-    when.add_argument("--planned", action="store_true", help="as the settings want it, without what is there")
+    when.add_argument("--now", action="store_true", help="show only what is there now")
+    when.add_argument("--planned", action="store_true", help="show only what the settings ask for")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--svg", metavar="FILE", type=Path, help="writes a diagram")
-    form.add_argument("--html", metavar="FILE", type=Path, help="writes a page with the diagram")
-    form.add_argument("--mermaid", action="store_true", help="prints a flowchart for Markdown")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="write a diagram to this file")
+    form.add_argument("--html", metavar="FILE", type=Path, help="write a page with the diagram to this file")
+    form.add_argument("--mermaid", action="store_true", help="print a flowchart for Markdown")
     return parser
 
 

@@ -22,8 +22,8 @@ def name(text: str) -> str:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds `--stack` and `--config-file` to a command's options."""
-    parser.add_argument("--stack", type=name, default="homelab", help="reads Pulumi.STACK.yaml (default: homelab)")
-    parser.add_argument("--config-file", type=Path, help="another file, like Pulumi's option of that name")
+    parser.add_argument("--stack", type=name, default="homelab", help="read Pulumi.STACK.yaml (default: homelab)")
+    parser.add_argument("--config-file", type=Path, help="read this file instead, like Pulumi's option of that name")
 
 
 def read(arguments: argparse.Namespace) -> stack.StackFile:

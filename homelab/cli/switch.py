@@ -52,17 +52,15 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="homelab switch",
         description="Hands a shared card to a VM, by starting it, or back to the containers, by shutting the VM down.",
-        epilog="Exit status: 0 it is where it was to be, 1 it isn't, 2 it couldn't be tried.",
+        epilog="Exit status: 0 the card is where you want it, 1 it isn't, 2 the switch couldn't be tried.",
     )
-    parser.add_argument("card", help="a name under hosts.NAME.gpus, with use: shared")
-    parser.add_argument("--to", type=_target, required=True, metavar="vm:NAME|containers", help="who is to have it")
+    parser.add_argument("card", help="the card's name under hosts.NAME.gpus; it has use: shared")
+    parser.add_argument("--to", type=_target, required=True, metavar="vm:NAME|containers", help="who should get it")
     parser.add_argument(
-        "--rehearse", action="store_true", help="changes nothing: says who has the card, and what prevents the switch"
+        "--rehearse", action="store_true", help="change nothing; say who has the card, and what prevents the switch"
     )
-    parser.add_argument("--host", help="one of homelab:hosts, where several have a card of that name")
-    parser.add_argument(
-        "--identity", metavar="FILE", help="log in with this private key instead of what the settings say"
-    )
+    parser.add_argument("--host", help="name of the host, if several have a card of that name")
+    parser.add_argument("--identity", metavar="FILE", help="log in with this private key, not as the settings say")
     stack_options.add(parser)
     return parser
 
