@@ -206,17 +206,19 @@ def progress_of(system: System) -> Callable[[bytes, float], str]:
     counts = {"initramfs": len(kernels(system)), "ESP": managed_esps(system)}
 
     def progress(said: bytes, seconds: float) -> str:
-        number, kind, kernel = 0, "", ""
+        begun, kind, kernel = {"initramfs": 0, "ESP": 0}, "", ""
         for line in as_text(said).splitlines():
             if found := _MAKES.match(line):
-                number = number + 1 if kind == found.lastgroup else 1
                 kind, kernel = found.lastgroup or "", found["initramfs"] or ""
+                begun[kind] += 1
+                if kind == "initramfs":  # each is copied to all of them
+                    begun["ESP"] = 0
             elif "boot-entry for " in line:
                 kernel = line.split()[-1]
         if not kind:
             return ""
-        of_all = f" of {counts[kind]}" if number <= counts[kind] else ""
-        return f"{kind} {number}{of_all}{f' ({kernel})' if kernel else ''}, {seconds:.0f} s"
+        of_all = f" of {counts[kind]}" if begun[kind] <= counts[kind] else ""
+        return f"{kind} {begun[kind]}{of_all}{f' ({kernel})' if kernel else ''}, {seconds:.0f} s"
 
     return progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from remote_scripts.shared import boot, driver, progress
+from remote_scripts.shared import boot, driver
 from remote_scripts.shared.driver import Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
@@ -175,7 +175,7 @@ def renew_initramfs(packages: Packages, target: str) -> None:
         all_of_them = ("-k", "all") if target == "host" else ()
         before = boot.initramfs(system)
         done = packages.do(
-            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", where=progress.of_boot(system)
+            "update-initramfs", "-u", *all_of_them, doing="update-initramfs", where=boot.progress_of(system)
         )
         left = boot.not_made(system, before)
         # A VM's newest kernel alone gets a new one.

@@ -39,31 +39,6 @@ def of_download(system: System, path: str) -> Progress:
     return where
 
 
-def of_boot(system: System) -> Progress:
-    """`initramfs 1 of 2 (6.17.2-1-pve), 12 s`, `ESP 2 of 2 (6.17.2-1-pve), 3 s`: by what update-initramfs and
-    proxmox-boot-tool say.
-    """
-
-    def where(output: bytes, seconds: float) -> str:
-        kernels = sum(name.startswith("vmlinuz-") for name in system.files.names("/boot"))
-        esps = sum(bool(line.strip()) for line in system.files.text("/etc/kernel/proxmox-boot-uuids").split("\n"))
-        images = written = 0
-        at = kernel = ""
-        for line in output.decode("utf-8", "replace").split("\n"):
-            if line.startswith("update-initramfs: Generating "):
-                images += 1
-                at = _of("initramfs", images, kernels)
-                kernel = line.rpartition("initrd.img-")[2].strip()
-            elif line.startswith("Copying and configuring kernels on "):
-                written += 1
-                at, kernel = _of("ESP", written, esps), ""
-            elif "boot-entry for " in line:
-                kernel = line.split()[-1]
-        return f"{at}{f' ({kernel})' if kernel else ''}, {seconds:.0f} s" if at else ""
-
-    return where
-
-
 def of_build(system: System) -> str:
     """`building the module for 6.17.2: 40 %`, by the C files that there are and those that were compiled; empty where
     none is built.
@@ -84,10 +59,6 @@ def of_build(system: System) -> str:
             sources = sum(1 for _ in system.files.at(build).rglob("*.c"))
             return f"{said}: {100 * compiled // sources} %" if sources and compiled <= sources else said
     return ""
-
-
-def _of(what: str, number: int, count: int) -> str:
-    return f"{what} {number}{f' of {count}' if number <= count else ''}"
 
 
 def _of_download(output: bytes, percent: float) -> str:

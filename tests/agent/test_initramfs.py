@@ -301,6 +301,8 @@ def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host) 
         ("Copying and configuring kernels on /dev/disk/by-uuid/AAAA-0001\n\tCopying kernel and creating boot-entry for 6.17",
          "ESP 1 (6.17), 7 s"),
         ("update-initramfs: Generating /boot/initrd.img-6.14\nCopying and configuring kernels on x", "ESP 1, 7 s"),
+        ("update-initramfs: Generating /boot/initrd.img-6.14\nCopying and configuring kernels on x\nupdate-initramfs: Generating /boot/initrd.img-6.17.2-1-pve",
+         "initramfs 2 of 2 (6.17.2-1-pve), 7 s"),
         ("Generating", ""),
     ],
 )  # fmt: skip
