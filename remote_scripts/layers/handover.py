@@ -31,15 +31,13 @@ _LAYER = "handover"
 #: How long a start waits for whoever changes this host, and for a card that is on its way or whose containers are being
 #: started again, in seconds: several containers may take their time.
 START_SECONDS, RETURN_SECONDS = 180.0, 900.0
-_UNITS = "/etc/systemd/system"
-_SERVICE, _TIMER = f"{_UNITS}/homelab-handover.service", f"{_UNITS}/homelab-handover.timer"
-_LINKS = {
-    f"{_UNITS}/multi-user.target.wants/homelab-handover.service": _SERVICE,
-    f"{_UNITS}/timers.target.wants/homelab-handover.timer": _TIMER,
-}
 _SYSTEMCTL_SECONDS = 60.0
-
-_SERVICE_TEXT = f"""\
+SERVICE = boot_service.Service(
+    name="homelab-handover",
+    layer=_LAYER,
+    module=_LAYER,
+    without="a handover that is cut short would stay half-way",
+    unit=f"""\
 # Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Cards that VMs and containers have in turn: what was left half-way comes to an end (homelab)
@@ -57,9 +55,8 @@ ExecStart=-{PYTHON} {handover.PROGRAM} reconcile
 
 [Install]
 WantedBy=multi-user.target
-"""
-
-_TIMER_TEXT = """\
+""",
+    timer="""\
 # Written by homelab, which takes it away again (pulumi destroy).
 [Unit]
 Description=Cards that VMs and containers have in turn (homelab)
@@ -70,7 +67,8 @@ OnUnitInactiveSec=1min
 
 [Install]
 WantedBy=timers.target
-"""
+""",
+)
 
 # Without the program nobody has looked whether the card is free, and its driver may wait for ever.
 _HOOK_TEXT = f"""\
@@ -105,9 +103,6 @@ def plan(system: System, wanted: Wanted) -> Planned:
     def change() -> None:
         if wanted.cards:
             _write(system, wanted.cards)
-            for link in _LINKS:
-                if not system.files.at(link).is_symlink():
-                    system.files.plan_file("new", link)
             return
         for vmid in hookscripts.here(system):
             system.files.plan_file("removed", f"VM {vmid}'s option hookscript")
@@ -139,9 +134,7 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     files = system.files
     storage = hookscripts.need_storage(system)
     files.put(_LAYER, CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
-    files.put(_LAYER, handover.PROGRAM, 0o755, boot_service.program(_LAYER))
-    files.put(_LAYER, _SERVICE, 0o644, _SERVICE_TEXT.encode())
-    files.put(_LAYER, _TIMER, 0o644, _TIMER_TEXT.encode())
+    boot_service.install(system, SERVICE)
     if not files.planning:
         files.make_folder(storage.folder)
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
@@ -149,30 +142,11 @@ def _write(system: System, cards: Sequence[Card]) -> None:
 
 def _install(system: System, cards: Sequence[Card]) -> Answer:
     handover.need_rest(system)
-    files = system.files
     _write(system, cards)
     _forget(system, {card.name for card in cards})
-    for link, unit in _LINKS.items():
-        name = unit.rpartition("/")[2]
-        if files.at(link).is_symlink() and not files.changed and not _is_outdated(system, name):
-            continue
-        system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
-        done = system.run.do("systemctl", "enable", "--quiet", name, seconds=_SYSTEMCTL_SECONDS)
-        if done.status != 0:
-            raise Failure(
-                f"{name} enabled",
-                done.text,
-                "a handover that is cut short would stay half-way",
-                "correct what systemctl says, then run `pulumi up` again",
-            )
     if system.run.do("systemctl", "start", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS).status != 0:
         system.log.say("note: homelab-handover.timer has not started: it does at the next boot")
-    return Answer(files.changed)
-
-
-def _is_outdated(system: System, unit: str) -> bool:
-    """Whether systemd knows it as it was before, such as where an earlier run was cut short behind the file."""
-    return system.run.ask("systemctl", "show", "-p", "NeedDaemonReload", "--value", unit).text == "yes"
+    return Answer(system.files.changed)
 
 
 def _take_away(system: System) -> Answer:
@@ -182,16 +156,9 @@ def _take_away(system: System) -> Answer:
         hookscripts.drop_it(system, vmid)
     for vmid in files.names(hookscripts.HOOKED):
         hookscripts.tell_elsewhere(system, vmid)
-    if files.exists(_TIMER):
+    if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
-    for link, unit in _LINKS.items():
-        if files.exists(link):
-            system.run.do("systemctl", "disable", unit.rpartition("/")[2], seconds=_SYSTEMCTL_SECONDS)
-            files.remove(link)
-    was = files.changed
     _drop_files(system)
-    if files.changed and not was:
-        system.run.do("systemctl", "daemon-reload", seconds=_SYSTEMCTL_SECONDS)
     _forget(system, set())
     files.remove(*(f"{handover.FOLDER}/{name}" for name in files.names(handover.FOLDER)))
     return Answer(files.changed)
@@ -199,6 +166,7 @@ def _take_away(system: System) -> Answer:
 
 def _drop_files(system: System) -> None:
     """The hookscript last, wherever it was written: a VM that names one which isn't there doesn't start."""
+    boot_service.drop(system, SERVICE)
     for path in sorted(system.files.of_layer(_LAYER), key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
         system.files.drop(_LAYER, path)
 

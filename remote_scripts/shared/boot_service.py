@@ -1,4 +1,4 @@
-"""A service of ours that starts at each boot, and the program that it runs, if it has one.
+"""A service of ours that starts at each boot, and by a timer, if it has one; and the program that it runs, if any.
 
 The program is an archive with the modules of a layer, and calls the layer's `program`: it needs nothing of the folder
 where a stack keeps the agent, and is of the version that the layer was when it put it there. Where Python is broken the
@@ -18,14 +18,15 @@ from remote_scripts.tools.system import System
 #: site-packages, and without writing bytecode.
 PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
 _UNITS = "/etc/systemd/system"
+_WANTED_BY = {"service": "multi-user.target", "timer": "timers.target"}
 _SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """`name`: of the unit, without `.service`, and of its program; `layer`: under which its files are noted; `unit`:
-    the unit's text; `module`: the layer whose `program` it runs, empty where it has none of ours; `without`: what is
-    so without it.
+    the unit's text; `timer`: its timer's, if it has one; `module`: the layer whose `program` it runs, empty where it
+    has none of ours; `without`: what is so without it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Service:
     unit: str
     without: str
     module: str = ""
+    timer: str = ""
 
     @property
     def program(self) -> str:
@@ -40,14 +42,16 @@ class Service:
         return f"/usr/local/sbin/{self.name}"
 
     @property
-    def file(self) -> str:
-        """The unit's path."""
-        return f"{_UNITS}/{self.name}.service"
+    def units(self) -> dict[str, str]:
+        """The units' names -> their texts."""
+        return {f"{self.name}.service": self.unit} | ({f"{self.name}.timer": self.timer} if self.timer else {})
 
     @property
-    def link(self) -> str:
-        """What `systemctl enable` makes."""
-        return f"{_UNITS}/multi-user.target.wants/{self.name}.service"
+    def links(self) -> dict[str, str]:
+        """What `systemctl enable` makes -> where it leads."""
+        return {
+            f"{_UNITS}/{_WANTED_BY[name.rpartition('.')[2]]}.wants/{name}": f"{_UNITS}/{name}" for name in self.units
+        }
 
 
 def install(system: System, service: Service) -> None:
@@ -59,18 +63,21 @@ def install(system: System, service: Service) -> None:
     before, files.changed = files.changed, False
     if service.module:
         files.put(service.layer, service.program, 0o755, program(service.module))
-    files.put(service.layer, service.file, 0o644, service.unit.encode())
-    if not files.at(service.link).is_symlink():
+    for name, text in service.units.items():
+        files.put(service.layer, f"{_UNITS}/{name}", 0o644, text.encode())
+    for link, path in service.links.items():
+        if files.at(link).is_symlink():
+            continue
         if files.planning:
-            files.plan_file("new", service.link)
-            return
+            files.plan_file("new", link)
+            continue
         # As `systemctl enable` does it.
         files.about_to_change()
-        files.make_folder(service.link.rpartition("/")[0])
-        files.remember(service.link)
-        files.write_link(service.file, service.link)
+        files.make_folder(link.rpartition("/")[0])
+        files.remember(link)
+        files.write_link(path, link)
         files.changed = True
-    if not files.planning and (files.changed or _is_outdated(system, service)):
+    if not files.planning and (files.changed or any(_is_outdated(system, name) for name in service.units)):
         done = system.run.do("systemctl", "daemon-reload", seconds=_SECONDS)
         if done.status != 0:
             raise Failure(
@@ -86,12 +93,14 @@ def drop(system: System, service: Service) -> None:
     """Takes it away; what it has done stays. A plan has the same."""
     files = system.files
     before, files.changed = files.changed, False
-    if files.exists(service.link) and not files.planning:  # a power cut may have made it an empty file
-        files.about_to_change()
-        files.remember(service.link)
-        files.remove(service.link)
-        files.changed = True
-    files.drop(service.layer, service.file)
+    for link in service.links:
+        if files.exists(link) and not files.planning:  # a power cut may have made it an empty file
+            files.about_to_change()
+            files.remember(link)
+            files.remove(link)
+            files.changed = True
+    for name in service.units:
+        files.drop(service.layer, f"{_UNITS}/{name}")
     if service.module:
         files.drop(service.layer, service.program)
     if files.changed and not files.planning:
@@ -111,7 +120,6 @@ def program(layer: str) -> bytes:
     return b"#!/usr/bin/python3 -ISBXutf8\n" + modules.packed(texts, zipfile.ZIP_STORED)
 
 
-def _is_outdated(system: System, service: Service) -> bool:
+def _is_outdated(system: System, unit: str) -> bool:
     """Whether systemd knows it as it was before, such as where an earlier run was cut short behind the file."""
-    asked = system.run.ask("systemctl", "show", "-p", "NeedDaemonReload", "--value", f"{service.name}.service")
-    return asked.text == "yes"
+    return system.run.ask("systemctl", "show", "-p", "NeedDaemonReload", "--value", unit).text == "yes"

@@ -39,6 +39,7 @@ __all__ = ["box"]
 
 RENDER = "/dev/dri/renderD128,gid=104,mode=0660"
 OTHER = "0000:07:00.0"
+((LINK, UNIT),) = SERVICE.links.items()
 METHODS: tuple[Method, Method] = ("device", "mount-entry")
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 #: Of the moments at which a run is cut short, by default.
@@ -426,13 +427,11 @@ def test_a_service_for_each_boot_comes_and_goes(host: Host, box: Containers) -> 
     def ask(verb: str, *, needed: bool = True) -> Any:
         return host.ask(verb, "card_nodes", Wanted(needed=needed))
 
-    assert [one["what"] for one in ask("plan")["files"]] == [SERVICE.program, SERVICE.file, SERVICE.link]
+    assert [one["what"] for one in ask("plan")["files"]] == [SERVICE.program, UNIT, LINK]
     assert host.lasting() == before
     assert ask("apply") == {"changed": True} and ask("plan")["files"] == []
-    assert "\nExecStart=-/usr/bin/python3 -I -S -B -X utf8 /usr/local/sbin/homelab-card-nodes\n" in host.read(
-        SERVICE.file
-    )
-    assert "\nBefore=pve-guests.service\nRequiresMountsFor=/var/lib/homelab\n" in host.read(SERVICE.file)
+    assert "\nExecStart=-/usr/bin/python3 -I -S -B -X utf8 /usr/local/sbin/homelab-card-nodes\n" in host.read(UNIT)
+    assert "\nBefore=pve-guests.service\nRequiresMountsFor=/var/lib/homelab\n" in host.read(UNIT)
     assert ask("apply") == {"changed": False}
     assert ask("apply", needed=False) == {"changed": True} and host.lasting() == before
     ask("apply")

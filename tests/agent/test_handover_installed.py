@@ -20,11 +20,13 @@ from remote_scripts.shared.reading.handover import handed_over
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.run import Done
 from tests import sampling
-from tests.agent.handover_kit import BIG, SERVICE, START, STATE, VM, asked, fails, run, state, story
+from tests.agent import handover_kit
+from tests.agent.handover_kit import BIG, START, STATE, VM, asked, fails, run, state, story
 from tests.agent.handover_kit import host as host  # a fixture
 from tests.agent.kit import Host, Refused, cuts, left_by
 from tests.waiting import PATIENCE
 
+SERVICE, RECONCILE = layer.SERVICE, handover_kit.SERVICE
 PROGRAM, PLACE = "/usr/local/sbin/homelab-handover", "/var/lib/vz/snippets/homelab-handover.sh"
 #: Of the moments at which a run is cut short, by default.
 SAMPLE = 12
@@ -75,8 +77,8 @@ def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
     planned = host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"]
     assert host.lasting() == before
     assert apply(host) == {"changed": True} and hook(host, "apply") == {"changed": True}
-    written = [PROGRAM, layer.CARDS, layer._SERVICE, layer._TIMER, PLACE]
-    assert {file["what"] for file in planned} == {*written, *layer._LINKS}
+    written = [PROGRAM, layer.CARDS, *SERVICE.links.values(), PLACE]
+    assert {file["what"] for file in planned} == {*written, *SERVICE.links}
     assert [oct((host.root / path[1:]).stat().st_mode & 0o777) for path in written] == [
         "0o755",
         "0o644",
@@ -84,14 +86,12 @@ def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
         "0o644",
         "0o755",
     ]
-    assert "RequiresMountsFor=/var/lib/homelab\n" in host.read(layer._SERVICE)
-    assert "systemctl enable --quiet homelab-handover.timer" in asked(host)
+    assert "RequiresMountsFor=/var/lib/homelab\n" in host.read(written[2])
+    assert [str((host.root / link[1:]).readlink()) for link in SERVICE.links] == written[2:4]
     assert "systemctl start homelab-handover.timer" in asked(host)
     assert host.read(VM).endswith("hookscript: local:snippets/homelab-handover.sh\n")
     assert apply(host) == {"changed": False} and hook(host, "apply") == {"changed": False}
-    assert host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"] == [
-        {"how": "new", "what": link, "diff": ""} for link in layer._LINKS
-    ], "what systemctl makes is a stand-in's here"
+    assert host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"] == []
     assert hook(host, "revert") == {"changed": True} and revert(host) == {"changed": True}
     assert host.lasting() == before and revert(host) == {"changed": False}
 
@@ -242,7 +242,7 @@ def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
     apply(host)
     run(host, *START)
     host.write("/ails", "")
-    run(host, *SERVICE)
+    run(host, *RECONCILE)
     assert state(host) == "HELD" and host.read("/ct950") == "stopped\n"
     if way == "revert":
         revert(host)
@@ -255,9 +255,6 @@ def test_containers_that_are_still_off_are_named_where_what_is_noted_goes(
 
 
 def test_units_that_systemd_has_not_read_are_read_by_the_next_run(host: Host) -> None:
-    for link, unit in layer._LINKS.items():
-        (host.root / link[1:]).parent.mkdir(parents=True)
-        (host.root / link[1:]).symlink_to(unit)
     apply(host)
     real = host.programs["systemctl"]
     for needs, reads in (("no\n", False), ("yes\n", True)):
@@ -277,14 +274,14 @@ def test_a_hookscript_that_was_lost_is_set_again(host: Host) -> None:
     lost = conf.replace("hookscript: local:snippets/homelab-handover.sh\n", "")
     host.write(VM, f"lock: rollback\n{lost}")
     assert seen(host).lost_hooks == ["103"]
-    run(host, *SERVICE)
+    run(host, *RECONCILE)
     assert host.read(VM) == f"lock: rollback\n{lost}", "it is at work"
     host.write(VM, lost)
-    run(host, *SERVICE)
+    run(host, *RECONCILE)
     assert host.read(VM) == conf and "VM 103 had lost its hookscript" in story(host)
     for other in ("hookscript: local:snippets/mine.sh\nhostpci0: 0000:01:00\n", "name: without a card\n"):
         host.write(VM, other)
-        run(host, *SERVICE)
+        run(host, *RECONCILE)
         assert host.read(VM) == other
 
 
@@ -338,7 +335,7 @@ def test_cut_short_anywhere_it_is_whole_with_the_next_run(host: Host, tmp_path: 
 
 def test_a_failing_systemctl_puts_everything_back(host: Host) -> None:
     before = host.lasting()
-    host.programs["systemctl"] = lambda words, _stdin: Done(1, b"no\n") if words[0] == "enable" else 0
+    host.programs["systemctl"] = lambda words, _stdin: Done(1, b"no\n") if words[0] == "daemon-reload" else 0
     with pytest.raises(Refused, match="a handover that is cut short would stay half-way"):
         apply(host)
     assert host.lasting() == before

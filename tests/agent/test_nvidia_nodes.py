@@ -39,6 +39,7 @@ SERVED = {
     "/dev/nvidia-caps/nvidia-cap1": (235, 1, 0o400),
     "/dev/nvidia-caps/nvidia-cap2": (235, 2, 0o444),
 }
+((LINK, UNIT),) = SERVICE.links.items()
 SAMPLE = 30
 
 
@@ -86,8 +87,8 @@ def test_nodes_are_made_and_a_service_for_each_boot_which_is_given_back(host: Ho
     before = host.lasting()
     assert ask(host) == {"driver": "550.163.01", "changed": True}
     assert nodes(host) == SERVED
-    assert (host.root / SERVICE.link[1:]).readlink() == Path(SERVICE.file)
-    assert host.read(SERVICE.file) == SERVICE.unit and reloads == ["daemon-reload"]
+    assert (host.root / LINK[1:]).readlink() == Path(UNIT)
+    assert host.read(UNIT) == SERVICE.unit and reloads == ["daemon-reload"]
     configured = host.lasting()
     assert ask(host) == {"driver": "550.163.01", "changed": False} and host.lasting() == configured
     assert ask(host, "revert")["changed"] and host.lasting() == before
@@ -111,7 +112,7 @@ def test_the_plan_is_the_same_before_there_is_a_driver(host: Host) -> None:
     before = host.tree()
     files = ask(host, "plan")["files"]
     assert [(file["how"], file["what"]) for file in files] == [
-        ("new", SERVICE.program), ("new", SERVICE.file), ("new", SERVICE.link)
+        ("new", SERVICE.program), ("new", UNIT), ("new", LINK)
     ]  # fmt: skip
     assert files[0]["diff"] == "" and "+ExecStart=" in files[1]["diff"] and host.tree() == before
 
@@ -121,7 +122,7 @@ def test_nothing_is_planned_once_it_is_there_and_what_goes_where_it_isnt_needed(
     assert ask(host, "plan")["files"] == []
     planned = ask(host, "plan", needed=False)["files"]
     assert [(file["how"], file["what"]) for file in planned] == [
-        ("removed", SERVICE.file),
+        ("removed", UNIT),
         ("removed", SERVICE.program),
     ]
 
