@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import boot, cmdline, ran, switch, way
+from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.way import Way
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -36,7 +37,7 @@ def apply(system: System, wanted: Wanted) -> str:
     :raises Failure: it can't be told, and so is to be given back.
     :raises OSError: so it is.
     """
-    files, here = system.files, switch.boot_id(system)
+    files, here = system.files, need_boot_id(system)
     if not files.exists(switch.ARMED):  # what a power cut left of it
         _settle(system, lambda: _tidy_up(system))
     elif switch.is_armed_before(system):

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import switch
+from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -40,7 +41,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: it can't be taken away, or its note can't be read.
     """
-    here = switch.boot_id(system)
+    here = need_boot_id(system)
     if here == wanted.unless or switch.is_undone(system):
         return _answer(system, "", "")
     judged = system.files.text(switch.JUDGED)
@@ -63,7 +64,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 def _answer(system: System, confirmed: str, judged: str) -> Answer:
-    return Answer(switch.boot_id(system), confirmed, switch.rolled_back(system), switch.is_rolling_back(system), judged)
+    return Answer(need_boot_id(system), confirmed, switch.rolled_back(system), switch.is_rolling_back(system), judged)
 
 
 def _shows_nothing(system: System) -> bool:
@@ -78,7 +79,7 @@ def _take_armed(system: System) -> bool:
     """Whether it was there to be taken: a roll-back takes it, too. What was armed in this boot is for the next one, by
     a run that may still hold the lock: that is waited for.
     """
-    here = f"boot {switch.boot_id(system)}\n".encode()
+    here = f"boot {need_boot_id(system)}\n".encode()
     while True:
         if system.work.lock is None and not switch.is_armed_before(system):
             system.work.take_lock()

@@ -12,7 +12,7 @@ import binascii
 import re
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_tasks
+from remote_scripts.shared import guest_tasks, kernel
 from remote_scripts.shared.container_notes import NAME, RECORDS, Notes, ran_of, why_not_owed
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -141,7 +141,7 @@ def _ran_here(system: System, ctid: int, ran: bytes) -> bytes:
     noted = ran_of(ran)
     if not noted.at or guest_tasks.was_started(system, "vz", ctid, int(noted.at) + 1):
         return b""
-    return f"{noted.at} {guest_tasks.boot_of(system)} yes {noted.known}\n".encode()
+    return f"{noted.at} {kernel.boot_id(system)} yes {noted.known}\n".encode()
 
 
 def _not_taken(ctid: int, found: str) -> Failure:

@@ -18,9 +18,10 @@ from remote_scripts.shared import boot_service, card_users, guests, handover, ha
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError
-from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.handing import Handover, refusal
 from remote_scripts.shared.handing import program as command
+from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Planned
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
@@ -187,7 +188,7 @@ def _forget(system: System, names: set[str]) -> None:
 def _tell_owed(system: System, name: str) -> None:
     """Containers that are still to be started again, which nobody sees to without what is noted there."""
     noted = handover.noted(system, name)
-    if noted.boot != boot_of(system):
+    if noted.boot != boot_id(system):
         return
     for ctid in noted.containers.split():
         power = guests.power_of(system, "pct", ctid)
@@ -326,7 +327,7 @@ def _get_host_for_start(system: System, vmid: str) -> None:
 def _come_back(system: System, cards: Sequence[Card], vmid: str) -> None:
     """The VM has ended. Proxmox VE waits for us: the way back is a unit's."""
     ours = [card for card in cards if int(vmid) in card.vms]
-    if not ours or handover.is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
+    if not ours or is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
         return
     # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
     if handover.option(system, vmid, "lock") == "backup":
@@ -347,7 +348,7 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
     """What was left half-way is brought to an end. As a start does: not between two steps of a run, but for what that
     run has started itself; and a run that begins waits for this.
     """
-    if handover.is_going_down(system) or _get_host(system, 60):
+    if is_going_down(system) or _get_host(system, 60):
         return
     with system.work.holding(handover.HANDING, 10) as is_ours:
         waiting = [card for card in cards if is_ours and _settle(system, card)]

@@ -85,7 +85,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     steps = [step for step in files.names(f"{HOME}/steps") if files.is_file(f"{HOME}/steps/{step}")]
     versions = offered(system, *wanted.ask) if wanted.ask else None
     return Answer(
-        boot_id=files.text("/proc/sys/kernel/random/boot_id"),
+        boot_id=kernel.boot_id(system),
         distribution=name or None,
         version=version or None,
         architecture=_architecture(system),

@@ -18,6 +18,7 @@ from typing import Literal
 
 from remote_scripts.shared import boot, cluster, guests, ha, lacking, maintenance, pmxcfs, ran, restart, switch
 from remote_scripts.shared.cluster import Obstacle
+from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.lacking import Boot as Boot
 from remote_scripts.shared.lacking import Lacking
 from remote_scripts.tools.errors import Failure
@@ -108,7 +109,7 @@ def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, Lacki
     stopped, moves = _name_guests(system, leaving)
     planned = Planned(
         reboot="no" if not found.reasons else "manual" if wanted.policy == "manual" else "yes",
-        boot_id=switch.boot_id(system),
+        boot_id=need_boot_id(system),
         reasons=found.reasons,
         perhaps=found.perhaps,
         guests=stopped,

@@ -11,8 +11,8 @@ from typing import Literal
 from remote_scripts.shared import card_users, guests, handover, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError
-from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.handover import Noted
+from remote_scripts.shared.kernel import boot_id
 from remote_scripts.tools.system import System
 
 #: Of what `qm` says, which has a task's log, too.
@@ -106,7 +106,7 @@ def plan(system: System, wanted: Wanted) -> Rehearsal:
     vmid = str(wanted.vmid)
     noted = handover.noted(system, card.name)
     # As a start finds it after a boot.
-    if noted.boot != boot_of(system) and noted.state != "DEAD":
+    if noted.boot != boot_id(system) and noted.state != "DEAD":
         noted = Noted()
     reasons = []
     is_its_own = noted.vm == vmid and noted.state in ("VM", "RETURNING")

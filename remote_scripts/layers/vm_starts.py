@@ -8,7 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import guest_tasks
+from remote_scripts.shared import guest_tasks, kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
@@ -45,7 +45,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     starts = guest_tasks.starts(system, "qm", wanted.vmid, wanted.since)
     log = _of_cards(system, starts[-1].upid) if starts else ""
     well = any(start.well for start in starts)
-    return Answer(starts[-1].upid if starts else "", log, well, int(time.time()), guest_tasks.boot_of(system))
+    return Answer(starts[-1].upid if starts else "", log, well, int(time.time()), kernel.boot_id(system))
 
 
 def _of_cards(system: System, upid: str) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from remote_scripts.shared import guests, ha, handover, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
-from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.holders import UnseenError, holders
+from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of, texts_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -258,7 +258,7 @@ def handover_armed(system: System) -> str:
     except OSError as error:
         return f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
     boots = [line[5:] for line in text.splitlines() if line.startswith("boot ")]
-    return "" if boots == [boot_of(system)] else "this boot of the host isn't confirmed yet, which pulumi up does"
+    return "" if boots == [boot_id(system)] else "this boot of the host isn't confirmed yet, which pulumi up does"
 
 
 def _need_card(system: System, card: Card) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import away, ceph, ha, maintenance, pmxcfs, work
+from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -307,7 +308,7 @@ def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     """
     files = system.files
     files.need_folder(files.at(HOME))
-    files.write(_OWN, f"boot {files.line('/proc/sys/kernel/random/boot_id')}\n".encode(), 0o600)
+    files.write(_OWN, f"boot {boot_id(system)}\n".encode(), 0o600)
     # Before anything is set: the turn itself ends where its `up` was killed.
     if why := away.arm(system, policy.away_seconds):
         return f"the end of this node's turn can't be arranged on this host: {why}"
@@ -365,7 +366,7 @@ def note_restart(system: System) -> None:
 
     :raises OSError: it can't be noted.
     """
-    boot = system.files.line("/proc/sys/kernel/random/boot_id")
+    boot = boot_id(system)
     system.files.write(_ORDERED, f"{boot} {int(time.time())}\n".encode(), 0o644)
 
 
@@ -379,7 +380,7 @@ def is_restart_ordered(system: System) -> bool:
     another node would restart beside it.
     """
     boot, _, since = system.files.line(_ORDERED).partition(" ")
-    if boot != system.files.line("/proc/sys/kernel/random/boot_id") or not _UNTIL.fullmatch(since):
+    if boot != boot_id(system) or not _UNTIL.fullmatch(since):
         return False
     return -60 < int(time.time()) - int(since) < _ORDERED_SECONDS  # a clock that was set back isn't waited for
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import guest_tasks, guests, ha, pmxcfs
+from remote_scripts.shared import guests, ha, kernel, pmxcfs
 from remote_scripts.shared.container_conf import addresses
 from remote_scripts.shared.container_notes import Notes, is_same, why_not_owed
 from remote_scripts.tools.errors import Failure
@@ -167,7 +167,7 @@ class Power:
         return done.status
 
     def _note_ran(self, known: str, *, off: bool) -> None:
-        boot = guest_tasks.boot_of(self._system)
+        boot = kernel.boot_id(self._system)
         self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {known}\n")
 
     def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> bool:

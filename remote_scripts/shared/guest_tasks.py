@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from remote_scripts.shared import kernel
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -26,11 +27,6 @@ _BYTES = 16 << 20
 START = re.compile(r"[0-9A-F]{8}")
 
 Kind = Literal["qm", "vz"]
-
-
-def boot_of(system: System) -> str:
-    """The id of this system's boot; empty where the kernel doesn't tell it."""
-    return system.files.text("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, ours: st
     try:
         if was_started(system, kind, guest, at + 1):  # a start of that very second may be the one before
             return "it was started since"
-        if not boot or boot != boot_of(system):
+        if not boot or boot != kernel.boot_id(system):
             return "the node has restarted since"
         if abs(int(time.time()) - at) >= COUNTS_SECONDS:
             return "that is more than an hour ago"

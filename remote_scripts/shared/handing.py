@@ -16,10 +16,11 @@ from remote_scripts.shared import card_users, container_conf, guests, ha, handov
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError, User
-from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.handover_steps import STEPS
 from remote_scripts.shared.holders import UnseenError, holders
+from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.restart import is_going_down
 from remote_scripts.shared.shared_card import DEVICES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT
@@ -260,7 +261,7 @@ class Handover:
         already.
         """
         noted = self.noted
-        if noted.state not in ("VM", "RETURNING") or noted.vm != vmid or noted.boot != boot_of(self.system):
+        if noted.state not in ("VM", "RETURNING") or noted.vm != vmid or noted.boot != boot_id(self.system):
             return False
         power = guests.power_of(self.system, "qm", vmid)
         if power == "unknown" and noted.state == "VM":
@@ -483,7 +484,7 @@ class Handover:
             if other is None:
                 return f"where gpus.{name} is can't be told, which container {one.ctid} may have as well: it stays off"
             (minor, *_), names = shared_card.parts(other.taken or other.numbers)
-            is_away = other.state in ("VM", "RETURNING") and other.boot == boot_of(self.system)
+            is_away = other.state in ("VM", "RETURNING") and other.boot == boot_id(self.system)
             if is_away and other.vm == self.noted.vm and one.has(minor, names):
                 self.waits = True
                 return f"container {one.ctid} has gpus.{name} as well, which comes back next: it is started after that"
@@ -572,7 +573,7 @@ class Handover:
         :param why: a VM didn't get it.
         :returns: whether it is back; else the state says what it is.
         """
-        if handover.is_going_down(self.system):
+        if is_going_down(self.system):
             return False
         if self.unsure:
             self.say("whether its last step is still at work can't be told: it is brought to an end when it can")
@@ -656,7 +657,7 @@ class Handover:
         """
         unloaded = set(self.noted.modules.split())
         for _, other in self._others():
-            if other and other.boot == boot_of(self.system):
+            if other and other.boot == boot_id(self.system):
                 unloaded |= set(other.modules.split())
         if not all(self._load(one) for one in reversed(_MODULES) if one in unloaded):
             return False
@@ -771,7 +772,7 @@ class Handover:
         which Proxmox VE calls nobody), a reboot of the host. What is at rest, and a VM that runs, stays.
         """
         noted = self.noted
-        if noted.state != "HOST" and noted.boot != boot_of(self.system):
+        if noted.state != "HOST" and noted.boot != boot_id(self.system):
             self._settle_after_boot()
             return
         if noted.state in ("HOST", "HELD", "DEAD"):
@@ -805,7 +806,7 @@ class Handover:
         there and doesn't answer stays what it was, as of then: it is no longer away from a driver that has been loaded
         since. One that was taken out, or is another now, is nobody's concern.
         """
-        if not boot_of(self.system):
+        if not boot_id(self.system):
             raise RefusedError("which boot of the host this is can't be read")
         if self.noted.state == "DEAD" and self._is_that_card() and not shared_card.is_alive(self.system, self.card):
             return
@@ -822,9 +823,9 @@ class Handover:
         given_up = noted.given_up.split()
         owed = [one for one in noted.containers.split() if one not in given_up]
         is_card_owed = noted.owed and _GIVEN_UP not in noted.why
-        if noted.state != "HELD" or not (owed or is_card_owed) or noted.boot != boot_of(self.system):
+        if noted.state != "HELD" or not (owed or is_card_owed) or noted.boot != boot_id(self.system):
             return
-        if handover.is_going_down(self.system):
+        if is_going_down(self.system):
             return
         locked = [] if noted.owed else [one for one in owed if self._is_locked(one)]
         if owed and len(locked) == len(owed):
@@ -864,7 +865,7 @@ class Handover:
     def _forget_started(self) -> None:
         """Of those that aren't tried any more, the ones that somebody has started since."""
         noted, given_up = self.noted, self.noted.given_up.split()
-        if noted.state != "HELD" or noted.boot != boot_of(self.system):
+        if noted.state != "HELD" or noted.boot != boot_id(self.system):
             return
         off = [one for one in given_up if self._is_off_by_cgroup(one) or self._may_be_off(one)]
         left = [one for one in noted.containers.split() if one not in given_up or one in off]

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from remote_scripts.shared import passes
-from remote_scripts.shared.guest_tasks import boot_of
 from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.kernel import boot_id
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.state import UP
@@ -120,7 +120,7 @@ def note(system: System, name: str, what: Noted, **changes: str) -> None:
         changes |= {"since": str(int(time.time())), "clock": str(now)}
     for key, value in changes.items():
         setattr(what, key, value.replace("\n", "; "))
-    what.boot = boot_of(system)
+    what.boot = boot_id(system)
     if not what.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
     text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if getattr(what, key) or key not in _IF_ANY)
@@ -153,7 +153,7 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
             continue
         # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
         # can't be read.
-        if one.state in ("HELD", "HOST") or one.boot != (boot_of(system) or one.boot):
+        if one.state in ("HELD", "HOST") or one.boot != (boot_id(system) or one.boot):
             continue
         where = {"VM": f"is with VM {one.vm}"} | dict.fromkeys(("STUCK", "DEAD"), f"is {one.state} after VM {one.vm}")
         words = where.get(one.state, f"is on its way to or from VM {one.vm} ({one.state})")
@@ -230,13 +230,6 @@ def conf_lines(system: System, vmid: str) -> list[str]:
 def above(text: str) -> list[str]:
     """The lines above a configuration's first section."""
     return list(itertools.takewhile(lambda line: not line.startswith("["), text.splitlines()))
-
-
-def is_going_down(system: System) -> bool:
-    """Whether this system goes down: a VM that ends then ends with its host, and no job that would start something is
-    taken any more.
-    """
-    return system.run.ask("systemctl", "is-system-running").text == "stopping"
 
 
 def is_active(system: System, *units: str) -> bool | None:

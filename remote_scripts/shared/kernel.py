@@ -1,4 +1,4 @@
-"""The kernel that runs."""
+"""The kernel that runs, and its boot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 
 from remote_scripts.tools.system import System
 
-_RELEASE = "/proc/sys/kernel/osrelease"
+_RELEASE, _BOOT_ID = "/proc/sys/kernel/osrelease", "/proc/sys/kernel/random/boot_id"
 
 
 def running(system: System) -> str:
@@ -18,3 +18,18 @@ def running(system: System) -> str:
     if not found:
         raise OSError(errno.EIO, "it can't be read", _RELEASE)
     return found
+
+
+def boot_id(system: System) -> str:
+    """Which boot this is; empty where the kernel doesn't tell it."""
+    return system.files.line(_BOOT_ID)
+
+
+def need_boot_id(system: System) -> str:
+    """Which boot this is.
+
+    :raises OSError: the kernel doesn't tell it.
+    """
+    if found := boot_id(system):
+        return found
+    raise OSError(errno.EIO, "it can't be read", _BOOT_ID)

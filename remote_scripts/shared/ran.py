@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from remote_scripts.shared import guests
+from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.own_timer import OwnTimer
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -21,7 +22,6 @@ RAN = f"{HOME}/ran"
 TIMER = OwnTimer(name="homelab-ran", program=f"{HOME}/ran-program", layer="start_guests")
 #: The lock of whoever changes the note, or starts one of them.
 LOCK = "ran"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # For so long it is asked which guests run, and whoever starts some is waited for, in seconds.
 _LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
 _SERVICE_TEXT = """\
@@ -99,7 +99,7 @@ def note_running(system: System) -> str:
     :returns: why that isn't known, or can't be noted; empty: it is.
     :raises Failure: as of `lines`, and `Work.tries`.
     """
-    boot, now = system.files.line(_BOOT_ID), str(int(time.time()))
+    boot, now = boot_id(system), str(int(time.time()))
     noted: list[Line] = []
     for kind, program in (("vm", "qm"), ("lxc", "pct")):
         for _ in system.work.tries(_LIST_SECONDS, f"waiting for the answer of `{program} list`"):
@@ -134,7 +134,7 @@ def drop(system: System) -> None:
 
     :raises Failure: as of `lines`.
     """
-    boot = system.files.line(_BOOT_ID)
+    boot = boot_id(system)
     noted = lines(system)
     left = [line for line in noted if line.boot != boot]
     if not left:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from remote_scripts.shared import cluster, guest_tasks, guests, ha, hookscripts, pmxcfs, ran, switch, work
+from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.ran import Line
-from remote_scripts.shared.restart import is_stopping
+from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -79,7 +80,7 @@ def is_boot_decided(system: System) -> bool:
 
 def _is_ending(system: System) -> bool:
     """Whether this boot is about to end: who is started now would be shut down at once, and be owed nothing after."""
-    return switch.is_rolling_back(system) or cluster.is_restart_ordered(system) or is_stopping(system)
+    return switch.is_rolling_back(system) or cluster.is_restart_ordered(system) or is_going_down(system)
 
 
 def start(
@@ -207,7 +208,7 @@ class _Starting:
 
     def _see_to(self, line: Line) -> bool:
         """False: it is still owed, or nobody knows."""
-        if line.boot == switch.boot_id(self._system):
+        if line.boot == need_boot_id(self._system):
             return False  # not restarted yet
         power = guests.power_of(self._system, line.program, line.guest, _STATUS_SECONDS)
         if power in ("on", "gone"):

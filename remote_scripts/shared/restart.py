@@ -62,9 +62,9 @@ def caller() -> Caller:
     return Caller(tuple(process for process, _ in starters()))
 
 
-def is_stopping(system: System) -> bool:
-    """Whether this system goes down or restarts. One that does takes no new unit (`Transaction is destructive`), and
-    needs no second restart.
+def is_going_down(system: System) -> bool:
+    """Whether this system goes down or restarts: a guest that ends then ends with its host, and no unit that would
+    start something is taken any more (`Transaction is destructive`).
     """
     return system.run.ask("systemctl", "is-system-running").text == "stopping"
 
@@ -81,4 +81,4 @@ def restart_soon(system: System) -> Done:
     words = ("sh", "-c", _WAIT, "restart", str(os.getpid()), str(connection))
     timer = ("--collect", "--on-active=0.1", "--timer-property=AccuracySec=100ms")
     done = system.run.do("systemd-run", *timer, *words)
-    return Done(0, b"") if done.status and is_stopping(system) else done
+    return Done(0, b"") if done.status and is_going_down(system) else done

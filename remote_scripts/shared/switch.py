@@ -19,6 +19,7 @@ import time
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, cmdline, ran, way
+from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -72,14 +73,6 @@ AccuracySec=1s
 WantedBy=timers.target"""
 
 
-def boot_id(system: System) -> str:
-    """Which boot this is.
-
-    :raises OSError: the kernel doesn't say it.
-    """
-    return system.files.at("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def note(system: System, path: str, key: str) -> str:
     """What a line of `armed` or `rolling-back` says; empty where there is none.
 
@@ -117,7 +110,7 @@ def forget_earlier_roll_back(system: System) -> None:
 
     :raises Failure: as of `note`.
     """
-    if not is_rolling_back(system) and not system.files.text(ROLLED_BACK).startswith(f"boot {boot_id(system)} "):
+    if not is_rolling_back(system) and not system.files.text(ROLLED_BACK).startswith(f"boot {need_boot_id(system)} "):
         system.files.remove(ROLLED_BACK)
 
 
@@ -166,7 +159,7 @@ def is_armed_before(system: System) -> bool:
 
     :raises Failure: as of `note`.
     """
-    return system.files.exists(ARMED) and note(system, ARMED, "boot") != boot_id(system)
+    return system.files.exists(ARMED) and note(system, ARMED, "boot") != need_boot_id(system)
 
 
 def words_of_ours(system: System) -> list[str]:
@@ -202,7 +195,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     :raises Failure: a roll-back is at work.
     """
     files = system.files
-    here = boot_id(system)
+    here = need_boot_id(system)
     if files.exists(_RESTARTING) or note(system, ROLLING_BACK, "boot") == here:
         raise Failure(
             "the next boot of this host configured",
