@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote_scripts.shared import boot_service, card_users, guests, handover, handover_steps, hookscripts
+from remote_scripts.shared import boot_service, card_users, guest_conf, guests, handover, handover_steps, hookscripts
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError
@@ -330,7 +330,7 @@ def _come_back(system: System, cards: Sequence[Card], vmid: str) -> None:
     if not ours or is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
         return
     # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
-    if handover.option(system, vmid, "lock") == "backup":
+    if guest_conf.option_of_vm(system, vmid, "lock") == "backup":
         return
     if not _get_host(system, 8):
         for card in ours:

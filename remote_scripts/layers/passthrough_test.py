@@ -15,6 +15,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
+from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapping, option_of, own_lines
 from remote_scripts.shared.pmxcfs import content_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
@@ -25,8 +26,6 @@ from remote_scripts.tools.text import as_text
 
 NAME = "homelab-passthrough-test"
 FOLDER = "/run/homelab-passthrough-test"
-_VMS = "/etc/pve/qemu-server"
-_MAPPINGS = "/etc/pve/mapping/pci.cfg"
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _DEVICES = "/sys/bus/pci/devices"
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
@@ -257,7 +256,7 @@ def _remove_leftovers(system: System) -> None:
         if _name_of(system, vm) != NAME:
             continue
         # Ours never has one. Whoever gave this name to a VM of their own keeps it.
-        if _DISKS_AND_NETWORK.search(content_of(system, f"{_VMS}/{vm}.conf") or b""):
+        if _DISKS_AND_NETWORK.search(content_of(system, f"{VMS}/{vm}.conf") or b""):
             raise Failure(
                 f"the name {NAME} for the test VM alone",
                 f"VM {vm} has it, with disks or a network",
@@ -280,19 +279,18 @@ def _remove_leftovers(system: System) -> None:
 
 
 def _vms(system: System) -> list[str]:
-    names = (name.removesuffix(".conf") for name in system.files.names(_VMS) if name.endswith(".conf"))
+    names = (name.removesuffix(".conf") for name in system.files.names(VMS) if name.endswith(".conf"))
     return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
 
 
 def _lines(system: System, vm: str) -> list[str]:
     """Of a VM's configuration, without its snapshots' and what is pending."""
-    text = (content_of(system, f"{_VMS}/{vm}.conf") or b"").decode("utf-8", "replace")
-    return re.split(r"^\[", text, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
+    return own_lines((content_of(system, f"{VMS}/{vm}.conf") or b"").decode("utf-8", "replace"))
 
 
 def _name_of(system: System, vm: str) -> str:
     """Empty where there is no such VM."""
-    return next((line.removeprefix("name: ") for line in _lines(system, vm) if line.startswith("name: ")), "")
+    return option_of(_lines(system, vm), "name")
 
 
 def _check_functions(system: System, wanted: Wanted) -> None:
@@ -320,10 +318,10 @@ def _check_functions(system: System, wanted: Wanted) -> None:
 
 def _check_other_vms(system: System, wanted: Wanted) -> None:
     reserved = _decisive(system, wanted, _RESERVATIONS).splitlines()
-    mappings = _decisive(system, wanted, _MAPPINGS)
+    mappings = _decisive(system, wanted, MAPPINGS)
     holders = []
     for vm in _vms(system):
-        _decisive(system, wanted, f"{_VMS}/{vm}.conf")
+        _decisive(system, wanted, f"{VMS}/{vm}.conf")
         places = [*_configured(system, vm, mappings)]
         places += [words[0] for words in map(str.split, reserved) if words[1:2] == [vm]]
         if _hold(places, wanted) and guests.power_of(system, "qm", vm) in ("on", "unknown"):
@@ -381,17 +379,10 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
 def _mapped(system: System, mappings: str, name: str) -> list[str]:
     """What a resource mapping stands for on this node, if it is one card."""
     node = system.run.ask("hostname").text.partition(".")[0]
-    entries, inside = [], False
-    for line in mappings.splitlines():
-        words = line.split()
-        if words and line[0] not in " \t#":
-            inside = words[0] == name
-        elif inside and words[:1] == ["map"] and f"node={node}" in words[1].split(","):
-            entries.append(words[1])
-    paths = (
-        [part.removeprefix("path=") for part in entries[0].split(",") if part.startswith("path=")] if entries else []
-    )
-    return paths[0].split(";") if len(entries) == 1 and paths else []
+    entries = [words[1].split(",") for words in mapping(mappings, name) if words[0] == "map"]
+    here = [parts for parts in entries if f"node={node}" in parts]
+    paths = [part.removeprefix("path=") for part in here[0] if part.startswith("path=")] if len(here) == 1 else []
+    return paths[0].split(";") if paths else []
 
 
 # What the VM said, held against the cards on the host.

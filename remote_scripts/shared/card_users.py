@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests, ha, handover, nvidia, pmxcfs, shared_card
+from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Noted
@@ -147,7 +147,7 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
     slot = card.gpu.rpartition(".")[0]
     short = slot.removeprefix("0000:")
     try:
-        lines = handover.conf_lines(system, vmid)
+        lines = guest_conf.lines_of_vm(system, vmid)
     except OSError:
         return True
     for line in lines:
@@ -198,7 +198,7 @@ def why_not_over(system: System, card: Card, what: Noted) -> str:
             return ""
         if power == "on":
             return "it runs" if names_card(system, card, what.vm) else ""
-        lock = handover.option(system, what.vm, "lock")
+        lock = guest_conf.option_of_vm(system, what.vm, "lock")
     except OSError as error:
         return f"whether it has ended can't be told: {error.strerror}"
     if lock == "backup":  # of a VM that ran: the backup starts it again
@@ -231,7 +231,7 @@ def need_possible(system: System, card: Card, vmid: str) -> list[User]:
     if armed:
         raise RefusedError(armed)
     try:
-        lock = handover.option(system, vmid, "lock")
+        lock = guest_conf.option_of_vm(system, vmid, "lock")
     except OSError as error:
         raise RefusedError(f"the configuration of VM {vmid} can't be read ({error.strerror})") from error
     if lock == "backup":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from remote_scripts.shared import card_users, container_conf, guests, ha, handover, nvidia, shared_card
+from remote_scripts.shared import card_users, container_conf, guest_conf, guests, ha, handover, nvidia, shared_card
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError, User
@@ -203,7 +203,7 @@ class Handover:
         so that nobody waits for that.
         """
         try:
-            lock = handover.option(self.system, vmid, "lock")
+            lock = guest_conf.option_of_vm(self.system, vmid, "lock")
         except OSError as error:
             found = f"the configuration of VM {vmid} can't be read ({error.strerror})"
             raise self._tell(vmid, found, "see why, then start the VM again") from error

@@ -8,16 +8,13 @@ handover that is at work.
 
 from __future__ import annotations
 
-import itertools
-import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from remote_scripts.shared import passes
-from remote_scripts.shared.hanging import ended
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -28,7 +25,6 @@ FOLDER = f"{HOME}/handover"
 STORY = f"{FOLDER}/log"
 PROGRAM = "/usr/local/sbin/homelab-handover"
 HANDING = "handing"
-_VMS = "/etc/pve/qemu-server"
 #: How much of the story is kept, in bytes.
 _STORY_BYTES = 131072
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
@@ -196,40 +192,6 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
         ) from error
     who = system.files.line(UP)
     return None if passes.has(system, vmid, who) else who
-
-
-def option(system: System, vmid: str, key: str) -> str:
-    """An option of a VM as it is for its next start; empty: it has none, or there is no such VM. One that stands
-    several times has a line each.
-
-    :raises OSError: its configuration can't be read.
-    """
-    return option_of(conf_lines(system, vmid), key)
-
-
-def option_of(lines: Iterable[str], key: str) -> str:
-    """The same of a configuration's lines."""
-    return "\n".join(match[1] for line in lines if (match := re.match(rf"{key}: *(.*)$", line)))
-
-
-def conf_lines(system: System, vmid: str) -> list[str]:
-    """The lines of a VM's configuration above its first section; none where there is no such VM.
-
-    :raises OSError: it can't be read.
-    """
-
-    def read() -> str:
-        try:
-            return system.files.at(f"{_VMS}/{vmid}.conf").read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    return above(ended(read))
-
-
-def above(text: str) -> list[str]:
-    """The lines above a configuration's first section."""
-    return list(itertools.takewhile(lambda line: not line.startswith("["), text.splitlines()))
 
 
 def is_active(system: System, *units: str) -> bool | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from remote_scripts.shared import handover, pmxcfs
+from remote_scripts.shared import guest_conf, pmxcfs
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -90,12 +90,12 @@ def named(system: System, vmid: str) -> str:
 
     :raises OSError: it can't be read.
     """
-    return named_of(handover.conf_lines(system, vmid))
+    return named_of(guest_conf.lines_of_vm(system, vmid))
 
 
 def named_of(lines: Iterable[str]) -> str:
     """The same of a configuration's lines; of several the last one counts."""
-    return handover.option_of(lines, "hookscript").rpartition("\n")[2].strip()
+    return guest_conf.option_of(lines, "hookscript").rpartition("\n")[2]
 
 
 def is_ours(name: str) -> bool:
@@ -150,7 +150,7 @@ def node_of(system: System, vmid: str) -> str:
         return ""
     for node in pmxcfs.names(system, NODES):
         content = pmxcfs.content_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf") or b""
-        if is_ours(named_of(handover.above(content.decode("utf-8", "replace")))):
+        if is_ours(named_of(guest_conf.own_lines(content.decode("utf-8", "replace")))):
             return node
     return ""
 
@@ -170,8 +170,8 @@ def set_again(system: System, vmid: str) -> str:
 
     :raises OSError: its configuration can't be read.
     """
-    lines = handover.conf_lines(system, vmid) if system.files.exists(f"{HOOKED}/{vmid}") else []
-    if not lines or named_of(lines) or handover.option_of(lines, "lock"):
+    lines = guest_conf.lines_of_vm(system, vmid) if system.files.exists(f"{HOOKED}/{vmid}") else []
+    if not lines or named_of(lines) or guest_conf.option_of(lines, "lock"):
         return ""
     storage = next((one for one in storages(system) if system.files.exists(one.script)), None)
     if storage is None:

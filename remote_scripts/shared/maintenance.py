@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 
-from remote_scripts.shared import away, ha, pmxcfs
+from remote_scripts.shared import away, guest_conf, ha, pmxcfs
 from remote_scripts.shared.booleans import TRUE
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -59,21 +59,14 @@ def _has_device(system: System, service: str) -> bool:
 
 def _of_now(system: System, path: str) -> str:
     """A guest's configuration without its snapshots."""
-    text = (pmxcfs.content_of(system, path) or b"").decode("utf-8", "replace")
-    return f"\n{text}".partition("\n[")[0]
+    return "\n".join(guest_conf.own_lines((pmxcfs.content_of(system, path) or b"").decode("utf-8", "replace")))
 
 
 def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
-    text = (pmxcfs.content_of(system, "/etc/pve/mapping/pci.cfg") or b"").decode("utf-8", "replace")
-    here = ""
-    for line in text.splitlines():
-        words = line.split()
-        if line[:1].strip():
-            here = words[0]
-        elif name and here == name[1] and words[:1] == ["live-migration-capable"] and words[-1].lower() in TRUE:
-            return True
-    return False
+    text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
+    lines = guest_conf.mapping(text, name[1]) if name else []
+    return any(words[0] == "live-migration-capable" and words[-1].lower() in TRUE for words in lines)
 
 
 def enter(system: System, node: Node, seconds: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import cluster, guest_tasks, guests, ha, hookscripts, pmxcfs, ran, switch, work
+from remote_scripts.shared import cluster, guest_conf, guest_tasks, guests, ha, hookscripts, pmxcfs, ran, switch, work
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.ran import Line
 from remote_scripts.shared.restart import is_going_down
@@ -196,8 +196,7 @@ class _Starting:
             raise UnknownError from error
         if content is None:
             raise UnknownError
-        now = f"\n{content.decode('utf-8', 'replace')}".partition("\n[")[0].splitlines()
-        return "\n".join(one.partition(":")[2].strip() for one in now if one.partition(":")[0] == key)
+        return guest_conf.option_of(guest_conf.own_lines(content.decode("utf-8", "replace")), key)
 
     def _in_words(self, line: Line) -> str:
         word, key = ("container", "hostname") if line.program == "pct" else ("VM", "name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import handover, hookscripts
+from remote_scripts.shared import guest_conf, handover, hookscripts
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
 
@@ -35,7 +35,7 @@ def _has_hook(source: Source, text: str) -> bool:
     """Whether a VM's configuration names our hookscript, by a storage that has it: a VM whose hookscript isn't found
     doesn't start.
     """
-    name = hookscripts.named_of(handover.above(text))
+    name = hookscripts.named_of(guest_conf.own_lines(text))
     storages = hookscripts.storages_of(source.text(hookscripts.STORAGES), source.linked("/etc/pve/local"))
     return any(name == one.volume and source.is_executable(one.script) for one in storages)
 
@@ -44,4 +44,6 @@ def _nodes_with_hook(source: Source, vmid: str) -> list[str]:
     """The other nodes on which a VM of this id names our hookscript."""
     nodes = source.names(hookscripts.NODES)
     confs = {node: source.text(f"{hookscripts.NODES}/{node}/qemu-server/{vmid}.conf") for node in nodes}
-    return [node for node, text in confs.items() if hookscripts.is_ours(hookscripts.named_of(handover.above(text)))]
+    return [
+        node for node, text in confs.items() if hookscripts.is_ours(hookscripts.named_of(guest_conf.own_lines(text)))
+    ]

@@ -1,0 +1,63 @@
+"""A guest's configuration as Proxmox VE keeps it: its own lines stand above the first section, which is a snapshot or
+what waits for its next start. And the resource mappings that one may name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+
+from remote_scripts.shared.hanging import ended
+from remote_scripts.tools.system import System
+
+VMS = "/etc/pve/qemu-server"
+MAPPINGS = "/etc/pve/mapping/pci.cfg"
+
+
+def own_lines(text: str) -> list[str]:
+    """The lines above a configuration's first section."""
+    return list(itertools.takewhile(lambda line: not line.startswith("["), text.splitlines()))
+
+
+def option_of(lines: Iterable[str], key: str) -> str:
+    """An option of a configuration's lines; empty: it has none. One that stands several times has a line each."""
+    return "\n".join(match[1].strip() for line in lines if (match := re.match(rf"{key}:(.*)$", line)))
+
+
+def lines_of_vm(system: System, vmid: str) -> list[str]:
+    """The lines of a VM's configuration above its first section; none where there is no such VM.
+
+    :raises OSError: it can't be read.
+    """
+
+    def read() -> str:
+        try:
+            return system.files.at(f"{VMS}/{vmid}.conf").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    return own_lines(ended(read))
+
+
+def option_of_vm(system: System, vmid: str, key: str) -> str:
+    """An option of a VM as it is for its next start; empty: it has none, or there is no such VM.
+
+    :raises OSError: its configuration can't be read.
+    """
+    return option_of(lines_of_vm(system, vmid), key)
+
+
+def mapping(text: str, name: str) -> list[list[str]]:
+    """The words of each line that a resource mapping has.
+
+    :param text: of MAPPINGS.
+    """
+    found, is_it = [], False
+    for line in text.splitlines():
+        words = line.split()
+        if words and line[0] not in " \t#":
+            is_it = words[0] == name
+        elif is_it and words:
+            found.append(words)
+    return found
