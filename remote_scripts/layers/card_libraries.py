@@ -13,7 +13,7 @@ from remote_scripts.shared import os_release, steps
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 _LAYER = "libraries"
 _ASKED = f"{HOME}/libraries"
@@ -47,23 +47,12 @@ class Answer:
     changed: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Installs them.
 
     :raises Failure: the distribution isn't known, or lacks something; or apt can't do it.
     """
-    return system.changing(lambda: _apply(system, wanted))
-
-
-def revert(system: System, wanted: Wanted) -> Reverted:
-    """Removes what was added, unless another name of the container in the settings has it by now.
-
-    :raises Failure: apt can't do it.
-    """
-    return system.changing(lambda: _revert(system, wanted))
-
-
-def _apply(system: System, wanted: Wanted) -> Answer:
     packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
     names = _chosen(packages, wanted)
     before = (system.files.need(_ASKED) or b"").decode("utf-8", "replace").split()
@@ -76,7 +65,12 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     return Answer(tuple(names), system.files.changed)
 
 
-def _revert(system: System, wanted: Wanted) -> Reverted:
+@changes
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Removes what was added, unless another name of the container in the settings has it by now.
+
+    :raises Failure: apt can't do it.
+    """
     packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
     if steps.is_anothers(system, _LAYER, wanted.software.context.name):
         return Reverted((), False)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.container_follow import follow_at_boot, follow_containers
-from remote_scripts.tools.files import Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes, plans
 
 SERVICE = boot_service.Service(
     name="homelab-card-nodes",
@@ -54,22 +53,25 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change."""
-    return system.planning(lambda: _serve(system, wanted.needed))
+    _serve(system, wanted.needed)
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Has it done at each boot; or takes that away.
 
     :raises Failure: systemd doesn't read the service.
     """
-    return system.changing(lambda: _change(system, wanted.needed))
+    return _change(system, wanted.needed)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes it away, whatever `wanted` says."""
-    return system.changing(lambda: _change(system, False))
+    return _change(system, False)
 
 
 def _change(system: System, needed: bool) -> Answer:

@@ -14,8 +14,7 @@ from typing import Literal
 
 from remote_scripts.shared import card_records
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes, plans
 
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
 _LAYER = "values"
@@ -62,34 +61,33 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
 
     :raises Failure: as of `apply`.
     """
-
-    def change() -> None:
-        values = _choose(system, wanted)
-        _write_rules(system, values)
-        for value in values:
-            if _is_there(system, value) and system.files.text(value.path) != value.value:
-                system.files.plan_file("changed", value.path)
-
-    return system.planning(change)
+    values = _choose(system, wanted)
+    _write_rules(system, values)
+    for value in values:
+        if _is_there(system, value) and system.files.text(value.path) != value.value:
+            system.files.plan_file("changed", value.path)
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Sets the values, and gives back those that aren't wanted any more.
 
     :raises Failure: the kernel doesn't offer a card's reset, or hasn't taken a value; nothing was changed then, or all
         was given back.
     """
-    return system.changing(lambda: _change(system, _choose(system, wanted)))
+    return _change(system, _choose(system, wanted))
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Gives back all values, whatever `wanted` says."""
-    return system.changing(lambda: _change(system, ()))
+    return _change(system, ())
 
 
 def _change(system: System, values: tuple[Value, ...]) -> Answer:

@@ -16,8 +16,8 @@ from remote_scripts.shared import boot, cluster, switch
 from remote_scripts.shared.cmdline import RECORDS, configured, generated
 from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME, Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.files import HOME
+from remote_scripts.tools.system import System, changes, plans
 
 _STEP = "boot"
 _DROP_IN = """\
@@ -55,21 +55,19 @@ class Reverted:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
 
     :raises Failure: the boot loader isn't known, or what is configured can't be read.
     """
-
-    def change() -> None:
-        loader = boot.need_loader(system)
-        _write_missing(system, wanted, loader)
-        if _is_made_anew(system, wanted):
-            boot.plan_generated(system)
-
-    return system.planning(change)
+    loader = boot.need_loader(system)
+    _write_missing(system, wanted, loader)
+    if _is_made_anew(system, wanted):
+        boot.plan_generated(system)
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Applied:
     """Puts the words there, and makes the boot configuration anew where it, or a file that it is made of, isn't as it
     is to be.
@@ -77,51 +75,44 @@ def apply(system: System, wanted: Wanted) -> Applied:
     :raises Failure: as of `plan`; the words have no effect; the configuration could not be made: then the files are as
         they were.
     """
-
-    def change() -> Applied:
-        system.files.followed_by = _STEP
-        loader = boot.need_loader(system)
-        added = _write_missing(system, wanted, loader)
-        found = configured(system, loader)
-        if missing_words(wanted.words, found):
-            raise Failure(
-                f"'{wanted.words}' on the kernel command line",
-                f"'{found}'",
-                "something that is read after this program's file removes it again; nothing was changed",
-                "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d",
-            )
-        if _is_made_anew(system, wanted):
-            _make(system, loader)
-        return Applied(loader, added, system.files.changed)
-
     system.files.before_write = lambda: switch.arm(system, wanted.rollback_after)
-    return system.changing(change)
+    system.files.followed_by = _STEP
+    loader = boot.need_loader(system)
+    added = _write_missing(system, wanted, loader)
+    found = configured(system, loader)
+    if missing_words(wanted.words, found):
+        raise Failure(
+            f"'{wanted.words}' on the kernel command line",
+            f"'{found}'",
+            "something that is read after this program's file removes it again; nothing was changed",
+            "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d",
+        )
+    if _is_made_anew(system, wanted):
+        _make(system, loader)
+    return Applied(loader, added, system.files.changed)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Reverted:
     """Takes out whatever was put there by this name, and what nobody else may come to give back: an initramfs that is
     to be made anew, this node's turn in its cluster.
 
     :raises Failure: as of `apply`; what was set for this node's restart can't be put back.
     """
-
-    def change() -> Reverted:
-        files = system.files
-        files.followed_by = _STEP
-        loader = boot.need_loader(system)
-        _write(system, wanted.name, "", loader, entry=False)
-        if files.changed or files.is_pending(_STEP):
-            _make(system, loader)
-            system.log.say("note: the running kernel keeps its command line until the next reboot")
-        changed = files.changed
-        _finish_initramfs(system)
-        files.remove(f"{HOME}/wanted-boot")
-        files.finish()  # whatever becomes of the cluster
-        cluster.give_turn_back(system)
-        switch.disarm_when_given_back(system)
-        return Reverted(changed)
-
-    return system.changing(change)
+    files = system.files
+    files.followed_by = _STEP
+    loader = boot.need_loader(system)
+    _write(system, wanted.name, "", loader, entry=False)
+    if files.changed or files.is_pending(_STEP):
+        _make(system, loader)
+        system.log.say("note: the running kernel keeps its command line until the next reboot")
+    changed = files.changed
+    _finish_initramfs(system)
+    files.remove(f"{HOME}/wanted-boot")
+    files.finish()  # whatever becomes of the cluster
+    cluster.give_turn_back(system)
+    switch.disarm_when_given_back(system)
+    return Reverted(changed)
 
 
 def _write_missing(system: System, wanted: Wanted, loader: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import Changing
 from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,39 +49,33 @@ class Reverted:
     changed: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the configuration to what it is to be; the container isn't restarted (container_restart.py).
 
     :raises Failure: a node isn't there, the container can't be changed, or one of the host's cards is away.
     """
-
-    def change() -> Answer:
-        handover.need_rest(system)
-        changing = Changing(system, wanted.ctid, Power(system, wanted.ctid, wanted.shutdown), wanted.cards)
-        provided = changing.bring().provided
-        changing.notes.write("guest", f"{wanted.guest}\n")
-        if not changing.changed:
-            system.log.say(f"container {wanted.ctid} has what it is to have")
-        lines = []
-        for path, how in provided.items():
-            device = system.files.device(path)
-            lines.append(f"{path} {how} {device.major}:{device.minor}\n" if device else "")
-        digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        revision = int(changing.notes.text("revision").strip() or 0)
-        return Answer(digest, revision, {path: how.partition(" ")[0] for path, how in provided.items()})
-
-    return system.changing(change)
+    handover.need_rest(system)
+    changing = Changing(system, wanted.ctid, Power(system, wanted.ctid, wanted.shutdown), wanted.cards)
+    provided = changing.bring().provided
+    changing.notes.write("guest", f"{wanted.guest}\n")
+    if not changing.changed:
+        system.log.say(f"container {wanted.ctid} has what it is to have")
+    lines = []
+    for path, how in provided.items():
+        device = system.files.device(path)
+        lines.append(f"{path} {how} {device.major}:{device.minor}\n" if device else "")
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    revision = int(changing.notes.text("revision").strip() or 0)
+    return Answer(digest, revision, {path: how.partition(" ")[0] for path, how in provided.items()})
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Reverted:
     """Takes our lines out, and nothing else. A container that runs is restarted.
 
     :raises Failure: it can't be changed, or doesn't go off in its time.
     """
-    return system.changing(lambda: _revert(system, wanted))
-
-
-def _revert(system: System, wanted: Wanted) -> Reverted:
     ctid, notes = wanted.ctid, Notes(system, wanted.ctid)
     holder = notes.text("guest").strip("\n")
     is_here = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None

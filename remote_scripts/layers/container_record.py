@@ -16,7 +16,7 @@ from remote_scripts.shared import guest_tasks, kernel
 from remote_scripts.shared.container_notes import NAME, RECORDS, Notes, ran_of, why_not_owed
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 # A configuration that could be put back is one of the node that the container has left; so is what is mounted there.
 _STAYS = re.compile(r"before|after|.*_before|mounted")
@@ -46,40 +46,38 @@ def read(system: System, wanted: Wanted) -> Answer:
     return Answer(_given(system, wanted.ctid))
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Writes what is given; it is on the disk, and was read back, when this returns.
 
     :raises Failure: it isn't whole, or can't be written.
     """
-    return system.changing(lambda: _take(system, wanted.ctid, _decoded(wanted)))
+    return _take(system, wanted.ctid, _decoded(wanted))
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Forgets what is noted here.
 
     :raises Failure: it isn't what was given.
     """
-
-    def forget() -> Answer:
+    _clear_gone(system)
+    notes = Notes(system, wanted.ctid)
+    if _is_noted(notes.parts()) and _given(system, wanted.ctid) != wanted.record:
+        raise Failure(
+            f"what was noted of container {wanted.ctid} forgotten here, since it is noted on the node that the "
+            "container is on now",
+            "it has changed meanwhile",
+            "what is noted here alone would be lost; it stays",
+            "see who else works on this host, then run `pulumi up` again",
+        )
+    folder = system.files.at(notes.folder)
+    if folder.is_dir():
+        # At once: half of it would be taken along by the next run, in the place of the whole.
+        disk.rename(folder, folder.with_name(f".{wanted.ctid}{_GONE}"))
+        disk.flush(folder.parent)
         _clear_gone(system)
-        notes = Notes(system, wanted.ctid)
-        if _is_noted(notes.parts()) and _given(system, wanted.ctid) != wanted.record:
-            raise Failure(
-                f"what was noted of container {wanted.ctid} forgotten here, since it is noted on the node that the "
-                "container is on now",
-                "it has changed meanwhile",
-                "what is noted here alone would be lost; it stays",
-                "see who else works on this host, then run `pulumi up` again",
-            )
-        folder = system.files.at(notes.folder)
-        if folder.is_dir():
-            # At once: half of it would be taken along by the next run, in the place of the whole.
-            disk.rename(folder, folder.with_name(f".{wanted.ctid}{_GONE}"))
-            disk.flush(folder.parent)
-            _clear_gone(system)
-        return Answer({})
-
-    return system.changing(forget)
+    return Answer({})
 
 
 def _clear_gone(system: System) -> None:

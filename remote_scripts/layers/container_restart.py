@@ -13,7 +13,7 @@ from remote_scripts.shared.container_change import Changing
 from remote_scripts.shared.container_notes import waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,12 @@ class Answer:
     restarted: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Restarts it where that is needed.
 
     :raises Failure: it doesn't go off in its time, or doesn't start.
     """
-    return system.changing(lambda: _apply(system, wanted))
-
-
-def _apply(system: System, wanted: Wanted) -> Answer:
     handover.need_rest(system)
     power = Power(system, wanted.ctid, wanted.shutdown)
     changing = Changing(system, wanted.ctid, power, wanted.cards)

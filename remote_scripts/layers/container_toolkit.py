@@ -17,7 +17,7 @@ from remote_scripts.shared.engines import Engines
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 _LAYER = engine_conf.LAYER
 _REFRESH = "nvidia-cdi-refresh.service"
@@ -62,28 +62,12 @@ class Answer:
     restarted: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Installs and configures it.
 
     :raises Failure: the engine isn't there, or doesn't start; apt or nvidia-ctk can't do it.
     """
-    return system.changing(lambda: _apply(system, wanted))
-
-
-def revert(system: System, wanted: Wanted) -> Reverted:
-    """Takes it out.
-
-    :raises Failure: apt can't do it, or an engine doesn't start.
-    """
-    return system.changing(lambda: _revert(system, wanted))
-
-
-def _parts(system: System, wanted: Wanted) -> tuple[Packages, Engines]:
-    packages = Packages(system, wanted.software, _LAYER, "container toolkit")
-    return packages, Engines(packages, is_container=wanted.target == "lxc")
-
-
-def _apply(system: System, wanted: Wanted) -> Answer:
     files = system.files
     packages, engines = _parts(system, wanted)
     engines.need(wanted.runtime, wanted.install)
@@ -103,7 +87,12 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     return Answer(wanted.runtime, version, cdi, files.changed, engines.restarted)
 
 
-def _revert(system: System, wanted: Wanted) -> Reverted:
+@changes
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Takes it out.
+
+    :raises Failure: apt can't do it, or an engine doesn't start.
+    """
     files = system.files
     packages, engines = _parts(system, wanted)
     if steps.is_anothers(system, _LAYER, wanted.software.context.name):
@@ -121,6 +110,11 @@ def _revert(system: System, wanted: Wanted) -> Reverted:
     engines.restart_others()
     steps.forget(system, _LAYER)
     return Reverted(tuple(packages.kept), files.changed)
+
+
+def _parts(system: System, wanted: Wanted) -> tuple[Packages, Engines]:
+    packages = Packages(system, wanted.software, _LAYER, "container toolkit")
+    return packages, Engines(packages, is_container=wanted.target == "lxc")
 
 
 # The engine's configuration.

@@ -18,7 +18,7 @@ from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.shared.inside import entered
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 _NOBODY = 65534
 #: For one opening, and for one program, in seconds.
@@ -59,16 +59,13 @@ class Answer:
     tried: list[str]
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Opens each.
 
     :raises Failure: one can't be opened by whom it is for, video doesn't work that was asked for, or one of the host's
         cards is away.
     """
-    return system.changing(lambda: _verified(system, wanted))
-
-
-def _verified(system: System, wanted: Wanted) -> Answer:
     ctid, cards, notes = wanted.ctid, wanted.cards, Notes(system, wanted.ctid)
     handover.need_rest(system)
     need_container(system, ctid)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import steps
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import as_text
 
 _LAYER = "cuda"
@@ -56,27 +56,12 @@ class Answer:
     changed: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Installs it.
 
     :raises Failure: it would change a driver or a kernel; apt can't do it; or its compiler doesn't say its release.
     """
-    return system.changing(lambda: _apply(system, wanted))
-
-
-def revert(system: System, wanted: Wanted) -> Reverted:
-    """Removes what was added.
-
-    :raises Failure: apt can't do it.
-    """
-    return system.changing(lambda: _revert(system, wanted))
-
-
-def _packages(system: System, wanted: Wanted) -> Packages:
-    return Packages(system, wanted.software, _LAYER, f"CUDA toolkit {wanted.release}")
-
-
-def _apply(system: System, wanted: Wanted) -> Answer:
     packages, files = _packages(system, wanted), system.files
     if _is_somebodys(packages, wanted):
         system.log.say(f"note: CUDA {wanted.short} is there, and not from packages: left as it is")
@@ -107,7 +92,12 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     return Answer(release, wanted.nvcc, tuple(packages.of_layer()), files.changed)
 
 
-def _revert(system: System, wanted: Wanted) -> Reverted:
+@changes
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Removes what was added.
+
+    :raises Failure: apt can't do it.
+    """
     packages = _packages(system, wanted)
     if steps.is_anothers(system, _LAYER, wanted.software.context.name):
         return Reverted((), False)
@@ -115,6 +105,10 @@ def _revert(system: System, wanted: Wanted) -> Reverted:
     packages.remove()
     steps.forget(system, _LAYER)
     return Reverted(tuple(packages.kept), system.files.changed)
+
+
+def _packages(system: System, wanted: Wanted) -> Packages:
+    return Packages(system, wanted.software, _LAYER, f"CUDA toolkit {wanted.release}")
 
 
 def _nvcc_says(system: System, wanted: Wanted) -> str:

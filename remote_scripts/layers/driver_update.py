@@ -15,7 +15,7 @@ from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Software
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 _LAYER = "nvidia-driver"
 
@@ -78,27 +78,21 @@ def read(system: System, wanted: Wanted) -> Waiting:
         system.work.release()
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Ended:
     """The new driver stays."""
-
-    def confirm() -> Ended:
-        update = _update(system, wanted)
-        if update.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
-            update.close()
-        return Ended()
-
-    return system.changing(confirm)
+    update = _update(system, wanted)
+    if update.phase in ("", "tried"):  # without one there may be litter of a run that was cut short
+        update.close()
+    return Ended()
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Ended:
     """The old driver is put back.
 
     :raises Failure: it can't be; the next run goes on with it.
     """
-    return system.changing(lambda: _put_back(system, wanted))
-
-
-def _put_back(system: System, wanted: Wanted) -> Ended:
     files, update = system.files, _update(system, wanted)
     need_rest(system)
     # `trying`: of a container whose run was killed. (A host's own step goes on with that.)

@@ -23,9 +23,8 @@ from remote_scripts.shared.handing import program as command
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Planned
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes, plans
 
 CARDS = "/etc/homelab-handover.json"
 _LAYER = "handover"
@@ -95,37 +94,36 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
 
     :raises Failure: no storage takes hookscripts.
     """
-
-    def change() -> None:
-        if wanted.cards:
-            _write(system, wanted.cards)
-            return
-        for vmid in hookscripts.here(system):
-            system.files.plan_file("removed", f"VM {vmid}'s option hookscript")
-        _drop_files(system)
-
-    return system.planning(change)
+    if wanted.cards:
+        _write(system, wanted.cards)
+        return
+    for vmid in hookscripts.here(system):
+        system.files.plan_file("removed", f"VM {vmid}'s option hookscript")
+    _drop_files(system)
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Installs it, or takes it away where no card is handed over any more.
 
     :raises Failure: a card is away, no storage takes hookscripts, or systemd doesn't take the units.
     """
-    return system.changing(lambda: _install(system, wanted.cards) if wanted.cards else _take_away(system))
+    return _install(system, wanted.cards) if wanted.cards else _take_away(system)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes it away, whatever `wanted` says.
 
     :raises Failure: a card is away, or a VM keeps the hookscript.
     """
-    return system.changing(lambda: _take_away(system))
+    return _take_away(system)
 
 
 # -- what is installed ---------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import guests, hookscripts
 from remote_scripts.shared.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes, plans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,27 +29,26 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
 
     :raises Failure: as of `apply`.
     """
-
-    def change() -> None:
-        if _lacks_it(system, str(wanted.vmid)):
-            system.files.plan_file("new", f"VM {wanted.vmid}'s option hookscript")
-
-    return system.planning(change)
+    if _lacks_it(system, str(wanted.vmid)):
+        system.files.plan_file("new", f"VM {wanted.vmid}'s option hookscript")
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: there is no such VM, it has another hookscript, or `qm` doesn't set it."""
-    return system.changing(lambda: _set(system, str(wanted.vmid), wanted.holder))
+    return _set(system, str(wanted.vmid), wanted.holder)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes it away, where it still is ours."""
-    return system.changing(lambda: _drop(system, str(wanted.vmid), wanted.holder))
+    return _drop(system, str(wanted.vmid), wanted.holder)
 
 
 def _lacks_it(system: System, vmid: str) -> bool:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from remote_scripts import installed
 from remote_scripts.shared import boot, switch
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Files, Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.files import Files
+from remote_scripts.tools.system import System, changes, plans
 
 _LAYER, _STEP = "vfio", "initramfs"
 _MODULES_TEXT = """\
@@ -42,23 +42,21 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
 
     :raises Failure: as of `apply`, before its first change.
     """
-
-    def change() -> None:
-        system.files.planning = False
-        if not _is_possible(system, wanted.needed):
-            return
-        system.files.planning = True
-        _write(system.files, wanted.needed)
-        system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
-
-    return system.planning(change)
+    system.files.planning = False
+    if not _is_possible(system, wanted.needed):
+        return
+    system.files.planning = True
+    _write(system.files, wanted.needed)
+    system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Writes the files, and makes every initramfs anew where they, or one of these, aren't as they are to be.
 
@@ -66,12 +64,13 @@ def apply(system: System, wanted: Wanted) -> Answer:
         are as they were.
     """
     system.files.before_write = lambda: switch.arm(system, wanted.rollback_after)
-    return system.changing(lambda: _change(system, wanted.needed))
+    return _change(system, wanted.needed)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Gives everything back, whatever `wanted` says."""
-    return system.changing(lambda: _change(system, False))
+    return _change(system, False)
 
 
 def _change(system: System, needed: bool) -> Answer:

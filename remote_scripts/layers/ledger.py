@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +39,18 @@ def read(system: System, wanted: Wanted) -> Answer:
     return Answer(_noted(system, wanted.name))
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Writes the note, or removes it; it is on the disk when this returns."""
-
-    def change() -> Answer:
-        files, path = system.files, _path(wanted.name)
-        if not wanted.note:
-            files.remove(path)
-            return Answer("")
-        before = _noted(system, wanted.name) if wanted.keep else ""
-        if not before:
-            files.need_folder(files.at(path).parent)
-            files.write(path, f"{wanted.note}\n".encode(), 0o600)
-        return Answer(before or wanted.note)
-
-    return system.changing(change)
+    files, path = system.files, _path(wanted.name)
+    if not wanted.note:
+        files.remove(path)
+        return Answer("")
+    before = _noted(system, wanted.name) if wanted.keep else ""
+    if not before:
+        files.need_folder(files.at(path).parent)
+        files.write(path, f"{wanted.note}\n".encode(), 0o600)
+    return Answer(before or wanted.note)
 
 
 def _path(name: str) -> str:

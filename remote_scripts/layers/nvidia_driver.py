@@ -25,7 +25,7 @@ from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-driver"
 STEP = "driver"
@@ -102,20 +102,22 @@ class _Brought:
     why: str
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the driver in.
 
     :raises Failure: it can't be had; what was there is back then, or the next run goes on with that.
     """
-    return system.changing(lambda: _Work(system, wanted, FAMILY).apply())
+    return _Work(system, wanted, FAMILY).apply()
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Reverted:
     """Takes out what this layer put there.
 
     :raises Failure: apt or the installer can't do it.
     """
-    return system.changing(lambda: _Work(system, wanted, None).revert())
+    return _Work(system, wanted, None).revert()
 
 
 class _Work:

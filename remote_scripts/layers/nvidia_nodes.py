@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service, nvidia
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Planned
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes, plans
 
 SERVICE = boot_service.Service(
     name="homelab-nvidia-nodes",
@@ -54,22 +53,25 @@ class Answer:
     changed: bool
 
 
-def plan(system: System, wanted: Wanted) -> Planned:
+@plans
+def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change. The driver may be installed only by the run that is planned."""
-    return system.planning(lambda: _serve(system, wanted.needed))
+    _serve(system, wanted.needed)
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Makes the nodes, and has them made at each boot; or takes that away.
 
     :raises Failure: there is no driver, it has no nvidia-uvm, or a node can't be made.
     """
-    return system.changing(lambda: _change(system, wanted.needed))
+    return _change(system, wanted.needed)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes away what makes them, whatever `wanted` says."""
-    return system.changing(lambda: _change(system, False))
+    return _change(system, False)
 
 
 def program(system: System, arguments: Sequence[str]) -> None:

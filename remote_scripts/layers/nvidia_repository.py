@@ -16,7 +16,7 @@ from remote_scripts.shared import repositories, steps
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-repository"
 STEP = "repository"
@@ -75,23 +75,12 @@ class Answer:
     changed: bool
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Adds the repositories, and fetches their lists.
 
     :raises Failure: a key is another one, a list can't be had, somebody's entry switches signatures off.
     """
-    return system.changing(lambda: _apply(system, wanted))
-
-
-def revert(system: System, wanted: Wanted) -> Reverted:
-    """Takes out what this layer put there.
-
-    :raises Failure: apt can't do it.
-    """
-    return system.changing(lambda: _revert(system, wanted))
-
-
-def _apply(system: System, wanted: Wanted) -> Answer:
     files, packages = system.files, Packages(system, wanted.software, LAYER)
     ours = [one for one in wanted.repositories if _is_to_be_ours(system, one)]
     # What an earlier run wrote, and isn't wanted any more, or somebody else has by now.
@@ -115,7 +104,12 @@ def _apply(system: System, wanted: Wanted) -> Answer:
     return Answer({name: tuple(offered[name]) for name in wanted.ask}, added, files.changed)
 
 
-def _revert(system: System, wanted: Wanted) -> Reverted:
+@changes
+def revert(system: System, wanted: Wanted) -> Reverted:
+    """Takes out what this layer put there.
+
+    :raises Failure: apt can't do it.
+    """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
     if steps.is_anothers(system, STEP, wanted.software.context.name):
         return Reverted((), False)

@@ -17,7 +17,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.state import PROGRESS_SECONDS
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 from remote_scripts.tools.text import without_end
 
 #: Not below /tmp or /run, from which nothing can be started in places.
@@ -95,9 +95,10 @@ class Answer:
     update: str
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: another run has the lock; or a card of this host is with a VM."""
-    return system.changing(lambda: _Verification(system, wanted).answer())
+    return _Verification(system, wanted).answer()
 
 
 class _Verification:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from remote_scripts.shared.restart import restart_soon
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,15 @@ class Answer:
     reboot: Literal["yes"] = "yes"
 
 
+@changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Once a step whose client was killed has come to its end: under the lock."""
-
-    def restart() -> Answer:
-        done = restart_soon(system)
-        if done.status:
-            raise Failure(
-                "a reboot of this system",
-                done.text or f"exit status {done.status} of systemd-run",
-                "its running kernel can't use the installed driver",
-                "reboot it by hand, then run `pulumi up` again",
-            )
-        return Answer()
-
-    return system.changing(restart)
+    done = restart_soon(system)
+    if done.status:
+        raise Failure(
+            "a reboot of this system",
+            done.text or f"exit status {done.status} of systemd-run",
+            "its running kernel can't use the installed driver",
+            "reboot it by hand, then run `pulumi up` again",
+        )
+    return Answer()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
-from remote_scripts.tools.system import System
+from remote_scripts.tools.system import System, changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,10 @@ def apply(system: System, wanted: Wanted) -> Answer:
     return Answer(wanted.folder)
 
 
+@changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes the folder away."""
-    return system.changing(lambda: _remove(system, wanted.folder))
+    return _remove(system, wanted.folder)
 
 
 def _remove(system: System, folder: str) -> Answer:

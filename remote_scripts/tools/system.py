@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from remote_scripts.tools.run import Run, Stand
 from remote_scripts.tools.state import Work
 
 T = TypeVar("T")
+W = TypeVar("W")
 #: A run that fails may take so long to put back what it has changed, in seconds.
 _UNDO_SECONDS = 600.0
 
@@ -100,3 +102,23 @@ class System:
                 if about.f_bavail * about.f_frsize < 65536:
                     words += f"; the file system of {place} is full"
         return words
+
+
+def changes(verb: Callable[[System, W], T]) -> Callable[[System, W], T]:
+    """A verb of a layer that changes something: as of `System.changing`."""
+
+    @functools.wraps(verb)
+    def whole(system: System, wanted: W) -> T:
+        return system.changing(lambda: verb(system, wanted))
+
+    return whole
+
+
+def plans(verb: Callable[[System, W], None]) -> Callable[[System, W], Planned]:
+    """The verb `plan` of a layer: what its work would write, as of `System.planning`."""
+
+    @functools.wraps(verb)
+    def whole(system: System, wanted: W) -> Planned:
+        return system.planning(lambda: verb(system, wanted))
+
+    return whole
