@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service
 from remote_scripts.shared.container_follow import follow_at_boot, follow_containers
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 
 SERVICE = boot_service.Service(
@@ -46,44 +47,27 @@ class Wanted:
     needed: bool
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Whether anything was changed."""
-
-    changed: bool
-
-
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change."""
-    _serve(system, wanted.needed)
+    boot_service.serve(system, SERVICE, wanted.needed)
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Has it done at each boot; or takes that away.
 
     :raises Failure: systemd doesn't read the service.
     """
-    return _change(system, wanted.needed)
+    boot_service.serve(system, SERVICE, wanted.needed)
+    return Changed(system.files.changed)
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Answer:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Takes it away, whatever `wanted` says."""
-    return _change(system, False)
-
-
-def _change(system: System, needed: bool) -> Answer:
-    _serve(system, needed)
-    return Answer(system.files.changed)
-
-
-def _serve(system: System, needed: bool) -> None:
-    if needed:
-        boot_service.install(system, SERVICE)
-    else:
-        boot_service.drop(system, SERVICE)
+    boot_service.drop(system, SERVICE)
+    return Changed(system.files.changed)
 
 
 # The service's program.

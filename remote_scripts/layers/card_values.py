@@ -14,6 +14,7 @@ from typing import Literal
 
 from remote_scripts.shared import card_records
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -54,13 +55,6 @@ class Wanted:
     values: tuple[Value, ...] = ()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Whether anything was changed."""
-
-    changed: bool
-
-
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
@@ -75,7 +69,7 @@ def plan(system: System, wanted: Wanted) -> None:
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Sets the values, and gives back those that aren't wanted any more.
 
     :raises Failure: the kernel doesn't offer a card's reset, or hasn't taken a value; nothing was changed then, or all
@@ -85,19 +79,19 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Answer:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Gives back all values, whatever `wanted` says."""
     return _change(system, ())
 
 
-def _change(system: System, values: tuple[Value, ...]) -> Answer:
+def _change(system: System, values: tuple[Value, ...]) -> Changed:
     _write_rules(system, values)
     _give_back(system, values)
     for value in values:
         if _is_there(system, value):
             _note(system, value)
             _set(system, value)
-    return Answer(system.files.changed)
+    return Changed(system.files.changed)
 
 
 def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:

@@ -16,7 +16,7 @@ from remote_scripts.shared import boot, cluster, switch
 from remote_scripts.shared.cmdline import RECORDS, configured, generated
 from remote_scripts.shared.words import missing_words, without_words
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
+from remote_scripts.tools.files import HOME, Changed
 from remote_scripts.tools.system import System, changes, plans
 
 _STEP = "boot"
@@ -45,13 +45,6 @@ class Applied:
 
     loader: str
     added: tuple[str, ...]
-    changed: bool
-
-
-@dataclass(frozen=True)
-class Reverted:
-    """Whether anything was changed."""
-
     changed: bool
 
 
@@ -93,7 +86,7 @@ def apply(system: System, wanted: Wanted) -> Applied:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Reverted:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Takes out whatever was put there by this name, and what nobody else may come to give back: an initramfs that is
     to be made anew, this node's turn in its cluster.
 
@@ -112,7 +105,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     files.finish()  # whatever becomes of the cluster
     cluster.give_turn_back(system)
     switch.disarm_when_given_back(system)
-    return Reverted(changed)
+    return Changed(changed)
 
 
 def _write_missing(system: System, wanted: Wanted, loader: str) -> tuple[str, ...]:

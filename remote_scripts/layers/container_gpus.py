@@ -15,6 +15,7 @@ from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_change import Changing
 from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes
 
 
@@ -42,13 +43,6 @@ class Answer:
     devices: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Reverted:
-    """Whether the configuration was changed."""
-
-    changed: bool
-
-
 @changes
 def apply(system: System, wanted: Wanted) -> Answer:
     """Brings the configuration to what it is to be; the container isn't restarted (container_restart.py).
@@ -71,7 +65,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Reverted:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Takes our lines out, and nothing else. A container that runs is restarted.
 
     :raises Failure: it can't be changed, or doesn't go off in its time.
@@ -81,17 +75,17 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     is_here = pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None
     if wanted.guest and holder and holder != wanted.guest:
         system.log.say(f"note: container {ctid} is containers.{holder} now, and keeps what it was given")
-        return Reverted(False)
+        return Changed(False)
     node = "" if is_here else pmxcfs.node_of(system, ctid)
     if node:
         system.log.say(
             f"note: container {ctid} is on {node} now: what is noted of it stays until it is given back there"
         )
-        return Reverted(False)
+        return Changed(False)
     if wanted.keep or not is_here:
         system.log.say(f"there is nothing to take out of container {ctid}")
         notes.forget_all()
-        return Reverted(False)
+        return Changed(False)
     power = Power(system, ctid, wanted.shutdown)
     changing = Changing(system, ctid, power, Cards(method="mount-entry"))
     changing.bring()
@@ -102,4 +96,4 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if power.is_owed():
         power.start()
     notes.forget_all()
-    return Reverted(changing.changed)
+    return Changed(changing.changed)

@@ -23,6 +23,7 @@ from remote_scripts.shared.handing import program as command
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.system import System, changes, plans
 
@@ -87,13 +88,6 @@ class Wanted:
     cards: tuple[Card, ...] = ()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Whether anything was changed."""
-
-    changed: bool
-
-
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
@@ -109,7 +103,7 @@ def plan(system: System, wanted: Wanted) -> None:
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Installs it, or takes it away where no card is handed over any more.
 
     :raises Failure: a card is away, no storage takes hookscripts, or systemd doesn't take the units.
@@ -118,7 +112,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Answer:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Takes it away, whatever `wanted` says.
 
     :raises Failure: a card is away, or a VM keeps the hookscript.
@@ -139,16 +133,16 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
 
 
-def _install(system: System, cards: Sequence[Card]) -> Answer:
+def _install(system: System, cards: Sequence[Card]) -> Changed:
     handover.need_rest(system)
     _write(system, cards)
     _forget(system, {card.name for card in cards})
     if system.run.do("systemctl", "start", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS).status != 0:
         system.log.say("note: homelab-handover.timer has not started: it does at the next boot")
-    return Answer(system.files.changed)
+    return Changed(system.files.changed)
 
 
-def _take_away(system: System) -> Answer:
+def _take_away(system: System) -> Changed:
     handover.need_rest(system)
     files = system.files
     for vmid in hookscripts.here(system):
@@ -160,7 +154,7 @@ def _take_away(system: System) -> Answer:
     _drop_files(system)
     _forget(system, set())
     files.remove(*(f"{handover.FOLDER}/{name}" for name in files.names(handover.FOLDER)))
-    return Answer(files.changed)
+    return Changed(files.changed)
 
 
 def _drop_files(system: System) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from remote_scripts.shared import guests, hookscripts
 from remote_scripts.shared.hookscripts import HOOKED
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 
 
@@ -20,13 +21,6 @@ class Wanted:
 
     vmid: int
     holder: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Whether anything was changed."""
-
-    changed: bool
 
 
 @plans
@@ -40,41 +34,9 @@ def plan(system: System, wanted: Wanted) -> None:
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """:raises Failure: there is no such VM, it has another hookscript, or `qm` doesn't set it."""
-    return _set(system, str(wanted.vmid), wanted.holder)
-
-
-@changes
-def revert(system: System, wanted: Wanted) -> Answer:
-    """Takes it away, where it still is ours."""
-    return _drop(system, str(wanted.vmid), wanted.holder)
-
-
-def _lacks_it(system: System, vmid: str) -> bool:
-    name = hookscripts.named(system, vmid)
-    if hookscripts.is_ours(name):
-        return not hookscripts.has_it(system, vmid)
-    if guests.is_gone(system, "qm", vmid):
-        raise Failure(
-            f"VM {vmid}, which may take a card from containers",
-            "there is no such VM on this host",
-            "its hookscript hands it the card",
-            "correct vmid, then run `pulumi up` again",
-        )
-    if name:
-        raise Failure(
-            f"VM {vmid} with the hookscript that hands it its card",
-            f"it has one already: {name}",
-            "a VM has one hookscript, and what that one does is not known here",
-            f"take it out (`qm set {vmid} --delete hookscript`), or give the VM a card with use: vm; then run `pulumi "
-            "up` again",
-        )
-    return True
-
-
-def _set(system: System, vmid: str, holder: str) -> Answer:
-    files = system.files
+    files, vmid, holder = system.files, str(wanted.vmid), wanted.holder
     storage = None
     if _lacks_it(system, vmid):
         storage = hookscripts.need_storage(system)
@@ -99,18 +61,43 @@ def _set(system: System, vmid: str, holder: str) -> Answer:
                 "correct what qm says, then run `pulumi up` again",
             )
         files.changed = True
-    return Answer(files.changed)
+    return Changed(files.changed)
 
 
-def _drop(system: System, vmid: str, holder: str) -> Answer:
+@changes
+def revert(system: System, wanted: Wanted) -> Changed:
+    """Takes it away, where it still is ours."""
+    vmid = str(wanted.vmid)
     # An entry that got another name, or adopts what it had made, is undone under the old one after the new one has
     # applied.
     noted = system.files.line(f"{HOOKED}/{vmid}")
-    if noted and noted != holder:
+    if noted and noted != wanted.holder:
         system.log.say(f"note: VM {vmid} keeps its hookscript: another entry of the settings wants it now")
-        return Answer(False)
+        return Changed(False)
     if hookscripts.is_ours(hookscripts.named(system, vmid)):
         hookscripts.drop_it(system, vmid)
     hookscripts.tell_elsewhere(system, vmid)
     system.files.remove(f"{HOOKED}/{vmid}")
-    return Answer(system.files.changed)
+    return Changed(system.files.changed)
+
+
+def _lacks_it(system: System, vmid: str) -> bool:
+    name = hookscripts.named(system, vmid)
+    if hookscripts.is_ours(name):
+        return not hookscripts.has_it(system, vmid)
+    if guests.is_gone(system, "qm", vmid):
+        raise Failure(
+            f"VM {vmid}, which may take a card from containers",
+            "there is no such VM on this host",
+            "its hookscript hands it the card",
+            "correct vmid, then run `pulumi up` again",
+        )
+    if name:
+        raise Failure(
+            f"VM {vmid} with the hookscript that hands it its card",
+            f"it has one already: {name}",
+            "a VM has one hookscript, and what that one does is not known here",
+            f"take it out (`qm set {vmid} --delete hookscript`), or give the VM a card with use: vm; then run `pulumi "
+            "up` again",
+        )
+    return True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from remote_scripts import installed
 from remote_scripts.shared import boot, switch
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import Files
+from remote_scripts.tools.files import Changed, Files
 from remote_scripts.tools.system import System, changes, plans
 
 _LAYER, _STEP = "vfio", "initramfs"
@@ -35,13 +35,6 @@ class Wanted:
     rollback_after: int
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Whether anything was changed."""
-
-    changed: bool
-
-
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change.
@@ -57,7 +50,7 @@ def plan(system: System, wanted: Wanted) -> None:
 
 
 @changes
-def apply(system: System, wanted: Wanted) -> Answer:
+def apply(system: System, wanted: Wanted) -> Changed:
     """Writes the files, and makes every initramfs anew where they, or one of these, aren't as they are to be.
 
     :raises Failure: there is no initramfs-tools, no room on /boot, or an initramfs could not be made: then the files
@@ -68,12 +61,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 @changes
-def revert(system: System, wanted: Wanted) -> Answer:
+def revert(system: System, wanted: Wanted) -> Changed:
     """Gives everything back, whatever `wanted` says."""
     return _change(system, False)
 
 
-def _change(system: System, needed: bool) -> Answer:
+def _change(system: System, needed: bool) -> Changed:
     files = system.files
     files.followed_by = _STEP
     if needed:
@@ -85,7 +78,7 @@ def _change(system: System, needed: bool) -> Answer:
         _update(system)
     if not needed:
         switch.disarm_when_given_back(system)
-    return Answer(files.changed)
+    return Changed(files.changed)
 
 
 def _is_possible(system: System, needed: bool) -> bool:

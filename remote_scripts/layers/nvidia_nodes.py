@@ -56,7 +56,7 @@ class Answer:
 @plans
 def plan(system: System, wanted: Wanted) -> None:
     """What `apply` would change. The driver may be installed only by the run that is planned."""
-    _serve(system, wanted.needed)
+    boot_service.serve(system, SERVICE, wanted.needed)
 
 
 @changes
@@ -85,17 +85,10 @@ def program(system: System, arguments: Sequence[str]) -> None:
 def _change(system: System, needed: bool) -> Answer:
     if needed:
         _need_driver(system)
-    _serve(system, needed)
+    boot_service.serve(system, SERVICE, needed)
     if needed:
         _make(system)
     return Answer(nvidia.version(system), system.files.changed)
-
-
-def _serve(system: System, needed: bool) -> None:
-    if needed:
-        boot_service.install(system, SERVICE)
-    else:
-        boot_service.drop(system, SERVICE)
 
 
 def _need_driver(system: System) -> None:

@@ -50,9 +50,5 @@ def apply(system: System, wanted: Wanted) -> Answer:
 @changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes the folder away."""
-    return _remove(system, wanted.folder)
-
-
-def _remove(system: System, folder: str) -> Answer:
-    system.files.drop_work_folder(folder)
-    return Answer(folder)
+    system.files.drop_work_folder(wanted.folder)
+    return Answer(wanted.folder)

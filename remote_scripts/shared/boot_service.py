@@ -54,6 +54,11 @@ class Service:
         }
 
 
+def serve(system: System, service: Service, needed: bool) -> None:
+    """Puts it there, or takes it away; errors as of `install`."""
+    (install if needed else drop)(system, service)
+
+
 def install(system: System, service: Service) -> None:
     """Puts it there and enables it; it isn't started. A plan has the same.
 

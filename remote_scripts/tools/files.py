@@ -76,6 +76,13 @@ class Planned:
     files: tuple[PlannedFile, ...] = ()
 
 
+@dataclass(frozen=True)
+class Changed:
+    """The answer of a layer's verb that changes something, where there is no more to say: whether anything was."""
+
+    changed: bool
+
+
 class Files:
     """The files of one run.
 
