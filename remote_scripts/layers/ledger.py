@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from remote_scripts.shared import notes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
@@ -70,15 +71,6 @@ def _path(name: str) -> str:
 
 
 def _noted(system: System, name: str) -> str:
-    path = _path(name)
-    if not system.files.exists(path):
-        return ""
-    content = system.files.read(path)
-    if content is None:
-        raise Failure(
-            f"what is noted of {name} on this host",
-            f"{path} can't be read",
-            "what this program gave, and what was there before, is noted there alone where a state was lost",
-            f"see on the host why {path} can't be read, mend it, and run the same again",
-        )
+    why = "what this program gave, and what was there before, is noted there alone where a state was lost"
+    content = notes.need(system, _path(name), f"what is noted of {name} on this host", why)
     return content.decode("utf-8", "replace").rstrip("\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.tools.errors import Failure
+from remote_scripts.shared import notes
 from remote_scripts.tools.log import STEPS, STEPS_BYTES
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
@@ -32,16 +32,8 @@ class Answer:
 
 def read(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: it is there, and can't be read."""
-    path = f"/{STEPS}"
-    try:
-        content = system.files.need(path, 2 * STEPS_BYTES) or b""
-    except OSError as error:
-        raise Failure(
-            "the log of what was installed here",
-            f"{path} can't be read",
-            "it is what long commands have said",
-            "look at it there as root",
-        ) from error
+    log, why = "the log of what was installed here", "it is what long commands have said"
+    content = notes.need(system, f"/{STEPS}", log, why, 2 * STEPS_BYTES)
     lines = as_text(content, 2 * STEPS_BYTES).rstrip("\n").split("\n")
     found = _part(lines, wanted.of) if wanted.of else lines
     return Answer("\n".join(found[max(0, len(found) - wanted.lines) :]))

@@ -8,8 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import guest_tasks, kernel
-from remote_scripts.tools.errors import Failure
+from remote_scripts.shared import guest_tasks, kernel, notes
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -51,14 +50,8 @@ def read(system: System, wanted: Wanted) -> Answer:
 def _of_cards(system: System, upid: str) -> str:
     """A log lies in the folder of the last digit of its task's start. One that was cleared away says nothing."""
     path = f"{guest_tasks.TASKS}/{upid.split(':')[4][-1]}/{upid}"
-    try:
-        content = system.files.need(path, _MOST_BYTES) or b""
-    except OSError as error:
-        raise Failure(
-            "to know what the VM's last start says of its cards",
-            f"{path} can't be read",
-            "a card that could not be reset, or doesn't wake up, would go unnoticed",
-            f"see on the host why {path} can't be read, mend it, and run the same again",
-        ) from error
+    wanted = "to know what the VM's last start says of its cards"
+    why = "a card that could not be reset, or doesn't wake up, would go unnoticed"
+    content = notes.need(system, path, wanted, why, _MOST_BYTES)
     lines = (line for line in as_text(content, _MOST_BYTES).split("\n") if _OF_CARDS.search(line))
     return "\n".join(lines)[:_LOG_BYTES]

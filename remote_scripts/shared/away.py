@@ -6,8 +6,8 @@ set. A timer of the node's own ends the turn where nobody else does: in this boo
 
 from __future__ import annotations
 
+from remote_scripts.shared import notes
 from remote_scripts.shared.own_timer import OwnTimer
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import ASK_SECONDS, Done
 from remote_scripts.tools.system import System
@@ -45,7 +45,7 @@ def noted(system: System, key: str) -> str:
 
     :raises Failure: the note is there and can't be read.
     """
-    return next((line.partition(" ")[2] for line in _lines(system) if line.partition(" ")[0] == key), "")
+    return _noted(system).get(key, "")
 
 
 def note(system: System, key: str, value: str) -> None:
@@ -54,26 +54,18 @@ def note(system: System, key: str, value: str) -> None:
     :raises OSError: it can't be written.
     :raises Failure: as of `noted`.
     """
-    lines = [line for line in _lines(system) if line.partition(" ")[0] != key]
-    if value:
-        lines.append(f"{key} {value}")
-    if lines:
-        system.files.write(NOTE, "".join(f"{line}\n" for line in lines).encode(), 0o600)
+    left = {name: text for name, text in {**_noted(system), key: value}.items() if text}
+    if left:
+        system.files.write(NOTE, "".join(f"{name} {text}\n" for name, text in left.items()).encode(), 0o600)
     else:
         system.files.remove(NOTE)
 
 
-def _lines(system: System) -> list[str]:
-    try:
-        content = system.files.need(NOTE) or b""
-    except OSError as error:
-        raise Failure(
-            "to know what is set for a restart of this node",
-            f"{NOTE} can't be read",
-            "what isn't known can't be put back",
-            "see on the host why it can't be read (the kernel's log may tell), mend it, then run the same again",
-        ) from error
-    return content.decode("utf-8", "replace").splitlines()
+def _noted(system: System) -> dict[str, str]:
+    wanted = "to know what is set for a restart of this node"
+    return notes.pairs(
+        notes.need(system, NOTE, wanted, "what isn't known can't be put back").decode("utf-8", "replace")
+    )
 
 
 def arm(system: System, seconds: int) -> str | None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from remote_scripts.shared import away
-from remote_scripts.tools.errors import Failure
+from remote_scripts.shared import away, notes
 from remote_scripts.tools.system import System
 
 _OSDS, _MONITORS = "/var/lib/ceph/osd", "/var/lib/ceph/mon"
+# For the message where one can't be read.
+_WANTED = "to know which disks and monitors of Ceph this node has"
+_WHY = "Ceph may not do without one that isn't known, while this node restarts"
 _FLAGS = re.compile(r"^flags (.*)", re.MULTILINE)
 
 
@@ -23,14 +25,9 @@ def own_disks(system: System) -> list[str]:
 
     :raises Failure: one can't be told.
     """
-    found = []
-    for path in (f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS)):
-        try:
-            number = (system.files.need(path) or b"").decode("ascii", "replace").strip()
-        except OSError as error:
-            raise _unreadable(path) from error
-        found += [number] if number.isdecimal() else []
-    return found
+    paths = (f"{_OSDS}/{name}/whoami" for name in _daemons(system, _OSDS))
+    numbers = (notes.need(system, path, _WANTED, _WHY).decode("ascii", "replace").strip() for path in paths)
+    return [number for number in numbers if number.isdecimal()]
 
 
 def _daemons(system: System, folder: str) -> list[str]:
@@ -41,16 +38,7 @@ def _daemons(system: System, folder: str) -> list[str]:
     try:
         return [name for name in system.files.need_names(folder) if name.startswith("ceph-")]
     except OSError as error:
-        raise _unreadable(folder) from error
-
-
-def _unreadable(path: str) -> Failure:
-    return Failure(
-        "to know which disks and monitors of Ceph this node has",
-        f"{path} can't be read",
-        "Ceph may not do without one that isn't known, while this node restarts",
-        "see on the host why it can't be read (the kernel's log may tell), then run `pulumi up` again",
-    )
+        raise notes.unreadable(folder, _WANTED, _WHY) from error
 
 
 def why_not(system: System) -> str:

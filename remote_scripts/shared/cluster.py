@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import away, ceph, ha, maintenance, pmxcfs, work
+from remote_scripts.shared import away, ceph, ha, maintenance, notes, pmxcfs, work
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -166,11 +166,7 @@ def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> st
 
 
 def _lines_of(content: bytes | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in (content or b"").decode("utf-8", "replace").split("\n"):
-        key, *value = line.split(None, 1)[:2] or [""]
-        found.setdefault(key, value[0].strip() if value else "")
-    return found
+    return notes.pairs((content or b"").decode("utf-8", "replace"))
 
 
 def _seconds_left(system: System, content: bytes, *, planned: bool) -> float | None:

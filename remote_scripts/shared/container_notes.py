@@ -28,8 +28,8 @@ from dataclasses import dataclass
 
 from remote_scripts.shared import container_conf, guest_tasks, pmxcfs
 from remote_scripts.shared.container_conf import addresses
+from remote_scripts.shared.notes import need
 from remote_scripts.tools import disk
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -68,7 +68,7 @@ class Notes:
     """What is noted of one container."""
 
     def __init__(self, system: System, ctid: int) -> None:
-        self._files = system.files
+        self._system, self._files = system, system.files
         self._ctid = ctid
         self.folder = f"{RECORDS}/{ctid}"
 
@@ -81,7 +81,9 @@ class Notes:
 
         :raises Failure: it is there, and can't be read.
         """
-        return self._need(name) if self.has(name) else b""
+        wanted = f"what is noted of container {self._ctid} on this host"
+        why = "by it the container's lines are known to be this program's; it stays as it is"
+        return need(self._system, f"{self.folder}/{name}", wanted, why, _BYTES)
 
     def text(self, name: str) -> str:
         """The same as text; bytes that are no UTF-8 are surrogates."""
@@ -100,19 +102,7 @@ class Notes:
             names = os.listdir(self._files.at(self.folder))
         except FileNotFoundError:
             return {}
-        return {name: self._need(name) for name in sorted(filter(NAME.fullmatch, names))}
-
-    def _need(self, name: str) -> bytes:
-        path = f"{self.folder}/{name}"
-        content = self._files.read(path, _BYTES)
-        if content is None:
-            raise Failure(
-                f"what is noted of container {self._ctid} on this host",
-                f"{path} can't be read",
-                "by it the container's lines are known to be this program's; it stays as it is",
-                f"see on the host why {path} can't be read, mend it, and run the same again",
-            )
-        return content
+        return {name: self.content(name) for name in sorted(filter(NAME.fullmatch, names))}
 
     def write(self, name: str, text: str | bytes) -> None:
         """Notes it, on the disk when this returns."""

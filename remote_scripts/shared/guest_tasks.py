@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import kernel
+from remote_scripts.shared import kernel, notes
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -129,14 +129,7 @@ def lines(system: System, *names: str, last: int = _LINES) -> list[str]:
     """
     lines: list[str] = []
     for name in names:
-        path = f"{TASKS}/{name}"
-        try:
-            lines += (system.files.need(path, _BYTES) or b"").decode("utf-8", "replace").splitlines()
-        except OSError as error:
-            raise Failure(
-                "to know who has started and shut down guests of this node",
-                f"{path} can't be read",
-                "what somebody has switched off stays off",
-                f"see on the host why {path} can't be read, mend it, and run the same again",
-            ) from error
+        wanted = "to know who has started and shut down guests of this node"
+        content = notes.need(system, f"{TASKS}/{name}", wanted, "what somebody has switched off stays off", _BYTES)
+        lines += content.decode("utf-8", "replace").splitlines()
     return lines[-last:]

@@ -11,10 +11,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import guests
+from remote_scripts.shared import guests, notes
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.own_timer import OwnTimer
-from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -71,15 +70,8 @@ def lines(system: System) -> list[Line]:
 
     :raises Failure: it can't be read.
     """
-    try:
-        content = system.files.need(RAN) or b""
-    except OSError as error:
-        raise Failure(
-            "to know which guests ran before a restart of this host",
-            f"{RAN} can't be read",
-            "they would stay off, and nothing would say so",
-            "see on the host why it can't be read (the kernel's log may tell), mend it, then run the same again",
-        ) from error
+    wanted = "to know which guests ran before a restart of this host"
+    content = notes.need(system, RAN, wanted, "they would stay off, and nothing would say so")
     words = (line.split(None, 3) for line in content.decode("utf-8", "surrogateescape").splitlines())
     return [Line(*[*one, "", "", "", ""][:4]) for one in words if one]
 

@@ -18,7 +18,7 @@ import re
 import time
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, cmdline, ran, way
+from remote_scripts.shared import boot, cmdline, notes, ran, way
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
@@ -78,11 +78,7 @@ def note(system: System, path: str, key: str) -> str:
 
     :raises Failure: the note is there and can't be read.
     """
-    for line in boot.need_text(system, path).splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return value.strip()
-    return ""
+    return notes.pairs(boot.need_text(system, path)).get(key, "")
 
 
 def rolled_back(system: System) -> str:
