@@ -23,37 +23,43 @@ COUNTS_SECONDS = 3600
 PROMPT_SECONDS = 30
 _LINES = 2000
 _BYTES = 16 << 20
-#: When a task began, in hexadecimal seconds since 1970.
-START = re.compile(r"[0-9A-F]{8}")
+# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, of which START is in hexadecimal seconds since 1970.
+_TASK = re.compile(
+    r"(?P<upid>UPID(?::[^: ]*){3}:(?P<start>[0-9A-F]{8}):(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)"
+    r"(?: [01])?(?: +[0-9A-F]+ +(?P<status>.+?))?\s*"
+)
 
 Kind = Literal["qm", "vz"]
 
 
 @dataclass(frozen=True)
-class Start:
-    """A guest's start that has ended. `upid`: its task."""
+class Task:
+    """A task of Proxmox VE's. `start`: in seconds since 1970; `status`: how it has ended; empty: it runs still, or
+    that isn't said.
+    """
 
     upid: str
-    well: bool
+    start: int
+    kind: str
+    guest: str
+    user: str
+    status: str
+
+    @property
+    def well(self) -> bool:
+        """Whether it has ended well."""
+        return self.status == "OK" or self.status.startswith("WARNINGS")
 
 
-def starts(system: System, kind: Kind, guest: int, since: int) -> list[Start]:
-    """Those since then, the latest last.
+def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
+    """Those that have ended since then, the latest last.
 
     :param kind: qm: a VM; vz: a container.
     :param since: in seconds since 1970.
     :raises Failure: the log of tasks can't be read.
     """
-    found = []
-    for line in lines(system, "index.1", "index"):
-        words = line.split()
-        parts = words[0].split(":") if words else []
-        if len(parts) < 8 or parts[0] != "UPID" or parts[5:7] != [f"{kind}start", str(guest)]:
-            continue
-        if START.fullmatch(parts[4]) and int(parts[4], 16) >= since:
-            status = words[2] if len(words) > 2 else ""
-            found.append(Start(words[0], status == "OK" or status.startswith("WARNINGS")))
-    return found
+    found = tasks(system, "index.1", "index")
+    return [one for one in found if (one.kind, one.guest) == (f"{kind}start", str(guest)) and one.start >= since]
 
 
 def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
@@ -88,41 +94,24 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str
     ours each is noted anew.
     """
     is_ours = by_ha = False
-    for start, task, user, went_well in _shutdowns(system, kind, guest):
-        if not START.fullmatch(start) or int(start, 16) < at:
+    shutdowns = (f"{kind}shutdown", f"{kind}stop", "hastop")
+    found = [one for one in tasks(system, "index.1", "index", "active") if one.guest == str(guest)]
+    said = {one.upid for one in found if one.status}
+    for task in sorted(found, key=lambda one: (one.start, one.kind, one.user)):
+        # One that has ended may be in `active` still, as running.
+        if task.kind not in shutdowns or task.start < at or (not task.status and task.upid in said):
             continue
-        if user == ours and ("!" in ours or int(start, 16) <= at + PROMPT_SECONDS):
-            if went_well:
+        if task.user == ours and ("!" in ours or task.start <= at + PROMPT_SECONDS):
+            if task.well or not task.status:
                 is_ours = True
-                by_ha = by_ha or task == "hastop"
-        elif not by_ha or user != "root@pam":
-            return f"someone else has switched it off since ({user})"
+                by_ha = by_ha or task.kind == "hastop"
+        elif not by_ha or task.user != "root@pam":
+            return f"someone else has switched it off since ({task.user})"
     return "" if is_ours else "it went off by itself, or from within"
 
 
-def _shutdowns(system: System, kind: Kind, guest: int) -> list[tuple[str, str, str, bool]]:
-    """Of each its start, type and user, and whether it ended well, or runs still."""
-    ended: dict[tuple[str, str, str, str], str] = {}
-    for line in lines(system, "index.1", "index", "active"):
-        words = line.split(" ")
-        parts = words[0].split(":")
-        if len(parts) < 8 or parts[0] != "UPID" or parts[6] != str(guest):
-            continue
-        if parts[5] not in (f"{kind}shutdown", f"{kind}stop", "hastop"):
-            continue
-        # The second word is a time in `index`, and 0 or 1 in `active`.
-        rest = words[2 if len(words) > 1 and len(words[1]) > 1 else 3 :]
-        status = rest[0].partition(":")[0] if rest else ""
-        task = (parts[4], parts[5], parts[7], parts[2])
-        if status or task not in ended:
-            ended[task] = status
-    return sorted(
-        (start, task, user, status in ("", "OK", "WARNINGS")) for (start, task, user, _), status in ended.items()
-    )
-
-
-def lines(system: System, *names: str, last: int = _LINES) -> list[str]:
-    """The last of these files' lines.
+def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
+    """Those of the last of these files' lines.
 
     :param last: how many; 0: all.
     :raises Failure: one that is there can't be read.
@@ -132,4 +121,9 @@ def lines(system: System, *names: str, last: int = _LINES) -> list[str]:
         wanted = "to know who has started and shut down guests of this node"
         content = notes.need(system, f"{TASKS}/{name}", wanted, "what somebody has switched off stays off", _BYTES)
         lines += content.decode("utf-8", "replace").splitlines()
-    return lines[-last:]
+    found = map(_TASK.fullmatch, lines[-last:])
+    return [
+        Task(one["upid"], int(one["start"], 16), one["kind"], one["guest"], one["user"], one["status"] or "")
+        for one in found
+        if one
+    ]

@@ -34,6 +34,7 @@ _ANSWER_BYTES = 1 << 20
 _FOLDERS = {"qm": "qemu-server", "pct": "lxc"}
 _NUMBER = re.compile(r"[1-9][0-9]{0,11}")
 _BOOTED = re.compile(r"^btime ([1-9][0-9]{0,11})$", re.MULTILINE)
+_STARTS, _SHUTDOWNS = ("qmstart", "vzstart"), ("qmshutdown", "vzshutdown")
 _ORDER = re.compile(r",(?:order=)?([0-9]{1,9})(?:,|$)")
 _NEXT_AFTER = re.compile(r",up=([0-9]{1,3})(?:,|$)")
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
@@ -44,9 +45,6 @@ _LEAVES_POWER = frozenset(
     ("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy")
     + ("vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot")
 )
-# Behind a UPID: ` END STATUS`, in `active` ` 1 END STATUS`.
-_ENDED = re.compile(r"\S*: (?:1 )?[0-9A-F]+ +(?P<status>.+)$")
-_WENT_WELL = re.compile(r"OK|WARNINGS")
 
 
 class UnknownError(Exception):
@@ -316,34 +314,25 @@ class _Starting:
             done in this boot has an earlier time than the note.
         """
         try:
-            tasks = guest_tasks.lines(self._system, "index.1", "index", "active", last=0)
+            tasks = guest_tasks.tasks(self._system, "index.1", "index", "active", last=0)
         except Failure as failure:
             raise UnknownError from failure
         since = int(line.since)
         # Where the clock was set back, when the boot came isn't known.
         booted = self._booted if since <= self._booted else float("inf")
-        down, last = float("inf"), (-1, "", "")
-        about: list[tuple[int, str, str]] = []
-        for text in tasks:
-            parts = text.split(" ")[0].split(":")
-            if len(parts) < 8 or parts[0] != "UPID" or not guest_tasks.START.fullmatch(parts[4]):
-                continue
-            begun, kind, guest, user = int(parts[4], 16), parts[5], parts[6], parts[7]
-            is_about = guest == line.guest and kind not in _LEAVES_POWER
-            if is_about and self._booted <= begun < since and begun <= time.time():
-                raise UnknownError(f"the clock was set back, and the task {kind} {guest} may be of this boot")
-            if begun < since:
-                continue
-            if kind == "stopall":
-                down = min(down, begun)
-            if is_about:
-                about.append((begun, kind, user))
-                last = (begun, kind, text) if begun >= last[0] else last
-        touched = any(
-            not (kind in ("qmstart", "vzstart") and begun <= down < float("inf"))
-            and not (down <= begun <= booted and user == "root@pam" and kind in ("qmshutdown", "vzshutdown"))
-            for begun, kind, user in about
-        )
-        ended = _ENDED.match(last[2])
-        failed = ended["status"] if ended and not _WENT_WELL.match(ended["status"]) else ""
-        return touched, failed if touched and last[1] in ("qmstart", "vzstart") else ""
+        about = [task for task in tasks if task.guest == line.guest and task.kind not in _LEAVES_POWER]
+        for task in about:
+            if self._booted <= task.start < since and task.start <= time.time():
+                raise UnknownError(f"the clock was set back, and the task {task.kind} {task.guest} may be of this boot")
+        about = [task for task in about if task.start >= since]
+        stops = (task.start for task in tasks if task.kind == "stopall" and task.start >= since)
+        down = min(stops, default=float("inf"))
+        if not any(
+            not (task.kind in _STARTS and task.start <= down < float("inf"))
+            and not (down <= task.start <= booted and task.user == "root@pam" and task.kind in _SHUTDOWNS)
+            for task in about
+        ):
+            return False, ""
+        # Of several of one second the latest line.
+        last = max(reversed(about), key=lambda task: task.start)
+        return True, last.status if last.kind in _STARTS and last.status and not last.well else ""
