@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import card_records
+from remote_scripts.shared.pci import DEVICES, ids_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.system import System, changes, plans
 
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
 _LAYER = "values"
-_DEVICES = "/sys/bus/pci/devices"
 # Classes of what makes a card: displays and processing accelerators. Its other functions may lack a reset.
 _CARDS = ("0x03", "0x12")
 
@@ -40,7 +40,7 @@ class Value:
     @property
     def path(self) -> str:
         """The attribute's file."""
-        return f"{_DEVICES}/{self.address}/{self.attribute}"
+        return f"{DEVICES}/{self.address}/{self.attribute}"
 
     @property
     def record(self) -> str:
@@ -104,7 +104,7 @@ def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
             if value.attribute == "reset_method":
                 offered = _offered(system, value)
                 if value.value not in offered:
-                    if not system.files.text(f"{_DEVICES}/{value.address}/class").startswith(_CARDS):
+                    if not system.files.text(f"{DEVICES}/{value.address}/class").startswith(_CARDS):
                         continue
                     raise Failure(
                         f"{value.address} reset by {value.value}",
@@ -119,9 +119,7 @@ def _choose(system: System, wanted: Wanted) -> tuple[Value, ...]:
 
 
 def _is_there(system: System, value: Value) -> bool:
-    vendor, _, device = value.id.partition(":")
-    folder = f"{_DEVICES}/{value.address}"
-    return [system.files.text(f"{folder}/{name}") for name in ("vendor", "device")] == [f"0x{vendor}", f"0x{device}"]
+    return ids_of(system, value.address) == value.id
 
 
 def _offered(system: System, value: Value) -> list[str]:
@@ -194,7 +192,7 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
         if record in kept or not is_record or not files.at(record).is_file() or name.startswith("."):
             continue
         attribute = attribute.replace(":", "/")
-        path = f"{_DEVICES}/{address}/{attribute}"
+        path = f"{DEVICES}/{address}/{attribute}"
         found = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
         if found is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")

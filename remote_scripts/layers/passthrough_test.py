@@ -16,6 +16,7 @@ from typing import Literal
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
 from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapping, option_of, own_lines
+from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
@@ -27,7 +28,6 @@ from remote_scripts.tools.text import as_text
 NAME = "homelab-passthrough-test"
 FOLDER = "/run/homelab-passthrough-test"
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"
-_DEVICES = "/sys/bus/pci/devices"
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
 _END = re.compile(rf"^{_MARK} END \d+\r?\n".encode(), re.MULTILINE)
 _CONSOLE_BYTES = 1 << 22
@@ -239,7 +239,7 @@ class _Vm:
 def _place_in(system: System, slot: str, wanted: Wanted) -> str:
     """The slot, where all that is in it is given; else those of its functions that are."""
     mine = [address for address in sorted(wanted.functions) if address.startswith(f"{slot}.")]
-    there = [name for name in system.files.names(_DEVICES) if name.startswith(f"{slot}.")]
+    there = [name for name in system.files.names(DEVICES) if name.startswith(f"{slot}.")]
     return slot if len(mine) == len(there) else ";".join(mine)
 
 
@@ -294,23 +294,18 @@ def _name_of(system: System, vm: str) -> str:
 
 
 def _check_functions(system: System, wanted: Wanted) -> None:
-    files = system.files
     for address, id in sorted(wanted.functions.items()):
-        device = f"{_DEVICES}/{address}"
-        found = ":".join(files.text(f"{device}/{part}").removeprefix("0x") or "none" for part in ("vendor", "device"))
-        if found != id:
+        if (found := ids_of(system, address)) != id:
             raise Failure(
                 f"{id} at {address}",
-                found,
+                ":".join(part or "none" for part in found.split(":")),
                 "another device would be given to the test VM",
                 "see `lspci -Dnn`; `pulumi up --refresh` looks where the card is now",
             )
-        link = files.at(f"{device}/driver")
-        driver = link.readlink().name if link.is_symlink() else "none"
-        if driver != "vfio-pci":
+        if (driver := driver_of(system, address)) != "vfio-pci":
             raise Failure(
                 f"{address} on vfio-pci",
-                f"its driver is {driver}",
+                f"its driver is {driver or 'none'}",
                 "starting the test VM would take it from that driver while the host runs, which can hang it",
                 "bind it at boot: `pulumi up --refresh`",
             )
@@ -459,7 +454,7 @@ def _compare(system: System, wanted: Wanted, seen: dict[str, _Seen]) -> dict[str
 
 def _memory_bars(system: System, address: str) -> Iterator[Bar]:
     """The memory BARs that it has on the host."""
-    for index, line in enumerate(system.files.text(f"{_DEVICES}/{address}/resource").split("\n")[:6]):
+    for index, line in enumerate(system.files.text(f"{DEVICES}/{address}/resource").split("\n")[:6]):
         if line:
             start, end, flags = (int(number, 16) for number in line.split())
             if flags & _MEMORY and start:

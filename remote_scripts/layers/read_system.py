@@ -13,12 +13,12 @@ from typing import Literal
 from remote_scripts.shared import boot, cmdline, driver, kernel, nvidia, vfio_ids
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
+from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-_PCI = "/sys/bus/pci/devices"
 _GPUS = "/proc/driver/nvidia/gpus"
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _LISTS = "/var/lib/apt/lists"
@@ -150,10 +150,10 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     ours = {one for word in words if word.startswith("homelab.vfio=") for one in word.partition("=")[2].split(",")}
     given = _given(system) if ours or wanted.staying else []
     found = []
-    for address in system.files.names(_PCI):
-        if not _line(system, f"{_PCI}/{address}/class").startswith("0x03"):
+    for address in system.files.names(DEVICES):
+        if not _line(system, f"{DEVICES}/{address}/class").startswith("0x03"):
             continue
-        slot, held = address.rpartition(".")[0], system.files.target(f"{_PCI}/{address}/driver").rpartition("/")[2]
+        slot, held = address.rpartition(".")[0], driver_of(system, address)
         stays = slot in wanted.staying
         if held == "vfio-pci" and (ours or wanted.staying):
             # What somebody else gives to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
@@ -171,12 +171,16 @@ def _with_node(system: System) -> Iterator[str]:
     for address in system.files.names(_GPUS):
         text = (system.files.need(f"{_GPUS}/{address}/information") or b"").decode("utf-8", "replace")
         minor = re.search(r"^Device Minor:\s*([0-9]+)", text, re.MULTILINE)
-        if minor and system.files.exists(f"/dev/nvidia{minor[1]}") and system.files.is_file(f"{_PCI}/{address}/vendor"):
+        if (
+            minor
+            and system.files.exists(f"/dev/nvidia{minor[1]}")
+            and system.files.is_file(f"{DEVICES}/{address}/vendor")
+        ):
             yield address
 
 
 def _ids(system: System, address: str) -> str:
-    parts = (_line(system, f"{_PCI}/{address}/{name}").removeprefix("0x") for name in ("vendor", "device"))
+    parts = (_line(system, f"{DEVICES}/{address}/{name}").removeprefix("0x") for name in ("vendor", "device"))
     return ":".join(parts)
 
 
@@ -196,7 +200,7 @@ def _given(system: System) -> list[str]:
 
 def _is_given(system: System, address: str, given: list[str]) -> bool:
     def of(name: str) -> str:
-        return _line(system, f"{_PCI}/{address}/{name}").removeprefix("0x") or "0"
+        return _line(system, f"{DEVICES}/{address}/{name}").removeprefix("0x") or "0"
 
     subsystem = f"{of('subsystem_vendor')}:{of('subsystem_device')}"
     return any(vfio_ids.names(ids, f"{of('vendor')}:{of('device')}", subsystem, of("class")) for ids in given)

@@ -13,6 +13,7 @@ from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import RefusedError
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.pci import driver_of
 from remote_scripts.tools.system import System
 
 #: Of what `qm` says, which has a task's log, too.
@@ -178,7 +179,7 @@ def _look(
                 f"VM {vmid} doesn't have it: no hostpci option of it names the card, which `pulumi up` gives it"
             )
     found: list[str] = []
-    if shared_card.driver_of(system, card.gpu) == "nvidia":
+    if driver_of(system, card.gpu) == "nvidia":
         try:
             found = card_users.having(system, card)
         except RefusedError as error:

@@ -15,6 +15,7 @@ from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of, texts_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -236,7 +237,7 @@ def need_possible(system: System, card: Card, vmid: str) -> list[User]:
         raise RefusedError(f"the configuration of VM {vmid} can't be read ({error.strerror})") from error
     if lock == "backup":
         raise RefusedError(backup_refusal(vmid))
-    driver = shared_card.driver_of(system, card.gpu)
+    driver = driver_of(system, card.gpu)
     if driver != "nvidia":
         raise RefusedError(f"NVIDIA's driver doesn't have it, but {driver or 'none'}")
     for address in card.functions:
@@ -276,7 +277,7 @@ def _attribute(system: System, path: str) -> str | None:
 
 
 def _need_free_function(system: System, address: str) -> None:
-    folder = f"{shared_card.DEVICES}/{address}"
+    folder = f"{DEVICES}/{address}"
     virtual = _attribute(system, f"{folder}/sriov_numvfs")
     if virtual == "":
         raise RefusedError(f"whether {address} has virtual functions can't be read (sriov_numvfs)")
@@ -335,7 +336,7 @@ def _need_drm_that_lets_go(system: System, card: Card) -> None:
 
 def _need_no_console(system: System, card: Card) -> None:
     """Does the host's text console draw on it?"""
-    if not any(system.files.exists(f"{shared_card.DEVICES}/{one}/graphics/fb0") for one in card.functions):
+    if not any(system.files.exists(f"{DEVICES}/{one}/graphics/fb0") for one in card.functions):
         return
     for name in system.files.names("/sys/class/vtconsole"):
         folder = f"/sys/class/vtconsole/{name}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import kernel, nvidia
+from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
@@ -29,7 +30,6 @@ FAMILY = re.compile(
     r"|cuda-drivers|firmware-nvidia-gsp|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia-)"
 )
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
-_DEVICES = "/sys/bus/pci/devices"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
 Source = Literal["packages", "run", "found"]
@@ -142,13 +142,13 @@ def cards(system: System) -> Cards:
     """NVIDIA's graphics cards."""
     held: dict[str, str] = {}
     is_free = is_bound = False
-    for address in system.files.names(_DEVICES):
-        folder = f"{_DEVICES}/{address}"
+    for address in system.files.names(DEVICES):
+        folder = f"{DEVICES}/{address}"
         if not system.files.line(f"{folder}/class").startswith("0x03"):
             continue
         if system.files.line(f"{folder}/vendor") != "0x10de":
             continue
-        driver = system.files.resolved(f"{folder}/driver").rpartition("/")[2]
+        driver = driver_of(system, address)
         # The latter's module is nova_core, and its driver NovaCore (drivers/gpu/nova-core/nova_core.rs).
         if driver == "nouveau" or driver.lower().startswith("nova"):
             held[address] = driver

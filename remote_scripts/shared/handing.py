@@ -20,8 +20,8 @@ from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.handover_steps import STEPS
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.restart import is_going_down
-from remote_scripts.shared.shared_card import DEVICES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT
 from remote_scripts.tools.system import System
@@ -126,7 +126,7 @@ class Handover:
         return self._do("nvidia-smi", *words, seconds=seconds)
 
     def _driver(self) -> str:
-        return shared_card.driver_of(self.system, self.card.gpu)
+        return driver_of(self.system, self.card.gpu)
 
     def _all_on(self, driver: str) -> bool:
         return shared_card.all_on(self.system, self.card, driver)
@@ -349,7 +349,7 @@ class Handover:
         self._step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
         self._in_unit(60, "step_bind")
         if not self._all_on("vfio-pci"):
-            now = (f"{one} {shared_card.driver_of(self.system, one)}" for one in self.card.functions)
+            now = (f"{one} {driver_of(self.system, one)}" for one in self.card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(now)}")
         if not self._note_taken():
             raise RefusedError("its state can't be noted on the disk")
@@ -603,7 +603,7 @@ class Handover:
         if came == "waits":
             self._stuck("taking it from vfio-pci")
             return False
-        left = next((one for one in self.card.functions if shared_card.driver_of(self.system, one) == "vfio-pci"), "")
+        left = next((one for one in self.card.functions if driver_of(self.system, one) == "vfio-pci"), "")
         if came != "done" or left:
             said = self._said if came != "done" else f"{left} is still there"
             self.say(f"it can't be taken from vfio-pci yet: {said}")
@@ -623,7 +623,7 @@ class Handover:
         """Is every function with a driver of the host's, or with none as before?"""
         if self._driver() != "nvidia":
             return False
-        if any(shared_card.driver_of(self.system, one) == "vfio-pci" for one in self.card.functions):
+        if any(driver_of(self.system, one) == "vfio-pci" for one in self.card.functions):
             return False
         if self.noted.state != "DRAINING":
             self._in_unit(60, "step_attach")

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from remote_scripts.shared import handover, nvidia, shared_card
+from remote_scripts.shared import handover, nvidia
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.shared_card import BUS, DEVICES
+from remote_scripts.shared.pci import BUS, DEVICES, driver_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -58,13 +58,13 @@ def _unbind(system: System, card: Card) -> None:
 
 
 def _let_go(system: System, card: Card, is_meant: Callable[[str], bool]) -> bool:
-    meant = [one for one in card.functions if is_meant(shared_card.driver_of(system, one))]
+    meant = [one for one in card.functions if is_meant(driver_of(system, one))]
     return all([_set(system, f"{DEVICES}/{address}/driver/unbind", address) for address in meant])
 
 
 def _bind(system: System, card: Card) -> None:
     for address in card.functions:
-        if shared_card.driver_of(system, address) != "vfio-pci":
+        if driver_of(system, address) != "vfio-pci":
             _need(_set(system, f"{BUS}/drivers/vfio-pci/bind", address), card, f"{address} bound to vfio-pci")
 
 
@@ -77,7 +77,7 @@ def _release(system: System, card: Card) -> None:
 
 def _attach(system: System, card: Card) -> None:
     for address in card.functions:
-        if shared_card.driver_of(system, address):
+        if driver_of(system, address):
             continue
         if address == card.gpu:
             _set(system, f"{BUS}/drivers/nvidia/bind", address)
@@ -87,7 +87,7 @@ def _attach(system: System, card: Card) -> None:
     for address in card.functions:
         _set(system, f"{DEVICES}/{address}/driver_override", "")
     _allow_d3cold(system, handover.noted(system, card.name).d3cold.split(), "1")
-    _need(shared_card.driver_of(system, card.gpu) == "nvidia", card, "given to NVIDIA's driver")
+    _need(driver_of(system, card.gpu) == "nvidia", card, "given to NVIDIA's driver")
 
 
 def _nodes(system: System, _card: Card) -> None:

@@ -8,18 +8,17 @@ and the words of overrides that were ours before and still ran.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from remote_scripts.shared import boot, cmdline, driver, installed, nvidia
+from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
 WANTED = f"{HOME}/wanted-boot"
-_DEVICES = "/sys/bus/pci/devices"
 # Words of the kinds that we write. People write the second ones themselves, also at the boot menu: only what was ours
 # is ours to end.
 _OURS = re.compile(r"(amd_iommu|intel_iommu|iommu|homelab\.vfio|modprobe\.blacklist)=")
@@ -124,20 +123,13 @@ def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str
 
 def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
     """A card that isn't there is nothing that a boot brings; the gates and the verification name it."""
-    there = [address for address in functions if system.files.exists(f"{_DEVICES}/{address}")]
-    drivers = {address: _driver_of(system, address) for address in there}
+    there = [address for address in functions if system.files.exists(f"{DEVICES}/{address}")]
+    drivers = {address: driver_of(system, address) for address in there}
     return [
         f"{address} is on {found or 'no driver'}, not on vfio-pci"
         for address, found in drivers.items()
         if found != "vfio-pci"
     ]
-
-
-def _driver_of(system: System, address: str) -> str:
-    try:
-        return os.readlink(system.files.at(f"{_DEVICES}/{address}/driver")).rpartition("/")[2]
-    except OSError:
-        return ""
 
 
 def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:

@@ -9,24 +9,15 @@ from contextlib import suppress
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.tools.system import System
 
-BUS = "/sys/bus/pci"
-DEVICES = f"{BUS}/devices"
 #: Whose majors stand in rules of containers.
 DRIVERS = ("nvidia-uvm", "nvidia-caps")
 #: How often it is looked whether a card answers, and the seconds in between, before it is taken for dead.
 _LOOKS = 3
 _LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
-
-
-def driver_of(system: System, address: str) -> str:
-    """The driver of a function; empty: it has none."""
-    try:
-        return system.files.at(f"{DEVICES}/{address}/driver").readlink().name
-    except OSError:
-        return ""
 
 
 def all_on(system: System, card: Card, driver: str) -> bool:
@@ -36,11 +27,7 @@ def all_on(system: System, card: Card, driver: str) -> bool:
 
 def is_that_card(system: System, card: Card) -> bool:
     """Hardware may have been changed, or buses numbered anew, since it was configured."""
-    for address, ids in card.functions.items():
-        found = [system.files.line(f"{DEVICES}/{address}/{name}") for name in ("vendor", "device")]
-        if found != [f"0x{part}" for part in ids.split(":")]:
-            return False
-    return True
+    return all(ids_of(system, address) == ids for address, ids in card.functions.items())
 
 
 def is_alive(system: System, card: Card) -> bool | None:
