@@ -37,6 +37,8 @@ VERBS = ("read", "plan", "apply", "revert")
 # One that goes on after its answer, for as long as its client is there.
 _HOLD = "hold"
 _LONGEST_SECONDS = 1_000_000
+# So long a process takes to end that was killed, but for one that hangs.
+_KILL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,23 +192,33 @@ def _print(text: str) -> None:
 
 def _limited(seconds: int, work: Callable[[], int]) -> int:
     """Runs `work` in a process of its own, whose process group is killed after so many seconds: pulumi-command has no
-    limit that it keeps while a command runs.
+    limit that it keeps while a command runs. Where it, or a thread of its, hangs so that no signal ends it, it isn't
+    waited for.
     """
+    answer, into = os.pipe()
     child = os.fork()
     if child == 0:
         status = NOT_FOUND
         try:
             os.setpgid(0, 0)
             status = work()
+            # A thread that hangs keeps what this process has open, and so would keep whoever reads its output.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            os.write(into, bytes([status]))
         finally:
             os._exit(status)
     ended = os.pidfd_open(child)
-    if not select.select([ended], [], [], seconds)[0]:
+    told = select.select([ended, answer], [], [], seconds)[0]
+    if not told:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        select.select([ended], [], [], _KILL_SECONDS)
         _print(_message(_overdue(seconds)))
         return 1
+    if answer in told:
+        return os.read(answer, 1)[0]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
 

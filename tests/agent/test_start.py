@@ -174,6 +174,51 @@ def test_a_step_that_hangs_is_killed_at_its_time_and_says_so(host: Host) -> None
     os.close(lock)
 
 
+#: A process that ends by no signal, as one that waits for a share that is gone: of the whole process, or of a thread of it while the work is done.
+HANGS = """
+import os, sys, time
+from remote_scripts import agent
+agent._KILL_SECONDS = 0.2
+os.killpg = lambda *_: None
+fork, end = os.fork, os._exit
+def forks():
+    child = fork()
+    if child:
+        print(child, file=sys.stderr, flush=True)
+    return child
+os.fork = forks
+def work():
+    if sys.argv[1] == "at work":
+        time.sleep(600)
+    os._exit = lambda status: (time.sleep(600), end(status))
+    os.write(1, b"the answer\\n")
+    return 7
+end(agent._limited(2, work))
+"""
+
+
+@pytest.mark.parametrize(("where", "status"), [("at work", 1), ("when all is done", 7)])
+def test_what_no_signal_ends_is_waited_for_by_nobody(where: str, status: int) -> None:
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, where],
+        cwd=FOLDER.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout and process.stderr
+    child = int(process.stderr.readline())
+    try:
+        assert process.wait(PATIENCE) == status and time.monotonic() - began < 30
+        if where == "when all is done":
+            assert process.stdout.read() == "the answer\n"  # to its end: whoever reads it isn't kept
+    finally:
+        os.kill(child, signal.SIGKILL)
+        with process:
+            pass
+
+
 def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
     put(host)
     folder = host.root / "run/homelab"
