@@ -24,10 +24,9 @@ from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
-from remote_scripts.tools.plain import FormError, of_plain, to_plain
+from remote_scripts.tools.plain import FormError, to_plain
 from remote_scripts.tools.system import System, changes, plans
 
-CARDS = "/etc/homelab-handover.json"
 _LAYER = "handover"
 #: How long a start waits for whoever changes this host, and for a card that is on its way or whose containers are being
 #: started again, in seconds: several containers may take their time.
@@ -126,7 +125,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
 def _write(system: System, cards: Sequence[Card]) -> None:
     files = system.files
     storage = hookscripts.need_storage(system)
-    files.put(_LAYER, CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
+    files.put(_LAYER, handover.CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
     boot_service.install(system, SERVICE)
     if not files.planning:
         files.make_folder(storage.folder)
@@ -205,9 +204,9 @@ def program(system: System, arguments: Sequence[str]) -> None:
     :raises Failure: a VM doesn't get its card, or a step hasn't worked.
     """
     try:
-        cards = of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
+        cards = handover.cards(system)
     except (ValueError, FormError) as error:
-        raise _not_as_written(f"{CARDS}: {error}") from error
+        raise _not_as_written(f"{handover.CARDS}: {error}") from error
     match list(arguments):
         case ["hook", vmid, phase] if re.fullmatch(r"[1-9]\d*", vmid):
             if phase == "pre-start":

@@ -15,8 +15,9 @@ from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.named import texts_of
 from remote_scripts.shared.pci import DEVICES, driver_of
-from remote_scripts.shared.pmxcfs import PVE_LXC, content_of, texts_of
+from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -49,13 +50,13 @@ class User:
         """Whether its configuration gives it this node of the host."""
         return any(entry.takes(node) for entry in self.conf.entries)
 
-    def has(self, minor: str, drm: Iterable[str], address: str = "") -> bool:
+    def has(self, minor: str, drm: Iterable[str], address: str) -> bool:
         """Whether it gives one of a card's nodes.
 
         :param address: of the card's function, by which links of udev's are named.
         """
         nodes = [*([f"/dev/nvidia{minor}"] if minor else []), *(f"/dev/dri/{name}" for name in drm)]
-        return any(self.gives(path) for node in nodes for path in paths_of(node, address))
+        return any(self.conf.entry_taking(paths_of(node, address)) for node in nodes)
 
     def startup(self, key: str) -> int | None:
         """Of its option `startup`: `order`, or `down` in seconds."""
@@ -174,8 +175,8 @@ def _mapping(system: System, name: str) -> list[str]:
     except Failure:
         return []
     found, is_it = [], False
-    for line in content.decode("utf-8", "replace").splitlines():
-        if line[:1] not in ("", " ", "\t"):
+    for line in content.decode("utf-8", "replace").split("\n"):
+        if line[:1] not in ("", " ", "\t", "\r"):
             is_it = line.split()[0] == name
             found += [name] if is_it else []
         elif is_it and (not node or f"node={node}," in f"{line},"):

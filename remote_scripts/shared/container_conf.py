@@ -12,6 +12,7 @@ PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ from remote_scripts.shared.booleans import TRUE
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
 _RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
 _OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*")
-_SECTION = re.compile(r"\[([^]]*)\]\s*")
+#: Where another section begins, of a VM, too. Proxmox VE takes any other line in brackets for none, but for the newest
+#: versions of qemu-server, which pass over what stands below it.
+SECTION = re.compile(r"\[((?:pve:|special:)?[a-z][a-z0-9_-]+)\]\s*", re.IGNORECASE)
 _DEVICE = re.compile(r"dev\d+")
 # A property of dev[n] (PVE::LXC::Config, $dev_desc); a path may stand without its key.
 _PROPERTY = re.compile(r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=\d+|deny-write=(?:1|0|(?i:on|off|yes|no|true|false))")
@@ -31,9 +34,9 @@ _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
-    r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|"
-    r"lxc\.mount\.entry\s*[:=]\s*/dev(/|\s)|\["
+    r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|\["
 )
+_ROOTFS = re.compile(r"/.*?/rootfs/")
 # Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
 # The majors of device nodes aren't a part of an IP address.
@@ -42,6 +45,7 @@ _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226
 _NVIDIAS_HOOK = "/share/lxc/hooks/nvidia"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
 _NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
+_NUMBERS = re.compile(r"/dev/char/([0-9]+):([0-9]+)")
 # pct(1): the mode of a node that dev[n] makes, unless it says another.
 DEVICE_MODE = 0o660
 
@@ -118,12 +122,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class ContainerConf:
-    """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `broken`: device
-    lines that lxc or Proxmox VE doesn't understand; `elsewhere`: section -> device lines in it, which have no effect;
-    `hooks`: lines of programs that may give the container devices."""
+    """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `folders`:
+    mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of nodes
+    that somebody has made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't understand; `elsewhere`:
+    section -> device lines in it, which have no effect; `hooks`: lines of programs that may give the container devices.
+    """
 
     options: dict[str, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
+    folders: list[Entry] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
@@ -152,12 +159,25 @@ class ContainerConf:
         dev[n] option brings isn't among them."""
         return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
 
+    def entry_taking(self, paths: Collection[str]) -> Entry | None:
+        """The line by which the container has a device node of the host; None: there is none.
+
+        :param paths: of `paths_of`.
+        """
+        by_rule = self.folders if any(self._rule_of(path) for path in paths) else []
+        return next((entry for entry in (*self.entries, *by_rule) for path in paths if entry.takes(path)), None)
+
+    def _rule_of(self, path: str) -> Rule | None:
+        """The raw rule that lets a device be read, by a path with its numbers; None for any other path."""
+        match = _NUMBERS.fullmatch(path)
+        return self.rule_for(int(match[1]), int(match[2]), "r") if match else None
+
     def way_to(self, paths: Collection[str]) -> str | None:
         """The line by which the container has a device node of the host, or may make it; None: there is none.
 
         :param paths: of `paths_of`.
         """
-        entry = next((entry for entry in self.entries for path in paths if entry.takes(path)), None)
+        entry = self.entry_taking(paths)
         if entry is not None:
             return entry.line
         is_nvidias = any(_NVIDIA_NODE.fullmatch(path) for path in paths)
@@ -166,9 +186,8 @@ class ContainerConf:
                 return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
         for path in () if self.unprivileged else paths:
-            match = re.fullmatch(r"/dev/char/(\d+):(\d+)", path)
-            rule = self.rule_for(int(match[1]), int(match[2]), "r") if match else None
-            folder = "/dev/dri" if match and match[1] == "226" else "/dev/nvidia"
+            rule = self._rule_of(path)
+            folder = "/dev/dri" if path.startswith("/dev/char/226:") else "/dev/nvidia"
             if rule and rule.major is not None and not any(one.source.startswith(folder) for one in self.entries):
                 return rule.line
         return None
@@ -229,13 +248,20 @@ def conf_text(content: bytes) -> ConfText:
     tail: list[str] = []
     section = ""
     for line in text.removesuffix("\n").split("\n"):
-        if match := _SECTION.fullmatch(line):
+        if match := SECTION.fullmatch(line):
             section = match[1]
         (tail if section else head).append(line)
     conf = parse(text)
     devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
     raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line.rstrip()))}
     return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
+
+
+def _raw(line: str) -> tuple[str, str]:
+    """The key and the value of an lxc.* line as lxc takes it: without quotes around the value (parse_line)."""
+    key, value = raw_line(line)
+    is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    return key, value[1:-1] if is_quoted else value
 
 
 def raw_line(line: str) -> tuple[str, str]:
@@ -259,7 +285,7 @@ def parse(text: str) -> ContainerConf:
     pending: list[str] = []
     section = ""
     for line in (text_line.rstrip() for text_line in text.split("\n")):
-        if match := _SECTION.fullmatch(line):
+        if match := SECTION.fullmatch(line):
             section = match[1]
         elif section.lower() == _PENDING:
             pending.append(line)
@@ -299,10 +325,10 @@ def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True
 def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str], hooks: bool) -> list[str]:
     lines: list[str] = []
     section = False
-    for line in text.split("\n"):
-        section = section or bool(_SECTION.fullmatch(line.rstrip()))
-        raw = _RAW.fullmatch(line.strip() if above else line.rstrip())
-        key, value = (raw[1], raw[2]) if raw else ("", "")
+    # In its own files lxc ends a line at a carriage return, too (lxc_file_for_each_line_mmap).
+    for line in text.replace("\r", "\n").split("\n") if above else text.split("\n"):
+        section = section or bool(SECTION.fullmatch(line.rstrip()))
+        key, value = _raw(line.strip() if above else line.rstrip())
         if _HOOK.fullmatch(key) and (section or not hooks):
             continue
         if section:
@@ -322,16 +348,6 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
     return lines
 
 
-def included(path: str, names: Collection[str] | None) -> list[str]:
-    """The files that an included path stands for: itself, or those of a folder that lxc reads.
-
-    :param names: what is in the folder; None: it is none.
-    """
-    if names is None:
-        return [path]
-    return [f"{path.rstrip('/')}/{name}" for name in names if name.endswith(".conf")]
-
-
 def passed_on(text: str, *, hooks: bool = False) -> str:
     """The lines of a configuration that are passed on to be judged: devices, their rules, what is needed beside them,
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
@@ -339,11 +355,16 @@ def passed_on(text: str, *, hooks: bool = False) -> str:
 
     :param hooks: also lines of hooks, which `whole` has left without their arguments.
     """
-    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or (hooks and _is_hook(line)))
+    return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or _is_passed_on(line, hooks))
 
 
-def _is_hook(line: str) -> bool:
-    return bool(_HOOK.fullmatch(raw_line(line)[0]))
+def _is_passed_on(line: str, hooks: bool) -> bool:
+    key, value = _raw(line)
+    if key != "lxc.mount.entry":
+        return hooks and bool(_HOOK.fullmatch(key))
+    conf = ContainerConf()
+    _add_mount(conf, value, line)
+    return bool(conf.entries or conf.folders) or value.startswith("/dev/")
 
 
 def _is_device_line(line: str) -> bool:
@@ -355,23 +376,25 @@ def _is_device_line(line: str) -> bool:
 
 
 def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
-    raw, option = _RAW.fullmatch(line), _OPTION.fullmatch(line)
-    if raw and raw[1] == "lxc.mount.entry":
-        _add_mount(conf, raw[2], line)
-    elif raw and (match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", raw[1])):
+    (key, value), option = _raw(line), _OPTION.fullmatch(line)
+    if key == "lxc.mount.entry":
+        _add_mount(conf, value, line)
+    elif match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", key):
         # Rules for control groups of version 1 have no effect: Proxmox VE has version 2 alone.
-        rule = _RULE.fullmatch(raw[2]) if match[1] else None
+        rule = _RULE.fullmatch(value) if match[1] else None
         if rule is None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
         conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
-    elif raw and _HOOK.fullmatch(raw[1]):
+    elif _HOOK.fullmatch(key):
         conf.hooks.append(line)
-    elif option and not raw:
+    elif option and not key:
         conf.options[option[1]] = option[2]
         if _DEVICE.fullmatch(option[1]):
             _add_device(conf, option[1], option[2], line, pending)
+        elif re.fullmatch(r"mp\d+", option[1]):
+            _add_mount_point(conf, option[1], option[2], line, pending)
 
 
 def _add_device(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
@@ -404,12 +427,15 @@ def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
         conf.broken.append(line)
         return
     options = words[3].split(",")
-    # An absolute target is a path of the host, which the container doesn't see.
-    if {"bind", "rbind"} & set(options) and f"{words[0]}/".startswith("/dev/") and not words[1].startswith("/"):
+    # lxc-start works in /. An absolute target is a path of the host, which the container doesn't see, but for that of
+    # its root file system.
+    source, target = _normal(words[0]), _ROOTFS.sub("", words[1], count=1)
+    is_bound = not {"bind", "rbind"}.isdisjoint(options) and not target.startswith("/")
+    if is_bound and f"{source}/".startswith("/dev/"):
         conf.entries.append(
             Entry(
-                path=f"/{words[1].rstrip('/')}",
-                source=words[0].rstrip("/"),
+                path=_normal(target),
+                source=source,
                 method="mount-entry",
                 line=line,
                 folder="create=dir" in options,
@@ -417,8 +443,26 @@ def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
                 created=any(option.startswith("create=") for option in options),
             )
         )
+    elif is_bound and source == "/" and "rbind" in options:
+        conf.folders.append(Entry(_normal(target), "", "mount-entry", line))
+    elif is_bound and f"{_normal(target)}/".startswith("/dev/"):
+        conf.folders.append(Entry(_normal(target), _normal(target), "mount-entry", line))
     elif words[0].startswith("/dev/"):
         conf.broken.append(line)
+
+
+def _add_mount_point(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
+    """Of a folder of the host. What begins with /dev/ is a disk for Proxmox VE (classify_mountpoint)."""
+    _remove_option(conf, key)
+    properties = dict((part if "=" in part else f"volume={part}").partition("=")[::2] for part in value.split(","))
+    volume = properties.get("volume", "")
+    source = _normal(volume)
+    if volume.startswith("/") and not volume.startswith("/dev/") and f"{source}/".startswith("/dev/"):
+        conf.folders.append(Entry(_normal(properties.get("mp", "")), source, "mount-entry", line, pending=pending))
+
+
+def _normal(path: str) -> str:
+    return posixpath.normpath(f"/{path.lstrip('/')}")
 
 
 def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
@@ -437,6 +481,7 @@ def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
 def _remove_option(conf: ContainerConf, key: str) -> None:
     """Removes the entry of an option: the last line of an option counts."""
     conf.entries[:] = [entry for entry in conf.entries if not entry.line.startswith(f"{key}:")]
+    conf.folders[:] = [entry for entry in conf.folders if not entry.line.startswith(f"{key}:")]
     conf.broken[:] = [line for line in conf.broken if not line.startswith(f"{key}:")]
 
 
@@ -446,7 +491,7 @@ def addresses(text: str) -> str:
     """
     found = []
     for line in text.split("\n"):
-        if line.startswith("["):
+        if SECTION.fullmatch(line):
             break
         if match := re.match(r"net\d*:.*hwaddr=([0-9A-Fa-f:]*)", line):
             found.append(match[1].upper())

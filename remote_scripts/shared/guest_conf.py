@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
+from remote_scripts.shared.container_conf import SECTION
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools.system import System
 
@@ -16,8 +17,9 @@ MAPPINGS = "/etc/pve/mapping/pci.cfg"
 
 
 def own_lines(text: str) -> list[str]:
-    """The lines above a configuration's first section."""
-    return list(itertools.takewhile(lambda line: not line.startswith("["), text.splitlines()))
+    """The lines above a configuration's first section, without blanks at their ends."""
+    lines = (line.rstrip() for line in text.split("\n"))
+    return list(itertools.takewhile(lambda line: not SECTION.fullmatch(line), lines))
 
 
 def option_of(lines: Iterable[str], key: str) -> str:
@@ -54,7 +56,7 @@ def mapping(text: str, name: str) -> list[list[str]]:
     :param text: of MAPPINGS.
     """
     found, is_it = [], False
-    for line in text.splitlines():
+    for line in text.split("\n"):
         words = line.split()
         if words and line[0] not in " \t#":
             is_it = words[0] == name

@@ -484,8 +484,9 @@ class Handover:
             if other is None:
                 return f"where gpus.{name} is can't be told, which container {one.ctid} may have as well: it stays off"
             (minor, *_), names = shared_card.parts(other.taken or other.numbers)
+            address = next((card.gpu for card in handover.cards(self.system) if card.name == name), "")
             is_away = other.state in ("VM", "RETURNING") and other.boot == boot_id(self.system)
-            if is_away and other.vm == self.noted.vm and one.has(minor, names):
+            if is_away and other.vm == self.noted.vm and one.has(minor, names, address):
                 self.waits = True
                 return f"container {one.ctid} has gpus.{name} as well, which comes back next: it is started after that"
         return ""
@@ -502,7 +503,8 @@ class Handover:
         if not self._have_moved():
             return True
         if self.system.files.read(f"/var/lib/homelab/containers/{one.ctid}/nodes"):
-            return one.has(shared_card.minor_of(self.system, self.card), shared_card.drm_names(self.system, self.card))
+            minor, names = shared_card.minor_of(self.system, self.card), shared_card.drm_names(self.system, self.card)
+            return one.has(minor, names, self.card.gpu)
         return not any(self._means_what_moved(one, was) for was in (self.noted.numbers, self.noted.taken))
 
     def _means_what_moved(self, one: User, numbers: str) -> bool:
@@ -534,7 +536,7 @@ class Handover:
         others = [one for one in driver_majors if one and not known.get(one, "nvidia").startswith("nvidia")]
         said: list[str] = []
         for one in card_users.all_users(self.system):
-            if not one.has(minor, names) or self._is_off_by_cgroup(one.ctid):
+            if not one.has(minor, names, self.card.gpu) or self._is_off_by_cgroup(one.ctid):
                 continue
             if card_users.power_of(self.system, one.ctid) != "on":
                 continue
@@ -743,7 +745,7 @@ class Handover:
         """
         minor, names = self._earlier_nodes()
         for one in card_users.all_users(self.system):
-            if not one.has(minor, names) or card_users.power_of(self.system, one.ctid) != "on":
+            if not one.has(minor, names, self.card.gpu) or card_users.power_of(self.system, one.ctid) != "on":
                 continue
             self.note(**self._with(one))
             try:

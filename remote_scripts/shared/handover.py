@@ -8,6 +8,7 @@ handover that is at work.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,9 +16,11 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from remote_scripts.shared import passes
+from remote_scripts.shared.card import Card
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
+from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.state import UP
 from remote_scripts.tools.system import System
 
@@ -25,6 +28,8 @@ FOLDER = f"{HOME}/handover"
 STORY = f"{FOLDER}/log"
 PROGRAM = "/usr/local/sbin/homelab-handover"
 HANDING = "handing"
+#: The cards that are handed over here.
+CARDS = "/etc/homelab-handover.json"
 #: How much of the story is kept, in bytes.
 _STORY_BYTES = 131072
 _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card, and then the file may be removed"
@@ -78,6 +83,14 @@ class Noted:
 _KEYS = tuple(one.name for one in fields(Noted))
 # A line that stands there only where it says something: earlier versions had none.
 _IF_ANY = ("known", "given_up", "clock")
+
+
+def cards(system: System) -> tuple[Card, ...]:
+    """The cards that are handed over here.
+
+    :raises ValueError: that isn't as it was written.
+    """
+    return of_plain(tuple[Card, ...], json.loads(system.files.read(CARDS) or b""), CARDS)
 
 
 def state_file(name: str) -> str:

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote_scripts.shared.container_conf import included
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -156,16 +155,6 @@ def content_of(system: System, path: str) -> bytes | None:
     if content is not None and len(content) > _BYTES:
         raise _unread(path, f"it is longer than {_BYTES} bytes, which Proxmox VE doesn't allow")
     return content
-
-
-def texts_of(system: System, path: str) -> list[str]:
-    """What a path has that a container's configuration names (container_conf.whole).
-
-    :raises Failure: it can't be read.
-    """
-    paths = included(path, names(system, path) if system.files.is_folder(path) else None)
-    contents = (content_of(system, one) for one in paths)
-    return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents if content]
 
 
 def names(system: System, path: str) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import handing
+from remote_scripts.shared import handover as shared_handover
 from remote_scripts.shared.card import Card
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -97,7 +98,7 @@ class Moments:
 def cards(host: Host, *cards: Card) -> None:
     """What is handed over, as the layer has installed it."""
     host.write(
-        layer.CARDS,
+        shared_handover.CARDS,
         "["
         + ",".join(
             f'{{"name":"{one.name}","functions":{str(one.functions).replace(chr(39), chr(34))},"vms":{list(one.vms)}}}'

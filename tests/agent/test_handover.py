@@ -417,14 +417,16 @@ def test_of_two_cards_the_first_comes_back_where_the_second_is_not_to_be_had(hos
     assert state(host) == "HELD" and "VM 103 didn't get all of its cards" in host.read(STATE)
 
 
-def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host) -> None:
+@pytest.mark.parametrize("node", ["/dev/nvidia1", f"/dev/dri/by-path/pci-{OTHER}-render"])
+def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, node: str) -> None:
     small, third = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,)), "0000:03:00.0"
     host.write(f"/proc/driver/nvidia/gpus/{OTHER}/information", "Device Minor: \t 1\n")
     host.write(f"{DEVICES}/{third}/vendor", "0x10de\n")
     host.write("/dev/nvidia1", "")
     bind(host, third, "nvidia")
     host.write(VM, "name: gaming\nhostpci0: 0000:01:00\nhostpci1: 0000:02:00\n")
-    host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: /dev/nvidia1\n")
+    host.write(f"{DEVICES}/{OTHER}/drm/renderD129/dev", "226:129\n")
+    host.write(CONTAINER, f"{host.read(CONTAINER)}dev1: {node}\n")
     smi, pct = host.programs["nvidia-smi"], host.programs["pct"]
     host.programs["nvidia-smi"] = lambda words, stdin: (
         smi(words, stdin) if OTHER not in words else "there\n" if driver(host, OTHER) == "nvidia" else 6

@@ -13,7 +13,7 @@ import pytest
 from remote_scripts.layers import handover as layer
 from remote_scripts.layers.handover import Wanted
 from remote_scripts.layers.hookscript import Wanted as Hook
-from remote_scripts.shared import hookscripts
+from remote_scripts.shared import handover, hookscripts
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.handover import handed_over
@@ -52,7 +52,7 @@ dir: local
 @pytest.fixture(autouse=True)
 def storages(host: Host) -> None:
     host.write("/etc/pve/storage.cfg", STORAGES.format("snippets"))
-    (host.root / layer.CARDS[1:]).unlink()
+    (host.root / handover.CARDS[1:]).unlink()
 
 
 def apply(host: Host, *cards: Card) -> Any:
@@ -77,7 +77,7 @@ def test_all_of_it_is_put_there_and_taken_back(host: Host) -> None:
     planned = host.ask("plan", "handover", Wanted(cards=(BIG,)))["files"]
     assert host.lasting() == before
     assert apply(host) == {"changed": True} and hook(host, "apply") == {"changed": True}
-    written = [PROGRAM, layer.CARDS, *SERVICE.links.values(), PLACE]
+    written = [PROGRAM, handover.CARDS, *SERVICE.links.values(), PLACE]
     assert {file["what"] for file in planned} == {*written, *SERVICE.links}
     assert [oct((host.root / path[1:]).stat().st_mode & 0o777) for path in written] == [
         "0o755",
@@ -312,7 +312,7 @@ def test_the_program_works_by_itself_as_the_host_starts_it(host: Host) -> None:
     done = started("hook", "104", "pre-start")
     assert done.returncode == 1 and "VM 104 names gpus.big" in done.stdout + done.stderr
     assert started("hook", "104", "post-stop").returncode == 0
-    host.write(layer.CARDS, "[")
+    host.write(handover.CARDS, "[")
     assert "as it was installed" in started("reconcile").stderr
 
 

@@ -87,6 +87,34 @@ def test_what_qemu_is_given_past_proxmox_ve_is_known_and_no_secret_with_it(host:
     assert "verySecret" not in by_id[103].lines and by_id[104].lines == ""
 
 
+@pytest.mark.parametrize(
+    ("device", "addresses"),
+    [
+        ("host=10000:01:00.0", {"10000:01:00.0"}),  # behind Intel's Volume Management Device
+        ("host=1:0.0", {CARD}),
+        ("host=0000:0A:00.1", {"0000:0a:00.1"}),
+        ("sysfsdev=/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0,x-vga=on", {CARD}),
+        ("sysfsdev=/sys/bus/pci/devices/10000:01:00.0", {"10000:01:00.0"}),
+        ("sysfsdev=/sys/devices/pci0000:00/0000:00:02.0/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", set()),  # a mediated one
+    ],
+)
+def test_however_qemu_is_told_a_function_it_is_known(host: Host, device: str, addresses: set[str]) -> None:
+    host.write("etc/pve/qemu-server/103.conf", f"args: -device vfio-pci,{device} -netdev socket,host=10.0.0.1:22.2\n")
+    assert read(host).guests.configs[0].by_args == addresses
+
+
+def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None:
+    """As Proxmox VE takes it (parse_vm_config before qemu-server 8.3.7, parse_pct_config)."""
+    host.write(
+        "etc/pve/qemu-server/103.conf",
+        "name: a\n[a note of mine]\nhostpci0: 01:00\n[2]\nargs: -x\n[old]\nhostpci1: 02:00\n",
+    )
+    host.write("etc/pve/lxc/901.conf", "[a note of mine]\ndev0: /dev/nvidia0\n[old]\ndev1: /dev/nvidia1\n")
+    by_id = {config.id: config for config in read(host).guests.configs}
+    assert by_id[103].values == {"name": "a", "hostpci0": "01:00"}
+    assert [entry.path for entry in by_id[901].container.entries] == ["/dev/nvidia0"]
+
+
 def test_what_a_container_gets_by_files_that_its_configuration_names_is_known(host: Host) -> None:
     host.write(
         "etc/pve/lxc/901.conf",

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts
-from remote_scripts.shared import hanging
+from remote_scripts.shared import hanging, named
+from remote_scripts.tools import apart
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
@@ -124,6 +125,97 @@ def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
     facts = read(whole)
     assert facts.unreadable == [f"{CONTAINER}: no answer within 0.5 s"] and 901 not in lines(facts)
     assert time.monotonic() - began < 5
+
+
+# -- places that an owner has chosen -----------------------------------------------------------------------------------
+HOOK, SCRIPT = "/mnt/nas/hook.sh", "/mnt/nas/snippets/homelab-handover.sh"
+
+
+@pytest.mark.parametrize("path", [INCLUDED, FSTAB, HOOK, SCRIPT, "/var/lib/vz", "/var/backups/homelab"])
+def test_what_lies_on_a_share_that_hangs_is_told_in_time(
+    whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal ends a process that waits there, and no other place is waited for."""
+    whole.write(CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\nlxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n")
+    whole.write(HOOK, "mknod dev/nvidia0 c 195 0\n")
+    whole.write("/mnt/nas/more.conf", "")
+    whole.write("/var/lib/homelab/handover-hooks/103", "")
+    whole.write("/etc/pve/storage.cfg", "dir: nas\n\tpath /mnt/nas\n\tcontent snippets\n")
+    whole.write(VM, "hookscript: nas:snippets/homelab-handover.sh\n")
+    whole.write(SCRIPT, "", 0o755)
+    (whole.root / "var/backups/homelab").mkdir(parents=True)
+    assert read(whole).unreadable == []
+    monkeypatch.setattr(apart, "SECONDS", 0.5)
+    place = str(whole.root / path.lstrip("/"))
+    for name in ("open", "stat", "access", "lstat", "scandir"):
+        real = getattr(os, name)
+
+        def waits(one: Any, *arguments: Any, real: Any = real, **named: Any) -> Any:
+            return time.sleep(30) if os.fspath(one) == place else real(one, *arguments, **named)
+
+        monkeypatch.setattr(os, name, waits)
+    began = time.monotonic()
+    told = read(whole).unreadable
+    assert time.monotonic() - began < 5
+    assert told[0].startswith(f"{path}: no answer within 0.5 s") and all(
+        f"since {path} gives no answer" in line for line in told[1:]
+    )
+
+
+def test_no_child_that_looks_keeps_what_this_process_has_open(whole: Host) -> None:
+    """One that is left behind would keep the lock, and the connection of a client, for as long as the share is gone."""
+    kept, descriptor = os.pipe()
+    os.set_inheritable(descriptor, True)
+    with pytest.raises(TimeoutError):
+        apart.apart(lambda: time.sleep(30), 0.2)
+    seen = apart.apart(lambda: [path.name for path in Path("/proc/self/fd").iterdir()])
+    os.close(descriptor)
+    os.close(kept)
+    assert {*seen} <= {"0", "1", "2", "3", "4"}
+    with pytest.raises(IsADirectoryError):
+        apart.apart((whole.root / "etc").read_text)
+
+
+def is_null(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def is_empty(path: Path) -> None:
+    path.write_text("")
+
+
+def isnt_there(path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("become", [is_null, is_empty, isnt_there, is_folder])
+@pytest.mark.parametrize("path", [INCLUDED, FSTAB])
+def test_what_lxc_takes_for_nothing_is_no_trouble(whole: Host, path: str, become: Callable[[Path], None]) -> None:
+    """`lxc.mount.fstab: /dev/null` is in many a configuration."""
+    file = whole.root / path.lstrip("/")
+    file.unlink()
+    become(file)
+    assert read(whole).unreadable == []
+    assert named.texts_of(whole.system(), path) in ([], [""])
+
+
+@pytest.mark.parametrize("path", [INCLUDED, FSTAB, HOOK])
+@pytest.mark.parametrize("become", [is_pipe, loops])
+def test_what_isnt_a_file_is_waited_for_by_nobody(whole: Host, path: str, become: Callable[[Path], None]) -> None:
+    whole.write(CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\n")
+    file = whole.root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    become(file)
+    (told,) = read(whole).unreadable
+    assert told.startswith(f"{path}: ")
+
+
+def test_a_hidden_file_of_an_included_folder_counts_as_for_lxc(whole: Host) -> None:
+    whole.write(CONTAINER, "lxc.include: /etc/own/more\n")
+    whole.write("/etc/own/more/.gpu.conf", "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind\n")
+    whole.write("/etc/own/more/.conf", "lxc.mount.entry = /dev/nvidia1 dev/nvidia1 none bind\n")
+    assert "/dev/nvidia0" in lines(read(whole))[901] and "/dev/nvidia1" not in lines(read(whole))[901]
 
 
 @pytest.mark.parametrize("byte", ["\0", "\xff", "\x1b[2K", "\r"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from remote_scripts.shared.container_conf import parse
+from remote_scripts.shared.container_conf import parse, passed_on, paths_of, whole
 from tests.conftest import shared
 
 CONFIGURATIONS = tables.read(Path(__file__).parents[1] / "container_configurations.yaml")
@@ -109,3 +109,70 @@ def test_a_published_configuration_with_a_wrong_source() -> None:
     wrong = [entry.path for entry in conf.entries if entry.path != entry.source]
     assert wrong == ["/dev/nvidia-caps/nvidia-cap1", "/dev/nvidia-caps/nvidia-cap2"]
     assert conf.rule_for(234, 0, "rw") and conf.rule_for(238, 1, "r") and not conf.rule_for(508, 0, "rw")
+
+
+# -- ways to a card that owners have written, and that aren't ones -----------------------------------------------------
+CARD, RENDER = paths_of("/dev/nvidia0", "0000:01:00.0"), paths_of("/dev/dri/renderD128", "0000:00:02.0")
+ALLOWED = "lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 226:* rwm\n"
+
+
+def way(text: str, paths: list[str], files: dict[str, str] | None = None) -> str | None:
+    """As a gate has it: the files that it names in their places, and what is passed on of that."""
+    read = whole(f"unprivileged: 1\n{text}\n", lambda path: [(files or {})[path]])
+    return parse(passed_on(read, hooks=True)).way_to(paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ('lxc.mount.entry: "/dev/nvidia0 dev/nvidia0 none bind,create=file"', CARD),  # lxc takes quotes off
+        ("lxc.mount.entry: //dev/./nvidia0 dev/nvidia0 none bind,create=file", CARD),
+        ("lxc.mount.entry: dev/nvidia0 dev/nvidia0 none bind,create=file", CARD),  # lxc-start works in /
+        ("lxc.mount.entry: /dev/nvidia0 /var/lib/lxc/901/rootfs/dev/nvidia0 none bind", CARD),
+        ("lxc.mount.entry: /dev dev none rbind", CARD),
+        ("lxc.mount.entry: /dev/dri/by-path/pci-0000:00:02.0-render dev/dri/renderD128 none bind", RENDER),
+        # Nodes that somebody has made elsewhere, for the numbers that an unprivileged container's root has.
+        (f"{ALLOWED}lxc.mount.entry: /srv/nodes/dri dev/dri none bind,optional,create=dir", RENDER),
+        (f"{ALLOWED}lxc.mount.entry: /srv/nodes/nvidia0 dev/nvidia0 none bind,create=file", CARD),
+        (f"{ALLOWED}lxc.mount.entry: / host none rbind,ro", CARD),
+        (f"{ALLOWED}mp0: /dev,mp=/host", CARD),
+        (f"{ALLOWED}mp0: volume=//dev/dri,mp=/dri", RENDER),
+        ("[a note of mine]\ndev0: /dev/nvidia0", CARD),  # PVE::LXC::Config: no section, by its blanks
+        ("[2]\ndev0: /dev/nvidia0", CARD),
+    ],
+)
+def test_every_way_to_a_card_that_an_owner_may_write_is_one(text: str, paths: list[str]) -> None:
+    assert way(text, paths)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lxc.mount.entry: / host none rbind,ro",  # a program that watches the host; no rule lets it open a node
+        f"{ALLOWED}lxc.mount.entry: / host none bind,ro",  # without /dev, which is another file system
+        "mp0: /dev,mp=/host",
+        f"{ALLOWED}mp0: /srv/dev/nvidia0,mp=/x",
+        f"{ALLOWED}lxc.mount.entry: //nas/dev dev/nvidia0 cifs credentials=/root/x",
+        f"{ALLOWED}lxc.mount.entry: tmpfs dev/dri tmpfs rw",
+        f"{ALLOWED}lxc.mount.entry: /srv/nodes/sound dev/snd none bind,create=dir",
+        "lxc.mount.entry: /dev/../srv/x mnt none bind",
+        "[before]\ndev0: /dev/nvidia0",
+        "[pve:pending]\ndelete: dev0\n[x-1]\ndev0: /dev/nvidia0",
+    ],
+)
+def test_what_gives_no_card_is_no_way_to_one(text: str) -> None:
+    assert way(text, [*CARD, *RENDER]) is None
+
+
+INCLUDED = "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind"
+
+
+@pytest.mark.parametrize("line", ["lxc.include: '/x'", "lxc.include: /x", "lxc.include = /x"])
+@pytest.mark.parametrize("text", [INCLUDED, f"# a\r{INCLUDED}\rb", f"\t {INCLUDED}\r\n"])
+def test_what_is_included_has_lines_as_lxc_reads_them(line: str, text: str) -> None:
+    assert way(line, CARD, {"/x": text})
+
+
+def test_no_password_of_a_share_is_passed_on() -> None:
+    lines = ["//nas/x mnt cifs username=a,password=verySecret", "//nas/x dev/x cifs password=verySecret,rw"]
+    assert passed_on("".join(f"lxc.mount.entry: {line}\n" for line in lines)) == ""

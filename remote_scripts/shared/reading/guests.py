@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import guests as running_guests
-from remote_scripts.shared.container_conf import passed_on, whole
+from remote_scripts.shared.container_conf import SECTION, passed_on, whole
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 
@@ -17,10 +17,9 @@ _OPTION = re.compile(
     r"(hostpci[0-9]+|hookscript|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|args|"
     r"(ide|sata|scsi|virtio)[0-9]+):"
 )
-# Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret.
-_OF_QEMU = re.compile(
-    r"(?:\bhost\W+|\bsysfsdev\W+/sys/bus/pci/devices/)((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
-)
+# Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
+# numbers with as many digits as somebody writes (set_pci_host_devaddr), and any path that leads to the device in sysfs.
+_OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?![\w./])")
 _PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
 
@@ -96,7 +95,7 @@ def _lines_of_vm(text: str) -> str:
     """
     lines, section = [], ""
     for line in text.split("\n"):
-        if line.startswith("["):
+        if SECTION.fullmatch(line):
             section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
             continue
         told = _of_qemu(line) if line.startswith("args:") else line
@@ -109,7 +108,14 @@ def _lines_of_vm(text: str) -> str:
 def _of_qemu(line: str) -> str:
     """The functions in an option `args`; empty: there are none."""
     found = _OF_QEMU.findall(line.lower()) if "vfio-pci" in line.lower() else []
-    return f"args: {' '.join(found)}" if found else ""
+    return f"args: {' '.join(map(_address, found))}" if found else ""
+
+
+def _address(text: str) -> str:
+    """An address as sysfs has it."""
+    slot, _, function = text.rpartition(".")
+    domain, bus, device = [0, *(int(part, 16) for part in slot.split(":"))][-3:]
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
 
 
 def _need_those_that_run(source: Source, ids: list[tuple[str, int]], *, asked: bool) -> None:

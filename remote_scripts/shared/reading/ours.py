@@ -30,7 +30,8 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 
 def edits(source: Source) -> list[str]:
     """Copies of what somebody had made of this program's files."""
-    return source.below(EDITS, hidden=True)
+    nothing: list[str] = []
+    return source.chosen(EDITS, lambda: source.below(EDITS, hidden=True), nothing)
 
 
 def stacks(source: Source) -> list[str]:

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from remote_scripts.shared.container_conf import included
+from remote_scripts.shared import named
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
+from remote_scripts.tools.apart import apart
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -41,6 +42,8 @@ class Source:
         self.unreadable: dict[str, str] = {}
         # Proxmox VE's file system doesn't answer: nobody waits for it again.
         self._pve_hangs = False
+        # What an owner has chosen the place of, and gave no answer.
+        self._hanging = ""
 
     # What decides something.
 
@@ -97,14 +100,36 @@ class Source:
         except Failure as failure:
             self.note(path, failure.found)
         except OSError as error:
-            name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
-            self.note(name or path, error.strerror or str(error))
+            self._note_error(path, error)
         return otherwise
+
+    def _note_error(self, path: str, error: OSError) -> None:
+        name = str(error.filename or "").removeprefix(str(self.system.root).rstrip("/"))
+        self.note(name or path, error.strerror or str(error))
 
     def texts_of(self, path: str) -> list[str]:
         """What a path has that a container's configuration names (container_conf.whole)."""
-        paths = included(path, self.names(path) if self.is_folder(path) else None)
-        return [text for one in paths if (text := self.needed(one))]
+        nothing: list[bytes] = []
+        contents = self.chosen(path, lambda: named.contents_of(self.system, path, _MOST), nothing)
+        return [_decoded(content) for content in contents]
+
+    def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
+        noted, and no other one is waited for then.
+
+        :param work: as of `apart`.
+        """
+        if self._hanging:
+            self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
+            return otherwise
+        try:
+            return apart(work)
+        except TimeoutError as error:
+            self._hanging = path
+            self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
+        except OSError as error:
+            self._note_error(path, error)
+        return otherwise
 
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
@@ -157,11 +182,19 @@ class Source:
         if where.is_file():
             return [path]
         found = []
-        for folder, _, names in os.walk(where):
-            for name in names:
-                one = os.path.join(folder, name)
-                if (hidden or not name.startswith(".")) and os.path.isfile(one) and not os.path.islink(one):
-                    found.append(path + one[len(str(where)) :])
+        folders = [str(where)]
+        while folders:
+            try:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_symlink():  # where it leads may hang: os.walk looks
+                            continue
+                        if entry.is_dir():
+                            folders.append(entry.path)
+                        elif (hidden or not entry.name.startswith(".")) and entry.is_file():
+                            found.append(path + entry.path[len(str(where)) :])
+            except OSError:
+                continue
         return sorted(found)
 
     def links_below(self, path: str, name: str) -> list[str]:

@@ -36,13 +36,14 @@ def vital(source: Source) -> list[Vital]:
 
 def _storage(source: Source, ways: _Ways) -> Iterator[Vital]:
     mounts = _mounts(source, source.needed("/proc/mounts") or "")
+    places = _needed_places(source)
     swaps = source.needed("/proc/swaps") or ""
     if not mounts:
         yield Vital("storage", "what is mounted", [], "/proc/mounts doesn't say")
     # Of what is mounted over each other on one path, the last one counts; all of them are named.
     named: set[tuple[str, str]] = set()
     for mount in mounts:
-        if (mount.source, mount.target) not in named and _is_needed(source, mount.target):
+        if (mount.source, mount.target) not in named and _is_needed(places, mount.target):
             named.add((mount.source, mount.target))
             carriers = _Carriers(source, ways, mounts)
             carriers.of_mount(mount)
@@ -104,12 +105,18 @@ def _mounts(source: Source, text: str) -> list[_Mount]:
     return [_Mount(*[*line.split(" "), "", "", ""][:4]) for line in text.split("\n") if line]
 
 
-def _is_needed(source: Source, target: str) -> bool:
+def _needed_places(source: Source) -> list[str]:
+    """Where links among them lead: /var/lib/vz may be one to another disk, or to a share, or one itself."""
+    nothing: list[str] = []
+    return source.chosen(
+        "/var/lib/vz", lambda: [source.real(path) for path in _NEEDED if source.is_link(path)], nothing
+    )
+
+
+def _is_needed(places: list[str], target: str) -> bool:
     """Whether it is the mount point of something that the host needs."""
     if target in _NEEDED or target.startswith(_NEEDED_BELOW):
         return True
-    # /var/lib/vz may be a link to another disk.
-    places = (source.real(path) for path in _NEEDED if source.is_link(path))
     return target != "/" and any(f"{place}/".startswith(f"{target}/") for place in places)
 
 

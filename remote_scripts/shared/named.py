@@ -1,0 +1,64 @@
+"""What a container's configuration names outside of itself (container_conf.whole). Its owner has chosen the place: it
+may be on a share that is gone, so whoever looks does so apart (tools/apart.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from remote_scripts.tools import disk
+from remote_scripts.tools.apart import apart
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+_BYTES = 1 << 26
+
+
+def texts_of(system: System, path: str) -> list[str]:
+    """What a path has.
+
+    :raises Failure: it can't be read.
+    """
+    try:
+        contents = apart(lambda: contents_of(system, path, _BYTES))
+    except OSError as error:
+        raise Failure(
+            f"to read {path}, which a container's configuration names",
+            f"{path}: {error.strerror or error}",
+            "it may give that container a card; what can't be read isn't known, and nothing is decided by it",
+            "see on the host why it can't be read (a share may be gone), then try it again",
+        ) from error
+    return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents]
+
+
+def contents_of(system: System, path: str, limit: int) -> list[bytes]:
+    """What a path has: of a file its bytes, of a folder those of its files `*.conf`, as lxc reads them
+    (do_includedir); of what isn't there, and of /dev/null, nothing.
+
+    :raises OSError: it can't be read, or is something else.
+    """
+    where = system.files.at(path)
+    if where.is_dir():
+        names = sorted(name for name in os.listdir(where) if len(name) > len(".conf") and name.endswith(".conf"))
+        return [content for name in names if (content := _content(where / name, f"{path.rstrip('/')}/{name}", limit))]
+    content = _content(where, path, limit)
+    return [content] if content else []
+
+
+def _content(where: Path, path: str, limit: int) -> bytes | None:
+    try:
+        about = where.stat()
+        if stat.S_ISCHR(about.st_mode) and about.st_rdev == Path(os.devnull).stat().st_rdev:
+            return None
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "it is no file", path)
+        with where.open("rb") as file:
+            content = disk.read_up_to(file, limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if len(content) >= limit:
+        raise OSError(errno.EFBIG, f"it is longer than {limit} bytes", path)
+    return content
