@@ -235,7 +235,7 @@ def _card_output(card: Mapping[str, str | None]) -> CardInUse:
 
 def _address(text: str | None) -> str | None:
     """0000:01:00.0 for nvidia-smi's 00000000:01:00.0, whose domain has eight digits."""
-    return None if text is None else re.sub(r"^0000(?=[0-9a-f]{4}:)", "", text.lower())
+    return None if text is None else re.sub(r"^0+(?=[0-9a-f]{4,}:)", "", text.lower())
 
 
 def _device(text: str | None) -> str | None:

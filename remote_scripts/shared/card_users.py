@@ -147,7 +147,6 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
     node count. A mapping that isn't known, or a configuration that can't be read, may.
     """
     slot = card.gpu.rpartition(".")[0]
-    short = slot.removeprefix("0000:")
     try:
         lines = guest_conf.lines_of_vm(system, vmid)
     except OSError:
@@ -160,11 +159,17 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
         mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
         if mapping:
             known = _mapping(system, mapping)
-            if not known or any(slot in text or f"path={short}" in text for text in known):
+            if not known or any(slot in _slots(path) for text in known for path in re.findall(r"path=([^,]+)", text)):
                 return True
-        elif any(re.fullmatch(r"(host=)?[0-9a-fA-F:.;]+", word) and short in word.lower() for word in words):
+        elif any(slot in _slots(word.removeprefix("host=")) for word in words):
             return True
     return False
+
+
+def _slots(path: str) -> list[str]:
+    """The slots of an address, or of several."""
+    slots = (part.strip().lower().partition(".")[0] for part in path.split(";"))
+    return [slot if slot.count(":") == 2 else f"0000:{slot}" for slot in slots]
 
 
 def _mapping(system: System, name: str) -> list[str]:

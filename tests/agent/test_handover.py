@@ -312,7 +312,16 @@ def test_the_program_of_a_containers_hook_may_be_as_large_as_it_likes(host: Host
 
 
 # -- which VM names it -----------------------------------------------------------------------------------------------
-MAPPINGS = "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\nother\n\tmap id=10de:2684,node=pve,path=0000:02:00\n"
+MAPPINGS = """\
+big
+\tmap id=10de:2b85,node=pve,path=0000:01:00
+other
+\tmap id=10de:2684,node=pve,path=0000:02:00
+behind
+\tmap id=10de:2684,node=pve,path=10000:01:00.0
+several
+\tmap id=10de:2684,node=pve,path=0000:02:00.0;0000:01:00.0
+"""
 
 
 def test_of_a_mapping_the_lines_of_this_node_count(host: Host) -> None:
@@ -335,6 +344,13 @@ def test_of_a_mapping_the_lines_of_this_node_count(host: Host) -> None:
         ("hostpci0: 0000:01:00,pcie=1", True),
         ("hostpci0: host=01:00.0;01:00.1,pcie=1", True),
         ("hostpci0: 02:00,pcie=1", False),
+        ("hostpci0: 02:00.0;01:00.0\r", True),
+        ("hostpci0: 10000:01:00.0", False),  # behind Intel's Volume Management Device
+        ("hostpci0: 0001:01:00", False),
+        ("hostpci0: mapping=behind", False),
+        ("hostpci0: mapping=several", True),
+        ("#a\u2028[b]\x0c[c]\nhostpci0: 01:00", True),
+        ("[a note of mine]\nhostpci0: 01:00", True),
         ("name: 01:00", False),
         ("[snapshot]\nhostpci0: 0000:01:00", False),
     ],

@@ -11,12 +11,23 @@ import pytest
 
 from homelab import tables
 from homelab.errors import HomelabError
+from homelab.nvidia import verification
 from homelab.nvidia.plan import Request, SystemFacts, plan_stack
 from homelab.nvidia.verification import Expected, judge
 from homelab.settings.nvidia import Nvidia
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 HEAD = "index, name, uuid, driver_version, memory.total [MiB], pci.bus_id, pci.device_id, compute_cap\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "address"),
+    [("00000000:01:00.0", "0000:01:00.0"), ("00010000:0A:00.0", "10000:0a:00.0"), ("0000:01:00.0", "0000:01:00.0")],
+)
+def test_nvidia_smis_addresses_are_those_of_sysfs(said: str, address: str) -> None:
+    assert verification._address(said) == address
+
+
 ROW = "{}, NVIDIA GeForce RTX 5090, GPU-0b11d014-{}, 580.105.08, 32607 MiB, 00000000:0{}:00.0, 0x2B8510DE, 12.0\n"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n"
 NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
