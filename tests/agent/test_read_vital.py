@@ -241,6 +241,7 @@ def test_boot_swap_the_guests_store_and_esps_count_and_other_file_systems_do_not
         "/dev/nvme0n1p1 /boot/efi vfat",
         "/dev/sdb1 /store xfs",
         "/dev/sda2 /mnt/films ext4",
+        "/dev/sdb2 /var/lib/homelab ext4",
         "tmpfs /run tmpfs",
     )
     on_nvme = {"0000:00:02.1", NVME}
@@ -248,6 +249,8 @@ def test_boot_swap_the_guests_store_and_esps_count_and_other_file_systems_do_not
         "/ (ext4 on /dev/nvme0n1p2)": on_nvme,
         "/boot/efi (vfat on /dev/nvme0n1p1)": on_nvme,
         "/store (xfs on /dev/sdb1)": {PORT, USB},
+        # What gives back a boot lies there: without it nothing does.
+        "/var/lib/homelab (ext4 on /dev/sdb2)": {PORT, USB},
         "swap on /dev/sda1": {SATA},
         "swap on /store/swap": {PORT, USB},
         "the EFI system partition AAAA-BBBB": on_nvme,

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from remote_scripts.shared import way
 from remote_scripts.shared.reading.answer import Vital
 from remote_scripts.shared.reading.source import ADDRESS, Source, lines_of
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import Done
 
 _FUNCTION = re.compile(ADDRESS)
 # What of the file system must be there: these, and what is mounted below some.
-_NEEDED = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/etc", "/var", "/var/lib", "/var/lib/pve-cluster", "/var/lib/vz")
+# Without HOME nothing gives a boot back.
+_NEEDED = (
+    *("/", "/boot", "/boot/efi", "/efi", "/usr", "/usr/local", "/etc", "/var", "/var/lib", "/var/lib/pve-cluster"),
+    *(HOME, "/var/lib/vz"),
+)
 _NEEDED_BELOW = ("/boot/", "/efi/", "/var/lib/vz/")
 # autofs stands for a file system that isn't mounted yet.
 _IN_MEMORY = ("autofs", "tmpfs", "ramfs", "rootfs")
