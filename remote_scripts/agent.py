@@ -32,6 +32,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
+from remote_scripts.tools.text import as_texts
 
 VERBS = ("read", "plan", "apply", "revert")
 # One that goes on after its answer, for as long as its client is there.
@@ -111,7 +112,7 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
         return 1, _message(system.failure_of(error), system)
     finally:
         system.close()
-    return 0, json.dumps(to_plain(answer), ensure_ascii=False, separators=(",", ":"))
+    return 0, json.dumps(as_texts(to_plain(answer)), ensure_ascii=False, separators=(",", ":"))
 
 
 def program(layer: str, arguments: Sequence[str]) -> int:

@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
+from remote_scripts import agent as remote_agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
@@ -217,6 +219,18 @@ def test_what_no_signal_ends_is_waited_for_by_nobody(where: str, status: int) ->
         os.kill(child, signal.SIGKILL)
         with process:
             pass
+
+
+def test_no_answer_of_a_layer_moves_a_terminals_cursor(host: Host) -> None:
+    """Names of guests, of files and of programs are whatever somebody has made them."""
+    layer = types.ModuleType("layer")
+    layer.Wanted, layer.read = (
+        StackFolder,
+        lambda _system, _wanted: {"a\x1b[2Jb": ["c\x1b]0;d\x07e\u202ef\udcff", 1, None]},
+    )  # type: ignore[attr-defined]
+    request = remote_agent.Request(layer="layer", input={"owner": OWNER})
+    status, text = remote_agent.answered(host.system(), "read", request, layer)
+    assert (status, json.loads(text)) == (0, {"ab": ["ce\ufffdf\ufffd", 1, None]})
 
 
 def test_a_client_that_goes_leaves_it_at_work(host: Host) -> None:
