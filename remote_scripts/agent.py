@@ -213,14 +213,28 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
     ended = os.pidfd_open(child)
     told = select.select([ended, answer], [], [], seconds)[0]
     if not told:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+        for group in (child, *_asked_by(child)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         select.select([ended], [], [], _KILL_SECONDS)
         _print(_message(_overdue(seconds)))
         return 1
     if answer in told:
         return os.read(answer, 1)[0]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
+
+
+def _asked_by(process: int) -> list[int]:
+    """The programs that a process has asked something (tools/run.py), each a process group of its own. What it has told
+    to do something another process of this program keeps, to its end.
+    """
+    found = []
+    for one in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{one}/status").read_text(errors="replace")
+            if is_child and os.readlink(f"/proc/{one}/exe") != os.readlink("/proc/self/exe"):
+                found.append(int(one))
+    return found
 
 
 def _overdue(seconds: int) -> Failure:

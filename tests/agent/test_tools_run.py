@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from homelab.remote.scripts import FOLDER
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, TOO_MUCH, Run
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import LOG_BYTES, as_text, without_secrets
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -49,6 +53,36 @@ def test_more_than_was_asked_for_is_no_answer(run: Run) -> None:
     done = run.ask("yes", limit=1000)
     assert done.status == TOO_MUCH and len(done.output) == 1000
     assert run.ask("sh", "-c", "head -c 5000 /dev/zero", limit=1000).status == TOO_MUCH
+
+
+ASKS = """
+import sys, pathlib
+from remote_scripts import agent
+from remote_scripts.tools.system import System
+run = System(pathlib.Path("PLACE")).run
+sys.exit(agent._limited(2, lambda: getattr(run, sys.argv[1])("sh", "-c", "echo $$ >PLACE/new; mv PLACE/new PLACE/pid; sleep 6; echo >PLACE/done", seconds=60).status))
+"""
+
+
+@pytest.mark.parametrize(("how", "goes_on"), [("ask", False), ("do", True)])
+def test_a_question_ends_with_the_step_that_has_asked_it_and_work_goes_on(
+    tmp_path: Path, how: str, goes_on: bool
+) -> None:
+    """The step hangs, and is killed at its time."""
+    code = ASKS.replace("PLACE", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code, how], cwd=FOLDER.parent, stdout=subprocess.DEVNULL)
+    assert process.wait(PATIENCE) == 1
+    program = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_alive(program))
+    assert (tmp_path / "done").exists() is goes_on
+
+
+def is_alive(process: int) -> bool:
+    """A zombie, whom nobody has waited for yet, isn't."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_endless_errors_are_kept_in_part(run: Run) -> None:
