@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -193,54 +194,64 @@ def _print(text: str) -> None:
 
 def _limited(seconds: int, work: Callable[[], int]) -> int:
     """Runs `work` in a process of its own, whose process group is killed after so many seconds: pulumi-command has no
-    limit that it keeps while a command runs. Where it, or a thread of its, hangs so that no signal ends it, it isn't
-    waited for.
+    limit that it keeps while a command runs.
+
+    A process that waits in the kernel for a dead disk doesn't end when it is killed, nor where a thread of it does,
+    though its work is done. It isn't waited for; and it has pipes of this process in place of the client's, which would
+    wait for the end of its own.
     """
     answer, into = os.pipe()
+    pipes = {number: os.pipe() for number in (1, 2)}
     child = os.fork()
     if child == 0:
         status = NOT_FOUND
         try:
             os.setpgid(0, 0)
+            for number, pipe in pipes.items():
+                os.dup2(pipe[1], number)
+                for end in pipe:
+                    os.close(end)
             status = work()
-            # A thread that hangs keeps what this process has open, and so would keep whoever reads its output.
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(nowhere, stream)
+            for number in pipes:  # so that their readers see the end of what was said
+                os.close(number)
             os.write(into, bytes([status]))
         finally:
             os._exit(status)
+    relays = []
+    for number, (reads, writes) in pipes.items():
+        os.close(writes)
+        relays.append(threading.Thread(target=_relay, args=(reads, number), daemon=True))
+        relays[-1].start()
     ended = os.pidfd_open(child)
     told = select.select([ended, answer], [], [], seconds)[0]
     if not told:
-        for group in (child, *_asked_by(child)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-        select.select([ended], [], [], _KILL_SECONDS)
-        _print(_message(_overdue(seconds)))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    has_ended = bool(told or select.select([ended], [], [], _KILL_SECONDS)[0])
+    for relay in relays:  # what it has said comes first; what it has started may have its pipes still
+        relay.join(_KILL_SECONDS if has_ended else 0)
+    if not told:
+        _print(_message(_overdue(seconds, has_ended)))
         return 1
     if answer in told:
         return os.read(answer, 1)[0]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
 
-def _asked_by(process: int) -> list[int]:
-    """The programs that a process has asked something (tools/run.py), each a process group of its own. What it has told
-    to do something another process of this program keeps, to its end.
-    """
-    found = []
-    for one in filter(str.isdecimal, os.listdir("/proc")):
+def _relay(source: int, target: int) -> None:
+    """Hands on what is written to a pipe, until its end; nobody may be there to read it."""
+    while data := os.read(source, 65536):
         with contextlib.suppress(OSError):
-            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{one}/status").read_text(errors="replace")
-            if is_child and os.readlink(f"/proc/{one}/exe") != os.readlink("/proc/self/exe"):
-                found.append(int(one))
-    return found
+            while data:
+                data = data[os.write(target, data) :]
 
 
-def _overdue(seconds: int) -> Failure:
+def _overdue(seconds: int, has_ended: bool) -> Failure:
     return Failure(
         f"this step done within {seconds} s",
-        "it has not ended; it was killed, and what it had started ends by its own time",
+        "it has not ended; it was killed, and what it had started ends by its own time"
+        if has_ended
+        else "it has not ended, and doesn't end though it was killed: it waits in the kernel",
         "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
         "there",
         "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "
