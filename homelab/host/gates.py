@@ -398,18 +398,26 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
 def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
     """A gate: nothing on the host keeps NVIDIA's driver from being loaded by its name, as tools do that give all cards
     to VMs. A mere `blacklist nvidia` doesn't: this program's services load it by its name."""
-    words = [word for word in facts.cmdline.others.split() if _KEEPS_OFF.fullmatch(word)]
+    configured, running = (
+        [word for word in words.split() if _KEEPS_OFF.fullmatch(word)]
+        for words in (facts.cmdline.others, facts.cmdline.running)
+    )
     lines = [line for line in facts.module_lines if _NEVER_LOADED.search(line)]
-    if host.nvidia is None or not (words or lines):
+    if host.nvidia is None or not (configured or running or lines):
         return []
+    # A word that was taken away counts until the next boot.
+    found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
+    found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
+    steps = ["take nvidia out there"] if configured or lines else []
+    steps += [new_entries(facts)] if configured else []
+    steps += ["reboot"] if configured or running else []
     return [
         HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
-            found="; ".join([*lines, *(f"{word} on the kernel command line" for word in words)]),
+            found="; ".join(found),
             why="with that the driver is never loaded, whoever asks for it: it would be installed for nothing; nothing "
             "was changed",
-            next=f"take nvidia out there{f', {new_entries(facts)} and reboot' if words else ''}; then run `pulumi up` "
-            "again",
+            next=f"{', '.join(steps)}; then run `pulumi up` again",
         )
     ]
 

@@ -363,6 +363,7 @@ class RunningKernel:
             if catalogue.exists_in(needed, self.release):
                 self.load_module(needed, config, available)
         self._require_signature(name)
+        self._require_no_word_against(name)
         self._insert(name, " ".join([*config.options.get(name, []), *arguments.split()]))
         for after in [*catalogue.SOFT_AFTER.get(name, ()), *config.soft_after.get(name, [])]:
             try:
@@ -385,6 +386,14 @@ class RunningKernel:
         if build is not None and build.signer != kernel_files.KERNEL_KEY:
             self.host.kernel_message("Loading of module with unavailable key is rejected")
             raise ModprobeError(f"modprobe: ERROR: could not insert '{name}': Key was rejected by service")
+
+    def _require_no_word_against(self, name: str) -> None:
+        """The kernel itself refuses the modules of `module_blacklist=` on its command line, whoever loads them."""
+        words = self.host.read("/proc/cmdline", "").split()
+        values = [word.partition("=")[2] for word in words if word.startswith("module_blacklist=")]
+        if values and name in map(normal, values[-1].split(",")):
+            self.host.kernel_message(f"Module {name} is blacklisted")
+            raise ModprobeError(f"modprobe: ERROR: could not insert '{name}': Operation not permitted")
 
     def _insert(self, name: str, options: str) -> None:
         if name in self.loaded:  # a dependency's soft dependency was this very module

@@ -167,6 +167,23 @@ def test_modprobe_blacklist_on_the_command_line_keeps_a_driver_off(host: Host) -
     assert (host.driver(GPU), host.driver(AUDIO)) == (None, None)
 
 
+def test_module_blacklist_refuses_the_module_until_the_next_boot_without_it(host: Host) -> None:
+    host.write("/etc/default/grub.d/x.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="module_blacklist=nvidia,nouveau"\n')
+    host.output("update-grub")
+    host.reboot()
+    assert host.driver(GPU) is None
+    host.write("/etc/default/grub.d/x.cfg", "")
+    host.output("update-grub")
+    done = host.run("modprobe nouveau")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "modprobe: ERROR: could not insert 'nouveau': Operation not permitted\n",
+    )
+    assert "Module nouveau is blacklisted" in host.output("dmesg -t")
+    host.reboot()
+    assert host.driver(GPU) == "nouveau"
+
+
 def test_a_kernel_that_does_not_know_the_card_leaves_it_without_a_driver(tmp_path: Path) -> None:
     host = Host(tmp_path, "wtr-max", running=True)
     assert host.driver(GPU) is None

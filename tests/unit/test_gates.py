@@ -609,6 +609,19 @@ def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any
     assert gates.loadable(facts, settings({})) == []
 
 
+def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:
+    cmdline = {"configured": "quiet", "others": "quiet", "generated": ""}
+    facts = bound_by_ids(ids="", cmdline=cmdline | {"running": "ro quiet module_blacklist=nvidia"})
+    (error,) = gates.loadable(facts, settings({}, nvidia={"driver": "580"}))
+    assert error.found == "module_blacklist=nvidia on the command line of the kernel that runs"
+    assert error.next == "reboot; then run `pulumi up` again"
+    (error,) = gates.loadable(
+        bound_by_ids(ids="", words="module_blacklist=nvidia"), settings({}, nvidia={"driver": "580"})
+    )
+    assert error.found == "module_blacklist=nvidia on the kernel command line"
+    assert error.next == "take nvidia out there, `update-grub`, reboot; then run `pulumi up` again"
+
+
 def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
     """``drivers``: by the device's slot, without its domain's and bus's colons."""
     cmdline = dataclasses.asdict(facts.cmdline)
