@@ -214,7 +214,7 @@ def _missing(owner: str) -> str:
     )
 
 
-# Reads the program's part and the request from standard input, and keeps the part in memory. An older Python can't even
+# Reads the program's part and requests from standard input, and keeps the part in memory. An older Python can't even
 # import it.
 _IN_MEMORY = """\
 import base64, json, os, sys
@@ -229,18 +229,20 @@ memory = os.memfd_create("agent")
 os.write(memory, base64.b64decode(sent["agent"]))
 sys.path.insert(0, f"/proc/self/fd/{memory}")
 from remote_scripts import agent, codes
-sys.exit(agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(sent["request"]).encode()))
+for request in sent["requests"]:
+    if status := agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode()):
+        sys.exit(status)
 """
 
 
 def command_in_memory(user: str) -> str:
-    """The command line that takes the agent and a request from standard input, and writes nothing."""
+    """The command line that takes the agent and requests from standard input, and writes nothing."""
     return _as_root(f"{boot_service.PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
 
 
-def sent_along(verb: str, text: str) -> str:
+def sent_along(verb: str, *texts: str) -> str:
     """Standard input for `command_in_memory`.
 
-    :param text: the request.
+    :param texts: the requests. Each is answered with a line; the first that fails is the last one.
     """
-    return json.dumps({"verb": verb, "request": json.loads(text), "agent": _archive_text()}) + "\n"
+    return json.dumps({"verb": verb, "requests": [*map(json.loads, texts)], "agent": _archive_text()}) + "\n"

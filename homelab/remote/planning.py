@@ -95,10 +95,12 @@ async def planned(
         values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
         if values and not values.values and not any(file.layer == "values" for file in facts.managed):
             values = None
-        files = await _files(session, host, want, containers.values(), values, facts, vms)
         driver = preview.driver_to_be(name, host, facts, want)
         to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
-        reboot = plan.PlannedReboot(**await session.ask("plan", "reboot", wanted_reboot(host, to_be)))
+        writing = _writing(host, want, containers.values(), values, facts, vms)
+        *written, restart = await session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])
+        files = [plan.PlannedFile(**file) for answer in written for file in answer["files"]]
+        reboot = plan.PlannedReboot(**restart)
         if reboot.reboot != "no":
             raise_all(ha.refused_for_restart(facts, host, vms.values()))
     remark_lines = "\n".join(
@@ -113,43 +115,37 @@ async def planned(
     )
 
 
-async def _files(
-    session: ssh.Session,
+def _writing(
     host: Host,
     want: plan.Wanted,
     containers: Collection[Container],
     values: CardValues | None,
     facts: HostFacts,
     vms: Mapping[str, Vm],
-) -> list[plan.PlannedFile]:
-    """The files that the layers' scripts would change, in the layers' order.
+) -> list[tuple[str, Any]]:
+    """The layers that write files, in their order, each with what is wanted of it. A plan of it may refuse, such as a
+    /boot that is too full.
 
     :param containers: of this host.
     :param values: of cards (`homelab.host.card_values`); None: there are none, and the host has none noted.
     :param facts: the reading that `want` is made from.
     :param vms: of this host.
-    :raises HomelabError: a script's own refusal, such as of a /boot that is too full.
     """
     after = host.timeouts.rollback
-    files = []
-    for layer, wanted in (
+    layers: list[tuple[str, Any]] = [
         ("cmdline", Cmdline(name="iommu", words=want.iommu_words, entry=False, rollback_after=after)),
         ("initramfs", Initramfs(needed=bool(want.vfio_words), rollback_after=after)),
         ("cmdline", Cmdline(name="vfio", words=want.vfio_words, entry=True, rollback_after=after)),
-    ):
-        files += (await session.ask("plan", layer, wanted))["files"]
+    ]
     if any(container.may_have_nvidia(host.gpus) for container in containers):
-        nodes = NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))
-        files += (await session.ask("plan", "nvidia_nodes", nodes))["files"]
+        layers.append(("nvidia_nodes", NvidiaNodes(needed=makers.any_nvidia(containers, want.gpus))))
     if containers:
-        followed = CardNodes(needed=any(container.has_cards for container in containers))
-        files += (await session.ask("plan", "card_nodes", followed))["files"]
+        layers.append(("card_nodes", CardNodes(needed=any(container.has_cards for container in containers))))
     if values is not None:
-        files += (await session.ask("plan", "card_values", values))["files"]
+        layers.append(("card_values", values))
     if host.hands_over or any(file.layer == "handover" for file in facts.managed):
-        cards = Handover(cards=handover.cards_of(host, vms, want.gpus))
-        files += (await session.ask("plan", "handover", cards))["files"]
-    return [plan.PlannedFile(**file) for file in files]
+        layers.append(("handover", Handover(cards=handover.cards_of(host, vms, want.gpus))))
+    return layers
 
 
 async def read_systems(

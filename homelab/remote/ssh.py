@@ -116,6 +116,19 @@ class Session:
         command = agent.command_in_memory(self._host.ssh.user)
         return scripts.answer(await self._run(command, f"{verb} {layer}", text, limit or seconds, on_line))
 
+    async def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+        """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
+        host and start take longer than a plan.
+
+        :param questions: each layer's name with its `Wanted`.
+        :raises HomelabError: as `run`; of the first that refuses.
+        """
+        text = agent.sent_along("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
+        layers = ", ".join(layer for layer, _ in questions)
+        command, seconds = agent.command_in_memory(self._host.ssh.user), SCRIPT_SECONDS * len(questions)
+        lines = (await self._run(command, f"plan {layers}", text, seconds)).strip().split("\n")
+        return [scripts.answer(line) for line in lines[-len(questions) :]]
+
     async def put_agent(self, owner: str, seconds: float, *, of_guest: bool = False) -> None:
         """Puts this program's agent on the host.
 

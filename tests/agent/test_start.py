@@ -67,6 +67,14 @@ def test_sent_along_it_answers_and_leaves_nothing(host: Host) -> None:
     assert host.tree() == before and not (host.root / "run/homelab").exists()
 
 
+def test_requests_sent_along_together_are_answered_in_lines_until_one_fails(host: Host) -> None:
+    plan, wrong = agent.request("card_values", AWAKE), agent.request("card_values", AWAKE).replace('"values"', '"v"')
+    done = bash(host, agent.command_in_memory("root"), agent.sent_along("plan", plan, plan, wrong, plan))
+    first, second, *rest = done.stdout.splitlines()
+    assert first == second and json.loads(first)["files"]
+    assert done.returncode == 1 and rest[0].startswith("wanted: ") and len(rest) == 4
+
+
 @pytest.mark.parametrize("damage", ["cut short", "a byte", "bytecode", "nothing left"])
 def test_one_that_isnt_what_was_put_there_does_nothing(host: Host, damage: str) -> None:
     file = put(host)

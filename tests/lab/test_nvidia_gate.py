@@ -73,6 +73,16 @@ def test_each_container_that_cannot_have_its_cuda_is_named_at_once(lab: Lab) -> 
     assert against(lab, one={}, two={}) == []
 
 
+def test_what_all_layers_would_change_is_asked_at_once(lab: Lab) -> None:
+    """Each way to the host, with the agent sent along, takes longer than a plan."""
+    mark = lab.mark()
+    planned = asyncio.run(planning.planned("pve", host(lab), {}, {}))
+    lab.wait_idle()
+    assert len(lab.connections(mark)) == 1 and len(lab.commands(mark)) == 3, "the host, its stack, the plans"
+    paths = " ".join(file.what for file in planned.files)
+    assert "iommu.cfg" in paths and "initramfs" in paths and planned.reboot.reboot == "yes"
+
+
 def vm(lab: Lab, vmid: int, **nvidia: Any) -> dict[str, Vm]:
     """A VM with a card, which SSH reaches."""
     guest = lab.guest(vmid) if vmid == 110 else {"host": "127.0.0.1", "port": 9, **lab.guest(110)}

@@ -33,6 +33,7 @@ from homelab.settings import Host
 from homelab.stack import Refusal
 from remote_scripts.layers import cluster_turn, start_guests
 from remote_scripts.layers.run_guard import Wanted as Guard
+from remote_scripts.layers.stack_folder import Wanted as StackFolder
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.state import Work
 from tests import agent_kit
@@ -119,7 +120,7 @@ def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_pa
 
     meet(tmp_path, serve, held)
     asked = json.loads(heard[0])
-    assert (asked["verb"], asked["request"]["input"]["who"], heard[1]) == ("hold", "anna", b"cancelled\n")
+    assert (asked["verb"], asked["requests"][0]["input"]["who"], heard[1]) == ("hold", "anna", b"cancelled\n")
 
 
 def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
@@ -720,7 +721,7 @@ class _Sending(ssh.Session):
         seconds: float,
         on_line: Callable[[str], None] | None = None,
     ) -> str:
-        self.request, self.waits = json.loads(script)["request"], seconds
+        self.request, self.waits = json.loads(script)["requests"][0], seconds
         return "{}"
 
 
@@ -737,6 +738,18 @@ def test_what_goes_on_without_us_has_no_limit_there(tmp_path: Path) -> None:
     session = _Sending()
     asyncio.run(session.ask("apply", "start_guests", start_guests.Wanted(), 900, goes_on=True))
     assert "seconds" not in session.request and session.waits == 900
+
+
+def test_plans_are_asked_together_and_told_from_what_a_login_prints() -> None:
+    class Planning(_Sending):
+        async def _run(self, *args: Any, **more: Any) -> str:
+            await super()._run(*args, **more)
+            return 'welcome\n{"files": []}\n{"reboot": "no"}\n'
+
+    session = Planning()
+    questions = [("stack_folder", StackFolder(owner="x")), ("cluster_turn", cluster_turn.Wanted())]
+    assert asyncio.run(session.plan(questions)) == [{"files": []}, {"reboot": "no"}]
+    assert session.waits == 2 * ssh.SCRIPT_SECONDS and session.request["layer"] == "stack_folder"
 
 
 def test_stacks_are_read_on_the_host_and_in_containers_that_run() -> None:
