@@ -10,20 +10,25 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from homelab.errors import HomelabError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
+from homelab.later import later
 from homelab.provider.plain import Properties
 from homelab.provider.typed import as_properties, read_as
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
-from homelab.remote.proxmox import places
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
 from homelab.resources.base import Act, Boot, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
 from homelab.text import tell
+
+if TYPE_CHECKING:
+    from homelab.remote.proxmox import places
+else:
+    places = later("homelab.remote.proxmox.places")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
 OutputsT = TypeVar("OutputsT")
@@ -133,7 +138,9 @@ class StackTexts:
 
         :raises HomelabError: they are mistaken.
         """
-        settings = places.located(self._settings("vms"))
+        settings = self._settings("vms")
+        if settings.roaming:
+            settings = places.located(settings)
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
     def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:

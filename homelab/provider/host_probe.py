@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
+from homelab.later import later
 from homelab.provider.base import Work, raised
-from homelab.provider.card_mapping import CardMappingWork
-from homelab.provider.storage_file import StorageFileWork
-from homelab.remote import guard, planning, ssh, stack_folder
+from homelab.remote import guard, ssh, stack_folder
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
+
+if TYPE_CHECKING:  # of no use to a refresh
+    from homelab.provider import card_mapping, storage_file
+    from homelab.remote import planning
+else:
+    card_mapping, storage_file = later("homelab.provider.card_mapping"), later("homelab.provider.storage_file")
+    planning = later("homelab.remote.planning")
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -60,8 +67,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             facts = asyncio.run(ssh.read(host))
             edits = facts.edits
             node = host.node or inputs.host
-            StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
-            CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
+            storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
+            card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.stacks:
                 asyncio.run(self._remove_folder_left(inputs.host, host, owner))

@@ -41,6 +41,15 @@ def test_the_provider_imports_nothing_that_works_until_there_is_work() -> None:
     assert not (HEAVY | {"pydantic", "homelab.settings", "homelab.provider.base"}) & found
 
 
+def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_asks_the_api() -> None:
+    works = "host_probe kept_agent boot_verification"
+    found = imported(
+        "import homelab.provider.serve\n" + "".join(f"import homelab.provider.{work}\n" for work in works.split())
+    )
+    assert {"asyncssh", "homelab.host.facts"} <= found
+    assert not {"proxmoxer", "requests", "homelab.remote.planning", "homelab.nvidia.compatibility"} & found
+
+
 def test_a_late_module_is_an_attribute_of_its_package() -> None:
     imported(
         "from homelab.later import later; import homelab.remote; assert later('homelab.remote.ssh') is homelab.remote.ssh"
