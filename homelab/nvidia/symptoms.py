@@ -15,7 +15,7 @@ from homelab import tables
 from homelab.errors import HomelabError
 from homelab.messages import Log
 from remote_scripts.shared.symptoms import QUOTED_CHARACTERS, Cause, Context, Symptom, When, compiled, found_in
-from remote_scripts.tools.plain import of_plain, to_plain
+from remote_scripts.tools.plain import of_plain
 
 __all__ = ["Cause", "Context", "Symptom", "When", "compiled", "packed", "recognise", "symptoms"]
 
@@ -42,8 +42,8 @@ def symptoms() -> tuple[Symptom, ...]:
 
 
 def packed() -> str:
-    """Those that layers of a host's part meet, as JSON."""
-    return json.dumps([to_plain(row) for row in symptoms() if _MET_BY_LAYERS.search(row.where)])
+    """Those that layers of a host's part meet, as JSON; checked, and compiled, where they are used."""
+    return json.dumps([row for row in tables.read(_TABLE)["symptoms"] if _MET_BY_LAYERS.search(row["where"])])
 
 
 def recognise(text: str, context: Context | None = None) -> list[HomelabError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.nvidia.symptoms import Context, Symptom, recognise, symptoms
+from homelab.nvidia.symptoms import Context, Symptom, compiled, packed, recognise, symptoms
+from remote_scripts.tools.plain import of_plain
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")
 
@@ -26,6 +28,16 @@ def test_every_cause_can_be_reached(row: Symptom) -> None:
     text = TEXTS[row.name][0]
     answers = {recognise(text, Context(**asdict(cause.when)))[0].why.partition("{")[0] for cause in row.causes}
     assert len(answers) == len(row.causes)
+
+
+def test_a_host_gets_rows_as_they_are_and_no_pattern_is_compiled_for_that() -> None:
+    """Each run packs them, also one that changes nothing."""
+    compiled.cache_clear()
+    text = packed()
+    assert compiled.cache_info().misses == 0
+    rows = of_plain(tuple[Symptom, ...], json.loads(text), "symptoms")
+    assert [row for row in symptoms() if row in rows] == list(rows)
+    assert {row.where for row in symptoms()} > {row.where for row in rows} > {"apt", "dkms"}
 
 
 @pytest.mark.parametrize(
