@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import addresses, archive, holders, nvidia, proc, sysfs, sysfs_writes, units
+from . import addresses, archive, holders, nvidia, proc, sysfs, sysfs_writes, udev, units
 from .bootloader import BootEntry, BootError, choose
 from .devices import load_devices
 from .kernel import ModprobeError, RunningKernel, modules_of, modules_on_disk
@@ -334,7 +334,7 @@ def _root_stage(host: HostState, kernel: RunningKernel) -> None:
             kernel.load_module(words[0], config, available, " ".join(words[1:]))
         except ModprobeError:
             host.kernel_message(f"systemd-modules-load[312]: Failed to find module '{words[0]}'")
-    kernel.coldplug(config, available)
+    kernel.coldplug(config, available, udev.rules(host.root))
     kvm = "kvm_amd" if host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else "kvm_intel"
     for module in (kvm, *(("zfs",) if host.machine["boot"]["root"].startswith("ZFS=") else ())):
         kernel.load_module(module, config, available)

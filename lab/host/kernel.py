@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import catalogue, holders, kernel_files, nvidia
+from . import catalogue, holders, kernel_files, nvidia, udev
 from .catalogue import MODULES, normal
 from .devices import PciDevice, is_alone_for_a_bus_reset, load_devices, reset_methods
 from .modprobe import ModprobeConfig
@@ -355,6 +355,10 @@ class RunningKernel:
             if config.install[name].endswith("true"):
                 return
             raise ModprobeError(f"modprobe: ERROR: could not insert '{name}': Operation not permitted")
+        if name in config.off:
+            raise ModprobeError(
+                f"modprobe: FATAL: Module off not found in directory /lib/modules/{self.data['kernel']}"
+            )
         if name not in available or not catalogue.exists_in(name, self.release):
             raise ModprobeError(
                 f"modprobe: FATAL: Module {module} not found in directory /lib/modules/{self.data['kernel']}"
@@ -468,12 +472,13 @@ class RunningKernel:
         if name in catalogue.NVIDIA_HOST_MODULES:
             nvidia.module_removed(self, name)
 
-    def coldplug(self, config: ModprobeConfig, available: set[str]) -> None:
-        """What udev does for every device that is there: load the modules whose alias matches.
+    def coldplug(self, config: ModprobeConfig, available: set[str], rules: Sequence[udev.Rule] = ()) -> None:
+        """What udev does for every device that is there: set what its rules say, then load the modules whose alias matches.
 
-        Blacklisted modules are left out; a device keeps the driver it has.
+        Blacklisted modules are left out; a device keeps the driver it has, and no driver that is there is asked anew.
         """
         for device in self.devices.values():
+            udev.add(self.device_folder(device.address), rules)
             for module in device.candidates(self.nvidia_installed):
                 if module in config.blacklist or module not in available:
                     continue

@@ -17,6 +17,7 @@ class ModprobeConfig:
         self.options: dict[str, list[str]] = {}
         self.blacklist: set[str] = set()
         self.install: dict[str, str] = {}
+        self.off: set[str] = set()  # by `alias NAME off`, which comes before a module's own name
         self.soft_before: dict[str, list[str]] = {}
         self.soft_after: dict[str, list[str]] = {}
         self.ignored: list[str] = []
@@ -51,6 +52,8 @@ class ModprobeConfig:
                 self.install[normal(rest[0])] = " ".join(rest[1:])
             elif verb == "softdep" and len(rest) >= 2:
                 self._add_softdep(normal(rest[0]), rest[1:])
+            elif verb == "alias" and rest[1:] == ["off"]:
+                self.off.add(normal(rest[0]))
             elif verb not in ("alias", "remove", "weakdep"):
                 self.ignored.append(raw)
 
