@@ -543,6 +543,11 @@ class HostFacts(Fact):
         program's word does so, too."""
         return device.driver == "vfio-pci" and (self.has_override(device) or self.named_by_ids(device))
 
+    def kept_from_drivers(self, device: Device) -> bool:
+        """Whether driverctl, or a rule of udev's, has kept the host's drivers off a function that none has taken since:
+        vfio-pci was loaded before the rule was read."""
+        return not device.driver and self.has_override(device)
+
     def named_by_ids(self, device: Device) -> bool:
         """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
         words = f"{self.cmdline.others} {self.cmdline.running}"

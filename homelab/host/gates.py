@@ -422,9 +422,10 @@ def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
     ]
 
 
-# What the kernel refuses (kernel/module/main.c); what modprobe does in place of loading the module.
+# What the kernel refuses (kernel/module/main.c); what modprobe does in place of loading the module, or loads in its
+# place: nothing has the name `off`, and an alias of the configuration comes before a module's own name.
 _KEEPS_OFF = re.compile(r"module_blacklist=(?:\S*,)?nvidia(?:,\S*)?")
-_NEVER_LOADED = re.compile(r": install nvidia (?:\S*/)?(?:false|true|:)(?:\s|$)")
+_NEVER_LOADED = re.compile(r": (?:install nvidia (?:\S*/)?(?:false|true|:)|alias nvidia off)(?:\s|$)")
 
 
 def _without_group(facts: HostFacts, slot: str) -> list[Device]:
@@ -579,7 +580,9 @@ def _card_bound_by_hand(
     facts: HostFacts, host: Host, name: str, slot: str, slots: Mapping[str, str]
 ) -> list[HomelabError]:
     # Also those that homelab's word binds, too (takeOver): the other configuration binds them once that word is gone.
-    bound = [device for device in facts.functions(slot) if facts.kept_by_hand(device)]
+    bound = [
+        device for device in facts.functions(slot) if facts.kept_by_hand(device) or facts.kept_from_drivers(device)
+    ]
     gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
     returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
@@ -606,7 +609,8 @@ def _card_bound_by_hand(
     return [
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) with the host's driver (use: {gpu.use})",
-            found=f"{', '.join(device.address for device in bound)} on "
+            found=f"{', '.join(device.address for device in bound)} "
+            f"{'on' if any(device.driver for device in bound) else 'kept for'} "
             f"vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
             + (f"; {kept_reason}" if kept_reason and host.take_over else ""),
             why="that was not written by this program, which doesn't take it away: the card would stay without the "
@@ -931,7 +935,10 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
             remark
             for name, slot in slots.items()
             if name not in vm_slots
-            for remark in _taken_back_remarks(facts, host, name, slots)
+            for remark in (
+                *_taken_back_remarks(facts, host, name, slots),
+                *_named_remarks(facts, host, name, slots),
+            )
         ),
     ]
 
@@ -1035,10 +1042,28 @@ def _taken_back_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[
     word = released.word(facts, host, slots)
     if not bound or not word:
         return []
+    kept = ", ".join(sorted(released.kept(facts, host, slots)))
     return [
         f"gpus.{name}: {', '.join(device.address for device in bound)} is on vfio-pci by "
         f"{', '.join(facts.who_binds(bound))}: from the next start on {word} on the kernel "
         "command line counts instead, until `pulumi destroy`; nothing else is changed there"
+        + (f"; {kept}, which the same ids name, stays on vfio-pci by homelab.vfio=" if kept else "")
+    ]
+
+
+def _named_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, str]) -> list[str]:
+    """The remark on a card that stays, and that other configuration than this program's names for vfio-pci, without
+    effect so far: one sentence or none."""
+    named = [device for device in facts.functions(slots[name]) if facts.named_at_next_boot(device)]
+    if not named or any(device.driver == "vfio-pci" or facts.kept_from_drivers(device) for device in named):
+        return []
+    stronger = released.stronger_than_words(facts, named)
+    if released.word(facts, host, slots) and not stronger:
+        return []
+    return [
+        f"gpus.{name}: {', '.join(facts.who_binds(named))} names {', '.join(device.address for device in named)} for "
+        "vfio-pci, without effect so far; from the next start on the card may be there, without the host's driver: "
+        + (f"{stronger}: take that out there" if stronger else "takeOver: true for the host keeps it with the host")
     ]
 
 

@@ -71,7 +71,10 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     return Wanted(
         iommu_words=remapping.words(facts, host),
         vfio_words=" ".join(
-            [_vfio_words(facts, host, by_homelab, set(functions)), released.word(facts, host, slots)]
+            [
+                _vfio_words(facts, host, by_homelab, released.kept(facts, host, slots), set(functions)),
+                released.word(facts, host, slots),
+            ]
         ).strip(),
         functions=functions,
         by_hand=by_hand,
@@ -79,10 +82,11 @@ def wanted(facts: HostFacts, host: Host) -> Wanted:
     )
 
 
-def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], bound: set[str]) -> str:
+def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: dict[str, str], bound: set[str]) -> str:
+    named = by_homelab | kept
+    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(named.items()))] if named else []
     if not by_homelab:
-        return ""
-    words = ["homelab.vfio=" + ",".join(f"{address}={ids}" for address, ids in sorted(by_homelab.items()))]
+        return " ".join(words)
     # If homelab has configured it already, it stays: taking it away would need a reboot.
     is_configured = (
         NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()

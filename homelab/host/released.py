@@ -36,6 +36,22 @@ def word(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> str:
     return WORD + ",".join(entry for entry in _other_ids(facts) if not _is_left_out(facts, host, slots, entry))
 
 
+def kept(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> dict[str, str]:
+    """The functions, address -> vendor:device, that the word would take from vfio-pci with a card that stays, since
+    the same ids name them: no card of the settings has them, so a word names each of them by its address.
+
+    :param slots: of all cards of the settings, name -> slot.
+    """
+    staying = _staying(facts, host, slots) if host.take_over else []
+    return {
+        device.address: device.id
+        for entry in _other_ids(facts)
+        if _names_one_of(entry, staying)
+        for device in _others_bound(facts, host, slots, entry)
+        if not facts.pluggable(device.address)
+    }
+
+
 def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], bound: Iterable[Device]) -> str:
     """Why a word of homelab's doesn't take these functions of a card from vfio-pci; empty: it does.
 
@@ -43,11 +59,8 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
     :param bound: the functions.
     """
     functions = list(bound)
-    if files := [path for device in functions for path in facts.override_files(device)]:
-        by = files[0] if files[0] in facts.vfio_rules else "driverctl"
-        return f"{by} puts it there, whatever a word says"
-    if any(_names(facts.vfio_files.get(MODULES, ""), device) for device in functions):
-        return f"the options in {MODULES} come later than any word"
+    if stronger := stronger_than_words(facts, functions):
+        return stronger
     running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)
     # Functions that the running word still names, or that `homelab.vfio=` binds, are released by the next word.
     if running_ids is not None and any(
@@ -59,12 +72,24 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
         for entry in _other_ids(facts)
         if _names_one_of(entry, functions)
         for device in _others_bound(facts, host, slots, entry)
+        if facts.pluggable(device.address)  # for what comes later no word can name an address
     ]
     return (
-        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which no card of the settings is"
+        f"the same ids give {', '.join(sorted(set(other_addresses)))} to vfio-pci, which can be plugged in later"
         if other_addresses
         else ""
     )
+
+
+def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
+    """The configuration that gives these functions to vfio-pci whatever a word says, in words; empty: there is none."""
+    functions = list(functions)
+    if files := [path for device in functions for path in facts.override_files(device)]:
+        by = files[0] if files[0] in facts.vfio_rules else "driverctl"
+        return f"{by} puts it there, whatever a word says"
+    if any(_names(facts.vfio_files.get(MODULES, ""), device) for device in functions):
+        return f"the options in {MODULES} come later than any word"
+    return ""
 
 
 def ids_in_effect(facts: HostFacts) -> str | None:

@@ -574,9 +574,13 @@ NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
         bound_by_ids(vfio_ids="", vfio_files={}, vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
         "/etc/udev/rules.d/v.rules puts it there",
     ),
+    "a rule of udev's, under which no driver took it": (
+        desktop(devices=[{**one, "driver": ""} for one in gpu()], vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
+        "0000:01:00.0 kept for vfio-pci, by /etc/udev/rules.d/v.rules; /etc/udev/rules.d/v.rules puts it there",
+    ),
     "driverctl": (bound_by_ids(vfio_mentions=["/etc/driverctl.d/pci-0000:01:00.0"]), "driverctl puts it there"),
     "options of initramfs-tools": (bound_by_ids(file="/etc/initramfs-tools/modules"), "come later than any word"),
-    "another card of the same ids": (bound_by_ids(TWIN), "give 0000:03:00.0 to vfio-pci"),
+    "another card of the same ids, which can be plugged in": (bound_by_ids({**TWIN, "removable": True}), "give 0000:03:00.0 to vfio-pci"),
     "a word that hasn't helped": (
         bound_by_ids(cmdline={"running": "ro quiet vfio-pci.ids=", "configured": "quiet vfio-pci.ids=", "others": "quiet", "generated": ""}),
         "hasn't helped",
@@ -592,10 +596,30 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
 
 
+RULE = "/etc/udev/rules.d/v.rules"
+LATER: dict[str, tuple[dict[str, Any], str]] = {
+    "a file": ({"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
+    "a rule of udev's": ({"vfio_rules": {RULE: ["0000:01:00.0"]}, "vfio_mentions": [RULE]}, "take that out there"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+@pytest.mark.parametrize("driver", ["nvidia", "nouveau"])
+def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, driver: str) -> None:
+    found, said = LATER[case]
+    facts = desktop(devices=[{**one, "driver": driver} for one in gpu()], **found)
+    for host, sentences in ((to_be(), 1), (to_be("vm"), 0), (to_be(takeOver=True), "rules" in str(found))):
+        slots, errors = gates.check(facts, host)
+        remarks = [one for one in gates.remarks(facts, host, slots) if "for vfio-pci, without effect so far" in one]
+        assert (errors, len(remarks)) == ([], sentences) and all(one.endswith(said) for one in remarks)
+
+
 @pytest.mark.parametrize(
     ("found", "refused"),
     [
         ({"module_lines": ["/etc/modprobe.d/nvidia-blacklist.conf: install nvidia /bin/false"]}, True),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: alias nvidia off"]}, True),
+        ({"module_lines": ["/etc/modprobe.d/b.conf: alias nouveau off"]}, False),
         ({"module_lines": ["/etc/modprobe.d/b.conf: blacklist nvidia"]}, False),  # loaded by its name
         ({"module_lines": ["/etc/modprobe.d/b.conf: install nvidia_drm /bin/false"]}, False),
         ({"module_lines": ["/etc/modprobe.d/b.conf: install nvidia modprobe -i nvidia-current $CMDLINE_OPTS"]}, False),
@@ -667,6 +691,22 @@ def test_of_two_cards_with_the_same_ids_one_stays_and_one_is_bound() -> None:
     }
     want = plan.wanted(bound_by_ids(TWIN), settings(two, takeOver=True))
     assert want.vfio_words.split()[-1] == "vfio-pci.ids=" and "homelab.vfio=0000:03:00.0=10de:2b85" in want.vfio_words
+
+
+def test_a_twin_that_no_card_of_the_settings_is_stays_where_the_same_ids_have_put_it() -> None:
+    """A word names it by its address, as long as the other one is taken from the ids."""
+    host = settings({"big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"}}, takeOver=True)
+    facts, word = bound_by_ids(TWIN), "homelab.vfio=0000:03:00.0=10de:2b85 vfio-pci.ids="
+    want = plan.wanted(facts, host)
+    assert (want.vfio_words, want.functions) == (word, {})
+    (remark,) = (said for said in gates.remarks(facts, host, {"big": "0000:01:00"}) if "counts instead" in said)
+    assert remark.endswith("; 0000:03:00.0, which the same ids name, stays on vfio-pci by homelab.vfio=")
+    started = started_with(facts, word, at01="nvidia")
+    assert plan.wanted(started, host).vfio_words == word
+    assert gates.remarks(started, host, {"big": "0000:01:00"}) == []
+    # The settings name the card no more, or the file names none: no word is left.
+    assert plan.wanted(started, settings({}, takeOver=True)).vfio_words == ""
+    assert plan.wanted(started_with(bound_by_ids(TWIN, ids=""), word, at01="nvidia"), host).vfio_words == ""
 
 
 def test_a_vm_that_has_a_card_by_hand_loses_it_before_ids_do() -> None:
