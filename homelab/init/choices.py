@@ -327,7 +327,9 @@ def settings_of(
     if gpus:
         host["gpus"] = gpus
     staying = [place for place, use in choices.uses.items() if use.kind in ("shared", "lxc", "host")]
-    if any(facts.kept_by_hand(device) for place in staying for device in facts.functions(place)):
+    named = [device for place in staying for device in facts.functions(place)]
+    # Also by what had no effect so far: the next start may be the first with it.
+    if any(facts.kept_by_hand(device) or facts.named_at_next_boot(device) for device in named):
         host["takeOver"] = True
     if choices.host_stack is not None and choices.host_stack.settings:
         host["nvidia"] = choices.host_stack.settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.init.cards import Card
 from homelab.nvidia.reading import SystemReading
@@ -39,20 +40,41 @@ def _on_the_host(facts: HostFacts, cards: Sequence[Card]) -> list[str]:
     words = [word for word in facts.cmdline.others.split() if word.partition("=")[0] in _WORDS]
     if words:
         lines.append(f"{' '.join(words)} on the kernel command line: kept, and not added a second time")
-    # Those with ids are told below, with the cards that they bind.
-    others = [
-        line for line in facts.module_lines if not (line.partition(": ")[0] in facts.vfio_files and "ids=" in line)
-    ]
+    others: dict[str, list[str]] = {}
+    for path, _, line in (line.partition(": ") for line in facts.module_lines):
+        if not (path in facts.vfio_files and "ids=" in line):  # told below, with the cards that they bind
+            others.setdefault(path, []).append(line)
     if others:
-        lines.append(f"{'; '.join(others)}: kept")
+        lines.append("; ".join(f"{path}: {', '.join(of_file)}" for path, of_file in others.items()) + ": kept")
     functions = {card.key: facts.functions(card.place) for card in cards}
-    for source in facts.who_binds([device for devices in functions.values() for device in devices]):
-        keys = [key for key, devices in functions.items() if source in facts.who_binds(devices)]
-        lines.append(
-            f"{source}: kept; {', '.join(keys)} counts as bound by it, and the plan says so. With takeOver: true for "
-            "the host a word of this program's counts instead, until `pulumi destroy`"
-        )
+    sources = facts.who_binds([device for devices in functions.values() for device in devices])
+    for source in sources:
+        by_key = {
+            key: named
+            for key, devices in functions.items()
+            if (named := [device for device in devices if source in facts.who_binds([device])])
+        }
+        lines.append(f"{source}: kept; {_of_binding(facts, source, by_key)}")
+    lines += [
+        f"{path}, which names vfio-pci: kept; what it does to cards isn't looked at"
+        for path in facts.vfio_mentions
+        if path not in sources
+    ]
     return lines
+
+
+def _of_binding(facts: HostFacts, source: str, by_key: Mapping[str, Sequence[Device]]) -> str:
+    """What a file or word does to the cards whose functions it names, by their keys, and what becomes of that."""
+    keys, devices = ", ".join(by_key), [device for named in by_key.values() for device in named]
+    if any(source in facts.override_files(device) for device in devices):
+        return (
+            f"it keeps {keys} for vfio-pci, whatever a word says. For containers or the host itself take that out "
+            "there first"
+        )
+    instead = "With takeOver: true for the host a word of this program's counts instead, until `pulumi destroy`"
+    if not any(device.driver == "vfio-pci" for device in devices):
+        return f"it names {keys} for vfio-pci, without effect so far: from the next start on it may have one. {instead}"
+    return f"{keys} {'counts' if len(by_key) == 1 else 'count'} as bound by it, and the plan says so. {instead}"
 
 
 def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:

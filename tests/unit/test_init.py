@@ -452,11 +452,20 @@ def test_a_card_for_a_vm() -> None:
     )
 
 
-def test_a_card_that_ids_bind_by_hand_is_proposed_for_containers_with_a_yes() -> None:
-    bound = [{**one, "driver": "vfio-pci"} for one in hosts.gpu()]
+IDS = "10de:2b85,10de:22e8"
+VFIO_CONF = "/etc/modprobe.d/vfio.conf"
+
+
+def with_driver(driver: str) -> list[dict[str, Any]]:
+    """The host's functions, its RTX 5090 with this driver."""
     others = [one.model_dump(by_alias=True) for one in host().devices if one.slot != "0000:01:00"]
-    ids = "10de:2b85,10de:22e8"
-    facts = host(devices=[*others, *bound], vfio_ids=ids, vfio_files={"/etc/modprobe.d/vfio.conf": ids})
+    return [*others, *({**one, "driver": driver} for one in hosts.gpu())]
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", "nouveau"])
+def test_a_card_that_ids_bind_by_hand_is_proposed_for_containers_with_a_yes(driver: str) -> None:
+    """Also where they had no effect so far: the next start may be the first with it."""
+    facts = host(devices=with_driver(driver), vfio_ids=IDS, vfio_files={VFIO_CONF: IDS})
     (card, _) = init_cards.cards(facts)
     assert init_cards.possible_uses(facts, card, hosts.settings({})) == {"vm", "lxc", "host"}
     made = proposed(Choices({"0000:01:00": Use("host")}), facts=facts)
@@ -478,7 +487,9 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     facts = host(
         guests={**GUESTS, "configs": configs},
         nvidia_minors={"0000:01:00.0": 0},
-        vfio_files={"/etc/modprobe.d/vfio.conf": "10de:2b85,10de:22e8"},
+        devices=with_driver("vfio-pci"),
+        vfio_files={VFIO_CONF: IDS},
+        vfio_mentions=["/etc/initramfs-tools/scripts/init-top/bind.sh"],
         cmdline={
             "running": "",
             "configured": "",
@@ -489,13 +500,15 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "/etc/modprobe.d/vfio.conf: options vfio-pci ids=10de:2b85,10de:22e8 disable_vga=1",
             "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci",
             "/etc/modprobe.d/blacklist.conf: blacklist nvidia",
+            "/etc/modules: vfio",
+            "/etc/modules: vfio_pci",
         ],
     )
     systems = {
         number: SystemReading(SystemFacts(), "1", frozenset(steps), (), libraries)
         for number, libraries, steps in (("901", "550.54.14", ()), ("902", "", ()), ("903", "580.95.05", ("driver",)))
     }
-    words, lines, file, option, script, container, without_card, libraries = present(
+    words, lines, file, mention, option, script, container, without_card, libraries = present(
         facts, init_cards.cards(facts), "pve", systems
     )
     assert words == (
@@ -503,9 +516,11 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
         "a second time"
     )
     assert lines == (
-        "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci; /etc/modprobe.d/blacklist.conf: blacklist nvidia: kept"
+        "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci; /etc/modprobe.d/blacklist.conf: blacklist nvidia; "
+        "/etc/modules: vfio, vfio_pci: kept"
     )
-    assert file.startswith("/etc/modprobe.d/vfio.conf: kept; rtx5090 counts as bound by it")
+    assert file.startswith(f"{VFIO_CONF}: kept; rtx5090 counts as bound by it")
+    assert mention.startswith("/etc/initramfs-tools/scripts/init-top/bind.sh, which names vfio-pci: kept;")
     assert option.startswith(
         "hostpci0: 0000:01:00,pcie=1,x-vga=1 of VM 103: if the VM keeps rtx5090, `pulumi up` takes it over"
     )
@@ -513,6 +528,23 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     assert container.startswith("lines for rtx5090 of container 901: kept")
     assert without_card.startswith("lines for NVIDIA's device nodes of container 902: kept; no card here has such")
     assert libraries.startswith("NVIDIA's libraries 550.54.14 in container 901: kept, unless")
+
+
+RULES = "/etc/udev/rules.d/10-vfio.rules"
+
+
+@pytest.mark.parametrize(
+    ("driver", "found", "said"),
+    [
+        ("nouveau", {"vfio_files": {VFIO_CONF: IDS}}, f"{VFIO_CONF}: kept; it names rtx5090 for vfio-pci, without effect"),
+        ("", {"vfio_rules": {RULES: ["0000:01:00.0"]}}, f"{RULES}: kept; it keeps rtx5090 for vfio-pci, whatever a word"),
+        ("vfio-pci", {"vfio_rules": {RULES: ["0000:01:00.0"]}}, f"{RULES}: kept; it keeps rtx5090 for vfio-pci"),
+    ],
+)  # fmt: skip
+def test_takeover_is_named_where_a_word_of_homelabs_can_count(driver: str, found: dict[str, Any], said: str) -> None:
+    facts = host(devices=with_driver(driver), **found, vfio_mentions=list(found.get("vfio_rules", {})))
+    (sentence,) = present(facts, init_cards.cards(facts), "pve")
+    assert sentence.startswith(said) and ("takeOver: true" in sentence) is ("vfio_files" in found)
 
 
 SANDBOX_LINES = "name: Sandbox\nmachine: q35\n"

@@ -278,14 +278,15 @@ class Answer:
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
     `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_rules`: file of
     udev's rules -> addresses of the functions that it gives to vfio-pci; `vfio_mentions`: files that speak of vfio-pci
-    in any other way. `module_lines`: lines of others in modprobe.d about cards' drivers, `PATH: LINE`. `disks`: of
-    lsblk; `named`: lines of lspci about cards; `lspci`: all of them. `stale_initramfs`: kernels whose initramfs is
-    older than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words; `judged`:
-    the host's own confirmation of a boot; `pending`: steps that have to follow what was written; `boot_lacks`: what the
-    running kernel lacks of the last boot's plan, a sentence each, None: nothing is noted. `set_aside`: options that
-    were set for a restart of this node and aren't restored yet, lines KEY VALUE. `edits`: copies of this program's
-    files that had been edited by hand. `kernel_log`: lines about cards; `lost`: functions whose configuration space
-    can't be read. `unreadable`: files that a decision needs and that can't be read whole, `PATH: why`.
+    in any other way. `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the lists
+    of modules that are loaded at boot. `disks`: of lsblk; `named`: lines of lspci about cards; `lspci`: all of them.
+    `stale_initramfs`: kernels whose initramfs is older than this program's part; `rolled_back`: the boot that wasn't
+    confirmed and was undone, in words; `judged`: the host's own confirmation of a boot; `pending`: steps that have to
+    follow what was written; `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence each, None:
+    nothing is noted. `set_aside`: options that were set for a restart of this node and aren't restored yet, lines KEY
+    VALUE. `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about cards;
+    `lost`: functions whose configuration space can't be read. `unreadable`: files that a decision needs and that can't
+    be read whole, `PATH: why`.
     """
 
     boot_id: str

@@ -22,8 +22,10 @@ _RULES = "/etc/udev/rules.d"
 # A key of udev's rules, with the attribute that it is about.
 _RULE_KEY = re.compile(r'(\w+)(?:\{([^}]*)\})?\s*([!=+:-]?=)\s*"([^"]*)"')
 _OF_CARDS = re.compile(
-    r"\s*(?:blacklist|install|softdep|options)\s+(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
+    r"\s*(?:blacklist|install|softdep|options|alias)\s+"
+    r"(?:lbm-)?(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
 )
+_LOADED_AT_BOOT = re.compile(r"\s*(?:nvidia|nouveau|vfio|kvmgt|vendor[_-]reset)[\w-]*(?:\s|$)")
 # Files of Proxmox VE's own, which each host has, and of this program.
 _NOT_BY_HAND = ("/etc/modprobe.d/pve-blacklist.conf", "/etc/modprobe.d/homelab-")
 
@@ -31,7 +33,8 @@ _NOT_BY_HAND = ("/etc/modprobe.d/pve-blacklist.conf", "/etc/modprobe.d/homelab-"
 @dataclass(frozen=True)
 class BoundByOthers:
     """What somebody else gives to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
-    `mentions`: files that speak of it in another way; `module_lines`: lines of modprobe.d about cards' drivers.
+    `mentions`: files that speak of it in another way; `module_lines`: lines about cards' drivers, of modprobe.d and of
+    the lists of modules that are loaded at boot.
     """
 
     files: dict[str, str]
@@ -167,8 +170,18 @@ def _meets(source: Source, address: str, key: str, name: str, value: str) -> boo
 
 def _module_lines(source: Source) -> list[str]:
     paths = [path for path in _files_with_options(source) if not path.startswith(_NOT_BY_HAND)]
-    lines = ((path, line) for path in paths if path != vfio_ids.MODULES for line in source.lines(path))
-    return [f"{path}: {' '.join(line.split())}" for path, line in lines if _OF_CARDS.match(line)]
+    lines = [
+        (path, line)
+        for path in paths
+        if path != vfio_ids.MODULES
+        for line in source.lines(path)
+        if _OF_CARDS.match(line)
+    ]
+    folder = "/etc/modules-load.d"
+    lists = ["/etc/modules", *(f"{folder}/{name}" for name in source.names(folder) if name.endswith(".conf"))]
+    lists = [path for path in lists if not source.is_link(path)]  # modules.conf there is Debian's, to /etc/modules
+    lines += [(path, line) for path in lists for line in source.lines(path) if _LOADED_AT_BOOT.match(line)]
+    return [f"{path}: {' '.join(line.split())}" for path, line in lines]
 
 
 def _files_with_options(source: Source) -> list[str]:
