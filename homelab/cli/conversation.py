@@ -49,6 +49,7 @@ from homelab.init.choices import (
     parse_use,
     settings_of,
     suggested,
+    takers,
 )
 from homelab.init.present import present
 from homelab.init.proposal import Existing, Proposal, api_settings, cluster_settings, existing, propose
@@ -266,7 +267,7 @@ class Conversation:
         return choices
 
     def _use_of(self, facts: HostFacts, card: Card, host: Host, preset: Use) -> Use:
-        all_guests = guests(facts)
+        all_guests = takers(facts)
         possible = init_cards.possible_uses(facts, card, host)
         screen = init_cards.screen_lost(facts, card, host)
         for_vms = "vm" in possible or screen is not None

@@ -147,7 +147,8 @@ class Guests(Fact):
         return next((config for config in self.configs if config.id == vmid), None)
 
     def users_of(self, path: str, node: str) -> list[CardUser]:
-        """The VMs that have a function of `path`, by address or by any mapping of this node that has it.
+        """The VMs that have a function of `path`, by address or by any mapping of this node that has it; no template,
+        as it never runs.
 
         :param path: of a card, as Proxmox VE names it: its slot, or its functions joined by `;`.
         """
@@ -156,14 +157,16 @@ class Guests(Fact):
         users = []
         for config in self.configs:
             values = config.values
-            if config.kind == "vm" and (self.options_of(config, path, node) or config.id in reserved):
+            if config.kind != "vm" or values.get("template") == "1":
+                continue
+            if self.options_of(config, path, node) or config.id in reserved:
                 has_card = config.id in reserved or bool(self._options_in(config.current, path, node))
                 users.append(
                     CardUser(
                         vmid=config.id,
                         name=values.get("name", f"VM {config.id}"),
                         running=config.id in self.running and has_card,
-                        onboot=values.get("onboot") == "1" and values.get("template") != "1",  # which never starts
+                        onboot=values.get("onboot") == "1",
                     )
                 )
         return users

@@ -22,16 +22,18 @@ Kind = Literal["vm", "new-vm", "shared", "lxc", "host", "none"]
 
 @dataclass(frozen=True)
 class Guest:
-    """A VM or container of the host. `kind`: vm or lxc."""
+    """A VM or container of the host. `kind`: vm or lxc; `template`: it never runs, and gets no card."""
 
     id: int
     kind: str
     name: str
     running: bool
+    template: bool = False
 
     def __str__(self) -> str:
         what = "VM" if self.kind == "vm" else "container"
-        return f"{what} {self.id} ({self.name}), {'running' if self.running else 'off'}"
+        state = "a template" if self.template else "running" if self.running else "off"
+        return f"{what} {self.id} ({self.name}), {state}"
 
 
 def guests(facts: HostFacts) -> list[Guest]:
@@ -41,8 +43,14 @@ def guests(facts: HostFacts) -> list[Guest]:
     for config in sorted(facts.guests.configs, key=lambda config: config.id):
         key, otherwise = name_keys[config.kind]
         name = config.values.get(key) or f"{otherwise}{config.id}"
-        listed.append(Guest(config.id, config.kind, name, config.id in facts.guests.running))
+        template = config.values.get("template") == "1"
+        listed.append(Guest(config.id, config.kind, name, config.id in facts.guests.running, template))
     return listed
+
+
+def takers(facts: HostFacts) -> list[Guest]:
+    """The host's guests that can get a card, by id."""
+    return [guest for guest in guests(facts) if not guest.template]
 
 
 def free_id(facts: HostFacts) -> int:
@@ -94,7 +102,7 @@ def example(cards: Sequence[Card], facts: HostFacts) -> str:
 
 def example_use(facts: HostFacts) -> str:
     """A use that this host allows: its first VM, else its first container, else a new VM."""
-    existing = sorted(guests(facts), key=lambda guest: guest.kind != "vm")
+    existing = sorted(takers(facts), key=lambda guest: guest.kind != "vm")
     return f"{existing[0].kind}:{existing[0].id}" if existing else "new-vm"
 
 
@@ -142,12 +150,12 @@ def parse_use(text: str, facts: HostFacts) -> Use:
     if match[7]:
         return Use("host" if match[7] == "host" else "none")
     if match[8]:
-        return _shared(text.strip(), match[9], by_id)
+        return _shared(text.strip(), match[9], {guest.id: guest for guest in takers(facts)})
     kind: Literal["vm", "lxc"] = "vm" if match[1] else "lxc"
     ids = tuple(dict.fromkeys(int(number) for number in (match[2] or match[6]).split(",")))
     for number in ids:
         guest = by_id.get(number)
-        if guest is None or guest.kind != kind:
+        if guest is None or guest.kind != kind or guest.template:
             what = "VM" if kind == "vm" else "container"
             existing = "; ".join(str(other) for other in by_id.values() if other.kind == kind) or "none"
             raise _wrong_guest(number, f"the {what} {number}", str(guest) if guest else f"there are: {existing}")
@@ -177,17 +185,18 @@ def _wrong_guest(number: int, wanted: str, found: str) -> HomelabError:
 
 
 def suggested(facts: HostFacts, card: Card, node: str) -> Use:
-    """The preselected use: the guests that have the card; else the only one that can be meant; else none."""
+    """The preselected use: the guests that have the card, of several VMs the one that runs with it, or that starts with
+    the host; else the only one that can be meant; else none."""
     users = facts.users_of(card.place, node)
     if users:
-        return Use("vm", (users[0].vmid,))
+        return Use("vm", (max(users, key=lambda user: (user.running, user.onboot)).vmid,))
     if using := containers_with(facts, card):
         return Use("lxc", tuple(using))
     addresses = {device.address for device in facts.functions(card.place)}
     if not card.is_nvidia or card.is_virtual or facts.functions(card.place)[0].boot_vga:
         return Use("none")
     kind = "lxc" if addresses & set(facts.nvidia_minors) else "vm"
-    candidates = [guest.id for guest in guests(facts) if guest.kind == kind]
+    candidates = [guest.id for guest in takers(facts) if guest.kind == kind]
     return Use("lxc" if kind == "lxc" else "vm", (candidates[0],)) if len(candidates) == 1 else Use("none")
 
 

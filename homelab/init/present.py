@@ -80,14 +80,19 @@ def _of_binding(facts: HostFacts, source: str, by_key: Mapping[str, Sequence[Dev
 def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
     lines = []
     for card in cards:
-        for user in facts.users_of(card.place, node):
-            config = facts.guests.config(user.vmid)
-            for option in facts.options_of(card.place, user.vmid, node):
-                value = config.values[option] if config else ""
+        users = facts.users_of(card.place, node)
+        for config in facts.guests.configs:
+            options = facts.options_of(card.place, config.id, node)
+            given = ", ".join(f"{option}: {config.values.get(option, '')}" for option in options)
+            if given and config.values.get("template") == "1":
+                lines.append(f"{given} of the template {config.id}: kept; it never runs, so that it takes no card")
+            elif given:
                 lines.append(
-                    f"{option}: {value} of VM {user.vmid}: if the VM keeps {card.key}, `pulumi up` takes it over with "
+                    f"{given} of VM {config.id}: if the VM keeps {card.key}, `pulumi up` takes it over with "
                     "its other options, and `pulumi destroy` puts it back as it is"
                 )
+                if len(users) > 1:
+                    lines[-1] += "; if another VM gets the card, it stays, and only one of them can run with it"
     for config in facts.guests.configs:
         script = config.values.get("hookscript", "")
         if script and not is_ours(script):

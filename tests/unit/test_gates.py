@@ -333,7 +333,7 @@ def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured:
     [
         ("name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1", "`qm set 103 --delete hostpci1`"),
         ("name: g\nhostpci0: 01:00.0\nhostpci1: 01:00.1", "`qm set 103 --delete hostpci0,hostpci1`"),
-        ("template: 1\nhostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
+        ("hostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
     ],
 )
 def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, command: str) -> None:
@@ -427,6 +427,7 @@ def test_a_vm_started_at_boot_has_the_hookscript_before_the_handover(
 
 
 def test_a_template_starts_never() -> None:
+    assert reasons(was_for_a_vm("template: 1\nhostpci0: mapping=big", ours=False), to_be()) == []
     host = to_be("shared", api={"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}, nvidia={"driver": "580"})
     for line, found in (("template: 0", 1), ("template: 1", 0)):
         facts = was_for_a_vm(f"{HAS}\nonboot: 1\n{line}")

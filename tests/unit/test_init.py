@@ -530,6 +530,46 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     assert libraries.startswith("NVIDIA's libraries 550.54.14 in container 901: kept, unless")
 
 
+VMS_BY_HAND = {
+    103: "name: Sandbox\nhostpci0: 0000:01:00.0,pcie=1,x-vga=1\nhostpci1: 0000:01:00.1,pcie=1",
+    104: "name: gaming\nonboot: 1\nhostpci0: 01:00,pcie=1",
+    105: "name: golden\ntemplate: 1\nonboot: 1\nhostpci0: 0000:01:00,pcie=1",
+}
+
+
+def with_card_by_hand(*vms: int, running: tuple[int, ...] = ()) -> HostFacts:
+    configs = [{"kind": "vm", "id": number, "lines": VMS_BY_HAND[number]} for number in vms]
+    return host(guests={**GUESTS, "configs": configs, "running": running}, devices=with_driver("vfio-pci"))
+
+
+def test_of_several_vms_that_have_a_card_by_hand_the_one_that_runs_is_meant() -> None:
+    facts = with_card_by_hand(103, 104, 105)
+    first, second, template = present(facts, init_cards.cards(facts), "pve")
+    line = "hostpci0: 0000:01:00.0,pcie=1,x-vga=1, hostpci1: 0000:01:00.1,pcie=1 of VM 103: if the VM keeps rtx5090, "
+    assert first.startswith(line)
+    assert all(said.endswith("it stays, and only one of them can run with it") for said in (first, second))
+    assert template == "hostpci0: 0000:01:00,pcie=1 of the template 105: kept; it never runs, so that it takes no card"
+    for running, preset in (((), 104), ((103,), 103), ((104,), 104)):
+        facts = with_card_by_hand(103, 104, 105, running=running)
+        assert choices.suggested(facts, init_cards.cards(facts)[0], "pve") == Use("vm", (preset,))
+    (only,) = present(with_card_by_hand(104), init_cards.cards(facts), "pve")
+    assert only.endswith("`pulumi destroy` puts it back as it is")
+
+
+def test_a_template_takes_no_card_and_keeps_none_from_others() -> None:
+    facts = with_card_by_hand(105)
+    assert choices.suggested(facts, init_cards.cards(facts)[0], "pve") == Use("none")
+    with pytest.raises(HomelabError, match=r"VM 105 \(golden\), a template"):
+        choices.parse_use("vm:105", facts)
+    facts = host(
+        guests={**GUESTS, "configs": [{"kind": "vm", "id": 105, "lines": VMS_BY_HAND[105]}]},
+        devices=with_driver("vfio-pci"),
+        vfio_ids=IDS,
+        vfio_files={VFIO_CONF: IDS},
+    )
+    assert proposed(Choices({"0000:01:00": Use("host")}), facts=facts).refused == []
+
+
 RULES = "/etc/udev/rules.d/10-vfio.rules"
 
 
