@@ -232,7 +232,7 @@ class Host(Model):
     """`true`: what `vfio-pci.ids=` or a file in modprobe.d binds already becomes the program's matter. It also binds
     such a card itself; this leaves out one on an external port (Thunderbolt), which may appear late, and then only its
     id catches it. And a card that stays with the host is taken from these ids, by a word that counts instead of them
-    until `pulumi destroy`; the files stay as they are."""
+    until `pulumi destroy`; another card that they bind stays bound, by its address; the files stay as they are."""
     boot_framebuffer: Literal["keep", "off"] = "keep"
     """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on
     to the memory of a card that goes to a VM and is the host's screen. The host then shows nothing on any screen from

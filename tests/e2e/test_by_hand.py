@@ -12,6 +12,7 @@ from typing import Any
 from tests.e2e.conftest import Stack
 from tests.e2e.person import ENTER
 from tests.e2e.test_gpu_vm import SANDBOX, conf, given_back, power_calls, with_card
+from tests.lab.test_recipes import CARD, PROXMENUX, SOUND, below_the_root
 
 
 def test_a_host_that_has_it_all_is_left_alone(stack_on: Callable[..., Stack]) -> None:
@@ -77,6 +78,30 @@ def test_a_card_that_a_vm_has_by_hand_is_taken_over_and_given_back_as_it_was(by_
     stack.destroy_as_left()
     assert conf(stack, 103) == before and with_card(stack)["0000:01:00.0"] == 103
     given_back(stack, stock)
+
+
+def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_init: Callable[..., Stack]) -> None:
+    """A rule of udev's for each function, blacklists, a line of the VM's for each function, and options that hide KVM."""
+    hidden = (
+        "--cpu host,hidden=1,flags=+pcid --args \"-cpu 'host,+kvm_pv_unhalt,+kvm_pv_eoi,hv_vendor_id=NV43FIX,kvm=off'\""
+    )
+    of_vm = f"qm stop 103; qm set 103 --hostpci0 {CARD},pcie=1,x-vga=1 --hostpci1 {SOUND},pcie=1 {hidden} --vga std; qm start 103"
+    stack = by_init("rtx5090", ("Who should get rtx5090", ENTER), first=f"{below_the_root(PROXMENUX)}{of_vm}")
+    assert stack.config["homelab:vms"]["sandbox"]["gpus"] == [{"gpu": "rtx5090", "takeOver": True}]
+    stock, before = stack.lab.snapshot(), conf(stack, 103)
+    shown = stack.preview().output
+    assert f"- hostpci0: {CARD},pcie=1,x-vga=1" in shown and f"- hostpci1: {SOUND},pcie=1" in shown
+    assert conf(stack, 103) == before
+    stack.up()
+    assert "hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n" in conf(stack, 103) and "hostpci1" not in conf(stack, 103)
+    assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103)
+    mark = stack.lab.mark()
+    assert stack.up("--refresh").changed == set() and power_calls(stack, mark) == stack.lab.boots(since=mark) == []
+    stack.destroy()
+    assert conf(stack, 103) == before
+    given_back(stack, stock)
+    stack.lab.reboot()
+    assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103), "as its owner has had it"
 
 
 def by_hand(stack: Stack) -> dict[str, Any]:

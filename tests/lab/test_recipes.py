@@ -281,6 +281,11 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
+def below_the_root(commands: str) -> str:
+    """A recipe as it is typed on a simulated host."""
+    return re.sub(r"(?<=[ >])(?=/etc/)", '"$ROOT"', commands)
+
+
 @pytest.fixture
 def machines(kept_systems: KeptSystems) -> Callable[[str], Host]:
     """Each recipe's host, made once, and brought back for each of its tests."""
@@ -288,7 +293,7 @@ def machines(kept_systems: KeptSystems) -> Callable[[str], Host]:
     def made(name: str, folder: Path) -> Host:
         recipe = RECIPES[name]
         machine = Host(folder, recipe.scenario)
-        machine.bash(re.sub(r"(?<=[ >])(?=/etc/)", '"$ROOT"', recipe.commands))
+        machine.bash(below_the_root(recipe.commands))
         if recipe.restarted:
             machine.restart()
         return machine
