@@ -111,6 +111,41 @@ def test_what_somebody_has_given_it_is_enough(box: Containers, text: str, method
     assert box.revert() == text
 
 
+_NODES = ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+#: What other projects and guides write for a container with NVIDIA's cards; and what of that lacks here.
+PEERS: dict[str, tuple[str, str]] = {
+    "ProxMenux": ("".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES)), ""),
+    "community-scripts": (
+        "lxc.cgroup2.devices.allow: a\nlxc.cap.drop:\n"
+        + "".join(f"dev{at}: /dev/{name},gid=44\n" for at, name in enumerate(_NODES[:4])),
+        "",
+    ),
+    # Its majors are those of the machine that it was written on.
+    "jammsen": (
+        "".join(f"{ALLOW}{major}:* rwm\n" for major in (195, 226, 234, 237, 238, 239, 240, 508))
+        + "".join(BIND.format(name) for name in (*_NODES[:2], "nvidia-modeset", *_NODES[2:4]))
+        + "lxc.mount.entry: /dev/dri/by-path/pci-0000:01:00.0-card dev/dri/card0 none bind,optional,create=file\n"
+        "lxc.apparmor.profile: unconfined\nlxc.cap.drop:\n",
+        f"{ALLOW}480:0 rwm\n",
+    ),
+    "a guide to Jellyfin": (
+        BY_HAND
+        + "lxc.mount.entry: /dev/dri/renderD128 dev/dri/renderD128 none bind,optional,create=file\n"
+        + "".join(f"lxc.idmap: {line}\n" for line in ("u 0 100000 65536", "g 0 100000 44", "g 44 44 1", "g 45 100045 65491")),
+        "",
+    ),
+}  # fmt: skip
+
+
+@EACH_METHOD
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_others_write_for_it_counts_and_comes_back(box: Containers, peer: str, method: Method) -> None:
+    lines, lacking = PEERS[peer]
+    box.conf = text = BASE + lines
+    assert box.apply(method, minors=(0,)) == text + lacking
+    assert box.apply(method, minors=(0,)) == text + lacking and box.revert() == text
+
+
 def test_a_rule_with_an_old_major_is_left_and_the_right_one_added(box: Containers) -> None:
     box.conf = text = BASE + BY_HAND.replace("480:*", "508:*")
     assert box.apply("mount-entry", minors=(0,)) == f"{text}{ALLOW}480:0 rwm\n"
