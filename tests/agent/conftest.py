@@ -1,5 +1,70 @@
-"""The fixture of a host that is nothing but a folder."""
+"""The fixture of a host that is nothing but a folder; and what every test of this tier is held to."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.remote.scripts import FOLDER
 from tests.agent.kit import host
 
 __all__ = ["host"]
+
+_PROGRAM, _TOOLS, _TESTS = f"{FOLDER}/", f"{FOLDER / 'tools'}/", f"{Path(__file__).parent}/"
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = frozenset(
+    {
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "os.chown",
+        "os.utime",
+    }
+    | {"os.setxattr", "os.removexattr", "shutil.rmtree", "shutil.move", "shutil.copyfile"}
+    | {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork"}
+)
+#: Of the test that runs: which line of the program did what itself.
+_found: list[set[str]] = []
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _found or (not arguments[2] & _WRITES if event == "open" else event not in _CHANGES):
+        return
+    # The nearest frame that is the program's or a test's: a test stands for the kernel, or for a program of the host.
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith((_TOOLS, _TESTS)):
+            return
+        if file.startswith(_PROGRAM):
+            _found[-1].add(f"{file.removeprefix(_PROGRAM)}:{frame.f_lineno}: {event}")
+            return
+        frame = frame.f_back
+
+
+@cache
+def _begin_to_hear() -> None:
+    sys.addaudithook(_hear)  # for good: Python takes none away
+
+
+@pytest.fixture(autouse=True)
+def only_by_the_tools() -> Iterator[set[str]]:
+    """No layer changes a file or starts a program itself (test_only_by_the_tools.py)."""
+    _begin_to_hear()
+    _found.append(set())
+    try:
+        yield _found[-1]
+        assert not _found[-1], "a layer did this itself, and not by remote_scripts/tools"
+    finally:
+        _found.pop()

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from homelab.remote import agent
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.shared import boot_service
 from tests.agent.kit import Host, bash
+from tests.sampling import sample
 
 OWNER = "homelab-lab"
 RULES = "/etc/udev/rules.d/90-homelab-cards.rules"
@@ -51,48 +53,53 @@ def _awake(host: Host) -> str:
     return host.read("/sys/bus/pci/devices/0000:01:00.0/d3cold_allowed").strip()
 
 
-def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
-    """Copies of the host, on each of which the agent was killed at another system call; in words at which."""
+def _traced(host: Host, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
     # No limit, and so one process: what it starts changes no file.
-    request = agent.request("card_values", AWAKE)
-    for call in CALLS:
-        for number in range(1, 1000):
-            one = Host(place / f"{call}-{number}")
-            shutil.copytree(before.root, one.root, symlinks=True, dirs_exist_ok=True)
-            kill = f"inject={call}:signal=SIGKILL:when={number}"
-            traced = f"exec strace -qq -o /dev/null -e {kill} {boot_service.PYTHON} {shlex.quote(str(one.root))}{agent.place(OWNER)} {verb}"
-            done = bash(one, traced, request)
-            if done.returncode == 0:
-                break
-            assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-            yield f"{verb} killed at {call} {number}", one
-            shutil.rmtree(one.root)
-        else:
-            raise AssertionError(f"no end of {call}")
+    command = f"exec strace -qq {shlex.join(options)} {boot_service.PYTHON} {shlex.quote(str(host.root))}{agent.place(OWNER)} {verb}"
+    return bash(host, command, agent.request("card_values", AWAKE))
+
+
+def _copy(before: Host, place: Path) -> Host:
+    one = Host(place)
+    shutil.copytree(before.root, one.root, symlinks=True, dirs_exist_ok=True)
+    return one
+
+
+def _killed(before: Host, verb: str, place: Path) -> Iterator[tuple[str, Host]]:
+    """Copies of the host, on each of which the agent was killed at another system call, a sample of them; in words at which."""
+    done = _traced(_copy(before, place / "whole"), verb, "-o", str(place / "calls"), "-e", f"trace={','.join(CALLS)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    called: Counter[str] = Counter()
+    moments = []
+    for line in (place / "calls").read_text().splitlines():
+        call = line.partition("(")[0]
+        called[call] += 1
+        moments.append((call, called[call]))
+    assert len(moments) > 30
+    for call, number in sample(moments, 10, f"strace {verb}"):
+        one = _copy(before, place / f"{call}-{number}")
+        done = _traced(one, verb, "-o", os.devnull, "-e", f"inject={call}:signal=SIGKILL:when={number}")
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+        yield f"{verb} killed at {call} {number}", one
 
 
 def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next_and_taken_back_by_a_revert(
     put: Host, tmp_path: Path
 ) -> None:
     before = put.lasting()
-    done = Host(tmp_path / "done")
-    shutil.copytree(put.root, done.root, symlinks=True, dirs_exist_ok=True)
+    done = _copy(put, tmp_path / "done")
     done.ask("apply", "card_values", AWAKE)
-    wanted, count = done.lasting(), 0
+    wanted = done.lasting()
     for how, one in _killed(put, "apply", tmp_path):
-        count += 1
         one.ask("apply", "card_values", AWAKE)
         assert (one.lasting(), _awake(one)) == (wanted, "0"), how
         one.ask("revert", "card_values", AWAKE)
         assert (one.lasting(), _awake(one)) == (before, "1"), how
-    assert count > 40
 
 
 def test_a_revert_that_is_killed_anywhere_is_finished_by_the_next(put: Host, tmp_path: Path) -> None:
-    before, count = put.lasting(), 0
+    before = put.lasting()
     put.ask("apply", "card_values", AWAKE)
     for how, one in _killed(put, "revert", tmp_path):
-        count += 1
         one.ask("revert", "card_values", AWAKE)
         assert one.lasting() == before, how
-    assert count > 30
