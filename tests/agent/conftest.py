@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     if not _found or (not arguments[2] & _WRITES if event == "open" else event not in _CHANGES):
         return
     # The nearest frame that is the program's or a test's: a test stands for the kernel, or for a program of the host.
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith((_TOOLS, _TESTS)):

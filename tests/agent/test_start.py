@@ -232,10 +232,8 @@ def test_what_no_signal_ends_is_waited_for_by_nobody(where: str, status: int) ->
 def test_no_answer_of_a_layer_moves_a_terminals_cursor(host: Host) -> None:
     """Names of guests, of files and of programs are whatever somebody has made them."""
     layer = types.ModuleType("layer")
-    layer.Wanted, layer.read = (
-        StackFolder,
-        lambda _system, _wanted: {"a\x1b[2Jb": ["c\x1b]0;d\x07e\u202ef\udcff", 1, None]},
-    )  # type: ignore[attr-defined]
+    said = {"a\x1b[2Jb": ["c\x1b]0;d\x07e\u202ef\udcff", 1, None]}
+    vars(layer).update(Wanted=StackFolder, read=lambda _system, _wanted: said)
     request = remote_agent.Request(layer="layer", input={"owner": OWNER})
     status, text = remote_agent.answered(host.system(), "read", request, layer)
     assert (status, json.loads(text)) == (0, {"ab": ["ce\ufffdf\ufffd", 1, None]})

@@ -96,7 +96,8 @@ def test_a_host_that_proxmenux_has_set_up_is_taken_over_and_left_as_it_was(by_in
     assert "hostpci0: mapping=rtx5090,pcie=1,x-vga=1\n" in conf(stack, 103) and "hostpci1" not in conf(stack, 103)
     assert with_card(stack) == dict.fromkeys((CARD, SOUND), 103)
     mark = stack.lab.mark()
-    assert stack.up("--refresh").changed == set() and power_calls(stack, mark) == stack.lab.boots(since=mark) == []
+    assert stack.up("--refresh").changed == set()
+    assert (power_calls(stack, mark), stack.lab.boots(since=mark)) == ([], [])
     stack.destroy()
     assert conf(stack, 103) == before
     given_back(stack, stock)

@@ -358,7 +358,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
-    assert "OnUnitInactiveSec=1min" in layer._TIMER_TEXT and "OnBootSec=2min" in layer._TIMER_TEXT
+    assert "OnUnitInactiveSec=1min" in layer.SERVICE.timer and "OnBootSec=2min" in layer.SERVICE.timer
     assert handing.OWED_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
 
 
