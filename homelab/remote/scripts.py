@@ -89,20 +89,12 @@ def _writable(value: Any) -> Any:
     return [_writable(item) for item in value] if isinstance(value, list) else value
 
 
-# Reads bytes, not characters, and in blocks, as only -N of bash's `read` does, whose status is that of the end of the
-# input.
-_READ_ALL_INPUT = 'LC_ALL=C; IFS= read -rN 99999999 SENT; eval "$SENT"'
-
-
 def command(verb: str, user: str) -> str:
     """The command line that runs commands from standard input: as root, through sudo for any other user.
 
-    All of standard input is read before anything runs: from a pipe `bash -s` reads one byte after the other.
-
     :param verb: what it is about, for whoever looks at the host's processes.
     """
-    bash = f"bash -c {shlex.quote(_READ_ALL_INPUT)} bash {verb}"
-    return bash if user == "root" else f"sudo -n {bash}"
+    return f"bash -s {verb}" if user == "root" else f"sudo -n bash -s {verb}"
 
 
 def host_command(command: Sequence[str], seconds: int) -> str:

@@ -25,6 +25,7 @@ from homelab import rights
 from homelab.errors import UnreachableError, elsewhere, unlocking
 from homelab.remote.proxmox.connection import Connection, connected, no_answer
 from homelab.remote.proxmox.errors import (
+    TAKEN_ELSEWHERE,
     ApiError,
     ElsewhereError,
     ForbiddenError,
@@ -64,7 +65,6 @@ _GUEST_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<lock>[\w-]+)\)")
 # In a name that is part of a path, these would make it another path, or add parameters.
 _UNSAFE_IN_PATH = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[?#%\\]")
 _GUEST = re.compile(r"^nodes/(?P<node>[^/]+)/(?P<kind>qemu|lxc)(?:/(?P<id>\d+))?(?:/|$)")
-_ID_TAKEN = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 _NO_LOG_YET = "no content"  # the line of a log that is still empty
 # The exit statuses of a command that `timeout` has ended, and of one that had to be killed.
 _TIMED_OUT = (124, 137)
@@ -353,18 +353,10 @@ class Api:
         :param say: called with each new line of its log.
         :raises ApiError: it failed, or still runs; the error has the end of its log.
         """
-        path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
-        deadline = self.clock.now() + seconds
         log = _Log(say, upid, self._secrets())
-        for pause in _pauses(POLL_SECONDS):
-            status = self.get(f"{path}/status", wanted)
-            self._read_log(path, wanted, log)
-            if status["status"] == "stopped":
-                break
-            if self.clock.now() > deadline:
-                raise _still_runs(wanted, upid, seconds, log)
-            self.clock.sleep(pause)
-        exit_status = str(status.get("exitstatus", "unexpected status"))
+        exit_status = self._end_of(upid, wanted, seconds, lambda: self._read_log(upid, wanted, log))
+        if exit_status is None:
+            raise _still_runs(wanted, upid, seconds, log)
         if exit_status != "OK" and not exit_status.startswith("WARNINGS"):
             raise self._error_of_task(wanted, upid, plain(exit_status, self._secrets()), log)
         return log.lines
@@ -374,31 +366,32 @@ class Api:
 
         :raises ApiError: it was refused, or not answered.
         """
-        path = f"nodes/{upid.split(':')[1]}/tasks/{upid}"
-        self.delete(path, wanted)
-        deadline = self.clock.now() + seconds
-        for pause in _pauses(POLL_SECONDS):
-            if self.get(f"{path}/status", wanted)["status"] == "stopped":
-                return True
-            if self.clock.now() > deadline:
-                return False
-            self.clock.sleep(pause)
-        return False
+        self.delete(_path_of(upid), wanted)
+        return self._end_of(upid, wanted, seconds) is not None
 
     def log_of_ended(self, upid: str, seconds: float) -> list[str]:
         """The log of another user's task, as `task_log`, once it has ended, or as it is after so many seconds.
 
         :raises ApiError: it was refused, or not answered.
         """
-        deadline = self.clock.now() + seconds
-        for pause in _pauses(POLL_SECONDS):
-            status = self.get(f"nodes/{upid.split(':')[1]}/tasks/{upid}/status", "to see whether a task has ended")[
-                "status"
-            ]
-            if status == "stopped" or self.clock.now() > deadline:
-                break
-            self.clock.sleep(pause)
+        self._end_of(upid, "to see whether a task has ended", seconds)
         return self.task_log(upid)
+
+    def _end_of(self, upid: str, wanted: str, seconds: float, each: Callable[[], None] = lambda: None) -> str | None:
+        """A task's exit status; None: it still runs after so many seconds.
+
+        :param each: called at each look.
+        """
+        deadline = self.clock.now() + seconds
+        pauses = _pauses(POLL_SECONDS)
+        while True:
+            status = self.get(f"{_path_of(upid)}/status", wanted)
+            each()
+            if status["status"] == "stopped":
+                return str(status.get("exitstatus", "unexpected status"))
+            if self.clock.now() > deadline:
+                return None
+            self.clock.sleep(next(pauses))
 
     def task_log(self, upid: str) -> list[str]:
         """The log of a task that has ended: its first and last lines.
@@ -406,14 +399,14 @@ class Api:
         :raises ApiError: it was refused, or not answered.
         """
         log = _Log(lambda _: None, upid, self._secrets())
-        self._read_log(f"nodes/{upid.split(':')[1]}/tasks/{upid}", "to read a task's log", log)
+        self._read_log(upid, "to read a task's log", log)
         return log.lines
 
-    def _read_log(self, path: str, wanted: str, log: _Log) -> None:
+    def _read_log(self, upid: str, wanted: str, log: _Log) -> None:
         for _ in range(CHUNKS):
             lines = [
                 line["t"]
-                for line in self.get(f"{path}/log", wanted, start=log.count, limit=CHUNK_LINES)
+                for line in self.get(f"{_path_of(upid)}/log", wanted, start=log.count, limit=CHUNK_LINES)
                 if "t" in line and line["t"] != _NO_LOG_YET
             ]
             log.add(lines)
@@ -470,7 +463,7 @@ class Api:
             return error.retold(found=f"{error.found}: no quorum{self._missing_nodes()}")
         if (
             isinstance(error, ElsewhereError)
-            and (taken_id := _ID_TAKEN.search(error.reason))
+            and (taken_id := TAKEN_ELSEWHERE.search(error.reason))
             and taken_id["node"] != self.node
         ):
             kind = "qemu" if taken_id["kind"] == "VM" else "lxc"
@@ -540,6 +533,10 @@ def _moved(error: ApiError, kind: str, vmid: int, node: str, new_node: str) -> E
     )
     moved.node = new_node
     return moved
+
+
+def _path_of(upid: str) -> str:
+    return f"nodes/{upid.split(':')[1]}/tasks/{upid}"
 
 
 def _pauses(seconds: tuple[float, float]) -> Iterator[float]:

@@ -5,7 +5,6 @@ It is imported on first use (homelab/later.py): a run that changes nothing doesn
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 import ssl
@@ -22,6 +21,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from homelab.remote.proxmox.errors import ApiError, UnansweredError, explained, plain
 from homelab.settings import Host
+from homelab.settings.access import ApiAccess
 
 # Prints the fingerprint of the API's certificate; `pvenode cert info` lists the authority's first.
 FINGERPRINT_COMMAND = "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256"
@@ -50,6 +50,7 @@ class Connection:
 
 
 _LOCK = threading.Lock()
+_CONNECTIONS: dict[tuple[str, str | None], Connection] = {}
 
 
 def connected(host: Host) -> Connection:
@@ -59,30 +60,15 @@ def connected(host: Host) -> Connection:
     """
     assert host.api is not None, "the settings are checked for it"
     secret = host.api.token_secret or host.api.password
+    text = secret.get_secret_value() if secret else None
     with _LOCK:
-        settings = host.model_dump_json(include={"address", "api", "timeouts"})
-        return _connection(settings, secret and secret.get_secret_value(), _Key(host))
+        key = (host.model_dump_json(include={"address", "api", "timeouts"}), text)
+        if key not in _CONNECTIONS:
+            _CONNECTIONS[key] = _connection(host, host.api, text)
+        return _CONNECTIONS[key]
 
 
-class _Key:
-    """Hands the settings through `functools.cache` without being part of the key: all are equal. The cache compares the
-    other arguments.
-    """
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.cache
-def _connection(_settings: str, secret: str | None, key: _Key) -> Connection:
-    host, api = key.host, key.host.api
-    assert api is not None
+def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
     session = ProxmoxHttpSession()
     session.mount("https://", _adapter(api.fingerprint))

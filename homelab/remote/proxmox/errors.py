@@ -26,7 +26,7 @@ _NOT_THERE = re.compile(
     r"Configuration file '.*' does not exist|pci ID '.*' does not exist|^mapping '.*' not found"
     r"|^unable to find configuration file for (?:VM|CT) \d+"
 )
-_TAKEN_ELSEWHERE = re.compile(r"(?:VM|CT) \d+ already exists on node '(?P<node>[^']+)'")
+TAKEN_ELSEWHERE = re.compile(r"(?P<kind>VM|CT) (?P<id>\d+) already exists on node '(?P<node>[^']+)'")
 # Waiting for the lock of a guest's configuration, or of a file of the whole cluster, failed: nothing was begun.
 _LOCK_HELD = re.compile(
     r"^(?:[\w ]+ failed: )?(?:can't lock file '[^']+' - got timeout|cfs-lock '[^']+' error: got lock request timeout)"
@@ -123,7 +123,7 @@ def explained(wanted: str, found: str, who: str, status: int, reason: str) -> Ap
     if match := _PERMISSION.search(reason):
         return _forbidden(wanted, found, who, status, reason, match["path"], match["privileges"])
     for pattern, error_type, why, next_step in (
-        (_TAKEN_ELSEWHERE, ElsewhereError, *_ELSEWHERE),
+        (TAKEN_ELSEWHERE, ElsewhereError, *_ELSEWHERE),
         (_NOT_THERE, NotThereError, *_GONE),
         (_LOCK_HELD, LockHeldError, *_HELD),
         (_NO_QUORUM, NoQuorumError, *_UNWRITABLE),
