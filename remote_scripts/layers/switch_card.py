@@ -146,7 +146,7 @@ def _where(system: System, card: Card, noted: Noted, vmid: str) -> tuple[str, st
         return f"it is on its way to VM {noted.vm} ({noted.state})", why
     if noted.state in ("STUCK", "DEAD"):
         return f"it is {noted.state}", noted.why or "nothing is tried with such a card"
-    if shared_card.all_on(system, card, "vfio-pci") and shared_card.is_that_card(system, card):
+    if shared_card.is_on_vfio(system, card):
         return "it is on vfio-pci already, not by this program: it stays there", ""
     return "", ""
 

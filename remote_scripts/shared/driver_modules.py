@@ -7,6 +7,7 @@ from typing import Literal
 
 from remote_scripts.shared import boot, driver
 from remote_scripts.shared.driver import Module
+from remote_scripts.shared.nvidia import DAEMON, MODULES
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -21,9 +22,6 @@ blacklist nova_core
 blacklist nova_drm
 options nouveau modeset=0
 """
-_DAEMON = "nvidia-persistenced.service"
-#: In the order in which they can be unloaded.
-_MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _OF_THE_DRIVER = re.compile("NVRM|nvidia|signature")
 
 
@@ -108,9 +106,9 @@ def unload(packages: Packages) -> Unloaded | None:
     """
     system = packages.system
     there = {line.partition(" ")[0] for line in system.run.ask("lsmod").text.split("\n")}
-    names = [name for name in _MODULES if name in there]
-    is_active = system.run.ask("systemctl", "is-active", "-q", _DAEMON).status == 0
-    unloaded = Unloaded(system, is_active and system.run.do("systemctl", "stop", _DAEMON).status == 0)
+    names = [name for name in MODULES if name in there]
+    is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
+    unloaded = Unloaded(system, is_active and system.run.do("systemctl", "stop", DAEMON).status == 0)
     if packages.do("rmmod", *names, seconds=60).status != 0 and driver.loaded(system).version:
         unloaded.start_daemon()
         return None
@@ -130,9 +128,9 @@ class Unloaded:
     def start_daemon(self) -> None:
         """Starts the daemon again, if it was stopped."""
         if self._has_stopped:
-            done = self._system.run.do("systemctl", "start", _DAEMON)
+            done = self._system.run.do("systemctl", "start", DAEMON)
             if done.status != 0:
-                self._system.log.say(f"note: {_DAEMON} doesn't start again: {done.text}")
+                self._system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
 
 
 def blacklist(packages: Packages, target: Target) -> None:

@@ -28,9 +28,6 @@ from remote_scripts.tools.system import System
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"
-_DAEMON = "nvidia-persistenced.service"
-#: Unloaded in this order, and loaded in the other one.
-_MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 #: How long containers that didn't start are tried again, from when nothing has kept them locked.
 OWED_SECONDS = 1800
 _GIVEN_UP = "nothing more is tried after half an hour"
@@ -128,12 +125,6 @@ class Handover:
     def _driver(self) -> str:
         return driver_of(self.system, self.card.gpu)
 
-    def _all_on(self, driver: str) -> bool:
-        return shared_card.all_on(self.system, self.card, driver)
-
-    def _is_that_card(self) -> bool:
-        return shared_card.is_that_card(self.system, self.card)
-
     def _numbers(self) -> str:
         return shared_card.numbers(self.system, self.card)
 
@@ -210,7 +201,7 @@ class Handover:
         if lock != "backup" or not self._is_to_be_taken(vmid):
             return
         # By other configuration, there is nothing to hand over.
-        if self.noted.state in ("HOST", "HELD") and self._all_on("vfio-pci") and self._is_that_card():
+        if self.noted.state in ("HOST", "HELD") and shared_card.is_on_vfio(self.system, self.card):
             return
         found = card_users.backup_refusal(vmid)
         raise refusal(self.card.name, vmid, found, "nothing was changed; back the VM up while it runs")
@@ -229,7 +220,7 @@ class Handover:
         if noted.state not in ("HOST", "HELD"):
             raise self._tell(vmid, f"{noted.state}: {noted.why}", "homelab doctor explains it")
         # Bound at boot by other configuration, such as before `up` has made another use of it.
-        if self._all_on("vfio-pci") and self._is_that_card():
+        if shared_card.is_on_vfio(self.system, self.card):
             self.say(f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there")
             return
         # Once more: a run may have begun since the first look.
@@ -268,8 +259,8 @@ class Handover:
             raise self._tell(vmid, f"whether VM {vmid} runs can't be told (`qm status {vmid}`)", "start the VM again")
         if power in ("on", "unknown"):
             return False
-        is_there = self._all_on("vfio-pci") and self._is_that_card()
-        if is_there and shared_card.is_alive(self.system, self.card) and self._note_taken():
+        is_there = shared_card.is_on_vfio(self.system, self.card) and shared_card.is_alive(self.system, self.card)
+        if is_there and self._note_taken():
             self.say(f"VM {vmid} keeps it")
             return True
         # This start holds the VM's lock, by which `settle` would take it for one that goes on.
@@ -294,7 +285,7 @@ class Handover:
             if self._smi("-i", self.card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
             else ""
         )
-        daemon = shared_card.is_only(self.system, self.card) and handover.is_active(self.system, _DAEMON)
+        daemon = shared_card.is_only(self.system, self.card) and handover.is_active(self.system, nvidia.DAEMON)
         known = {one: addresses for one, addresses in self._known.items() if one in owed}
         known |= {one.ctid: one.known for one in users}
         self._need_noted(
@@ -308,7 +299,7 @@ class Handover:
             modules="",
             d3cold="",
             persistence="".join(persistence.split()),
-            units=_DAEMON if daemon else "",
+            units=nvidia.DAEMON if daemon else "",
             known=_pairs(known),
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
@@ -317,8 +308,8 @@ class Handover:
             self._stop(ctid)
         if self.noted.persistence == "Enabled" and not self._smi("-i", self.card.gpu, "-pm", "0"):
             raise RefusedError(f"its persistence mode stays on: {self._said}")
-        if daemon and not self._do("systemctl", "stop", _DAEMON, seconds=60):
-            raise RefusedError(f"{_DAEMON} doesn't stop: {self._said}")
+        if daemon and not self._do("systemctl", "stop", nvidia.DAEMON, seconds=60):
+            raise RefusedError(f"{nvidia.DAEMON} doesn't stop: {self._said}")
         # A barrier against those who come between the look and the unbinding, where the card knows it.
         if not self._smi("drain", "-p", self.card.gpu, "-m", "1"):
             self.say(f"it can't be drained, and goes without that: {self._said}")
@@ -328,7 +319,7 @@ class Handover:
 
     def _detach(self, vmid: str) -> None:
         only = shared_card.is_only(self.system, self.card)
-        modules = [one for one in _MODULES if only and self.system.files.exists(f"/sys/module/{one}")]
+        modules = [one for one in nvidia.MODULES if only and self.system.files.exists(f"/sys/module/{one}")]
         # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is
         # loaded), and the driver come back with others.
         if not self._do("modprobe", "vfio-pci", seconds=60):
@@ -348,7 +339,7 @@ class Handover:
             self._need_nobody()
         self._step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
         self._in_unit(60, "step_bind")
-        if not self._all_on("vfio-pci"):
+        if not shared_card.all_on_vfio(self.system, self.card):
             now = (f"{one} {driver_of(self.system, one)}" for one in self.card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(now)}")
         if not self._note_taken():
@@ -661,7 +652,7 @@ class Handover:
         for _, other in self._others():
             if other and other.boot == boot_id(self.system):
                 unloaded |= set(other.modules.split())
-        if not all(self._load(one) for one in reversed(_MODULES) if one in unloaded):
+        if not all(self._load(one) for one in reversed(nvidia.MODULES) if one in unloaded):
             return False
         return self.system.files.exists(f"{nvidia.PROC}/version") or self._load("nvidia")
 
@@ -810,7 +801,11 @@ class Handover:
         """
         if not boot_id(self.system):
             raise RefusedError("which boot of the host this is can't be read")
-        if self.noted.state == "DEAD" and self._is_that_card() and not shared_card.is_alive(self.system, self.card):
+        if (
+            self.noted.state == "DEAD"
+            and shared_card.is_that_card(self.system, self.card)
+            and not shared_card.is_alive(self.system, self.card)
+        ):
             return
         self.say(f"the host has been started since (it was {self.noted.state}): the card is with it")
         self._drop()
@@ -897,7 +892,7 @@ class Handover:
         """A card that came back and that no driver took is given to its driver once more. False: that waits in the
         kernel. One that somebody has given to another driver since is that person's.
         """
-        if not self.noted.owed or self._driver() or not self._is_that_card():
+        if not self.noted.owed or self._driver() or not shared_card.is_that_card(self.system, self.card):
             return True
         if not shared_card.is_alive(self.system, self.card):
             return True

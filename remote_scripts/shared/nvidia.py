@@ -15,6 +15,9 @@ from remote_scripts.tools.system import System
 
 PROC = "/proc/driver/nvidia"
 UVM = "/dev/nvidia-uvm"
+DAEMON = "nvidia-persistenced.service"
+#: In the order in which they can be unloaded.
+MODULES = ("nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 _VERSION = re.compile(r"[0-9]{3,}\.[0-9]+(?:\.[0-9]+)?")
 # Proxmox VE's own files blacklist nvidiafb.
 _BLACKLISTED = re.compile(r"^\s*(?:blacklist\s+nvidia\s*(?:#|$)|install\s+nvidia\s)", re.MULTILINE)

@@ -20,9 +20,14 @@ _LOOK_SECONDS = 1.0
 _READ_SECONDS = 5.0
 
 
-def all_on(system: System, card: Card, driver: str) -> bool:
-    """Whether every function of the card has this driver."""
-    return all(driver_of(system, one) == driver for one in card.functions)
+def all_on_vfio(system: System, card: Card) -> bool:
+    """Whether every function of the card is on vfio-pci."""
+    return all(driver_of(system, one) == "vfio-pci" for one in card.functions)
+
+
+def is_on_vfio(system: System, card: Card) -> bool:
+    """The same, where it is that card."""
+    return all_on_vfio(system, card) and is_that_card(system, card)
 
 
 def is_that_card(system: System, card: Card) -> bool:
@@ -42,7 +47,9 @@ def is_alive(system: System, card: Card) -> bool | None:
         for look in range(_LOOKS):
             if look:
                 time.sleep(_LOOK_SECONDS)
-            done = system.run.ask("od", "-An", "-N4", "-tx1", _rooted(system, address, "config"), seconds=_READ_SECONDS)
+            done = system.run.ask(
+                "od", "-An", "-N4", "-tx1", system.files.name(f"{DEVICES}/{address}/config"), seconds=_READ_SECONDS
+            )
             found = "".join(done.text.split())
             if found == wanted:
                 break
@@ -196,7 +203,3 @@ def mapped_as(system: System, card: Card) -> str:
     names += [f"dri/{name}" for name in drm_names(system, card)]
     names += ["nvidiactl", "nvidia-uvm"] if is_only(system, card) else []
     return f" /dev/({'|'.join(names)})( \\(deleted\\))?$"
-
-
-def _rooted(system: System, address: str, name: str) -> str:
-    return str(system.files.at(f"{DEVICES}/{address}/{name}"))
