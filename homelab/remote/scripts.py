@@ -17,8 +17,6 @@ from homelab.errors import HomelabError
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = _PACKAGE.parent / "remote_scripts"
 
-# How long a boot's confirmation waits for another run on the host, in seconds.
-CONFIRM_LOCK_SECONDS = 45
 # How long a VM that takes a shared card waits in its hookscript: for another handover (layers/handover.py: twice
 # START_SECONDS for the host, RETURN_SECONDS between), then for the containers that are shut down for it.
 HANDOVER_SECONDS = 2 * 180 + 900 + 600

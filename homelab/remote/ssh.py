@@ -744,7 +744,7 @@ class _Confirmation:
         :param seconds: for the reading.
         :raises HomelabError: as `Session.run`.
         """
-        wanted = ConfirmBoot(unless=old_boot_id or "", lock_seconds=scripts.CONFIRM_LOCK_SECONDS)
+        wanted = ConfirmBoot(unless=old_boot_id or "")
         answer = await session.ask("apply", "confirm_boot", wanted)
         if answer["boot"] == old_boot_id:
             return None

@@ -24,10 +24,7 @@ RETURN_SECONDS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Times in seconds."""
-
-    cluster_seconds: int = CLUSTER_SECONDS
-    return_seconds: int = RETURN_SECONDS
+    """Nothing is to be said."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: what is set can't be told.
     """
     system.work.lock_seconds = LOCK_SECONDS
-    return system.changing(lambda: _end(system, wanted))
+    return system.changing(lambda: _end(system))
 
 
 def program(system: System, _arguments: Sequence[str] = ()) -> None:
@@ -66,8 +63,8 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
     system.changing(end)
 
 
-def _end(system: System, wanted: Wanted) -> Answer:
-    if cluster.end_turn(system, wanted.cluster_seconds, wanted.return_seconds):
+def _end(system: System) -> Answer:
+    if cluster.end_turn(system, CLUSTER_SECONDS, RETURN_SECONDS):
         return Answer(True)
     # It goes on trying at once, not when its timer's time is over.
     if not cluster.is_restart_ordered(system) and away.TIMER.is_whole(system):

@@ -114,11 +114,7 @@ def _test(system: System, wanted: Wanted) -> Answer:
     _check_functions(system, wanted)
     _check_other_vms(system, wanted)
     vm = _Vm(system)
-
-    def put_back() -> None:
-        vm.remove()
-
-    system.also_put_back = put_back
+    system.also_put_back = vm.remove
     _build(system)
     pipe = Pipe(system.files.at(f"{FOLDER}/serial"))
     try:

@@ -386,7 +386,7 @@ class Changing:
         if self._system.run.do("pct", "mount", str(self._ctid), seconds=60).status == 0:
             place = self._system.files.at(f"/var/lib/lxc/{self._ctid}/rootfs")
             try:
-                content = ended(lambda: _plain_file(place, "etc", "group"))
+                content = ended(lambda: _group_file(place))
             except OSError as error:
                 self._system.log.say(f"/etc/group of container {self._ctid}: {error.strerror or error}")
         self._unmount_left()
@@ -468,8 +468,8 @@ def _sorted(lines: list[str]) -> list[str]:
     return sorted({*lines}, key=lambda line: line.encode("utf-8", "surrogateescape"))
 
 
-def _plain_file(place: Path, folder: str, name: str) -> bytes:
-    """The beginning of a file two steps below a folder, by no link.
+def _group_file(place: Path) -> bytes:
+    """The beginning of a root's etc/group, by no link.
 
     :raises OSError: it isn't there, or can't be read.
     """
@@ -481,11 +481,11 @@ def _plain_file(place: Path, folder: str, name: str) -> bytes:
 
     try:
         step(place, os.O_DIRECTORY)
-        step(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+        step("etc", os.O_DIRECTORY | os.O_NOFOLLOW)
         # Before it is opened: that of a device may do something.
-        if not stat.S_ISREG(os.stat(name, dir_fd=opened[-1], follow_symlinks=False).st_mode):
+        if not stat.S_ISREG(os.stat("group", dir_fd=opened[-1], follow_symlinks=False).st_mode):
             raise OSError(errno.EINVAL, "no plain file")
-        return os.read(step(name, os.O_NOFOLLOW | os.O_NONBLOCK), _GROUP_BYTES)
+        return os.read(step("group", os.O_NOFOLLOW | os.O_NONBLOCK), _GROUP_BYTES)
     finally:
         for descriptor in opened:
             os.close(descriptor)

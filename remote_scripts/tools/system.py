@@ -42,7 +42,7 @@ class System:
         self._tell_proxy()
         self.files = Files(root, self.log, self.run)
         #: What a layer has set besides files, and puts back with them where the run fails.
-        self.also_put_back: Callable[[], None] | None = None
+        self.also_put_back: Callable[[], object] | None = None
         #: Whether it is a container of this host, whose kernel and cards are the host's.
         self.is_container = False
 

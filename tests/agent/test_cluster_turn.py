@@ -78,8 +78,10 @@ def end(host: Host, seconds: int = 0, *, by_timer: bool = False) -> bool:
     if by_timer:
         cluster_turn.program(system_of(host))
         return True
-    wanted = Wanted(cluster_seconds=seconds, return_seconds=0)
-    return bool(host.ask("apply", "cluster_turn", wanted)["over"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
+        patch.setattr(cluster_turn, "RETURN_SECONDS", 0)
+        return bool(host.ask("apply", "cluster_turn", Wanted())["over"])
 
 
 def ours(host: Host) -> list[str]:

@@ -109,8 +109,10 @@ def restarts(host: Host) -> bool:
 def end(host: Host, seconds: int = 2, back: int = 2) -> None:
     """In the next boot."""
     (host.root / ORDERED[1:]).unlink(missing_ok=True)
-    answer = host.ask("apply", "cluster_turn", cluster_turn.Wanted(cluster_seconds=seconds, return_seconds=back))
-    assert answer == {"over": True, "set": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_turn, "CLUSTER_SECONDS", seconds)
+        patch.setattr(cluster_turn, "RETURN_SECONDS", back)
+        assert host.ask("apply", "cluster_turn", cluster_turn.Wanted()) == {"over": True, "set": ""}
 
 
 def is_as_before(host: Host) -> None:
