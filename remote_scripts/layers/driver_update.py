@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import driver
+from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.shared.driver import FAMILY, UPDATE
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
-from remote_scripts.shared.guests import power_of
 from remote_scripts.shared.handover import need_rest
 from remote_scripts.shared.packages import Packages, Software
 from remote_scripts.shared.symptoms import Target
@@ -58,22 +58,11 @@ def read(system: System, wanted: Wanted) -> Waiting:
     system.work.take_lock()
     try:
         update = _update(system, wanted)
-        running = []
-        for ctid in wanted.containers:
-            power = power_of(system, "pct", str(ctid))
-            if power == "unknown":
-                raise Failure(
-                    f"whether container {ctid} runs, which follows the update of the driver",
-                    "pct status doesn't say it",
-                    "a container that hangs is neither on nor off; nothing was changed",
-                    f"see `pct status {ctid}` on the host; then run `pulumi up` again",
-                )
-            if power == "on":
-                running.append(ctid)
+        running = tuple(ctid for ctid in wanted.containers if Power(system, ctid, Shutdown()).is_up())
         phase = update.phase
         old = update.kept.version if phase else ""
         given_up = (system.files.need(VERSION_GIVEN_UP) or b"").decode("utf-8", "replace").strip()
-        return Waiting(phase, old, driver.library_version(system), given_up, tuple(running))
+        return Waiting(phase, old, driver.library_version(system), given_up, running)
     finally:
         system.work.release()
 

@@ -126,7 +126,7 @@ def _need_tools(system: System) -> None:
 def _need_room(system: System) -> None:
     """An initramfs is written beside the old one before it takes its place: the largest, plus a tenth, must fit."""
     needed = boot.largest_initramfs(system) * 11 // 10
-    free = boot.free_on_boot(system)
+    free = boot.free_on(system, "/boot")
     if free is None or free < needed:
         raise Failure(
             f"room on /boot for a new initramfs ({needed // 1048576 + 1} MiB)",

@@ -98,7 +98,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         lost=cards.lost(source),
         unsafe_interrupts=boot.allows_unsafe_interrupts(source),
         boot_warnings=boot.warnings(loader.status),
-        boot_free=boot_files.free_on_boot(system) or 0,
+        boot_free=boot_files.free_on(system, "/boot") or 0,
         largest_initramfs=boot_files.largest_initramfs(system),
         managed=ours.managed(source),
         stale_initramfs=boot_files.stale_kernels(system),

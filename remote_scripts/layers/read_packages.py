@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote_scripts.shared import driver
+from remote_scripts.shared import driver, driver_installer
 from remote_scripts.shared.installed import RECORDS, installed, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.tools.errors import Failure
-from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND
 from remote_scripts.tools.system import System
 
-_INSTALLER = f"{HOME}/nvidia-run"
 _BYTES = 1 << 26
 
 
@@ -75,6 +73,6 @@ def _offered(system: System, names: list[str]) -> tuple[dict[tuple[str, str], st
 
 
 def _installer(system: System) -> str:
-    text = (system.files.need(_INSTALLER) or b"").decode("utf-8", "replace")
-    version, _, sha256 = (*text.split("\n"), "", "", "")[:3]
-    return f"{version} {sha256}" if version and sha256 and version == driver.run_version(system) else ""
+    ours = driver_installer.noted(system)
+    is_known = ours and ours.version and ours.sha256 and ours.version == driver.run_version(system)
+    return f"{ours.version} {ours.sha256}" if ours and is_known else ""

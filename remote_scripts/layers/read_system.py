@@ -99,7 +99,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         loaded_flavour=loaded.flavour if loaded else None,
         host_driver=(loaded.version if loaded else "") if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
-        room=_free(system, "/usr"),
+        room=boot.free_on(system, "/usr"),
         offered=None if versions is None else {one: tuple(versions[one]) for one in wanted.ask},
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
@@ -114,14 +114,6 @@ def _architecture(system: System) -> str:
     """
     told = "" if system.is_container else system.files.line("/proc/sys/kernel/arch")
     return told or system.run.ask("uname", "-m").text
-
-
-def _free(system: System, place: str) -> int | None:
-    """The bytes that are free on its file system; None: df doesn't say."""
-    lines = system.run.ask("df", "-P", "-B1", system.files.name(place)).text.split("\n")
-    # The second line is `DEVICE BLOCKS USED FREE ...`.
-    words = lines[1].split() if len(lines) > 1 else []
-    return int(words[3]) if len(words) > 3 and words[3].isdecimal() else None
 
 
 def _without_headers(system: System) -> Iterator[str]:
@@ -169,13 +161,8 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
 
 def _with_node(system: System) -> Iterator[str]:
     for address in system.files.names(_GPUS):
-        text = (system.files.need(f"{_GPUS}/{address}/information") or b"").decode("utf-8", "replace")
-        minor = re.search(r"^Device Minor:\s*([0-9]+)", text, re.MULTILINE)
-        if (
-            minor
-            and system.files.exists(f"/dev/nvidia{minor[1]}")
-            and system.files.is_file(f"{DEVICES}/{address}/vendor")
-        ):
+        minor, is_shown = nvidia.minor_of(system, address), system.files.is_file(f"{DEVICES}/{address}/vendor")
+        if minor is not None and is_shown and system.files.exists(f"/dev/nvidia{minor}"):
             yield address
 
 

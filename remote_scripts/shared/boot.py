@@ -321,8 +321,9 @@ def largest_initramfs(system: System) -> int:
     return max((one.stat().st_size for one in images if one.name.startswith("initrd.img-") and one.exists()), default=0)
 
 
-def free_on_boot(system: System) -> int | None:
-    """The room on the file system of /boot, in bytes; None: df doesn't say."""
-    lines = system.run.ask("df", "-P", "-B1", str(system.files.at("/boot"))).text.split("\n")
+def free_on(system: System, place: str) -> int | None:
+    """The room on a place's file system, in bytes; None: df doesn't say."""
+    lines = system.run.ask("df", "-P", "-B1", system.files.name(place)).text.split("\n")
+    # The second line is `DEVICE BLOCKS USED FREE ...`.
     words = lines[1].split() if len(lines) > 1 else []
-    return int(words[3]) if len(words) > 3 and words[3].isdigit() else None
+    return int(words[3]) if len(words) > 3 and words[3].isdecimal() else None
