@@ -48,18 +48,17 @@ def why_not(system: System) -> str:
     """
     names = _daemons(system, _MONITORS)
     monitors = [name[5:] for name in names if system.files.at(f"{_MONITORS}/{name}").is_dir()]
-    if monitors:
-        done = system.run.ask("ceph", "mon", "ok-to-stop", *monitors)
-        if done.status != 0:
-            asked = f"`ceph mon ok-to-stop {' '.join(monitors)}`"
-            return f"Ceph can't do without this node's monitor now ({asked}): {away.in_a_line(done)}"
+    without = "Ceph can't do without this node's"
+    if monitors and (why := _refusal(system, f"{without} monitor now", "mon", "ok-to-stop", *monitors)):
+        return why
     disks = own_disks(system)
-    if disks:
-        done = system.run.ask("ceph", "osd", "ok-to-stop", *disks)
-        if done.status != 0:
-            asked = f"`ceph osd ok-to-stop {' '.join(disks)}`"
-            return f"Ceph can't do without this node's disks now ({asked}): {away.in_a_line(done)}"
-    return ""
+    return _refusal(system, f"{without} disks now", "osd", "ok-to-stop", *disks) if disks else ""
+
+
+def _refusal(system: System, what: str, *words: str) -> str:
+    """What is so where Ceph refuses a command, and why; empty: it takes it."""
+    done = system.run.ask("ceph", *words)
+    return "" if done.status == 0 else f"{what} (`ceph {' '.join(words)}`): {away.in_a_line(done)}"
 
 
 def note_disks(system: System) -> str:
@@ -87,12 +86,7 @@ def keep_disks(system: System) -> str:
     :returns: why not; empty: it is set.
     """
     disks = away.noted(system, "noout").split()
-    if disks:
-        done = system.run.ask("ceph", "osd", "add-noout", *disks)
-        if done.status != 0:
-            asked = f"`ceph osd add-noout {' '.join(disks)}`"
-            return f"Ceph would replace this node's disks ({asked}): {away.in_a_line(done)}"
-    return ""
+    return _refusal(system, "Ceph would replace this node's disks", "osd", "add-noout", *disks) if disks else ""
 
 
 def let_disks_go(system: System) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -209,9 +210,13 @@ def await_cluster(system: System, policy: Policy, seconds: float) -> Obstacle | 
 
     :returns: what is still in the way; None: nothing.
     """
+    return _awaited(system, seconds, lambda: obstacle(system, policy))
+
+
+def _awaited(system: System, seconds: float, ask: Callable[[], Obstacle | None]) -> Obstacle | None:
     found = None
     for wait in system.work.tries(seconds):
-        found = obstacle(system, policy)
+        found = ask()
         if found is None:
             break
         wait.what = f"waiting to restart: {found.why}"
@@ -259,12 +264,9 @@ def take_turn(system: System, policy: Policy, seconds: float) -> Obstacle | None
 
     :returns: what is in the way after so many seconds; None: it has it.
     """
-    found = None
-    for wait in system.work.tries(seconds):
-        found = _try_turn(system, policy)
-        if found is None:
-            return None
-        wait.what = f"waiting to restart: {found.why}"
+    found = _awaited(system, seconds, lambda: _try_turn(system, policy))
+    if found is None:
+        return None
     try:
         end_turn(system, 0)
     except OSError as error:  # such as where it can't be noted either; the node's own timer goes on
