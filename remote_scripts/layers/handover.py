@@ -218,7 +218,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
         case [step, name] if step in handover_steps.STEPS:
             for card in cards:
                 if card.name == name:
-                    handover_steps.do(system, step, card)
+                    handover_steps.STEPS[step](system, card)
         case _:
             raise _not_as_written(" ".join(arguments))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import kernel, nvidia
+from remote_scripts.shared import boot, kernel, nvidia
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
@@ -78,8 +78,7 @@ def kernels(system: System) -> list[str]:
     """
     if system.files.exists("/run/systemd/container"):  # it shares another one's
         return []
-    names = [name.removeprefix("vmlinuz-") for name in system.files.names("/boot") if name.startswith("vmlinuz-")]
-    return sorted(names, key=_by_version)
+    return sorted(boot.kernels(system), key=_by_version)
 
 
 def has_headers(system: System, kernel: str) -> bool:

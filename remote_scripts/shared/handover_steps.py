@@ -12,16 +12,6 @@ from remote_scripts.shared.pci import BUS, DEVICES, driver_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-STEPS = ("step_claim", "step_unbind", "step_bind", "step_release", "step_attach", "step_nodes")
-
-
-def do(system: System, step: str, card: Card) -> None:
-    """One of STEPS.
-
-    :raises Failure: the kernel refuses it.
-    """
-    _STEP[step](system, card)
-
 
 def _set(system: System, path: str, value: str) -> bool:
     """Whether the kernel has taken it."""
@@ -94,6 +84,12 @@ def _nodes(system: System, _card: Card) -> None:
     nvidia.make_nodes(system)
 
 
-_STEP: dict[str, Callable[[System, Card], None]] = dict(
-    zip(STEPS, (_claim, _unbind, _bind, _release, _attach, _nodes), strict=True)
-)
+#: Each raises a Failure where the kernel refuses it.
+STEPS: dict[str, Callable[[System, Card], None]] = {
+    "step_claim": _claim,
+    "step_unbind": _unbind,
+    "step_bind": _bind,
+    "step_release": _release,
+    "step_attach": _attach,
+    "step_nodes": _nodes,
+}
