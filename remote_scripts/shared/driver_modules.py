@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal
 
 from remote_scripts.shared import boot, driver
@@ -100,37 +101,27 @@ def load_module(packages: Packages, version: str) -> None:
     )
 
 
-def unload(packages: Packages) -> Unloaded | None:
+def unload(packages: Packages) -> Callable[[], None] | None:
     """Unloads them; None: something uses them. NVIDIA's daemon, which keeps cards initialised, is stopped for that, and
     goes on where that doesn't help.
+
+    :returns: what starts the daemon again, if it was stopped.
     """
     system = packages.system
     there = {line.partition(" ")[0] for line in system.run.ask("lsmod").text.split("\n")}
     names = [name for name in MODULES if name in there]
     is_active = system.run.ask("systemctl", "is-active", "-q", DAEMON).status == 0
-    unloaded = Unloaded(system, is_active and system.run.do("systemctl", "stop", DAEMON).status == 0)
+    has_stopped = is_active and system.run.do("systemctl", "stop", DAEMON).status == 0
+
+    def start_daemon() -> None:
+        done = system.run.do("systemctl", "start", DAEMON) if has_stopped else None
+        if done and done.status != 0:
+            system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
+
     if packages.do("rmmod", *names, seconds=60).status != 0 and driver.loaded(system).version:
-        unloaded.start_daemon()
+        start_daemon()
         return None
-    return unloaded
-
-
-class Unloaded:
-    """Modules that were unloaded.
-
-    :param has_stopped: whether NVIDIA's daemon was stopped for that.
-    """
-
-    def __init__(self, system: System, has_stopped: bool = False) -> None:
-        self._system = system
-        self._has_stopped = has_stopped
-
-    def start_daemon(self) -> None:
-        """Starts the daemon again, if it was stopped."""
-        if self._has_stopped:
-            done = self._system.run.do("systemctl", "start", DAEMON)
-            if done.status != 0:
-                self._system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
+    return start_daemon
 
 
 def blacklist(packages: Packages, target: Target) -> None:

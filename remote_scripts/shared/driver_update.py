@@ -95,13 +95,13 @@ class Update:
 
         :raises OSError: that can't be read.
         """
-        version, _, flavour = self._text("driver").rstrip("\n").partition("\t")
+        version, _, flavour = self.text_of("driver").partition("\t")
         return Module(version, "open" if flavour == "open" else "proprietary" if flavour else "")
 
     @property
     def lost(self) -> str:
         """What could not be kept, in words."""
-        return " ".join(self._text("lost").split("\n")).strip()
+        return " ".join(self.text_of("lost").split("\n")).strip()
 
     @property
     def lacking(self) -> list[str]:
@@ -121,7 +121,7 @@ class Update:
 
         :raises OSError: it can't be read.
         """
-        return self._text(name).strip("\n")
+        return (self._files.need(f"{UPDATE}/{name}") or b"").decode("utf-8", "surrogateescape").strip("\n")
 
     def note(self, name: str, text: str) -> None:
         """Notes it, in one line."""
@@ -330,15 +330,15 @@ class Update:
         """Brings it into use where that can be done now; returns what is so, in words."""
         packages, system = self._packages, self._system
         loaded = driver.loaded(system).version
-        unloaded = None
+        start_daemon = None
         if loaded and loaded != version:
-            unloaded = driver_modules.unload(packages)
-            if unloaded is None:
+            start_daemon = driver_modules.unload(packages)
+            if start_daemon is None:
                 return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
         if not driver.loaded(system).version and self.has("loaded"):
             driver_modules.load_module(packages, version)
-        if unloaded:
-            unloaded.start_daemon()
+        if start_daemon:
+            start_daemon()
         if driver.loaded(system).version != version or not self.has("worked"):
             return ""
         if not self.serves_cards():
@@ -361,11 +361,8 @@ class Update:
             )
         return "; nvidia-smi answers"
 
-    def _text(self, name: str) -> str:
-        return (self._files.need(f"{UPDATE}/{name}") or b"").decode("utf-8", "surrogateescape")
-
     def _lines(self, name: str) -> list[str]:
-        return [line for line in self._text(name).split("\n") if line]
+        return [line for line in self.text_of(name).split("\n") if line]
 
 
 def _joined(lines: Iterable[str]) -> bytes:
