@@ -6,6 +6,7 @@ before any of them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -160,6 +161,24 @@ def read_up_to(file: BinaryIO, limit: int) -> bytes:
     return content
 
 
+def below(place: Path, is_entered: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
+    """What is below a folder and is none itself. Where a link leads isn't looked at, as os.walk does: it may be on a
+    share that hangs. What can't be read is passed over.
+
+    :param is_entered: whether a folder is looked into.
+    """
+    folders = [place]
+    while folders:
+        entries: list[os.DirEntry[str]] = []
+        with suppress(OSError), os.scandir(folders.pop()) as found:
+            entries = [*found]
+        for entry in entries:
+            if entry.is_symlink() or not entry.is_dir():
+                yield Path(entry.path)
+            elif is_entered(Path(entry.path)):
+                folders.append(Path(entry.path))
+
+
 class Disk:
     """The file systems of this system. What changes them raises OSError where it can't."""
 
@@ -236,11 +255,10 @@ class Disk:
         :param but: a folder that isn't looked into.
         """
         for place in places:
-            for folder, folders, names in os.walk(place):
-                for path in (Path(folder, name) for name in (*names, *folders) if is_left(name)):
-                    if path.is_symlink() or not path.is_dir():  # a folder is none of ours, whatever its name
-                        yield path
-                folders[:] = [name for name in folders if _is_near(Path(folder, name), place, but)]
+            # A folder is none of ours, whatever its name.
+            for path in below(place, functools.partial(_is_near, place, but)):
+                if is_left(path.name):
+                    yield path
 
     def make(self, where: Path, content: bytes, mode: int) -> None:
         """A new file, on the disk."""
@@ -309,7 +327,7 @@ class Disk:
             where.unlink(missing_ok=True)
 
 
-def _is_near(folder: Path, place: Path, but: Path) -> bool:
+def _is_near(place: Path, but: Path, folder: Path) -> bool:
     """Whether a folder is on the file system of `place`: not /etc/pve, which is the cluster's and may hang."""
     if folder == but:
         return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,6 +204,45 @@ def test_what_a_cut_leaves_beside_a_file_goes_wherever_that_is(host: Host) -> No
     system = host.system()
     system.changing(lambda: system.files.drop("it", snippets))
     assert not [path for path in left if path.exists()] and not host.exists("/var/lib/homelab")
+
+
+def test_where_a_link_leads_isnt_looked_at_for_leftovers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in /etc may be one to a share that is gone: each change would wait for it, under the lock."""
+    (host.root / "mnt").mkdir()
+    host.write("mnt/.x.homelab-tmp", "theirs")
+    (host.root / "etc/share").symlink_to("../mnt")
+    (host.root / "etc/.y.homelab-tmp").symlink_to("../mnt")
+    looks = os.stat
+
+    def looked(path: object, *arguments: object, **named: object) -> os.stat_result:
+        assert not str(path).startswith(f"{host.root}/etc/share") or named.get("follow_symlinks") is False
+        return looks(path, *arguments, **named)  # type: ignore[arg-type]
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.entry, self.name, self.path, self.is_symlink = entry, entry.name, entry.path, entry.is_symlink
+
+        def is_dir(self) -> bool:
+            assert not self.is_symlink()
+            return self.entry.is_dir()
+
+    class Scan:
+        def __init__(self, path: str, scan: Any = os.scandir) -> None:
+            self.entries = map(Entry, scan(path))
+
+        def __enter__(self) -> Iterator[Entry]:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __next__(self) -> Entry:
+            return next(self.entries)
+
+    monkeypatch.setattr(os, "scandir", Scan)
+    monkeypatch.setattr(os, "stat", looked)
+    put(host)
+    assert host.read("mnt/.x.homelab-tmp") == "theirs" and not host.exists("etc/.y.homelab-tmp")
 
 
 def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_stays_is_said(

@@ -181,21 +181,8 @@ class Source:
         where = self.files.at(path)
         if where.is_file():
             return [path]
-        found = []
-        folders = [str(where)]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        if entry.is_symlink():  # where it leads may hang: os.walk looks
-                            continue
-                        if entry.is_dir():
-                            folders.append(entry.path)
-                        elif (hidden or not entry.name.startswith(".")) and entry.is_file():
-                            found.append(path + entry.path[len(str(where)) :])
-            except OSError:
-                continue
-        return sorted(found)
+        files = (one for one in disk.below(where) if (hidden or not one.name.startswith(".")))
+        return sorted(path + str(one)[len(str(where)) :] for one in files if not one.is_symlink() and one.is_file())
 
     def links_below(self, path: str, name: str) -> list[str]:
         """The links below a folder, from there, that lead to what has this name."""
