@@ -230,7 +230,7 @@ def _container_refusals(name: str, container: Container, facts: HostFacts) -> li
                 next=f"{unlocking('lxc', container.ctid, lock)}; then run `pulumi up` again",
             )
         ]
-    if config.values.get("template") == "1":
+    if config.container.is_template:
         return [
             HomelabError(
                 wanted=label,

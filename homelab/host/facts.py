@@ -21,6 +21,7 @@ from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
 from remote_scripts.shared import container_conf, vfio_ids
+from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading.answer import (
     CardState,
@@ -65,16 +66,18 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
 
 class GuestConfig(Fact):
     """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
-    those that a running VM gets at its next start (PVE::QemuConfig)."""
+    those that a running VM gets at its next start (PVE::QemuConfig); `links`: by which lines of a container name device
+    nodes -> these."""
 
     kind: str
     id: int
     lines: str
+    links: dict[str, str] = {}
 
     @cached_property
     def container(self) -> ContainerConf:
         """The configuration of a container, as far as it is in the reading."""
-        return container_conf.parse(self.lines)
+        return container_conf.parse(self.lines).following(self.links)
 
     @property
     def values(self) -> dict[str, str]:
@@ -83,7 +86,7 @@ class GuestConfig(Fact):
             return self.container.options
         pending = _key_values(self._parts[1])
         deleted = re.findall(r"\w+", pending.pop("delete", ""))
-        return {key: value for key, value in {**self.current, **pending}.items() if key not in deleted}
+        return {key: value for key, value in self.current.items() if key not in deleted} | pending
 
     @property
     def current(self) -> dict[str, str]:
@@ -157,7 +160,7 @@ class Guests(Fact):
         users = []
         for config in self.configs:
             values = config.values
-            if config.kind != "vm" or values.get("template") == "1":
+            if config.kind != "vm" or is_true(values.get("template", "")):
                 continue
             if self.options_of(config, path, node) or config.id in reserved:
                 has_card = config.id in reserved or bool(self._options_in(config.current, path, node))
@@ -166,7 +169,7 @@ class Guests(Fact):
                         vmid=config.id,
                         name=values.get("name", f"VM {config.id}"),
                         running=config.id in self.running and has_card,
-                        onboot=values.get("onboot") == "1",
+                        onboot=is_true(values.get("onboot", "")),
                     )
                 )
         return users
@@ -507,13 +510,18 @@ class HostFacts(Fact):
         drm_node = self.drm.get(address, DrmNodes())
         return [f"/dev/dri/{name}" for name in (drm_node.card, drm_node.render) if name]
 
-    def ways_to(self, nodes: Mapping[str, list[str]]) -> dict[int, str]:
+    def ways_to(self, nodes: Mapping[str, list[str]], named: Mapping[str, list[str]] | None = None) -> dict[int, str]:
         """The containers that have one of these device nodes, or may make it -> the line of the configuration.
 
         :param nodes: of cards' functions, by address.
+        :param named: the same, of those that count where a line names the node itself, and not its folder alone.
         """
-        paths = [path for address, names in nodes.items() for node in names for path in paths_of(node, address)]
-        ways = {config.id: config.container.way_to(paths) for config in self.guests.configs if config.kind == "lxc"}
+        paths, named_paths = (
+            [path for address, names in found.items() for node in names for path in paths_of(node, address)]
+            for found in (nodes, named or {})
+        )
+        containers = {config.id: config.container for config in self.guests.configs if config.kind == "lxc"}
+        ways = {id: conf.way_to(paths) or conf.line_naming(named_paths) for id, conf in containers.items()}
         return {ctid: line for ctid, line in ways.items() if line is not None}
 
     def pluggable(self, address: str) -> bool:

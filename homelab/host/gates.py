@@ -775,8 +775,8 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
     """A gate: no container uses the card, or another one of its groups, through the host's driver."""
     addresses = {device.address for device in _leaving_functions(facts, slot)}
     # In their order: messages name a container's first way.
-    nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
-    nodes = {address: names for address, names in nodes.items() if facts.by_address[address].vendor != NVIDIA}
+    drm_nodes = {address: facts.drm_nodes(address) for address in facts.drm if address in addresses}
+    nodes = {address: names for address, names in drm_nodes.items() if facts.by_address[address].vendor != NVIDIA}
     for address, minor in facts.nvidia_minors.items():
         if address in addresses:
             nodes[address] = [f"/dev/nvidia{minor}"]
@@ -784,7 +784,8 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
         # The reading has no minor number for this card: it may be any that no other card has.
         other_minors = {minor for address, minor in facts.nvidia_minors.items() if address not in addresses}
         nodes[""] = [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in other_minors]
-    ways = facts.ways_to(nodes)
+    # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
+    ways = facts.ways_to(nodes, drm_nodes)
     users = [ctid for ctid in ways if ctid not in gpu.allow_containers]
     if not users:
         return []

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
@@ -15,7 +15,7 @@ from remote_scripts.shared.container_conf import ContainerConf, addresses, parse
 from remote_scripts.shared.handover import Noted
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.named import texts_of
+from remote_scripts.shared.named import links_of, texts_of
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
@@ -40,14 +40,17 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class User:
-    """A container of this node. `known`: the addresses of its network cards."""
+    """A container of this node. `known`: the addresses of its network cards; `links`: by which it names device nodes ->
+    these.
+    """
 
     ctid: str
     conf: ContainerConf
     known: str
+    links: dict[str, str] = field(default_factory=dict)
 
     def gives(self, node: str) -> bool:
-        """Whether its configuration gives it this node of the host."""
+        """Whether its configuration gives it this node of the host, by this name."""
         return any(entry.takes(node) for entry in self.conf.entries)
 
     def has(self, minor: str, drm: Iterable[str], address: str) -> bool:
@@ -56,7 +59,8 @@ class User:
         :param address: of the card's function, by which links of udev's are named.
         """
         nodes = [*([f"/dev/nvidia{minor}"] if minor else []), *(f"/dev/dri/{name}" for name in drm)]
-        return any(self.conf.entry_taking(paths_of(node, address)) for node in nodes)
+        conf = self.conf.following(self.links)
+        return any(conf.entry_taking(paths_of(node, address)) for node in nodes)
 
     def startup(self, key: str) -> int | None:
         """Of its option `startup`: `order`, or `down` in seconds."""
@@ -74,7 +78,8 @@ def user(system: System, ctid: str) -> User | None:
         if content is None:
             return None
         text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-        return User(ctid, parse(whole(text, lambda path: texts_of(system, path), hooks=False)), addresses(text))
+        conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
+        return User(ctid, conf, addresses(text), links_of(system, conf))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
 

@@ -365,7 +365,7 @@ class Changing:
                 )
         elif noted is not None:
             return  # it has been looked into
-        elif "lock" in conf.conf.options or conf.conf.options.get("template") == "1":
+        elif "lock" in conf.conf.options or conf.conf.is_template:
             text = b""
         else:
             text = self._groups_while_off()
@@ -447,7 +447,7 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
             f"wait until that is done; a lock that was left behind: `pct unlock {ctid}`; then run `pulumi up` again",
         )
     # Whoever has made one of it gets it back without our lines.
-    if conf.conf.options.get("template") == "1" and change.want:
+    if conf.conf.is_template and change.want:
         raise Failure(
             f"container {ctid}",
             "it is a template, which never runs",

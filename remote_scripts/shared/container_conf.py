@@ -11,14 +11,15 @@ PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from remote_scripts.shared.booleans import TRUE
+from remote_scripts.shared.booleans import is_true
 
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
 _RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
@@ -138,7 +139,11 @@ class ContainerConf:
 
     @property
     def unprivileged(self) -> bool:
-        return self.options.get("unprivileged") == "1"
+        return is_true(self.options.get("unprivileged", ""))
+
+    @property
+    def is_template(self) -> bool:
+        return is_true(self.options.get("template", ""))
 
     @property
     def lines(self) -> list[str]:
@@ -158,6 +163,25 @@ class ContainerConf:
         """The raw rule that allows `access` (r, w) to a character device; None: no raw rule does. The rule that a
         dev[n] option brings isn't among them."""
         return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
+
+    def following(self, links: Mapping[str, str]) -> ContainerConf:
+        """The same, where a device node that a line names by a link is what that leads to.
+
+        :param links: path -> path.
+        """
+        return dataclasses.replace(
+            self,
+            entries=[
+                dataclasses.replace(entry, source=links.get(entry.source, entry.source)) for entry in self.entries
+            ],
+        )
+
+    def line_naming(self, paths: Collection[str]) -> str | None:
+        """The line that names one of these device nodes of the host itself, and not a folder that has it.
+
+        :param paths: of `paths_of`.
+        """
+        return next((entry.line for entry in self.entries if entry.source in paths), None)
 
     def entry_taking(self, paths: Collection[str]) -> Entry | None:
         """The line by which the container has a device node of the host; None: there is none.
@@ -404,9 +428,9 @@ def _add_device(conf: ContainerConf, key: str, value: str, line: str, pending: b
         conf.broken.append(line)
         return
     mode = int(properties["mode"], 8) if "mode" in properties else DEVICE_MODE
-    deny = properties.get("deny-write", "0").lower() in TRUE
+    deny = is_true(properties.get("deny-write", ""))
     path, uid, gid = properties["path"], int(properties.get("uid", "0")), int(properties.get("gid", "0"))
-    conf.entries.append(Entry(path, path, "device", line, mode, uid, gid, deny_write=deny, pending=pending))
+    conf.entries.append(Entry(path, _normal(path), "device", line, mode, uid, gid, deny_write=deny, pending=pending))
 
 
 def _device_properties(value: str) -> dict[str, str] | None:
@@ -468,13 +492,15 @@ def _normal(path: str) -> str:
 def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
     """Adds the pending changes of the next start: new values, and deleted options (PVE::GuestHelpers,
     parse_pending_delete)."""
-    for line in lines:
-        option = _OPTION.fullmatch(line)
-        if option and option[1] == "delete":
-            for key in re.split(r"[\s,;]+", option[2]):
-                _remove_option(conf, key.lstrip("!"))
-                conf.options.pop(key.lstrip("!"), None)
-        elif not _RAW.fullmatch(line):  # such lines wait for nothing, and are never taken from there
+    options = [_OPTION.fullmatch(line) for line in lines]
+    for option in options:  # first what goes, then what comes (vmconfig_apply_pending)
+        for key in re.split(r"[\s,;]+", option[2]) if option and option[1] == "delete" else ():
+            _remove_option(conf, key.lstrip("!"))
+            conf.options.pop(key.lstrip("!"), None)
+    for line, option in zip(lines, options, strict=True):
+        if not _RAW.fullmatch(line) and not (
+            option and option[1] == "delete"
+        ):  # such lines wait for nothing, and are never taken from there
             _add_line(conf, line, pending=True)
 
 

@@ -1,5 +1,6 @@
-"""What a container's configuration names outside of itself (container_conf.whole). Its owner has chosen the place: it
-may be on a share that is gone, so whoever looks does so apart (tools/apart.py).
+"""What a container's configuration names outside of itself: files (container_conf.whole), and links to device nodes.
+The owner has chosen the place of a file: it may be on a share that is gone, so whoever looks does so apart
+(tools/apart.py).
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ import os
 import stat
 from pathlib import Path
 
+from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.tools import disk
 from remote_scripts.tools.apart import apart
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 _BYTES = 1 << 26
+
+
+def links_of(system: System, conf: ContainerConf) -> dict[str, str]:
+    """The links by which a configuration names device nodes, such as udev's, and what they lead to."""
+    paths = {entry.source for entry in conf.entries if entry.source}
+    return {path: system.files.resolved(path) for path in sorted(paths) if system.files.is_link(path)}
 
 
 def texts_of(system: System, path: str) -> list[str]:

@@ -311,6 +311,13 @@ def test_the_program_of_a_containers_hook_may_be_as_large_as_it_likes(host: Host
     assert [user.ctid for user in card_users.users(host.system(), BIG)] == ["950"]
 
 
+def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(host: Host) -> None:
+    (host.root / "dev/big").symlink_to("nvidia0")
+    host.write("/etc/pve/lxc/951.conf", "dev0: /dev/big\n")
+    host.write("/etc/pve/lxc/952.conf", "dev0: /dev/other\n")
+    assert [user.ctid for user in card_users.all_users(host.system()) if user.has("0", [], GPU)] == ["950", "951"]
+
+
 # -- which VM names it -----------------------------------------------------------------------------------------------
 MAPPINGS = """\
 big

@@ -103,6 +103,13 @@ def test_however_qemu_is_told_a_function_it_is_known(host: Host, device: str, ad
     assert read(host).guests.configs[0].by_args == addresses
 
 
+def test_a_file_of_options_for_qemu_is_looked_into(host: Host) -> None:
+    host.write("etc/pve/qemu-server/103.conf", "args: -readconfig /root/gpu.cfg -readconfig '/root/gone.cfg'\n")
+    host.write("root/gpu.cfg", '[device "gpu"]\n  driver = "vfio-pci"\n  host = "01:00.0"\n')
+    found = read(host)
+    assert found.guests.configs[0].by_args == {CARD} and found.unreadable == []
+
+
 def test_a_line_in_brackets_that_is_no_section_hides_no_card(host: Host) -> None:
     """As Proxmox VE takes it (parse_vm_config before qemu-server 8.3.7, parse_pct_config)."""
     host.write(
@@ -128,6 +135,17 @@ def test_what_a_container_gets_by_files_that_its_configuration_names_is_known(ho
     (config,) = read(host).guests.configs
     assert [entry.source for entry in config.container.entries] == ["/dev/nvidia0", "/dev/nvidia2"]
     assert "verySecret" not in config.lines
+
+
+def test_where_a_link_of_an_owners_rule_leads_is_known(host: Host) -> None:
+    """SYMLINK+= in a rule of udev's, against nodes that change their numbers."""
+    host.write("/dev/dri/renderD129", "")
+    link(host, "/dev/dri/render-big", "/dev/dri/renderD129")
+    host.write(
+        "etc/pve/lxc/901.conf",
+        "dev0: /dev/dri/render-big\nlxc.mount.entry: /dev/dri/renderD129 dev/x none bind\ndev1: /dev/gone\n",
+    )
+    assert read(host).guests.configs[0].links == {"/dev/dri/render-big": "/dev/dri/renderD129"}
 
 
 def test_files_that_include_each_other_are_read_once(host: Host) -> None:
@@ -246,6 +264,9 @@ RULE = 'ACTION=="add", SUBSYSTEM=="pci", {}, ATTR{{driver_override}}="vfio-pci"\
     [
         ('KERNEL=="0000:01:00.0"', [CARD]),
         ('KERNEL=="0000:01:00.*"', [CARD, "0000:01:00.1"]),
+        ('KERNEL=="0000:01:00.0|0000:01:00.1"', [CARD, "0000:01:00.1"]),
+        ('ATTR{vendor}=="0x1002|0x10de", ATTR{class}=="0x03*"', [CARD, "0000:02:00.0"]),
+        ('KERNEL=="10000:01:00.0"', []),
         ('ATTR{vendor}=="0x10de", \\\n ATTR{class}=="0x030000"', [CARD]),
         ('ATTR{vendor}=="0x10de", ATTR{numa_node}=="0"', []),
         ('KERNEL!="0000:01:00.0"', []),

@@ -62,6 +62,13 @@ def test_pending_changes_count_from_the_next_start_on() -> None:
     ]
 
 
+@pytest.mark.parametrize("lines", ["delete: dev0\ndev0: /dev/nvidia1", "dev0: /dev/nvidia1\ndelete: dev0"])
+def test_what_is_to_come_comes_after_what_is_to_go(lines: str) -> None:
+    """PVE::LXC::Config::vmconfig_apply_pending."""
+    conf = parse(f"dev0: /dev/nvidia0\n[pve:pending]\n{lines}\n")
+    assert [entry.path for entry in conf.entries] == ["/dev/nvidia1"]
+
+
 def test_rules_count_in_their_order() -> None:
     conf = parse(
         "lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 480:0 r\n"
@@ -127,6 +134,7 @@ def way(text: str, paths: list[str], files: dict[str, str] | None = None) -> str
     [
         ('lxc.mount.entry: "/dev/nvidia0 dev/nvidia0 none bind,create=file"', CARD),  # lxc takes quotes off
         ("lxc.mount.entry: //dev/./nvidia0 dev/nvidia0 none bind,create=file", CARD),
+        ("dev0: /dev//nvidia0,deny-write=1", CARD),
         ("lxc.mount.entry: dev/nvidia0 dev/nvidia0 none bind,create=file", CARD),  # lxc-start works in /
         ("lxc.mount.entry: /dev/nvidia0 /var/lib/lxc/901/rootfs/dev/nvidia0 none bind", CARD),
         ("lxc.mount.entry: /dev dev none rbind", CARD),
@@ -171,6 +179,12 @@ INCLUDED = "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind"
 @pytest.mark.parametrize("text", [INCLUDED, f"# a\r{INCLUDED}\rb", f"\t {INCLUDED}\r\n"])
 def test_what_is_included_has_lines_as_lxc_reads_them(line: str, text: str) -> None:
     assert way(line, CARD, {"/x": text})
+
+
+@pytest.mark.parametrize(("value", "is_so"), [("1", True), ("yes", True), ("On", True), ("0", False), ("x", False)])
+def test_a_boolean_is_one_however_somebody_has_written_it(value: str, is_so: bool) -> None:
+    conf = parse(f"unprivileged: {value}\ntemplate: {value}\n")
+    assert (conf.unprivileged, conf.is_template) == (is_so, is_so)
 
 
 def test_no_password_of_a_share_is_passed_on() -> None:

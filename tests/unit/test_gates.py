@@ -218,6 +218,57 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "links", "uses"),
+    [
+        ("dev0: /dev/dri/renderD128", {}, True),  # it would not start, or get another card's node
+        ("dev0: /dev/dri/by-path/pci-0000:01:00.0-render", {}, True),
+        ("lxc.mount.entry: /dev/dri/card0 dev/dri/card0 none bind,create=file", {}, True),
+        ("dev0: /dev/dri/render-big", {"/dev/dri/render-big": "/dev/dri/renderD128"}, True),
+        ("dev0: /dev/big", {"/dev/big": "/dev/nvidia0"}, True),
+        ("dev0: /dev/dri/render-small", {"/dev/dri/render-small": "/dev/dri/renderD129"}, False),
+        ("lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir", {}, False),  # for the other card in it
+    ],
+)
+def test_a_line_that_names_a_node_of_nvidias_card_itself_is_a_use_of_it(
+    line: str, links: dict[str, str], uses: bool
+) -> None:
+    configs = [{"kind": "lxc", "id": 950, "lines": line, "links": links}]
+    facts = desktop(
+        guests={"running": [], "configs": configs, "mappings": "", "reservations": ""},
+        nvidia_minors={"0000:01:00.0": 0},
+        drm={"0000:01:00.0": {"card": "card0", "render": "renderD128"}},
+    )
+    assert [found.partition(" (")[0] for found in reasons(facts, settings())] == (
+        ["containers that use it: 950"] if uses else []
+    )
+
+
+def test_what_a_vm_is_to_get_counts_though_the_same_is_to_go() -> None:
+    """PVE::QemuServer::vmconfig_apply_pending: what is to go goes first."""
+    lines = "hostpci0: 02:00\n[PENDING]\ndelete: hostpci0\nhostpci0: 01:00"
+    configs = [{"kind": "vm", "id": 104, "lines": lines}]
+    facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
+    assert [user.vmid for user in facts.users_of("0000:01:00", "pve")] == [104]
+    assert facts.users_of("0000:02:00", "pve") == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "onboot"),
+    [
+        ("onboot: 1", True),
+        ("onboot: Yes", True),
+        ("onboot: 0", False),
+        ("onboot: on\ntemplate: true", False),
+        ("", False),
+    ],
+)
+def test_whether_a_vm_starts_with_its_host_is_known_however_somebody_has_written_it(lines: str, onboot: bool) -> None:
+    configs = [{"kind": "vm", "id": 104, "lines": f"hostpci0: 01:00\n{lines}"}]
+    facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
+    assert [user.onboot for user in facts.users_of("0000:01:00", "pve")] == [onboot]
+
+
 @pytest.mark.parametrize("use", ["vm", "shared"])
 @pytest.mark.parametrize("lines", ["args: 01:00.0 0000:0b:00.0", "[PENDING]\nargs: 0000:01:00.0"])
 def test_a_card_that_a_vm_has_past_proxmox_ve_is_refused(lines: str, use: str) -> None:

@@ -160,12 +160,11 @@ def _given_by_rules(source: Source, path: str) -> list[str]:
 
 
 def _meets(source: Source, address: str, key: str, name: str, value: str) -> bool:
-    """Whether a function meets a condition of a rule."""
+    """Whether a function meets a condition of a rule: one of its patterns (udev(7))."""
+    found = {"KERNEL": address, "SUBSYSTEM": "pci", "ACTION": "add"}.get(key)
     if key == "ATTR" and name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device"):
-        return fnmatch.fnmatchcase(source.word(f"{PCI}/{address}/{name}") or "", value)
-    if key == "KERNEL":
-        return fnmatch.fnmatchcase(address, value)
-    return (key, value) in (("SUBSYSTEM", "pci"), ("ACTION", "add"), ("ACTION", "add|change"))
+        found = source.word(f"{PCI}/{address}/{name}") or ""
+    return found is not None and any(fnmatch.fnmatchcase(found, pattern) for pattern in value.split("|"))
 
 
 def _module_lines(source: Source) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import guests as running_guests
-from remote_scripts.shared.container_conf import SECTION, passed_on, whole
+from remote_scripts.shared.container_conf import SECTION, parse, passed_on, whole
+from remote_scripts.shared.named import links_of
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 
@@ -20,6 +21,7 @@ _OPTION = re.compile(
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
 # numbers with as many digits as somebody writes (set_pci_host_devaddr), and any path that leads to the device in sysfs.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?![\w./])")
+_READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
 _PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
 
@@ -47,9 +49,10 @@ def guests(source: Source, *, running: bool) -> Guests:
         if text is None:
             continue
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
-        lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(text)
+        lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(source, text)
         source.need_room(path, lines)
-        configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines))
+        links = links_of(source.system, parse(lines)) if kind == "lxc" else {}
+        configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
     return Guests(
         running=[guest for _, guest in ids],
         unlisted=unlisted,
@@ -89,7 +92,7 @@ def cluster(source: Source, *, asked: bool) -> Cluster:
     )
 
 
-def _lines_of_vm(text: str) -> str:
+def _lines_of_vm(source: Source, text: str) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
@@ -98,16 +101,17 @@ def _lines_of_vm(text: str) -> str:
         if SECTION.fullmatch(line):
             section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
             continue
-        told = _of_qemu(line) if line.startswith("args:") else line
+        told = _of_qemu(source, line) if line.startswith("args:") else line
         if section != "snapshot" and _OPTION.match(told):
             lines += [section, told] if section else [told]
             section = ""
     return "\n".join(lines)
 
 
-def _of_qemu(line: str) -> str:
-    """The functions in an option `args`; empty: there are none."""
-    found = _OF_QEMU.findall(line.lower()) if "vfio-pci" in line.lower() else []
+def _of_qemu(source: Source, line: str) -> str:
+    """The functions in an option `args`, and in files of options that it names; empty: there are none."""
+    texts = [text for path in _READ_BY_QEMU.findall(line) for text in source.texts_of(path)]
+    found = [one for text in (line, *texts) if "vfio-pci" in text.lower() for one in _OF_QEMU.findall(text.lower())]
     return f"args: {' '.join(map(_address, found))}" if found else ""
 
 
