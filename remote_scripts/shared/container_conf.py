@@ -33,6 +33,8 @@ _PROPERTY = re.compile(r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=\d+|deny-write=(?:1|
 # One blank between the parts, and no part is left out; of more than three letters the first three count.
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
+#: Where lxc has what Proxmox VE includes for every container (PVE::LXC::update_lxc_config).
+LXCS = "/usr/share/lxc/config/"
 _PASSED_ON = re.compile(
     r"(dev[0-9]+|lxc\.cgroup2?\.devices\.(allow|deny)|lxc\.idmap|lxc\.apparmor\.profile|hostname|net[0-9]+|rootfs|"
     r"mp[0-9]+|unprivileged|lock|template|features|ostype|hookscript|delete)\s*[:=]|\["
@@ -337,13 +339,25 @@ def paths_of(node: str, address: str) -> list[str]:
 
 def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True) -> str:
     """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
-    the hooks those stay that speak of cards, without their arguments.
+    the hooks those stay that speak of cards, without their arguments. Above it are the lines that give devices to every
+    container of its kind: Proxmox VE includes lxc's own files, which a host's owner may add to.
 
     :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
         without which the container doesn't start, nothing.
     :param hooks: False: none stays, and no program is read, which may be a large one.
     """
-    return "\n".join(_whole(text, texts_of, frozenset(), hooks))
+    own = _whole(text, texts_of, frozenset(), hooks)
+    kind = parse("\n".join(own))
+    names = [(f"{kind.options.get('ostype')}.common.conf", "common.conf")]
+    names += [(f"{kind.options.get('ostype')}.userns.conf", "userns.conf")] if kind.unprivileged else []
+    common = (next(filter(None, (texts_of(LXCS + name) for name in either)), []) for either in names)
+    lines = (line for texts in common for one in texts for line in _whole(one, texts_of, frozenset({LXCS}), hooks))
+    return "\n".join([*filter(_gives_devices, lines), *own])
+
+
+def _gives_devices(line: str) -> bool:
+    conf = parse(line)
+    return bool(conf.entries or conf.folders or conf.hooks or (conf.rules and _OF_CARDS.search(line)))
 
 
 def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str], hooks: bool) -> list[str]:

@@ -125,7 +125,9 @@ ALLOWED = "lxc.cgroup2.devices.allow: c 195:* rwm\nlxc.cgroup2.devices.allow: c 
 
 def way(text: str, paths: list[str], files: dict[str, str] | None = None) -> str | None:
     """As a gate has it: the files that it names in their places, and what is passed on of that."""
-    read = whole(f"unprivileged: 1\n{text}\n", lambda path: [(files or {})[path]])
+    read = whole(
+        f"unprivileged: 1\n{text}\n", lambda path: [text for one, text in (files or {}).items() if one == path]
+    )
     return parse(passed_on(read, hooks=True)).way_to(paths)
 
 
@@ -185,6 +187,28 @@ def test_what_is_included_has_lines_as_lxc_reads_them(line: str, text: str) -> N
 def test_a_boolean_is_one_however_somebody_has_written_it(value: str, is_so: bool) -> None:
     conf = parse(f"unprivileged: {value}\ntemplate: {value}\n")
     assert (conf.unprivileged, conf.is_template) == (is_so, is_so)
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "gives"),
+    [
+        ("ostype: debian", "debian.common.conf", True),
+        ("ostype: debian", "common.conf", True),
+        ("ostype: debian", "debian.userns.conf", True),
+        ("ostype: debian", "ubuntu.common.conf", False),
+        ("ostype: debian\nunprivileged: 0", "userns.conf", False),
+    ],
+)
+def test_what_every_container_has_by_lxcs_own_files_counts(text: str, file: str, gives: bool) -> None:
+    """Which "stays admin-configurable via /usr/share/lxc/config/..." (PVE::LXC, make_seccomp_config)."""
+    folder = "/usr/share/lxc/config"
+    files = {
+        f"{folder}/{file}": "lxc.tty.max = 4\nlxc.cgroup2.devices.allow = c 5:1 rwm\nlxc.include = /x.conf.d/\n",
+        "/x.conf.d/": INCLUDED,
+    }
+    assert (way(f"{text}\n[before]\nname: x", CARD, files) is not None) is gives
+    lines = whole(text, lambda path: [one for name, one in files.items() if name == path]).split("\n")
+    assert lines == [*([INCLUDED] if gives and "user" not in file else []), *text.split("\n")]
 
 
 def test_no_password_of_a_share_is_passed_on() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from remote_scripts.shared import named
+from remote_scripts.shared.container_conf import LXCS
 from remote_scripts.shared.hanging import ended
 from remote_scripts.tools import disk
-from remote_scripts.tools.apart import apart
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -119,11 +119,11 @@ class Source:
 
         :param work: as of `apart`.
         """
-        if self._hanging:
+        if self._hanging and not path.startswith(LXCS):
             self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
             return otherwise
         try:
-            return apart(work)
+            return named.look(path, work)
         except TimeoutError as error:
             self._hanging = path
             self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
