@@ -13,6 +13,7 @@ from collections.abc import Callable
 from homelab.errors import HomelabError
 from homelab.nvidia import lock
 from homelab.nvidia.compatibility import VENDOR, Generation
+from homelab.nvidia.driver_source import source_of
 from homelab.nvidia.flavour import allowed_by_branch, allowed_by_card, choose
 from homelab.nvidia.request import Driver, Request, driver_of, ranked_branches
 from homelab.nvidia.versions import fits, parse
@@ -240,6 +241,16 @@ def _flavour_refused(request: Request, open_alone: list[str], closed_alone: list
     )
 
 
+def driver_to_be_had(request: Request) -> list[HomelabError]:
+    """The distribution's repositories have packages of the driver, or NVIDIA's installer of it is known, whichever the
+    settings allow."""
+    try:
+        source_of(request)
+    except HomelabError as error:
+        return [error]
+    return []
+
+
 # -- kernels ---------------------------------------------------------------------------------------------------
 def modules_build(request: Request) -> list[HomelabError]:
     """The driver's modules aren't known to fail to build for any installed kernel."""
@@ -438,8 +449,9 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
 
 
 def cuda_libraries_known(request: Request) -> list[HomelabError]:
-    """The data has the wanted cuDNN and NCCL, for the major release of CUDA."""
-    settings, data = request.settings, request.data
+    """The data has the wanted cuDNN and NCCL, for the major release of CUDA; while the repositories aren't read, for
+    the distribution, too."""
+    settings, data, system = request.settings, request.data, request.system
     if settings.cuda is None:
         return []
     major, errors = parse(settings.cuda).major, []
@@ -464,6 +476,19 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
         )
         for row in rows
         if major not in row.cuda
+    ]
+    there = data.distribution(system.distribution or "", system.version or "") if system.offered is None else None
+    errors += [
+        HomelabError(
+            wanted=f"{request.name}: {row.name} {row.version} for CUDA {major}, from NVIDIA's repository for "
+            f"{str(system.distribution).capitalize()} {system.version}",
+            found=f"that repository has it for CUDA {', '.join(map(str, there.libraries[row.name]))} alone",
+            why="apt could not install it: each of its packages is made for one major release of CUDA",
+            next=f"leave nvidia.{row.name} out there, or set nvidia.cuda to a release of CUDA "
+            f"{there.libraries[row.name][-1]}",
+        )
+        for row in rows
+        if there and major in row.cuda and major not in there.libraries.get(row.name, row.cuda)
     ]
     return errors
 
@@ -623,6 +648,7 @@ _DRIVER_CHECKS: tuple[Check, ...] = (
     known_branch,
     cards_known_to_driver,
     flavour_possible,
+    driver_to_be_had,
     modules_build,
     cuda_fits,
     cuda_to_be_had,
@@ -634,6 +660,7 @@ CHECKS: tuple[Check, ...] = (
     known_branch,
     cards_known_to_driver,
     flavour_possible,
+    driver_to_be_had,
     modules_build,
     headers_to_be_had,
     secure_boot,

@@ -9,7 +9,6 @@ from pathlib import Path
 from homelab.markdown import table, with_tables
 from homelab.nvidia.compatibility import Compatibility, load
 from homelab.nvidia.symptoms import symptoms
-from homelab.nvidia.versions import Range
 
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 # Where a failure shows that is the driver's, not that of what is installed beside it or of a container's engine.
@@ -100,14 +99,8 @@ def _cuda(data: Compatibility) -> str:
 
 
 def _kernels(data: Compatibility) -> str:
-    rows = [(_range(row.kernel), _range(row.driver), row.verdict, row.source, row.evidence) for row in data.kernels]
+    rows = [(str(row.kernel), str(row.driver), row.verdict, row.source, row.evidence) for row in data.kernels]
     return table(("kernel", "driver", "modules", "source", "evidence"), rows)
-
-
-def _range(value: Range) -> str:
-    start = f"from {value.start}" if value.start else ""
-    end = f"before {value.end}" if value.end else ""
-    return " ".join(part for part in (start, end) if part)
 
 
 def _distributions(data: Compatibility) -> str:
@@ -116,13 +109,17 @@ def _distributions(data: Compatibility) -> str:
             f"{row.id.capitalize()} {row.version}",
             ", ".join(row.targets),
             row.path,
+            " and ".join(map(str, row.drivers or ())),
             str(row.first_cuda or ""),
             row.key.fingerprint,
             row.evidence,
         )
         for row in data.packaging.distributions
     ]
-    return table(("system", "as", "CUDA repository", "first release there", "its key", "evidence"), rows)
+    return table(
+        ("system", "as", "CUDA repository", "branches in its repositories", "first CUDA there", "its key", "evidence"),
+        rows,
+    )
 
 
 def _installers(data: Compatibility) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import urlsplit
 
 from homelab.errors import HomelabError, raise_all
 from homelab.nvidia.checks import card_text, cuda_to_be_had, least_driver_of_cuda, refusals
-from homelab.nvidia.compatibility import Flavour, Key, Names, Target
+from homelab.nvidia.compatibility import Flavour, Key, Target
+from homelab.nvidia.driver_source import RunfilePlan, SourceKind, driver_source, header_packages, version_pattern
 from homelab.nvidia.flavour import Choice, choose
-from homelab.nvidia.request import Driver, Request, SystemFacts, offered_versions
-from homelab.nvidia.versions import Version, fits, flavour_of_kernel, of_kernel, of_package, parse
+from homelab.nvidia.request import Driver, Request, SystemFacts
+from homelab.nvidia.versions import Version, of_package, parse
 from homelab.shapes import Capability, Runtime
 
 __all__ = [
@@ -60,20 +60,6 @@ class AptFile:
 
     path: str
     content: str
-
-
-@dataclass(frozen=True)
-class RunfilePlan:
-    """NVIDIA's installer. `sha256`: empty where neither data nor settings have it, and then the installer isn't run;
-    `checksum_url`: where NVIDIA publishes it, for people; `prerequisites`: packages; `arguments`: the installer's.
-    """
-
-    version: str
-    url: str
-    sha256: str
-    checksum_url: str
-    prerequisites: tuple[str, ...]
-    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,7 @@ class Plan:
     version: str | None
     flavour: Flavour | None
     why_flavour: str
-    source: Literal["packages", "run", "either"]
+    source: SourceKind
     repositories: tuple[Repository, ...]
     prerequisites: tuple[str, ...]
     packages: tuple[str, ...]
@@ -161,11 +147,9 @@ def plan_stack(request: Request) -> Plan:
     _distribution_known(request)
     raise_all(_packages_not_offered(request))
     choice = choose(request) if request.target != "lxc" else None
-    packages, source, capabilities = _packages(request, driver, choice)
-    version = _version_of(packages) or (str(driver.version) if driver.exact else None)
-    run = _runfile(request, driver, choice) if source != "packages" else None
-    if run and source == "run" and not run.sha256:
-        raise unknown_sha256(run, request.name)
+    found = driver_source(request, driver, choice)
+    source, run = found.source, found.run
+    version = _version_of(found.packages) or (str(driver.version) if driver.exact else None)
     return Plan(
         target=request.target,
         driver=str(driver.version) if driver.exact else str(driver.branch),
@@ -175,8 +159,8 @@ def plan_stack(request: Request) -> Plan:
         source=source,
         repositories=_repositories(request, source),
         prerequisites=_prerequisites(request, source),
-        packages=packages if source != "run" else (),
-        capabilities=capabilities,
+        packages=found.packages,
+        capabilities=found.capabilities,
         demanded=request.settings.capabilities is not None,
         unwanted=_unwanted_packages(request, driver),
         no_recommends=request.target == "lxc",
@@ -186,7 +170,7 @@ def plan_stack(request: Request) -> Plan:
         reboot=_reboot(request, driver, choice),
         cuda=_cuda(request),
         toolkit=_toolkit(request),
-        notes=tuple([*_notes(request, driver), *_capability_notes(request, capabilities)]),
+        notes=tuple([*_notes(request, driver), *_capability_notes(request, found.capabilities)]),
         locked=request.lock.table if request.lock else "",
     )
 
@@ -257,7 +241,6 @@ def _packages_not_offered(request: Request) -> list[HomelabError]:
     ]
 
 
-# -- packages or installer -------------------------------------------------------------------------------------
 def packages_to_ask_for(request: Request) -> tuple[str, ...]:
     """The packages whose offered versions decide a plan: a reading looks them up (`SystemFacts.offered`)."""
     branch = request.driver.branch if request.driver else 0
@@ -273,49 +256,7 @@ def packages_to_ask_for(request: Request) -> tuple[str, ...]:
     return tuple(dict.fromkeys(packages))
 
 
-def _packages(
-    request: Request, driver: Driver, choice: Choice | None
-) -> tuple[tuple[str, ...], Literal["packages", "run", "either"], tuple[Capability, ...]]:
-    """The packages with their versions, the driver's source, and its capabilities: the settings', or those of the
-    default that the repositories offer.
-
-    :raises HomelabError: the settings want packages, and there are none.
-    """
-    if request.settings.source == "run":
-        return (), "run", request.capabilities
-    if request.settings.capabilities is None and not _is_offered(request, driver, choice, request.capabilities):
-        compute: tuple[Capability, ...] = ("compute",)
-        packages, source = _packages_of(request, driver, choice, compute)
-        # The installer has all libraries.
-        return packages, source, request.capabilities if source == "run" else compute
-    return *_packages_of(request, driver, choice, request.capabilities), request.capabilities
-
-
-def _package_lists(
-    request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
-) -> list[tuple[str, ...]]:
-    """The driver's packages, once for each naming that the distribution may have.
-
-    :param choice: None in a container, which has no modules.
-    """
-    branch = driver.branch
-    return [
-        tuple(
-            name.format(branch=branch) for name in (row.userspace if choice is None else _module_packages(row, choice))
-        )
-        + row.packages_for(capabilities, branch)
-        for row in request.package_names
-    ]
-
-
-def _is_offered(request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]) -> bool:
-    """Whether the repositories offer all packages of the capabilities in one version, or weren't read yet."""
-    offered, lists = request.system.offered, _package_lists(request, driver, choice, capabilities)
-    if offered is None:
-        return True
-    return any(_common_version(request, driver, names) for names in lists if all(name in offered for name in names))
-
-
+# -- what else is installed ------------------------------------------------------------------------------------
 def _unwanted_packages(request: Request, driver: Driver) -> tuple[str, ...]:
     """Packages of the capabilities that the settings leave out; empty where the settings name none."""
     if request.settings.capabilities is None:
@@ -331,181 +272,17 @@ def _unwanted_packages(request: Request, driver: Driver) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _packages_of(
-    request: Request, driver: Driver, choice: Choice | None, capabilities: tuple[Capability, ...]
-) -> tuple[tuple[str, ...], Literal["packages", "run", "either"]]:
-    source, offered = request.settings.source, request.system.offered or {}
-    lists = _package_lists(request, driver, choice, capabilities)
-    looked_up = [names for names in lists if all(name in offered for name in names)]
-    for names in looked_up:
-        if version := _common_version(request, driver, names):
-            pinned = tuple(_pinned_package(request, Driver(driver.branch, True, version), name) for name in names)
-            # Whether a container gets the libraries without modules, only apt tells, in the script.
-            packages_only = request.target != "lxc" or source == "packages" or not driver.is_release
-            return pinned, "packages" if packages_only else "either"
-    if lists and lists[0] not in looked_up:
-        # The repositories weren't read yet. A branch's newest release is in them; an old version may not be.
-        names = tuple(_pinned_package(request, driver, name) for name in lists[0])
-        return names, "packages" if source == "packages" or not driver.exact else "either"
-    if source == "packages" or not driver.is_release:
-        raise _no_packages(request, driver, _missing_packages(request, driver, lists[0]) if lists else [])
-    return (), "run"
-
-
-def _module_packages(row: Names, choice: Choice) -> tuple[str, ...]:
-    return row.open if choice.flavour == "open" else row.proprietary
-
-
-def _common_version(request: Request, driver: Driver, packages: tuple[str, ...]) -> Version | None:
-    """The newest fitting version in which all packages are offered, as modules and libraries must have the same; None
-    where there is none."""
-    offered = request.system.offered or {}
-    versions_of_each = [
-        {of_package(text) for text in offered[name] if fits(of_package(text), driver.version_or_branch)}
-        for name in packages
-    ]
-    return max((version for version in set.intersection(*versions_of_each) if version), default=None)
-
-
-def _missing_packages(request: Request, driver: Driver, packages: tuple[str, ...]) -> list[str]:
-    offered = request.system.offered or {}
-    return [
-        name
-        for name in packages
-        if not any(fits(of_package(text), driver.version_or_branch) for text in offered.get(name, ()))
-    ]
-
-
-def _pinned_package(request: Request, driver: Driver, name: str) -> str:
-    """`name=version`, as the repository writes the version; with a pattern where the repository wasn't read."""
-    offered = (request.system.offered or {}).get(name, ())
-    exact = [text for text in offered if of_package(text) == driver.version]
-    return f"{name}={max(exact, key=_revision)}" if exact else f"{name}={_pattern(driver)}"
-
-
-def _revision(package_version: str) -> tuple[int, tuple[int, ...]]:
-    """The key that orders packages of one version: NVIDIA's own come after a distribution's, then the newest.
-
-    A distribution's revision has its release in it (0ubuntu1.24.04.1, 0+deb12u1). Its packages of a branch that has
-    ended lead to the next branch's.
-    """
-    digits = "".join(character if character.isdigit() else " " for character in package_version.rpartition("-")[2])
-    numbers = tuple(int(number) for number in digits.split())
-    return -len(numbers), numbers
-
-
-def _pattern(driver: Driver) -> str:
-    return f"{driver.version}-*" if driver.exact else f"{driver.branch}.*"
-
-
 def _version_of(packages: tuple[str, ...]) -> str | None:
     """The driver's version in a package list; None where it has patterns."""
     version = of_package(packages[0].partition("=")[2]) if packages and not packages[0].endswith("*") else None
     return str(version) if version else None
 
 
-def _no_packages(request: Request, driver: Driver, missing: list[str]) -> HomelabError:
-    system = request.system
-    versions = sorted({version.text for version in offered_versions(request, driver.branch)}, key=parse)
-    return HomelabError(
-        wanted=f"{request.name}: packages of {driver.text} for {system.distribution} {system.version}",
-        found=f"not offered: {', '.join(missing) or 'one version of all of them'}; offered: "
-        f"{', '.join(versions) or 'nothing of that branch'}"
-        if request.package_names
-        else f"no package names of branch {driver.branch} are known there",
-        why="apt could not install them: `Unable to locate package`, or `Version … was not found`",
-        next="set nvidia.driver to one that is offered, or nvidia.source: run for NVIDIA's installer"
-        if driver.is_release
-        else "set nvidia.driver to an exact version",
-    )
-
-
-def _runfile(request: Request, driver: Driver, choice: Choice | None) -> RunfilePlan:
-    """NVIDIA's installer for a driver.
-
-    :param choice: None in a container, which has no modules.
-    :raises HomelabError: no release of the branch is known, so that there is no file to download.
-    """
-    data = request.data.packaging.runfile
-    if not driver.is_release:
-        raise HomelabError(
-            wanted=f"{request.name}: a version of the driver, for NVIDIA's installer",
-            found=f"{driver.text}, of which no release is known",
-            why="the installer is a file for each version",
-            next="set nvidia.driver to an exact version, such as "
-            f'"{request.data.branches[request.data.recommended].newest}"',
-        )
-    base = request.settings.mirror.run or request.data.packaging.repositories.run
-    version = str(driver.version)
-    return RunfilePlan(
-        version=version,
-        url=f"{base}/{data.url.format(version=version)}",
-        sha256=request.run_sha256(version),
-        checksum_url=f"{request.data.packaging.repositories.run}/{data.checksum.format(version=version)}",
-        prerequisites=data.prerequisites
-        + (data.graphics_prerequisites if "graphics" in request.capabilities else ())
-        + (() if choice is None else request.data.packaging.build + _headers(request)),
-        arguments=data.userspace
-        if choice is None
-        else (
-            *data.driver,
-            *(() if "graphics" in request.capabilities else (data.no_graphics,)),
-            _module_type(driver.version, data.module_type_since, choice.flavour),
-        ),
-    )
-
-
-def unknown_sha256(run: RunfilePlan, name: str) -> HomelabError:
-    """The error for an installer whose SHA-256 isn't known.
-
-    :param name: the system's, in the settings.
-    """
-    return HomelabError(
-        wanted=f"{name}: the SHA-256 of NVIDIA's installer {run.version}",
-        found="neither this program's data nor nvidia.runSha256 has it",
-        why="the installer runs as root, and a server, mirror or proxy that has another file must not decide what "
-        "is run",
-        next=f"read it at {run.checksum_url}, from another network than the one that it is installed over, and set "
-        "nvidia.runSha256: "
-        f'{{"{run.version}": "..."}}; or choose a version that is known here (docs/nvidia-installer.md), or '
-        "nvidia.source: packages",
-    )
-
-
-def _module_type(version: Version, since: Version, flavour: Flavour) -> str:
-    if version >= since:
-        return f"--kernel-module-type={flavour}"
-    return "-m=kernel-open" if flavour == "open" else "-m=kernel"
-
-
-# -- what else is installed ------------------------------------------------------------------------------------
 def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
     data = request.data.packaging
     if request.target == "lxc":
         return data.prerequisites
-    return data.prerequisites + (data.build[:1] if source == "packages" else data.build) + _headers(request)
-
-
-def _headers(request: Request) -> tuple[str, ...]:
-    """Packages of the headers of the kernels that the modules are built for, and the one that follows kernel updates.
-
-    On Proxmox VE for every installed kernel, as the next boot may take any; in a guest for the running one.
-    """
-    system, data = request.system, request.data.packaging
-    row = request.data.distribution(system.distribution or "", system.version or "")
-    names = data.proxmox if request.target == "host" else row
-    running = system.running or (system.kernels or ("",))[-1]
-    kernels = system.kernels if request.target == "host" else (running,)
-    if names is None or not kernels or not running:
-        return ()
-    follow = names.headers_follow
-    newer = row.newer_kernels if row and names is row else None
-    if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
-        follow = newer.headers_follow
-    flavour = flavour_of_kernel(running)
-    # For a kernel that was built by hand there is no such package.
-    follow_package = (follow.format(flavour=flavour),) if flavour else ()
-    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *follow_package)
+    return data.prerequisites + (data.build[:1] if source == "packages" else data.build) + header_packages(request)
 
 
 def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
@@ -539,7 +316,7 @@ def _preferences(request: Request, driver: Driver, source: str) -> AptFile | Non
     data, parts = request.data.packaging, [request.lock.pins] if request.lock and request.lock.packages else []
     if source != "run":
         packages = " ".join(data.pinned)
-        parts.append(f"Package: {packages}\nPin: version {_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")
+        parts.append(f"Package: {packages}\nPin: version {version_pattern(driver)}\nPin-Priority: {_PRIORITY}\n")
     if request.settings.container_toolkit:
         # The CUDA repository has the toolkit, too: without a pin the two compete.
         base = request.settings.mirror.container_toolkit or data.repositories.container_toolkit

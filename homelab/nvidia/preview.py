@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from homelab.container import plan as container_plan
 from homelab.errors import HomelabError
 from homelab.nvidia.checks import refusals
+from homelab.nvidia.driver_source import source_of
 from homelab.nvidia.flavour import choose
 from homelab.nvidia.plan import all_refusals
 from homelab.nvidia.request import Request, SystemFacts
@@ -221,17 +222,23 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: 
     return Request("host", stack, system, f"hosts.{name}")
 
 
-def driver_to_be(name: str, host: Host, facts: HostFacts, want: Wanted) -> dict[str, Any]:
+def driver_to_be(
+    name: str, host: Host, facts: HostFacts, want: Wanted, reading: SystemReading | None = None
+) -> dict[str, Any]:
     """The driver that a host gets, as far as it is known before its repositories are read: `driver`, `flavour` and
-    `source` of what its boot is to have (`lacking.Boot`). Empty where the settings have none."""
-    request = _of_host(name, host.nvidia, facts, want) if host.nvidia else None
+    `source` of what its boot is to have (`lacking.Boot`). Empty where the settings have none.
+
+    :param reading: of the host.
+    :raises HomelabError: the driver can be had in no way.
+    """
+    request = _of_host(name, host.nvidia, facts, want, reading) if host.nvidia else None
     if request is None or request.driver is None:
         return {}
-    choice, source = choose(request), request.settings.source
+    choice, source = choose(request), source_of(request)
     return {
         "driver": str(request.driver.version if request.driver.exact else request.driver.branch),
         "flavour": choice.flavour if choice else "",
-        "source": source if source in ("packages", "run") else "either",
+        "source": source.source if source else "either",
     }
 
 
@@ -260,12 +267,31 @@ def _powered_off(facts: HostFacts, vms: dict[str, Vm], containers: dict[str, Con
     ]
 
 
+def _source_text(request: Request) -> list[str]:
+    """Words for where the driver comes from; none where that isn't known, or the driver can't be had."""
+    try:
+        found = source_of(request)
+    except HomelabError:
+        return []
+    if found is None:
+        return []
+    installer = f"NVIDIA's installer {found.run.version}" if found.run else ""
+    return [
+        {
+            "packages": "from packages",
+            "run": f"by {installer}",
+            "either": f"from packages, or by {installer} where they can't be had",
+        }[found.source]
+    ]
+
+
 def _text(request: Request) -> str:
     driver, settings = request.driver, request.settings
     choice = choose(request) if request.target != "lxc" and driver else None
     parts = [f"driver {driver.version if driver.exact else driver.branch}" if driver else "the host's driver"]
     if choice:
         parts[0] += f" ({choice.flavour} kernel modules: {choice.why})"
+    parts += _source_text(request)
     parts.append(f"its libraries for {' and '.join(request.capabilities)}")
     if settings.capabilities is None:
         parts[-1] += " where it is installed or updated"

@@ -73,3 +73,7 @@ class Range:
 
     def __contains__(self, version: Version) -> bool:
         return (self.start is None or version >= self.start) and (self.end is None or version < self.end)
+
+    def __str__(self) -> str:
+        start, end = f"from {self.start}" if self.start else "", f"before {self.end}" if self.end else ""
+        return " ".join(part for part in (start, end) if part)

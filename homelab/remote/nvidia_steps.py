@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from homelab.host.kernel_log import OF_MODULES
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import Plan, unknown_sha256
+from homelab.nvidia.driver_source import unknown_sha256
+from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
 from homelab.nvidia.symptoms import Context
 from homelab.nvidia.versions import parse

@@ -95,7 +95,7 @@ async def planned(
         values: CardValues | None = card_values.wanted(want.gpus, host.gpus)
         if values and not values.values and not any(file.layer == "values" for file in facts.managed):
             values = None
-        driver = preview.driver_to_be(name, host, facts, want)
+        driver = preview.driver_to_be(name, host, facts, want, systems.get("host"))
         to_be = Boot(words=tuple(want.words.split()), functions=tuple(sorted(want.functions)), **driver)
         writing = _writing(host, want, containers.values(), values, facts, vms)
         *written, restart = await session.plan([*writing, ("reboot", wanted_reboot(host, to_be))])

@@ -95,7 +95,8 @@ class Nvidia(Model):
     flavour: Literal["auto", "open", "proprietary"] = "auto"
     """Which kernel modules. `auto`: the open ones wherever cards and branch allow them."""
     source: Literal["auto", "packages", "run"] = "auto"
-    """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version."""
+    """`packages`, or `run` for NVIDIA's own installer. `auto`: packages where the repositories have the version, else
+    the installer."""
     capabilities: Capabilities | None = None
     """What the driver's libraries are for: `[compute, video, graphics]`, or fewer; `compute` belongs to each. `video`:
     NVENC and NVDEC; `graphics`: OpenGL, Vulkan, EGL and NvFBC. By default compute and video for a driver that is

@@ -24,12 +24,14 @@ _LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)")
 
 
 class Source(NamedTuple):
-    """One repository as /etc/apt names it; `signed_by` are the keyrings that it is checked with, none: the trusted ones."""
+    """One repository as /etc/apt names it; `signed_by` are the keyrings that it is checked with, none: the trusted ones;
+    `components`: those of its suite that the system takes, none of a repository that has no suites."""
 
     url: str
     suite: str
     signed_by: tuple[str, ...] = ()
     trusted: bool = False
+    components: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -101,7 +103,7 @@ def _one_line(text: str, path: str) -> list[Source]:
         keys = tuple(options.get("signed-by", "").split(",")) if options.get("signed-by") else ()
         url = match[2].rstrip("/").replace("$(ARCH)", "amd64")
         if options.get("arch", "amd64").split(",").count("amd64"):
-            found.append(Source(url, match[3], keys, options.get("trusted") == "yes"))
+            found.append(Source(url, match[3], keys, options.get("trusted") == "yes", tuple(match[4].split())))
     return found
 
 
@@ -111,8 +113,9 @@ def _deb822(text: str) -> list[Source]:
         if "deb" not in fields.get("Types", "").split() or fields.get("Enabled", "yes") in ("no", "false"):
             continue
         keys = tuple(fields.get("Signed-By", "").split())
+        components = tuple(fields.get("Components", "").split())
         found += [
-            Source(url.rstrip("/"), suite, keys, fields.get("Trusted") == "yes")
+            Source(url.rstrip("/"), suite, keys, fields.get("Trusted") == "yes", components)
             for url in fields.get("URIs", "").split()
             for suite in fields.get("Suites", "").split()
         ]
@@ -207,7 +210,7 @@ class Cache:
 
     def _take(self, source: Source, repository: dict[str, Any]) -> None:
         groups = network.data(self.host)["groups"]
-        for group in repository["groups"]:
+        for group in network.groups_of(repository, source.components):
             for name, records in groups[group]["packages"].items():
                 for record in records:
                     self._offer(Version(name, record["version"], group, record, source, repository["origin"]))

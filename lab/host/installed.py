@@ -16,6 +16,9 @@ _DRIVER = (
 )
 _DKMS = {"open": "nvidia-kernel-open-dkms", "proprietary": "nvidia-kernel-dkms"}
 _DRIVER_GROUP = "cuda-debian"
+#: Debian 13's own begins with 590, so that people take an older driver from the one for Debian 12, and have apt accept
+#: its key (NVIDIA/cuda-repo-management issue 38).
+_BORROWED = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64"
 
 
 def install_base(host: HostState, kind: str, sources: str, more: dict[str, str] | None = None) -> None:
@@ -72,6 +75,10 @@ def install_driver(host: HostState, build: Build) -> None:
             contents.unpack(host, name, gives)
         database.packages[name] = package_of(name, record, _DRIVER_GROUP)
     database.save()
+    if "trixie" in host.read("/etc/os-release", ""):
+        keyring = "/etc/apt/keyrings/nvidia-3bf863cc.gpg"
+        host.write(keyring, network.key_named(host, "cuda").binary())
+        host.write("/etc/apt/sources.list.d/cuda-debian12-x86_64.list", f"deb [signed-by={keyring}] {_BORROWED}/ /\n")
     for kernel in host.kernels():
         dkms.note_built(host, build, kernel)
 

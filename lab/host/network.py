@@ -217,13 +217,20 @@ def _published_key(system: HostState, name: str) -> bytes:
     return key_named(system, name).armored().encode()
 
 
+def groups_of(repository: dict[str, Any], components: tuple[str, ...]) -> list[str]:
+    """A repository's groups of packages in some of its components; what stands under `groups` is in all but contrib and
+    non-free, also of a repository without components."""
+    of_main = [] if components and set(components) <= {"contrib", "non-free"} else repository["groups"]
+    return [*of_main, *(repository.get("non-free", []) if "non-free" in components else [])]
+
+
 def _package_at(known: dict[str, Any], url: str) -> bytes | None:
     for repository in known["repositories"]:
         prefix = f"{repository['url']}/"
         match = re.fullmatch(r"(?:.*/)?([a-z0-9.+-]+)_([^_/]+)_(?:all|amd64)\.deb", url.removeprefix(prefix))
         if not url.startswith(prefix) or match is None:
             continue
-        for group in repository["groups"]:
+        for group in groups_of(repository, ("main", "non-free")):
             records = known["groups"][group]["packages"].get(match[1], [])
             if any(
                 record["version"].partition(":")[2] == match[2] or record["version"] == match[2] for record in records

@@ -77,7 +77,8 @@ def test_the_whole_chain_of_a_vm(vm: Vm) -> None:
         ("ubuntu-22.04", "580.178.04"),
         ("ubuntu-26.04", "580.173.02"),
         ("debian-12", "580.178.04"),
-        ("debian-13", "580.178.04"),
+        # Nor has the one for Debian 13, and Debian itself has 550.
+        ("debian-13", "595.71.05"),
     ],
 )
 def test_the_driver_on_other_distributions(tmp_path: Path, distribution: str, version: str) -> None:
@@ -86,7 +87,7 @@ def test_the_driver_on_other_distributions(tmp_path: Path, distribution: str, ve
     packages = (
         OPEN
         if "ubuntu" in distribution
-        else "apt-get -qq install -y nvidia-driver-pinning-580 && apt-get -qq install -y nvidia-kernel-open-dkms nvidia-driver-cuda"
+        else f"apt-get -qq install -y nvidia-driver-pinning-{version[:3]} && apt-get -qq install -y nvidia-kernel-open-dkms nvidia-driver-cuda"
     )
     vm.output(f"apt-get -qq install -y linux-headers-$(uname -r) && {packages}")
     vm.reboot()  # with Linux 7.0 nouveau has the card until then
@@ -394,19 +395,23 @@ def mixed(tmp_path: Path) -> Host:
 
 def test_the_driver_on_the_host(mixed: Host) -> None:
     mixed.output(
-        "apt-get -qq install -y proxmox-headers-6.17.2-1-pve proxmox-headers-6.14.11-4-pve nvidia-driver-pinning-580"
+        "apt-get -qq install -y proxmox-headers-6.17.2-1-pve proxmox-headers-6.14.11-4-pve nvidia-driver-pinning-595"
     )
     mixed.output(
         "apt-get -qq install -y --no-install-recommends nvidia-kernel-open-dkms nvidia-driver-cuda && update-initramfs -u -k all"
     )
     assert mixed.output("dkms status").count(": installed") == 2
     mixed.reboot()
-    assert mixed.output(QUERY) == "NVIDIA GeForce RTX 5090, 580.178.04, 12.0\n"
+    assert mixed.output(QUERY) == "NVIDIA GeForce RTX 5090, 595.71.05, 12.0\n"
     assert mixed.driver("0000:01:00.0") == "nvidia"
 
 
 def test_debians_own_driver_doesnt_build_for_a_new_kernel(mixed: Host) -> None:
     mixed.output("apt-get -qq install -y proxmox-headers-6.17.2-1-pve")
+    # It is in non-free, which no new system takes.
+    assert "nvidia-smi" not in mixed.output("apt-cache pkgnames nvidia-").split()
+    mixed.output("sed -i 's/^Components: main contrib/& non-free/' $ROOT/etc/apt/sources.list.d/proxmox.sources")
+    mixed.output("apt-get -qq update")
     done = mixed.run(
         "apt-get install -y nvidia-kernel-dkms=550.163.01-2 nvidia-kernel-support=550.163.01-2 --allow-downgrades"
     )
@@ -422,4 +427,4 @@ def test_the_scenarios_driver_is_installed_packages(tmp_path: Path) -> None:
     host.output("apt-get -qq install -y nvidia-driver-cuda nvidia-kernel-open-dkms && apt-get -qq dist-upgrade -y")
     assert "Driver/library version mismatch" in host.run("nvidia-smi").stderr
     host.reboot()
-    assert "595.58.03" in host.output("nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+    assert "595.71.05" in host.output("nvidia-smi --query-gpu=driver_version --format=csv,noheader")

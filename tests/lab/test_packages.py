@@ -56,8 +56,8 @@ def test_nothing_is_known_before_the_lists_are_fetched(tmp_path: Path) -> None:
         ("ubuntu-24.04", "ubuntu2404", "nvidia-driver-580-open", "580.178.04-0ubuntu1"),
         ("ubuntu-22.04", "ubuntu2204", "nvidia-driver-580-open", "580.178.04-0ubuntu1"),
         ("ubuntu-26.04", "ubuntu2604", "nvidia-driver-open", "620.70.06-1ubuntu1"),
-        ("debian-12", "debian12", "nvidia-kernel-open-dkms", "610.43.03-1"),
-        ("debian-13", "debian13", "nvidia-kernel-open-dkms", "610.43.03-1"),
+        ("debian-12", "debian12", "nvidia-kernel-open-dkms", "620.70.06-1"),
+        ("debian-13", "debian13", "nvidia-kernel-open-dkms", "620.70.06-1"),
     ],
 )
 def test_each_distribution_has_nvidias_repository(

@@ -54,7 +54,7 @@ def has(machine: Machine, library: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("distribution", "source"), sampling.sample([("debian-13", "auto"), ("ubuntu-24.04", "run")], 1, "new")
+    ("distribution", "source"), sampling.sample([("debian-12", "auto"), ("ubuntu-24.04", "run")], 1, "new")
 )
 def test_a_driver_that_is_new_has_video_and_on_demand_graphics(tmp_path: Path, distribution: str, source: str) -> None:
     vm = VirtualMachine(tmp_path, distribution)

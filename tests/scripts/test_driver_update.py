@@ -20,6 +20,8 @@ from tests.scripts.test_nvidia_driver import Shared, failing, kept, loaded, undo
 from tests.scripts.test_nvidia_driver import shared as shared  # a container with its host's libraries
 
 OLD, NEW = "580.159.03", "590.48.01"
+# On a host with Proxmox VE 9, whose repository of NVIDIA's begins with 590.
+OLD_OF_HOST, NEW_OF_HOST = "590.48.01", "595.58.03"
 # The build of the new one fails, that of the old one doesn't.
 NO_BUILD = "590."
 
@@ -76,7 +78,7 @@ def host_with_old(kept_systems: KeptSystems) -> ProxmoxHost:
 
     def make(folder: Path) -> ProxmoxHost:
         host = ProxmoxHost(folder)
-        with_old(host)
+        with_old(host, driver=OLD_OF_HOST)
         return host
 
     return kept_systems.take("host with old", make)
@@ -117,8 +119,8 @@ def computing(kept_systems: KeptSystems) -> Callable[..., Computing]:
     return take
 
 
-def with_old(machine: Machine, source: str = "packages") -> Machine:
-    assert machine.install(driver=OLD, source=source)["version"] == OLD
+def with_old(machine: Machine, source: str = "packages", driver: str = OLD) -> Machine:
+    assert machine.install(driver=driver, source=source)["version"] == driver
     if machine.target == "host":
         machine.host.reboot()
     return machine
@@ -175,19 +177,19 @@ def test_on_a_host_a_kernel_for_which_the_new_driver_does_not_build_keeps_the_ol
     host_with_old: ProxmoxHost,
 ) -> None:
     host = host_with_old
-    script = update_of(host)
+    script = update_of(host, driver=NEW_OF_HOST)
     before = kept(host)
     kernels = host.read().system.kernels or ()
     assert len(kernels) > 1
     # The last one to be built: others have the new modules by then.
-    host.fault("dkms-fails", f"{NEW}/{kernels[-1]}")
+    host.fault("dkms-fails", f"{NEW_OF_HOST}/{kernels[-1]}")
     text = host.refusal(script)
-    assert f"the driver {OLD} is back" in text and all(kernel in text for kernel in kernels)
+    assert f"the driver {OLD_OF_HOST} is back" in text and all(kernel in text for kernel in kernels)
     for kernel in kernels:
-        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD_OF_HOST
     assert differing(kept(host), before) <= GIVEN_UP and not host.read().drift
     host.host.reboot()
-    assert loaded(host) == OLD
+    assert loaded(host) == OLD_OF_HOST
 
 
 def test_a_module_that_does_not_load_makes_way_for_the_old_one(tmp_path: Path) -> None:
@@ -432,12 +434,12 @@ def test_a_host_whose_new_driver_does_not_work_has_its_old_one_for_every_kernel_
     host_with_old: ProxmoxHost,
 ) -> None:
     host = host_with_old
-    waiting(host)
+    waiting(host, update_of(host, driver=NEW_OF_HOST))
     host.host.reboot()
     found = host.answer("revert", ended(host))
-    assert found["old"] == OLD and "nvidia-smi answers" in found["now"] and loaded(host) == OLD
+    assert found["old"] == OLD_OF_HOST and "nvidia-smi answers" in found["now"] and loaded(host) == OLD_OF_HOST
     for kernel in host.read().system.kernels or ():
-        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD
+        assert host.output(f"modinfo -k {kernel} -F version nvidia").strip() == OLD_OF_HOST
 
 
 # -- libraries beside those that are there ---------------------------------------------------------------------

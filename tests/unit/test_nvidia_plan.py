@@ -36,6 +36,8 @@ PROXMOX: dict[str, Any] = {
     "cards": (RTX_3090,),
     "loaded": "",
 }
+# What no repository of a distribution has.
+INSTALLER_ALONE = {("debian", "13", 580), ("ubuntu", "26.04", 590)}
 CONTAINER: dict[str, Any] = {"distribution": "ubuntu", "version": "24.04", "host_driver": "580.105.08"}
 
 
@@ -75,14 +77,13 @@ def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
 
 
 def test_a_proxmox_host_gets_headers_for_every_kernel() -> None:
-    plan = planned("host", PROXMOX, driver="580")
+    plan = planned("host", PROXMOX, driver="595")
     names = ("nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libcuda1", "libnvcuvid1", "libnvidia-encode1")
-    assert plan.packages == tuple(f"{name}=580.*" for name in names)
-    assert plan.prerequisites[-3:] == (
-        "proxmox-headers-6.14.11-9-pve",
-        "proxmox-headers-6.17.13-2-pve",
-        "proxmox-default-headers",
-    )
+    assert plan.packages == tuple(f"{name}=595.*" for name in names)
+    headers = ("proxmox-headers-6.14.11-9-pve", "proxmox-headers-6.17.13-2-pve", "proxmox-default-headers")
+    assert plan.prerequisites[-3:] == headers
+    run = planned("host", PROXMOX, driver="580").run
+    assert run and run.prerequisites[-3:] == headers and "--dkms" in run.arguments
     assert plan.repositories[0].key_url.endswith("/debian13/x86_64/8793F200.pub")
 
 
@@ -188,7 +189,7 @@ def test_every_system_has_a_way_to_video_and_graphics(
     system = {"distribution": distribution, "version": version, "cards": (RTX_3090,), "running": "6.8.0-1-generic"}
     plan = planned("vm", system, driver=str(branch), source=source, capabilities=["compute", "video", "graphics"])
     names = " ".join(plan.packages)
-    if source == "run":
+    if source == "run" or (distribution, version, branch) in INSTALLER_ALONE:
         assert plan.run and "--no-opengl-files" not in plan.run.arguments and "libegl1" in plan.run.prerequisites
     else:
         assert "encode" in names and "fbc1" in names and ("libnvcuvid1" in names or "decode" in names)
@@ -469,8 +470,12 @@ def test_every_distribution_and_target_has_a_plan(row: Any, branch: int) -> None
         system = {"distribution": row.id, "version": row.version, "cards": (RTX_3090,), "host_driver": ""}
         kernel = {"ubuntu": "6.8.0-86-generic", "debian": "6.12.48+deb13-amd64"}[row.id]
         if target == "lxc":
-            system |= {"host_driver": f"{branch}.48.01", "cards": None}
+            version = {580: "580.105.08", 590: "590.48.01"}.get(branch, f"{branch}.48.01")
+            system |= {"host_driver": version, "cards": None}
         plan = planned(target, system | {"kernels": (kernel,), "running": kernel}, driver=str(branch))
+        if (row.id, row.version, branch) in INSTALLER_ALONE:
+            assert plan.source == "run" and plan.run and plan.run.sha256 and plan.repositories == ()
+            continue
         assert plan.packages and all(str(branch) in package for package in plan.packages)
         assert plan.repositories[0].line.count(row.path) == 1
 
@@ -594,7 +599,7 @@ def test_an_unknown_checksum_does_not_stand_in_the_way_of_packages() -> None:
 # -- containers ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("driver", ["595", "580.105.09", "580.105", "58"])
 def test_a_container_can_not_have_another_version_than_its_host(driver: str) -> None:
-    settings = Nvidia.model_construct(**(Nvidia().model_dump() | {"driver": driver}))
+    settings = Nvidia().model_copy(update={"driver": driver})
     errors = refusals(Request("lxc", settings, SystemFacts(**CONTAINER), "ct"))
     assert [error.wanted for error in errors] == ["ct: the host's driver, 580.105.08"]
 

@@ -87,6 +87,37 @@ def test_a_plan_names_driver_and_modules_and_why() -> None:
     assert ", its libraries for compute and graphics" in described(settings(vm=named))[0]
 
 
+@pytest.mark.parametrize(
+    ("driver", "source", "said"),
+    [
+        ("580", "run", ", by NVIDIA's installer 580.178.04, its libraries"),
+        ("595", "packages", ", from packages, its libraries"),
+        (
+            "595.58.03",
+            "either",
+            ", from packages, or by NVIDIA's installer 595.58.03 where they can't be had, its libraries",
+        ),
+    ],
+)
+def test_a_plan_says_where_the_driver_comes_from(driver: str, source: str, said: str) -> None:
+    found = settings(host={"driver": driver}, rtx={"match": "10de:2b85", "use": "lxc"})
+    facts, host = desktop(), found.hosts["pve"]
+    assert facts.pve.startswith("9.")
+    want = plan.wanted(facts, host)
+    text, errors = preview.describe("pve", host, facts, want, {}, {})
+    assert errors == [] and said in text
+    assert preview.driver_to_be("pve", host, facts, want)["source"] == source
+
+
+def test_a_driver_that_can_be_had_in_no_way_is_refused_in_a_preview() -> None:
+    found = settings(host={"driver": "570"}, rtx={"match": "10de:2b85", "use": "lxc"})
+    _, (error,) = described(found)
+    assert "the SHA-256 of NVIDIA's installer 570.211.01" in error.wanted
+    found = settings(host={"driver": "580", "source": "packages"}, rtx={"match": "10de:2b85", "use": "lxc"})
+    _, (error,) = described(found)
+    assert error.found == "its repositories have the branches from 590"
+
+
 def test_a_card_set_by_address_is_refused_once_the_host_was_read() -> None:
     _, errors = described(settings(vm={"driver": "535"}, rtx={"address": "01:00"}))
     assert ["branch 570 or later" in str(error) for error in errors] == [True]
