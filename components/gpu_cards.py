@@ -65,12 +65,11 @@ class GpuCards(pulumi.ComponentResource):
             depends_on = [
                 _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))
             ]
-        # Several VMs may name a shared card at once. Each gets and loses it by its own start and stop, and none has to
-        # give it up first: it has no lease.
-        leased = {gpu for gpu, settings in host.gpus.items() if settings.use != "shared"}
-        holders = {
-            use.gpu: (vm_name, vm) for vm_name, vm in vms_of(args.vms).items() for use in vm.gpus if use.gpu in leased
-        }
+        # Several VMs may name a shared card at once: each has a lease of it. What an adopted one has is given back with
+        # that when it leaves, also where a run was killed before its VmCards was in the state.
+        shared = {gpu for gpu, settings in host.gpus.items() if settings.use == "shared"}
+        uses = [(use.gpu, (vm_name, vm)) for vm_name, vm in vms_of(args.vms).items() for use in vm.gpus]
+        holders = {gpu: holder for gpu, holder in uses if gpu not in shared}
         tests: dict[str, pulumi.Output[PassthroughSeen]] = {}
         leases: dict[str, pulumi.Resource] = {}
         cards = [gpu for gpu, settings in host.gpus.items() if settings.may_leave] if host.api else []
@@ -91,12 +90,12 @@ class GpuCards(pulumi.ComponentResource):
                 },
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
-            leases[gpu] = GpuLease.of(
-                resource_name,
-                LeasedCard(host=host_name, node=node, mapping=mapping_id, slot=slot),
-                holders.get(gpu),
-                pulumi.ResourceOptions(parent=self, depends_on=[mapping]),
-            )
+            card = LeasedCard(host=host_name, node=node, mapping=mapping_id, slot=slot)
+            options = pulumi.ResourceOptions(parent=self, depends_on=[mapping])
+            leases[gpu] = GpuLease.of(resource_name, card, holders.get(gpu), options)
+            for vm_name, vm in [holder for named, holder in uses if named == gpu and gpu in shared]:
+                if vm.create is None:
+                    GpuLease.of(f"{resource_name}-{vm_name}", card, (vm_name, vm), options)
         for gpu, settings in host.gpus.items():
             if settings.use == "vm" and settings.passthrough_test:
                 # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot,

@@ -18,13 +18,12 @@ from homelab.properties import overlap, parse
 from homelab.provider.api import ApiWork
 from homelab.provider.base import GoneError
 from homelab.provider.peers import forget_notes
-from homelab.provider.vm_cards import give_back
+from homelab.provider.vm_cards import give_back_noted
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import (
     ApiError,
     ChangedMeanwhileError,
-    ElsewhereError,
     NotThereError,
     UnansweredError,
 )
@@ -32,7 +31,6 @@ from homelab.remote.proxmox.machine import Policy
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host, Shutdown
 from homelab.text import tell
-from homelab.vm.config import noted_of
 
 # Of a mapping as a whole, for all nodes.
 FLAG = "live-migration-capable"
@@ -188,15 +186,7 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
                 continue  # the card has another mapping from now on
             shutdown = vm.shutdown if vm else Shutdown()
-            try:
-                machine = self.machine(inputs, vmid, guest)
-                record, restore = noted_of(machine.config(), dict(noted))
-                give_back(machine, {**restore, **record}, Policy(shutdown.timeout, shutdown.otherwise))
-            except NotThereError:
-                pass  # what is noted of it no longer counts
-            except ElsewhereError:
-                continue  # there it may be another one's by now
-            asyncio.run(forget_notes(host, [ledger.of_vm(vmid), ledger.of_power(vmid)]))
+            give_back_noted(self, inputs, vmid, noted, Policy(shutdown.timeout, shutdown.otherwise))
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""

@@ -17,14 +17,15 @@ from typing import Any
 from homelab.errors import HomelabError
 from homelab.properties import parse
 from homelab.provider.api import ApiWork, policy
-from homelab.provider.peers import forget_on, noted_by, noted_by_peers
+from homelab.provider.peers import noted_by, noted_by_peers
+from homelab.provider.vm_cards import give_back_noted, noted_entries
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
 from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import VmGpu
 from homelab.shapes import Record
-from homelab.vm.config import Change, VmCard, Wish, identity, is_ours, noted_of, ours_of, recorded, same_vm, undo
+from homelab.vm.config import Change, VmCard, Wish, is_ours, noted_of, ours_of, recorded, undo
 
 
 @dataclass
@@ -67,27 +68,39 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         return f"{inputs.mapping}@{'nobody' if inputs.vmid is None else inputs.vmid}"
 
     def create(self, inputs: GpuLease.Inputs) -> GpuLease.Outputs:
-        return GpuLease.Outputs(by_hand=self._by_hand(inputs))
+        # Of a card that several VMs may name, the VM's own settings say whether it keeps it.
+        return GpuLease.Outputs(by_hand=not self._is_handed_over(inputs) and self._by_hand(inputs))
 
     def update(self, inputs: GpuLease.Inputs, had: GpuLease.Inputs, outputs: GpuLease.Outputs) -> GpuLease.Outputs:
         return outputs if had.vmid is not None else self.create(inputs)
 
     def delete(self, inputs: GpuLease.Inputs, outputs: GpuLease.Outputs) -> None:
         """Takes the card out of its VM, unless this program did not put it there, or the VM keeps it: its card has
-        another key in the settings. On destroy that has been done already."""
-        if inputs.vmid is None or inputs.shutdown is None or outputs.by_hand or self._is_handed_over(inputs):
+        another key in the settings. On destroy that has been done already.
+
+        A VM that has left the settings is given back all that is noted of it, whoever gave it this card: a run that was
+        killed may have left its VmCards in no state."""
+        if inputs.vmid is None or inputs.shutdown is None or self._is_kept(inputs):
             return
-        if self._is_kept(inputs):
-            return
-        # A VM that is gone has left this card with that.
-        with _in_turn(inputs.host, inputs.vmid), suppress(NotThereError, ElsewhereError):
-            self._take_out(inputs, inputs.vmid, inputs.shutdown)
+        with _in_turn(inputs.host, inputs.vmid):
+            if not outputs.by_hand and not self._is_handed_over(inputs):
+                # A VM that is gone has left this card with that.
+                with suppress(NotThereError, ElsewhereError):
+                    self._take_out(inputs, inputs.vmid, inputs.shutdown)
+            if not self._is_in_settings(inputs.host, inputs.vmid):
+                self._give_back(inputs, inputs.vmid, inputs.shutdown)
+
+    def _give_back(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
+        noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
+        stacks = ("", ledger.stack_of(self.urn))
+        if noted and not ledger.held_by(noted, inputs.vm or "") and noted.get("stack", "") in stacks:
+            give_back_noted(self, inputs, vmid, noted, policy(shutdown))
 
     def _take_out(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
         machine = self.machine(inputs, vmid, inputs.vm or "")
         config = machine.config()
         noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
-        leaving, entries = self._leaving(inputs, vmid, config, noted), _noted_entries(config, noted)
+        leaving, entries = self._leaving(inputs, vmid, config, noted), noted_entries(config, noted)
 
         def given(now: dict[str, str]) -> list[str]:
             # An address that isn't noted is its owner's: one that has just been put back, or that he has set since.
@@ -105,9 +118,6 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         keys = {*given(config), *leaving, *(key for part in noted_values for key in _options_with(part, inputs))}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
-        if noted and not ledger.held_by(noted, inputs.vm or "") and not self._is_in_settings(inputs.host, vmid):
-            # All of it has been given back, and no state may have its VmCards: a run was killed while it made it.
-            asyncio.run(forget_on(self.stack, inputs.host, inputs.vm or "", [ledger.of_vm(vmid)]))
 
     def _is_in_settings(self, host: str, vmid: int) -> bool:
         vms = self.stack.vms(host).values()
@@ -211,10 +221,3 @@ def _mapping(option: str, value: str | None) -> str:
 
 def _is_noted(key: str, value: str, entries: Record) -> bool:
     return key in entries and is_ours(key, value, entries[key])
-
-
-def _noted_entries(config: dict[str, str], noted: Mapping[str, Any]) -> Record:
-    """What this program has noted that it set in this VM, whether or not it is still there."""
-    if not same_vm(str(noted.get("identity", "")), identity(config)):
-        return {}
-    return {**noted.get("restore", {}), **noted.get("record", {})}

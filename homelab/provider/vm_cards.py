@@ -6,18 +6,20 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.provider import vm_memory
-from homelab.provider.api import policy
-from homelab.provider.base import stopped_by_reboot
+from homelab.provider.api import ApiWork, policy
+from homelab.provider.base import StackTexts, stopped_by_reboot
 from homelab.provider.peers import forget_notes, forget_on, forget_on_peers, noted_by, noted_by_peers
 from homelab.provider.vm_start import VmStart
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
 from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.resources.base import NodeInputs
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import Record
 from homelab.text import tell
@@ -243,7 +245,7 @@ class VmCardsWork(VmStart):
             try:
                 machine = self.machine_now(inputs, inputs.vmid, inputs.vm)
                 config = machine.config()
-                noted_there = self._noted_there(inputs, machine)
+                noted_there = _noted_there(self.stack, inputs, machine)
                 if is_empty and not noted_there:
                     return
                 if holder := ledger.held_by(noted_there, inputs.vm):
@@ -261,15 +263,6 @@ class VmCardsWork(VmStart):
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
         asyncio.run(forget_notes(self.host(inputs), [name for name in names if name in notes]))
         asyncio.run(forget_on_peers(self.stack, inputs.host, inputs.vm, names))
-
-    def _noted_there(self, inputs: VmCards.Inputs, machine: Machine) -> Mapping[str, object]:
-        """What is noted on the node to which the VM has moved: a run that was killed there has noted what the state
-        doesn't know. Empty: it hasn't moved, or that node isn't in the settings.
-
-        :raises HomelabError: the node can't be asked.
-        """
-        there = None if machine.node == inputs.node else self.stack.name_at(inputs.host, machine.node)
-        return asyncio.run(noted_by(self.stack, there, ledger.of_vm(inputs.vmid))) if there else {}
 
     def _given_back_by_peer(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs, owned: Record) -> bool:
         """Its host doesn't answer: where the VM is on another node by now, it gets back there what it had. No: it is on
@@ -352,6 +345,42 @@ def give_back(machine: Machine, owned: Record, how: Policy, *, moved: bool = Fal
     for line in not_put_back(machine.config(), owned, moved=moved):
         tell(f"{machine.name}: note: {line}")
     machine.converge(lambda config: undo(config, owned, moved=moved), sorted(owned), how, "keep")
+
+
+def give_back_noted(
+    work: ApiWork[Any, Any], inputs: NodeInputs, vmid: int, noted: Mapping[str, object], how: Policy
+) -> None:
+    """Gives a VM back what is noted of it, where no state may have its VmCards: a run was killed while it made it.
+
+    :param inputs: of the host with the note.
+    :raises HomelabError: it can't be given back, or the host can't be reached.
+    """
+    machine = work.machine_now(inputs, vmid, str(noted.get("guest", "")))
+    try:
+        config = machine.config()
+        if not _noted_there(work.stack, inputs, machine):  # else it is another one's there
+            # Also what it has no more: the run may have been killed before it started the VM again.
+            give_back(machine, noted_entries(config, noted), how, moved=machine.node != inputs.node)
+    except NotThereError:
+        pass  # what is noted of it no longer counts
+    asyncio.run(forget_notes(work.host(inputs), [ledger.of_vm(vmid), ledger.of_power(vmid)]))
+
+
+def noted_entries(config: dict[str, str], noted: Mapping[str, Any]) -> Record:
+    """What this program has noted that it set in this VM, whether or not it is still there."""
+    if not same_vm(str(noted.get("identity", "")), identity(config)):
+        return {}
+    return {**noted.get("restore", {}), **noted.get("record", {})}
+
+
+def _noted_there(stack: StackTexts, inputs: NodeInputs, machine: Machine) -> Mapping[str, object]:
+    """What is noted on the node to which a VM has moved: a run that was killed there has noted what the state doesn't
+    know. Empty: it hasn't moved, or that node isn't in the settings.
+
+    :raises HomelabError: the node can't be asked.
+    """
+    there = None if machine.node == inputs.node else stack.name_at(inputs.host, machine.node)
+    return asyncio.run(noted_by(stack, there, ledger.of_vm(machine.vmid))) if there else {}
 
 
 def _not_asked(inputs: VmCards.Inputs, peer: str, why: str) -> None:

@@ -15,6 +15,7 @@ from homelab.errors import HomelabError, UnreachableError
 from homelab.provider import api as work_module
 from homelab.provider import peers, vm_cards
 from homelab.provider.base import GoneError
+from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
@@ -24,6 +25,7 @@ from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine, Policy
 from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
@@ -183,6 +185,34 @@ def test_a_destroy_after_a_killed_update_of_a_vm_that_moved_gives_all_back(
     assert "pve2" in noted(cluster, RECORD)
     VmCardsWork(texts(cluster, off=lost)).delete(cards_of("pve1"), made)
     assert conf(cluster, "pve2") == before and (lost or noted(cluster, RECORD) == [])
+
+
+@pytest.mark.parametrize("by", ["its lease", "the mapping"])
+def test_a_vm_whose_first_run_was_killed_is_given_back_what_it_had_on_the_node_where_it_is(
+    cluster: LabCluster, by: str
+) -> None:
+    """No state has its VmCards; the note is on the node that it has left. Its lease goes as it leaves the settings, the mapping with `destroy`."""
+    before, lease = conf(cluster, "pve1"), lease_of("pve1")
+    mapping = CardMapping.Inputs(host="pve1", node="pve1", gpu="gpu", mapping="gpu", entry={"path": "0000:01:00"})
+    leased = GpuLeaseWork(texts(cluster)).create(lease)
+    given_and_moved(cluster)
+    assert conf(cluster, "pve2") != before
+    if by == "its lease":
+        GpuLeaseWork(texts(cluster)).delete(lease, leased)
+    else:
+        CardMappingWork(texts(cluster)).delete(mapping, CardMapping.Outputs(before="", had_flag=False))
+    assert conf(cluster, "pve2") == before and noted(cluster, RECORD) == []
+
+
+def test_a_note_that_a_node_kept_takes_nothing_from_the_entry_that_has_the_vm_where_it_is(cluster: LabCluster) -> None:
+    """The node was off when the VM left it."""
+    made = given_and_moved(cluster)
+    VmCardsWork(texts(cluster, off="pve1")).update(cards_of("pve2"), cards_of("pve1"), made)
+    before = conf(cluster, "pve2")
+    assert "hostpci0" in before and noted(cluster, RECORD) == ["pve1", "pve2"]
+    mapping = CardMapping.Inputs(host="pve1", node="pve1", gpu="gpu", mapping="gpu", entry={"path": "0000:01:00"})
+    CardMappingWork(texts(cluster)).delete(mapping, CardMapping.Outputs(before="", had_flag=False))
+    assert conf(cluster, "pve2") == before and noted(cluster, RECORD) == ["pve2"]
 
 
 def test_a_destroy_leaves_a_vm_that_moved_to_the_entry_that_keeps_it_there(cluster: LabCluster) -> None:

@@ -258,12 +258,19 @@ def test_a_vm_that_had_its_card_gets_back_what_changed_for_it(
 
 
 @pytest.mark.parametrize("number", sample(range(CHANGES), 2, "changes before a VM leaves"))
+@pytest.mark.parametrize("card", ["given", "taken over", "shared"])
 def test_a_vm_that_leaves_after_a_killed_run_is_noted_no_more(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, number: int
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, card: str, number: int
 ) -> None:
     """No state has its VmCards; the lease of its card gives back all of it."""
-    lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}")
-    before, run = conf(lab), Run(lab, take_over=False)
+    if card != "taken over":
+        lab.run(f"qm stop {VM}; qm set {VM} --delete hostpci0,hostpci2; qm start {VM}")
+    before, run = conf(lab), Run(lab, take_over=card == "taken over")
+    if card == "shared":
+        hosts = json.loads(run.stack["hosts"])
+        hosts[NODE]["gpus"] = {"rtx5090": {"match": "10de:2b85", "use": "shared"}}
+        hosts[NODE]["nvidia"] = {}
+        run.stack["hosts"] = json.dumps(hosts)
     run.inputs = dataclasses.replace(run.inputs, display="none")
     with monkeypatch.context() as once, pytest.raises(KilledError):
         killed_after(once, number)
