@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from homelab.errors import HomelabError, UnfinishedError, UnreachableError
 from homelab.host.facts import HostFacts
 from homelab.later import later
+from homelab.provider import silent_host
 from homelab.provider.plain import Properties
 from homelab.provider.typed import as_properties, read_as
 from homelab.remote import guard, ssh
@@ -352,7 +353,8 @@ class Work(Generic[InputsT, OutputsT]):
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
         what = f"{name}: {verb} of {self.resource.__name__}"
-        return limits.ended_in_time(what, self.seconds(properties), do)
+        with silent_host.at_work(str(properties["host"])):
+            return limits.ended_in_time(what, self.seconds(properties), do)
 
     def _inputs(self, properties: Properties) -> InputsT:
         inputs: InputsT = read_as(self.resource.Inputs, properties)

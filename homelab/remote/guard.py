@@ -15,6 +15,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Callable
 
 from homelab.errors import HomelabError, UnreachableError
 from homelab.remote import ssh
@@ -34,6 +35,19 @@ class RefusedError(HomelabError):
 
 _GUARDS: dict[str, _Guard] = {}
 _TAKING = threading.Lock()
+_ON_LOSS: list[Callable[[str, Host], None]] = []
+
+
+def on_loss(act: Callable[[str, Host], None]) -> None:
+    """From now on `act` is called, with the host's name and settings, when this process has lost a host: the connection
+    has ended, and not by `release`."""
+    _ON_LOSS.append(act)
+
+
+def holds(name: str) -> bool:
+    """Whether this process holds a host, by its name in the settings."""
+    guard = _GUARDS.get(name)
+    return guard is not None and guard.is_alive() and not guard.has_ended
 
 
 def hold(name: str, host: Host) -> None:
@@ -125,7 +139,8 @@ def _this_run() -> str:
 
 class _Guard(threading.Thread):
     """A thread that holds a host until the process or the connection ends. `host_name`: the host's in the settings;
-    `answered`: set once the script has the lock or refused it; `error`: the reason that it hasn't.
+    `answered`: set once the script has the lock or refused it; `has_ended`: it holds nothing any more; `error`: the
+    reason.
     """
 
     def __init__(self, host: Host) -> None:
@@ -138,17 +153,23 @@ class _Guard(threading.Thread):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self.answered = threading.Event()
+        self.has_ended = False
         self.error: Exception | None = None
 
     def run(self) -> None:
+        is_lost = True
         try:
             asyncio.run(self._hold())
         except asyncio.CancelledError:
-            pass  # released
+            is_lost = False  # released
         except Exception as error:
             self.error = error  # before the answer: why there is none; after it: the connection has ended
         finally:
+            is_lost = is_lost and self.answered.is_set()
+            self.has_ended = True
             self.answered.set()
+        for act in _ON_LOSS if is_lost else ():
+            act(self.host_name, self._host)
 
     def stop(self) -> None:
         if self._loop is not None and self._task is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ SCRIPTS = {
     "reboot": '"layer": "reboot"',
     "read_host after the reboot": '"guests": false',
 }
+# The first that pulumi-command has done: its request has a line for each part.
+STEP = '{\n "layer": "cmdline"'
 # The first that changes anything: the run has the host by then.
 WITH_ANOTHER_RUN = SCRIPTS["cmdline iommu"]
 
@@ -141,3 +144,37 @@ def test_each_run_that_changes_a_vm_goes_on_where_the_one_before_was_killed(stac
     stack.destroy()
     assert running(stack) == {103}
     given_back(stack, stock)
+
+
+class Unhurried(Stack):
+    """The provider is the engine's own child here, as outside of tests: tests/quick_python's has another parent."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in super().environment.items() if name != "PYTHONPATH"}
+
+
+def test_a_run_whose_host_keeps_the_connection_and_says_nothing_more_ends_with_a_sentence(
+    stack_on: Callable[..., Stack],
+) -> None:
+    """The lab's server is stopped in the middle of a step: the kernel takes connections, and nobody answers, as where all
+    programs of a host wait for a dead disk. pulumi-command waits for ever."""
+    stack = stack_on("rtx5090")
+    stack = Unhurried(stack.folder, stack.engine, stack.config, lab=stack.lab)
+    stack.host["timeouts"].update(step=5, connect=3)
+    stack.lab.fault("script-hangs", STEP)
+    process = stack.start("up", "--yes", "--skip-preview")
+    stack.lab.wait_command(STEP, timeout=PATIENCE)
+    server = stack.lab.status()["pid"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert process.wait(PATIENCE) != 0
+    finally:
+        os.kill(server, signal.SIGCONT)
+    said = (stack.folder / "killed.log").read_text()
+    assert "wanted: pve to answer within 5 s" in said and "^C received; terminating" in said, said
+    stack.lab.fault("script-hangs", None)
+    comes_to_rest(stack)
+    stack.host["timeouts"]["step"] = 600
+    stack.up()
+    assert stack.drivers()["0000:01:00.0"] == "vfio-pci"

@@ -1,0 +1,103 @@
+"""Ends a run whose host has fallen silent while pulumi-command waits for it.
+
+pulumi-command has no limit while a command runs or a handshake lasts, and doesn't heed the engine's Cancel. Where a
+host's kernel keeps a connection and nothing answers any more (all programs wait for a dead disk), it would wait for
+ever. The connection by which this run holds the host ends then, as nothing answers its keepalives. If nobody can log in
+for as long as a step may take, and no resource of this provider is at work there, which has a limit of its own, the
+engine is told what a person would tell it: Ctrl-C, and once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from homelab.errors import HomelabError, UnreachableError
+from homelab.remote import guard, ssh
+from homelab.resources import limits
+from homelab.settings import Host
+from homelab.text import tell
+
+# Before each login that is tried, in seconds.
+TRY_SECONDS = 10.0
+# Between the two, in seconds: steps on other hosts end where they wait.
+CANCEL_SECONDS = 20.0
+# The engine: it starts this process itself, by a launcher that becomes this process.
+_ENGINE = os.getppid()
+# Host -> how many resources of this provider are at work there.
+_AT_WORK: Counter[str] = Counter()
+_COUNTING = threading.Lock()
+
+
+@contextmanager
+def at_work(host: str) -> Iterator[None]:
+    """A resource of this provider is at work on a host meanwhile.
+
+    :param host: in the settings.
+    """
+    with _COUNTING:
+        _AT_WORK[host] += 1
+    try:
+        yield
+    finally:
+        with _COUNTING:
+            _AT_WORK[host] -= 1
+
+
+def watch(name: str, host: Host) -> None:
+    """Watches a host that this run has lost, until it answers, in a thread of its own.
+
+    :param name: of the host in the settings.
+    """
+    threading.Thread(target=_watch, args=(name, host), daemon=True, name=f"watch of {name}").start()
+
+
+def _watch(name: str, host: Host) -> None:
+    began, limit = time.monotonic(), limits.of_step(host)
+    while True:
+        time.sleep(TRY_SECONDS)
+        if guard.holds(name):
+            return
+        try:
+            asyncio.run(ssh.reach(host))
+            return
+        except UnreachableError as error:
+            found = error.found
+        except HomelabError:
+            return  # it answers: what waits for it gets to hear that its connection is gone
+        if _AT_WORK[name]:
+            began = time.monotonic()
+        elif time.monotonic() - began > limit:
+            _end_run(name, limit, found)
+            return
+
+
+def _end_run(name: str, limit: int, found: str) -> None:
+    error = HomelabError(
+        wanted=f"{name} to answer within {limit} s, as long as a step may take (timeouts.step)",
+        found=f"nobody can log in ({found}), and the connection by which this run holds {name} has ended",
+        why="pulumi-command waits for a step there without a limit of its own; this run is ended, as by Ctrl-C",
+        next=f"look at {name}'s console and mend it, or restart it; then run the same again, which finishes what is "
+        "half done",
+    )
+    tell(str(error))
+    _interrupt()
+    time.sleep(CANCEL_SECONDS)
+    _interrupt()
+
+
+def _interrupt() -> None:
+    if sys.platform == "win32":
+        os.kill(0, signal.CTRL_C_EVENT)  # to each process of this console
+    elif os.getppid() == _ENGINE:  # else it has ended, and this process is about to
+        os.kill(_ENGINE, signal.SIGINT)
+
+
+guard.on_loss(watch)
