@@ -200,13 +200,16 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         )
 
     def delete(self, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs) -> None:
-        """It owns nothing. What was given to a container that has moved since is still to be given back, where it is
-        now."""
-        if inputs.cluster and inputs.host not in self.stack.host_names():
-            _tell_of_lost_record(inputs, inputs.host)
+        """It owns nothing. What a container was given is still to be given back where it has moved since, where it is
+        now; and where a run was killed while it gave that, so that no state has it."""
+        if inputs.host not in self.stack.host_names():
+            if inputs.cluster:
+                _tell_of_lost_record(inputs, inputs.host)
             return
         if inputs.cluster:
             self._give_back_elsewhere(inputs, outputs.identity)
+        if asyncio.run(container_record_of(self.stack, inputs.host, inputs.ctid)):
+            asyncio.run(self._take_out(inputs, inputs.host))
 
     def _give_back_elsewhere(self, inputs: ContainerProbe.Inputs, before: str) -> None:
         facts = asyncio.run(ssh.read(self.host(inputs), guests=True))

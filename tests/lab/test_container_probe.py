@@ -1,0 +1,55 @@
+"""A container whose run was killed while it was given its cards: its probe, which the state has, gives them back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.provider.container_probe import ContainerProbeWork
+from homelab.remote import ssh
+from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.container_probe import ContainerProbe
+from lab import Lab
+from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
+from remote_scripts.shared.card_nodes import Cards
+from tests.lab.test_proxmox_api import host_of
+
+NODE, CTID = "pve", 901
+
+
+def deleted(stack: dict[str, str]) -> None:
+    about: dict[str, Any] = {"settings": "", "power": "keep", "gpus": {}, "instance": "", "cluster": ""}
+    inputs = ContainerProbe.Inputs(
+        host=NODE, node=NODE, container="ai", ctid=CTID, boot=Boot(id="b", stopped=[], at=0),
+        shutdown=ShutdownInputs(timeout=10, otherwise="stop"), **about,
+    )  # fmt: skip
+    made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}, "identity": ""}
+    outputs = ContainerProbe.Outputs(resume=False, generation=0, stale=False, again=0, **made)
+    ContainerProbeWork(stack).delete(inputs, outputs)
+
+
+@pytest.mark.parametrize("guest", ["ai", "another"])
+def test_a_container_that_a_killed_run_has_given_its_cards_has_them_no_more(tmp_path: Path, guest: str) -> None:
+    """But for one that another entry of the settings has by now."""
+    with Lab.start("phoenix", state=tmp_path / "lab") as lab:
+        conf = lab.root / f"etc/pve/lxc/{CTID}.conf"
+        before, host = conf.read_text(), host_of(lab)
+
+        async def given() -> None:
+            async with ssh.connect(host) as session:
+                await session.ask(
+                    "apply", "container_gpus", ContainerGpus(ctid=CTID, cards=Cards(minors=(0,)), guest=guest)
+                )
+
+        asyncio.run(given())
+        with_cards = conf.read_text()
+        assert with_cards != before
+        settings = host.model_dump(mode="json", by_alias=True)
+        settings["api"]["tokenSecret"] = lab.api["tokenSecret"]
+        deleted({"hosts": json.dumps({NODE: settings}), "allowPlainSecrets": "true"})
+        assert conf.read_text() == (before if guest == "ai" else with_cards)
+        assert (lab.root / f"var/lib/homelab/containers/{CTID}").exists() == (guest != "ai")
