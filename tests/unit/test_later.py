@@ -50,6 +50,21 @@ def test_a_refresh_of_a_host_imports_what_it_reads_and_nothing_that_plans_or_ask
     assert not {"proxmoxer", "requests", "homelab.remote.planning", "homelab.nvidia.compatibility"} & found
 
 
+def test_what_a_run_has_imported_is_not_looked_through_for_garbage() -> None:
+    program = (
+        "import contextlib, gc, homelab.stack\n"
+        "with contextlib.suppress(Exception): homelab.stack.load()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    assert {"True"} == imported(program) & {"True", "False"}
+    provider = (
+        "import gc, runpy, homelab.provider.serve as serve\n"
+        "serve.main = lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "runpy.run_module('homelab.provider.__main__')"
+    )
+    assert {"True"} == imported(provider) & {"True", "False"}
+
+
 def test_a_late_module_is_an_attribute_of_its_package() -> None:
     imported(
         "from homelab.later import later; import homelab.remote; assert later('homelab.remote.ssh') is homelab.remote.ssh"
