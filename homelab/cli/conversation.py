@@ -105,9 +105,10 @@ class Conversation:
         pulumi = None if self.arguments.dry_run else Pulumi.find(project(), self.stack)
         if not self.arguments.yes:
             self.output.say(
-                "A stock host takes five answers: whether its host key is right; a password, unless a key of yours "
-                "logs in; who gets each card; a passphrase for Pulumi's secrets, unless it is known; and one yes. "
-                "Before that nothing is changed; ? there shows each line. An option answers each: homelab init --help."
+                "On a stock host you answer five questions: whether the host key is right; the password, unless one "
+                "of your keys is accepted; who gets each card; a passphrase for Pulumi's secrets, unless it is set; "
+                "and a final yes. Nothing changes before that yes; ? there shows each change. Options can answer all "
+                "of them: homelab init --help."
             )
         access = access_to(self.arguments, before, self.output, self.ask)
         facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
@@ -132,7 +133,7 @@ class Conversation:
             if not proposal.refused:
                 break
             self.output.say("", "`pulumi up` would refuse this:", *(f"{error}" for error in proposal.refused))
-            if self.arguments.card or not self.ask.confirm("Choose anew?", default=False):
+            if self.arguments.card or not self.ask.confirm("Choose again?", default=False):
                 raise Declined(
                     "Nothing was done: what is refused has to be changed first, on the host or in the answers."
                 )
@@ -199,7 +200,7 @@ class Conversation:
         all_guests = guests(facts)
         self.output.say(*(["Guests:", *(f"  {guest}" for guest in all_guests)] if all_guests else ["No guests."]))
         already = present(facts, cards, node, self._readings) if not access.name else []
-        heading = "Set up here already (what is kept, `pulumi destroy` leaves as it is, too):"
+        heading = "Already set up here (what is kept now stays after `pulumi destroy`, too):"
         self.output.say(*([heading, *(f"  {line}" for line in already)] if already else []))
         self.result["host"] = {
             "node": node,
@@ -230,7 +231,7 @@ class Conversation:
         if not chosen and not self.arguments.yes:
             asked = [card.key for card in cards if card not in left_out]
             self.output.say(
-                "", f"Now: who should get {' and '.join(asked)}; then a passphrase, if it isn't known, and the yes."
+                "", f"Next: who gets {' and '.join(asked)}; then a passphrase, unless it is set, and the final yes."
             )
         for card in cards:
             if card.place not in uses:
@@ -241,8 +242,8 @@ class Conversation:
                     continue
                 if card in left_out:
                     self.output.say(
-                        f"{card.key} ({card}) stays with the host, which shows its screen on it. For a guest: "
-                        f"--card {card.key}=…"
+                        f"{card.key} ({card}) stays with the host, which shows its screen on it. To give it to a "
+                        f"guest: --card {card.key}=…"
                     )
                     uses[card.place] = Use("none")
                     continue
@@ -329,10 +330,10 @@ class Conversation:
             "Storage for its disk", [(option, option) for option in offered.disks], preset
         )
         image, iso = self._source(offered)
-        size = str(arguments.disk or self.ask.text("Its disk, in GiB", "64"))
+        size = str(arguments.disk or self.ask.text("Size of its disk, in GiB", "64"))
         while not re.fullmatch(r"[1-9][0-9]{0,5}", size):
             self.output.say("A number of GiB, such as 64.")
-            size = self.ask.text("Its disk, in GiB", "64")
+            size = self.ask.text("Size of its disk, in GiB", "64")
         into = (offered.into or "local") if image in storages.cloud_images() else ""
         return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image, access))
 
@@ -362,7 +363,7 @@ class Conversation:
         arguments = self.arguments
         if not image:
             return {}
-        user = arguments.cloud_user or self.ask.text("User that cloud-init makes in it", storages.user_of(image))
+        user = arguments.cloud_user or self.ask.text("User that cloud-init creates in it", storages.user_of(image))
         file = (
             arguments.cloud_key
             or access.ssh.get("privateKeyFile")
@@ -518,16 +519,16 @@ class Conversation:
             config = facts.guests.config(guest.id)
             if config is not None and config.is_windows:
                 self.output.say(
-                    f"{guest} is Windows: it gets its card, and nothing is installed in it. Inside, Windows Update or "
-                    "NVIDIA's own installer (https://www.nvidia.com/drivers) brings the driver."
+                    f"{guest} is Windows: it only gets its card. Inside it, get the driver from Windows Update or "
+                    "NVIDIA's own installer (https://www.nvidia.com/drivers)."
                 )
                 continue
             if not guest.running:
                 continue
             if not self.arguments.guest_address:
                 self.output.say(
-                    f"{guest} only gets its card. With --guest-address ADDRESS NVIDIA's driver is installed in it, "
-                    "too, over SSH."
+                    f"{guest} only gets its card. To install NVIDIA's driver in it, too, over SSH: "
+                    "--guest-address ADDRESS."
                 )
                 continue
             if self.arguments.driver == "none":
@@ -648,7 +649,7 @@ class Conversation:
             if (api := api_settings(self.stack, host_before or {}, facts, self.arguments.api_port or 8006)) is not None:
                 host["api"] = api
             else:
-                self.output.say("The settings' own API user stays as it is; homelab init makes none.")
+                self.output.say("The settings already have an API user; homelab init makes none.")
         values = settings_of(choices, name, host, facts, cards, before.values)
         return propose(before, values, self.stack, name, facts, self.file.name, self._readings)
 
@@ -674,7 +675,7 @@ class Conversation:
         if proposal.commands:
             self.output.show(
                 "",
-                "On the host, an API user with exactly the rights that these settings take:",
+                "On the host, an API user with exactly the rights that these settings need:",
                 *(f"  {command}" for command in proposal.commands),
             )
 
@@ -685,7 +686,7 @@ class Conversation:
         """
         if self.arguments.yes:
             return True
-        question = "Do all of this? (yes, no; ? shows each line of it)"
+        question = "Do all of this? (yes, no; ? shows each change)"
         while (answer := self.ask.text(question, "").lower()) not in ("y", "yes", "?"):
             if answer in ("", "n", "no"):
                 raise Declined("Nothing was done.")
@@ -699,10 +700,8 @@ class Conversation:
         names = ", ".join(str(by_id[number]) for number in preset.guests if number in by_id) or preset.kind
         using = {user.vmid for user in facts.users_of(card.place, facts.cluster.node or "pve")}
         using |= set(containers_with(facts, card))
-        reason = (
-            "the settings have it so" if configured else "it has the card" if using else "no other guest could be meant"
-        )
-        self.output.say(f"{card.key}: preselected is {names}, since {reason}.")
+        reason = "the settings say so" if configured else "it has the card" if using else "no other guest fits"
+        self.output.say(f"{card.key}: preselected for {names}, since {reason}.")
 
     def _sum_up(
         self,
@@ -728,8 +727,8 @@ class Conversation:
             "",
             "In short:",
             *lines,
-            f"  made here: {', '.join(here)}",
-            f"  made on {access.host.address}: {', '.join(there) or 'nothing'}",
+            f"  created here: {', '.join(here)}",
+            f"  created on {access.host.address}: {', '.join(there) or 'nothing'}",
             "  cards and guests: unchanged until `pulumi up`, which shows its plan and asks",
         )
         if any(" token delete " in command for command in proposal.commands):
@@ -774,7 +773,7 @@ class Conversation:
         say, did = self.output.say, self.output.did
         making, commands = proposal.making, proposal.commands
         install = f"your public key put onto {access.host.address}"
-        written, made = f"{self.file.name} written", f"the stack {self.stack} made"
+        written, made = f"{self.file.name} written", f"the stack {self.stack} created"
         encrypted, previewed = "secrets put into the settings, encrypted", "pulumi preview"
         port = access.host.ssh.port
         where = f"{access.host.address}{f' --port {port}' if port != 22 else ''} --stack {self.stack}"

@@ -121,7 +121,7 @@ def record(scenario: str, engine: install.Engine) -> str:
 
 def main() -> None:
     engine = install.ensure(os.environ | {"PULUMI_HOME": str(install.cache_folder() / "home")})
-    for scenario in sys.argv[1:] or recording.PAGES:
+    for scenario in sys.argv[1:] or TEXTS:
         recording.PAGES[scenario].write_text(record(scenario, engine), encoding="utf-8")
 
 

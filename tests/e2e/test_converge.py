@@ -24,7 +24,7 @@ from tests.waiting import PATIENCE
 A_NEW_VM = [
     ("Name of the new VM", ENTER),
     ("Storage for its disk", ENTER),
-    ("Its disk, in GiB", ENTER),
+    ("Size of its disk, in GiB", ENTER),
 ]
 ITS_SCREEN = [  # the host has no other card
     ("Who should get gtx1080", f"{DOWN}{ENTER}"),  # from the end, around it: for VM 103

@@ -29,7 +29,7 @@ def test_a_vm_is_made_changed_in_place_and_removed(by_init: Callable[..., Stack]
         ("Who should get rtx4060-ti", f"{DOWN}{ENTER}"),  # from the end, around it: for a new VM, 100
         ("Name of the new VM", f"{REPLACED}dev{ENTER}"),
         ("Storage for its disk", ENTER),
-        ("Its disk, in GiB", ENTER),
+        ("Size of its disk, in GiB", ENTER),
         options=["--image", "none", "--set", f"vms.dev.create.cloudInit={json.dumps(cloud)}"],
     )
     stock = stack.lab.snapshot()

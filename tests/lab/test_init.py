@@ -439,7 +439,7 @@ def test_every_question_is_answered_by_a_line(
         "Where should Pulumi keep the stack's state?", *["Passphrase for the stack's secrets", "The same passphrase again"] * 2,
         *["Do all of this?"] * 2,
     ]  # fmt: skip
-    assert "rtx5090: preselected is VM 103 (Sandbox), running, since no other guest could be meant." in desk.out
+    assert "rtx5090: preselected for VM 103 (Sandbox), running, since no other guest fits." in desk.out
     assert "radeon-graphics" in desk.out and "stays with the host, which shows its screen on it" in desk.out
     before, first, second = desk.out.partition("done: ")[0].split("In short:")
     for in_short in (first, second):
