@@ -1,4 +1,4 @@
-"""A card of a host to a VM, by homelab's components alone: this program itself says which host, card and VM."""
+"""Gives a host's card to a VM with homelab's components. Host, card and VM are described here, not in `homelab:` settings."""
 
 import pulumi
 
@@ -12,7 +12,7 @@ from homelab.resources.described import HomelabProvider
 from homelab.resources.host_probe import HostProbe
 
 config = pulumi.Config()
-host = config.require_object("host")  # address, node, ssh, api: the keys of docs/settings.md
+host = config.require_object("host")  # address, node, ssh, api: see docs/settings.md
 host["ssh"]["privateKey"] = config.require_secret("privateKey")
 host["api"]["tokenSecret"] = config.require_secret("tokenSecret")
 host["gpus"] = {"rtx5090": {"match": "10de:2b85"}}
@@ -21,12 +21,13 @@ provider = HomelabProvider("homelab", hosts={"pve": host}, vms={"sandbox": vm})
 
 
 def after(*resources: pulumi.Resource) -> pulumi.ResourceOptions:
+    """Options of a resource that waits for these."""
     return pulumi.ResourceOptions(provider=provider, depends_on=list(resources))
 
 
 probe = HostProbe.of("pve-probe", "pve", host, after())
-scripts = HostAgent("pve", HostAgentArgs(host_name="pve", host=host), after(probe))
-iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(scripts))
+agent = HostAgent("pve", HostAgentArgs(host_name="pve", host=host), after(probe))
+iommu = IommuHost("pve", IommuHostArgs(host=host, probe=probe), after(agent))
 vfio = VfioBinding("pve", VfioBindingArgs(host=host, probe=probe), after(iommu))
 boot = HostReboot("pve", HostRebootArgs(host_name="pve", host=host, probe=probe), after(iommu, vfio))
 cards_args = GpuCardsArgs(host_name="pve", host=host, probe=probe, booted=boot.host, vms={"sandbox": vm})
