@@ -165,8 +165,8 @@ class Container(Model):
     `gpuAssignment` and `gpus` says which cards it gets."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: then it counts where it
-    is now ([a guest that moves](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`. Or the Proxmox VE cluster that it is in: the program then finds
+    it on whichever node it is ([a guest that moves](moving-guests.md#a-guest-that-moves))."""
     ctid: GuestId
     """Its id in Proxmox VE. Without `create` a container with this id exists, and is adopted as it is."""
     gpu_assignment: Annotated[Plain | None, InWords('all, none, or numbers in quotes, such as "0,1"')] = None
@@ -176,12 +176,12 @@ class Container(Model):
     """Cards by their names under `hosts.NAME.gpus`, of any maker; each needs `use: lxc`."""
     nodes: Literal["render", "all"] = "render"
     """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`),
-    and `/dev/kfd` of an AMD card that has it. `all`: also the one that sets screens (`/dev/dri/card0`), which some
-    older programs look for."""
+    and an AMD card's `/dev/kfd`, if it has that. `all`: also the one that controls screens (`/dev/dri/card0`), which
+    some older programs look for."""
     libraries: list[CardUse] = []
-    """Packages inside it by which programs use its Intel and AMD cards, of its own distribution (Debian or Ubuntu).
-    `video`: VA-API's drivers and `vainfo`, which has to work then. `compute`: OpenCL for Intel's, ROCm's runtime for
-    AMD's. They go again with the setting or the stack."""
+    """Packages that programs inside it need for its Intel and AMD cards, from its own distribution (Debian or Ubuntu).
+    `video`: VA-API's drivers and `vainfo`, which must then work. `compute`: OpenCL for Intel's, ROCm's runtime for
+    AMD's. `up` removes them without the setting, `destroy` in any case."""
     method: Literal["device", "mount-entry"] = "device"
     """How the devices are written into the container's configuration. `device`: `dev[n]` options. `mount-entry`: raw
     `lxc.mount.entry` and `lxc.cgroup2.devices.allow` lines. A change converts them."""
@@ -195,8 +195,8 @@ class Container(Model):
     nvidia: Nvidia | None = None
     """NVIDIA's libraries inside it, of exactly the version of the host's driver."""
     allow_older_lxc: bool = False
-    """`true`: the engine of `nvidia.containerToolkit` starts containers in it, although the host's lxc-pve or the
-    container's features say that it can't."""
+    """`true`: set up the engine of `nvidia.containerToolkit`, although the host's lxc-pve or the container's features
+    say that it can't start containers in there."""
     create: NewContainerSettings | None = None
     """Create the container with these properties, instead of adopting an existing one."""
 

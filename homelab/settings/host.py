@@ -85,32 +85,33 @@ class Gpu(Model):
     """Functions in the card's IOMMU group that may leave the host together with the card. What carries the host's own
     disks or network never goes, whatever is listed here."""
     allow_console: bool = False
-    """`true`: the card is the host's screen, and you accept that the screen goes dark."""
+    """`true`: give the card away although it is the host's screen. You accept that the screen goes dark."""
     allow_containers: list[GuestId] = []
-    """Ids of containers that use the card now and may lose it."""
+    """Ids of containers that use the card now, and may lose it."""
     allow_direct_mapping: bool = False
-    """`true`: the firmware wants memory mapped 1:1 for the card, and you know that your kernel gives it to a VM all the
-    same."""
+    """`true`: give the card away although the firmware wants memory mapped 1:1 for it. You know that your kernel can do
+    that."""
     allow_unstarted: bool = False
-    """`true`: the card is of a kind that died in a VM where its own driver hadn't started it first, and you know that
-    yours starts all the same."""
+    """`true`: give the card away although cards of its kind failed in a VM unless their own driver had started them
+    first. You know that yours starts."""
     allow_part_of_fabric: bool = False
-    """`true`: the card is one of several on a board with NVSwitches, and you know how a VM uses it without the others:
-    with `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on the host."""
+    """`true`: give the card away although it is one of several on a board with NVSwitches. You know how a VM uses it
+    without the others: with `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on
+    the host."""
     mapping: Plain | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False
-    """Only for a virtual function, with `use: vm`. `true`: its mapping says that a VM with it can be migrated while it
-    runs (`live-migration-capable`), which its driver has to be able to do. From Proxmox VE 8.4 on."""
+    """Only for a virtual function, with `use: vm`. `true`: its mapping says that Proxmox VE can migrate a VM with it
+    while it runs (`live-migration-capable`). The function's driver must support that. From Proxmox VE 8.4 on."""
     reset: Literal["flr", "bus", "pm", "acpi", "device_specific"] | None = None
     """Only with `use: vm`: how the kernel resets the card's functions, instead of trying what it offers in its own
     order (`reset_method`). Set it only if the plan's note about your card, or your own trial, says so. `bus` is for a
     card of a single function: the kernel refuses it for others."""
     keep_awake: bool = False
-    """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it, for a card that doesn't wake up again
-    (D3cold). It takes more power then."""
+    """Only with `use: vm`. `true`: the card doesn't sleep while no VM has it. This is for a card that doesn't wake up
+    again (D3cold). It uses more power."""
     passthrough_test: bool = False
-    """`true`: prove the binding. A small VM gets the card, reports what it sees, and is removed."""
+    """`true`: test the binding. A small VM gets the card, reports what it sees, and is removed."""
 
     @property
     def may_leave(self) -> bool:
@@ -215,44 +216,44 @@ class Host(Model):
     """A Proxmox VE node."""
 
     address: NetworkAddress
-    """Where the host is reached. A host of `clusters` takes it from there."""
+    """The host's address. A host of `clusters` takes it from there."""
     ssh: Ssh
-    """How the host is reached over SSH. A host of `clusters` takes it from there."""
+    """How to reach the host over SSH. A host of `clusters` takes it from there."""
     api: ApiAccess | None = None
-    """How the Proxmox VE API is reached. Needed where cards go to VMs, or guests are created."""
+    """How to reach the Proxmox VE API. Needed if cards go to VMs, or guests are created."""
     node: NodeName | None = None
     """The node's name in Proxmox VE. By default the host's name in these settings."""
     iommu: IommuSettings = IommuSettings()
-    """What the kernel command line says about the IOMMU."""
+    """Options of the kernel command line for the IOMMU."""
     gpus: dict[Name, Gpu] = {}
     """The host's cards, each under a name of your choice."""
     downloads: dict[Name, Download] = {}
-    """Files that Proxmox VE downloads for guests that are created, each under a name of your choice."""
+    """Files that Proxmox VE downloads for new guests, each under a name of your choice."""
     take_over: bool = False
-    """`true`: what `vfio-pci.ids=` or a file in modprobe.d binds already becomes the program's matter. It also binds
-    such a card itself; this leaves out one on an external port (Thunderbolt), which may appear late, and then only its
-    id catches it. And a card that stays with the host is taken from these ids, by a word that counts instead of them
-    until `pulumi destroy`; another card that they bind stays bound, by its address; the files stay as they are."""
+    """`true`: homelab takes over what `vfio-pci.ids=` or a file in modprobe.d binds already. It binds such a card
+    itself, except one on an external port (Thunderbolt), which may appear late: only its id catches that one. A card
+    that stays with the host is left out of these ids: until `pulumi destroy`, a list without it on the kernel command
+    line is used instead; another card with these ids stays bound, by its address. Your files stay as they are."""
     boot_framebuffer: Literal["keep", "off"] = "keep"
-    """`off`: the kernel takes no part in the firmware's picture (`initcall_blacklist=sysfb_init`), where that holds on
-    to the memory of a card that goes to a VM and is the host's screen. The host then shows nothing on any screen from
-    the boot menu on: have another way in first. Set it only if the verification asks for it. The boot entry 'without
-    GPU passthrough' is without it."""
+    """`off`: the kernel doesn't use the firmware's picture (`initcall_blacklist=sysfb_init`). Set it only if the
+    verification asks for it: then that picture uses the memory of a card that goes to a VM and is the host's screen.
+    The host shows nothing on any screen after the boot menu, so have another way in first. The boot entry 'without GPU
+    passthrough' doesn't have this option."""
     reboot: Literal["auto", "manual"] = "auto"
     """`manual`: `pulumi up` doesn't reboot the host. It ends and says what to do, and the next `up` continues after
     your reboot."""
     cluster: Name | None = None
-    """The cluster that the host is a node of: a name under `clusters`, of which it takes what it doesn't say itself, or
-    any name of your choice. Hosts that share this name reboot one at a time, each only once the one before is back and
-    verified."""
+    """The cluster that the host is a node of: a name under `clusters`, whose settings it uses where it has none of its
+    own, or any name of your choice. Hosts that share this name reboot one at a time, each only once the one before is
+    back and verified."""
     guests_at_reboot: Literal["shutdown", "maintenance"] = "shutdown"
-    """What becomes of the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down; what ran is
-    started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on for that time; HA moves its
-    guests to other nodes before, and back afterwards, and all others are shut down."""
+    """What happens to the guests when a node of a cluster restarts. `shutdown`: Proxmox VE shuts them down, and those
+    that ran are started again, with `onboot` or without. `maintenance`: HA's maintenance mode is on during the restart;
+    HA moves its guests to other nodes before, and back afterwards. All other guests are shut down."""
     allow_quorum_loss: bool = False
-    """`true`: the node is also rebooted if the others have no quorum without it, as in a cluster of two without a
-    QDevice. Until it is back, they start no guest and take no change. Not while HA has a guest that isn't stopped, on
-    any node: its watchdog would reset the others."""
+    """`true`: reboot the node even if the others have no quorum without it, as in a cluster of two without a QDevice.
+    Until it is back, they start no guest and accept no change. It is still refused while HA has a guest that isn't
+    stopped, on any node: its watchdog would reset the others."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack on the host itself, for the cards that stay with it."""
     timeouts: Timeouts = Timeouts()

@@ -54,8 +54,8 @@ class VmGpu(Model):
     SSH."""
     take_over: bool = False
     """`true`: the VM has the card by a line of your own, such as `hostpci0: 0000:01:00,pcie=1,x-vga=1`, and the program
-    may replace it. The mapping takes the address's place, the line's other options stay (what is set here otherwise
-    than by default counts over them), and `pulumi destroy` puts the line back as it was. `homelab init` sets it."""
+    may replace it. A mapping replaces the address. The line's other options stay, unless you set another value than the
+    default here. `pulumi destroy` restores the line. `homelab init` sets this."""
     legacy_igd: bool = False
     """`true`: Intel's processor graphics, up to Comet Lake, are the VM's only screen from its start (`legacy-igd`).
     Needs the machine model `pc`, with `pcie: false`, and `display: none`."""
@@ -97,7 +97,7 @@ class CloudInit(Model):
     """What cloud-init sets up in the guest."""
 
     user: GuestUser | None = None
-    """The user that it makes. By default the image's own."""
+    """The user that cloud-init creates. By default the image's own."""
     ssh_keys: list[PublicKey] = []
     """Public keys that may log in as this user."""
     password: Secret | None = None
@@ -227,8 +227,8 @@ class Vm(Model):
     """A VM that gets cards."""
 
     host: Name
-    """The host that it runs on: a name under `hosts`. Or its cluster: the VM is then found on whichever of its nodes it
-    is ([more than one host](moving-guests.md#a-guest-that-moves))."""
+    """The host that it runs on: a name under `hosts`. Or its cluster: the program then finds the VM on whichever node
+    it is ([more than one host](moving-guests.md#a-guest-that-moves))."""
     vmid: GuestId
     """Its id in Proxmox VE. Without `create` a VM with this id exists, and is adopted as it is."""
     gpus: list[VmGpu] = []
@@ -241,13 +241,12 @@ class Vm(Model):
     machine: Literal["q35"] | None = None
     """Change the machine model of an adopted VM to this one."""
     display: Literal["keep", "none"] = "keep"
-    """`none`: it has no emulated screen beside the card."""
+    """`none`: the VM has no emulated screen beside the card."""
     address: NetworkAddress | None = None
-    """Where the guest is reached; `agent`: its guest agent is asked, which takes the privilege `VM.GuestAgent.Audit`
-    (Proxmox VE 8:
+    """The guest's address; `agent`: ask its guest agent, which needs the privilege `VM.GuestAgent.Audit` (Proxmox VE 8:
     `VM.Monitor`). By default the address that cloud-init gives it."""
     ssh: Ssh | None = None
-    """How the guest is reached over SSH; needed with `nvidia`."""
+    """How to reach the guest over SSH; needed with `nvidia`."""
     nvidia: Nvidia | None = None
     """NVIDIA's stack in the guest, a Linux. In Windows, Windows Update or NVIDIA's own installer brings the driver."""
     allow_shared_onboot: bool = False

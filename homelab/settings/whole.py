@@ -29,8 +29,7 @@ class Settings(Model):
     containers: dict[Name, Container] = {}
     """The containers that share cards, each under a name of your choice."""
     clusters: dict[Name, ProxmoxCluster] = {}
-    """Proxmox VE clusters, each under a name of your choice: what hosts that name it as their `cluster` have in
-    common."""
+    """Proxmox VE clusters, each under a name of your choice: settings that their hosts share."""
     plan: Literal["auto", "always", "never"] = "auto"
     """Whether a preview reads the host. `auto`: when something would change and the host answers within two seconds."""
     allow_plain_secrets: bool = False
