@@ -185,7 +185,9 @@ def _vm_saw(card: GpuOutput | None, vms: list[VmOutput]) -> Criterion:
         functions = ", ".join(f"[{function.id}]" for function in card.test.functions)
         return Criterion(criterion=criterion, met=True, evidence=f"a test VM saw {functions} with its memory ranges")
     return Criterion(
-        criterion=criterion, met=None, evidence="nobody looked: no `nvidia` in a VM, and no test was asked for"
+        criterion=criterion,
+        met=None,
+        evidence="not checked: no VM with it has `nvidia`, and passthroughTest isn't set for it",
     )
 
 
@@ -195,7 +197,7 @@ def _container_saw(containers: list[ContainerOutput]) -> Criterion:
     if opened:
         return Criterion(criterion=criterion, met=True, evidence=f"{opened} devices were opened from inside")
     why = "it was off" if containers else "no container has it"
-    return Criterion(criterion=criterion, met=None, evidence=f"nobody looked: {why}")
+    return Criterion(criterion=criterion, met=None, evidence=f"not checked: {why}")
 
 
 def _stacks(who: str, guests: Iterable[VmOutput | ContainerOutput]) -> Iterator[Criterion]:
