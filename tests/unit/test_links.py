@@ -65,7 +65,7 @@ def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
         assert anchor is None or anchor in anchors((PROJECT / page).read_text(encoding="utf-8")), f"{page}#{anchor}"
 
 
-@pytest.mark.parametrize("page", sorted((PROJECT / "docs").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs").rglob("*.md")), ids=lambda page: page.stem)
 def test_a_page_is_one_that_is_read_at_once(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").split()) <= 1500, "a page for each task"
 
