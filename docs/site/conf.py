@@ -35,6 +35,7 @@ html_title = "homelab"
 html_extra_path = ["index.html"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def _with_contents(_app: Sphinx, name: str, text: list[str]) -> None:
