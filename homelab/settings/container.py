@@ -173,7 +173,7 @@ class Container(Model):
     """Cards by the driver's own numbers: N of `/dev/nvidiaN`, as `nvidia-smi -L` lists them. They need not follow the
     order of the PCI addresses."""
     gpus: list[Name] | None = None
-    """Cards by their names under `hosts.NAME.gpus`, of any maker; each needs `use: lxc`."""
+    """Cards by their names under `hosts.NAME.gpus`, of any maker; each needs `use: lxc` or `shared`."""
     nodes: Literal["render", "all"] = "render"
     """Which nodes of an Intel or AMD card it gets. `render`: the one for video and computing (`/dev/dri/renderD128`),
     and an AMD card's `/dev/kfd`, if it has that. `all`: also the one that controls screens (`/dev/dri/card0`), which
