@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -59,6 +60,27 @@ def test_a_number_shows_its_unit_and_bounds_a_choice_its_words() -> None:
     assert "| `port` | integer, 1 to 65535 | `8006` |" in page
     assert "| `memory` | MiB, 64 to 16777216 | `8192` |" in page
     assert "| `use` | `vm`, `lxc`, `host` or `shared` | `vm` |" in page
+
+
+# What pages quote of other programs' configuration.
+OF_OTHERS = {"startup", "hostpciN", "runtimeClassName", "handler"}
+
+
+def test_a_setting_that_a_page_names_is_one() -> None:
+    keys = {field.alias or name for model in MODELS.values() for name, field in model.model_fields.items()}
+    pages_with_settings = [
+        PROJECT / "README.md",
+        *(PROJECT / "docs").glob("*.md"),
+        *(PROJECT / "examples").glob("*.md"),
+        *(PROJECT / "examples").glob("*/README.md"),
+    ]
+    unknown = {
+        (page.name, key)
+        for page in pages_with_settings
+        for key in re.findall(r"`([a-z][A-Za-z]*): [^`\n]+`", page.read_text(encoding="utf-8"))
+        if key not in keys | OF_OTHERS
+    }
+    assert unknown == set()
 
 
 def test_the_projects_file_declares_each_key_with_the_models_default() -> None:
