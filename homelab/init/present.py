@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from homelab.host.devices import Device
@@ -12,10 +13,13 @@ from remote_scripts.shared.hookscripts import is_ours
 
 # Words of the kernel command line that guides to passthrough name, without what follows the equals sign.
 _WORDS = (
-    *("amd_iommu", "intel_iommu", "iommu", "pcie_acs_override", "modprobe.blacklist", "module_blacklist"),
-    *("initcall_blacklist", "video", "nofb", "nomodeset", "textonly", "pci", "pcie_aspm", "rd.driver.pre"),
-    *("vfio_iommu_type1.allow_unsafe_interrupts", "vfio-pci.disable_vga", "vfio-pci.disable_idle_d3"),
-    *("kvm.ignore_msrs", "kvm.report_ignored_msrs", "i915.modeset", "nouveau.modeset", "i915.enable_gvt"),
+    *("amd_iommu", "intel_iommu", "iommu", "iommu.passthrough", "iommu.strict", "intremap", "nointremap"),
+    *("pcie_acs_override", "modprobe.blacklist", "module_blacklist", "initcall_blacklist", "rd.driver.pre"),
+    *("video", "nofb", "nomodeset", "textonly", "fbcon", "pci", "pcie_aspm", "pcie_port_pm"),
+)
+# Options of modules; vfio-pci's ids are told with the cards that they bind.
+_OPTION = re.compile(
+    r"(?:nvidia|nouveau|nova|radeon|amdgpu|ttm|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*\.(?!ids(?:=|$))", re.ASCII
 )
 
 
@@ -37,7 +41,7 @@ def present(
 
 def _on_the_host(facts: HostFacts, cards: Sequence[Card]) -> list[str]:
     lines = []
-    words = [word for word in facts.cmdline.others.split() if word.partition("=")[0] in _WORDS]
+    words = [word for word in facts.cmdline.others.split() if word.partition("=")[0] in _WORDS or _OPTION.match(word)]
     if words:
         lines.append(f"{' '.join(words)} on the kernel command line: kept, and not added a second time")
     others: dict[str, list[str]] = {}

@@ -311,6 +311,7 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
     host.write("/etc/modprobe.d/own.conf.bak", "blacklist nvidia\n")
     host.write("/etc/modprobe.d/off.conf", "alias lbm-nouveau off\nalias netdev-eth0 e1000\n")
     host.write("/etc/modules", "# loaded at boot\nvfio_pci\nloop\n")
+    host.write("/etc/initramfs-tools/modules", "# loaded early\nvfio\nloop\n")
     link(host, "/etc/modules-load.d/modules.conf", "../modules")
     host.write("/etc/modules-load.d/nvidia-vfio.conf", "nvidia\nnvidia_uvm\nvendor-reset\n")
     assert read(host).module_lines == [
@@ -318,6 +319,7 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
         "/etc/modprobe.d/own.conf: install nvidia /bin/false",
         "/etc/modprobe.d/own.conf: blacklist snd_hda_intel",
         "/etc/modprobe.d/own.conf: options kvm ignore_msrs=1",
+        "/etc/initramfs-tools/modules: vfio",
         "/etc/modules: vfio_pci",
         "/etc/modules-load.d/nvidia-vfio.conf: nvidia",
         "/etc/modules-load.d/nvidia-vfio.conf: nvidia_uvm",

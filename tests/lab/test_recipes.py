@@ -246,6 +246,7 @@ RECIPES: dict[str, Recipe] = {
         {"match": "10de:2204", "address": "1d:00"},
         (
             "amd_iommu=on iommu=pt on",
+            "/etc/initramfs-tools/modules: vfio-pci: kept",
             "vfio-pci.ids=10de:2204,10de:1aef on the kernel command line: kept; rtx3090, rtx3090-2 count as bound by it",
         ),
         (
@@ -268,7 +269,7 @@ RECIPES: dict[str, Recipe] = {
         "two-identical",
         TWIN_BY_SCRIPT,
         {"match": "10de:2204", "address": "1e:00"},
-        ("/etc/initramfs-tools/scripts/init-top/bind_vfio.sh, which names vfio-pci: kept;",),
+        ("/etc/initramfs-tools/modules: vfio, vfio_iommu_type1, vfio-pci: kept", "/etc/initramfs-tools/scripts/init-top/bind_vfio.sh, which names vfio-pci: kept;",),
         (
             Outcome(
                 "vm",

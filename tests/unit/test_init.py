@@ -494,7 +494,8 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "running": "",
             "configured": "",
             "generated": "",
-            "others": "root=/dev/sda quiet amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset",
+            "others": "root=/dev/sda quiet amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset "
+            "vfio-pci.disable_vga=1 kvm.ignore_msrs=1 amdgpu.gttsize=98304 kvmfr=1 vfio-pci.ids=1022:15e3",
         },
         module_lines=[
             "/etc/modprobe.d/vfio.conf: options vfio-pci ids=10de:2b85,10de:22e8 disable_vga=1",
@@ -512,8 +513,8 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
         facts, init_cards.cards(facts), "pve", systems
     )
     assert words == (
-        "amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset on the kernel command line: kept, and not added "
-        "a second time"
+        "amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset vfio-pci.disable_vga=1 kvm.ignore_msrs=1 "
+        "amdgpu.gttsize=98304 on the kernel command line: kept, and not added a second time"
     )
     assert lines == (
         "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci; /etc/modprobe.d/blacklist.conf: blacklist nvidia; "

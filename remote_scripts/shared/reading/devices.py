@@ -177,7 +177,11 @@ def _module_lines(source: Source) -> list[str]:
         if _OF_CARDS.match(line)
     ]
     folder = "/etc/modules-load.d"
-    lists = ["/etc/modules", *(f"{folder}/{name}" for name in source.names(folder) if name.endswith(".conf"))]
+    lists = [
+        vfio_ids.MODULES,
+        "/etc/modules",
+        *(f"{folder}/{name}" for name in source.names(folder) if name.endswith(".conf")),
+    ]
     lists = [path for path in lists if not source.is_link(path)]  # modules.conf there is Debian's, to /etc/modules
     lines += [(path, line) for path in lists for line in source.lines(path) if _LOADED_AT_BOOT.match(line)]
     return [f"{path}: {' '.join(line.split())}" for path, line in lines]
