@@ -120,3 +120,11 @@ def test_what_comes_into_a_vm_without_python_is_in_the_plan(lab: Lab, monkeypatc
     monkeypatch.setattr(planning, "read_vm", read_vm)
     found = asyncio.run(planning.planned("pve", host(lab), vm(lab, 110, driver="580"), {}))
     assert "vms.box has no Python: `pulumi up` installs python3 there" in found.guests
+
+
+def test_a_preview_says_where_each_driver_comes_from(lab: Lab) -> None:
+    """NVIDIA's repository for Debian 13, which host and containers have, begins with 590."""
+    container = Container.model_validate({"host": "pve", "ctid": 301, "gpus": ["p4a"], "nvidia": {}})
+    found = asyncio.run(planning.planned("pve", host(lab), {}, {"one": container}))
+    lines = [line for line in found.guests.splitlines() if "NVIDIA's stack" in line]
+    assert [line.count(", by NVIDIA's installer 580.178.04, ") for line in lines] == [1, 1]

@@ -209,10 +209,10 @@ def test_a_toolkit_that_didnt_come_from_packages_is_left_as_it_is(vm: Machine) -
 
 def test_a_release_that_isnt_there_is_named(vm: Machine) -> None:
     absent = dataclasses.replace(
-        plan(vm), cuda=CudaPlan("13.3", ("cuda-toolkit-13-3",), "/usr/local/cuda-13.3/bin/nvcc")
+        plan(vm), cuda=CudaPlan("13.9", ("cuda-toolkit-13-9",), "/usr/local/cuda-13.9/bin/nvcc")
     )
     said = vm.refusal(step(vm, absent))
-    assert "Unable to locate package cuda-toolkit-13-3" in said
+    assert "Unable to locate package cuda-toolkit-13-9" in said
 
 
 @pytest.mark.parametrize(
