@@ -7,7 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from homelab.provider import api as provider_api
+from homelab.provider import base, gpu_lease
 from homelab.remote import agent
+from homelab.remote.proxmox import places
 from lab import Lab
 from tests import compiled_agent
 from tests.kept_systems import KeptSystems
@@ -33,6 +36,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent to a host has its bytecode with it."""
     monkeypatch.setattr(agent, "_archive_text", compiled_agent.archive_text)
     monkeypatch.setattr(agent, "put", compiled_agent.put)
+
+
+@pytest.fixture(autouse=True)
+def of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the provider remembers until its end, no test has of another one: which come before it in its process is chance."""
+    monkeypatch.setattr(base, "_READINGS", {})
+    monkeypatch.setattr(provider_api, "_READINGS", {})
+    monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
+    monkeypatch.setattr(gpu_lease, "_TURNS", {})
 
 
 @pytest.fixture(scope="session")
