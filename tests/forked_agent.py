@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -18,8 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
+
 from homelab.nvidia import symptoms
 from homelab.remote import agent as asking
+from homelab.remote import ssh
+from lab import Lab
 from lab.host import host_python
 from remote_scripts import agent, tables
 from tests.waiting import PATIENCE
@@ -50,7 +55,34 @@ def asked(
     :param folder: in which it works.
     :param options: of `homelab.remote.agent.request`.
     """
-    text = asking.request(layer, wanted, **options).encode()
+    return _answered(environment, verb, layer, asking.request(layer, wanted, **options).encode(), folder)
+
+
+def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> None:
+    """In a test: sessions with these labs are real, and what they ask the agent is answered by a fork."""
+    by_port, real = {lab.connection["port"]: lab for lab in labs}, ssh.Session._run
+
+    async def run(session: ssh.Session, command: str, verb: str, script: str, *more: Any) -> str:
+        lab = by_port.get(session._host.ssh.port)
+        if lab is None or command != asking.command_in_memory("root"):
+            return await real(session, command, verb, script, *more)
+        sent = json.loads(script)
+        text = json.dumps(sent["request"]).encode()
+        done = _answered(lab.machine.environment(), sent["verb"], sent["request"]["layer"], text, Path("/"))
+        for on_line in more[1:]:
+            for line in done.stderr.splitlines() if on_line else ():
+                on_line(line)
+        if done.returncode:
+            raise ssh._failed(verb, done.stdout, done.stderr, done.returncode)
+        return done.stdout
+
+    monkeypatch.setattr(ssh.Session, "_run", run)
+    monkeypatch.setattr(asking, "_archive_text", lambda: "")
+
+
+def _answered(
+    environment: Mapping[str, str], verb: str, layer: str, text: bytes, folder: Path
+) -> subprocess.CompletedProcess[str]:
     importlib.import_module(f"remote_scripts.layers.{layer}")
     told = (_codes(), asking.version(), _symptoms())
     streams = [os.memfd_create(name) for name in ("output", "errors")]

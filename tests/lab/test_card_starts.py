@@ -19,6 +19,7 @@ from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
 from lab import Lab
+from tests import forked_agent
 from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
 
 SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
@@ -50,6 +51,7 @@ def lab(shared_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reques
     machine(shared_lab).shut_down(POLICY)
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
     monkeypatch.setattr(api, "CARD_SECONDS", 0.5)
+    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
     return shared_lab
 
 
@@ -91,7 +93,7 @@ def test_a_reset_that_failed_and_works_alone_is_a_remark(lab: Lab, capsys: pytes
     )
 
 
-@pytest.mark.parametrize("lab", [NO_FLR, FLR], indirect=True, ids=["no FLR", "FLR"])
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
 def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab) -> None:
     start(lab)
     lab.fault("reset-kills", FUNCTION)

@@ -13,6 +13,7 @@ import yaml
 from homelab.cli import log, show
 from homelab.cli.doctor import main
 from lab import Lab
+from tests import forked_agent
 
 SECRET = "not-to-be-shown"
 BINDS = ["nvidia0", "nvidiactl", "nvidia-uvm"]
@@ -74,12 +75,13 @@ class Doctor:
 
 @pytest.fixture
 def doctor(
-    labs: Callable[[str], Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labs: Callable[[str], Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], Doctor]]:
     used: list[Doctor] = []
 
     def on(scenario: str) -> Doctor:
         used.append(Doctor(labs(scenario), tmp_path, capsys))
+        forked_agent.in_place_of_what_is_sent(monkeypatch, used[-1].lab)
         return used[-1]
 
     yield on

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError, UnreachableError
-from homelab.provider import api as work_module
 from homelab.provider import peers, vm_cards
 from homelab.provider.base import GoneError
 from homelab.provider.card_mapping import CardMappingWork
@@ -33,8 +32,10 @@ from homelab.resources.vm_cards import VmCards
 from homelab.shapes import Record
 from homelab.vm.config import Change
 from lab.cluster import LabCluster
+from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after
 from tests.lab.test_proxmox_api import Quick, host_of
+from tests.sampling import sample
 
 VM = 103
 SHUTDOWN = ShutdownInputs(timeout=5, otherwise="stop")
@@ -52,7 +53,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabClus
 @pytest.fixture
 def cluster(shared_cluster: LabCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[LabCluster]:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(work_module, "_READINGS", {})
+    forked_agent.in_place_of_what_is_sent(monkeypatch, *shared_cluster.nodes.values())
     shared_cluster["pve1"].run(f"qm stop {VM}")
     yield shared_cluster
     for name in ("pve2", "pve3"):
@@ -172,8 +173,9 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
     assert noted(cluster, RECORD) == []
 
 
-@pytest.mark.parametrize("lost", ["", "pve1"])
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("number", "lost"), sample([(number, lost) for number in (0, 1, 2) for lost in ("", "pve1")], 2, "a killed update")
+)
 def test_a_destroy_after_a_killed_update_of_a_vm_that_moved_gives_all_back(
     cluster: LabCluster, monkeypatch: pytest.MonkeyPatch, number: int, lost: str
 ) -> None:
