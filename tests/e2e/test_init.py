@@ -22,6 +22,7 @@ from tests.e2e.person import DOWN, ENTER, PASSPHRASE, SPACE, UP, Conversation, P
 from tests.e2e.terminal import Terminal
 from tests.e2e.test_converge import SCENARIOS
 from tests.e2e.test_preview import REFUSED
+from tests.sampling import sample
 
 
 @pytest.fixture
@@ -104,7 +105,9 @@ CONTAINERS: dict[str, tuple[Conversation, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("scenario", CONTAINERS)
+@pytest.mark.parametrize(
+    "scenario", ["phoenix", *sample(["containers-pve8", "tesla-p4"], 1, "containers at a terminal")]
+)
 def test_cards_for_containers(at_a_terminal: Callable[[str], Person], scenario: str) -> None:
     person = at_a_terminal(scenario)
     conversation, expected = CONTAINERS[scenario]
@@ -145,7 +148,7 @@ def test_a_host_with_a_history_is_taken_over_and_left_as_its_owner_had_it(
 
 
 def test_every_scenario_is_set_up_or_refused_by_init_at_a_terminal() -> None:
-    """Here, and in the tests that begin with `by_init`."""
+    """Here, and in the tests that begin with `by_init`; of some a sample is tried."""
     texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")]
     begun = {name for text in texts for name in re.findall(r'= by_init\(\s*"([\w-]+)"', text)}
     named = {*VMS, *CONTAINERS, *SCENARIOS, *REFUSED, *begun}
