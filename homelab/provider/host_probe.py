@@ -10,18 +10,20 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.later import later
 from homelab.provider.base import Work, raised
-from homelab.remote import guard, ssh, stack_folder
+from homelab.remote import guard, ledger, ssh, stack_folder
 from homelab.resources.host_probe import LAYERS, HostProbe
 from homelab.settings import Host
 from homelab.text import tell
+from homelab.vm.config import strings
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
 
 if TYPE_CHECKING:  # of no use to a refresh
     from homelab.provider import card_mapping, storage_file
     from homelab.remote import planning
+    from homelab.remote.proxmox import api
 else:
     card_mapping, storage_file = later("homelab.provider.card_mapping"), later("homelab.provider.storage_file")
-    planning = later("homelab.remote.planning")
+    api, planning = later("homelab.remote.proxmox.api"), later("homelab.remote.planning")
 
 
 class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
@@ -72,6 +74,8 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             owner = stack_folder.owner_of(self.urn, inputs.host)
             if owner in facts.stacks:
                 asyncio.run(self._remove_folder_left(inputs.host, host, owner))
+            if host.api is not None:
+                self._tell_of_guests(api.Api(host, node))
         except HomelabError as error:  # nothing of the state is left to be given back: no reason to fail
             tell(f"{inputs.host}: it can't be read again ({error.wanted}: {error.found})")
         for copy in edits:
@@ -90,6 +94,21 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 "services have just been taken back: run `pulumi up --refresh` before the host is rebooted, which "
                 "writes them again"
             )
+
+    def _tell_of_guests(self, proxmox: api.Api) -> None:
+        """Names the guests of this stack's making that are still there. They aren't removed without their resources:
+        what is on their disks is nowhere else."""
+        mark = f"Created by Pulumi: {ledger.stack_of(self.urn)}/"
+        for kind, label, key in (("qemu", "VM", "name"), ("lxc", "container", "hostname")):
+            for row in proxmox.get(f"nodes/{proxmox.node}/{kind}", f"to list the node's {label}s"):
+                path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
+                config = strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
+                if mark in config.get("description", ""):
+                    tell(
+                        f"{proxmox.node}: {label} {row['vmid']} ({config.get(key, 'without a name')}) stays, and by its "
+                        "description this stack has made it: it was to stay, or a run was killed while it made it. If "
+                        "you don't need it, remove it in Proxmox VE's web interface"
+                    )
 
     async def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
         """Takes away the folder that a run that was killed left of this stack on a host."""
