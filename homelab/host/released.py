@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from homelab.settings import Host
 
 WORD = "vfio-pci.ids="
-# Lines of modules with their options, which modprobe is called with.
-MODULES = "/etc/initramfs-tools/modules"
 
 
 def word(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> str:
@@ -87,8 +85,8 @@ def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
     if files := [path for device in functions for path in facts.override_files(device)]:
         by = files[0] if files[0] in facts.vfio_rules else "driverctl"
         return f"{by} puts it there, whatever a word says"
-    if any(_names(facts.vfio_files.get(MODULES, ""), device) for device in functions):
-        return f"the options in {MODULES} come later than any word"
+    if any(_names(facts.vfio_files.get(vfio_ids.MODULES, ""), device) for device in functions):
+        return f"the options in {vfio_ids.MODULES} come later than any word"
     return ""
 
 

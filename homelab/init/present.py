@@ -9,6 +9,7 @@ from homelab.host.devices import Device
 from homelab.host.facts import HostFacts
 from homelab.init.cards import Card
 from homelab.nvidia.reading import SystemReading
+from remote_scripts.shared import vfio_ids
 from remote_scripts.shared.hookscripts import is_ours
 
 # Words of the kernel command line that guides to passthrough name, without what follows the equals sign.
@@ -70,7 +71,7 @@ def _on_the_host(facts: HostFacts, cards: Sequence[Card]) -> list[str]:
 def _of_binding(facts: HostFacts, source: str, by_key: Mapping[str, Sequence[Device]]) -> str:
     """What a file or word does to the cards whose functions it names, by their keys, and what becomes of that."""
     keys, devices = ", ".join(by_key), [device for named in by_key.values() for device in named]
-    if any(source in facts.override_files(device) for device in devices):
+    if source == vfio_ids.MODULES or any(source in facts.override_files(device) for device in devices):
         return (
             f"it keeps {keys} for vfio-pci, whatever a word says. For containers or the host itself take that out "
             "there first"
