@@ -104,10 +104,11 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
                 path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
                 config = strings(proxmox.get(path, f"to read the configuration of {label} {row['vmid']}"))
                 if mark in config.get("description", ""):
+                    guest = f"{label} {row['vmid']} ({config.get(key, 'without a name')})"
                     tell(
-                        f"{proxmox.node}: {label} {row['vmid']} ({config.get(key, 'without a name')}) stays, and by its "
-                        "description this stack has made it: it was to stay, or a run was killed while it made it. If "
-                        "you don't need it, remove it in Proxmox VE's web interface"
+                        f"{proxmox.node}: {guest} stays, and by its description this stack has made it: it was to "
+                        "stay, or a run was killed while it made it. If you don't need it, remove it in Proxmox VE's "
+                        "web interface"
                     )
 
     async def _remove_folder_left(self, name: str, host: Host, owner: str) -> None:
