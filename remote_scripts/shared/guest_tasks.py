@@ -95,12 +95,13 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str
     """
     is_ours = by_ha = False
     shutdowns = (f"{kind}shutdown", f"{kind}stop", "hastop")
-    found = [one for one in tasks(system, "index.1", "index", "active") if one.guest == str(guest)]
-    said = {one.upid for one in found if one.status}
-    for task in sorted(found, key=lambda one: (one.start, one.kind, one.user)):
+    found: dict[str, Task] = {}
+    for task in tasks(system, "index.1", "index", "active"):
+        is_about = task.guest == str(guest) and task.kind in shutdowns and task.start >= at
         # One that has ended may be in `active` still, as running.
-        if task.kind not in shutdowns or task.start < at or (not task.status and task.upid in said):
-            continue
+        if is_about and (task.status or task.upid not in found):
+            found[task.upid] = task
+    for task in sorted(found.values(), key=lambda one: (one.start, one.kind, one.user)):
         if task.user == ours and ("!" in ours or task.start <= at + PROMPT_SECONDS):
             if task.well or not task.status:
                 is_ours = True

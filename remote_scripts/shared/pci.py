@@ -10,7 +10,10 @@ DEVICES = f"{BUS}/devices"
 
 def driver_of(system: System, address: str) -> str:
     """The driver of a function; empty: it has none."""
-    return system.files.target(f"{DEVICES}/{address}/driver").rpartition("/")[2]
+    try:
+        return system.files.target(f"{DEVICES}/{address}/driver").rpartition("/")[2]
+    except FileNotFoundError:  # it has let go this moment
+        return ""
 
 
 def ids_of(system: System, address: str) -> str:
