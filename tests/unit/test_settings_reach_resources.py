@@ -33,7 +33,7 @@ CARD["functions"] = [
     {"address": "0000:01:00.0", "id": "10de:2b85", "class": "0300", "subsystem": "1:1", "iommuGroup": 1}
 ]
 FACTS = {
-    "distribution": "debian", "version": "13", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
+    "distribution": "debian", "version": "12", "architecture": "x86_64", "kernels": ["6.17.2-1-pve"], "running": "6.17.2-1-pve",
     "secure_boot": False, "mok_enrolled": False, "cards": ["10de:2b85"], "host_driver": "580.95.05", "runtimes": [],
 }  # fmt: skip
 BOOT = {"id": "b", "stopped": [], "at": 1}
