@@ -353,7 +353,13 @@ def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> Homelab
         found=f"there is a {guest.label} already: {config.get(guest.name_key, 'without a name')}"
         + (f", locked ({config['lock']})" if "lock" in config else ""),
         why="it is not this program's, or not finished; nothing was changed",
-        next=f"choose another {guest.id_key}, or {guest.adopting}",
+        next=(
+            "if an earlier run of this stack was making it: wait until the task on the node has ended, then run the "
+            "same again, which finishes it. Otherwise "
+            if config.get("lock") in ("create", "clone")
+            else ""
+        )
+        + f"choose another {guest.id_key}, or {guest.adopting}",
     )
 
 

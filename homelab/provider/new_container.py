@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -159,7 +160,8 @@ class NewContainerWork(ApiWork[NewContainer.Inputs, NewContainer.Outputs]):
             self._task(inputs, "post", f"{base}/status/shutdown", wanted, "vzshutdown", limit, **force)
         wanted = f"container {ctid} ({name}) removed"
         # A storage may overwrite or discard the disk first, for as long as writing one took.
-        self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+        with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
+            self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
 
 
 def _compared(inputs: NewContainer.Inputs) -> list[str]:

@@ -411,7 +411,7 @@ def destroy(call: Call) -> str:
             require_unlocked(guest, read)
         guest.save(read)
         yield 0.05
-        for volume in sorted(_volumes(read.values)):
+        for volume in sorted(_volumes(guest.config().values)):  # gone by now, if another task was faster
             Storages(call.host).free(volume)
         guest.remove()
         if call.parameters.get("purge"):

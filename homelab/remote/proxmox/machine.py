@@ -8,6 +8,7 @@ doesn't start with them, the change is reverted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -232,6 +233,8 @@ class Machine:
             if is_to_run_again and not start:
                 self._memory.forget()
             return start
+        if is_to_run_again:  # it may have been on its way off, by the run that was interrupted
+            running = self.running()
         if power == "stopped":
             if running:
                 self.shut_down(policy)
@@ -564,14 +567,15 @@ class Machine:
                 return
 
     def destroy(self) -> None:
-        """Removes the VM, with its disks.
+        """Removes the VM, with its disks, unless a task of a run that was killed has done so meanwhile.
 
         :raises ApiError: as `Api.carry_out`.
         """
         wanted = f"{self.label} removed"
         # A storage may overwrite the disks first (saferemove), for as long as writing them took.
         seconds = self._api.host.timeouts.create
-        self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
+        with suppress(NotThereError):
+            self._task("delete", "", wanted, ("qmdestroy",), seconds, purge=1, **{"destroy-unreferenced-disks": 1})
 
     def exists(self) -> bool:
         """Whether there is a VM of this id.

@@ -1,0 +1,74 @@
+"""A run that is killed after any change while it makes, changes or removes a guest: the next one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from homelab.provider.api import created_vm, id_in_use
+from homelab.provider.new_container import NewContainerWork
+from homelab.provider.virtual_machine import VirtualMachineWork
+from homelab.remote.proxmox import api as api_module
+from homelab.resources.base import ShutdownInputs
+from homelab.resources.new_container import NewContainer
+from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from lab import Lab
+from tests.lab.killed_kit import until_done
+from tests.lab.test_proxmox_api import host_of
+from tests.waiting import wait_until
+
+T = TypeVar("T")
+NODE, ID = "pve", 300
+WHERE: dict[str, Any] = {"host": NODE, "node": NODE, "protect": False, "mark": "Created by Pulumi: a/b/c"}
+WHERE |= {"shutdown": ShutdownInputs(timeout=5, otherwise="stop")}
+DISK = DiskInputs(storage="local-lvm", size=8)
+VM = VirtualMachine.Inputs(vm="c", vmid=ID, config={"name": "c", "memory": "512"}, disk=DISK, **WHERE)
+TEMPLATE = "debian-12-standard_12.7-1_amd64.tar.zst"
+CONTAINER_CONFIG = {"hostname": "c", "memory": "512", "rootfs": "local-lvm:8", "ostemplate": f"local:vztmpl/{TEMPLATE}"}
+CONTAINER = NewContainer.Inputs(container="c", ctid=ID, config=CONTAINER_CONFIG, **WHERE)
+
+
+@pytest.mark.parametrize(("lock", "waits"), [({"lock": "create"}, True), ({"lock": "backup"}, False), ({}, False)])
+def test_one_that_a_task_still_makes_is_waited_for(lock: dict[str, str], waits: bool) -> None:
+    """Its description, by which it is known, comes with the task's end."""
+    error = id_in_use(WHERE["mark"], created_vm(ID, "c"), lock)
+    assert ("wait until the task on the node has ended" in error.next) is waits and "choose another vmid" in error.next
+
+
+@pytest.mark.parametrize("kind", ["VM", "container"])
+def test_a_run_that_is_killed_after_any_change_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    with Lab.start("bound-by-hand", state=tmp_path / "lab") as lab:
+        lab.run(f"mkdir -p $ROOT/var/lib/vz/template/cache; touch $ROOT/var/lib/vz/template/cache/{TEMPLATE}")
+        host = host_of(lab).model_dump(mode="json", by_alias=True)
+        host["api"]["tokenSecret"] = lab.api["tokenSecret"]
+        stack = {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true"}
+        work: Any = VirtualMachineWork(stack) if kind == "VM" else NewContainerWork(stack)
+        inputs: Any = VM if kind == "VM" else CONTAINER
+        program, folder = ("qm", "qemu-server") if kind == "VM" else ("pct", "lxc")
+        conf = lab.root / f"etc/pve/nodes/{NODE}/{folder}/{ID}.conf"
+
+        def all_of(act: Callable[[], T]) -> T:
+            def once() -> T:
+                # A task of the killed run comes to its end.
+                wait_until(lambda: not conf.exists() or "lock:" not in conf.read_text())
+                return act()
+
+            return until_done(monkeypatch, once)
+
+        made = all_of(lambda: work.create(inputs))
+        assert "memory: 512\n" in conf.read_text() and made.instance in conf.read_text()
+        lab.run(f"{program} start {ID}")
+        more = dataclasses.replace(inputs, config={**inputs.config, "memory": "1024"})
+        changed = all_of(lambda: work.update(more, inputs, made))
+        assert "memory: 1024\n" in conf.read_text()
+        assert "status: running" in lab.run(f"{program} status {ID}").stdout
+        all_of(lambda: work.delete(more, changed))
+        assert not conf.exists() and not list((lab.root / "var/lib/homelab").rglob(f"*/{ID}"))
