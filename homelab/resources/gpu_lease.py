@@ -1,4 +1,4 @@
-"""GpuLease: which VM has a card, one resource for a card.
+"""GpuLease: which VM has a card, one resource for a card; where several VMs have it in turn, one for each adopted VM.
 
 It writes nothing when it is made. When the card goes to another VM, it is replaced, the old one deleted first: that
 takes the card out of the VM that had it, before the next one gets it, whichever way cards are exchanged in one
