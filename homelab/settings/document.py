@@ -78,7 +78,8 @@ def _with_tables(page: str, text: str, places: Mapping[str, tuple[str, str]]) ->
         model: f"[{_title(name)}]({'' if places[name][0] == page else places[name][0]}#{places[name][1]})"
         for name, model in MODELS.items()
     }
-    return markdown.with_tables(text, {name: _described(model, links) for name, model in MODELS.items()})
+    here = {name: model for name, model in MODELS.items() if places[name][0] == page}
+    return markdown.with_tables(text, {name: _described(model, links) for name, model in here.items()})
 
 
 def _title(name: str) -> str:
