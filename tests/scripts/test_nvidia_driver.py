@@ -484,7 +484,7 @@ def test_nouveau_keeps_the_card_until_the_reboot(tmp_path: Path) -> None:
         assert loaded(vm) == "580.159.03" and not vm.read().system.nouveau
 
 
-@pytest.mark.parametrize("source", ["packages", "run"])
+@pytest.mark.parametrize("source", sampling.sample(["packages", "run"], 1, "killed"))
 def test_what_is_killed_is_finished_by_the_next_run(offered: Callable[..., Offered], source: str) -> None:
     before, vm, script = offered(driver="580.159.03", source=source)
     points = vm.points("apply", script)

@@ -271,7 +271,7 @@ def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine) -> None:
     script = vm.repository()
     points = vm.points("apply", script)
     vm.answer("revert", script)
-    for point in sampling.sample(range(1, points + 1), 2, "repository"):
+    for point in sampling.sample(range(1, points + 1), 1, "repository"):
         process = vm.stopped("apply", script, f"lambda points, phase: points == {point}")
         assert process
         vm.kill(process)
