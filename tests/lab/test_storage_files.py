@@ -21,6 +21,7 @@ from homelab.resources.host_probe import HostProbe
 from homelab.resources.storage_file import StorageFile
 from homelab.settings import Container, Download, Host, Vm
 from lab import Lab
+from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of
 
 NODE = "pve"
@@ -39,6 +40,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
     allow(shared_lab, "iso,vztmpl,backup,import")
     yield shared_lab
     shared_lab.reset()

@@ -20,6 +20,7 @@ from homelab.remote.ssh import Session
 from homelab.resources.base import Boot, ShutdownInputs
 from homelab.resources.vm_cards import VmCards
 from lab import Lab
+from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
 
 NODE, VM = "pve", 103
@@ -37,6 +38,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """The card is mapped; VM 103 runs without it, and beside it there is VM 104, which is off."""
     monkeypatch.setattr(api_module, "POLL_SECONDS", (0.02, 0.05))
+    forked_agent.in_place_of_what_is_sent(monkeypatch, shared_lab)
     map_card(shared_lab)
     shared_lab.run("qm create 104 --name gaming --machine q35 --bios ovmf --cores 4 --memory 8192 --ostype l26")
     yield shared_lab
