@@ -21,7 +21,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 LOG = PROJECT / "tests" / "runs.jsonl"
-RACES = ("-m", "pytest", "-m", "races", "tests/unit", "tests/scripts", "tests/lab")
+RACES = ("-m", "pytest", "-m", "races", "tests/unit", "tests/agent", "tests/scripts", "tests/lab")
 WHOLE = ("-m", "tests.scratch", "-m", "pytest", "tests")
 _COUNT = re.compile(r"(\d+) passed")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
