@@ -81,7 +81,7 @@ echo 'options kvm ignore_msrs=1' >>/etc/modprobe.d/kvm.conf
 printf '%s\\n' 'blacklist nouveau' 'blacklist lbm-nouveau' 'options nouveau modeset=0' >>/etc/modprobe.d/blacklist.conf
 update-initramfs -u -k all
 """
-# The same until May 2026: ids, and nobody may load NVIDIA's driver.
+# As it was written earlier: ids, and nobody may load NVIDIA's driver.
 PROXMENUX_BEFORE = f"""
 sed -i '/GRUB_CMDLINE_LINUX_DEFAULT=/ s|"$| amd_iommu=on iommu=pt"|' /etc/default/grub
 update-grub
