@@ -19,19 +19,21 @@ import threading
 from types import ModuleType
 from typing import Any
 
-# One module is loaded at a time: importlib's LazyLoader, until Python 3.12, gives a second thread the module before
-# anything of it is loaded.
-_LOADING = threading.RLock()
 _OWN_ATTRIBUTES = frozenset(("__class__", "__dict__", "__spec__", "__name__", "__loader__", "__package__", "__path__"))
 
 
 class _Later(ModuleType):
-    """A module that is imported when its first attribute is read."""
+    """A module that is imported when its first attribute is read.
+
+    One thread loads it, and others wait: importlib's LazyLoader, until Python 3.12, gives a second thread the module
+    before anything of it is loaded. Its lock is its own, as of any import: with one for all of them a thread that loads
+    one of them, and another that imports what both need, would wait for each other.
+    """
 
     def __getattribute__(self, name: str) -> Any:
         if name not in _OWN_ATTRIBUTES:
-            with _LOADING:
-                namespace = object.__getattribute__(self, "__dict__")
+            namespace = object.__getattribute__(self, "__dict__")
+            with namespace["_lock"]:
                 if object.__getattribute__(self, "__class__") is _Later and not namespace.get("_loading"):
                     namespace["_loading"] = True
                     try:
@@ -54,6 +56,7 @@ def later(name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"no module {name}", name=name)
     module = importlib.util.module_from_spec(spec)
+    module.__dict__["_lock"] = threading.RLock()
     module.__class__ = _Later
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")

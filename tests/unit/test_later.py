@@ -93,6 +93,35 @@ def test_several_threads_that_use_a_late_module_at_once_find_its_attributes(
     assert type(module) is ModuleType
 
 
+def test_a_late_module_and_an_import_at_the_same_time_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread imports what a late module needs, which itself needs another late module; the other thread loads the first."""
+    (tmp_path / "late_base.py").write_text("VALUE = 7\n")
+    (tmp_path / "needed_by_both.py").write_text(
+        "import time\ntime.sleep(0.5)\nfrom late_base import VALUE as FOUND\nVALUE = FOUND\n"
+    )
+    (tmp_path / "late_top.py").write_text("from needed_by_both import VALUE as FOUND\nVALUE = FOUND\n")
+    program = (
+        "import importlib, os, threading, time\n"
+        "from homelab.later import later\n"
+        "later('late_base')\n"
+        "top = later('late_top')\n"
+        "importing = threading.Thread(target=importlib.import_module, args=['needed_by_both'], daemon=True)\n"
+        "loading = threading.Thread(target=lambda: top.VALUE, daemon=True)\n"
+        "importing.start()\n"
+        "time.sleep(0.2)\n"
+        "loading.start()\n"
+        "importing.join(10)\n"
+        "loading.join(10)\n"
+        "print(importing.is_alive() or loading.is_alive(), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{tmp_path}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_models_can_be_defined_in_the_providers_process() -> None:
     """What reads a model's docstrings asks every module for its file: one that is imported by that may not need the model itself."""
     done = subprocess.run(
