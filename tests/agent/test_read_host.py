@@ -95,6 +95,7 @@ def test_what_qemu_is_given_past_proxmox_ve_is_known_and_no_secret_with_it(host:
         ("host=0000:0A:00.1", {"0000:0a:00.1"}),
         ("sysfsdev=/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0,x-vga=on", {CARD}),
         ("sysfsdev=/sys/bus/pci/devices/10000:01:00.0", {"10000:01:00.0"}),
+        ("sysfsdev=/sys/bus/pci/devices/0000:01:00.0/,x-vga=on", {CARD}),
         ("sysfsdev=/sys/devices/pci0000:00/0000:00:02.0/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", set()),  # a mediated one
     ],
 )

@@ -20,7 +20,7 @@ _OPTION = re.compile(
 )
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
 # numbers with as many digits as somebody writes (set_pci_host_devaddr), and any path that leads to the device in sysfs.
-_OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?![\w./])")
+_OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
 _READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
 _PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
