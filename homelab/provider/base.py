@@ -353,7 +353,7 @@ class Work(Generic[InputsT, OutputsT]):
     def _in_time(self, verb: str, properties: Mapping[str, Any], do: Callable[[], T]) -> T:
         name = next((str(properties[key]) for key in _NAMED_BY if properties.get(key)), "")
         what = f"{name}: {verb} of {self.resource.__name__}"
-        with silent_host.at_work(str(properties["host"])):
+        with silent_host.at_work():
             return limits.ended_in_time(what, self.seconds(properties), do)
 
     def _inputs(self, properties: Properties) -> InputsT:

@@ -3,8 +3,8 @@
 pulumi-command has no limit while a command runs or a handshake lasts, and doesn't heed the engine's Cancel. Where a
 host's kernel keeps a connection and nothing answers any more (all programs wait for a dead disk), it would wait for
 ever. The connection by which this run holds the host ends then, as nothing answers its keepalives. If nobody can log in
-for as long as a step may take, and no resource of this provider is at work there, which has a limit of its own, the
-engine is told what a person would tell it: Ctrl-C, and once more.
+for as long as a step may take, and no resource of this provider is at work, there or on another host, which has a limit
+of its own, the engine is told what a person would tell it: Ctrl-C, and once more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,24 +30,19 @@ TRY_SECONDS = 10.0
 CANCEL_SECONDS = 20.0
 # The engine: it starts this process itself, by a launcher that becomes this process.
 _ENGINE = os.getppid()
-# Host -> how many resources of this provider are at work there.
-_AT_WORK: Counter[str] = Counter()
-_COUNTING = threading.Lock()
+# A member for each resource of this provider that is at work.
+_AT_WORK: set[object] = set()
 
 
 @contextmanager
-def at_work(host: str) -> Iterator[None]:
-    """A resource of this provider is at work on a host meanwhile.
-
-    :param host: in the settings.
-    """
-    with _COUNTING:
-        _AT_WORK[host] += 1
+def at_work() -> Iterator[None]:
+    """A resource of this provider is at work meanwhile."""
+    member = object()
+    _AT_WORK.add(member)
     try:
         yield
     finally:
-        with _COUNTING:
-            _AT_WORK[host] -= 1
+        _AT_WORK.remove(member)
 
 
 def watch(name: str, host: Host) -> None:
@@ -72,7 +66,7 @@ def _watch(name: str, host: Host) -> None:
             found = error.found
         except HomelabError:
             return  # it answers: what waits for it gets to hear that its connection is gone
-        if _AT_WORK[name]:
+        if _AT_WORK:
             began = time.monotonic()
         elif time.monotonic() - began > limit:
             _end_run(name, limit, found)
