@@ -95,7 +95,8 @@ class GpuCards(pulumi.ComponentResource):
             leases[gpu] = GpuLease.of(resource_name, card, holders.get(gpu), options)
             for vm_name, vm in [holder for named, holder in uses if named == gpu and gpu in shared]:
                 if vm.create is None:
-                    GpuLease.of(f"{resource_name}-{vm_name}", card, (vm_name, vm), options)
+                    # No name in the settings has the sign: `gpus.NAME-VM` is another card.
+                    GpuLease.of(f"{resource_name}@{vm_name}", card, (vm_name, vm), options)
         for gpu, settings in host.gpus.items():
             if settings.use == "vm" and settings.passthrough_test:
                 # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot,

@@ -88,6 +88,7 @@ class Engine(pulumi.runtime.Mocks):
         self.gpus = {name: host.get("gpus", {}) for name, host in config["hosts"].items()}
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
+        assert (args.typ, args.name) not in self.told, f"two resources have the name {args.name}"
         self.told[args.typ, args.name] = args.inputs
         outputs = OUTPUTS.get(DECLARED[args.typ].__name__, {}) if args.typ in DECLARED else {}
         if "gpus" in outputs:  # only those that the host is to have
@@ -213,3 +214,24 @@ def test_a_setting_that_changes_changes_what_a_resource_is_told(
     before = told(changed(dict.fromkeys(beside, "ROOT"), without))
     unnoticed = [place for place in places if told(changed(DATA["changes"][place], without)) == before]
     assert unnoticed == []
+
+
+@pytest.mark.filterwarnings("ignore:This resource is deprecated:DeprecationWarning")
+def test_a_shared_card_of_a_vm_and_a_card_named_like_both_are_two(
+    told: Callable[[dict[str, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = {
+        "rtx5090": CARD | {"use": "shared"},
+        "rtx5090-sandbox": CARD | {"slot": "0000:02:00", "path": "0000:02:00"},
+    }
+    monkeypatch.setitem(OUTPUTS["HostProbe"], "gpus", cards)
+    config = changed(
+        {}, ("clusters", "hosts.pve2", "containers", "vms.made", "vms.sandbox.nvidia", "hosts.pve.downloads")
+    )
+    config["hosts"]["pve"]["nvidia"] = {}
+    config["hosts"]["pve"]["gpus"] = {
+        "rtx5090": {"match": "10de:2b85", "use": "shared"},
+        "rtx5090-sandbox": {"match": "10de:2684"},
+    }
+    leases = [inputs for (kind, _), inputs in told(config).items() if kind == "homelab:gpu:Lease"]
+    assert sorted((lease["mapping"], lease.get("vmid")) for lease in leases if lease.get("vmid")) == [("rtx5090", 103)]
