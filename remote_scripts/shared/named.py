@@ -23,9 +23,10 @@ _BYTES = 1 << 26
 
 
 def links_of(system: System, conf: ContainerConf) -> dict[str, str]:
-    """The links by which a configuration names device nodes, such as udev's, and what they lead to."""
-    paths = {entry.source for entry in conf.entries if entry.source}
-    return {path: system.files.resolved(path) for path in sorted(paths) if system.files.is_link(path)}
+    """The paths with links by which a configuration names device nodes, such as udev's, and what they lead to: also
+    where that is gone for a while, such as the node of a card that a VM has."""
+    paths = sorted({entry.source for entry in conf.entries if entry.source})
+    return {path: real for path in paths if (real := system.files.real(path)) != path}
 
 
 def texts_of(system: System, path: str) -> list[str]:

@@ -156,6 +156,11 @@ class Files:
         root = self._disk.resolved(self._root).rstrip("/") if str(self._root) != "/" else ""
         return found.removeprefix(root)
 
+    def real(self, path: str) -> str:
+        """The path without links, whether anything is there or not."""
+        root = os.path.realpath(self._root).rstrip("/")
+        return os.path.realpath(self.at(path)).removeprefix(root) or "/"
+
     def size(self, path: str) -> int:
         """Of a file, in bytes; -1: there is none."""
         try:

@@ -149,6 +149,29 @@ def test_where_a_link_of_an_owners_rule_leads_is_known(host: Host) -> None:
     assert read(host).guests.configs[0].links == {"/dev/dri/render-big": "/dev/dri/renderD129"}
 
 
+@pytest.mark.parametrize(
+    ("line", "links"),
+    [
+        ("dev0: /dev/gfx/renderD129", {"/dev/gfx/renderD129": "/dev/dri/renderD129"}),
+        ("lxc.mount.entry: /dev/gfx dev/dri none bind,create=dir 0 0", {"/dev/gfx": "/dev/dri"}),
+        ("dev0: /dev/gone", {"/dev/gone": "/dev/nvidia7"}),
+    ],
+)
+def test_a_link_in_the_middle_of_a_path_counts_and_one_that_leads_nowhere_is_no_way_to_any_card(
+    host: Host, line: str, links: dict[str, str]
+) -> None:
+    """The node of a card that a VM has is gone for a while."""
+    host.write("dev/dri/renderD129", "")
+    link(host, "/dev/gfx", "/dev/dri")
+    link(host, "/dev/gone", "/dev/nvidia7")
+    host.write("etc/pve/lxc/950.conf", f"{line}\n")
+    config = read(host).guests.configs[0]
+    assert config.links == links
+    conf = config.container
+    assert conf.way_to(["/dev/nvidia0"]) is None
+    assert conf.way_to(["/dev/dri/renderD129"]) == (line if "gfx" in line else None)
+
+
 def test_files_that_include_each_other_are_read_once(host: Host) -> None:
     host.write("etc/pve/lxc/901.conf", "lxc.include: /a.conf\n")
     host.write("a.conf", "lxc.include = /b.conf\ndev0: x\nlxc.cgroup2.devices.allow = c 195:* rwm\n")

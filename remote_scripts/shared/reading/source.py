@@ -227,9 +227,7 @@ class Source:
 
     def real(self, path: str) -> str:
         """The path without links."""
-        root = os.path.realpath(self.system.root)
-        found = os.path.realpath(self.files.at(path))
-        return found.removeprefix(root.rstrip("/")) or "/"
+        return self.files.real(path)
 
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
