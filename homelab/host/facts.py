@@ -94,6 +94,11 @@ class GuestConfig(Fact):
         return _key_values(self._parts[0])
 
     @property
+    def is_template(self) -> bool:
+        """Whether it is a template, which never runs."""
+        return is_true(self.values.get("template", ""))
+
+    @property
     def is_windows(self) -> bool:
         """Whether the VM's system is Windows for Proxmox VE (`ostype`: win11, w2k8, wxp, wvista;
         PVE::QemuServer::windows_version)."""
@@ -160,7 +165,7 @@ class Guests(Fact):
         users = []
         for config in self.configs:
             values = config.values
-            if config.kind != "vm" or is_true(values.get("template", "")):
+            if config.kind != "vm" or config.is_template:
                 continue
             if self.options_of(config, path, node) or config.id in reserved:
                 has_card = config.id in reserved or bool(self._options_in(config.current, path, node))

@@ -43,8 +43,7 @@ def guests(facts: HostFacts) -> list[Guest]:
     for config in sorted(facts.guests.configs, key=lambda config: config.id):
         key, otherwise = name_keys[config.kind]
         name = config.values.get(key) or f"{otherwise}{config.id}"
-        template = config.values.get("template") == "1"
-        listed.append(Guest(config.id, config.kind, name, config.id in facts.guests.running, template))
+        listed.append(Guest(config.id, config.kind, name, config.id in facts.guests.running, config.is_template))
     return listed
 
 

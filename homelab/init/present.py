@@ -89,7 +89,7 @@ def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
         for config in facts.guests.configs:
             options = facts.options_of(card.place, config.id, node)
             given = ", ".join(f"{option}: {config.values.get(option, '')}" for option in options)
-            if given and config.values.get("template") == "1":
+            if given and config.is_template:
                 lines.append(f"{given} of the template {config.id}: kept; it never runs, so that it takes no card")
             elif given:
                 lines.append(

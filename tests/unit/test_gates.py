@@ -11,6 +11,7 @@ import pytest
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.host.facts import HostFacts
+from homelab.init.choices import takers
 from homelab.remote import ledger
 from homelab.settings import Host
 from tests.unit.hosts import desktop, device, gpu, settings
@@ -259,7 +260,6 @@ def test_what_a_vm_is_to_get_counts_though_the_same_is_to_go() -> None:
         ("onboot: 1", True),
         ("onboot: Yes", True),
         ("onboot: 0", False),
-        ("onboot: on\ntemplate: true", False),
         ("", False),
     ],
 )
@@ -267,6 +267,12 @@ def test_whether_a_vm_starts_with_its_host_is_known_however_somebody_has_written
     configs = [{"kind": "vm", "id": 104, "lines": f"hostpci0: 01:00\n{lines}"}]
     facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
     assert [user.onboot for user in facts.users_of("0000:01:00", "pve")] == [onboot]
+
+
+def test_a_template_is_known_however_somebody_has_written_it() -> None:
+    configs = [{"kind": "vm", "id": 104, "lines": "hostpci0: 01:00\nonboot: on\ntemplate: True"}]
+    facts = desktop(guests={"running": [], "configs": configs, "mappings": "", "reservations": ""})
+    assert (facts.users_of("0000:01:00", "pve"), takers(facts)) == ([], [])
 
 
 @pytest.mark.parametrize("use", ["vm", "shared"])
