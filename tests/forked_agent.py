@@ -67,14 +67,17 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
         if lab is None or command != asking.command_in_memory("root"):
             return await real(session, command, verb, script, *more)
         sent = json.loads(script)
-        text = json.dumps(sent["request"]).encode()
-        done = _answered(lab.machine.environment(), sent["verb"], sent["request"]["layer"], text, Path("/"))
-        for on_line in more[1:]:
-            for line in done.stderr.splitlines() if on_line else ():
-                on_line(line)
-        if done.returncode:
-            raise ssh._failed(verb, done.stdout, done.stderr, done.returncode)
-        return done.stdout
+        answers = ""
+        for request in sent["requests"]:
+            text = json.dumps(request).encode()
+            done = _answered(lab.machine.environment(), sent["verb"], request["layer"], text, Path("/"))
+            for on_line in more[1:]:
+                for line in done.stderr.splitlines() if on_line else ():
+                    on_line(line)
+            answers += done.stdout
+            if done.returncode:
+                raise ssh._failed(verb, answers, done.stderr, done.returncode)
+        return answers
 
     monkeypatch.setattr(ssh.Session, "_run", run)
     monkeypatch.setattr(asking, "_archive_text", lambda: "")
