@@ -145,16 +145,18 @@ class StackTexts:
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
     def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:
-        """The entries that have a VM without having made it: of its host, of the host's cluster, or of any host. No
-        node is asked where it is now.
+        """The entries that have a VM without having made it; otherwise as `entries_of`."""
+        return [name for name, vm in self.entries_of(vmid, host, anywhere=anywhere).items() if vm.create is None]
+
+    def entries_of(self, vmid: int, host: str, *, anywhere: bool) -> dict[str, Vm]:
+        """The entries that have a VM, by name: of its host, of the host's cluster, or of any host. No node is asked
+        where it is now.
 
         :raises HomelabError: the settings are mistaken.
         """
         settings, cluster_hosts = self._settings("vms"), {host, *self.peers(host)}
-        names = (name for name, vm in settings.vms.items() if vm.vmid == vmid and vm.create is None)
-        return [
-            name for name in names if anywhere or settings.vms[name].host in cluster_hosts or name in settings.roaming
-        ]
+        entries = ((name, vm) for name, vm in settings.vms.items() if vm.vmid == vmid)
+        return {name: vm for name, vm in entries if anywhere or vm.host in cluster_hosts or name in settings.roaming}
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.

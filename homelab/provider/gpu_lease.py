@@ -87,7 +87,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
                 # A VM that is gone has left this card with that.
                 with suppress(NotThereError, ElsewhereError):
                     self._take_out(inputs, inputs.vmid, inputs.shutdown)
-            if not self._is_in_settings(inputs.host, inputs.vmid):
+            if not self.stack.entries_of(inputs.vmid, inputs.host, anywhere=False):
                 self._give_back(inputs, inputs.vmid, inputs.shutdown)
 
     def _give_back(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
@@ -118,10 +118,6 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         keys = {*given(config), *leaving, *(key for part in noted_values for key in _options_with(part, inputs))}
         if keys or machine.was_left_off():
             self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
-
-    def _is_in_settings(self, host: str, vmid: int) -> bool:
-        vms = self.stack.vms(host).values()
-        return any(vm.vmid == vmid for vm in vms) or bool(self.stack.adopting(vmid, host, anywhere=False))
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
         """What the VM is to give back in this run, by the settings: its VmCards decides the same after this

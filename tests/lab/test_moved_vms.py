@@ -206,6 +206,24 @@ def test_a_vm_whose_first_run_was_killed_is_given_back_what_it_had_on_the_node_w
     assert conf(cluster, "pve2") == before and noted(cluster, RECORD) == []
 
 
+@pytest.mark.parametrize("made_by", ["this program", "its owner"])
+@pytest.mark.parametrize("named", ["pve2", "home"])
+def test_a_vm_that_the_settings_have_on_another_node_keeps_its_card_as_its_first_lease_goes(
+    cluster: LabCluster, made_by: str, named: str
+) -> None:
+    """The engine deletes the lease before it updates the VM's cards."""
+    vm: dict[str, Any] = {"host": named, "vmid": VM, "gpus": [{"gpu": "gpu"}]}
+    if made_by == "this program":
+        image, disk = "local:import/a.qcow2", {"storage": "local", "size": 32}
+        vm["create"] = {"disk": disk, "image": image, "cloudInit": {"user": "ubuntu"}}
+    stack, lease = texts(cluster, vms={"sandbox": vm}), lease_of("pve1")
+    leased = GpuLeaseWork(stack).create(lease)
+    given_and_moved(cluster)
+    before = conf(cluster, "pve2")
+    GpuLeaseWork(stack).delete(lease, leased)
+    assert conf(cluster, "pve2") == before and "hostpci0" in before and noted(cluster, RECORD) == ["pve1"]
+
+
 def test_a_note_that_a_node_kept_takes_nothing_from_the_entry_that_has_the_vm_where_it_is(cluster: LabCluster) -> None:
     """The node was off when the VM left it."""
     made = given_and_moved(cluster)
