@@ -14,6 +14,7 @@ from homelab.doctor import host as doctor
 from homelab.errors import HomelabError
 from homelab.host import gates, handover, plan
 from homelab.host.facts import HostFacts
+from homelab.provider import gpu_lease
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import NotThereError
@@ -114,7 +115,11 @@ def test_a_card_that_becomes_shared_stays_in_the_vm_that_had_it(
         asked.append(vmid)
         raise NotThereError(wanted="", found="", why="", next="", status=404, reason="")
 
+    async def nothing_noted(*_: object) -> dict[str, Any]:
+        return {}
+
     monkeypatch.setattr(GpuLeaseWork, "machine", machine)
+    monkeypatch.setattr(gpu_lease, "noted_by", nothing_noted)
     one = {"address": "192.0.2.1", "ssh": {"hostKey": KEY, "password": "a"}, "api": API, "nvidia": {"driver": "580"}}
     card = {"rtx5090": {"match": "10de:2b85", "use": use}, "other": {"match": "10de:2684", "use": "lxc"}}
     work = GpuLeaseWork({"hosts": json.dumps({"pve": {**one, "gpus": card}})})
