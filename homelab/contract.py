@@ -84,7 +84,7 @@ class GpuOutput(_OutputPart):
     """A card of a host."""
 
     slot: str = Field(description="0000:01:00")
-    name: str = Field(description="what the host's pci.ids call it, such as RTX 4090; empty: nobody knows")
+    name: str = Field(description="what the host's pci.ids call it, such as RTX 4090; empty: not known")
     path: str = Field(
         description="the card in Proxmox VE's notation: its slot, or its functions where the slot holds others, too",
     )

@@ -40,11 +40,11 @@ class Drift:
         """The cause of changes where there is no drift."""
         if self.first:
             return (
-                "nothing can have drifted: this stack has had no `pulumi up` yet; it would make what the settings "
+                "nothing can have drifted: this stack has had no `pulumi up` yet, which makes what the settings "
                 "describe"
             )
         return (
-            "nothing on the hosts tells of drift, but `pulumi up` would act, as settings or program have changed "
+            "nothing has drifted on the hosts, but `pulumi up` would act: the settings or the program have changed "
             "since the last one"
         )
 
@@ -61,10 +61,7 @@ class Drift:
     def line(self) -> str:
         """The drift in one line, for a notification."""
         if self.errors:
-            return (
-                f"homelab {self.stack}: it can't be told whether anything has drifted: "
-                f"{' '.join(self.errors[0].split())[:300]}"
-            )
+            return f"homelab {self.stack}: couldn't check for drift: {' '.join(self.errors[0].split())[:300]}"
         if not self.exists:
             return f"stack {self.stack}: no drift"
         if not self.lines:
@@ -80,7 +77,7 @@ class Drift:
         parts = [f"### Drift of the stack {self.stack}"]
         if self.errors:
             parts += [
-                "It can't be told whether anything has drifted:",
+                "The check for drift failed:",
                 *(fenced(error, "text") for error in self.errors),
             ]
         elif not self.exists:

@@ -118,8 +118,8 @@ def _unsafe(settings: Settings) -> list[HomelabError]:
             errors.append(secret_settings.plain_secrets(plain, stack))
         if uncertain:
             pulumi.log.warn(
-                f"whether all of {', '.join(map(secret_settings.path_of, uncertain))} are encrypted can't be told: "
-                f"some are, and {file} isn't the file that was read"
+                f"whether all of {', '.join(map(secret_settings.path_of, uncertain))} are encrypted isn't known: some "
+                f"are, and {file} isn't the file that was read"
             )
     if places := secret_settings.left_open(settings.as_written()):
         error = secret_settings.still_open(places, stack)

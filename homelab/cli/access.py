@@ -94,7 +94,7 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
             raise HomelabError(
                 wanted=f"the host key {arguments.host_key.strip()} for {address}:{port} (--host-key)",
                 found=f"{key.fingerprint} in {path_of(arguments.stack).name}, as hosts.{name}.ssh.hostKey",
-                why="only the key in the settings would be accepted, and not the one that you gave",
+                why="the program accepts only the key in the settings, and you gave another one",
                 next="compare both with what the host's console shows; if the host has a new key, correct the "
                 "settings; else leave --host-key out",
             )
@@ -164,9 +164,9 @@ def confirm_key(
     standing = first_contact.standing(address, port, key, file)
     if standing == "revoked":
         raise HomelabError(
-            wanted=f"a host key of {address}:{port} that nobody has revoked",
-            found=f"{key.fingerprint}, which {file} has in a line with @revoked",
-            why="it was revoked because it may be lost: another machine may have it",
+            wanted=f"a host key of {address}:{port} that isn't revoked",
+            found=f"{key.fingerprint}, which {file} marks as @revoked",
+            why="a key is revoked when it may have leaked: another machine may have it",
             next="make a new one on the host (rm /etc/ssh/ssh_host_*; ssh-keygen -A; systemctl restart ssh); or "
             "take that line out, if it is wrong",
         )
@@ -175,7 +175,7 @@ def confirm_key(
             raise HomelabError(
                 wanted=f"the host key {expected.strip()} at {address}:{port}",
                 found=f"{key.fingerprint} ({key.line})",
-                why="this may be another machine, or one in between: it would be given root's commands",
+                why="this may be another machine, or one in between: root's commands would go to it",
                 next=f"compare with what its console shows, and correct {option} or the address",
             )
         return
@@ -188,8 +188,8 @@ def confirm_key(
         )
     if not ask.confirm("Is it the same?", default=is_known):
         raise Declined(
-            "Nothing was done: without the right host key, root's commands might go to another machine. If nobody can "
-            f"be asked, give the fingerprint that the console shows with {option}."
+            "Nothing was done: without the right host key, root's commands might go to another machine. To answer "
+            f"without a question, give the fingerprint that the console shows with {option}."
         )
 
 

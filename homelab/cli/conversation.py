@@ -500,7 +500,7 @@ class Conversation:
             raise HomelabError(
                 wanted=f"{' and '.join(software)} for {where}",
                 found="no driver of NVIDIA's is loaded on the host, and none is to be installed (--driver none)",
-                why="CUDA's programs and the container toolkit work with the driver alone",
+                why="CUDA programs and the container toolkit need the driver",
                 next="leave --driver none out, or install the driver yourself first, or leave the others out",
             )
 
@@ -535,7 +535,7 @@ class Conversation:
                 raise HomelabError(
                     wanted=f"NVIDIA's software in {guest}",
                     found="--driver none",
-                    why="everything of NVIDIA's in a VM begins with its driver",
+                    why="NVIDIA's other software in a VM needs the driver",
                     next="leave --driver none out, or leave --guest-address out: then the VM only gets its card",
                 )
             login, reading = self._guest_login(guest, access)
@@ -865,6 +865,6 @@ def _token_secret(printed: str) -> str:
             wanted="the new token's secret from pveum",
             found="an answer in another form",
             why="it is shown once, and the settings need it",
-            next="run homelab init again: it makes the token anew",
+            next="run homelab init again: it makes a new token",
         )
     return secret

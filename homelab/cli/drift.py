@@ -1,7 +1,7 @@
 """`homelab drift`: has anything on the hosts drifted since the last `up`? Runs `pulumi preview --refresh`,
 which changes nothing.
 
-Exit status: 0, nothing has; 1, something has; 2, it can't be told. `--install-timer` prints a systemd timer that asks
+Exit status: 0, nothing has; 1, something has; 2, the check failed. `--install-timer` prints a systemd timer that asks
 once a day.
 """
 
@@ -113,7 +113,7 @@ def tell(hook: str, line: str, *, as_json: bool) -> None:
         raise HomelabError(
             wanted="one line sent to the hook",
             found=f"{type(error).__name__}: {reason}",
-            why="nobody was told that something has drifted",
+            why="the message that something has drifted was not delivered",
             next=f"correct --hook, or {HOOK}: an https address that takes a POST",
         ) from None
 

@@ -44,7 +44,7 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
     if not is_older and has_nesting and not profile:
         return []
     obstacles = (
-        [f"lxc-pve {version} on the host" if version else "the version of lxc-pve on the host can't be told"]
+        [f"lxc-pve {version} on the host" if version else "an unknown version of lxc-pve on the host"]
         if is_older
         else []
     )
@@ -61,8 +61,8 @@ def refusals(name: str, container: Container, facts: HostFacts) -> list[HomelabE
         HomelabError(
             wanted=f"containers.{name}: {runtime} inside it, for nvidia.containerToolkit, which starts containers",
             found="; ".join(obstacles),
-            why="runc from 1.3.3 on, and older ones with the same mend, can start none under the AppArmor profile that "
-            "such a container gets (open sysctl net.ipv4.ip_unprivileged_port_start … permission denied)",
+            why="runc 1.3.3 and later, and older ones with the same fix, can't start containers under the AppArmor "
+            "profile that such a container gets (open sysctl net.ipv4.ip_unprivileged_port_start … permission denied)",
             next=f"{'; '.join(steps)}; then restart the container. If {runtime} starts containers there all the "
             f"same, containers.{name}.allowOlderLxc: true",
         )

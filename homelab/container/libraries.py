@@ -146,4 +146,4 @@ def refusals(name: str, container: Container, facts: HostFacts, gpus: Mapping[st
 def drift(reading: StepsReading) -> list[str]:
     """The drift of the packages in a container: a sentence each."""
     lines = [line for line in reading.drift if line.startswith(f"{LAYER}: ")]
-    return lines if LAYER in reading.steps else [*lines, f"{LAYER}: nothing there tells of it any more"]
+    return lines if LAYER in reading.steps else [*lines, f"{LAYER}: no record of it is left there"]

@@ -78,7 +78,7 @@ def _gone(where: str, address: str) -> HomelabError:
         wanted=where,
         found=f"there is no {address} on the host any more",
         why="its driver makes the nodes that the container is given",
-        next="see `lspci -nn`; run `pulumi up --refresh`, which looks for the card anew",
+        next="see `lspci -nn`; run `pulumi up --refresh`, which looks for the card again",
     )
 
 

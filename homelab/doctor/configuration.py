@@ -77,8 +77,8 @@ def _moved(case: Case) -> list[Finding]:
     return _finding(
         f"{case.name} given the nodes that its cards have now",
         "; ".join(drift),
-        "the kernel numbers them anew at each boot: an older entry leads to nothing, so that the container doesn't "
-        "start, or to another card",
+        "the kernel numbers them again at each boot: with an old number the container doesn't start, or gets another "
+        "card",
         f"{case.up}; at a boot, homelab-card-nodes.service does it, and says why it didn't: `journalctl -b`",
     )
 

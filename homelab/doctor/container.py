@@ -119,7 +119,7 @@ def _sunk(case: Case) -> list[Finding]:
         Finding(
             f"{case.name} with its shared card, or the card with a VM that gives it back",
             state,
-            "the card doesn't come back by itself: the container goes without it until somebody has mended that",
+            "the card can't come back before you have mended that; until then the container goes without it",
             "`homelab doctor host` says what helps",
         )
         for state in case.cards.sunk
@@ -136,7 +136,7 @@ def _notes(case: Case) -> list[str]:
         if state not in case.cards.sunk
     ]
     if container.running is False:
-        notes.append("it is off: what it has inside isn't known before it is started")
+        notes.append("it is off: what it has inside is seen once it runs")
     if container.running is None:
         notes.append(
             f"`pct status {container.id}` gave no answer on the host: whether it runs isn't known, nor what it has "

@@ -88,7 +88,8 @@ def _inside(case: Case) -> list[Finding]:
             Finding(
                 f"root of {case.name} to open {names(closed)}",
                 "; ".join(f"{row.path}: {row.seen.root}" for row in closed if row.seen),
-                "in an unprivileged container the host's nodes belong to nobody, and their mode counts for root, too",
+                "in an unprivileged container the host's nodes belong to the user nobody, so their mode limits even "
+                "root",
                 "give the device by dev[n] with mode=0666, or open its mode on the host",
                 Stage.INSIDE,
             )

@@ -136,7 +136,7 @@ def cards_of(
         return WantedCards(numbers, "its configuration")
     if like is not None and (numbers := cards_in(like.parsed)):
         return WantedCards(numbers, f"container {like.id}")
-    return WantedCards(list(reading.cards), "nobody: all of the host's are shown", guessed=True)
+    return WantedCards(list(reading.cards), "no configuration: all of the host's are shown", guessed=True)
 
 
 def rows_of(reading: Reading, container: ContainerReading, cards: WantedCards) -> list[Row]:

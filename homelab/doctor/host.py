@@ -164,8 +164,8 @@ _SINKS = {
     ),
     "DEAD": (
         "the card doesn't answer as it should; a driver that is given such a card can take the host down",
-        "switch the host off and on (a reboot leaves the card its power); if it happens again, look at how the card "
-        "is reset, which is said below",
+        "switch the host off and on (a reboot leaves the card its power); if it happens again, look below at how the "
+        "card is reset",
     ),
 }
 
@@ -227,10 +227,9 @@ def _set_aside(reading: Reading) -> list[str]:
     texts = [f"Ceph doesn't replace its disks {notes['noout']} (noout)"] if "noout" in notes else []
     texts += ["HA's maintenance mode is on"] if "maintenance" in notes else []
     return [
-        f"set for a restart of this node, and not put back yet: {text}; unless a run is at work, the node does it by "
-        "itself (homelab-turn.timer), and the journal of homelab-turn.service says what keeps it from that; if it "
-        "never can, since Ceph or the cluster is gone for good: docs/troubleshooting.md, A node goes on trying to end "
-        "its turn"
+        f"set for a restart of this node, and not put back yet: {text}. Once no run is at work, the node puts it back "
+        f"(homelab-turn.timer); if it doesn't, the journal of homelab-turn.service says why. If Ceph or the cluster "
+        "is gone for good: docs/troubleshooting.md, A node goes on trying to end its turn"
         for text in texts
     ]
 

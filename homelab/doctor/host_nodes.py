@@ -107,7 +107,8 @@ def _stale_nodes(case: Case) -> list[Finding]:
         Finding(
             "nodes on the host with the majors that the driver has now",
             "; ".join(f"{path} has {node_major}, /proc/devices says {major}" for path, node_major, major in stale),
-            "the driver gets its numbers anew from the kernel; an old node leads to nothing, or to another driver",
+            "the kernel gives the driver new numbers when it is loaded; an old node leads to nothing, or to another "
+            "driver",
             f"`rm {shlex.join(path for path, _, _ in stale)}`, then `nvidia-modprobe -u -c 0`",
         )
     ]

@@ -174,7 +174,7 @@ def _hook(reading: Reading, vmid: int) -> list[Finding]:
     return [
         Finding(
             f"VM {vmid} with the hookscript that takes its shared card from the containers",
-            "the VM's configuration names it no more",
+            "the VM's configuration no longer names it",
             "a start would take the card from its driver without any check: containers that use it would hang",
             "`pulumi up --refresh` sets it again; leave the VM off until then",
         )

@@ -103,13 +103,13 @@ def freed(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
     alternative = 'let another card be the screen (the firmware\'s setup, "primary display"), or another kernel start'
     return [
         HomelabError(
-            wanted=f"gpus.{name} ({facts.card(slot)}), whose memory nobody else holds",
+            wanted=f"gpus.{name} ({facts.card(slot)}) with its memory free for vfio-pci",
             found="; ".join(
                 f"{', '.join(names)} within the memory of {address} (/proc/iomem)"
                 for address, names in framebuffers.items()
             )
             + (f", in spite of {NO_FRAMEBUFFER}" if has_word else ""),
-            why="the kernel's own picture has the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
+            why="the kernel's own picture uses the card's memory: vfio-pci can't reserve it (BAR …: can't reserve), "
             "and the guest's driver fails",
             next=alternative
             if hopeless

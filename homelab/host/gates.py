@@ -153,7 +153,7 @@ def guests_listed(facts: HostFacts, _host: Host) -> list[HomelabError]:
         HomelabError(
             wanted=f"to know which {guests} run",
             found=f"`{program} list` gave no answer",
-            why="each guest would count as off, and its card as unused; nothing is done on such a basis",
+            why="without an answer every guest would look stopped, and its card unused; so nothing was done",
             next=f"see what `{program} list` says on the host (the service pve-cluster, a storage or a guest may "
             "hang); when it answers, run `pulumi up` again",
         )
@@ -170,8 +170,7 @@ def readable(facts: HostFacts) -> list[HomelabError]:
         HomelabError(
             wanted="to read every file that tells who has a card, and what the host can't do without",
             found="; ".join(facts.unreadable),
-            why="what stands in what can't be read would count as nothing: a card that a guest uses, as free; "
-            "nothing is done on such a basis",
+            why="a card that a guest uses could look free; so nothing was done",
             next="read it on the host yourself (what is below /etc/pve is served by the service pve-cluster); mend "
             "what keeps it from being read, or remove it, and run `pulumi up` again",
         )
@@ -228,7 +227,7 @@ def iommu(facts: HostFacts, host: Host) -> list[HomelabError]:
                 HomelabError(
                     wanted="an IOMMU that the kernel uses",
                     found=f"{word} on the kernel command line, which this program didn't put there",
-                    why="the kernel never takes that word back, whatever follows it",
+                    why="that word switches the IOMMU off, and no later word switches it on again",
                     next=f"remove {word} (/etc/default/grub, or /etc/kernel/cmdline), and run `pulumi up` again",
                 )
             )
@@ -280,7 +279,7 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
         HomelabError(
             wanted=f"gpus.{name}.functions to be functions of the card at {slot}",
             found="; ".join(wrong),
-            why="what is named there is bound to vfio-pci at boot: it must be this card's, whatever else the host has",
+            why="everything named there is bound to vfio-pci at boot, so it must belong to this card",
             next="take the list out: a virtual function is a card of its own"
             if not around
             else f"name functions of {', '.join(around)}, the graphics function among them; what shares only the IOMMU "
@@ -301,8 +300,8 @@ def one_function(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
             found="; ".join(
                 f"{facts.describe(device)} has {device.vfs} virtual functions (SR-IOV)" for device in shared
             ),
-            why="vfio-pci takes no card that is split into virtual functions, and whoever uses one of them would "
-            "lose it",
+            why="vfio-pci can't take a card that is split into virtual functions, and a guest that uses one of them "
+            "would lose it",
             next="switch them off where they are switched on (`echo 0 "
             f">/sys/bus/pci/devices/{shared[0].address}/sriov_numvfs`; a module's option such as i915.max_vfs, "
             f"sysfs.conf), or give one of them to the VM: gpus.{name}.address with its address",
@@ -388,7 +387,7 @@ def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
         HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
             found=f"NVIDIA's vGPU driver: {'; '.join(signs)}",
-            why="that driver is licensed, and another one in its place takes the cards from the VMs that share them",
+            why="replacing that licensed driver would take the cards from the VMs that share them",
             next="take nvidia of this host out of the settings; or remove the vGPU driver yourself (its installer "
             "has --uninstall) and run `pulumi up` again",
         )
@@ -415,8 +414,8 @@ def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
         HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
             found="; ".join(found),
-            why="with that the driver is never loaded, whoever asks for it: it would be installed for nothing; nothing "
-            "was changed",
+            why="this keeps the kernel from ever loading the driver, so installing it would be useless; nothing was "
+            "changed",
             next=f"{', '.join(steps)}; then run `pulumi up` again",
         )
     ]
@@ -533,8 +532,8 @@ def _unknown_carrier_error(
     facts: HostFacts, name: str, slot: str, doubtful: list[Device], unknown: list[Vital]
 ) -> HomelabError:
     return HomelabError(
-        wanted=f"to know what carries {', '.join(need.name for need in unknown)}, before anything that may carry it "
-        f"goes with gpus.{name} ({facts.card(slot)})",
+        wanted=f"to know what carries {', '.join(need.name for need in unknown)}, before a device that may carry it "
+        f"leaves the host with gpus.{name} ({facts.card(slot)})",
         found="; ".join(need.trouble for need in unknown)
         + f"; with the card go {'; '.join(map(facts.describe, doubtful))}",
         why="a VM's start would take its own disk or network from the host, which then goes down; no setting allows "
@@ -613,8 +612,7 @@ def _card_bound_by_hand(
             f"{'on' if any(device.driver for device in bound) else 'kept for'} "
             f"vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
             + (f"; {kept_reason}" if kept_reason and host.take_over else ""),
-            why="that was not written by this program, which doesn't take it away: the card would stay without the "
-            "host's driver",
+            why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
             next=(
                 ""
                 if kept_reason
@@ -831,7 +829,7 @@ def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homel
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) in turn for containers and a VM (use: shared)",
             found="it is not one of NVIDIA's, as a whole",
-            why="only for NVIDIA's driver is it known when a card can be taken from it while the host runs",
+            why="this program knows only for NVIDIA's driver when a card can be taken from it while the host runs",
             next=f"set gpus.{name}.use: vm, or lxc",
         )
     ]

@@ -158,7 +158,7 @@ def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: in
         raise HomelabError(
             wanted="the certificate that the host's API shows",
             found="none in /etc/pve/local (pveproxy-ssl.pem, pve-ssl.pem)",
-            why="without its fingerprint, whoever answers at the address would be given the token",
+            why="without its fingerprint, the token would go to any machine that answers at the address",
             next="see whether Proxmox VE's services run on the host: systemctl status pve-cluster pveproxy",
         )
     api: dict[str, Any] = {"token": token, **({"port": port} if port != 8006 else {})}

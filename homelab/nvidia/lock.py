@@ -151,7 +151,7 @@ def refusals(
         HomelabError(
             wanted=f"{name}: packages of the lock file for {wanted}",
             found=f"the lock file has those for {found}",
-            why="the lock file and the settings say different things, and neither may be left out silently",
+            why="the lock file and the settings contradict each other, and neither may be ignored silently",
             next=f"`homelab lock --release {name}`, then `pulumi up` and `homelab lock`; or put the setting back",
         )
     ]

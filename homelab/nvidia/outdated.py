@@ -101,7 +101,7 @@ def lines(reading: PackagesReading, request: Request) -> list[str]:
 def age(data: Compatibility, today: datetime.date) -> str:
     """The age of the compatibility data, in a sentence for a person."""
     if data.as_of is None:
-        return "of which day this program's data on NVIDIA's releases is isn't known"
+        return "the date of this program's data on NVIDIA's releases isn't known"
     days = (today - data.as_of).days
     text = f"this program's data on NVIDIA's releases is of {data.as_of}, {days} days old"
     if days <= _DAYS_UNTIL_OLD:

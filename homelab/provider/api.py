@@ -344,8 +344,8 @@ def id_in_use(mark: str, guest: CreatedGuest, config: dict[str, str]) -> Homelab
         return HomelabError(
             wanted=f"{guest.label} ({name}) created",
             found=f"this stack has created {guest.label} as {guest.section}.{match[1]}",
-            why="under another name a guest would be made anew, and the one that is there deleted with its disks; "
-            "nothing was changed",
+            why="under another name Pulumi would make a new guest, and delete this one with its disks; nothing was "
+            "changed",
             next=f"put the name {match[1]} back in the settings; or {guest.adopting}, which a destroy leaves there",
         )
     return HomelabError(
@@ -428,7 +428,7 @@ def _unknown_cards(machine: Machine) -> HomelabError:
         wanted=f"the functions of the cards that {machine.label} has been started with",
         found="the host names none, neither among qemu-server's reservations (/run/qemu-server/pci-id-reservations) "
         "nor by the VM's configuration",
-        why="whether its cards have come through the start can't be told then",
+        why="so it isn't known whether its cards came through the start",
         next=f"look at both on the host (`qm config {machine.vmid}`), and whether the guest has its card; then run "
         "`pulumi up` again",
     )

@@ -156,10 +156,7 @@ async def _end_turn(host: Host, name: str) -> None:
         answer = {"over": False, "set": ""}
     if not answer["over"]:
         left = answer["set"] or "no other node is restarted"
-        tell(
-            f"{name}: note: its cluster could not be told that it is back; the node goes on trying, and until it "
-            f"can {left}"
-        )
+        tell(f"{name}: note: it couldn't tell its cluster that it is back; it goes on trying, and until it can {left}")
 
 
 async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
@@ -178,7 +175,7 @@ async def _start_guests(host: Host, name: str, managed: ManagedGuests) -> None:
                 goes_on=True,
             )
     except HomelabError as error:
-        tell(f"{name}: note: {error.found}; the host starts the guests that ran before the reboot by itself")
+        tell(f"{name}: note: {error.found}; the host itself starts the guests that ran before the reboot")
         return
     if answer["started"]:
         tell(f"{name}: started again what ran before the reboot: {', '.join(answer['started'])}")

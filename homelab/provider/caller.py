@@ -169,8 +169,8 @@ class OfThisUser(grpc.aio.ServerInterceptor):  # type: ignore[misc] # which has 
         error = HomelabError(
             wanted=f"a call of Pulumi's engine, which runs as user {self._user} as this provider does",
             found=caller,
-            why="whoever is answered here can change hosts as root; nothing was done",
-            next="find out whose it is, and run Pulumi on a machine that has no users whom you don't trust. If it was "
+            why="a program that gets an answer here can change hosts as root; nothing was done",
+            next="find out who made the call, and run Pulumi on a machine where you trust every user. If it was "
             "Pulumi itself: run it where /proc is the one of this system, in no sandbox that hides it",
         )
         if caller not in self._messages_told:

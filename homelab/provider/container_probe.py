@@ -97,8 +97,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             raise HomelabError(
                 wanted=f"the notes about container {inputs.ctid} moved from {old_host} to {new_host}",
                 found=f"{error.wanted}: {error.found}",
-                why="without these notes, the lines that this program gave the container can't be told from other "
-                "lines; the container is as it was",
+                why="only these notes tell which of the container's lines are this program's; the container is as "
+                "it was",
                 next=f"bring {old_host} back, then run the same command again; or migrate the container back; or, if "
                 f"{old_host} won't come back, take it out of homelab:hosts: then you have to take these lines out "
                 "yourself",

@@ -104,7 +104,7 @@ def _lock(locks: Mapping[str, object], name: str) -> SystemLock | None:
 def _given_up(version: str, messages: list[str]) -> HomelabError:
     return HomelabError(
         wanted=f"NVIDIA's driver {version} on the host, and its libraries in each of its containers",
-        found="an earlier run could not bring it about everywhere, and has put the old version back"
+        found="an earlier run failed to install it everywhere, and put the old version back"
         + "".join(f"; {message}" for message in messages),
         why="a container's libraries must be of the host's version, to the last digit",
         next="set nvidia.driver of the host to the version that is there; or mend what that run has named, and for "

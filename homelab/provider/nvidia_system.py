@@ -56,9 +56,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
         reading, has_agent = found
         # What else this program put there is compared by others.
         drift = [line for line in reading.drift if line.partition(":")[0] in LAYERS]
-        drift += [
-            f"{step}: nothing there tells of it any more" for step in _expected(inputs) if step not in reading.steps
-        ]
+        drift += [f"{step}: no record of it is left there" for step in _expected(inputs) if step not in reading.steps]
         old, new = outputs.facts, facts_of(reading, inputs.target)
         changed = [
             key

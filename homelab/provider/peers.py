@@ -128,4 +128,7 @@ async def forget_on(stack: StackTexts, host: str, guest: str, names: Sequence[st
 
 
 def _stays(guest: str, host: str, error: HomelabError) -> None:
-    tell(f"{guest}: note: {host} couldn't be told ({error.found}): what /var/lib/homelab/ledger has of it there stays")
+    tell(
+        f"{guest}: note: {host} couldn't forget it ({error.found}): what is noted there of {guest} stays "
+        "(/var/lib/homelab/ledger)"
+    )

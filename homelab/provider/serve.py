@@ -138,8 +138,8 @@ class Homelab(sdk.Provider):
             raise HomelabError(
                 wanted=f"{request.resource_id} imported as {request.type}",
                 found="this program's resources are made by `pulumi up` alone",
-                why="what is there on a host is taken over by `up`, with what it was before; an import would know "
-                "nothing of that",
+                why="`pulumi up` takes over what is on a host, and notes what was there before; an import would "
+                "note nothing",
                 next="describe it in the stack's configuration and run `pulumi up` (docs/settings.md)",
             )
         refreshed = await self._in_thread(request, lambda work: work.refreshed(state))
@@ -191,7 +191,7 @@ def _declared(kind: str) -> type[Resource]:
         raise HomelabError(
             wanted=f"the work on a resource of the type {name}",
             found="this version of the program has no such type",
-            why="the state was written by another version, which alone can undo what that one set up",
+            why="another version wrote the state, and only that version can undo what it set up",
             next="run `pulumi destroy` with the version that wrote it, then `pulumi up` with this one",
         )
     return DECLARED[name]

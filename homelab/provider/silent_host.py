@@ -76,8 +76,8 @@ def _watch(name: str, host: Host) -> None:
 def _end_run(name: str, limit: int, found: str) -> None:
     error = HomelabError(
         wanted=f"{name} to answer within {limit} s, as long as a step may take (timeouts.step)",
-        found=f"nobody can log in ({found}), and the connection by which this run holds {name} has ended",
-        why="pulumi-command waits for a step there without a limit of its own; this run is ended, as by Ctrl-C",
+        found=f"logging in fails ({found}), and this run's connection to {name} has ended",
+        why="pulumi-command would wait for the step there for ever; so this run ends now, as by Ctrl-C",
         next=f"look at {name}'s console and mend it, or restart it; then run the same again, which finishes what is "
         "half done",
     )

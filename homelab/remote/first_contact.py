@@ -70,7 +70,7 @@ def host_key(address: str, port: int, seconds: float) -> HostKey:
         raise HomelabError(
             wanted=f"a host key of {address}:{port}",
             found=f"none of the kinds {', '.join(_KEY_TYPES)}",
-            why="without it nobody can tell whether the right host answers",
+            why="without it you can't tell whether the right host answers",
             next="look on the host's console for /etc/ssh/ssh_host_ed25519_key.pub; ssh-keygen -A makes it where it "
             "is missing",
         )

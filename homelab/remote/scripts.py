@@ -73,7 +73,7 @@ def answer(output: str) -> dict[str, Any]:
     raise HomelabError(
         wanted="one line of JSON from a script",
         found=f"{line[:200]!r} ({problem})",
-        why="nothing follows from an answer that can't be read",
+        why="without a readable answer nothing can be decided",
         next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",
     )
 

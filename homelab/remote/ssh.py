@@ -541,7 +541,7 @@ class _Agent:
             signature = await sign(data)
         except (OSError, ValueError) as error:
             self.problem = (
-                "an agent that named its keys and signs with none: it is locked, was told not to, or has gone "
+                "an agent that lists keys and signs with none: it is locked, the request was refused, or it has ended "
                 f"({error})"
             )
             raise asyncssh.PermissionDenied(self.problem) from error
@@ -569,7 +569,7 @@ def _no_key_of_the_agent(problem: str) -> LoginRefusedError:
         wanted="to log in with a key of this machine's SSH agent (ssh.agent)",
         found=problem,
         why="only the agent has the key",
-        next="see `ssh-add -l`; start the agent anew (on Windows: the service ssh-agent) and give it the key with "
+        next="see `ssh-add -l`; restart the agent (on Windows: the service ssh-agent) and give it the key with "
         "`ssh-add`, unlock it (`ssh-add -X`), or set ssh.privateKeyFile",
     )
 
@@ -607,7 +607,7 @@ async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
     return HomelabError(
         wanted=f"host key {wanted} at {host.address}:{host.ssh.port}",
         found=shown,
-        why="this may be another machine, or one in between: it would be given root's commands",
+        why="this may be another machine, or one in between: root's commands would go to it",
         next="if the host was reinstalled, compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its "
         "console and correct ssh.hostKey",
     )
@@ -776,7 +776,7 @@ class _Confirmation:
             raise HomelabError(
                 wanted="a host read whose boot is confirmed",
                 found=f"{self._tries} times: {error.found}",
-                why=f"whether it has what was configured can't be told. Boot {self.boot} is confirmed: the dead "
+                why=f"so it isn't known whether it has what was configured. Boot {self.boot} is confirmed: the dead "
                 "man's switch doesn't undo it",
                 next="log in, and see what hangs (`lspci`, `dmesg`, a disk); then run `pulumi up` again",
             ) from None

@@ -170,8 +170,8 @@ class ApiAccess(Model):
             raise ValueError("expected token and tokenSecret, or user and password")
         if sum((self.ca_file is not None, self.fingerprint is not None, self.public_ca)) != 1:
             raise ValueError(
-                "expected exactly one of caFile, fingerprint, publicCa: without it, whoever answers at the address "
-                "would be given the credentials"
+                "expected exactly one of caFile, fingerprint, publicCa: without it, the program would send the "
+                "credentials to any machine that answers at the address"
             )
         return self
 

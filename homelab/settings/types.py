@@ -102,7 +102,7 @@ def _web_address(value: str) -> str:
     plain(value)
     parts = urlsplit(value)
     if parts.scheme == "http":
-        raise ValueError("expected https: whoever stands between could change what is installed as root")
+        raise ValueError("expected https: without it, anyone on the way could change what is installed as root")
     if "@" in parts.netloc:
         raise ValueError(
             "expected an address without a user and password: it is written to files that everybody can read"

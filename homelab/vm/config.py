@@ -428,14 +428,14 @@ def not_put_back(config: dict[str, str], record: Record, *, moved: bool = False)
         if is_ours(key, config.get(key), entry) and _original_is_elsewhere(key, entry, moved=moved)
     ]
     lines += [
-        f"{key} was {entry['before']} before this program, and isn't put back: somebody has given the VM that "
-        "device by another option since"
+        f"{key} was {entry['before']} before this program, and isn't put back: the VM has since been given that "
+        f"device by another option"
         for key, entry in record.items()
         if is_ours(key, config.get(key), entry) and _device_is_given_again(config, key, record)
     ]
     return lines + [
-        f"{key} is {config.get(key, 'not there')}, which somebody has set since: it stays so (before this program "
-        f"it was {entry['before']})"
+        f"{key} is {config.get(key, 'not there')}, set by someone else since: it stays so (before this program it was "
+        f"{entry['before']})"
         for key, entry in record.items()
         if entry.get("before")
         and not is_ours(key, config.get(key), entry)

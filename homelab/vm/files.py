@@ -175,7 +175,7 @@ def unpublished(name: str, file: str, sums: str) -> HomelabError:
     return HomelabError(
         wanted=f"the checksum of {file}, for {name}",
         found=f"{sums} doesn't name that file",
-        why="an image that nothing can be compared with is not downloaded; nothing was changed",
+        why="an image without a checksum to compare it with is not downloaded; nothing was changed",
         next=f"look at that list: the image may be called otherwise by now; set {name}.url and checksum instead of "
         "image",
     )
@@ -197,14 +197,14 @@ def failed_download(name: str, url: str | None, reason: str) -> tuple[str, str] 
         )
     if "checksum mismatch" in reason:
         return (
-            "what came isn't the file that its maker means: it was damaged, replaced, or renewed a moment ago. It "
-            "was thrown away",
-            "run `pulumi up` again: a known image's checksum is read anew. "
+            "the file that arrived isn't the one that its maker published: it was damaged, replaced, or renewed a "
+            "moment ago. It was deleted",
+            "run `pulumi up` again: a known image's checksum is read again. "
             f"If it differs again, compare {name}.checksum with what the maker publishes",
         )
     if "No space left" in reason:
         return (
-            "the storage has become full; what had come was thrown away",
+            "the storage has become full; the part that had arrived was deleted",
             f"make room there, or set {name}.storage to another one, then run `pulumi up` again",
         )
     if "404" in reason:
@@ -214,13 +214,13 @@ def failed_download(name: str, url: str | None, reason: str) -> tuple[str, str] 
         )
     if reason.startswith("download failed"):
         return (
-            "the host couldn't get it, or not all of it; what had come was thrown away",
+            "the host couldn't download all of it; the part that had arrived was deleted",
             f"see whether the host reaches {url or 'download.proxmox.com'} (a proxy: Datacenter -> Options -> HTTP "
             "proxy), then run `pulumi up` again",
         )
     if "interrupt" in reason or "unexpected status" in reason:
         return (
-            "someone stopped the task, or the host went down meanwhile; what had come was thrown away",
-            "run `pulumi up` again: it starts anew",
+            "someone stopped the task, or the host went down meanwhile; the part that had arrived was deleted",
+            "run `pulumi up` again: it starts over",
         )
     return None

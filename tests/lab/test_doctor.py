@@ -231,7 +231,7 @@ def test_a_stopped_container_is_judged_by_what_can_be_seen(doctor: Callable[[str
     report = phoenix.json("container", "950")
     assert (report["well"], report["running"], report["equal"]) == (True, False, None)
     assert all(device["inside"] is None for device in report["devices"])
-    assert "what it has inside isn't known" in report["notes"][0]
+    assert "what it has inside is seen once it runs" in report["notes"][0]
 
 
 def test_lines_in_a_snapshot_and_a_lock(doctor: Callable[[str], Doctor]) -> None:

@@ -130,8 +130,8 @@ def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ({"download-breaks": "virtio-win"}, "couldn't get it, or not all of it"),
-        ({"download-corrupt": "virtio-win"}, "isn't the file that its maker means"),
+        ({"download-breaks": "virtio-win"}, "couldn't download all of it"),
+        ({"download-corrupt": "virtio-win"}, "isn't the one that its maker published"),
         ({"disk-full": "host"}, "has become full"),
         ({"apt-offline": "fedorapeople"}, "can't be reached"),
         ({"download-size": 1 << 50}, "would fail at its end"),
@@ -172,7 +172,10 @@ def test_a_download_that_never_ends_is_ended(lab: Lab) -> None:
     lab.fault("download-seconds", 600)
     stack = Stack(lab, VIRTIO, create=1)
     error = stack.refused()
-    assert "still runs after 1 seconds" in error.found and "told to end, and what had come was thrown away" in error.why
+    assert (
+        "still runs after 1 seconds" in error.found
+        and "stopped, and the part that had arrived was deleted" in error.why
+    )
     assert "timeouts.create" in error.next
     assert stack.folder == [] and stack.notes == []
 

@@ -50,8 +50,8 @@ def test_a_change_of_settings_or_of_the_program_is_not_called_drift() -> None:
     found = drift.of_events("homelab", [step("update", "pve-cmdline")], 255)
     assert (
         found.exists
-        and "settings or program have changed" in found.line
-        and "Nothing on the hosts tells of drift" in found.markdown()
+        and "the settings or the program have changed" in found.line
+        and "Nothing has drifted on the hosts" in found.markdown()
     )
 
 
@@ -82,7 +82,7 @@ def test_a_host_that_is_off_is_no_drift_and_not_nothing() -> None:
         255,
     )
     assert found.errors == ["wanted: to read pve\nfound:  it is off"] and not found.exists
-    assert "it can't be told" in found.line and "```text\nwanted: to read pve" in found.markdown()
+    assert "couldn't check for drift" in found.line and "```text\nwanted: to read pve" in found.markdown()
     assert drift.of_events("homelab", [], 255).errors == ["pulumi preview ended with status 255"]
 
 

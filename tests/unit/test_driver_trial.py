@@ -209,7 +209,7 @@ def test_a_container_without_new_libraries_takes_host_and_others_back(refusing: 
     # Until another try, a run ends here, and changes nothing.
     again = refusal(world)
     assert f"NVIDIA's driver {NEW} on the host" in again.wanted and world.versions() == {OLD}
-    assert "could not bring it about everywhere" in again.found
+    assert "failed to install it everywhere" in again.found
     # Which begins with the host's own step, and its boot.
     world.host, world.refusing = System(NEW, "tried"), set()
     tried(world)

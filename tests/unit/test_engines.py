@@ -54,7 +54,7 @@ def test_an_engine_that_the_host_lets_start_nothing_is_refused(runtime: str) -> 
         (facts("6.0.4-2", BARE), "lxc-pve 6.0.4-2 on the host; container 901 without the feature nesting"),
         (facts("6.0.5-3", "hostname: a\nfeatures: nesting=0"), "container 901 without the feature nesting"),
         (facts("6.0.5-3", f"{BARE}\n[before]\nfeatures: nesting=1"), "container 901 without the feature nesting"),
-        (facts(""), "the version of lxc-pve on the host can't be told"),
+        (facts(""), "an unknown version of lxc-pve on the host"),
         (facts("6.0.0-1", pve="8.4.14"), "lxc-pve 6.0.0-1 on the host"),
         (facts("6.0.0-2", pve="8.4.16"), None),
         # Somebody has taken AppArmor away from it, or written a profile; a snapshot's counts for nothing.

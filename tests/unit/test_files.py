@@ -199,11 +199,11 @@ def test_a_missing_file_is_named_with_what_to_upload(volume: str, said: str) -> 
 @pytest.mark.parametrize(
     ("reason", "why"),
     [
-        ("checksum mismatch: got 'a' != expect 'b'", "thrown away"),
+        ("checksum mismatch: got 'a' != expect 'b'", "It was deleted"),
         ("checksum mismatch: got 'a' != expect 'b', aborting", "it was not touched"),
         ("download failed: Cannot write to ‘a.iso.tmp’ (No space left on device).", "has become full"),
         ("download failed: 2026-11-21 03:34:55 ERROR 404: Not Found.", "no such file"),
-        ("download failed: Connecting to 127.0.0.1:1... failed: Connection refused.", "couldn't get it"),
+        ("download failed: Connecting to 127.0.0.1:1... failed: Connection refused.", "couldn't download all of it"),
         ("received interrupt", "stopped the task"),
     ],
 )

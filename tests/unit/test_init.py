@@ -778,7 +778,7 @@ def test_an_api_user_of_the_persons_own_stays() -> None:
 
 
 def test_a_host_without_a_certificate_is_no_host_for_a_token() -> None:
-    with pytest.raises(HomelabError, match="whoever answers at the address"):
+    with pytest.raises(HomelabError, match="any machine that answers at the address"):
         proposal.api_settings("homelab", {}, host(cluster={"node": "pve"}), 8006)
 
 

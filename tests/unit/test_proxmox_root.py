@@ -49,7 +49,7 @@ def test_a_pvesh_that_hangs_is_no_refusal(monkeypatch: pytest.MonkeyPatch, statu
     error = put_as_root(monkeypatch, f"update VM 103: -hostpci0 01:00\n\n{status}\n")
     assert isinstance(error, UnansweredError) and error.sent
     assert error.wanted == WANTED and f"has not ended within {HOST.timeouts.api} s" in error.found
-    assert "can't be told" in error.why and "pve-cluster" in error.next
+    assert "isn't known" in error.why and "pve-cluster" in error.next
 
 
 def test_a_session_that_is_lost_meanwhile_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_what_could_not_be_read_is_not_said_to_be_half_changed() -> None:
     host = Host.model_validate(HOST)
     error = requests.exceptions.ReadTimeout("timed out")
     assert "nothing was changed" in no_answer(host, "to read VM 103", error, reads=True).why
-    assert "can't be told" in no_answer(host, "VM 103 changed", error).why
+    assert "isn't known" in no_answer(host, "VM 103 changed", error).why
 
 
 def test_a_mapping_stays_for_live_migration_while_a_card_of_another_node_is_to_migrate() -> None:

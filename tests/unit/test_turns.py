@@ -85,7 +85,7 @@ def test_what_was_started_again_is_told_and_who_stays_off(monkeypatch: pytest.Mo
             "pve1: note: VM 7 (c) stays off",
         ]
         if answers
-        else ["pve1: note: it doesn't answer; the host starts the guests that ran before the reboot by itself"]
+        else ["pve1: note: it doesn't answer; the host itself starts the guests that ran before the reboot"]
     )
 
 
@@ -178,7 +178,7 @@ def test_a_plan_says_after_which_node_one_restarts() -> None:
 def test_the_doctor_says_what_a_restart_has_set_and_nobody_has_put_back() -> None:
     away = "noout 0 3\nservices vm:200\nmaintenance pve1"
     notes = host_doctor.diagnose(reading(facts=facts(set_aside=away)), host()).notes
-    said = [note.split(": ")[1].split(";")[0] for note in notes if note.startswith("set for a restart of this node")]
+    said = [note.split(": ")[1].split(". ")[0] for note in notes if note.startswith("set for a restart of this node")]
     assert said == [
         "Ceph doesn't replace its disks 0 3 (noout)",
         "HA's maintenance mode is on",

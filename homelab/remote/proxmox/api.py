@@ -215,7 +215,7 @@ class Api:
             raise UnansweredError(
                 wanted=wanted,
                 found=f"pvesh, as root, has not ended within {seconds} s, and was killed",
-                why="whether the change was carried out can't be told from here",
+                why="it isn't known whether the change was carried out",
                 next="see on the host what doesn't answer (the service pve-cluster; in a cluster the guest's node); "
                 "then run `pulumi up` again: it continues from what is there",
                 status=0,

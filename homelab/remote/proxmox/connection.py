@@ -179,7 +179,7 @@ def no_answer(host: Host, wanted: str, error: Exception, *, reads: bool = False)
         if reads
         else "nothing was asked of the node"
         if is_unsent
-        else "whether a change was carried out can't be told from here",
+        else "it isn't known whether a change was carried out",
         next="see whether pveproxy runs on the host (`systemctl status pveproxy`) and the port is open; then run "
         "`pulumi up` again: it continues from what is there",
         status=0,

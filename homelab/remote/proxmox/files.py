@@ -118,9 +118,9 @@ class Files:
         return TaskFailedError(
             wanted=error.wanted,
             found=error.found,
-            why="it was told to end, and what had come was thrown away"
+            why="it was stopped, and the part that had arrived was deleted"
             if has_ended
-            else "it was told to end, and hasn't: it may still come to its end",
+            else "it was asked to stop, and hasn't: it may still finish",
             next=f"see whether the host reaches {source.url or 'download.proxmox.com'}, and how fast. One that takes "
             f"longer than {seconds:.0f} seconds gets more time with hosts.<name>.timeouts.create; then run `pulumi up` "
             "again",

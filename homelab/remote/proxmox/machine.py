@@ -411,7 +411,7 @@ class Machine:
             found="its task succeeded, but it doesn't run"
             if is_off
             else f"it has been started, and QEMU has halted it ({state})",
-            why="it went off at once: QEMU or the guest ended by itself"
+            why="it went off at once: QEMU ended, or the guest shut itself down"
             if is_off
             else "a card that it has tells of an error",
             next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, "
@@ -430,7 +430,7 @@ class Machine:
         try:
             self._memory.keep(self._noted_identity)
         except HomelabError as error:  # the earlier note still counts where the user is a token
-            self.say(f"note: that {self.label} is to run again couldn't be noted anew ({error.found})")
+            self.say(f"note: couldn't note again that {self.label} is to run again ({error.found})")
 
     def _runs_again(self) -> None:
         if self._is_in_memory:
@@ -452,8 +452,7 @@ class Machine:
             self._task("post", "/status/start", f"HA told that {self.label} is to run on", ("hastart",))
         except ApiError as error:
             self.say(
-                f"HA couldn't be told that it is to run on ({error.found}): "
-                f"`ha-manager set vm:{self.vmid} --state started`"
+                f"couldn't tell HA to keep it running ({error.found}): `ha-manager set vm:{self.vmid} --state started`"
             )
 
     def _log_of_ha(self, start_time: int) -> list[str]:
@@ -501,7 +500,7 @@ class Machine:
             raise ApiError(
                 wanted=wanted,
                 found="HA has it in the state error",
-                why="HA has tried to start it and given up; it starts nothing in this state, and nobody else may",
+                why="HA tried to start it and gave up; in this state HA doesn't start it, and nothing else may",
                 next="see why (`journalctl -u pve-ha-lrm` on the host); then "
                 f"`ha-manager set vm:{self.vmid} --state disabled`, and run `pulumi up` again",
                 status=500,
