@@ -249,9 +249,9 @@ def _relay(source: int, target: int) -> None:
 def _overdue(seconds: int, has_ended: bool) -> Failure:
     return Failure(
         f"this step done within {seconds} s",
-        "it has not ended; it was killed, and what it had started ends by its own time"
+        "it has not ended; it was killed, and what it had started ends at its own time limit"
         if has_ended
-        else "it has not ended, and doesn't end though it was killed: it waits in the kernel",
+        else "it was killed, and still hasn't ended: it waits in the kernel",
         "something on this system hangs: a disk, a share, a card, a script of a package. What is half done is noted "
         "there",
         "log in, see what hangs (`dmesg` may tell) and mend it; then run `pulumi up` again, which finishes the step. "

@@ -12,7 +12,7 @@ _SECONDS = 120.0
 # What wget's exit status means (its manual).
 _REASONS = {
     0: "an empty file",
-    4: "no connection: the name is not known, or nobody answers",
+    4: "no connection: the name is not known, or nothing answers",
     5: "a certificate that the host does not trust",
     8: "a refusal of the server, such as 404 Not Found",
 }
@@ -45,7 +45,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         raise Failure(
             f"the checksums that an image's maker publishes, from {wanted.url}",
             _REASONS.get(done.status, f"exit status {done.status} of wget"),
-            "an image that nothing can be compared with is not downloaded; nothing was changed",
+            "an image without a checksum to compare it with is not downloaded; nothing was changed",
             f"see whether the host reaches the address (`wget -O - {wanted.url}` there), then run `pulumi up` again; "
             "or set the download's checksum, or put the image onto the storage yourself and name its volume",
         )

@@ -220,7 +220,7 @@ def _make(system: System, loader: str) -> None:
             "again"
         )
     raise Failure(
-        "the boot configuration generated anew",
+        "the boot configuration generated again",
         failed or "no output",
         "the next boot would not have what was configured; this step's files are as they were before (earlier steps "
         "stay, in the stack too)",
@@ -241,4 +241,4 @@ def _finish_initramfs(system: System) -> None:
         return
     failed = boot.make_initramfs(system)
     if failed is not None:
-        system.log.say(f"note: the initramfs of an earlier run could not be made anew: {failed}")
+        system.log.say(f"note: the initramfs of an earlier run could not be rebuilt: {failed}")

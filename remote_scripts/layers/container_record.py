@@ -1,5 +1,5 @@
 """What is noted of a container, in /var/lib/homelab/containers/CTID (shared/container_notes.py says what), goes with it
-to another node of the cluster: by it the container's lines are known to be this program's.
+to another node of the cluster: these notes tell which of the container's lines are this program's.
 
 `read` gives it and changes nothing; `apply` writes what is given, and keeps the lines that are noted as ours here
 already; `revert` forgets it, if it is still what was given.
@@ -146,6 +146,6 @@ def _not_taken(ctid: int, found: str) -> Failure:
     return Failure(
         f"what is noted of container {ctid} written on this host",
         found,
-        "by it the container's lines are known to be this program's",
+        "these notes tell which of the container's lines are this program's",
         "see the log above, then run `pulumi up` again",
     )

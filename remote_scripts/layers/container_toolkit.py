@@ -186,7 +186,7 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
     elif _serves(files.need(keep, _CDI_BYTES) or b"", wanted):
         system.log.say(f"note: {keep} is there, for driver {wanted.driver}: left as it is")
         return keep
-    name, why = wanted.software.context.name, f"by it {wanted.runtime} gives cards to containers"
+    name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
     files.need_own_folder(_GENERATED.rpartition("/")[0])
     output = f"--output={files.name(_GENERATED)}"
     done = packages.do("nvidia-ctk", "cdi", "generate", *wanted.cdi_options, output)
@@ -244,7 +244,7 @@ def _refresh(system: System, wanted: Wanted, made_for: str) -> bool:
     """
     if _is_fresh(system, wanted, made_for):
         return True
-    system.log.say("having the toolkit's own service make the CDI specification anew")
+    system.log.say("having the toolkit's own service make the CDI specification again")
     done = system.run.do("systemctl", "restart", _REFRESH)
     if done.status != 0:
         system.log.say(f"note: {_REFRESH} failed: {done.text}")

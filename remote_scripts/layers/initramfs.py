@@ -146,7 +146,7 @@ def _update(system: System) -> None:
         boot.clear_half_made(system)
         system.log.say("note: the initramfs could not be made from the old files either: the next run tries that again")
     raise Failure(
-        "the initramfs of every installed kernel made anew",
+        "the initramfs of every installed kernel rebuilt",
         failed or "no output",
         "without it the GPU would not be bound at boot; this step's files are as they were before (earlier steps stay, "
         "in the stack too)",

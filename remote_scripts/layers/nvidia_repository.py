@@ -137,7 +137,7 @@ def _is_to_be_ours(system: System, repository: Repository) -> bool:
         raise Failure(
             f"{url} with its signatures checked",
             f"{theirs} switches that off for it (trusted, allow-insecure or allow-weak)",
-            "whoever stands between could have anything installed here as root",
+            "anyone on the way could have anything installed here as root",
             f"take that option or the entry out of {theirs}; without the entry this program writes its own, with the "
             "known key",
         )

@@ -128,7 +128,7 @@ def _test(system: System, wanted: Wanted) -> Answer:
         raise Failure(
             "the test VM removed again",
             left,
-            "it has the card, and is of no more use",
+            "it still has the card, and is no longer needed",
             f"qm stop {vm.id}; qm destroy {vm.id} --purge",
         )
     return _answer(system, wanted, int(vm.id), console)

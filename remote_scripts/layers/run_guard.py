@@ -146,7 +146,7 @@ def _await_steps(system: System, wanted: Wanted, spent: float) -> None:
                     "to be the only run at work on this host",
                     f"a step of an earlier run is still at work, of {whose} "
                     f"({_last_line(system, '/run/homelab/steps')})",
-                    "it comes to its end by itself; two runs at once would undo each other's changes",
+                    "it ends without your help; two runs at once would undo each other's changes",
                     "wait until it has ended (/run/homelab/steps tells), then run the same again",
                 )
         seconds = wanted.patience

@@ -137,8 +137,8 @@ def _where(system: System, card: Card, noted: Noted, vmid: str) -> tuple[str, st
         if power == "on":
             return f"VM {vmid} runs, and has it already", ""
         if power == "unknown":
-            return f"VM {vmid} had it last", f"whether VM {vmid} runs can't be told (`qm status {vmid}`)"
-        return f"VM {vmid} had it last, and nobody has given it back yet: a start of it goes on from there", ""
+            return f"VM {vmid} had it last", f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)"
+        return f"VM {vmid} had it last, and it isn't back yet: a start of that VM goes on from there", ""
     if noted.state == "RETURNING":
         return f"it is on its way back from VM {noted.vm}, which a start waits for", ""
     if noted.state in ("DRAINING", "DETACHED"):
@@ -163,7 +163,7 @@ def _look(
             f"VM {vmid} runs already, without it: a VM takes its card when it starts, so it is shut down first"
         )
     elif power == "unknown":
-        reasons.append(f"whether VM {vmid} runs can't be told (`qm status {vmid}`)")
+        reasons.append(f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)")
     try:
         users = card_users.need_possible(system, card, vmid)
     except RefusedError as error:

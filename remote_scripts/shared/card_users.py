@@ -116,7 +116,7 @@ def users(system: System, card: Card) -> list[User]:
             continue
         power = power_of(system, one.ctid)
         if power == "unknown":
-            raise RefusedError(f"whether container {one.ctid} runs can't be told (`pct status {one.ctid}`)")
+            raise RefusedError(f"it isn't known whether container {one.ctid} runs (`pct status {one.ctid}`)")
         if power != "on":
             continue
         if locked := one.conf.options.get("lock"):
@@ -205,14 +205,14 @@ def why_not_over(system: System, card: Card, what: Noted) -> str:
             return "its start or stop is at work"
         power = guests.power_of(system, "qm", what.vm, 0)
         if power == "unknown":
-            return f"whether VM {what.vm} has ended can't be told (`qm status {what.vm}`)"
+            return f"it isn't known whether VM {what.vm} has ended (`qm status {what.vm}`)"
         if power == "gone":
             return ""
         if power == "on":
             return "it runs" if names_card(system, card, what.vm) else ""
         lock = guest_conf.option_of_vm(system, what.vm, "lock")
     except OSError as error:
-        return f"whether it has ended can't be told: {error.strerror}"
+        return f"it isn't known whether it has ended: {error.strerror}"
     if lock == "backup":  # of a VM that ran: the backup starts it again
         return (
             f"VM {what.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. If "
@@ -370,7 +370,7 @@ def having(system: System, card: Card) -> list[str]:
         numbers = shared_card.node_numbers(system, card)
         return holders(system, node, numbers, shared_card.mapped_as(system, card))
     except (UnseenError, OSError, ValueError) as error:
-        raise RefusedError(f"who has it can't be told: {error}") from error
+        raise RefusedError(f"it isn't known who has it: {error}") from error
 
 
 def need_nobody(found: Iterable[str]) -> None:

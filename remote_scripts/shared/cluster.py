@@ -152,7 +152,7 @@ def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> st
     try:
         content = pmxcfs.content_of(system, TURN)
     except Failure as failure:
-        return f"which node restarts can't be told: {TURN}: {failure.found}"
+        return f"it isn't known which node restarts: {TURN}: {failure.found}"
     said = _lines_of(content)
     holder = said.get("node", "")
     if content is None or not holder or holder == node.name:
@@ -340,7 +340,7 @@ def lost_turn(system: System) -> Obstacle | None:
     try:
         holder = _lines_of(pmxcfs.content_of(system, TURN)).get("node", "")
     except Failure as failure:
-        return Obstacle(f"whether it is still this node's turn can't be told: {TURN}: {failure.found}")
+        return Obstacle(f"it isn't known whether it is still this node's turn: {TURN}: {failure.found}")
     if holder and holder == node.name:
         return None
     return Obstacle(f"it isn't this node's turn any more: {TURN} " + (f"names {holder}" if holder else "is gone"))

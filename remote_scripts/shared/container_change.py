@@ -91,7 +91,7 @@ class Changing:
                 raise Failure(
                     f"the configuration of container {self._ctid} changed",
                     self._said or "it was changed from elsewhere five times meanwhile",
-                    "no other change may be lost",
+                    "writing now could lose another change",
                     "see who changes it, then run `pulumi up` again",
                 )
             self._note_change(conf, change)
@@ -324,8 +324,8 @@ class Changing:
             raise Failure(
                 f"container {self._ctid}, which is unprivileged, given a card's nodes by mount entries",
                 f"on the host only their group may open them: {' '.join(closed)}",
-                "in an unprivileged container the host's groups are nobody's, so that not even its root could open "
-                "them; its configuration is unchanged",
+                "nobody in an unprivileged container is in the host's groups, so not even its root could open them; "
+                "its configuration is unchanged",
                 'take method: mount-entry out of the settings; or let the host\'s udev open them: MODE="0666" for '
                 'KERNEL=="renderD*"',
             )
@@ -359,7 +359,7 @@ class Changing:
             if done.status != 0 or not text.endswith(b"#\n"):  # half of an answer would be no such groups
                 raise Failure(
                     f"to know the groups render and video of container {self._ctid}",
-                    f"`pct exec {self._ctid}` has not said them all (exit status {done.status})",
+                    f"`pct exec {self._ctid}` didn't list them all (exit status {done.status})",
                     "a card's nodes are for the members of these groups; its configuration is unchanged",
                     f"try `pct enter {self._ctid}`, then run `pulumi up` again",
                 )

@@ -378,7 +378,7 @@ def drift(system: System, ctid: int) -> list[str]:
     return [
         *(f"dev[n]: {value} is not there" for value in change.add_devices),
         *(f"{line} is not there" for line in change.add_raw),
-        *(f"{key}: {conf.devices[key]} is of no use any more" for key in change.drop_devices),
-        *(f"{conf.head[place]} is of no use any more" for place in change.drop_raw),
+        *(f"{key}: {conf.devices[key]} is no longer needed" for key in change.drop_devices),
+        *(f"{conf.head[place]} is no longer needed" for place in change.drop_raw),
         *([f"container {ctid} still has to be restarted"] if waits_for_restart(system, ctid) else []),
     ]

@@ -82,7 +82,7 @@ class Notes:
         :raises Failure: it is there, and can't be read.
         """
         wanted = f"what is noted of container {self._ctid} on this host"
-        why = "by it the container's lines are known to be this program's; it stays as it is"
+        why = "these notes tell which of the container's lines are this program's; it stays as it is"
         return need(self._system, f"{self.folder}/{name}", wanted, why, _BYTES)
 
     def text(self, name: str) -> str:

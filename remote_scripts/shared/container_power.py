@@ -56,7 +56,7 @@ class Power:
         if power == "unknown":
             raise Failure(
                 f"whether container {self._ctid} runs",
-                f"pct status has not said it within {_STATUS_SECONDS:g} s",
+                f"pct status gave no answer within {_STATUS_SECONDS:g} s",
                 "a container that hangs is neither on nor off",
                 f"see `pct status {self._ctid}` and `ps` on the host; then run `pulumi up` again",
             )
@@ -154,7 +154,7 @@ class Power:
             raise Failure(
                 f"container {self._ctid} started by HA",
                 f"it is off after {HA_SECONDS:g} s",
-                "what works in it isn't there, and HA may not start it by itself any more",
+                "its services are down, and HA may have given up starting it",
                 "see `ha-manager status` on the host, correct the cause, then run `pulumi up` again",
             )
         self._notes.forget("ran")

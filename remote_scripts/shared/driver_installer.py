@@ -73,7 +73,8 @@ def fetch(packages: Packages, installer: Installer, path: str) -> None:
     raise Failure(
         f"NVIDIA's installer {installer.version}, with the checksum {installer.sha256}",
         f"{found} at {installer.url}",
-        "it runs as root, and wasn't run; it is incomplete, or a server, proxy or mirror has another file",
+        "the installer would run as root, so it wasn't started; it is incomplete, or a server, proxy or mirror has "
+        "another file",
         "run `pulumi up` again; if it stays, empty the proxy's cache or set another nvidia.mirror",
     )
 

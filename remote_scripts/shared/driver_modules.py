@@ -160,7 +160,7 @@ def renew_initramfs(packages: Packages, target: str) -> None:
     if not system.files.is_pending(INITRAMFS):
         return
     if system.run.has("update-initramfs"):
-        system.log.say("making the initramfs anew, with nouveau blacklisted")
+        system.log.say("rebuilding the initramfs, with nouveau blacklisted")
         all_of_them = ("-k", "all") if target == "host" else ()
         before = boot.initramfs(system)
         done = packages.do(

@@ -191,7 +191,7 @@ def _without_ours(system: System, path: str, kept: str) -> bytes:
         raise Failure(
             f"{path} without NVIDIA's runtime",
             f"it isn't JSON: {error}",
-            "somebody has changed it since this program did, and docker can't read it either",
+            "it was changed after this program wrote it, and docker can't read it either",
             "correct it, then run the same again",
         ) from error
     return json.dumps(left, indent=4, ensure_ascii=False).encode() + b"\n"

@@ -108,7 +108,7 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str
                 by_ha = by_ha or task.kind == "hastop"
         elif not by_ha or task.user != "root@pam":
             return f"someone else has switched it off since ({task.user})"
-    return "" if is_ours else "it went off by itself, or from within"
+    return "" if is_ours else "it stopped itself, or was shut down from inside"
 
 
 def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
@@ -120,7 +120,8 @@ def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
     lines: list[str] = []
     for name in names:
         wanted = "to know who has started and shut down guests of this node"
-        content = notes.need(system, f"{TASKS}/{name}", wanted, "what somebody has switched off stays off", _BYTES)
+        why = "a guest that somebody switched off must stay off"
+        content = notes.need(system, f"{TASKS}/{name}", wanted, why, _BYTES)
         lines += content.decode("utf-8", "replace").splitlines()
     found = map(_TASK.fullmatch, lines[-last:])
     return [

@@ -180,7 +180,7 @@ class Handover:
             self.say("that can't be noted on the disk")
         raise Failure(
             f"gpus.{self.card.name} for VM {vmid}, which starts",
-            f"an up or a destroy of this host is at work: {who or 'it says nothing of itself'}",
+            f"an up or a destroy of this host is at work: {who or 'which one is not known'}",
             "its steps need the card where it is, and would end half-way without it; nothing was changed",
             "start the VM again when that has ended",
         )
@@ -256,7 +256,7 @@ class Handover:
             return False
         power = guests.power_of(self.system, "qm", vmid)
         if power == "unknown" and noted.state == "VM":
-            raise self._tell(vmid, f"whether VM {vmid} runs can't be told (`qm status {vmid}`)", "start the VM again")
+            raise self._tell(vmid, f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)", "start the VM again")
         if power in ("on", "unknown"):
             return False
         is_there = shared_card.is_on_vfio(self.system, self.card) and shared_card.is_alive(self.system, self.card)
@@ -361,7 +361,7 @@ class Handover:
         try:
             found = holders(self.system, control, numbers, shared_card.mapped_as(self.system, self.card))
         except UnseenError as error:
-            raise RefusedError(f"who has its sound open can't be told: {error}") from error
+            raise RefusedError(f"it isn't known who has its sound open: {error}") from error
         card_users.need_nobody(found)
 
     # Containers.
@@ -430,7 +430,7 @@ class Handover:
         except RefusedError as error:
             return f"{error}: it stays off"
         if one is None:
-            return "" if self._is_gone(ctid) else f"whether container {ctid} is there can't be told"
+            return "" if self._is_gone(ctid) else f"it isn't known whether container {ctid} is there"
         if self._is_another(one):
             self.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
             return ""
@@ -473,7 +473,10 @@ class Handover:
         """
         for name, other in self._others():
             if other is None:
-                return f"where gpus.{name} is can't be told, which container {one.ctid} may have as well: it stays off"
+                return (
+                    f"it isn't known where gpus.{name} is, which container {one.ctid} may have as well: the container "
+                    "stays off"
+                )
             (minor, *_), names = shared_card.parts(other.taken or other.numbers)
             address = next((card.gpu for card in handover.cards(self.system) if card.name == name), "")
             is_away = other.state in ("VM", "RETURNING") and other.boot == boot_id(self.system)
@@ -569,7 +572,9 @@ class Handover:
         if is_going_down(self.system):
             return False
         if self.unsure:
-            self.say("whether its last step is still at work can't be told: it is brought to an end when it can")
+            self.say(
+                "it isn't known whether its last step is still at work: once it is, that step is brought to an end"
+            )
             return False
         for ctid in self.noted.containers.split():
             if handover.is_active(self.system, f"{self._unit(f'stop-{ctid}')}.service") is not False:
@@ -579,7 +584,7 @@ class Handover:
             return self._load_driver() and self._serve_again(why)
         alive = shared_card.is_alive(self.system, self.card)
         if alive is None:
-            self.say("whether it answers can't be told now: it stays where it is until that can be read")
+            self.say("it isn't known now whether it answers: it stays where it is until that can be read")
             return False
         if not alive:
             self._sink(

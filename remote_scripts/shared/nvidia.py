@@ -116,7 +116,7 @@ def uvm_trouble(system: System) -> Trouble | None:
         f"the kernel {release} has no module nvidia-uvm, though it has nvidia: the driver's build is incomplete",
         # What is installed for a kernel already, autoinstall passes over.
         f"build it again (`dkms remove nvidia/{driver} -k {release}`, `dkms install nvidia/{driver} -k {release}`, or "
-        "install the driver anew), then `modprobe nvidia-uvm`",
+        f"reinstall the driver), then `modprobe nvidia-uvm`",
     )
 
 

@@ -349,7 +349,7 @@ class Packages:
                     f"{place}: {change.name} {version} with the SHA-256 {digest}, as the lock file has it",
                     f"the repository has {found[1] if found else 'none'}",
                     "it is another file under the same version",
-                    "find out why, before you install it: a mirror that was changed, or a package that was built anew; "
+                    "find out why, before you install it: a mirror that was changed, or a package that was rebuilt; "
                     f"`homelab lock --release {place}` forgets the old one",
                 )
 

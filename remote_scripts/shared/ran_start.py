@@ -228,10 +228,10 @@ class _Starting:
         except UnknownError as error:
             why = f": {error}" if str(error) else ""
             if time.time() - self._booted <= _COUNTS_SECONDS:
-                self._waits(f"whether {name} may be started can't be told yet{why}")
+                self._waits(f"it isn't known yet whether {name} may be started{why}")
                 return False
             self._stays_off(
-                f"{name} ran before the restart, and whether it may be started couldn't be told for two hours{why} "
+                f"{name} ran before the restart, and for two hours it wasn't known whether it may be started{why} "
                 f"({by_hand})"
             )
             return True

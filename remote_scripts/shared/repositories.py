@@ -114,7 +114,7 @@ def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> No
         raise Failure(
             f"the repository's key, with the fingerprint {fingerprint}",
             f"{url} has {' '.join(found) or 'no key at all'}",
-            "whoever holds another key could have anything installed here as root; it wasn't taken",
+            "the owner of another key could have anything installed here as root; so this key was refused",
             "if a mirror or a proxy is in between, have it pass the key on as it is; if NVIDIA has replaced its key, "
             "you need a newer release of this program",
         )

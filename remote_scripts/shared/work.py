@@ -46,7 +46,7 @@ def at_work(system: System, node: Node) -> str:
         try:
             said = ask(system)
         except OSError as error:
-            said = f"what is at work here can't be told: {error.filename} can't be read"
+            said = f"it isn't known what is at work here: {error.filename} can't be read"
         if said:
             return said
     return _of_ha(system, node)
@@ -158,7 +158,9 @@ def _of_ha(system: System, node: Node) -> str:
         if not ha.has_services(system, node):
             return ""
     except Failure as failure:
-        return f"/etc/pve doesn't answer, so nobody knows whether HA is at work (pve-cluster.service): {failure.found}"
+        return (
+            f"/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work: {failure.found}"
+        )
     try:
         said = ha.status(system)
     except ha.SilentError as error:

@@ -64,7 +64,7 @@ def _dataclass(form: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(form)
     fields = {field.name: field for field in dataclasses.fields(form)}
     if unknown := sorted(value.keys() - fields.keys()):
-        raise FormError(f"{where}: nobody knows {', '.join(unknown)}")
+        raise FormError(f"{where}: unknown: {', '.join(unknown)}")
     given = {name: _of_plain(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

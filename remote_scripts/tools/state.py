@@ -97,8 +97,8 @@ class Work:
             raise Failure(
                 "the run at work that has started this step",
                 "it has ended, or was cancelled",
-                "nobody waits for this step any more, and another run may begin; what it has changed is put back",
-                "run `pulumi up` again, which begins it anew",
+                "another run may begin now, so this step ends; what it has changed is put back",
+                "run `pulumi up` again, which starts it again",
             )
 
     def tries(self, seconds: float, what: str = "") -> Iterator[Wait]:

@@ -217,7 +217,7 @@ def test_a_turn_whose_end_is_no_number_has_none(node: Host, clock: Clock) -> Non
 
 def test_a_turn_that_cant_be_read_is_nobodys_to_take(node: Host) -> None:
     (node.root / TURN[1:]).mkdir()
-    assert take(node).startswith(f"which node restarts can't be told: {TURN}: ")
+    assert take(node).startswith(f"it isn't known which node restarts: {TURN}: ")
     assert not node.exists(f"{HOME}/turn")
 
 

@@ -197,7 +197,7 @@ def test_entries_are_made_anew_after_a_boot_without_the_words(host: Host) -> Non
 def test_a_configuration_that_cant_be_made_leaves_the_files_as_they_were_and_is_still_to_be_made(host: Host) -> None:
     before = lasting(host)
     host.write("/fail", "")
-    with pytest.raises(Refused, match="the boot configuration generated anew\nfound: +no room"):
+    with pytest.raises(Refused, match="the boot configuration generated again\nfound: +no room"):
         ask(host, "apply")
     added = {HOME[1:], *(f"{HOME[1:]}/{one}" for one in ("pending", "pending/boot"))}
     assert set(lasting(host)) - set(before) == added

@@ -89,7 +89,7 @@ def test_a_container_that_runs_and_doesnt_say_all_its_groups_gets_nothing(box: C
     box.state = "running"
     before = box.apply("device", ONE)
     box.host.programs["pct"] = lambda arguments, _stdin: said if arguments[0] == "exec" else box.pct(arguments, b"")
-    with pytest.raises(Refused, match="`pct exec 300` has not said them all"):
+    with pytest.raises(Refused, match="`pct exec 300` didn't list them all"):
         box.apply("device", ONE)
     assert box.conf == before
 
@@ -203,7 +203,7 @@ def test_how_it_differs_from_what_was_set_up_is_said(box: Containers) -> None:
     box.drm(AMD, 129)
     assert drift() == [
         f"dev[n]: {RENDER.replace('128', '129')} is not there",
-        f"dev0: {RENDER} is of no use any more",
+        f"dev0: {RENDER} is no longer needed",
     ]
     box.drm(AMD, None)
     assert drift() == [f"the render node of {AMD} is not on the host"]

@@ -486,7 +486,7 @@ def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent
     small = lent.write("/var/lib/homelab/handover/small.state", "")
     run(lent, *SERVICE)
     assert drivers(lent) == ["nvidia", "snd_hda_intel", "nvidia"] and state(lent) == "HELD"
-    assert "where gpus.small is can't be told" in noted(lent.system(), "big").why
+    assert "it isn't known where gpus.small is" in noted(lent.system(), "big").why
     small.unlink()
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
@@ -669,7 +669,7 @@ def test_sound_that_somebody_has_open_when_the_modules_are_gone_is_not_unbound(h
         return real(words, stdin)
 
     host.programs["systemd-run"] = systemd_run
-    said = "in use by ollama (PID 40960" if happens == "somebody has it" else "who has its sound open can't be told"
+    said = "in use by ollama (PID 40960" if happens == "somebody has it" else "it isn't known who has its sound open"
     assert said in call(host, *START)
     assert at_home(host, only=True) and "step_unbind big" not in asked(host)
 
@@ -687,7 +687,7 @@ def test_who_can_not_be_asked_has_not_ended(lent: Host) -> None:
 
 def test_a_vm_of_which_nobody_knows_whether_it_runs_is_not_taken_for_one_that_does(lent: Host) -> None:
     says(lent, "qm", "status", 1)
-    assert "whether VM 103 runs can't be told (`qm status 103`)" in call(lent, *START)
+    assert "it isn't known whether VM 103 runs (`qm status 103`)" in call(lent, *START)
     assert with_the_vm(lent)
 
 

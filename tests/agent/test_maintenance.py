@@ -416,7 +416,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
 
         with monkeypatch.context() as patch:
             patch.setattr(pmxcfs, "content_of", read)
-            assert "whether it is still this node's turn can't be told" in refusal(host)
+            assert "it isn't known whether it is still this node's turn" in refusal(host)
     is_as_before(host)
     assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/armed")
 

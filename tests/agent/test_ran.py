@@ -460,7 +460,7 @@ def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> N
 def test_who_can_not_be_told_of_for_two_hours_is_given_up_aloud(host: Host) -> None:
     noted(host, "qm 103")
     host.write("/unsaid/103", "")
-    assert "couldn't be told for two hours" in run(host)["off"][0] and is_over(host)
+    assert "for two hours it wasn't known whether it may be started" in run(host)["off"][0] and is_over(host)
 
 
 @pytest.mark.parametrize("killed", ["before-105", "after-105", "before-901", "after-901", "after-103"])

@@ -154,7 +154,7 @@ def test_an_older_programs_request_is_refused_but_for_what_gives_back(host: Host
     [
         ("apply", "", "Expecting value"),
         ("apply", '{"layer": "nothing", "input": {}}', "no layer 'nothing'"),
-        ("apply", '{"layer": "card_values", "input": {"valves": []}}', "input: nobody knows valves"),
+        ("apply", '{"layer": "card_values", "input": {"valves": []}}', "input: unknown: valves"),
         ("apply", '{"layer": "card_values", "input": {"values": [{}]}}', "input.values[0]: address is missing"),
         ("apply", '{"layer": "card_values", "input": {"values": 1}}', "input.values: "),
         ("apply", '{"layer": "../x", "input": {}}', "no layer '../x'"),

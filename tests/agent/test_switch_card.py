@@ -44,10 +44,10 @@ def rehearsed(host: Host, vmid: int = 103) -> Any:
     [
         ("", "stopped", 103, "", ""),
         ("", "running", 103, "", "VM 103 runs already, without it"),
-        ("", "unknown", 103, "", "whether VM 103 runs can't be told"),
+        ("", "unknown", 103, "", "it isn't known whether VM 103 runs"),
         ("VM", "running", 103, "VM 103 runs, and has it already", ""),
-        ("VM", "stopped", 103, "VM 103 had it last, and nobody has given it back yet", ""),
-        ("VM", "unknown", 103, "VM 103 had it last", "whether VM 103 runs can't be told"),
+        ("VM", "stopped", 103, "VM 103 had it last, and it isn't back yet", ""),
+        ("VM", "unknown", 103, "VM 103 had it last", "it isn't known whether VM 103 runs"),
         ("VM", "running", 104, "VM 103 has it since", "shut VM 103 down first"),
         ("VM", "stopped", 104, "VM 103 had it last, and has it no more", ""),
         ("RETURNING", "stopped", 103, "on its way back from VM 103", ""),

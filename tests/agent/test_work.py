@@ -188,7 +188,9 @@ def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch
         raise TimeoutError("no answer within 20 s")
 
     monkeypatch.setattr(pmxcfs, "ended", hangs)
-    assert says(host).startswith("/etc/pve doesn't answer, so nobody knows whether HA is at work")
+    assert says(host).startswith(
+        "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
+    )
 
 
 def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Host) -> None:
@@ -207,4 +209,4 @@ def test_a_cluster_and_ha_are_seen_where_etc_pve_has_links_to_its_files(host: Ho
 @pytest.mark.parametrize("path", [ACTIVE, "/var/lib/pve-manager/pve-replication-state.json", "/proc/locks"])
 def test_what_cant_be_read_may_say_that_something_runs(host: Host, path: str) -> None:
     (host.root / path[1:]).mkdir(parents=True)
-    assert says(host) == f"what is at work here can't be told: {path} can't be read"
+    assert says(host) == f"it isn't known what is at work here: {path} can't be read"

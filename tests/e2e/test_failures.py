@@ -70,7 +70,7 @@ def a_tool_that_fails_is_named(stack: Stack) -> None:
     """Which ones, and what they leave: tests/scripts/test_on_a_host.py."""
     stock, mark = stack.lab.snapshot(), stack.lab.mark()
     stack.lab.fault("update-grub", "fail")
-    one_message(stack.up(ok=False), "the boot configuration generated anew")
+    one_message(stack.up(ok=False), "the boot configuration generated again")
     assert stack.lab.snapshot()["boot/grub/grub.cfg"] == stock["boot/grub/grub.cfg"]
     assert stack.lab.boots(since=mark) == []
     stack.lab.fault("update-grub", None)

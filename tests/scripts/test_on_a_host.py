@@ -336,8 +336,8 @@ def test_another_card_chosen_is_bound_in_place_of_the_first(host: Callable[[str]
 @pytest.mark.parametrize(
     ("scenario", "fault", "layer", "said", "undone"),
     [
-        ("rtx5090", "update-initramfs", 1, "the initramfs of every installed kernel made anew", ("init-top/homelab-vfio",)),
-        ("rtx5090", "update-grub", 2, "the boot configuration generated anew", ("zz-homelab-vfio.cfg", "12_homelab")),
+        ("rtx5090", "update-initramfs", 1, "the initramfs of every installed kernel rebuilt", ("init-top/homelab-vfio",)),
+        ("rtx5090", "update-grub", 2, "the boot configuration generated again", ("zz-homelab-vfio.cfg", "12_homelab")),
         # update-initramfs writes to the ESPs as well.
         ("intel-zfs", "proxmox-boot-tool", 1, "superblock", ("init-top/homelab-vfio",)),
     ],
@@ -452,7 +452,7 @@ def test_an_initramfs_that_fails_for_one_kernel_leaves_no_file_of_ours_and_is_me
     oldest = sorted(path.name.removeprefix("vmlinuz-") for path in (machine.root / "boot").glob("vmlinuz-*"))[0]
     machine.machine.set_fault("update-initramfs", f"fail:{oldest}")
     done = machine.run("apply", initramfs())
-    assert done.returncode == 1 and done.stdout.startswith("wanted: the initramfs of every installed kernel made anew")
+    assert done.returncode == 1 and done.stdout.startswith("wanted: the initramfs of every installed kernel rebuilt")
     left = {path.relative_to(machine.root).as_posix() for path in map(Path, machine.files()) if str(path) not in stock}
     assert left == {"var/lib/homelab/pending/initramfs"}, "with the old files it failed, too: that is still to be done"
     machine.machine.clear_faults()
