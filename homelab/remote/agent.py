@@ -215,7 +215,7 @@ def _missing(owner: str) -> str:
 
 
 # Reads the program's part and requests from standard input, and keeps the part in memory. An older Python can't even
-# import it.
+# import it, and understands this text.
 _IN_MEMORY = """\
 import base64, json, os, sys
 if sys.version_info < (3, 10):
@@ -230,7 +230,8 @@ os.write(memory, base64.b64decode(sent["agent"]))
 sys.path.insert(0, f"/proc/self/fd/{memory}")
 from remote_scripts import agent, codes
 for request in sent["requests"]:
-    if status := agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode()):
+    status = agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode())
+    if status:
         sys.exit(status)
 """
 
