@@ -15,13 +15,6 @@ from lab.scenario import File, Scenario
 
 TEMPLATES = Path(__file__).parent / "stock_files"
 
-#: What an owner without a subscription adds: the release of Proxmox VE -> a line of apt's (pve-docs, pve-package-repos.adoc).
-NO_SUBSCRIPTION = {
-    "8.4": "deb http://download.proxmox.com/debian/pve bookworm pve-no-subscription\n",
-    "9.1": "deb [signed-by=/usr/share/keyrings/proxmox-archive-keyring.gpg] "
-    "http://download.proxmox.com/debian/pve trixie pve-no-subscription\n",
-}
-
 _FOLDERS = (
     "etc/alternatives",
     "etc/default/grub.d",
@@ -241,11 +234,25 @@ def _pve(host: HostState, scenario: Scenario) -> None:
         host.write(f"{node}/{folder}/{guest.id}.conf", guest.conf, 0o640)
 
 
+def without_subscription(root: Path) -> None:
+    """What an owner without a subscription makes of apt's sources (pve-docs, pve-package-repos.adoc).
+
+    Args:
+        root: the host's.
+    """
+    for path in (root / "etc/apt/sources.list", root / "etc/apt/sources.list.d/proxmox.sources"):
+        if path.exists():
+            text = path.read_text(encoding="utf-8").replace(
+                "https://enterprise.proxmox.com", "http://download.proxmox.com"
+            )
+            path.write_text(text.replace("pve-enterprise", "pve-no-subscription"), encoding="utf-8")
+
+
 def _packages(host: HostState, scenario: Scenario) -> None:
     kernels = {f"proxmox-kernel-{kernel}-signed": kernel.removesuffix("-pve") for kernel in scenario.kernels}
     install_base(host, "pve", f"pve-{scenario.pve}", {**stock_packages(host), **kernels})
     if scenario.no_subscription:
-        host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION[scenario.pve])
+        without_subscription(host.root)
     if scenario.nvidia is not None:
         install_driver(host, Build(scenario.nvidia.version, "open" if scenario.nvidia.open else "proprietary"))
 

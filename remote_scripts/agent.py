@@ -225,8 +225,9 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
     ended = os.pidfd_open(child)
     told = select.select([ended, answer], [], [], seconds)[0]
     if not told:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+        for group in (child, *_asked_by(child)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
     has_ended = bool(told or select.select([ended], [], [], _KILL_SECONDS)[0])
     for relay in relays:  # what it has said comes first; what it has started may have its pipes still
         relay.join(_KILL_SECONDS if has_ended else 0)
@@ -244,6 +245,19 @@ def _relay(source: int, target: int) -> None:
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(target, data) :]
+
+
+def _asked_by(process: int) -> list[int]:
+    """The programs that a process has asked something (tools/run.py), each a process group of its own. What it has told
+    to do something another process of this program keeps, to its end.
+    """
+    found = []
+    for one in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{one}/status").read_text(errors="replace")
+            if is_child and os.readlink(f"/proc/{one}/exe") != os.readlink("/proc/self/exe"):
+                found.append(int(one))
+    return found
 
 
 def _overdue(seconds: int, has_ended: bool) -> Failure:

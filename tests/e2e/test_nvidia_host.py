@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lab.stock import NO_SUBSCRIPTION
+from lab.stock import without_subscription
 from tests.conftest import PROJECT
 from tests.e2e.conftest import Stack, name_of
 from tests.e2e.nvidia import inside, inside_container, reached
@@ -34,9 +34,8 @@ def test_a_stock_host_gets_the_driver_for_every_kernel_and_a_kernel_update_is_dr
     stack.lab.run("apt-get update || :")  # once a day, as Proxmox VE does
     refused = stack.preview(ok=False)
     assert "proxmox-headers-6.17.2-1-pve: not installed" in refused.output and "No-Subscription" in refused.output
-    stack.lab.run(
-        f"echo '{NO_SUBSCRIPTION['9.1']}' > $ROOT/etc/apt/sources.list.d/pve-no-subscription.list; apt-get update || :"
-    )
+    without_subscription(stack.lab.root)
+    stack.lab.run("apt-get update")
     inventory = "dpkg-query -W | grep -v '^proxmox-kernel'; find $ROOT/etc/apt $ROOT/etc/modprobe.d $ROOT/etc/systemd -type f | sort | xargs sha256sum"
     before = stack.lab.run(inventory).stdout
     kernels = {path.name.removeprefix("vmlinuz-") for path in (stack.lab.root / "boot").glob("vmlinuz-*")}

@@ -10,6 +10,7 @@ import pytest
 from homelab.nvidia.symptoms import recognise
 from lab.host import nvidia
 from lab.host.state import HostState
+from lab.stock import without_subscription
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host
 
@@ -387,8 +388,9 @@ def test_docker_in_a_container_starts_what_the_hosts_apparmor_lets_it(
 # -- the host --------------------------------------------------------------------------------------------------
 @pytest.fixture
 def mixed(tmp_path: Path) -> Host:
-    """A stock Proxmox VE 9 host without a driver."""
+    """A Proxmox VE 9 host without a driver and without a subscription."""
     host = Host(tmp_path, "rtx5090", running=True)
+    without_subscription(host.root)
     host.output(KEYRING.format("debian13"))
     return host
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.host.versions import holds
-from lab.stock import NO_SUBSCRIPTION
+from lab.stock import without_subscription
 from tests.lab.guest_kit import Vm, scenario
 
 CUDA = "https://developer.download.nvidia.com/compute/cuda/repos"
@@ -299,8 +299,8 @@ def test_headers_of_a_proxmox_kernel_have_its_name(vm: Vm) -> None:
         "a stock host's repository asks for a subscription"
     )
     assert "Unable to locate package" in host.run("apt-get install -y proxmox-headers-$(uname -r)").stderr
-    host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION["9.1"])
-    host.run("apt-get -qq update")
+    without_subscription(host.root)
+    host.output("apt-get -qq update")
     assert "Unable to locate package" in host.run("apt-get install -y linux-headers-$(uname -r)").stderr
     host.output("apt-get -qq install -y proxmox-headers-$(uname -r)")
     assert (host.root / "usr/lib/modules/6.17.2-1-pve/build").is_symlink()

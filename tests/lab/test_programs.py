@@ -14,6 +14,7 @@ from lab.host import run
 from lab.host.program import Options, UsageError
 from lab.host.run import GUEST_ONLY, PROGRAMS
 from lab.host.units import UnitError, parse_time_span
+from lab.stock import without_subscription
 from tests.conftest import shared
 from tests.lab.host_kit import Host
 
@@ -29,7 +30,9 @@ NOT_FOR_QUESTIONS = frozenset(
 @pytest.fixture(scope="module")
 def wtr(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """A booted host whose tests only read."""
-    return Host(tmp_path_factory.mktemp("wtr"), "half-bound", running=True)
+    host = Host(tmp_path_factory.mktemp("wtr"), "half-bound", running=True)
+    without_subscription(host.root)
+    return host
 
 
 @pytest.fixture

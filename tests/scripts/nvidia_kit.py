@@ -29,7 +29,7 @@ from lab import processes
 from lab.api.guest_system import environment_of
 from lab.machine import Scenario
 from lab.state import process_start_time
-from lab.stock import NO_SUBSCRIPTION
+from lab.stock import without_subscription
 from remote_scripts import put_agent
 from remote_scripts.layers import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
@@ -356,8 +356,7 @@ class ProxmoxHost(Machine):
 
     def __init__(self, state: Path, name: str = "rtx5090") -> None:
         host = Host(state, name, running=True)
-        if name == "rtx5090":  # whose owner has none
-            host.write("/etc/apt/sources.list.d/pve-no-subscription.list", NO_SUBSCRIPTION["9.1"])
+        without_subscription(host.root)
         super().__init__(host, host.root)
 
     @classmethod

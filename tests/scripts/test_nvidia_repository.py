@@ -171,10 +171,20 @@ def test_a_file_of_ours_that_was_somebodys_comes_back(vm: VirtualMachine) -> Non
     assert vm.tree() == before
 
 
+STOCK = ("http://download.proxmox.com", "https://enterprise.proxmox.com")
+
+
+def stock(host: ProxmoxHost) -> None:
+    """Its owner has changed nothing of Proxmox VE's own repository."""
+    sources = host.root / "etc/apt/sources.list.d/proxmox.sources"
+    sources.write_text(sources.read_text().replace(*STOCK))
+
+
 def test_a_stock_hosts_repository_that_asks_for_a_subscription_doesnt_matter(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path)
     host.want(driver="580")
-    assert "enterprise.proxmox.com" in host.bash("apt-get update").stderr
+    stock(host)
+    assert host.bash("apt-get update").returncode == 100
     done = host.run("apply", host.repository())
     assert done.returncode == 0, done.stdout
     assert "not all lists could be fetched; those that are needed here are there" in done.stderr
@@ -184,7 +194,7 @@ def test_headers_that_only_a_subscription_gives_are_said_to_need_one(tmp_path: P
     host = ProxmoxHost(tmp_path)
     host.want(driver="580")
     driver = host.driver(host.answer("apply", host.repository())["offered"])
-    (host.root / "etc/apt/sources.list.d/pve-no-subscription.list").unlink()
+    stock(host)
     host.bash("apt-get update")
     done = host.run("apply", driver)
     assert done.returncode != 0 and "No-Subscription" in done.stdout
