@@ -159,7 +159,9 @@ def _take_away(system: System) -> Changed:
 def _drop_files(system: System) -> None:
     """The hookscript last, wherever it was written: a VM that names one which isn't there doesn't start."""
     boot_service.drop(system, SERVICE)
-    for path in sorted(system.files.of_layer(_LAYER), key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
+    done = (SERVICE.program, *SERVICE.links.values())  # in a plan they are there still
+    others = (path for path in system.files.of_layer(_LAYER) if path not in done)
+    for path in sorted(others, key=lambda path: path.endswith(f"/{hookscripts.FILE}")):
         system.files.drop(_LAYER, path)
 
 

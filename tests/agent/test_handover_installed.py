@@ -102,6 +102,7 @@ def test_a_card_that_isnt_handed_over_any_more_takes_it_away(host: Host) -> None
     hook(host, "apply")
     planned = host.ask("plan", "handover", Wanted())["files"]
     assert {"how": "removed", "what": "VM 103's option hookscript", "diff": ""} in planned
+    assert len(planned) == len({file["what"] for file in planned})
     assert host.ask("apply", "handover", Wanted()) == {"changed": True}
     (host.root / "var/lib/homelab/handover-hooks/103").unlink()
     host.ask("revert", "handover", Wanted())
