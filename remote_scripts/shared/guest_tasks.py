@@ -23,10 +23,11 @@ COUNTS_SECONDS = 3600
 PROMPT_SECONDS = 30
 _LINES = 2000
 _BYTES = 16 << 20
-# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, of which START is in hexadecimal seconds since 1970.
+# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, of which START is in hexadecimal seconds since 1970. A line that a power
+# cut left short is of a task all the same.
 _TASK = re.compile(
     r"(?P<upid>UPID(?::[^: ]*){3}:(?P<start>[0-9A-F]{8}):(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)"
-    r"(?: [01])?(?: +[0-9A-F]+ +(?P<status>.+?))?\s*"
+    r"(?:(?: [01])? [0-9A-F]{8} +(?P<status>.*\S))?"
 )
 
 Kind = Literal["qm", "vz"]
@@ -123,7 +124,7 @@ def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
         why = "a guest that somebody switched off must stay off"
         content = notes.need(system, f"{TASKS}/{name}", wanted, why, _BYTES)
         lines += content.decode("utf-8", "replace").splitlines()
-    found = map(_TASK.fullmatch, lines[-last:])
+    found = map(_TASK.match, lines[-last:])
     return [
         Task(one["upid"], int(one["start"], 16), one["kind"], one["guest"], one["user"], one["status"] or "")
         for one in found

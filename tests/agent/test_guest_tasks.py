@@ -133,6 +133,7 @@ OF_ROOT, OF_ANNA = ASKED.replace(PULUMI, "root@pam"), ASKED.replace(PULUMI, "ann
         (ASKED, task("hastop", 1) + task("qmshutdown", 15, "root@pam"), 60, ""),
         (ASKED, task("qmshutdown", 15, "root@pam") + task("hastop", 20), 60, "someone else"),
         (ASKED.replace(" no", " yes"), "", 60, ""),
+        (ASKED, SHUT + task("qmstop", 900, "root@pam").split()[0] + " 6B01", 960, "someone else"),
         (OF_A_CONTAINER, task("vzshutdown", 2, "root@pam"), 60, ""),
         (OF_A_CONTAINER, task("vzshutdown", 300, "root@pam"), 360, "someone else has switched it off since (root@pam)"),
         (OF_A_CONTAINER, task("vzshutdown", 2, "root@pam") + task("vzstop", 300, "root@pam"), 360, "someone else"),
