@@ -15,7 +15,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapping, option_of, own_lines
+from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapped, option_of, own_lines
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of
 from remote_scripts.tools.errors import Failure
@@ -370,10 +370,8 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
 def _mapped(system: System, mappings: str, name: str) -> list[str]:
     """What a resource mapping stands for on this node, if it is one card."""
     node = system.run.ask("hostname").text.partition(".")[0]
-    entries = [words[1].split(",") for words in mapping(mappings, name) if words[0] == "map"]
-    here = [parts for parts in entries if f"node={node}" in parts]
-    paths = [part.removeprefix("path=") for part in here[0] if part.startswith("path=")] if len(here) == 1 else []
-    return paths[0].split(";") if paths else []
+    here = mapped(mappings, name, node) or []
+    return here[0].split(";") if len(here) == 1 else []
 
 
 # What the VM said, held against the cards on the host.

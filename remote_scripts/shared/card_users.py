@@ -21,7 +21,6 @@ from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_MAPPINGS = "/etc/pve/mapping/pci.cfg"
 _RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _ARMED = "/var/lib/homelab/armed"
 _SMI_SECONDS = 30.0
@@ -163,8 +162,8 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
         words = match[1].strip().split(",")
         mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
         if mapping:
-            known = _mapping(system, mapping)
-            if not known or any(slot in _slots(path) for text in known for path in re.findall(r"path=([^,]+)", text)):
+            known = _mapped(system, mapping)
+            if known is None or any(slot in _slots(path) for path in known):
                 return True
         elif any(slot in _slots(word.removeprefix("host=")) for word in words):
             return True
@@ -177,21 +176,13 @@ def _slots(path: str) -> list[str]:
     return [slot if slot.count(":") == 2 else f"0000:{slot}" for slot in slots]
 
 
-def _mapping(system: System, name: str) -> list[str]:
-    """A mapping's name and its lines for this node; nothing: it isn't known."""
-    node = pmxcfs.this_node(system).name
+def _mapped(system: System, name: str) -> list[str] | None:
+    """What a mapping stands for on this node; None: it isn't known."""
     try:
-        content = content_of(system, _MAPPINGS) or b""
+        content = content_of(system, guest_conf.MAPPINGS) or b""
     except Failure:
-        return []
-    found, is_it = [], False
-    for line in content.decode("utf-8", "replace").split("\n"):
-        if line[:1] not in ("", " ", "\t", "\r"):
-            is_it = line.split()[0] == name
-            found += [name] if is_it else []
-        elif is_it and (not node or f"node={node}," in f"{line},"):
-            found.append(line)
-    return found
+        return None
+    return guest_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
 
 
 def why_not_over(system: System, card: Card, what: Noted) -> str:

@@ -50,16 +50,30 @@ def option_of_vm(system: System, vmid: str, key: str) -> str:
     return option_of(lines_of_vm(system, vmid), key)
 
 
-def mapping(text: str, name: str) -> list[list[str]]:
-    """The words of each line that a resource mapping has.
+def mapping(text: str, name: str) -> list[list[str]] | None:
+    """The words of each line that a resource mapping has; None: there is none of that name.
 
     :param text: of MAPPINGS.
     """
-    found, is_it = [], False
+    found: dict[str, list[list[str]]] = {}
+    lines: list[list[str]] = []
     for line in text.split("\n"):
         words = line.split()
         if words and line[0] not in " \t#":
-            is_it = words[0] == name
-        elif is_it and words:
-            found.append(words)
-    return found
+            lines = found.setdefault(words[0], [])
+        elif words:
+            lines.append(words)
+    return found.get(name)
+
+
+def mapped(text: str, name: str, node: str) -> list[str] | None:
+    """What each of a mapping's lines for a node stands for: an address, or several; None: there is no such mapping.
+
+    :param text: of MAPPINGS.
+    :param node: empty: it isn't known, and may be any.
+    """
+    lines = mapping(text, name)
+    maps = (words[1].split(",") for words in lines or () if words[0] == "map" and len(words) > 1)
+    entries = (dict(part.partition("=")[::2] for part in parts) for parts in maps)
+    found = [entry.get("path", "") for entry in entries if node in ("", entry.get("node"))]
+    return None if lines is None else found

@@ -65,7 +65,7 @@ def _of_now(system: System, path: str) -> str:
 def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
     text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
-    lines = guest_conf.mapping(text, name[1]) if name else []
+    lines = (guest_conf.mapping(text, name[1]) if name else None) or []
     return any(words[0] == "live-migration-capable" and words[-1].lower() in TRUE for words in lines)
 
 
