@@ -9,7 +9,7 @@ from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.properties import parse
 from homelab.settings import Container
-from remote_scripts.shared.booleans import TRUE
+from remote_scripts.shared.booleans import is_true
 
 # These start containers by runc. podman of Debian and Ubuntu takes crun.
 _WITH_RUNC = ("docker", "containerd", "k3s")
@@ -76,7 +76,7 @@ def _features(config: GuestConfig) -> dict[str, str]:
 def _has_nesting(container: Container, config: GuestConfig | None) -> bool:
     if config is None:
         return container.create is not None and container.create.features.nesting
-    return _features(config).get("nesting", "") in TRUE
+    return is_true(_features(config).get("nesting", ""))
 
 
 def _with_nesting(config: GuestConfig) -> str:

@@ -19,7 +19,7 @@ from homelab.errors import HomelabError, unlocking
 from homelab.host.facts import CardUser, Guests
 from homelab.properties import address, functions_of, overlap, parse, same, slot_of
 from homelab.shapes import Record
-from remote_scripts.shared.booleans import TRUE
+from remote_scripts.shared.booleans import is_true
 
 # The number of hostpci options, hostpci0 to hostpci15 (PVE::QemuServer::PCI).
 SLOTS = 16
@@ -524,7 +524,7 @@ def _model(config: dict[str, str], wish: Wish, name: str) -> list[HomelabError]:
 
 
 def _on_pcie(value: str) -> bool:
-    return parse("hostpci", value).get("pcie", "").lower() in TRUE
+    return is_true(parse("hostpci", value).get("pcie", ""))
 
 
 def taken_over(

@@ -11,7 +11,7 @@ import re
 import time
 
 from remote_scripts.shared import away, guest_conf, ha, pmxcfs
-from remote_scripts.shared.booleans import TRUE
+from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -51,7 +51,7 @@ def _has_device(system: System, service: str) -> bool:
     """A mapped PCI device can be on another node if its mapping says so."""
     kind, _, guest = service.partition(":")
     if kind == "vm":
-        text = _of_now(system, f"/etc/pve/qemu-server/{guest}.conf")
+        text = _of_now(system, f"{guest_conf.VMS}/{guest}.conf")
         return bool(_OF_VM.search(text)) or not all(_migrates(system, value) for value in _PCI.findall(text))
     text = _of_now(system, f"/etc/pve/lxc/{guest}.conf")
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
@@ -66,7 +66,7 @@ def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
     text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
     lines = (guest_conf.mapping(text, name[1]) if name else None) or []
-    return any(words[0] == "live-migration-capable" and words[-1].lower() in TRUE for words in lines)
+    return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
 
 
 def enter(system: System, node: Node, seconds: float) -> str:

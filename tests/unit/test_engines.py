@@ -50,6 +50,7 @@ def test_an_engine_that_the_host_lets_start_nothing_is_refused(runtime: str) -> 
         (facts("6.0.5-2"), None),
         (facts("6.0.5-3"), None),
         (facts("7.0.0-1"), None),
+        (facts("6.0.5-3", f"{BARE}\nfeatures: nesting=On"), None),
         (facts("6.0.5-3", BARE), "container 901 without the feature nesting"),
         (facts("6.0.4-2", BARE), "lxc-pve 6.0.4-2 on the host; container 901 without the feature nesting"),
         (facts("6.0.5-3", "hostname: a\nfeatures: nesting=0"), "container 901 without the feature nesting"),
