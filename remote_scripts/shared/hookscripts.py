@@ -18,7 +18,7 @@ LAYER = "handover"
 FILE = "homelab-handover.sh"
 HOOKED = f"{HOME}/handover-hooks"
 STORAGES = "/etc/pve/storage.cfg"
-NODES, _VMS = "/etc/pve/nodes", "/etc/pve/qemu-server"
+NODES = "/etc/pve/nodes"
 _SET_SECONDS = 60.0
 
 
@@ -137,7 +137,9 @@ def here(system: System) -> list[str]:
 
     :raises OSError: a configuration can't be read.
     """
-    vmids = [match[1] for name in pmxcfs.names(system, _VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))]
+    vmids = [
+        match[1] for name in pmxcfs.names(system, guest_conf.VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))
+    ]
     return [vmid for vmid in vmids if is_ours(named(system, vmid))]
 
 
@@ -146,7 +148,7 @@ def node_of(system: System, vmid: str) -> str:
 
     :raises Failure: that can't be read.
     """
-    if pmxcfs.content_of(system, f"{_VMS}/{vmid}.conf") is not None:
+    if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
         return ""
     for node in pmxcfs.names(system, NODES):
         content = pmxcfs.content_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf") or b""

@@ -11,14 +11,13 @@ _ENABLED = (
     f"{_UNITS}/multi-user.target.wants/homelab-handover.service",
     f"{_UNITS}/timers.target.wants/homelab-handover.timer",
 )
-_VMS = "/etc/pve/qemu-server"
 
 
 def handed_over(source: Source) -> HandedOver:
     """Reads all of it."""
     lost, moved = [], []
     for vmid in (name for name in source.names(hookscripts.HOOKED) if name[:1] in "123456789"):
-        path = f"{_VMS}/{vmid}.conf"
+        path = f"{guest_conf.VMS}/{vmid}.conf"
         if not source.exists(path):
             moved += [f"{vmid} on {node}" for node in _nodes_with_hook(source, vmid)[:1]]
         elif (text := source.needed(path)) is not None and not _has_hook(source, text):
