@@ -424,7 +424,9 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
     if request.settings.cuda is None:
         return []
     system, release = request.system, parse(request.settings.cuda)
-    row = request.data.distribution(system.distribution or "", system.version or "")
+    # What a mirror keeps isn't known until it is read.
+    is_own = request.settings.mirror.cuda is None
+    row = request.data.distribution(system.distribution or "", system.version or "") if is_own else None
     package = request.data.cuda_package(release)
     hint = ""
     if system.offered is not None:

@@ -127,16 +127,18 @@ def _packages_of(
             return pinned, "packages" if packages_alone or request.target != "lxc" else "either"
     if lists and lists[0] not in looked_up and _may_be_offered(request, driver):
         names = tuple(_pinned_package(request, driver, name) for name in lists[0])
-        # A branch's newest release is in the repositories; an old version may not be.
-        return names, "either" if not packages_alone and (driver.exact or request.target == "lxc") else "packages"
+        # A branch's newest release is in the repositories; an old version may not be, nor anything in a mirror.
+        is_sure = not (driver.exact or request.target == "lxc" or request.settings.mirror.cuda)
+        return names, "packages" if packages_alone or is_sure else "either"
     if packages_alone:
         raise _no_packages(request, driver, _missing_packages(request, driver, lists[0]) if lists else [])
     return (), "run"
 
 
 def _may_be_offered(request: Request, driver: Driver) -> bool:
-    """Whether the distribution's repositories may have a driver's branch, by the data."""
-    branches = _branches_of_repositories(request)
+    """Whether the distribution's repositories may have a driver's branch, by the data; a mirror may keep what NVIDIA's
+    own has no more."""
+    branches = None if request.settings.mirror.cuda else _branches_of_repositories(request)
     return branches is None or any(parse(str(driver.branch)) in part for part in branches)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import Target, load
-from homelab.nvidia.plan import Plan, Request, SystemFacts, packages_to_ask_for, plan_stack, refusals
+from homelab.nvidia.driver_source import source_of
+from homelab.nvidia.plan import Plan, Request, SystemFacts, all_refusals, packages_to_ask_for, plan_stack, refusals
 from homelab.settings.nvidia import Nvidia
 
 TODAY = datetime.date(2026, 11, 20)
@@ -403,6 +404,20 @@ def test_every_installed_kernel_counts_not_the_running_one_alone() -> None:
 def test_a_pair_that_nobody_tried_is_a_note() -> None:
     plan = planned("host", PROXMOX | {"kernels": ("7.4.1-1-pve",), "running": "7.4.1-1-pve"}, driver="580")
     assert any("isn't known here" in note and "7.4.1-1-pve" in note for note in plan.notes)
+
+
+def test_a_mirror_may_keep_what_nvidias_own_repository_has_no_more() -> None:
+    system = {"distribution": "debian", "version": "13", "cards": ("10de:2b85",)}
+    settings = {"driver": "580", "cuda": "13.0", "source": "packages"}
+    mirror = {"mirror": {"cuda": "https://mirror.lan/cuda"}}
+    errors = all_refusals(request("vm", system, **settings))
+    assert {error.wanted.partition(" for ")[0] for error in errors} == {
+        "vms.gaming: packages of branch 580",
+        "vms.gaming: cuda-toolkit-13-0, from NVIDIA's repository",
+    }
+    assert all_refusals(request("vm", system, **settings, **mirror)) == []
+    source = source_of(request("vm", system, driver="580", **mirror))
+    assert source is not None and source.source == "either"
 
 
 def test_headers_that_no_repository_has_are_refused_for_each_kernel_of_a_host() -> None:
