@@ -116,7 +116,7 @@ def by_hand(stack: Stack) -> dict[str, Any]:
 def test_a_card_bound_by_hand_is_the_hosts_with_its_driver_until_a_destroy(stack_on: Callable[..., Stack]) -> None:
     """Bound by ids in GRUB's words and modprobe.d, with the drivers blacklisted there."""
     stack = stack_on("bound-by-hand", vms={}, gpus={"rtx5090": {"match": "10de:2b85", "use": "host"}})
-    stack.host["nvidia"] = {"driver": "580"}
+    stack.host["nvidia"] = {"driver": "595"}  # of NVIDIA's repository, which brings its blacklist below /usr
     stock, before = by_hand(stack), stack.drivers()
     refused = stack.preview(ok=False).output
     assert "on vfio-pci, by /etc/modprobe.d/vfio.conf" in refused and "set takeOver: true for the host" in refused

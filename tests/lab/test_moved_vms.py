@@ -165,7 +165,7 @@ def test_a_node_that_is_off_while_a_vm_leaves_it_holds_nothing_up_and_is_told_la
     first = given_and_moved(cluster)
     moved = VmCardsWork(off).update(cards_of("pve2"), cards_of("pve1"), first)
     assert moved.record == first.record and noted(cluster, RECORD) == ["pve1", "pve2"]
-    assert len(said) == 1 and said[0].startswith("sandbox: note: pve1 couldn't be told (")
+    assert len(said) == 1 and said[0].startswith("sandbox: note: pve1 couldn't forget it (")
 
     VmCardsWork(off).delete(cards_of("pve2"), moved)
     assert "hostpci0" not in conf(cluster, "pve2") and noted(cluster, RECORD) == ["pve1"] and len(said) == 2

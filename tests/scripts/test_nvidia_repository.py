@@ -183,9 +183,10 @@ def stock(host: ProxmoxHost) -> None:
 def test_a_stock_hosts_repository_that_asks_for_a_subscription_doesnt_matter(tmp_path: Path) -> None:
     host = ProxmoxHost(tmp_path)
     host.want(driver="580")
+    repository = host.repository()
     stock(host)
     assert host.bash("apt-get update").returncode == 100
-    done = host.run("apply", host.repository())
+    done = host.run("apply", repository)
     assert done.returncode == 0, done.stdout
     assert "not all lists could be fetched; those that are needed here are there" in done.stderr
 
