@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from homelab.errors import HomelabError
-from homelab.nvidia.compatibility import Flavour, Names
+from homelab.nvidia.compatibility import Distribution, Flavour, Headers, Names
 from homelab.nvidia.flavour import Choice, choose
 from homelab.nvidia.request import Driver, Request, offered_versions
 from homelab.nvidia.versions import Range, Version, fits, flavour_of_kernel, of_kernel, of_package, parse
@@ -274,23 +274,34 @@ def _module_type(version: Version, since: Version, flavour: Flavour) -> str:
     return "-m=kernel-open" if flavour == "open" else "-m=kernel"
 
 
-def header_packages(request: Request) -> tuple[str, ...]:
-    """Packages of the headers of the kernels that the modules are built for, and the one that follows kernel updates.
+def kernel_headers(request: Request) -> dict[str, str]:
+    """Each kernel that the modules are built for, and the package of its headers: on Proxmox VE every installed kernel,
+    as the next boot may take any; in a guest the running one."""
+    names, running = _header_names(request), _running(request)
+    kernels = request.system.kernels if request.target == "host" else (running,)
+    return {kernel: names.headers.format(kernel=kernel) for kernel in kernels or ()} if names and running else {}
 
-    On Proxmox VE for every installed kernel, as the next boot may take any; in a guest for the running one.
-    """
-    system, data = request.system, request.data.packaging
-    row = request.data.distribution(system.distribution or "", system.version or "")
-    names = data.proxmox if request.target == "host" else row
-    running = system.running or (system.kernels or ("",))[-1]
-    kernels = system.kernels if request.target == "host" else (running,)
-    if names is None or not kernels or not running:
+
+def _header_names(request: Request) -> Headers | Distribution | None:
+    if request.target == "host":
+        return request.data.packaging.proxmox
+    return request.data.distribution(request.system.distribution or "", request.system.version or "")
+
+
+def _running(request: Request) -> str:
+    return request.system.running or (request.system.kernels or ("",))[-1]
+
+
+def header_packages(request: Request) -> tuple[str, ...]:
+    """The packages of `kernel_headers`, and the one that follows kernel updates."""
+    names, running, packages = _header_names(request), _running(request), kernel_headers(request)
+    if names is None or not packages:
         return ()
     follow = names.headers_follow
-    newer = row.newer_kernels if row and names is row else None
+    newer = names.newer_kernels if isinstance(names, Distribution) else None
     if newer and (of_kernel(running) or newer.than).numbers[:2] > newer.than.numbers:
         follow = newer.headers_follow
     flavour = flavour_of_kernel(running)
     # For a kernel that was built by hand there is no such package.
     follow_package = (follow.format(flavour=flavour),) if flavour else ()
-    return (*(names.headers.format(kernel=kernel) for kernel in kernels), *follow_package)
+    return (*packages.values(), *follow_package)
