@@ -16,6 +16,7 @@ import pulumi
 from homelab.container import makers
 from homelab.container.creation import configuration
 from homelab.later import later
+from homelab.properties import mark_of
 from homelab.remote import scripts
 from homelab.resources import command as remote
 from homelab.resources import limits
@@ -193,7 +194,7 @@ def _creation(name: str, container: Container, new: NewContainerSettings, node: 
         "config": configuration(name, new),
         "secret_config": {} if password is None else pulumi.Output.secret({"password": password}),
         "protect": new.protect,
-        "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",
+        "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
         "shutdown": container.shutdown.model_dump(mode="json"),
     }
 

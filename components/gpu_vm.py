@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pulumi
 
+from homelab.properties import mark_of
 from homelab.resources.described import HostInput, VmInput, host_of, vm_of
 from homelab.resources.handover_hook import handover_hook
 from homelab.resources.virtual_machine import VirtualMachine
@@ -120,7 +121,7 @@ def _creation(name: str, new: NewVm) -> dict[str, object]:
         "image": new.image,
         "template": new.template,
         "protect": new.protect,
-        "mark": f"Created by Pulumi: {pulumi.get_project()}/{pulumi.get_stack()}/{name}",
+        "mark": mark_of(f"{pulumi.get_project()}/{pulumi.get_stack()}", name),
     }
 
 

@@ -1,4 +1,4 @@
-"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, and the PCI addresses in them."""
+"""Proxmox VE's property strings, such as `mapping=rtx5090,pcie=1`, PCI addresses in them, and marks of guests."""
 
 from __future__ import annotations
 
@@ -63,3 +63,12 @@ def overlap(first: str, second: str) -> bool:
 def slot_of(text: str) -> str:
     """The slot of a function: `0000:01:00` for `01:00.1`."""
     return address(text).partition(".")[0]
+
+
+def mark_of(stack: str, name: str = "") -> str:
+    """The mark in the description of a guest that a stack has created.
+
+    :param stack: `project/stack`.
+    :param name: of the guest in the settings; empty: what the marks of all the stack's guests begin with.
+    """
+    return f"Created by Pulumi: {stack}/{name}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.later import later
+from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.remote import guard, ledger, ssh, stack_folder
 from homelab.resources.host_probe import LAYERS, HostProbe
@@ -98,7 +99,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     def _tell_of_guests(self, proxmox: api.Api) -> None:
         """Names the guests of this stack's making that are still there. They aren't removed without their resources:
         what is on their disks is nowhere else."""
-        mark = f"Created by Pulumi: {ledger.stack_of(self.urn)}/"
+        mark = mark_of(ledger.stack_of(self.urn))
         for kind, label, key in (("qemu", "VM", "name"), ("lxc", "container", "hostname")):
             for row in proxmox.get(f"nodes/{proxmox.node}/{kind}", f"to list the node's {label}s"):
                 path = f"nodes/{proxmox.node}/{kind}/{row['vmid']}/config"
