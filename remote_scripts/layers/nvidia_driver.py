@@ -29,7 +29,7 @@ from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-driver"
 STEP = "driver"
-_HEADERS = re.compile(r"(linux|proxmox)-headers-([0-9].*)")
+_HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
 #: Cards stay initialised while nobody uses them: programs and containers come and go, and each first one would wait for
@@ -342,7 +342,7 @@ class _Work:
         match = _HEADERS.fullmatch(name)
         if not match or self._packages.is_whole(name) or self._packages.offered(name)[name]:
             return True
-        kernel = match[2]
+        kernel = match[1]
         if driver.has_headers(self._system, kernel):
             self._system.log.say(f"note: no repository has {name}; the headers in /lib/modules/{kernel}/build are used")
             return False

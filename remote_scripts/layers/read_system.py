@@ -121,7 +121,7 @@ def _without_headers(system: System) -> Iterator[str]:
     bare = [release for release in kernels if release and not driver.has_headers(system, release)]
     if not bare or not any("_Packages" in name for name in system.files.names(_LISTS)):
         return
-    packages = {release: [f"{maker}-headers-{release}" for maker in ("proxmox", "linux")] for release in bare}
+    packages = {release: [f"{prefix}{release}" for prefix in driver.HEADERS] for release in bare}
     try:
         versions = offered(system, *itertools.chain(*packages.values()))
     except Failure:  # Lists that contradict each other, which the repositories' step mends or tells of.

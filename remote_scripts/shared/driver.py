@@ -81,6 +81,10 @@ def kernels(system: System) -> list[str]:
     return sorted(boot.kernels(system), key=_by_version)
 
 
+#: What the packages of a kernel's headers are called: this, and the kernel.
+HEADERS = ("linux-headers-", "proxmox-headers-")
+
+
 def has_headers(system: System, kernel: str) -> bool:
     """Whether a kernel's headers are there, whichever package brought them."""
     return system.files.is_folder(f"/usr/lib/modules/{kernel}/build")
