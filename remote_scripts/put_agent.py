@@ -29,7 +29,7 @@ def refuse(wanted: str, found: str, why: str, next: str) -> None:
 
 
 def compiled(archive: bytes) -> bytes:
-    """The archive with the bytecode of its modules before their sources, and its sum as its comment."""
+    """The archive with the bytecode of its modules before their sources, and its sum after its comment."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as sources, zipfile.ZipFile(out, "w") as whole:
         for name in sources.namelist():
@@ -40,7 +40,7 @@ def compiled(archive: bytes) -> bytes:
                 header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + importlib.util.source_hash(source)
                 whole.writestr(zipfile.ZipInfo(name + "c", _WHEN), header + marshal.dumps(code))
             whole.writestr(zipfile.ZipInfo(name, _WHEN), source)
-        whole.comment = b"0" * 64
+        whole.comment = sources.comment + b"0" * 64
     content = out.getvalue()[:-64]
     return content + hashlib.sha256(content).hexdigest().encode()
 

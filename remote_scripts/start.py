@@ -1,6 +1,6 @@
 """`__main__` of the agent's file: the file is compared with its sum before anything else of it is imported.
 
-The sum, of all bytes before it, is the archive's comment: 64 hexadecimal digits at its end (put_agent.py).
+The sum, of all bytes before it, ends the archive's comment: 64 hexadecimal digits, after the version (put_agent.py).
 """
 
 import sys

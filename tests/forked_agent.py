@@ -62,10 +62,10 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
     """In a test: sessions with these labs are real, and what they ask the agent is answered by a fork."""
     by_port, real = {lab.connection["port"]: lab for lab in labs}, ssh.Session._run
 
-    async def run(session: ssh.Session, command: str, verb: str, script: str, *more: Any) -> str:
+    async def run(session: ssh.Session, command: str, verb: str, script: str, *more: Any, **options: Any) -> str:
         lab = by_port.get(session._host.ssh.port)
         if lab is None or command != asking.command_in_memory("root"):
-            return await real(session, command, verb, script, *more)
+            return await real(session, command, verb, script, *more, **options)
         sent = json.loads(script)
         answers = ""
         for request in sent["requests"]:
@@ -80,7 +80,6 @@ def in_place_of_what_is_sent(monkeypatch: pytest.MonkeyPatch, *labs: Lab) -> Non
         return answers
 
     monkeypatch.setattr(ssh.Session, "_run", run)
-    monkeypatch.setattr(asking, "_archive_text", lambda: "")
 
 
 def _answered(

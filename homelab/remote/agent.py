@@ -2,7 +2,8 @@
 
 A host keeps it as one file, which a resource's command runs with a request in JSON: the layer, its input, and a digest
 of the modules that the layer is made of, so that a changed module runs again those layers that use it, and no others.
-A reading, or a plan, before a host has it, is done by the same modules, sent along and kept in memory alone.
+What a session asks is done by the one that is kept there, if it is of this version, and else by the same modules, sent
+along and kept in memory alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from homelab.later import later
@@ -107,17 +109,17 @@ def version() -> str:
 
 @functools.cache
 def archive() -> bytes:
-    """The sources of the agent with all its layers, as a zip: the same bytes each time."""
+    """The sources of the agent with all its layers, as a zip: the same bytes each time, the version at their end."""
     names = modules_of(AGENT, *(f"{PACKAGE}.layers.{layer}" for layer in layers()))
     texts = {name: _source(name) for name in names}
     texts[f"{PACKAGE}.codes"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\nVERSION = {version()!r}\n"
     texts["__main__"] = _source(f"{PACKAGE}.{_ENTRY}")
-    return modules.packed(texts)
+    return modules.packed(texts, comment=version())
 
 
 @functools.cache
 def _archive_text() -> str:
-    """The archive in base64: a run sends it with each of its readings."""
+    """The archive in base64."""
     return base64.b64encode(archive()).decode()
 
 
@@ -214,36 +216,69 @@ def _missing(owner: str) -> str:
     )
 
 
-# Reads the program's part and requests from standard input, and keeps the part in memory. An older Python can't even
-# import it, and understands this text.
+# What a host says that has no agent of the version that is asked for.
+WANTS_AGENT = b"agent?\n"
+# Reads requests from standard input, and has in memory the agent that does them: a copy of one that a stack keeps
+# there, or one that comes as a second line. An older Python can't even import it, and understands this text.
 _IN_MEMORY = """\
-import base64, json, os, sys
+import sys
 if sys.version_info < (3, 10):
     print("wanted: Python 3.10 or later at " + sys.executable)
     print("found:  Python " + sys.version.split()[0])
     print("why:    this program's part on a host and in a VM is written for it; nothing was changed")
     print("next:   upgrade this system: Debian 12 and Proxmox VE 8 have Python 3.11, Ubuntu 22.04 has 3.10")
     sys.exit(1)
-sent = json.loads(sys.stdin.buffer.readline())
+import base64, hashlib, json, os, pathlib
+def kept(version):
+    try:
+        for file in pathlib.Path(os.environ.get("ROOT") or "/", "var/lib/homelab/agents").glob("*/agent.pyz"):
+            content = file.read_bytes()
+            whole = hashlib.sha256(content[:-64]).hexdigest()
+            if content.endswith((version + whole).encode()):
+                return content
+    except OSError:  # a disk that can't be read, or one that was just taken away
+        pass
+    os.write(1, b"agent?\\n")
+    return None
+asked = json.loads(sys.stdin.buffer.readline())
+content = kept(asked["version"]) if "version" in asked else None
+if content is None:
+    content = base64.b64decode(sys.stdin.buffer.readline())
 memory = os.memfd_create("agent")
-os.write(memory, base64.b64decode(sent["agent"]))
+with open(memory, "wb", closefd=False) as file:
+    file.write(content)
+del content
 sys.path.insert(0, f"/proc/self/fd/{memory}")
 from remote_scripts import agent, codes
-for request in sent["requests"]:
-    status = agent.main([sent["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode())
+for request in asked["requests"]:
+    status = agent.main([asked["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode())
     if status:
         sys.exit(status)
 """
 
 
 def command_in_memory(user: str) -> str:
-    """The command line that takes the agent and requests from standard input, and writes nothing."""
+    """The command line that takes requests from standard input, and writes nothing."""
     return _as_root(f"{boot_service.PYTHON} -c {shlex.quote(_IN_MEMORY)}", user)
 
 
-def sent_along(verb: str, *texts: str) -> str:
-    """Standard input for `command_in_memory`.
+def asked(verb: str, *texts: str) -> str:
+    """A line of standard input for `command_in_memory`; where the answer to it is WANTS_AGENT, `itself` has to follow.
 
     :param texts: the requests. Each is answered with a line; the first that fails is the last one.
     """
-    return json.dumps({"verb": verb, "requests": [*map(json.loads, texts)], "agent": _archive_text()}) + "\n"
+    return _line(verb, texts, version=version())
+
+
+def itself() -> str:
+    """The agent, as a line."""
+    return f"{_archive_text()}\n"
+
+
+def sent_along(verb: str, *texts: str) -> str:
+    """Standard input for `command_in_memory` of a client that sends the agent unasked; else as `asked`."""
+    return _line(verb, texts) + itself()
+
+
+def _line(verb: str, texts: Sequence[str], **more: str) -> str:
+    return json.dumps({"verb": verb, "requests": [*map(json.loads, texts)], **more}) + "\n"

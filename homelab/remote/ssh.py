@@ -97,7 +97,7 @@ class Session:
         proxy: str = "",
         goes_on: bool = False,
     ) -> dict[str, Any]:
-        """Asks this program's agent, which is sent along and leaves nothing behind.
+        """Asks this program's agent: the one that is kept there, or one that is sent along and leaves nothing behind.
 
         :param verb: `read`, `plan` or `apply`.
         :param layer: its name.
@@ -112,9 +112,8 @@ class Session:
         """
         # What changes something ends by itself where this connection is lost.
         limit = limit_of(seconds) if verb in ("apply", "revert") and not goes_on else 0
-        text = agent.sent_along(verb, agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy))
-        command = agent.command_in_memory(self._host.ssh.user)
-        return scripts.answer(await self._run(command, f"{verb} {layer}", text, limit or seconds, on_line))
+        request = agent.request(layer, wanted, seconds=limit, ctid=ctid, proxy=proxy)
+        return scripts.answer(await self._ask(verb, layer, [request], limit or seconds, on_line))
 
     async def plan(self, questions: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
         """What layers would change, in the order of the questions: one after the other by one agent, whose way to the
@@ -123,11 +122,25 @@ class Session:
         :param questions: each layer's name with its `Wanted`.
         :raises HomelabError: as `run`; of the first that refuses.
         """
-        text = agent.sent_along("plan", *(agent.request(layer, wanted) for layer, wanted in questions))
+        requests = [agent.request(layer, wanted) for layer, wanted in questions]
         layers = ", ".join(layer for layer, _ in questions)
-        command, seconds = agent.command_in_memory(self._host.ssh.user), SCRIPT_SECONDS * len(questions)
-        lines = (await self._run(command, f"plan {layers}", text, seconds)).strip().split("\n")
+        lines = (await self._ask("plan", layers, requests, SCRIPT_SECONDS * len(questions))).strip().split("\n")
         return [scripts.answer(line) for line in lines[-len(questions) :]]
+
+    async def _ask(
+        self,
+        verb: str,
+        layers: str,
+        requests: Sequence[str],
+        seconds: float,
+        on_line: Callable[[str], None] | None = None,
+    ) -> str:
+        """The lines of the agent's answers; other arguments and errors as of `run`.
+
+        :param layers: their names, for an error.
+        """
+        command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
+        return await self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
     async def put_agent(self, owner: str, seconds: float, *, of_guest: bool = False) -> None:
         """Puts this program's agent on the host.
@@ -160,13 +173,18 @@ class Session:
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
+        *,
+        is_for_agent: bool = False,
     ) -> str:
-        """What a command prints that takes `script` from standard input; arguments and errors as of `run`."""
+        """What a command prints that takes `script` from standard input; other arguments and errors as of `run`.
+
+        :param is_for_agent: the command may ask for the agent.
+        """
         try:
             # A host that goes down may keep a connection open and answer its keepalives without ever running the
             # script.
             async with asyncio.timeout(seconds):
-                status, output, log = await self._exchange(command, script, on_line)
+                status, output, log = await self._exchange(command, script, on_line, is_for_agent)
         except TimeoutError as error:
             raise _connection_lost(
                 self._host, TimeoutError(f"the script has not ended within {seconds:g} s")
@@ -204,7 +222,7 @@ class Session:
         words: asyncio.Queue[str] | None = None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Asks the agent, sent along as by `ask`, for something that goes on after the answer as long as it gets signs
+        """Asks the agent, as `ask` does, for something that goes on after the answer as long as it gets signs
         of life; returns when it or the connection has ended.
 
         :param on_answer: called once it has answered.
@@ -215,7 +233,7 @@ class Session:
         :raises UnreachableError: the connection was lost before that.
         """
         command = agent.command_in_memory(self._host.ssh.user)
-        text = agent.sent_along("hold", agent.request(layer, wanted))
+        text = agent.asked("hold", agent.request(layer, wanted))
         log_lines: list[str] = []
         try:
             async with asyncio.timeout(SCRIPT_SECONDS):
@@ -227,6 +245,9 @@ class Session:
                 output = b""  # a login may print something of its own before
                 while (line := await process.stdout.readline()) and not line.startswith(b"{"):
                     output = (output + line)[-LOG_BYTES:]
+                    if line.endswith(agent.WANTS_AGENT):
+                        with suppress(OSError):
+                            process.stdin.write(agent.itself().encode())
                 if not line:
                     await asyncio.wait([log])
                     await process.wait_closed()
@@ -257,7 +278,7 @@ class Session:
             raise _connection_lost(self._host, error) from error
 
     async def _exchange(
-        self, command: str, script: str, on_line: Callable[[str], None] | None
+        self, command: str, script: str, on_line: Callable[[str], None] | None, is_for_agent: bool
     ) -> tuple[int | None, bytes, bytes]:
         """Exit status (None: there was none), answer, end of the log; doesn't wait for the end of an answer that is too
         long.
@@ -265,12 +286,18 @@ class Session:
         process = await self._connection.create_process(command, encoding=None)
         with suppress(OSError):  # it reads no more: its output and its status say why
             process.stdin.write(script.encode())
-            process.stdin.write_eof()
+            if not is_for_agent:
+                process.stdin.write_eof()
         log = asyncio.create_task(_last_bytes(process.stderr, on_line))
         try:
             output = bytearray()
             while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
                 output += data
+                if is_for_agent and output.endswith(agent.WANTS_AGENT):
+                    is_for_agent = False
+                    with suppress(OSError):
+                        process.stdin.write(agent.itself().encode())
+                        process.stdin.write_eof()
             if len(output) > OUTPUT_BYTES:
                 return None, bytes(output), b""
             log_end = await log

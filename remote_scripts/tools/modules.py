@@ -63,11 +63,12 @@ def needed(*modules: str, imports: Callable[[str], frozenset[str]] | None = None
     return frozenset(found)
 
 
-def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED, comment: str = "") -> bytes:
     """An archive of modules, with the packages that they are in: the same bytes each time.
 
     :param texts: a module's name -> its source; `__main__` is what the archive does when it is run.
     :param compression: of the zip.
+    :param comment: of the zip: its last bytes.
     """
     packages = {name.rpartition(".")[0] for name in texts} - {""}
     paths = {f"{package.replace('.', '/')}/__init__.py": "" for package in packages}
@@ -78,4 +79,5 @@ def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED) ->
             entry = zipfile.ZipInfo(path, _WHEN)
             entry.compress_type = compression
             whole.writestr(entry, text)
+        whole.comment = comment.encode()
     return out.getvalue()

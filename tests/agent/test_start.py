@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -65,6 +66,43 @@ def test_sent_along_it_answers_and_leaves_nothing(host: Host) -> None:
     done = bash(host, agent.command_in_memory("root"), agent.sent_along("plan", agent.request("card_values", AWAKE)))
     assert [file["how"] for file in json.loads(done.stdout)["files"]] == ["new", "changed"], done.stderr
     assert host.tree() == before and not (host.root / "run/homelab").exists()
+
+
+def kept_agents_answer(host: Host) -> subprocess.CompletedProcess[str]:
+    """To a session that has not sent the agent along."""
+    return bash(host, agent.command_in_memory("root"), agent.asked("plan", agent.request("card_values", AWAKE)))
+
+
+def test_one_that_another_stack_keeps_there_answers_a_session_and_writes_nothing(host: Host) -> None:
+    host.write("/var/lib/homelab/agents/another-stack/agent.pyz", "an older one")
+    host.write("/var/lib/homelab/agents/none", "a file")
+    put(host)
+    before = host.tree()
+    done = kept_agents_answer(host)
+    assert [file["how"] for file in json.loads(done.stdout)["files"]] == ["new", "changed"], done.stderr
+    assert host.tree() == before
+
+
+@pytest.mark.parametrize("kept", ["none", "of another version", "a byte", "cut short", "empty"])
+def test_a_session_is_asked_for_the_agent_where_none_of_its_version_is_whole(host: Host, kept: str) -> None:
+    if kept != "none":
+        file = put(host)
+        content = file.read_bytes()
+        middle = len(content) // 2
+        older = content[:-80] + b"0" * 16
+        file.write_bytes(
+            {
+                "of another version": older + hashlib.sha256(older).hexdigest().encode(),
+                "a byte": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+                "cut short": content[:-1],
+                "empty": b"",
+            }[kept]
+        )
+    before = host.tree()
+    assert kept_agents_answer(host).stdout.startswith(agent.WANTS_AGENT.decode())
+    request = agent.request("card_values", AWAKE)
+    both = bash(host, agent.command_in_memory("root"), agent.asked("plan", request) + agent.itself())
+    assert json.loads(both.stdout.splitlines()[1])["files"] and host.tree() == before
 
 
 def test_requests_sent_along_together_are_answered_in_lines_until_one_fails(host: Host) -> None:

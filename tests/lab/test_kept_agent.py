@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import pytest
 from homelab.provider import base
 from homelab.provider.host_probe import HostProbeWork
 from homelab.provider.kept_agent import KeptAgentWork
-from homelab.remote import agent, stack_folder
+from homelab.remote import agent, ssh, stack_folder
 from homelab.resources.host_probe import HostProbe
 from homelab.resources.kept_agent import KeptAgent
 from lab import Lab
@@ -61,6 +62,28 @@ def test_the_agent_is_put_found_missing_and_put_again(
 
     work.delete(inputs, outputs)  # the component's command takes them away
     assert refreshed(inputs) == []
+
+
+def test_a_session_sends_the_agent_to_a_host_without_it_and_asks_the_kept_one_else(
+    lab: Lab, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    itself = agent.itself
+
+    def sends() -> str:
+        sent.append("the agent")
+        return itself()
+
+    monkeypatch.setattr(agent, "itself", sends)
+
+    def boot() -> str:
+        return asyncio.run(ssh.read(host_of(lab))).boot_id
+
+    before = boot()
+    assert len(sent) == 1
+    KeptAgentWork(texts).create(KeptAgent.Inputs(host=NODE, owner=OWNER, version=agent.version(), reached=""))
+    sent.clear()  # it may have held the host first
+    assert boot() == before and not sent
 
 
 def test_what_a_killed_run_left_of_them_goes_with_the_host(lab: Lab, texts: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from pulumi.runtime.proto.resource_pb2_grpc import ResourceMonitorStub
 
 from homelab import text
 from homelab.errors import HomelabError, LoginRefusedError, UnreachableError
+from homelab.remote import agent as asking
 from homelab.remote import ssh
 from homelab.resources import command
 from homelab.settings import Host
@@ -121,6 +122,31 @@ def test_what_a_script_that_holds_is_told_comes_between_two_signs_of_life(tmp_pa
     meet(tmp_path, serve, held)
     asked = json.loads(heard[0])
     assert (asked["verb"], asked["requests"][0]["input"]["who"], heard[1]) == ("hold", "anna", b"cancelled\n")
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("verb", ["read", "hold"])
+def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
+    tmp_path: Path, verb: str, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(asking, "itself", lambda: "the agent\n")
+
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        sent.append(await process.stdin.readline())
+        process.stdout.write(b"welcome" if is_kept else b"welcomeagent?\n")
+        if not is_kept:
+            sent.append(await process.stdin.readline())
+        process.stdout.write(b'\n{"held":"yes"}\n')
+        process.exit(0)
+
+    async def ask(session: ssh.Session) -> str:
+        return json.dumps(await session.ask("read", "cluster_turn", cluster_turn.Wanted()))
+
+    assert (meet(tmp_path, serve, ask) if verb == "read" else keep(tmp_path, serve)) in ('{"held": "yes"}', ["held"])
+    asked = json.loads(sent[0])
+    assert asked["verb"] == verb and asked["version"] == asking.version()
+    assert sent[1:] == ([] if is_kept else [b"the agent\n"])
 
 
 def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
@@ -720,6 +746,8 @@ class _Sending(ssh.Session):
         script: str,
         seconds: float,
         on_line: Callable[[str], None] | None = None,
+        *,
+        is_for_agent: bool = False,
     ) -> str:
         self.request, self.waits = json.loads(script)["requests"][0], seconds
         return "{}"
