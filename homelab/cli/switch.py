@@ -15,6 +15,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from homelab.cli import stack_options
 from homelab.doctor.stack import StackFile
@@ -304,8 +305,8 @@ class Switch:
         return answer.runs
 
     def _where(self) -> str:
-        facts = self._facts.model_copy(
-            update={"handover": HandedOver(cards={self._card: "\n".join(f"{k}={v}" for k, v in self._state.items())})}
+        facts = replace(
+            self._facts, handover=HandedOver(cards={self._card: "\n".join(f"{k}={v}" for k, v in self._state.items())})
         )
         return handover.state_text(facts, self._card) or "with the host"
 

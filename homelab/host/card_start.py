@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, resets
@@ -57,9 +57,7 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
     :param vm: for messages, such as `VM 103 (sandbox)`.
     """
     card = f"the card of {vm}"
-    since_start = after.model_copy(
-        update={"kernel_log": "\n".join(_new_log_lines(before.kernel_log, after.kernel_log))}
-    )
+    since_start = replace(after, kernel_log="\n".join(_new_log_lines(before.kernel_log, after.kernel_log)))
     outcome = Outcome()
     if missing := [address for address in functions if address not in after.by_address]:
         outcome.errors.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
-from homelab.model import Fact
+from remote_scripts.shared.reading import answer
 
 # Names of classes, the most exact one counts (pci.ids).
 _KINDS = {
@@ -30,28 +30,8 @@ _KINDS = {
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
-class Device(Fact):
-    """One PCI function. `address` is `dddd:bb:ss.f`; `class_code` six hex digits; `group` its IOMMU group, if any."""
-
-    address: str
-    vendor: str
-    device: str
-    subsystem: str
-    class_code: str
-    boot_vga: bool
-    driver: str
-    group: int | None
-    acs: bool
-    path: str
-    behind: str
-    # The physical function of a virtual one (SR-IOV), else empty; how many virtual functions it has now.
-    physfn: str = ""
-    vfs: int = 0
-    # Can it be pulled out while the host runs (sysfs: removable)? True of what hangs on Thunderbolt or USB4.
-    removable: bool = False
-    # Which kind of PCIe device it is, as lspci says it, in lower case ("root port"). Empty: conventional PCI, or not
-    # asked.
-    express: str = ""
+class Device(answer.Device):
+    """One PCI function, with what follows from its class and its place."""
 
     @property
     def slot(self) -> str:

@@ -8,35 +8,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from homelab.errors import HomelabError, elsewhere
 from homelab.host import acpi, acs, names
 from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
-from homelab.model import Fact
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
 from remote_scripts.shared import container_conf, vfio_ids
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
-from remote_scripts.shared.reading.answer import (
-    CardState,
-    CommandLines,
-    DrmNodes,
-    HaFiles,
-    HandedOver,
-    Holder,
-    Iommu,
-    Managed,
-    Nvidia,
-    SharedWith,
-    TurnedAway,
-    Vital,
-)
+from remote_scripts.shared.reading import answer
+from remote_scripts.shared.reading.answer import Answer, DrmNodes, Holder
 
 # What a note has at least, by the first part of its name (homelab/remote/ledger.py).
 _NOTED: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -64,15 +52,8 @@ def noted_in(ledger: Mapping[str, str], name: str) -> dict[str, Any] | None:
     return note
 
 
-class GuestConfig(Fact):
-    """A guest's configuration. `kind`: vm or lxc; `lines`: those about cards, as in the file; after a line `[PENDING]`
-    those that a running VM gets at its next start (PVE::QemuConfig); `links`: by which lines of a container name device
-    nodes -> these."""
-
-    kind: str
-    id: int
-    lines: str
-    links: dict[str, str] = {}
+class GuestConfig(answer.GuestConfig):
+    """A guest's configuration, with what follows from its lines."""
 
     @cached_property
     def container(self) -> ContainerConf:
@@ -121,7 +102,8 @@ def _key_values(lines: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
-class CardUser(Fact):
+@dataclass(frozen=True)
+class CardUser:
     """A VM whose configuration names a card, or that runs with it.
 
     `running`: it runs with the card; false also for a running VM that only its next start gives the card.
@@ -136,19 +118,12 @@ class CardUser(Fact):
         return f"VM {self.vmid} ({self.name})"
 
 
-class Guests(Fact):
-    """The host's guests. `running`: ids of the VMs and containers that run; `configs`: the lines about cards of guests'
-    configurations.
-
-    `unlisted`: kinds (vm, lxc) whose list of running guests could not be read; `mappings`: /etc/pve/mapping/pci.cfg;
-    `reservations`: qemu-server's, a line for each PCI function that a VM runs with.
-    """
+@dataclass(frozen=True)
+class Guests(answer.Guests):
+    """The host's guests, and who of them has a card."""
 
     running: frozenset[int]
-    unlisted: tuple[str, ...] = ()
     configs: list[GuestConfig]
-    mappings: str
-    reservations: str
 
     def config(self, vmid: int) -> GuestConfig | None:
         """The configuration of a VM or container; None: there is none of that id."""
@@ -224,22 +199,8 @@ class Guests(Fact):
         return [part for entry in entries if entry.get("node") == node for part in functions_of(entry.get("path", ""))]
 
 
-class Cluster(Fact):
-    """The cluster of the host, and its node in it; read together with the guests.
-
-    `node`: the host's name in it; `name`: the cluster's, empty: the host is alone; `places`: each guest's file below
-    /etc/pve/nodes, such as `pve2/qemu-server/203.conf`, a line each; `users`: /etc/pve/user.cfg; `certificate`: of the
-    API, `authority`: /etc/pve/pve-root-ca.pem, both as PEM; `quorate`: whether /etc/pve can be written.
-    """
-
-    node: str = ""
-    name: str = ""
-    places: str = ""
-    users: str = ""
-    authority: str = ""
-    certificate: str = ""
-    quorate: bool = True
-    ha: HaFiles = HaFiles()
+class Cluster(answer.Cluster):
+    """The cluster of the host, its node in it, and where the guests are."""
 
     @property
     def described(self) -> str:
@@ -265,96 +226,25 @@ class Cluster(Fact):
         return "", ""
 
 
-class HostFacts(Fact):
-    """One reading of a host. An answer of another shape is no reading: it raises `pydantic.ValidationError`."""
+@dataclass(frozen=True, kw_only=True)
+class HostFacts(Answer):
+    """One reading of a host, with what follows from it.
 
-    boot_id: str
-    kernel: str
-    pve: str
-    cpu_vendor: str
-    # Versions of Proxmox VE's packages, as far as they decide which options of cards it knows, and what runs in
-    # containers; empty where it isn't installed.
-    packages: dict[str, str] = {}
-    loader: str
-    loader_clues: str
-    missing_tools: list[str]
-    cmdline: CommandLines
-    iommu: Iommu
-    vfio_ids: str
-    # File -> the ids in it; files that name vfio-pci in any other way. This program's own files aren't among them.
-    vfio_files: dict[str, str] = {}
-    vfio_mentions: list[str] = []
-    # File of udev's rules -> addresses of the functions that it gives to vfio-pci; lines of others in modprobe.d about
-    # cards' drivers, `PATH: LINE`.
-    vfio_rules: dict[str, list[str]] = {}
-    module_lines: list[str] = []
-    modules: list[str]
+    Not from the layer's answer: `systems`: `host` or a container's id -> what the layer read_system answered there, as
+    JSON, None: it doesn't run; `agents`: owner -> the version of the agent that lies whole there, empty: none does, of
+    a refresh's reading alone; `chosen_functions`: slot -> addresses of the functions that the settings name for the
+    card in it (gpus.X.functions); `planned_words`: this program's words about the IOMMU for the next boot, None: those
+    that are configured.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     devices: list[Device]
-    lspci: str
-    disks: str
-    # Lines of `lspci -Dnn` about cards: what the host's pci.ids calls them.
-    named: str = ""
-    vital: list[Vital] = []
-    holders: list[Holder] = []
-    boot_free: int
-    largest_initramfs: int
-    managed: list[Managed]
-    stale_initramfs: list[str]
-    # The roll-back of a boot that wasn't confirmed, in the host's words; empty: none. Whether it still has to restart
-    # for that.
-    rolled_back: str
-    rolling_back: bool = False
-    # The host's own confirmation of a boot for which no `up` waited, in its words; empty: none.
-    judged: str = ""
-    # Steps that have to follow what was written: boot (the boot configuration), initramfs.
-    pending: list[str] = []
-    # What the running kernel lacks of the last boot's plan, a sentence each; None: the host has no record of the plan.
-    boot_lacks: list[str] | None = None
-    # Whether homelab's service that follows the nodes at each boot is enabled; PCI address -> device nodes.
-    cards_enabled: bool = False
-    drm: dict[str, DrmNodes] = {}
-    nvidia_minors: dict[str, int]
-    nvidia: Nvidia = Nvidia()
-    containers: list[SharedWith] = []
-    handover: HandedOver = HandedOver()
-    # Card that is handed over -> the last VM that didn't get it because a run was at work.
-    turned_away: dict[str, TurnedAway] = {}
-    # Options that were set for a restart of this node of a cluster, and aren't restored yet: lines KEY VALUE
-    # (remote_scripts/shared/away.py).
-    set_aside: str = ""
-    # The ledger of VMs and mappings (homelab/remote/ledger.py): name -> JSON.
-    ledger: dict[str, str] = {}
-    # The folders of stacks on the host, by their owners (homelab/remote/stack_folder.py).
-    stacks: list[str] = []
-    # Owner -> the version of the agent that lies whole there; empty: none does. Of a refresh's reading alone.
-    agents: dict[str, str] = {}
-    # Copies of this program's files that had been edited by hand when they were written again or removed.
-    edits: list[str] = []
-    # Messages of the kernel about cards since it booted (homelab/host/kernel_log.py); empty: they weren't read.
-    kernel_log: str = ""
-    # Functions of cards, and what vfio-pci has, whose configuration space can't be read, or reads as ones.
-    lost: list[str] = []
-    # Address -> state, of functions that may belong to cards. Whether NVIDIA's vGPU manager is there.
-    card_states: dict[str, CardState] = {}
-    vgpu_manager: bool = False
-    # Attributes of cards that have another value than the one that was set (layers/card_values.py), a sentence each.
-    lost_values: list[str] = []
-    # Address of a graphics card -> the kernel's framebuffers in its memory (/proc/iomem), such as BOOTFB.
-    framebuffers: dict[str, list[str]] = {}
-    # Whether VFIO is set to give cards away without interrupt remapping (allow_unsafe_interrupts).
-    unsafe_interrupts: bool = False
-    # proxmox-boot-tool's warnings.
-    boot_warnings: str = ""
-    # `host` or a container's id -> what the layer read_system answered there, as JSON; None: it doesn't run.
-    systems: dict[str, str | None] = {}
     guests: Guests
-    cluster: Cluster = Cluster()
-    # Files that a decision needs and that can't be read whole, `PATH: why`: the reading may lack what is in them.
-    unreadable: list[str] = []
-    # Slot -> addresses of the functions that the settings name for the card in it (gpus.X.functions); not from the
-    # host.
-    chosen_functions: dict[str, list[str]] = {}
-    # This program's words about the IOMMU for the next boot; None: those that are configured. Not from the host.
+    cluster: Cluster
+    systems: dict[str, str | None] = field(default_factory=dict)
+    agents: dict[str, str] = field(default_factory=dict)
+    chosen_functions: dict[str, list[str]] = field(default_factory=dict)
     planned_words: str | None = None
 
     @property
@@ -789,13 +679,16 @@ def bound_by_word(cmdline: str) -> dict[str, str]:
     return bound
 
 
-def parse(answer: Mapping[str, object]) -> HostFacts:
+_READING = TypeAdapter(HostFacts)
+
+
+def parse(reading: Mapping[str, object]) -> HostFacts:
     """The reading that the layer read_host has answered.
 
     :raises HomelabError: it has another shape.
     """
     try:
-        return HostFacts.model_validate(answer)
+        return _READING.validate_python(reading)
     except ValidationError as error:
         problem = error.errors()[0]
         raise HomelabError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from homelab.errors import HomelabError
 from homelab.host import consoles, fabric, graphics, ha, kernel_log, options, released, remapping, resets
@@ -47,7 +48,7 @@ def choosing(facts: HostFacts, gpus: dict[str, Gpu]) -> HostFacts:
     do."""
     with_functions = {name: gpu for name, gpu in gpus.items() if gpu.functions}
     slots = resolve(facts, with_functions)[0]
-    return facts.model_copy(update={"chosen_functions": {slot: gpus[name].functions for name, slot in slots.items()}})
+    return replace(facts, chosen_functions={slot: gpus[name].functions for name, slot in slots.items()})
 
 
 def _matches(device: Device, gpu: Gpu) -> bool:

@@ -6,6 +6,7 @@ Sources are named where a rule is the kernel's own. Pure.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from homelab.errors import HomelabError
 from homelab.host import acpi, acs
@@ -47,7 +48,7 @@ def words(facts: HostFacts, host: Host) -> str:
 
 def to_be(facts: HostFacts, host: Host) -> HostFacts:
     """The facts with the words about the IOMMU of the next boot's command line."""
-    return facts.model_copy(update={"planned_words": words(facts, host)})
+    return replace(facts, planned_words=words(facts, host))
 
 
 def is_intel(facts: HostFacts) -> bool:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from homelab.errors import HomelabError, raise_all
@@ -114,7 +115,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         machine.before_start = reread_log
         runs = machine.converge(target, keys, how, power)
         if runs and machine.starts and machine.node == inputs.node:
-            self._require_cards(inputs, machine, before.model_copy(update={"kernel_log": kernel_logs[-1]}))
+            self._require_cards(inputs, machine, replace(before, kernel_log=kernel_logs[-1]))
         elif runs and machine.state() == HALTED:
             raise machine.not_running_error(HALTED)
         return runs

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from homelab.errors import HomelabError, raise_all
@@ -137,7 +138,7 @@ def _functions(facts: HostFacts, record: Record) -> list[str]:
 
 def _silent(facts: HostFacts) -> HostFacts:
     """The facts without the kernel's log so far, which may be of long ago."""
-    return facts.model_copy(update={"kernel_log": ""})
+    return replace(facts, kernel_log="")
 
 
 def _agent_address(api: Api, inputs: VmCards.Inputs) -> str | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import asyncssh
@@ -330,7 +331,7 @@ class Session:
         )
         reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
         found = {system: await self._of_system(reading, system) for system in systems}
-        reading = reading.model_copy(update={"systems": found})
+        reading = replace(reading, systems=found)
         return gates.choosing(reading, self._host.gpus)
 
     async def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
@@ -620,7 +621,7 @@ async def read(
         found = await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
         if agents:
             versions = {owner: await session.agent_version(owner) for owner in found.stacks}
-            found = found.model_copy(update={"agents": versions})
+            found = replace(found, agents=versions)
         return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
@@ -213,13 +214,13 @@ def test_guests_that_run_are_told_by_their_ids_whatever_the_lists_look_like(host
 def test_guests_that_are_not_listed_are_not_said_to_be_off(host: Host) -> None:
     host.programs |= {"qm": says("", 255), "pct": says("901 running ai\n")}
     found = read(host).guests
-    assert found.unlisted == ("vm",) and found.running == {901}
+    assert found.unlisted == ["vm"] and found.running == {901}
     host.programs["pct"] = says("", 2)
     found = read(host).guests
-    assert found.unlisted == ("vm", "lxc") and not found.running
+    assert found.unlisted == ["vm", "lxc"] and not found.running
     for name in ("qm", "pct"):
         del host.programs[name]
-    assert read(host).guests.unlisted == ()
+    assert read(host).guests.unlisted == []
 
 
 @pytest.mark.parametrize("section", ["[PENDING]", "[pending] "])
@@ -605,8 +606,7 @@ def test_a_host_whose_files_hold_anything_can_be_read(host: Host, junk: bytes) -
     host.programs |= dict.fromkeys(("dmesg", "lspci", "lsblk", "qm", "pct", "dpkg-query"), says(b"a: " + junk + b"\n"))
     facts = read(host, signs=SIGNS)
     assert {one.address: one.behind for one in facts.devices}[address] != "" and facts.boot_id == "1"
-    facts.model_dump_json().encode()  # it is text
-    assert set(facts.model_dump()) == set(desktop().model_dump())
+    TypeAdapter(HostFacts).dump_json(facts)  # it is text
 
 
 HANGING = ("journalctl", "dmesg", "lspci", "lsblk", "df", "qm", "pct", "pveversion", "proxmox-boot-tool", "head")
@@ -635,7 +635,7 @@ def test_programs_that_hang_hide_nothing_that_is_known_without_them(
     began = time.monotonic()
     found: HostFacts = read(host, signs="x")
     assert found.boot_id == "1" and found.devices[0].address == CARD and found.lost == [CARD, "0000:01:00.1"]
-    assert (found.pve, found.guests.unlisted) == ("unknown", ("vm", "lxc"))
+    assert (found.pve, found.guests.unlisted) == ("unknown", ["vm", "lxc"])
     assert time.monotonic() - began < 60
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,8 @@ def test_a_processors_graphics_leave_the_root_disk_behind_their_slot_alone(tmp_p
     root = next(one for one in found.vital if one.name.startswith("/ "))
     assert "0000:c6:00.3" in root.devices
     # In one group with it, as on other boards, nothing opens the gate.
-    together = found.model_copy(
-        update={
-            "devices": [
-                one.model_copy(update={"group": 17 if one.slot == "0000:c6:00" else one.group}) for one in found.devices
-            ]
-        }
+    together = replace(
+        found, devices=[replace(one, group=17 if one.slot == "0000:c6:00" else one.group) for one in found.devices]
     )
     others = [f"0000:c6:00.{number}" for number in (2, 3, 4, 6)]
     allowed = settings({"igpu": {"match": "1002:1900", "allowConsole": True, "allowGroupMembers": others}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,7 @@ def test_without_an_iommu_the_topology_predicts_nothing_less_than_the_group(
 ) -> None:
     """A prediction may hold too much, never too little: what shares the real group is in the predicted one."""
     found = read(machine)
-    blind = found.model_copy(
-        update={"devices": [device.model_copy(update={"group": None, "acs": False}) for device in found.devices]}
-    )
+    blind = replace(found, devices=[replace(device, group=None, acs=False) for device in found.devices])
     for slot, refused in VERDICTS[request.node.callspec.params["machine"]].items():
         if refused and all(facts_path(found, slot)):
             predicted = {device.address for device in blind.group_of(slot)}
@@ -162,7 +161,7 @@ def test_real_containers_that_use_a_card_are_seen(capture: str, uses: bool) -> N
     from tests.unit.hosts import desktop
 
     lines = shared("real_hosts", capture, "lxc_conf.txt").read_text()
-    guests = desktop().guests.model_dump() | {"running": [], "configs": [{"kind": "lxc", "id": 100, "lines": lines}]}
+    guests = asdict(desktop().guests) | {"running": [], "configs": [{"kind": "lxc", "id": 100, "lines": lines}]}
     found = desktop(guests=guests, nvidia_minors={"0000:01:00.0": 0})
     assert bool(gates.containers(found, "gpu", settings().gpus["rtx5090"], "0000:01:00")) is uses
 
@@ -173,6 +172,6 @@ def test_a_stranded_kernel_log_from_intel_and_amd_is_shown_to_people(tmp_path: P
     machine = Machine.install(tmp_path, load_scenario("intel-grub-bios"))
     machine.boot("start")
     found = read(machine)
-    strange = found.model_copy(update={"iommu": dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available")})
+    strange = replace(found, iommu=dataclasses.replace(found.iommu, kernel_log="AMD-Vi: not available"))
     host = settings({"gpu": {"address": "03:00", "allowConsole": True}})
     assert plan.wanted(strange, host).iommu_words == "intel_iommu=on iommu=pt"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
@@ -131,7 +131,7 @@ def test_nothing_is_done_where_the_host_doesnt_list_its_vms(lab: Lab, monkeypatc
 
     async def unlisted(session: Session, **what: Any) -> HostFacts:
         found = await read(session, **what)
-        return found.model_copy(update={"guests": found.guests.model_copy(update={"unlisted": ("vm",)})})
+        return replace(found, guests=replace(found.guests, unlisted=("vm",)))
 
     monkeypatch.setattr(Session, "read", unlisted)
     before, ran = conf(lab), running(lab)

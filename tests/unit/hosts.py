@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, parse
 from homelab.settings import Host
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+# What a stock host has nothing of.
+_NOTHING: dict[str, Any] = {
+    "packages": {}, "vfio_files": {}, "vfio_mentions": [], "vfio_rules": {}, "module_lines": [], "named": "", "vital": [],
+    "holders": [], "rolling_back": False, "judged": "", "pending": [], "boot_lacks": None, "cards_enabled": False, "drm": {},
+    "nvidia": {}, "containers": [], "handover": {}, "turned_away": {}, "set_aside": "", "ledger": {}, "stacks": [],
+    "edits": [], "kernel_log": "", "lost": [], "card_states": {}, "vgpu_manager": False, "lost_values": [],
+    "framebuffers": {}, "unsafe_interrupts": False, "boot_warnings": "", "cluster": {}, "unreadable": [],
+}  # fmt: skip
 
 
 def device(address: str, ids: str, code: str, group: int | None = None, **changes: Any) -> dict[str, Any]:
@@ -16,7 +26,8 @@ def device(address: str, ids: str, code: str, group: int | None = None, **change
     path = f"../../../devices/pci0000:00/{parent + '/' if parent else ''}{address}"
     return {
         "address": address, "vendor": vendor, "device": number, "subsystem": "1043:88e2", "class_code": code, "boot_vga": 0,
-        "driver": "", "group": group, "acs": False, "path": path, "behind": "", **changes,
+        "driver": "", "group": group, "acs": False, "path": path, "behind": "", "physfn": "", "vfs": 0, "removable": False,
+        "express": "", **changes,
     }  # fmt: skip
 
 
@@ -49,7 +60,8 @@ def desktop(*more: dict[str, Any], **changes: Any) -> HostFacts:
         "disks": "nvme0n1   \nnvme0n1p3 nvme0n1 LVM2_member \npve-root nvme0n1p3 ext4 /", "nvidia_minors": {},
         "guests": {"running": [103], "configs": [], "mappings": "", "reservations": ""},
     }  # fmt: skip
-    return HostFacts.model_validate(values | changes)
+    guests = {"unlisted": [], **changes.pop("guests", values["guests"])}
+    return parse(_NOTHING | values | changes | {"guests": guests})
 
 
 def settings(gpus: dict[str, Any] | None = None, **changes: Any) -> Host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -89,10 +90,7 @@ def test_groups_are_those_that_the_next_boot_makes_with_the_override(
 
 def test_one_that_is_set_by_hand_counts_too_running_or_for_the_next_boot() -> None:
     word = "pcie_acs_override=downstream"
-    split = [
-        one | {"group": 15} if one["address"].startswith("0000:01") else one
-        for one in z370().model_dump(by_alias=True)["devices"]
-    ]
+    split = [one | {"group": 15} if one["address"].startswith("0000:01") else one for one in asdict(z370())["devices"]]
     assert others(z370(groups=False, cmdline=line(word))) == set()
     assert others(z370(cmdline=line("quiet", word))) == set()
     assert others(z370(devices=split, cmdline=line(word))) == set()
@@ -139,7 +137,7 @@ def with_disk(**changes: Any) -> HostFacts:
     disk = device(
         "0000:02:00.0", "144d:a80c", "010802", 1, express="endpoint", path="x/0000:00:01.1/0000:02:00.0", driver="nvme"
     )
-    devices = [one for one in z370().model_dump(by_alias=True)["devices"] if one["address"] != "0000:02:00.0"]
+    devices = [one for one in asdict(z370())["devices"] if one["address"] != "0000:02:00.0"]
     vital = [{"kind": "storage", "name": "/ (ext4)", "devices": ["0000:02:00.0", "0000:00:01.1"], "trouble": ""}]
     return z370(**({"devices": [*devices, disk], "vital": vital} | changes))
 
@@ -148,13 +146,13 @@ def with_disk(**changes: Any) -> HostFacts:
 def test_it_takes_no_card_out_of_a_group_with_the_root_disk(groups: bool) -> None:
     facts = with_disk()
     if not groups:
-        bare = [one | {"group": None} for one in facts.model_dump(by_alias=True)["devices"]]
+        bare = [one | {"group": None} for one in asdict(facts)["devices"]]
         facts = with_disk(devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
     (error,) = gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1]
     assert "NVMe disk" in error.found and "carries / (ext4)" in error.found and "past the IOMMU" in error.why
     # Where what carries the disk isn't known, neither.
     unknown = Vital("storage", "/", [], "lsblk says nothing")
-    (error,) = gates.check(facts.model_copy(update={"vital": [unknown]}), settings(iommu={"acsOverride": "downstream"}))[1]  # fmt: skip
+    (error,) = gates.check(replace(facts, vital=[unknown]), settings(iommu={"acsOverride": "downstream"}))[1]  # fmt: skip
     assert "lsblk says nothing" in error.found
 
 
@@ -163,7 +161,7 @@ def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
     word, ours = "pcie_acs_override=downstream", "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"
     devices = [
         one | {"group": 15, "driver": "vfio-pci"} if one["address"].startswith("0000:01") else one
-        for one in with_disk().model_dump(by_alias=True)["devices"]
+        for one in asdict(with_disk())["devices"]
     ]
     host = settings(iommu={"acsOverride": "downstream"})
     for running in (f"quiet {word}", f"quiet {word} {ours}"):
@@ -182,7 +180,7 @@ def test_an_override_of_somebody_elses_is_said_and_not_refused() -> None:
     word = "pcie_acs_override=downstream"
     devices = [
         one | {"group": 15, "driver": "nouveau"} if one["address"].startswith("0000:01") else one
-        for one in with_disk().model_dump(by_alias=True)["devices"]
+        for one in asdict(with_disk())["devices"]
     ]
     by_hand = with_disk(devices=devices, cmdline=line(f"quiet {word}"))
     assert gates.check(by_hand, settings())[1] == []
@@ -215,5 +213,5 @@ def test_a_kernel_that_does_not_know_the_word_is_refused() -> None:
 
 def test_ten_thousand_devices_are_grouped_at_once() -> None:
     many = [device(f"{bus // 256 + 1:04x}:{bus % 256:02x}:{slot:02x}.{n}", "8086:1901", "088000") for bus in range(40) for slot in range(32) for n in range(8)]  # fmt: skip
-    facts = z370(groups=False, devices=[*z370(False).model_dump(by_alias=True)["devices"], *many])
+    facts = z370(groups=False, devices=[*asdict(z370(False))["devices"], *many])
     assert len(facts.devices) > 10_000 and others(facts) == {"0000:02:00.0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def host(*methods: str | None, **changes: object) -> HostFacts:
 def alone(methods: str) -> HostFacts:
     """The same with a card of one function."""
     facts = host(methods)
-    return facts.model_copy(update={"devices": [one for one in facts.devices if one.address != AUDIO]})
+    return replace(facts, devices=[one for one in facts.devices if one.address != AUDIO])
 
 
 def start(after: HostFacts, *log: str, before: HostFacts | None = None) -> Outcome:

@@ -3,6 +3,7 @@ what the host can't do without."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ SWITCH = "0000:00:01.1/0000:01:00.0"
         arc(device("0000:05:00.0", "1b21:1142", "040300", 18, parent=f"{SWITCH}/0000:02:03.0")),
         arc(device("0000:05:00.0", "8086:e212", "030000", 18, parent=f"{SWITCH}/0000:02:03.0")),
         # The bridge isn't in the reading: it went away between two looks.
-        arc().model_copy(update={"devices": [one for one in arc().devices if one.address[5:7] not in ("01", "02")]}),
+        replace(arc(), devices=[one for one in arc().devices if one.address[5:7] not in ("01", "02")]),
     ],
 )
 def test_audio_behind_anything_else_stays_with_the_host(facts: HostFacts) -> None:
@@ -231,7 +232,7 @@ def test_only_functions_of_the_card_can_be_named(functions: list[str], found: st
     host = named(*functions)
     nvme = device("0000:02:00.0", "144d:a80c", "010802", 30)
     facts = apu()
-    facts = facts.model_copy(update={"devices": [*facts.devices, desktop(devices=[nvme]).devices[0]]})
+    facts = replace(facts, devices=[*facts.devices, desktop(devices=[nvme]).devices[0]])
     facts = gates.choosing(facts, host.gpus)
     assert any(found in reason for reason in reasons(facts, host))
     # Nothing foreign is a function of the card, for whoever asks without the gate.
@@ -416,15 +417,14 @@ def vm_errors(facts: HostFacts, host: Host, vms: dict[str, Vm]) -> list[str]:
 
 def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
     facts, host = two_in_one_group()
-    guests = facts.guests.model_copy(
-        update={
-            "configs": [
-                facts_config(103, "machine: q35\nname: one"),
-                facts_config(104, "machine: q35\nname: two"),
-            ]
-        }
+    guests = replace(
+        facts.guests,
+        configs=[
+            facts_config(103, "machine: q35\nname: one"),
+            facts_config(104, "machine: q35\nname: two"),
+        ],
     )
-    facts = facts.model_copy(update={"guests": guests})
+    facts = replace(facts, guests=guests)
     apart = vm_errors(facts, host, {"one": vm(103, "one"), "two": vm(104, "two")})
     assert (
         len(apart) == 1
@@ -435,10 +435,8 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
 
 def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:
     facts, host = two_in_one_group()
-    guests = facts.guests.model_copy(
-        update={"configs": [facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")]}
-    )
-    facts = facts.model_copy(update={"guests": guests})
+    guests = replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one\nballoon: 1024\nmemory: 4096")])
+    facts = replace(facts, guests=guests)
     lines = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"one": vm(103, "one", "two")})[
         0
     ].splitlines()
@@ -466,11 +464,9 @@ def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
 
 def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() -> None:
     facts, _ = two_in_one_group()
-    devices = [one.model_copy(update={"boot_vga": one.address == "0000:02:00.0"}) for one in facts.devices]
-    users = desktop().guests.model_copy(
-        update={"configs": [facts_config(950, "dev0: /dev/nvidia1").model_copy(update={"kind": "lxc"})]}
-    )
-    facts = facts.model_copy(update={"devices": devices, "guests": users, "nvidia_minors": {"0000:02:00.0": 1}})
+    devices = [replace(one, boot_vga=one.address == "0000:02:00.0") for one in facts.devices]
+    users = replace(desktop().guests, configs=[replace(facts_config(950, "dev0: /dev/nvidia1"), kind="lxc")])
+    facts = replace(facts, devices=devices, guests=users, nvidia_minors={"0000:02:00.0": 1})
     host = settings({"a": {"address": "01:00", "allowGroupMembers": ["0000:02:00.0", "0000:02:00.1"]}})
     assert reasons(facts, host) == [
         "the firmware uses 0000:02:00.0 graphics card [RTX 5090, 10de:2b85], which is in its IOMMU group, as its screen (boot_vga)",
@@ -499,15 +495,13 @@ def test_no_setting_lets_the_root_disk_behind_a_group_member_go() -> None:
     (found,) = reasons(facts, ALL_ALLOWED)
     assert found == f"0000:c6:00.3 USB controller [1022:15b9], which is in the card's IOMMU group, carries {ROOT}"
     # In a group of its own it is left alone: nothing to refuse.
-    assert reasons(apu(vital=facts.model_dump()["vital"]), APU) == []
+    assert reasons(apu(vital=asdict(facts)["vital"]), APU) == []
 
 
 def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     nvme = device("0000:01:00.2", "144d:a80c", "010802", parent="0000:00:01.0")
     host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:01:00.2"]}})
-    facts = without_groups(nvme).model_copy(
-        update={"vital": desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital}
-    )
+    facts = replace(without_groups(nvme), vital=desktop(vital=[vital("storage", ROOT, "0000:01:00.2")]).vital)
     (error,) = gates.check(facts, host)[1]
     assert "is in the card's predicted IOMMU group, carries" in error.found
     assert "iommu.enable: true and without the card first" in error.next
@@ -686,7 +680,7 @@ def test_a_subsystem_of_zeros_is_written_into_the_mapping(sysfs: str, written: s
 
 
 def test_a_vm_with_another_function_of_the_slot_doesnt_have_the_card() -> None:
-    guests = desktop().guests.model_dump() | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
+    guests = asdict(desktop().guests) | {"configs": [{"kind": "vm", "id": 104, "lines": "hostpci0: 0000:c6:00.3"}]}
     facts = apu(guests=guests)
     assert facts.users_of("0000:c6:00", "pve") == []
     assert [user.vmid for user in facts.guests.users_of("0000:c6:00.3", "pve")] == [104]
@@ -711,7 +705,7 @@ _WAITING = {
 def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
     for lines, (given, in_use) in _WAITING.items():
         configs = [{"kind": "vm", "id": 103, "lines": lines}]
-        users = desktop(guests=desktop().guests.model_dump() | {"configs": configs}).users_of("0000:01:00", "pve")
+        users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00", "pve")
         assert [user.vmid for user in users] == [103] * given, lines
         assert any(user.running for user in users) == in_use, lines
 
@@ -719,7 +713,7 @@ def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
 def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:
     for waiting, given in {"delete: hostpci0": [], "hostpci0: 02:00": [], "hostpci0: 01:00,pcie=1": [103]}.items():
         configs = [{"kind": "vm", "id": 103, "lines": f"hostpci0: 01:00\n[PENDING]\n{waiting}"}]
-        guests = desktop().guests.model_dump() | {"configs": configs, "running": []}
+        guests = asdict(desktop().guests) | {"configs": configs, "running": []}
         assert [user.vmid for user in desktop(guests=guests).users_of("0000:01:00", "pve")] == given, waiting
 
 

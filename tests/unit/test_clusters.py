@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,6 @@ def test_a_secret_of_a_cluster_stands_in_one_place() -> None:
 )
 def test_init_proposes_the_cluster_of_a_node(cluster: str, there: dict[str, Any], proposed: dict[str, str]) -> None:
     facts = desktop()
-    node = facts.model_copy(update={"cluster": facts.cluster.model_copy(update={"name": cluster})})
+    node = replace(facts, cluster=replace(facts.cluster, name=cluster))
     assert cluster_settings(there, node) == proposed
     assert node.cluster.described == (f", node of the cluster {cluster}" if cluster else "")

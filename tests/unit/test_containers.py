@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,10 +38,8 @@ def shared(**changes: Any) -> HostFacts:
 
 
 def on_driver(facts: HostFacts, slot: str = "0000:01:00", driver: str = "nvidia") -> HostFacts:
-    devices = [
-        one.model_copy(update={"driver": driver}) if one.address == f"{slot}.0" else one for one in facts.devices
-    ]
-    return facts.model_copy(update={"devices": devices})
+    devices = [replace(one, driver=driver) if one.address == f"{slot}.0" else one for one in facts.devices]
+    return replace(facts, devices=devices)
 
 
 def container(**changes: Any) -> Container:

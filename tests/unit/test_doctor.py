@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -323,12 +324,11 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     )
     seen = with_vm()
     configs = [*seen.facts.guests.configs, GuestConfig(id=901, kind="lxc", lines=DEVICE_LINES)]
-    facts = seen.facts.model_copy(
-        update={
-            "nvidia_minors": {"0000:01:00.0": 0},
-            "guests": seen.facts.guests.model_copy(update={"configs": configs}),
-            "handover": dataclasses.replace(seen.facts.handover, lost_hooks=["103"]),
-        }
+    facts = replace(
+        seen.facts,
+        nvidia_minors={"0000:01:00.0": 0},
+        guests=replace(seen.facts.guests, configs=configs),
+        handover=dataclasses.replace(seen.facts.handover, lost_hooks=["103"]),
     )
     report = diagnose_vm(seen.model_copy(update={"facts": facts}), 103, shared)
     assert not any("containers that use it" in one.found for one in report.findings)
@@ -365,8 +365,8 @@ def test_a_vm_that_runs_has_its_card_until_it_is_off() -> None:
 
 def test_a_vm_of_which_nobody_knows_whether_it_runs() -> None:
     seen = with_vm()
-    guests = seen.facts.guests.model_copy(update={"unlisted": ("vm",)})
-    report = diagnose_vm(reading(facts=seen.facts.model_copy(update={"guests": guests})), 103)
+    guests = replace(seen.facts.guests, unlisted=("vm",))
+    report = diagnose_vm(reading(facts=replace(seen.facts, guests=guests)), 103)
     assert any("whether it runs isn't known" in note for note in report.notes)
 
 

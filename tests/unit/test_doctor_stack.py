@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def of_shared_card(folder: Path, state: str, cards: dict[str, Any]) -> Report:
     seen = reading("")
     noted = f"state={state}\nvm=103\nboot={seen.facts.boot_id.strip()}\nsince=1700000000\nwhy=it hangs\n"
     handover = dataclasses.replace(seen.facts.handover, cards={"big": noted})
-    away = reading("", facts=seen.facts.model_copy(update={"nvidia_minors": {}, "handover": handover}))
+    away = reading("", facts=replace(seen.facts, nvidia_minors={}, handover=handover))
     name, its = found.host(None)
     return container.diagnose(away, 901, cards=found.cards(name, its, 901, away))
 

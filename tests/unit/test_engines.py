@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ BARE = "hostname: ai-lab\nunprivileged: 1"
 def facts(lxc: str, conf: str = NESTING, pve: str = "9.1.1") -> HostFacts:
     """A host with container 901 and this version of lxc-pve, empty: it can't be told."""
     found = shared(pve=pve, packages={"lxc-pve": lxc} if lxc else {})
-    configs = [one.model_copy(update={"lines": conf}) if one.id == 901 else one for one in found.guests.configs]
-    return found.model_copy(update={"guests": found.guests.model_copy(update={"configs": configs})})
+    configs = [replace(one, lines=conf) if one.id == 901 else one for one in found.guests.configs]
+    return replace(found, guests=replace(found.guests, configs=configs))
 
 
 def asked(runtime: str | None = "docker", **changes: Any) -> Container:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_it_counts_whether_all_of_the_board_goes(facts: HostFacts, gpus: dict[st
 def test_a_card_of_another_kind_beside_the_board_is_no_part_of_it() -> None:
     facts = board()
     more = [device("0000:61:00.0", "10de:27b8", "030200", 99)]
-    beside = desktop(devices=[*(one.model_dump(by_alias=True) for one in facts.devices), *more])
+    beside = desktop(devices=[*(asdict(one) for one in facts.devices), *more])
     assert reasons(beside, {"l4": {"address": "61:00"}}) == []
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from homelab.errors import HomelabError
 from homelab.host import gates, plan
-from homelab.host.facts import HostFacts
+from homelab.host.facts import HostFacts, parse
 from homelab.init.choices import takers
 from homelab.remote import ledger
 from homelab.settings import Host
@@ -77,7 +78,7 @@ def test_an_address_that_holds_something_else_is_refused() -> None:
     ],
 )
 def test_anything_else_in_the_group_is_refused_and_named(other: dict[str, Any], said: str) -> None:
-    everything = [one for one in desktop().model_dump(by_alias=True)["devices"] if one["address"] != other["address"]]
+    everything = [one for one in asdict(desktop())["devices"] if one["address"] != other["address"]]
     (found,) = reasons(desktop(devices=[*everything, other]), settings())
     assert found.endswith(said)
 
@@ -306,13 +307,13 @@ def test_missing_commands_and_an_unknown_boot_loader_are_refused_together() -> N
 
 def test_a_node_without_a_quorum_is_left_as_it_is() -> None:
     facts = desktop()
-    alone = facts.model_copy(update={"cluster": facts.cluster.model_copy(update={"quorate": False, "node": "pve1"})})
+    alone = replace(facts, cluster=replace(facts.cluster, quorate=False, node="pve1"))
     (found,) = gates.check(alone, settings())[1]
     assert "the node pve1" in found.wanted and "no quorum" in found.found and "nothing was changed" in found.why
 
 
 def test_guests_that_the_host_doesnt_list_are_not_taken_for_off() -> None:
-    facts = desktop(guests=desktop().guests.model_dump() | {"unlisted": ["vm", "lxc"]})
+    facts = desktop(guests=asdict(desktop().guests) | {"unlisted": ["vm", "lxc"]})
     assert reasons(facts, settings()) == ["`qm list` gave no answer", "`pct list` gave no answer"]
 
 
@@ -328,7 +329,7 @@ def was_for_a_vm(
 ) -> HostFacts:
     """A card that this program's word binds, and VM 103."""
     bound = [{**one, "driver": "vfio-pci"} for one in gpu()]
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     guests = {
         "running": [], "configs": [{"kind": "vm", "id": 103, "lines": lines}], "mappings": MAPPED, "reservations": "",
     }  # fmt: skip
@@ -355,7 +356,7 @@ def to_be(use: str = "lxc", **changes: Any) -> Host:
 def test_a_card_that_a_running_vm_has_by_its_mapping_was_bound_by_nothing_unknown(
     running: list[int], remarks: int
 ) -> None:
-    guests = was_for_a_vm().guests.model_dump() | {"running": running}
+    guests = asdict(was_for_a_vm().guests) | {"running": running}
     facts = was_for_a_vm(running="", configured="", ours=False, guests=guests)
     said = gates.remarks(facts, to_be(), {"big": "0000:01:00"})
     assert len([line for line in said if "not by this program" in line]) == remarks
@@ -401,7 +402,7 @@ def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, command
 def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
     other = {"kind": "vm", "id": 104, "lines": "name: gaming\nhostpci0: mapping=big"}
     facts = was_for_a_vm()
-    both = facts.guests.model_dump() | {"configs": [*facts.guests.model_dump()["configs"], other], "running": []}
+    both = asdict(facts.guests) | {"configs": [*asdict(facts.guests)["configs"], other], "running": []}
     (error,) = gates.check(was_for_a_vm(guests=both), to_be())[1]
     assert (
         "VM 103 (Sandbox) has it (hostpci0: mapping=big,pcie=1); VM 104 (gaming) has it (hostpci0: mapping=big)"
@@ -417,14 +418,14 @@ def test_a_vm_of_each_kind_is_named_with_what_is_done_about_it() -> None:
 def test_a_vm_has_the_card_as_long_as_it_runs_with_it(runs: list[int], closed: bool) -> None:
     """What Proxmox VE noted for a VM that was killed says nothing: there would be nothing to shut down, and nothing to take out."""
     noted = {"running": runs, "reservations": "0000:01:00.0 103 pid:4711\n"}
-    guests = was_for_a_vm("name: Sandbox").guests.model_dump() | noted
+    guests = asdict(was_for_a_vm("name: Sandbox").guests) | noted
     found = [one.found for one in gates.check(was_for_a_vm(guests=guests), to_be())[1]]
     assert [one.endswith("VM 103 (Sandbox) has it (it runs with it)") for one in found] == [True] * closed
 
 
 def test_a_mapping_that_is_another_card_here_is_no_reason() -> None:
     """The card is the mapping's on another node of the cluster."""
-    elsewhere = was_for_a_vm().guests.model_dump() | {"mappings": MAPPED.replace("node=pve,", "node=pve3,")}
+    elsewhere = asdict(was_for_a_vm().guests) | {"mappings": MAPPED.replace("node=pve,", "node=pve3,")}
     assert reasons(was_for_a_vm(guests=elsewhere), to_be()) == []
 
 
@@ -581,7 +582,7 @@ def bound_by_ids(
     *more: dict[str, Any], ids: str = IDS, file: str = FILE, words: str = "quiet", **changes: Any
 ) -> HostFacts:
     """By a file of somebody's, and words of somebody's; ``more``: other devices."""
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu()), *more]
     cmdline = {"running": f"ro {words}", "configured": words, "others": words, "generated": ""}
     usual = {"vfio_ids": ids, "vfio_files": {file: ids} if ids else {}, "cmdline": cmdline, "devices": devices}
@@ -615,11 +616,11 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     # The same once it has been started with, and nothing for a card that a VM gets.
     cmdline = dataclasses.asdict(facts.cmdline)
     cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
-    devices = [one.model_dump(by_alias=True) for one in facts.devices]
+    devices = [asdict(one) for one in facts.devices]
     started = [one | ({"driver": "nvidia"} if one["address"].startswith("0000:01:00") else {}) for one in devices]
     assert (
         plan.wanted(
-            facts.model_validate(facts.model_dump(by_alias=True) | {"cmdline": cmdline, "devices": started}),
+            parse(asdict(facts) | {"cmdline": cmdline, "devices": started}),
             to_be(takeOver=True),
         ).vfio_words
         == word
@@ -708,9 +709,9 @@ def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
     """``drivers``: by the device's slot, without its domain's and bus's colons."""
     cmdline = dataclasses.asdict(facts.cmdline)
     cmdline |= {"running": f"{cmdline['running']} {word}", "configured": f"{cmdline['configured']} {word}"}
-    devices = [one.model_dump(by_alias=True) for one in facts.devices]
+    devices = [asdict(one) for one in facts.devices]
     devices = [one | {"driver": drivers.get("at" + one["address"][5:7], one["driver"])} for one in devices]
-    return facts.model_validate(facts.model_dump(by_alias=True) | {"cmdline": cmdline, "devices": devices})
+    return parse(asdict(facts) | {"cmdline": cmdline, "devices": devices})
 
 
 def test_a_card_left_to_the_ids_is_released_by_the_next_word() -> None:

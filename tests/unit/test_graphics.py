@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from homelab.host import gates, graphics, plan
 from homelab.host.classes import DRIVERS
-from homelab.host.facts import HostFacts
+from homelab.host.facts import GuestConfig, HostFacts
 from homelab.host.plan import NVIDIA_BLACKLIST
 from homelab.settings import Host, Vm
 from homelab.vm import plan as vm_plan
@@ -173,18 +174,8 @@ def test_a_vm_gets_the_graphics_in_legacy_mode_and_no_other_screen() -> None:
     ],
 )
 def test_legacy_mode_is_for_intels_processor_graphics_alone(facts: HostFacts, host: Host, refused: bool) -> None:
-    facts = facts.model_copy(
-        update={
-            "guests": facts.guests.model_validate(
-                {
-                    "running": [],
-                    "configs": [{"kind": "vm", "id": 103, "lines": "machine: pc"}],
-                    "mappings": "",
-                    "reservations": "",
-                }
-            )
-        }
-    )
+    config = GuestConfig(kind="vm", id=103, lines="machine: pc")
+    facts = replace(facts, guests=replace(facts.guests, running=frozenset(), configs=[config]))
     errors = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), {"sandbox": vm()})[1]
     assert bool(errors) is refused
     assert all("legacyIgd" in error.wanted for error in errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_what_becomes_of_starts_that_are_refused_is_said_before() -> None:
 def test_the_doctor_says_when_ha_has_given_up_on_a_vm(status: str, given_up: bool) -> None:
     taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
     guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
-    found = under_ha(status=status).model_copy(update={"guests": facts(guests=guests).guests})
+    found = replace(under_ha(status=status), guests=facts(guests=guests).guests)
     report = doctor.diagnose(reading(facts=found), host())
     about = [one for one in report.findings if "started by HA" in one.wanted]
     assert [one.found for one in about] == ["HA has it in the state error"] * given_up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered:
     """From any to any: what the next boot binds, whether VMs can have it at all, and what hands it over each follow from the use alone."""
     one = settings({"rtx5090": {"match": "10de:2b85", "use": use}}, api=API, nvidia={"driver": "580"})
     for driver in ("vfio-pci", "nvidia"):
-        devices = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+        devices = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
         devices += [{**each, "driver": driver} for each in gpu()]
         want = plan.wanted(facts(devices=devices), one)
         assert bool(want.vfio_words) is bound
@@ -179,7 +180,7 @@ def test_proxmox_is_told_to_leave_the_driver_alone_where_it_can_be_told(qemu: st
 
 def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
     screen = [{**one, "boot_vga": int(one["address"].endswith(".0"))} for one in gpu()]
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     with pytest.raises(HomelabError, match="not to be the host's console"):
         plan.wanted(facts(devices=[*others, *screen]), host())
     amd = settings({"igpu": {"address": "0000:0b:00", "use": "shared"}}, api=API, nvidia={"driver": "580"})
@@ -188,7 +189,7 @@ def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:
 
 
 def test_a_card_that_somebody_binds_by_hand_is_refused() -> None:
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     devices = [*others, *({**one, "driver": "vfio-pci"} for one in gpu())]
     ids = "10de:2b85,10de:22e8"
     with pytest.raises(HomelabError, match="on vfio-pci, by"):
@@ -205,7 +206,7 @@ def test_a_container_has_it_although_a_vm_names_it() -> None:
     taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
     guests = {"running": [], "configs": [taker], "mappings": "", "reservations": ""}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     found = facts(devices=[*others, *devices], nvidia_minors={"0000:01:00.0": 0}, guests=guests)
     want = plan.wanted(found, host())
     assert container_plan.cards(found, want, {"gaming": VM}, "pve").slots == {0: "0000:01:00"}
@@ -222,7 +223,7 @@ def test_a_card_that_was_shared_becomes_the_containers_alone_by_one_up(
     taker = {"kind": "vm", "id": 103, "lines": "name: gaming\nhostpci0: 0000:01:00,driver=keep"}
     guests = {"running": [103] * running, "configs": [taker], "mappings": "", "reservations": ""}
     devices = [{**one, "driver": "nvidia"} if one["address"] == "0000:01:00.0" else one for one in gpu()]
-    others = [one.model_dump(by_alias=True) for one in desktop().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in desktop().devices if one.slot != "0000:01:00"]
     note = json.dumps(
         {"record": {"hostpci0": {"ours": "0000:01:00,driver=keep", "before": None, "slot": "0000:01:00"}}}
     )
@@ -302,7 +303,7 @@ def test_while_a_card_is_away_nothing_is_changed() -> None:
 def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
     found = facts(handover={"cards": {"rtx5090": STATE.format(state)}}, guests=RUNNING | {"running": []})
     assert said in handover.state_text(found, "rtx5090")
-    assert handover.state_text(found.model_copy(update={"boot_id": "2"}), "rtx5090") == (
+    assert handover.state_text(replace(found, boot_id="2"), "rtx5090") == (
         handover.state_text(found, "rtx5090") if state == "DEAD" else ""
     )
     cards = show.of_reading(found, host(), "pve")
@@ -320,7 +321,7 @@ def test_show_and_doctor_say_where_it_is(state: str, said: str) -> None:
         "on its way for years is too long, and so is with a VM that is off"
     )
     assert ("which is off" in about[0].found) is (state == "VM")
-    unlisted = found.model_copy(update={"guests": found.guests.model_copy(update={"unlisted": ("vm",)})})
+    unlisted = replace(found, guests=replace(found.guests, unlisted=("vm",)))
     unknown = doctor.diagnose(reading(facts=unlisted), host())
     assert "which is off" not in "".join(one.found for one in unknown.findings)
     assert any(one.found == "`qm list` gave no answer" for one in unknown.findings)
@@ -379,9 +380,6 @@ def test_a_card_in_turn_never_takes_the_hosts_disk_or_network_along(kind: str, n
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16, driver="xhci_hcd")
     carried = {"kind": kind, "name": name, "devices": ["0000:01:00.2"], "trouble": ""}
     found = [
-        error.found
-        for error in gates.check(
-            facts(devices=desktop(usb).model_dump(by_alias=True)["devices"], vital=[carried]), host()
-        )[1]
+        error.found for error in gates.check(facts(devices=asdict(desktop(usb))["devices"], vital=[carried]), host())[1]
     ]
     assert any(f"is a function of the card, carries {name}" in one for one in found), found

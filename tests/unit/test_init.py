@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -207,7 +208,7 @@ def test_what_to_write_names_a_card_and_a_guest_that_are_there() -> None:
     facts = host(bmc)
     cards = init_cards.cards(facts)
     assert cards[0].id == "102b:0538" and choices.example(cards, facts) == "rtx5090=vm:103"
-    nobody = facts.model_copy(update={"guests": facts.guests.model_copy(update={"configs": []})})
+    nobody = replace(facts, guests=replace(facts.guests, configs=[]))
     with pytest.raises(HomelabError) as error:
         choices.parse_card("big=vm:7", cards, nobody)
     assert error.value.next == "write it as rtx5090=new-vm"
@@ -458,7 +459,7 @@ VFIO_CONF = "/etc/modprobe.d/vfio.conf"
 
 def with_driver(driver: str) -> list[dict[str, Any]]:
     """The host's functions, its RTX 5090 with this driver."""
-    others = [one.model_dump(by_alias=True) for one in host().devices if one.slot != "0000:01:00"]
+    others = [asdict(one) for one in host().devices if one.slot != "0000:01:00"]
     return [*others, *({**one, "driver": driver} for one in hosts.gpu())]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,9 @@ def started(
 ) -> tuple[str, bool]:
     """What a change that starts a VM fails with, if it does, and whether anything was changed; ``readings``: the host before and after,
     as each time that it is asked; the last one for as long as it is."""
-    answers = [reading.model_copy(update={"guests": reading.guests.model_copy(update=HAS_IT)}) for reading in readings]
+    answers = [
+        replace(reading, guests=replace(reading.guests, reservations=HAS_IT["reservations"])) for reading in readings
+    ]
 
     async def read(*_: Any, **__: Any) -> HostFacts:
         return answers.pop(0) if len(answers) > 1 else answers[0]

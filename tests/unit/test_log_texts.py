@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -202,10 +203,7 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
     assert [row.unless for row in symptoms() if row.name == "another-driver"] != [()]
     assert about(lines) == ["another-driver"]  # the card is on nouveau
     for driver in ("nvidia", "vfio-pci"):
-        devices = [
-            one | ({"driver": driver} if one["address"] in CARD else {})
-            for one in desktop().model_dump(by_alias=True)["devices"]
-        ]
+        devices = [one | ({"driver": driver} if one["address"] in CARD else {}) for one in asdict(desktop())["devices"]]
         seen = desktop(kernel_log="\n".join(lines), devices=devices)
         assert log_findings(reading(facts=seen), [MINE], of_host=True) == ([], [])
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ CLUSTER = {name: {**PVE2, "address": f"192.0.2.{name[-1]}"} for name in ("pve1",
 def taken_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, lines: str = LINES, *, known: bool = False) -> None:
     monkeypatch.setattr(ssh, "connect", nodes.connect)
     known_here = [SharedWith(id=901, minors="0", drift=[])] if known else []
-    facts = desktop().model_copy(update={"containers": known_here})
+    facts = replace(desktop(), containers=known_here)
     work = ContainerProbeWork({"hosts": json.dumps(CLUSTER), "allowPlainSecrets": "true"})
     asyncio.run(work._take_over(probe("pve2"), facts, GuestConfig(kind="lxc", id=901, lines=lines)))
 
@@ -199,12 +200,10 @@ def test_lines_are_taken_out_of_the_same_container_only(
         facts = desktop()
         if host.address == "192.0.2.2":
             places = f"{node}/lxc/901.conf" if node else ""
-            about: dict[str, Any] = {"cluster": facts.cluster.model_copy(update={"node": "pve2", "places": places})}
-            return facts.model_copy(update={**about, "containers": [SharedWith(id=901, minors="0", drift=[])]})
-        guests = facts.guests.model_copy(
-            update={"configs": [GuestConfig(kind="lxc", id=901, lines=NOW.format(address))]}
-        )
-        return facts.model_copy(update={"guests": guests})
+            about: dict[str, Any] = {"cluster": replace(facts.cluster, node="pve2", places=places)}
+            return replace(facts, **about, containers=[SharedWith(id=901, minors="0", drift=[])])
+        guests = replace(facts.guests, configs=[GuestConfig(kind="lxc", id=901, lines=NOW.format(address))])
+        return replace(facts, guests=guests)
 
     async def follow(_: Any, left: str, there: str) -> None:
         done.append(f"{left} to {there}")
@@ -230,13 +229,8 @@ def test_a_container_is_off_only_where_the_host_lists_those_that_run(
     unlisted: tuple[str, ...], *, drifts: bool
 ) -> None:
     config = GuestConfig(kind="lxc", id=901, lines=NOW.format(A))
-    about = {"configs": [config], "running": frozenset(), "unlisted": unlisted}
     facts = desktop()
-    facts = facts.model_copy(
-        update={
-            "guests": facts.guests.model_copy(update=about),
-            "containers": [SharedWith(id=901, minors="0", drift=[])],
-        }
-    )
+    guests = replace(facts.guests, configs=[config], running=frozenset(), unlisted=unlisted)
+    facts = replace(facts, guests=guests, containers=[SharedWith(id=901, minors="0", drift=[])])
     wanted = dataclasses.replace(probe("pve2"), power="running")
     assert _drift(facts, wanted) == ["container 901 is stopped instead of running"] * drifts

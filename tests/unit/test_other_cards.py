@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def cmdline(words: str) -> dict[str, str]:
 OFF = {address: about for address, about in DRM.items() if address != AMD}
 AWAY = device(AMD, "1002:164e", "030000", 20)
 ON_VFIO = device(AMD, "1002:164e", "030000", 20, driver="vfio-pci")
-NO_DRIVER = [*[one for one in desktop().model_dump(by_alias=True)["devices"] if one["address"] != AMD], AWAY]
+NO_DRIVER = [*[one for one in asdict(desktop())["devices"] if one["address"] != AMD], AWAY]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def planned(facts: HostFacts, *gpus: str, **changes: Any) -> tuple[str, list[Hom
 
 def test_a_container_on_another_node_is_refused_with_its_place() -> None:
     places = {"node": "pve", "name": "home", "places": "far/lxc/901.conf"}
-    guests = {**host().guests.model_dump(), "configs": []}
+    guests = {**asdict(host().guests), "configs": []}
     (error,) = planned(host(cluster=places, guests=guests), "radeon")[1]
     assert error.found == "container 901 is on the node far, not on pve" and "pct migrate 901 pve" in error.next
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def cmdline(running: str, others: str = "quiet", configured: str | None = None, 
 def bound(**changes: Any) -> HostFacts:
     """The desktop after a successful `up`."""
     words = plan.wanted(desktop(), settings()).words
-    devices = desktop().model_dump(by_alias=True)["devices"]
+    devices = asdict(desktop())["devices"]
     for one in devices:
         if one["address"].startswith("0000:01:00"):
             one["driver"] = "vfio-pci"
@@ -135,7 +136,7 @@ WORDS = plan.wanted(desktop(), settings()).words
     ("changes", "layer", "said"),
     [
         (
-            {"managed": [{"layer": "iommu", "path": "/etc/x", "state": "changed"}, *bound().model_dump()["managed"]]},
+            {"managed": [{"layer": "iommu", "path": "/etc/x", "state": "changed"}, *asdict(bound())["managed"]]},
             "iommu",
             "/etc/x was changed by hand",
         ),
@@ -207,13 +208,13 @@ def test_a_bound_host_is_verified() -> None:
         ({"iommu": {"tables": ["DMAR"], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}}, "IOMMU groups in"),
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
         (
-            {"devices": desktop().model_dump(by_alias=True)["devices"]},
+            {"devices": asdict(desktop())["devices"]},
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (
             {
                 "devices": [
-                    *bound().model_dump(by_alias=True)["devices"],
+                    *asdict(bound())["devices"],
                     device("0000:05:00.0", "10ec:8125", "020000", 16),
                 ]
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def held(**changes: Any) -> HostFacts:
 
 def off(table: bytes, name: str = "IVRS", **changes: Any) -> HostFacts:
     """The IOMMU is off, and there are only the firmware's tables."""
-    devices = [one | {"group": None} for one in desktop().model_dump(by_alias=True)["devices"]]
+    devices = [one | {"group": None} for one in asdict(desktop())["devices"]]
     acpi = {name: base64.b64encode(table).decode()}
     return desktop(
         **({"devices": devices, "iommu": iommu(tables=[name], groups=0, kernel_log="", acpi=acpi)} | changes)
@@ -111,7 +112,7 @@ INTEL: dict[str, Any] = {"cpu_vendor": "GenuineIntel"}
 )
 def test_before_there_are_groups_intels_table_predicts_it(chain: list[str], named: list[str]) -> None:
     facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", **INTEL)
-    devices = [one | {"acs": False} for one in facts.model_dump(by_alias=True)["devices"]]
+    devices = [one | {"acs": False} for one in asdict(facts)["devices"]]
     facts = off(dmar([([chain], 0x9D800000, 0x9FFFFFFF)]), "DMAR", devices=devices, **INTEL)
     found = [error.found for error in errors(facts)]
     assert len(found) == bool(named)

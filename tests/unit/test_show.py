@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_container_keeps_its_card_when_another_one_gets_it() -> None:
 
 
 def test_what_shares_the_group_is_shown_beside_the_card() -> None:
-    gpu = next(one for one in desktop().devices if one.address == "0000:01:00.0").model_dump(by_alias=True)
+    gpu = asdict(next(one for one in desktop().devices if one.address == "0000:01:00.0"))
     usb = {
         **gpu,
         "address": "0000:03:00.0",
@@ -69,7 +70,7 @@ def test_what_shares_the_group_is_shown_beside_the_card() -> None:
         "class_code": "0c0330",
         "driver": "xhci_hcd",
     }
-    found = desktop(devices=[one.model_dump(by_alias=True) for one in desktop().devices] + [usb])
+    found = desktop(devices=[asdict(one) for one in desktop().devices] + [usb])
     shown = tree.of_host("pve", reading.of_reading(found, settings(), "pve"), None)
     assert any(one.kind == "other" and "USB controller" in one.text for one in shown.walk())
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -467,7 +467,7 @@ def test_who_is_refused_to_the_end_hears_why(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_reading_knows_the_functions_that_the_settings_name_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(*_: object) -> dict[str, object]:
-        return desktop().model_dump(exclude={"chosen_functions"})
+        return asdict(desktop())
 
     monkeypatch.setattr(ssh.Session, "ask", answer)
     host = settings({"g": {"match": "10de:2b85", "functions": ["0000:01:00.0"]}})
@@ -724,7 +724,7 @@ class _Answering(ssh.Session):
         goes_on: bool = False,
     ) -> dict[str, Any]:
         if layer == "read_host":
-            return desktop(guests=self.guests).model_dump()
+            return asdict(desktop(guests=self.guests))
         self.guests |= self.later
         if ctid == 902:
             raise HomelabError(

@@ -175,7 +175,7 @@ MAPPINGS = (
 
 
 def asked(config: dict[str, str], wanted: Wish, record: Record | None = None) -> tuple[list[HomelabError], list[str]]:
-    guests = Guests(running=frozenset(), configs=[], mappings=MAPPINGS, reservations="")
+    guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings=MAPPINGS, reservations="")
     return taken_over(config, wanted, record or {}, guests, "pve")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.unit.test_places import sharing
 def with_container(*ids: int) -> HostFacts:
     facts = desktop()
     configs = [GuestConfig(kind="lxc", id=one, lines="hostname: ai\n") for one in ids]
-    return facts.model_copy(update={"guests": facts.guests.model_copy(update={"configs": configs})})
+    return replace(facts, guests=replace(facts.guests, configs=configs))
 
 
 class File:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 
@@ -234,9 +235,9 @@ class Guests:
     `reservations`: qemu-server's, a line for each PCI function that a VM runs with.
     """
 
-    running: list[int]
-    unlisted: list[str]
-    configs: list[GuestConfig]
+    running: Collection[int]
+    unlisted: Sequence[str]
+    configs: Sequence[GuestConfig]
     mappings: str
     reservations: str
 
@@ -281,14 +282,21 @@ class Answer:
     `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_rules`: file of
     udev's rules -> addresses of the functions that it gives to vfio-pci; `vfio_mentions`: files that speak of vfio-pci
     in any other way. `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the lists
-    of modules that are loaded at boot. `disks`: of lsblk; `named`: lines of lspci about cards; `lspci`: all of them.
-    `stale_initramfs`: kernels whose initramfs is older than this program's part; `rolled_back`: the boot that wasn't
-    confirmed and was undone, in words; `judged`: the host's own confirmation of a boot; `pending`: steps that have to
-    follow what was written; `boot_lacks`: what the running kernel lacks of the last boot's plan, a sentence each, None:
-    nothing is noted. `set_aside`: options that were set for a restart of this node and aren't restored yet, lines KEY
-    VALUE. `edits`: copies of this program's files that had been edited by hand. `kernel_log`: lines about cards;
-    `lost`: functions whose configuration space can't be read. `unreadable`: files that a decision needs and that can't
-    be read whole, `PATH: why`.
+    of modules that are loaded at boot. `card_states`: by address; `lost_values`: attributes of cards that have another
+    value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address -> the
+    kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
+    `lspci`: all of them. `unsafe_interrupts`: whether VFIO gives cards away without interrupt remapping
+    (allow_unsafe_interrupts); `boot_warnings`: proxmox-boot-tool's. `stale_initramfs`: kernels whose initramfs is older
+    than this program's part; `rolled_back`: the boot that wasn't confirmed and was undone, in words, `rolling_back`:
+    whether the host still has to restart for that; `judged`: the host's own confirmation of a boot; `pending`: steps
+    that have to follow what was written (boot, initramfs); `boot_lacks`: what the running kernel lacks of the last
+    boot's plan, a sentence each, None: nothing is noted. `drm`: by address; `cards_enabled`: whether the service that
+    follows these nodes at each boot is enabled. `ledger`: of VMs and mappings, name -> JSON (homelab/remote/ledger.py);
+    `stacks`: folders, by their owners. `turned_away`: by card; `set_aside`: options that were set for a restart of this
+    node and aren't restored yet, lines KEY VALUE (shared/away.py). `edits`: copies of this program's files that had
+    been edited by hand. `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose
+    configuration space can't be read, or reads as ones. `unreadable`: files that a decision needs and that can't be
+    read whole, `PATH: why`.
     """
 
     boot_id: str
@@ -307,7 +315,7 @@ class Answer:
     vfio_rules: dict[str, list[str]]
     module_lines: list[str]
     modules: list[str]
-    devices: list[Device]
+    devices: Sequence[Device]
     card_states: dict[str, CardState]
     lost_values: list[str]
     vgpu_manager: bool
