@@ -32,6 +32,8 @@ _ADDRESS = re.compile(
     r"(?:(?<=PCI:)|(?<![\w:.]))(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f])(?:\.([0-7])(?!\w)|(?![\w:.]))",
     re.IGNORECASE,
 )
+# Intel's IOMMU names a function by its source id: eight bits of the bus, five of the device, three of the function.
+_SOURCE_ID = re.compile(r"Time-out Error: SID ([0-9a-f]{1,4})(?![0-9a-f])", re.IGNORECASE)
 # The row that doesn't count if VFIO is allowed to go on without interrupt remapping.
 UNSAFE = "no-remapping"
 # The first line of NVIDIA's module: messages before it are of a module that was unloaded.
@@ -228,7 +230,8 @@ def excerpt(text: str, lines: int = _QUOTED) -> str:
 
 def addresses_in(text: str) -> list[str]:
     """The PCI addresses in a message: `0000:01:00.0`, or `0000:01:00` if it names no function."""
-    addresses = []
+    ids = (int(match[1], 16) for match in _SOURCE_ID.finditer(text))
+    addresses = [f"0000:{source >> 8:02x}:{source >> 3 & 31:02x}.{source & 7}" for source in ids]
     for match in _ADDRESS.finditer(text):
         domain, device, function = match.groups()
         if domain is None and function is None:

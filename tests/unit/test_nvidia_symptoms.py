@@ -85,7 +85,7 @@ def test_an_xid_is_told_by_its_number_unless_another_explains_it() -> None:
         ([31], ["Xid 31"]),
         ([31, 79], ["Xid 79"]),
         ([79, 45, 62], ["Xid 79"]),
-        ([119, 95], ["Xid 95"]),
+        ([119, 95], ["an uncorrectable error in the card's own memory (ECC)"]),
     ):
         errors = recognise("\n".join(map(fault.format, numbers)))
         assert [error.why.split(":")[0] for error in errors] == told
