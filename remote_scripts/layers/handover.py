@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from remote_scripts.shared import boot_service, card_users, guest_conf, guests, handover, handover_steps, hookscripts
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_users import RefusedError
-from remote_scripts.shared.handing import Handover, refusal
-from remote_scripts.shared.handing import program as command
+from remote_scripts.shared.card_handover import CardHandover
+from remote_scripts.shared.handover import RecordedCard, RefusedError
+from remote_scripts.shared.handover_driver import program as command
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
@@ -166,7 +166,7 @@ def _drop_files(system: System) -> None:
 
 
 def _forget(system: System, names: set[str]) -> None:
-    """What is noted of cards that aren't handed over any more, which the program that is installed would never settle.
+    """Removes the records of cards that aren't handed over any more, which the installed program would never settle.
 
     :param names: of those that are.
     """
@@ -179,20 +179,20 @@ def _forget(system: System, names: set[str]) -> None:
 
 
 def _tell_owed(system: System, name: str) -> None:
-    """Containers that are still to be started again, which nobody sees to without what is noted there."""
-    noted = handover.noted(system, name)
-    if noted.boot != boot_id(system):
+    """Names containers that are still to be started again, of which only the record tells."""
+    record = handover.read_record(system, name)
+    if record.boot != boot_id(system):
         return
-    for ctid in noted.containers.split():
+    for ctid in record.containers.split():
         power = guests.power_of(system, "pct", ctid)
         if power == "off":
             system.log.say(
-                f"note: container {ctid} was shut down for VM {noted.vm} and has not started again ({noted.why}): once "
-                f"that is mended, `pct start {ctid}`"
+                f"note: container {ctid} was shut down for VM {record.vm} and has not started again ({record.why}): "
+                f"once that is mended, `pct start {ctid}`"
             )
         elif power == "unknown":
             system.log.say(
-                f"note: container {ctid} was shut down for VM {noted.vm}, and whether it has started again is not "
+                f"note: container {ctid} was shut down for VM {record.vm}, and whether it has started again is not "
                 f"known: see `pct status {ctid}`"
             )
 
@@ -235,9 +235,9 @@ def _not_as_written(found: str) -> Failure:
 
 
 def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
-    ours = [card for card in cards if int(vmid) in card.vms]
-    if not ours:
-        # A VM that was restored or cloned from one of ours brings the hookscript along. Proxmox VE would take the card
+    configured = [card for card in cards if int(vmid) in card.vms]
+    if not configured:
+        # A VM that was restored or cloned from such a VM brings the hookscript along. Proxmox VE would take the card
         # from its driver without a look.
         for card in cards:
             if card_users.names_card(system, card, vmid):
@@ -250,36 +250,37 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
                     "name the card under the VM in the settings, or take it out of it",
                 )
         return
-    # Somebody may have taken a card out of it.
-    ours = [card for card in ours if card_users.names_card(system, card, vmid)]
-    if not ours:
+    # A user may have taken a card out of it.
+    named = [card for card in configured if card_users.names_card(system, card, vmid)]
+    if not named:
         return
     # Before the wait for the host, which a run may have for long; and once more with it.
-    for one in (Handover(system, card) for card in ours):
-        one.need_no_run(vmid)
-        one.need_no_backup(vmid)
+    handovers = [CardHandover(system, card) for card in named]
+    for card_handover in handovers:
+        card_handover.need_no_run(vmid)
+        card_handover.need_no_backup(vmid)
     _get_host_for_start(system, vmid)
-    with system.work.holding(handover.HANDING, 10) as is_ours:
-        if not is_ours:
-            raise refusal(ours[0].name, vmid, "/run/homelab/handing can't be locked", "start the VM again")
-        _take_all(system, vmid, ours)
+    with system.work.holding(handover.HANDING, 10) as is_held:
+        if not is_held:
+            raise handovers[0].refusal(vmid, "/run/homelab/handing can't be locked", "start the VM again")
+        _take_all(system, vmid, named)
 
 
 def _take_all(system: System, vmid: str, cards: Sequence[Card]) -> None:
-    taken: list[Handover] = []
+    taken: list[CardHandover] = []
     for card in cards:
-        one = Handover(system, card)
+        card_handover = CardHandover(system, card)
         try:
-            one.take(vmid)
+            card_handover.take(vmid)
         except Failure:
-            for before in taken:
-                before.give_back(f"VM {vmid} didn't get all of its cards")
+            for earlier in taken:
+                earlier.return_card(f"VM {vmid} didn't get all of its cards")
             raise
-        taken.append(one)
+        taken.append(card_handover)
 
 
 def _get_host(system: System, seconds: float) -> str:
-    """Alone: no other handover, and nobody who changes this host. Why not, or empty."""
+    """Takes the lock that every handover and every change of this host takes. Why not, or empty."""
     system.work.lock_seconds = seconds
     try:
         system.work.take_lock()
@@ -318,19 +319,19 @@ def _get_host_for_start(system: System, vmid: str) -> None:
 
 
 def _come_back(system: System, cards: Sequence[Card], vmid: str) -> None:
-    """The VM has ended. Proxmox VE waits for us: the way back is a unit's."""
-    ours = [card for card in cards if int(vmid) in card.vms]
-    if not ours or is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
+    """The VM has ended. Proxmox VE waits for its hookscript: the way back is a unit's."""
+    configured = [card for card in cards if int(vmid) in card.vms]
+    if not configured or is_going_down(system) or system.files.exists(f"/run/qemu-server/{vmid}.reboot"):
         return
     # A backup in stop mode starts it again at once. Otherwise the timer sees that it is off when the lock is gone.
     if guest_conf.option_of_vm(system, vmid, "lock") == "backup":
         return
     if not _get_host(system, 8):
-        for card in ours:
-            one = Handover(system, card)
-            if (one.noted.state, one.noted.vm) == ("VM", vmid):
-                one.note(state="RETURNING", why="")
-                one.say(f"VM {vmid} has ended")
+        for card in configured:
+            recorded = RecordedCard(system, card)
+            if (recorded.record.state, recorded.record.vm) == ("VM", vmid):
+                recorded.save(state="RETURNING", why="")
+                recorded.say(f"VM {vmid} has ended")
         system.work.release()
     # Where it can't be started, the timer does the same within two minutes.
     unit = ("systemd-run", "-q", "--collect", "--no-block", "-p", "RuntimeMaxSec=1800")
@@ -343,8 +344,8 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
     """
     if is_going_down(system) or _get_host(system, 60):
         return
-    with system.work.holding(handover.HANDING, 10) as is_ours:
-        waiting = [card for card in cards if is_ours and _settle(system, card)]
+    with system.work.holding(handover.HANDING, 10) as is_held:
+        waiting = [card for card in cards if is_held and _settle(system, card)]
         for card in waiting:  # by now the others are back
             _settle(system, card)
 
@@ -352,17 +353,18 @@ def _reconcile(system: System, cards: Sequence[Card]) -> None:
 def _settle(system: System, card: Card) -> bool:
     """Whether a container waits for another card, too."""
     try:
-        one = Handover(system, card)
+        card_handover = CardHandover(system, card)
+        recorded, containers = card_handover.recorded, card_handover.containers
         if handover.run_at_work(system) is None:
-            one.start_owed()
-        if handover.run_at_work(system, one.noted.vm or "-") is None:
-            one.settle()
-            one.look_after_containers()
+            card_handover.retry()
+        if handover.run_at_work(system, recorded.record.vm or "-") is None:
+            card_handover.settle()
+            containers.check_started(card_handover.why_kept)
         if handover.run_at_work(system) is None:
             for vmid in map(str, card.vms):
-                if card_users.names_card(system, card, vmid) and (said := hookscripts.set_again(system, vmid)):
-                    one.say(said)
-        return one.waits
+                if card_users.names_card(system, card, vmid) and (message := hookscripts.set_again(system, vmid)):
+                    recorded.say(message)
+        return containers.is_other_card_awaited
     except (Failure, RefusedError, OSError) as error:
         found = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
         system.log.say(f"{card.name}: left as it is: {found}")

@@ -10,8 +10,7 @@ from typing import Literal
 
 from remote_scripts.shared import card_users, guests, handover, shared_card
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.card_users import RefusedError
-from remote_scripts.shared.handover import Noted
+from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import driver_of
 from remote_scripts.tools.system import System
@@ -103,49 +102,49 @@ def plan(system: System, wanted: Wanted) -> Rehearsal:
 
     :raises Failure: what is noted of the card can't be read.
     """
-    card = next(one for one in wanted.cards if one.name == wanted.card)
+    card = next(card for card in wanted.cards if card.name == wanted.card)
     vmid = str(wanted.vmid)
-    noted = handover.noted(system, card.name)
+    record = handover.read_record(system, card.name)
     # As a start finds it after a boot.
-    if noted.boot != boot_id(system) and noted.state != "DEAD":
-        noted = Noted()
+    if record.boot != boot_id(system) and record.state != "DEAD":
+        record = Record()
     reasons = []
-    is_its_own = noted.vm == vmid and noted.state in ("VM", "RETURNING")
+    is_its_own = record.vm == vmid and record.state in ("VM", "RETURNING")
     if handover.run_at_work(system, vmid) is not None and not is_its_own and card_users.names_card(system, card, vmid):
         reasons.append("an up or a destroy of this host is at work")
-    stands, refused = _where(system, card, noted, vmid)
+    stands, refused = _where(system, card, record, vmid)
     way = "its modules are unloaded" if shared_card.is_only(system, card) else "it is unbound"
     if stands:
         reasons += [refused] if refused else []
-        return Rehearsal(noted.state, stands, "; ".join(reasons), (), (), (), way)
+        return Rehearsal(record.state, stands, "; ".join(reasons), (), (), (), way)
     containers, ends, stays = _look(system, card, vmid, reasons)
-    return Rehearsal(noted.state, "", "; ".join(dict.fromkeys(reasons)), containers, ends, stays, way)
+    return Rehearsal(record.state, "", "; ".join(dict.fromkeys(reasons)), containers, ends, stays, way)
 
 
-def _where(system: System, card: Card, noted: Noted, vmid: str) -> tuple[str, str]:
+def _where(system: System, card: Card, record: Record, vmid: str) -> tuple[str, str]:
     """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
-    if noted.state == "VM":
-        if noted.vm != vmid:
-            if not card_users.why_not_over(system, card, noted):
+    if record.state == "VM":
+        if record.vm != vmid:
+            if not card_users.why_vm_keeps(system, card, record):
                 return (
-                    f"VM {noted.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
+                    f"VM {record.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
                     "",
                 )
-            why = f"nothing is shut down for VM {vmid} but containers: shut VM {noted.vm} down first"
-            return f"VM {noted.vm} has it since {noted.at}", why
+            why = f"nothing is shut down for VM {vmid} but containers: shut VM {record.vm} down first"
+            return f"VM {record.vm} has it since {record.at}", why
         power = guests.power_of(system, "qm", vmid)
         if power == "on":
             return f"VM {vmid} runs, and has it already", ""
         if power == "unknown":
             return f"VM {vmid} had it last", f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)"
         return f"VM {vmid} had it last, and it isn't back yet: a start of that VM goes on from there", ""
-    if noted.state == "RETURNING":
-        return f"it is on its way back from VM {noted.vm}, which a start waits for", ""
-    if noted.state in ("DRAINING", "DETACHED"):
+    if record.state == "RETURNING":
+        return f"it is on its way back from VM {record.vm}, which a start waits for", ""
+    if record.state in ("DRAINING", "DETACHED"):
         why = f"a handover is at work: rehearse again when it has ended ({handover.STORY})"
-        return f"it is on its way to VM {noted.vm} ({noted.state})", why
-    if noted.state in ("STUCK", "DEAD"):
-        return f"it is {noted.state}", noted.why or "nothing is tried with such a card"
+        return f"it is on its way to VM {record.vm} ({record.state})", why
+    if record.state in ("STUCK", "DEAD"):
+        return f"it is {record.state}", record.why or "nothing is tried with such a card"
     if shared_card.is_on_vfio(system, card):
         return "it is on vfio-pci already, not by this program: it stays there", ""
     return "", ""
@@ -170,7 +169,7 @@ def _look(
         reasons.append(str(error))
         users = []
         try:
-            users = card_users.users(system, card)
+            users = card_users.running_with(system, card)
         except RefusedError as other:
             reasons.append(str(other))
     else:
@@ -178,14 +177,14 @@ def _look(
             reasons.append(
                 f"VM {vmid} doesn't have it: no hostpci option of it names the card, which `pulumi up` gives it"
             )
-    found: list[str] = []
+    processes: list[str] = []
     if driver_of(system, card.gpu) == "nvidia":
         try:
-            found = card_users.having(system, card)
+            processes = card_users.processes_with(system, card)
         except RefusedError as error:
             reasons.append(str(error))
     # Of a container that is shut down, or NVIDIA's persistence daemon, which lets go when the mode goes off.
-    endings = (" of nvidia-persistenced.service)", *(f" of container {one.ctid})" for one in users))
-    ends = tuple(one for one in found if one.endswith(endings))
-    stays = tuple(one for one in found if one not in ends)
-    return tuple(one.ctid for one in users), ends, stays
+    endings = (" of nvidia-persistenced.service)", *(f" of container {user.ctid})" for user in users))
+    ends = tuple(process for process in processes if process.endswith(endings))
+    stays = tuple(process for process in processes if process not in ends)
+    return tuple(user.ctid for user in users), ends, stays

@@ -1,5 +1,5 @@
-"""Who of this host uses a card by its configuration, and what stands against giving it to a VM: asked before anything
-is changed. What can't be read is said, and stands against it.
+"""The containers that use a card, the VMs that name it, and what stands against giving it to a VM: asked before
+anything is changed. What can't be read stands against it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
-from remote_scripts.shared.handover import Noted
+from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.named import links_of, texts_of
@@ -30,22 +30,18 @@ REBOOT_SECONDS = 120
 _DRM_DETACHES = (580, 105, 8)
 
 
-class RefusedError(Exception):
-    """A reason why a card can't go to a VM now."""
-
-
 # -- containers ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class User:
-    """A container of this node. `known`: the addresses of its network cards; `links`: by which it names device nodes ->
+class Container:
+    """A container of this node. `mac_addresses`: of its network cards; `links`: by which it names device nodes ->
     these.
     """
 
     ctid: str
     conf: ContainerConf
-    known: str
+    mac_addresses: str
     links: dict[str, str] = field(default_factory=dict)
 
     def gives(self, node: str) -> bool:
@@ -67,7 +63,7 @@ class User:
         return int(match[1]) if match else None
 
 
-def user(system: System, ctid: str) -> User | None:
+def container(system: System, ctid: str) -> Container | None:
     """A container; None: it isn't of this node.
 
     :raises RefusedError: its configuration can't be read.
@@ -78,12 +74,12 @@ def user(system: System, ctid: str) -> User | None:
             return None
         text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
         conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
-        return User(ctid, conf, addresses(text), links_of(system, conf))
+        return Container(ctid, conf, addresses(text), links_of(system, conf))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
 
 
-def all_users(system: System) -> Iterator[User]:
+def containers(system: System) -> Iterator[Container]:
     """The containers of this node.
 
     :raises RefusedError: they can't be listed, or one's configuration can't be read.
@@ -93,8 +89,8 @@ def all_users(system: System) -> Iterator[User]:
     except Failure as failure:
         raise RefusedError(f"the containers of this host can't be listed ({failure.found})") from failure
     for name in names:
-        if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (found := user(system, match[1])):
-            yield found
+        if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (user := container(system, match[1])):
+            yield user
 
 
 def power_of(system: System, ctid: str) -> guests.Power:
@@ -102,45 +98,33 @@ def power_of(system: System, ctid: str) -> guests.Power:
     return guests.power_of(system, "pct", ctid)
 
 
-def users(system: System, card: Card) -> list[User]:
+def running_with(system: System, card: Card) -> list[Container]:
     """The containers that run and have the card by their configuration, in the order in which they are shut down: that
     of the host's start, backwards.
 
     :raises RefusedError: one of them can't be shut down, or that isn't known.
     """
     minor, drm = shared_card.minor_of(system, card), shared_card.drm_names(system, card)
-    found = []
-    for one in all_users(system):
-        if not one.has(minor, drm, card.gpu):
+    to_shut_down = []
+    for user in containers(system):
+        if not user.has(minor, drm, card.gpu):
             continue
-        power = power_of(system, one.ctid)
+        power = power_of(system, user.ctid)
         if power == "unknown":
-            raise RefusedError(f"it isn't known whether container {one.ctid} runs (`pct status {one.ctid}`)")
+            raise RefusedError(f"it isn't known whether container {user.ctid} runs (`pct status {user.ctid}`)")
         if power != "on":
             continue
-        if locked := one.conf.options.get("lock"):
-            raise RefusedError(f"container {one.ctid}, which uses the card, is locked: {locked}")
-        if ha.may_manage(system, f"ct:{one.ctid}"):
-            raise RefusedError(f"container {one.ctid}, which uses the card, is under HA, which would start it again")
-        found.append(one)
-    return sorted(found, key=_last_first)
+        if locked := user.conf.options.get("lock"):
+            raise RefusedError(f"container {user.ctid}, which uses the card, is locked: {locked}")
+        if ha.may_manage(system, f"ct:{user.ctid}"):
+            raise RefusedError(f"container {user.ctid}, which uses the card, is under HA, which would start it again")
+        to_shut_down.append(user)
+    return sorted(to_shut_down, key=_shutdown_rank)
 
 
-def in_order(system: System, ctids: Iterable[str]) -> list[str]:
-    """Containers, each once, in that order; one that is gone or can't be read counts as one without an order."""
-    ranks = {}
-    for ctid in ctids:
-        try:
-            one = user(system, ctid)
-        except RefusedError:
-            one = None
-        ranks[ctid] = _last_first(one or User(ctid, ContainerConf(), ""))
-    return sorted(ranks, key=lambda ctid: ranks[ctid])
-
-
-def _last_first(one: User) -> tuple[int, int]:
-    order = one.startup("order")
-    return -(99999 if order is None else order), -int(one.ctid)
+def _shutdown_rank(user: Container) -> tuple[int, int]:
+    order = user.startup("order")
+    return -(99999 if order is None else order), -int(user.ctid)
 
 
 # -- VMs -----------------------------------------------------------------------------------------------------------
@@ -162,8 +146,8 @@ def names_card(system: System, card: Card, vmid: str) -> bool:
         words = match[1].strip().split(",")
         mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
         if mapping:
-            known = _mapped(system, mapping)
-            if known is None or any(slot in _slots(path) for path in known):
+            paths = _mapped(system, mapping)
+            if paths is None or any(slot in _slots(path) for path in paths):
                 return True
         elif any(slot in _slots(word.removeprefix("host=")) for word in words):
             return True
@@ -185,32 +169,31 @@ def _mapped(system: System, name: str) -> list[str] | None:
     return guest_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
 
 
-def why_not_over(system: System, card: Card, what: Noted) -> str:
-    """Of a VM that has a card: why it has not ended, and keeps it; empty: it has, or it has not begun; or it runs by
-    now without the card, or another one does that got its id. A start holds the VM's lock from before the hook to its
-    end. Whoever can't tell says so.
+def why_vm_keeps(system: System, card: Card, record: Record) -> str:
+    """Why the VM that has a card has not ended, and keeps it; empty: it has, or it has not begun; or it runs by now
+    without the card, or another one does that got its id. A start holds the VM's lock from before the hook to its end.
     """
     try:
         # Before the question: a start that has come to its end meanwhile is seen by that.
-        if system.work.is_locked(f"/run/lock/qemu-server/lock-{what.vm}.conf"):
+        if system.work.is_locked(f"/run/lock/qemu-server/lock-{record.vm}.conf"):
             return "its start or stop is at work"
-        power = guests.power_of(system, "qm", what.vm, 0)
+        power = guests.power_of(system, "qm", record.vm, 0)
         if power == "unknown":
-            return f"it isn't known whether VM {what.vm} has ended (`qm status {what.vm}`)"
+            return f"it isn't known whether VM {record.vm} has ended (`qm status {record.vm}`)"
         if power == "gone":
             return ""
         if power == "on":
-            return "it runs" if names_card(system, card, what.vm) else ""
-        lock = guest_conf.option_of_vm(system, what.vm, "lock")
+            return "it runs" if names_card(system, card, record.vm) else ""
+        lock = guest_conf.option_of_vm(system, record.vm, "lock")
     except OSError as error:
         return f"it isn't known whether it has ended: {error.strerror}"
     if lock == "backup":  # of a VM that ran: the backup starts it again
         return (
-            f"VM {what.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. If "
-            f"no backup of it is at work, that lock was left behind: `qm unlock {what.vm}` gives the card back"
+            f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
+            f"If no backup of it is at work, that lock was left behind: `qm unlock {record.vm}` gives the card back"
         )
     try:
-        request = system.files.at(f"/run/qemu-server/{what.vm}.reboot").stat()
+        request = system.files.at(f"/run/qemu-server/{record.vm}.reboot").stat()
     except OSError:
         return ""
     return "" if abs(time.time() - request.st_mtime) > REBOOT_SECONDS else "it restarts"
@@ -224,15 +207,13 @@ def backup_refusal(vmid: str) -> str:
     )
 
 
-def need_possible(system: System, card: Card, vmid: str) -> list[User]:
+def need_possible(system: System, card: Card, vmid: str) -> list[Container]:
     """What stands against giving the card to a VM now; returns the containers that would be shut down.
 
     :raises RefusedError: something does.
     """
     _need_card(system, card)
-    armed = handover_armed(system)
-    if armed:
-        raise RefusedError(armed)
+    _need_confirmed_boot(system)
     try:
         lock = guest_conf.option_of_vm(system, vmid, "lock")
     except OSError as error:
@@ -248,20 +229,22 @@ def need_possible(system: System, card: Card, vmid: str) -> list[User]:
     _need_unreserved(system, card, vmid)
     _need_drm_that_lets_go(system, card)
     _need_no_console(system, card)
-    return users(system, card)
+    return running_with(system, card)
 
 
-def handover_armed(system: System) -> str:
-    """Why the boot stands against it: one that isn't confirmed is verified with the card. Empty: it doesn't."""
+def _need_confirmed_boot(system: System) -> None:
+    """A boot that isn't confirmed yet is verified with the card."""
     path = system.files.at(_ARMED)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return ""
+        return
     except OSError as error:
-        return f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
-    boots = [line[5:] for line in text.splitlines() if line.startswith("boot ")]
-    return "" if boots == [boot_id(system)] else "this boot of the host isn't confirmed yet, which pulumi up does"
+        raise RefusedError(
+            f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
+        ) from error
+    if [line[5:] for line in text.splitlines() if line.startswith("boot ")] != [boot_id(system)]:
+        raise RefusedError("this boot of the host isn't confirmed yet, which pulumi up does")
 
 
 def _need_card(system: System, card: Card) -> None:
@@ -296,8 +279,8 @@ def _need_undivided(system: System, card: Card) -> None:
     words = ("-i", card.gpu, "--query-gpu=mig.mode.current", "--format=csv,noheader")
     done = system.run.ask("nvidia-smi", *words, seconds=_SMI_SECONDS)
     if done.status != 0:
-        said = system.log.clean(done.output + done.error).strip()
-        raise RefusedError(f"nvidia-smi doesn't answer for it: {said or 'no text'}")
+        output = system.log.clean(done.output + done.error).strip()
+        raise RefusedError(f"nvidia-smi doesn't answer for it: {output or 'no text'}")
     if "Enabled" in done.text:
         raise RefusedError("MIG is on: it is divided")
 
@@ -348,11 +331,11 @@ def _need_no_console(system: System, card: Card) -> None:
             raise RefusedError("the host's console draws on it (fb0)")
 
 
-# -- who has it ----------------------------------------------------------------------------------------------------
+# -- processes -----------------------------------------------------------------------------------------------------
 
 
-def having(system: System, card: Card) -> list[str]:
-    """Who has the card open, in words.
+def processes_with(system: System, card: Card) -> list[str]:
+    """The processes that have the card open, in words.
 
     :raises RefusedError: it can't be told.
     """
@@ -364,8 +347,25 @@ def having(system: System, card: Card) -> list[str]:
         raise RefusedError(f"it isn't known who has it: {error}") from error
 
 
-def need_nobody(found: Iterable[str]) -> None:
-    """:raises RefusedError: somebody has it."""
-    names = ", ".join(found)
-    if names:
+def need_unused(system: System, card: Card) -> None:
+    """:raises RefusedError: a process has the card open, or that isn't known."""
+    _need_none(processes_with(system, card))
+
+
+def need_sound_unused(system: System, card: Card) -> None:
+    """The same of a card whose driver is gone: its sound alone can be open.
+
+    :raises RefusedError: a process has its sound open, or that isn't known.
+    """
+    control, numbers = shared_card.sound_numbers(system, card)
+    if not control:
+        return
+    try:
+        _need_none(holders(system, control, numbers, shared_card.mapped_as(system, card)))
+    except UnseenError as error:
+        raise RefusedError(f"it isn't known who has its sound open: {error}") from error
+
+
+def _need_none(processes: Iterable[str]) -> None:
+    if names := ", ".join(processes):
         raise RefusedError(f"in use by {names}")

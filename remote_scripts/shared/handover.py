@@ -1,4 +1,4 @@
-"""Cards that a VM and this host's containers have in turn: what is noted of each, and who may be at work.
+"""Cards that a VM and this host's containers have in turn: each card's record, and what may be at work on the host.
 
 /var/lib/homelab/handover/NAME.state has lines KEY=VALUE, and is on the disk before the step that it tells of. Without
 it the card is with the host. `log` beside it is the story; NAME.turned_away tells of a VM that came during a run.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -39,10 +39,14 @@ _NEXT = "see why, and mend it; a reboot of the host gives its drivers every card
 State = Literal["HOST", "DRAINING", "DETACHED", "VM", "RETURNING", "HELD", "STUCK", "DEAD"]
 
 
+class RefusedError(Exception):
+    """A reason why a card can't go to a VM now."""
+
+
 @dataclass(kw_only=True)
-class Noted:
-    """What is noted of a card, as text. `since`: seconds since 1970, for people; `clock`: the same in seconds of this
-    boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be
+class Record:
+    """The lines of a card's state file, as text. `since`: seconds since 1970, for people; `clock`: the same in seconds
+    of this boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be
     started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
     the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
     `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
@@ -80,7 +84,7 @@ class Noted:
         return time.strftime("%F %T", time.localtime(int(self.since) if self.since.isdecimal() else 0))
 
 
-_KEYS = tuple(one.name for one in fields(Noted))
+_KEYS = tuple(field.name for field in fields(Record))
 # A line that stands there only where it says something: earlier versions had none.
 _IF_ANY = ("known", "given_up", "clock")
 
@@ -94,12 +98,12 @@ def cards(system: System) -> tuple[Card, ...]:
 
 
 def state_file(name: str) -> str:
-    """Where a card's state is noted."""
+    """The path of a card's record."""
     return f"{FOLDER}/{name}.state"
 
 
-def noted(system: System, name: str) -> Noted:
-    """What is noted of a card.
+def read_record(system: System, name: str) -> Record:
+    """A card's record.
 
     :raises Failure: it can't be read, or isn't whole: where the card is isn't known then.
     """
@@ -107,7 +111,7 @@ def noted(system: System, name: str) -> Noted:
     try:
         text = system.files.at(path).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
-        return Noted()
+        return Record()
     except OSError as error:
         raise _unknown(path, f"it can't be read: {error.strerror}") from error
     pairs = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
@@ -115,26 +119,34 @@ def noted(system: System, name: str) -> Noted:
         pairs["state"] = "DRAINING"
     if pairs.get("state") not in get_args(State):
         raise _unknown(path, "it has no state that this program knows")
-    return Noted(**{key: value for key, value in pairs.items() if key in _KEYS})  # type: ignore[arg-type]
+    return Record(**{key: value for key, value in pairs.items() if key in _KEYS})  # type: ignore[arg-type]
 
 
-def note(system: System, name: str, what: Noted, **changes: str) -> None:
-    """Notes the state of a card, with these changes, on the disk. A new state begins now; so does one with `since`,
+def write_record(system: System, name: str, record: Record, **changes: str) -> None:
+    """Writes a card's record, with these changes, to the disk. A new state begins now; so does one with `since`,
     whatever that is.
 
     :raises OSError: it isn't on the disk.
     """
-    if "since" in changes or changes.get("state", what.state) != what.state:
+    if "since" in changes or changes.get("state", record.state) != record.state:
         now = int(time.clock_gettime(time.CLOCK_BOOTTIME))
         changes |= {"since": str(int(time.time())), "clock": str(now)}
     for key, value in changes.items():
-        setattr(what, key, value.replace("\n", "; "))
-    what.boot = boot_id(system)
-    if not what.boot:
+        setattr(record, key, value.replace("\n", "; "))
+    record.boot = boot_id(system)
+    if not record.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
-    text = "".join(f"{key}={getattr(what, key)}\n" for key in _KEYS if getattr(what, key) or key not in _IF_ANY)
+    text = "".join(f"{key}={getattr(record, key)}\n" for key in _KEYS if getattr(record, key) or key not in _IF_ANY)
     system.files.need_folder(system.files.at(FOLDER))
     system.files.write(state_file(name), text.encode(), 0o600)
+
+
+def recorded_names(system: System) -> Iterator[str]:
+    """The names of the cards that have a record."""
+    for file in system.files.names(FOLDER):
+        name, dot, kind = file.rpartition(".")
+        if dot and kind == "state" and not name.startswith("."):
+            yield name
 
 
 def _unknown(path: str, found: str) -> Failure:
@@ -150,37 +162,36 @@ def away(system: System, vmids: Collection[str] = ()) -> str:
     """Which cards aren't with the host, in words; empty: all are.
 
     :param vmids: what is so on account of these VMs is left out.
-    :raises Failure: as of `noted`.
+    :raises Failure: as of `read_record`.
     """
-    found = []
-    for file in system.files.names(FOLDER):
-        name, dot, kind = file.rpartition(".")
-        if not dot or kind != "state" or name.startswith("."):
-            continue
-        one = noted(system, name)
-        if one.vm and one.vm in vmids and one.state not in ("STUCK", "DEAD"):
+    cards_away = []
+    for name in recorded_names(system):
+        record = read_record(system, name)
+        if record.vm and record.vm in vmids and record.state not in ("STUCK", "DEAD"):
             continue
         # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
         # can't be read.
-        if one.state in ("HELD", "HOST") or one.boot != (boot_id(system) or one.boot):
+        if record.state in ("HELD", "HOST") or record.boot != (boot_id(system) or record.boot):
             continue
-        where = {"VM": f"is with VM {one.vm}"} | dict.fromkeys(("STUCK", "DEAD"), f"is {one.state} after VM {one.vm}")
-        words = where.get(one.state, f"is on its way to or from VM {one.vm} ({one.state})")
-        found.append(f"gpus.{name} {words} since {one.at}")
-    return "; ".join(found)
+        where = {"VM": f"is with VM {record.vm}"} | dict.fromkeys(
+            ("STUCK", "DEAD"), f"is {record.state} after VM {record.vm}"
+        )
+        words = where.get(record.state, f"is on its way to or from VM {record.vm} ({record.state})")
+        cards_away.append(f"gpus.{name} {words} since {record.at}")
+    return "; ".join(cards_away)
 
 
 def need_rest(system: System, vmids: Collection[str] = ()) -> None:
     """Every card that is handed over is with the host. A container has none to hand over.
 
     :param vmids: as of `away`.
-    :raises Failure: one is away, or nobody knows.
+    :raises Failure: one is away, or where it is isn't known.
     """
-    found = "" if system.is_container else away(system, vmids)
-    if found:
+    cards_away = "" if system.is_container else away(system, vmids)
+    if cards_away:
         raise Failure(
             "this host's shared cards with the host",
-            found,
+            cards_away,
             "NVIDIA's driver and containers can't be changed, verified or given back while one of their cards is away; "
             "nothing was changed",
             "shut that VM down, which gives the card back, then run the same again (STUCK or DEAD: homelab doctor "
@@ -189,7 +200,7 @@ def need_rest(system: System, vmids: Collection[str] = ()) -> None:
 
 
 def run_at_work(system: System, vmid: str = "") -> str | None:
-    """Who is at work on this host, unless that run lets this VM through; None: nobody.
+    """The run that is at work on this host, unless it lets this VM through; None: there is none.
 
     :raises Failure: it can't be told.
     """
@@ -203,8 +214,8 @@ def run_at_work(system: System, vmid: str = "") -> str | None:
             "its steps need the cards where they are",
             "see on the host what is wrong with /run/homelab, then try it again",
         ) from error
-    who = system.files.line(UP)
-    return None if passes.has(system, vmid, who) else who
+    run = system.files.line(UP)
+    return None if passes.has(system, vmid, run) else run
 
 
 def is_active(system: System, *units: str) -> bool | None:
@@ -214,7 +225,64 @@ def is_active(system: System, *units: str) -> bool | None:
 
 
 def story_line(system: System, name: str, text: str) -> None:
-    """A line in the story; that there is no room stops nobody."""
+    """A line in the story; a full disk stops nothing."""
     line = f"{time.strftime('%F %T')} {name}: {system.log.clean(text)}".replace("\n", "; ")
     with suppress(OSError):
         system.files.append(STORY, line.encode(), _STORY_BYTES)
+
+
+class RecordedCard:
+    """A card that is handed over, with its record. Its caller holds the host's lock for every change.
+
+    :raises Failure: the record can't be read.
+    """
+
+    def __init__(self, system: System, card: Card) -> None:
+        self.system, self.card = system, card
+        self.record = read_record(system, card.name)
+
+    def say(self, text: str) -> None:
+        """A line for the task's log or the journal, and for the story."""
+        self.system.log.say(f"{self.card.name}: {text}")
+        story_line(self.system, self.card.name, text)
+
+    def save(self, **changes: str) -> bool:
+        """Whether the record, with these changes, is on the disk; in memory it is in any case."""
+        try:
+            write_record(self.system, self.card.name, self.record, **changes)
+        except OSError:
+            return False
+        return True
+
+    def need_saved(self, **changes: str) -> None:
+        """:raises RefusedError: the record, with these changes, can't be written."""
+        if not self.save(**changes):
+            raise RefusedError("its state can't be noted on the disk")
+
+    def remove(self) -> None:
+        """The card is with the host again: it has no record."""
+        self.system.files.remove(state_file(self.card.name))
+        self.record = Record()
+
+    def rest(self, state: State, why: str) -> None:
+        """The card stays in this state, for this reason."""
+        self.say(f"{state}: {why}")
+        if not self.save(state=state, why=why):
+            self.say("that can't be noted on the disk")
+
+    def mark_stuck(self, step: str) -> None:
+        """A step of the card's waits in the kernel."""
+        self.rest(
+            "STUCK",
+            f"{step} has not come to an end: the driver waits in the kernel, and as a rule only a reboot of the host "
+            "ends that. Nothing is tried while it waits",
+        )
+
+    def records_of_others(self) -> Iterator[tuple[str, Record | None]]:
+        """Each other card's name and record; None: it can't be read, which says nothing of this card."""
+        for name in recorded_names(self.system):
+            if name != self.card.name:
+                try:
+                    yield name, read_record(self.system, name)
+                except Failure:
+                    yield name, None

@@ -76,7 +76,7 @@ def _attach(system: System, card: Card) -> None:
             _set(system, f"{BUS}/drivers_probe", address)  # it may have no driver here
     for address in card.functions:
         _set(system, f"{DEVICES}/{address}/driver_override", "")
-    _allow_d3cold(system, handover.noted(system, card.name).d3cold.split(), "1")
+    _allow_d3cold(system, handover.read_record(system, card.name).d3cold.split(), "1")
     _need(driver_of(system, card.gpu) == "nvidia", card, "given to NVIDIA's driver")
 
 

@@ -118,14 +118,15 @@ def parts(text: str) -> tuple[list[str], list[str]]:
     return words[:3], words[3].split()
 
 
-def have_moved(was: str, now: str) -> bool:
+def have_moved(earlier: str, current: str) -> bool:
     """Whether some are others. What wasn't there then, or isn't there yet, has not moved."""
-    (before, names), (after, names_now) = parts(was), parts(now)
+    (before, names), (after, current_names) = parts(earlier), parts(current)
     pairs = zip(before, after, strict=True)
-    return any(map(_is_another, pairs)) or any(is_renamed(name, names_now) for name in names)
+    return any(map(is_another, pairs)) or any(is_renamed(name, current_names) for name in names)
 
 
-def _is_another(pair: tuple[str, str]) -> bool:
+def is_another(pair: tuple[str, str]) -> bool:
+    """Whether both numbers are known, and differ."""
     return bool(pair[0] and pair[1] and pair[0] != pair[1])
 
 

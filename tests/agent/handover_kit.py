@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import handing
 from remote_scripts.shared import handover as shared_handover
+from remote_scripts.shared import handover_driver
 from remote_scripts.shared.card import Card
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -75,8 +75,8 @@ def made(host: Host, monkeypatch: pytest.MonkeyPatch, *, only: bool = False) -> 
     monkeypatch.setattr(Files, "set_attribute", lambda files, path, value: _take(host, path, value.strip()))
     monkeypatch.setattr("remote_scripts.shared.guests._LOOK_SECONDS", 0)
     monkeypatch.setattr("remote_scripts.shared.shared_card._LOOK_SECONDS", 0)
-    monkeypatch.setattr(handing, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(handing, "STEP_SECONDS", 0)
+    monkeypatch.setattr(handover_driver, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(handover_driver, "STEP_SECONDS", 0)
     monkeypatch.setattr("remote_scripts.shared.guests.time", Moments())
     host.programs |= _programs(host)
     return host

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import card_users, handing, handover, shared_card
+from remote_scripts.shared import card_handover, card_users, handover, handover_driver, shared_card
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.handover import Noted, away, noted
+from remote_scripts.shared.handover import Record, away, read_record
 from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.reading.ours import turned_away
 from remote_scripts.shared.reading.source import Source
@@ -104,7 +104,7 @@ def test_what_is_noted_has_the_form_that_others_read(lent: Host) -> None:
     assert " ".join(keys) == form
     assert (lent.root / STATE[1:]).stat().st_mode & 0o777 == 0o600
     wanted = "VM,103,boot,950,0,508,,,0,508,,,Enabled"
-    one = noted(lent.system(), "big")
+    one = read_record(lent.system(), "big")
     assert f"{one.state},{one.vm},{one.boot},{one.containers},{one.numbers},{one.taken},{one.persistence}" == wanted
 
 
@@ -145,14 +145,14 @@ def test_a_vms_configuration_that_cant_be_read_keeps_the_card(host: Host) -> Non
 
 def test_a_card_that_cant_be_noted_as_on_its_way_is_not_unbound(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its state is on the disk before its drivers lose it."""
-    real = handover.note
+    real = handover.write_record
 
-    def note(system: System, name: str, what: Noted, **changes: str) -> None:
+    def write_record(system: System, name: str, record: Record, **changes: str) -> None:
         if changes.get("state") == "DETACHED":
             raise OSError(28, "No space left on device")
-        real(system, name, what, **changes)
+        real(system, name, record, **changes)
 
-    monkeypatch.setattr(handover, "note", note)
+    monkeypatch.setattr(handover, "write_record", write_record)
     assert "its state can't be noted on the disk" in call(host, *START)
     assert at_home(host) and "step_claim" not in asked(host) and "step_unbind" not in asked(host)
 
@@ -308,14 +308,14 @@ def test_a_storage_that_does_not_answer_hides_nobody(host: Host, why: str) -> No
 def test_the_program_of_a_containers_hook_may_be_as_large_as_it_likes(host: Host) -> None:
     host.write("/usr/bin/nvidia-cdi-hook", bytes(2 << 20))
     host.write("/etc/pve/lxc/951.conf", "lxc.hook.mount: /usr/bin/nvidia-cdi-hook\n")
-    assert [user.ctid for user in card_users.users(host.system(), BIG)] == ["950"]
+    assert [user.ctid for user in card_users.running_with(host.system(), BIG)] == ["950"]
 
 
 def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(host: Host) -> None:
     (host.root / "dev/big").symlink_to("nvidia0")
     host.write("/etc/pve/lxc/951.conf", "dev0: /dev/big\n")
     host.write("/etc/pve/lxc/952.conf", "dev0: /dev/other\n")
-    assert [user.ctid for user in card_users.all_users(host.system()) if user.has("0", [], GPU)] == ["950", "951"]
+    assert [user.ctid for user in card_users.containers(host.system()) if user.has("0", [], GPU)] == ["950", "951"]
 
 
 # -- which VM names it -----------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent
     small = lent.write("/var/lib/homelab/handover/small.state", "")
     run(lent, *SERVICE)
     assert drivers(lent) == ["nvidia", "snd_hda_intel", "nvidia"] and state(lent) == "HELD"
-    assert "it isn't known where gpus.small is" in noted(lent.system(), "big").why
+    assert "it isn't known where gpus.small is" in read_record(lent.system(), "big").why
     small.unlink()
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
@@ -543,7 +543,7 @@ def test_a_lock_that_a_backup_left_behind_is_named_with_what_cures_it(lent: Host
     for _ in range(2):
         run(lent, *SERVICE)
     assert with_the_vm(lent) and story(lent).count("`qm unlock 103` gives the card back") == 1
-    assert "qm unlock 103" in noted(lent.system(), "big").why
+    assert "qm unlock 103" in read_record(lent.system(), "big").why
     lent.write(VM, lent.read(VM).replace("lock: backup\n", ""))
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
@@ -634,8 +634,8 @@ def test_a_step_that_goes_on_after_whoever_began_it_has_a_minute(
         run(lent, *SERVICE)
         assert state(lent) == "STUCK" and "a step on its way has not come to an end" in lent.read(STATE)
         return
-    monkeypatch.setattr(handing, "STEP_SECONDS", 60)
-    monkeypatch.setattr("remote_scripts.shared.handing.time.sleep", lambda _: lent.write("/active", ""))
+    monkeypatch.setattr(handover_driver, "STEP_SECONDS", 60)
+    monkeypatch.setattr("remote_scripts.shared.handover_driver.time.sleep", lambda _: lent.write("/active", ""))
     run(lent, *SERVICE)
     assert at_home(lent) and state(lent) == ""
 
@@ -725,7 +725,7 @@ def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
     lent.write("/vm103", "running\n")
     lent.write("/dev/vfio/7", "")
     (lent.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../7")
-    monkeypatch.setattr(handing, "holders", lambda *_: ["kvm (PID 7)"])
+    monkeypatch.setattr(card_handover, "holders", lambda *_: ["kvm (PID 7)"])
     for _ in range(2):
         run(lent, *SERVICE)
     assert with_the_vm(lent) and story(lent).count("kvm (PID 7) still has it") == 1
@@ -740,11 +740,11 @@ def test_a_request_to_reboot_that_is_later_than_now_is_none(lent: Host) -> None:
 
 
 def test_a_card_is_not_dead_because_the_disk_is_full(lent: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def note(*_arguments: object, **_changes: str) -> None:
+    def write_record(*_arguments: object, **_changes: str) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(handover, "note", note)
+        full.setattr(handover, "write_record", write_record)
         fails(lent, "systemd-run step_release")
         run(lent, *SERVICE)
     assert driver(lent, GPU) == "vfio-pci"
@@ -929,7 +929,7 @@ def test_a_container_whose_lock_outlives_half_an_hour_is_started_when_it_ends(le
     conf = lent.read(CONTAINER)
     lent.write(CONTAINER, f"lock: backup\n{conf}")
     run(lent, *SERVICE)
-    why = noted(lent.system(), "big").why
+    why = read_record(lent.system(), "big").why
     assert state(lent) == "HELD" and "container 950 is off and locked (backup)" in why and "`pct unlock 950`" in why
     rewrite(lent, since=str(int(time.time()) - 2400))
     run(lent, *SERVICE)
@@ -945,7 +945,7 @@ def test_what_is_given_up_is_said(lent: Host) -> None:
     rewrite(lent, since="1")
     for _ in range(2):
         run(lent, *SERVICE)
-    why = noted(lent.system(), "big").why
+    why = read_record(lent.system(), "big").why
     assert "nothing more is tried after half an hour; once that is mended, `pct start 950`" in why
     assert story(lent).count("nothing more is tried") == 1 and asked(lent).count("pct start") == 1
     assert "containers=950\n" in lent.read(STATE)
@@ -972,7 +972,7 @@ def test_what_was_given_up_and_runs_since_is_said_no_more(lent: Host) -> None:
     run(lent, *SERVICE)
     lent.write("/ct951", "running\n")
     run(lent, *SERVICE)
-    held = noted(lent.system(), "big")
+    held = read_record(lent.system(), "big")
     assert (held.containers, held.given_up) == ("950", "950") and "951" not in held.why
     assert "`pct start 950`" in held.why
     lent.write("/ct950", "running\n")
@@ -989,7 +989,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     rewrite(lent, containers="950 951")
     fails(lent, "pct start 951")
     run(lent, *SERVICE)
-    assert state(lent) == "HELD" and noted(lent.system(), "big").containers == "950 951"
+    assert state(lent) == "HELD" and read_record(lent.system(), "big").containers == "950 951"
     rewrite(lent, since=str(int(time.time()) - 2400))
     run(lent, *SERVICE)
     assert "nothing more is tried after half an hour; once that is mended, `pct start 951`" in story(lent)
@@ -1000,7 +1000,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     lent.write(CONTAINER, conf)
     for _ in range(2):
         run(lent, *SERVICE)
-    held = noted(lent.system(), "big")
+    held = read_record(lent.system(), "big")
     assert lent.read("/ct950") == "running\n" and (state(lent), held.containers, held.given_up) == (
         "HELD",
         "951",
@@ -1010,7 +1010,7 @@ def test_who_is_locked_is_waited_for_when_another_one_is_given_up(lent: Host) ->
     assert asked(lent).count("pct start 951") == 1
     (lent.root / "fails").unlink()
     run(lent, *START)
-    assert with_the_vm(lent) and noted(lent.system(), "big").given_up == ""
+    assert with_the_vm(lent) and read_record(lent.system(), "big").given_up == ""
     run(lent, *SERVICE)
     assert state(lent) == "" and lent.read("/ct951") == "running\n"
 
@@ -1078,7 +1078,7 @@ def test_a_container_that_is_started_while_the_vm_has_the_card_is_named_once(len
     for _ in range(2):
         run(lent, *SERVICE)
     said = "container 950 was started while VM 103 has the card: it runs without it"
-    assert story(lent).count(said) == 1 and said in noted(lent.system(), "big").why
+    assert story(lent).count(said) == 1 and said in read_record(lent.system(), "big").why
     lent.write("/vm103", "stopped\n")
     run(lent, *STOP)
     run(lent, *SERVICE)
@@ -1128,7 +1128,7 @@ def test_a_container_that_is_shut_down_meanwhile_is_known_by_its_own_addresses(h
     host.write(CONTAINER, f"{host.read(CONTAINER).replace('00:01', '00:09')}{rule}")
     host.write("/proc/devices", host.read("/proc/devices").replace("devices:\n", "devices:\n508 cdc-wdm\n", 1))
     run(host, *SERVICE)
-    assert {"100=AA:BB:CC:00:10:01", "950=AA:BB:CC:00:00:09"} <= {*noted(host.system(), "big").known.split()}
+    assert {"100=AA:BB:CC:00:10:01", "950=AA:BB:CC:00:00:09"} <= {*read_record(host.system(), "big").known.split()}
     assert (host.read("/ct100"), host.read("/ct950")) == ("stopped\n", "stopped\n")
 
 

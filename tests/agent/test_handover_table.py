@@ -42,7 +42,15 @@ from tests.agent.handover_kit import (
 from tests.agent.kit import Host
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "handover.yaml").read_text())
-MODULES = ("card_users", "handing", "handover", "shared_card", "holders")
+MODULES = (
+    "card_handover",
+    "card_users",
+    "handover",
+    "handover_containers",
+    "handover_driver",
+    "holders",
+    "shared_card",
+)
 
 
 def runs_with_it(host: Host) -> None:
@@ -191,7 +199,7 @@ def refusals() -> Iterator[str]:
         for node in ast.walk(ast.parse((FOLDER / f"shared/{module}.py").read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RefusedError":
                 yield _text(node.args[0])
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_step":
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_need_step":
                 yield _text(node.args[3])
 
 

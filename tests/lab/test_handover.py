@@ -234,7 +234,10 @@ def test_the_only_cards_driver_that_is_in_use_says_so_at_once(host_as_made: Call
 def test_an_unbind_that_never_ends_holds_nobody_and_is_not_tried_again(host_as_made: Callable[..., Host]) -> None:
     host = host_as_made("9", "595.45.04", OLLAMA)
     patched(
-        host, "handing", 'self._step(30, "step_unbind", "unbinding it"', 'self._step(2, "step_unbind", "unbinding it"'
+        host,
+        "handover_driver",
+        'self._need_step(30, "step_unbind", "unbinding it"',
+        'self._need_step(2, "step_unbind", "unbinding it"',
     )
     host.machine.set_fault("nvidia-unbind-forever", True)
     done = host.run("qm start 103")

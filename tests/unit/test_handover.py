@@ -26,7 +26,7 @@ from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.plan import cards_of
 from remote_scripts.layers import handover as layer
-from remote_scripts.shared import handing
+from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import State
 from tests.unit.hosts import KEY, desktop, device, gpu, settings
@@ -365,7 +365,7 @@ def test_every_state_that_a_host_notes_is_explained_by_the_doctor() -> None:
 
 def test_what_the_doctor_says_of_the_timer_is_so() -> None:
     assert "OnUnitInactiveSec=1min" in layer.SERVICE.timer and "OnBootSec=2min" in layer.SERVICE.timer
-    assert handing.OWED_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
+    assert card_handover.RETRY_SECONDS == 1800, "for half an hour, say ADR 30 and the pages"
 
 
 def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:

@@ -1,0 +1,393 @@
+"""One card that is handed over: it goes to a VM that starts, and comes back; what was cut short is brought to an end.
+
+A run may be killed, or lose its power, at any call. What a step does is recorded before it is done, a step looks at
+what a function has now, and so each can be done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from remote_scripts.shared import card_users, guest_conf, guests, handover, shared_card
+from remote_scripts.shared.card import Card
+from remote_scripts.shared.card_users import Container
+from remote_scripts.shared.handover import RecordedCard, RefusedError
+from remote_scripts.shared.handover_containers import GIVEN_UP, CardContainers
+from remote_scripts.shared.handover_driver import CardDriver
+from remote_scripts.shared.holders import UnseenError, holders
+from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.restart import is_going_down
+from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.system import System
+
+#: How long containers that didn't start are tried again, from when none was locked any more.
+RETRY_SECONDS = 1800
+
+
+class CardHandover:
+    """The handover of one card. Its caller holds the host's lock for every change. `why_kept`: why a VM keeps it.
+
+    :raises Failure: the card's record can't be read.
+    """
+
+    def __init__(self, system: System, card: Card) -> None:
+        self.recorded = RecordedCard(system, card)
+        self._driver = CardDriver(self.recorded)
+        self.containers = CardContainers(self.recorded, self._driver)
+        self._system, self._card = system, card
+        self._turned_away_file = f"{handover.FOLDER}/{card.name}.turned_away"
+        self.why_kept = ""
+
+    def refusal(self, vmid: str, found: str, next: str) -> Failure:
+        """What a VM's start ends with."""
+        return Failure(
+            f"gpus.{self._card.name} for VM {vmid}, which starts",
+            found,
+            "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing uses it",
+            next,
+        )
+
+    # Before a VM's start.
+
+    def _is_to_be_taken(self, vmid: str) -> bool:
+        """Whether the VM names the card, and hasn't it yet."""
+        record = self.recorded.record
+        has_it = record.vm == vmid and record.state in ("VM", "RETURNING")
+        return not has_it and card_users.names_card(self._system, self._card, vmid)
+
+    def need_no_run(self, vmid: str) -> None:
+        """:raises Failure: a run is at work on this host, and the card is yet to be taken for the VM."""
+        run = handover.run_at_work(self._system, vmid)
+        if run is None or not self._is_to_be_taken(vmid):
+            return
+        self.recorded.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
+        # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
+        text = f"vm={vmid}\nat={time.strftime('%F %T')}\nrun={run}\n"
+        try:
+            self._system.files.need_folder(self._system.files.at(handover.FOLDER))
+            self._system.files.write(self._turned_away_file, text.encode(), 0o600)
+        except OSError:
+            self.recorded.say("that can't be noted on the disk")
+        raise Failure(
+            f"gpus.{self._card.name} for VM {vmid}, which starts",
+            f"an up or a destroy of this host is at work: {run or 'which one is not known'}",
+            "its steps need the card where it is, and would end half-way without it; nothing was changed",
+            "start the VM again when that has ended",
+        )
+
+    def need_no_backup(self, vmid: str) -> None:
+        """:raises Failure: a backup of the VM, which was off, starts it, and it hasn't the card yet. It doesn't get it:
+        the backup would wait for that.
+        """
+        try:
+            lock = guest_conf.option_of_vm(self._system, vmid, "lock")
+        except OSError as error:
+            found = f"the configuration of VM {vmid} can't be read ({error.strerror})"
+            raise self.refusal(vmid, found, "see why, then start the VM again") from error
+        if lock != "backup" or not self._is_to_be_taken(vmid):
+            return
+        # By other configuration, there is nothing to hand over.
+        if self.recorded.record.state in ("HOST", "HELD") and shared_card.is_on_vfio(self._system, self._card):
+            return
+        raise self.refusal(vmid, card_users.backup_refusal(vmid), "nothing was changed; back the VM up while it runs")
+
+    # To a VM.
+
+    def take(self, vmid: str) -> None:
+        """The card goes to a VM that starts.
+
+        :raises Failure: it didn't work: everything is as before, or the card is HELD, STUCK or DEAD.
+        """
+        if self._is_kept(vmid):
+            return
+        self.settle()
+        record = self.recorded.record
+        if record.state == "VM":
+            raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
+        if record.state not in ("HOST", "HELD"):
+            raise self.refusal(vmid, f"{record.state}: {record.why}", "homelab doctor explains it")
+        # Bound at boot by other configuration, such as before `up` has made another use of it.
+        if shared_card.is_on_vfio(self._system, self._card):
+            self.recorded.say(
+                f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there"
+            )
+            return
+        # Once more: a run may have begun since the first look.
+        self.need_no_run(vmid)
+        try:
+            users = card_users.need_possible(self._system, self._card, vmid)
+        except RefusedError as error:
+            self.recorded.rest("HELD", f"VM {vmid} didn't get it: {error}")
+            next = "nothing was changed; mend that, and start the VM again"
+            raise self.refusal(vmid, str(error), next) from error
+        try:
+            self._drain(vmid, users)
+            card_users.need_unused(self._system, self._card)
+            self._driver.bind_to_vfio()
+            if not self._record_vm():
+                raise RefusedError("its state can't be noted on the disk")
+        except RefusedError as error:
+            if self.recorded.record.state == "STUCK":
+                next = "reboot the host when it suits you; its containers stay off until then"
+                raise self.refusal(vmid, self.recorded.record.why, next) from error
+            self.return_card(f"VM {vmid} didn't get it: {error}")
+            next = (
+                f"what was stopped is started again ({handover.STORY}); end what has the card, and start the VM again"
+            )
+            raise self.refusal(vmid, str(error), next) from error
+        self.recorded.say(f"VM {vmid} has it")
+
+    def _is_kept(self, vmid: str) -> bool:
+        """The VM that had it last starts again (`qm reboot`, or before the way back has begun): it is all there
+        already.
+        """
+        record = self.recorded.record
+        if record.state not in ("VM", "RETURNING") or record.vm != vmid or record.boot != boot_id(self._system):
+            return False
+        power = guests.power_of(self._system, "qm", vmid)
+        if power == "unknown" and record.state == "VM":
+            found = f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)"
+            raise self.refusal(vmid, found, "start the VM again")
+        if power in ("on", "unknown"):
+            return False
+        is_there = shared_card.is_on_vfio(self._system, self._card) and shared_card.is_alive(self._system, self._card)
+        if is_there and self._record_vm():
+            self.recorded.say(f"VM {vmid} keeps it")
+            return True
+        # This start holds the VM's lock, by which `settle` would take it for one that goes on.
+        record.state = "RETURNING"
+        return False
+
+    def _record_vm(self) -> bool:
+        """Whether it is on the disk that the VM has the card."""
+        if not self.recorded.save(state="VM", why=""):
+            return False
+        self._system.files.remove(self._turned_away_file)
+        return True
+
+    def _drain(self, vmid: str, users: Sequence[Container]) -> None:
+        record = self.recorded.record
+        numbers = self._driver.node_numbers
+        ids = [user.ctid for user in users]
+        # Those that are to be started after an earlier handover, by the numbers of then.
+        owed = []
+        if record.state == "HELD":
+            owed = [ctid for ctid in record.containers.split() if ctid not in ids]
+            owed = [ctid for ctid in owed if not guests.is_gone(self._system, "pct", ctid)]
+        self.recorded.need_saved(
+            state="DRAINING",
+            vm=vmid,
+            why="",
+            given_up="",
+            numbers=record.numbers if owed else numbers,
+            taken=numbers,
+            modules="",
+            d3cold="",
+            **self.containers.fields(owed, users),
+            **self._driver.persistence(),
+        )
+        shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
+        self.recorded.say(f"VM {vmid} starts and gets it{shut}")
+        for ctid in [*owed, *ids]:
+            self.containers.shut_down(ctid)
+        self._driver.drain()
+
+    # Back to the host.
+
+    def return_card(self, why: str = "") -> None:
+        """The card comes back to the host, from wherever it was left, and its containers are started again; else its
+        record says what it is.
+
+        :param why: a VM didn't get it.
+        """
+        if is_going_down(self._system):
+            return
+        if self._driver.is_step_unknown:
+            self.recorded.say(
+                "it isn't known whether its last step is still at work: once it is, that step is brought to an end"
+            )
+            return
+        if ctid := self.containers.shutting_down():
+            self.recorded.say(f"container {ctid} is still going off: it is started after that")
+            return
+        if self._driver.is_bound():
+            if self._driver.load():
+                self._restore_users(why)
+            return
+        alive = shared_card.is_alive(self._system, self._card)
+        if alive is None:
+            self.recorded.say("it isn't known now whether it answers: it stays where it is until that can be read")
+            return
+        if not alive:
+            self.recorded.rest(
+                "DEAD",
+                f"its configuration space doesn't read as it should after VM {self.recorded.record.vm}: no driver is "
+                "let near it, and its containers stay off",
+            )
+            return
+        if not self._has_vm_let_go():
+            return
+        if not self.recorded.save(state="RETURNING", why=why):
+            self.recorded.say("its state can't be noted: the disk is full")
+        if not self._driver.release() or not self._driver.load():
+            return
+        bind = self._driver.bind()
+        if bind.result == "unanswered" and (self._driver.is_step_unknown or self._driver.name != "nvidia"):
+            self.recorded.say(bind.output)
+            return
+        if bind.result != "waits":
+            self._restore_users(why)
+
+    def _has_vm_let_go(self) -> bool:
+        """QEMU must have let go: to take a device from vfio-pci while it has it waits for its end."""
+        nodes = shared_card.group_nodes(self._system, self._card)
+        if not nodes:
+            return True
+        paths = [str(self._system.files.at(node)) for node in nodes]
+        numbers = self._system.run.ask("stat", "-L", "-c", "%t:%T", *paths).text.split()
+        try:
+            if len(numbers) < len(nodes):
+                raise UnseenError(f"the numbers of {' '.join(nodes)} can't be read")
+            mapped = shared_card.mapped_as(self._system, self._card)
+            processes = holders(self._system, nodes[0], set(numbers), mapped)
+        except UnseenError as error:
+            self.recorded.say(f"it stays where it is for now: {error}")
+            return False
+        if processes:
+            why = f"it stays where it is for now: {' '.join(processes)} still has it"
+            if self.recorded.record.state == "VM":
+                self.why_kept = why  # maybe for days: it is said once
+            else:
+                self.recorded.say(why)
+        return not processes
+
+    def _restore_users(self, why: str) -> None:
+        """The card is with its driver: once that answers for it, its containers have it as before."""
+        self._driver.let_clients_in()  # asked again below
+        if not self._driver.make_nodes():
+            return
+        self.recorded.record.owed = "yes"
+        query = self._driver.query()
+        if not query.is_done:
+            found = (
+                f"NVIDIA's driver doesn't get along with it (driver: {self._driver.name}; nvidia-smi: "
+                f"{query.output or 'no answer'}); its containers stay off"
+            )
+            if shared_card.is_alive(self._system, self._card) is False:
+                self.recorded.rest("DEAD", found)
+            else:
+                self.recorded.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
+            return
+        why = "; ".join(filter(None, (why, self.containers.restore())))
+        if why:
+            self.recorded.rest("HELD", why)
+        else:
+            self.recorded.say("it is with the host again")
+            self.recorded.remove()
+
+    # What was cut short.
+
+    def settle(self) -> None:
+        """Brings to an end what was cut short: after a hook or a service that was killed, a start that failed (for
+        which Proxmox VE calls no hook), a reboot of the host. What is at rest, and a VM that runs, stays.
+        """
+        record = self.recorded.record
+        if record.state != "HOST" and record.boot != boot_id(self._system):
+            self._settle_after_boot()
+            return
+        if record.state in ("HOST", "HELD", "DEAD"):
+            return
+        # A VM that runs has its card for days.
+        if record.state == "VM":
+            self.why_kept = card_users.why_vm_keeps(self._system, self._card, record)
+            if self.why_kept:
+                return
+        if record.state == "STUCK":
+            if self._driver.is_loading():
+                return
+        else:
+            self._driver.await_step()
+        is_active = self._driver.is_step_active()
+        if is_active is not False:
+            # A write that waits in the kernel may be of a caller that was killed. Where systemd doesn't say whether
+            # there is one, it is asked again later.
+            if is_active and record.state != "STUCK" and record.age >= 120:
+                self.recorded.mark_stuck("a step on its way")
+            return
+        if record.state in ("DRAINING", "DETACHED"):
+            self.return_card(f"the way to VM {record.vm} was cut short")
+        elif record.state == "STUCK":
+            self.return_card("what waited in the kernel has come to an end")
+        else:
+            self.return_card("" if record.state == "VM" else record.why)
+
+    def _settle_after_boot(self) -> None:
+        """The drivers have taken everything anew, and onboot decides which containers run. A dead card that is still
+        there and doesn't answer stays DEAD, as of then: it is no longer away from a driver that has been loaded since.
+        One that was taken out, or is another now, has no record any more.
+        """
+        if not boot_id(self._system):
+            raise RefusedError("which boot of the host this is can't be read")
+        state = self.recorded.record.state
+        if (
+            state == "DEAD"
+            and shared_card.is_that_card(self._system, self._card)
+            and not shared_card.is_alive(self._system, self._card)
+        ):
+            return
+        self.recorded.say(f"the host has been started since (it was {state}): the card is with it")
+        self.recorded.remove()
+
+    def retry(self) -> None:
+        """Tries again for a while what came to nothing: containers that didn't start for a reason that passes, such as
+        a storage that isn't there yet, and a driver that didn't answer yet. What is locked, such as by a backup, has as
+        long as it takes.
+        """
+        self.containers.forget_started()
+        record = self.recorded.record
+        given_up = record.given_up.split()
+        owed = [ctid for ctid in record.containers.split() if ctid not in given_up]
+        is_card_owed = record.owed and GIVEN_UP not in record.why
+        if record.state != "HELD" or not (owed or is_card_owed) or record.boot != boot_id(self._system):
+            return
+        if is_going_down(self._system):
+            return
+        locked = [] if record.owed else [ctid for ctid in owed if self.containers.is_locked(ctid)]
+        if owed and len(locked) == len(owed):
+            self.recorded.save(since="now")
+            return
+        if record.age >= RETRY_SECONDS:
+            self.containers.give_up([ctid for ctid in owed if ctid not in locked])
+            return
+        if not self._is_bound_again():
+            return
+        # Its modules may have come with other numbers.
+        is_new = record.owed or shared_card.have_moved(record.numbers, self._driver.node_numbers)
+        if is_new and self._driver.name == "nvidia" and not self._driver.make_nodes():
+            return
+        if not self._driver.query().is_done:
+            return
+        why = self.containers.restore()
+        if not why and not given_up:
+            self.recorded.say("it is with the host again, and its containers run")
+            self.recorded.remove()
+        else:
+            if why not in record.why:
+                self.recorded.say(why)
+            ending = self.containers.how_to_start(given_up) if given_up else ""
+            self.recorded.save(why="; ".join(filter(None, (why, ending))))
+
+    def _is_bound_again(self) -> bool:
+        """A card that came back and that no driver took is given to its driver once more. False: that waits in the
+        kernel. One that a user has given to another driver since stays there.
+        """
+        if not self.recorded.record.owed or self._driver.name:
+            return True
+        if not shared_card.is_that_card(self._system, self._card):
+            return True
+        if not shared_card.is_alive(self._system, self._card):
+            return True
+        if self._driver.is_step_active() is not False or not self._driver.load():
+            return False
+        return self._driver.bind().result != "waits"

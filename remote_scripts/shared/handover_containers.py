@@ -1,0 +1,318 @@
+"""The containers of a card that is handed over: shut down for the VM, and started again when the card is back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from remote_scripts.shared import card_users, container_conf, guests, ha, handover, shared_card
+from remote_scripts.shared.boot_service import PYTHON
+from remote_scripts.shared.card_users import Container
+from remote_scripts.shared.handover import RecordedCard, RefusedError
+from remote_scripts.shared.handover_driver import CardDriver
+from remote_scripts.shared.kernel import boot_id
+
+#: What brings lines of containers to the numbers that cards have now.
+FOLLOWER = "/usr/local/sbin/homelab-card-nodes"
+#: Why no more starts are tried.
+GIVEN_UP = "nothing more is tried after half an hour"
+
+
+class CardContainers:
+    """The containers that share a card with VMs. `is_other_card_awaited`: whether a container waits for another card of
+    the same VM, which comes back as well.
+    """
+
+    def __init__(self, recorded: RecordedCard, driver: CardDriver) -> None:
+        self._recorded, self._system, self._card = recorded, recorded.system, recorded.card
+        self._driver = driver
+        self.is_other_card_awaited = False
+
+    def _mac_addresses(self) -> dict[str, str]:
+        return dict(pair.partition("=")[::2] for pair in self._recorded.record.known.split())
+
+    def _is_another(self, container: Container) -> bool:
+        """Was its id given to another container since?"""
+        earlier = self._mac_addresses().get(container.ctid, container.mac_addresses)
+        return not container_conf.is_same(earlier, container.mac_addresses)
+
+    def fields(self, owed: Sequence[str], users: Sequence[Container]) -> dict[str, str]:
+        """The fields of a record by which containers are started again.
+
+        :param owed: ids of those that the record has already.
+        :param users: those that are shut down now.
+        """
+        known = {ctid: addresses for ctid, addresses in self._mac_addresses().items() if ctid in owed}
+        known |= {user.ctid: user.mac_addresses for user in users}
+        return {
+            "containers": " ".join(dict.fromkeys([*owed, *(user.ctid for user in users)])),
+            "known": " ".join(f"{ctid}={addresses}" for ctid, addresses in known.items()),
+        }
+
+    def _with(self, container: Container) -> dict[str, str]:
+        return self.fields(self._recorded.record.containers.split(), [container])
+
+    # Shut down.
+
+    def shut_down(self, ctid: str) -> None:
+        """Within its own time (startup: down=), else a minute; then its power is cut. It may be off, or gone: one that
+        an earlier handover could not start again.
+
+        :raises RefusedError: it doesn't go off.
+        """
+        container = card_users.container(self._system, ctid)
+        if (
+            container is None
+            or self._is_another(container)
+            or card_users.power_of(self._system, ctid) in ("off", "gone")
+        ):
+            return
+        # Proxmox VE would refuse it, with a failed task each time.
+        if locked := container.conf.options.get("lock"):
+            raise RefusedError(f"container {ctid} doesn't go off: it is locked ({locked})")
+        if ha.may_manage(self._system, f"ct:{ctid}"):
+            raise RefusedError(f"container {ctid} doesn't go off: it is under HA by now, which would start it again")
+        down = container.startup("down")
+        seconds = 60 if down is None else down
+        self._recorded.say(f"shutting container {ctid} down, which has the card")
+        # A child of this process that outlived it would shut down a container that was seen to run.
+        words = ("pct", "shutdown", ctid, "--timeout", str(seconds), "--forceStop", "1")
+        shutdown = self._driver.run_unit(seconds + 120, f"stop-{ctid}", *words)
+        if card_users.power_of(self._system, ctid) != "off":
+            raise RefusedError(f"container {ctid} doesn't go off: {shutdown.output or 'no answer'}")
+
+    def shutting_down(self) -> str:
+        """A container of the record whose shutdown is still at work, or empty."""
+        for ctid in self._recorded.record.containers.split():
+            if self._driver.is_active(f"stop-{ctid}") is not False:
+                return ctid
+        return ""
+
+    # Started again.
+
+    def restore(self) -> str:
+        """The driver's settings as before, and the containers of the record started, after their lines have followed
+        the card's numbers. Why one is still owed a start, or empty.
+        """
+        record = self._recorded.record
+        record.owed = ""
+        self._driver.restore_persistence()
+        if self._have_numbers_moved():
+            self._stop_those_with_earlier_numbers()
+            if self._system.files.exists(FOLLOWER):
+                follower = (*PYTHON.split(), str(self._system.files.at(FOLLOWER)), "follow_containers")
+                if output := self._driver.run(*follower, seconds=300).output:
+                    self._recorded.say(output.replace("\n", "; "))
+            self._recorded.say(
+                f"its nodes have other numbers than before: {record.numbers} -> {self._driver.node_numbers}"
+            )
+        reasons: list[str] = []
+        off: list[str] = []
+        for ctid in reversed(record.containers.split()):
+            reason = "" if ctid in record.given_up.split() else self._start(ctid)
+            reasons += [reason] if reason else []
+            if reason or ctid in record.given_up.split():
+                off.insert(0, ctid)
+        record.containers = " ".join(off)
+        return "; ".join(reasons)
+
+    def _start(self, ctid: str) -> str:
+        """Why a container is still owed a start; empty: it runs, or nothing is owed to it."""
+        try:
+            container = card_users.container(self._system, ctid)
+        except RefusedError as error:
+            return f"{error}: it stays off"
+        if container is None:
+            is_gone = guests.is_gone(self._system, "pct", ctid)
+            return "" if is_gone else f"it isn't known whether container {ctid} is there"
+        if self._is_another(container):
+            self._recorded.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
+            return ""
+        if card_users.power_of(self._system, ctid) == "on":
+            return ""
+        if locked := container.conf.options.get("lock"):
+            return (
+                f"container {ctid} is off and locked ({locked}): it is started when that has ended (if nothing of it "
+                f"is at work, that lock was left behind: `pct unlock {ctid}`)"
+            )
+        if not self._has_current_numbers(container):
+            return (
+                f"its nodes have other numbers than before ({self._recorded.record.numbers} -> "
+                f"{self._driver.node_numbers}), and container {ctid} has lines with the earlier ones, which this "
+                "program hasn't written: it stays off. Correct them, then start it"
+            )
+        if why := self._other_card_away(container):
+            return why
+        self._recorded.say(f"starting container {ctid} again")
+        start = self._driver.run("pct", "start", ctid, seconds=180)
+        power = card_users.power_of(self._system, ctid)
+        if power == "unknown":
+            return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
+        return "" if power in ("on", "gone") else f"container {ctid} has not started: {start.output or 'no answer'}"
+
+    def _other_card_away(self, container: Container) -> str:
+        """Why a container waits for another card of its own, which the same VM had, and has still by its record;
+        empty: it doesn't.
+        """
+        for name, other in self._recorded.records_of_others():
+            if other is None:
+                return (
+                    f"it isn't known where gpus.{name} is, which container {container.ctid} may have as well: the "
+                    "container stays off"
+                )
+            (minor, *_), names = shared_card.parts(other.taken or other.numbers)
+            address = next((card.gpu for card in handover.cards(self._system) if card.name == name), "")
+            is_away = other.state in ("VM", "RETURNING") and other.boot == boot_id(self._system)
+            if is_away and other.vm == self._recorded.record.vm and container.has(minor, names, address):
+                self.is_other_card_awaited = True
+                return (
+                    f"container {container.ctid} has gpus.{name} as well, which comes back next: it is started after "
+                    "that"
+                )
+        return ""
+
+    # Numbers of device nodes.
+
+    def _have_numbers_moved(self) -> bool:
+        """Has the card others than when it was taken, or than before an earlier handover?"""
+        record, current = self._recorded.record, self._driver.node_numbers
+        return any(shared_card.have_moved(earlier, current) for earlier in (record.numbers, record.taken))
+
+    def _has_current_numbers(self, container: Container) -> bool:
+        """Do its lines mean this card, by the numbers that it has now? Lines that homelab wrote follow the card; of
+        lines by others it counts whether one means what has moved.
+        """
+        if not self._have_numbers_moved():
+            return True
+        if self._system.files.read(f"/var/lib/homelab/containers/{container.ctid}/nodes"):
+            minor = shared_card.minor_of(self._system, self._card)
+            return container.has(minor, shared_card.drm_names(self._system, self._card), self._card.gpu)
+        record = self._recorded.record
+        return not any(self._means_moved_node(container, numbers) for numbers in (record.numbers, record.taken))
+
+    def _means_moved_node(self, container: Container, numbers: str) -> bool:
+        """Does it name a node as one of the card's was called, or does a rule let in the driver's earlier major and
+        none the current one? (A dev[n] option has no numbers: they are looked up as the container starts.)
+        """
+        (earlier, names), (current, current_names) = (
+            shared_card.parts(numbers),
+            shared_card.parts(self._driver.node_numbers),
+        )
+        if shared_card.is_another((earlier[0], current[0])) and container.gives(f"/dev/nvidia{earlier[0]}"):
+            return True
+        if any(shared_card.is_renamed(name, current_names) and container.gives(f"/dev/dri/{name}") for name in names):
+            return True
+
+        def lets_in(major: str) -> bool:
+            return container.conf.rule_for(int(major), 0, "rw") is not None
+
+        majors = filter(shared_card.is_another, zip(earlier[1:], current[1:], strict=True))
+        return any(lets_in(before) and not lets_in(after) for before, after in majors)
+
+    def _earlier_nodes(self) -> tuple[str, list[str]]:
+        """N of /dev/nvidiaN and the names in /dev/dri that it had, without those that are another card's by now."""
+        record = self._recorded.record
+        numbers, names = shared_card.parts(record.taken or record.numbers)
+        minors, names_of_others = shared_card.of_others(self._system, self._card)
+        minor = "" if numbers[0] in minors else numbers[0]
+        return minor, [name for name in names if name not in names_of_others]
+
+    def _stop_those_with_earlier_numbers(self) -> None:
+        """A container that was started while the card was away knows it by the numbers of before, which may be another
+        card's or another driver's now.
+        """
+        minor, names = self._earlier_nodes()
+        for container in card_users.containers(self._system):
+            if (
+                not container.has(minor, names, self._card.gpu)
+                or card_users.power_of(self._system, container.ctid) != "on"
+            ):
+                continue
+            self._recorded.save(**self._with(container))
+            try:
+                self.shut_down(container.ctid)
+            except RefusedError as error:
+                self._recorded.say(f"{error}; it knows the card by its earlier numbers until it is started again")
+
+    # Started by others.
+
+    def check_started(self, why_kept: str) -> None:
+        """Containers that were started while a VM has the card: it is said once that they run without it. One whose
+        rules let in what is another driver's by now is shut down, and is started when the card is back.
+
+        :param why_kept: why the VM keeps the card.
+        """
+        record = self._recorded.record
+        if record.state != "VM":
+            return
+        driver_majors = shared_card.parts(record.taken or record.numbers)[0][1:]
+        minor, names = self._earlier_nodes()
+        drivers = shared_card.drivers_by_major(self._system)
+        foreign = [major for major in driver_majors if major and not drivers.get(major, "nvidia").startswith("nvidia")]
+        reasons: list[str] = []
+        for container in card_users.containers(self._system):
+            if not container.has(minor, names, self._card.gpu) or self._has_no_cgroup(container.ctid):
+                continue
+            if card_users.power_of(self._system, container.ctid) != "on":
+                continue
+            started = f"container {container.ctid} was started while VM {record.vm} has the card"
+            major = next((major for major in foreign if container.conf.rule_for(int(major), 0, "rw")), "")
+            if major:
+                self._recorded.need_saved(**self._with(container))
+                self._recorded.say(
+                    f"{started}, and may open what is {drivers[major]}'s by now (major {major}): it is shut down, and "
+                    "started when the card is back"
+                )
+                self.shut_down(container.ctid)
+            else:
+                reasons.append(f"{started}: it runs without it, also when the card is back, until it is started again")
+        reasons += [why_kept] if "qm unlock" in why_kept or "still has it" in why_kept else []
+        why = "; ".join(reasons)
+        if why != record.why:
+            if why:
+                self._recorded.say(why)
+            self._recorded.save(why=why)
+
+    def _has_no_cgroup(self, ctid: str) -> bool:
+        """Whether it is off for certain, without a program's start."""
+        groups = "/sys/fs/cgroup/lxc"
+        return self._system.files.exists(groups) and not self._system.files.exists(f"{groups}/{ctid}")
+
+    # Starts that failed.
+
+    def is_locked(self, ctid: str) -> bool:
+        """Whether Proxmox VE has a container locked, such as for a backup."""
+        try:
+            container = card_users.container(self._system, ctid)
+        except RefusedError:
+            return False
+        return container is not None and "lock" in container.conf.options
+
+    def give_up(self, ctids: Sequence[str]) -> None:
+        """Their start isn't tried any more."""
+        record = self._recorded.record
+        why = f"{record.why}: {self.how_to_start(ctids)}"
+        self._recorded.say(why)
+        self._recorded.save(why=why, given_up=" ".join([*record.given_up.split(), *ctids]), since="now")
+
+    def forget_started(self) -> None:
+        """Forgets those that were given up, and that a user has started since."""
+        record, given_up = self._recorded.record, self._recorded.record.given_up.split()
+        if record.state != "HELD" or record.boot != boot_id(self._system):
+            return
+        off = [
+            ctid
+            for ctid in given_up
+            if self._has_no_cgroup(ctid) or guests.power_of(self._system, "pct", ctid, 0) in ("off", "unknown")
+        ]
+        left = [ctid for ctid in record.containers.split() if ctid not in given_up or ctid in off]
+        if not left and given_up and not record.owed:
+            self._recorded.say("it is with the host, and its containers run")
+            self._recorded.remove()
+        elif off != given_up:
+            why = f"{' '.join(off)} didn't start: {self.how_to_start(off)}" if off else record.why
+            self._recorded.save(containers=" ".join(left), given_up=" ".join(off), why=why)
+
+    def how_to_start(self, ctids: Sequence[str]) -> str:
+        """How a user starts those that were given up."""
+        starts = ", ".join(f"`pct start {ctid}`" for ctid in ctids)
+        return f"{GIVEN_UP}; once that is mended, {starts}" if starts else GIVEN_UP

@@ -1,0 +1,267 @@
+"""The drivers of a card that is handed over: it goes from NVIDIA's driver to vfio-pci and back. What may wait in the
+kernel for ever is a systemd unit's (shared/handover_steps.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from remote_scripts.shared import card_users, handover, nvidia, shared_card
+from remote_scripts.shared.boot_service import PYTHON
+from remote_scripts.shared.handover import RecordedCard, RefusedError
+from remote_scripts.shared.handover_steps import STEPS
+from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.pci import DEVICES, driver_of
+from remote_scripts.tools.run import TIMED_OUT
+
+#: For a step whose caller was killed.
+STEP_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+
+
+def program(*words: str) -> tuple[str, ...]:
+    """What starts the program."""
+    return (*PYTHON.split(), handover.PROGRAM, *words)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a program or a unit. `waits`: the unit waits in the kernel; `unanswered`: there is no answer in
+    time; `output`: the end of what was printed.
+    """
+
+    result: Literal["done", "failed", "waits", "unanswered"]
+    output: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has done its work."""
+        return self.result == "done"
+
+
+class CardDriver:
+    """The driver of a card, and the units that change it. `is_step_unknown`: whether systemd hasn't said of a unit if
+    it is still at work.
+    """
+
+    def __init__(self, recorded: RecordedCard) -> None:
+        self._recorded, self._system, self._card = recorded, recorded.system, recorded.card
+        self.is_step_unknown = False
+
+    @property
+    def name(self) -> str:
+        """The driver of its graphics function; empty: none."""
+        return driver_of(self._system, self._card.gpu)
+
+    @property
+    def node_numbers(self) -> str:
+        """The numbers and names of its device nodes, as shared_card.numbers has them."""
+        return shared_card.numbers(self._system, self._card)
+
+    # Programs and units.
+
+    def run(self, *words: str, seconds: float = 30.0) -> Outcome:
+        """Runs a program."""
+        done = self._system.run.ask(*words, seconds=seconds)
+        output = self._system.log.clean(done.output + done.error, 2000).strip()
+        if done.status == TIMED_OUT:
+            return Outcome("unanswered", output or "no answer in time")
+        return Outcome("done" if done.status == 0 else "failed", output)
+
+    def _nvidia_smi(self, *words: str, seconds: float = 30.0) -> Outcome:
+        return self.run("nvidia-smi", *words, seconds=seconds)
+
+    def _unit(self, step: str) -> str:
+        return f"homelab-handover-{self._card.name}-{step}"
+
+    def is_active(self, *steps: str) -> bool | None:
+        """Whether the unit of one of these steps is at work; None: systemd doesn't say it."""
+        return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps))
+
+    def run_unit(self, seconds: float, step: str, *command: str) -> Outcome:
+        """Runs a step of this card, or a command, in a unit: one write that waits in the kernel for ever would keep a
+        child of this process, and so its caller.
+        """
+        command = command or program(step, self._card.name)
+        words = ("systemd-run", "-q", "--wait", "--collect", "--pipe", f"--unit={self._unit(step)}", *command)
+        outcome = self.run(*words, seconds=seconds)
+        if outcome.result != "unanswered":
+            return outcome
+        is_active = self.is_active(step)
+        self.is_step_unknown = self.is_step_unknown or is_active is None
+        return Outcome("waits" if is_active else "unanswered", "systemd has not said in time what came of it")
+
+    def _run_step(self, seconds: float, step: str, doing: str, *command: str) -> Outcome:
+        """The same; the card is STUCK where it waits in the kernel."""
+        outcome = self.run_unit(seconds, step, *command)
+        if outcome.result == "waits":
+            self._recorded.mark_stuck(doing)
+        return outcome
+
+    def _need_step(self, seconds: float, step: str, doing: str, refusal: str, *command: str) -> None:
+        outcome = self._run_step(seconds, step, doing, *command)
+        if not outcome.is_done:
+            raise RefusedError(refusal.format(outcome.output or "no text"))
+
+    def is_step_active(self) -> bool | None:
+        """Whether a step is at work, or waits in the kernel, as would every program that touches the card meanwhile."""
+        return self.is_active(*STEPS)
+
+    def await_step(self) -> None:
+        """Waits for a step whose caller was killed, for a minute at most."""
+        until = time.monotonic() + STEP_SECONDS
+        while self.is_step_active() and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+
+    # To vfio-pci.
+
+    def persistence(self) -> dict[str, str]:
+        """What is to be recorded of its persistence mode, and of the persistence daemon, if that is this card's
+        alone.
+        """
+        mode = self._nvidia_smi("-i", self._card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
+        is_only = shared_card.is_only(self._system, self._card)
+        units = nvidia.DAEMON if is_only and handover.is_active(self._system, nvidia.DAEMON) else ""
+        return {"persistence": "".join(mode.output.split()) if mode.is_done else "", "units": units}
+
+    def drain(self) -> None:
+        """The driver lets go of the card when its last user does, and takes no new ones.
+
+        :raises RefusedError: its persistence mode or the daemon stays.
+        """
+        record = self._recorded.record
+        if record.persistence == "Enabled" and not (mode := self._nvidia_smi("-i", self._card.gpu, "-pm", "0")).is_done:
+            raise RefusedError(f"its persistence mode stays on: {mode.output}")
+        if record.units and not (daemon := self.run("systemctl", "stop", record.units, seconds=60)).is_done:
+            raise RefusedError(f"{record.units} doesn't stop: {daemon.output}")
+        # A barrier against those who come between the look and the unbinding, where the card knows it.
+        drain = self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "1")
+        if not drain.is_done:
+            self._recorded.say(f"it can't be drained, and goes without that: {drain.output}")
+
+    def bind_to_vfio(self) -> None:
+        """Gives every function to vfio-pci.
+
+        :raises RefusedError: a step failed, or waits in the kernel: then the card is STUCK.
+        """
+        system, card = self._system, self._card
+        is_only = shared_card.is_only(system, card)
+        modules = [module for module in nvidia.MODULES if is_only and system.files.exists(f"/sys/module/{module}")]
+        # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is
+        # loaded), and the driver come back with others.
+        vfio = self.run("modprobe", "vfio-pci", seconds=60)
+        if not vfio.is_done:
+            raise RefusedError(f"vfio-pci can't be loaded: {vfio.output}")
+        deep = [
+            function for function in card.functions if system.files.line(f"{DEVICES}/{function}/d3cold_allowed") == "1"
+        ]
+        self._recorded.need_saved(state="DETACHED", modules=" ".join(modules), d3cold=" ".join(deep))
+        self._need_step(20, "step_claim", "claiming it", "its functions take no driver_override: {}")
+        for module in modules:
+            # It says "in use" at once, where unbinding would wait.
+            refusal = f"the module {module}, which goes with its only card, is in use: {{}}"
+            self._need_step(30, "step_unbind", f"unloading {module}", refusal, "rmmod", module)
+        # Once more: a process may have opened it since the first look.
+        if is_only:
+            card_users.need_sound_unused(system, card)
+        else:
+            card_users.need_unused(system, card)
+        self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
+        self.run_unit(60, "step_bind")
+        if not shared_card.all_on_vfio(system, card):
+            drivers = (f"{function} {driver_of(system, function)}" for function in card.functions)
+            raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(drivers)}")
+
+    # Back to NVIDIA's driver.
+
+    def _on_vfio(self) -> str:
+        """A function that is on vfio-pci, or empty."""
+        return next(
+            (function for function in self._card.functions if driver_of(self._system, function) == "vfio-pci"), ""
+        )
+
+    def is_bound(self) -> bool:
+        """Whether every function is with a driver of the host's, or with none as before."""
+        if self.name != "nvidia" or self._on_vfio():
+            return False
+        if self._recorded.record.state != "DRAINING":
+            self.run_unit(60, "step_attach")
+        return True
+
+    def release(self) -> bool:
+        """Takes it from vfio-pci; whether that is done."""
+        outcome = self._run_step(60, "step_release", "taking it from vfio-pci")
+        left = self._on_vfio()
+        if outcome.result != "waits" and (left or not outcome.is_done):
+            reason = f"{left} is still there" if outcome.is_done else outcome.output
+            self._recorded.say(f"it can't be taken from vfio-pci yet: {reason}")
+        return outcome.is_done and not left
+
+    def load(self) -> bool:
+        """Loads the driver, with all modules that were unloaded for this card, or for another one that is away still.
+        False: that waits in the kernel, or can't be done.
+        """
+        unloaded = set(self._recorded.record.modules.split())
+        for _, other in self._recorded.records_of_others():
+            if other and other.boot == boot_id(self._system):
+                unloaded |= set(other.modules.split())
+        if not all(self._load(module) for module in reversed(nvidia.MODULES) if module in unloaded):
+            return False
+        return self._system.files.exists(f"{nvidia.PROC}/version") or self._load("nvidia")
+
+    def _load(self, module: str) -> bool:
+        """A module that can't be loaded is said, and is no reason to end."""
+        outcome = self.run("modprobe", module, seconds=120)
+        if outcome.result == "unanswered" and self.is_loading():
+            self._recorded.mark_stuck(f"loading {module}")
+        elif not outcome.is_done:
+            self._recorded.say(f"{module} could not be loaded: {outcome.output or 'no answer in time'}")
+        return outcome.result != "unanswered"
+
+    def is_loading(self) -> bool:
+        """Whether a program loads a module, or waits for that in the kernel."""
+        processes = filter(str.isdecimal, self._system.files.names("/proc"))
+        return any(self._system.files.line(f"/proc/{process}/comm") == "modprobe" for process in processes)
+
+    def bind(self) -> Outcome:
+        """Gives the card to NVIDIA's driver; once more where the step was cut short, such as by a kill: the card would
+        stay without a driver.
+        """
+        outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
+        if outcome.result == "failed" or (outcome.is_done and self.name != "nvidia"):
+            outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
+        return outcome
+
+    def make_nodes(self) -> bool:
+        """Makes its device nodes. False: that waits in the kernel."""
+        return self._run_step(60, "step_nodes", "making its nodes").result != "waits"
+
+    def query(self) -> Outcome:
+        """Whether the driver has the card, lets clients in again, and answers for the card."""
+        if self.name != "nvidia":
+            return Outcome("failed", "")
+        drain = self.let_clients_in()
+        if not drain.is_done:
+            return drain
+        return self._nvidia_smi("-i", self._card.gpu, "--query-gpu=pci.bus_id", "--format=csv,noheader", seconds=60)
+
+    def let_clients_in(self) -> Outcome:
+        """Again, where the card was drained. (One that can't be drained answers with an error, too.)"""
+        outcome = self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "0")
+        if outcome.is_done:
+            return outcome
+        outcome = self._nvidia_smi("drain", "-q", "-p", self._card.gpu)
+        is_in = "not draining" in outcome.output or "draining" not in outcome.output
+        return Outcome("done" if is_in else "failed", outcome.output)
+
+    def restore_persistence(self) -> None:
+        """The persistence daemon and mode as they were."""
+        record = self._recorded.record
+        if record.units and not (daemon := self.run("systemctl", "start", record.units, seconds=60)).is_done:
+            self._recorded.say(f"{record.units} has not started again: {daemon.output}")
+        if record.persistence == "Enabled":
+            words = ("-i", self._card.gpu, "-pm", "1")
+            if not self._nvidia_smi(*words).is_done and not (mode := self._nvidia_smi(*words)).is_done:
+                self._recorded.say(f"its persistence mode could not be switched on again: {mode.output}")
