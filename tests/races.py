@@ -1,6 +1,7 @@
-"""Which tests depend on the order in which processes or threads run: those that fork, kill, or wait for another one. They have the marker `races`.
+"""Which tests depend on the order in which processes or threads run: those that start one beside themselves, or end one. They have the marker `races`.
 
-A test has it by what it does, itself or in a function, a class or a fixture of these tests that it uses, so that none is forgotten.
+A test has it by what it does, itself or in a function, a class or a fixture of these tests that it uses, so that none is forgotten. Which only waits until
+a simulated host is as it is to be hasn't: the same comes of it in any order. Where such a moment passes, a test has the marker by hand.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from types import CodeType, FunctionType
 
 import pytest
 
-#: By these names a test starts something beside itself, ends it, or waits for it.
-DOING = frozenset({"wait_until", "Popen", "Thread", "fork", "kill", "killpg", "create_subprocess_exec"})
+#: By these names a test starts a process or thread beside itself, or ends one.
+DOING = frozenset({"Popen", "Thread", "fork", "kill", "killpg", "create_subprocess_exec"})
 #: Every test of these tiers waits for processes: whole runs of the suite are what they are tried by.
 WHOLE = ("e2e", "engine", "metal")
 _TESTS = Path(__file__).parent
@@ -37,8 +38,10 @@ def _races(one: object, known: dict[object, bool]) -> bool:
     if function not in known:
         known[function] = False  # while it is looked at: functions may call each other
         names = {*_names(function.__code__), *inspect.signature(function).parameters}
-        used = (function.__globals__.get(name) for name in names)
-        known[function] = bool(names & DOING) or any(_races(each, known) for each in used)
+        used = {name: function.__globals__.get(name) for name in names}
+        # A function of the tests' own may be called `kill`, too.
+        doing = (name for name in DOING & names if not isinstance(used[name], FunctionType))
+        known[function] = any(doing) or any(_races(each, known) for each in used.values())
     return known[function]
 
 

@@ -1,8 +1,9 @@
 """Run tests again and again, and log each run in tests/runs.jsonl: whether the suite depends on chance shows only over many runs.
 
-`python -m tests.repeated 20` runs the tests with the marker `races` (tests/races.py) so often; `--whole` the whole suite. With `--load` as many
-processes as there are processors compute beside them. A line of the log is one run: when, of which commit, which tests, under load or not, how many
-passed, and the names of those that failed. Runs of several days add up; `python -m tests.repeated 0` says to how many.
+`python -m tests.repeated 20` runs the tests with the marker `races` (tests/races.py) so often, in one session of pytest that collects them once; `--whole`
+the whole suite. With `--load` as many processes as there are processors compute beside them. A line of the log is one run: when it had ended, of which
+commit, which tests, under load or not, how many passed, and the names of those that failed. A run's last tests are beside the next one's first.
+Runs of several days add up; `python -m tests.repeated 0` says to how many.
 """
 
 from __future__ import annotations
@@ -11,41 +12,82 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parents[1]
 LOG = PROJECT / "tests" / "runs.jsonl"
-RACES = ("-m", "pytest", "-m", "races", "tests/unit", "tests/agent", "tests/scripts", "tests/lab")
-WHOLE = ("-m", "tests.scratch", "-m", "pytest", "tests")
-_COUNT = re.compile(r"(\d+) passed")
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+#: Which tests -> pytest's words.
+TESTS = {
+    "races": ("-m", "pytest", "-m", "races", "tests/unit", "tests/agent", "tests/scripts", "tests/lab"),
+    "whole": ("-m", "tests.scratch", "-m", "pytest", "tests"),
+}
 
 
-def once(arguments: tuple[str, ...], *, load: bool) -> dict[str, Any]:
-    """Run pytest with `arguments`; the line of the log that says how it went."""
-    began = time.time()
-    with _computing(os.cpu_count() or 1 if load else 0):
-        command = [sys.executable, *arguments, "-q", "-n", "auto", "--dist", "worksteal"]
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True)
-    failed = sorted(set(_FAILED.findall(done.stdout)))
-    if done.returncode and not failed:
-        failed = [f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"]
-    return {
-        "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
-        "commit": commit.stdout.strip(),
-        "tests": "whole" if arguments == WHOLE else "races",
-        "load": load,
-        "seconds": round(time.time() - began),
-        "passed": sum(map(int, _COUNT.findall(done.stdout)[-1:])),
-        "failed": failed,
-    }
+class Runs:
+    """Pytest's plugin: of tests that are repeated, each one's n-th time belongs to the n-th run.
+
+    `line`: what each line of the log begins with.
+    """
+
+    def __init__(self, times: int, line: dict[str, Any]) -> None:
+        self._line = line
+        self._times = times
+        self._tests = 0
+        self._began = time.time()
+        self._ended: Counter[str] = Counter()
+        self._failing: set[tuple[str, object]] = set()
+        self._runs: list[dict[str, bool]] = [{} for _ in range(times)]
+
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self._tests = len(ids) // self._times
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = (report.nodeid, getattr(report, "node", None))
+        if report.failed:
+            self._failing.add(test)
+        if report.when in ("setup", "call"):
+            return
+        run = self._runs[self._ended[report.nodeid]]
+        self._ended[report.nodeid] += 1
+        run[report.nodeid] = test not in self._failing
+        self._failing.discard(test)
+        if len(run) == self._tests:
+            self._log(run)
+
+    def _log(self, run: dict[str, bool]) -> None:
+        began, self._began = self._began, time.time()
+        line = self._line | {
+            "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(self._began)),
+            "seconds": round(self._began - began),
+            "passed": sum(run.values()),
+            "failed": sorted(name for name, passed in run.items() if not passed),
+        }
+        with LOG.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", type=int, default=1)
+    parser.addoption("--logged", type=json.loads)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Runs(config.option.times, config.option.logged))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items *= config.option.times
 
 
 @contextlib.contextmanager
@@ -77,21 +119,23 @@ def summed(log: str) -> list[str]:
 
 
 def main() -> int:
-    """Run them, and log each run as it ends."""
+    """Run them; each run is logged as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--load", action="store_true")
     asked = parser.parse_args()
-    bad = 0
-    for _ in range(asked.times):
-        run = once(WHOLE if asked.whole else RACES, load=asked.load)
-        with LOG.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(run) + "\n")
-        print(json.dumps(run), flush=True)
-        bad += bool(run["failed"])
+    which = "whole" if asked.whole else "races"
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True)
+    line = {"when": "", "commit": commit.stdout.strip(), "tests": which, "load": asked.load}
+    options = ["-p", "tests.repeated", f"--times={asked.times}", f"--logged={json.dumps(line)}"]
+    status = 0
+    if asked.times:
+        with _computing(os.cpu_count() or 1 if asked.load else 0):
+            command = [sys.executable, *TESTS[which], *options, "-q", "-n", "auto", "--dist", "worksteal"]
+            status = subprocess.run(command, cwd=PROJECT, check=False).returncode
     print(*summed(LOG.read_text(encoding="utf-8") if LOG.exists() else ""), sep="\n")
-    return min(bad, 1)
+    return status
 
 
 if __name__ == "__main__":

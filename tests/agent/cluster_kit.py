@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,8 @@ class Clock:
 
 def elsewhere(act: Callable[[], object]) -> None:
     """Somebody else does it, such as another node, and no layer of this one."""
-    other = threading.Thread(target=act)
-    other.start()
-    other.join()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(act).result()
 
 
 @pytest.fixture

@@ -157,8 +157,8 @@ class Machine:
         process.returncode = os.waitstatus_to_exitcode(status)
         return None
 
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """A script with all that it has started, as when the machine loses its power: afterwards nothing of it runs.
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """Kill a layer that has stopped itself, with all that it has started, as when the machine loses its power: afterwards nothing of it runs.
 
         A simulated command is a child of the command server, which ends it once it has seen that who asked is gone: on a busy machine
         that is later than here, and the next run would find the command at work.

@@ -242,7 +242,7 @@ def test_after_a_kill_the_next_run_finishes(vm: Machine, mark: str) -> None:
     text = script(vm)
     process = vm.stopped("apply", text, f"lambda *_: os.path.exists({str(vm.root / 'var/lib/homelab' / mark)!r})")
     assert process
-    vm.kill(process)
+    vm.end(process)
     assert vm.answer("apply", text)["changed"]
     assert "GPU 0:" in vm.output(RUN)
     assert not vm.answer("apply", text)["changed"]

@@ -255,7 +255,7 @@ def test_after_a_kill_the_next_run_finishes_and_everything_can_be_taken_back(vm:
         assert process.stderr is not None
         told = next(line for line in process.stderr if line.startswith("CUDA toolkit 12.8: "))
         assert re.fullmatch(r"CUDA toolkit 12\.8: 0\.\d of 4\.1 GB, [23] min left\n", told)
-        vm.kill(process)
+        vm.end(process)
     vm.fault("apt-slow", None)
     assert vm.answer("apply", text)["release"] == "12.8"
     vm.answer("revert", text)

@@ -318,7 +318,7 @@ def killed_at(machine: Machine, step: Step, moments: Moments) -> None:
     )
     process = machine.stopped("apply", step, where)
     assert process, f"it was {wanted} at fewer than {number} calls"
-    machine.kill(process)
+    machine.end(process)
 
 
 #: While the new one is tried: at its begin, or later.

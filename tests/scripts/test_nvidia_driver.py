@@ -492,7 +492,7 @@ def test_what_is_killed_is_finished_by_the_next_run(offered: Callable[..., Offer
         _, vm, script = offered(driver="580.159.03", source=source)
         process = vm.stopped("apply", script, f"lambda points, phase: points == {point}")
         assert process
-        vm.kill(process)
+        vm.end(process)
         assert vm.answer("apply", script)["version"] == "580.159.03", point
         assert not vm.answer("apply", script)["changed"] and not vm.read().drift, point
         vm.output("nvidia-smi")

@@ -285,7 +285,7 @@ def test_what_is_killed_is_finished_by_the_next_run(vm: VirtualMachine) -> None:
     for point in sampling.sample(range(1, points + 1), 1, "repository"):
         process = vm.stopped("apply", script, f"lambda points, phase: points == {point}")
         assert process
-        vm.kill(process)
+        vm.end(process)
         assert vm.answer("apply", script)["offered"]["nvidia-container-toolkit"], point
         assert not vm.answer("apply", script)["changed"], point
         vm.answer("revert", script)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from tests import races, repeated
+from tests.waiting import wait_until
 
 
 def helper() -> None:
@@ -18,9 +21,18 @@ def of_itself() -> None:
     helper()
 
 
-def test_a_test_that_starts_processes_by_a_helper_is_a_race() -> None:
+def kill() -> None:
+    """Ends nothing."""
+
+
+def waits() -> None:
+    kill()
+    wait_until(lambda: True)
+
+
+def test_a_test_that_starts_processes_by_a_helper_is_a_race_and_one_that_only_waits_is_none() -> None:
     assert races._races(of_itself, {})
-    assert not races._races(test_the_log_adds_up, {})
+    assert not races._races(waits, {})
 
 
 def test_the_log_adds_up() -> None:
@@ -36,10 +48,30 @@ def test_the_log_adds_up() -> None:
     ]
 
 
-def test_a_run_that_fails_is_logged_with_the_tests_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = subprocess.CompletedProcess([], 1, "FAILED tests/a.py::b[x] - assert 0\n1 failed, 7 passed in 3s\n", "")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    run = repeated.once(repeated.RACES, load=False)
-    assert (run["passed"], run["failed"]) == (7, ["tests/a.py::b[x]"])
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 4, "", "no such option"))
-    assert repeated.once(repeated.WHOLE, load=False)["failed"] == ["pytest ended with 4: no such option"]
+def test_each_time_a_test_ends_belongs_to_the_next_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(repeated, "LOG", tmp_path / "runs.jsonl")
+    runs = repeated.Runs(3, {"commit": "c"})
+    runs.pytest_xdist_node_collection_finished(["a", "b"] * 3)
+    one, other = object(), object()  # two processes of pytest, which have the same test at once
+    ended: list[tuple[str, Any, str | None]] = [
+        ("a", one, None), ("a", other, "call"), ("b", one, None), ("b", other, "teardown"), ("a", one, "setup"), ("b", one, None),
+    ]  # fmt: skip
+    for name, process, failing in ended:
+        for when in ("setup", "call", "teardown"):
+            outcome: Literal["passed", "failed"] = "failed" if when == failing else "passed"
+            report = pytest.TestReport(name, ("a.py", 1, name), {}, outcome, None, when)
+            report.__dict__["node"] = process
+            runs.pytest_runtest_logreport(report)
+    logged = [json.loads(run) for run in repeated.LOG.read_text().splitlines()]
+    assert [(run["commit"], run["passed"], run["failed"]) for run in logged] == [
+        ("c", 2, []),
+        ("c", 0, ["a", "b"]),
+        ("c", 1, ["a"]),
+    ]
+
+
+def test_what_is_collected_is_run_so_often(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytestconfig.option, "times", 2, raising=False)
+    items: list[Any] = ["a", "b"]
+    repeated.pytest_collection_modifyitems(pytestconfig, items)
+    assert items == ["a", "b", "a", "b"]
