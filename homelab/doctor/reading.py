@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from homelab.host.facts import HostFacts
-from homelab.model import Fact
+from remote_scripts.layers import diagnose
 from remote_scripts.shared.container_conf import ContainerConf
 from remote_scripts.shared.container_conf import parse as parse_conf
 
@@ -41,32 +41,15 @@ class Seen:
     user: str
 
 
-class KnownGuest(Fact):
-    """A guest of the cluster. `kind`: vm or lxc; `node`: where it is; `pending`: what a VM's next start changes about
-    its devices.
-    """
-
-    id: int
-    kind: str
-    node: str
-    pending: str = ""
+class KnownGuest(diagnose.Guest):
+    """A guest of the cluster, as messages name it."""
 
     def __str__(self) -> str:
         return f"{'VM' if self.kind == 'vm' else 'container'} {self.id}"
 
 
-class ContainerReading(Fact):
-    """`conf`: the lines of its configuration that are about devices; `other_keys`: raw keys that may give it more;
-    `running`: None where `pct status` doesn't say it; `inside`: what inspect_inside.sh printed, empty unless it runs;
-    `problem`: why that failed, if it did.
-    """
-
-    id: int
-    conf: str
-    other_keys: list[str]
-    running: bool | None
-    inside: str
-    problem: str
+class ContainerReading(diagnose.Container):
+    """A container that was looked into, with what follows from its configuration and from what is inside."""
 
     @cached_property
     def parsed(self) -> ContainerConf:
@@ -114,23 +97,16 @@ class ContainerReading(Fact):
         return sorted(set(filter(None, self.libraries.values())))
 
 
-class Extra(Fact):
-    """The answer of the agent's layer diagnose. `machine`: maker and model; `processor`: its model; `driver`: version
-    of the NVIDIA module that is loaded; `char_devices`: /proc/devices; `links`: those in /dev/dri/by-path.
-    """
+@dataclass(frozen=True)
+class Extra(diagnose.Answer):
+    """The answer of the agent's layer diagnose."""
 
-    node: str
-    machine: str = ""
-    processor: str = ""
-    guests: list[KnownGuest]
-    driver: str
-    char_devices: str
-    nodes: str
-    links: str
-    containers: list[ContainerReading]
+    guests: tuple[KnownGuest, ...]
+    containers: tuple[ContainerReading, ...]
 
 
-class Reading(Fact):
+@dataclass(frozen=True)
+class Reading:
     """All that a diagnosis is made of."""
 
     facts: HostFacts

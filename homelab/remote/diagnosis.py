@@ -8,6 +8,7 @@ from homelab.doctor.reading import Extra, Reading
 from homelab.remote import ssh
 from homelab.settings import Host
 from remote_scripts.layers.diagnose import Wanted as Diagnose
+from remote_scripts.tools.plain import of_plain
 
 
 async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
@@ -20,4 +21,4 @@ async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
     async with ssh.connect(host) as session:
         facts = await session.read(guests=True, lspci=True, kernel_log=True)
         extra = await session.ask("read", "diagnose", Diagnose(containers=tuple(containers)))
-        return Reading(facts=facts, extra=Extra.model_validate(extra))
+        return Reading(facts, of_plain(Extra, extra, "diagnosis"))

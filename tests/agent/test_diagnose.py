@@ -13,6 +13,7 @@ from homelab.remote import scripts
 from lab.host.host_python import nodes_below
 from remote_scripts.layers.diagnose import Wanted
 from remote_scripts.shared import hanging
+from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
 
@@ -63,7 +64,7 @@ def read(host: Host, *containers: int) -> Extra:
     before = host.tree()
     answer: Any = host.ask("read", "diagnose", Wanted(containers=containers))
     assert host.tree() == before and "secret" not in str(answer)
-    return Extra.model_validate(answer)
+    return of_plain(Extra, answer)
 
 
 def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: Host) -> None:
@@ -71,7 +72,7 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
     assert {(one.id, one.kind, one.node, one.pending) for one in extra.guests} == {
         (950, "lxc", "pve", ""), (901, "lxc", "pve", ""), (103, "vm", "pve", "hostpci0: 01:00"), (300, "lxc", "other", ""),
     }  # fmt: skip
-    assert (extra.containers, extra.node) == ([], "pve")
+    assert (extra.containers, extra.node) == ((), "pve")
 
 
 def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_the_host(host: Host) -> None:
@@ -85,7 +86,7 @@ def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_t
         "[before]",
         "dev1: /dev/nvidia1",
     ]
-    assert container.other_keys == ["lxc.environment"]
+    assert container.other_keys == ("lxc.environment",)
 
 
 def test_a_container_that_is_off_is_not_looked_into(host: Host) -> None:
@@ -140,7 +141,7 @@ def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(tmp_path: Any) -
     stranger = Host(tmp_path / "stranger")
     stranger.programs["hostname"] = lambda _arguments, _stdin: "pc\n"
     extra = read(stranger, 950)
-    assert (extra.guests, extra.containers, extra.driver, extra.nodes) == ([], [], "", "")
+    assert (extra.guests, extra.containers, extra.driver, extra.nodes) == ((), (), "", "")
 
 
 def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -> None:

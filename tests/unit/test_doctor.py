@@ -19,6 +19,7 @@ from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
 from homelab.host.facts import GuestConfig
+from remote_scripts.tools.plain import of_plain
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, gpu, settings
 
@@ -44,6 +45,10 @@ def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
     return "\n".join([*words, LIBRARY])
 
 
+def guest(number: int, kind: str, node: str, pending: str = "") -> dict[str, Any]:
+    return {"id": number, "kind": kind, "node": node, "pending": pending}
+
+
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
     """A desktop whose RTX 5090 is NVIDIA's driver's, with container 901; ``seen`` None: it is off."""
     facts = desktop(
@@ -62,9 +67,9 @@ def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | 
         "node": "pve", "driver": "580.105.08", "char_devices": DEVICES,
         "nodes": lines(NODES if nodes is None else nodes), "links": "pci-0000:01:00.0-render ../renderD128",
         "containers": [container, *changes.pop("containers", [])],
-        "guests": [{"id": 901, "kind": "lxc", "node": "pve"}, {"id": 103, "kind": "vm", "node": "pve"}, {"id": 300, "kind": "lxc", "node": "far"}],
+        "guests": [guest(901, "lxc", "pve"), guest(103, "vm", "pve"), guest(300, "lxc", "far")], "machine": "", "processor": "",
     }  # fmt: skip
-    return Reading(facts=changes.pop("facts", facts), extra=Extra.model_validate(extra | changes))
+    return Reading(facts=changes.pop("facts", facts), extra=of_plain(Extra, extra | changes))
 
 
 def found(report: Report) -> dict[str, str]:
@@ -330,7 +335,7 @@ def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
         guests=replace(seen.facts.guests, configs=configs),
         handover=dataclasses.replace(seen.facts.handover, lost_hooks=["103"]),
     )
-    report = diagnose_vm(seen.model_copy(update={"facts": facts}), 103, shared)
+    report = diagnose_vm(replace(seen, facts=facts), 103, shared)
     assert not any("containers that use it" in one.found for one in report.findings)
     assert report.next[0].startswith("`pulumi up --refresh` sets it again")
 

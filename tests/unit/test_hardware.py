@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ def test_what_nobody_looked_at_is_not_known() -> None:
 
 
 def test_text_of_a_host_that_could_hold_anything_is_left_out() -> None:
-    odd = bound(kernel="6.17 192.168.0.202\n", pve="x" * 200).model_copy(deep=True)
+    odd = bound(kernel="6.17 192.168.0.202\n", pve="x" * 200)
     made = hardware.of_host(
-        odd.model_copy(update={"extra": odd.extra.model_copy(update={"machine": "a\x1b[0m", "processor": "p" * 500})}),
+        replace(odd, extra=replace(odd.extra, machine="a\x1b[0m", processor="p" * 500)),
         "pve", settings(**API), outputs(**NVIDIA | {"driver": "<script>"}),
     )  # fmt: skip
     assert (made.kernel, made.proxmox, made.machine, made.processor) == ("", "", "", "")
