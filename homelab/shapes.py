@@ -38,8 +38,8 @@ class Tried(TypedDict):
     cdi: bool
 
 
-class CardPlan(TypedDict):
-    """A card of the settings, as HostProbe has read it.
+class _Card(TypedDict):
+    """A card of the settings.
 
     `name`: its model, such as RTX 5090, empty if unknown; `path`: its slot, or its functions if other functions are in
     the slot; `keep`: whether it is handed over, and this Proxmox VE knows hostpci's driver=keep.
@@ -49,9 +49,14 @@ class CardPlan(TypedDict):
     slot: str
     path: str
     use: Literal["vm", "lxc", "host", "shared"]
-    functions: list[CardFunction]
     iommuGroup: NotRequired[int | None]
     keep: bool
+
+
+class CardPlan(_Card):
+    """A card as HostProbe has read it."""
+
+    functions: list[CardFunction]
 
 
 class DeviceSeen(TypedDict):
@@ -70,8 +75,8 @@ class IommuSeen(TypedDict):
 
 
 class BootSeen(TypedDict):
-    """A boot of the host, as homelab.resources.base.Boot. `stopped`: ids of the guests that the reboot has stopped;
-    `at`: when, in seconds since 1970."""
+    """A boot of the host. `stopped`: ids of the guests that this program's reboot has stopped; `at`: when, in seconds
+    since 1970."""
 
     id: str
     stopped: list[int]
@@ -92,16 +97,10 @@ BootedFunction = TypedDict(
 )
 
 
-class BootedCard(TypedDict):
-    """A card of the booted host. `name`, `path` as of `CardPlan`."""
+class BootedCard(_Card):
+    """A card of the booted host."""
 
-    name: str
-    slot: str
-    path: str
-    use: Literal["vm", "lxc", "host", "shared"]
     functions: list[BootedFunction]
-    iommuGroup: NotRequired[int | None]
-    keep: bool
 
 
 class BootedHost(TypedDict):

@@ -12,7 +12,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from homelab.errors import HomelabError
@@ -334,7 +334,8 @@ def _errors(
     data: Compatibility,
 ) -> Iterator[HomelabError]:
     smi = parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, "")
-    context = _context_of(wanted, result)
+    flavours: dict[object, Flavour] = {"open": "open", "proprietary": "proprietary"}
+    context = replace(wanted.context, flavour=flavours.get(result.get("flavour")))
     if smi.works and cards:
         yield from _driver_and_cards(wanted, result, cards, data)
     else:
@@ -362,22 +363,6 @@ def _errors(
     yield from program_errors
     if (container := parts["container"]) and _succeeded("container", container):
         yield from _cards_of_container(wanted, container, cards)
-
-
-def _context_of(wanted: Expected, result: Mapping[str, Any]) -> Context:
-    """The context for `symptoms`, with the flavour of the loaded modules."""
-    context = wanted.context
-    flavour: Flavour | None = {"open": "open", "proprietary": "proprietary"}.get(str(result.get("flavour")))  # type: ignore[assignment]
-    return Context(
-        context.name,
-        context.target,
-        flavour,
-        context.needs_open,
-        context.secure_boot,
-        context.driver,
-        context.host_driver,
-        context.kernel,
-    )
 
 
 def _no_cards(smi: _ProgramResult, log: str, context: Context) -> Iterator[HomelabError]:

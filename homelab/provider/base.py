@@ -22,8 +22,9 @@ from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
 from homelab.remote.proxmox.errors import UnansweredError
 from homelab.resources import limits
-from homelab.resources.base import Act, Boot, HostInputs, Resource
+from homelab.resources.base import Act, HostInputs, Resource
 from homelab.settings import Container, Host, Settings, Timeouts, Vm, load_host, parse
+from homelab.shapes import BootSeen
 from homelab.text import tell
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class GoneError(Exception):
     """A refresh found that the resource isn't there any more."""
 
 
-def stopped_by_reboot(vmid: int, boot: Boot, last_boot: Boot | None) -> bool:
+def stopped_by_reboot(vmid: int, boot: BootSeen, last_boot: BootSeen | None) -> bool:
     """Did this program's reboot stop the guest, just now?
 
     :param last_boot: the boot of the host when the guest was last seen to; None: never.
     """
-    return boot != last_boot and vmid in boot.stopped and time.time() - boot.at < REBOOT_SECONDS
+    return boot != last_boot and vmid in boot["stopped"] and time.time() - boot["at"] < REBOOT_SECONDS
 
 
 @dataclass(frozen=True)

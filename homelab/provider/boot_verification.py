@@ -14,9 +14,9 @@ from homelab.host.facts import HostFacts
 from homelab.host.reboot import in_short, stopping
 from homelab.provider.base import Work
 from homelab.remote import guard, scripts, ssh
-from homelab.resources.base import Boot
 from homelab.resources.boot_verification import BootVerification
 from homelab.settings import Host
+from homelab.shapes import BootSeen
 from homelab.text import tell, tell_meanwhile
 from remote_scripts.layers import absent_node, cluster_turn, start_guests
 
@@ -52,7 +52,7 @@ class BootVerificationWork(Work[BootVerification.Inputs, BootVerification.Output
         groups = f", {facts.iommu.groups} IOMMU groups" if facts.iommu.groups else ""
         tell(f"{inputs.host}: verified: kernel {facts.kernel}{groups}{_bound(facts, inputs)}")
         stopped = _GUEST.findall(reboot["guests"]) if reboot["reboot"] == "yes" else []
-        boot = Boot(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
+        boot = BootSeen(id=facts.boot_id, stopped=[int(vmid) for vmid in stopped], at=int(time.time()))
         return _outputs(facts, inputs, boot)
 
     def _managed_guests(self, name: str) -> ManagedGuests:
@@ -212,7 +212,7 @@ def _bound(facts: HostFacts, inputs: BootVerification.Inputs) -> str:
     return f", {', '.join(cards)} on vfio-pci" if cards else ""
 
 
-def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: Boot) -> BootVerification.Outputs:
+def _outputs(facts: HostFacts, inputs: BootVerification.Inputs, boot: BootSeen) -> BootVerification.Outputs:
     cards = {function["address"] for gpu in inputs.gpus.values() for function in gpu["functions"]}
     return BootVerification.Outputs(
         kernel=facts.kernel,

@@ -15,9 +15,9 @@ from homelab.nvidia import reading
 from homelab.provider.base import Work, stopped_by_reboot
 from homelab.provider.peers import ask_peers, container_record_of
 from homelab.remote import guard, ssh
-from homelab.resources.base import Boot
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Container
+from homelab.shapes import BootSeen
 from homelab.text import tell
 from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
@@ -166,7 +166,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         return self.stack.container(inputs.container)
 
     def _plan(
-        self, inputs: ContainerProbe.Inputs, boot: Boot | None, generation: int = 0, again: int = 0
+        self, inputs: ContainerProbe.Inputs, boot: BootSeen | None, generation: int = 0, again: int = 0
     ) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
         container = self._settings(inputs)

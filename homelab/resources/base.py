@@ -60,15 +60,6 @@ class VmInputs(NodeInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boot:
-    """A boot of the host: the guests that this program's reboot `stopped`, and when (`at`, in seconds since 1970)."""
-
-    id: str
-    stopped: list[int]
-    at: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class NoOutputs:
     """The outputs of a resource that puts nothing out but its inputs."""
 

@@ -10,7 +10,6 @@ import pulumi
 
 from homelab.remote import scripts
 from homelab.resources.base import Act, HostInputs
-from homelab.resources.base import Boot as BootOfHost
 from homelab.shapes import BootSeen, CardPlan, DeviceSeen, IommuSeen
 
 
@@ -39,7 +38,7 @@ class BootVerification(Act):
         boot_id: str
         iommu: IommuSeen
         devices: dict[str, DeviceSeen]
-        boot: BootOfHost
+        boot: BootSeen
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:

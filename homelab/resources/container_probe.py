@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import Boot, NodeInputs, Probe, ShutdownInputs, Values, digest, moved_within_cluster
-from homelab.shapes import CardPlan, SharedCard
+from homelab.resources.base import NodeInputs, Probe, ShutdownInputs, Values, digest, moved_within_cluster
+from homelab.shapes import BootSeen, CardPlan, SharedCard
 
 if TYPE_CHECKING:
     from homelab.settings import Container
@@ -46,7 +46,7 @@ class ContainerProbe(Probe):
         settings: str
         power: str
         gpus: dict[str, CardPlan]
-        boot: Boot
+        boot: BootSeen
         instance: str
         cluster: str = ""
         shutdown: ShutdownInputs

@@ -14,8 +14,8 @@ from typing import Any
 
 import pulumi
 
-from homelab.resources.base import Boot, Owned, Values, VmInputs, moved_within_cluster
-from homelab.shapes import Record
+from homelab.resources.base import Owned, Values, VmInputs, moved_within_cluster
+from homelab.shapes import BootSeen, Record
 
 
 class VmCards(Owned):
@@ -38,7 +38,7 @@ class VmCards(Owned):
         power: str
         instance: str
         goes_away: bool
-        boot: Boot
+        boot: BootSeen
         address: str | None = None
 
     @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from homelab.provider import api
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
+from homelab.shapes import BootSeen
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
@@ -70,7 +71,7 @@ def start(lab: Lab, power: str = "running", **options: str) -> VmCards.Outputs:
     }
     inputs = VmCards.Inputs(
         host=NODE, node=NODE, vm="sandbox", vmid=VM, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
-        boot=Boot(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
+        boot=BootSeen(id="b", stopped=[], at=0), shutdown=SHUTDOWN,
     )  # fmt: skip
     planned = VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
     return VmCardsWork(texts(lab)).bring_into_force(inputs, planned)

@@ -11,8 +11,9 @@ import pytest
 
 from homelab.provider.container_probe import ContainerProbeWork
 from homelab.remote import ssh
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
+from homelab.shapes import BootSeen
 from lab import Lab
 from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.shared.card_nodes import Cards
@@ -24,7 +25,7 @@ NODE, CTID = "pve", 901
 def deleted(stack: dict[str, str]) -> None:
     about: dict[str, Any] = {"settings": "", "power": "keep", "gpus": {}, "instance": "", "cluster": ""}
     inputs = ContainerProbe.Inputs(
-        host=NODE, node=NODE, container="ai", ctid=CTID, boot=Boot(id="b", stopped=[], at=0),
+        host=NODE, node=NODE, container="ai", ctid=CTID, boot=BootSeen(id="b", stopped=[], at=0),
         shutdown=ShutdownInputs(timeout=10, otherwise="stop"), **about,
     )  # fmt: skip
     made: dict[str, Any] = {"minors": [], "functions": [], "guest_name": "ai", "shared": {}, "identity": ""}

@@ -17,9 +17,10 @@ from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
+from homelab.shapes import BootSeen
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of
@@ -70,7 +71,7 @@ def cards() -> VmCards.Inputs:
     given = [{"gpu": name, "mapping": name, "slot": slot} for name, slot in CARDS.items()]
     return VmCards.Inputs(
         host=NODE, node=NODE, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, cards=given, display="keep", shared_onboot=False, power="keep",
-        instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0),
+        instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0),
     )  # fmt: skip
 
 

@@ -23,13 +23,13 @@ from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine, Policy
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import Record
+from homelab.shapes import BootSeen, Record
 from homelab.vm.config import Change
 from lab.cluster import LabCluster
 from tests import forked_agent
@@ -94,7 +94,7 @@ def cards_of(node: str, **more: Any) -> VmCards.Inputs:
         "instance": "",
         "goes_away": False,
     }
-    about |= {"boot": Boot(id="b", stopped=[], at=0), "machine": "q35", "cluster": "home", **more}
+    about |= {"boot": BootSeen(id="b", stopped=[], at=0), "machine": "q35", "cluster": "home", **more}
     return VmCards.Inputs(host=node, node=node, vm="sandbox", vmid=VM, shutdown=SHUTDOWN, **about)  # fmt: skip
 
 

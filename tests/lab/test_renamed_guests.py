@@ -15,11 +15,12 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import NewContainerSettings, NewVm
+from homelab.shapes import BootSeen
 from homelab.vm.creation import configuration as of_vm
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
@@ -116,7 +117,7 @@ def test_another_vm_that_has_the_id_by_now_gets_nothing_back_that_it_never_had(l
     work = VmCardsWork(texts(lab))
     inputs = VmCards.Inputs(
         host=NODE, node=NODE, vm="sandbox", vmid=ID, shutdown=SHUTDOWN, cards=[], machine="q35", display="keep", shared_onboot=False, power="keep",
-        instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0),
+        instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0),
     )  # fmt: skip
     first = work.create(inputs)
     assert first.record["machine"]["before"] == "pc"

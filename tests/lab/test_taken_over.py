@@ -22,10 +22,11 @@ from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import ssh
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
+from homelab.shapes import BootSeen
 from lab import Lab
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after, until_done
@@ -73,7 +74,7 @@ class Run:
         self.about: dict[str, Any] = {"host": NODE, "node": NODE, "vm": "sandbox", "vmid": VM, "power": "keep"}
         self.about["shutdown"] = SHUTDOWN
         self.inputs = VmCards.Inputs(
-            **self.about, cards=[{**CARD, **card}], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
+            **self.about, cards=[{**CARD, **card}], display="keep", shared_onboot=False, instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0)
         )  # fmt: skip
         self.lease = GpuLease.Inputs(
             host=NODE, node=NODE, mapping="rtx5090", slot=SLOT, vm="sandbox", vmid=VM, shutdown=SHUTDOWN

@@ -17,8 +17,9 @@ from homelab.host.facts import HostFacts
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.ssh import Session
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_cards import VmCards
+from homelab.shapes import BootSeen
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card
@@ -54,7 +55,7 @@ def give(lab: Lab, *, vmid: int = VM, timeout: int = 5, otherwise: Literal["fail
     about["shutdown"] = ShutdownInputs(timeout=timeout, otherwise=otherwise)
     VmCardsWork(stack).create(
         VmCards.Inputs(
-            **about, cards=[CARD], display="keep", shared_onboot=False, instance="", goes_away=False, boot=Boot(id="b", stopped=[], at=0)
+            **about, cards=[CARD], display="keep", shared_onboot=False, instance="", goes_away=False, boot=BootSeen(id="b", stopped=[], at=0)
         )
     )  # fmt: skip
 

@@ -20,10 +20,10 @@ from homelab.provider.boot_verification import kernel_errors
 from homelab.provider.vm_start import VmStart
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine as RealMachine
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
-from homelab.shapes import CardFunction, Record
+from homelab.shapes import BootSeen, CardFunction, Record
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -280,7 +280,7 @@ class _Stopped(VmStart):
 def a_change(record: Record, power: str = "keep") -> tuple[VmCards.Inputs, VmCards.Outputs]:
     inputs = VmCards.Inputs(
         host="pve", node="pve", vm="sandbox", vmid=103, cards=[], display="keep", shared_onboot=False, power=power, instance="", goes_away=False,
-        boot=Boot(id="b", stopped=[], at=0), shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
+        boot=BootSeen(id="b", stopped=[], at=0), shutdown=ShutdownInputs(timeout=1, otherwise="fail"),
     )  # fmt: skip
     return inputs, VmCards.Outputs(record=record, restore={}, guest_name="Sandbox", identity="")
 

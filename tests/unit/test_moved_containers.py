@@ -18,9 +18,10 @@ from homelab.host.facts import GuestConfig, HostFacts
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
-from homelab.resources.base import Boot, ShutdownInputs
+from homelab.resources.base import ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
+from homelab.shapes import BootSeen
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
 from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import desktop
@@ -39,7 +40,7 @@ def probe(host: str) -> ContainerProbe.Inputs:
         settings="",
         power="keep",
         gpus={},
-        boot=Boot(id="b", stopped=[], at=0),
+        boot=BootSeen(id="b", stopped=[], at=0),
         instance="",
         cluster="home",
         shutdown=ShutdownInputs(timeout=60, otherwise="fail"),

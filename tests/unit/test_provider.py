@@ -20,7 +20,7 @@ from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import WORK, work_of
 from homelab.provider.serve import Homelab, with_its_state
 from homelab.provider.typed import as_properties, read_as
-from homelab.resources.base import DECLARED, Boot, Resource
+from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
@@ -30,7 +30,7 @@ from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host
-from homelab.shapes import CardPlan
+from homelab.shapes import BootSeen, CardPlan
 from remote_scripts.shared.reading import ours
 from tests.unit.hosts import KEY, settings
 
@@ -58,7 +58,9 @@ def test_properties_become_the_declared_types_and_back() -> None:
         "display": "keep", "shared_onboot": False, "power": "keep", "instance": "", "goes_away": False, "boot": boot, "record": {"of": "outputs"},
     }  # fmt: skip
     inputs = read_as(VmCards.Inputs, properties)
-    assert inputs.boot == Boot(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
+    assert (
+        inputs.boot == BootSeen(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
+    )
     assert as_properties(inputs) == {
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
