@@ -12,6 +12,7 @@ PVE::LXC::Config (parse_pct_config) and of lxc (device_cgroup_rule_parse).
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import posixpath
 import re
@@ -44,8 +45,10 @@ _ROOTFS = re.compile(r"/.*?/rootfs/")
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
 # The majors of device nodes aren't a part of an IP address.
 _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
-# What lxc brings for NVIDIA's cards alone.
-_NVIDIAS_HOOK = "/share/lxc/hooks/nvidia"
+# The parts of a hook that speak of some cards alone: of whole names of nodes, and of NVIDIA's.
+_OF_ONE_NODE = re.compile(r"/dev/dri/(?:by-path/[\w:.-]+|card[0-9]+|renderD[0-9]+)(?![\w$*?\[{])")
+_OF_NVIDIA = re.compile(r"[\w./*-]*nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
+_NVIDIAS_NODES = "/dev/nvidia*"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
 _NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
 _NUMBERS = re.compile(r"/dev/char/([0-9]+):([0-9]+)")
@@ -206,9 +209,9 @@ class ContainerConf:
         entry = self.entry_taking(paths)
         if entry is not None:
             return entry.line
-        is_nvidias = any(_NVIDIA_NODE.fullmatch(path) for path in paths)
         for hook in self.hooks if paths else ():
-            if is_nvidias or not hook.endswith(_NVIDIAS_HOOK):
+            names = [word for word in hook.split() if word.startswith("/dev/")]
+            if not names or any(fnmatch.fnmatchcase(path, name) for path in paths for name in names):
                 return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
         for path in () if self.unprivileged else paths:
@@ -339,7 +342,7 @@ def paths_of(node: str, address: str) -> list[str]:
 
 def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True) -> str:
     """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
-    the hooks those stay that speak of cards, without their arguments. Above it are the lines that give devices to every
+    the hooks those stay that speak of cards: the program, and the nodes if it speaks of no others. Above it are the lines that give devices to every
     container of its kind: Proxmox VE includes lxc's own files, which a host's owner may add to.
 
     :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
@@ -380,10 +383,21 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
         elif _HOOK.fullmatch(key):
             program = value.partition(" ")[0]
             scripts = texts_of(program) if program.startswith("/") else []
-            lines += [f"{key}: {program}"] if any(map(_OF_CARDS.search, (value, *scripts))) else []
+            lines += [f"{key}: {' '.join([program, *names])}" for names in _named_by_hook([value, *scripts])]
         else:
             lines.append(line.strip() if above else line)
     return lines
+
+
+def _named_by_hook(texts: list[str]) -> list[list[str]]:
+    """The device nodes that a hook speaks of, none if they may be any; empty: it doesn't speak of cards."""
+    text = "\n".join(texts)
+    rest = _OF_ONE_NODE.sub(" ", text)
+    names = list(dict.fromkeys(_OF_ONE_NODE.findall(text)))
+    names += [_NVIDIAS_NODES] if _OF_NVIDIA.search(rest) else []
+    if _OF_CARDS.search(_OF_NVIDIA.sub(" ", rest)):
+        return [[]]
+    return [names] if names else []
 
 
 def passed_on(text: str, *, hooks: bool = False) -> str:
@@ -391,7 +405,7 @@ def passed_on(text: str, *, hooks: bool = False) -> str:
     AppArmor's profile, its disks, and the network cards by which it is known. No others: they may hold passwords
     (lxc.environment, mount options).
 
-    :param hooks: also lines of hooks, which `whole` has left without their arguments.
+    :param hooks: also lines of hooks, which `whole` has left without their other arguments.
     """
     return "\n".join(line for line in text.split("\n") if _PASSED_ON.match(line) or _is_passed_on(line, hooks))
 

@@ -183,9 +183,11 @@ def test_files_that_include_each_other_are_read_once(host: Host) -> None:
 @pytest.mark.parametrize(
     ("line", "script", "kept"),
     [
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "exec nvidia-container-cli configure", "/usr/share/lxc/hooks/nvidia"),
-        ("lxc.hook.autodev: /root/nodes.sh --token verySecret", "mknod -m 666 dev/gpu c 195 0", "/root/nodes.sh"),
-        ("lxc.hook.pre-start: sh -c 'modprobe nvidia-uvm'", "", "sh"),
+        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", "exec nvidia-container-cli configure", "/usr/share/lxc/hooks/nvidia /dev/nvidia*"),
+        ("lxc.hook.autodev: /root/nodes.sh --token verySecret", "mknod -m 666 dev/gpu c 195 0", "/root/nodes.sh /dev/nvidia*"),
+        ("lxc.hook.pre-start: sh -c 'modprobe nvidia-uvm'", "", "sh /dev/nvidia*"),
+        ("lxc.hook.pre-start: sh -c 'chown 0:100104 /dev/dri/renderD128'", "", "sh /dev/dri/renderD128"),
+        ("lxc.hook.pre-start: sh -c 'chmod 666 /dev/dri/*'", "", "sh"),
         ("lxc.hook.pre-start: /root/nodes.sh", "mount /srv/media", ""),
         ("lxc.hook.pre-start: /root/nodes.sh", "ip route add 10.0.0.226 via 195.0.2.1", ""),
     ],

@@ -174,6 +174,34 @@ def test_what_gives_no_card_is_no_way_to_one(text: str) -> None:
     assert way(text, [*CARD, *RENDER]) is None
 
 
+OTHER_RENDER = paths_of("/dev/dri/renderD129", "0000:01:00.0")
+UVM = "sh -c '[ ! -f /dev/nvidia-uvm ] && /usr/bin/nvidia-modprobe -c0 -u'"
+
+
+@pytest.mark.parametrize(
+    ("hook", "script", "gives"),
+    [
+        ('sh -c "chown 0:100989 /dev/dri/renderD128"', "", [RENDER]),  # as guides to Jellyfin and Plex have it
+        ("sh -c 'chgrp 44 /dev/dri/by-path/pci-0000:00:02.0-render'", "", [RENDER]),
+        ("sh -c 'chown 100000 /dev/dri/renderD12*'", "", [RENDER, OTHER_RENDER, CARD]),
+        (UVM, "", [CARD]),
+        ("sh -c 'mknod -m 666 ${LXC_ROOTFS_MOUNT}/dev/x c 195 0'", "", [CARD]),
+        ("/usr/share/lxc/hooks/nvidia", "", [CARD]),
+        ("/srv/hook.sh", "#!/bin/sh\nchown 100000:100104 /dev/dri/renderD128 /dev/dri/card0\n", [RENDER]),
+        ("/srv/hook.sh", "#!/bin/sh\nchown 100000 /dev/dri/renderD128 /dev/nvidia*\n", [RENDER, CARD]),
+        ("/srv/hook.sh", 'for node in /dev/dri/*; do chown 100000 "$node"; done', [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "mount --bind /srv/music /x", []),
+    ],
+)
+def test_a_hook_that_names_one_cards_nodes_is_no_way_to_another(hook: str, script: str, gives: list[list[str]]) -> None:
+    found = [
+        paths
+        for paths in (RENDER, OTHER_RENDER, CARD)
+        if way(f"lxc.hook.pre-start: {hook}", paths, {"/srv/hook.sh": script})
+    ]
+    assert found == gives
+
+
 INCLUDED = "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind"
 
 

@@ -166,7 +166,7 @@ def test_the_hosts_console_is_not_taken_unless_accepted() -> None:
         ("dev0: /dev/nvidia1", False),
         ("dev0: /dev/nvidia01", False),
         ("lxc.mount.entry: /dev/char/195:0 dev/nvidia0 none bind,create=file", True),
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", True),
+        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia /dev/nvidia*", True),
         ("lxc.hook.post-stop: /usr/share/lxc/hooks/nvidia", False),
         # It makes nodes itself, as older guides have it; not in a user namespace, nor where it is given another card.
         ("unprivileged: 0\nlxc.cgroup2.devices.allow: c 195:* rwm", True),
@@ -203,7 +203,7 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
         ("dev0: /dev/dri/by-path/pci-0000:0c:00.0-render", False),
         ("lxc.mount.entry: /dev/char/226:128 dev/dri/renderD128 none bind,create=file", False),
         ("lxc.hook.autodev: /root/nodes.sh", True),
-        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia", False),
+        ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia /dev/nvidia*", False),
     ],
 )
 def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> None:
