@@ -342,8 +342,9 @@ def paths_of(node: str, address: str) -> list[str]:
 
 def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True) -> str:
     """A configuration with the lines of the files that it names (`lxc.include`, `lxc.mount.fstab`) in their places. Of
-    the hooks those stay that speak of cards: the program, and the nodes if it speaks of no others. Above it are the lines that give devices to every
-    container of its kind: Proxmox VE includes lxc's own files, which a host's owner may add to.
+    the hooks those stay that speak of cards: the program, and the nodes if it speaks of no others. Above it are the
+    lines that give devices to every container of its kind: Proxmox VE includes lxc's own files, which a host's owner
+    may add to.
 
     :param texts_of: what a path has: of a file its text, of a folder those of its files `*.conf`; of what isn't there,
         without which the container doesn't start, nothing.
