@@ -71,8 +71,6 @@ class DeviceScope:
         firmware has it so.
         """
         buses = [parts(address) for address in chain]
-        if not buses:
-            return False
         if buses[0][1] == self.bus and tuple((device, function) for _, _, device, function in buses) == self.path:
             return True
         return len(self.path) == 1 and (buses[-1][1], buses[-1][2:]) == (self.bus, self.path[0])
@@ -89,7 +87,7 @@ class ReservedMemory:
     def names(self, chain: list[str]) -> bool:
         """Whether the memory is for the last function of a chain of addresses, from the root bus down to it: by its own
         scope, or by that of a bridge above it."""
-        if not chain or parts(chain[-1])[0] != self.segment:
+        if parts(chain[-1])[0] != self.segment:
             return False
         prefixes = [chain[:length] for length in range(1, len(chain) + 1)]
         return any(scope.names(prefix) for scope in self.scopes for prefix in prefixes)
@@ -158,7 +156,7 @@ def _scopes(table: bytes, offset: int, end: int) -> Iterator[DeviceScope]:
         if size < _SCOPE_SIZE or offset + size > end:
             return
         path = table[offset + _SCOPE_SIZE : offset + size]
-        if kind in (_ENDPOINT, _BRIDGE) and len(path) >= 2:
+        if kind in (_ENDPOINT, _BRIDGE):
             pairs = list(pairwise(path))[::2]
             yield DeviceScope(table[offset + 5], tuple((device, function) for device, function in pairs))
         offset += size

@@ -293,20 +293,16 @@ class HostFacts(Answer):
             return slot
         if place in self.chosen_functions:
             chosen_addresses = set(self.chosen_functions[place])
-            return [
-                device
-                for device in self.around(place)
-                if device.address in chosen_addresses and not device.is_bridge and not device.physfn
-            ]
+            return [device for device in self.around(place) if device.address in chosen_addresses]
         return [device for device in slot if _is_part(device, displays[0], slot)] + [
             device for device in self._behind_own_switch(displays[0]) if device.class_code.startswith(AUDIO)
         ]
 
     def around(self, place: str) -> list[Device]:
         """The functions that gpus.X.functions may name for the card in a slot: the slot's, and those behind the card's
-        own switch."""
-        slot = self.in_slot(place)
-        displays = [device for device in slot if device.is_display and not device.physfn]
+        own switch; no bridges and no virtual functions."""
+        slot = [device for device in self.in_slot(place) if not device.is_bridge and not device.physfn]
+        displays = [device for device in slot if device.is_display]
         return slot + (self._behind_own_switch(displays[0]) if displays else [])
 
     def _behind_own_switch(self, display: Device) -> list[Device]:

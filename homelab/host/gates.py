@@ -28,7 +28,7 @@ def resolve(facts: HostFacts, gpus: dict[str, Gpu]) -> tuple[dict[str, str], lis
         devices = [device for device in facts.devices if _matches(device, gpu)]
         # A virtual function is a card of its own, named by its address.
         places = sorted({device.slot for device in devices if not device.physfn}) or sorted(
-            device.address for device in devices if device.physfn
+            device.address for device in devices
         )
         if len(places) == 1 and places[0] not in slots.values():
             slots[name] = places[0]
@@ -106,8 +106,7 @@ def _unresolved_error(facts: HostFacts, name: str, gpu: Gpu, places: list[str]) 
 
 
 def _has_id_or_address(device: Device, gpu: Gpu) -> bool:
-    by_address = gpu.address in (None, device.address) or (gpu.match is not None and gpu.address == device.slot)
-    return by_address and gpu.match in (None, device.id)
+    return gpu.address in (None, device.address, device.slot) and gpu.match in (None, device.id)
 
 
 # Of April 2024. Every container's dev[n] options are there from 8.1 on.
@@ -258,19 +257,16 @@ def named_functions(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Ho
     if not gpu.functions:
         return []
     around = {device.address: device for device in facts.around(slot)}
-    display = next(
-        (device for device in around.values() if device.slot == slot and device.is_display and not device.physfn), None
-    )
+    display = next((device for device in around.values() if device.is_display), None)
     wrong = []
     for address in gpu.functions:
         device = facts.by_address.get(address)
         if device is None:
             wrong.append(f"{address} is not there")
         elif address not in around:
-            wrong.append(f"{facts.describe(device)} is neither in the card's slot nor behind a switch on the card")
-        elif device.is_bridge or device.physfn:
             wrong.append(
-                f"{facts.describe(device)} is a {'bridge' if device.is_bridge else 'virtual function (SR-IOV)'}"
+                f"{facts.describe(device)} is neither in the card's slot nor behind a switch on the card, or it is a "
+                "bridge or a virtual function (SR-IOV)"
             )
     if display is not None and display.address not in gpu.functions:
         wrong.append(f"the graphics function, {display.address}, is not among them")
@@ -314,7 +310,7 @@ def virtual_function(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[H
     """A gate: a virtual function (SR-IOV) can be given away. The IOMMU is on, and the host's driver has its physical
     function."""
     device = facts.by_address.get(slot)
-    if device is None or not device.physfn:
+    if device is None:
         return []
     wanted = f"gpus.{name} ({facts.card(slot)}), a virtual function, for a VM"
     why = "Proxmox VE binds a virtual function when a VM with it starts, which it can do only under a running IOMMU"
@@ -380,7 +376,7 @@ def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
 
 def vgpu_host(facts: HostFacts, host: Host) -> list[HomelabError]:
     """A gate: NVIDIA's driver isn't installed over NVIDIA's vGPU driver."""
-    signs = [f"the module {name} is loaded" for name in facts.modules if name == "nvidia_vgpu_vfio"]
+    signs = ["the module nvidia_vgpu_vfio is loaded"] if "nvidia_vgpu_vfio" in facts.modules else []
     signs += ["/usr/bin/nvidia-vgpu-mgr is there"] if facts.vgpu_manager else []
     if host.nvidia is None or not signs:
         return []
@@ -403,14 +399,14 @@ def loadable(facts: HostFacts, host: Host) -> list[HomelabError]:
         for words in (facts.cmdline.others, facts.cmdline.running)
     )
     lines = [line for line in facts.module_lines if _NEVER_LOADED.search(line)]
-    if host.nvidia is None or not (configured or running or lines):
-        return []
     # A word that was taken away counts until the next boot.
     found = [*lines, *(f"{word} on the kernel command line" for word in configured)]
     found += [f"{word} on the command line of the kernel that runs" for word in running if word not in configured]
+    if host.nvidia is None or not found:
+        return []
     steps = ["take nvidia out there"] if configured or lines else []
     steps += [new_entries(facts)] if configured else []
-    steps += ["reboot"] if configured or running else []
+    steps += ["reboot"] if running else []
     return [
         HomelabError(
             wanted="NVIDIA's driver on the host (nvidia)",
@@ -504,7 +500,7 @@ def vital(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabErro
             errors.append(_carrier_error(facts, name, slot, device, carried))
     doubtful = [device for device in leaving.values() if device.may_carry]
     unknown = [need for need in needs if need.trouble]
-    if doubtful and unknown and not errors:
+    if doubtful and unknown:
         errors.append(_unknown_carrier_error(facts, name, slot, doubtful, unknown))
     return errors
 
@@ -585,14 +581,14 @@ def _card_bound_by_hand(
     ]
     gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
-    returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
+    returned = [] if released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
     if not bound or (host.take_over and not kept_reason):
         return []
-    sources = facts.who_binds(bound) or ["vfio-pci's ids"]
+    sources = facts.who_binds(bound)
     ids = sorted({device.id for device in bound if facts.named_by_ids(device)})
-    steps = [f"take {', '.join(ids)} out there", "`update-initramfs -u -k all`"] if ids else []
+    steps = [f"take {', '.join(ids)} out there"] if ids else []
     if any("on the kernel command line" in source for source in sources):
         steps.append(new_entries(facts))
     # Where no driver of the host's is loaded that takes the card, driverctl ends with an error, and keeps its file,
@@ -604,7 +600,7 @@ def _card_bound_by_hand(
     ]
     rules = [path for path in sources if path in facts.vfio_rules]
     steps += [f"take the rule that sets driver_override out of {path}" for path in rules]
-    if rules and not ids:
+    if ids or rules:
         steps.append("`update-initramfs -u -k all`")
     return [
         HomelabError(
@@ -612,7 +608,7 @@ def _card_bound_by_hand(
             found=f"{', '.join(device.address for device in bound)} "
             f"{'on' if any(device.driver for device in bound) else 'kept for'} "
             f"vfio-pci{' from the next start on' if returned else ''}, by {', '.join(sources)}"
-            + (f"; {kept_reason}" if kept_reason and host.take_over else ""),
+            + (f"; {kept_reason}" if host.take_over else ""),
             why="this program didn't write that and doesn't remove it, so the host's driver would not get the card",
             next=(
                 ""
@@ -781,8 +777,8 @@ def containers(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             nodes[address] = [f"/dev/nvidia{minor}"]
     if any(facts.by_address[address].driver == "nvidia" for address in addresses - facts.nvidia_minors.keys()):
         # The reading has no minor number for this card: it may be any that no other card has.
-        other_minors = {minor for address, minor in facts.nvidia_minors.items() if address not in addresses}
-        nodes[""] = [f"/dev/nvidia{minor}" for minor in range(_NVIDIA_MINORS) if minor not in other_minors]
+        minors = set(range(_NVIDIA_MINORS)).difference(facts.nvidia_minors.values())
+        nodes[""] = [f"/dev/nvidia{minor}" for minor in minors]
     # All of /dev/dri is given for the sake of another card: NVIDIA's driver has nodes of its own.
     ways = facts.ways_to(nodes, drm_nodes)
     users = [ctid for ctid in ways if ctid not in gpu.allow_containers]
@@ -823,8 +819,7 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
-    device = next((device for device in facts.functions(slot) if device.is_display), None)
-    if device is not None and device.vendor == NVIDIA and not device.physfn:
+    if any(device.vendor == NVIDIA and not device.physfn for device in facts.functions(slot)):
         return []
     return [
         HomelabError(
@@ -929,13 +924,8 @@ def remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[str]:
             remark
             for name, slot in slots.items()
             if name not in vm_slots
-            for remark in _unknown_binding_remarks(facts, name, slot)
-        ),
-        *(
-            remark
-            for name, slot in slots.items()
-            if name not in vm_slots
             for remark in (
+                *_unknown_binding_remarks(facts, name, slot),
                 *_taken_back_remarks(facts, host, name, slots),
                 *_named_remarks(facts, host, name, slots),
             )
@@ -962,7 +952,7 @@ def _card_remarks(facts: HostFacts, host: Host, name: str, slot: str) -> list[st
             f"gpus.{name}: its mapping offers {display.address} alone, since Proxmox VE compares a mapping's id with "
             f"each of its functions; all of them ({path.replace(';', ', ')}) go with byAddress"
         )
-    owner = next((device.physfn for device in functions if device.physfn), None)
+    owner = next((device.physfn for device in functions), "")
     if owner:
         sentences.append(
             f"gpus.{name} is a virtual function of {owner}: Proxmox VE binds it when its VM starts. What makes it "
@@ -1022,9 +1012,7 @@ def _unknown_binding_remarks(facts: HostFacts, name: str, slot: str) -> list[str
     bound = [
         device.address
         for device in facts.functions(slot)
-        if device.driver == "vfio-pci"
-        and device.address not in homelab_bound
-        and device.address not in facts.bound_by_hand()
+        if device.driver == "vfio-pci" and device.address not in homelab_bound and not facts.kept_by_hand(device)
     ]
     if not bound or any(user.running for user in facts.users_of(slot, facts.cluster.node)):
         return []

@@ -32,6 +32,7 @@ def ivmd(kind: int, flags: int, first: int = 0, last: int = 0, segment: int = 0,
         (ivmd(0x21, 0x06, device_id(GPU)), set()),  # neither: readable and writable alone mean nothing
         (ivmd(0x21, 0x07, device_id(GPU), segment=1), set()),
         (ivmd(0x23, 0x07, device_id(GPU)), set()),  # no such type
+        (ivmd(0x21, 0x07, device_id(GPU), size=16), set()),  # too short to say of which memory
     ],
 )
 def test_a_memory_definition_of_amds_table_is_for_the_devices_that_it_names(structure: bytes, named: set[str]) -> None:
@@ -54,6 +55,8 @@ def test_a_memory_definition_of_amds_table_is_for_the_devices_that_it_names(stru
         # Broken firmware: a path of one device, with the number of the bus that it is on.
         ([["0000:01:00.0"]], ["0000:00:01.0", "0000:01:00.0"], True),
         ([["0000:00:01.0"]], ["0001:00:01.0"], False),  # another segment
+        ([["0000:05:01.0", "0000:01:00.0"]], ["0000:00:01.0", "0000:01:00.0"], False),  # from another bus on
+        ([["0000:01:00.0", "0000:02:03.0"]], ["0000:00:01.0", "0000:01:00.0"], False),  # something behind it
     ],
 )
 def test_a_reserved_region_of_intels_table_is_for_the_devices_on_its_paths(
@@ -71,6 +74,17 @@ def test_a_scope_of_another_kind_names_no_pci_device() -> None:
         whole[at] = kind
         (found,) = acpi.reserved_memory(bytes(whole))
         assert not found.names(["0000:00:14.0"])
+    whole[at : at + 2] = b"\x01\x20"  # longer than its region
+    (found,) = acpi.reserved_memory(bytes(whole))
+    assert not found.names(["0000:00:14.0"])
+
+
+@pytest.mark.parametrize("header", [struct.pack("<HH", 2, 32), struct.pack("<HH", 1, 16)], ids=["ATSR", "too short"])
+def test_another_structure_reserves_no_memory(header: bytes) -> None:
+    whole = dmar([([["0000:00:14.0"]], START, END)])
+    at = whole.index(struct.pack("<Q", START)) - 8
+    assert whole[at : at + 2] == b"\x01\x00"
+    assert acpi.reserved_memory(whole[:at] + header + whole[at + 4 :]) == []
 
 
 @pytest.mark.parametrize(("flag", "said"), [(True, True), (False, False)])

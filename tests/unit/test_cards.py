@@ -239,6 +239,18 @@ def test_only_functions_of_the_card_can_be_named(functions: list[str], found: st
     assert {one.slot for one in facts.functions("0000:c6:00")} == {"0000:c6:00"}
 
 
+def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> None:
+    facts = with_one()
+    bridge = device("0000:41:00.2", "8086:46a7", "060400", 30)
+    facts = facts.model_copy(update={"devices": [*facts.devices, desktop(devices=[bridge]).devices[0]]})
+    for other in ("0000:41:00.1", "0000:41:00.2"):
+        host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
+        chosen = gates.choosing(facts, host.gpus)
+        (error,) = gates.named_functions(chosen, "g", host.gpus["g"], "0000:41:00")
+        assert other in error.found and error.next.startswith("name functions of 0000:41:00.0, the graphics")
+        assert [one.address for one in chosen.functions("0000:41:00")] == ["0000:41:00.0"]
+
+
 def test_a_bridge_of_an_own_switch_cant_be_named() -> None:
     gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
     (found,) = reasons(gates.choosing(arc(), settings(gpus).gpus), settings(gpus))
@@ -305,7 +317,9 @@ ONE = {"address": "41:00.1"}
 )  # fmt: skip
 def test_a_virtual_function_that_cant_be_given_is_refused(facts: HostFacts, chosen: dict[str, Any], found: str) -> None:
     host = settings({"g": chosen})
-    assert any(found in reason for reason in reasons(gates.choosing(facts, host.gpus), host))
+    errors = gates.check(gates.choosing(facts, host.gpus), host)[1]
+    (error,) = (error for error in errors if found in error.found)
+    assert error.next.startswith("take the list out") is ("functions" in chosen)
 
 
 def test_a_virtual_function_that_the_boot_didnt_make_is_named() -> None:
@@ -332,7 +346,9 @@ def test_no_driver_is_installed_over_nvidias_vgpu_driver(sign: dict[str, Any]) -
     (found,) = reasons(desktop(**sign), settings(gpus, nvidia={"driver": "580"}))
     assert found.startswith("NVIDIA's vGPU driver: ")
     assert (
-        reasons(desktop(**sign), settings(gpus)) == reasons(desktop(), settings(gpus, nvidia={"driver": "580"})) == []
+        reasons(desktop(**sign), settings(gpus))
+        == reasons(desktop(modules=["nvidia"]), settings(gpus, nvidia={"driver": "580"}))
+        == []
     )
 
 
@@ -354,11 +370,15 @@ def test_a_card_that_the_iommu_leaves_out_is_refused() -> None:
         device("0000:00:02.0", "8086:3e92", "030000", None),
         cmdline={"running": "intel_iommu=on,igfx_off", "configured": "", "others": "", "generated": ""},
     )
-    (found,) = reasons(left_out, settings({"igpu": {"match": "8086:3e92"}}))
-    assert found == (
+    host = settings({"igpu": {"match": "8086:3e92"}})
+    (error,) = gates.check(left_out, host)[1]
+    assert error.found == (
         "the host has 21 groups, and in none of them is 0000:00:02.0 graphics card [8086:3e92]; "
         "the kernel was started with intel_iommu=on,igfx_off"
     )
+    assert error.next.startswith("take igfx_off out")
+    (error,) = gates.check(desktop(device("0000:00:02.0", "8086:3e92", "030000", None)), host)[1]
+    assert "started with" not in error.found and error.next.startswith("look for it in `dmesg")
 
 
 def lines_of(facts: HostFacts, host: Host) -> str:
@@ -371,6 +391,14 @@ def test_a_group_is_said_of_each_function() -> None:
     assert "0000:c6:00.0: IOMMU group 17, with it: nothing else" in text
     assert "0000:c6:00.1: IOMMU group 18, with it: nothing else" in text
     assert "note: gpus.igpu: in the same slot, but left with the host: 0000:c6:00.2 security processor" in text
+    assert "left with the host: " not in lines_of(apu(together=True), ALL_ALLOWED)
+
+
+def test_where_a_mapping_offers_a_part_of_a_card_alone_the_other_way_is_said() -> None:
+    (remark,) = (one for one in said(apu(), APU.model_copy(update={"api": settings(api=API).api})) if "mapping" in one)
+    assert "offers 0000:c6:00.0 alone" in remark and "0000:c6:00.0, 0000:c6:00.1" in remark
+    for facts, host in ((apu(), APU), (desktop(), settings(api=API))):
+        assert "mapping" not in "".join(said(facts, host))
 
 
 def without_groups(*more: dict[str, Any]) -> HostFacts:
@@ -460,6 +488,8 @@ def test_a_card_that_stays_isnt_in_the_group_of_one_that_goes() -> None:
     members = ["0000:02:00.0", "0000:02:00.1"]
     host = settings({"a": {"address": "01:00", "allowGroupMembers": members}, "b": {"address": "02:00", "use": "lxc"}})
     assert reasons(facts, host) == ["both are in one IOMMU group"]
+    both = settings({"a": {"address": "01:00", "use": "lxc"}, "b": {"address": "02:00", "use": "lxc"}})
+    assert reasons(facts, both) == []
 
 
 def test_a_member_of_the_group_is_neither_the_console_nor_a_containers_card() -> None:
@@ -505,6 +535,13 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     (error,) = gates.check(facts, host)[1]
     assert "is in the card's predicted IOMMU group, carries" in error.found
     assert "iommu.enable: true and without the card first" in error.next
+    # With the real group, or for a function of the card itself, there is none.
+    nvme = device("0000:01:00.2", "144d:a80c", "010802", 16)
+    (error,) = gates.check(desktop(nvme, vital=facts.model_dump()["vital"]), host)[1]
+    assert "iommu.enable" not in error.next
+    usb = device("0000:01:00.2", "10de:1ada", "0c0330", parent="0000:00:01.0")
+    (error,) = gates.check(without_groups(usb).model_copy(update={"vital": facts.vital}), settings())[1]
+    assert "is a function of the card" in error.found and "iommu.enable" not in error.next
 
 
 def test_nor_one_behind_the_cards_own_usb_socket() -> None:
@@ -530,6 +567,7 @@ def test_what_may_carry_a_root_that_nobody_can_find_isnt_taken() -> None:
     host = settings({"g": {"match": "10de:2b85", "allowGroupMembers": ["0000:06:00.0"]}})
     (found,) = reasons(desktop(usb, vital=unknown), host)
     assert found == "no block device behind overlay; with the card go 0000:06:00.0 USB controller [1022:43f4]"
+    assert reasons(desktop(usb, vital=[vital("storage", ROOT, "0000:02:00.0")]), host) == []
 
 
 def test_it_is_looked_at_again_with_the_real_groups() -> None:
@@ -546,7 +584,9 @@ def said(facts: HostFacts, host: Host) -> list[str]:
 def test_the_last_keyboard_is_a_warning_and_one_of_two_is_none() -> None:
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", 16)
     behind = vital("keyboard", "Logitech K120", "0000:01:00.2")
-    assert said(desktop(usb, vital=[behind]), settings()) == [
+    disk = vital("storage", ROOT, "0000:02:00.0")
+    assert reasons(desktop(usb, vital=[behind]), settings()) == []
+    assert said(desktop(usb, vital=[behind, disk]), settings()) == [
         "the host's last keyboard goes with a card: Logitech K120; its console takes no input then"
     ]
     assert said(desktop(usb, vital=[behind, vital("keyboard", "AT keyboard")]), settings()) == []
@@ -558,6 +598,8 @@ def test_who_has_the_card_open_is_named_in_the_plan_and_beside_its_reboot() -> N
         {"pid": 0, "name": "the text console (fb0)", "devices": ["0000:01:00.0"]},
         {"pid": 900, "name": "other", "devices": ["0000:0b:00.0"]},
     ]
+    bound = [one | {"driver": "vfio-pci"} for one in gpu()]
+    assert said(desktop(devices=bound, holders=holders), settings()) == []  # a VM runs with it
     text = lines_of(desktop(holders=holders), settings())
     assert "gpus.rtx5090 is in use by Xorg (process 812), the text console (fb0): after the reboot" in text
     assert "other" not in text.partition("note:")[2]
@@ -639,6 +681,7 @@ def test_nothing_is_promised_of_a_card_that_something_unknown_binds() -> None:
     facts = desktop(devices=devices, vfio_mentions=["/etc/udev/rules.d/90-vfio.rules"])
     (remark,) = said(facts, settings({"g": {"match": "10de:2b85", "use": "lxc"}}))
     assert remark.endswith("stays there: look at /etc/udev/rules.d/90-vfio.rules")
+    assert said(facts, settings({"g": {"match": "10de:2b85"}})) == []
 
 
 # -- names in Proxmox VE ----------------------------------------------------------------------------------------------

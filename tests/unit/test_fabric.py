@@ -44,6 +44,7 @@ def test_a_single_gpu_of_the_board_is_refused_with_what_would_become_of_it() -> 
     [
         (board(), given(3), 3),
         (board(), given(4), 0),
+        (board(), given(4) | {"g3": {"address": "44:00", "use": "lxc"}}, 3),
         (board(), given(1, allowPartOfFabric=True), 0),
         (board(), given(4, use="lxc"), 0),
         (board(switches=0), given(1), 0),  # cards for PCIe slots

@@ -33,6 +33,7 @@ def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert (
         found == "graphics cards here: RTX 5090 [10de:2b85] at 0000:01:00.0; graphics card [1002:164e] at 0000:0b:00.0"
     )
+    assert reasons(desktop(devices=[]), settings()) == ["graphics cards here: no graphics card at all"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,10 @@ def test_a_proxmox_before_8_2_is_refused(pve: str, refused: bool) -> None:
 
 
 def test_a_proxmox_that_doesnt_say_its_version_is_refused() -> None:
-    assert reasons(desktop(pve="unknown"), settings()) == ["pveversion gives no answer"]
+    (error,) = gates.check(desktop(pve="unknown"), settings())[1]
+    assert error.found == "pveversion gives no answer" and "pveversion" in error.next
+    (error,) = gates.check(desktop(pve="8.1.11"), settings())[1]
+    assert "apt full-upgrade" in error.next
 
 
 def test_two_identical_cards_need_an_address() -> None:
@@ -54,14 +58,25 @@ def test_two_identical_cards_need_an_address() -> None:
 
 
 def test_a_card_under_two_names_is_refused() -> None:
-    assert reasons(desktop(), settings({"a": {"match": "10de:2b85"}, "b": {"address": "01:00"}})) == [
-        "both are the one in 0000:01:00"
-    ]
+    cards = {"igpu": {"match": "1002:164e", "use": "host"}, "a": {"match": "10de:2b85"}, "b": {"address": "01:00"}}
+    (error,) = gates.check(desktop(), settings(cards))[1]
+    assert error.wanted == "gpus.b and gpus.a to be two cards" and error.found == "both are the one in 0000:01:00"
 
 
-def test_an_address_that_holds_something_else_is_refused() -> None:
-    assert len(reasons(desktop(), settings({"g": {"address": "02:00"}}))) == 1
-    assert len(reasons(desktop(), settings({"g": {"address": "01:00", "match": "10de:2684"}}))) == 1
+@pytest.mark.parametrize(
+    ("chosen", "wanted", "found"),
+    [
+        ({"address": "02:00"}, "a graphics card at 0000:02:00", "0000:02:00.0 NVMe disk"),
+        ({"match": "144d:a80c"}, "144d:a80c", "0000:02:00.0 NVMe disk"),
+        ({"address": "02:00", "match": "144d:a80c"}, "144d:a80c at 0000:02:00", "0000:02:00.0 NVMe disk"),
+        ({"address": "01:00", "match": "144d:a80c"}, "144d:a80c at 0000:01:00", "graphics cards here: "),
+        ({"address": "01:00", "match": "10de:2684"}, "10de:2684 at 0000:01:00", "graphics cards here: "),
+    ],
+)
+def test_an_address_or_id_of_something_else_is_refused(chosen: dict[str, str], wanted: str, found: str) -> None:
+    (error,) = gates.check(desktop(), settings({"g": chosen}))[1]
+    assert error.wanted == f"gpus.g: a card ({wanted})" and error.found.startswith(found)
+    assert error.next.startswith("correct `match` or `address`")
 
 
 @pytest.mark.parametrize(
@@ -123,10 +138,16 @@ def test_before_there_are_groups_the_topology_tells_what_shares_one() -> None:
     assert "0000:02:00.0" in reasons(without_groups(*sibling, acs=False), settings())[0]
 
 
-def test_an_iommu_switched_off_in_the_firmware_is_refused() -> None:
+@pytest.mark.parametrize("enable", [None, False])
+def test_an_iommu_switched_off_in_the_firmware_is_refused(enable: bool | None) -> None:
     off = {"tables": [], "groups": 0, "kernel_log": "DMAR: IOMMU enabled"}
-    (found,) = reasons(desktop(iommu=off), settings())
+    host = settings(iommu={"enable": enable})
+    (found,) = reasons(desktop(iommu=off), host)
     assert found == "no IVRS table in /sys/firmware/acpi/tables, and no IOMMU group"
+    (error,) = gates.iommu(desktop(iommu=off, cpu_vendor="GenuineIntel"), host)
+    assert error.found.startswith("no DMAR table") and "switch on Intel VT-d" in error.next
+    # The kernel has groups without these tables, too, as with VIRTIO's IOMMU.
+    assert gates.iommu(desktop(iommu=off | {"groups": 21}), host) == []
 
 
 @pytest.mark.parametrize(
@@ -204,6 +225,8 @@ def test_a_card_that_containers_use_is_not_taken_from_them(line: str, uses: bool
         ("lxc.mount.entry: /dev/char/226:128 dev/dri/renderD128 none bind,create=file", False),
         ("lxc.hook.autodev: /root/nodes.sh", True),
         ("lxc.hook.mount: /usr/share/lxc/hooks/nvidia /dev/nvidia*", False),
+        ("dev0: /dev/dri/renderD129", True),
+        ("dev0: /dev/dri/renderD128", False),
     ],
 )
 def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> None:
@@ -213,7 +236,11 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
         "mappings": "",
         "reservations": "",
     }
-    facts = desktop(guests=guests, drm={"0000:0b:00.0": {"card": "card1", "render": "renderD129"}})
+    drm = {
+        "0000:0b:00.0": {"card": "card1", "render": "renderD129"},
+        "0000:01:00.0": {"card": "card0", "render": "renderD128"},
+    }
+    facts = desktop(guests=guests, drm=drm)
     gpus = {"g": {"match": "1002:164e", "allowConsole": True}}
     assert [found.partition(" (")[0] for found in reasons(facts, settings(gpus))] == (
         ["containers that use it: 950"] if uses else []
@@ -236,14 +263,16 @@ def test_a_line_that_names_a_node_of_nvidias_card_itself_is_a_use_of_it(
     line: str, links: dict[str, str], uses: bool
 ) -> None:
     configs = [{"kind": "lxc", "id": 950, "lines": line, "links": links}]
-    facts = desktop(
-        guests={"running": [], "configs": configs, "mappings": "", "reservations": ""},
-        nvidia_minors={"0000:01:00.0": 0},
-        drm={"0000:01:00.0": {"card": "card0", "render": "renderD128"}},
-    )
-    assert [found.partition(" (")[0] for found in reasons(facts, settings())] == (
-        ["containers that use it: 950"] if uses else []
-    )
+    # Under nouveau it has no minor number of NVIDIA's driver.
+    for minors in ({"0000:01:00.0": 0}, {}) if "nvidia" not in str((line, links)) else ({"0000:01:00.0": 0},):
+        facts = desktop(
+            guests={"running": [], "configs": configs, "mappings": "", "reservations": ""},
+            nvidia_minors=minors,
+            drm={"0000:01:00.0": {"card": "card0", "render": "renderD128"}},
+        )
+        assert [found.partition(" (")[0] for found in reasons(facts, settings())] == (
+            ["containers that use it: 950"] if uses else []
+        )
 
 
 def test_what_a_vm_is_to_get_counts_though_the_same_is_to_go() -> None:
@@ -296,6 +325,8 @@ def test_a_full_boot_partition_is_refused_unless_the_initramfs_is_made_already()
     assert reasons(desktop(**full), settings()) == ["50 MiB free"]
     made = [{"layer": "vfio", "path": "/etc/initramfs-tools/scripts/init-top/homelab-vfio", "state": "ok"}]
     assert reasons(desktop(**full, managed=made), settings()) == []
+    for other in ({"state": "changed"}, {"path": "/etc/initramfs-tools/hooks/homelab"}):
+        assert reasons(desktop(**full, managed=[made[0] | other]), settings()) == ["50 MiB free"]
     assert reasons(desktop(**full, managed=made, stale_initramfs=["6.17.2-1-pve"]), settings()) == ["50 MiB free"]
     assert reasons(desktop(**full), settings({})) == []
 
@@ -387,15 +418,28 @@ def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured:
 
 
 @pytest.mark.parametrize(
-    ("lines", "command"),
+    ("lines", "option", "command"),
     [
-        ("name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1", "`qm set 103 --delete hostpci1`"),
-        ("name: g\nhostpci0: 01:00.0\nhostpci1: 01:00.1", "`qm set 103 --delete hostpci0,hostpci1`"),
-        ("hostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
+        (
+            "name: g\nhostpci0: 0000:02:00\nhostpci1: 01:00,pcie=1",
+            "hostpci1: 01:00,pcie=1",
+            "`qm set 103 --delete hostpci1`",
+        ),
+        (
+            "name: g\nhostpci0: 01:00.0\nhostpci1: 01:00.1",
+            "hostpci0: 01:00.0, hostpci1: 01:00.1",
+            "`qm set 103 --delete hostpci0,hostpci1`",
+        ),
+        ("hostpci0: mapping=big", "hostpci0: mapping=big", "`qm set 103 --delete hostpci0`"),
+        # What it gets at its next start counts, and what it has until then.
+        ("hostpci0: 02:00\n[PENDING]\nhostpci0: 01:00", "hostpci0: 01:00", "`qm set 103 --delete hostpci0`"),
+        ("hostpci0: 01:00\n[PENDING]\ndelete: hostpci0", "hostpci0: 01:00", "`qm set 103 --delete hostpci0`"),
     ],
 )
-def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, command: str) -> None:
-    (error,) = gates.check(was_for_a_vm(lines, ours=False), to_be())[1]
+def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, option: str, command: str) -> None:
+    guests = was_for_a_vm(lines).guests.model_dump() | {"running": [103]}
+    (error,) = gates.check(was_for_a_vm(ours=False, guests=guests), to_be())[1]
+    assert error.found.endswith(f"has it ({option})")
     assert command in error.next and error.next.endswith("; then run `pulumi up` again"), error.next
 
 
@@ -456,7 +500,20 @@ def test_a_card_that_leaves_the_settings_for_nvidias_driver_leaves_its_vm_first(
     # What a name of the settings stands for, and isn't found, is no card that leaves them.
     with pytest.raises(HomelabError) as error:
         plan.wanted(reading, settings({"big": {"match": "10de:2684"}}, **host))
-    assert "leave" not in str(error.value) and "graphics cards here" in str(error.value)
+    assert "no card of gpus is it" not in str(error.value) and "graphics cards here" in str(error.value)
+
+
+def test_a_card_that_is_still_in_the_settings_or_not_nvidias_doesnt_leave_its_vm_first() -> None:
+    host = settings({"big": {"match": "10de:2b85"}}, nvidia={"driver": "580"})
+    assert gates.left_with_vm(was_for_a_vm(), host, {"big": "0000:01:00"}) == []
+    amd = [
+        device("0000:01:00.0", "1002:744c", "030000", 16, driver="vfio-pci"),
+        device("0000:01:00.1", "1002:ab30", "040300", 16, driver="vfio-pci"),
+    ]
+    word = "homelab.vfio=0000:01:00.0=1002:744c,0000:01:00.1=1002:ab30"
+    facts = was_for_a_vm(running=word, configured=word, devices=amd)
+    assert [user.vmid for user in facts.users_of("0000:01:00", "pve")] == [103]
+    assert gates.left_with_vm(facts, settings({}, nvidia={"driver": "580"}), {}) == []
 
 
 @pytest.mark.parametrize(
@@ -529,7 +586,10 @@ def test_a_card_that_driverctl_binds_too_does_not_come_back_with_our_word() -> N
     assert error.found == (
         "0000:01:00.0, 0000:01:00.1 on vfio-pci, by /etc/modprobe.d/vfio.conf, /etc/driverctl.d/pci-0000:01:00.0"
     )
-    assert error.next.startswith("take 10de:22e8 out there, `update-initramfs -u -k all`, `driverctl --noprobe")
+    assert error.next.startswith(
+        "take 10de:22e8 out there, `driverctl --noprobe unset-override 0000:01:00.0` while no VM runs with it, "
+        "`update-initramfs -u -k all`, reboot"
+    )
 
 
 def test_a_word_with_ids_that_is_gone_from_the_next_boot_keeps_no_card() -> None:
@@ -607,6 +667,9 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     facts, word = TAKEN_BACK[case]
     (error,) = gates.check(facts, to_be())[1]
     assert error.next.startswith("set takeOver: true for the host")
+    assert "driverctl" not in error.next and "`update-initramfs -u -k all`, " in error.next
+    assert ("`update-grub`, " in error.next) is (case == "by words")
+    assert gates.remarks(facts, to_be(), {"big": "0000:01:00"}) == []
     want = plan.wanted(facts, to_be(takeOver=True))
     assert (want.vfio_words, want.functions) == (word, {})
     assert any(
@@ -628,6 +691,9 @@ def test_a_word_takes_a_card_that_stays_from_the_ids_of_others(case: str) -> Non
     assert "vfio-pci.ids" not in plan.wanted(facts, to_be("vm", takeOver=True)).vfio_words
 
 
+OUT_OF_THE_RULE = (
+    "take the rule that sets driver_override out of /etc/udev/rules.d/v.rules, `update-initramfs -u -k all`, reboot"
+)
 NOT_TAKEN_BACK: dict[str, tuple[HostFacts, str]] = {
     "a rule of udev's": (
         bound_by_ids(vfio_ids="", vfio_files={}, vfio_rules={"/etc/udev/rules.d/v.rules": ["0000:01:00.0"]}),
@@ -653,12 +719,29 @@ def test_what_a_word_cannot_take_back_is_refused_with_the_way_by_hand(case: str)
     host = settings({"big": {"match": "10de:2b85", "address": "01:00", "use": "lxc"}}, takeOver=True)
     (error,) = gates.check(facts, host)[1]
     assert said in error.found and "takeOver" not in error.next and "reboot, and run `pulumi up` again" in error.next
+    assert error.next.startswith(OUT_OF_THE_RULE) is ("a rule of udev's" in case)
+
+
+SLOTS = {"big": "0000:01:00"}
+
+
+def test_nothing_more_is_said_of_a_card_that_is_refused_or_that_homelab_binds() -> None:
+    for facts in (bound_by_ids(), was_for_a_vm(), desktop()):
+        remarks = [remark for host in (to_be(), to_be(takeOver=True)) for remark in gates.remarks(facts, host, SLOTS)]
+        assert [remark for remark in remarks if "counts instead" not in remark] == []
+    for facts, _ in NOT_TAKEN_BACK.values():
+        remarks = gates.remarks(facts, to_be(), SLOTS)
+        assert "without effect so far" not in "".join(remarks) and "counts instead" not in "".join(remarks)
 
 
 RULE = "/etc/udev/rules.d/v.rules"
 LATER: dict[str, tuple[dict[str, Any], str]] = {
     "a file": ({"vfio_ids": IDS, "vfio_files": {FILE: IDS}}, "takeOver: true for the host keeps it with the host"),
     "a rule of udev's": ({"vfio_rules": {RULE: ["0000:01:00.0"]}, "vfio_mentions": [RULE]}, "take that out there"),
+    "both": (
+        {"vfio_ids": IDS, "vfio_files": {FILE: IDS}, "vfio_rules": {RULE: ["0000:01:00.0"]}, "vfio_mentions": [RULE]},
+        "take that out there",
+    ),
 }
 
 
@@ -688,7 +771,8 @@ def test_what_names_a_card_that_stays_without_effect_so_far_is_said(case: str, d
 )
 def test_a_driver_that_can_never_be_loaded_is_not_installed(found: dict[str, Any], refused: bool) -> None:
     facts = bound_by_ids(ids="", **found)
-    assert bool(gates.loadable(facts, settings({}, nvidia={"driver": "580"}))) is refused
+    errors = gates.loadable(facts, settings({}, nvidia={"driver": "580"}))
+    assert [error.next.startswith("take nvidia out there") for error in errors] == [True] * refused
     assert gates.loadable(facts, settings({})) == []
 
 
@@ -703,6 +787,13 @@ def test_a_word_against_the_driver_counts_until_the_next_boot() -> None:
     )
     assert error.found == "module_blacklist=nvidia on the kernel command line"
     assert error.next == "take nvidia out there, `update-grub`, reboot; then run `pulumi up` again"
+    # For the next boot alone, and for a host of systemd-boot.
+    word = {"running": "ro", "configured": "module_blacklist=nvidia", "others": "module_blacklist=nvidia"}
+    (error,) = gates.loadable(
+        bound_by_ids(ids="", cmdline=word | {"generated": ""}, loader="systemd-boot"),
+        settings({}, nvidia={"driver": "580"}),
+    )
+    assert error.next == "take nvidia out there, `proxmox-boot-tool refresh`; then run `pulumi up` again"
 
 
 def started_with(facts: HostFacts, word: str, **drivers: str) -> HostFacts:
@@ -733,6 +824,12 @@ def test_a_card_that_was_taken_back_is_not_lost_again_without_the_yes() -> None:
     started = started_with(bound_by_ids(), "vfio-pci.ids=", at01="nvidia")
     (error,) = gates.check(started, to_be())[1]
     assert f"on vfio-pci from the next start on, by {FILE}" in error.found and "set takeOver: true" in error.next
+    half = [
+        one | ({"driver": "vfio-pci"} if one["address"] == "0000:01:00.0" else {})
+        for one in started.model_dump(by_alias=True)["devices"]
+    ]
+    half_returned = started.model_validate(started.model_dump(by_alias=True) | {"devices": half})
+    assert reasons(half_returned, to_be())[0].startswith("0000:01:00.0, 0000:01:00.1 on vfio-pci")
     assert reasons(started_with(bound_by_ids(ids=""), "vfio-pci.ids=", at01="nvidia"), to_be()) == []
     assert reasons(started, to_be("vm")) == reasons(started, to_be(takeOver=True)) == []
 

@@ -374,6 +374,17 @@ def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:
     doctor.diagnose(reading(facts=found), host())
 
 
+def test_only_a_whole_card_of_nvidias_is_handed_over() -> None:
+    others = [
+        device("0000:41:00.0", "1002:744c", "030000", 30),
+        device("0000:42:00.0", "10de:26b9", "030200", 31, vfs=1),
+        device("0000:42:00.4", "10de:26b9", "030200", 32, physfn="0000:42:00.0"),
+    ]
+    places = {"0000:01:00": 0, "0000:41:00": 1, "0000:42:00": 0, "0000:42:00.4": 1}
+    card = host().gpus["rtx5090"]
+    assert {place: len(gates.handed_over(desktop(*others), "a", card, place)) for place in places} == places
+
+
 # -- what the host can't do without ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(("kind", "name"), [("storage", "/ (ext4 on /dev/sda2)"), ("network", "the network (vmbr0)")])
 def test_a_card_in_turn_never_takes_the_hosts_disk_or_network_along(kind: str, name: str) -> None:
