@@ -27,7 +27,7 @@ def _sections(text: str) -> list[tuple[str, str, dict[str, str]]]:
     sections: list[tuple[str, str, dict[str, str]]] = []
     for line in text.splitlines():
         key, _, value = line.strip().partition(" ")
-        if key and line[:1].isspace() and sections:
+        if line[:1].isspace() and sections:
             sections[-1][2][key] = value.strip() or "1"
         elif key.endswith(":"):
             sections.append((key[:-1], value.strip(), {}))
@@ -59,10 +59,9 @@ def is_kept_started(facts: HostFacts, vmid: int) -> bool:
     return options is not None and options.get("state", "started") in ("started", "enabled")
 
 
-def _stays_on_node(facts: HostFacts, vmid: int) -> bool:
+def _stays_on_node(facts: HostFacts, vmid: int, group: str | None) -> bool:
     """Whether HA keeps a VM on this node: before Proxmox VE 9 by a restricted group, since then by a strict rule."""
     ha, own_node = facts.cluster.ha, {facts.cluster.node}
-    group = (service(facts, "vm", vmid) or {}).get("group")
     for kind, name, options in _sections(ha.groups):
         if (kind, name) == ("group", group) and _is_true(options, "restricted") and _nodes(options) == own_node:
             return True
@@ -91,12 +90,10 @@ def refused_under_ha(
     errors = []
     for vm in vms:
         card = next((use.gpu for use in vm.gpus if use.gpu in host.hands_over), None)
-        if (
-            card is None
-            or not facts.cluster.name
-            or service(facts, "vm", vm.vmid) is None
-            or _stays_on_node(facts, vm.vmid)
-        ):
+        options = service(facts, "vm", vm.vmid)
+        if card is None or not facts.cluster.name or options is None:
+            continue
+        if _stays_on_node(facts, vm.vmid, options.get("group")):
             continue
         errors.append(
             HomelabError(
@@ -158,7 +155,7 @@ def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[st
 def given_up(facts: HostFacts, vmid: int) -> bool:
     """Whether HA has a VM in the state `error`."""
     try:
-        services = json.loads(facts.cluster.ha.status or "{}").get("service_status", {})
+        services = json.loads(facts.cluster.ha.status).get("service_status", {})
     except (ValueError, AttributeError):
         return False
     status = services.get(f"vm:{vmid}") if isinstance(services, dict) else None

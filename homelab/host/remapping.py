@@ -70,9 +70,7 @@ def remaps_interrupts(facts: HostFacts) -> bool | None:
             return True
         if facts.iommu.groups and facts.iommu.interrupts == "plain":
             return False
-    if is_intel(facts) and acpi.remaps_interrupts(facts.iommu.table("DMAR")) is False:
-        return False
-    return None
+    return False if acpi.remaps_interrupts(facts.iommu.table("DMAR")) is False else None
 
 
 def without_remapping(facts: HostFacts) -> bool:
@@ -80,7 +78,7 @@ def without_remapping(facts: HostFacts) -> bool:
     module's option, or a word on the command line."""
     name, _, _ = UNSAFE_INTERRUPTS.partition("=")
     values = [word.partition("=")[2] for word in facts.cmdline.others.split() if word.startswith(f"{name}=")]
-    by_homelab = UNSAFE_INTERRUPTS in facts.cmdline.configured.split() and not values
+    by_homelab = UNSAFE_INTERRUPTS in facts.cmdline.configured.split()
     return (facts.unsafe_interrupts and not by_homelab) or values[-1:] in (["1"], ["y"], ["Y"])
 
 

@@ -123,6 +123,8 @@ def test_what_was_so_before_a_start_is_not_of_that_start() -> None:
     text = TEXTS["inaccessible"][0]
     before = host("bus", None, lost=[CARD], kernel_log=text)
     assert start(before, *LOG, before=before).errors == []
+    answers = host("bus", None, kernel_log=text)
+    assert start(host("bus", None, kernel_log=f"{text}\nusb 1-1: new device"), before=answers) == Outcome()
 
 
 @pytest.mark.parametrize(
@@ -148,3 +150,5 @@ def test_a_running_vms_functions_are_those_that_are_reserved_for_it() -> None:
     off = desktop(guests={**guests, "reservations": ""})
     assert functions_of(off, 103, "pve") == [CARD, AUDIO, "0000:0b:00.0"]
     assert functions_of(off, 104, "pve") == []
+    usb = {**guests, "configs": [{"kind": "vm", "id": 105, "lines": "usb0: mapping=a"}]}  # a mapping of USB devices
+    assert functions_of(desktop(guests=usb), 105, "pve") == []

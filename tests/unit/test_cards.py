@@ -251,6 +251,13 @@ def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> Non
         assert [one.address for one in chosen.functions("0000:41:00")] == ["0000:41:00.0"]
 
 
+def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
+    devices = [device("0000:41:00.0", "1002:145a", "130000"), device("0000:41:00.1", "1002:1900", "030000")]
+    host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0"]}})
+    (error,) = gates.named_functions(desktop(*devices), "g", host.gpus["g"], "0000:41:00")
+    assert error.found == "the graphics function, 0000:41:00.1, is not among them"
+
+
 def test_a_bridge_of_an_own_switch_cant_be_named() -> None:
     gpus = {"arc": {"match": "8086:e212", "functions": ["0000:03:00.0", "0000:02:01.0"]}}
     (found,) = reasons(gates.choosing(arc(), settings(gpus).gpus), settings(gpus))

@@ -12,6 +12,7 @@ from homelab.doctor import host as doctor
 from homelab.host import ha
 from homelab.host.facts import HostFacts
 from homelab.settings import Container, Vm
+from tests.unit.hosts import settings
 from tests.unit.test_doctor import reading
 from tests.unit.test_handover import VM, facts, host
 
@@ -31,6 +32,7 @@ def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> H
         ({}, True),
         ({"cluster": ""}, False),  # a host that is alone: there is no other node
         ({"resources": ""}, False),
+        ({"resources": f"\tstate ignored\n \n{SERVICE}"}, True),  # lines of no section
         ({"resources": "vm: 1030\n\tstate started\n\nct: 103\n"}, False),
         ({"resources": SERVICE.replace("started", "ignored", 1)}, False),
         ({"resources": SERVICE.replace("started", "disabled", 1)}, True),  # somebody sets it to started tomorrow
@@ -63,13 +65,20 @@ def test_a_vm_without_a_shared_card_is_its_owners_business() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gets", "refused"), [({"gpus": ["rtx5090"]}, True), ({"gpuAssignment": "all"}, True), ({"gpus": ["igpu"]}, False)]
+    ("gets", "refused"),
+    [
+        ({"gpus": ["rtx5090"]}, True),
+        ({"gpuAssignment": "all"}, True),
+        ({"gpus": ["igpu"]}, False),
+        ({"gpuAssignment": "none"}, False),
+    ],
 )
 def test_a_container_under_ha_with_a_shared_card_is_refused(gets: dict[str, Any], refused: bool) -> None:
     one = Container.model_validate(CONTAINER | gets)
     found = [error.found for error in ha.refused_under_ha(under_ha(cluster=""), host(), [], [one])]
     assert found == ["it is under HA, which would start it again"] * refused
     assert ha.refused_under_ha(under_ha(resources="vm: 950\n"), host(), [], [one]) == []
+    assert ha.refused_under_ha(under_ha(), settings(), [], [one]) == []
 
 
 @pytest.mark.parametrize(
@@ -107,3 +116,4 @@ def test_the_doctor_says_when_ha_has_given_up_on_a_vm(status: str, given_up: boo
     report = doctor.diagnose(reading(facts=found), host())
     about = [one for one in report.findings if "started by HA" in one.wanted]
     assert [one.found for one in about] == ["HA has it in the state error"] * given_up
+    assert not ha.given_up(under_ha(resources="", status=status), 103)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homelab.host.reboot import in_short
+from homelab.host.reboot import in_short, stopping
 
 
 def card(name: str, *functions: str) -> Any:
@@ -53,7 +53,26 @@ BLACKLIST = "modprobe.blacklist=nouveau,nvidia"
         (["0000:02:00.0 is on nouveau, not on NVIDIA's driver"], "RTX 4090 goes to NVIDIA's driver"),
         (["0000:09:00.0 is on nouveau, not on vfio-pci"], "0000:09:00.0 goes to vfio-pci"),
         (["NVIDIA's driver 580.82.07 is loaded, not 595"], "NVIDIA's driver 580.82.07 is loaded, not 595"),
+        (
+            [f"{BLACKLIST} is no longer wanted"],
+            "the list of drivers that are kept off the cards changes (modprobe.blacklist)",
+        ),
+        ([], ""),
     ],
 )  # fmt: skip
 def test_what_a_script_says_of_words_and_functions_is_said_of_cards(reasons: list[str], said: str) -> None:
     assert in_short(reasons, CARDS) == said
+
+
+@pytest.mark.parametrize(
+    ("guests", "moves", "again", "said"),
+    [
+        ("", "", True, "it stops no running guest"),
+        ("VM 103 (a)", "", True, "it stops VM 103 (a), and starts it again"),
+        ("VM 103 (a), container 950 (b)", "", True, "it stops VM 103 (a), container 950 (b), and starts them again"),
+        ("VM 103 (a)", "", False, "it stops VM 103 (a)"),
+        ("VM 103 (a)", "VM 104 (c)", True, "other nodes have VM 104 (c) meanwhile; it stops VM 103 (a), and starts it again"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_the_guests_is_said(guests: str, moves: str, again: bool, said: str) -> None:
+    assert stopping(guests, moves, again=again) == said

@@ -82,6 +82,7 @@ def reasons(facts: HostFacts, **changes: Any) -> list[str]:
 def test_a_card_that_a_reset_is_known_to_break_goes_to_no_vm() -> None:
     assert reasons(one("1002:74a1")) == ["it is a card of the kind Instinct MI300X, MI355X"]
     assert reasons(one("1002:74a1"), use="host") == []
+    assert notes(one("1002:74a1")) == ""
 
 
 def test_a_bus_reset_is_refused_for_a_card_that_shares_its_bus() -> None:
