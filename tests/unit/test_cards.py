@@ -242,7 +242,7 @@ def test_only_functions_of_the_card_can_be_named(functions: list[str], found: st
 def test_a_virtual_function_or_a_bridge_in_the_cards_slot_cant_be_named() -> None:
     facts = with_one()
     bridge = device("0000:41:00.2", "8086:46a7", "060400", 30)
-    facts = facts.model_copy(update={"devices": [*facts.devices, desktop(devices=[bridge]).devices[0]]})
+    facts = replace(facts, devices=[*facts.devices, desktop(devices=[bridge]).devices[0]])
     for other in ("0000:41:00.1", "0000:41:00.2"):
         host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0", other]}})
         chosen = gates.choosing(facts, host.gpus)
@@ -544,10 +544,10 @@ def test_where_the_group_is_only_predicted_there_is_a_way_to_know_it() -> None:
     assert "iommu.enable: true and without the card first" in error.next
     # With the real group, or for a function of the card itself, there is none.
     nvme = device("0000:01:00.2", "144d:a80c", "010802", 16)
-    (error,) = gates.check(desktop(nvme, vital=facts.model_dump()["vital"]), host)[1]
+    (error,) = gates.check(desktop(nvme, vital=asdict(facts)["vital"]), host)[1]
     assert "iommu.enable" not in error.next
     usb = device("0000:01:00.2", "10de:1ada", "0c0330", parent="0000:00:01.0")
-    (error,) = gates.check(without_groups(usb).model_copy(update={"vital": facts.vital}), settings())[1]
+    (error,) = gates.check(replace(without_groups(usb), vital=facts.vital), settings())[1]
     assert "is a function of the card" in error.found and "iommu.enable" not in error.next
 
 

@@ -437,7 +437,7 @@ def test_homelabs_word_of_this_or_the_next_boot_counts(running: str, configured:
     ],
 )
 def test_a_card_that_the_user_gave_a_vm_is_taken_out_by_hand(lines: str, option: str, command: str) -> None:
-    guests = was_for_a_vm(lines).guests.model_dump() | {"running": [103]}
+    guests = asdict(was_for_a_vm(lines).guests) | {"running": [103]}
     (error,) = gates.check(was_for_a_vm(ours=False, guests=guests), to_be())[1]
     assert error.found.endswith(f"has it ({option})")
     assert command in error.next and error.next.endswith("; then run `pulumi up` again"), error.next
@@ -825,10 +825,9 @@ def test_a_card_that_was_taken_back_is_not_lost_again_without_the_yes() -> None:
     (error,) = gates.check(started, to_be())[1]
     assert f"on vfio-pci from the next start on, by {FILE}" in error.found and "set takeOver: true" in error.next
     half = [
-        one | ({"driver": "vfio-pci"} if one["address"] == "0000:01:00.0" else {})
-        for one in started.model_dump(by_alias=True)["devices"]
+        one | ({"driver": "vfio-pci"} if one["address"] == "0000:01:00.0" else {}) for one in asdict(started)["devices"]
     ]
-    half_returned = started.model_validate(started.model_dump(by_alias=True) | {"devices": half})
+    half_returned = parse(asdict(started) | {"devices": half})
     assert reasons(half_returned, to_be())[0].startswith("0000:01:00.0, 0000:01:00.1 on vfio-pci")
     assert reasons(started_with(bound_by_ids(ids=""), "vfio-pci.ids=", at01="nvidia"), to_be()) == []
     assert reasons(started, to_be("vm")) == reasons(started, to_be(takeOver=True)) == []

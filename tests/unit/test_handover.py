@@ -382,7 +382,7 @@ def test_a_note_that_is_no_number_is_no_reason_to_fail() -> None:
     found = facts(handover={"cards": {"rtx5090": STATE.format("HELD").replace("1700000000", "garbage")}})
     assert "HELD since 1970" in handover.state_text(found, "rtx5090")
     unread = "/var/lib/homelab/handover/{}.state: it is no file"
-    other, own = (found.model_copy(update={"unreadable": [unread.format(name)]}) for name in ("other", "rtx5090"))
+    other, own = (replace(found, unreadable=[unread.format(name)]) for name in ("other", "rtx5090"))
     assert "HELD since 1970" in handover.state_text(other, "rtx5090")
     assert "it is no file" in handover.state_text(own, "rtx5090")
     doctor.diagnose(reading(facts=found), host())
