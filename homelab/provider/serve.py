@@ -37,7 +37,7 @@ from homelab.provider import log
 from homelab.provider.caller import OfThisUser
 from homelab.provider.difference import differences, top
 from homelab.provider.plain import UNKNOWN, Properties, plain_map, valued_map
-from homelab.provider.registry import WORK, work_of
+from homelab.provider.registry import work_of
 from homelab.resources.base import DECLARED, Resource
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Homelab(sdk.Provider):
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="work")
 
     async def get_schema(self, request: sdk.GetSchemaRequest) -> sdk.GetSchemaResponse:
-        resources: Properties = {resource.token(): {} for resource in WORK}
+        resources: Properties = {resource.token(): {} for resource in DECLARED.values()}
         return sdk.GetSchemaResponse(json.dumps({"name": "homelab", "version": VERSION, "resources": resources}))
 
     async def check_config(self, request: sdk.CheckRequest) -> sdk.CheckResponse:

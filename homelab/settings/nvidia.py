@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from homelab.model import Model
-from homelab.settings.types import InWords, Proxy, Seconds, Sha256, WebAddress, matching, plain
+from homelab.settings.types import InWords, Proxy, Seconds, Sha256, Text, WebAddress, plain
 from homelab.shapes import Capability, Runtime
 
 _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
@@ -28,11 +28,7 @@ VersionText = Annotated[str, InWords("version, in quotes"), BeforeValidator(_wri
 
 
 # An exact version, as a key.
-DriverText = Annotated[
-    str,
-    InWords("version"),
-    AfterValidator(matching(r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')),
-]
+DriverText = Annotated[str, Text("version", r"[0-9]{3}(\.[0-9]{2,3}){1,2}", 'an exact version, such as "580.105.08"')]
 
 
 def _with_compute(value: list[Capability]) -> list[Capability]:

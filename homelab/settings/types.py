@@ -12,19 +12,18 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, GetJsonSchemaHandler, SecretStr
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
 # Unicode categories of invisible characters: control characters, other directions of writing, zero width, line ends
 # beyond ASCII, surrogates.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
-_HOSTNAME = re.compile(
+_HOSTNAME = (
     r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 
@@ -69,20 +68,22 @@ def plain(value: str) -> str:
     return value
 
 
-def matching(pattern: str, expected: str) -> Callable[[str], str]:
-    """A validator that matches the whole text against a regular expression, whose `\\d` and `\\w` are ASCII's.
+@dataclass(frozen=True)
+class Text(InWords):
+    """A text of a certain form. `pattern`: a regular expression that matches all of it, whose `\\d` and `\\w` are
+    ASCII's; `expected`: what the text should be, for the message."""
 
-    :param expected: what the text should be, for the message.
-    """
-    compiled = re.compile(pattern, re.ASCII)
+    pattern: str
+    expected: str
 
-    def check(value: str) -> str:
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._matched, handler(source))
+
+    def _matched(self, value: str) -> str:
         plain(value)
-        if not compiled.fullmatch(value):
-            raise ValueError(f"expected {expected}")
+        if not re.fullmatch(self.pattern, value, re.ASCII):
+            raise ValueError(f"expected {self.expected}")
         return value
-
-    return check
 
 
 def _secret(value: SecretStr) -> SecretStr:
@@ -146,15 +147,8 @@ def network_address(value: str) -> str:
             return str(ipaddress.ip_address(value))
         except ValueError:
             raise ValueError(expected) from None
-    if not _HOSTNAME.fullmatch(value):
+    if not re.fullmatch(_HOSTNAME, value):
         raise ValueError(expected)
-    return value
-
-
-def _host_name(value: str) -> str:
-    plain(value)
-    if not _HOSTNAME.fullmatch(value):
-        raise ValueError("expected a name as DNS has it: letters, digits, hyphens, dots")
     return value
 
 
@@ -225,7 +219,7 @@ LocalPath = Annotated[str, InWords("path on this machine"), AfterValidator(plain
 WebAddress = Annotated[str, InWords("https address"), AfterValidator(_web_address)]
 Proxy = Annotated[SecretStr, InWords("http or https address"), AfterValidator(_proxy)]
 NetworkAddress = Annotated[str, InWords("IP address or host name"), AfterValidator(network_address)]
-HostName = Annotated[str, InWords("DNS name"), AfterValidator(_host_name)]
+HostName = Annotated[str, Text("DNS name", _HOSTNAME, "a name as DNS has it: letters, digits, hyphens, dots")]
 Ipv4 = Annotated[str, InWords("IPv4 address"), AfterValidator(_ipv4)]
 Ipv4Interface = Annotated[str, InWords("`dhcp` or IPv4 address with prefix"), AfterValidator(_ipv4_interface)]
 NameServers = Annotated[str, InWords("IP addresses, separated by spaces"), AfterValidator(_name_servers)]
@@ -233,108 +227,73 @@ ContainerNameServers = Annotated[
     str, InWords("IP addresses, separated by spaces"), AfterValidator(_container_name_servers)
 ]
 #: pve-storage-id (Proxmox VE, PVE::JSONSchema).
-Storage = Annotated[
-    str,
-    InWords("storage"),
-    AfterValidator(matching(_STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")),
-]
+Storage = Annotated[str, Text("storage", _STORAGE, "a storage's name, such as local-lvm (see `pvesm status`)")]
 _DOWNLOAD = r"[A-Za-z][A-Za-z0-9-]{0,39}"
 #: A package's name, with its architecture where that isn't the system's own, and its version, as Debian's policy has
 #: them (5.6.1, 5.6.12).
 PackageName = Annotated[
-    str,
-    InWords("package"),
-    AfterValidator(matching(r"[a-z0-9][a-z0-9+.-]{0,200}(:[a-z0-9-]{1,20})?", "the name of a Debian package")),
+    str, Text("package", r"[a-z0-9][a-z0-9+.-]{0,200}(:[a-z0-9-]{1,20})?", "the name of a Debian package")
 ]
-DebianVersion = Annotated[
-    str,
-    InWords("version"),
-    AfterValidator(matching(r"[0-9A-Za-z][0-9A-Za-z.+~:-]{0,200}", "a Debian package's version")),
-]
+DebianVersion = Annotated[str, Text("version", r"[0-9A-Za-z][0-9A-Za-z.+~:-]{0,200}", "a Debian package's version")]
 
 #: A volume, or a name under `hosts.NAME.downloads`: it has no colon.
 VolumeOrDownload = Annotated[
     str,
-    InWords("volume, or name of a download"),
-    AfterValidator(
-        matching(
-            rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
-            "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`), or a name under the host's downloads",
-        )
+    Text(
+        "volume, or name of a download",
+        rf"{_STORAGE}:(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
+        "a volume, such as local:iso/NAME.iso (see `pvesm list STORAGE`), or a name under the host's downloads",
     ),
 ]
 TemplateOrDownload = Annotated[
     str,
-    InWords("volume of a template, or name of a download"),
-    AfterValidator(
-        matching(
-            rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
-            "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the "
-            "host's downloads",
-        )
+    Text(
+        "volume of a template, or name of a download",
+        rf"{_STORAGE}:vztmpl/(?!.*\.\.){_IN_STORAGE}|{_DOWNLOAD}",
+        "a template's volume, such as local:vztmpl/NAME.tar.zst (see `pveam list local`), or a name under the "
+        "host's downloads",
     ),
 ]
 #: A file's name that Proxmox VE leaves as it is (PVE::Storage::normalize_content_filename).
 FileName = Annotated[
     str,
-    InWords("name of a file"),
-    AfterValidator(
-        matching(
-            r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "a file's name: letters, digits, dots, hyphens, underscores"
-        )
+    Text(
+        "name of a file",
+        r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}",
+        "a file's name: letters, digits, dots, hyphens, underscores",
     ),
 ]
-ImageName = Annotated[
-    str, InWords("name of an image"), AfterValidator(matching(r"[a-z][a-z0-9.-]{0,39}", "the name of a known image"))
-]
+ImageName = Annotated[str, Text("name of an image", r"[a-z][a-z0-9.-]{0,39}", "the name of a known image")]
 Checksum = Annotated[
     str,
-    InWords("`sha256:` or `sha512:` and hexadecimal digits"),
-    AfterValidator(
-        matching(
-            r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}",
-            "sha256: and 64 hexadecimal digits in lower case, or sha512: and 128",
-        )
+    Text(
+        "`sha256:` or `sha512:` and hexadecimal digits",
+        r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}",
+        "sha256: and 64 hexadecimal digits in lower case, or sha512: and 128",
     ),
 ]
 #: A network interface's name has 15 characters at most.
-Bridge = Annotated[
-    str,
-    InWords("name of a bridge"),
-    AfterValidator(matching(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0")),
-]
+Bridge = Annotated[str, Text("name of a bridge", r"[A-Za-z][A-Za-z0-9_.-]{0,14}", "a bridge's name, such as vmbr0")]
 CpuModel = Annotated[
     str,
-    InWords("processor model"),
-    AfterValidator(
-        matching(
-            r"[A-Za-z0-9][A-Za-z0-9._-]*(,[a-z-]+=[A-Za-z0-9+._;-]+)*",
-            "a CPU's model, such as host or x86-64-v3, and its options, as in host,flags=+aes",
-        )
+    Text(
+        "processor model",
+        r"[A-Za-z0-9][A-Za-z0-9._-]*(,[a-z-]+=[A-Za-z0-9+._;-]+)*",
+        "a CPU's model, such as host or x86-64-v3, and its options, as in host,flags=+aes",
     ),
 ]
 #: A user of a Unix system.
-UnixUser = Annotated[
-    str, InWords("user name"), AfterValidator(matching(r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name"))
-]
+UnixUser = Annotated[str, Text("user name", r"[a-z_][a-z0-9_.-]{0,31}", "a Unix user's name")]
 #: A user that cloud-init creates; on Windows, names have capitals.
-GuestUser = Annotated[
-    str,
-    InWords("user name"),
-    AfterValidator(matching(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu")),
-]
+GuestUser = Annotated[str, Text("user name", r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "a user's name, such as ubuntu")]
 #: One option of a VM's configuration.
 OptionName = Annotated[
-    str,
-    InWords("key"),
-    AfterValidator(matching(r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it")),
+    str, Text("key", r"[a-z][a-z0-9_-]{0,39}", "a key of a VM's configuration, as `qm set` takes it")
 ]
 #: `args` begins with a hyphen.
 OptionValue = Annotated[str, InWords("text"), AfterValidator(visible)]
 Sha256 = Annotated[
-    str,
-    InWords("64 hexadecimal digits"),
-    AfterValidator(matching(r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case")),
+    str, Text("64 hexadecimal digits", r"[0-9a-f]{64}", "a SHA-256 checksum, 64 hexadecimal digits in lower case")
 ]
 
 #: Proxmox VE's range for guests.
@@ -400,8 +359,9 @@ FunctionAddress = Annotated[str, InWords("PCI address of a function"), AfterVali
 # pve-node (Proxmox VE, PVE::JSONSchema).
 NodeName = Annotated[
     str,
-    InWords("name of a node"),
-    AfterValidator(
-        matching(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "a node's name, as `hostname` prints it on the host")
+    Text(
+        "name of a node",
+        r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?",
+        "a node's name, as `hostname` prints it on the host",
     ),
 ]

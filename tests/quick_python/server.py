@@ -56,9 +56,10 @@ def warm() -> None:
     from homelab.container import libraries
     from homelab.host import consoles, graphics, kernel_log, resets
     from homelab.nvidia import compatibility, symptoms
-    from homelab.provider.registry import WORK
+    from homelab.provider import registry  # noqa: F401  # which declares all resources
     from homelab.provider.typed import adapter_of
     from homelab.remote import agent
+    from homelab.resources.base import DECLARED
     from remote_scripts.layers.read_host import Wanted
     from tests import compiled_agent
     from tests.quick_python.quick_wait import QuickWait
@@ -81,7 +82,7 @@ def warm() -> None:
         table()
     compatibility.load()
     symptoms.symptoms()
-    for resource in WORK:
+    for resource in DECLARED.values():
         adapter_of(resource.Inputs)
         adapter_of(resource.Outputs)
 
