@@ -129,9 +129,10 @@ class Rule:
 @dataclass(frozen=True)
 class ContainerConf:
     """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `folders`:
-    mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of nodes
-    that somebody has made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't understand; `elsewhere`:
-    section -> device lines in it, which have no effect; `hooks`: lines of programs that may give the container devices.
+    mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of what
+    somebody has made elsewhere, nodes or links to them; `broken`: device lines that lxc or Proxmox VE doesn't
+    understand; `elsewhere`: section -> device lines in it, which have no effect; `hooks`: lines of programs that may
+    give the container devices.
     """
 
     options: dict[str, str] = field(default_factory=dict)
@@ -178,6 +179,9 @@ class ContainerConf:
             self,
             entries=[
                 dataclasses.replace(entry, source=links.get(entry.source, entry.source)) for entry in self.entries
+            ],
+            folders=[
+                dataclasses.replace(entry, source=links.get(entry.source, entry.source)) for entry in self.folders
             ],
         )
 
@@ -498,10 +502,13 @@ def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
         )
     elif is_bound and source == "/" and "rbind" in options:
         conf.folders.append(Entry(_normal(target), "", "mount-entry", line))
-    elif is_bound and f"{_normal(target)}/".startswith("/dev/"):
-        conf.folders.append(Entry(_normal(target), _normal(target), "mount-entry", line))
-    elif words[0].startswith("/dev/"):
+    elif words[0].startswith("/dev/") and not (is_bound and f"{_normal(target)}/".startswith("/dev/")):
         conf.broken.append(line)
+    elif is_bound:
+        # A node that somebody has made elsewhere has the card's name inside, or is a link to it.
+        path = _normal(target)
+        names = [*([path] if f"{path}/".startswith("/dev/") else []), *([source] if "create=file" in options else [])]
+        conf.folders.extend(Entry(path, name, "mount-entry", line) for name in names)
 
 
 def _add_mount_point(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:

@@ -24,9 +24,21 @@ _BYTES = 1 << 26
 
 def links_of(system: System, conf: ContainerConf) -> dict[str, str]:
     """The paths with links by which a configuration names device nodes, such as udev's, and what they lead to: also
-    where that is gone for a while, such as the node of a card that a VM has."""
-    paths = sorted({entry.source for entry in conf.entries if entry.source})
-    return {path: real for path in paths if (real := system.files.real(path)) != path}
+    where that is gone for a while, such as the node of a card that a VM has.
+
+    :raises Failure: it isn't known where one outside of /dev leads.
+    """
+    paths = sorted({entry.source for entry in (*conf.entries, *conf.folders) if entry.source})
+    return {path: real for path in paths if (real := _real(system, path)) != path}
+
+
+def _real(system: System, path: str) -> str:
+    if path.startswith("/dev/"):
+        return system.files.real(path)
+    try:
+        return apart(lambda: system.files.real(path))
+    except OSError as error:
+        raise _unread(path, error) from error
 
 
 def texts_of(system: System, path: str) -> list[str]:
@@ -37,13 +49,17 @@ def texts_of(system: System, path: str) -> list[str]:
     try:
         contents = look(path, lambda: contents_of(system, path, _BYTES))
     except OSError as error:
-        raise Failure(
-            f"to read {path}, which a container's configuration names",
-            f"{path}: {error.strerror or error}",
-            "it may give that container a card; what can't be read isn't known, and nothing is decided by it",
-            "see on the host why it can't be read (a share may be gone), then try it again",
-        ) from error
+        raise _unread(path, error) from error
     return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents]
+
+
+def _unread(path: str, error: OSError) -> Failure:
+    return Failure(
+        f"to read {path}, which a container's configuration names",
+        f"{path}: {error.strerror or error}",
+        "it may give that container a card; what can't be read isn't known, and nothing is decided by it",
+        "see on the host why it can't be read (a share may be gone), then try it again",
+    )
 
 
 def look(path: str, work: Callable[[], T]) -> T:

@@ -173,6 +173,33 @@ def test_a_link_in_the_middle_of_a_path_counts_and_one_that_leads_nowhere_is_no_
     assert conf.way_to(["/dev/dri/renderD129"]) == (line if "gfx" in line else None)
 
 
+@pytest.mark.parametrize(
+    ("line", "uses"),
+    [
+        ("lxc.mount.entry: /opt/gpu dev/gpu none bind,create=file", True),
+        ("lxc.mount.entry: /opt/gpu opt/gpu none bind,optional,create=file", True),
+        ("lxc.mount.entry: /opt/gpu dev/nvidia1 none bind,create=file", True),
+        ("lxc.mount.entry: /opt/notes opt/notes none bind,create=file", False),
+        ("lxc.mount.entry: /opt opt none bind,create=dir", False),
+    ],
+)
+def test_a_link_outside_of_dev_that_leads_to_a_cards_node_counts(host: Host, line: str, uses: bool) -> None:
+    host.write("opt/notes", "")
+    link(host, "/opt/gpu", "/dev/nvidia0")
+    host.write("etc/pve/lxc/950.conf", f"unprivileged: 1\nlxc.cgroup2.devices.allow: c 195:* rwm\n{line}\n")
+    conf = read(host).guests.configs[0].container
+    assert conf.way_to(["/dev/nvidia0", "/dev/char/195:0"]) == (line if uses else None)
+
+
+def test_a_link_on_a_share_that_is_gone_isnt_known(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(work: object) -> str:
+        raise TimeoutError("no answer within 20 s")
+
+    monkeypatch.setattr("remote_scripts.shared.named.apart", hangs)
+    host.write("etc/pve/lxc/950.conf", "lxc.mount.entry: /mnt/nas/x x none bind,create=file\n")
+    assert [text for text in map(str, read(host).unreadable) if "/mnt/nas/x: no answer" in text]
+
+
 def test_files_that_include_each_other_are_read_once(host: Host) -> None:
     host.write("etc/pve/lxc/901.conf", "lxc.include: /a.conf\n")
     host.write("a.conf", "lxc.include = /b.conf\ndev0: x\nlxc.cgroup2.devices.allow = c 195:* rwm\n")
