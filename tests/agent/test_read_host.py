@@ -355,7 +355,7 @@ def test_a_rule_of_udevs_that_names_no_function_itself_is_not_judged(host: Host,
 
 
 def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> None:
-    host.write("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb\n")
+    host.write("/etc/modprobe.d/pve-blacklist.conf", "# nvidiafb see bugreport\nblacklist nvidiafb\nblacklist nvidia\n")
     host.write("/etc/modprobe.d/homelab-nvidia.conf", "blacklist nouveau\n")
     host.write("/etc/modprobe.d/zfs.conf", "options zfs zfs_arc_max=1\n")
     host.write(
@@ -373,6 +373,7 @@ def test_what_somebody_has_written_about_cards_drivers_is_read(host: Host) -> No
         "/etc/modprobe.d/own.conf: install nvidia /bin/false",
         "/etc/modprobe.d/own.conf: blacklist snd_hda_intel",
         "/etc/modprobe.d/own.conf: options kvm ignore_msrs=1",
+        "/etc/modprobe.d/pve-blacklist.conf: blacklist nvidia",
         "/etc/initramfs-tools/modules: vfio",
         "/etc/modules: vfio_pci",
         "/etc/modules-load.d/nvidia-vfio.conf: nvidia",
@@ -453,6 +454,24 @@ def test_ids_are_found_wherever_somebody_has_set_them(host: Host) -> None:
     }
     assert found.vfio_ids == "10de:1,10DE:2,10de:3,10de:4,10de:5,10de:6"
     assert found.vfio_mentions == ["/etc/udev/rules.d/10-own.rules"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/etc/systemd/system/bind.service", "[Service]\nType=oneshot\nExecStart=/usr/local/bin/bind-gpu.sh\n"),
+        ("/etc/systemd/system/bind.service", "[Service]\nExecStart=-/bin/bash /usr/local/bin/bind-gpu.sh 01:00.0\n"),
+        ("/etc/rc.local", "#!/bin/sh\n/usr/local/bin/bind-gpu.sh &\n"),
+        ("/etc/cron.d/gpu", "@reboot root /usr/local/bin/bind-gpu.sh\n"),
+        ("/var/spool/cron/crontabs/root", "@reboot sleep 10; /usr/local/bin/bind-gpu.sh\n"),
+    ],
+)
+def test_a_script_that_binds_at_each_boot_is_known_by_what_runs_it(host: Host, path: str, text: str) -> None:
+    host.write("/bin/bash", b"\x7fELF vfio-pci")
+    host.write("/usr/local/bin/other.sh", "#!/bin/sh\n# vfio-pci\n")
+    host.write("/usr/local/bin/bind-gpu.sh", "#!/bin/bash\necho vfio-pci >/sys/bus/pci/devices/$1/driver_override\n")
+    host.write(path, text)
+    assert read(host).vfio_mentions == ["/usr/local/bin/bind-gpu.sh"]
 
 
 @DRIVERCTL

@@ -15,7 +15,7 @@ _KIND = re.compile(r"[a-z/ -]+")
 _GROUPS = "/sys/kernel/iommu_groups"
 _BUILT_IN = ("vfio", "vfio_iommu_type1", "vfio_pci")
 # Where configuration may speak of vfio-pci in ways from which nothing is concluded.
-_MENTIONED = ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts", "systemd/system", "rc.local")
+_MENTIONED = ("driverctl.d", "udev/rules.d", "initramfs-tools/scripts")
 
 
 _RULES = "/etc/udev/rules.d"
@@ -26,8 +26,14 @@ _OF_CARDS = re.compile(
     r"(?:lbm-)?(?:nvidia|nouveau|nova|radeon|amdgpu|i915|xe|snd_hda_intel|vfio|kvm)[\w-]*(?:\s|$)"
 )
 _LOADED_AT_BOOT = re.compile(r"\s*(?:nvidia|nouveau|vfio|kvmgt|vendor[_-]reset)[\w-]*(?:\s|$)")
-# Files of Proxmox VE's own, which each host has, and of this program.
-_NOT_BY_HAND = ("/etc/modprobe.d/pve-blacklist.conf", "/etc/modprobe.d/homelab-")
+_HOMELABS = "/etc/modprobe.d/homelab-"
+# Of Proxmox VE's own file, which each host has, and to which guides add lines.
+_PROXMOXS = ("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb")
+# Where commands that run at a boot are named, and their scripts; elsewhere there may be a share that is gone.
+_AT_BOOT = ("systemd/system", "rc.local", "crontab", "cron.d")
+_CRONTABS = "/var/spool/cron/crontabs"
+_SCRIPT = re.compile(r"(?<![\w./-])/(?:usr/local|root|opt|etc|usr/s?bin|s?bin)/[\w./+-]*[\w+-]")
+_SCRIPT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def bound_by_others(source: Source) -> BoundByOthers:
     folder = "/etc/driverctl.d"
     driverctl = [path for name in source.names(folder) if source.is_file(path := f"{folder}/{name}")]
     places = (f"/etc/{name}" for name in _MENTIONED)
-    speaking = {*driverctl, *(path for place in places for path in source.below(place, hidden=True))}
+    speaking = {*driverctl, *(path for place in places for path in source.below(place, hidden=True)), *_at_boot(source)}
     files: dict[str, list[str]] = {}
     for path in _files_with_options(source):
         if ids := vfio_ids.given(path, source.needed(path) or ""):
@@ -132,6 +138,14 @@ def bound_by_others(source: Source) -> BoundByOthers:
         mentions,
         _module_lines(source),
     )
+
+
+def _at_boot(source: Source) -> set[str]:
+    """What somebody has run at each boot: units, lists of commands, and the scripts that they name."""
+    places = (*(f"/etc/{name}" for name in _AT_BOOT), _CRONTABS)
+    paths = {path for place in places for path in source.below(place, hidden=True)}
+    named = {name for path in paths for name in _SCRIPT.findall(source.text(path))}
+    return paths | {name for name in named if (source.files.read(name, _SCRIPT_BYTES) or b"").startswith(b"#!")}
 
 
 def _given_by_rules(source: Source, path: str) -> list[str]:
@@ -168,13 +182,13 @@ def _meets(source: Source, address: str, key: str, name: str, value: str) -> boo
 
 
 def _module_lines(source: Source) -> list[str]:
-    paths = [path for path in _files_with_options(source) if not path.startswith(_NOT_BY_HAND)]
+    paths = [path for path in _files_with_options(source) if not path.startswith(_HOMELABS)]
     lines = [
         (path, line)
         for path in paths
         if path != vfio_ids.MODULES
         for line in source.lines(path)
-        if _OF_CARDS.match(line)
+        if _OF_CARDS.match(line) and (path, line.strip()) != _PROXMOXS
     ]
     folder = "/etc/modules-load.d"
     lists = [
