@@ -16,6 +16,7 @@ from remote_scripts.shared.hookscripts import is_ours
 _WORDS = (
     *("amd_iommu", "intel_iommu", "iommu", "iommu.passthrough", "iommu.strict", "intremap", "nointremap"),
     *("pcie_acs_override", "modprobe.blacklist", "module_blacklist", "initcall_blacklist", "rd.driver.pre"),
+    *("pci-stub.ids", "pci_stub.ids"),
     *("video", "nofb", "nomodeset", "textonly", "fbcon", "pci", "pcie_aspm", "pcie_port_pm"),
 )
 # Options of modules; vfio-pci's ids are told with the cards that they bind.
@@ -99,6 +100,13 @@ def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
                 if len(users) > 1:
                     lines[-1] += "; if another VM gets the card, it stays, and only one of them can run with it"
     for config in facts.guests.configs:
+        if keys := [
+            card.key for card in cards if {one.address for one in facts.functions(card.place)} & config.by_args
+        ]:
+            lines.append(
+                f"args of VM {config.id}, which gives it {', '.join(keys)} past Proxmox VE: kept; a card that is to go to "
+                f"a VM is refused until that device is out of it (`qm config {config.id}` shows all of it)"
+            )
         script = config.values.get("hookscript", "")
         if script and not is_ours(script):
             lines.append(

@@ -481,7 +481,7 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     hostpci, script = "hostpci0: 0000:01:00,pcie=1,x-vga=1", "hookscript: local:snippets/gpu.sh"
     configs = [
         {"kind": "vm", "id": 103, "lines": f"name: Sandbox\n{hostpci}\n{script}\n"},
-        {"kind": "vm", "id": 104, "lines": "hookscript: local:snippets/homelab-handover.sh"},
+        {"kind": "vm", "id": 104, "lines": "hookscript: local:snippets/homelab-handover.sh\nargs: 0000:01:00.0"},
         {"kind": "lxc", "id": 901, "lines": mount.format(0)},
         {"kind": "lxc", "id": 902, "lines": mount.format(7)},
     ]
@@ -496,7 +496,8 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
             "configured": "",
             "generated": "",
             "others": "root=/dev/sda quiet amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset "
-            "vfio-pci.disable_vga=1 kvm.ignore_msrs=1 amdgpu.gttsize=98304 kvmfr=1 vfio-pci.ids=1022:15e3",
+            "vfio-pci.disable_vga=1 kvm.ignore_msrs=1 amdgpu.gttsize=98304 kvmfr=1 vfio-pci.ids=1022:15e3 "
+            "pci-stub.ids=10de:1,10de:2",
         },
         module_lines=[
             "/etc/modprobe.d/vfio.conf: options vfio-pci ids=10de:2b85,10de:22e8 disable_vga=1",
@@ -510,12 +511,12 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
         number: SystemReading(SystemFacts(), "1", frozenset(steps), (), libraries)
         for number, libraries, steps in (("901", "550.54.14", ()), ("902", "", ()), ("903", "580.95.05", ("driver",)))
     }
-    words, lines, file, mention, option, script, container, without_card, libraries = present(
+    words, lines, file, mention, option, script, past, container, without_card, libraries = present(
         facts, init_cards.cards(facts), "pve", systems
     )
     assert words == (
         "amd_iommu=on iommu=pt video=efifb:off pci=noaer nofb nomodeset vfio-pci.disable_vga=1 kvm.ignore_msrs=1 "
-        "amdgpu.gttsize=98304 on the kernel command line: kept, and not added a second time"
+        "amdgpu.gttsize=98304 pci-stub.ids=10de:1,10de:2 on the kernel command line: kept, and not added a second time"
     )
     assert lines == (
         "/etc/modprobe.d/vfio.conf: softdep nouveau pre: vfio-pci; /etc/modprobe.d/blacklist.conf: blacklist nvidia; "
@@ -527,6 +528,9 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
         "hostpci0: 0000:01:00,pcie=1,x-vga=1 of VM 103: if the VM keeps rtx5090, `pulumi up` takes it over"
     )
     assert script.startswith("hookscript local:snippets/gpu.sh of VM 103: kept, and run as before")
+    assert past.startswith(
+        "args of VM 104 gives it rtx5090 past Proxmox VE: kept; a card that is to go to a VM is refused"
+    )
     assert container.startswith("lines for rtx5090 of container 901: kept")
     assert without_card.startswith("lines for NVIDIA's device nodes of container 902: kept; no card here has such")
     assert libraries.startswith("NVIDIA's libraries 550.54.14 in container 901: kept, unless")
