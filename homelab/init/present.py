@@ -104,8 +104,8 @@ def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
             card.key for card in cards if {one.address for one in facts.functions(card.place)} & config.by_args
         ]:
             lines.append(
-                f"args of VM {config.id}, which gives it {', '.join(keys)} past Proxmox VE: kept; a card that is to go to "
-                f"a VM is refused until that device is out of it (`qm config {config.id}` shows all of it)"
+                f"args of VM {config.id}, which gives it {', '.join(keys)} past Proxmox VE: kept; a card that is to go "
+                f"to a VM is refused until that device is out of it (`qm config {config.id}` shows all of it)"
             )
         script = config.values.get("hookscript", "")
         if script and not is_ours(script):
