@@ -529,7 +529,7 @@ def test_what_somebody_set_up_for_cards_is_said_with_what_becomes_of_it() -> Non
     )
     assert script.startswith("hookscript local:snippets/gpu.sh of VM 103: kept, and run as before")
     assert past.startswith(
-        "args of VM 104 gives it rtx5090 past Proxmox VE: kept; a card that is to go to a VM is refused"
+        "args of VM 104, which gives it rtx5090 past Proxmox VE: kept; a card that is to go to a VM is refused"
     )
     assert container.startswith("lines for rtx5090 of container 901: kept")
     assert without_card.startswith("lines for NVIDIA's device nodes of container 902: kept; no card here has such")
