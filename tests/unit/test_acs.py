@@ -150,6 +150,8 @@ def test_it_takes_no_card_out_of_a_group_with_the_root_disk(groups: bool) -> Non
         facts = with_disk(devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
     (error,) = gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1]
     assert "NVMe disk" in error.found and "carries / (ext4)" in error.found and "past the IOMMU" in error.why
+    staying = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, iommu={"acsOverride": "downstream"})
+    assert gates.check(facts, staying)[1] == []
     # Where what carries the disk isn't known, neither.
     unknown = Vital("storage", "/", [], "lsblk says nothing")
     (error,) = gates.check(replace(facts, vital=[unknown]), settings(iommu={"acsOverride": "downstream"}))[1]  # fmt: skip
@@ -174,6 +176,9 @@ def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
         for running in (f"quiet {word}", f"quiet {word} {ours}")
     ]
     assert [len(errors) for errors in found] == [1, 0]
+    # Nor does one that was bound without the override.
+    before = with_disk(vital=unknown, cmdline=line(f"quiet {ours}", others="quiet"))
+    assert "lsblk says nothing" in gates.check(before, host)[1][0].found
 
 
 def test_an_override_of_somebody_elses_is_said_and_not_refused() -> None:

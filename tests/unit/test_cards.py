@@ -300,6 +300,9 @@ def test_of_a_slot_full_of_virtual_functions_an_address_names_one() -> None:
     # By its id alone the card is meant, not one of its virtual functions.
     (found,) = reasons(desktop(owner, *virtual), settings({"g": {"match": "8086:56c0"}}))
     assert "has 8 virtual functions (SR-IOV)" in found
+    # A slot alone names its first one, which isn't there.
+    (found,) = reasons(desktop(owner, *virtual[1:]), settings({"g": {"address": "41:01", "match": "8086:56c0"}}))
+    assert found.startswith("graphics cards here: ")
 
 
 def with_one(**changes: Any) -> HostFacts:

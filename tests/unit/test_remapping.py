@@ -75,7 +75,9 @@ def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
     assert errors(held(guests=off | {"reservations": "0000:01:00.0 103 pid 4711"})) == []
     assert len(errors(held(guests=off | {"reservations": "0000:01:00.0 103 time 1790000000"}))) == 1
     # It runs, with another card of its mapping.
-    assert len(errors(held(guests=guests | {"reservations": "0000:09:00.0 103 pid 4711"}))) == 1
+    other = "0000:09:00.0 103 pid 4711"
+    assert len(errors(held(guests=guests | {"reservations": other}))) == 1
+    assert len(errors(held(guests=guests | {"reservations": f"{other}\n0000:01:00.0 104 time 1790000000"}))) == 1
 
 
 def test_who_knows_better_says_so_and_the_plan_still_names_it() -> None:
@@ -161,6 +163,9 @@ def test_intels_reserved_memory_is_relaxed_where_the_kernel_can() -> None:
     running = line("intel_iommu=on,relax_rmrr iommu=pt", others="quiet")
     assert len(errors(held(cmdline=running, **INTEL))) == 1
     assert errors(held(cmdline=line("intel_iommu=on,sm_on,relax_rmrr"), **INTEL)) == []  # somebody's own
+    # A kernel that doesn't know it holds to the memory, and the way isn't named.
+    (error,) = errors(held(cmdline=line("intel_iommu=on,relax_rmrr"), kernel="6.2.16-20-pve", **INTEL))
+    assert "relaxRmrr" not in error.next
 
 
 @pytest.mark.parametrize(
@@ -212,6 +217,14 @@ def test_whether_interrupts_are_remapped_is_told_where_it_can_be(facts: HostFact
         remapped is False
     )
     assert not [one for one in errors(facts, iommu=UNSAFE) if one.wanted == "interrupt remapping by the IOMMU"]
+
+
+def test_plain_interrupts_are_refused_with_what_makes_them_plain() -> None:
+    (error,) = errors(desktop(iommu=PLAIN))
+    assert error.found.startswith("none on this host") and error.next.startswith("update the firmware")
+    (error,) = errors(desktop(cmdline=line("quiet", "quiet nointremap")))
+    assert error.found == "nointremap on the kernel command line" and error.next.startswith("take nointremap out")
+    assert errors(desktop(iommu=PLAIN), gpus={"g": {"match": "10de:2b85", "use": "lxc"}}) == []
 
 
 @pytest.mark.parametrize(
