@@ -25,10 +25,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 LOG = PROJECT / "tests" / "runs.jsonl"
 #: Which tests -> pytest's words.
-TESTS = {
-    "races": ("-m", "pytest", "-m", "races", "tests/unit", "tests/agent", "tests/scripts", "tests/lab"),
-    "whole": ("-m", "tests.scratch", "-m", "pytest", "tests"),
-}
+TESTS = {"races": ("-m", "races", "tests/unit", "tests/agent", "tests/scripts", "tests/lab"), "whole": ("tests",)}
 
 
 class Runs:
@@ -132,7 +129,8 @@ def main() -> int:
     status = 0
     if asked.times:
         with _computing(os.cpu_count() or 1 if asked.load else 0):
-            command = [sys.executable, *TESTS[which], *options, "-q", "-n", "auto", "--dist", "worksteal"]
+            command = [sys.executable, "-m", "tests.scratch", "-m", "pytest", *TESTS[which], *options]
+            command += ["-q", "-n", "auto", "--dist", "worksteal"]
             status = subprocess.run(command, cwd=PROJECT, check=False).returncode
     print(*summed(LOG.read_text(encoding="utf-8") if LOG.exists() else ""), sep="\n")
     return status
