@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pulumi
@@ -55,6 +55,19 @@ class VmInputs(NodeInputs):
 
     vm: str
     vmid: int
+    shutdown: ShutdownInputs
+    cluster: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewGuestInputs(NodeInputs):
+    """A guest that this program makes. `config`: option -> value, as the API takes them; `secret_config`: the same,
+    secret; `mark`: in its description; `cluster`: of its host; empty: none."""
+
+    config: dict[str, str]
+    secret_config: dict[str, str] = field(default_factory=dict)
+    protect: bool
+    mark: str
     shutdown: ShutdownInputs
     cluster: str = ""
 
@@ -114,12 +127,14 @@ class Resource(pulumi.CustomResource):
 
     @classmethod
     def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """Of the inputs that `changed`, those for which another resource is made.
+        """Of the inputs that `changed`, those for which another resource is made: not that a guest is on another node
+        of its cluster.
 
         :param state: the resource's inputs and outputs until now.
         :param changed: each with its new value.
         """
-        return changed.keys() & cls.replaced_by
+        moved = state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys()
+        return (changed.keys() & cls.replaced_by) - ({"host", "node"} if moved else set())
 
     @classmethod
     def says_nothing(cls, key: str, new: Any) -> bool:
@@ -128,16 +143,6 @@ class Resource(pulumi.CustomResource):
         :param key: the input's name.
         """
         return False
-
-
-def moved_within_cluster(state: Values, changed: Values) -> set[str]:
-    """The inputs that say where a guest is, if it is the same one on another node of its cluster: nothing is made anew
-    for that.
-
-    :param state: the resource's inputs and outputs until now.
-    :param changed: inputs, each with its new value.
-    """
-    return {"host", "node"} if state.get("cluster") and not {"cluster", "vmid", "ctid"} & changed.keys() else set()
 
 
 def digest(settings: BaseModel, leave_out: Collection[str] | Mapping[str, object]) -> str:
@@ -187,3 +192,21 @@ class Owned(Resource):
     update."""
 
     asks_for_update = ("drift",)
+
+
+class NewGuest(Owned):
+    """A guest that this program makes, and removes with the stack unless it is protected.
+
+    Its description carries a mark, by which an interrupted run finds its own guest again, and without which none is
+    ever removed. What can be changed in place is; a change that would need another disk is refused, as making the guest
+    anew would lose what is on it.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outputs:
+        """`instance`: what tells this guest from a later one of the same id; `drift`: options that differ."""
+
+        instance: str
+        drift: list[str] = field(default_factory=list)
+
+    instance: pulumi.Output[str]

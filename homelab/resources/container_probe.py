@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Probe, ShutdownInputs, Values, digest, moved_within_cluster
+from homelab.resources.base import NodeInputs, Probe, ShutdownInputs, digest
 from homelab.shapes import BootSeen, CardPlan, SharedCard
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ class ContainerProbe(Probe):
 
     kind = "lxc:Probe"
     replaced_by = frozenset(("host", "ctid"))
-
-    @classmethod
-    def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The inputs for whose change another resource is made; not for a move to another node of the cluster."""
-        return super().replacing(state, changed) - moved_within_cluster(state, changed)
 
     @dataclass(frozen=True, kw_only=True)
     class Inputs(NodeInputs):

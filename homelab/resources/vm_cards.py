@@ -14,7 +14,7 @@ from typing import Any
 
 import pulumi
 
-from homelab.resources.base import Owned, Values, VmInputs, moved_within_cluster
+from homelab.resources.base import Owned, VmInputs
 from homelab.shapes import BootSeen, Record
 
 
@@ -64,8 +64,3 @@ class VmCards(Owned):
     state: pulumi.Output[str]
     guest_address: pulumi.Output[str]
     starts: pulumi.Output[int]
-
-    @classmethod
-    def replacing(cls, state: Values, changed: Values) -> set[str]:
-        """The inputs for whose change another resource is made; not for a move to another node of its cluster."""
-        return super().replacing(state, changed) - moved_within_cluster(state, changed)

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from homelab.provider.api import created_vm, id_in_use
 from homelab.provider.new_container import NewContainerWork
+from homelab.provider.new_guest import created_vm, id_in_use
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.remote.proxmox import api as api_module
 from homelab.resources.base import ShutdownInputs

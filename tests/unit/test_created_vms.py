@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from homelab.provider.api import marked_anew, names_another_instance
 from homelab.provider.base import StackTexts
+from homelab.provider.new_guest import marked_anew, names_another_instance
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
