@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from homelab.doctor import configuration, host_nodes
+from homelab.doctor import configuration, host_nodes, starts
 from homelab.doctor.case import Case
 from homelab.doctor.devices import is_for_everybody, names
 from homelab.doctor.reading import OK
@@ -17,6 +17,7 @@ def findings(case: Case) -> list[Finding]:
     return [
         *host_nodes.findings(case),
         *configuration.findings(case),
+        *(starts.findings(case.reading, case.container.id, case.name) if case.container.running is False else ()),
         *_restart(case),
         *_inside(case),
         *_libraries(case),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from homelab.doctor import cards
+from homelab.doctor import cards, starts
 from homelab.doctor.reading import Reading
 from homelab.doctor.report import Finding, Report, Stage, Table
 from homelab.errors import HomelabError
@@ -43,6 +43,7 @@ def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     for slot in slots:
         findings += [*_functions(reading, name, slot, running), *_gates(reading, slot, host)]
     findings += _hook(reading, vmid)
+    findings += [] if running else starts.findings(reading, vmid, name)
     of_guest, notes = _guest(reading, vmid, config, options)
     findings += of_guest
     if slots:

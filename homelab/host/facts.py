@@ -655,11 +655,11 @@ def _is_part(device: Device, display: Device, slot: list[Device]) -> bool:
 
 
 def _ids_by_word(cmdline: str) -> dict[str, str]:
-    """Words that give ids to vfio-pci -> the ids; a value may be quoted."""
+    """Words that give ids to vfio-pci -> the ids; a value, or a whole word, may be quoted."""
     ids_by_word = {}
     for word in cmdline.split():
         name, _, value = word.partition("=")
-        if name.replace("-", "_") == "vfio_pci.ids":
+        if name.lstrip('"').replace("-", "_") == "vfio_pci.ids":
             ids_by_word[word] = value.strip('"')
     return ids_by_word
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from remote_scripts import installed
-from remote_scripts.shared import guests, nvidia
+from remote_scripts.shared import guest_tasks, guests, nvidia
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.hanging import ended
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
@@ -26,6 +26,8 @@ _INSIDE_BYTES = 1 << 20
 _DMI = "/sys/class/dmi/id"
 _MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
+_LOG_BYTES, _LOG_LINES = 1 << 20, 20
+_COMMAND = re.compile(r"(command '\S+) .*(?=' failed)")
 _NODES = "/etc/pve/nodes"
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
@@ -46,13 +48,15 @@ class Wanted:
 @dataclass(frozen=True)
 class Guest:
     """A guest of the cluster: a wrong id is answered by what it is. `kind`: lxc or vm; `node`: where it is; `pending`:
-    lines about devices that a VM gets at its next start.
+    lines about devices that a VM gets at its next start; `failed_start`: the end of the log of its last start here, if
+    that failed.
     """
 
     id: int
     kind: str
     node: str
     pending: str
+    failed_start: str
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,16 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """Looks at all of it.
 
-    :raises Failure: a configuration in /etc/pve can't be read.
+    :raises Failure: a configuration in /etc/pve, or the log of tasks, can't be read.
     """
     files = system.files
     links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
+    node = as_text(system.run.ask("hostname").text)
     return Answer(
-        node=as_text(system.run.ask("hostname").text),
+        node=node,
         machine=_machine(system),
         processor=_processor(system),
-        guests=tuple(_guests(system)),
+        guests=tuple(_guests(system, node)),
         driver=nvidia.version(system),
         char_devices=files.text("/proc/devices"),
         nodes="\n".join(_nodes(system)),
@@ -122,13 +127,24 @@ def _processor(system: System) -> str:
     return found[1].strip() if found else ""
 
 
-def _guests(system: System) -> Iterator[Guest]:
-    root = system.files.at(_NODES)
+def _guests(system: System, here: str) -> Iterator[Guest]:
+    root, starts = system.files.at(_NODES), guest_tasks.last_starts(system)
     for path in sorted(ended(lambda: list(root.glob("*/*/*.conf")))):
         node, folder, name = path.relative_to(root).parts
         if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
             text = as_text(content_of(system, f"{_NODES}/{node}/{folder}/{name}") or b"")
-            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)))
+            log = _failed(system, starts.get(path.stem)) if node == here else ""
+            yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)), log)
+
+
+def _failed(system: System, start: guest_tasks.Task | None) -> str:
+    """The end of a failed start's log, without the command line of QEMU, which is long and has options of the
+    owner's.
+    """
+    if start is None or start.well:
+        return ""
+    content = system.files.read(guest_tasks.log_of(start.upid), _LOG_BYTES) or start.status.encode()
+    return "\n".join(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)).rstrip("\n").split("\n")[-_LOG_LINES:])
 
 
 def _pending(text: str) -> Iterator[str]:

@@ -48,10 +48,9 @@ def read(system: System, wanted: Wanted) -> Answer:
 
 
 def _of_cards(system: System, upid: str) -> str:
-    """A log lies in the folder of the last digit of its task's start. One that was cleared away says nothing."""
-    path = f"{guest_tasks.TASKS}/{upid.split(':')[4][-1]}/{upid}"
+    """A log that was cleared away says nothing."""
     wanted = "to know what the VM's last start says of its cards"
     why = "a card that could not be reset, or doesn't wake up, would go unnoticed"
-    content = notes.need(system, path, wanted, why, _MOST_BYTES)
+    content = notes.need(system, guest_tasks.log_of(upid), wanted, why, _MOST_BYTES)
     lines = (line for line in as_text(content, _MOST_BYTES).split("\n") if _OF_CARDS.search(line))
     return "\n".join(lines)[:_LOG_BYTES]

@@ -63,6 +63,20 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
     return [one for one in found if (one.kind, one.guest) == (f"{kind}start", str(guest)) and one.start >= since]
 
 
+def last_starts(system: System) -> dict[str, Task]:
+    """The last start of each guest that has ended, by its id.
+
+    :raises Failure: the log of tasks can't be read.
+    """
+    found = (one for one in tasks(system, "index.1", "index") if one.status)
+    return {one.guest: one for one in found if one.kind in ("qmstart", "vzstart")}
+
+
+def log_of(upid: str) -> str:
+    """Where a task's log lies: in the folder of the last digit of its start."""
+    return f"{TASKS}/{upid.split(':')[4][-1]}/{upid}"
+
+
 def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
     """Whether a start since then has ended well; arguments and errors as of `starts`."""
     return any(start.well for start in starts(system, kind, guest, since))

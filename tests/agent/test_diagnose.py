@@ -75,6 +75,26 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
     assert (extra.containers, extra.node) == ((), "pve")
 
 
+@pytest.mark.parametrize(
+    ("ends", "log", "told"),
+    [
+        (["start failed: QEMU exited with code 1"], "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1\n", "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1"),
+        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret' failed: got timeout\n", "TASK ERROR: start failed: command '/usr/bin/kvm …' failed: got timeout"),
+        (["no log of it"], "", "no log of it"),
+        (["it failed", "OK"], "TASK ERROR: x\n", ""),
+        ([], "", ""),
+    ],
+)  # fmt: skip
+def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str], log: str, told: str) -> None:
+    upids = [f"UPID:pve:0000:0000:6B010C{number:02X}:qmstart:103:root@pam:" for number in range(len(ends))]
+    host.write(
+        "/var/log/pve/tasks/index", "".join(f"{upid} 6B010CF0 {end}\n" for upid, end in zip(upids, ends, strict=True))
+    )
+    if log:
+        host.write(f"/var/log/pve/tasks/0/{upids[0]}", log)
+    assert {one.id: one.failed_start for one in read(host).guests} == {950: "", 901: "", 103: told, 300: ""}
+
+
 def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_the_host(host: Host) -> None:
     (container,) = read(host, 950).containers
     assert container.conf.splitlines() == [

@@ -438,3 +438,29 @@ def test_commands_and_configuration_lines_are_not_broken() -> None:
 def test_the_json_has_what_the_text_has() -> None:
     value = json.loads(diagnose(reading(DEVICE_LINES, inside(NODES)), 901).json())
     assert {"version", "kind", "subject", "well", "findings", "notes", "next", "devices", "driver"} <= set(value)
+
+
+# -- starts that failed ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ("TASK ERROR: Device /dev/nvidia0 does not exist", "names a device node that the host hasn't got"),
+        ("TASK ERROR: it has none", "the task's log says"),
+    ],
+)
+def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str) -> None:
+    guests = [
+        {"id": 901, "kind": "lxc", "node": "pve", "failed_start": log},
+        {"id": 103, "kind": "vm", "node": "pve", "failed_start": log},
+    ]
+    vm = with_vm()
+    vm = vm.model_copy(update={"extra": reading(guests=guests).extra})
+    reports = {
+        "container 901": diagnose(reading(DEVICE_LINES, guests=guests), 901),
+        "VM 103 (Sandbox)": diagnose_vm(vm, 103),
+    }
+    for name, report in reports.items():
+        (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]
+        assert finding.found == f"its last start failed: {log}" and why in finding.why
+    running = diagnose(reading(DEVICE_LINES, inside(NODES), guests=guests), 901)
+    assert [one.wanted for one in running.findings] == []

@@ -1,0 +1,31 @@
+"""Why a guest's last start failed, as its task's log says. Pure."""
+
+from __future__ import annotations
+
+from homelab.doctor.reading import Reading
+from homelab.doctor.report import Finding, Stage
+from homelab.host import kernel_log
+
+# Lines of the log that are quoted.
+_QUOTED = 6
+
+
+def findings(reading: Reading, number: int, name: str) -> list[Finding]:
+    """The finding on a guest that is off since a start that failed: one or none.
+
+    :param number: its id.
+    :param name: for messages, such as `VM 103 (sandbox)`.
+    """
+    guest = reading.guest(number)
+    if guest is None or not guest.failed_start:
+        return []
+    causes = kernel_log.of_start(guest.failed_start)
+    return [
+        Finding(
+            f"{name} started",
+            f"its last start failed: {kernel_log.excerpt(guest.failed_start, _QUOTED)}",
+            "; ".join(cause.why for cause in causes) or "the task's log says what Proxmox VE, QEMU or lxc refused",
+            "; ".join(cause.next for cause in causes) or "correct what the log names, and start it again",
+            Stage.CONFIGURATION,
+        )
+    ]
