@@ -15,6 +15,7 @@ from homelab.host import gates
 from homelab.host.classes import AMD, DRIVERS
 from homelab.host.devices import Device
 from homelab.host.facts import HostFacts, bound_by_word
+from homelab.properties import slot_of
 from homelab.settings import Container
 from homelab.shapes import CardPlan, SharedCard
 
@@ -153,7 +154,7 @@ def _stops(word: str, device: Device) -> bool:
 def lines(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
     """What a container gets, for the plan: a text for each card."""
     return [
-        f"{', '.join(card['nodes']) or 'its nodes in /dev/dri'} of {facts.card(_slot(card['address']))}"
+        f"{', '.join(card['nodes']) or 'its nodes in /dev/dri'} of {facts.card(slot_of(card['address']))}"
         for _, card in sorted(shared.items())
     ]
 
@@ -169,7 +170,3 @@ def remarks(facts: HostFacts, shared: Mapping[str, SharedCard]) -> list[str]:
                 "the container gets the card's own alone"
             )
     return sentences
-
-
-def _slot(address: str) -> str:
-    return address.rpartition(".")[0]

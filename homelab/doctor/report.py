@@ -98,7 +98,7 @@ class Report:
         parts = ["\n".join([self.subject, *(f"  {line}" for line in self.head)])]
         parts += [table.text() for table in self.tables if table.rows]
         if self.notes:
-            parts.append("\n".join(["to know", *_items(self.notes, width)]))
+            parts.append("\n".join(["to know", *(_wrapped(note, "  - ", "    ", width) for note in self.notes)]))
         if self.well:
             return "\n\n".join([*parts, "nothing is wrong"])
         parts.append(f"what is wrong\n\n{shown_findings(self.findings, width)}")
@@ -133,7 +133,7 @@ def shown_findings(findings: Sequence[Finding], width: int) -> str:
 
 def shown_steps(steps: Sequence[str], width: int) -> str:
     """Numbered."""
-    return "\n".join(_numbered(steps, width))
+    return "\n".join(_wrapped(step, f"{number:>3}. ", "     ", width) for number, step in enumerate(steps, start=1))
 
 
 def _wrapped(text: str, first: str, others: str, width: int) -> str:
@@ -158,11 +158,3 @@ def _shown(number: int, finding: Finding, width: int) -> str:
     return "\n".join(
         _wrapped(text, head.ljust(11) + " ", f"{indent} ", width) for head, (_, text) in zip(first, lines, strict=True)
     )
-
-
-def _items(texts: Sequence[str], width: int) -> list[str]:
-    return [_wrapped(text, "  - ", "    ", width) for text in texts]
-
-
-def _numbered(texts: Sequence[str], width: int) -> list[str]:
-    return [_wrapped(text, f"{number:>3}. ", "     ", width) for number, text in enumerate(texts, start=1)]

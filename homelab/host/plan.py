@@ -134,7 +134,7 @@ def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
         ],
         "boot": _boot_drift(facts, want),
         "nodes": _lost_nodes(facts),
-        "cards": _lost_service(facts),
+        "cards": _lost_service(facts, "cards", "homelab-card-nodes.service", facts.cards_enabled),
         "handover": lost_handover(facts),
         "values": [*_changed_files(facts, "values"), *facts.lost_values],
     }
@@ -153,30 +153,25 @@ def _boot_drift(facts: HostFacts, want: Wanted) -> list[str]:
 
 def _lost_nodes(facts: HostFacts) -> list[str]:
     """The drift of NVIDIA's device nodes, if homelab's service makes them."""
-    if not any(file.layer == "nodes" for file in facts.managed):
-        return []
-    differences = _changed_files(facts, "nodes")
-    differences += [] if facts.nvidia.nodes_enabled else ["homelab-nvidia-nodes.service is not enabled"]
-    return differences + [f"{path} is not there" for path in facts.nvidia.missing_nodes]
-
-
-def _lost_service(facts: HostFacts) -> list[str]:
-    """The drift of the service that follows the nodes of cards in containers at each boot, if it is installed."""
-    if not any(file.layer == "cards" for file in facts.managed):
-        return []
-    differences = _changed_files(facts, "cards")
-    return differences + ([] if facts.cards_enabled else ["homelab-card-nodes.service is not enabled"])
+    missing = [f"{path} is not there" for path in facts.nvidia.missing_nodes]
+    return _lost_service(facts, "nodes", "homelab-nvidia-nodes.service", facts.nvidia.nodes_enabled, missing)
 
 
 def lost_handover(facts: HostFacts) -> list[str]:
     """The drift of the handover of cards, if it is installed."""
-    if not any(file.layer == "handover" for file in facts.managed):
+    lost = [f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks]
+    units = "homelab-handover.service or its timer"
+    return _lost_service(facts, "handover", units, facts.handover.enabled, lost)
+
+
+def _lost_service(facts: HostFacts, layer: str, units: str, is_enabled: bool, further: Sequence[str] = ()) -> list[str]:
+    """The drift of a layer that has a service, if it is installed.
+
+    :param further: its other drift.
+    """
+    if not any(file.layer == layer for file in facts.managed):
         return []
-    differences = _changed_files(facts, "handover")
-    differences += [] if facts.handover.enabled else ["homelab-handover.service or its timer is not enabled"]
-    return differences + [
-        f"VM {vmid} has lost the hookscript that hands it its card" for vmid in facts.handover.lost_hooks
-    ]
+    return [*_changed_files(facts, layer), *([] if is_enabled else [f"{units} is not enabled"]), *further]
 
 
 def _changed_files(facts: HostFacts, layer: str) -> list[str]:

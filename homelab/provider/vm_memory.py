@@ -78,8 +78,8 @@ async def is_owed_since(session: Session, host: Host, vmid: int, guest: str, ide
     return at
 
 
-async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest: str, identity: str) -> bool:
-    """Takes along what counts on the host that the VM has left, unless it was started here since. Is it to run again?
+async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int, guest: str, identity: str) -> None:
+    """Takes along what counts on the host that the VM has left, unless it was started here since.
 
     :param left: in the settings. One that doesn't answer can't say.
     :param session: with the host where it is now.
@@ -90,11 +90,9 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
         async with ssh.connect(stack.host(left)) as there:
             at = await is_owed_since(there, stack.host(left), vmid, guest, lambda: identity)
     except HomelabError:
-        return False
-    if at is None or (await _starts(session, vmid, at + 1)).well:
-        return False
-    await note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
-    return True
+        return
+    if at is not None and not (await _starts(session, vmid, at + 1)).well:
+        await note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
 
 
 def _as_whom(host: Host) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,7 +61,7 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         if address == "agent":
             address = _agent_address(self.api(inputs).at(machine.node), inputs) if runs else None
         state, starts = "running" if runs else "stopped", planned.starts + machine.starts
-        return dataclasses.replace(planned, state=state, guest_address=address or "", starts=starts)
+        return replace(planned, state=state, guest_address=address or "", starts=starts)
 
     def _answering(self, inputs: VmCards.Inputs, record: Record) -> HostFacts | None:
         """The host before anything is changed, where the VM has cards and may be started; None where not.
@@ -73,7 +72,8 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
             return None
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
-            troubles = kernel_log.of_card(_silent(facts), _card(inputs), _functions(facts, record))
+            silent = replace(facts, kernel_log="")  # what it says may be of long ago
+            troubles = kernel_log.of_card(silent, _card(inputs), _functions(facts, record))
             if not troubles:
                 break
         raise_all([trouble.error for trouble in troubles])
@@ -134,11 +134,6 @@ def _places(record: Record) -> list[str]:
 
 def _functions(facts: HostFacts, record: Record) -> list[str]:
     return [function.address for place in _places(record) for function in facts.functions(place)]
-
-
-def _silent(facts: HostFacts) -> HostFacts:
-    """The facts without the kernel's log so far, which may be of long ago."""
-    return replace(facts, kernel_log="")
 
 
 def _agent_address(api: Api, inputs: VmCards.Inputs) -> str | None:

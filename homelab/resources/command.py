@@ -203,7 +203,7 @@ def layer(
     :param proxy: for downloads; with one the input is a secret.
     :raises ValueError: the host's agent isn't declared (components/host_agent.py).
     """
-    kept = folder or kept_at(host, None)
+    kept = folder or kept_at(host)
     if kept is None:
         raise ValueError(f"{name}: no agent was put on {host.address}")
     limit = seconds or limits.of_step(host)

@@ -70,12 +70,9 @@ def are_kept(host_name: str, host: Host, after: pulumi.Resource) -> None:
     _KEPT[_way_to(host)] = KeptFolder(owner(host_name), after)
 
 
-def kept_at(host: Host, address: pulumi.Input[str] | None) -> KeptFolder | None:
-    """The folder on the system that a command goes to; None: no agent is kept there.
-
-    :param address: in place of the host's, as of `homelab.resources.command.connection`.
-    """
-    return _KEPT.get(_way_to(host)) if address in (None, host.address) else None
+def kept_at(host: Host) -> KeptFolder | None:
+    """The stack's folder on a host; None: no agent is kept there."""
+    return _KEPT.get(_way_to(host))
 
 
 def owner(host_name: str) -> str:

@@ -29,10 +29,6 @@ _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _CONFIG_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 
 
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
 class IommuSettings(Model):
     """Words on the kernel command line that switch the IOMMU on."""
 
@@ -133,10 +129,11 @@ class Gpu(Model):
     @field_validator("match", mode="before")
     @classmethod
     def _pci_id(cls, value: Any) -> Any:
-        value = _lower(value)
-        if isinstance(value, str) and not _PCI_ID.fullmatch(value):
+        if not isinstance(value, str):
+            return value
+        if not _PCI_ID.fullmatch(value.lower()):
             raise ValueError("expected vendor:device in hexadecimal, such as 10de:2b85 (see `lspci -nn`)")
-        return value
+        return value.lower()
 
     @model_validator(mode="after")
     def _fits_its_use(self) -> Self:

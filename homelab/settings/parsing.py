@@ -145,12 +145,7 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
 
 def _without_none(annotation: Any) -> Any:
     """`X` for `X | None`."""
-    return (
-        next((argument for argument in get_args(annotation) if argument is not type(None)), None)
-        if _optional(annotation)
-        else annotation
-    )
-
-
-def _optional(annotation: Any) -> bool:
-    return type(None) in get_args(annotation)
+    arguments = get_args(annotation)
+    if type(None) not in arguments:
+        return annotation
+    return next((argument for argument in arguments if argument is not type(None)), None)

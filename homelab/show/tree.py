@@ -116,13 +116,3 @@ def _guest(guest: ShownGuest, before: ShownCard, after: ShownCard) -> TreeNode:
     settings = _settings(old[guest], new[guest])
     changes = any(node.mark != "stays" for node in settings)
     return TreeNode("guest", str(guest), "changes" if changes else "stays", settings)
-
-
-def counts(nodes: Iterable[TreeNode]) -> dict[Mark, int]:
-    """Mark -> number of guests and cards with it."""
-    numbers: dict[Mark, int] = {}
-    for top in nodes:
-        for node in top.walk():
-            if node.kind in ("card", "guest"):
-                numbers[node.mark] = numbers.get(node.mark, 0) + 1
-    return numbers
