@@ -77,7 +77,8 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
         planned = plan.wanted(facts, host)
     except HomelabError as error:
         return Finding.of(error)
-    if not facts.managed and missing_words(planned.words, facts.cmdline.others):
+    has_boot_files = any(file.layer in ("iommu", "vfio") for file in facts.managed)
+    if not has_boot_files and missing_words(planned.words, facts.cmdline.others):
         return [_not_configured(reading, planned)]
     findings = [finding for error in plan.verify(facts, host, planned) for finding in Finding.of(error)]
     drift = {line for layer in ("iommu", "vfio", "values") for line in plan.drift(facts, planned)[layer]}

@@ -119,7 +119,11 @@ def _keeps_driver(facts: HostFacts, host: Host, name: str) -> bool:
 
 
 def drift(facts: HostFacts, want: Wanted) -> dict[str, list[str]]:
-    """Layer -> its drift from `want`, a sentence each. Only a reboot repairs the layer `boot`."""
+    """Each layer of a host -> its drift from `want`, a sentence each.
+
+    Only a reboot repairs `boot`. `nodes`: NVIDIA's device nodes; `cards`: the service for those of other makers' cards;
+    `values`: how cards are reset and sleep; `handover`: what hands them over.
+    """
     return {
         "iommu": [
             *_changed_files(facts, "iommu"),

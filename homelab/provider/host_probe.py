@@ -12,7 +12,7 @@ from homelab.later import later
 from homelab.properties import mark_of
 from homelab.provider.base import Work, raised
 from homelab.remote import guard, ledger, ssh, stack_folder
-from homelab.resources.host_probe import LAYERS, HostProbe
+from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from homelab.text import tell
 from homelab.vm.config import strings
@@ -33,12 +33,12 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
     resource = HostProbe
 
     def create(self, inputs: HostProbe.Inputs) -> HostProbe.Outputs:
-        return self._plan(inputs, dict.fromkeys(LAYERS, 0))
+        return self._plan(inputs, {})
 
     def update(
         self, inputs: HostProbe.Inputs, before: HostProbe.Inputs, outputs: HostProbe.Outputs
     ) -> HostProbe.Outputs:
-        return self._plan(inputs, raised(outputs.generation, set(), LAYERS))
+        return self._plan(inputs, outputs.generation)
 
     def read(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> HostProbe.Outputs:
         facts = self.facts_of_refresh(inputs)
@@ -48,7 +48,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             for difference in differences:
                 tell(f"{inputs.host}: drift ({layer}): {difference}")
         drifted = {layer for layer, differences in drift.items() if differences}
-        generation = raised(outputs.generation, drifted, LAYERS)
+        generation = raised(outputs.generation, drifted, drift.keys())
         return dataclasses.replace(outputs, generation=generation, stale=plan.stale(facts, want))
 
     def _plan(self, inputs: HostProbe.Inputs, generation: dict[str, int]) -> HostProbe.Outputs:
@@ -61,6 +61,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             tell(f"{inputs.host}: note: {remark}")
         tell(f"{inputs.host}: reboot: {planned.reboot.in_short(planned.want.gpus)}")
         self.announced_reboots.add(inputs.host)
+        generation = raised(generation, set(), plan.drift(planned.facts, planned.want).keys())
         return HostProbe.Outputs(**dataclasses.asdict(planned.want), generation=generation, stale=False)
 
     def delete(self, inputs: HostProbe.Inputs, outputs: HostProbe.Outputs) -> None:

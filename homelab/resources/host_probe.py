@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from homelab.resources.described import HostInput
     from homelab.settings import Host
 
-# The parts of a host that drift by themselves; `boot` is what only a reboot can mend, `nodes` NVIDIA's device nodes,
-# `cards` the service for those of other makers' cards, `values` how cards are reset and sleep, `handover` what hands
-# them over.
+# The layers that a reboot is about; homelab/host/plan.py (`drift`) has all of them.
 BOOT_LAYERS = ("iommu", "vfio", "boot")
-LAYERS = (*BOOT_LAYERS, "nodes", "cards", "values", "handover")
 # What isn't planned here: how the host is reached, and what other resources are told.
 _ELSEWHERE: dict[str, object] = {
     **dict.fromkeys(("address", "ssh", "api", "node", "reboot", "nvidia", "timeouts", "downloads"), True),

@@ -36,7 +36,6 @@ from remote_scripts.tools.text import as_text
 _SIGNS = 1000
 # Lines of lspci about what makes a card, with the names that this host's pci.ids has.
 _CARD = re.compile(r"[^\[]*\[(03|12)[0-9a-f]{2}\]: ")
-_STEPS = ("boot", "initramfs")
 _CARDS_ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-card-nodes.service"
 
 
@@ -105,7 +104,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         rolled_back=ours.rolled_back(source),
         rolling_back=ours.is_rolling_back(source),
         judged=source.text(f"{HOME}/judged"),
-        pending=[step for step in _STEPS if system.files.is_pending(step)],
+        pending=source.names(f"{HOME}/pending"),
         boot_lacks=_boot_lacks(source, loader.name),
         drm=drm.drm(source),
         cards_enabled=source.is_link(_CARDS_ENABLED),

@@ -582,6 +582,21 @@ def test_a_value_that_was_changed_is_drift_and_a_card_that_isnt_there_is_none(ho
     assert read(host).lost_values == []
 
 
+def test_files_and_steps_of_any_layer_are_read_without_a_list_of_layers(host: Host) -> None:
+    system = host.system()
+    system.files.put("another", "/etc/another.conf", 0o644, b"a\n")
+    system.files.put("another", "/etc/lost.conf", 0o644, b"b\n")
+    system.files.set_pending("another-step")
+    host.write("etc/another.conf", "by hand\n")
+    (host.root / "etc/lost.conf").unlink()
+    facts = read(host)
+    assert [(file.layer, file.path, file.state) for file in facts.managed] == [
+        ("another", "/etc/another.conf", "changed"),
+        ("another", "/etc/lost.conf", "missing"),
+    ]
+    assert facts.pending == ["another-step"]
+
+
 AMD = "0000:0c:00.0"
 SOUND = f"""\
 i915 {AMD}: [drm] Finished loading DMC firmware i915/adlp_dmc.bin (v2.20)

@@ -118,15 +118,7 @@ def test_a_closed_gate_raises_every_reason() -> None:
 
 def test_a_host_as_wanted_has_no_drift() -> None:
     want = plan.wanted(desktop(), settings())
-    assert plan.drift(bound(), want) == {
-        "iommu": [],
-        "vfio": [],
-        "boot": [],
-        "nodes": [],
-        "cards": [],
-        "values": [],
-        "handover": [],
-    }
+    assert not any(plan.drift(bound(), want).values())
 
 
 WORDS = plan.wanted(desktop(), settings()).words
@@ -179,15 +171,7 @@ def test_an_iommu_word_with_more_options_is_the_word() -> None:
     running = "quiet intel_iommu=on,sm_on iommu=pt"
     facts = desktop(cpu_vendor="GenuineIntel", cmdline=cmdline(running, others=running), boot_lacks=[])
     want = plan.wanted(facts, settings({}))
-    assert plan.drift(facts, want) == {
-        "iommu": [],
-        "vfio": [],
-        "boot": [],
-        "nodes": [],
-        "cards": [],
-        "values": [],
-        "handover": [],
-    }
+    assert not any(plan.drift(facts, want).values())
     assert "(stays)" in plan.describe("pve", facts, settings({}), want, reboot())
 
 

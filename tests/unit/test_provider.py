@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pulumi.runtime.proto import provider_pb2, status_pb2
 from pulumi.runtime.rpc import UNKNOWN as SENTINEL
 
 from homelab.errors import HomelabError, UnfinishedError
+from homelab.host import plan
 from homelab.provider import registry
 from homelab.provider.base import Work, raised
 from homelab.provider.difference import differences
@@ -26,14 +28,15 @@ from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.container_probe import ContainerProbe
 from homelab.resources.gpu_lease import GpuLease
-from homelab.resources.host_probe import LAYERS, HostProbe
+from homelab.resources.host_probe import BOOT_LAYERS, HostProbe
 from homelab.resources.nvidia import NvidiaVerification
 from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
 from remote_scripts.shared.reading import ours
-from tests.unit.hosts import KEY, settings
+from tests.conftest import PROJECT
+from tests.unit.hosts import KEY, desktop, settings
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -236,8 +239,15 @@ def test_an_input_that_is_forgotten_is_named_before_anything_runs() -> None:
         HostProbe("pve-probe", {"host": "pve", "setings": ""})
 
 
-def test_every_layer_that_writes_files_can_drift_and_what_an_older_state_has_not_counts_from_nothing() -> None:
-    assert {*LAYERS} == {*ours.LAYERS, "boot"}
+def test_every_layer_that_a_component_names_can_drift() -> None:
+    texts = [
+        path.read_text(encoding="utf-8") for path in (PROJECT / "__main__.py", *(PROJECT / "components").glob("*.py"))
+    ]
+    named = {name for text in texts for name in re.findall(r'generation_of\("(\w+)"\)', text)}
+    assert {*BOOT_LAYERS, *named} == plan.drift(desktop(), plan.wanted(desktop(), settings())).keys()
+
+
+def test_a_layer_that_an_older_state_has_not_counts_from_nothing() -> None:
     assert raised({"iommu": 2, "gone": 5}, {"vfio"}, ("iommu", "vfio", "boot")) == {"iommu": 2, "vfio": 1, "boot": 0}
 
 
@@ -251,7 +261,7 @@ def test_a_changed_opt_in_of_a_card_asks_the_gates_again(name: str) -> None:
         found = settings({"rtx5090": {"match": "10de:2b85", **gpu}})
         return {"host": "pve", "settings": HostProbe.settings_of(found)}
 
-    state = {**told(), "generation": dict.fromkeys(LAYERS, 0), "stale": False}
+    state = {**told(), "generation": {}, "stale": False}
     assert replaced(HostProbe, state, told()) is None
     assert replaced(HostProbe, state, told(**{str(field.alias): opted})) == []
 

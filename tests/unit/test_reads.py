@@ -33,7 +33,7 @@ BOOT = {"boot": {"id": "b", "stopped": [], "at": 7}, "guest_name": "Sandbox", "i
 WANTED = {"iommu_words": "", "vfio_words": "", "functions": {}, "by_hand": [], "gpus": {}, "stale": False}
 # Work, and the state of its resource.
 STATES: list[tuple[type[Work[Any, Any]], dict[str, Any]]] = [
-    (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {"iommu": 0, "vfio": 0, "boot": 0, "nodes": 0, "cards": 0, "values": 0, "handover": 0}}),
+    (HostProbeWork, {"host": "pve", "settings": "", **WANTED, "generation": {}}),
     (CardMappingWork, {"host": "pve", "node": "pve", "gpu": "card", "mapping": "m", "entry": {"path": "0000:01:00"}, "before": "", "drift": []}),
     (VmCardsWork, {**VM, **RECORD, **BOOT}),
 ]  # fmt: skip

@@ -41,7 +41,7 @@ BOOT = {"id": "b", "stopped": [], "at": 1}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "HostProbe": {
         "iommu_words": "iommu=pt", "vfio_words": "homelab.vfio=a", "functions": {"0000:01:00.0": "10de:2b85"}, "by_hand": [],
-        "generation": dict.fromkeys(("iommu", "vfio", "boot", "nodes", "cards", "values", "handover"), 0), "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
+        "generation": {}, "stale": False, "gpus": {"rtx5090": CARD, "rtx4090": CARD | {"use": "lxc"}},
     },
     "BootVerification": {"kernel": "k", "boot_id": "b", "iommu": {"groups": 1, "kernelLog": []}, "devices": {}, "boot": BOOT},
     "CardMapping": {"before": ""}, "StorageFile": {"made": True, "compared": ""},

@@ -10,17 +10,17 @@ from remote_scripts.shared.reading.answer import Managed, SharedWith, TurnedAway
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
 
-#: The layers that write files on a host.
-LAYERS = ("iommu", "vfio", "nodes", "cards", "values", "handover")
+_FILES = f"{HOME}/files"
 _CONTAINERS, _LEDGER, _AGENTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/agents"
 _VMID = re.compile(r"[1-9][0-9]*")
 
 
 def managed(source: Source) -> list[Managed]:
-    """All files that were written."""
+    """All files that were written, by layer."""
     found: list[Managed] = []
-    for layer in LAYERS:
-        found += source.noting(f"{HOME}/files/{layer}", functools.partial(_of_layer, source, layer), [])
+    layers: list[str] = source.noting(_FILES, lambda: source.files.need_names(_FILES), [])
+    for layer in layers:
+        found += source.noting(f"{_FILES}/{layer}", functools.partial(_of_layer, source, layer), [])
     return found
 
 
