@@ -45,8 +45,8 @@ def inside(nodes: dict[str, str], root: str = "ok", user: str = "ok") -> str:
     return "\n".join([*words, LIBRARY])
 
 
-def guest(number: int, kind: str, node: str, pending: str = "") -> dict[str, Any]:
-    return {"id": number, "kind": kind, "node": node, "pending": pending}
+def guest(number: int, kind: str, node: str, pending: str = "", failed_start: str = "") -> dict[str, Any]:
+    return {"id": number, "kind": kind, "node": node, "pending": pending, "failed_start": failed_start}
 
 
 def reading(conf: str = "", seen: str | None = None, *, nodes: dict[str, str] | None = None, **changes: Any) -> Reading:
@@ -450,11 +450,11 @@ def test_the_json_has_what_the_text_has() -> None:
 )
 def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str) -> None:
     guests = [
-        {"id": 901, "kind": "lxc", "node": "pve", "failed_start": log},
-        {"id": 103, "kind": "vm", "node": "pve", "failed_start": log},
+        guest(901, "lxc", "pve", failed_start=log),
+        guest(103, "vm", "pve", failed_start=log),
     ]
     vm = with_vm()
-    vm = vm.model_copy(update={"extra": reading(guests=guests).extra})
+    vm = replace(vm, extra=reading(guests=guests).extra)
     reports = {
         "container 901": diagnose(reading(DEVICE_LINES, guests=guests), 901),
         "VM 103 (Sandbox)": diagnose_vm(vm, 103),

@@ -34,7 +34,6 @@ from homelab.resources.virtual_machine import VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Container, Gpu, Host
 from homelab.shapes import BootSeen, CardPlan
-from remote_scripts.shared.reading import ours
 from tests.conftest import PROJECT
 from tests.unit.hosts import KEY, desktop, settings
 
