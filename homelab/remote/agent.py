@@ -38,6 +38,8 @@ _NAME = "agent.pyz"
 _AGENTS = f"{HOME}/agents"
 _ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
 _TABLES = f"{PACKAGE}.tables"
+# What the tables are made of. To make them takes longer than all else that a digest needs.
+_MADE_OF = tuple(FOLDER.parent / "homelab/nvidia" / name for name in ("symptoms.py", "data/symptoms.yaml"))
 
 
 def place(owner: str) -> str:
@@ -79,7 +81,7 @@ def layers() -> tuple[str, ...]:
 
 @functools.cache
 def _imported(module: str) -> frozenset[str]:
-    return modules.imported(_source(module))
+    return modules.imported(modules.source(module))
 
 
 def modules_of(*names: str) -> frozenset[str]:
@@ -88,12 +90,16 @@ def modules_of(*names: str) -> frozenset[str]:
 
 
 @functools.cache
+def _digest(module: str) -> str:
+    texts = [file.read_text(encoding="utf-8") for file in _MADE_OF] if module == _TABLES else [_source(module)]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+@functools.cache
 def code_of(layer: str) -> str:
     """A digest of the modules that do a layer's work, in 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for module in sorted(modules_of(AGENT, f"{PACKAGE}.layers.{layer}")):
-        digest.update(f"{module}\0{_source(module)}\0".encode())
-    return digest.hexdigest()[:16]
+    names = sorted(modules_of(AGENT, f"{PACKAGE}.layers.{layer}"))
+    return hashlib.sha256("\0".join(f"{name} {_digest(name)}" for name in names).encode()).hexdigest()[:16]
 
 
 def _codes() -> dict[str, str]:

@@ -27,12 +27,12 @@ def source(module: str) -> str:
     return (_content(module) or b"").decode().replace("\r\n", "\n")
 
 
-@functools.cache
 def is_module(name: str) -> bool:
     """Whether there is such a module; a package is none."""
     return _content(name) is not None
 
 
+@functools.cache
 def _content(module: str) -> bytes | None:
     try:
         return pkgutil.get_data(PACKAGE, f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py")
@@ -44,7 +44,9 @@ def imported(text: str) -> frozenset[str]:
     """The modules of the package that a module's source imports, anywhere in it."""
     found: set[str] = set()
     for package, names, module in _IMPORTS.findall(text):
-        found |= {package or module, *(f"{package}.{name}" for name in _NAME.findall(_COMMENT.sub("", names)))}
+        name = package or module
+        # What a module has is no module.
+        found |= {name} if is_module(name) else {f"{name}.{part}" for part in _NAME.findall(_COMMENT.sub("", names))}
     return frozenset(filter(is_module, found))
 
 

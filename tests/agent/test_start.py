@@ -354,6 +354,19 @@ def test_a_layer_is_run_again_when_what_it_imports_has_changed_and_no_other(monk
     assert "remote_scripts.put_agent" not in modules
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_layer_is_run_again_when_what_its_tables_are_made_of_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: int
+) -> None:
+    assert agent._TABLES in agent.modules_of("remote_scripts.layers.nvidia_driver")
+    files = list(agent._MADE_OF)
+    (tmp_path / "changed").write_bytes(files[changed].read_bytes() + b"\n# more\n")
+    files[changed] = tmp_path / "changed"
+    before = agent._digest(agent._TABLES)
+    monkeypatch.setattr(agent, "_MADE_OF", files)
+    assert agent._digest.__wrapped__(agent._TABLES) != before
+
+
 @pytest.mark.parametrize("file", sorted(path.relative_to(FOLDER.parent) for path in FOLDER.rglob("*.py")), ids=str)
 def test_imports_are_read_as_python_reads_them_and_are_of_the_package_or_the_standard_library(file: Path) -> None:
     text = (FOLDER.parent / file).read_text(encoding="utf-8")
