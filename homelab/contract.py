@@ -40,7 +40,8 @@ WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 class _OutputPart(BaseModel):
     # Additions don't break a consumer that was written for an earlier set of keys; text for a number would be a change.
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, strict=True)
+    # A program that puts them out has no use for the models.
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, strict=True, defer_build=True)
 
 
 class Function(_OutputPart):
