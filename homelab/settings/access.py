@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import field_validator, model_validator
 
@@ -18,12 +18,17 @@ from homelab.settings.types import (
     Port,
     PrivateKey,
     Secret,
+    Text,
     UnixUser,
 )
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_TOKEN = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+![A-Za-z][A-Za-z0-9._-]+")
-_USER = re.compile(r"[^\s:/!@,]+@[A-Za-z][A-Za-z0-9._-]+")
+# No blank of any language is in a user's name.
+_USER = r"(?u:[^\s:/!@,]+)@[A-Za-z][A-Za-z0-9._-]+"
+ApiToken = Annotated[
+    str, Text("id of a token", rf"{_USER}![A-Za-z][A-Za-z0-9._-]+", "a token's id such as homelab@pve!pulumi")
+]
+ApiUser = Annotated[str, Text("user with its realm", _USER, "a user with its realm, such as root@pam")]
 
 
 class SshLogin(Model):
@@ -119,11 +124,11 @@ class ApiAccess(Model):
 
     port: Port = 8006
     """The port of the API."""
-    token: Plain | None = None
+    token: ApiToken | None = None
     """The id of an API token, such as `homelab@pve!pulumi`."""
     token_secret: Secret | None = None
     """The token's secret, as an encrypted value."""
-    user: Plain | None = None
+    user: ApiUser | None = None
     """A user with its realm, such as `root@pam`, instead of a token."""
     password: Secret | None = None
     """The user's password, as an encrypted value."""
@@ -136,20 +141,6 @@ class ApiAccess(Model):
     and never fits."""
     public_ca: bool = False
     """`true`: an authority that this machine trusts already has signed the certificate."""
-
-    @field_validator("token")
-    @classmethod
-    def _token_id(cls, value: str | None) -> str | None:
-        if value is not None and not _TOKEN.fullmatch(value):
-            raise ValueError("expected a token's id such as homelab@pve!pulumi")
-        return value
-
-    @field_validator("user")
-    @classmethod
-    def _with_realm(cls, value: str | None) -> str | None:
-        if value is not None and not _USER.fullmatch(value):
-            raise ValueError("expected a user with its realm, such as root@pam")
-        return value
 
     @field_validator("fingerprint")
     @classmethod

@@ -15,6 +15,7 @@ from homelab.settings.types import (
     Bridge,
     ContainerNameServers,
     Cores,
+    Folder,
     GuestId,
     HostName,
     InWords,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 _SYSTEM_FOLDER = re.compile(r"/(?:(?:bin|boot|dev|etc|lib|lib64|proc|root|run|sbin|sys|usr|var)(?:/.*)?)?")
 # Folders below /var that hold users' data.
 _DATA_BELOW_VAR = re.compile(r"/var/lib/vz/(?!images|dump|template|private).+|/var/(?:srv|media|data|www)(?:/.*)?")
-_FOLDER = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+")
 
 
 class Mount(Model):
@@ -45,21 +45,12 @@ class Mount(Model):
     an unprivileged container its files belong to `nobody`, unless their owner on the host is 100000 and more. Neither a
     snapshot nor a backup has it."""
 
-    source: Plain
+    source: Folder
     """The folder on the host, which must be there: `/tank/films`. Not one of the host's system, such as `/etc`."""
-    target: Plain
+    target: Folder
     """Where it is in the container: `/films`."""
     read_only: bool = False
     """Nothing in the container may change it."""
-
-    @field_validator("source", "target")
-    @classmethod
-    def _folder(cls, value: str) -> str:
-        if not _FOLDER.fullmatch(value):
-            raise ValueError(
-                "expected a folder's whole path, such as /tank/films, without blanks, .. and a slash at its end"
-            )
-        return value
 
     @field_validator("source")
     @classmethod

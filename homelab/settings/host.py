@@ -12,10 +12,12 @@ from homelab.settings.access import ApiAccess, Ssh
 from homelab.settings.download import Download
 from homelab.settings.nvidia import Nvidia
 from homelab.settings.types import (
+    CONFIG_ID,
     AcsOverride,
     FunctionAddress,
     GuestId,
     InWords,
+    MappingId,
     Name,
     NetworkAddress,
     NodeName,
@@ -25,8 +27,6 @@ from homelab.settings.types import (
 )
 
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
-# A mapping's id: Proxmox VE's format pve-configid.
-_CONFIG_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 
 
 class IommuSettings(Model):
@@ -94,7 +94,7 @@ class Gpu(Model):
     """`true`: give the card away although it is one of several on a board with NVSwitches. You know how a VM uses it
     without the others: with `NVreg_NvLinkDisable=1` for the VM's driver, or with a partition of the fabric manager on
     the host."""
-    mapping: Plain | None = None
+    mapping: MappingId | None = None
     """The id of the card's PCI mapping in Proxmox VE. By default the card's name here."""
     live_migration: bool = False
     """Only for a virtual function, with `use: vm`. `true`: its mapping says that Proxmox VE can migrate a VM with it
@@ -118,13 +118,6 @@ class Gpu(Model):
     def is_nvidia(self) -> bool:
         """Whether `match` is an id of NVIDIA's."""
         return (self.match or "").startswith("10de:")
-
-    @field_validator("mapping")
-    @classmethod
-    def _mapping_id(cls, value: str | None) -> str | None:
-        if value is not None and not _CONFIG_ID.fullmatch(value):
-            raise ValueError("expected a mapping's id: a letter, then letters, digits, hyphens, underscores")
-        return value
 
     @field_validator("match", mode="before")
     @classmethod
@@ -331,7 +324,7 @@ class Host(Model):
         names = [name for name, gpu in self.gpus.items() if gpu.may_leave] if self.api else []
         ids = [self.mapping_of(name) for name in names]
         for name in names:
-            if not _CONFIG_ID.fullmatch(self.mapping_of(name)):
+            if not re.fullmatch(CONFIG_ID, self.mapping_of(name)):
                 raise ValueError(f"gpus.{name}: Proxmox VE takes no mapping id of one letter: set `mapping`")
             if ids.count(self.mapping_of(name)) > 1:
                 raise ValueError(f"gpus.{name}: another card of this host has the mapping {self.mapping_of(name)}, too")

@@ -12,7 +12,6 @@ from homelab.settings.types import InWords, Proxy, Seconds, Sha256, Text, WebAdd
 from homelab.shapes import Capability, Runtime
 
 _DRIVER = re.compile(r"[0-9]{3}(?:\.[0-9]{2,3}(?:\.[0-9]{2})?)?")
-_CUDA = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?")
 
 
 def _written_as_text(value: Any) -> Any:
@@ -24,7 +23,13 @@ def _written_as_text(value: Any) -> Any:
     return value
 
 
-VersionText = Annotated[str, InWords("version, in quotes"), BeforeValidator(_written_as_text), AfterValidator(plain)]
+_WORDS = "version, in quotes"
+VersionText = Annotated[str, InWords(_WORDS), BeforeValidator(_written_as_text), AfterValidator(plain)]
+MajorText = Annotated[VersionText, Text(_WORDS, r"[0-9]{1,2}", 'a major version ("9")')]
+CudaText = Annotated[
+    VersionText,
+    Text(_WORDS, r"[0-9]{1,2}\.[0-9]{1,2}(?:\.[0-9])?", 'a release ("12.8") or an update of one ("12.8.1")'),
+]
 
 
 # An exact version, as a key.
@@ -76,9 +81,9 @@ class Nvidia(Model):
     driver: VersionText | None = None
     """A branch (`"580"`), which is kept at its newest release, or a version (`"580.105.08"`), which is kept exactly. By
     default the recommended branch; in a container the host's version."""
-    cuda: VersionText | None = None
+    cuda: CudaText | None = None
     """CUDA's toolkit: a release (`"12.8"`) or one of its updates (`"12.8.1"`). It never brings a driver."""
-    cudnn: VersionText | None = None
+    cudnn: MajorText | None = None
     """cuDNN of a major version (`"9"`), with its headers, for the major release of `cuda`, which must be set."""
     nccl: bool = False
     """`true`: NCCL, with its headers, for the major release of `cuda`, which must be set."""
@@ -135,17 +140,3 @@ class Nvidia(Model):
                 "of CUDA each"
             )
         return self
-
-    @field_validator("cudnn")
-    @classmethod
-    def _major(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[0-9]{1,2}", value):
-            raise ValueError('expected a major version ("9")')
-        return value
-
-    @field_validator("cuda")
-    @classmethod
-    def _release(cls, value: str | None) -> str | None:
-        if value is not None and not _CUDA.fullmatch(value):
-            raise ValueError('expected a release ("12.8") or an update of one ("12.8.1")')
-        return value

@@ -206,6 +206,7 @@ def _container_name_servers(value: str) -> str:
     return " ".join(addresses)
 
 
+CONFIG_ID = r"[A-Za-z][A-Za-z0-9_-]+"
 _STORAGE = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
 # A volume's part after its storage; no comma and no space, which would end it in a property string.
 _IN_STORAGE = r"[A-Za-z0-9._+@=~()%/-]+"
@@ -261,6 +262,28 @@ FileName = Annotated[
         "name of a file",
         r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,200}",
         "a file's name: letters, digits, dots, hyphens, underscores",
+    ),
+]
+RomFile = Annotated[
+    str,
+    Text("name of a file", r"[A-Za-z0-9][A-Za-z0-9._-]*", "the name of a file in the host's /usr/share/kvm"),
+]
+#: pve-configid (Proxmox VE, PVE::JSONSchema).
+MappingId = Annotated[
+    str,
+    Text(
+        "id of a mapping",
+        CONFIG_ID,
+        "a mapping's id: a letter, then letters, digits, hyphens, underscores",
+    ),
+]
+#: A folder, which stands in a property string.
+Folder = Annotated[
+    str,
+    Text(
+        "folder",
+        r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+",
+        "a folder's whole path, such as /tank/films, without blanks, .. and a slash at its end",
     ),
 ]
 ImageName = Annotated[str, Text("name of an image", r"[a-z][a-z0-9.-]{0,39}", "the name of a known image")]
