@@ -81,8 +81,12 @@ async def planned(
         ctids = [container.ctid for container in containers.values() if container.nvidia is not None]
         systems, reading_errors = await read_systems(session, facts, ctids, host=host.nvidia is not None)
         vm_systems, vm_remarks = await _read_vms(host, facts, vms, timeout)
-        stack_lines, stack_errors = _stacks(name, host, facts, want, vms, containers, systems | vm_systems)
-        stack_errors += reading_errors
+        stack_lines, stack_errors = "", reading_errors
+        # Without a stack, the data about NVIDIA isn't read.
+        guest_stacks = [*(vm.nvidia for vm in vms.values()), *(container.nvidia for container in containers.values())]
+        if any([host.nvidia, *guest_stacks]):
+            stack_lines, errors = preview.describe(name, host, facts, want, vms, containers, systems | vm_systems)
+            stack_errors = [*errors, *reading_errors]
         # In a thread, since requests would block the event loop.
         patience = OUTAGE_SECONDS if timeout is None else timeout
         api_errors = await asyncio.to_thread(probe.check, name, host, facts, want, vms, containers, patience)
@@ -224,23 +228,3 @@ async def _read(session: ssh.Session, ctid: int = 0) -> SystemReading:
     """With the versions of CUDA that its repository offers, if NVIDIA's is set up."""
     wanted = read_system.Wanted(ask=tuple(load().cuda_packages))
     return reading.parse(await session.ask("read", "read_system", wanted, READING_SECONDS, ctid=ctid))
-
-
-def _stacks(
-    name: str,
-    host: Host,
-    facts: HostFacts,
-    want: plan.Wanted,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    systems: Mapping[str, SystemReading],
-) -> tuple[str, list[HomelabError]]:
-    """The plan of NVIDIA's stacks as text, and its refusals; without a stack, the data about NVIDIA isn't read."""
-    stacks: list[Any] = [
-        host.nvidia,
-        *(vm.nvidia for vm in vms.values()),
-        *(container.nvidia for container in containers.values()),
-    ]
-    if not any(stacks):
-        return "", []
-    return preview.describe(name, host, facts, want, vms, containers, systems)

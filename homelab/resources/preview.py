@@ -49,36 +49,25 @@ def preview(
         except HomelabError as error:
             pulumi.log.warn(clean(f"{name}: previewing without the key to the host: {error.found}"), probe)
             mode = "never"
-    # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
-    printed: pulumi.Output[bool] = pulumi.Output.from_input(
-        _printed(name, host, probe, vms, containers, results, mode, follows)
-    )
-    return printed
 
-
-async def _printed(
-    name: str,
-    host: Host,
-    probe: HostProbe,
-    vms: dict[str, Vm],
-    containers: dict[str, Container],
-    results: list[pulumi.Output[Any]],
-    mode: str,
-    follows: str,
-) -> bool:
-    if not pulumi.runtime.is_dry_run() or mode == "never":
-        return False
-    if mode == "auto" and all([await result.is_known() for result in results]):
-        return False  # nothing would change: no reason to disturb the host
-    try:
-        planned = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
-        text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
-    except UnreachableError as error:
-        if mode == "always":
+    async def shown() -> bool:
+        if not pulumi.runtime.is_dry_run() or mode == "never":
+            return False
+        if mode == "auto" and all([await result.is_known() for result in results]):
+            return False  # nothing would change: no reason to disturb the host
+        try:
+            planned = await planning.planned(name, host, vms, containers, PATIENCE_SECONDS)
+            text = plan.describe(name, planned.facts, host, planned.want, planned.reboot, planned.files, follows)
+        except UnreachableError as error:
+            if mode == "always":
+                raise Refusal(error) from None
+            pulumi.log.info(clean(f"{name} can't be reached ({error.found}): previewed without reading it"), probe)
+            return False
+        except HomelabError as error:
             raise Refusal(error) from None
-        pulumi.log.info(clean(f"{name} can't be reached ({error.found}): previewed without reading it"), probe)
-        return False
-    except HomelabError as error:
-        raise Refusal(error) from None
-    pulumi.log.info(clean("\n".join(part for part in (text, planned.guests) if part)), probe)
-    return True
+        pulumi.log.info(clean("\n".join(part for part in (text, planned.guests) if part)), probe)
+        return True
+
+    # An output awaits the coroutine, so that the program doesn't end before it, and fails with it.
+    printed: pulumi.Output[bool] = pulumi.Output.from_input(shown())
+    return printed
