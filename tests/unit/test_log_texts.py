@@ -233,6 +233,8 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
         "signature within a year, see --audit for details",
         "WARNING: Unable to find a suitable destination to install 32-bit compatibility libraries.",
         "kvm: -device vfio-pci,host=0000:00:02.0,id=hostpci0: info: OpRegion detected on Intel display 7d55.",
+        "kvm: vfio_container_dma_map(0x5555685b7190, 0xe0e00000000, 0x10000000, 0x714d50000000) = -22 (Invalid argument)\n"
+        "0000:01:00.0: PCI peer-to-peer transactions on BARs are not supported.",
         "hookscript error for 110 on post-start: command '/var/lib/vz/snippets/x.sh 110 post-start' failed: exit code 1",
         "nouveau 0000:01:00.0: Direct firmware load for nvidia/tu117/gsp/gsp-535.113.01.bin failed with error -2",
     ],
