@@ -223,18 +223,18 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
         relays.append(threading.Thread(target=_relay, args=(reads, number), daemon=True))
         relays[-1].start()
     ended = os.pidfd_open(child)
-    told = select.select([ended, answer], [], [], seconds)[0]
-    if not told:
+    ready = select.select([ended, answer], [], [], seconds)[0]
+    if not ready:
         for group in (child, *_asked_by(child)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
-    has_ended = bool(told or select.select([ended], [], [], _KILL_SECONDS)[0])
+    has_ended = bool(ready or select.select([ended], [], [], _KILL_SECONDS)[0])
     for relay in relays:  # what it has said comes first; what it has started may have its pipes still
         relay.join(_KILL_SECONDS if has_ended else 0)
-    if not told:
+    if not ready:
         _print(_message(_overdue(seconds, has_ended)))
         return 1
-    if answer in told:
+    if answer in ready:
         return os.read(answer, 1)[0]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
 
@@ -251,13 +251,13 @@ def _asked_by(process: int) -> list[int]:
     """The programs that a process has asked something (tools/run.py), each a process group of its own. What it has told
     to do something another process of this program keeps, to its end.
     """
-    found = []
-    for one in filter(str.isdecimal, os.listdir("/proc")):
+    pids = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{one}/status").read_text(errors="replace")
-            if is_child and os.readlink(f"/proc/{one}/exe") != os.readlink("/proc/self/exe"):
-                found.append(int(one))
-    return found
+            is_child = f"\nPPid:\t{process}\n" in Path(f"/proc/{pid}/status").read_text(errors="replace")
+            if is_child and os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe"):
+                pids.append(int(pid))
+    return pids
 
 
 def _overdue(seconds: int, has_ended: bool) -> Failure:

@@ -55,12 +55,12 @@ def decoding(library: ctypes.CDLL) -> str:
     error = error or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
     if error:
         return f"CUDA error {error}"
-    found = DecoderCapabilities(codec=H264, chroma_format=YUV_420)
-    error = cuda.cuCtxSetCurrent(context) or library.cuvidGetDecoderCaps(ctypes.byref(found))
+    capabilities = DecoderCapabilities(codec=H264, chroma_format=YUV_420)
+    error = cuda.cuCtxSetCurrent(context) or library.cuvidGetDecoderCaps(ctypes.byref(capabilities))
     cuda.cuDevicePrimaryCtxRelease_v2(device)
     if error:
         return f"CUDA error {error}"
-    return f"H.264 to {found.max_width}x{found.max_height}" if found.is_supported else "no H.264"
+    return f"H.264 to {capabilities.max_width}x{capabilities.max_height}" if capabilities.is_supported else "no H.264"
 
 
 def version_of_cudnn(library: ctypes.CDLL) -> str:

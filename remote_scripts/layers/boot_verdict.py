@@ -126,8 +126,8 @@ def _judged(system: System, after: int) -> tuple[bool, str]:
     until = switch.note(system, switch.ARMED, "until")
     if until.isdecimal() and time.time() < int(until):
         return False, f"was not confirmed within {after} s of its start"
-    is_reached, found = _reached_in_time(system, after / 10)
-    return is_reached, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {found}"
+    is_reached, answer = _reached_in_time(system, after / 10)
+    return is_reached, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {answer}"
 
 
 def _reached_in_time(system: System, seconds: float) -> tuple[bool, str]:
@@ -139,9 +139,9 @@ def _reached_in_time(system: System, seconds: float) -> tuple[bool, str]:
     before = Way(address, interface, port, listens == "yes", gateway)
     deadline = time.monotonic() + seconds
     while True:
-        is_reached, found = _reached(system, before)
+        is_reached, answer = _reached(system, before)
         if is_reached or time.monotonic() >= deadline:
-            return is_reached, found
+            return is_reached, answer
         time.sleep(_LOOK_SECONDS)
 
 

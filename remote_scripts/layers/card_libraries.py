@@ -83,14 +83,14 @@ def revert(system: System, wanted: Wanted) -> Reverted:
 def _chosen(packages: Packages, wanted: Wanted) -> list[str]:
     """The packages of this distribution. The lists are fetched where one isn't installed."""
     place = wanted.software.context.name
-    found = os_release.distribution(packages.system)
-    choice = next((one for one in wanted.choices if (one.id, one.version) == found), None)
+    distribution = os_release.distribution(packages.system)
+    choice = next((choice for choice in wanted.choices if (choice.id, choice.version) == distribution), None)
     if choice is None:
-        known = ", ".join(f"{one.id} {one.version}" for one in wanted.choices)
+        supported = ", ".join(f"{choice.id} {choice.version}" for choice in wanted.choices)
         raise Failure(
             f"{place}: packages for its cards",
-            f"it is {' '.join(filter(None, found)) or 'of no known distribution'} (/etc/os-release)",
-            f"their names are known of {known} alone",
+            f"it is {' '.join(filter(None, distribution)) or 'of no known distribution'} (/etc/os-release)",
+            f"their names are known of {supported} alone",
             "take libraries out of its settings, and install them inside yourself; the card itself works in any "
             "container",
         )

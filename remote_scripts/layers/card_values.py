@@ -168,13 +168,13 @@ def _set(system: System, value: Value) -> None:
     system.also_put_back = put_back
     with suppress(OSError):
         files.set_attribute(value.path, value.value)
-    found = files.text(value.path)
-    if found != value.value:
+    current = files.text(value.path)
+    if current != value.value:
         system.also_put_back = None  # what it had before this run may have been ours
         _give_back(system, ())
         raise Failure(
             f"{value.address}: {value.attribute} to be {value.value}",
-            f"it is {found or 'not readable'}",
+            f"it is {current or 'not readable'}",
             "the kernel hasn't taken the value; every card has again what it had",
             "look at `dmesg | tail` on the host, or take the setting out",
         )
@@ -193,12 +193,12 @@ def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
             continue
         attribute = attribute.replace(":", "/")
         path = f"{DEVICES}/{address}/{attribute}"
-        found = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
-        if found is None:
+        parsed = card_records.parse(name, (files.read(record) or b"").decode("utf-8", "replace"))
+        if parsed is None:
             system.log.say(f"note: what {address} had as {attribute} before isn't known: {record} is empty")
-        elif files.exists(path) and files.text(path) == found.ours:
+        elif files.exists(path) and files.text(path) == parsed.ours:
             try:
-                files.set_attribute(path, found.before)
+                files.set_attribute(path, parsed.before)
             except OSError:
                 # Of the resets that the kernel found before the card's other functions were there, it takes those back
                 # that it finds now.

@@ -72,11 +72,11 @@ def apply(system: System, wanted: Wanted) -> Applied:
     system.files.followed_by = _STEP
     loader = boot.need_loader(system)
     added = _write_missing(system, wanted, loader)
-    found = configured(system, loader)
-    if missing_words(wanted.words, found):
+    current = configured(system, loader)
+    if missing_words(wanted.words, current):
         raise Failure(
             f"'{wanted.words}' on the kernel command line",
-            f"'{found}'",
+            f"'{current}'",
             "something that is read after this program's file removes it again; nothing was changed",
             "look into /etc/default/grub and what sorts after zz-homelab in /etc/default/grub.d",
         )
@@ -172,8 +172,8 @@ def _others(texts: list[str], new: str, line: str) -> list[str]:
 def _without_texts(line: str, texts: list[str]) -> str:
     """Without the one that is there, as it was put; without words of theirs, if somebody has moved these."""
     for text in texts:
-        before, found, after = f"{line} ".rpartition(f"{text} ")
-        if found:
+        before, separator, after = f"{line} ".rpartition(f"{text} ")
+        if separator:
             return f"{before} {after}".removesuffix(" ")
     for text in texts:
         line = without_words(line, text.split())

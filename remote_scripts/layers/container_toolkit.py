@@ -209,10 +209,10 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
 
 def _what_for(system: System, wanted: Wanted) -> str:
     """The driver, its libraries (those of video may have come later than the driver), the nodes, the options."""
-    found = system.run.ask(
+    listed = system.run.ask(
         "find", system.files.name(_LIBRARIES), "-name", f"*.so.{wanted.driver}", "-printf", "%f\\n", limit=_CDI_BYTES
     )
-    libraries = "\n".join(sorted(found.text.split("\n")))
+    libraries = "\n".join(sorted(listed.text.split("\n")))
     nodes = [name for name in system.files.names("/dev") if re.fullmatch("nvidia[0-9].*", name)]
     digest = hashlib.sha256(libraries.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return " ".join((wanted.driver, digest, *nodes, *wanted.cdi_options))

@@ -187,13 +187,13 @@ class _Look:
         if done.status:
             why = f"no end within {_TRY_SECONDS:g} s" if done.status == TIMED_OUT else lines[-1]
             return f"{name} fails: {why}"
-        about = sorted({(line.partition(":")[2] or line).strip() for line in lines if _ABOUT.search(line)})
-        return f"{name} works, {about[0] if about else ''}"
+        results = sorted({(line.partition(":")[2] or line).strip() for line in lines if _ABOUT.search(line)})
+        return f"{name} works, {results[0] if results else ''}"
 
     def _platforms(self) -> str:
         lines = self._ask("clinfo", "-l", seconds=_TRY_SECONDS).output.decode("utf-8", "replace").split("\n")
-        found = [match[1] for match in map(_PLATFORM.match, lines) if match]
-        return f"clinfo finds {','.join(found[:4]) or 'no platform'}"
+        platforms = [match[1] for match in map(_PLATFORM.match, lines) if match]
+        return f"clinfo finds {','.join(platforms[:4]) or 'no platform'}"
 
     def _tell(self, what: str, text: str) -> None:
         self.tried.append(self._log.clean(f"{what}: {text}", _TRIED_BYTES))
@@ -218,8 +218,8 @@ def _kept_by(done: Done) -> str:
         return _OPENED
     if done.status == TIMED_OUT:
         return f"no answer within {_OPEN_SECONDS:g} s"
-    said = [line.partition("dd: ")[2].strip() for line in _text(done).split("\n") if "dd: " in line]
-    return said[0] if said else _text(done).rpartition("\n")[2] or f"exit status {done.status}"
+    messages = [line.partition("dd: ")[2].strip() for line in _text(done).split("\n") if "dd: " in line]
+    return messages[0] if messages else _text(done).rpartition("\n")[2] or f"exit status {done.status}"
 
 
 def _program(path: str) -> tuple[str, ...]:
@@ -266,13 +266,13 @@ def _judge(system: System, node: Node, given_by: str, look: _Look, problems: lis
     return len(problems) == before
 
 
-def _explained(said: str) -> str:
-    return next((f"{meaning} ({said})" for words, meaning in _MEANINGS.items() if words in said), said)
+def _explained(message: str) -> str:
+    return next((f"{meaning} ({message})" for words, meaning in _MEANINGS.items() if words in message), message)
 
 
 def _need_video(ctid: int, tried: Sequence[str]) -> None:
     """:raises Failure: VA-API doesn't work on a card whose driver was installed for that."""
-    failed = [one for one in tried if one.startswith("/dev/dri/renderD") and ": vainfo works" not in one]
+    failed = [line for line in tried if line.startswith("/dev/dri/renderD") and ": vainfo works" not in line]
     if failed:
         raise Failure(
             f"video (VA-API) on each Intel and AMD card of container {ctid}",

@@ -75,12 +75,12 @@ def apply(system: System, wanted: Wanted) -> Answer:
     others = [name for name in _added(packages) if name.startswith(("libcudnn", "libnccl")) and name not in beside]
     why = "the settings leave them out, or want another release of CUDA"
     _drop(packages, others, "what is no longer wanted beside CUDA: ", why)
-    said = _nvcc_says(system, wanted)
-    release = _release_in(said)
+    output = _nvcc_says(system, wanted)
+    release = _release_in(output)
     if release != wanted.short:
         raise Failure(
             f"{wanted.software.context.name}: {wanted.nvcc} of CUDA {wanted.short}",
-            release or f"no release: {said}",
+            release or f"no release: {output}",
             "programs are compiled with it",
             f"`apt-get install --reinstall cuda-nvcc-{wanted.short.replace('.', '-')}` there, then run `pulumi up` "
             "again",
@@ -116,9 +116,9 @@ def _nvcc_says(system: System, wanted: Wanted) -> str:
     return "\n".join(as_text(done.output + done.error).rstrip("\n").split("\n")[-3:])
 
 
-def _release_in(said: str) -> str:
-    found = re.search(r"release ([0-9]+\.[0-9]+)", said)
-    return found[1] if found else ""
+def _release_in(output: str) -> str:
+    match = re.search(r"release ([0-9]+\.[0-9]+)", output)
+    return match[1] if match else ""
 
 
 def _is_somebodys(packages: Packages, wanted: Wanted) -> bool:
@@ -132,8 +132,8 @@ def _is_somebodys(packages: Packages, wanted: Wanted) -> bool:
     if _release_in(_nvcc_says(packages.system, wanted)) != wanted.short:
         return False
     # An update (12.8.1) is told by version.json alone.
-    about = files.read(f"{wanted.nvcc.removesuffix('/bin/nvcc')}/version.json") or b""
-    return wanted.release == wanted.short or f'"{wanted.release}"'.encode() in about
+    version = files.read(f"{wanted.nvcc.removesuffix('/bin/nvcc')}/version.json") or b""
+    return wanted.release == wanted.short or f'"{wanted.release}"'.encode() in version
 
 
 def _install(packages: Packages, names: Sequence[str]) -> None:
@@ -171,8 +171,8 @@ def _added(packages: Packages) -> list[str]:
 
 
 def _is_of_another(name: str, release: str) -> bool:
-    found = re.search(r"-([0-9]+-[0-9]+)(-|$)", name)
-    return found is not None and found[1] != release
+    match = re.search(r"-([0-9]+-[0-9]+)(-|$)", name)
+    return match is not None and match[1] != release
 
 
 def _drop(packages: Packages, names: Sequence[str], what: str, why: str) -> None:

@@ -123,8 +123,8 @@ def _machine(system: System) -> str:
 
 
 def _processor(system: System) -> str:
-    found = _MODEL.search(system.files.text("/proc/cpuinfo"))
-    return found[1].strip() if found else ""
+    match = _MODEL.search(system.files.text("/proc/cpuinfo"))
+    return match[1].strip() if match else ""
 
 
 def _guests(system: System, here: str) -> Iterator[Guest]:
@@ -162,12 +162,12 @@ def _nodes(system: System) -> Iterator[str]:
             if not name.startswith(begin):
                 continue
             try:
-                found = os.stat(system.files.at(f"{folder}/{name}"), follow_symlinks=False)
+                status = os.stat(system.files.at(f"{folder}/{name}"), follow_symlinks=False)
             except FileNotFoundError:  # it has gone meanwhile
                 continue
-            if stat.S_ISCHR(found.st_mode):
-                numbers = f"{os.major(found.st_rdev):x} {os.minor(found.st_rdev):x} {stat.S_IMODE(found.st_mode):o}"
-                yield f"{folder}/{name} {numbers} {found.st_uid} {found.st_gid} character special file"
+            if stat.S_ISCHR(status.st_mode):
+                numbers = f"{os.major(status.st_rdev):x} {os.minor(status.st_rdev):x} {stat.S_IMODE(status.st_mode):o}"
+                yield f"{folder}/{name} {numbers} {status.st_uid} {status.st_gid} character special file"
 
 
 def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
@@ -185,6 +185,6 @@ def _containers(system: System, ids: tuple[int, ...]) -> Iterator[Container]:
             if done.status != 0:
                 problem = f"exit status {done.status}: " + "\n".join(inside.split("\n")[-3:])
         own = takewhile(lambda line: not line.startswith("["), text.split("\n"))
-        keys = {found[0] for line in own if (found := _OTHER_KEYS.match(line))}
+        keys = {match[0] for line in own if (match := _OTHER_KEYS.match(line))}
         running = None if power == "unknown" else power == "on"
         yield Container(id, passed_on(text), tuple(sorted(keys)), running, inside, problem)

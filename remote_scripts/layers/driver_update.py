@@ -96,7 +96,7 @@ def revert(system: System, wanted: Wanted) -> Ended:
     files.note(f"{UPDATE}/new", f"{new}\n".encode())
     update.enter("back")
     try:
-        now = update.restore()
+        restored = update.restore()
     except (Failure, OSError) as error:
         failure = error if isinstance(error, Failure) else system.failure_of(error)
         raise Failure(
@@ -109,7 +109,7 @@ def revert(system: System, wanted: Wanted) -> Ended:
     if wanted.target != "lxc":
         files.note(VERSION_GIVEN_UP, f"{new}\n".encode())
     update.close()
-    return Ended(old, now)
+    return Ended(old, restored)
 
 
 def _as_it_is(system: System, update: Update) -> str:

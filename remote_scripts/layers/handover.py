@@ -366,7 +366,7 @@ def _settle(system: System, card: Card) -> bool:
                     recorded.say(message)
         return containers.is_other_card_awaited
     except (Failure, RefusedError, OSError) as error:
-        found = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
-        system.log.say(f"{card.name}: left as it is: {found}")
-        handover.story_line(system, card.name, f"left as it is: {found}")
+        reason = f"{error.wanted}: {error.found}" if isinstance(error, Failure) else error
+        system.log.say(f"{card.name}: left as it is: {reason}")
+        handover.story_line(system, card.name, f"left as it is: {reason}")
         return False

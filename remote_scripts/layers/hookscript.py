@@ -53,10 +53,10 @@ def apply(system: System, wanted: Wanted) -> Changed:
         files.need_folder(files.at(HOOKED))
         files.write(f"{HOOKED}/{vmid}", f"{holder}\n".encode(), 0o600)
     if storage is not None:
-        if said := hookscripts.set_it(system, vmid, storage):
+        if error := hookscripts.set_it(system, vmid, storage):
             raise Failure(
                 f"VM {vmid} with the hookscript {storage.volume}",
-                said,
+                error,
                 "without it the VM would not get the card from the containers",
                 "correct what qm says, then run `pulumi up` again",
             )

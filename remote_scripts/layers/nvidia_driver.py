@@ -183,8 +183,8 @@ class _Work:
             return False
         if wanted.flavour is None:
             return True
-        modules = (driver.module(self._system, one) for one in driver.kernels_of(self._system, wanted.target))
-        return all(found == Module(version, wanted.flavour) for found in modules)
+        modules = (driver.module(self._system, kernel) for kernel in driver.kernels_of(self._system, wanted.target))
+        return all(module == Module(version, wanted.flavour) for module in modules)
 
     def _is_wanted(self, version: str) -> bool:
         """The same without modules and further libraries."""
@@ -201,8 +201,8 @@ class _Work:
 
     def _half_configured(self) -> list[str]:
         """Packages of the driver's that are there and not wholly installed."""
-        found = self._packages.installed()
-        return sorted(name for name in found.present if name not in found.whole and FAMILY.search(name))
+        installed = self._packages.installed()
+        return sorted(name for name in installed.present if name not in installed.whole and FAMILY.search(name))
 
     def _stay_at_version(self) -> None:
         """Packages of the very version that is there, where that fits and all of them can be had so: the repositories
@@ -247,10 +247,12 @@ class _Work:
                 self._no_way_back = f"the driver {version} can't be put back: {', '.join(half)} can't be configured"
                 system.log.say(f"note: {self._no_way_back}")
             return False
-        found = (
-            [driver.module(system, one) for one in driver.kernels_of(system, wanted.target)] if wanted.flavour else []
+        modules = (
+            [driver.module(system, kernel) for kernel in driver.kernels_of(system, wanted.target)]
+            if wanted.flavour
+            else []
         )
-        built = [module for module in found if module.version == version]
+        built = [module for module in modules if module.version == version]
         if wanted.flavour and not built:
             return False
         if not self._is_wanted(version):
@@ -311,7 +313,7 @@ class _Work:
         noted = self._note.source
         if not noted and self._files.exists(driver_installer.INSTALLED):
             noted = "run"
-        if not noted and any(FAMILY.search(name) and one.before == "-" for name, one in records.items()):
+        if not noted and any(FAMILY.search(name) and record.before == "-" for name, record in records.items()):
             noted = "packages"
         return "packages" if noted == "packages" else "run" if noted == "run" else "found"
 
@@ -407,12 +409,12 @@ class _Work:
         of those that made way. A run that was cut short may have left them, too.
         """
         packages = self._packages
-        version, found = driver.library_version(self._system), packages.installed()
+        version, installed = driver.library_version(self._system), packages.installed()
         old = []
         for name, record in packages.records().items():
-            there = found.present.get(name, "")
+            there = installed.present.get(name, "")
             of_another = bool(_VERSIONED.search(there)) and version not in there
-            if record.before == "-" and FAMILY.search(name) and (name in found.left or of_another):
+            if record.before == "-" and FAMILY.search(name) and (name in installed.left or of_another):
                 old.append(name)
         if packages.purge(old, "what was of another version: ", "they belong to a driver that was replaced"):
             packages.settle()
@@ -542,7 +544,7 @@ class _Work:
         update.enter("back")
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
-            said = update.restore()
+            restored = update.restore()
         except (Failure, OSError) as error:
             failure = self._undone(error)
             raise Failure(
@@ -557,7 +559,7 @@ class _Work:
             reason.wanted,
             reason.found,
             f"{reason.why}; the update is given up",
-            f"the driver {old} is back: {said}. For another try: {reason.next}",
+            f"the driver {old} is back: {restored}. For another try: {reason.next}",
         )
 
     def _undone(self, error: Failure | OSError) -> Failure:

@@ -103,18 +103,18 @@ def _need_driver(system: System) -> None:
 
 
 def _make(system: System) -> None:
-    said, missing = "", [nvidia.UVM]
+    trouble, missing = "", [nvidia.UVM]
     try:
-        said = nvidia.make_nodes(system)
+        trouble = nvidia.make_nodes(system)
         missing = [*nvidia.missing_nodes(system)]
         if not missing and system.files.device(nvidia.UVM) is None:
             missing = [nvidia.UVM]
     except OSError as error:
-        said = f"{error.strerror}: {error.filename}"
+        trouble = f"{error.strerror}: {error.filename}"
     if missing:
         raise Failure(
             "NVIDIA's device nodes in /dev",
-            "; ".join(part for part in (f"missing: {' '.join(missing)}", said) if part),
+            "; ".join(part for part in (f"missing: {' '.join(missing)}", trouble) if part),
             "containers are given them",
             f"run {SERVICE.program} on the host and read `dmesg | tail`",
         )

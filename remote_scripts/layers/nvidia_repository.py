@@ -82,21 +82,23 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: a key is another one, a list can't be had, somebody's entry switches signatures off.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
-    ours = [one for one in wanted.repositories if _is_to_be_ours(system, one)]
+    own = [repository for repository in wanted.repositories if _is_to_be_ours(system, repository)]
     # What an earlier run wrote, and isn't wanted any more, or somebody else has by now.
-    kept = {path for one in ours for path in (one.list_file, one.keyring)} | {one.path for one in wanted.files}
+    kept = {path for repository in own for path in (repository.list_file, repository.keyring)} | {
+        file.path for file in wanted.files
+    }
     for path in files.of_layer(LAYER):
         if path not in kept:
             files.drop(LAYER, path)
     if not all(map(packages.is_whole, wanted.prerequisites)):
         packages.update()
         packages.install(wanted.prerequisites)
-    for one in wanted.files:
-        files.put(LAYER, one.path, 0o644, f"{one.content.removesuffix(chr(10))}\n".encode())
-    for repository in ours:
+    for file in wanted.files:
+        files.put(LAYER, file.path, 0o644, f"{file.content.removesuffix(chr(10))}\n".encode())
+    for repository in own:
         repositories.take_key(packages, repository.key_url, repository.fingerprint, repository.keyring)
         files.put(LAYER, repository.list_file, 0o644, f"{repository.line.strip()}\n".encode())
-    _fetch_lists(packages, [one.url for one in wanted.repositories])
+    _fetch_lists(packages, [repository.url for repository in wanted.repositories])
     steps.note(system, STEP, wanted.software.context.name)
     files.finish()
     offered = packages.offered(*wanted.ask)

@@ -201,8 +201,8 @@ class _Verification:
         """For these very cards: what nvcc builds by default may be for others, and need a driver that translates it."""
         source, program = f"{_FOLDER}/program.cu", f"{_FOLDER}/program"
         self.system.files.write(source, f"{self.wanted.program}\n".encode(), 0o600)
-        found = re.findall(r"^[0-9]+, .*, ([0-9]+)\.([0-9]+)$", self._cards, re.MULTILINE)
-        code = [f"-gencode=arch=compute_{one}{two},code=sm_{one}{two}" for one, two in sorted({*found})]
+        capabilities = re.findall(r"^[0-9]+, .*, ([0-9]+)\.([0-9]+)$", self._cards, re.MULTILINE)
+        code = [f"-gencode=arch=compute_{one}{two},code=sm_{one}{two}" for one, two in sorted({*capabilities})]
         # It asks the host's compiler for much room; in a container of some, /tmp is small.
         made = {"TMPDIR": self.path(_FOLDER)}
         words = (self.path(self.wanted.nvcc), *code, "-o", self.path(program), self.path(source))
@@ -228,9 +228,9 @@ class _Verification:
             where = self.path(path)
             words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
             done = self.run(*_NOBODY, "dd", *words, environment=_NO_PROXY)
-            said = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
+            message = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
             status = 1 if done.status else status
-            lines.append(f"{path}: {(said or 'no answer') if done.status else 'opened'}\n")
+            lines.append(f"{path}: {(message or 'no answer') if done.status else 'opened'}\n")
         return Done(status, "".join(lines).encode())
 
     # Libraries.
@@ -249,7 +249,7 @@ class _Verification:
         lines = []
         for folder in ("/run/cdi", "/etc/cdi"):
             names = self.system.files.names(folder)
-            for name in [one for ending in (".yaml", ".json") for one in names if one.endswith(ending)]:
+            for name in [name for ending in (".yaml", ".json") for name in names if name.endswith(ending)]:
                 text = (self.system.files.read(f"{folder}/{name}", _BYTES) or b"").decode("utf-8", "replace")
                 if "nvidia.com/gpu" in text:
                     versions = sorted(set(re.findall(r"\.so\.([0-9]{3}(?:\.[0-9]+)+)", text)))
@@ -264,14 +264,14 @@ class _Verification:
         """
         engine = self.wanted.engine
         loaded = {line.partition(": loaded")[0] for line in self._loads.split("\n") if ": loaded" in line}
-        found = [name for name in self.wanted.bare if name in loaded]
+        bare = [name for name in self.wanted.bare if name in loaded]
         command = ["nvidia-smi", "-L"]
-        if found:
-            command = ["sh", "-c", 'nvidia-smi -L && exec perl -e "$@"', "sh", LOAD, *found]
+        if bare:
+            command = ["sh", "-c", 'nvidia-smi -L && exec perl -e "$@"', "sh", LOAD, *bare]
         # Without a word the toolkit gives `utility,compute` alone.
         capabilities = "compute,utility"
-        capabilities += ",video" if any(name.startswith("libnvidia-encode.") for name in found) else ""
-        capabilities += ",graphics" if any(name.startswith("libEGL_nvidia.") for name in found) else ""
+        capabilities += ",video" if any(name.startswith("libnvidia-encode.") for name in bare) else ""
+        capabilities += ",graphics" if any(name.startswith("libEGL_nvidia.") for name in bare) else ""
         if engine in ("docker", "podman"):
             return self._in_engine(engine, capabilities, command)
         client = ["ctr"] if engine == "containerd" else [self.path("/usr/local/bin/k3s"), "ctr"]
@@ -298,9 +298,9 @@ class _Verification:
         if isinstance(options, Done):
             return options
         image = self.wanted.image
-        known = self.run(engine, "image", "inspect", image)
+        inspected = self.run(engine, "image", "inspect", image)
         # Also where that can't be told it ends with an error.
-        was_missing = known.status != 0 and _NO_IMAGE.search(known.output + known.error)
+        was_missing = inspected.status != 0 and _NO_IMAGE.search(inspected.output + inspected.error)
         self.run(engine, "rm", "-f", _CONTAINER)  # of a run that was killed
         given = ("-e", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}", *options)
         done = self.run(engine, "run", "--rm", "--name", _CONTAINER, *given, image, *command)
@@ -314,13 +314,13 @@ class _Verification:
         """By containerd's own client, in a namespace of our own; Kubernetes reaches the same runtime by containerd's
         configuration. k3s has a containerd of its own, with the client in its program.
         """
-        image, ours = self.wanted.image, [*client, "-n", _CONTAINER]
-        pulled = self.run(*ours, "images", "pull", image)
+        image, ctr = self.wanted.image, [*client, "-n", _CONTAINER]
+        pulled = self.run(*ctr, "images", "pull", image)
         if pulled.status:
             return pulled
         runtime = "--runc-binary=/usr/bin/nvidia-container-runtime"
         given = ("--env", "NVIDIA_VISIBLE_DEVICES=all", "--env", f"NVIDIA_DRIVER_CAPABILITIES={capabilities}")
-        done = self.run(*ours, "run", "--rm", runtime, *given, image, _CONTAINER, *command)
-        self.system.run.ask(*ours, "images", "rm", image)
+        done = self.run(*ctr, "run", "--rm", runtime, *given, image, _CONTAINER, *command)
+        self.system.run.ask(*ctr, "images", "rm", image)
         self.run(*client, "namespaces", "rm", _CONTAINER)
         return done

@@ -176,12 +176,12 @@ class _Vm:
                 f"--name {NAME} --machine q35 --ostype l26 --cpu host --memory 512 --balloon 0 --tablet 0 --onboot 0 "
                 "--vga none"
             ).split()
-            about = ("--description", "homelab proves passthrough with this VM, and removes it.")
+            description = ("--description", "homelab proves passthrough with this VM, and removes it.")
             boots = (
                 f"-kernel /boot/vmlinuz-{kernel.running(self._system)} -initrd {FOLDER}/initrd.img "
                 f"-append '{_APPEND}' -serial file:{FOLDER}/serial -no-reboot"
             )
-            done = run.do("qm", "create", self.id, *options, *about, *given, "--args", boots, doing=_DOING)
+            done = run.do("qm", "create", self.id, *options, *description, *given, "--args", boots, doing=_DOING)
         if done.status != 0:
             raise Failure(
                 f"a test VM with the id {self.id}",
@@ -194,7 +194,7 @@ class _Vm:
         """Starts it, and waits until it has said all, is off, or its time is up."""
         log, work = self._system.log, self._system.work
         log.say(f"starting a test VM with the card; it has {seconds} s to say what it sees")
-        began = said = time.monotonic()
+        began = told_at = time.monotonic()
         done = self._system.run.do("qm", "start", self.id, doing=_DOING)
         if done.status != 0:
             raise Failure(
@@ -205,11 +205,11 @@ class _Vm:
             )
 
         def go_on() -> None:
-            nonlocal said
+            nonlocal told_at
             work.go_on("waiting for the test VM")
-            if time.monotonic() - said >= PROGRESS_SECONDS:
-                said = time.monotonic()
-                log.say(f"{_DOING}: {said - began:.0f} s")
+            if time.monotonic() - told_at >= PROGRESS_SECONDS:
+                told_at = time.monotonic()
+                log.say(f"{_DOING}: {told_at - began:.0f} s")
 
         console = pipe.read(lambda text: bool(_END.search(text)), began + seconds, _CONSOLE_BYTES, go_on)
         if not _END.search(console):
@@ -291,10 +291,10 @@ def _name_of(system: System, vm: str) -> str:
 
 def _check_functions(system: System, wanted: Wanted) -> None:
     for address, id in sorted(wanted.functions.items()):
-        if (found := ids_of(system, address)) != id:
+        if (current := ids_of(system, address)) != id:
             raise Failure(
                 f"{id} at {address}",
-                ":".join(part or "none" for part in found.split(":")),
+                ":".join(part or "none" for part in current.split(":")),
                 "another device would be given to the test VM",
                 "see `lspci -Dnn`; `pulumi up --refresh` looks where the card is now",
             )
@@ -382,8 +382,8 @@ def _answer(system: System, wanted: Wanted, vmid: int | None, console: bytes) ->
     guest_of = _compare(system, wanted, seen)
     functions = []
     for address, guest in sorted(guest_of.items()):
-        about = seen[guest]
-        parts = {"id": about.id, "class": about.device_class, "bars": about.bars}
+        function = seen[guest]
+        parts = {"id": function.id, "class": function.device_class, "bars": function.bars}
         functions.append({"guest": guest, "address": address, **parts})
     return Answer(kernel.running(system), vmid, tuple(functions))
 
@@ -421,7 +421,7 @@ def _compare(system: System, wanted: Wanted, seen: dict[str, _Seen]) -> dict[str
     guest_of: dict[str, str] = {}
     free = sorted(seen)
     for address, id in sorted(wanted.functions.items()):
-        guest = next((one for one in free if seen[one].id == id), None)
+        guest = next((vmid for vmid in free if seen[vmid].id == id), None)
         if guest is not None:
             guest_of[address] = guest
             free.remove(guest)
@@ -458,10 +458,10 @@ def _memory_bars(system: System, address: str) -> Iterator[Bar]:
 def _in_its_place(address: str, seen: dict[str, _Seen], free: list[str]) -> str:
     """What the guest has at that number of a slot behind a port, if nobody asked for it."""
     for guest in free:
-        about = seen[guest]
+        function = seen[guest]
         # QEMU's own: virtio, its bridges.
-        is_qemus = about.id.startswith(("1af4:", "1b36:")) or about.device_class.startswith("0604")
+        is_qemus = function.id.startswith(("1af4:", "1b36:")) or function.device_class.startswith("0604")
         if guest.rpartition(".")[2] == address.rpartition(".")[2] and not guest.startswith("0000:00:") and not is_qemus:
             free.remove(guest)
-            return f"at {guest} in the VM there is {about.id} instead"
+            return f"at {guest} in the VM there is {function.id} instead"
     return "is not in the VM"

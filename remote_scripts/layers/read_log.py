@@ -35,16 +35,16 @@ def read(system: System, wanted: Wanted) -> Answer:
     log, why = "the log of what was installed here", "it is what long commands have said"
     content = notes.need(system, f"/{STEPS}", log, why, 2 * STEPS_BYTES)
     lines = as_text(content, 2 * STEPS_BYTES).rstrip("\n").split("\n")
-    found = _part(lines, wanted.of) if wanted.of else lines
-    return Answer("\n".join(found[max(0, len(found) - wanted.lines) :]))
+    excerpt = _part(lines, wanted.of) if wanted.of else lines
+    return Answer("\n".join(excerpt[max(0, len(excerpt) - wanted.lines) :]))
 
 
 def _part(lines: list[str], name: str) -> list[str]:
     """The headings that have the name, with the lines below them."""
-    found, is_its = [], False
+    part, is_its = [], False
     for line in lines:
         if heading := _HEADING.match(line):
             is_its = line[heading.end() :].startswith(f"{name}: ")
         if is_its:
-            found.append(line)
-    return found
+            part.append(line)
+    return part

@@ -37,8 +37,8 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """:raises Failure: what is there can't be read."""
     whole = installed(system).whole
-    ours = {name for layer in system.files.names(RECORDS) for name in recorded(system, layer)}
-    names = sorted(name for name in ours if name in whole)
+    own = {name for layer in system.files.names(RECORDS) for name in recorded(system, layer)}
+    names = sorted(name for name in own if name in whole)
     sums, newest = _offered(system, names)
     lines = (f"{name} {whole[name]} {sums.get((name, whole[name]), '-')} {newest.get(name, '-')}" for name in names)
     return Answer(" ".join(distribution(system)), driver.library_version(system), tuple(lines), _installer(system))
@@ -73,6 +73,6 @@ def _offered(system: System, names: list[str]) -> tuple[dict[tuple[str, str], st
 
 
 def _installer(system: System) -> str:
-    ours = driver_installer.noted(system)
-    is_known = ours and ours.version and ours.sha256 and ours.version == driver.run_version(system)
-    return f"{ours.version} {ours.sha256}" if ours and is_known else ""
+    record = driver_installer.noted(system)
+    is_known = record and record.version and record.sha256 and record.version == driver.run_version(system)
+    return f"{record.version} {record.sha256}" if record and is_known else ""

@@ -100,7 +100,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         host_driver=(loaded.version if loaded else "") if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
         room=boot.free_on(system, "/usr"),
-        offered=None if versions is None else {one: tuple(versions[one]) for one in wanted.ask},
+        offered=None if versions is None else {name: tuple(versions[name]) for name in wanted.ask},
         steps=tuple(step.removeprefix("nvidia-") for step in steps),
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
@@ -112,8 +112,8 @@ def _architecture(system: System) -> str:
     """As `uname -m` says it: a container of 32 bits (`arch: i386`) is told so by uname alone, PER_LINUX32 of
     personality(2); older kernels have no file for it.
     """
-    told = "" if system.is_container else system.files.line("/proc/sys/kernel/arch")
-    return told or system.run.ask("uname", "-m").text
+    architecture = "" if system.is_container else system.files.line("/proc/sys/kernel/arch")
+    return architecture or system.run.ask("uname", "-m").text
 
 
 def _without_headers(system: System) -> Iterator[str]:
@@ -139,24 +139,26 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     if system.is_container:
         return [_ids(system, address) for address in _with_node(system)], False
     words = _words(system, "/proc/cmdline") if wanted.released else []
-    ours = {one for word in words if word.startswith("homelab.vfio=") for one in word.partition("=")[2].split(",")}
-    given = _given(system) if ours or wanted.staying else []
-    found = []
+    passthrough = {
+        pair for word in words if word.startswith("homelab.vfio=") for pair in word.partition("=")[2].split(",")
+    }
+    given = _given(system) if passthrough or wanted.staying else []
+    cards = []
     for address in system.files.names(DEVICES):
         if not _line(system, f"{DEVICES}/{address}/class").startswith("0x03"):
             continue
         slot, held = address.rpartition(".")[0], driver_of(system, address)
         stays = slot in wanted.staying
-        if held == "vfio-pci" and (ours or wanted.staying):
+        if held == "vfio-pci" and (passthrough or wanted.staying):
             # What somebody else gives to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
             if _is_overridden(system, address) or (not stays and _is_given(system, address, given)):
                 continue
-            if f"{address}={_ids(system, address)}" in ours:
+            if f"{address}={_ids(system, address)}" in passthrough:
                 held = "released"
         if stays or (held != "vfio-pci" and slot not in wanted.passed):
-            found.append(_ids(system, address))
+            cards.append(_ids(system, address))
     nouveau = any(address.rpartition(".")[0] not in wanted.passed for address in driver.cards(system).held)
-    return found, nouveau
+    return cards, nouveau
 
 
 def _with_node(system: System) -> Iterator[str]:
@@ -174,15 +176,15 @@ def _ids(system: System, address: str) -> str:
 def _given(system: System) -> list[str]:
     """The ids that somebody else gives to vfio-pci from this host's next start on."""
     names = [name for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
-    found = []
+    ids = []
     for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
         if system.files.is_file(path):
-            found += vfio_ids.given(path, (system.files.need(path) or b"").decode("utf-8", "surrogateescape"))
+            ids += vfio_ids.given(path, (system.files.need(path) or b"").decode("utf-8", "surrogateescape"))
     loader = boot.find_loader(system).name
     if boot.is_configurable(system, loader):
         words = cmdline.configured(system, loader, others=True).replace('"', "").split()
-        found += [word.partition("=")[2] for word in words if re.match(r"vfio[-_]pci\.ids=", word)]
-    return found
+        ids += [word.partition("=")[2] for word in words if re.match(r"vfio[-_]pci\.ids=", word)]
+    return ids
 
 
 def _is_given(system: System, address: str, given: list[str]) -> bool:
@@ -224,8 +226,8 @@ def _secure_boot(system: System) -> tuple[bool | None, bool | None]:
     elif value is not None:
         is_on = value[4:5] == b"\x01"
     else:
-        said = system.run.ask("mokutil", "--sb-state").text
-        is_on = True if "enabled" in said else False if "disabled" in said else None
+        state = system.run.ask("mokutil", "--sb-state").text
+        is_on = True if "enabled" in state else False if "disabled" in state else None
     if not is_on or not system.run.has("mokutil"):
         return is_on, None
     keys = (key for key in _KEYS if system.files.is_file(key))
@@ -257,9 +259,9 @@ def _of_files(system: System) -> Iterator[str]:
 def _of_packages(system: System, packages: Installed) -> Iterator[str]:
     for layer in _layers(system, RECORDS, "cuda", "toolkit", "libraries"):
         for name, record in recorded(system, layer).items():
-            now = packages.present.get(name, "")
-            if (now or "-") != record.now:
-                yield f"{layer.removeprefix('nvidia-')}: package {name} is {now or 'gone'}, it was {record.now}"
+            version = packages.present.get(name, "")
+            if (version or "-") != record.now:
+                yield f"{layer.removeprefix('nvidia-')}: package {name} is {version or 'gone'}, it was {record.now}"
 
 
 def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
@@ -270,12 +272,12 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
         yield f"driver: the update to {given_up} was given up, {noted.version} is back"
     if driver.update_phase(system) in ("trying", "back"):
         yield "driver: an update was cut short"
-    found = driver.library_version(system)
-    if found != noted.version:
-        yield f"driver: its libraries are {found or 'gone'}, they were {noted.version}"
+    version = driver.library_version(system)
+    if version != noted.version:
+        yield f"driver: its libraries are {version or 'gone'}, they were {noted.version}"
     if system.is_container:
         if loaded and loaded.version not in ("", noted.version):
-            yield f"driver: its libraries are {found or 'gone'}, the host's driver is {loaded.version}"
+            yield f"driver: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
         return
     for release in driver.kernels_of(system, noted.target):
         module = driver.module(system, release).version

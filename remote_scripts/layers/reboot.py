@@ -78,8 +78,8 @@ def plan(system: System, wanted: Wanted) -> Planned:
     decided = _decide(system, wanted, boot.need_loader(system))[0]
     if decided.reboot != "yes":
         return decided
-    found = cluster.obstacle(system, _policy(wanted), planned=True)
-    return Planned(**{**vars(decided), "cluster": found.why if found else ""})
+    obstacle = cluster.obstacle(system, _policy(wanted), planned=True)
+    return Planned(**{**vars(decided), "cluster": obstacle.why if obstacle else ""})
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -98,24 +98,24 @@ def _policy(wanted: Wanted) -> cluster.Policy:
 
 
 def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, Lacking]:
-    found = lacking.lacking(system, wanted.boot, loader)
+    lacks = lacking.lacking(system, wanted.boot, loader)
     leaving: list[str] = []
     node = pmxcfs.this_node(system)
-    if (found.reasons or found.perhaps) and wanted.maintenance and node.clustered:
+    if (lacks.reasons or lacks.perhaps) and wanted.maintenance and node.clustered:
         try:
             leaving = ha.services_here(system, node)
         except ha.SilentError:
             leaving = []  # that is said where they are to be moved
     stopped, moves = _name_guests(system, leaving)
     planned = Planned(
-        reboot="no" if not found.reasons else "manual" if wanted.policy == "manual" else "yes",
+        reboot="no" if not lacks.reasons else "manual" if wanted.policy == "manual" else "yes",
         boot_id=need_boot_id(system),
-        reasons=found.reasons,
-        perhaps=found.perhaps,
+        reasons=lacks.reasons,
+        perhaps=lacks.perhaps,
         guests=stopped,
         moves=moves,
     )
-    return planned, found
+    return planned, lacks
 
 
 def _name_guests(system: System, leaving: list[str]) -> tuple[str, str]:
@@ -123,10 +123,10 @@ def _name_guests(system: System, leaving: list[str]) -> tuple[str, str]:
     stopped: list[str] = []
     moves: list[str] = []
     for kind, service, program, word in (("vm", "vm", "qm", "VM"), ("lxc", "ct", "pct", "container")):
-        found = guests.running(system, kind)
-        if found is None:
+        running = guests.running(system, kind)
+        if running is None:
             stopped.append(f"whatever {word}s are running (`{program} list` gave no answer)")
-        for guest in found or ():
+        for guest in running or ():
             group = moves if f"{service}:{guest.id}" in leaving else stopped
             group.append(f"{word} {guest.id} ({guest.name})")
     return ", ".join(stopped), ", ".join(moves)
@@ -223,8 +223,8 @@ def _move_guests_away(system: System, policy: cluster.Policy, asked_by: restart.
     if why := maintenance.enter(system, node, MOVE_SECONDS):
         return Obstacle(why, "guests")
     # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
-    if found := cluster.await_cluster(system, policy, TURN_SECONDS):
-        return found
+    if obstacle := cluster.await_cluster(system, policy, TURN_SECONDS):
+        return obstacle
     # A restart that nobody waits for would be undone by the switch.
     if not asked_by.is_waiting():
         return Obstacle("the `pulumi up` that waited for this host isn't there any more")
@@ -255,5 +255,5 @@ def _stay_up(system: System) -> None:
         try:
             act()
         except (OSError, Failure) as error:
-            found = error.found if isinstance(error, Failure) else f"{error.filename}: {error.strerror}"
-            system.log.say(f"note: not all that was set for a restart of this host could be put back: {found}")
+            reason = error.found if isinstance(error, Failure) else f"{error.filename}: {error.strerror}"
+            system.log.say(f"note: not all that was set for a restart of this host could be put back: {reason}")

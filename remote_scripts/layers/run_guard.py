@@ -118,13 +118,13 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
     passes.drop_others(system, wanted.who)
     _note(system, "notes", "", "/run is full: what steps note is shown only while they run")
     client.tell('{"held":"yes"}')
-    told = 0
+    sent = 0
     for word in client.lines(wanted.silence, _NOTES_SECONDS):
         if word == "cancelled":
             _note(system, "up", f"{wanted.who}, and was cancelled\n", "/run is full: steps go on to their end")
         noted = system.files.read(f"/{NOTES}") or b""
-        lines = noted[told : noted.rfind(b"\n") + 1]
-        told += len(lines)
+        lines = noted[sent : noted.rfind(b"\n") + 1]
+        sent += len(lines)
         for line in lines.splitlines():
             client.tell(as_text(line))
 

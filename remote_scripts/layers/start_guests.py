@@ -41,11 +41,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     later, unwanted = ({*map(str, ids)} for ids in (wanted.later, wanted.unwanted))
     for _ in system.work.tries(FIRST_SECONDS, "waiting until Proxmox VE has started its guests"):
-        found = ran_start.start(system, _OTHER_SECONDS, later, unwanted)
-        if found:
-            for text in found.waits:
+        starts = ran_start.start(system, _OTHER_SECONDS, later, unwanted)
+        if starts:
+            for text in starts.waits:
                 system.log.say(f"note: {text}; this host goes on trying (homelab-ran.timer)")
-            return Answer(found.started, found.off, found.owed)
+            return Answer(starts.started, starts.off, starts.owed)
     system.log.say(
         "note: guests that ran before the restart aren't started yet: Proxmox VE hasn't started its own; this host "
         "goes on trying (homelab-ran.timer)"

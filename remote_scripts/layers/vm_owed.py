@@ -30,5 +30,5 @@ class Answer:
 
 def read(system: System, wanted: Wanted) -> Answer:
     """By the node's tasks."""
-    ours = (wanted.at, wanted.boot, wanted.user)
-    return Answer(guest_tasks.why_off(system, "qm", wanted.vmid, *ours, off=wanted.off))
+    own = (wanted.at, wanted.boot, wanted.user)
+    return Answer(guest_tasks.why_off(system, "qm", wanted.vmid, *own, off=wanted.off))

@@ -42,10 +42,10 @@ def read(system: System, wanted: Wanted) -> Answer:
     if done.status == 0 and folders:
         done = system.run.ask("grep", "-RaHF", "--include=*.conf", "-e", wanted.volume, "--", *folders)
     if done.status > 1 or (done.status == 1 and (not folders or done.error)):
-        said = as_text(done.error).rstrip("\n").rpartition("\n")[2]
+        message = as_text(done.error).rstrip("\n").rpartition("\n")[2]
         raise Failure(
             f"to know which guests name {wanted.volume}",
-            said or f"no answer: exit status {done.status}",
+            message or f"no answer: exit status {done.status}",
             "what can't be read may name it; nothing was removed",
             "read it on the host yourself (the service pve-cluster serves /etc/pve), mend what keeps it from being "
             "read, and run the same command again",

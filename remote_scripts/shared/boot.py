@@ -108,17 +108,17 @@ def find_loader(system: System) -> Loader:
     # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
     name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
     clues = f"LoaderInfo '{name or 'not set'}', proxmox-boot-tool '{kinds or 'no ESP'}'"
-    found = ""
+    loader = ""
     if name.startswith("systemd-boot"):
         # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
-        found = "systemd-boot" if kinds.endswith("uefi") else ""
+        loader = "systemd-boot" if kinds.endswith("uefi") else ""
     elif name.startswith("GRUB"):
-        found = grub
+        loader = grub
     elif not name:
-        found = {"uefi": "systemd-boot", "grub": "grub"}.get(kinds, "")
+        loader = {"uefi": "systemd-boot", "grub": "grub"}.get(kinds, "")
         if not kinds and files.exists(GRUB_MENU):
-            found = "grub"
-    return Loader(found, clues, status)
+            loader = "grub"
+    return Loader(loader, clues, status)
 
 
 def is_configurable(system: System, loader: str) -> bool:
@@ -131,16 +131,16 @@ def need_loader(system: System) -> str:
 
     :raises Failure: it isn't known, or has no file to be configured by.
     """
-    found = find_loader(system)
-    if not found.name:
+    loader = find_loader(system)
+    if not loader.name:
         raise Failure(
             "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
-            found.clues,
+            loader.clues,
             "the wrong one would be configured without effect",
             f"see `proxmox-boot-tool status`; remove from {_UUIDS} the UUID of each ESP that the host no longer starts "
             "from, and run `pulumi up` again",
         )
-    if not is_configurable(system, found.name):
+    if not is_configurable(system, loader.name):
         raise Failure(
             f"{KERNEL_CMDLINE}, from which systemd-boot's entries are made",
             "no such file",
@@ -148,7 +148,7 @@ def need_loader(system: System) -> str:
             f"write the command line you want into {KERNEL_CMDLINE} (one line, with root=), then "
             "`proxmox-boot-tool refresh`",
         )
-    return found.name
+    return loader.name
 
 
 def generate(system: System) -> str | None:
@@ -205,11 +205,11 @@ def progress_of(system: System) -> Callable[[bytes, float], str]:
     """Where such a command is, by what it says: `initramfs 1 of 2 (6.17.2-1-pve), 5 s`, `ESP 2 of 2 (…), 5 s`."""
     counts = {"initramfs": len(kernels(system)), "ESP": managed_esps(system)}
 
-    def progress(said: bytes, seconds: float) -> str:
+    def progress(output: bytes, seconds: float) -> str:
         begun, kind, kernel = {"initramfs": 0, "ESP": 0}, "", ""
-        for line in as_text(said).splitlines():
-            if found := _MAKES.match(line):
-                kind, kernel = found.lastgroup or "", found["initramfs"] or ""
+        for line in as_text(output).splitlines():
+            if match := _MAKES.match(line):
+                kind, kernel = match.lastgroup or "", match["initramfs"] or ""
                 begun[kind] += 1
                 if kind == "initramfs":  # each is copied to all of them
                     begun["ESP"] = 0
@@ -266,20 +266,20 @@ def make_initramfs(system: System) -> str | None:
 
 def initramfs(system: System) -> dict[str, tuple[int, int]]:
     """Each kernel that has one -> which file it is: its number, and when it was written."""
-    found = {}
+    files = {}
     for version in kernels(system):
         image = system.files.at(f"/boot/initrd.img-{version}")
         if system.files.at(f"/boot/vmlinuz-{version}").exists() and image.exists():
-            found[version] = (image.stat().st_ino, image.stat().st_mtime_ns)
-    return found
+            files[version] = (image.stat().st_ino, image.stat().st_mtime_ns)
+    return files
 
 
 def not_made(system: System, before: Mapping[str, tuple[int, int]]) -> str:
     """In words, those of before that are there still; empty: none. update-initramfs ends well where /boot is mounted
     read-only, and where its configuration says `update_initramfs=no`, without making any.
     """
-    now = initramfs(system)
-    left = [f"/boot/initrd.img-{version}" for version, file in before.items() if now.get(version) == file]
+    after = initramfs(system)
+    left = [f"/boot/initrd.img-{version}" for version, file in before.items() if after.get(version) == file]
     return f"update-initramfs made no new {' '.join(left)}, and called that a success" if left else ""
 
 
@@ -310,7 +310,7 @@ def stale_kernels(system: System) -> list[str]:
         if not system.files.at(f"/boot/vmlinuz-{version}").exists():
             continue
         image = system.files.at(f"/boot/initrd.img-{version}")
-        if not image.exists() or not (about := image.stat()).st_size or about.st_mtime_ns <= written:
+        if not image.exists() or not (status := image.stat()).st_size or status.st_mtime_ns <= written:
             stale.append(version)
     return stale
 
@@ -318,7 +318,9 @@ def stale_kernels(system: System) -> list[str]:
 def largest_initramfs(system: System) -> int:
     """In bytes; 0: there is none."""
     images = (system.files.at(f"/boot/{name}") for name in system.files.names("/boot"))
-    return max((one.stat().st_size for one in images if one.name.startswith("initrd.img-") and one.exists()), default=0)
+    return max(
+        (image.stat().st_size for image in images if image.name.startswith("initrd.img-") and image.exists()), default=0
+    )
 
 
 def free_on(system: System, place: str) -> int | None:

@@ -72,20 +72,20 @@ def drm_node(system: System, address: str, prefix: str) -> str:
 
 def nodes_of(system: System, cards: Cards) -> Nodes:
     """The nodes of these cards."""
-    found = [_nvidia_node(system, minor) for minor in cards.minors]
+    nodes = [_nvidia_node(system, minor) for minor in cards.minors]
     if cards.minors:
-        found += [Node("/dev/nvidiactl"), Node(nvidia.UVM)]
+        nodes += [Node("/dev/nvidiactl"), Node(nvidia.UVM)]
     others, unknown = _of_other_makers(system, cards.cards)
-    found += others
+    nodes += others
     if cards.minors:
         along = [f"{nvidia.UVM}-tools", "/dev/nvidia-modeset"]
         along += [f"{_CAPS}/{name}" for name in system.files.names(_CAPS) if name.startswith("nvidia-cap")]
-        found += [Node(path, is_needed=False) for path in along if system.files.exists(path)]
+        nodes += [Node(path, is_needed=False) for path in along if system.files.exists(path)]
         for function in cards.functions:
             kinds: tuple[Kind, ...] = ("card", "renderD")
             paths = {kind: drm_node(system, function, kind) for kind in kinds}
-            found += [Node(path, False, function, kind) for kind, path in paths.items() if path]
-    return Nodes(tuple(found), unknown)
+            nodes += [Node(path, False, function, kind) for kind, path in paths.items() if path]
+    return Nodes(tuple(nodes), unknown)
 
 
 def _nvidia_node(system: System, minor: int) -> Node:
@@ -94,21 +94,21 @@ def _nvidia_node(system: System, minor: int) -> Node:
 
 
 def _of_other_makers(system: System, cards: tuple[str, ...]) -> tuple[list[Node], tuple[str, ...]]:
-    found: dict[str, Node] = {}
+    nodes: dict[str, Node] = {}
     unknown = []
     for word in cards:
         address, _, kinds = word.partition("=")
         for kind in kinds.split(","):
             if kind not in ("render", "card"):
-                found.setdefault("/dev/kfd", Node("/dev/kfd", group="render"))
+                nodes.setdefault("/dev/kfd", Node("/dev/kfd", group="render"))
                 continue
             drm_kind: Kind = "renderD" if kind == "render" else "card"
             path = drm_node(system, address, drm_kind)
             if not path:
                 unknown.append(f"the {kind} node of {address}")
-            elif path not in found:
-                found[path] = Node(path, True, address, drm_kind, "render" if kind == "render" else "video")
-    return list(found.values()), tuple(unknown)
+            elif path not in nodes:
+                nodes[path] = Node(path, True, address, drm_kind, "render" if kind == "render" else "video")
+    return list(nodes.values()), tuple(unknown)
 
 
 def missing(system: System, nodes: Nodes) -> list[str]:
@@ -135,8 +135,8 @@ def need(system: System, ctid: int, cards: Cards, nodes: Nodes) -> None:
     if trouble:
         found, following = f"{found}; {trouble.found}", trouble.next
     elif lacking[0] not in served:
-        known = [path for path in sorted(served) if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
-        found = f"{found}; the driver's cards are: {' '.join(known)}"
+        of_driver = [path for path in sorted(served) if re.fullmatch(r"/dev/nvidia[0-9]+", path)]
+        found = f"{found}; the driver's cards are: {' '.join(of_driver)}"
         following = (
             "see `nvidia-smi -L`; correct gpuAssignment, or run `pulumi up --refresh` if the numbers have changed"
         )

@@ -32,7 +32,7 @@ def parse(name: str, text: str) -> Record | None:
     :param text: what it has.
     """
     address, is_record, attribute = name.partition("=")
-    before, _, ours = text.partition("\n")
-    if name.startswith(".") or not is_record or not ours.strip("\n"):
+    before, _, own = text.partition("\n")
+    if name.startswith(".") or not is_record or not own.strip("\n"):
         return None
-    return Record(address, attribute.replace(":", "/"), before, ours.strip("\n"))
+    return Record(address, attribute.replace(":", "/"), before, own.strip("\n"))

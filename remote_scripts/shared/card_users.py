@@ -321,7 +321,7 @@ def _need_drm_that_lets_go(system: System, card: Card) -> None:
 
 def _need_no_console(system: System, card: Card) -> None:
     """Does the host's text console draw on it?"""
-    if not any(system.files.exists(f"{DEVICES}/{one}/graphics/fb0") for one in card.functions):
+    if not any(system.files.exists(f"{DEVICES}/{function}/graphics/fb0") for function in card.functions):
         return
     for name in system.files.names("/sys/class/vtconsole"):
         folder = f"/sys/class/vtconsole/{name}"

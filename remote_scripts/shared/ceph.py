@@ -74,9 +74,9 @@ def note_disks(system: System) -> str:
     disks = _replaced(system, own)
     if disks is None:
         return "Ceph doesn't say which disks it would replace (`ceph osd dump` gave no answer)"
-    known = {*away.noted(system, "noout").split(), *disks}
-    if known:
-        away.note(system, "noout", " ".join(sorted(known, key=int)))
+    noted = {*away.noted(system, "noout").split(), *disks}
+    if noted:
+        away.note(system, "noout", " ".join(sorted(noted, key=int)))
     return ""
 
 

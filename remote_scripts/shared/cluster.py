@@ -103,8 +103,8 @@ def obstacle(system: System, policy: Policy, *, planned: bool = False) -> Obstac
     if not node.clustered:
         return None
     done = system.run.ask("pvecm", "status")
-    if found := _obstacle_of_votes(system, node, policy, done):
-        return found
+    if obstacle_of_votes := _obstacle_of_votes(system, node, policy, done):
+        return obstacle_of_votes
     if not has_others(done):
         return None
     if not node.name:
@@ -124,13 +124,13 @@ def has_others(pvecm_status: Done) -> bool:
 
 def _obstacle_of_votes(system: System, node: Node, policy: Policy, done: Done) -> Obstacle | None:
     """Of what `pvecm status` says, which ends with 2 where there is no quorum."""
-    found = {name: pattern.search(done.text) for name, pattern in {**_VOTES, "own": _OWN_VOTES}.items()}
-    said = {name: one[1] for name, one in found.items() if one}
-    numbers = {name: int(one) for name, one in said.items() if one.isdecimal()}
+    matches = {name: pattern.search(done.text) for name, pattern in {**_VOTES, "own": _OWN_VOTES}.items()}
+    texts = {name: one[1] for name, one in matches.items() if one}
+    numbers = {name: int(one) for name, one in texts.items() if one.isdecimal()}
     if len(numbers) < 5:
         return Obstacle(f"`pvecm status` doesn't say which votes the cluster has: {away.in_a_line(done)}")
     needed = f"of {numbers['expected']} votes, and {numbers['quorum']} are needed"
-    if said.get("quorate") != "Yes":
+    if texts.get("quorate") != "Yes":
         return Obstacle(f"the cluster has no quorum: {numbers['total']} {needed}")
     left = numbers["total"] - numbers["own"]
     if numbers["nodes"] == 1 or left >= numbers["quorum"]:
@@ -153,8 +153,8 @@ def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> st
         content = pmxcfs.content_of(system, TURN)
     except Failure as failure:
         return f"it isn't known which node restarts: {TURN}: {failure.found}"
-    said = _lines_of(content)
-    holder = said.get("node", "")
+    turn = _lines_of(content)
+    holder = turn.get("node", "")
     if content is None or not holder or holder == node.name:
         if not planned:
             system.files.remove(_SEEN)
@@ -162,7 +162,7 @@ def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> st
     left = _seconds_left(system, content, planned=planned)
     if left is not None and left <= 0 and _is_member(system, holder):
         return ""
-    why = f"{holder} restarts, since {said.get('since', '')} ({TURN})"
+    why = f"{holder} restarts, since {turn.get('since', '')} ({TURN})"
     return why if left is None or left <= 0 else f"{why}; once it is back, that counts for {left:.0f} s more at most"
 
 
@@ -214,40 +214,40 @@ def await_cluster(system: System, policy: Policy, seconds: float) -> Obstacle | 
 
 
 def _awaited(system: System, seconds: float, ask: Callable[[], Obstacle | None]) -> Obstacle | None:
-    found = None
+    reason = None
     for wait in system.work.tries(seconds):
-        found = ask()
-        if found is None:
+        reason = ask()
+        if reason is None:
             break
-        wait.what = f"waiting to restart: {found.why}"
-    return found
+        wait.what = f"waiting to restart: {reason.why}"
+    return reason
 
 
-def refused(system: System, found: Obstacle) -> Failure:
+def refused(system: System, reason: Obstacle) -> Failure:
     """What a person reads."""
-    if found.kind == "work":
+    if reason.kind == "work":
         return Failure(
             "this host restarted",
-            found.why,
+            reason.why,
             "a restart would cut it off: a backup that is half written, a guest that is on neither node, packages that "
             "are half configured",
             "wait until it has ended, or end it (`pvenode task list --source active` shows the tasks of this host, "
             "`ha-manager status` what HA does), then run `pulumi up` again. Or reboot this host by hand when it suits "
             "you, then run it",
         )
-    if found.kind == "guests":
-        return maintenance.refused(system, found.why)
-    if found.kind == "watchdog":
+    if reason.kind == "guests":
+        return maintenance.refused(system, reason.why)
+    if reason.kind == "watchdog":
         return Failure(
             "this node of the cluster restarted",
-            found.why,
+            reason.why,
             "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them",
             "give the cluster a QDevice; or stop these guests (`ha-manager set vm:103 --state stopped`) or take them "
             "out of HA (`ha-manager remove vm:103`) until HA is idle (`ha-manager status`); then run `pulumi up` again",
         )
     return Failure(
         "this node of the cluster restarted",
-        found.why,
+        reason.why,
         "the nodes of a cluster restart one at a time, while the others go on with a quorum",
         "look at `pvecm status`, and at `ceph -s` where it is Ceph; when the others are well, run `pulumi up` again. "
         "Or reboot this host by hand when it suits you, then run it. Where the quorum can't be kept (two nodes without "
@@ -264,21 +264,21 @@ def take_turn(system: System, policy: Policy, seconds: float) -> Obstacle | None
 
     :returns: what is in the way after so many seconds; None: it has it.
     """
-    found = _awaited(system, seconds, lambda: _try_turn(system, policy))
-    if found is None:
+    reason = _awaited(system, seconds, lambda: _try_turn(system, policy))
+    if reason is None:
         return None
     try:
         end_turn(system, 0)
     except OSError as error:  # such as where it can't be noted either; the node's own timer goes on
         system.log.say(f"note: {error.filename}: {error.strerror}: {still_set(system)}")
-    return found
+    return reason
 
 
 def _try_turn(system: System, policy: Policy) -> Obstacle | None:
-    found = obstacle(system, policy)
+    reason = obstacle(system, policy)
     node = pmxcfs.this_node(system)
-    if found or not node.clustered:
-        return found
+    if reason or not node.clustered:
+        return reason
     if not pmxcfs.take_lock(system, _TURN_LOCK):
         return Obstacle(f"another node holds {_TURN_LOCK}, or nothing can be written in /etc/pve")
     until = _lock_ends()
@@ -491,9 +491,9 @@ def lift_noout(system: System, name: str) -> Lifted:
         return "no"
     if content is None:
         return "none" if pmxcfs.this_node(system).name else "no"
-    said = _lines_of(content)
-    disks = said.get("noout", "").split()
-    if said.get("node") != name or not disks or not all(map(str.isdecimal, disks)):
+    turn = _lines_of(content)
+    disks = turn.get("noout", "").split()
+    if turn.get("node") != name or not disks or not all(map(str.isdecimal, disks)):
         return "none"
     is_back = _is_member(system, name)
     if is_back is not False:

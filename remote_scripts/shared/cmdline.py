@@ -67,8 +67,8 @@ def generated(system: System) -> str:
     """
     if not system.files.exists(GRUB_MENU):
         return ""
-    found = _KERNEL_LINE.search(need_text(system, GRUB_MENU))
-    return (found[1] or "") if found else ""
+    match = _KERNEL_LINE.search(need_text(system, GRUB_MENU))
+    return (match[1] or "") if match else ""
 
 
 def _drop_ins(system: System) -> list[str]:

@@ -184,13 +184,13 @@ class Changing:
 
     def _note_change(self, conf: ConfText, change: Change) -> None:
         """Before anything is written: all that may be ours afterwards, whatever happens in between."""
-        notes, ours = self.notes, self.notes.lines("ours")
+        notes, own = self.notes, self.notes.lines("ours")
         if not notes.has("before"):
             notes.write("before", conf.content)
-            notes.write_lines("ours_before", ours)
+            notes.write_lines("ours_before", own)
             for part in ("wanted", "nodes"):
                 notes.write(f"{part}_before", notes.content(part))
-        notes.write_lines("ours", _sorted([*ours, *change.want]))
+        notes.write_lines("ours", _sorted([*own, *change.want]))
         notes.write_lines("nodes", _sorted([*notes.lines("nodes"), *change.nodes]))
         notes.write("revision", f"{int(notes.text('revision').strip() or 0) + 1}\n")
         self._note_restart(conf)
@@ -401,8 +401,8 @@ class Changing:
             done = self._system.run.ask("pct", "unmount", str(self._ctid), seconds=60)
             if done.status != 0:
                 # It stays noted as ours: the next run tries that again.
-                said = (done.error or done.output).decode("utf-8", "replace").strip()
-                self._system.log.say(f"note: pct unmount {self._ctid} failed: {said or f'status {done.status}'}")
+                message = (done.error or done.output).decode("utf-8", "replace").strip()
+                self._system.log.say(f"note: pct unmount {self._ctid} failed: {message or f'status {done.status}'}")
                 return
         self.notes.forget("mounted")
 
@@ -427,8 +427,8 @@ def need_container(system: System, ctid: int) -> None:
             f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {socket.gethostname()}`), "
             f"or describe {elsewhere} as a host of its own",
         )
-    found = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
-    others = " ".join(map(str, sorted(int(name) for name in found if name.isdigit())))
+    names = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
+    others = " ".join(map(str, sorted(int(name) for name in names if name.isdigit())))
     raise Failure(
         f"container {ctid}",
         f"no such container on this host; there are: {others or 'none'}",

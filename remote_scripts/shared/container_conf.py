@@ -221,7 +221,7 @@ class ContainerConf:
         for path in () if self.unprivileged else paths:
             rule = self._rule_of(path)
             folder = "/dev/dri" if path.startswith("/dev/char/226:") else "/dev/nvidia"
-            if rule and rule.major is not None and not any(one.source.startswith(folder) for one in self.entries):
+            if rule and rule.major is not None and not any(entry.source.startswith(folder) for entry in self.entries):
                 return rule.line
         return None
 
@@ -303,9 +303,9 @@ def raw_line(line: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", "")
 
 
-def is_same_device(one: str, other: str) -> bool:
+def is_same_device(device: str, other: str) -> bool:
     """Whether two values of a dev[n] option say the same: the order of their properties doesn't count."""
-    return _properties(one) == _properties(other)
+    return _properties(device) == _properties(other)
 
 
 def _properties(value: str) -> list[str]:
@@ -359,7 +359,7 @@ def whole(text: str, texts_of: Callable[[str], list[str]], *, hooks: bool = True
     names = [(f"{kind.options.get('ostype')}.common.conf", "common.conf")]
     names += [(f"{kind.options.get('ostype')}.userns.conf", "userns.conf")] if kind.unprivileged else []
     common = (next(filter(None, (texts_of(LXCS + name) for name in either)), []) for either in names)
-    lines = (line for texts in common for one in texts for line in _whole(one, texts_of, frozenset({LXCS}), hooks))
+    lines = (line for texts in common for text in texts for line in _whole(text, texts_of, frozenset({LXCS}), hooks))
     return "\n".join([*filter(_gives_devices, lines), *own])
 
 
@@ -551,17 +551,17 @@ def addresses(text: str) -> str:
     """The hardware addresses of a container's network cards, by which it is told from another one of its id: sorted,
     with commas.
     """
-    found = []
+    upper = []
     for line in text.split("\n"):
         if SECTION.fullmatch(line):
             break
         if match := re.match(r"net\d*:.*hwaddr=([0-9A-Fa-f:]*)", line):
-            found.append(match[1].upper())
-    return ",".join(sorted(found))
+            upper.append(match[1].upper())
+    return ",".join(sorted(upper))
 
 
-def is_same(known: str, now: str) -> bool:
+def is_same(earlier: str, current: str) -> bool:
     """Whether two answers of `addresses` are of one container, which may have got network cards in between, or lost
     some.
     """
-    return not {*known.split(",")}.isdisjoint(now.split(","))
+    return not {*earlier.split(",")}.isdisjoint(current.split(","))

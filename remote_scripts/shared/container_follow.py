@@ -32,8 +32,8 @@ def follow_containers(system: System) -> None:
             system.log.say(
                 f"container {ctid}: whether it runs is not known, so that its cards' nodes were not looked after"
             )
-        elif power == "off" and (said := _mended(system, ctid, locked=False)):
-            system.log.say(said)
+        elif power == "off" and (message := _mended(system, ctid, locked=False)):
+            system.log.say(message)
 
 
 def follow_at_boot(system: System) -> None:
@@ -45,15 +45,15 @@ def follow_at_boot(system: System) -> None:
     system.work.lock_seconds = _LOCK_SECONDS
     for ctid in ctids:
         # Each for itself: what keeps one from being mended keeps no other.
-        said = f"container {ctid}: there was no time left to look after its cards' nodes"
+        message = f"container {ctid}: there was no time left to look after its cards' nodes"
         while (left := began + ALL_SECONDS - time.monotonic()) > 0:
             system.work.ends = time.monotonic() + min(left, _ONE_SECONDS)
-            said = _mended(system, ctid, locked=True)
-            if "no quorum" not in said or time.monotonic() - began >= QUORUM_SECONDS:
+            message = _mended(system, ctid, locked=True)
+            if "no quorum" not in message or time.monotonic() - began >= QUORUM_SECONDS:
                 break
             time.sleep(2 * _LOOK_SECONDS)
-        if said:
-            system.log.say(said)
+        if message:
+            system.log.say(message)
 
 
 def _containers(system: System) -> list[int]:

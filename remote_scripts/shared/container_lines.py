@@ -120,8 +120,8 @@ def find_ours(conf: ConfText, notes: Notes) -> Ours:
                     break
             continue
         # The last one: a line that somebody had before stands above ours.
-        about = raw_line(line)
-        place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == about), None)
+        written = raw_line(line)
+        place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == written), None)
         if place is not None:
             raw[place] = line
     return Ours(tuple(noted), devices, raw, conf.without(devices, raw))
@@ -133,10 +133,10 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
     :param groups: render, video -> the group's number inside; one that isn't there has none.
     :raises Failure: what is noted can't be read.
     """
-    ours = find_ours(conf, notes)
+    own = find_ours(conf, notes)
     nodes = card_nodes.nodes_of(system, cards).nodes
     numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
-    is_complete = all(provider(ours.others, node.path) for node in nodes if node.is_needed and not node.group)
+    is_complete = all(provider(own.others, node.path) for node in nodes if node.is_needed and not node.group)
     rules: list[str] = []
     want: list[str] = []
     noted: list[str] = []
@@ -145,25 +145,25 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
         device = numbers.get(node.path)
         if device is None:
             continue
-        given_by = provider(ours.others, node.path)
+        given_by = provider(own.others, node.path)
         # Somebody has given it what it needs: that is left as it is, and nothing that goes along is added.
         if is_complete and not given_by and not node.group:
             continue
-        if given_by and _is_allowed(ours.others, given_by, device):
+        if given_by and _is_allowed(own.others, given_by, device):
             provided[node.path] = given_by
             continue
         if given_by or cards.method == "mount-entry":
             provided[node.path] = given = "mount"
             rule, mount = mount_lines(node.path, f"{device.major}:{device.minor}")
-            rules += [] if _is_allowed(ours.others, given_by, device) else [rule]
+            rules += [] if _is_allowed(own.others, given_by, device) else [rule]
             want += [] if given_by else [mount]
         else:
             given = _options(node, device, groups)
             provided[node.path] = f"dev {node.path},{given}"
             want.append(provided[node.path])
-        about = (node.address, node.kind) if node.address else (_NONE, _NONE)
-        noted.append(str(NotedNode(node.path, f"{device.major}:{device.minor}", *about, given)))
-    return compare(ours, [*rules, *want], noted, provided)
+        origin = (node.address, node.kind) if node.address else (_NONE, _NONE)
+        noted.append(str(NotedNode(node.path, f"{device.major}:{device.minor}", *origin, given)))
+    return compare(own, [*rules, *want], noted, provided)
 
 
 def provider(others: ContainerConf, path: str) -> str:
@@ -191,7 +191,7 @@ def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
 
 
 def compare(
-    ours: Ours,
+    own: Ours,
     want: Iterable[str],
     nodes: Iterable[str],
     provided: Mapping[str, str] | None = None,
@@ -203,8 +203,8 @@ def compare(
     """
     want = tuple(want)
     left = dict.fromkeys(want)
-    drop_devices = [key for key, line in ours.devices.items() if left.pop(line, 0) is not None]
-    drop_raw = [place for place, line in ours.raw.items() if left.pop(line, 0) is not None]
+    drop_devices = [key for key, line in own.devices.items() if left.pop(line, 0) is not None]
+    drop_raw = [place for place, line in own.raw.items() if left.pop(line, 0) is not None]
     return Change(
         want,
         tuple(nodes),
@@ -224,8 +224,8 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
 
     :raises Failure: what is noted can't be read.
     """
-    ours = find_ours(conf, notes)
-    there = ours.lines
+    own = find_ours(conf, notes)
+    there = own.lines
     if not there:  # it was restored, or another container has the number now
         return Change((), ())
     # A node may be noted twice, as it was and as it is to be, by a run that was cut short.
@@ -233,16 +233,16 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
     for line in notes.lines("nodes"):
         node = noted_node(line)
         entries.setdefault(node.key, []).append(node)
-    known = {line for nodes in entries.values() for node in nodes for line in node.lines}
-    want = [line for line in sorted(there) if line not in known]
+    recorded = {line for nodes in entries.values() for node in nodes for line in node.lines}
+    want = [line for line in sorted(there) if line not in recorded]
     rules: list[str] = []
     noted: list[str] = []
     absent: list[str] = []
     for nodes in entries.values():
         node = next((node for node in reversed(nodes) if there & {*node.lines}), nodes[0])
-        present = list(dict.fromkeys(line for one in nodes for line in one.lines if line in there))
+        present = list(dict.fromkeys(line for node in nodes for line in node.lines if line in there))
         # One that somebody has taken out stays out.
-        if not present and not any(one.path == _NONE for one in nodes):
+        if not present and not any(node.path == _NONE for node in nodes):
             noted.append(str(node))
             continue
         now = _now(system, node)
@@ -261,11 +261,11 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
             want += present
             noted.append(str(node))
             continue
-        given_by = provider(ours.others, now)
+        given_by = provider(own.others, now)
         node = NotedNode(now, numbers, node.address, node.kind, node.given)
         if node.given == "mount":
             rule, mount = node.lines
-            rules += [] if _is_allowed(ours.others, given_by, device) else [rule]
+            rules += [] if _is_allowed(own.others, given_by, device) else [rule]
             want += [] if given_by else [mount]
         elif given_by:
             # Somebody gives it that; it goes back to ours when the name is another one again.
@@ -273,7 +273,7 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
         else:
             want += node.lines
         noted.append(str(node))
-    return compare(ours, [*rules, *want], noted, absent=absent)
+    return compare(own, [*rules, *want], noted, absent=absent)
 
 
 def _now(system: System, node: NotedNode) -> str:
@@ -312,14 +312,14 @@ def groups_in(content: bytes, conf: ConfText) -> dict[str, int]:
 
     :param content: lines of a group file; it is the container's own, and may say anything.
     """
-    found: dict[str, int] = {}
+    gids: dict[str, int] = {}
     for line in content.replace(b"\0", b"").decode("utf-8", "replace").split("\n"):
         name, _, number = [*line.split(":"), "", ""][:3]
-        if name not in ("render", "video") or name in found or not _GROUP_ID.fullmatch(number):
+        if name not in ("render", "video") or name in gids or not _GROUP_ID.fullmatch(number):
             continue
         if 0 < int(number) < 65535 and _is_mapped(int(number), conf):
-            found[name] = int(number)
-    return found
+            gids[name] = int(number)
+    return gids
 
 
 def _is_mapped(group: int, conf: ConfText) -> bool:

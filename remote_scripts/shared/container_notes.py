@@ -140,8 +140,8 @@ class Notes:
 def ran_of(content: bytes) -> Ran:
     """What the part `ran` says."""
     words = content.decode("utf-8", "replace").partition("\n")[0].split(None, 3)
-    at, boot, off, known = [*words, "", "", "", ""][:4]
-    return Ran(at if at.isdigit() else "", boot, off == "yes", known.strip())
+    at, boot, off, mac_addresses = [*words, "", "", "", ""][:4]
+    return Ran(at if at.isdigit() else "", boot, off == "yes", mac_addresses.strip())
 
 
 def noted_containers(system: System) -> list[int]:
@@ -158,13 +158,13 @@ def why_not_owed(system: System, ctid: int, ran: Ran) -> str:
     return guest_tasks.why_off(system, "vz", ctid, int(ran.at), ran.boot, "root@pam", off=ran.off)
 
 
-def is_same(system: System, ctid: int, known: str) -> bool:
+def is_same(system: System, ctid: int, mac_addresses: str) -> bool:
     """Whether this is still the container that had such addresses. On another node it has no configuration here.
 
     :raises Failure: its configuration can't be read.
     """
-    now = _addresses_now(system, ctid)
-    return now is None or container_conf.is_same(known, now)
+    current = _addresses_now(system, ctid)
+    return current is None or container_conf.is_same(mac_addresses, current)
 
 
 def waits_for_restart(system: System, ctid: int) -> bool:
@@ -175,8 +175,8 @@ def waits_for_restart(system: System, ctid: int) -> bool:
     notes = Notes(system, ctid)
     if not notes.has("restart"):
         return False
-    known, now = notes.text("restart").strip(), _addresses_now(system, ctid)
-    return not known or not now or container_conf.is_same(known, now)
+    earlier, current = notes.text("restart").strip(), _addresses_now(system, ctid)
+    return not earlier or not current or container_conf.is_same(earlier, current)
 
 
 def _addresses_now(system: System, ctid: int) -> str | None:

@@ -103,13 +103,13 @@ class Power:
         one starts it.
         """
         conf = pmxcfs.content_of(self._system, f"{pmxcfs.PVE_LXC}/{self._ctid}.conf") or b""
-        known = addresses(conf.decode("utf-8", "replace"))
-        self._note_ran(known, off=False)
+        mac_addresses = addresses(conf.decode("utf-8", "replace"))
+        self._note_ran(mac_addresses, off=False)
         if not self.shut_down():
             return False  # it may still go off, which the next run says
-        self._known = known
+        self._known = mac_addresses
         try:
-            self._note_ran(known, off=True)
+            self._note_ran(mac_addresses, off=True)
         except OSError:
             self._system.log.say(
                 f"note: that container {self._ctid} is off to be started again is not noted: the disk may be full"
@@ -166,9 +166,9 @@ class Power:
         self.said = done.text
         return done.status
 
-    def _note_ran(self, known: str, *, off: bool) -> None:
+    def _note_ran(self, mac_addresses: str, *, off: bool) -> None:
         boot = kernel.boot_id(self._system)
-        self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {known}\n")
+        self._notes.write("ran", f"{int(time.time())} {boot} {'yes' if off else 'no'} {mac_addresses}\n")
 
     def _await_ha(self, wanted: Literal["on", "off"], seconds: float) -> bool:
         """Until the HA manager has switched it, if it is the manager's to do so; whether it has."""

@@ -97,20 +97,20 @@ def kernels_of(system: System, target: str) -> list[str]:
 
 def module(system: System, release: str) -> Module:
     """The module that a kernel would load."""
-    about = dict(
+    fields = dict(
         (key, value.strip())
         for key, _, value in (
             line.partition(":") for line in system.run.ask("modinfo", "-k", release, "nvidia").text.split("\n")
         )
     )
-    licence = about.get("license", "")
-    return Module(about.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
+    licence = fields.get("license", "")
+    return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
 
 
 def loaded(system: System) -> Module:
     """The module that is loaded."""
-    found = nvidia.loaded(system)
-    return Module(found.version, found.flavour) if found else Module()
+    loaded_module = nvidia.loaded(system)
+    return Module(loaded_module.version, loaded_module.flavour) if loaded_module else Module()
 
 
 def library(system: System, soname: str) -> str:
@@ -125,8 +125,8 @@ def library(system: System, soname: str) -> str:
 
 def library_version(system: System) -> str:
     """The version of the libraries that nvidia-smi and CUDA programs load; empty: none."""
-    found = _LIBRARY.search(library(system, "libnvidia-ml.so.1"))
-    return found[1] if found else ""
+    match = _LIBRARY.search(library(system, "libnvidia-ml.so.1"))
+    return match[1] if match else ""
 
 
 def lacking(system: System, libraries: Iterable[str]) -> list[str]:

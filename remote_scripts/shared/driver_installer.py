@@ -66,13 +66,13 @@ def fetch(packages: Packages, installer: Installer, path: str) -> None:
     run, files = packages.system.run, packages.system.files
     if not files.exists(path):
         packages.download(installer.url, path)
-    found = run.ask("sha256sum", files.name(path), seconds=_SUM_SECONDS).text.partition(" ")[0]
-    if found == installer.sha256:
+    digest = run.ask("sha256sum", files.name(path), seconds=_SUM_SECONDS).text.partition(" ")[0]
+    if digest == installer.sha256:
         return
     files.remove(path)
     raise Failure(
         f"NVIDIA's installer {installer.version}, with the checksum {installer.sha256}",
-        f"{found} at {installer.url}",
+        f"{digest} at {installer.url}",
         "the installer would run as root, so it wasn't started; it is incomplete, or a server, proxy or mirror has "
         "another file",
         "run `pulumi up` again; if it stays, empty the proxy's cache or set another nvidia.mirror",
@@ -93,9 +93,9 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     done = _start(packages, path, *arguments)
     if done.status != 0:
         # Its own log says more than what it prints; the compiler's is another one.
-        said = done.said.decode("utf-8", "surrogateescape")
+        output = done.said.decode("utf-8", "surrogateescape")
         packages.explain(
-            f"{said}{end_of(system, _OWN_LOG, 60)}",
+            f"{output}{end_of(system, _OWN_LOG, 60)}",
             f"NVIDIA's driver {installer.version}, by its installer",
             "what follows needs it",
         )
@@ -157,22 +157,22 @@ def remove(packages: Packages) -> None:
     :raises Failure: it can't be removed.
     """
     system = packages.system
-    version, ours = driver.run_version(system), noted(system)
+    version, record = driver.run_version(system), noted(system)
     has_uninstaller = system.files.is_file(driver.UNINSTALL)
     # An uninstallation that was cut short may have left no library.
-    if version or (ours and (has_uninstaller or not is_whole(system))):
-        if ours:
+    if version or (record and (has_uninstaller or not is_whole(system))):
+        if record:
             system.files.mark(_BEGUN)
         else:
             system.log.say(
                 f"note: replacing the driver {version} which was installed by hand with NVIDIA's installer; it doesn't "
                 "come back"
             )
-        if has_uninstaller or not ours:
+        if has_uninstaller or not record:
             done = packages.do(system.files.name(driver.UNINSTALL), "--silent")
         else:
-            path = ours.file(DOWNLOADS)
-            fetch(packages, ours, path)
+            path = record.file(DOWNLOADS)
+            fetch(packages, record, path)
             done = _start(packages, path, "--uninstall", "--silent")
         if done.status != 0:
             packages.explain(done, "what NVIDIA's installer has installed, removed", "two drivers don't go together")

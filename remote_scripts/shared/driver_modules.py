@@ -45,12 +45,12 @@ def build(packages: Packages, wanted: Module, kernel: str) -> None:
             f"the modules of {wanted.version}, built for {kernel}",
             "that kernel would come up without the driver",
         )
-    found = driver.module(system, kernel)
-    if found != wanted:
+    built = driver.module(system, kernel)
+    if built != wanted:
         status = "\n".join(line for line in _dkms_status(system).split("\n") if "nvidia" in line.lower())
         raise Failure(
             f"the modules of {wanted.version} ({wanted.flavour}), installed for {kernel}",
-            f"modinfo: {found.version} {found.flavour}; dkms status: {status or 'nothing'}",
+            f"modinfo: {built.version} {built.flavour}; dkms status: {status or 'nothing'}",
             "that kernel would come up without the driver",
             f"build it by hand, `dkms install nvidia/{wanted.version} -k {kernel}`, and read what it says",
         )
@@ -64,12 +64,12 @@ def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]
     :raises Failure: the kernel doesn't take the module.
     """
     system = packages.system
-    found = driver.loaded(system)
-    if found != wanted and found.version:
+    loaded = driver.loaded(system)
+    if loaded != wanted and loaded.version:
         installed = f"{wanted.version} ({wanted.flavour}) is installed"
-        return "yes", f"{found.version} ({found.flavour}) is loaded, {installed}"
+        return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
     why = f"{wanted.version} is loaded"
-    if found != wanted:
+    if loaded != wanted:
         if holder := driver.cards(system).holder:
             return "yes", f"{holder} has a card, and gives it up at a boot"
         load_module(packages, wanted.version)
@@ -89,12 +89,12 @@ def load_module(packages: Packages, version: str) -> None:
     done = packages.do("modprobe", "nvidia", seconds=120)
     if done.status == 0:
         return
-    now = _kernel_log(system)
+    log = _kernel_log(system)
     # Behind the last line that was there before.
-    new = now[len(now) - now[::-1].index(before[-1]) :] if before and before[-1] in now else now
-    said = [line for line in new if _OF_THE_DRIVER.search(line)]
+    new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
+    messages = [line for line in new if _OF_THE_DRIVER.search(line)]
     packages.explain(
-        "\n".join([done.said.decode("utf-8", "surrogateescape").rstrip("\n"), *said]),
+        "\n".join([done.said.decode("utf-8", "surrogateescape").rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
         "nothing can use the card without it",
         "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",

@@ -145,7 +145,7 @@ class Update:
         self.close()
         files, system = self._files, self._system
         version = driver.library_version(system)
-        kernels = [one for one in driver.kernels_of(system, self._target) if self._has(version, one)]
+        kernels = [release for release in driver.kernels_of(system, self._target) if self._has(version, release)]
         flavour = driver.module(system, kernels[0]).flavour if kernels and self._target != "lxc" else ""
         system.log.say(f"keeping the driver {version}, in case {wanted} can't be had")
         self.enter("keeping")
@@ -187,17 +187,17 @@ class Update:
             for name, version in sorted(packages.installed().whole.items())
             if FAMILY.search(name)
         ]
-        lines = [f"{one.name}\t{one.version}\t{one.mark}" for one in family]
+        lines = [f"{package.name}\t{package.version}\t{package.mark}" for package in family]
         files.note(f"{UPDATE}/packages", _joined(lines))
-        offered = packages.offered(*(one.name for one in family))
+        offered = packages.offered(*(package.name for package in family))
         fetched, lost = [], []
-        for one in family:
-            if one.version in offered[one.name]:
-                fetched.append(f"{one.name}={one.version}")
-            elif cached := one.file_in(packages, _CACHE):
+        for package in family:
+            if package.version in offered[package.name]:
+                fetched.append(f"{package.name}={package.version}")
+            elif cached := package.file_in(packages, _CACHE):
                 files.copy_of(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
             else:
-                lost.append(f"{one.name}={one.version}")
+                lost.append(f"{package.name}={package.version}")
         # Without all of them there is no way back, and the others are of no use.
         if lost or not fetched:
             return lost
@@ -208,11 +208,11 @@ class Update:
                 f"the packages of the driver that is there, kept: {' '.join(fetched)}",
                 "an update that fails is undone with them",
             )
-        for one in family:
-            path = one.file_in(packages, UPDATE)
+        for package in family:
+            path = package.file_in(packages, UPDATE)
             if not path or self._files.size(path) == 0:
                 raise Failure(
-                    f"{one.name} {one.version}, kept in {UPDATE}",
+                    f"{package.name} {package.version}, kept in {UPDATE}",
                     "it is not there",
                     "an update that fails is undone with it",
                     "make room on the disk, then run `pulumi up` again",
@@ -271,11 +271,11 @@ class Update:
             files.copy_of(f"{UPDATE}/note", driver.NOTE)
         else:
             files.remove(driver.NOTE)
-        found = driver.library_version(system)
-        if found != kept.version:
+        version = driver.library_version(system)
+        if version != kept.version:
             raise Failure(
                 f"the libraries of the driver {kept.version}, put back",
-                f"they are {found}",
+                f"they are {version}",
                 "they must be of the modules' version",
                 "see what is installed: `dpkg -l '*nvidia*'`",
             )
@@ -287,21 +287,21 @@ class Update:
         """Those that had its modules and are there still, and the running one, which may have come since."""
         noted, running = self._lines("kernels"), kernel.running(self._system)
         there = driver.kernels_of(self._system, self._target)
-        return [one for one in there if one in noted or one == running] if noted else []
+        return [version for version in there if version in noted or version == running] if noted else []
 
     def _put_packages_back(self) -> None:
         packages = self._packages
         kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
-        names = {one.name for one in kept}
-        found, ours = packages.installed(), packages.ours()
-        there = {*found.present, *found.left}
-        gone = sorted(name for name in there if FAMILY.search(name) and name not in names and name in ours)
-        missing = [one for one in kept if found.whole.get(one.name) != one.version]
+        names = {package.name for package in kept}
+        installed, own = packages.installed(), packages.ours()
+        there = {*installed.present, *installed.left}
+        gone = sorted(name for name in there if FAMILY.search(name) and name not in names and name in own)
+        missing = [package for package in kept if installed.whole.get(package.name) != package.version]
         if missing:
             if self._target == "host":
                 self._files.set_pending(driver_modules.INITRAMFS)
-            kept_files = {one: one.file_in(packages, UPDATE) for one in missing}
-            if gone_files := [f"{one.name}={one.version}" for one, path in kept_files.items() if not path]:
+            kept_files = {package: package.file_in(packages, UPDATE) for package in missing}
+            if gone_files := [f"{package.name}={package.version}" for package, path in kept_files.items() if not path]:
                 raise Failure(
                     f"the packages of the driver that was kept in {UPDATE}",
                     f"not there any more: {' '.join(gone_files)}",
@@ -311,18 +311,20 @@ class Update:
             words = [self._files.name(path) for path in kept_files.values()]
             # In one go with the removal of those that came instead: packages of two versions have files of the same
             # names.
-            words += [f"{name}-" for name in gone if name in found.present]
-            packages.install_files(words, {one.name: one.version for one in missing})
+            words += [f"{name}-" for name in gone if name in installed.present]
+            packages.install_files(words, {package.name: package.version for package in missing})
         packages.purge(gone, None, "they belong to the update that failed")
         for mark in ("auto", "manual"):
-            packages.mark(mark, [one.name for one in kept if one.mark == mark])
+            packages.mark(mark, [package.name for package in kept if package.mark == mark])
         packages.settle()
 
     def _hold_back(self) -> None:
         """What was put back stays at its version: above the pin of what is wanted."""
         kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
         if kept:
-            pins = [f"Package: {one.name}\nPin: version {one.version}\nPin-Priority: 1002\n" for one in kept]
+            pins = [
+                f"Package: {package.name}\nPin: version {package.version}\nPin-Priority: 1002\n" for package in kept
+            ]
             self._files.put(self._packages.layer, GIVEN_UP, 0o644, "\n".join(pins).encode())
             self._files.finish()
 

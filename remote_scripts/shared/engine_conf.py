@@ -41,17 +41,17 @@ def state(system: System, path: str) -> State | Literal["absent", "pending"]:
 def begin_change(system: System, path: str) -> None:
     """Called before nvidia-ctk writes to it."""
     files = system.files
-    found = state(system, path)
+    current = state(system, path)
     real = _real(system, path)
     files.about_to_change()
     files.remember(*_noted(path), real)
-    if found == "absent":
+    if current == "absent":
         if files.exists(real):
             files.keep(path, real)
         else:
             files.forget(path)
         files.note(_noted(path)[2], b"pending\n")
-    elif _is_edited(system, path, found):  # what is to be given back has changed as well
+    elif _is_edited(system, path, current):  # what is to be given back has changed as well
         _keep_without_ours(system, path)
     files.make_folder(path.rpartition("/")[0])
     files.remove(f"{_BEFORE}{path}")
@@ -89,17 +89,17 @@ def give_back(system: System, path: str) -> bool:
     :raises Failure: what is to be given back isn't what was kept, or docker's configuration isn't JSON.
     """
     files = system.files
-    found = state(system, path)
-    if found == "absent":
+    current = state(system, path)
+    if current == "absent":
         return False
     kept, sums, record = _noted(path)
     files.need_kept(path)
     real = _real(system, path)
     files.about_to_change()
     files.remember(real, record, sums, kept)
-    if _is_edited(system, path, found):
+    if _is_edited(system, path, current):
         _keep_without_ours(system, path)
-    if found != "missing":  # somebody has removed it since: so it stays
+    if current != "missing":  # somebody has removed it since: so it stays
         if files.exists(kept):
             files.copy_of(kept, real)
         else:
@@ -122,7 +122,7 @@ def _noted(path: str) -> tuple[str, str, str]:
 
 def _means_the_same(system: System, path: str, other: str) -> bool:
     files = system.files
-    contents = [files.need(one, _BYTES) for one in (path, other)]
+    contents = [files.need(file, _BYTES) for file in (path, other)]
     if None in contents or contents[0] == contents[1]:
         return contents[0] == contents[1]
     try:
@@ -135,24 +135,24 @@ def _load(content: bytes | None) -> Any:
     return json.loads(content) if content and content.strip() else {}
 
 
-def _is_edited(system: System, path: str, found: str) -> bool:
+def _is_edited(system: System, path: str, current_state: str) -> bool:
     """Whether somebody has changed it since: of one that a run was killed in changing, whether it says more than what
     was kept with what nvidia-ctk adds.
     """
-    if found != "pending" or path == _DROP_IN:
-        return found == "changed"
-    now, kept = (system.files.need(one, _BYTES) for one in (path, _noted(path)[0]))
-    if now is None or now == kept:
+    if current_state != "pending" or path == _DROP_IN:
+        return current_state == "changed"
+    current, kept = (system.files.need(file, _BYTES) for file in (path, _noted(path)[0]))
+    if current is None or current == kept:
         return False
     if path == _DOCKER:
         try:
             before = _load(kept)
-            return bool(_without_runtime(_load(now), before) != before)
+            return bool(_without_runtime(_load(current), before) != before)
         except ValueError:  # nvidia-ctk hadn't written all of it
             return False
-    if now.endswith(b"\n"):
-        return _containerds(now) != _containerds(kept)
-    return not {*_containerds(now[: now.rfind(b"\n") + 1])} <= {*_containerds(kept)}  # nor here
+    if current.endswith(b"\n"):
+        return _containerds(current) != _containerds(kept)
+    return not {*_containerds(current[: current.rfind(b"\n") + 1])} <= {*_containerds(kept)}  # nor here
 
 
 def _containerds(content: bytes | None) -> list[str]:
@@ -182,11 +182,11 @@ def _without_ours(system: System, path: str, kept: str) -> bytes:
     files = system.files
     if path == _DROP_IN:
         return files.need(kept, _BYTES) or b""
-    now = files.need(path, _BYTES) or b""
+    current = files.need(path, _BYTES) or b""
     if path != _DOCKER:
-        return now  # somebody's own, which imports a folder: without our file in it, that means nothing
+        return current  # somebody's own, which imports a folder: without our file in it, that means nothing
     try:
-        left = _without_runtime(_load(now), _load(files.need(kept, _BYTES)))
+        left = _without_runtime(_load(current), _load(files.need(kept, _BYTES)))
     except ValueError as error:
         raise Failure(
             f"{path} without NVIDIA's runtime",
@@ -197,24 +197,24 @@ def _without_ours(system: System, path: str, kept: str) -> bytes:
     return json.dumps(left, indent=4, ensure_ascii=False).encode() + b"\n"
 
 
-def _without_runtime(now: Any, old: Any) -> Any:
+def _without_runtime(current: Any, original: Any) -> Any:
     """Without the keys that nvidia-ctk adds, or with the value that they had before."""
-    if not isinstance(now, dict):
-        return now
-    old = old if isinstance(old, dict) else {}
+    if not isinstance(current, dict):
+        return current
+    original = original if isinstance(original, dict) else {}
     for outer, key in _ADDED:
-        inner = now.get(outer)
+        inner = current.get(outer)
         if not isinstance(inner, dict):
             continue
-        was = old.get(outer)
+        earlier = original.get(outer)
         if key in inner:
-            if isinstance(was, dict) and key in was:
-                inner[key] = was[key]
+            if isinstance(earlier, dict) and key in earlier:
+                inner[key] = earlier[key]
             else:
                 del inner[key]
-        if not inner and outer not in old:
-            del now[outer]
-    runtimes = now.get("runtimes")
-    if now.get("default-runtime") == "nvidia" and not (isinstance(runtimes, dict) and "nvidia" in runtimes):
-        del now["default-runtime"]
-    return now
+        if not inner and outer not in original:
+            del current[outer]
+    runtimes = current.get("runtimes")
+    if current.get("default-runtime") == "nvidia" and not (isinstance(runtimes, dict) and "nvidia" in runtimes):
+        del current["default-runtime"]
+    return current

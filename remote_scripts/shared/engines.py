@@ -81,9 +81,9 @@ class Engines:
             )
         if engine == "docker":
             done = self._system.run.ask("docker", "info", "--format", "{{json .Runtimes}}")
-            known = done.text + done.error.decode("utf-8", "replace")
-            if '"nvidia"' not in known:
-                last = "\n".join(known.rstrip("\n").split("\n")[-2:])
+            output = done.text + done.error.decode("utf-8", "replace")
+            if '"nvidia"' not in output:
+                last = "\n".join(output.rstrip("\n").split("\n")[-2:])
                 raise Failure(
                     f"{name}: docker with the runtime nvidia",
                     f"`docker info` knows: {last}",
@@ -134,7 +134,7 @@ class Engines:
         """
         if self._k3s_knows_nvidia():
             return
-        unit = next((one for one in ("k3s", "k3s-agent") if self._is_active(one)), "")
+        unit = next((name for name in ("k3s", "k3s-agent") if self._is_active(name)), "")
         if not unit:
             raise Failure(
                 f"{self._name}: k3s at work",
@@ -159,12 +159,12 @@ class Engines:
 
     def _need_podman(self) -> None:
         done = self._system.run.ask("podman", "--version")
-        found = re.search(r"[0-9]+(?:\.[0-9]+)+", done.text)
-        if found and tuple(map(int, found[0].split(".")))[:2] >= _OLDEST_PODMAN:
+        match = re.search(r"[0-9]+(?:\.[0-9]+)+", done.text)
+        if match and tuple(map(int, match[0].split(".")))[:2] >= _OLDEST_PODMAN:
             return
         raise Failure(
             f"{self._name}: podman 4.1 or later",
-            found[0] if found else "no version",
+            match[0] if match else "no version",
             "podman gets cards by CDI, which it knows from there on",
             "update podman (Ubuntu from 24.04 on and Debian from 12 on have it), or use docker",
         )
@@ -224,10 +224,10 @@ class Engines:
         system.files.undo()
         if system.run.do("systemctl", "restart", unit).status == 0:
             self._start_stopped(unit)
-        said = "\n".join(done.said.decode("utf-8", "replace").rstrip("\n").split("\n")[-4:])
+        output = "\n".join(done.said.decode("utf-8", "replace").rstrip("\n").split("\n")[-4:])
         raise Failure(
             f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",
-            "\n".join(filter(None, (said, journal))) or "no output",
+            "\n".join(filter(None, (output, journal))) or "no output",
             "it isn't running; its configuration was put back as it was",
             next,
         )

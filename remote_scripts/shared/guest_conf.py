@@ -55,15 +55,15 @@ def mapping(text: str, name: str) -> list[list[str]] | None:
 
     :param text: of MAPPINGS.
     """
-    found: dict[str, list[list[str]]] = {}
+    sections: dict[str, list[list[str]]] = {}
     lines: list[list[str]] = []
     for line in text.split("\n"):
         words = line.split()
         if words and line[0] not in " \t#":
-            lines = found.setdefault(words[0], [])
+            lines = sections.setdefault(words[0], [])
         elif words:
             lines.append(words)
-    return found.get(name)
+    return sections.get(name)
 
 
 def mapped(text: str, name: str, node: str) -> list[str] | None:
@@ -75,5 +75,5 @@ def mapped(text: str, name: str, node: str) -> list[str] | None:
     lines = mapping(text, name)
     maps = (words[1].split(",") for words in lines or () if words[0] == "map" and len(words) > 1)
     entries = (dict(part.partition("=")[::2] for part in parts) for parts in maps)
-    found = [entry.get("path", "") for entry in entries if node in ("", entry.get("node"))]
-    return None if lines is None else found
+    paths = [entry.get("path", "") for entry in entries if node in ("", entry.get("node"))]
+    return None if lines is None else paths

@@ -59,8 +59,8 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
     :param since: in seconds since 1970.
     :raises Failure: the log of tasks can't be read.
     """
-    found = tasks(system, "index.1", "index")
-    return [one for one in found if (one.kind, one.guest) == (f"{kind}start", str(guest)) and one.start >= since]
+    recent = tasks(system, "index.1", "index")
+    return [task for task in recent if (task.kind, task.guest) == (f"{kind}start", str(guest)) and task.start >= since]
 
 
 def last_starts(system: System) -> dict[str, Task]:
@@ -82,13 +82,13 @@ def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
     return any(start.well for start in starts(system, kind, guest, since))
 
 
-def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, ours: str, *, off: bool) -> str:
+def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, own_user: str, *, off: bool) -> str:
     """Of a guest that is off: why it isn't to run again. Whoever has switched it off since wants it off, and what isn't
     certain starts nothing. Empty: it is to run.
 
     :param at: seconds since 1970, when it was noted that it ran.
     :param boot: of the node, then.
-    :param ours: the user as which this program shuts it down.
+    :param own_user: the user as which this program shuts it down.
     :param off: it was off by then already, else it was shut down next.
     """
     try:
@@ -98,26 +98,26 @@ def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, ours: st
             return "the node has restarted since"
         if abs(int(time.time()) - at) >= COUNTS_SECONDS:
             return "that is more than an hour ago"
-        return "" if off else _who_shut(system, kind, guest, at, ours)
+        return "" if off else _who_shut(system, kind, guest, at, own_user)
     except Failure as failure:
         return f"who has switched it on or off since isn't known ({failure.found})"
 
 
-def _who_shut(system: System, kind: Kind, guest: int, at: int, ours: str) -> str:
+def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) -> str:
     """Whose shutdowns there were since. One that HA carries out is root's task, after the request to HA. One of ours
     that failed has switched nothing off. People may have the same user, but no token: theirs is what comes later, of
     ours each is noted anew.
     """
     is_ours = by_ha = False
     shutdowns = (f"{kind}shutdown", f"{kind}stop", "hastop")
-    found: dict[str, Task] = {}
+    by_upid: dict[str, Task] = {}
     for task in tasks(system, "index.1", "index", "active"):
         is_about = task.guest == str(guest) and task.kind in shutdowns and task.start >= at
         # One that has ended may be in `active` still, as running.
-        if is_about and (task.status or task.upid not in found):
-            found[task.upid] = task
-    for task in sorted(found.values(), key=lambda one: (one.start, one.kind, one.user)):
-        if task.user == ours and ("!" in ours or task.start <= at + PROMPT_SECONDS):
+        if is_about and (task.status or task.upid not in by_upid):
+            by_upid[task.upid] = task
+    for task in sorted(by_upid.values(), key=lambda task: (task.start, task.kind, task.user)):
+        if task.user == own_user and ("!" in own_user or task.start <= at + PROMPT_SECONDS):
             if task.well or not task.status:
                 is_ours = True
                 by_ha = by_ha or task.kind == "hastop"
@@ -138,9 +138,9 @@ def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
         why = "a guest that somebody switched off must stay off"
         content = notes.need(system, f"{TASKS}/{name}", wanted, why, _BYTES)
         lines += content.decode("utf-8", "replace").splitlines()
-    found = map(_TASK.match, lines[-last:])
+    matches = map(_TASK.match, lines[-last:])
     return [
-        Task(one["upid"], int(one["start"], 16), one["kind"], one["guest"], one["user"], one["status"] or "")
-        for one in found
-        if one
+        Task(task["upid"], int(task["start"], 16), task["kind"], task["guest"], task["user"], task["status"] or "")
+        for task in matches
+        if task
     ]

@@ -39,17 +39,17 @@ def running(system: System, kind: str) -> list[Guest] | None:
     done = system.run.ask(program, "list")
     if done.status != 0:
         return None
-    found = []
+    guests = []
     for words in map(str.split, done.text.split("\n")):
         if len(words) < 2 or not words[0].isdecimal():
             continue
         if kind != "vm":
             if words[1] == "running":
-                found.append(Guest(int(words[0]), words[-1]))
+                guests.append(Guest(int(words[0]), words[-1]))
         elif re.fullmatch(r"[1-9][0-9]*", words[-1]):
             is_nameless = words[1:3] == ["VM", words[0]]
-            found.append(Guest(int(words[0]), f"VM {words[0]}" if is_nameless else words[1]))
-    return found
+            guests.append(Guest(int(words[0]), f"VM {words[0]}" if is_nameless else words[1]))
+    return guests
 
 
 def is_gone(system: System, program: str, guest: str) -> bool:

@@ -106,7 +106,7 @@ def status(system: System) -> Said:
     text = (done.output + done.error).decode("utf-8", "replace")
     if done.status != 0 or "quorum" not in text:
         raise SilentError(text.strip())
-    return Said(text, tuple(Service(*found) for found in _SERVICE.findall(text)))
+    return Said(text, tuple(Service(*fields) for fields in _SERVICE.findall(text)))
 
 
 def services_here(system: System, node: Node) -> list[str]:
@@ -128,14 +128,16 @@ def needs_watchdog(system: System, node: Node) -> str:
     try:
         if has_services(system, node) is False:
             return ""
-        said = status(system)
+        manager = status(system)
     except (Failure, SilentError):
         return "guests, and `ha-manager status` gives no answer"
-    found = [service.id for service in said.services if service.state not in STOPPED]
-    found += [f"an active agent on {name}" for name in _ACTIVE.findall(said.text) if name != node.name]
-    return ", ".join(found)
+    users = [service.id for service in manager.services if service.state not in STOPPED]
+    users += [f"an active agent on {name}" for name in _ACTIVE.findall(manager.text) if name != node.name]
+    return ", ".join(users)
 
 
 def in_words(services: Iterable[str]) -> str:
     """`VM 200, container 901`, of ids of services."""
-    return ", ".join(f"{'VM' if one.startswith('vm:') else 'container'} {one.partition(':')[2]}" for one in services)
+    return ", ".join(
+        f"{'VM' if service.startswith('vm:') else 'container'} {service.partition(':')[2]}" for service in services
+    )

@@ -129,8 +129,8 @@ def write_record(system: System, name: str, record: Record, **changes: str) -> N
     :raises OSError: it isn't on the disk.
     """
     if "since" in changes or changes.get("state", record.state) != record.state:
-        now = int(time.clock_gettime(time.CLOCK_BOOTTIME))
-        changes |= {"since": str(int(time.time())), "clock": str(now)}
+        seconds = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+        changes |= {"since": str(int(time.time())), "clock": str(seconds)}
     for key, value in changes.items():
         setattr(record, key, value.replace("\n", "; "))
     record.boot = boot_id(system)

@@ -41,11 +41,11 @@ class CardContainers:
         :param owed: ids of those that the record has already.
         :param users: those that are shut down now.
         """
-        known = {ctid: addresses for ctid, addresses in self._mac_addresses().items() if ctid in owed}
-        known |= {user.ctid: user.mac_addresses for user in users}
+        mac_addresses = {ctid: addresses for ctid, addresses in self._mac_addresses().items() if ctid in owed}
+        mac_addresses |= {user.ctid: user.mac_addresses for user in users}
         return {
             "containers": " ".join(dict.fromkeys([*owed, *(user.ctid for user in users)])),
-            "known": " ".join(f"{ctid}={addresses}" for ctid, addresses in known.items()),
+            "known": " ".join(f"{ctid}={addresses}" for ctid, addresses in mac_addresses.items()),
         }
 
     def _with(self, container: Container) -> dict[str, str]:

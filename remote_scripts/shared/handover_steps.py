@@ -48,7 +48,7 @@ def _unbind(system: System, card: Card) -> None:
 
 
 def _let_go(system: System, card: Card, is_meant: Callable[[str], bool]) -> bool:
-    meant = [one for one in card.functions if is_meant(driver_of(system, one))]
+    meant = [function for function in card.functions if is_meant(driver_of(system, function))]
     return all([_set(system, f"{DEVICES}/{address}/driver/unbind", address) for address in meant])
 
 

@@ -38,7 +38,7 @@ def holders(system: System, control: str, numbers: Collection[str], mapped: str)
     :param mapped: a pattern of grep's.
     :raises UnseenError: it can't be told.
     """
-    found: set[int] = set()
+    pids: set[int] = set()
     is_seen = False
     control = str(system.files.at(control))
     proc = str(system.files.at("/proc"))
@@ -49,18 +49,18 @@ def holders(system: System, control: str, numbers: Collection[str], mapped: str)
         )
         _need_answer(system, done)
         for line in done.text.splitlines():
-            one, _, rest = line.partition(" ")
+            number, _, rest = line.partition(" ")
             kind, _, path = rest.rpartition(" ")
             is_seen = is_seen or path == control
-            if one in numbers and kind == "character special file" and path.startswith(f"{proc}/"):
-                found.add(int(path[len(proc) + 1 :].partition("/")[0]))
+            if number in numbers and kind == "character special file" and path.startswith(f"{proc}/"):
+                pids.add(int(path[len(proc) + 1 :].partition("/")[0]))
     if not is_seen:
         raise UnseenError(f"the look at all processes has not shown {control}, which is there")
     for paths in _parts(_maps(system)):
         done = system.run.ask("grep", "-lE", mapped, *paths, os.devnull, seconds=_LOOK_SECONDS, limit=_BYTES)
         _need_answer(system, done)
-        found |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
-    return [_in_words(system, pid) for pid in sorted(found)]
+        pids |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
+    return [_in_words(system, pid) for pid in sorted(pids)]
 
 
 def _parts(paths: Iterable[str]) -> Iterator[Sequence[str]]:
@@ -82,13 +82,13 @@ def _threads(system: System) -> Iterator[tuple[str, list[str]]]:
     """Each process' folder, and the names of its threads."""
     proc = system.files.at("/proc")
     try:
-        processes = [one for one in os.listdir(proc) if one.isdecimal()]
+        processes = [pid for pid in os.listdir(proc) if pid.isdecimal()]
     except OSError as error:
         raise UnseenError(f"{proc} can't be read: {error.strerror}") from error
     for process in processes:
         names = _listed(f"{proc}/{process}/task")
         if names:
-            yield f"{proc}/{process}", sorted((one for one in names if one.isdecimal()), key=int)
+            yield f"{proc}/{process}", sorted((name for name in names if name.isdecimal()), key=int)
 
 
 def _listed(folder: str) -> list[str]:
@@ -103,7 +103,7 @@ def _listed(folder: str) -> list[str]:
 def _open_files(system: System) -> Iterator[str]:
     """Links that may lead to a node; of what all threads of a process have alike one."""
     for process, threads in _threads(system):
-        known: set[tuple[str, str]] = set()
+        yielded: set[tuple[str, str]] = set()
         for thread in threads:
             folder = f"{process}/task/{thread}/fd"
             for name in _listed(folder):
@@ -113,8 +113,8 @@ def _open_files(system: System) -> Iterator[str]:
                     continue
                 except OSError as error:
                     raise UnseenError(f"the look at all processes failed: {folder}: {error.strerror}") from error
-                if not target.startswith(_NO_FILES) and (name, target) not in known:
-                    known.add((name, target))
+                if not target.startswith(_NO_FILES) and (name, target) not in yielded:
+                    yielded.add((name, target))
                     yield f"{folder}/{name}"
 
 
@@ -129,9 +129,9 @@ def _need_answer(system: System, done: Done) -> None:
     """It has failed where something else is said than that processes are gone, or files on a storage that is; or where
     it ends badly without a word.
     """
-    said = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_no_loss(system, line)]
-    if done.status in (TIMED_OUT, TOO_MUCH) or said or (done.status > 1 and (done.status > 2 or not done.error)):
-        raise UnseenError(f"the look at all processes failed: {said[0] if said else f'status {done.status}'}")
+    errors = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_no_loss(system, line)]
+    if done.status in (TIMED_OUT, TOO_MUCH) or errors or (done.status > 1 and (done.status > 2 or not done.error)):
+        raise UnseenError(f"the look at all processes failed: {errors[0] if errors else f'status {done.status}'}")
 
 
 def _is_no_loss(system: System, line: str) -> bool:
@@ -145,9 +145,9 @@ def _is_no_loss(system: System, line: str) -> bool:
 def _in_words(system: System, pid: int) -> str:
     name = system.files.text(f"/proc/{pid}/comm").replace("\n", "")
     group = system.files.text(f"/proc/{pid}/cgroup").rpartition("\n")[2]
-    about = ""
+    owner = ""
     if match := re.search(r"/lxc(?:\.payload)?[./](\d+)", group):
-        about = f" of container {match[1]}"
+        owner = f" of container {match[1]}"
     elif match := re.search(r"/([^/]+\.(?:service|scope))(?:$|/)", group):
-        about = f" of {match[1]}"
-    return f"{name or '?'} (PID {pid}{about})"
+        owner = f" of {match[1]}"
+    return f"{name or '?'} (PID {pid}{owner})"

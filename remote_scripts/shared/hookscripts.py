@@ -45,28 +45,28 @@ def storages(system: System) -> list[Storage]:
 
     :raises Failure: they can't be read.
     """
-    ours = system.files.of_layer(LAYER)
+    own = system.files.of_layer(LAYER)
     text = (pmxcfs.content_of(system, STORAGES) or b"").decode("utf-8", "replace")
-    found = storages_of(text, pmxcfs.this_node(system).name)
-    return sorted(found, key=lambda one: (one.script not in ours, one.name != "local"))
+    candidates = storages_of(text, pmxcfs.this_node(system).name)
+    return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
 
 
 def storages_of(text: str, node: str) -> list[Storage]:
     """Those that a configuration of storages has for a node. One that is for other nodes of the cluster has no volume
     here, wherever its folder lies.
     """
-    found = []
+    candidates = []
     for section in re.split(r"(?m)^(?=[a-z]+:)", text):
         lines = [line.split(None, 1) for line in section.splitlines() if line.strip()]
         if not lines or lines[0][0] != "dir:" or len(lines[0]) < 2:
             continue
-        about = {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines[1:]}
-        nodes = re.split(r"[\s;,]+", about["nodes"]) if "nodes" in about else [node]
-        is_off = any(about.get(key, "0") != "0" for key in ("shared", "disable"))
-        takes = "snippets" in about.get("content", "").split(",")
-        if takes and not is_off and node in nodes and (path := about.get("path", "").rstrip("/")):
-            found.append(Storage(lines[0][1].strip(), f"{path}/snippets"))
-    return found
+        options = {words[0]: words[1].strip() if len(words) > 1 else "" for words in lines[1:]}
+        nodes = re.split(r"[\s;,]+", options["nodes"]) if "nodes" in options else [node]
+        is_off = any(options.get(key, "0") != "0" for key in ("shared", "disable"))
+        takes = "snippets" in options.get("content", "").split(",")
+        if takes and not is_off and node in nodes and (path := options.get("path", "").rstrip("/")):
+            candidates.append(Storage(lines[0][1].strip(), f"{path}/snippets"))
+    return candidates
 
 
 def need_storage(system: System) -> Storage:
@@ -74,8 +74,8 @@ def need_storage(system: System) -> Storage:
 
     :raises Failure: there is none.
     """
-    for one in storages(system):
-        return one
+    for storage in storages(system):
+        return storage
     raise Failure(
         "a storage of this host (a folder) that takes snippets",
         f"none in {STORAGES} does",
@@ -109,7 +109,7 @@ def has_it(system: System, vmid: str) -> bool:
     :raises OSError: its configuration can't be read.
     """
     name = named(system, vmid)
-    return any(name == one.volume and system.files.exists(one.script) for one in storages(system))
+    return any(name == storage.volume and system.files.exists(storage.script) for storage in storages(system))
 
 
 def set_it(system: System, vmid: str, storage: Storage) -> str:
@@ -175,9 +175,9 @@ def set_again(system: System, vmid: str) -> str:
     lines = guest_conf.lines_of_vm(system, vmid) if system.files.exists(f"{HOOKED}/{vmid}") else []
     if not lines or named_of(lines) or guest_conf.option_of(lines, "lock"):
         return ""
-    storage = next((one for one in storages(system) if system.files.exists(one.script)), None)
+    storage = next((storage for storage in storages(system) if system.files.exists(storage.script)), None)
     if storage is None:
         return ""
-    said = set_it(system, vmid, storage)
+    error = set_it(system, vmid, storage)
     lost = f"VM {vmid} had lost its hookscript (a rollback, or a backup that was restored)"
-    return f"{lost}, and can't be given it again: {said}" if said else f"{lost}: it names it again"
+    return f"{lost}, and can't be given it again: {error}" if error else f"{lost}: it names it again"

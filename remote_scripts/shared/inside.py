@@ -51,14 +51,14 @@ def is_gone(host: System, ctid: int) -> bool:
     :raises Failure: it is on another node; or what guests there are can't be read.
     """
 
-    def nodes() -> list[str]:
+    def nodes_with_it() -> list[str]:
         folder = host.files.at(_NODES)
         return [node for node in sorted(os.listdir(folder)) if (folder / node / f"lxc/{ctid}.conf").exists()]
 
     try:
         if ended(lambda: host.files.at(f"/etc/pve/lxc/{ctid}.conf").exists()):
             return False
-        found = ended(nodes)
+        nodes = ended(nodes_with_it)
     except OSError as error:
         raise Failure(
             f"to know whether container {ctid} is there",
@@ -66,14 +66,14 @@ def is_gone(host: System, ctid: int) -> bool:
             "what was installed in it is taken out, unless it is gone; nothing was changed",
             "see on the host what keeps the service pve-cluster, whose file system it is, then run the same again",
         ) from error
-    if found:
+    if nodes:
         here = host.files.text("/etc/hostname") or "this node"
         raise Failure(
             f"what was installed in container {ctid} taken out",
-            f"it is on the node {found[0]} now",
+            f"it is on the node {nodes[0]} now",
             "it is reached through the node that it is on; nothing was changed in it",
             "run `pulumi up`, which finds it there, then the same again; or migrate it back while it is off: "
-            f"`pct migrate {ctid} {here}` on {found[0]}",
+            f"`pct migrate {ctid} {here}` on {nodes[0]}",
         )
     host.log.say(f"container {ctid} is gone: there is nothing to take out of it")
     return True

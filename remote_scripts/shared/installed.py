@@ -47,18 +47,18 @@ def installed(system: System) -> Installed:
     done = system.run.ask("dpkg-query", "-W", form, seconds=_ASK_SECONDS, limit=_BYTES)
     if done.status != NOT_FOUND:
         need_answer(done, "which packages are installed", "dpkg-query")
-    found = Installed()
+    packages = Installed()
     lines = [(*line.split("\t"), "", "", "")[:4] for line in done.text.split("\n")]
     own = next((architecture for name, *_, architecture in lines if name == "dpkg"), "")
     for bare, state, version, architecture in lines:
         name = f"{bare}:{architecture}" if own and architecture not in (own, "all", "") else bare
         if state == "config-files":
-            found.left.add(name)
+            packages.left.add(name)
         elif state and state != "not-installed":
-            found.present[name] = version
+            packages.present[name] = version
             if state == "installed":
-                found.whole[name] = version
-    return found
+                packages.whole[name] = version
+    return packages
 
 
 def offered(system: System, *names: str) -> dict[str, list[str]]:

@@ -14,10 +14,10 @@ def running(system: System) -> str:
 
     :raises OSError: it can't be read.
     """
-    found = system.files.line(_RELEASE) or system.run.ask("uname", "-r").text
-    if not found:
+    release = system.files.line(_RELEASE) or system.run.ask("uname", "-r").text
+    if not release:
         raise OSError(errno.EIO, "it can't be read", _RELEASE)
-    return found
+    return release
 
 
 def boot_id(system: System) -> str:
@@ -30,6 +30,6 @@ def need_boot_id(system: System) -> str:
 
     :raises OSError: the kernel doesn't tell it.
     """
-    if found := boot_id(system):
-        return found
+    if id := boot_id(system):
+        return id
     raise OSError(errno.EIO, "it can't be read", _BOOT_ID)

@@ -113,9 +113,9 @@ def _words_lack(system: System, words: tuple[str, ...], loader: str) -> list[str
     reasons = [f"{' '.join(missing)} is not on the running kernel's command line"] if missing else []
     # Words of ours that run, and are neither wanted nor anybody else's.
     coming = f"{cmdline.configured(system, loader, others=True)} {' '.join(words)}"
-    ours = " ".join(noted_words(system))
+    own = " ".join(noted_words(system))
     for word in running.split():
-        is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, ours))
+        is_ours = _OURS.match(word) or (OVERRIDE.fullmatch(word) and not missing_words(word, own))
         if is_ours and missing_words(word, coming):
             reasons.append(f"{word} is no longer wanted")
     return reasons
@@ -126,9 +126,9 @@ def _functions_lack(system: System, functions: tuple[str, ...]) -> list[str]:
     there = [address for address in functions if system.files.exists(f"{DEVICES}/{address}")]
     drivers = {address: driver_of(system, address) for address in there}
     return [
-        f"{address} is on {found or 'no driver'}, not on vfio-pci"
-        for address, found in drivers.items()
-        if found != "vfio-pci"
+        f"{address} is on {bound_to or 'no driver'}, not on vfio-pci"
+        for address, bound_to in drivers.items()
+        if bound_to != "vfio-pci"
     ]
 
 
@@ -137,21 +137,21 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
     without.
     """
     reasons, perhaps = [], []
-    found = nvidia.loaded(system)
-    if found and found.version:
-        if wanted.flavour and found.flavour != wanted.flavour:
-            reasons.append(f"NVIDIA's {found.flavour} modules are loaded, not the {wanted.flavour} ones")
-        elif not driver.fits(found.version, wanted.driver):
-            reasons.append(f"NVIDIA's driver {found.version} is loaded, not {wanted.driver}")
-        elif found.version != wanted.driver:
+    loaded = nvidia.loaded(system)
+    if loaded and loaded.version:
+        if wanted.flavour and loaded.flavour != wanted.flavour:
+            reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
+        elif not driver.fits(loaded.version, wanted.driver):
+            reasons.append(f"NVIDIA's driver {loaded.version} is loaded, not {wanted.driver}")
+        elif loaded.version != wanted.driver:
             version = driver.library_version(system)
             if not _is_installed(system, wanted, version):
                 perhaps.append(
-                    f"what is installed is another version of branch {wanted.driver} than {found.version}, which is "
+                    f"what is installed is another version of branch {wanted.driver} than {loaded.version}, which is "
                     "loaded"
                 )
-            elif version != found.version:
-                reasons.append(f"NVIDIA's driver {found.version} is loaded, and {version} is installed")
+            elif version != loaded.version:
+                reasons.append(f"NVIDIA's driver {loaded.version} is loaded, and {version} is installed")
     held = driver.cards(system).held
     reasons += [
         f"{address} is on {name}, not on NVIDIA's driver"
@@ -169,7 +169,7 @@ def _is_installed(system: System, wanted: Boot, version: str) -> bool:
         and driver.is_source_wanted(driver.note(system), wanted.source)
         and _is_family_whole(system)
         and all(
-            (found := driver.module(system, kernel)).version == version and found.flavour == wanted.flavour
+            (module := driver.module(system, kernel)).version == version and module.flavour == wanted.flavour
             for kernel in driver.kernels(system)
         )
     )

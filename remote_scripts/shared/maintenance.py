@@ -88,18 +88,18 @@ def enter(system: System, node: Node, seconds: float) -> str:
     left, then = services, None
     for wait in system.work.tries(seconds):
         try:
-            said: ha.Said | None = ha.status(system)
+            manager: ha.Said | None = ha.status(system)
         except ha.SilentError:
-            said = None
+            manager = None
         left = services
-        if said and said.is_kept_free(node.name):
-            left = _left_behind(said, node.name, services)
+        if manager and manager.is_kept_free(node.name):
+            left = _left_behind(manager, node.name, services)
             if not left:
                 return ""
         wait.what = f"waiting for HA, which moves {' '.join(left)} to other nodes"
         # Where nothing changes, and nothing is on its way, HA has no place for them.
-        if said and (said.services != then or _ON_ITS_WAY.search(said.text)):
-            then, changed = said.services, time.monotonic()
+        if manager and (manager.services != then or _ON_ITS_WAY.search(manager.text)):
+            then, changed = manager.services, time.monotonic()
         if time.monotonic() - changed >= STANDSTILL_SECONDS:
             break
     waited = time.monotonic() - began
@@ -112,9 +112,9 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     """
     if not away.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
         return ""
-    known = away.noted(system, "services").split()
+    noted = away.noted(system, "services").split()
     try:
-        away.note(system, "services", " ".join(dict.fromkeys([*known, *services])))
+        away.note(system, "services", " ".join(dict.fromkeys([*noted, *services])))
         away.note(system, "maintenance", name)
     except OSError:
         return "HA's maintenance mode can't be noted on this host"
@@ -122,13 +122,13 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     return "" if done.status == 0 else f"HA's maintenance mode can't be switched on: {away.in_a_line(done)}"
 
 
-def _left_behind(said: ha.Said, name: str, services: list[str]) -> list[str]:
+def _left_behind(manager: ha.Said, name: str, services: list[str]) -> list[str]:
     """Of these, each that is on no other node and hasn't been stopped: HA may have given it up (error), or lost it. And
     what has come here meanwhile.
     """
-    gone = {service.id for service in said.services if service.node != name or service.state in ha.STOPPED}
-    more = [service.id for service in said.of(name) if not service.is_left and service.id not in services]
-    return [one for one in [*services, *more] if one not in gone]
+    gone = {service.id for service in manager.services if service.node != name or service.state in ha.STOPPED}
+    more = [service.id for service in manager.of(name) if not service.is_left and service.id not in services]
+    return [service for service in [*services, *more] if service not in gone]
 
 
 def refused(system: System, why: str) -> Failure:
@@ -184,6 +184,10 @@ def await_services(system: System, node: Node, seconds: float) -> None:
     away.note(system, "services", "")
 
 
-def _still_away(said: ha.Said, name: str, wanted: list[str]) -> list[str]:
+def _still_away(manager: ha.Said, name: str, wanted: list[str]) -> list[str]:
     """Those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA."""
-    return [one.id for one in said.services if one.id in wanted and one.node != name and not one.is_left]
+    return [
+        service.id
+        for service in manager.services
+        if service.id in wanted and service.node != name and not service.is_left
+    ]

@@ -86,10 +86,10 @@ def contents_of(system: System, path: str, limit: int) -> list[bytes]:
 
 def _content(where: Path, path: str, limit: int) -> bytes | None:
     try:
-        about = where.stat()
-        if stat.S_ISCHR(about.st_mode) and about.st_rdev == Path(os.devnull).stat().st_rdev:
+        status = where.stat()
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == Path(os.devnull).stat().st_rdev:
             return None
-        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise OSError(errno.EINVAL, "it is no file", path)
         with where.open("rb") as file:
             content = disk.read_up_to(file, limit)

@@ -31,8 +31,8 @@ def unreadable(path: str, wanted: str, why: str) -> Failure:
 
 def pairs(text: str) -> dict[str, str]:
     """Lines `KEY VALUE`; of two with the same key the first counts."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")
-        found.setdefault(key, value.strip())
-    return found
+        values.setdefault(key, value.strip())
+    return values

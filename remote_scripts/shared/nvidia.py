@@ -50,14 +50,14 @@ def loaded(system: System) -> Loaded | None:
     if not system.files.exists(f"{PROC}/version"):
         return None
     text = _read(system, f"{PROC}/version")
-    found = _VERSION.search(text)
-    return Loaded(found[0] if found else "", "open" if "Open Kernel Module" in text else "proprietary")
+    match = _VERSION.search(text)
+    return Loaded(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
 
 
 def version(system: System) -> str:
     """The version of the driver that is loaded; empty: none is."""
-    found = loaded(system)
-    return found.version if found else ""
+    loaded_driver = loaded(system)
+    return loaded_driver.version if loaded_driver else ""
 
 
 def major_of(system: System, driver: str) -> int | None:
@@ -79,7 +79,7 @@ def minor_of(system: System, address: str) -> int | None:
 
 def address_of(system: System, minor: int) -> str:
     """The address of the card that has this number; empty: none has."""
-    return next((one for one in system.files.names(f"{PROC}/gpus") if minor_of(system, one) == minor), "")
+    return next((address for address in system.files.names(f"{PROC}/gpus") if minor_of(system, address) == minor), "")
 
 
 def trouble(system: System) -> Trouble | None:
@@ -155,24 +155,24 @@ def make_nodes(system: System) -> str:
     :returns: what keeps nvidia-uvm from being loaded; empty where it is.
     :raises OSError: one can't be made.
     """
-    said = ""
+    message = ""
     if system.run.do("modprobe", "nvidia-uvm", seconds=60).status != 0:
-        said = "nvidia-uvm could not be loaded"
-        system.log.say(said)
+        message = "nvidia-uvm could not be loaded"
+        system.log.say(message)
     for path, node in missing_nodes(system).items():
         system.files.make_device(path, node)
         system.log.say(f"made {path} ({node.major}:{node.minor})")
-    return said
+    return message
 
 
 def _has(system: System, path: str, node: Device) -> bool:
-    found = system.files.device(path)
-    return found is not None and (found.major, found.minor) == (node.major, node.minor)
+    device = system.files.device(path)
+    return device is not None and (device.major, device.minor) == (node.major, node.minor)
 
 
 def _number(text: str, key: str) -> int | None:
-    found = re.search(rf"^{key}:\s*([0-9]+)", text, re.MULTILINE)
-    return int(found[1]) if found else None
+    match = re.search(rf"^{key}:\s*([0-9]+)", text, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def _read(system: System, path: str) -> str:

@@ -18,5 +18,5 @@ def distribution(system: System) -> tuple[str, str]:
 
 
 def _value(text: str, key: str) -> str:
-    found = re.search(rf"^{key}=[\"']?([^\"'\n]*)[\"']?$", text, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^{key}=[\"']?([^\"'\n]*)[\"']?$", text, re.MULTILINE)
+    return match[1] if match else ""

@@ -141,15 +141,15 @@ class Packages:
     def _patient(self, *arguments: str, seconds: float = 0, tells: bool = False) -> Done:
         """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
         until = time.monotonic() + self.software.lock_seconds
-        said = False
+        is_said = False
         while True:
             done = self.do(*arguments, seconds=seconds, tells=tells)
             lock = _LOCKED.search(_text(done))
             if done.status == 0 or not lock or time.monotonic() >= until:
                 return done
-            if not said:
+            if not is_said:
                 self.system.log.say(f"waiting up to {self.software.lock_seconds} s for: {_line_of(lock)}")
-            said = True
+            is_said = True
             self.system.work.go_on(f"waiting for another one's lock: {_line_of(lock)}")
             time.sleep(1)
 
@@ -188,9 +188,9 @@ class Packages:
 
         :returns: whether there was anything.
         """
-        found = self.installed()
+        on_system = self.installed()
         interrupted = any(name.isdigit() for name in self.system.files.names(_INTERRUPTED))
-        if found.present == found.whole and not interrupted:
+        if on_system.present == on_system.whole and not interrupted:
             return False
         self.system.log.say("packages are half installed: repairing that first")
         self.system.files.changed = True
@@ -287,10 +287,10 @@ class Packages:
 
         :raises Failure: it is one of these.
         """
-        found = self.installed()
-        if not all(found.whole.get(change.name, "-") == change.new for change in changes):
+        on_system = self.installed()
+        if not all(on_system.whole.get(change.name, "-") == change.new for change in changes):
             self.explain_install(done, what)
-        half = " ".join(sorted(name for name in found.present if name not in found.whole))
+        half = " ".join(sorted(name for name in on_system.present if name not in on_system.whole))
         if done.status >= TIMED_OUT or not half:
             self.explain_install(done, what)
         self.system.log.say(
@@ -310,10 +310,10 @@ class Packages:
         self.system.files.changed = True
 
     def _need_others_kept(self, changes: Iterable[Change], what: str) -> None:
-        ours = self.ours()
+        own = self.ours()
         gone = sorted(change.name for change in changes if change.new == "-")
         against = [
-            name for name in gone if name not in ours and not (self._may_remove and self._may_remove.search(name))
+            name for name in gone if name not in own and not (self._may_remove and self._may_remove.search(name))
         ]
         if against:
             words = " ".join(against)
@@ -343,11 +343,11 @@ class Packages:
                     "give apt a repository that has it",
                 )
             done = self.system.run.ask("apt-cache", "show", f"{change.name}={version}", seconds=_ASK_SECONDS)
-            found = re.search(r"^SHA256: (\S*)", done.text, re.MULTILINE)
-            if (found[1] if found else "") != digest:
+            match = re.search(r"^SHA256: (\S*)", done.text, re.MULTILINE)
+            if (match[1] if match else "") != digest:
                 raise Failure(
                     f"{place}: {change.name} {version} with the SHA-256 {digest}, as the lock file has it",
-                    f"the repository has {found[1] if found else 'none'}",
+                    f"the repository has {match[1] if match else 'none'}",
                     "it is another file under the same version",
                     "find out why, before you install it: a mirror that was changed, or a package that was rebuilt; "
                     f"`homelab lock --release {place}` forgets the old one",
@@ -364,12 +364,12 @@ class Packages:
 
     def settle(self) -> None:
         """The record says what there is; what is as it was before the layer isn't in it."""
-        found = self.installed()
+        on_system = self.installed()
         records = self.records()
         for name, record in [*records.items()]:
-            record.now = found.present.get(name) or "-"
+            record.now = on_system.present.get(name) or "-"
             # What is left of one that was removed for another of ours is purged with the rest.
-            if record.now == record.before and name not in found.left:
+            if record.now == record.before and name not in on_system.left:
                 del records[name]
         self._write(records)
 
@@ -403,7 +403,7 @@ class Packages:
         if not records:
             files.remove(path)
             return
-        lines = sorted(f"{name}\t{one.now}\t{one.before}\t{one.mark}\n" for name, one in records.items())
+        lines = sorted(f"{name}\t{record.now}\t{record.before}\t{record.mark}\n" for name, record in records.items())
         content = "".join(lines).encode("utf-8", "surrogateescape")
         files.note(path, content)
 
@@ -433,11 +433,11 @@ class Packages:
         records = self.records()
         if back := self._versions_to_restore(records):
             self._bring_back(back, records)
-        found = self.installed()
+        on_system = self.installed()
         gone = [
             name
             for name, record in records.items()
-            if record.before == "-" and (name in found.present or name in found.left)
+            if record.before == "-" and (name in on_system.present or name in on_system.left)
         ]
         self.purge(gone, "", "this program installed them")
         self.system.files.remove(f"{RECORDS}/{self.layer}")
@@ -498,8 +498,8 @@ class Packages:
         if what is not None:
             self.system.log.say(f"removing {what}{words}")
         done = self.apt("purge", *gone)
-        found = self.installed()
-        if done.status != 0 and any(name in found.present or name in found.left for name in gone):
+        on_system = self.installed()
+        if done.status != 0 and any(name in on_system.present or name in on_system.left for name in gone):
             self.explain(done, f"to remove {words}", why)
         self.system.files.changed = True
         return True
@@ -512,17 +512,17 @@ class Packages:
         """
         if not names:
             return
-        ours = [name for name in names if name in self.ours()]
-        theirs = [name for name in names if name not in ours]
-        words = " ".join((*ours, *theirs))
+        own = [name for name in names if name in self.ours()]
+        others = [name for name in names if name not in own]
+        words = " ".join((*own, *others))
         why = f"{whose} takes their place"
-        plan = self.simulated("remove", *ours, *theirs)
+        plan = self.simulated("remove", *own, *others)
         if plan.status != 0:
             self.explain(plan, f"to remove {words}", why)
         self._noted(plan, f"to replace {what} by {whose}")
         self.system.log.say(f"removing {what}: {words}")
         # Somebody's configuration files stay; ours go.
-        for verb, some in (("remove", theirs), ("purge", ours)):
+        for verb, some in (("remove", others), ("purge", own)):
             done = self.apt(verb, *some) if some else None
             if done and done.status != 0:
                 self.explain(done, f"to remove {' '.join(some)}", why)
@@ -540,8 +540,8 @@ class Packages:
             # Each alone, together with those of ours that need it: that is what apt adds.
             left = []
             for name in gone:
-                one = self.simulated("purge", name)
-                if one.status == 0 and _only(one, gone):
+                simulated = self.simulated("purge", name)
+                if simulated.status == 0 and _only(simulated, gone):
                     left.append(name)
                 else:
                     self.kept.append(name)
@@ -598,18 +598,18 @@ class Packages:
 
     # What failures mean.
 
-    def explain(self, said: Done | str, wanted: str, why: str, next: str = "") -> NoReturn:
+    def explain(self, done: Done | str, wanted: str, why: str, next: str = "") -> NoReturn:
         """Ends with the message of the first known failure that a program's output has, else with its last lines.
 
         :raises Failure: always.
         """
-        text = said if isinstance(said, str) else _text(said)
+        text = done if isinstance(done, str) else _text(done)
         log = self._build_log(text)
-        known = recognise(text, self.software.context)
-        if known:
-            failure = known[1]
+        symptom = recognise(text, self.software.context)
+        if symptom:
+            failure = symptom[1]
             raise Failure(failure.wanted, failure.found + log, failure.why, failure.next)
-        if not isinstance(said, str) and said.status == TIMED_OUT:
+        if not isinstance(done, str) and done.status == TIMED_OUT:
             next = (
                 "run `pulumi up` again: it continues from what is there; a slow line or system gets longer with "
                 "nvidia.timeouts.install"
@@ -629,11 +629,11 @@ class Packages:
         :raises Failure: always.
         """
         text = _text(done)
-        known = recognise(text, self.software.context)
+        symptom = recognise(text, self.software.context)
         complaints = (self.system.files.read(COMPLAINTS) or b"").decode("utf-8", "surrogateescape")
         if not _OF_PROXMOX.search(text):
-            complaints = "".join(one for one in _complaints(complaints) if not _PROXMOX.search(one))
-        if complaints and known and known[0] == "package-not-found":
+            complaints = "".join(complaint for complaint in _complaints(complaints) if not _PROXMOX.search(complaint))
+        if complaints and symptom and symptom[0] == "package-not-found":
             self.explain(complaints, "the lists of packages, by apt-get update", f"{what} is to be installed from them")
         self.explain(done, f"to install {what}", "what follows needs it")
 
@@ -680,17 +680,17 @@ def _line_of(match: re.Match[str]) -> str:
 
 def _complaints(text: str) -> list[str]:
     """Each complaint of apt's, with the lines that continue it."""
-    found: list[str] = []
+    complaints: list[str] = []
     continues = False
     for line in text.split("\n"):
         if begins := bool(_COMPLAINT.match(line)):
-            found.append(f"{line}\n")
+            complaints.append(f"{line}\n")
         elif continues and line[:1].isspace():
-            found[-1] += f"{line}\n"
+            complaints[-1] += f"{line}\n"
         continues = begins or (continues and line[:1].isspace())
-    return found
+    return complaints
 
 
 def _complaints_of(url: str, text: str) -> str:
     """Those about a repository."""
-    return "".join(one for one in _complaints(text) if url in one.partition("\n")[0])
+    return "".join(complaint for complaint in _complaints(text) if url in complaint.partition("\n")[0])

@@ -217,7 +217,7 @@ def replace(system: System, path: str, content: bytes) -> None:
 def has_left(system: System, path: str) -> bool:
     """Whether a writer that was killed has left something beside a file."""
     folder, _, name = path.rpartition("/")
-    return any(_is_left(one, name) for one in names(system, folder))
+    return any(_is_left(entry, name) for entry in names(system, folder))
 
 
 def remove_left(system: System, path: str) -> None:

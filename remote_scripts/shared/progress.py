@@ -20,11 +20,11 @@ def of_packages(system: System) -> Progress:
     """
 
     def where(output: bytes, seconds: float) -> str:
-        told = [*_TOLD.finditer(output)]
-        if told and told[-1][1] == b"dlstatus":
-            left = (told[-1][3] or b"").decode("utf-8", "replace")
-            return _of_download(output, float(told[-1][2])) + (f", {_shortened(left)} left" if left else "")
-        return of_build(system) or (f"installing, {float(told[-1][2]):.0f} %" if told else "")
+        statuses = [*_TOLD.finditer(output)]
+        if statuses and statuses[-1][1] == b"dlstatus":
+            left = (statuses[-1][3] or b"").decode("utf-8", "replace")
+            return _of_download(output, float(statuses[-1][2])) + (f", {_shortened(left)} left" if left else "")
+        return of_build(system) or (f"installing, {float(statuses[-1][2]):.0f} %" if statuses else "")
 
     return where
 
@@ -54,10 +54,10 @@ def of_build(system: System) -> str:
                 continue
             text = content.decode("utf-8", "replace")
             kernel = re.search(r" for kernel (\S+)", "\n".join(text.split("\n")[:3]))
-            said = f"building the module{f' for {kernel[1]}' if kernel else ''}"
+            doing = f"building the module{f' for {kernel[1]}' if kernel else ''}"
             compiled = len(_COMPILED.findall(text))
             sources = sum(1 for _ in system.files.at(build).rglob("*.c"))
-            return f"{said}: {100 * compiled // sources} %" if sources and compiled <= sources else said
+            return f"{doing}: {100 * compiled // sources} %" if sources and compiled <= sources else doing
     return ""
 
 
@@ -73,7 +73,7 @@ def _of_download(output: bytes, percent: float) -> str:
 def _shortened(time: str) -> str:
     """apt's `1h 2min 3s` without what nobody needs to know."""
     for unit, shown in (("h", "h"), ("min", "min"), ("s", "s")):
-        number, found, _ = time.partition(unit)
-        if found:
+        number, separator, _ = time.partition(unit)
+        if separator:
             return f"{number} {shown}"
     return time

@@ -73,7 +73,7 @@ def lines(system: System) -> list[Line]:
     wanted = "to know which guests ran before a restart of this host"
     content = notes.need(system, RAN, wanted, "they would stay off, and nothing would say so")
     words = (line.split(None, 3) for line in content.decode("utf-8", "surrogateescape").splitlines())
-    return [Line(*[*one, "", "", "", ""][:4]) for one in words if one]
+    return [Line(*[*fields, "", "", "", ""][:4]) for fields in words if fields]
 
 
 def write(system: System, noted: list[Line]) -> None:
@@ -91,25 +91,25 @@ def note_running(system: System) -> str:
     :returns: why that isn't known, or can't be noted; empty: it is.
     :raises Failure: as of `lines`, and `Work.tries`.
     """
-    boot, now = boot_id(system), str(int(time.time()))
+    boot, seconds = boot_id(system), str(int(time.time()))
     noted: list[Line] = []
     for kind, program in (("vm", "qm"), ("lxc", "pct")):
         for _ in system.work.tries(_LIST_SECONDS, f"waiting for the answer of `{program} list`"):
-            found = guests.running(system, kind)
-            if found is not None:
+            running = guests.running(system, kind)
+            if running is not None:
                 break
         else:
             return (
                 f"`{program} list` gave no answer for {_LIST_SECONDS:.0f} s: which guests are to run again afterwards "
                 "is not known"
             )
-        noted += [Line(program, str(guest.id), now, boot) for guest in found]
+        noted += [Line(program, str(guest.id), seconds, boot) for guest in running]
     here = {(line.program, line.guest) for line in noted}
     try:
         with system.work.holding(LOCK, _LOCK_SECONDS) as has:
             if not has:
                 return f"guests that ran before the last restart are being started ({RAN})"
-            noted += [one for one in lines(system) if one.boot != boot and (one.program, one.guest) not in here]
+            noted += [line for line in lines(system) if line.boot != boot and (line.program, line.guest) not in here]
             if noted:
                 # Not started: it is for the next boot.
                 TIMER.write(system, _SERVICE_TEXT, _TIMER_TEXT)

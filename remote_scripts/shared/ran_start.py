@@ -112,11 +112,11 @@ def start_alone(system: System) -> None:
     time.sleep(_GRACE_SECONDS)
     if not _is_quiet(system):
         return
-    found = start(system, 0)
-    if found is None:
+    starts = start(system, 0)
+    if starts is None:
         return
-    started = f"the host itself has started what ran before its restart: {', '.join(found.started)}"
-    _tell_next_up(system, [*([started] if found.started else []), *found.off])
+    started = f"the host itself has started what ran before its restart: {', '.join(starts.started)}"
+    _tell_next_up(system, [*([started] if starts.started else []), *starts.off])
     if not system.files.exists(ran.RAN):
         _forget(system)
 
@@ -139,8 +139,8 @@ def _is_quiet(system: System) -> bool:
 
 def _tell_next_up(system: System, texts: list[str]) -> None:
     """By what it says anyway, each once in a boot. Of a host that was given back nothing is kept."""
-    told = system.files.text(_TOLD).split("\n")
-    new = [text for text in texts if text not in told]
+    messages = system.files.text(_TOLD).split("\n")
+    new = [text for text in texts if text not in messages]
     if not new:
         return
     system.work.write(_TOLD.rpartition("/")[2], "".join(f"{text}\n" for text in new), at_end=True)
@@ -278,8 +278,10 @@ class _Starting:
         system.log.say(f"starting {name} again, which ran before the restart")
         done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
         if guests.power_of(system, line.program, line.guest) != "on":
-            said = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
-            self._stays_off(f"{name} ran before the restart, and has not started again: {' '.join(said)} ({by_hand})")
+            message = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
+            self._stays_off(
+                f"{name} ran before the restart, and has not started again: {' '.join(message)} ({by_hand})"
+            )
             return
         self._done.started.append(name)
         with suppress(UnknownError):
@@ -320,19 +322,19 @@ class _Starting:
         since = int(line.since)
         # Where the clock was set back, when the boot came isn't known.
         booted = self._booted if since <= self._booted else float("inf")
-        about = [task for task in tasks if task.guest == line.guest and task.kind not in _LEAVES_POWER]
-        for task in about:
+        of_guest = [task for task in tasks if task.guest == line.guest and task.kind not in _LEAVES_POWER]
+        for task in of_guest:
             if self._booted <= task.start < since and task.start <= time.time():
                 raise UnknownError(f"the clock was set back, and the task {task.kind} {task.guest} may be of this boot")
-        about = [task for task in about if task.start >= since]
+        of_guest = [task for task in of_guest if task.start >= since]
         stops = (task.start for task in tasks if task.kind == "stopall" and task.start >= since)
         down = min(stops, default=float("inf"))
         if not any(
             not (task.kind in _STARTS and task.start <= down < float("inf"))
             and not (down <= task.start <= booted and task.user == "root@pam" and task.kind in _SHUTDOWNS)
-            for task in about
+            for task in of_guest
         ):
             return False, ""
         # Of several of one second the latest line.
-        last = max(reversed(about), key=lambda task: task.start)
+        last = max(reversed(of_guest), key=lambda task: task.start)
         return True, last.status if last.kind in _STARTS and last.status and not last.well else ""

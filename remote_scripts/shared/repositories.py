@@ -41,11 +41,13 @@ def entries(system: System, path: str) -> list[tuple[str, str]]:
     :raises OSError: the file can't be read.
     """
     text = (system.files.need(path) or b"").decode("utf-8", "replace")
-    found = _of_sources(text) if path.endswith(".sources") else _of_list(text)
-    if any("$(ARCH)" in word for entry in found for word in entry):
+    listed = _of_sources(text) if path.endswith(".sources") else _of_list(text)
+    if any("$(ARCH)" in word for entry in listed for word in entry):
         architecture = system.run.ask("dpkg", "--print-architecture").text
-        found = [(url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture)) for url, suite in found]
-    return [(url.rstrip("/"), suite) for url, suite in found]
+        listed = [
+            (url.replace("$(ARCH)", architecture), suite.replace("$(ARCH)", architecture)) for url, suite in listed
+        ]
+    return [(url.rstrip("/"), suite) for url, suite in listed]
 
 
 def is_unchecked(system: System, path: str) -> bool:
@@ -59,7 +61,7 @@ def _of_list(text: str) -> list[tuple[str, str]]:
 
 
 def _of_sources(text: str) -> list[tuple[str, str]]:
-    found = []
+    listed = []
     for paragraph in re.split(r"\n[ \t]*\n", text):
         fields: dict[str, list[str]] = {}
         name = ""
@@ -71,8 +73,8 @@ def _of_sources(text: str) -> list[tuple[str, str]]:
             fields.setdefault(name, []).extend(line[field.end() if field else 0 :].split())
         enabled = " ".join(fields.get("enabled", [])).lower()
         if "deb" in fields.get("types", []) and not re.search("no|false|0", enabled):
-            found += [(url, suite) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
-    return found
+            listed += [(url, suite) for url in fields.get("uris", []) for suite in fields.get("suites", [])]
+    return listed
 
 
 # What apt has fetched.
@@ -109,11 +111,11 @@ def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> No
     files.remove(_KEY, f"{_KEY}.part")
     packages.download(url, _KEY)
     key = files.need(_KEY, _KEY_BYTES) or b""
-    found = _fingerprints(system, key)
-    if found != [fingerprint]:
+    fingerprints = _fingerprints(system, key)
+    if fingerprints != [fingerprint]:
         raise Failure(
             f"the repository's key, with the fingerprint {fingerprint}",
-            f"{url} has {' '.join(found) or 'no key at all'}",
+            f"{url} has {' '.join(fingerprints) or 'no key at all'}",
             "the owner of another key could have anything installed here as root; so this key was refused",
             "if a mirror or a proxy is in between, have it pass the key on as it is; if NVIDIA has replaced its key, "
             "you need a newer release of this program",
@@ -130,10 +132,10 @@ def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> No
 def _fingerprints(system: System, key: bytes) -> list[str]:
     """Of every primary key."""
     shown = system.run.ask(*_GPG, "--no-keyring", "--trust-model", "always", "--show-keys", "--with-colons", stdin=key)
-    found, is_primary = [], False
+    fingerprints, is_primary = [], False
     for fields in (line.split(":") for line in shown.text.split("\n")):
         if fields[0] == "fpr" and is_primary and len(fields) > 9:
-            found.append(fields[9])
+            fingerprints.append(fields[9])
             is_primary = False
         is_primary = is_primary or fields[0] == "pub"
-    return found
+    return fingerprints

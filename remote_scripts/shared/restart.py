@@ -23,19 +23,19 @@ def starters(process: int = 0) -> list[tuple[int, str]]:
 
     :param process: in the place of this one.
     """
-    found: list[tuple[int, str]] = []
+    processes: list[tuple[int, str]] = []
     process = process or os.getpid()
     while True:
         try:
             text = (_PROCESSES / f"{process}/status").read_text(encoding="utf-8", errors="replace")
-            about = dict(line.partition(":\t")[::2] for line in text.split("\n"))
-            process = int(about["PPid"])
+            fields = dict(line.partition(":\t")[::2] for line in text.split("\n"))
+            process = int(fields["PPid"])
             if process <= 1:
-                return found
+                return processes
             name = (_PROCESSES / f"{process}/comm").read_text(encoding="utf-8", errors="replace")
-            found.append((process, name.strip()))
+            processes.append((process, name.strip()))
         except (OSError, KeyError, ValueError):  # one of them has ended
-            return found
+            return processes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Caller:
             return False
         poll = select.poll()
         poll.register(1, select.POLLOUT)
-        return not any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))
+        return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def caller() -> Caller:

@@ -22,7 +22,7 @@ _READ_SECONDS = 5.0
 
 def all_on_vfio(system: System, card: Card) -> bool:
     """Whether every function of the card is on vfio-pci."""
-    return all(driver_of(system, one) == "vfio-pci" for one in card.functions)
+    return all(driver_of(system, function) == "vfio-pci" for function in card.functions)
 
 
 def is_on_vfio(system: System, card: Card) -> bool:
@@ -43,19 +43,19 @@ def is_alive(system: System, card: Card) -> bool | None:
     alive: bool | None = True
     for address, ids in card.functions.items():
         wanted = f"{ids[2:4]}{ids[0:2]}{ids[7:9]}{ids[5:7]}"
-        found = ""
+        current = ""
         for look in range(_LOOKS):
             if look:
                 time.sleep(_LOOK_SECONDS)
             done = system.run.ask(
                 "od", "-An", "-N4", "-tx1", system.files.name(f"{DEVICES}/{address}/config"), seconds=_READ_SECONDS
             )
-            found = "".join(done.text.split())
-            if found == wanted:
+            current = "".join(done.text.split())
+            if current == wanted:
                 break
         else:
             is_gone = system.files.at(DEVICES).is_dir() and not system.files.exists(f"{DEVICES}/{address}")
-            if is_gone or re.fullmatch(r"[0-9a-f]{8}", found):
+            if is_gone or re.fullmatch(r"[0-9a-f]{8}", current):
                 return False
             alive = None
     return alive
@@ -63,17 +63,17 @@ def is_alive(system: System, card: Card) -> bool | None:
 
 def is_only(system: System, card: Card) -> bool:
     """Whether NVIDIA's driver has no other card."""
-    others = (one for one in system.files.names(DEVICES) if one not in card.functions)
-    return not any(driver_of(system, one) == "nvidia" for one in others)
+    others = (address for address in system.files.names(DEVICES) if address not in card.functions)
+    return not any(driver_of(system, address) == "nvidia" for address in others)
 
 
 def drm_names(system: System, card: Card) -> list[str]:
     """Of its nodes in /dev/dri."""
-    found = []
+    drm = []
     for address in card.functions:
         names = system.files.names(f"{DEVICES}/{address}/drm")
-        found += [one for kind in ("card", "renderD") for one in names if one.startswith(kind)]
-    return found
+        drm += [name for kind in ("card", "renderD") for name in names if name.startswith(kind)]
+    return drm
 
 
 def minor_of(system: System, card: Card) -> str:
@@ -139,14 +139,14 @@ def of_others(system: System, card: Card) -> tuple[set[str], set[str]]:
         if address not in card.functions:
             with suppress(OSError):
                 minors.add(_text(nvidia.minor_of(system, address)))
-    others = (one for one in system.files.names(DEVICES) if one not in card.functions)
-    return minors, {name for one in others for name in system.files.names(f"{DEVICES}/{one}/drm")}
+    others = (address for address in system.files.names(DEVICES) if address not in card.functions)
+    return minors, {name for address in others for name in system.files.names(f"{DEVICES}/{address}/drm")}
 
 
 def is_renamed(name: str, names: Iterable[str]) -> bool:
     """Whether it isn't among these, and another one of its kind is."""
     kind = name.rstrip("0123456789")
-    return name not in names and any(one.startswith(kind) for one in names)
+    return name not in names and any(name.startswith(kind) for name in names)
 
 
 def node_numbers(system: System, card: Card) -> set[str]:
@@ -154,16 +154,16 @@ def node_numbers(system: System, card: Card) -> set[str]:
     /dev/dri and /dev/snd of it, and where the whole driver goes, its control nodes.
     """
     minor = minor_of(system, card)
-    found = {"c3:fe", *([f"c3:{int(minor):x}"] if minor else [])}
+    numbers = {"c3:fe", *([f"c3:{int(minor):x}"] if minor else [])}
     for pattern in ("drm/*/dev", "sound/*/dev", "sound/*/*/dev"):
-        found |= set(_hexadecimal(system, card, pattern))
+        numbers |= set(_hexadecimal(system, card, pattern))
     # Of a node that says no numbers of its own.
-    found |= {f"e2:{int(re.sub(r'[^0-9]', '', name)):x}" for name in drm_names(system, card)}
+    numbers |= {f"e2:{int(re.sub(r'[^0-9]', '', name)):x}" for name in drm_names(system, card)}
     if is_only(system, card):
-        found.add("c3:ff")
+        numbers.add("c3:ff")
         if uvm := _major_of(system, "nvidia-uvm"):
-            found |= {f"{int(uvm):x}:0", f"{int(uvm):x}:1"}
-    return found
+            numbers |= {f"{int(uvm):x}:0", f"{int(uvm):x}:1"}
+    return numbers
 
 
 def _hexadecimal(system: System, card: Card, pattern: str) -> Iterator[str]:
@@ -188,14 +188,14 @@ def sound_numbers(system: System, card: Card) -> tuple[str, set[str]]:
 
 def group_nodes(system: System, card: Card) -> list[str]:
     """The nodes of its IOMMU groups below /dev/vfio: open while a VM has it."""
-    found = []
+    paths = []
     for address in card.functions:
         try:
-            found.append(f"/dev/vfio/{system.files.at(f'{DEVICES}/{address}/iommu_group').readlink().name}")
+            paths.append(f"/dev/vfio/{system.files.at(f'{DEVICES}/{address}/iommu_group').readlink().name}")
         except OSError:
             continue
-        found += [f"/dev/vfio/devices/{name}" for name in system.files.names(f"{DEVICES}/{address}/vfio-dev")]
-    return [path for path in dict.fromkeys(found) if system.files.exists(path)]
+        paths += [f"/dev/vfio/devices/{name}" for name in system.files.names(f"{DEVICES}/{address}/vfio-dev")]
+    return [path for path in dict.fromkeys(paths) if system.files.exists(path)]
 
 
 def mapped_as(system: System, card: Card) -> str:

@@ -28,7 +28,7 @@ def image(system: System, init: bytes) -> bytes:
     folders = {str(folder) for name in entries for folder in PurePosixPath(name).parents} | {*_FOLDERS}
     entries |= {folder: (_FOLDER, b"") for folder in folders - {"."}}
     # A folder comes before what is in it. /dev/console is in the kernel's own initramfs.
-    archive = b"".join(_entry(name, *about) for name, about in sorted(entries.items()))
+    archive = b"".join(_entry(name, *details) for name, details in sorted(entries.items()))
     return gzip.compress(archive + _entry("TRAILER!!!", 0, b""), 1, mtime=0)
 
 

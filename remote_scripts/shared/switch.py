@@ -164,7 +164,7 @@ def words_of_ours(system: System) -> list[str]:
     :raises Failure: it can't be read.
     """
     texts = [boot.need_text(system, path) for path in cmdline.records(system)]
-    texts += [found[1] for path in cmdline.drop_ins(system) for found in _OURS.finditer(boot.need_text(system, path))]
+    texts += [match[1] for path in cmdline.drop_ins(system) for match in _OURS.finditer(boot.need_text(system, path))]
     return [*dict.fromkeys(" ".join(texts).split())]
 
 
@@ -285,17 +285,17 @@ def _record(system: System, here: str, awaited: int, loader: str) -> str:
     lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
     if awaited:
         lines.append(f"until {int(time.time()) + awaited}")
-    found = way.find(system)
-    lines += [f"address {found.address}", f"interface {found.interface}", f"port {found.port}"]
-    lines += [f"listens {'yes' if found.listens else 'no'}", f"gateway {found.gateway}"]
+    connection = way.find(system)
+    lines += [f"address {connection.address}", f"interface {connection.interface}", f"port {connection.port}"]
+    lines += [f"listens {'yes' if connection.listens else 'no'}", f"gateway {connection.gateway}"]
     return "\n".join(lines)
 
 
 def _write(system: System, path: str, mode: int, text: str) -> None:
     """As `put` of `files`, but it is `disarm` that takes it away."""
     files = system.files
-    found = files.read(path, len(text.encode()) + 1)
-    if found is not None and found.decode("utf-8", "surrogateescape").rstrip("\n") == text:
+    content = files.read(path, len(text.encode()) + 1)
+    if content is not None and content.decode("utf-8", "surrogateescape").rstrip("\n") == text:
         return
     files.make_folder(path.rpartition("/")[0])
     files.remember(path)

@@ -49,16 +49,16 @@ def connection(system: System) -> str:
     """What sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it
     is found in that of sudo itself, or of whoever started it.
     """
-    if found := os.environ.get("SSH_CONNECTION"):
-        return found
+    if own := os.environ.get("SSH_CONNECTION"):
+        return own
     process = os.getppid()
     while process > 1:
         environment = system.files.read(f"/proc/{process}/environ", 1 << 20)
         if environment is None:
             break
-        for one in environment.split(b"\0"):
-            if one.startswith(b"SSH_CONNECTION=") and one.partition(b"=")[2]:
-                return one.partition(b"=")[2].decode("utf-8", "replace")
+        for variable in environment.split(b"\0"):
+            if variable.startswith(b"SSH_CONNECTION=") and variable.partition(b"=")[2]:
+                return variable.partition(b"=")[2].decode("utf-8", "replace")
         parent = _PARENT.search(system.files.read(f"/proc/{process}/status") or b"")
         process = int(parent[1]) if parent else 0
     return ""
@@ -87,13 +87,13 @@ def listens(system: System, port: str) -> bool:
 
 def _default_routes(system: System, family: str) -> list[tuple[str, str]]:
     """Gateway and interface of each."""
-    found = []
+    routes = []
     for line in system.run.ask("ip", f"-{family}", "route", "show", "default").text.splitlines():
         words = line.split()
-        about = dict(zip(words, words[1:], strict=False))
-        if "via" in about and "dev" in about:
-            found.append((about["via"], about["dev"]))
-    return found
+        fields = dict(zip(words, words[1:], strict=False))
+        if "via" in fields and "dev" in fields:
+            routes.append((fields["via"], fields["dev"]))
+    return routes
 
 
 def answering_gateway(system: System, address: str, interface: str) -> str:
@@ -104,8 +104,8 @@ def answering_gateway(system: System, address: str, interface: str) -> str:
     routes = [route for route in routes if route[1] == interface] or routes
     deadline = time.monotonic() + GATEWAY_SECONDS
     while routes:
-        if found := _first_that_answers(system, routes):
-            return found
+        if gateway := _first_that_answers(system, routes):
+            return gateway
         if time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_SECONDS)

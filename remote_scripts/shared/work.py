@@ -44,11 +44,11 @@ def at_work(system: System, node: Node) -> str:
     """What is at work here, or can't be told; empty: nothing."""
     for ask in (_task, _backup, _replication, _what_comes, _installation):
         try:
-            said = ask(system)
+            reason = ask(system)
         except OSError as error:
-            said = f"it isn't known what is at work here: {error.filename} can't be read"
-        if said:
-            return said
+            reason = f"it isn't known what is at work here: {error.filename} can't be read"
+        if reason:
+            return reason
     return _of_ha(system, node)
 
 
@@ -162,10 +162,10 @@ def _of_ha(system: System, node: Node) -> str:
             f"/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work: {failure.found}"
         )
     try:
-        said = ha.status(system)
+        manager = ha.status(system)
     except ha.SilentError as error:
         return f"`ha-manager status` doesn't say what HA is doing: {str(error)[:200]}".replace("\n", " ")
-    for one in said.services:
-        if one.state in _ON_ITS_WAY or (one.node == node.name and one.state not in _AT_REST):
-            return f"HA is at work on {one.id} of {one.node}: {one.state}"
+    for service in manager.services:
+        if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):
+            return f"HA is at work on {service.id} of {service.node}: {service.state}"
     return ""

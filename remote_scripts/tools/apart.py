@@ -47,10 +47,10 @@ def apart(work: Callable[[], T], seconds: float | None = None) -> T:
     os.waitpid(child, 0)
     if not content:
         raise OSError("the process that looked at it was killed")
-    is_well, *found = marshal.loads(content)
+    is_well, *result = marshal.loads(content)
     if not is_well:
-        raise OSError(*found)
-    return found[0]  # type: ignore[no-any-return]
+        raise OSError(*result)
+    return result[0]  # type: ignore[no-any-return]
 
 
 def _answer(work: Callable[[], Any], into: int) -> None:

@@ -329,15 +329,15 @@ class ContainerRun(Run):
         self._tell_environment()
         name, title = self._channel.name, " ".join(arguments)
         self._log.heading(f"{name}: {doing}: {title}" if doing else f"{name}: {title}")
-        began = said = time.monotonic()
+        began = told_at = time.monotonic()
         rest, end = b"", bytearray()
 
         def heard(data: bytes) -> None:
-            nonlocal rest, said
+            nonlocal rest, told_at
             end.extend(data)
             del end[:-ANSWER_BYTES]
-            if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
-                said = now
+            if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
+                told_at = now
                 where = progress(bytes(end), now - began) if progress else ""
                 self._log.say(f"{name}: {doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
             whole, newline, rest = (rest + data)[-LOG_BYTES:].rpartition(b"\n")
@@ -389,12 +389,12 @@ class ContainerDisk(disk.Disk):
         return path if done.status == 0 and self._is("-e", Path(path)) else ""
 
     def mode(self, where: Path) -> int:
-        said = self._said("stat", "-c", "%a", str(where))
-        return int(said, 8) if re.fullmatch(r"[0-7]{1,4}\n?", said) else -1
+        output = self._said("stat", "-c", "%a", str(where))
+        return int(output, 8) if re.fullmatch(r"[0-7]{1,4}\n?", output) else -1
 
     def size(self, where: Path) -> int:
-        said = self._said("stat", "-c", "%s", str(where))
-        return int(said) if re.fullmatch(r"[0-9]{1,18}\n?", said) else -1
+        output = self._said("stat", "-c", "%s", str(where))
+        return int(output) if re.fullmatch(r"[0-9]{1,18}\n?", output) else -1
 
     def read(self, where: Path, limit: int) -> bytes | None:
         if not self.is_file(where):
@@ -406,8 +406,8 @@ class ContainerDisk(disk.Disk):
         return [Path(path).name for path in self._found(where, "-mindepth", "1", "-maxdepth", "1")]
 
     def digest(self, where: Path) -> str:
-        said = self._said("sha256sum", str(where), seconds=600)  # a name with a backslash has one before the sum
-        return said.lstrip("\\").partition(" ")[0]
+        output = self._said("sha256sum", str(where), seconds=600)  # a name with a backslash has one before the sum
+        return output.lstrip("\\").partition(" ")[0]
 
     def files_below(self, where: Path) -> list[str]:
         return [os.path.relpath(path, where) for path in self._found(where, "-type", "f")]
@@ -417,8 +417,8 @@ class ContainerDisk(disk.Disk):
 
     def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
         for place in places:
-            found = self._found(place, "-xdev", "-name", ".?*", "!", "-type", "d")
-            yield from (Path(path) for path in found if is_left(Path(path).name))
+            paths = self._found(place, "-xdev", "-name", ".?*", "!", "-type", "d")
+            yield from (Path(path) for path in paths if is_left(Path(path).name))
 
     def make(self, where: Path, content: bytes, mode: int) -> None:
         if len(content) > WRITTEN_BYTES:
@@ -486,8 +486,8 @@ class ContainerDisk(disk.Disk):
             raise self._error(done, str(where))
 
     def _error(self, done: Done, where: str) -> OSError:
-        said = as_text(done.error, 1000).strip() or f"exit status {done.status}"
-        return OSError(errno.EIO, said, f"{where} in {self._channel.name}")
+        message = as_text(done.error, 1000).strip() or f"exit status {done.status}"
+        return OSError(errno.EIO, message, f"{where} in {self._channel.name}")
 
 
 class ContainerWork(Work):

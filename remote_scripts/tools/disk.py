@@ -134,9 +134,9 @@ def link_again(source: Path, target: Path) -> None:
 
 def copy_attributes(source: Path, target: Path) -> None:
     """Owner, permissions, times and extended attributes; of a link its own."""
-    found = source.lstat()
+    status = source.lstat()
     _about("chown", target)
-    os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
+    os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     for name in os.listxattr(source, follow_symlinks=False):
         try:
             value = os.getxattr(source, name, follow_symlinks=False)
@@ -146,9 +146,9 @@ def copy_attributes(source: Path, target: Path) -> None:
             continue
     if not source.is_symlink():
         _about("chmod", target)
-        os.chmod(target, found.st_mode & 0o7777)
+        os.chmod(target, status.st_mode & 0o7777)
     _about("utime", target)
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
 def read_up_to(file: BinaryIO, limit: int) -> bytes:
@@ -170,8 +170,8 @@ def below(place: Path, is_entered: Callable[[Path], bool] = lambda _: True) -> I
     folders = [place]
     while folders:
         entries: list[os.DirEntry[str]] = []
-        with suppress(OSError), os.scandir(folders.pop()) as found:
-            entries = [*found]
+        with suppress(OSError), os.scandir(folders.pop()) as scanned:
+            entries = [*scanned]
         for entry in entries:
             if entry.is_symlink() or not entry.is_dir():
                 yield Path(entry.path)
@@ -242,12 +242,12 @@ class Disk:
 
     def files_below(self, where: Path) -> list[str]:
         """The files in a folder and below it, no links, by their paths from there."""
-        found = (path for path in where.rglob("*") if path.is_file() and not path.is_symlink())
-        return [str(path.relative_to(where)) for path in found]
+        files = (path for path in where.rglob("*") if path.is_file() and not path.is_symlink())
+        return [str(path.relative_to(where)) for path in files]
 
     def folders_of(self, where: Path) -> Iterator[Path]:
         """A folder and those below it, the lowest first, each when those in it were looked at."""
-        return (Path(found) for found, _, _ in os.walk(where, topdown=False))
+        return (Path(folder) for folder, _, _ in os.walk(where, topdown=False))
 
     def left_below(self, places: Sequence[Path], but: Path, is_left: Callable[[str], bool]) -> Iterator[Path]:
         """What `is_left` says of by its name, and is no folder, below these places and on their file systems.

@@ -152,9 +152,9 @@ class Files:
 
     def resolved(self, path: str) -> str:
         """The path that a path leads to, by all links; empty where there is nothing."""
-        found = self._disk.resolved(self._at(path))
+        real = self._disk.resolved(self._at(path))
         root = self._disk.resolved(self._root).rstrip("/") if str(self._root) != "/" else ""
-        return found.removeprefix(root)
+        return real.removeprefix(root)
 
     def real(self, path: str) -> str:
         """The path without links, whether anything is there or not."""
@@ -212,12 +212,12 @@ class Files:
         :raises OSError: it can't be told.
         """
         try:
-            found = os.stat(self.at(path))
+            status = os.stat(self.at(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if not stat.S_ISCHR(found.st_mode):
+        if not stat.S_ISCHR(status.st_mode):
             return None
-        return Device(os.major(found.st_rdev), os.minor(found.st_rdev), stat.S_IMODE(found.st_mode))
+        return Device(os.major(status.st_rdev), os.minor(status.st_rdev), stat.S_IMODE(status.st_mode))
 
     # Writing, one file at a time. Each is on the disk when the call returns.
 
@@ -354,9 +354,9 @@ class Files:
         """Takes a folder away, with all that is in it; `undo` doesn't bring it back."""
         if not self.exists(path):
             return
-        for found, folders, names in os.walk(self.at(path), topdown=False):
+        for folder, folders, names in os.walk(self.at(path), topdown=False):
             for name in (*names, *folders):
-                where = Path(found, name)
+                where = Path(folder, name)
                 if where.is_dir() and not where.is_symlink():
                     disk.remove_folder(where)
                 else:
@@ -428,8 +428,8 @@ class Files:
 
     def of_layer(self, layer: str) -> dict[str, State]:
         """The files that we wrote for a layer, sorted, and what became of them."""
-        found = (f"/{path}" for path in self._disk.files_below(self._at(f"{HOME}/files/{layer}")))
-        return {path: self.state(layer, path) for path in sorted(found) if not _is_temporary(path.rpartition("/")[2])}
+        paths = (f"/{path}" for path in self._disk.files_below(self._at(f"{HOME}/files/{layer}")))
+        return {path: self.state(layer, path) for path in sorted(paths) if not _is_temporary(path.rpartition("/")[2])}
 
     def state(self, layer: str, path: str) -> State:
         """What became of a file that we wrote."""
@@ -497,8 +497,8 @@ class Files:
         places = [self.name(place) for place in _FLUSHED if self.is_folder(place)]
         done = self._run.ask("sync", "-f", *places, seconds=600)
         if done.status != 0:
-            said = as_text(done.error).strip() or f"sync ended with {done.status}"
-            raise OSError(errno.EIO, said, " ".join(places))
+            message = as_text(done.error).strip() or f"sync ended with {done.status}"
+            raise OSError(errno.EIO, message, " ".join(places))
 
     # Plans.
 
@@ -526,28 +526,28 @@ class Files:
         for path in paths:
             if path in self._undo:
                 continue
-            was = None
+            backup = None
             if self.exists(path):
                 place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
-                was = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
-                self.need_folder(was.parent)
-                self._disk.remove(was)
-                self._disk.copy(self._at(path), was)
-            self._undo[path] = was
+                backup = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
+                self.need_folder(backup.parent)
+                self._disk.remove(backup)
+                self._disk.copy(self._at(path), backup)
+            self._undo[path] = backup
 
     def undo(self) -> None:
         """After a failure: every file that this run touched is as it was when the run began. Should one not let itself
         be put back, it ends there: the record and the copy that belong to it stay for the next run.
         """
-        for path, was in reversed(self._undo.items()):
+        for path, backup in reversed(self._undo.items()):
             try:
-                if was is None:
+                if backup is None:
                     self.remove(path)
                 elif any(path.startswith(f"{place}/") for place in _PLACES):
-                    self._disk.rename(was, self._at(path))
+                    self._disk.rename(backup, self._at(path))
                     self._disk.flush(self._at(path).parent)
                 else:  # it may be on another file system than its copy
-                    self.copy(was, path)
+                    self.copy(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
                 self.not_put_back = path
                 break
@@ -620,10 +620,10 @@ class Files:
             self.remove(f"{HOME}/dirs")
         elif sorted(left) != noted:
             self._write_lines(f"{HOME}/dirs", sorted(left))
-        for found in self._disk.folders_of(self._at(HOME)):
-            if not self._disk.names(found):
+        for below in self._disk.folders_of(self._at(HOME)):
+            if not self._disk.names(below):
                 with suppress(OSError):
-                    self._disk.remove_folder(found)
+                    self._disk.remove_folder(below)
 
     # What was there before us: kept whole, known by its sum, given back.
 

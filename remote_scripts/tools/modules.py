@@ -42,12 +42,12 @@ def _content(module: str) -> bytes | None:
 
 def imported(text: str) -> frozenset[str]:
     """The modules of the package that a module's source imports, anywhere in it."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for package, names, module in _IMPORTS.findall(text):
         name = package or module
         # What a module has is no module.
-        found |= {name} if is_module(name) else {f"{name}.{part}" for part in _NAME.findall(_COMMENT.sub("", names))}
-    return frozenset(filter(is_module, found))
+        modules |= {name} if is_module(name) else {f"{name}.{part}" for part in _NAME.findall(_COMMENT.sub("", names))}
+    return frozenset(filter(is_module, modules))
 
 
 def needed(*modules: str, imports: Callable[[str], frozenset[str]] | None = None) -> frozenset[str]:
@@ -55,14 +55,14 @@ def needed(*modules: str, imports: Callable[[str], frozenset[str]] | None = None
 
     :param imports: says what a module imports; by default its source does.
     """
-    found: set[str] = set()
+    collected: set[str] = set()
     open_ones = [*modules]
     while open_ones:
         module = open_ones.pop()
-        if module not in found:
-            found.add(module)
+        if module not in collected:
+            collected.add(module)
             open_ones += imports(module) if imports else imported(source(module))
-    return frozenset(found)
+    return frozenset(collected)
 
 
 def packed(texts: Mapping[str, str], compression: int = zipfile.ZIP_DEFLATED, comment: str = "") -> bytes:

@@ -36,13 +36,13 @@ def _of_plain(form: Any, value: Any, where: str) -> Any:
         return _dataclass(form, value, where)
     origin, arguments = typing.get_origin(form), typing.get_args(form)
     if origin in (Union, types.UnionType):
-        for one in arguments:
+        for argument in arguments:
             try:
-                return _of_plain(one, value, where)
+                return _of_plain(argument, value, where)
             except FormError:
                 continue
     elif origin is Literal:
-        if any(value == one and type(value) is type(one) for one in arguments):
+        if any(value == argument and type(value) is type(argument) for argument in arguments):
             return value
     elif origin is tuple and isinstance(value, list):
         return tuple(_of_plain(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))

@@ -153,20 +153,20 @@ class Run:
             out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError:  # /run is full: the program may work all the same
             out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
-        told = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
+        status_file = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
         status_end, keeper_end = os.pipe()
         keeper = os.fork()
         if keeper == 0:
             os.close(status_end)
-            self._keep(arguments, seconds, environment, out, keeper_end, told if tells else None)
+            self._keep(arguments, seconds, environment, out, keeper_end, status_file if tells else None)
         os.close(keeper_end)
-        began = said = time.monotonic()
+        began = told_at = time.monotonic()
         noted = 0
         while not select.select([status_end], [], [], 1.0)[0]:
             noted += self._pass_on(path, noted, whole=False)
-            if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
-                said = now
-                where = progress(_end_of(out) + _last_told(told), now - began) if progress else ""
+            if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
+                told_at = now
+                where = progress(_end_of(out) + _last_told(status_file), now - began) if progress else ""
                 self._log.say(f"{doing or Path(arguments[0]).name}: {where or f'{now - began:.0f} s'}")
         answered = os.read(status_end, 16)
         os.close(status_end)
@@ -181,8 +181,8 @@ class Run:
         os.close(out)
         if path != Path(os.devnull):
             path.unlink(missing_ok=True)  # what the program leaves running may write on: not into the next one's
-        if told != Path(os.devnull):
-            told.unlink(missing_ok=True)
+        if status_file != Path(os.devnull):
+            status_file.unlink(missing_ok=True)
         return Done(status, output)
 
     def _keep(
@@ -192,7 +192,7 @@ class Run:
         environment: Mapping[str, str] | None,
         out: int,
         answer: int,
-        told: Path | None,
+        status_file: Path | None,
     ) -> None:
         """The process that keeps the lock while a program works: it has its descriptor, and the program hasn't."""
         status = 1
@@ -202,9 +202,9 @@ class Run:
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            if told:
-                os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), STATUS_FD)
-            begun = self._begin(arguments, environment, out=out, passed=(STATUS_FD,) if told else ())
+            if status_file:
+                os.dup2(os.open(status_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), STATUS_FD)
+            begun = self._begin(arguments, environment, out=out, passed=(STATUS_FD,) if status_file else ())
             if isinstance(begun, Done):
                 os.write(out, begun.error)
                 status = begun.status
@@ -266,10 +266,10 @@ class Run:
         stand = (self._programs or {}).get(arguments[0])
         if stand is None:
             return Done(NOT_FOUND, b"", f"{arguments[0]}: not found\n".encode())
-        said = stand(arguments[1:], stdin)
-        if isinstance(said, Done):
-            return said
-        return Done(said, b"") if isinstance(said, int) else Done(0, (said or "").encode())
+        answer = stand(arguments[1:], stdin)
+        if isinstance(answer, Done):
+            return answer
+        return Done(answer, b"") if isinstance(answer, int) else Done(0, (answer or "").encode())
 
 
 def _whole_path(given: str) -> str:

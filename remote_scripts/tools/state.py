@@ -108,15 +108,15 @@ class Work:
         :raises Failure: as of `go_on`.
         """
         wait = Wait(what)
-        began = said = time.monotonic()
+        began = told_at = time.monotonic()
         while True:
             yield wait
             now = time.monotonic()
             if now - began >= seconds:
                 return
             self.go_on(wait.what)
-            if now - said >= PROGRESS_SECONDS:
-                said = now
+            if now - told_at >= PROGRESS_SECONDS:
+                told_at = now
                 self._log.say(f"{wait.what}: {now - began:.0f} s")
             time.sleep(_TRY_SECONDS)
 
@@ -182,7 +182,7 @@ class Work:
         self.need_folder()
         deadline = time.monotonic() + self.lock_seconds
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        began = said = time.monotonic()
+        began = told_at = time.monotonic()
         while not locked(descriptor):
             now = time.monotonic()
             if now >= deadline:
@@ -194,8 +194,8 @@ class Work:
                     "wait for it, or look at it with: fuser -v /run/homelab/lock",
                 )
             self.go_on("waiting for another run on this system")
-            if now - said >= PROGRESS_SECONDS:
-                said = now
+            if now - told_at >= PROGRESS_SECONDS:
+                told_at = now
                 self._log.say(f"waiting for another run on this system: {now - began:.0f} s")
             time.sleep(_LOOK_SECONDS)
         self.lock = descriptor
@@ -234,10 +234,10 @@ class Work:
                 "correct what the message names (often: no room: `df /run`), then run the same again",
             ) from error
         if not is_own_folder(folder):
-            found = folder.lstat()
+            status = folder.lstat()
             raise Failure(
                 "a folder of root's own, /run/homelab, for the lock and logs",
-                f"something else has that name: {stat.filemode(found.st_mode)}, owner {found.st_uid}",
+                f"something else has that name: {stat.filemode(status.st_mode)}, owner {status.st_uid}",
                 "any user who can write to it could keep this program from running",
                 "find out who made /run/homelab, and move it away",
             )

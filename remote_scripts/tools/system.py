@@ -83,10 +83,12 @@ class System:
     def failure_of(self, error: Exception) -> Failure:
         """What an error that nobody expected is to a person."""
         place = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
+        message = (
+            f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)
+        )
         return Failure(
             "every step of this layer to succeed",
-            f"{said} at {Path(place.filename).stem}:{place.lineno} ({place.name}){self._full_places()}",
+            f"{message} at {Path(place.filename).stem}:{place.lineno} ({place.name}){self._full_places()}",
             "going on would leave the host half configured; what this run changed is put back",
             "see the log above, mend it, and run `pulumi up` again",
         )
@@ -98,8 +100,8 @@ class System:
             return words
         for place in ("/etc", "/var/lib", "/boot", "/run"):
             with contextlib.suppress(OSError):
-                about = os.statvfs(self.files.at(place))
-                if about.f_bavail * about.f_frsize < 65536:
+                status = os.statvfs(self.files.at(place))
+                if status.f_bavail * status.f_frsize < 65536:
                     words += f"; the file system of {place} is full"
         return words
 

@@ -67,8 +67,8 @@ def pve_version(source: Source) -> str:
     """9.1.1 of `pve-manager/9.1.1/…`; empty where this isn't Proxmox VE; `unknown` where it gives no answer."""
     if not source.run.has("pveversion"):
         return ""
-    found = _PVE.search(source.ask("pveversion").text)
-    return found[1] if found else "unknown"
+    match = _PVE.search(source.ask("pveversion").text)
+    return match[1] if match else "unknown"
 
 
 def packages(source: Source) -> dict[str, str]:
@@ -76,7 +76,7 @@ def packages(source: Source) -> dict[str, str]:
     form = "${Package} ${db:Status-Status} ${Version}\n"
     lines = lines_of(source.ask("dpkg-query", "-W", f"-f={form}", *_PACKAGES).text)
     words = (line.split() for line in lines)
-    return {one[0]: one[2] for one in words if len(one) == 3 and one[1] == "installed"}
+    return {fields[0]: fields[2] for fields in words if len(fields) == 3 and fields[1] == "installed"}
 
 
 def _has_esps(source: Source) -> bool:

@@ -28,12 +28,12 @@ _NOT_READY = b"\x01\x00\xff\xff"
 
 def records(source: Source) -> list[card_records.Record]:
     """The values that this program has set."""
-    found = []
+    parsed = []
     for name in source.names(card_records.FOLDER):
         path = f"{card_records.FOLDER}/{name}"
         if source.is_file(path) and (record := card_records.parse(name, source.needed(path) or "")):
-            found.append(record)
-    return found
+            parsed.append(record)
+    return parsed
 
 
 def card_states(source: Source, set_values: list[card_records.Record]) -> dict[str, CardState]:
@@ -66,10 +66,10 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
 
 def lost_values(source: Source, set_values: list[card_records.Record]) -> list[str]:
     """What somebody has changed since, a sentence each. A function that isn't there is nobody's business."""
-    found = ((record, source.word(f"{PCI}/{record.address}/{record.attribute}")) for record in set_values)
+    values = ((record, source.word(f"{PCI}/{record.address}/{record.attribute}")) for record in set_values)
     return [
         f"{record.attribute} of {record.address} is {value}, not {record.ours}"
-        for record, value in found
+        for record, value in values
         if value not in (None, record.ours)
     ]
 
@@ -79,8 +79,8 @@ def framebuffers(source: Source) -> dict[str, list[str]]:
     since the one line of /proc/iomem isn't always below the other. To others than root the file shows zeros.
     """
     matches = map(_FRAMEBUFFER.fullmatch, (source.needed("/proc/iomem") or "").split("\n"))
-    held = [(int(one[1], 16), int(one[2], 16), one[3]) for one in matches if one and int(one[2], 16)]
-    found = {}
+    held = [(int(match[1], 16), int(match[2], 16), match[3]) for match in matches if match and int(match[2], 16)]
+    by_address = {}
     for address in source.functions() if held else []:
         if not source.class_of(address).startswith(CARDS):
             continue
@@ -93,8 +93,8 @@ def framebuffers(source: Source) -> dict[str, list[str]]:
             if first <= int(memory[2], 16) and last >= int(memory[1], 16)
         ]
         if names:
-            found[address] = [*dict.fromkeys(names)]
-    return found
+            by_address[address] = [*dict.fromkeys(names)]
+    return by_address
 
 
 def lost(source: Source) -> list[str]:

@@ -94,18 +94,18 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
 
 def _isolation(source: Source) -> dict[str, tuple[bool, str]]:
     """Of each function whether it has Access Control Services, and which kind of PCIe device it is."""
-    found: dict[str, tuple[bool, str]] = {}
+    by_address: dict[str, tuple[bool, str]] = {}
     address = ""
     for line in lines_of(source.ask("lspci", "-D", "-vv").text):
         if match := re.match(rf"{ADDRESS}\b", line):
             address = match[0]
-            found[address] = (False, "")
+            by_address[address] = (False, "")
         elif address and "Access Control Services" in line:
-            found[address] = (True, found[address][1])
+            by_address[address] = (True, by_address[address][1])
         elif address and "Capabilities: [" in line and (express := _EXPRESS.match(line)):
             kind = express[1].lower()
-            found[address] = (found[address][0], kind if _KIND.fullmatch(kind) else "")
-    return found
+            by_address[address] = (by_address[address][0], kind if _KIND.fullmatch(kind) else "")
+    return by_address
 
 
 def modules(source: Source) -> list[str]:
@@ -152,7 +152,7 @@ def _given_by_rules(source: Source, path: str) -> list[str]:
     """The functions for which a file of udev's rules sets vfio-pci as the only driver. A rule with other conditions
     than those of `_meets` isn't judged: its file is mentioned.
     """
-    found: list[str] = []
+    addresses: list[str] = []
     lines = source.text(path).replace("\\\n", " ").split("\n")
     rules = [_RULE_KEY.findall(line) for line in lines if not line.lstrip().startswith("#")]
     if any(key == "GOTO" for keys in rules for key, *_ in keys):  # what a rule is about, others before it say
@@ -165,20 +165,20 @@ def _given_by_rules(source: Source, path: str) -> list[str]:
             continue
         if not any(key in ("KERNEL", "ATTR") for key, _, _ in conditions):
             continue
-        found += [
+        addresses += [
             address
             for address in source.functions()
-            if address not in found and all(_meets(source, address, *condition) for condition in conditions)
+            if address not in addresses and all(_meets(source, address, *condition) for condition in conditions)
         ]
-    return found
+    return addresses
 
 
 def _meets(source: Source, address: str, key: str, name: str, value: str) -> bool:
     """Whether a function meets a condition of a rule: one of its patterns (udev(7))."""
-    found = {"KERNEL": address, "SUBSYSTEM": "pci", "ACTION": "add"}.get(key)
+    current = {"KERNEL": address, "SUBSYSTEM": "pci", "ACTION": "add"}.get(key)
     if key == "ATTR" and name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device"):
-        found = source.word(f"{PCI}/{address}/{name}") or ""
-    return found is not None and any(fnmatch.fnmatchcase(found, pattern) for pattern in value.split("|"))
+        current = source.word(f"{PCI}/{address}/{name}") or ""
+    return current is not None and any(fnmatch.fnmatchcase(current, pattern) for pattern in value.split("|"))
 
 
 def _module_lines(source: Source) -> list[str]:

@@ -21,7 +21,7 @@ def drm(source: Source) -> dict[str, DrmNodes]:
     """Of every card with a driver that serves it, by its address."""
     nodes = source.names(_TOPOLOGY)
     minors = {source.first(f"{_TOPOLOGY}/{node}/properties", _RENDER_MINOR) for node in nodes} - {""}
-    found = {}
+    by_address = {}
     for address in source.functions():
         folder, code = f"{PCI}/{address}", source.class_of(address)
         if not code or not (code.startswith(CARDS) or source.is_folder(f"{folder}/drm")):
@@ -36,8 +36,8 @@ def drm(source: Source) -> dict[str, DrmNodes]:
             trouble = _without_render(source, address, driver or drivers)
         if card or render or trouble:
             has_kfd = bool(render) and source.exists("/dev/kfd") and render.removeprefix("renderD") in minors
-            found[address] = DrmNodes(card, render, has_kfd, trouble)
-    return found
+            by_address[address] = DrmNodes(card, render, has_kfd, trouble)
+    return by_address
 
 
 def _without_render(source: Source, address: str, drivers: str) -> str:
@@ -46,6 +46,6 @@ def _without_render(source: Source, address: str, drivers: str) -> str:
     names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
     paths = (f"/etc/modprobe.d/{name}" for name in names)
     lines = [f"{path}:{line}" for path in paths for line in source.lines(path) if kept_off.match(line)][:_LINES]
-    about = re.compile(rf"(?:{drivers}) .*{re.escape(address)}|firmware.*(?:{drivers})/", re.IGNORECASE)
-    said = [line for line in source.kernel_says if about.search(line) and _FAILURE.search(line)]
-    return "\n".join([*lines, head_and_tail(said, _LINES)]).rstrip("\n")
+    pattern = re.compile(rf"(?:{drivers}) .*{re.escape(address)}|firmware.*(?:{drivers})/", re.IGNORECASE)
+    messages = [line for line in source.kernel_says if pattern.search(line) and _FAILURE.search(line)]
+    return "\n".join([*lines, head_and_tail(messages, _LINES)]).rstrip("\n")

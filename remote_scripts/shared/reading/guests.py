@@ -34,11 +34,11 @@ def guests(source: Source, *, running: bool) -> Guests:
     ids: list[tuple[str, int]] = []
     unlisted = []
     for kind in _FOLDERS if running else ():
-        found = running_guests.running(source.system, kind)
-        if found is None:
+        running_here = running_guests.running(source.system, kind)
+        if running_here is None:
             unlisted.append(kind)
         else:
-            ids += [(kind, guest.id) for guest in found]
+            ids += [(kind, guest.id) for guest in running_here]
     paths = [
         f"{folder}/{name}" for folder in _FOLDERS.values() for name in source.names(folder) if _CONF.fullmatch(name)
     ]
@@ -106,9 +106,9 @@ def _lines_of_vm(source: Source, text: str) -> str:
         if SECTION.fullmatch(line):
             section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
             continue
-        told = _of_qemu(source, line) if line.startswith("args:") else line
-        if section != "snapshot" and _OPTION.match(told):
-            lines += [section, told] if section else [told]
+        shown = _of_qemu(source, line) if line.startswith("args:") else line
+        if section != "snapshot" and _OPTION.match(shown):
+            lines += [section, shown] if section else [shown]
             section = ""
     return "\n".join(lines)
 
@@ -116,8 +116,10 @@ def _lines_of_vm(source: Source, text: str) -> str:
 def _of_qemu(source: Source, line: str) -> str:
     """The functions in an option `args`, and in files of options that it names; empty: there are none."""
     texts = [text for path in _READ_BY_QEMU.findall(line) for text in source.texts_of(path)]
-    found = [one for text in (line, *texts) if "vfio-pci" in text.lower() for one in _OF_QEMU.findall(text.lower())]
-    return f"args: {' '.join(map(_address, found))}" if found else ""
+    matches = [
+        match for text in (line, *texts) if "vfio-pci" in text.lower() for match in _OF_QEMU.findall(text.lower())
+    ]
+    return f"args: {' '.join(map(_address, matches))}" if matches else ""
 
 
 def _address(text: str) -> str:
@@ -146,10 +148,10 @@ def _is_quorate(source: Source) -> bool:
     """
     if not source.exists(f"{_PVE}/corosync.conf"):
         return True
-    said = _QUORATE.search(source.ask("pvecm", "status").text)  # it ends with 2 where there is none
-    if not said:
+    match = _QUORATE.search(source.ask("pvecm", "status").text)  # it ends with 2 where there is none
+    if not match:
         source.note(_PVE, "`pvecm status` doesn't say whether this node has a quorum")
-    return not (said and said[1])
+    return not (match and match[1])
 
 
 def _ha_files(source: Source) -> HaFiles:

@@ -36,7 +36,7 @@ def _has_hook(source: Source, text: str) -> bool:
     """
     name = hookscripts.named_of(guest_conf.own_lines(text))
     storages = hookscripts.storages_of(source.text(hookscripts.STORAGES), source.linked("/etc/pve/local"))
-    script = next((one.script for one in storages if name == one.volume), "")
+    script = next((storage.script for storage in storages if name == storage.volume), "")
     # As long as it isn't known, it is taken to be there: the reading says what isn't known.
     return bool(script) and source.chosen(script, lambda: source.is_executable(script), True)
 

@@ -24,15 +24,15 @@ def holders(source: Source, minors: dict[str, int]) -> list[Holder]:
             and (address := deepest(source.real(link)))
         ):
             cards[name] = address
-    found = []
+    processes = []
     # Without a node of a card there is nothing to have open.
     for pid in sorted(int(name) for name in source.names("/proc") if name.isdecimal()) if cards else []:
         nodes = (source.link(f"/proc/{pid}/fd/{number}") for number in source.files.names(f"/proc/{pid}/fd"))
         names = (node.rpartition("/")[2] for node in nodes if _NODE.fullmatch(node))
         opened = [*dict.fromkeys(cards[name] for name in names if name in cards)]
         if opened and source.exists(f"/proc/{pid}/comm"):  # or it has ended meanwhile
-            found.append(Holder(pid, source.text(f"/proc/{pid}/comm"), opened))
-    return found + _console(source)
+            processes.append(Holder(pid, source.text(f"/proc/{pid}/comm"), opened))
+    return processes + _console(source)
 
 
 def _console(source: Source) -> list[Holder]:

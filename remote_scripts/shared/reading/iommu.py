@@ -22,12 +22,12 @@ _SAID = re.compile(r"AMD-Vi|DMAR|iommu: Default domain|1:1 IOMMU mapping")
 def iommu(source: Source) -> Iommu:
     """Reads all of it."""
     tables = [table for table in ("DMAR", "IVRS") if source.exists(f"{_TABLES}/{table}")]
-    said = [line for line in lines_of(source.ask("dmesg").text) if _SAID.search(line)]
+    messages = [line for line in lines_of(source.ask("dmesg").text) if _SAID.search(line)]
     groups = [name for name in source.names(_GROUPS) if name[0].isdecimal()]
     return Iommu(
         tables=tables,
         groups=len(groups),
-        kernel_log=head_and_tail(said, _LINES),
+        kernel_log=head_and_tail(messages, _LINES),
         of_group={int(name): group for name in groups if (group := _group(source, name))},
         acpi={table: text for table in tables if (text := _table(source, table)) is not None},
         interrupts=_interrupts(source),
@@ -41,9 +41,9 @@ def _group(source: Source, name: str) -> Group | None:
         return None
     kind = source.word(f"{_GROUPS}/{name}/type") or ""
     direct = [
-        f"{int(found[1], 16):#x}-{int(found[2], 16):#x}"
-        for found in map(_DIRECT.fullmatch, regions.split("\n"))
-        if found
+        f"{int(match[1], 16):#x}-{int(match[2], 16):#x}"
+        for match in map(_DIRECT.fullmatch, regions.split("\n"))
+        if match
     ]
     return Group(kind if _TYPE.fullmatch(kind) else "", direct)
 

@@ -19,8 +19,8 @@ def minors(source: Source) -> dict[str, int]:
     order.
     """
     texts = {address: source.needed(f"{_GPUS}/{address}/information") for address in source.names(_GPUS)}
-    found = {address: _MINOR.search(text or "") for address, text in texts.items()}
-    return {address: int(minor[1]) for address, minor in found.items() if minor}
+    matches = {address: _MINOR.search(text or "") for address, text in texts.items()}
+    return {address: int(minor[1]) for address, minor in matches.items() if minor}
 
 
 def nvidia(source: Source) -> Nvidia:

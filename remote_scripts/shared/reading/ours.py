@@ -17,11 +17,11 @@ _VMID = re.compile(r"[1-9][0-9]*")
 
 def managed(source: Source) -> list[Managed]:
     """All files that were written, by layer."""
-    found: list[Managed] = []
+    files: list[Managed] = []
     layers: list[str] = source.noting(_FILES, lambda: source.files.need_names(_FILES), [])
     for layer in layers:
-        found += source.noting(f"{_FILES}/{layer}", functools.partial(_of_layer, source, layer), [])
-    return found
+        files += source.noting(f"{_FILES}/{layer}", functools.partial(_of_layer, source, layer), [])
+    return files
 
 
 def _of_layer(source: Source, layer: str) -> list[Managed]:
@@ -47,7 +47,7 @@ def ledger(source: Source) -> dict[str, str]:
 
 def containers(source: Source) -> list[SharedWith]:
     """Containers that were given cards, and how they differ from what was set up."""
-    found = []
+    shared = []
     for name in source.names(_CONTAINERS):
         folder = f"{_CONTAINERS}/{name}"
         lines = (source.needed(f"{folder}/wanted") or "").split("\n")
@@ -58,21 +58,21 @@ def containers(source: Source) -> list[SharedWith]:
         if is_noted:
             drift = source.noting(folder, functools.partial(container_lines.drift, source.system, int(name)), [])
         minors, cards = (lines[1].strip(), lines[3].strip()) if is_noted else ("", "")
-        found.append(SharedWith(int(name), minors, cards, drift))
-    return found
+        shared.append(SharedWith(int(name), minors, cards, drift))
+    return shared
 
 
 def turned_away(source: Source) -> dict[str, TurnedAway]:
     """Of each shared card the last VM that didn't get it because a run was at work here, until a VM has got it."""
-    found = {}
+    vms = {}
     for name in source.names(handover.FOLDER):
         if not name.endswith(".turned_away"):
             continue
         pairs = dict(line.partition("=")[::2] for line in source.lines(f"{handover.FOLDER}/{name}"))
         if _VMID.fullmatch(pairs.get("vm", "")):
             away = TurnedAway(int(pairs["vm"]), pairs.get("at", ""), pairs.get("run", ""))
-            found[name.removesuffix(".turned_away")] = away
-    return found
+            vms[name.removesuffix(".turned_away")] = away
+    return vms
 
 
 def rolled_back(source: Source) -> str:

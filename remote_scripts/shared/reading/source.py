@@ -166,7 +166,7 @@ class Source:
 
     def first(self, path: str, pattern: str) -> str:
         """What the first group of a regular expression is in the first line that begins so; empty: there is none."""
-        return next((found[1] for line in self.lines(path) if (found := re.match(pattern, line))), "")
+        return next((match[1] for line in self.lines(path) if (match := re.match(pattern, line))), "")
 
     def names(self, path: str) -> list[str]:
         """What is in a folder, sorted, but for hidden files; nothing where it can't be read."""
@@ -181,17 +181,18 @@ class Source:
         where = self.files.at(path)
         if where.is_file():
             return [path]
-        files = (one for one in disk.below(where) if (hidden or not one.name.startswith(".")))
-        return sorted(path + str(one)[len(str(where)) :] for one in files if not one.is_symlink() and one.is_file())
+        files = (file for file in disk.below(where) if (hidden or not file.name.startswith(".")))
+        return sorted(path + str(file)[len(str(where)) :] for file in files if not file.is_symlink() and file.is_file())
 
     def links_below(self, path: str, name: str) -> list[str]:
         """The links below a folder, from there, that lead to what has this name."""
         where = str(self.files.at(path))
         return [
-            os.path.join(folder, one).removeprefix(f"{where}/")
+            os.path.join(folder, entry).removeprefix(f"{where}/")
             for folder, folders, files in os.walk(where)
-            for one in (*folders, *files)
-            if os.path.islink(os.path.join(folder, one)) and os.readlink(os.path.join(folder, one)).endswith(f"/{name}")
+            for entry in (*folders, *files)
+            if os.path.islink(os.path.join(folder, entry))
+            and os.readlink(os.path.join(folder, entry)).endswith(f"/{name}")
         ]
 
     def exists(self, path: str) -> bool:
@@ -257,8 +258,8 @@ def lines_of(text: str) -> list[str]:
 
 def deepest(path: str) -> str:
     """The last PCI function on a path in sysfs; empty: there is none."""
-    found = _ABOVE_DEEPEST.match(path)
-    return found[1] if found else ""
+    match = _ABOVE_DEEPEST.match(path)
+    return match[1] if match else ""
 
 
 def head_and_tail(lines: Iterable[str], most: int) -> str:

@@ -85,15 +85,15 @@ def _keyboards(source: Source) -> list[Vital]:
     a port of its own (PS/2) stays.
     """
     name = path = ""
-    found: list[Vital] = []
+    keyboards: list[Vital] = []
     for line in source.lines("/proc/bus/input/devices"):
         if line.startswith("N: Name="):
             name = line.removeprefix('N: Name="').removesuffix('"')
         elif line.startswith("S: Sysfs="):
             path = line.removeprefix("S: Sysfs=")
         elif line.startswith("H: Handlers=") and re.search(r"[ =]kbd", line) and "sysrq" in line:
-            found += [] if "/virtual/" in path else [Vital("keyboard", name, sorted({*_functions_in(path)}), "")]
-    return found
+            keyboards += [] if "/virtual/" in path else [Vital("keyboard", name, sorted({*_functions_in(path)}), "")]
+    return keyboards
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Ways:
         done = self._source.run.ask("ip", "-o", "route", "get", address)
         if done.status not in (0, _NO_WAY):
             self.trouble = f"the way to {address} isn't known: ip gave no answer"
-        return [found[1] for found in map(_DEV.match, lines_of(done.text)) if found]
+        return [match[1] for match in map(_DEV.match, lines_of(done.text)) if match]
 
     def addresses(self) -> Done:
         """What `ip` says of all addresses, a line each: number, interface, family, address."""
@@ -165,21 +165,23 @@ class _Ways:
         if not words:
             return []
         client, server = ([*words, "", "", ""][place].removeprefix("::ffff:").partition("%")[0] for place in (0, 2))
-        found = self.to(client)
+        interfaces = self.to(client)
         done = self.addresses()
         if done.status != 0:
             self.trouble = "which interface has this connection isn't known: ip gave no answer"
         fields = (line.split() for line in lines_of(done.text))
-        return found + [one[1] for one in fields if len(one) > 3 and one[3].partition("/")[0] == server]
+        return interfaces + [entry[1] for entry in fields if len(entry) > 3 and entry[3].partition("/")[0] == server]
 
     def _default_routes(self) -> list[str]:
         source = self._source
         fields = [line.split() for line in (source.needed("/proc/net/route") or "").split("\n")]
-        found = [one[0] for one in fields if len(one) > 1 and one[1] == "00000000"]
+        interfaces = [entry[0] for entry in fields if len(entry) > 1 and entry[1] == "00000000"]
         # The destination, its length and the rest; the interface stands last.
         fields = [line.split() for line in (source.needed("/proc/net/ipv6_route") or "").split("\n")]
-        return found + [
-            one[-1] for one in fields if len(one) > 2 and not one[0].strip("0") and one[1] == "00" and one[-1] != "lo"
+        return interfaces + [
+            entry[-1]
+            for entry in fields
+            if len(entry) > 2 and not entry[0].strip("0") and entry[1] == "00" and entry[-1] != "lo"
         ]
 
 
@@ -250,7 +252,7 @@ class _Carriers:
                 name = source.real(f"/sys/dev/block/{done.text}").rpartition("/")[2]
         self._of_block(name, path)
         # btrfs names one of its devices.
-        for folder in (f"/sys/fs/btrfs/{one}/devices" for one in source.names("/sys/fs/btrfs")):
+        for folder in (f"/sys/fs/btrfs/{name}/devices" for name in source.names("/sys/fs/btrfs")):
             if source.exists(f"{folder}/{name}"):
                 for sibling in source.names(folder):
                     self._of_block(sibling, path)
@@ -271,13 +273,13 @@ class _Carriers:
         if source.exists(f"{folder}/partition"):
             self._of_block(folder.rpartition("/")[0].rpartition("/")[2], path)
             return
-        below = [one for one in source.names(f"{folder}/slaves") if source.exists(f"{folder}/slaves/{one}")]
+        below = [name for name in source.names(f"{folder}/slaves") if source.exists(f"{folder}/slaves/{name}")]
         caches = f"{folder}/bcache/cache"
-        for one in source.names(caches):  # a cache of bcache: a link to .../sdb/bcache
-            if re.match(r"cache[0-9]", one) and source.exists(f"{caches}/{one}"):
-                below.append(source.real(f"{caches}/{one}").split("/")[-2])
-        for one in below:
-            self._of_block(one, path)
+        for cache in source.names(caches):  # a cache of bcache: a link to .../sdb/bcache
+            if re.match(r"cache[0-9]", cache) and source.exists(f"{caches}/{cache}"):
+                below.append(source.real(f"{caches}/{cache}").split("/")[-2])
+        for device in below:
+            self._of_block(device, path)
         if not below:
             self._of_lowest(name, folder)
 
@@ -289,10 +291,10 @@ class _Carriers:
         source = self._source
         if "/virtual/nvme-subsystem/" in folder:  # one disk behind several controllers
             above = folder.rpartition("/")[0]
-            for one in source.names(above):
-                is_controller = re.match(r"nvme[0-9]", one) and source.is_link(f"{above}/{one}")
-                if is_controller and not self._take(source.real(f"{above}/{one}")):
-                    self._of_other_end(source.text(f"/sys/class/nvme/{one}/address"))
+            for child in source.names(above):
+                is_controller = re.match(r"nvme[0-9]", child) and source.is_link(f"{above}/{child}")
+                if is_controller and not self._take(source.real(f"{above}/{child}")):
+                    self._of_other_end(source.text(f"/sys/class/nvme/{child}/address"))
         elif "/virtual/block/loop" in folder:
             file = source.text(f"{folder}/loop/backing_file")
             if file.startswith("/"):
@@ -304,22 +306,22 @@ class _Carriers:
         elif re.search(r"/virtual/block/(zram|ram[0-9])", folder):
             pass  # memory
         elif "/virtual/nvme-fabrics/" in folder:
-            if found := re.search(r"/(nvme[0-9]+)/", folder):
-                self._of_other_end(source.text(f"/sys/class/nvme/{found[1]}/address"))
+            if match := re.search(r"/(nvme[0-9]+)/", folder):
+                self._of_other_end(source.text(f"/sys/class/nvme/{match[1]}/address"))
         elif re.search(r"/virtual/block/(nbd|drbd)|/rbd/|/rbd[0-9]", folder):
             self._of_every_network()  # their other ends are nowhere in sysfs
         elif "/virtual/" in folder:
             self.trouble = f"nothing says what {name} is on"
         # Without a PCI function on the way: iSCSI through the network, or a disk that is no PCI device at all.
-        elif not self._take(folder) and (found := re.search(r"/session([0-9]+)", folder)):
-            self._of_other_end(self._iscsi_ends(found[1]))
+        elif not self._take(folder) and (match := re.search(r"/session([0-9]+)", folder)):
+            self._of_other_end(self._iscsi_ends(match[1]))
 
     def _iscsi_ends(self, session: str) -> str:
         folder = "/sys/class/iscsi_connection"
-        connections = [one for one in self._source.names(folder) if one.startswith(f"connection{session}:")]
+        connections = [name for name in self._source.names(folder) if name.startswith(f"connection{session}:")]
         return "\n".join(
-            self._source.text(f"{folder}/{one}/{name}")
-            for one in connections
+            self._source.text(f"{folder}/{connection}/{name}")
+            for connection in connections
             for name in ("persistent_address", "address")
         )
 
@@ -348,9 +350,9 @@ class _Carriers:
         if not paths and not members:
             self.trouble = f"nothing says which disks the ZFS pool {pool} is on"
 
-    def _of_other_end(self, said: str) -> None:
+    def _of_other_end(self, text: str) -> None:
         """By what sysfs says of the other end of a disk that comes over a network (`traddr=10.0.0.9,trsvcid=4420`)."""
-        if addresses := _addresses_in(said):
+        if addresses := _addresses_in(text):
             self.of_network(*addresses)
         else:
             self._of_every_network()
@@ -375,7 +377,7 @@ class _Carriers:
         if done.status != 0:
             self.trouble = "which interfaces have an address isn't known: ip gave no answer"
         fields = (line.split() for line in lines_of(done.text))
-        for name in sorted({one[1].partition("@")[0] for one in fields if len(one) > 1} - {"lo"}):
+        for name in sorted({entry[1].partition("@")[0] for entry in fields if len(entry) > 1} - {"lo"}):
             self._of_interface(name)
 
     def _of_interface(self, name: str) -> None:
@@ -390,22 +392,22 @@ class _Carriers:
             if source.is_link(f"{real}/device/physfn"):
                 self._take(source.real(f"{real}/device/physfn"))
             return
-        lower = [one.removeprefix("lower_") for one in source.names(folder) if one.startswith("lower_")]
+        lower = [name.removeprefix("lower_") for name in source.names(folder) if name.startswith("lower_")]
         lower += source.names(f"{folder}/brif")
         lower += source.text(f"{folder}/bonding/slaves").split()
         if not lower and source.exists(f"{_NETS}/ovs-system"):
             # It shows no ports in sysfs: every interface that it has.
-            lower = [one for one in source.names(_NETS) if source.linked(f"{_NETS}/{one}/master") == "ovs-system"]
-        for one in lower:
-            self._of_interface(one)
+            lower = [name for name in source.names(_NETS) if source.linked(f"{_NETS}/{name}/master") == "ovs-system"]
+        for device in lower:
+            self._of_interface(device)
 
     def _take(self, path: str) -> bool:
         """Notes the PCI functions that a path in sysfs goes through; whether there are some."""
-        found = _functions_in(path)
-        self.devices.update(found)
-        return bool(found)
+        functions = _functions_in(path)
+        self.devices.update(functions)
+        return bool(functions)
 
 
 def _addresses_in(text: str) -> list[str]:
     """The IP addresses that an option or a source of a mount, or a line of sysfs, has."""
-    return sorted({found.removeprefix("addr=") for found in _IP.findall(text)})
+    return sorted({address.removeprefix("addr=") for address in _IP.findall(text)})
