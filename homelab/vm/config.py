@@ -60,7 +60,7 @@ class VmCard:
         parts += [f"romfile={self.romfile}"] if self.romfile else []
         return ",".join([*parts, "x-vga=1"] if self.x_vga else parts)
 
-    def in_place_of(self, line: str, *, first: bool = True) -> str:
+    def in_place_of(self, line: str, *, first: bool) -> str:
         """The value of the hostpci option in place of a line of the user's: with that line's properties, unless the
         settings have other values than the defaults.
 
@@ -154,7 +154,7 @@ def _current_record(config: dict[str, str], cards: Iterable[VmCard], record: Rec
     addresses = ";".join(parse(key, value).get("host", "") for key, value in _hostpci_of(config).items())
     replaced: set[str] = set()
     for card in cards:
-        keys = [key for key, entry in record.items() if key.startswith("hostpci") and entry.get("slot") == card.slot]
+        keys = [key for key, entry in record.items() if entry.get("slot") == card.slot]
         set_keys = [key for key in keys if ours_of(record[key])]
         unchanged = [
             key
@@ -174,7 +174,7 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
     another card's there.
     """
     hostpci = _hostpci_of(config)
-    recorded_values = {key: ours_of(entry) or "" for key, entry in record.items() if key.startswith("hostpci")}
+    recorded_values = {key: ours_of(entry) or "" for key, entry in record.items()}
     chosen: dict[str, VmCard] = {}
 
     def by_mapping(card: VmCard) -> list[str]:
@@ -250,7 +250,7 @@ def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dic
     for own, card in _hostpci_keys(config, cards, record).items():
         slot = record[own].get("slot") if own in record else card.slot
         for key, entry in record.items():
-            if key.startswith("hostpci") and not ours_of(entry) and entry.get("slot") == slot:
+            if entry.get("slot") == slot:
                 cards_by_key[key] = card
         for key, value in _hostpci_of(config).items() if card.take_over else ():
             if key not in record and overlap(parse(key, value).get("host", ""), card.slot):

@@ -256,6 +256,10 @@ def test_the_graphics_function_is_named_wherever_it_is_in_the_slot() -> None:
     host = settings({"g": {"address": "41:00", "functions": ["0000:41:00.0"]}})
     (error,) = gates.named_functions(desktop(*devices), "g", host.gpus["g"], "0000:41:00")
     assert error.found == "the graphics function, 0000:41:00.1, is not among them"
+    both = {"igpu": {"address": "41:00", "functions": ["0000:41:00.0", "0000:41:00.1"]}}
+    host, third = settings(both, api=API), device("0000:41:00.2", "1022:15b9", "0c0330")
+    facts = gates.choosing(desktop(*devices, third), host.gpus)
+    assert "its mapping offers 0000:41:00.1 alone" in "".join(gates.remarks(facts, host, {"igpu": "0000:41:00"}))
 
 
 def test_a_bridge_of_an_own_switch_cant_be_named() -> None:

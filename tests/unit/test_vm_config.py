@@ -18,11 +18,16 @@ from homelab.vm.config import (
     change_to,
     check,
     drift,
+    identity,
+    is_ours,
     is_roots_alone,
+    left_behind,
+    may_have_record,
     not_put_back,
     noted_of,
     recorded,
     settled,
+    strings,
     taken_over,
     undo,
 )
@@ -48,6 +53,7 @@ def planned(config: dict[str, str], wanted: Wish, record: Record | None = None) 
         (FIRST, "mapping=first,pcie=1"),
         (VmCard("g", "g", "0000:01:00", x_vga=True, rombar=False), "mapping=g,pcie=1,rombar=0,x-vga=1"),
         (VmCard("g", "g", "0000:01:00", by_address=True, romfile="a.rom", pcie=False), "host=0000:01:00,romfile=a.rom"),
+        (VmCard("g", "g", "0000:01:00", legacy_igd=True, pcie=False), "mapping=g,legacy-igd=1"),
     ],
 )
 def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
@@ -67,6 +73,30 @@ def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
     assert (list(left), list(restore)) == (["hostpci2"], ["hostpci1"])
     renamed = VmCard("big", "big", "0000:41:00")
     assert planned(now, wish(renamed), left).values == {"hostpci2": "mapping=big,pcie=1"}
+    assert planned(now, wish(renamed), made) == Change({"hostpci2": "mapping=big,pcie=1"}, ["hostpci1"])
+
+
+def test_a_usb_device_by_a_mapping_of_that_name_is_no_card() -> None:
+    assert planned(Q35 | {"usb0": "mapping=first"}, wish(FIRST)) == Change({"hostpci0": "mapping=first,pcie=1"})
+
+
+def test_the_machine_model_is_changed_where_that_is_asked_for_alone() -> None:
+    old = {"machine": "pc-i440fx-9.2"}
+    assert planned(old, wish(dataclasses.replace(FIRST, pcie=False))).keys == ["hostpci0"]
+    assert planned(Q35, wish(FIRST, machine="q35")).keys == ["hostpci0"]
+    made, _ = recorded(old, wish(FIRST, machine="q35"), {})
+    after = done(old, change_to(old, made, {}))
+    assert recorded(after, wish(FIRST, machine="q35"), made) == (made, {})
+    assert change_to(after, *recorded(after, wish(FIRST), made)) == Change({"machine": "pc-i440fx-9.2"})
+
+
+def test_a_number_that_another_card_gets_is_not_taken_away() -> None:
+    former: Record = {"hostpci0": {"ours": "mapping=second,pcie=1", "before": None}}
+    new: Record = {"hostpci0": {"ours": "mapping=first,pcie=1", "before": None}}
+    config = {"hostpci0": "mapping=second,pcie=1"}
+    assert change_to(config, new, former) == Change({"hostpci0": "mapping=first,pcie=1"})
+    assert change_to(config, {"hostpci0": {"ours": "", "before": "01:00.1"}}, {}) == Change({}, ["hostpci0"])
+    assert Change(delete=["hostpci0"]) and not Change()
 
 
 def test_a_former_card_doesnt_get_a_number_that_another_card_has() -> None:
@@ -169,6 +199,47 @@ def test_while_a_value_is_replaced_the_vm_may_have_either(before: str | None) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "noted", "same"),
+    [
+        ({"smbios1": "uuid=1-a", "meta": "ctime=1"}, "uuid=1-A,serial=2", True),
+        ({"smbios1": "uuid=1-b", "meta": "ctime=1"}, "uuid=1-a", False),
+        ({"meta": "ctime=1"}, "ctime=1", True),
+        ({"meta": "ctime=2"}, "ctime=1", False),
+        ({}, "", True),
+    ],
+)
+def test_what_is_noted_of_another_vm_of_the_same_id_doesnt_count(
+    config: dict[str, str], noted: str, same: bool
+) -> None:
+    record: Record = {
+        "hostpci0": {"ours": "mapping=first,pcie=1", "before": None},
+        "balloon": {"ours": "0", "before": "2048"},
+    }
+    vm = config | {"hostpci0": "mapping=first,pcie=1", "balloon": "1024"}
+    kept = {"hostpci0": record["hostpci0"]} if same else {}
+    assert noted_of(vm, {"record": record, "restore": record, "identity": noted}) == (kept, kept)
+    assert noted_of(vm, None) == ({}, {})
+    assert identity(config | {"smbios1": "uuid=1-c"}) == "uuid=1-c"
+
+
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [
+        ({"hostpci3": "mapping=first"}, True),
+        ({"balloon": "0"}, True),
+        ({"vga": "none"}, True),
+        (Q35 | {"balloon": "1024", "vga": "std"}, False),
+    ],
+)
+def test_a_vm_may_have_something_of_this_programs_by_its_options(config: dict[str, str], may: bool) -> None:
+    assert may_have_record(config) is may
+
+
+def test_options_are_read_as_text_without_the_digest() -> None:
+    assert strings({"digest": "1a", "cores": 2, "name": "a"}) == {"cores": "2", "name": "a"}
+
+
 MAPPINGS = (
     "gpu0\n\tmap id=10de:2204,iommugroup=1,node=pve,path=0000:01:00\n\tmap id=10de:2204,node=pve2,path=0000:41:00\n"
 )
@@ -256,6 +327,37 @@ def test_changes_to_a_card_taken_over_stay_and_are_reported() -> None:
         "hostpci1 is 06:00",
     ]
     assert not_put_back(config, record) == [], "a snapshot was returned to: it has its lines"
+    assert len(not_put_back(changed, record, moved=True)) == 2
+    never: Record = {"hostpci0": {"ours": "mapping=first", "before": None, "slot": FIRST.slot}}
+    assert not_put_back(changed, never) == []
+    assert drift(config, record)[-1] == "hostpci1 is 01:00.1 instead of not there"
+    assert is_ours("hostpci1", None, {"ours": "06:00", "was": ""})
+
+
+def test_of_two_cards_one_that_its_owner_gives_anew_leaves_the_others_line() -> None:
+    config = Q35 | {"hostpci0": "01:00,pcie=1", "hostpci1": "41:00,pcie=1,x-vga=1"}
+    both = wish(OWN, dataclasses.replace(SECOND, take_over=True))
+    record, _ = recorded(config, both, {})
+    later = done(config, change_to(config, record, {})) | {"hostpci0": "01:00,pcie=1,romfile=b.rom"}
+    again, _ = recorded(later, both, record)
+    after = done(later, change_to(later, again, {}))
+    assert done(after, undo(after, again)) == config | {"hostpci0": "01:00,pcie=1,romfile=b.rom"}
+
+
+@pytest.mark.parametrize("more", [{}, {"hostpci0": "mapping=first,pcie=1", "hostpci3": "01:00.1"}])
+def test_an_original_is_kept_though_its_owner_takes_the_option_away_or_adds_one(more: dict[str, str]) -> None:
+    record, _ = recorded(Q35 | {"hostpci0": "01:00,pcie=1"}, wish(OWN), {})
+    assert recorded(Q35 | more, wish(OWN), record)[0]["hostpci0"]["before"] == "01:00,pcie=1"
+    if more:
+        assert undo(Q35 | more, record) == Change({"hostpci0": "01:00,pcie=1"})
+
+
+def test_a_property_that_the_settings_no_longer_have_goes() -> None:
+    without_rom = wish(dataclasses.replace(OWN, rombar=False))
+    made, _ = recorded(Q35, without_rom, {})
+    after = done(Q35, change_to(Q35, made, {}))
+    assert after["hostpci0"] == "mapping=first,pcie=1,rombar=0"
+    assert planned(after, wish(OWN), made).values == {"hostpci0": "mapping=first,pcie=1"}
 
 
 def done(config: dict[str, str], change: Change) -> dict[str, str]:
@@ -292,6 +394,10 @@ def test_a_device_isnt_put_back_beside_a_line_that_gives_it(line: str) -> None:
     assert [told.split(" before")[0] for told in not_put_back(changed, record)][0] == "hostpci0 was 01:00.1"
     halfway = Q35 | {"hostpci2": "01:00.0,pcie=1"}
     assert undo(halfway, record) == Change({"hostpci0": "01:00.1"})
+    # Another card by its mapping is none that gives it.
+    both, _ = recorded(config, wish(OWN, SECOND), {})
+    other = Q35 | {"hostpci2": "mapping=first,pcie=1", "hostpci5": "mapping=second"}
+    assert undo(other, both).values == {"hostpci0": "01:00.1", "hostpci2": "01:00.0,pcie=1"}
 
 
 @pytest.mark.parametrize("where", ["another slot", "another node"])
@@ -313,6 +419,10 @@ def test_an_address_that_is_another_devices_by_now_is_not_put_back(where: str) -
     ]
     balloon: Record = {"balloon": {"ours": "0", "before": "2048"}}
     assert undo({"balloon": "0"}, balloon, moved=moved) == Change({"balloon": "2048"})
+    assert left_behind(record | balloon) == {key: {**record[key], "before": None} for key in record} | balloon
+    # What earlier versions noted is without a slot.
+    unplaced: Record = {"hostpci0": {"ours": "mapping=first", "before": "01:00"}}
+    assert undo({"hostpci0": "mapping=first"}, unplaced) == Change({"hostpci0": "01:00"})
 
 
 NOT_TAKEN_OVER: dict[str, tuple[str, VmCard, str]] = {
@@ -368,6 +478,10 @@ def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool
     # What this program has given, and somebody has changed since, is drift.
     record: Record = {"hostpci0": {"ours": "mapping=first,pcie=1", "before": None, "slot": "0000:01:00"}}
     assert asked(config, wish(FIRST), record) == ([], [])
+    assert len(asked(Q35 | {"hostpci0": "01:00,pcie=1"}, wish(FIRST), record)[0]) == 1
+    # Of a VM that has come from another node, that node may have given it.
+    guests = Guests(running=frozenset(), configs=[], mappings=MAPPINGS, reservations="")
+    assert taken_over(config, wish(FIRST), {}, guests, "pve", certain=False) == ([], [])
 
 
 def test_what_this_program_wrote_by_address_takes_no_yes() -> None:
@@ -404,6 +518,7 @@ def user(vmid: int = 104, *, running: bool = False, onboot: bool = False) -> Car
 REFUSED: dict[str, tuple[dict[str, str], Wish, list[CardUser], str]] = {
     "locked": (Q35 | {"lock": "backup"}, wish(FIRST), [], "qm unlock 103"),
     "a template": (Q35 | {"template": "1"}, wish(FIRST), [], "it is a template"),
+    "q35 for legacyIgd": (Q35, wish(dataclasses.replace(FIRST, legacy_igd=True)), [], "to i440fx"),
     "i440fx": ({"name": "old"}, wish(FIRST), [], "vms.sandbox.machine: q35"),
     "held": (Q35, wish(FIRST), [user(running=True)], "VM 104 (gaming) runs with it"),
     "both at boot": (Q35 | {"onboot": "1"}, wish(FIRST), [user(onboot=True)], "allowSharedOnboot"),
@@ -423,6 +538,7 @@ ALLOWED: dict[str, tuple[dict[str, str], Wish, list[CardUser]]] = {
     "another one that is off": (Q35, wish(FIRST), [user()]),
     "both at boot, and accepted": (Q35 | {"onboot": "1"}, wish(FIRST, shared_onboot=True), [user(onboot=True)]),
     "i440fx without PCI Express": ({}, wish(VmCard("first", "first", "0000:01:00", pcie=False)), []),
+    "i440fx for legacyIgd": ({}, wish(dataclasses.replace(FIRST, legacy_igd=True, pcie=False)), []),
     "i440fx that is to become q35": ({}, wish(FIRST, machine="q35"), []),
     "i440fx, with a line of its owner's without PCI Express": ({"hostpci0": "01:00"}, wish(OWN), []),
     "no card": ({}, wish(), []),
@@ -447,6 +563,9 @@ def test_what_a_card_means_for_a_vm_is_said() -> None:
     ):
         assert any(text in note for note in notes), text
     assert check(config, wish(), {})[1] == []
+    assert not any(
+        "doesn't run with it" in note for note in check(config, wish(FIRST), {"first": [user(running=True)]})[1]
+    )
 
 
 @pytest.mark.parametrize(
