@@ -58,6 +58,23 @@ def test_drivers_are_blacklisted_only_when_no_nvidia_card_stays() -> None:
     assert plan.wanted(two, settings({"g": {"address": "01:00"}})).vfio_words == WORD
 
 
+@pytest.mark.parametrize(
+    ("configured", "others", "blacklisted"),
+    [
+        (f"quiet {plan.NVIDIA_BLACKLIST}", "quiet", True),  # taking homelab's word away would need a reboot
+        (f"quiet {plan.NVIDIA_BLACKLIST}", f"quiet {plan.NVIDIA_BLACKLIST}", False),
+        ("quiet", "quiet", False),
+    ],
+)
+def test_a_card_of_another_maker_blacklists_nothing_anew(configured: str, others: str, blacklisted: bool) -> None:
+    facts = desktop(
+        devices=[device("0000:0b:00.0", "1002:164e", "030000", 20, driver="amdgpu")],
+        cmdline=cmdline("quiet", others, configured),
+    )
+    want = plan.wanted(facts, settings({"igpu": {"match": "1002:164e"}}))
+    assert (plan.NVIDIA_BLACKLIST in want.vfio_words) is blacklisted
+
+
 def test_nothing_is_bound_for_cards_that_stay_with_the_host() -> None:
     want = plan.wanted(desktop(), settings({"g": {"match": "10de:2b85", "use": "host"}}))
     assert (want.vfio_words, want.functions) == ("", {})
@@ -92,6 +109,7 @@ def test_a_binding_by_hand_that_was_taken_back_makes_the_plan_stale() -> None:
     assert not plan.stale(by_hand(vfio_ids="10de:2b85,10de:22e8"), want)
     assert plan.stale(by_hand(driver="nouveau"), want)
     assert plan.stale(desktop(devices=[]), want)
+    assert plan.stale(desktop(devices=[]), plan.wanted(desktop(), settings()))
     assert not plan.stale(bound(), plan.wanted(desktop(), settings()))
 
 
@@ -155,6 +173,16 @@ WORDS = plan.wanted(desktop(), settings()).words
         ({"boot_lacks": None}, "boot", "the host has no note of what its boot should have"),
         ({"devices": []}, "vfio", "0000:01:00.0 is not there, not 10de:2b85"),
         (
+            {"devices": [device("0000:01:00.0", "10de:2684", "030000", 16)]},
+            "vfio",
+            "0000:01:00.0 is 10de:2684, not 10de:2b85",
+        ),
+        (
+            {"managed": [{"layer": "nodes", "path": "/etc/n", "state": "ok"}]},
+            "nodes",
+            "homelab-nvidia-nodes.service is not enabled",
+        ),
+        (
             {"iommu": {"tables": ["IVRS"], "groups": 0, "kernel_log": ""}},
             "boot",
             "the running kernel has no IOMMU group",
@@ -165,6 +193,28 @@ WORDS = plan.wanted(desktop(), settings()).words
 def test_drift_is_named_by_layer(changes: dict[str, Any], layer: str, said: str) -> None:
     found = plan.drift(bound(**changes), plan.wanted(desktop(), settings()))
     assert any(said in sentence for sentence in found[layer]), found
+
+
+def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> None:
+    want = plan.wanted(desktop(), settings())
+    changed = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
+    nodes = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
+    managed = [changed, nodes, *bound().model_dump()["managed"]]
+    found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
+    assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
+    # Nobody needs groups where no card leaves the host.
+    stays = plan.wanted(desktop(), settings({"g": {"match": "10de:2b85", "use": "host"}}))
+    without = bound(iommu={"tables": ["IVRS"], "groups": 0, "kernel_log": ""})
+    assert plan.drift(without, stays)["boot"] == []
+
+
+def test_a_card_that_stays_is_not_verified_for_a_vm() -> None:
+    host = settings({"g": {"match": "10de:2b85", "use": "host"}})
+    network = device("0000:05:00.0", "10ec:8125", "020000", 16)
+    facts = desktop(network)
+    want = plan.wanted(facts, host)
+    assert plan.verify(facts, host, want) == []
+    assert plan.verify(desktop(network, iommu={"tables": [], "groups": 0, "kernel_log": ""}), host, want) == []
 
 
 def test_an_iommu_word_with_more_options_is_the_word() -> None:
@@ -193,6 +243,14 @@ def test_a_bound_host_is_verified() -> None:
         ({"modules": ["vfio"]}, "the modules vfio, vfio_iommu_type1 and vfio_pci loaded"),
         (
             {"devices": asdict(desktop())["devices"]},
+            "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
+        ),
+        (
+            {
+                "devices": [
+                    one for one in asdict(bound())["devices"] if one["address"] != "0000:01:00.1"
+                ]
+            },
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (
@@ -241,6 +299,14 @@ def test_the_plan_tells_people_what_would_happen() -> None:
     ):
         assert said in text, text
     assert text.count("rebuilds /boot/grub/grub.cfg") == 1
+
+
+@pytest.mark.parametrize(("decision", "said"), [("yes", True), ("no", False)])
+def test_the_plan_says_after_which_node_this_one_restarts(decision: str, said: bool) -> None:
+    facts, want = desktop(), plan.wanted(desktop(), settings())
+    text = plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)), follows="pve2")
+    assert ("; after pve2, if that one is" in text) is said
+    assert "; after" not in plan.describe("pve", facts, settings(), want, reboot(decision, ("a",)))
 
 
 def test_the_plan_of_a_finished_host_has_nothing_in_it() -> None:
