@@ -120,6 +120,55 @@ def test_the_other_cards_number_is_that_after_the_reboot() -> None:
         planned(facts, container(gpuAssignment="1"), gpus)
 
 
+@pytest.mark.parametrize(
+    ("minors", "driver_comes", "slots", "predicted"),
+    [
+        ({"0000:01:00.0": 1, "0000:03:00.0": 0}, True, {0: "0000:03:00", 1: "0000:01:00"}, False),
+        ({"0000:03:00.0": 0}, False, {0: "0000:03:00"}, False),  # the driver has no number for the other one
+        ({"0000:03:00.0": 0}, True, {0: "0000:03:00", 1: "0000:01:00"}, True),
+        ({}, True, {0: "0000:01:00", 1: "0000:03:00"}, True),
+        ({}, False, {}, False),
+    ],
+)
+def test_a_driver_that_comes_numbers_the_cards_that_it_has_not_got_yet(
+    minors: dict[str, int], driver_comes: bool, slots: dict[int, str], predicted: bool
+) -> None:
+    facts = shared(nvidia_minors=minors)
+    found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=driver_comes)
+    assert (found.slots, found.predicted) == (slots, predicted)
+    assert ("at its next start" in found.text) is predicted
+
+
+@pytest.mark.parametrize("nvidia", [NO_MODULE, NO_UVM, NO_MODULE | {"uvm_trouble": NO_UVM["uvm_trouble"]}])
+def test_a_driver_that_is_yet_to_come_has_no_trouble_now(nvidia: dict[str, Any]) -> None:
+    facts = shared(nvidia=nvidia, nvidia_minors={})
+    found = container_plan.cards(facts, want(facts), {}, "pve", driver_comes=True)
+    minors, errors = container_plan.check("phoenix", container(), facts, found, want(facts))
+    assert minors == [0, 1]
+    assert [error.found for error in errors] == ["no module nvidia-uvm"] * (nvidia == NO_UVM)
+
+
+def test_a_named_card_that_is_not_the_drivers_is_refused_and_another_makers_is_none_of_its() -> None:
+    gpus = GPUS | {"igpu": {"match": "1002:164e", "use": "lxc"}}
+    assert planned(shared(), container(gpuAssignment=None, gpus=["igpu", "big"]), gpus) == [1]
+    with pytest.raises(HomelabError, match=r"gpus\.big .* isn't one of NVIDIA's, or its driver hasn't taken it"):
+        planned(shared(nvidia_minors={"0000:03:00.0": 0}), container(gpuAssignment=None, gpus=["big"]))
+
+
+def test_a_card_that_the_settings_dont_name_or_that_ids_bind_comes_back_with_takeover_alone() -> None:
+    word = "quiet homelab.vfio=0000:01:00.0=10de:2b85"
+    line = {"running": word, "configured": word, "others": "quiet", "generated": ""}
+    bound = on_driver(shared(cmdline=line, nvidia_minors={}), driver="vfio-pci")
+    assert "0000:01:00" in container_plan.cards(bound, want(bound, {}), {}, "pve").unavailable
+    ids = {"vfio_ids": "10de:2b85", "vfio_files": {"/etc/modprobe.d/v.conf": "10de:2b85"}}
+    facts = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}, **ids), driver="vfio-pci")
+    wanted = plan.wanted(facts, settings(GPUS, takeOver=True))
+    assert container_plan.cards(facts, wanted, {}, "pve").slots == {0: "0000:03:00", 1: "0000:01:00"}
+    # What something unknown has bound stays there.
+    unknown = on_driver(shared(nvidia_minors={"0000:03:00.0": 0}), driver="vfio-pci")
+    assert container_plan.cards(unknown, wanted, {}, "pve").slots == {0: "0000:03:00"}
+
+
 @pytest.mark.parametrize(("named", "there"), [(False, {0: "0000:03:00", 1: "0000:01:00"}), (True, {0: "0000:03:00"})])
 def test_a_bound_card_returns_to_the_driver_unless_a_vm_names_it(named: bool, there: dict[int, str]) -> None:
     """A card that a VM names is refused before (tests/unit/test_gates.py); nothing is planned with it all the same."""
