@@ -199,7 +199,7 @@ def test_what_another_layer_has_lost_or_never_had_is_no_drift_of_this_one() -> N
     want = plan.wanted(desktop(), settings())
     changed = {"layer": "iommu", "path": "/etc/x", "state": "changed"}
     nodes = {"layer": "nodes", "path": "/etc/n", "state": "ok"}
-    managed = [changed, nodes, *bound().model_dump()["managed"]]
+    managed = [changed, nodes, *asdict(bound())["managed"]]
     found = plan.drift(bound(managed=managed, nvidia={"nodes_enabled": True}), want)
     assert {layer: lines for layer, lines in found.items() if lines} == {"iommu": ["/etc/x was changed by hand"]}
     # Nobody needs groups where no card leaves the host.

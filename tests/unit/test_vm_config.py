@@ -480,7 +480,7 @@ def test_a_mapping_by_hand_loses_no_option_without_a_yes(line: str, closed: bool
     assert asked(config, wish(FIRST), record) == ([], [])
     assert len(asked(Q35 | {"hostpci0": "01:00,pcie=1"}, wish(FIRST), record)[0]) == 1
     # Of a VM that has come from another node, that node may have given it.
-    guests = Guests(running=frozenset(), configs=[], mappings=MAPPINGS, reservations="")
+    guests = Guests(running=frozenset(), unlisted=[], configs=[], mappings=MAPPINGS, reservations="")
     assert taken_over(config, wish(FIRST), {}, guests, "pve", certain=False) == ([], [])
 
 
