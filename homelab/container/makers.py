@@ -1,5 +1,5 @@
 """A container's cards by maker: NVIDIA's, and those whose driver makes nodes in /dev/dri; the latter as words for
-scripts.
+the host's agent.
 
 Pure, and without imports that read a host: each run of the program needs it.
 """
@@ -47,7 +47,7 @@ def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) ->
 
 
 def words(shared: Mapping[str, SharedCard]) -> str:
-    """Cards as words for scripts: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
+    """Cards as words for the agent: `0000:00:02.0=render 0000:c6:00.0=render,kfd`."""
     return " ".join(sorted(f"{card['address']}={','.join(card['kinds'])}" for card in shared.values()))
 
 

@@ -1,8 +1,8 @@
 """Cards of makers other than NVIDIA for containers, whose drivers make nodes in /dev/dri, and /dev/kfd: what a
 container gets of them, and the refusals.
 
-Pure. A card is identified by its address; the numbers of its nodes change, so scripts look them up in each run
-(remote_scripts/shared/card_nodes.py).
+Pure. A card is identified by its address; the numbers of its nodes change, so the agent looks them up in each
+run (remote_scripts/shared/card_nodes.py).
 """
 
 from __future__ import annotations

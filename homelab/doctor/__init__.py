@@ -1,7 +1,7 @@
 """What is wrong with a card in a container, in a VM or on a host, in one page: `homelab doctor container 901
 --like 950`.
 
-`reading` is what the scripts saw (homelab/remote/diagnosis.py runs them); `container`, `vm` and `host` judge it;
+`reading` is what the agent saw (homelab/remote/diagnosis.py asks it); `container`, `vm` and `host` judge it;
 `report` shows it as text or as JSON. A program that already has a reading calls the functions below.
 """
 

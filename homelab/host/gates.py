@@ -178,7 +178,7 @@ def readable(facts: HostFacts) -> list[HomelabError]:
 
 
 def tools(facts: HostFacts, _host: Host) -> list[HomelabError]:
-    """A gate: the host has the commands that the scripts run, and its boot loader is certain."""
+    """A gate: the host has the commands that the agent runs, and its boot loader is certain."""
     errors = []
     if facts.missing_tools:
         errors.append(

@@ -357,7 +357,7 @@ class PlannedReboot:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file in the answer of a script's `plan`. `how`: a key of FILES; `what`: a path, or several in words; `diff`:
+    """A file in the answer of a layer's `plan`. `how`: a key of FILES; `what`: a path, or several in words; `diff`:
     from the file on the host, as `diff -u` prints it, empty: none is shown."""
 
     how: str

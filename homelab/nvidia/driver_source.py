@@ -123,7 +123,7 @@ def _packages_of(
     for names in looked_up:
         if version := _common_version(request, driver, names):
             pinned = tuple(_pinned_package(request, Driver(driver.branch, True, version), name) for name in names)
-            # Whether a container gets the libraries without modules, only apt tells, in the script.
+            # Whether a container gets the libraries without modules, only apt tells, in the layer.
             return pinned, "packages" if packages_alone or request.target != "lxc" else "either"
     if lists and lists[0] not in looked_up and _may_be_offered(request, driver):
         names = tuple(_pinned_package(request, driver, name) for name in lists[0])

@@ -2,7 +2,7 @@
 the same.
 
 `homelab lock` writes what is installed. The plan (`nvidia.plan`) then offers the locked versions alone, apt prefers
-them, also as dependencies, and the scripts fail where apt would install another version or another file.
+them, also as dependencies, and the layers fail where apt would install another version or another file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SystemLock(Model):
 
     @property
     def table(self) -> str:
-        """The packages for scripts: lines of NAME VERSION SHA256."""
+        """The packages for layers: lines of NAME VERSION SHA256."""
         return "\n".join(
             f"{name} {package.version} {package.sha256}" for name, package in sorted(self.packages.items())
         )

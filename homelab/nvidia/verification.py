@@ -1,7 +1,7 @@
 """The verification of a system: the answer of the layer nvidia_verification compared with what is expected,
 and an error for each difference.
 
-The script collects, this module decides. A failure with a known symptom is answered with its cause (`symptoms`), each
+The layer collects, this module decides. A failure with a known symptom is answered with its cause (`symptoms`), each
 cause once; any other is quoted.
 """
 
@@ -113,7 +113,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class _ProgramResult:
-    """Exit status and output of one of the script's programs."""
+    """Exit status and output of one of the layer's programs."""
 
     status: int
     output: str

@@ -13,7 +13,7 @@ from homelab.settings.nvidia import Nvidia
 from homelab.shapes import StackInUse
 from homelab.text import tell
 
-# What a script's own time limit leaves for the connection and the answer, in seconds.
+# What the layer's own time limit leaves for the connection and the answer, in seconds.
 SLACK_SECONDS = 60
 
 

@@ -60,7 +60,7 @@ class SystemWork(Work[SystemT, OutputsT]):
     """What is done with a resource of a system that NVIDIA's stack is installed on."""
 
     def reached(self, inputs: SystemT) -> Host:
-        """The SSH settings by which scripts of the system are run.
+        """The SSH settings by which the system's layers are asked.
 
         :raises HomelabError: the configuration no longer has it.
         """
@@ -118,7 +118,7 @@ class SystemWork(Work[SystemT, OutputsT]):
     ) -> SystemReading:
         """The first reading, of another boot than `old_boot`.
 
-        A VM on its way up or down may not answer, break a connection, refuse the login, or end a script: it is tried
+        A VM on its way up or down may not answer, break a connection, refuse the login, or end the agent: it is tried
         again. One that has no Python gets it.
 
         :param then: done with what was read, over the same connection; where that is lost meanwhile, both are done

@@ -1,1 +1,1 @@
-"""The ways to a host: SSH, the scripts that run there, the Proxmox VE API. Without Pulumi."""
+"""The ways to a host: SSH, the agent that runs there, the Proxmox VE API. Without Pulumi."""

@@ -49,7 +49,7 @@ def place(owner: str) -> str:
     :raises ValueError: it has characters that could lead out of the folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", owner):
-        raise ValueError(f"no owner of scripts: {owner!r}")
+        raise ValueError(f"no owner of an agent: {owner!r}")
     return f"{_AGENTS}/{owner}/{_NAME}"
 
 

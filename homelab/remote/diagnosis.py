@@ -16,7 +16,7 @@ async def read(host: Host, containers: Sequence[int] = ()) -> Reading:
 
     :param containers: ids of containers to read from inside; one that isn't there is left out.
     :raises UnreachableError: the host doesn't answer.
-    :raises HomelabError: the login is refused, the host shows another key, or a script failed.
+    :raises HomelabError: the login is refused, the host shows another key, or a layer failed.
     """
     async with ssh.connect(host) as session:
         facts = await session.read(guests=True, lspci=True, kernel_log=True)

@@ -23,9 +23,9 @@ from homelab.settings import Host
 from homelab.text import tell
 from remote_scripts.layers.run_guard import Wanted
 
-# Between two signs of life to the script, which gives up after six times that.
+# Between two signs of life to the agent, which gives up after six times that.
 BEAT_SECONDS = 10.0
-# How long the script of a connection that was cut may go on holding the host for this run.
+# How long the agent of a connection that was cut may go on holding the host for this run.
 GHOST_SECONDS = 90.0
 
 
@@ -96,7 +96,7 @@ def release(name: str) -> None:
 
 
 def cancel() -> None:
-    """Tells every host that is held that this run was cancelled: its scripts there end where they wait. The hosts stay
+    """Tells every host that is held that this run was cancelled: its layers there end where they wait. The hosts stay
     held until this process ends.
     """
     for guard in _GUARDS.values():
@@ -139,7 +139,7 @@ def _this_run() -> str:
 
 class _Guard(threading.Thread):
     """A thread that holds a host until the process or the connection ends. `host_name`: the host's in the settings;
-    `answered`: set once the script has the lock or refused it; `has_ended`: it holds nothing any more; `error`: the
+    `answered`: set once the agent has the lock or refused it; `has_ended`: it holds nothing any more; `error`: the
     reason.
     """
 
@@ -177,12 +177,12 @@ class _Guard(threading.Thread):
             self.join()
 
     def _tell_note(self, note: str) -> None:
-        """Shows a note that a script on the host has for the user."""
+        """Shows a note that a layer on the host has for the user."""
         if note.strip():
             self._context.run(tell, f"{self.host_name}: {note.strip()}")
 
     def say(self, word: str) -> None:
-        """Sends a word to the script that holds the host, if it still does."""
+        """Sends a word to the agent that holds the host, if it still does."""
         if self._loop is not None and self.is_alive():
             self._loop.call_soon_threadsafe(self._words.put_nowait, word)
 

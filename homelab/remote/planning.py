@@ -2,7 +2,7 @@
 refusals of an `up`.
 
 The plan comes from facts and settings (`plan.wanted`). Whether the host must be rebooted, and which files change, its
-scripts answer themselves, with the verb `plan`, which changes nothing.
+layers answer themselves, with the verb `plan`, which changes nothing.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ def file(name: str) -> str:
     return (FOLDER / "files" / name).read_text(encoding="utf-8").removesuffix("\n")
 
 
-# Keys of an answer that describe one run of the script, and not the system.
+# Keys of an answer that describe one run of the layer, and not the system.
 _RUN_KEYS = frozenset(("why", "changed", "restarted"))
 
 
 def same_answers(old: Any, new: Any) -> bool:
-    """Whether two answers of a script describe the same system, without a restart since the old one: then the script
-    ran again only because its text has changed.
+    """Whether two answers of a layer describe the same system, without a restart since the old one: then the layer
+    ran again only because its code has changed.
 
     :param old: an answer as text, a text that ends with one, or a list of these and of other values.
     :param new: of the same form; during a preview it may be unknown.
@@ -57,7 +57,7 @@ def same_answers(old: Any, new: Any) -> bool:
 
 
 def answer(output: str) -> dict[str, Any]:
-    """A script's answer: the JSON object of its output's last line. A login may print something of its own before.
+    """A layer's answer: the JSON object of its output's last line. A login may print something of its own before.
 
     :raises HomelabError: the last line is no JSON object.
     """
@@ -71,7 +71,7 @@ def answer(output: str) -> dict[str, Any]:
     except ValueError as error:
         problem = str(error)
     raise HomelabError(
-        wanted="one line of JSON from a script",
+        wanted="one line of JSON as an answer",
         found=f"{line[:200]!r} ({problem})",
         why="without a readable answer nothing can be decided",
         next="log in and see whether root's shell prints something of its own for non-interactive sessions (~/.bashrc)",

@@ -1,4 +1,5 @@
-"""Runs scripts on a host over SSH, where pulumi-command can't: reading on refresh, and waiting for a reboot.
+"""Asks the agent on a host over SSH, and runs commands there, where pulumi-command can't: reading on refresh, and
+waiting for a reboot.
 
 It is imported on first use (homelab/later.py): a run that has nothing to read doesn't pay for asyncssh.
 """
@@ -41,7 +42,7 @@ KEEPALIVE_SECONDS = 5
 SCRIPT_SECONDS = 60
 # How long one reading may take at least, of the time until an unconfirmed boot is undone.
 SHORT_SECONDS = 15
-# Limits of a script's answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
+# Limits of an answer and of the end of its log that is kept, in bytes: the reading of a host with hundreds of
 # devices and guests has a quarter of a megabyte.
 OUTPUT_BYTES = 16 * 1024**2
 LOG_BYTES = 64 * 1024
@@ -377,10 +378,10 @@ def _decoded(output: bytes) -> str:
 
 def _too_long(verb: str, output: bytes) -> HomelabError:
     return HomelabError(
-        wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the script to {verb.replace('_', ' ')}",
+        wanted=f"an answer of at most {OUTPUT_BYTES // 1024**2} MiB from the command to {verb.replace('_', ' ')}",
         found=f"more, and no end; it begins: {_decoded(output[:200])!r}",
         why="taking all of it in could use up this machine's memory; nothing was decided",
-        next="log in as the script does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
+        next="log in as this program does and see what prints so much: `ssh HOST bash -s </dev/null`, root's "
         "~/.bashrc, a file that has grown",
     )
 
@@ -402,7 +403,7 @@ def _failed(verb: str, output: str, log: str, status: int) -> HomelabError:
             next="install it there: `apt-get install python3` (a VM that gets NVIDIA's stack gets it by `pulumi up`)",
         )
     return HomelabError(
-        wanted=f"the script to {verb.replace('_', ' ')} to succeed",
+        wanted=f"the command to {verb.replace('_', ' ')} to succeed",
         found=f"exit status {status}: {(log or output).strip()[-500:]}",
         why="nothing can be decided without its answer",
         next="if sudo asks for a password: allow this user `sudo -n bash`, or use root",
@@ -692,7 +693,7 @@ async def wait_for_boot(
     :param confirmation: the attempts so far.
     :raises UnreachableError: the host didn't come back in all that time.
     :raises HomelabError: to the end of that time it refused the login, showed another host key, or couldn't be read; or
-        its script says why the boot can't be confirmed; or the boot is confirmed, and the host can't be read.
+        its layer says why the boot can't be confirmed; or the boot is confirmed, and the host can't be read.
     """
     started = time.monotonic()
     confirmation = confirmation or _Confirmation(say)

@@ -173,7 +173,7 @@ class Act(Resource):
     written: then the same one is done again, by an update. Either way the same work is done, and what depends on it
     follows its outputs.
 
-    `answers`: inputs made of what scripts answered.
+    `answers`: inputs made of what layers answered.
     """
 
     answers: ClassVar[frozenset[str]] = frozenset()

@@ -62,7 +62,7 @@ INPUTS = GuestReboot.Inputs(
 )
 OFF = UnreachableError(wanted="a connection", found="Connection reset by peer", why="", next="")
 NO_LOGIN = LoginRefusedError(wanted="to log in", found="refused: Permission denied", why="", next="")
-CUT = HomelabError(wanted="the script to read system to succeed", found="exit status 143", why="", next="")
+CUT = HomelabError(wanted="the command to read system to succeed", found="exit status 143", why="", next="")
 NO_PYTHON = NoPythonError(wanted="Python", found="it isn't there", why="", next="")
 OLD, NEW = "580.105.08", VERSION
 

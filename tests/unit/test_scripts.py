@@ -16,7 +16,7 @@ def test_root_runs_bash_itself_and_others_through_sudo_without_a_password() -> N
 
 @pytest.mark.parametrize("owner", ["..", "a/b", "", ".", "a b"])
 def test_the_agent_is_kept_in_a_folder_of_its_own(owner: str) -> None:
-    with pytest.raises(ValueError, match="no owner of scripts"):
+    with pytest.raises(ValueError, match="no owner of an agent"):
         agent.place(owner)
 
 

@@ -393,7 +393,7 @@ FAILING = {
     "broken": HomelabError(
         wanted="this boot confirmed: armed removed", found="a read-only file system", why="", next=""
     ),
-    "cut": HomelabError(wanted="the script to apply to succeed", found="exit status 137", why="", next=""),
+    "cut": HomelabError(wanted="the command to apply to succeed", found="exit status 137", why="", next=""),
 }
 OTHER_KEY = HomelabError(wanted="the host key", found="SHA256:of the initramfs", why="", next="")
 

@@ -70,5 +70,5 @@ def test_a_scripts_answer_holds_nothing_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize("said", ["", "not json", "[1]", '{"a": "\x01"}', '{"a":'])
 def test_an_answer_that_cannot_be_read_is_a_message(said: str) -> None:
-    with pytest.raises(HomelabError, match="one line of JSON from a script"):
+    with pytest.raises(HomelabError, match="one line of JSON as an answer"):
         scripts.answer(said)
