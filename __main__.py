@@ -1,7 +1,8 @@
 """From a stock Proxmox VE host to a GPU in a VM or a container, layer by layer; each waits for the one before it.
 
 HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if needed) ─► verified ─┬► GpuCards (mappings) ─► GpuVm
-          └► NVIDIA's driver on the host ──────┘                                       └► CardNodes (/dev) ─► GpuLxc
+          ├► NVIDIA's driver on the host ──────┤                                       └► CardNodes (/dev) ─► GpuLxc
+          └► CardHandover (shared cards) ──────┘
 GpuVm and GpuLxc ─► NvidiaGuestStack: driver, CUDA, container toolkit, verified from inside
 """
 
@@ -89,7 +90,7 @@ for name, host in settings.hosts.items():
             container_stacks.append(stack)
             stacks[stack.place] = stack.result
 
-    # VMs, which have cards to themselves. One that takes a card from containers comes last: its start ends them.
+    # VMs, which have cards to themselves. One that takes a card from containers comes last: its start shuts them down.
     cards_args = GpuCardsArgs(host_name=name, host=host, probe=probe, booted=boot.host, vms=host_vms)
     cards = GpuCards(name, cards_args, after(boot))
     tests[name] = cards.tests

@@ -5,7 +5,7 @@ settings say how cards are reset or that they stay awake (`reset`, `keepAwake`),
 these values whenever a function appears or gets a driver. Undone, a function has the values that it had before.
 
 A card with `passthroughTest` is proved before a VM gets it: a small VM gets the card, boots the host's own kernel and
-says from inside what it sees; then it is removed. Other functions replace that act, which tests again.
+says from inside what it sees; then it is removed. The test is made again when the card's functions change.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class GpuCards(pulumi.ComponentResource):
             depends_on = [
                 _values(f"{name}-values", host, args.probe, pulumi.ResourceOptions(parent=self, depends_on=depends_on))
             ]
-        # Several VMs may name a shared card at once: each has a lease of it. What an adopted one has is given back with
-        # that when it leaves, also where a run was killed before its VmCards was in the state.
+        # Several VMs may name a shared card at once: each has a lease of it. When an adopted VM leaves, its options are
+        # given back with its lease, also where a run was killed before its VmCards was in the state.
         shared = {gpu for gpu, settings in host.gpus.items() if settings.use == "shared"}
         uses = [(use.gpu, (vm_name, vm)) for vm_name, vm in vms_of(args.vms).items() for use in vm.gpus]
         holders = {gpu: holder for gpu, holder in uses if gpu not in shared}
@@ -76,7 +76,7 @@ class GpuCards(pulumi.ComponentResource):
         for gpu in cards:
             node, mapping_id = host.node or host_name, host.mapping_of(gpu)
             inputs = {"host": host_name, "node": node, "mapping": mapping_id}
-            # The mapping and the lease have the same name, and other types.
+            # The mapping and the lease have the same name, and types of their own.
             resource_name = f"{host_name}-{gpu}"
             # The path tells which mapping's entry and which VM's option are this card's.
             slot = booted.apply(functools.partial(path_of, gpu))
@@ -99,8 +99,8 @@ class GpuCards(pulumi.ComponentResource):
                     GpuLease.of(f"{resource_name}@{vm_name}", card, (vm_name, vm), options)
         for gpu, settings in host.gpus.items():
             if settings.use == "vm" and settings.passthrough_test:
-                # Before a VM has it: the test refuses a card that another VM runs with. Not again after each reboot,
-                # when one may.
+                # Before a VM has it: the test refuses a card that another VM runs with. So it isn't made again after
+                # each reboot, when a VM may run with the card.
                 test_depends_on = [leases[gpu]] if gpu in leases else depends_on
                 functions = booted.apply(functools.partial(_functions, gpu))
                 options = pulumi.ResourceOptions(parent=self, depends_on=test_depends_on)

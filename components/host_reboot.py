@@ -1,8 +1,8 @@
 """HostReboot: one reboot for all the layers that it depends on, only if the running kernel lacks what is wanted; then
 the verification.
 
-Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. Both
-resources are acts: their triggers are what they depend on, so that a change there replaces them.
+Owns nothing that lasts: a dead man's switch is armed before the reboot and disarmed once the host is back. The reboot
+and the verification are acts: both are replaced when what they take from other resources changes.
 """
 
 from __future__ import annotations

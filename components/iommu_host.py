@@ -1,8 +1,8 @@
 """IommuHost: the IOMMU switched on by the kernel command line of the next boot.
 
-Owns amd_iommu=on or intel_iommu=on and iommu=pt on the command line, unless they are there already by other
-configuration: GRUB's /etc/default/grub.d/zz-homelab-iommu.cfg, or the end of /etc/kernel/cmdline's first line. Undone
-by the same layer's `revert`, byte for byte.
+Owns amd_iommu=on or intel_iommu=on, iommu=pt and what the settings' `iommu` asks for on the command line, unless it is
+there already by other configuration: GRUB's /etc/default/grub.d/zz-homelab-iommu.cfg, or the end of
+/etc/kernel/cmdline's first line. Undone by the same layer's `revert`, byte for byte.
 """
 
 from __future__ import annotations

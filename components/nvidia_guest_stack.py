@@ -131,7 +131,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
                 args.reboot,
                 driver=version,
                 flavour=self._plan.apply(lambda planned: str(planned.plan.flavour or "")),
-                # After a way back, the second try installs the same version, and needs its boot.
+                # After an update was given up, the next try installs the same version, and needs a boot of its own.
                 driver_generation=self._nvidia_system.generation_of("boot"),
             )
             last = self.boot = HostReboot(name, reboot, pulumi.ResourceOptions(depends_on=list(args.before_reboot)))
@@ -269,7 +269,7 @@ class NvidiaGuestStack(pulumi.ComponentResource):
         names = [f"containers.{name}" for name in stacks]
         inputs = {
             "locks": {name: lock.model_dump(mode="json") for name, lock in locks().items() if name in names},
-            # Of a host that has given up, the way back, too.
+            # For a host that gives up, also the time for the way back.
             "timeout": sum(
                 limits.of_step(self._system.reached, stack) for stack in (self._system.nvidia, *stacks.values())
             ),

@@ -1,9 +1,9 @@
 """How cards are reset and whether they may sleep, where the settings say so: now, and by a udev rule whenever a
 function appears or gets a driver.
 
-Changes /etc/udev/rules.d/90-homelab-cards.rules, and attributes in /sys/bus/pci/devices. What an attribute had before
-us is in /var/lib/homelab/card-values/ADDRESS=ATTRIBUTE (a slash in it is a colon), with our value below: `revert` gives
-it back where it still has ours.
+Changes /etc/udev/rules.d/90-homelab-cards.rules, and attributes in /sys/bus/pci/devices. What an attribute had
+before is in /var/lib/homelab/card-values/ADDRESS=ATTRIBUTE (a slash in it is a colon), with homelab's value below:
+`revert` gives it back where the attribute still has homelab's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Value:
 
     @property
     def record(self) -> str:
-        """Where its value of before us is noted."""
+        """Where its original value is noted."""
         return f"{card_records.FOLDER}/{card_records.name_of(self.address, self.attribute)}"
 
 
@@ -143,7 +143,7 @@ def _write_rules(system: System, values: tuple[Value, ...]) -> None:
 
 
 def _note(system: System, value: Value) -> None:
-    """Notes what it has, once, and what we write."""
+    """Notes what it has, once, and what homelab writes."""
     files = system.files
     before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
     content = f"{before}\n{value.value}\n".encode()
@@ -183,7 +183,7 @@ def _set(system: System, value: Value) -> None:
 
 
 def _give_back(system: System, wanted: tuple[Value, ...]) -> None:
-    """Of what was ours and isn't wanted any more: the value that it had, where nobody else has changed it since."""
+    """Of what homelab set and isn't wanted any more: the original value, where no other program has changed it."""
     files = system.files
     kept = {value.record for value in wanted}
     for name in files.names(card_records.FOLDER):

@@ -27,7 +27,7 @@ vfio_pci
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """`needed`: False where nothing of ours is bound. `rollback_after`: seconds from a boot's start until the dead
+    """`needed`: False where homelab binds nothing. `rollback_after`: seconds from a boot's start until the dead
     man's switch checks it.
     """
 

@@ -1,4 +1,4 @@
-"""A service of ours that starts at each boot, and by a timer, if it has one; and the program that it runs, if any.
+"""A service of homelab's that starts at each boot, and by a timer, if it has one; and the program that it runs, if any.
 
 The program is an archive with the modules of a layer, and calls the layer's `program`: it needs nothing of the folder
 where a stack keeps the agent, and is of the version that the layer was when it put it there. Where Python is broken the
@@ -25,8 +25,8 @@ _SECONDS = 60.0
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """`name`: of the unit, without `.service`, and of its program; `layer`: under which its files are noted; `unit`:
-    the unit's text; `timer`: its timer's, if it has one; `module`: the layer whose `program` it runs, empty where it
-    has none of ours; `without`: what is so without it.
+    the unit's text; `timer`: its timer's, if it has one; `module`: the layer whose `program` it runs, empty where
+    it runs none; `without`: what is lacking where it isn't enabled, for messages.
     """
 
     name: str

@@ -246,11 +246,7 @@ def test_a_bound_host_is_verified() -> None:
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (
-            {
-                "devices": [
-                    one for one in asdict(bound())["devices"] if one["address"] != "0000:01:00.1"
-                ]
-            },
+            {"devices": [one for one in asdict(bound())["devices"] if one["address"] != "0000:01:00.1"]},
             "every function on vfio-pci: 0000:01:00.0, 0000:01:00.1",
         ),
         (

@@ -65,7 +65,7 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
 
 
 def lost_values(source: Source, set_values: list[card_records.Record]) -> list[str]:
-    """What somebody has changed since, a sentence each. A function that isn't there is nobody's business."""
+    """The values that were changed since, a sentence each; none of a function that isn't there."""
     values = ((record, source.word(f"{PCI}/{record.address}/{record.attribute}")) for record in set_values)
     return [
         f"{record.attribute} of {record.address} is {value}, not {record.ours}"

@@ -29,7 +29,7 @@ def _of_layer(source: Source, layer: str) -> list[Managed]:
 
 
 def edits(source: Source) -> list[str]:
-    """Copies of what somebody had made of this program's files."""
+    """Copies of this program's files as a user had edited them."""
     nothing: list[str] = []
     return source.chosen(EDITS, lambda: source.below(EDITS, hidden=True), nothing)
 
