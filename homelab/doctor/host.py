@@ -81,7 +81,9 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
     if not has_boot_files and missing_words(planned.words, facts.cmdline.others):
         return [_not_configured(reading, planned)]
     findings = [finding for error in plan.verify(facts, host, planned) for finding in Finding.of(error)]
-    drift = {line for layer in ("iommu", "vfio", "values") for line in plan.drift(facts, planned)[layer]}
+    layers = plan.drift(facts, planned)
+    # A verification tells of `boot`, `_handed_over` of `handover`.
+    drift = {line for layer in layers.keys() - {"boot", "handover"} for line in layers[layer]}
     misplaced = set(plan.misplaced(facts, planned))
     missing = sorted(drift - misplaced)
     if facts.rolled_back:

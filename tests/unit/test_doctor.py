@@ -321,6 +321,15 @@ def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
     assert vm_report(with_vm(), 103).endswith("nothing is wrong")
 
 
+@pytest.mark.parametrize(
+    ("layer", "program"), [("nodes", "homelab-nvidia-nodes"), ("cards", "homelab-card-nodes"), ("values", "rules")]
+)
+def test_what_is_gone_of_any_layer_is_a_finding_of_the_host(layer: str, program: str) -> None:
+    files = [{"layer": layer, "path": f"/usr/local/sbin/{program}", "state": "missing"}]
+    text = host_report(reading(facts=desktop(managed=files)), settings({}))
+    assert f"/usr/local/sbin/{program} is gone" in " ".join(text.split())
+
+
 def test_a_shared_card_is_not_to_be_taken_out_of_its_containers() -> None:
     shared = settings(
         {"big": {"match": "10de:2b85", "use": "shared"}},
