@@ -4,6 +4,7 @@ insides. Changes nothing, and therefore runs no nvidia-smi: as root it loads mod
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from remote_scripts.shared import guest_tasks, guests, nvidia
 from remote_scripts.shared.container_conf import passed_on
 from remote_scripts.shared.hanging import ended
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
@@ -30,6 +32,7 @@ _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) .*(?=' failed)")
 _NODES = "/etc/pve/nodes"
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
+_STARTS = {"lxc": "vzstart", "qemu-server": "qmstart"}
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
 _BY_PATH = "/dev/dri/by-path"
 # What a VM gets at its next start; a container's is passed on with its configuration.
@@ -96,7 +99,7 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """Looks at all of it.
 
-    :raises Failure: a configuration in /etc/pve, or the log of tasks, can't be read.
+    :raises Failure: a configuration in /etc/pve can't be read.
     """
     files = system.files
     links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
@@ -128,12 +131,14 @@ def _processor(system: System) -> str:
 
 
 def _guests(system: System, here: str) -> Iterator[Guest]:
-    root, starts = system.files.at(_NODES), guest_tasks.last_starts(system)
+    root, starts = system.files.at(_NODES), {}
+    with contextlib.suppress(Failure):  # all else is said without them
+        starts = guest_tasks.last_starts(system)
     for path in sorted(ended(lambda: list(root.glob("*/*/*.conf")))):
         node, folder, name = path.relative_to(root).parts
         if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
             text = as_text(content_of(system, f"{_NODES}/{node}/{folder}/{name}") or b"")
-            log = _failed(system, starts.get(path.stem)) if node == here else ""
+            log = _failed(system, starts.get((_STARTS[folder], path.stem))) if node == here else ""
             yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)), log)
 
 

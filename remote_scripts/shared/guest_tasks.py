@@ -63,13 +63,13 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
     return [task for task in recent if (task.kind, task.guest) == (f"{kind}start", str(guest)) and task.start >= since]
 
 
-def last_starts(system: System) -> dict[str, Task]:
-    """The last start of each guest that has ended, by its id.
+def last_starts(system: System) -> dict[tuple[str, str], Task]:
+    """The last start of each guest that has ended, by its task's kind (qmstart, vzstart) and its id.
 
     :raises Failure: the log of tasks can't be read.
     """
     found = (one for one in tasks(system, "index.1", "index") if one.status)
-    return {one.guest: one for one in found if one.kind in ("qmstart", "vzstart")}
+    return {(one.kind, one.guest): one for one in found if one.kind in ("qmstart", "vzstart")}
 
 
 def log_of(upid: str) -> str:

@@ -95,6 +95,16 @@ def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str]
     assert {one.id: one.failed_start for one in read(host).guests} == {950: "", 901: "", 103: told, 300: ""}
 
 
+def test_a_start_of_a_guest_that_had_this_id_before_is_none_of_this_one(host: Host) -> None:
+    host.write("/var/log/pve/tasks/index", "UPID:pve:0000:0000:6B010C00:qmstart:901:root@pam: 6B010CF0 it failed\n")
+    assert [one.failed_start for one in read(host).guests if one.id == 901] == [""]
+
+
+def test_a_list_of_tasks_that_cant_be_read_hides_nothing_else(host: Host) -> None:
+    host.write("/var/log/pve/tasks/index/x", "")
+    assert [one.failed_start for one in read(host).guests] == [""] * 4
+
+
 def test_only_lines_about_devices_and_what_tells_a_container_from_others_leave_the_host(host: Host) -> None:
     (container,) = read(host, 950).containers
     assert container.conf.splitlines() == [
