@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from remote_scripts.shared.inside import entered, is_gone
+from remote_scripts.shared.container_system import is_gone, need_running
 from remote_scripts.tools.client import Client
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.plain import FormError, of_plain, to_plain
@@ -99,7 +99,7 @@ def answered(system: System, verb: str, request: Request, module: ModuleType) ->
         if request.ctid:
             if verb == "revert" and is_gone(host, request.ctid):
                 return 0, '{"reverted":"nothing"}'
-            system = entered(host, request.ctid)
+            system = need_running(host, request.ctid)
         if verb == _HOLD:
             module.hold(system, wanted, Client())
             return 0, ""

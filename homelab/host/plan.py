@@ -319,7 +319,7 @@ def _log_excerpt(facts: HostFacts) -> str:
 
 @dataclass(frozen=True)
 class PlannedReboot:
-    """Whether the host must be rebooted, as the layer reboot decides it (remote_scripts/shared/lacking.py).
+    """Whether the host must be rebooted, as the layer reboot decides it (remote_scripts/shared/reboot_required.py).
 
     `reasons`: for it; `perhaps`: reasons that only the installation of packages confirms; `guests`: running guests that
     it stops; `moves`: guests that are on other nodes meanwhile; `cluster`: why the reboot waits for the cluster, empty:

@@ -1,5 +1,5 @@
 """A host's reboot: what the settings say of it, and its reasons in few words, from the reasons for each function and
-word (remote_scripts/shared/lacking.py). Pure."""
+word (remote_scripts/shared/reboot_required.py). Pure."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, ran, switch, way
+from remote_scripts.shared import boot, cmdline, guests_to_start, route, switch
 from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.way import Way
+from remote_scripts.shared.route import Route
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -76,10 +76,10 @@ def revert(system: System, wanted: Wanted) -> Literal["finished", "unfinished"]:
 
 def _note_running(system: System) -> None:
     """Whoever comes back is started again by the next boot, where its program is."""
-    if not system.files.exists(ran.TIMER.program):
+    if not system.files.exists(guests_to_start.TIMER.program):
         return
     try:
-        missed = ran.note_running(system)
+        missed = guests_to_start.note_running(system)
     except Failure as failure:
         missed = failure.found
     except OSError as error:
@@ -136,7 +136,7 @@ def _reached_in_time(system: System, seconds: float) -> tuple[bool, str]:
     address, interface, port, listens, gateway = (switch.note(system, switch.ARMED, name) for name in names)
     if not address:
         return False, "it is not known over which address this host is reached"
-    before = Way(address, interface, port, listens == "yes", gateway)
+    before = Route(address, interface, port, listens == "yes", gateway)
     deadline = time.monotonic() + seconds
     while True:
         is_reached, answer = _reached(system, before)
@@ -145,8 +145,8 @@ def _reached_in_time(system: System, seconds: float) -> tuple[bool, str]:
         time.sleep(_LOOK_SECONDS)
 
 
-def _reached(system: System, before: Way) -> tuple[bool, str]:
-    interface = way.interface_of(system, before.address)
+def _reached(system: System, before: Route) -> tuple[bool, str]:
+    interface = route.interface_of(system, before.address)
     if not interface:
         return False, (
             f"no interface that is up has {before.address}, over which it was configured ({before.interface} had)"
@@ -154,11 +154,11 @@ def _reached(system: System, before: Way) -> tuple[bool, str]:
     heard = f", whether sshd listens was not asked, since nothing did on port {before.port} when it was configured"
     if before.listens:
         heard = f", and sshd listens on port {before.port}"
-        if not way.listens(system, before.port):
+        if not route.listens(system, before.port):
             return False, f"nothing listens on port {before.port}, on which sshd did when it was configured"
     asked = ", its gateway was not asked, since none answered when it was configured"
     if before.gateway:
-        gateway = way.answering_gateway(system, before.address, interface)
+        gateway = route.answering_gateway(system, before.address, interface)
         if not gateway:
             return False, f"no default gateway answers, and {before.gateway} did when it was configured"
         asked = f", its gateway {gateway} answers"

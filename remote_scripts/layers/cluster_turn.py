@@ -1,7 +1,7 @@
 """Tells the other nodes of a cluster that this one is back from the restart that it had its turn for.
 
-Puts back what was set for the restart (shared/away.py), removes /etc/pve/priv/homelab-reboot, if it is this node's, and
-/var/lib/homelab/turn (shared/cluster.py).
+Puts back what was set for the restart (shared/restart_settings.py), removes /etc/pve/priv/homelab-reboot, if it is this
+node's, and /var/lib/homelab/turn (shared/cluster.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote_scripts.shared import away, cluster
+from remote_scripts.shared import cluster, restart_settings
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -67,6 +67,6 @@ def _end(system: System) -> Answer:
     if cluster.end_turn(system, CLUSTER_SECONDS, RETURN_SECONDS):
         return Answer(True)
     # It goes on trying at once, not when its timer's time is over.
-    if not cluster.is_restart_ordered(system) and away.TIMER.is_whole(system):
-        away.TIMER.start_now(system)
+    if not cluster.is_restart_ordered(system) and restart_settings.TIMER.is_whole(system):
+        restart_settings.TIMER.start_now(system)
     return Answer(False, cluster.still_set(system))

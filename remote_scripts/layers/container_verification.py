@@ -15,7 +15,7 @@ from remote_scripts.shared.container_change import need_container
 from remote_scripts.shared.container_conf import conf_text
 from remote_scripts.shared.container_notes import Notes
 from remote_scripts.shared.container_power import Power, Shutdown
-from remote_scripts.shared.inside import entered
+from remote_scripts.shared.container_system import need_running
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System, changes
@@ -107,7 +107,7 @@ class _Look:
     def __init__(self, system: System, ctid: int) -> None:
         self._log = system.log
         self._ctid = ctid
-        self._inside = entered(system, ctid)
+        self._inside = need_running(system, ctid)
         # Who opens (root, user, member) and a path -> what kept it from that; empty: nothing did.
         self._said: dict[tuple[str, str], str] = {}
         #: Path -> its numbers inside, in hexadecimal.

@@ -15,8 +15,8 @@ from itertools import takewhile
 from remote_scripts import installed
 from remote_scripts.shared import guest_tasks, guests, nvidia
 from remote_scripts.shared.container_conf import passed_on
-from remote_scripts.shared.hanging import ended
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
@@ -134,7 +134,7 @@ def _guests(system: System, here: str) -> Iterator[Guest]:
     root, starts = system.files.at(_NODES), {}
     with contextlib.suppress(Failure):  # all else is said without them
         starts = guest_tasks.last_starts(system)
-    for path in sorted(ended(lambda: list(root.glob("*/*/*.conf")))):
+    for path in sorted(within_limit(lambda: list(root.glob("*/*/*.conf")))):
         node, folder, name = path.relative_to(root).parts
         if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
             text = as_text(content_of(system, f"{_NODES}/{node}/{folder}/{name}") or b"")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remote_scripts.shared import boot as boot_files
-from remote_scripts.shared import lacking
+from remote_scripts.shared import reboot_required
 from remote_scripts.shared.reading import (
     boot,
     cards,
@@ -23,7 +23,7 @@ from remote_scripts.shared.reading import (
     holders,
     iommu,
     nvidia,
-    ours,
+    own_files,
     vital,
 )
 from remote_scripts.shared.reading.answer import Answer
@@ -99,10 +99,10 @@ def read(system: System, wanted: Wanted) -> Answer:
         boot_warnings=boot.warnings(loader.status),
         boot_free=boot_files.free_on(system, "/boot") or 0,
         largest_initramfs=boot_files.largest_initramfs(system),
-        managed=ours.managed(source),
+        managed=own_files.managed(source),
         stale_initramfs=boot_files.stale_kernels(system),
-        rolled_back=ours.rolled_back(source),
-        rolling_back=ours.is_rolling_back(source),
+        rolled_back=own_files.rolled_back(source),
+        rolling_back=own_files.is_rolling_back(source),
         judged=source.text(f"{HOME}/judged"),
         pending=source.names(f"{HOME}/pending"),
         boot_lacks=_boot_lacks(source, loader.name),
@@ -110,12 +110,12 @@ def read(system: System, wanted: Wanted) -> Answer:
         cards_enabled=source.is_link(_CARDS_ENABLED),
         nvidia_minors=minors,
         nvidia=nvidia.nvidia(source),
-        containers=ours.containers(source),
-        ledger=ours.ledger(source),
-        edits=ours.edits(source),
-        stacks=ours.stacks(source),
+        containers=own_files.containers(source),
+        ledger=own_files.ledger(source),
+        edits=own_files.edits(source),
+        stacks=own_files.stacks(source),
         handover=handover.handed_over(source),
-        turned_away=ours.turned_away(source),
+        turned_away=own_files.turned_away(source),
         set_aside=source.text(f"{HOME}/away"),
         guests=guests.guests(source, running=wanted.guests),
         cluster=guests.cluster(source, asked=wanted.guests),
@@ -139,10 +139,10 @@ def _boot_lacks(source: Source, loader: str) -> list[str] | None:
         return None
 
     def reasons() -> list[str] | None:
-        wanted = lacking.noted(system)
-        return None if wanted is None else lacking.lacking(system, wanted, loader).reasons
+        wanted = reboot_required.noted(system)
+        return None if wanted is None else reboot_required.check(system, wanted, loader).reasons
 
-    return source.noting(lacking.WANTED, reasons, None)
+    return source.noting(reboot_required.WANTED, reasons, None)
 
 
 def _as_texts(value: Any) -> Any:

@@ -5,9 +5,10 @@ Not while a backup, a migration, another task or an installation of packages run
 other nodes have their quorum without this one, and no other restarts; the layer cluster_turn ends the turn. Meanwhile
 Ceph doesn't replace this node's disks, and HA has its guests on other nodes where that is wanted.
 
-Changes what arms the switch (shared/switch.py); the notes and the timers of the node's turn (shared/away.py) and of the
-guests that ran (shared/ran.py); /var/lib/homelab/wanted-boot, which `revert` of the command line takes away; then the
-host restarts. Undone once the host is back, by the switch or by those timers otherwise.
+Changes what arms the switch (shared/switch.py); the notes and the timers of the node's turn
+(shared/restart_settings.py) and of the guests that ran (shared/guests_to_start.py); /var/lib/homelab/wanted-boot, which
+`revert` of the command line takes away; then the host restarts. Undone once the host is back, by the switch or by those
+timers otherwise.
 """
 
 from __future__ import annotations
@@ -16,11 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, cluster, guests, ha, lacking, maintenance, pmxcfs, ran, restart, switch
+from remote_scripts.shared import (
+    boot,
+    cluster,
+    guests,
+    guests_to_start,
+    ha,
+    maintenance,
+    pmxcfs,
+    reboot_required,
+    restart,
+    switch,
+)
 from remote_scripts.shared.cluster import Obstacle
 from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.lacking import Boot as Boot
-from remote_scripts.shared.lacking import Lacking
+from remote_scripts.shared.reboot_required import Boot as Boot
+from remote_scripts.shared.reboot_required import RebootRequired
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -97,8 +109,8 @@ def _policy(wanted: Wanted) -> cluster.Policy:
     return cluster.Policy(keep_quorum=wanted.keep_quorum, maintenance=wanted.maintenance, away_seconds=away)
 
 
-def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, Lacking]:
-    lacks = lacking.lacking(system, wanted.boot, loader)
+def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, RebootRequired]:
+    lacks = reboot_required.check(system, wanted.boot, loader)
     leaving: list[str] = []
     node = pmxcfs.this_node(system)
     if (lacks.reasons or lacks.perhaps) and wanted.maintenance and node.clustered:
@@ -135,12 +147,12 @@ def _name_guests(system: System, leaving: list[str]) -> tuple[str, str]:
 def _apply(system: System, wanted: Wanted, asked_by: restart.Caller) -> Answer:
     loader = boot.need_loader(system)
     decided, found = _decide(system, wanted, loader)
-    lacking.note(system, wanted.boot)
+    reboot_required.note(system, wanted.boot)
     if decided.reboot == "no":
         system.log.say("no reboot is needed: the running kernel has what is wanted")
         switch.forget_earlier_roll_back(system)
         cluster.end_turn(system, 0)  # of an earlier run; whoever verifies this boot waits for the cluster
-        ran.drop(system)
+        guests_to_start.drop(system)
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
@@ -185,7 +197,7 @@ def _reboot(
     if obstacle:
         raise _refused(system, obstacle)
     try:
-        why = ran.note_running(system)
+        why = guests_to_start.note_running(system)
         if not why and (lost := cluster.lost_turn(system)):
             raise _refused(system, lost)
         if not why:
@@ -247,7 +259,7 @@ def _stay_up(system: System) -> None:
     """There is no restart after all. Each part for itself: one that fails keeps no other from being put back."""
     acts: list[Callable[[], object]] = [
         lambda: cluster.drop_restart(system),
-        lambda: ran.drop(system),
+        lambda: guests_to_start.drop(system),
         lambda: switch.await_no_boot(system),
         lambda: cluster.end_turn(system, TURN_SECONDS),
     ]

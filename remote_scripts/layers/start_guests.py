@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote_scripts.shared import ran_start
+from remote_scripts.shared import guest_starts
 from remote_scripts.tools.system import System
 
 #: For so long Proxmox VE, which starts its own guests first, is waited for, in seconds.
@@ -41,7 +41,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     later, unwanted = ({*map(str, ids)} for ids in (wanted.later, wanted.unwanted))
     for _ in system.work.tries(FIRST_SECONDS, "waiting until Proxmox VE has started its guests"):
-        starts = ran_start.start(system, _OTHER_SECONDS, later, unwanted)
+        starts = guest_starts.start(system, _OTHER_SECONDS, later, unwanted)
         if starts:
             for text in starts.waits:
                 system.log.say(f"note: {text}; this host goes on trying (homelab-ran.timer)")
@@ -58,4 +58,4 @@ def program(system: System, _arguments: Sequence[str] = ()) -> None:
 
     :raises Failure: what is noted can't be read.
     """
-    ran_start.start_alone(system)
+    guest_starts.start_alone(system)

@@ -15,8 +15,8 @@ from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_containers import GIVEN_UP, CardContainers
 from remote_scripts.shared.handover_driver import CardDriver
-from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.processes import UnseenError, processes_using
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -250,7 +250,7 @@ class CardHandover:
             if len(numbers) < len(nodes):
                 raise UnseenError(f"the numbers of {' '.join(nodes)} can't be read")
             mapped = shared_card.mapped_as(self._system, self._card)
-            processes = holders(self._system, nodes[0], set(numbers), mapped)
+            processes = processes_using(self._system, nodes[0], set(numbers), mapped)
         except UnseenError as error:
             self.recorded.say(f"it stays where it is for now: {error}")
             return False

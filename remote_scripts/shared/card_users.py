@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
+from remote_scripts.shared.conf_files import links_of, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
-from remote_scripts.shared.holders import UnseenError, holders
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.named import links_of, texts_of
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.processes import UnseenError, processes_using
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -342,7 +342,7 @@ def processes_with(system: System, card: Card) -> list[str]:
     try:
         node = f"/dev/nvidia{shared_card.minor_of(system, card)}"
         numbers = shared_card.node_numbers(system, card)
-        return holders(system, node, numbers, shared_card.mapped_as(system, card))
+        return processes_using(system, node, numbers, shared_card.mapped_as(system, card))
     except (UnseenError, OSError, ValueError) as error:
         raise RefusedError(f"it isn't known who has it: {error}") from error
 
@@ -361,7 +361,7 @@ def need_sound_unused(system: System, card: Card) -> None:
     if not control:
         return
     try:
-        _need_none(holders(system, control, numbers, shared_card.mapped_as(system, card)))
+        _need_none(processes_using(system, control, numbers, shared_card.mapped_as(system, card)))
     except UnseenError as error:
         raise RefusedError(f"it isn't known who has its sound open: {error}") from error
 

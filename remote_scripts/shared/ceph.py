@@ -2,7 +2,8 @@
 these disks meanwhile.
 
 `noout` is set for this node's disks alone (`ceph osd add-noout`), not for the cluster: the other nodes' are replaced as
-ever. What has it already keeps it. `noout` of /var/lib/homelab/away (away.py): the disks that have it from here.
+ever. What has it already keeps it. `noout` of /var/lib/homelab/away (restart_settings.py): the disks that have it from
+here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from remote_scripts.shared import away, notes
+from remote_scripts.shared import notes, restart_settings
 from remote_scripts.tools.system import System
 
 _OSDS, _MONITORS = "/var/lib/ceph/osd", "/var/lib/ceph/mon"
@@ -58,7 +59,7 @@ def why_not(system: System) -> str:
 def _refusal(system: System, what: str, *words: str) -> str:
     """What is so where Ceph refuses a command, and why; empty: it takes it."""
     done = system.run.ask("ceph", *words)
-    return "" if done.status == 0 else f"{what} (`ceph {' '.join(words)}`): {away.in_a_line(done)}"
+    return "" if done.status == 0 else f"{what} (`ceph {' '.join(words)}`): {restart_settings.in_a_line(done)}"
 
 
 def note_disks(system: System) -> str:
@@ -74,9 +75,9 @@ def note_disks(system: System) -> str:
     disks = _replaced(system, own)
     if disks is None:
         return "Ceph doesn't say which disks it would replace (`ceph osd dump` gave no answer)"
-    noted = {*away.noted(system, "noout").split(), *disks}
+    noted = {*restart_settings.noted(system, "noout").split(), *disks}
     if noted:
-        away.note(system, "noout", " ".join(sorted(noted, key=int)))
+        restart_settings.note(system, "noout", " ".join(sorted(noted, key=int)))
     return ""
 
 
@@ -85,17 +86,17 @@ def keep_disks(system: System) -> str:
 
     :returns: why not; empty: it is set.
     """
-    disks = away.noted(system, "noout").split()
+    disks = restart_settings.noted(system, "noout").split()
     return _refusal(system, "Ceph would replace this node's disks", "osd", "add-noout", *disks) if disks else ""
 
 
 def let_disks_go(system: System) -> bool:
     """Unsets it for those that are noted; False: Ceph doesn't answer."""
-    disks = away.noted(system, "noout").split()
+    disks = restart_settings.noted(system, "noout").split()
     if disks:
         if not allow_replacement(system, disks):
             return False
-        away.note(system, "noout", "")
+        restart_settings.note(system, "noout", "")
     return True
 
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import away, ceph, ha, maintenance, notes, pmxcfs, work
+from remote_scripts.shared import activity, ceph, ha, maintenance, notes, pmxcfs, restart_settings
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -98,7 +98,7 @@ def obstacle(system: System, policy: Policy, *, planned: bool = False) -> Obstac
     :raises Failure: what decides it can't be read.
     """
     node = pmxcfs.this_node(system)
-    if why := work.at_work(system, node):
+    if why := activity.at_work(system, node):
         return Obstacle(why, "work")
     if not node.clustered:
         return None
@@ -128,7 +128,7 @@ def _obstacle_of_votes(system: System, node: Node, policy: Policy, done: Done) -
     texts = {name: one[1] for name, one in matches.items() if one}
     numbers = {name: int(one) for name, one in texts.items() if one.isdecimal()}
     if len(numbers) < 5:
-        return Obstacle(f"`pvecm status` doesn't say which votes the cluster has: {away.in_a_line(done)}")
+        return Obstacle(f"`pvecm status` doesn't say which votes the cluster has: {restart_settings.in_a_line(done)}")
     needed = f"of {numbers['expected']} votes, and {numbers['quorum']} are needed"
     if texts.get("quorate") != "Yes":
         return Obstacle(f"the cluster has no quorum: {numbers['total']} {needed}")
@@ -308,13 +308,13 @@ def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     files.need_folder(files.at(HOME))
     files.write(_OWN, f"boot {boot_id(system)}\n".encode(), 0o600)
     # Before anything is set: the turn itself ends where its `up` was killed.
-    if why := away.arm(system, policy.away_seconds):
+    if why := restart_settings.arm(system, policy.away_seconds):
         return f"the end of this node's turn can't be arranged on this host: {why}"
     if has_others(system.run.ask("pvecm", "status")) and (why := ceph.note_disks(system)):
         return why
     now = int(time.time())
     since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now))
-    noout = away.noted(system, "noout")
+    noout = restart_settings.noted(system, "noout")
     text = f"node {node.name}\nsince {since}\nuntil {now + policy.away_seconds}\n" + (
         f"noout {noout}\n" if noout else ""
     )
@@ -402,7 +402,7 @@ def end_turn(system: System, seconds: float, return_seconds: float = 0, *, itsel
     else:
         return False
     maintenance.await_services(system, pmxcfs.this_node(system), return_seconds)
-    away.TIMER.remove(system, itself=itself)
+    restart_settings.TIMER.remove(system, itself=itself)
     system.files.remove(_OWN)
     return True
 
@@ -440,9 +440,9 @@ def still_set(system: System) -> str:
     """In words, with the commands that put it back."""
     words = [f"no node of the cluster restarts: rm {TURN}"]
     with suppress(Failure):
-        if noout := away.noted(system, "noout"):
+        if noout := restart_settings.noted(system, "noout"):
             words.append(f"Ceph replaces none of these disks: ceph osd rm-noout {noout}")
-        if name := away.noted(system, "maintenance"):
+        if name := restart_settings.noted(system, "maintenance"):
             words.append(f"HA keeps its guests away: ha-manager crm-command node-maintenance disable {name}")
     return "; ".join(words)
 
@@ -453,17 +453,17 @@ def give_turn_back(system: System) -> None:
     :raises Failure: it is still set, and nothing here would go on with it.
     """
     files = system.files
-    if end_turn(system, _GIVE_BACK_SECONDS if files.exists(away.NOTE) else _NOTHING_SET_SECONDS):
+    if end_turn(system, _GIVE_BACK_SECONDS if files.exists(restart_settings.NOTE) else _NOTHING_SET_SECONDS):
         return
     files.finish()
-    if away.TIMER.is_whole(system):
+    if restart_settings.TIMER.is_whole(system):
         system.log.say(
             "note: the node goes on by itself (homelab-turn.service), and takes that away when it is done; until then "
             f"{still_set(system)}"
         )
-        away.TIMER.start_now(system)
+        restart_settings.TIMER.start_now(system)
         return
-    if files.exists(away.NOTE):
+    if files.exists(restart_settings.NOTE):
         raise Failure(
             "what was set for this node's restart put back",
             f"not all of it could be: {still_set(system)}",

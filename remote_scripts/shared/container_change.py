@@ -18,7 +18,7 @@ from remote_scripts.shared.container_conf import ConfText, addresses, conf_text
 from remote_scripts.shared.container_lines import Change
 from remote_scripts.shared.container_notes import PARTS, Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.state import file_lock
 from remote_scripts.tools.system import System
@@ -386,7 +386,7 @@ class Changing:
         if self._system.run.do("pct", "mount", str(self._ctid), seconds=60).status == 0:
             place = self._system.files.at(f"/var/lib/lxc/{self._ctid}/rootfs")
             try:
-                content = ended(lambda: _group_file(place))
+                content = within_limit(lambda: _group_file(place))
             except OSError as error:
                 self._system.log.say(f"/etc/group of container {self._ctid}: {error.strerror or error}")
         self._unmount_left()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from remote_scripts.shared.container_conf import SECTION
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.system import System
 
 VMS = "/etc/pve/qemu-server"
@@ -39,7 +39,7 @@ def lines_of_vm(system: System, vmid: str) -> list[str]:
         except FileNotFoundError:
             return ""
 
-    return own_lines(ended(read))
+    return own_lines(within_limit(read))
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:

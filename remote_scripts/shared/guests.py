@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.system import System
 
 Power = Literal["on", "off", "gone", "unknown"]
@@ -68,7 +68,7 @@ def is_gone(system: System, program: str, guest: str) -> bool:
         return False
 
     try:
-        return ended(ask)
+        return within_limit(ask)
     except OSError:
         return False
 

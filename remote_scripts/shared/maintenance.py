@@ -1,8 +1,8 @@
 """HA's maintenance mode for the time of a node's restart: HA moves the guests that it has here to other nodes, and
 brings them back afterwards.
 
-Of /var/lib/homelab/away (away.py): `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode that
-another person has switched on is neither noted nor switched off.
+Of /var/lib/homelab/away (restart_settings.py): `maintenance NODE`, and `services vm:103 …`, those that ran here. A mode
+that another person has switched on is neither noted nor switched off.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 
-from remote_scripts.shared import away, guest_conf, ha, pmxcfs
+from remote_scripts.shared import guest_conf, ha, pmxcfs, restart_settings
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -110,16 +110,16 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     """Why it can't be; empty: it is on. A mode that somebody else has switched on stays on: these guests don't come
     back with the end of our turn.
     """
-    if not away.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
+    if not restart_settings.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
         return ""
-    noted = away.noted(system, "services").split()
+    noted = restart_settings.noted(system, "services").split()
     try:
-        away.note(system, "services", " ".join(dict.fromkeys([*noted, *services])))
-        away.note(system, "maintenance", name)
+        restart_settings.note(system, "services", " ".join(dict.fromkeys([*noted, *services])))
+        restart_settings.note(system, "maintenance", name)
     except OSError:
         return "HA's maintenance mode can't be noted on this host"
     done = system.run.ask(*_MODE, "enable", name)
-    return "" if done.status == 0 else f"HA's maintenance mode can't be switched on: {away.in_a_line(done)}"
+    return "" if done.status == 0 else f"HA's maintenance mode can't be switched on: {restart_settings.in_a_line(done)}"
 
 
 def _left_behind(manager: ha.Said, name: str, services: list[str]) -> list[str]:
@@ -135,7 +135,7 @@ def refused(system: System, why: str) -> Failure:
     """One that was to be on another node isn't."""
     still = (
         ". HA has its maintenance mode on still: the node goes on switching it off"
-        if away.noted(system, "maintenance")
+        if restart_settings.noted(system, "maintenance")
         else ""
     )
     return Failure(
@@ -149,7 +149,7 @@ def refused(system: System, why: str) -> Failure:
 
 def leave(system: System) -> bool:
     """Switches off what is noted; False: HA doesn't take it, hasn't followed yet, or doesn't say."""
-    name = away.noted(system, "maintenance")
+    name = restart_settings.noted(system, "maintenance")
     if not name:
         return True
     if system.run.ask(*_MODE, "disable", name).status != 0:
@@ -159,13 +159,13 @@ def leave(system: System) -> bool:
             return False
     except ha.SilentError:
         return False
-    away.note(system, "maintenance", "")
+    restart_settings.note(system, "maintenance", "")
     return True
 
 
 def await_services(system: System, node: Node, seconds: float) -> None:
     """Until those are back that were here. They come back also if nobody waits."""
-    wanted = away.noted(system, "services").split()
+    wanted = restart_settings.noted(system, "services").split()
     if not wanted:
         return
     missing = wanted
@@ -181,7 +181,7 @@ def await_services(system: System, node: Node, seconds: float) -> None:
         system.log.say(
             f"note: HA hasn't brought {ha.in_words(missing)} back yet; it goes on by itself (`ha-manager status`)"
         )
-    away.note(system, "services", "")
+    restart_settings.note(system, "services", "")
 
 
 def _still_away(manager: ha.Said, name: str, wanted: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -47,7 +47,7 @@ def this_node(system: System) -> Node:
         return Node(name, system.files.at("/etc/pve/corosync.conf").exists())
 
     try:
-        return ended(ask)
+        return within_limit(ask)
     except OSError:
         return Node("", system.files.at("/etc/corosync/corosync.conf").exists())
 
@@ -64,7 +64,7 @@ def time_of(system: System, path: str) -> float | None:
         except FileNotFoundError:
             return None
 
-    return ended(ask)
+    return within_limit(ask)
 
 
 def write(system: System, path: str, content: bytes, until: float = float("inf")) -> None:
@@ -90,13 +90,13 @@ def write(system: System, path: str, content: bytes, until: float = float("inf")
             raise TimeoutError(errno.ETIMEDOUT, "it took too long", path)
         disk.rename(new, where)
 
-    ended(make)
-    ended(put)
+    within_limit(make)
+    within_limit(put)
 
 
 def remove(system: System, path: str) -> None:
     """:raises OSError: it can't be removed; that it isn't there is no error."""
-    ended(lambda: disk.remove(system.files.at(path)))
+    within_limit(lambda: disk.remove(system.files.at(path)))
 
 
 def take_lock(system: System, path: str) -> bool:
@@ -114,11 +114,11 @@ def take_lock(system: System, path: str) -> bool:
                 disk.make_folder(lock.parent)
 
     with suppress(OSError):
-        ended(make_parent)
-        ended(lambda: disk.make_folder(lock))
+        within_limit(make_parent)
+        within_limit(lambda: disk.make_folder(lock))
         return True
     with suppress(OSError):
-        ended(lambda: disk.touch(lock, 0))
+        within_limit(lambda: disk.touch(lock, 0))
     return False
 
 
@@ -130,7 +130,7 @@ def free_lock(system: System, path: str, until: float) -> None:
     try:
         if time.clock_gettime(time.CLOCK_BOOTTIME) > until:
             raise TimeoutError
-        ended(lambda: disk.remove_folder(system.files.at(path)))
+        within_limit(lambda: disk.remove_folder(system.files.at(path)))
     except OSError:
         system.log.say(f"{path} stays for two minutes")
 
@@ -149,7 +149,7 @@ def content_of(system: System, path: str) -> bytes | None:
             return None
 
     try:
-        content = ended(read)
+        content = within_limit(read)
     except OSError as error:
         raise _unread(path, error.strerror or str(error)) from error
     if content is not None and len(content) > _BYTES:
@@ -163,7 +163,7 @@ def names(system: System, path: str) -> list[str]:
     :raises Failure: it can't be read.
     """
     try:
-        return sorted(ended(lambda: os.listdir(system.files.at(path))))
+        return sorted(within_limit(lambda: os.listdir(system.files.at(path))))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -210,8 +210,8 @@ def replace(system: System, path: str, content: bytes) -> None:
         disk.flush(where.parent)
 
     # By itself: where the bytes come too late it doesn't get its name any more, as whoever calls has given up the lock.
-    ended(make)
-    ended(put)
+    within_limit(make)
+    within_limit(put)
 
 
 def has_left(system: System, path: str) -> bool:
@@ -222,7 +222,7 @@ def has_left(system: System, path: str) -> bool:
 
 def remove_left(system: System, path: str) -> None:
     """Takes it away; whoever calls has the file's lock."""
-    ended(lambda: _remove_left(system.files.at(path)))
+    within_limit(lambda: _remove_left(system.files.at(path)))
 
 
 def _remove_left(where: Path) -> None:

@@ -18,7 +18,7 @@ import re
 import time
 
 from remote_scripts import installed
-from remote_scripts.shared import boot, cmdline, notes, ran, way
+from remote_scripts.shared import boot, cmdline, guests_to_start, notes, route
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
@@ -255,7 +255,7 @@ def is_there(system: System) -> bool:
 def disarm_when_given_back(system: System) -> None:
     """After something was given back: the switch stays for as long as a boot would read anything of ours."""
     files = system.files
-    ran.settle(system)
+    guests_to_start.settle(system)
     if not (is_there(system) or files.exists(ROLLED_BACK) or files.exists(JUDGED)):
         return
     files.finish()  # settles the records
@@ -285,7 +285,7 @@ def _record(system: System, here: str, awaited: int, loader: str) -> str:
     lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
     if awaited:
         lines.append(f"until {int(time.time()) + awaited}")
-    connection = way.find(system)
+    connection = route.find(system)
     lines += [f"address {connection.address}", f"interface {connection.interface}", f"port {connection.port}"]
     lines += [f"listens {'yes' if connection.listens else 'no'}", f"gateway {connection.gateway}"]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from remote_scripts.layers.boot_verdict import Wanted
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.shared import ran, way
+from remote_scripts.shared import guests_to_start, route
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
 from tests import sampling
@@ -50,7 +50,7 @@ def loader() -> str:
 def configured(host: Host, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the boot after it was configured."""
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    for module, name in ((way, "GATEWAY_SECONDS"), (boot_verdict, "_LOCK_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
+    for module, name in ((route, "GATEWAY_SECONDS"), (boot_verdict, "_LOCK_SECONDS"), (boot_verdict, "_LOOK_SECONDS")):
         monkeypatch.setattr(module, name, 0.1)
     boot_kit.stock(host, loader)
     host.ask("apply", "cmdline", Cmdline(name="vfio", words=WORDS, entry=True, rollback_after=20))
@@ -269,7 +269,7 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
     host: Host, restarts: bool, lists: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also somebody whom a person has started meanwhile. An answer that doesn't come keeps nothing from being given back."""
-    monkeypatch.setattr(ran, "_LIST_SECONDS", 0)
+    monkeypatch.setattr(guests_to_start, "_LIST_SECONDS", 0)
     without_words(host, "grub")
     host.write(f"{HOME}/ran", "pct 901 1 boot\n")
     host.write(f"{HOME}/ran-program", "", 0o700)

@@ -16,7 +16,7 @@ import pytest
 
 from remote_scripts.layers import absent_node, cluster_turn
 from remote_scripts.layers.cluster_turn import Wanted
-from remote_scripts.shared import cluster, hanging, pmxcfs
+from remote_scripts.shared import cluster, pmxcfs, time_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -262,7 +262,7 @@ def test_what_hung_in_etc_pve_writes_nothing_once_that_answers_again(
     node: Host, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """By then another node has the turn."""
-    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
     answers = threading.Event()
     hung: list[threading.Thread] = []
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
-from remote_scripts.shared import container_change, hanging, pmxcfs
+from remote_scripts.shared import container_change, pmxcfs, time_limit
 from remote_scripts.shared.container_conf import Method
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -440,7 +440,7 @@ def test_what_is_noted_and_cant_be_read_isnt_taken_for_nothing(box: Containers) 
 
 
 def test_a_hanging_cluster_file_system_ends_it(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
     (box.root / CONF[1:]).unlink()
     os.mkfifo(box.root / CONF[1:])
     with pytest.raises(Refused, match="no answer within 0.2 s"):
@@ -450,7 +450,7 @@ def test_a_hanging_cluster_file_system_ends_it(box: Containers, monkeypatch: pyt
 
 def test_what_comes_too_late_takes_no_other_change_away(box: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     """/etc/pve answers again when the lock of the file is somebody else's."""
-    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
     before, answers, real = {*threading.enumerate()}, threading.Event(), disk.flush_open
 
     def late(descriptor: int, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remote_scripts.layers.container_record import Wanted
-from remote_scripts.shared import hanging
+from remote_scripts.shared import time_limit
 from tests.agent.kit import Host, Refused, cuts, left_by
 
 FOLDER = "/var/lib/homelab/containers/300"
@@ -222,7 +222,7 @@ def test_a_hanging_cluster_file_system_ends_the_question(host: Host, monkeypatch
     conf = host.root / "etc/pve/lxc/300.conf"
     conf.unlink()
     os.mkfifo(conf)  # nobody writes into it
-    monkeypatch.setattr(hanging, "SECONDS", 0.2)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
     with pytest.raises(Refused, match="no answer within 0.2 s"):
         ask(host, "read")
     os.close(os.open(conf, os.O_RDWR | os.O_NONBLOCK))

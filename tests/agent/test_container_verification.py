@@ -77,7 +77,7 @@ class Inside:
 @pytest.fixture
 def inside(box: Containers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inside:
     made = Inside(tmp_path / "inside")
-    monkeypatch.setattr(container_verification, "entered", made.enter)
+    monkeypatch.setattr(container_verification, "need_running", made.enter)
     box.nvidia(NVIDIA)
     box.state = "running"
     return made

@@ -12,7 +12,7 @@ from homelab.doctor.reading import Extra
 from homelab.remote import scripts
 from lab.host.host_python import nodes_below
 from remote_scripts.layers.diagnose import Wanted
-from remote_scripts.shared import hanging
+from remote_scripts.shared import time_limit
 from remote_scripts.tools.plain import of_plain
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host, Refused
@@ -182,7 +182,7 @@ def test_a_configuration_that_cant_be_read_is_no_guest_without_one(host: Host) -
 
 
 def test_a_cluster_file_system_that_hangs_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hanging, "SECONDS", 0.0)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.0)
     monkeypatch.setattr("pathlib.Path.glob", lambda *_: __import__("time").sleep(0.5))
     with pytest.raises(Refused, match="no answer within 0 s"):
         read(host)

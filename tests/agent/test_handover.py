@@ -16,8 +16,8 @@ from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, handover_driver, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import Record, away, read_record
-from remote_scripts.shared.holders import UnseenError, holders
-from remote_scripts.shared.reading.ours import turned_away
+from remote_scripts.shared.processes import UnseenError, processes_using
+from remote_scripts.shared.reading.own_files import turned_away
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
@@ -221,7 +221,7 @@ def opens(host: Host, pid: int, number: int) -> None:
 def look(host: Host) -> list[str]:
     (host.root / "dev/control").unlink(missing_ok=True)
     (host.root / "dev/control").symlink_to("/dev/zero")
-    return holders(host.system(), "/dev/control", {"1:3"}, shared_card.mapped_as(host.system(), BIG))
+    return processes_using(host.system(), "/dev/control", {"1:3"}, shared_card.mapped_as(host.system(), BIG))
 
 
 MAPPED = "7f00-7f01 rw-s 00000000 00:05 103 /dev/nvidia0"
@@ -725,7 +725,7 @@ def test_a_vm_whose_mapping_is_another_cards_by_now_keeps_what_it_has_open(
     lent.write("/vm103", "running\n")
     lent.write("/dev/vfio/7", "")
     (lent.root / DEVICES[1:] / GPU / "iommu_group").symlink_to("../7")
-    monkeypatch.setattr(card_handover, "holders", lambda *_: ["kvm (PID 7)"])
+    monkeypatch.setattr(card_handover, "processes_using", lambda *_: ["kvm (PID 7)"])
     for _ in range(2):
         run(lent, *SERVICE)
     assert with_the_vm(lent) and story(lent).count("kvm (PID 7) still has it") == 1
@@ -1027,7 +1027,7 @@ def test_a_file_system_of_proxmox_ve_that_hangs_keeps_the_card(
     host: Host, path: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start that waits for ever would have this host for ever."""
-    monkeypatch.setattr("remote_scripts.shared.hanging.SECONDS", 0.2)
+    monkeypatch.setattr("remote_scripts.shared.time_limit.SECONDS", 0.2)
     place = host.root / path[1:]
     place.parent.mkdir(exist_ok=True)
     place.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ MODULES = (
     "handover",
     "handover_containers",
     "handover_driver",
-    "holders",
+    "processes",
     "shared_card",
 )
 

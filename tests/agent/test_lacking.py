@@ -11,7 +11,7 @@ import pytest
 from homelab.host.reboot import in_short
 from remote_scripts.layers import cmdline
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import lacking
+from remote_scripts.shared import reboot_required
 from remote_scripts.tools.run import Done
 from tests.agent import reading_kit
 from tests.agent.cluster_kit import Clock, clock
@@ -201,8 +201,8 @@ def configure(host: Host) -> None:
     host.write("/var/lib/homelab/files/iommu/etc/default/grub.d/zz-homelab-iommu.cfg", "0644 0\n")
 
 
-def wanted_boot(case: Case) -> lacking.Boot:
-    return lacking.Boot(
+def wanted_boot(case: Case) -> reboot_required.Boot:
+    return reboot_required.Boot(
         words=tuple(case.words.split()), functions=case.functions, driver=case.driver, flavour=case.flavour
     )
 
@@ -218,7 +218,7 @@ def test_what_only_a_reboot_brings_is_planned_and_done(host: Host, clock: Clock,
     make(host, case)
     configure(host)
     before = host.tree()
-    found = lacking.lacking(host.system(), wanted_boot(case), "grub")
+    found = reboot_required.check(host.system(), wanted_boot(case), "grub")
     assert found.of_boot == len([reason for reason in case.reasons if "NVIDIA's" not in reason])
     said = ask(host, case, "plan")
     assert (tuple(said["reasons"]), tuple(said["perhaps"])) == (case.reasons, case.perhaps)
@@ -245,7 +245,7 @@ def test_a_package_that_is_half_configured_counts_where_it_is_the_drivers(
 ) -> None:
     make(host, CASES["the branch is loaded, and installed whole"])
     host.programs["dpkg-query"] = lambda _arguments, _stdin: f"{half}\thalf-configured\t1\tamd64\n"
-    found = lacking.lacking(host.system(), wanted_boot(CASES[name]), "grub")
+    found = reboot_required.check(host.system(), wanted_boot(CASES[name]), "grub")
     assert tuple(found.perhaps) == CASES[name].perhaps and not found.reasons
 
 
@@ -272,18 +272,20 @@ def test_what_a_boot_is_to_have_is_noted_with_the_overrides_that_still_run(host:
     ask(host, case, "apply", "manual")
     words, functions, driver, flavour, still = host.read("/var/lib/homelab/wanted-boot").split("\n")[:5]
     assert (words, functions, driver, flavour, still) == (case.words, " ".join(CARD), "", "", OPTED)
-    found = lacking.noted(host.system())
-    assert found == lacking.Boot(words=tuple(case.words.split()), functions=CARD)
-    assert lacking.noted_words(host.system()) == [*words.split(), *still.split()]
-    assert lacking.lacking(host.system(), found, "grub").reasons == list(case.reasons)
+    found = reboot_required.noted(host.system())
+    assert found == reboot_required.Boot(words=tuple(case.words.split()), functions=CARD)
+    assert reboot_required.noted_words(host.system()) == [*words.split(), *still.split()]
+    assert reboot_required.check(host.system(), found, "grub").reasons == list(case.reasons)
 
 
 def test_what_was_noted_is_read_back(host: Host) -> None:
-    assert lacking.noted(host.system()) is None
-    noted = lacking.Boot(words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open")
-    lacking.note(host.system(), noted)
-    assert host.read(lacking.WANTED) == "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\n\n"
-    assert lacking.noted(host.system()) == noted
+    assert reboot_required.noted(host.system()) is None
+    noted = reboot_required.Boot(
+        words=("iommu=pt", "a=b"), functions=("0000:01:00.0",), driver="580.95.05", flavour="open"
+    )
+    reboot_required.note(host.system(), noted)
+    assert host.read(reboot_required.WANTED) == "iommu=pt a=b\n0000:01:00.0\n580.95.05\nopen\n\n"
+    assert reboot_required.noted(host.system()) == noted
 
 
 def test_a_reading_says_of_what_was_booted_for_what_the_running_kernel_lacks(tmp_path: Path, clock: Clock) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from remote_scripts.layers import cluster_turn, reboot
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import lacking, pmxcfs, restart, switch
+from remote_scripts.shared import pmxcfs, reboot_required, restart, switch
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -83,7 +83,7 @@ def booted(host: Host) -> None:
 def wanted(*, maintenance: bool = True, keep_quorum: bool = True) -> Wanted:
     return Wanted(
         policy="auto",
-        boot=lacking.Boot(words=("amd_iommu=on",)),
+        boot=reboot_required.Boot(words=("amd_iommu=on",)),
         rollback_after=600,
         awaited=1800,
         keep_quorum=keep_quorum,

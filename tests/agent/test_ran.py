@@ -1,4 +1,4 @@
-"""Guests that ran before a restart of this program's run again after it, each started once (shared/ran.py, layers/start_guests.py). Tasks are as
+"""Guests that ran before a restart of this program's run again after it, each started once (shared/guests_to_start.py, layers/start_guests.py). Tasks are as
 PVE::RESTEnvironment and PVE::UPID write them, `stopall` and the shutdowns that it begins as pve-guests.service does (PVE::API2::Nodes).
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from remote_scripts.layers import start_guests
 from remote_scripts.layers.start_guests import Wanted
-from remote_scripts.shared import cluster, guests, hanging, pmxcfs, ran
+from remote_scripts.shared import cluster, guests, guests_to_start, pmxcfs, time_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
 from remote_scripts.tools.system import System
@@ -401,7 +401,7 @@ def test_where_etc_pve_gives_no_answer_no_guest_is_gone(host: Host, monkeypatch:
             over.wait()
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
-    monkeypatch.setattr(hanging, "SECONDS", 0.1)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "lstat", answers)
         assert guests.power_of(system, "qm", "103", 0) == "unknown"
@@ -442,7 +442,7 @@ def test_who_was_switched_off_thousands_of_tasks_ago_stays_off(host: Host) -> No
 def test_who_notes_what_runs_keeps_it_from_a_timer_that_has_nothing_to_do(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     before = host.lasting()
-    with host.system().work.holding(ran.LOCK, 0):
+    with host.system().work.holding(guests_to_start.LOCK, 0):
         alone(host)
         assert host.lasting() == before
     alone(host)
@@ -560,7 +560,7 @@ def test_a_host_that_was_given_back_meanwhile_keeps_nothing_of_it(host: Host) ->
 
 def note(host: Host) -> str:
     system = system_of(host)
-    return system.changing(lambda: ran.note_running(system))
+    return system.changing(lambda: guests_to_start.note_running(system))
 
 
 def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
@@ -572,7 +572,7 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
         ("qm", "90", B), ("pct", "902", B), ("qm", "103", A), ("qm", "105", A), ("pct", "901", A),
     ]  # fmt: skip
     assert (host.root / "etc/systemd/system/timers.target.wants/homelab-ran.timer").is_symlink()
-    ran.drop(system_of(host))
+    guests_to_start.drop(system_of(host))
     assert [line.split()[1] for line in host.read(f"{HOME}/ran").splitlines()] == ["103", "105", "901"]
 
 
@@ -591,18 +591,23 @@ def test_what_runs_and_is_not_told_is_not_noted_as_nothing(host: Host) -> None:
 def test_a_note_that_cant_be_read_is_said_and_stays(host: Host) -> None:
     (host.root / f"{HOME}/ran"[1:]).unlink()
     host.write(f"{HOME}/ran/x", "")
-    for act in (note, alone, lambda host: ran.drop(system_of(host)), lambda host: ran.settle(system_of(host))):
+    for act in (
+        note,
+        alone,
+        lambda host: guests_to_start.drop(system_of(host)),
+        lambda host: guests_to_start.settle(system_of(host)),
+    ):
         with pytest.raises(Failure, match="to know which guests ran before a restart of this host"):
             act(host)
     assert host.exists(f"{HOME}/ran-program")
 
 
 def test_a_host_that_is_given_back_forgets_whom_nothing_is_owed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    ran.settle(system_of(host))
+    guests_to_start.settle(system_of(host))
     assert "still off" in capsys.readouterr().err and not is_over(host)
     for kind, vmid in ((VM, 103), (VM, 90), (VM, 105), (CT, 901)):
         guest(host, kind, vmid, power="running")
-    ran.settle(system_of(host))
+    guests_to_start.settle(system_of(host))
     assert is_over(host) and not started(host)
 
 
@@ -622,7 +627,7 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
     guest(host, VM, 90, power="running")
     found = cuts(host, note)
     assert len(found) > 10 and all(map(noted_wholly, found))
-    for number, cut in enumerate([*found, *cuts(host, lambda one: ran.forget(system_of(one)))]):
+    for number, cut in enumerate([*found, *cuts(host, lambda one: guests_to_start.forget(system_of(one)))]):
         left = left_by(cut, host, tmp_path / str(number))
         for file in ("proc/sys/kernel/random/boot_id", "proc/stat", "state/system", "state/pve-guests.service"):
             left.write(file, host.read(file))
@@ -631,19 +636,19 @@ def test_a_note_that_is_cut_short_has_what_starts_them_and_is_forgotten_whole(ho
             (left.root / "state" / kind).mkdir(parents=True)
         system = left.system()
         if number % 2:
-            system.changing(lambda system=system: ran.drop(system))  # type: ignore[misc]
+            system.changing(lambda system=system: guests_to_start.drop(system))  # type: ignore[misc]
         else:  # `destroy`
             guest(left, VM, 90, power="running")
-            system.changing(lambda system=system: ran.settle(system))  # type: ignore[misc]
+            system.changing(lambda system=system: guests_to_start.settle(system))  # type: ignore[misc]
         assert is_over(left) and not left.exists(HOME), cut.how
 
 
 def test_who_is_forgotten_has_a_timer_to_the_last(host: Host, tmp_path: Path) -> None:
     """A cut leaves no note that nobody would see to."""
-    ran.TIMER.write(system_of(host), "[Service]\n", "[Timer]\n")
-    for number, cut in enumerate(cuts(host, lambda one: ran.forget(system_of(one)))):
+    guests_to_start.TIMER.write(system_of(host), "[Service]\n", "[Timer]\n")
+    for number, cut in enumerate(cuts(host, lambda one: guests_to_start.forget(system_of(one)))):
         left = left_by(cut, host, tmp_path / str(number))
-        assert not left.exists(ran.RAN) or ran.TIMER.is_whole(left.system()), cut.how
-        if not left.exists(ran.RAN):
+        assert not left.exists(guests_to_start.RAN) or guests_to_start.TIMER.is_whole(left.system()), cut.how
+        if not left.exists(guests_to_start.RAN):
             alone(left)
             assert is_over(left), cut.how

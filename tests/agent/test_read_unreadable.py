@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from homelab.host.facts import HostFacts
-from remote_scripts.shared import hanging, named
-from remote_scripts.tools import apart
+from remote_scripts.shared import conf_files, time_limit
+from remote_scripts.tools import child_process
 from tests.agent.kit import Host
 from tests.agent.reading_kit import host as host
 from tests.agent.reading_kit import read, says
@@ -117,7 +117,7 @@ def test_that_a_shell_cant_tell_what_grub_gives_the_kernel_is_told(host: Host) -
 def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
     whole: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hanging, "SECONDS", 0.5)
+    monkeypatch.setattr(time_limit, "SECONDS", 0.5)
     file = whole.root / CONTAINER.lstrip("/")
     is_file = Path.is_file
     monkeypatch.setattr(Path, "is_file", lambda path: time.sleep(30) if path == file else is_file(path))
@@ -145,7 +145,7 @@ def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole.write(SCRIPT, "", 0o755)
     (whole.root / "var/backups/homelab").mkdir(parents=True)
     assert read(whole).unreadable == []
-    monkeypatch.setattr(apart, "SECONDS", 0.5)
+    monkeypatch.setattr(child_process, "SECONDS", 0.5)
     place = str(whole.root / path.lstrip("/"))
     for name in ("open", "stat", "access", "lstat", "scandir"):
         real = getattr(os, name)
@@ -162,18 +162,19 @@ def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     )
 
 
-def test_no_child_that_looks_keeps_what_this_process_has_open(whole: Host) -> None:
+def test_no_child_that_looks_keeps_what_this_process_has_open(whole: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is left behind would keep the lock, and the connection of a client, for as long as the share is gone."""
     kept, descriptor = os.pipe()
     os.set_inheritable(descriptor, True)
-    with pytest.raises(TimeoutError):
-        apart.apart(lambda: time.sleep(30), 0.2)
-    seen = apart.apart(lambda: [path.name for path in Path("/proc/self/fd").iterdir()])
+    with monkeypatch.context() as short, pytest.raises(TimeoutError):
+        short.setattr(child_process, "SECONDS", 0.2)
+        child_process.in_child(lambda: time.sleep(30))
+    seen = child_process.in_child(lambda: [path.name for path in Path("/proc/self/fd").iterdir()])
     os.close(descriptor)
     os.close(kept)
     assert {*seen} <= {"0", "1", "2", "3", "4"}
     with pytest.raises(IsADirectoryError):
-        apart.apart((whole.root / "etc").read_text)
+        child_process.in_child((whole.root / "etc").read_text)
 
 
 def is_null(path: Path) -> None:
@@ -196,7 +197,7 @@ def test_what_lxc_takes_for_nothing_is_no_trouble(whole: Host, path: str, become
     file.unlink()
     become(file)
     assert read(whole).unreadable == []
-    assert named.texts_of(whole.system(), path) in ([], [""])
+    assert conf_files.texts_of(whole.system(), path) in ([], [""])
 
 
 @pytest.mark.parametrize("path", [INCLUDED, FSTAB, HOOK])

@@ -361,7 +361,9 @@ LAYER = "ledger"
 
 
 def asked(host: Host, monkeypatch: pytest.MonkeyPatch, verb: str, *begin: str) -> tuple[int, str]:
-    monkeypatch.setattr("remote_scripts.shared.inside.attach", lambda _ctid, _helper: begin or ("dash", "-c", HELPER))
+    monkeypatch.setattr(
+        "remote_scripts.shared.container_system.attach", lambda _ctid, _helper: begin or ("dash", "-c", HELPER)
+    )
     module = types.SimpleNamespace(
         Wanted=Nothing,
         read=lambda system, _wanted: {"name": system.files.text("/etc/name"), "inside": system.is_container},

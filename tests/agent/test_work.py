@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote_scripts.shared import ha, pmxcfs, work
+from remote_scripts.shared import activity, ha, pmxcfs
 from remote_scripts.tools.run import Done
 from tests.agent.kit import Host
 
@@ -26,7 +26,7 @@ def process(host: Host, pid: int = PID, started: int = STARTED, called: str = "t
 
 def says(host: Host) -> str:
     system = host.system()
-    return work.at_work(system, pmxcfs.this_node(system))
+    return activity.at_work(system, pmxcfs.this_node(system))
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_where_ha_has_no_services_it_isnt_asked_and_where_it_has_its_silence_is_
 def test_an_etc_pve_that_hangs_is_no_ha_without_services(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert says(host) == ""
 
-    def hangs(work: Any, seconds: float | None = None) -> Any:
+    def hangs(work: Any) -> Any:
         raise TimeoutError("no answer within 20 s")
 
-    monkeypatch.setattr(pmxcfs, "ended", hangs)
+    monkeypatch.setattr(pmxcfs, "within_limit", hangs)
     assert says(host).startswith(
         "/etc/pve doesn't answer (pve-cluster.service), so it isn't known whether HA is at work"
     )

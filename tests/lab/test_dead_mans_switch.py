@@ -141,7 +141,8 @@ def started(lab: Lab) -> dict[str, list[str]]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's own wait is cut short."""
     archive = archive_with(
-        ("shared.ran_start", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"), ("shared.ran", "Sec=30s", "Sec=1s")
+        ("shared.guest_starts", "_GRACE_SECONDS = 60.0", "_GRACE_SECONDS = 1.0"),
+        ("shared.guests_to_start", "Sec=30s", "Sec=1s"),
     )
     monkeypatch.setattr(agent, "_archive_text", lambda: archive)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import guests as running_guests
+from remote_scripts.shared.conf_files import links_of
 from remote_scripts.shared.container_conf import SECTION, parse, passed_on, whole
-from remote_scripts.shared.named import links_of
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 

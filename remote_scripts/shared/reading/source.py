@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from remote_scripts.shared import named
+from remote_scripts.shared import conf_files
 from remote_scripts.shared.container_conf import LXCS
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import Done
@@ -110,7 +110,7 @@ class Source:
     def texts_of(self, path: str) -> list[str]:
         """What a path has that a container's configuration names (container_conf.whole)."""
         nothing: list[bytes] = []
-        contents = self.chosen(path, lambda: named.contents_of(self.system, path, _MOST), nothing)
+        contents = self.chosen(path, lambda: conf_files.contents_of(self.system, path, _MOST), nothing)
         return [_decoded(content) for content in contents]
 
     def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
@@ -123,7 +123,7 @@ class Source:
             self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
             return otherwise
         try:
-            return named.look(path, work)
+            return conf_files.look(path, work)
         except TimeoutError as error:
             self._hanging = path
             self.note(path, f"{error}: it may lie on a share, or on a file system of a program, that hangs")
@@ -143,7 +143,7 @@ class Source:
         if self._pve_hangs:
             return otherwise
         try:
-            return ended(work)
+            return within_limit(work)
         except TimeoutError as error:
             self._pve_hangs = True
             self.note(path, str(error))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import way
+from remote_scripts.shared import route
 from remote_scripts.shared.reading.answer import Vital
 from remote_scripts.shared.reading.source import ADDRESS, Source, lines_of
 from remote_scripts.tools.files import HOME
@@ -161,7 +161,7 @@ class _Ways:
         return self._addresses
 
     def _of_connection(self) -> list[str]:
-        words = way.connection(self._source.system).split()
+        words = route.connection(self._source.system).split()
         if not words:
             return []
         client, server = ([*words, "", "", ""][place].removeprefix("::ffff:").partition("%")[0] for place in (0, 2))

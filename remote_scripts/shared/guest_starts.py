@@ -10,9 +10,20 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import cluster, guest_conf, guest_tasks, guests, ha, hookscripts, pmxcfs, ran, switch, work
+from remote_scripts.shared import (
+    activity,
+    cluster,
+    guest_conf,
+    guest_tasks,
+    guests,
+    guests_to_start,
+    ha,
+    hookscripts,
+    pmxcfs,
+    switch,
+)
+from remote_scripts.shared.guests_to_start import Line
 from remote_scripts.shared.kernel import need_boot_id
-from remote_scripts.shared.ran import Line
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -92,7 +103,7 @@ def start(
     :returns: None: another one is at it, or this boot isn't decided.
     :raises Failure: what is noted can't be read.
     """
-    with system.work.holding(ran.LOCK, seconds) as has:
+    with system.work.holding(guests_to_start.LOCK, seconds) as has:
         booted = _BOOTED.search(system.files.text("/proc/stat"))
         if not has or not booted or not is_boot_decided(system):
             return None
@@ -104,7 +115,7 @@ def start_alone(system: System) -> None:
 
     :raises Failure: as of `start`.
     """
-    if not system.files.exists(ran.RAN):
+    if not system.files.exists(guests_to_start.RAN):
         _forget(system)
         return
     if not _is_quiet(system):
@@ -117,7 +128,7 @@ def start_alone(system: System) -> None:
         return
     started = f"the host itself has started what ran before its restart: {', '.join(starts.started)}"
     _tell_next_up(system, [*([started] if starts.started else []), *starts.off])
-    if not system.files.exists(ran.RAN):
+    if not system.files.exists(guests_to_start.RAN):
         _forget(system)
 
 
@@ -125,10 +136,10 @@ def _forget(system: System) -> None:
     """Without the lock of whoever changes this system: nothing but what is of this alone. Who notes guests meanwhile
     keeps what he has written.
     """
-    with system.work.holding(ran.LOCK, 0) as has:
-        if not has or system.files.exists(ran.RAN):
+    with system.work.holding(guests_to_start.LOCK, 0) as has:
+        if not has or system.files.exists(guests_to_start.RAN):
             return
-        ran.forget(system)
+        guests_to_start.forget(system)
     with suppress(OSError):
         disk.remove_folder(system.files.at(HOME))
 
@@ -162,7 +173,7 @@ class _Starting:
         self._done = Started()
 
     def each(self) -> Started:
-        self._left = sorted(ran.lines(self._system), key=self._place)
+        self._left = sorted(guests_to_start.lines(self._system), key=self._place)
         for line in [*self._left]:
             is_one = line.program in _FOLDERS and _NUMBER.fullmatch(line.guest) and _NUMBER.fullmatch(line.since)
             if is_one and line.guest not in self._unwanted and not self._see_to(line):
@@ -171,9 +182,9 @@ class _Starting:
             # Nothing is owed of it any more. The last one goes with all the rest.
             self._left.remove(line)
             if self._left:
-                ran.write(self._system, self._left)
+                guests_to_start.write(self._system, self._left)
         if not self._left:
-            ran.forget(self._system)
+            guests_to_start.forget(self._system)
         return self._done
 
     def _place(self, line: Line) -> tuple[int, int]:
@@ -264,7 +275,7 @@ class _Starting:
         return True
 
     def _at_work(self) -> str:
-        return work.at_work(self._system, pmxcfs.this_node(self._system))
+        return activity.at_work(self._system, pmxcfs.this_node(self._system))
 
     def _waits(self, text: str) -> None:
         self._done.waits.append(self._system.log.clean(text))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from remote_scripts.shared.guests import power_of
-from remote_scripts.shared.hanging import ended
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import helper
 from remote_scripts.tools.container import Container, attach
 from remote_scripts.tools.errors import Failure
@@ -15,7 +15,7 @@ from remote_scripts.tools.system import System
 _NODES = "/etc/pve/nodes"
 
 
-def entered(host: System, ctid: int) -> Container:
+def need_running(host: System, ctid: int) -> Container:
     """The container, which answers.
 
     :raises Failure: it is none of this node, or doesn't run, or doesn't answer.
@@ -56,9 +56,9 @@ def is_gone(host: System, ctid: int) -> bool:
         return [node for node in sorted(os.listdir(folder)) if (folder / node / f"lxc/{ctid}.conf").exists()]
 
     try:
-        if ended(lambda: host.files.at(f"/etc/pve/lxc/{ctid}.conf").exists()):
+        if within_limit(lambda: host.files.at(f"/etc/pve/lxc/{ctid}.conf").exists()):
             return False
-        nodes = ended(nodes_with_it)
+        nodes = within_limit(nodes_with_it)
     except OSError as error:
         raise Failure(
             f"to know whether container {ctid} is there",

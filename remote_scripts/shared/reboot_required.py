@@ -43,7 +43,7 @@ class Boot:
 
 
 @dataclass(frozen=True)
-class Lacking:
+class RebootRequired:
     """`reasons`: a sentence for each thing that only a reboot brings; `perhaps`: for each that isn't known before
     packages are installed; `of_boot`: how many of the reasons, the first ones, are for what we have in the boot
     configuration.
@@ -54,7 +54,7 @@ class Lacking:
     of_boot: int
 
 
-def lacking(system: System, wanted: Boot, loader: str) -> Lacking:
+def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
     """What the running kernel lacks.
 
     :param loader: as of `boot.find_loader`.
@@ -66,7 +66,7 @@ def lacking(system: System, wanted: Boot, loader: str) -> Lacking:
     if wanted.driver:
         more, perhaps = _driver_lacks(system, wanted)
         reasons += more
-    return Lacking(reasons, perhaps, of_boot)
+    return RebootRequired(reasons, perhaps, of_boot)
 
 
 def noted(system: System) -> Boot | None:

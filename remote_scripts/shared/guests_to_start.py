@@ -1,6 +1,6 @@
 """The guests that ran before a restart of this program's: what is noted of them, and forgotten. Proxmox VE starts those
 alone that have `onboot` (get_start_stop_list of PVE::API2::Nodes): each of the others is started once, when the boot is
-confirmed, judged by the host, or given back (ran_start.py).
+confirmed, judged by the host, or given back (guest_starts.py).
 
 /var/lib/homelab/ran has a line for each: `qm 103 SECONDS BOOT`, or `pct 901 …`: when, since 1970, and in which boot it
 was noted that it runs. A line goes once nothing is owed any more.

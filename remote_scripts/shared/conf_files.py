@@ -1,6 +1,6 @@
 """What a container's configuration names outside of itself: files (container_conf.whole), and links to device nodes.
 The owner has chosen the place of a file: it may be on a share that is gone, so whoever looks does so apart
-(tools/apart.py).
+(tools/child_process.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from remote_scripts.shared.container_conf import LXCS, ContainerConf
 from remote_scripts.tools import disk
-from remote_scripts.tools.apart import apart
+from remote_scripts.tools.child_process import in_child
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -36,7 +36,7 @@ def _real(system: System, path: str) -> str:
     if path.startswith("/dev/"):
         return system.files.real(path)
     try:
-        return apart(lambda: system.files.real(path))
+        return in_child(lambda: system.files.real(path))
     except OSError as error:
         raise _unread(path, error) from error
 
@@ -65,9 +65,9 @@ def _unread(path: str, error: OSError) -> Failure:
 def look(path: str, work: Callable[[], T]) -> T:
     """What `work` finds at a path: apart, but for lxc's own files, which no owner has chosen the place of.
 
-    :raises OSError: as of `apart`.
+    :raises OSError: as of `in_child`.
     """
-    return work() if path.startswith(LXCS) else apart(work)
+    return work() if path.startswith(LXCS) else in_child(work)
 
 
 def contents_of(system: System, path: str, limit: int) -> list[bytes]:

@@ -13,13 +13,11 @@ T = TypeVar("T")
 SECONDS = 20.0
 
 
-def ended(work: Callable[[], T], seconds: float | None = None) -> T:
-    """What `work` returns; its errors are raised here. Where it hangs, its thread stays behind, and holds nobody.
+def within_limit(work: Callable[[], T]) -> T:
+    """What `work` returns; its errors are raised here. Where it hangs, its thread stays behind, and blocks no caller.
 
-    :param seconds: by default SECONDS.
-    :raises TimeoutError: it hasn't ended by then.
+    :raises TimeoutError: it hasn't ended after SECONDS.
     """
-    seconds = SECONDS if seconds is None else seconds
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -31,9 +29,9 @@ def ended(work: Callable[[], T], seconds: float | None = None) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(SECONDS)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no answer within {SECONDS:g} s")
     if errors:
         raise errors[0]
     return results[0]

@@ -21,29 +21,27 @@ _PART_BYTES = 1 << 20
 _DESCRIPTORS = 4096
 
 
-def apart(work: Callable[[], T], seconds: float | None = None) -> T:
+def in_child(work: Callable[[], T]) -> T:
     """What `work` returns; an OSError of it is raised here. A process of its own does it, without this one's locks and
     connections, and is left behind where it hangs.
 
     :param work: changes nothing, and returns what `marshal` takes: texts, bytes, numbers, lists.
-    :param seconds: by default SECONDS.
-    :raises TimeoutError: it hasn't ended by then.
+    :raises TimeoutError: it hasn't ended after SECONDS.
     """
-    seconds = SECONDS if seconds is None else seconds
     answer, into = os.pipe()
     child = os.fork()
     if child == 0:
         _answer(work, into)
     os.close(into)
     try:
-        content = _read(answer, time.monotonic() + seconds)
+        content = _read(answer, time.monotonic() + SECONDS)
     finally:
         os.close(answer)
     if content is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, os.WNOHANG)
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no answer within {SECONDS:g} s")
     os.waitpid(child, 0)
     if not content:
         raise OSError("the process that looked at it was killed")

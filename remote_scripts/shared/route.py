@@ -17,7 +17,7 @@ _PARENT = re.compile(rb"^PPid:\s*(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Way:
+class Route:
     """Address, interface and port over which the host is being configured; `listens`: whether somebody does on the
     port; `gateway`: that of the default route, if it answers. Empty: it can't be told.
     """
@@ -29,7 +29,7 @@ class Way:
     gateway: str
 
 
-def find(system: System) -> Way:
+def find(system: System) -> Route:
     """By the connection of SSH; where there is none, by the default route."""
     words = connection(system).split()
     address = words[2].partition("%")[0] if len(words) > 2 else ""  # fe80::1%vmbr0
@@ -42,7 +42,7 @@ def find(system: System) -> Way:
             address = fields[3].partition("/")[0] if len(fields) > 3 else ""
     port = port or "22"
     interface = interface_of(system, address)
-    return Way(address, interface, port, listens(system, port), answering_gateway(system, address, interface))
+    return Route(address, interface, port, listens(system, port), answering_gateway(system, address, interface))
 
 
 def connection(system: System) -> str:

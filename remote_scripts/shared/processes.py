@@ -27,7 +27,7 @@ class UnseenError(Exception):
     """A look that failed, which is no "nobody"; the text says why."""
 
 
-def holders(system: System, control: str, numbers: Collection[str], mapped: str) -> list[str]:
+def processes_using(system: System, control: str, numbers: Collection[str], mapped: str) -> list[str]:
     """Who has one of these nodes open, or the card's memory mapped, in words.
 
     What is in a container has paths of its own: numbers count. Threads are looked at: where the first one of a process
