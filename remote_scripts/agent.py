@@ -187,7 +187,7 @@ def _message(failure: Failure, system: System | None = None) -> str:
 
 def _print(text: str) -> None:
     view = memoryview(text.encode("utf-8", "replace") + b"\n")
-    with contextlib.suppress(OSError):  # nobody may be there to read it
+    with contextlib.suppress(OSError):  # there may be no reader
         while view:
             view = view[os.write(1, view) :]
 
@@ -240,7 +240,7 @@ def _limited(seconds: int, work: Callable[[], int]) -> int:
 
 
 def _relay(source: int, target: int) -> None:
-    """Hands on what is written to a pipe, until its end; nobody may be there to read it."""
+    """Hands on what is written to a pipe, until its end; it may have no reader."""
     while data := os.read(source, 65536):
         with contextlib.suppress(OSError):
             while data:

@@ -36,7 +36,7 @@ def compiled(archive: bytes) -> bytes:
             source = sources.read(name)
             if name.endswith(".py"):
                 code = compile(source, name, "exec", dont_inherit=True, optimize=0)
-                # PEP 552, a hash that nobody checks: the archive's sum says that both belong together.
+                # PEP 552, a hash that isn't checked: the archive's sum says that both belong together.
                 header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + importlib.util.source_hash(source)
                 whole.writestr(zipfile.ZipInfo(name + "c", _WHEN), header + marshal.dumps(code))
             whole.writestr(zipfile.ZipInfo(name, _WHEN), source)

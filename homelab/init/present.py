@@ -10,7 +10,7 @@ from homelab.host.facts import HostFacts
 from homelab.init.cards import Card
 from homelab.nvidia.reading import SystemReading
 from remote_scripts.shared import vfio_ids
-from remote_scripts.shared.hookscripts import is_ours
+from remote_scripts.shared.hookscripts import is_homelabs
 
 # Words of the kernel command line that guides to passthrough name, without what follows the equals sign.
 _WORDS = (
@@ -108,7 +108,7 @@ def _in_vms(facts: HostFacts, cards: Sequence[Card], node: str) -> list[str]:
                 f"to a VM is refused until that device is out of it (`qm config {config.id}` shows all of it)"
             )
         script = config.values.get("hookscript", "")
-        if script and not is_ours(script):
+        if script and not is_homelabs(script):
             lines.append(
                 f"hookscript {script} of {'VM' if config.kind == 'vm' else 'container'} {config.id}: kept, and run as "
                 "before; what it does to cards isn't looked at"

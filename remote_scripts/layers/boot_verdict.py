@@ -57,7 +57,7 @@ def apply(system: System, wanted: Wanted) -> str:
             _settle(system, lambda: switch.tell(system, switch.JUDGED, text))
             return "stay"
         else:
-            is_well, reason = _judged(system, wanted.after)
+            is_well, reason = _verdict(system, wanted.after)
             if not is_well:
                 return f"give back: {reason}".replace('"', "").replace("\\", "")
         _settle(system, lambda: _stay(system, armed, f"boot {here} {reason}"))
@@ -75,7 +75,7 @@ def revert(system: System, wanted: Wanted) -> Literal["finished", "unfinished"]:
 
 
 def _note_running(system: System) -> None:
-    """Whoever comes back is started again by the next boot, where its program is."""
+    """Guests that come back are started again by the next boot, where its program is."""
     if not system.files.exists(guests_to_start.TIMER.program):
         return
     try:
@@ -122,7 +122,7 @@ def _stay(system: System, armed: str, sentence: str) -> None:
         _tidy_up(system)
 
 
-def _judged(system: System, after: int) -> tuple[bool, str]:
+def _verdict(system: System, after: int) -> tuple[bool, str]:
     until = switch.note(system, switch.ARMED, "until")
     if until.isdecimal() and time.time() < int(until):
         return False, f"was not confirmed within {after} s of its start"

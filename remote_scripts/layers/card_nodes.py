@@ -2,7 +2,7 @@
 given the nodes other names and numbers; and where a card comes back from a VM.
 
 Changes /usr/local/sbin/homelab-card-nodes and /etc/systemd/system/homelab-card-nodes.service, which is enabled; its
-program, below, the configurations of containers: lines of ours alone. Whatever fails, the host starts its guests.
+program, below, the configurations of containers: homelab's lines alone. Whatever fails, the host starts its guests.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Applied:
-    """`loader`: grub or systemd-boot; `added`: the words that nobody else has there."""
+    """`loader`: grub or systemd-boot; `added`: the words that no other file has there."""
 
     loader: str
     added: tuple[str, ...]
@@ -87,8 +87,8 @@ def apply(system: System, wanted: Wanted) -> Applied:
 
 @changes
 def revert(system: System, wanted: Wanted) -> Changed:
-    """Takes out whatever was put there by this name, and what nobody else may come to give back: an initramfs that is
-    to be made anew, this node's turn in its cluster.
+    """Takes out whatever was put there by this name, and what no other layer may come to give back: an initramfs that
+    is to be made anew, this node's turn in its cluster.
 
     :raises Failure: as of `apply`; what was set for this node's restart can't be put back.
     """
@@ -109,7 +109,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
 
 
 def _write_missing(system: System, wanted: Wanted, loader: str) -> tuple[str, ...]:
-    """Of the words those that nobody else has configured, which it returns."""
+    """Of the words those that no other file has, which it returns."""
     added = tuple(missing_words(wanted.words, configured(system, loader, others=True)))
     _write(system, wanted.name, " ".join(added), loader, entry=wanted.entry)
     return added
@@ -170,7 +170,7 @@ def _others(texts: list[str], new: str, line: str) -> list[str]:
 
 
 def _without_texts(line: str, texts: list[str]) -> str:
-    """Without the one that is there, as it was put; without words of theirs, if somebody has moved these."""
+    """Without the one that is there, as it was put; without words of theirs, if a user has moved these."""
     for text in texts:
         before, separator, after = f"{line} ".rpartition(f"{text} ")
         if separator:
@@ -235,7 +235,7 @@ def _generate(system: System, loader: str) -> str | None:
 
 def _finish_initramfs(system: System) -> None:
     """Of a run of the layer initramfs that was cut short, or could not make them from the old files either: where
-    nothing of ours is in them any more, nobody else may come to make them anew.
+    nothing of homelab's is in them any more, no other layer may come to make them anew.
     """
     if not system.files.is_pending("initramfs") or system.files.exists(f"{HOME}/files/vfio{boot.INIT_TOP}"):
         return

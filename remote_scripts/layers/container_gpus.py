@@ -91,7 +91,7 @@ def revert(system: System, wanted: Wanted) -> Changed:
     changing.bring()
     notes.forget("ours", "wanted", "nodes", "revision")
     if waits_for_restart(system, ctid) and power.is_up() and not power.shut_down_to_start():
-        raise power.still_up("has no card any more", f"switch it off: `pct stop {ctid}`")
+        raise power.shutdown_failure("has no card any more", f"switch it off: `pct stop {ctid}`")
     changing.in_force()
     if power.is_owed():
         power.start()

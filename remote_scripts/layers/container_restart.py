@@ -61,8 +61,8 @@ def apply(system: System, wanted: Wanted) -> Answer:
 
 
 def _still_up(changing: Changing, power: Power) -> Failure:
-    is_back = changing.put_back()
-    return power.still_up(
+    is_back = changing.restore_original()
+    return power.shutdown_failure(
         "is as it was before" if is_back else "stays as it was written, and takes effect at its next start",
         "give it more time (shutdown.timeout)",
     )

@@ -1,7 +1,7 @@
 """NVIDIA's container toolkit, for one container engine that is there.
 
 Changes packages, the engine's configuration (it is restarted if that changed), and a CDI specification. `revert` undoes
-the packages and the specification; a configuration is given back byte for byte. Where somebody has changed it since,
+the packages and the specification; a configuration is given back byte for byte. Where a user has changed it since,
 docker's loses our runtime, and containerd's own file stays as it is: our drop-in goes.
 """
 
@@ -224,7 +224,7 @@ def _names(specification: bytes, driver: str) -> bool:
 
 
 def _serves(theirs: bytes, wanted: Wanted) -> bool:
-    """Whether somebody's specification is of this driver, and of a form that this podman reads."""
+    """Whether a user's specification is of this driver, and of a form that this podman reads."""
     return _names(theirs, wanted.driver) and not (wanted.cdi_options and b"additionalGids" in theirs)
 
 

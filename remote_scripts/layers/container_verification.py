@@ -236,14 +236,14 @@ def _option(given_by: str, name: str) -> str:
 
 
 def _judge(system: System, node: Node, given_by: str, look: _Look, problems: list[str]) -> bool:
-    """Whether it was opened by all who may; otherwise why not is among the problems. Those that aren't for everybody,
+    """Whether it was opened by all who may; otherwise why not is among the problems. Those that aren't for all,
     on the host or by their entry, have to be there.
     """
     path, device, before = node.path, system.files.device(node.path), len(problems)
     assert device  # it has a line, or is needed
     is_for_all = device.mode & 6 == 6
     if given_by.startswith("dev "):
-        # Somebody chose who is to have it: a user or a group.
+        # The settings say who is to have it: a user or a group.
         is_chosen = bool(_option(given_by, "uid") or _option(given_by, "gid"))
         is_for_all = not is_chosen and int(_option(given_by, "mode") or "666", 8) & 6 == 6
     root, user = look.said("root", path), look.said("user", path)

@@ -1,7 +1,7 @@
 """CUDA's toolkit of one release, without a driver, and the libraries beside it (cuDNN, NCCL).
 
 Changes packages, and /etc/profile.d/homelab-cuda.sh, so that a login finds nvcc. Packages of another release that this
-program added go, once the wanted one is there. A toolkit that somebody installed without packages is left as it is.
+program added go, once the wanted one is there. A toolkit that a user installed without packages is left as it is.
 `revert` undoes exactly what was added; what others need by now stays, and is said.
 """
 
@@ -69,7 +69,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         _install(packages, wanted.packages)
         others = [name for name in _added(packages) if _is_of_another(name, wanted.short.replace(".", "-"))]
         _drop(packages, others, "another release: ", "another release of CUDA is wanted")
-    # Also beside a toolkit of somebody's.
+    # Also beside a user's toolkit.
     _install(packages, wanted.beside)
     beside = {name.partition("=")[0] for name in wanted.beside}
     others = [name for name in _added(packages) if name.startswith(("libcudnn", "libnccl")) and name not in beside]

@@ -22,7 +22,7 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
 # How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it.
-# Opening a card that nobody uses takes its driver a second or two.
+# Opening a card that isn't in use takes its driver a second or two.
 _INSIDE_SECONDS = 25.0
 _INSIDE_BYTES = 1 << 20
 _DMI = "/sys/class/dmi/id"

@@ -28,8 +28,8 @@ from remote_scripts.tools.plain import FormError, to_plain
 from remote_scripts.tools.system import System, changes, plans
 
 _LAYER = "handover"
-#: How long a start waits for whoever changes this host, and for a card that is on its way or whose containers are being
-#: started again, in seconds: several containers may take their time.
+#: How long a start waits for a run that changes this host, and for a card that is on its way or whose containers are
+#: being started again, in seconds: several containers may take their time.
 START_SECONDS, RETURN_SECONDS = 180.0, 900.0
 _SYSTEMCTL_SECONDS = 60.0
 SERVICE = boot_service.Service(
@@ -70,7 +70,7 @@ WantedBy=timers.target
 """,
 )
 
-# Without the program nobody has looked whether the card is free, and its driver may wait for ever.
+# Without the program it isn't known whether the card is free, and its driver may wait for ever.
 _HOOK_TEXT = f"""\
 #!/bin/sh
 # Written by homelab, which takes it away again (pulumi destroy): hands a card from this host's containers to a VM that
@@ -145,9 +145,9 @@ def _take_away(system: System) -> Changed:
     handover.need_rest(system)
     files = system.files
     for vmid in hookscripts.here(system):
-        hookscripts.drop_it(system, vmid)
+        hookscripts.drop_hook(system, vmid)
     for vmid in files.names(hookscripts.HOOKED):
-        hookscripts.tell_elsewhere(system, vmid)
+        hookscripts.report_moved(system, vmid)
     if any(map(files.exists, SERVICE.links.values())):
         system.run.do("systemctl", "stop", "homelab-handover.timer", seconds=_SYSTEMCTL_SECONDS)
     _drop_files(system)
@@ -362,7 +362,7 @@ def _settle(system: System, card: Card) -> bool:
             containers.check_started(card_handover.why_kept)
         if handover.run_at_work(system) is None:
             for vmid in map(str, card.vms):
-                if card_users.names_card(system, card, vmid) and (message := hookscripts.set_again(system, vmid)):
+                if card_users.names_card(system, card, vmid) and (message := hookscripts.restore_hook(system, vmid)):
                     recorded.say(message)
         return containers.is_other_card_awaited
     except (Failure, RefusedError, OSError) as error:

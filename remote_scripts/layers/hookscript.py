@@ -53,7 +53,7 @@ def apply(system: System, wanted: Wanted) -> Changed:
         files.need_folder(files.at(HOOKED))
         files.write(f"{HOOKED}/{vmid}", f"{holder}\n".encode(), 0o600)
     if storage is not None:
-        if error := hookscripts.set_it(system, vmid, storage):
+        if error := hookscripts.set_hook(system, vmid, storage):
             raise Failure(
                 f"VM {vmid} with the hookscript {storage.volume}",
                 error,
@@ -74,17 +74,17 @@ def revert(system: System, wanted: Wanted) -> Changed:
     if noted and noted != wanted.holder:
         system.log.say(f"note: VM {vmid} keeps its hookscript: another entry of the settings wants it now")
         return Changed(False)
-    if hookscripts.is_ours(hookscripts.named(system, vmid)):
-        hookscripts.drop_it(system, vmid)
-    hookscripts.tell_elsewhere(system, vmid)
+    if hookscripts.is_homelabs(hookscripts.named(system, vmid)):
+        hookscripts.drop_hook(system, vmid)
+    hookscripts.report_moved(system, vmid)
     system.files.remove(f"{HOOKED}/{vmid}")
     return Changed(system.files.changed)
 
 
 def _lacks_it(system: System, vmid: str) -> bool:
     name = hookscripts.named(system, vmid)
-    if hookscripts.is_ours(name):
-        return not hookscripts.has_it(system, vmid)
+    if hookscripts.is_homelabs(name):
+        return not hookscripts.names_hook(system, vmid)
     if guests.is_gone(system, "qm", vmid):
         raise Failure(
             f"VM {vmid}, which may take a card from containers",

@@ -95,7 +95,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Brought:
+class _Installation:
     version: str
     source: Literal["packages", "run", "found"]
     reboot: Literal["yes", "no", "no-module"]
@@ -140,12 +140,12 @@ class _Work:
         self._note = driver.note(self._system)
         phase = update.phase
         # What is half configured is repaired first; then it is judged what is there.
-        is_there = phase != "trying" and (self._is_there() or (self._packages.repair() and self._is_there()))
+        is_there = phase != "trying" and (self._is_installed() or (self._packages.repair() and self._is_installed()))
         if not is_there:
             self._stay_at_version()
             if not phase and self._is_worth_keeping():
                 self._begin_update()
-        brought = self._try(is_there) if update.phase else self._bring_in_untried(is_there)
+        brought = self._try(is_there) if update.phase else self._install_untried(is_there)
         self._files.remove(VERSION_GIVEN_UP)
         steps.note(self._system, STEP, wanted.software.context.name)
         self._files.finish()
@@ -175,7 +175,7 @@ class _Work:
 
     # What is there.
 
-    def _is_there(self) -> bool:
+    def _is_installed(self) -> bool:
         """Whether the wanted driver is installed, with its libraries, whoever did that."""
         wanted = self._wanted
         version = driver.library_version(self._system)
@@ -263,13 +263,13 @@ class _Work:
 
     # Bringing it in.
 
-    def _bring_in(self, is_there: bool) -> _Brought:
+    def _install(self, is_there: bool) -> _Installation:
         wanted, packages = self._wanted, self._packages
         self._update.let_go()
         source: Literal["packages", "run", "found"]
         if is_there:
             version = driver.library_version(self._system)
-            source = self._source_of_what_is_there()
+            source = self._installed_source()
             self._system.log.say(f"the driver {version} is there as it is wanted")
             packages.settle()
         else:
@@ -296,7 +296,7 @@ class _Work:
         if wanted.flavour is None:
             self._need_host_version(version)
             self._note_driver(version, source)
-            return _Brought(version, source, "no-module", "a container has no kernel of its own")
+            return _Installation(version, source, "no-module", "a container has no kernel of its own")
         module = Module(version, wanted.flavour)
         for kernel in driver.kernels_of(self._system, wanted.target):
             driver_modules.build(packages, module, kernel)
@@ -305,9 +305,9 @@ class _Work:
         boot_service.install(self._system, PERSISTENCE)
         reboot, why = driver_modules.load(packages, module)
         self._start_persistence(version)
-        return _Brought(version, source, reboot, why)
+        return _Installation(version, source, reboot, why)
 
-    def _source_of_what_is_there(self) -> Literal["packages", "run", "found"]:
+    def _installed_source(self) -> Literal["packages", "run", "found"]:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
         records = self._packages.records()
         noted = self._note.source
@@ -332,12 +332,12 @@ class _Work:
             )
 
     def _install_prerequisites(self) -> None:
-        names = [name for name in self._wanted.prerequisites if self._can_be_had(name)]
+        names = [name for name in self._wanted.prerequisites if self._is_obtainable(name)]
         if names:
             self._packages.install(names)
 
-    def _can_be_had(self, name: str) -> bool:
-        """No for headers of a kernel that no repository has, and that somebody has put there in another way.
+    def _is_obtainable(self, name: str) -> bool:
+        """No for headers of a kernel that no repository has, and that a user has put there in another way.
 
         :raises Failure: there are none at all.
         """
@@ -483,10 +483,10 @@ class _Work:
             self._update.close()
             raise Failure(failure.wanted, failure.found, f"{failure.why}; nothing was changed", failure.next) from error
 
-    def _bring_in_untried(self, is_there: bool) -> _Brought:
+    def _install_untried(self, is_there: bool) -> _Installation:
         """With nothing kept: there is nothing to keep, or it can't be."""
         try:
-            return self._bring_in(is_there)
+            return self._install(is_there)
         except (Failure, OSError) as error:
             if not self._no_way_back:
                 raise
@@ -494,7 +494,7 @@ class _Work:
             next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
             raise Failure(failure.wanted, failure.found, failure.why, next) from error
 
-    def _try(self, is_there: bool) -> _Brought:
+    def _try(self, is_there: bool) -> _Installation:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
         reason.
         """
@@ -502,8 +502,8 @@ class _Work:
         if update.phase != "tried":
             update.enter("trying")
         try:
-            brought = self._bring_in(is_there)
-            is_proven = self._prove(brought)
+            brought = self._install(is_there)
+            is_proven = self._verify(brought)
         except (Failure, OSError) as error:
             self._give_up(old, self._undone(error))
         if self._wanted.awaited:
@@ -514,7 +514,7 @@ class _Work:
             update.enter("tried")
         return brought
 
-    def _prove(self, brought: _Brought) -> bool:
+    def _verify(self, brought: _Installation) -> bool:
         """The new one at work, where it is loaded and the old one was; returns whether nothing has to be seen after a
         boot.
         """

@@ -2,7 +2,7 @@
 themselves.
 
 Changes packages, and lists, keyrings and files of apt's configuration; the lists of packages are fetched. `revert`
-undoes exactly these. Where somebody has a repository already, theirs is used, and no second entry is written: apt
+undoes exactly these. Where the user has a repository already, that is used, and no second entry is written: apt
 refuses two with different keyrings.
 """
 
@@ -79,11 +79,11 @@ class Answer:
 def apply(system: System, wanted: Wanted) -> Answer:
     """Adds the repositories, and fetches their lists.
 
-    :raises Failure: a key is another one, a list can't be had, somebody's entry switches signatures off.
+    :raises Failure: a key is another one, a list can't be had, a user's entry switches signatures off.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
-    own = [repository for repository in wanted.repositories if _is_to_be_ours(system, repository)]
-    # What an earlier run wrote, and isn't wanted any more, or somebody else has by now.
+    own = [repository for repository in wanted.repositories if _is_wanted_here(system, repository)]
+    # What an earlier run wrote, and isn't wanted any more, or another file has by now.
     kept = {path for repository in own for path in (repository.list_file, repository.keyring)} | {
         file.path for file in wanted.files
     }
@@ -117,7 +117,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
         return Reverted((), False)
     for path in files.of_layer(LAYER):
         if path.startswith("/etc/apt/sources.list.d/"):
-            for url, _ in repositories.entries(system, path)[:1]:  # nobody else has an entry for that
+            for url, _ in repositories.entries(system, path)[:1]:  # no other file has an entry for that
                 repositories.remove_lists(system, url)
             files.remove(_FETCHED)
         files.drop(LAYER, path)
@@ -126,10 +126,10 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     return Reverted(tuple(packages.kept), files.changed)
 
 
-def _is_to_be_ours(system: System, repository: Repository) -> bool:
-    """Whether nobody else has written it down.
+def _is_wanted_here(system: System, repository: Repository) -> bool:
+    """Whether no other file has it.
 
-    :raises Failure: somebody's entry has its signatures unchecked.
+    :raises Failure: a user's entry has its signatures unchecked.
     """
     url = repository.url
     theirs = repositories.other_entry(system, url, repository.suite, repository.list_file)

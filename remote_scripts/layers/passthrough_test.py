@@ -220,7 +220,7 @@ class _Vm:
         """Takes the VM and the folder away; returns why the VM couldn't be."""
         left = ""
         try:
-            # Under that id there may be a VM of somebody else: then ours could not be created.
+            # Under that id there may be a user's VM: then the test's could not be created.
             if self.id and _name_of(self._system, self.id) == NAME:
                 done = _remove(self._system, self.id)
                 left = f"VM {self.id} ({NAME}) is still there: {done.text}" if done.status != 0 else ""
@@ -251,7 +251,7 @@ def _remove_leftovers(system: System) -> None:
     for vm in _vms(system):
         if _name_of(system, vm) != NAME:
             continue
-        # Ours never has one. Whoever gave this name to a VM of their own keeps it.
+        # The test's never has one. A user's VM of this name stays.
         if _DISKS_AND_NETWORK.search(content_of(system, f"{VMS}/{vm}.conf") or b""):
             raise Failure(
                 f"the name {NAME} for the test VM alone",
@@ -343,7 +343,7 @@ def _functions(wanted: Wanted) -> str:
 
 
 def _hold(places: Iterable[str], wanted: Wanted) -> bool:
-    """Whether one of these slots and functions holds a function of ours."""
+    """Whether one of these slots and functions holds a function of the card."""
     for place in map(str.lower, places):
         whole = place if place.count(":") > 1 else f"0000:{place}"
         if any(address == whole or address.startswith(f"{whole}.") for address in wanted.functions):
@@ -456,7 +456,7 @@ def _memory_bars(system: System, address: str) -> Iterator[Bar]:
 
 
 def _in_its_place(address: str, seen: dict[str, _Seen], free: list[str]) -> str:
-    """What the guest has at that number of a slot behind a port, if nobody asked for it."""
+    """What the guest has at that number of a slot behind a port, if it wasn't asked for."""
     for guest in free:
         function = seen[guest]
         # QEMU's own: virtio, its bridges.

@@ -58,7 +58,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     source = Source(system)
     loader = boot.loader(source)
     cmdline = boot.command_lines(source, loader.name)
-    # Where somebody overrides what devices say of Access Control Services, the groups of the next boot depend on it.
+    # Where a user overrides what devices say of Access Control Services, the groups of the next boot depend on it.
     acs = wanted.acs or "pcie_acs_override=" in f"{cmdline.running} {cmdline.configured}"
     of_iommu = iommu.iommu(source)
     bound = devices.bound_by_others(source)

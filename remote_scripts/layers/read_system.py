@@ -150,7 +150,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
         slot, held = address.rpartition(".")[0], driver_of(system, address)
         stays = slot in wanted.staying
         if held == "vfio-pci" and (passthrough or wanted.staying):
-            # What somebody else gives to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
+            # What others give to vfio-pci as well stays there, unless it is taken from ids (host/released.py).
             if _is_overridden(system, address) or (not stays and _is_given(system, address, given)):
                 continue
             if f"{address}={_ids(system, address)}" in passthrough:
@@ -174,7 +174,7 @@ def _ids(system: System, address: str) -> str:
 
 
 def _given(system: System) -> list[str]:
-    """The ids that somebody else gives to vfio-pci from this host's next start on."""
+    """The ids that others give to vfio-pci from this host's next start on."""
     names = [name for name in system.files.names("/etc/modprobe.d") if name.endswith(".conf")]
     ids = []
     for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):

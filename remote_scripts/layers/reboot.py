@@ -116,7 +116,7 @@ def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, Reboo
     if (lacks.reasons or lacks.perhaps) and wanted.maintenance and node.clustered:
         try:
             leaving = ha.services_here(system, node)
-        except ha.SilentError:
+        except ha.NoAnswerError:
             leaving = []  # that is said where they are to be moved
     stopped, moves = _name_guests(system, leaving)
     planned = Planned(
@@ -151,7 +151,7 @@ def _apply(system: System, wanted: Wanted, asked_by: restart.Caller) -> Answer:
     if decided.reboot == "no":
         system.log.say("no reboot is needed: the running kernel has what is wanted")
         switch.forget_earlier_roll_back(system)
-        cluster.end_turn(system, 0)  # of an earlier run; whoever verifies this boot waits for the cluster
+        cluster.end_turn(system, 0)  # of an earlier run; what verifies this boot waits for the cluster
         guests_to_start.drop(system)
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
@@ -237,7 +237,7 @@ def _move_guests_away(system: System, policy: cluster.Policy, asked_by: restart.
     # That took up to half an hour: the votes, Ceph and what is at work are asked anew.
     if obstacle := cluster.await_cluster(system, policy, TURN_SECONDS):
         return obstacle
-    # A restart that nobody waits for would be undone by the switch.
+    # A restart that no run waits for would be undone by the switch.
     if not asked_by.is_waiting():
         return Obstacle("the `pulumi up` that waited for this host isn't there any more")
     return None

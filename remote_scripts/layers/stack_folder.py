@@ -43,7 +43,7 @@ class Answer:
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
-    """Nothing: whoever asks has found the agent there."""
+    """Nothing: its caller has found the agent there."""
     return Answer(wanted.folder)
 
 

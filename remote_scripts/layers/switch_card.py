@@ -91,7 +91,7 @@ def read(system: System, wanted: Wanted) -> Story:
     runs: Literal["yes", "no", "unknown"] = "unknown"
     # Before what is noted: a VM that has ended since has the card still, and the next look sees where it goes.
     if wanted.vmid:
-        power = guests.power_of(system, "qm", str(wanted.vmid), 0)  # whoever looks on asks again
+        power = guests.power_of(system, "qm", str(wanted.vmid), 0)  # its caller asks again
         runs = "yes" if power == "on" else "no" if power == "off" else "unknown"
     state = system.files.text(handover.state_file(wanted.card))
     return Story(len(content), runs, state, system.log.clean(new))

@@ -31,4 +31,4 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """By the node's tasks."""
     own = (wanted.at, wanted.boot, wanted.user)
-    return Answer(guest_tasks.why_off(system, "qm", wanted.vmid, *own, off=wanted.off))
+    return Answer(guest_tasks.why_stays_off(system, "qm", wanted.vmid, *own, off=wanted.off))

@@ -1,4 +1,4 @@
-"""The guests of a cluster whose configuration names a volume. Whoever asks removes a file that nobody names, so what
+"""The guests of a cluster whose configuration names a volume. A file that none names is removed by the caller, so what
 can't be read may name it.
 """
 

@@ -2,7 +2,7 @@
 HA, installations of packages.
 
 Asked of files, not of the API: it answers in a moment, and when pveproxy is off. Nothing here can be opened by a
-setting: it ends by itself, or somebody has to look at it. What can't be read may say that something runs.
+setting: it ends by itself, or a user has to look at it. What can't be read may say that something runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COMES = re.compile(rb"(?:^|[/ ])(?:qm[\0 ]mtunnel|pvesm[\0 ]import)(?:[\0 ]|$)"
 
 def at_work(system: System, node: Node) -> str:
     """What is at work here, or can't be told; empty: nothing."""
-    for ask in (_task, _backup, _replication, _what_comes, _installation):
+    for ask in (_task, _backup, _replication, _incoming, _installation):
         try:
             reason = ask(system)
         except OSError as error:
@@ -109,7 +109,7 @@ def _replication(system: System) -> str:
     return ""
 
 
-def _what_comes(system: System) -> str:
+def _incoming(system: System) -> str:
     for process in filter(str.isdecimal, system.files.names("/proc")):
         if _COMES.search(system.files.read(f"/proc/{process}/cmdline") or b""):
             return f"a migration or replication of another node comes in here (process {process})"
@@ -153,7 +153,7 @@ def _opened(system: System, process: str) -> Iterator[os.stat_result]:
 
 
 def _of_ha(system: System, node: Node) -> str:
-    """Without services nobody is asked. (An /etc/pve that isn't there on a node of a cluster is cluster.py's.)"""
+    """Without services HA isn't asked. (An /etc/pve that isn't there on a node of a cluster is cluster.py's.)"""
     try:
         if not ha.has_services(system, node):
             return ""
@@ -163,7 +163,7 @@ def _of_ha(system: System, node: Node) -> str:
         )
     try:
         manager = ha.status(system)
-    except ha.SilentError as error:
+    except ha.NoAnswerError as error:
         return f"`ha-manager status` doesn't say what HA is doing: {str(error)[:200]}".replace("\n", " ")
     for service in manager.services:
         if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):

@@ -57,7 +57,7 @@ def drop_in(layer: str) -> str:
 
 
 def files_of(layer: str) -> tuple[str, ...]:
-    """All files of ours that a boot may read: of `iommu` or `vfio`."""
+    """All of homelab's files that a boot may read: of `iommu` or `vfio`."""
     of_initramfs = (INIT_TOP, INITRAMFS_HOOK, MODULES) if layer == "vfio" else ()
     return (drop_in(layer), GRUB_ENTRY, HOOK, REMOVAL_HOOK, *of_initramfs)
 
@@ -289,7 +289,7 @@ def clear_half_made(system: System) -> None:
     """
     files = system.files
     half = [name for name in files.names("/boot") if name.startswith("initrd.img-") and name.endswith(".new")]
-    # Somebody else's may be at work: the kernel knows a process by the first 15 letters of its name.
+    # Another program's may be at work: the kernel knows a process by the first 15 letters of its name.
     if half and not any(
         files.line(f"/proc/{number}/comm") in ("update-initramf", "mkinitramfs")
         for number in files.names("/proc")

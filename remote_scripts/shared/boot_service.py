@@ -14,7 +14,7 @@ from remote_scripts.tools import modules
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-#: Before the path of the agent, or of a program: without what whoever logs in has in the environment or in
+#: Before the path of the agent, or of a program: without what a login has in the environment or in
 #: site-packages, and without writing bytecode.
 PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
 _UNITS = "/etc/systemd/system"

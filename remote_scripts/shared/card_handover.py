@@ -16,7 +16,7 @@ from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_containers import GIVEN_UP, CardContainers
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.processes import UnseenError, processes_using
+from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.restart import is_going_down
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -248,10 +248,10 @@ class CardHandover:
         numbers = self._system.run.ask("stat", "-L", "-c", "%t:%T", *paths).text.split()
         try:
             if len(numbers) < len(nodes):
-                raise UnseenError(f"the numbers of {' '.join(nodes)} can't be read")
+                raise ScanError(f"the numbers of {' '.join(nodes)} can't be read")
             mapped = shared_card.mapped_as(self._system, self._card)
             processes = processes_using(self._system, nodes[0], set(numbers), mapped)
-        except UnseenError as error:
+        except ScanError as error:
             self.recorded.say(f"it stays where it is for now: {error}")
             return False
         if processes:
@@ -332,7 +332,7 @@ class CardHandover:
         state = self.recorded.record.state
         if (
             state == "DEAD"
-            and shared_card.is_that_card(self._system, self._card)
+            and shared_card.has_expected_ids(self._system, self._card)
             and not shared_card.is_alive(self._system, self._card)
         ):
             return
@@ -384,7 +384,7 @@ class CardHandover:
         """
         if not self.recorded.record.owed or self._driver.name:
             return True
-        if not shared_card.is_that_card(self._system, self._card):
+        if not shared_card.has_expected_ids(self._system, self._card):
             return True
         if not shared_card.is_alive(self._system, self._card):
             return True

@@ -17,7 +17,7 @@ from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
-from remote_scripts.shared.processes import UnseenError, processes_using
+from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -248,7 +248,7 @@ def _need_confirmed_boot(system: System) -> None:
 
 
 def _need_card(system: System, card: Card) -> None:
-    if not shared_card.is_that_card(system, card):
+    if not shared_card.has_expected_ids(system, card):
         raise RefusedError(
             f"another device than it is at {' '.join(card.functions)} now; `pulumi up --refresh` finds it again"
         )
@@ -343,7 +343,7 @@ def processes_with(system: System, card: Card) -> list[str]:
         node = f"/dev/nvidia{shared_card.minor_of(system, card)}"
         numbers = shared_card.node_numbers(system, card)
         return processes_using(system, node, numbers, shared_card.mapped_as(system, card))
-    except (UnseenError, OSError, ValueError) as error:
+    except (ScanError, OSError, ValueError) as error:
         raise RefusedError(f"it isn't known who has it: {error}") from error
 
 
@@ -362,7 +362,7 @@ def need_sound_unused(system: System, card: Card) -> None:
         return
     try:
         _need_none(processes_using(system, control, numbers, shared_card.mapped_as(system, card)))
-    except UnseenError as error:
+    except ScanError as error:
         raise RefusedError(f"it isn't known who has its sound open: {error}") from error
 
 

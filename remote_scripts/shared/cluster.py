@@ -43,8 +43,8 @@ TURN_SECONDS = 180.0
 # For `destroy`. HA follows within a round of its manager and one of its agent, ten seconds each; monitors of Ceph have
 # a quorum some time after a boot.
 _GIVE_BACK_SECONDS, _NOTHING_SET_SECONDS = 90.0, 10.0
-# The cluster's lock ends by itself after 120 s. Whoever was held up for longer than this while it had the lock may have
-# it no more, and another node has taken the turn.
+# The cluster's lock ends by itself after 120 s. A process that was held up for longer than this while it had the lock
+# may have it no more, and another node has taken the turn.
 _LOCK_HELD_SECONDS = 60.0
 # The clock may be set between the moment that the end of a turn is reckoned from and the one in which it is written.
 _CLOCK_SECONDS = 60.0
@@ -146,7 +146,7 @@ def _obstacle_of_votes(system: System, node: Node, policy: Policy, done: Done) -
 
 
 def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> str:
-    """Why it isn't this node's turn; empty: nobody else has it. The turn of a node that is back is over once it has
+    """Why it isn't this node's turn; empty: no other node has it. The turn of a node that is back is over once it has
     been there for its time; that of one which isn't back stays.
     """
     try:
@@ -183,7 +183,7 @@ def _seconds_left(system: System, content: bytes, *, planned: bool) -> float | N
 
 
 def _seen_for(system: System, content: bytes, written: float, *, planned: bool) -> float:
-    """How long this node has seen the same turn, in seconds. Its clock goes on in sleep, is set by nobody, and begins
+    """How long this node has seen the same turn, in seconds. Its clock goes on in sleep, is never set, and begins
     with its boot, as the note does.
     """
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -210,10 +210,10 @@ def await_cluster(system: System, policy: Policy, seconds: float) -> Obstacle | 
 
     :returns: what is still in the way; None: nothing.
     """
-    return _awaited(system, seconds, lambda: obstacle(system, policy))
+    return _wait(system, seconds, lambda: obstacle(system, policy))
 
 
-def _awaited(system: System, seconds: float, ask: Callable[[], Obstacle | None]) -> Obstacle | None:
+def _wait(system: System, seconds: float, ask: Callable[[], Obstacle | None]) -> Obstacle | None:
     reason = None
     for wait in system.work.tries(seconds):
         reason = ask()
@@ -264,7 +264,7 @@ def take_turn(system: System, policy: Policy, seconds: float) -> Obstacle | None
 
     :returns: what is in the way after so many seconds; None: it has it.
     """
-    reason = _awaited(system, seconds, lambda: _try_turn(system, policy))
+    reason = _wait(system, seconds, lambda: _try_turn(system, policy))
     if reason is None:
         return None
     try:
@@ -283,7 +283,7 @@ def _try_turn(system: System, policy: Policy) -> Obstacle | None:
         return Obstacle(f"another node holds {_TURN_LOCK}, or nothing can be written in /etc/pve")
     until = _lock_ends()
     try:
-        # Again, now that nobody else can take it.
+        # Again, now that no other node can take it.
         why = _turn_of_another(system, node) or _note_turn(system, policy, node, until)
     except OSError:
         why = f"{TURN}, or {_OWN}, can't be written"
@@ -481,7 +481,7 @@ Lifted = Literal["yes", "no", "none"]
 
 
 def lift_noout(system: System, name: str) -> Lifted:
-    """Nobody knows whether that node will ever come back: Ceph is to replace its disks. Its turn stays.
+    """It isn't known whether that node will ever come back: Ceph is to replace its disks. Its turn stays.
 
     :returns: none: there is nothing to lift; no: it couldn't be, or can't be told.
     """
@@ -513,7 +513,7 @@ def lift_noout_of_absent(system: System) -> None:
     try:
         content = pmxcfs.content_of(system, TURN)
     except Failure:
-        return  # whoever takes the turn says so
+        return  # the process that takes the turn says so
     name = _lines_of(content).get("node", "")
     if content is None or not name or name == pmxcfs.this_node(system).name:
         return

@@ -28,7 +28,7 @@ _ASK_SHELL = (
 
 
 def has_drop_ins(system: System) -> bool:
-    """Whether files of ours are among GRUB's. Without them its words are the others' alone."""
+    """Whether files of homelab's are among GRUB's. Without them its words are the others' alone."""
     return bool(drop_ins(system))
 
 

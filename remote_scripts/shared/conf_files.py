@@ -1,5 +1,5 @@
 """What a container's configuration names outside of itself: files (container_conf.whole), and links to device nodes.
-The owner has chosen the place of a file: it may be on a share that is gone, so whoever looks does so apart
+The owner has chosen the place of a file: it may be on a share that is gone, so a child process looks
 (tools/child_process.py).
 """
 

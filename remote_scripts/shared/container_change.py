@@ -1,5 +1,5 @@
-"""A container's configuration brought to what is planned: read, planned and written again until nobody has changed it
-in between. It is written whole, under the digest of what was read: whatever somebody else has written meanwhile is read
+"""A container's configuration brought to what is planned: read, planned and written again until it was not changed
+in between. It is written whole, under the digest of what was read: whatever others have written meanwhile is read
 anew.
 """
 
@@ -38,7 +38,7 @@ _LOCKED = ("got timeout", "held by another process")
 class Changing:
     """One container's configuration, within one run that has the host's lock.
 
-    :param cards: what it is to have; None: its lines of ours follow their nodes (container_lines.follow).
+    :param cards: what it is to have; None: homelab's lines follow their nodes (container_lines.follow).
     """
 
     def __init__(self, system: System, ctid: int, power: Power, cards: Cards | None) -> None:
@@ -47,7 +47,7 @@ class Changing:
         self._power = power
         self._cards = cards
         self._groups: dict[str, int] = {}
-        self._said = ""
+        self._message = ""
         self._path = f"{pmxcfs.PVE_LXC}/{ctid}.conf"
         self.notes = Notes(system, ctid)
         #: Whether the configuration was changed.
@@ -61,7 +61,7 @@ class Changing:
         :raises Failure: that isn't possible; where it was not changed, what is noted is as it was.
         """
         need_container(self._system, self._ctid)
-        self._unmount_left()
+        self._unmount()
         self._wait_for_guests()
         self._parts = {name: content for name, content in self.notes.parts().items() if name in PARTS}
         nodes = Nodes((), ())
@@ -74,7 +74,7 @@ class Changing:
             with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
                 if locked:
                     pmxcfs.remove_left(self._system, self._path)
-        self._check_before()
+        self._check_original()
         tries = 0
         while True:
             conf = self._conf()
@@ -86,21 +86,21 @@ class Changing:
                 self._need_open_nodes(conf, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
             tries += 1
-            if tries > (7 if any(words in self._said for words in _LOCKED) else 5):
+            if tries > (7 if any(words in self._message for words in _LOCKED) else 5):
                 self._forget_change()
                 raise Failure(
                     f"the configuration of container {self._ctid} changed",
-                    self._said or "it was changed from elsewhere five times meanwhile",
+                    self._message or "it was changed from elsewhere five times meanwhile",
                     "writing now could lose another change",
                     "see who changes it, then run `pulumi up` again",
                 )
             self._note_change(conf, change)
-            self._said = ""
+            self._message = ""
             if self._write_devices(conf, change) and self._write_lines(conf, change):
                 self.changed = True  # and once more round: what was written is read
                 continue
             self._need_quorum()
-            self._put_nothing_back()
+            self._forget_original()
             self._system.log.say(
                 f"the configuration of container {self._ctid} was changed from elsewhere, or is being changed: reading "
                 "it again"
@@ -128,9 +128,9 @@ class Changing:
         """The running container, or the one that is off, has what its configuration says."""
         self.notes.forget("restart", "before", "after", "ours_before", "wanted_before", "nodes_before")
 
-    def put_back(self) -> bool:
+    def restore_original(self) -> bool:
         """The container won't go off, so that it runs on as it was: its configuration says what it runs with, too, if
-        nobody has changed it since; whether it does.
+        it was not changed since; whether it does.
         """
         before, conf = self.notes.content("before"), self._conf()
         if not before or not self.notes.has("after") or f"{conf.digest}\n" != self.notes.text("after"):
@@ -171,19 +171,19 @@ class Changing:
 
     # What is noted.
 
-    def _check_before(self) -> None:
-        """Once: if the configuration isn't what an earlier run left (`after`), somebody has changed it since, or that
+    def _check_original(self) -> None:
+        """Once: if the configuration isn't what an earlier run left (`after`), a user has changed it since, or that
         run was cut short. What was before it would take the change away.
         """
         if self.notes.content("before") and f"{self._conf().digest}\n" != self.notes.text("after"):
-            self._put_nothing_back()
+            self._forget_original()
 
-    def _put_nothing_back(self) -> None:
+    def _forget_original(self) -> None:
         """Until the configuration is in force: an empty one is never put back, and none is noted in its place."""
         self.notes.write("before", b"")
 
     def _note_change(self, conf: ConfText, change: Change) -> None:
-        """Before anything is written: all that may be ours afterwards, whatever happens in between."""
+        """Before anything is written: all lines that may be homelab's afterwards, whatever happens in between."""
         notes, own = self.notes, self.notes.lines("ours")
         if not notes.has("before"):
             notes.write("before", conf.content)
@@ -200,11 +200,11 @@ class Changing:
             self.notes.write("restart", f"{addresses(conf.text)}\n")
 
     def _forget_change(self) -> None:
-        """Where nothing was written: the record is what it was when this run began. Whoever was killed, or stands
+        """Where nothing was written: the record is what it was when this run began. A run that was killed, or stands
         before a lock, may have come half-way.
         """
         noted_before = self._parts.get("ours", b"").decode("utf-8", "surrogateescape").split("\n")
-        if self.changed or not container_lines.find_ours(self._conf(), self.notes).lines <= {*noted_before}:
+        if self.changed or not container_lines.find_own_lines(self._conf(), self.notes).lines <= {*noted_before}:
             return
         for part in PARTS:
             if part in self._parts:
@@ -240,17 +240,17 @@ class Changing:
         if not arguments:
             return True
         done = self._system.run.do("pct", "set", str(self._ctid), "--digest", conf.digest, *arguments)
-        self._said = done.text
+        self._message = done.text
         if done.status == 0:
             return True
-        # Changed meanwhile, or somebody has the file's lock: that passes. Anything else stays.
-        if any(words in self._said for words in _AGAIN):
+        # Changed meanwhile, or the file is locked: that passes. Anything else stays.
+        if any(words in self._message for words in _AGAIN):
             return False
         self._need_quorum()
         self._forget_change()
         raise Failure(
             f"container {self._ctid} given its devices: pct set {' '.join(arguments)}",
-            self._said or f"it ended with status {done.status}",
+            self._message or f"it ended with status {done.status}",
             "its configuration is unchanged"
             if self._conf().digest == conf.digest
             else "it is half done, and noted: a run goes on from there",
@@ -269,37 +269,37 @@ class Changing:
             self._system.log.say(line)
         with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
             if not locked:
-                self._said = f"/run/lock/lxc/pve-config-{self._ctid}.lock is held by another process"
+                self._message = f"/run/lock/lxc/pve-config-{self._ctid}.lock is held by another process"
                 return False
             if self._conf().text != conf.text:
                 return False
             try:
                 pmxcfs.replace(self._system, self._path, text.encode("utf-8", "surrogateescape"))
             except OSError as error:
-                self._said = f"{self._path}: {error.strerror or error}"
+                self._message = f"{self._path}: {error.strerror or error}"
                 if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    self._said += ": no quorum"
+                    self._message += ": no quorum"
                 return False
         return True
 
     def _need_quorum(self) -> None:
-        """Where /etc/pve can only be read nobody has changed anything, and trying again is of no use.
+        """Where /etc/pve can only be read nothing was changed, and trying again is of no use.
 
         :raises Failure: so it is.
         """
-        if not _READ_ONLY.search(self._said):
+        if not _READ_ONLY.search(self._message):
             return
         self._forget_change()
-        last = self._said.rpartition("\n")[2]
+        last = self._message.rpartition("\n")[2]
         raise Failure(
             f"the configuration of container {self._ctid} written",
-            f"{last if last.endswith('no quorum') else f'{last}: no quorum'}{self._silent_nodes()}",
+            f"{last if last.endswith('no quorum') else f'{last}: no quorum'}{self._offline_nodes()}",
             "without a quorum /etc/pve can only be read: nothing can be changed or started; the container runs on as "
             "it was",
             "see `pvecm status`; bring the missing nodes back, or wait until they are, then run `pulumi up` again",
         )
 
-    def _silent_nodes(self) -> str:
+    def _offline_nodes(self) -> str:
         members = self._system.files.text("/etc/pve/.members")
         silent = re.findall(r'"([^"]+)": *\{[^{}]*"online": *0', members)
         return f"; these nodes of the cluster don't answer: {' '.join(silent)}" if silent else ""
@@ -314,7 +314,7 @@ class Changing:
         assert self._cards is not None
         if self._cards.method != "mount-entry" or not conf.conf.unprivileged:
             return
-        others = container_lines.find_ours(conf, self.notes).others
+        others = container_lines.find_own_lines(conf, self.notes).others
         closed = []
         for node in nodes.nodes:
             device = self._system.files.device(node.path)
@@ -332,9 +332,9 @@ class Changing:
 
     def _wait_for_guests(self) -> None:
         """Until those that start with the host have been started: one that starts while its configuration is written
-        would run with what was before, and nobody would know.
+        would run with what was before, unnoticed.
         """
-        if self._system.work.lock is None:  # whoever has the lock may be a start of theirs
+        if self._system.work.lock is None:  # the lock's holder may be such a start
             return
         for _ in self._system.work.tries(_GUESTS_SECONDS, "waiting for the guests that start with the host"):
             if self._system.run.ask("systemctl", "is-active", "pve-guests.service").text != "activating":
@@ -382,17 +382,17 @@ class Changing:
         """
         self.notes.write("mounted", b"")
         content = b""
-        # As work, which keeps the lock to its end where this run is killed: whoever is next sees what it has mounted.
+        # As work, which keeps the lock to its end where this run is killed: the next run sees what it has mounted.
         if self._system.run.do("pct", "mount", str(self._ctid), seconds=60).status == 0:
             place = self._system.files.at(f"/var/lib/lxc/{self._ctid}/rootfs")
             try:
                 content = within_limit(lambda: _group_file(place))
             except OSError as error:
                 self._system.log.say(f"/etc/group of container {self._ctid}: {error.strerror or error}")
-        self._unmount_left()
+        self._unmount()
         return content
 
-    def _unmount_left(self) -> None:
+    def _unmount(self) -> None:
         """What a look into a container that is off has left mounted, maybe by a run that was cut short."""
         if not self.notes.has("mounted"):
             return
@@ -446,7 +446,7 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
             "something else works on it now (a backup, a snapshot, a migration); its configuration is unchanged",
             f"wait until that is done; a lock that was left behind: `pct unlock {ctid}`; then run `pulumi up` again",
         )
-    # Whoever has made one of it gets it back without our lines.
+    # A container made of it gets it back without homelab's lines.
     if conf.conf.is_template and change.want:
         raise Failure(
             f"container {ctid}",

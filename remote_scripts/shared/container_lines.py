@@ -42,7 +42,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Change:
-    """`want`: the lines of ours that are to be there; `nodes`: what is noted of the nodes by then; `provided`: path ->
+    """`want`: homelab's lines that are to be there; `nodes`: what is noted of the nodes by then; `provided`: path ->
     how the container gets that node, `dev VALUE` or `mount`; `absent`: nodes of cards that aren't there, in words;
     then what is to come and to go: values of dev[n] options, lines, options' keys, places of lines.
     """
@@ -63,7 +63,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class NotedNode:
+class RecordedNode:
     """A line of the part `nodes`. `path`, `numbers`: `-`: the container was given it and has no line for it, since the
     name that it had is another card's.
     """
@@ -90,10 +90,10 @@ class NotedNode:
         return [*mount_lines(self.path, self.numbers)] if self.given == "mount" else [f"dev {self.path},{self.given}"]
 
 
-def noted_node(line: str) -> NotedNode:
+def recorded_node(line: str) -> RecordedNode:
     """The line, parsed."""
     path, numbers, address, kind, given = [*line.split(None, 4), "", "", "", "", ""][:5]
-    return NotedNode(path, numbers, address, kind, given)
+    return RecordedNode(path, numbers, address, kind, given)
 
 
 def mount_lines(path: str, numbers: str) -> tuple[str, str]:
@@ -104,8 +104,8 @@ def mount_lines(path: str, numbers: str) -> tuple[str, str]:
     )
 
 
-def find_ours(conf: ConfText, notes: Notes) -> Ours:
-    """The lines of ours in a configuration.
+def find_own_lines(conf: ConfText, notes: Notes) -> Ours:
+    """Homelab's lines in a configuration.
 
     :raises Failure: what is noted can't be read.
     """
@@ -119,7 +119,7 @@ def find_ours(conf: ConfText, notes: Notes) -> Ours:
                     devices[key] = line
                     break
             continue
-        # The last one: a line that somebody had before stands above ours.
+        # The last one: a line that was there before stands above homelab's.
         written = raw_line(line)
         place = next((place for place in reversed(conf.raw) if place not in raw and conf.raw[place] == written), None)
         if place is not None:
@@ -133,7 +133,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
     :param groups: render, video -> the group's number inside; one that isn't there has none.
     :raises Failure: what is noted can't be read.
     """
-    own = find_ours(conf, notes)
+    own = find_own_lines(conf, notes)
     nodes = card_nodes.nodes_of(system, cards).nodes
     numbers = {node.path: device for node in nodes if (device := system.files.device(node.path))}
     is_complete = all(provider(own.others, node.path) for node in nodes if node.is_needed and not node.group)
@@ -146,7 +146,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
         if device is None:
             continue
         given_by = provider(own.others, node.path)
-        # Somebody has given it what it needs: that is left as it is, and nothing that goes along is added.
+        # The user has given it what it needs: that is left as it is, and nothing that goes along is added.
         if is_complete and not given_by and not node.group:
             continue
         if given_by and _is_allowed(own.others, given_by, device):
@@ -162,7 +162,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
             provided[node.path] = f"dev {node.path},{given}"
             want.append(provided[node.path])
         origin = (node.address, node.kind) if node.address else (_NONE, _NONE)
-        noted.append(str(NotedNode(node.path, f"{device.major}:{device.minor}", *origin, given)))
+        noted.append(str(RecordedNode(node.path, f"{device.major}:{device.minor}", *origin, given)))
     return compare(own, [*rules, *want], noted, provided)
 
 
@@ -179,7 +179,7 @@ def _is_allowed(others: ContainerConf, given_by: str, device: Device) -> bool:
 
 
 def _options(node: Node, device: Device, groups: Mapping[str, int]) -> str:
-    """Of a dev[n] option: for the group's members; without that group, a node for computing is for everybody, as udev
+    """Of a dev[n] option: for the group's members; without that group, a node for computing is for all, as udev
     makes it where a distribution doesn't say otherwise, and one that sets the screen is root's. Of NVIDIA's nodes the
     driver says it of MIG's alone.
     """
@@ -199,7 +199,7 @@ def compare(
 ) -> Change:
     """What is to come and to go.
 
-    :param want: the lines of ours that are to be there.
+    :param want: homelab's lines that are to be there.
     """
     want = tuple(want)
     left = dict.fromkeys(want)
@@ -218,20 +218,20 @@ def compare(
 
 
 def follow(system: System, conf: ConfText, notes: Notes) -> Change:
-    """What is to come and to go so that each line of ours goes on to be about the device that it was given for,
+    """What is to come and to go so that each of homelab's lines stays about the device that it was given for,
     whatever name and numbers the kernel has for that now. Nothing else is decided: the way in which it is given stays,
-    and what somebody has taken out stays out.
+    and what a user has taken out stays out.
 
     :raises Failure: what is noted can't be read.
     """
-    own = find_ours(conf, notes)
+    own = find_own_lines(conf, notes)
     there = own.lines
     if not there:  # it was restored, or another container has the number now
         return Change((), ())
     # A node may be noted twice, as it was and as it is to be, by a run that was cut short.
-    entries: dict[str, list[NotedNode]] = {}
+    entries: dict[str, list[RecordedNode]] = {}
     for line in notes.lines("nodes"):
-        node = noted_node(line)
+        node = recorded_node(line)
         entries.setdefault(node.key, []).append(node)
     recorded = {line for nodes in entries.values() for node in nodes for line in node.lines}
     want = [line for line in sorted(there) if line not in recorded]
@@ -241,17 +241,17 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
     for nodes in entries.values():
         node = next((node for node in reversed(nodes) if there & {*node.lines}), nodes[0])
         present = list(dict.fromkeys(line for node in nodes for line in node.lines if line in there))
-        # One that somebody has taken out stays out.
+        # One that a user has taken out stays out.
         if not present and not any(node.path == _NONE for node in nodes):
             noted.append(str(node))
             continue
-        now = _now(system, node)
+        now = _current_path(system, node)
         device = system.files.device(now) if now else None
         if device is None:
             if node.address != _NONE:
                 absent.append(f"{node.kind} of {node.address}")
             if node.path == _NONE or _is_of_another(system, node):
-                node = NotedNode(_NONE, _NONE, node.address, node.kind, node.given)
+                node = RecordedNode(_NONE, _NONE, node.address, node.kind, node.given)
             else:
                 want += present
             noted.append(str(node))
@@ -262,21 +262,21 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
             noted.append(str(node))
             continue
         given_by = provider(own.others, now)
-        node = NotedNode(now, numbers, node.address, node.kind, node.given)
+        node = RecordedNode(now, numbers, node.address, node.kind, node.given)
         if node.given == "mount":
             rule, mount = node.lines
             rules += [] if _is_allowed(own.others, given_by, device) else [rule]
             want += [] if given_by else [mount]
         elif given_by:
-            # Somebody gives it that; it goes back to ours when the name is another one again.
-            node = NotedNode(_NONE, _NONE, node.address, node.kind, node.given)
+            # The user gives it that; homelab's comes back when the name is another one again.
+            node = RecordedNode(_NONE, _NONE, node.address, node.kind, node.given)
         else:
             want += node.lines
         noted.append(str(node))
     return compare(own, [*rules, *want], noted, absent=absent)
 
 
-def _now(system: System, node: NotedNode) -> str:
+def _current_path(system: System, node: RecordedNode) -> str:
     """What the node is called now; empty: it isn't there."""
     path = node.path
     if node.kind in ("card", "renderD"):
@@ -287,7 +287,7 @@ def _now(system: System, node: NotedNode) -> str:
     return path if path and system.files.exists(path) else ""
 
 
-def _is_of_another(system: System, node: NotedNode) -> bool:
+def _is_of_another(system: System, node: RecordedNode) -> bool:
     """Whether another card has the name of a node that isn't there. What is in /dev/dri, the kernel has made."""
     if node.kind in ("card", "renderD"):
         return system.files.exists(node.path)
@@ -297,8 +297,8 @@ def _is_of_another(system: System, node: NotedNode) -> bool:
 
 def are_there(system: System, notes: Notes) -> bool:
     """Whether the drivers have made every node that a container was given of a card."""
-    nodes = map(noted_node, notes.lines("nodes"))
-    return all(_now(system, node) for node in nodes if node.address != _NONE)
+    nodes = map(recorded_node, notes.lines("nodes"))
+    return all(_current_path(system, node) for node in nodes if node.address != _NONE)
 
 
 def noted_groups(notes: Notes) -> dict[str, int] | None:

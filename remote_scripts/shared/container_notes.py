@@ -4,17 +4,17 @@ Proxmox VE writes a configuration anew whenever it changes something: keys sorte
 lxc.* lines last, and below them a section for what waits for the next start ([pve:pending]) and one for each snapshot.
 So our lines are found by content, never by place, and what we add is noted before it is added:
 
-- ours: each line of ours: `dev VALUE` (a dev[n] option, whatever its number), or an lxc.* line as it stands
+- ours: each of homelab's lines: `dev VALUE` (a dev[n] option, whatever its number), or an lxc.* line as it stands
 - wanted: the method, numbers of /dev/nvidiaN, functions; where there are cards of other makers, these and the groups
   inside (`render=104 video=44`)
-- nodes: of each node that a line of ours gives: path, numbers, the card's address, which of its nodes it is (card,
+- nodes: of each node that homelab's lines give: path, numbers, the card's address, which of its nodes it is (card,
   renderD, nvidia; -: it is known by its path), and how it is given (a dev[n] option's words, or `mount`)
 - guest: its name in the settings of the last run
 - revision: how often the configuration was changed by us
 - restart: is there while the running container still has what was before; by its addresses it is told from another one
   of its id
 - before: the configuration before the change that waits for a restart; after: the digest of what it became. Empty:
-  somebody has changed it since, and nothing is put back
+  a user has changed it since, and nothing is put back
 - ran: is there from before a shutdown until the start that follows it
 - mounted: is there while a container that is off is looked into
 """
@@ -155,7 +155,7 @@ def why_not_owed(system: System, ctid: int, ran: Ran) -> str:
         return "when is not noted"
     if not is_same(system, ctid, ran.known):
         return "that this is still the same container isn't certain"
-    return guest_tasks.why_off(system, "vz", ctid, int(ran.at), ran.boot, "root@pam", off=ran.off)
+    return guest_tasks.why_stays_off(system, "vz", ctid, int(ran.at), ran.boot, "root@pam", off=ran.off)
 
 
 def is_same(system: System, ctid: int, mac_addresses: str) -> bool:

@@ -45,7 +45,7 @@ class Power:
         #: What pct said last.
         self.said = ""
         # By what one that this run has shut down, to start it again, was told from another one then.
-        self._known: str | None = None
+        self._mac_addresses: str | None = None
 
     def is_up(self) -> bool:
         """Whether it runs.
@@ -80,7 +80,7 @@ class Power:
         self._await_ha("off", HA_SECONDS)
         return not self.is_up()
 
-    def still_up(self, configuration: str, or_else: str) -> Failure:
+    def shutdown_failure(self, configuration: str, or_else: str) -> Failure:
         """What a run ends with that couldn't switch it off.
 
         :param configuration: what is so of that now.
@@ -107,7 +107,7 @@ class Power:
         self._note_ran(mac_addresses, off=False)
         if not self.shut_down():
             return False  # it may still go off, which the next run says
-        self._known = mac_addresses
+        self._mac_addresses = mac_addresses
         try:
             self._note_ran(mac_addresses, off=True)
         except OSError:
@@ -118,17 +118,17 @@ class Power:
 
     def is_owed(self) -> bool:
         """Whether it was shut down to be started again, and isn't yet. What no longer counts is forgotten, by the rule
-        for VMs (guest_tasks.py): whoever has switched it off since wants it off. Who it is is looked at anew, also
-        where this run has shut it down: the id may be another one's by now.
+        for VMs (guest_tasks.py): a user who has switched it off since wants it off. Whether it is the same one is
+        looked at anew, also where this run has shut it down: the id may be another one's by now.
         """
         if not self._notes.has("ran"):
             return False
         if self.is_up():
             self._notes.forget("ran")
             return False
-        if self._known is None:
+        if self._mac_addresses is None:
             why = why_not_owed(self._system, self._ctid, self._notes.ran())
-        elif is_same(self._system, self._ctid, self._known):
+        elif is_same(self._system, self._ctid, self._mac_addresses):
             why = ""
         else:
             why = "it is another one by now"

@@ -27,7 +27,7 @@ _OWN_LOG = "/var/log/nvidia-installer.log"
 
 @dataclass(frozen=True, kw_only=True)
 class Installer:
-    """NVIDIA's installer. `sha256`: the one that was known before: whoever can replace the file can replace what is
+    """NVIDIA's installer. `sha256`: the one that was known before: what can replace the file can replace what is
     published beside it; `arguments`: of the installer.
     """
 
@@ -110,7 +110,7 @@ def is_whole(system: System) -> bool:
 
 
 def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> list[str]:
-    """The installer, when nobody can be asked, gives up where a module is loaded or nouveau has the card: what it would
+    """The installer without questions gives up where a module is loaded or nouveau has the card: what it would
     have done at their place comes at the next boot.
 
     :returns: further arguments.
@@ -150,7 +150,7 @@ def _start(packages: Packages, path: str, *arguments: str) -> Done:
 
 
 def remove(packages: Packages) -> None:
-    """Takes away what the installer has put there, ours or somebody's: its files and those of packages have the same
+    """Takes away what the installer has put there, whoever ran it: its files and those of packages have the same
     names. It notes each file as soon as it is there (NVIDIA/nvidia-installer, command-list.c), and its uninstaller is
     one of the first to come and to go: where it was killed before, or that was, the installer itself takes them away.
 

@@ -280,8 +280,8 @@ class Update:
                 "see what is installed: `dpkg -l '*nvidia*'`",
             )
         if self._target == "lxc":
-            return f"its libraries{self._in_use_again_in_container(kept.version)}"
-        return f"its libraries, and its modules for {' '.join(kernels)}{self._in_use_again(kept.version)}"
+            return f"its libraries{self._restart_users_in_container(kept.version)}"
+        return f"its libraries, and its modules for {' '.join(kernels)}{self._restart_users(kept.version)}"
 
     def _kernels_to_build(self) -> list[str]:
         """Those that had its modules and are there still, and the running one, which may have come since."""
@@ -328,7 +328,7 @@ class Update:
             self._files.put(self._packages.layer, GIVEN_UP, 0o644, "\n".join(pins).encode())
             self._files.finish()
 
-    def _in_use_again(self, version: str) -> str:
+    def _restart_users(self, version: str) -> str:
         """Brings it into use where that can be done now; returns what is so, in words."""
         packages, system = self._packages, self._system
         loaded = driver.loaded(system).version
@@ -349,7 +349,7 @@ class Update:
             )
         return "; nvidia-smi answers"
 
-    def _in_use_again_in_container(self, version: str) -> str:
+    def _restart_users_in_container(self, version: str) -> str:
         loaded = driver.loaded(self._system).version
         if loaded and loaded != version:
             return f"; the host's driver is {loaded}, with which they don't work"

@@ -1,7 +1,7 @@
 """The configuration of container engines: what nvidia-ctk puts in, and how that is taken out again.
 
-nvidia-ctk writes an engine's configuration anew, with all that somebody had in it. What was there before is kept, what
-it became is noted (the record of the layer toolkit, `pending` while it is being changed). As long as nobody changes it,
+nvidia-ctk writes an engine's configuration anew, with all that was in it. What was there before is kept, what it became
+is noted (the record of the layer toolkit, `pending` while it is being changed). As long as no other program changes it,
 the kept bytes are given back; else our runtime is taken out of docker's daemon.json, our drop-in of containerd goes,
 and its own config.toml stays as it is. Where such a file is a link, nvidia-ctk writes through it: what it leads to is
 kept and given back, and the link stays.
@@ -31,7 +31,7 @@ _BYTES = 1 << 20
 
 
 def state(system: System, path: str) -> State | Literal["absent", "pending"]:
-    """absent: it isn't ours; pending: a run was killed while it was changed; changed: by somebody, since."""
+    """absent: homelab has none; pending: a run was killed while it was changed; changed: by others, since."""
     record = f"{HOME}/files/{LAYER}{path}"
     if not system.files.exists(record):
         return "absent"
@@ -68,7 +68,7 @@ def end_change(system: System, path: str) -> bool:
     if is_same:
         if files.exists(before) and files.need(before, _BYTES) != files.need(path, _BYTES):
             files.copy_of(before, _real(system, path))
-        # Somebody had it so before us: then it isn't ours.
+        # It was so before: then it isn't homelab's.
         if state(system, path) == "pending" and _means_the_same(system, path, kept):
             files.remove(record, before)
             files.forget(path)
@@ -84,7 +84,7 @@ def end_change(system: System, path: str) -> bool:
 
 
 def give_back(system: System, path: str) -> bool:
-    """Whether there was anything of ours.
+    """Whether there was anything of homelab's.
 
     :raises Failure: what is to be given back isn't what was kept, or docker's configuration isn't JSON.
     """
@@ -99,7 +99,7 @@ def give_back(system: System, path: str) -> bool:
     files.remember(real, record, sums, kept)
     if _is_edited(system, path, current):
         _keep_without_ours(system, path)
-    if current != "missing":  # somebody has removed it since: so it stays
+    if current != "missing":  # it was removed since: so it stays
         if files.exists(kept):
             files.copy_of(kept, real)
         else:
@@ -136,7 +136,7 @@ def _load(content: bytes | None) -> Any:
 
 
 def _is_edited(system: System, path: str, current_state: str) -> bool:
-    """Whether somebody has changed it since: of one that a run was killed in changing, whether it says more than what
+    """Whether it was changed since: of one that a run was killed in changing, whether it says more than what
     was kept with what nvidia-ctk adds.
     """
     if current_state != "pending" or path == _DROP_IN:
@@ -184,7 +184,7 @@ def _without_ours(system: System, path: str, kept: str) -> bytes:
         return files.need(kept, _BYTES) or b""
     current = files.need(path, _BYTES) or b""
     if path != _DOCKER:
-        return current  # somebody's own, which imports a folder: without our file in it, that means nothing
+        return current  # the user's own, which imports a folder: without homelab's file in it, that means nothing
     try:
         left = _without_runtime(_load(current), _load(files.need(kept, _BYTES)))
     except ValueError as error:

@@ -1,5 +1,5 @@
-"""The guests that ran before a restart, started again. A start leaves a task, so that whoever is cut off between two of
-them starts nothing twice. Whom somebody else sees to (by a task, HA, a run that hands it a card) is left to them.
+"""The guests that ran before a restart, started again. A start leaves a task, so that a process that is cut off between
+two of them starts nothing twice. A guest that a user's task, HA, or a run that hands it a card sees to is left to them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ORDER = re.compile(r",(?:order=)?([0-9]{1,9})(?:,|$)")
 _NEXT_AFTER = re.compile(r",up=([0-9]{1,3})(?:,|$)")
 _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999
-# Tasks that say nothing of whether somebody wants a guest on: consoles, and what jobs do at their time, also to one
+# Tasks that say nothing of whether a user wants a guest on: consoles, and what jobs do at their time, also to one
 # that is off.
 _LEAVES_POWER = frozenset(
     ("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy")
@@ -64,7 +64,9 @@ class UnknownError(Exception):
 
 @dataclass
 class Started:
-    """In words: who runs again; who stays off, and why; who is to be started later; of these, who waits for what."""
+    """Guests, in words: that run again; that stay off, and why; that are to be started later; of these, what they wait
+    for.
+    """
 
     started: list[str] = field(default_factory=list)
     off: list[str] = field(default_factory=list)
@@ -82,7 +84,7 @@ def is_boot_decided(system: System) -> bool:
     if switch.is_armed_before(system) and not (system.files.is_pending("boot") or switch.is_another_boot(system)):
         return False
     state = system.run.ask("systemctl", "is-active", "pve-guests.service").text
-    # Where it has failed, or somebody has disabled it, it starts nothing any more in this boot.
+    # Where it has failed, or is disabled, it starts nothing any more in this boot.
     has_come_up = state == "inactive" and system.run.ask("systemctl", "is-system-running").text in _IS_UP
     return state in ("active", "failed") or has_come_up or not system.run.has("pvesh")
 
@@ -107,7 +109,7 @@ def start(
         booted = _BOOTED.search(system.files.text("/proc/stat"))
         if not has or not booted or not is_boot_decided(system):
             return None
-        return _Starting(system, int(booted[1]), later, unwanted).each()
+        return _GuestStarts(system, int(booted[1]), later, unwanted).start_all()
 
 
 def start_alone(system: System) -> None:
@@ -118,24 +120,22 @@ def start_alone(system: System) -> None:
     if not system.files.exists(guests_to_start.RAN):
         _forget(system)
         return
-    if not _is_quiet(system):
+    if not _may_start(system):
         return
     time.sleep(_GRACE_SECONDS)
-    if not _is_quiet(system):
+    if not _may_start(system):
         return
     starts = start(system, 0)
     if starts is None:
         return
     started = f"the host itself has started what ran before its restart: {', '.join(starts.started)}"
-    _tell_next_up(system, [*([started] if starts.started else []), *starts.off])
+    _report_to_next_run(system, [*([started] if starts.started else []), *starts.off])
     if not system.files.exists(guests_to_start.RAN):
         _forget(system)
 
 
 def _forget(system: System) -> None:
-    """Without the lock of whoever changes this system: nothing but what is of this alone. Who notes guests meanwhile
-    keeps what he has written.
-    """
+    """Without the host's lock: it removes nothing but these files. What another process notes meanwhile stays."""
     with system.work.holding(guests_to_start.LOCK, 0) as has:
         if not has or system.files.exists(guests_to_start.RAN):
             return
@@ -144,11 +144,11 @@ def _forget(system: System) -> None:
         disk.remove_folder(system.files.at(HOME))
 
 
-def _is_quiet(system: System) -> bool:
+def _may_start(system: System) -> bool:
     return is_boot_decided(system) and not system.work.is_held()
 
 
-def _tell_next_up(system: System, texts: list[str]) -> None:
+def _report_to_next_run(system: System, texts: list[str]) -> None:
     """By what it says anyway, each once in a boot. Of a host that was given back nothing is kept."""
     messages = system.files.text(_TOLD).split("\n")
     new = [text for text in texts if text not in messages]
@@ -164,7 +164,7 @@ def _tell_next_up(system: System, texts: list[str]) -> None:
     system.files.write(path, f"{before}{'; ' if before else ''}{text}".encode(), 0o600)
 
 
-class _Starting:
+class _GuestStarts:
     """One go at all of them. `booted`: when this boot began, in seconds since 1970."""
 
     def __init__(self, system: System, booted: int, later: Collection[str], unwanted: Collection[str]) -> None:
@@ -172,12 +172,12 @@ class _Starting:
         self._left: list[Line] = []
         self._done = Started()
 
-    def each(self) -> Started:
-        self._left = sorted(guests_to_start.lines(self._system), key=self._place)
+    def start_all(self) -> Started:
+        self._left = sorted(guests_to_start.lines(self._system), key=self._start_order)
         for line in [*self._left]:
             is_one = line.program in _FOLDERS and _NUMBER.fullmatch(line.guest) and _NUMBER.fullmatch(line.since)
-            if is_one and line.guest not in self._unwanted and not self._see_to(line):
-                self._done.owed.append(self._in_words(line))
+            if is_one and line.guest not in self._unwanted and not self._is_settled(line):
+                self._done.owed.append(self._describe(line))
                 continue
             # Nothing is owed of it any more. The last one goes with all the rest.
             self._left.remove(line)
@@ -187,8 +187,8 @@ class _Starting:
             guests_to_start.forget(self._system)
         return self._done
 
-    def _place(self, line: Line) -> tuple[int, int]:
-        """By `startup: order=`, then by id. Who has no order comes last (PVE::JSONSchema::pve_parse_startup_order)."""
+    def _start_order(self, line: Line) -> tuple[int, int]:
+        """By `startup: order=`, then by id. A guest without an order comes last (pve_parse_startup_order)."""
         order = None
         with suppress(UnknownError):  # whether it can be read is asked once more
             order = _ORDER.search(f",{self._option(line, 'startup')}")
@@ -207,60 +207,61 @@ class _Starting:
             raise UnknownError
         return guest_conf.option_of(guest_conf.own_lines(content.decode("utf-8", "replace")), key)
 
-    def _in_words(self, line: Line) -> str:
+    def _describe(self, line: Line) -> str:
         word, key = ("container", "hostname") if line.program == "pct" else ("VM", "name")
         name = ""
         with suppress(UnknownError):
             name = self._option(line, key)
         return f"{word} {line.guest}{f' ({name})' if name else ''}"
 
-    def _see_to(self, line: Line) -> bool:
-        """False: it is still owed, or nobody knows."""
+    def _is_settled(self, line: Line) -> bool:
+        """False: it is still owed a start, or that isn't known."""
         if line.boot == need_boot_id(self._system):
             return False  # not restarted yet
         power = guests.power_of(self._system, line.program, line.guest, _STATUS_SECONDS)
         if power in ("on", "gone"):
             return True
-        name = self._in_words(line)
+        name = self._describe(line)
         by_hand = f"`{line.program} start {line.guest}`"
         try:
             has_ha = self._is_under_ha(line)
-            touched, failed = self._was_touched(line)
+            touched, failed = self._tasks_since(line)
             if touched or has_ha:
                 if failed and power == "off" and not has_ha and line.guest not in self._later:
-                    self._stays_off(f"{name} ran before the restart, and has not started again: {failed} ({by_hand})")
+                    self._add_off(f"{name} ran before the restart, and has not started again: {failed} ({by_hand})")
                 return True
             if power == "unknown":
                 raise UnknownError(f"`{line.program} status {line.guest}` doesn't say whether it runs")
             lock = self._option(line, "lock")
             if not lock and cluster.lacks_quorum(self._system):
                 raise UnknownError("the cluster has no quorum, or doesn't say so (`pvecm status`)")
-            is_left = line.guest in self._later or (self._is_handed_a_card(line) and self._system.work.is_held())
+            takes_card = line.program == "qm" and hookscripts.is_homelabs(self._option(line, "hookscript"))
+            is_left = line.guest in self._later or (takes_card and self._system.work.is_held())
         except UnknownError as error:
             why = f": {error}" if str(error) else ""
             if time.time() - self._booted <= _COUNTS_SECONDS:
                 self._waits(f"it isn't known yet whether {name} may be started{why}")
                 return False
-            self._stays_off(
+            self._add_off(
                 f"{name} ran before the restart, and for two hours it wasn't known whether it may be started{why} "
                 f"({by_hand})"
             )
             return True
         if self._booted - int(line.since) > _COUNTS_SECONDS:
-            self._stays_off(
+            self._add_off(
                 f"{name} ran before a restart of this program's, and stays off: that is too long ago ({by_hand})"
             )
         elif lock and time.time() - self._booted <= _WORK_SECONDS:
-            if busy := self._at_work():
+            if busy := activity.at_work(self._system, pmxcfs.this_node(self._system)):
                 self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
             else:  # such as a backup that a power cut has ended
-                self._stays_off(
+                self._add_off(
                     f"{name} ran before the restart, and is off: it is locked, {lock}, and nothing works on it; this "
                     f"host starts it once `{line.program} unlock {line.guest}` has taken that lock away"
                 )
             return False
         elif lock:
-            self._stays_off(
+            self._add_off(
                 f"{name} ran before the restart, and stays off: it is locked, {lock} (once nothing works on it: "
                 f"`{line.program} unlock {line.guest}`, then {by_hand})"
             )
@@ -274,13 +275,10 @@ class _Starting:
             self._start(line, name, by_hand)
         return True
 
-    def _at_work(self) -> str:
-        return activity.at_work(self._system, pmxcfs.this_node(self._system))
-
     def _waits(self, text: str) -> None:
         self._done.waits.append(self._system.log.clean(text))
 
-    def _stays_off(self, text: str) -> None:
+    def _add_off(self, text: str) -> None:
         self._done.off.append(self._system.log.clean(text))
 
     def _start(self, line: Line, name: str, by_hand: str) -> None:
@@ -290,9 +288,7 @@ class _Starting:
         done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
         if guests.power_of(system, line.program, line.guest) != "on":
             message = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
-            self._stays_off(
-                f"{name} ran before the restart, and has not started again: {' '.join(message)} ({by_hand})"
-            )
+            self._add_off(f"{name} ran before the restart, and has not started again: {' '.join(message)} ({by_hand})")
             return
         self._done.started.append(name)
         with suppress(UnknownError):
@@ -300,10 +296,6 @@ class _Starting:
             wait = _NEXT_AFTER.search(f",{self._option(line, 'startup')}")
             if wait and len(self._left) > 1:
                 time.sleep(int(wait[1]))
-
-    def _is_handed_a_card(self, line: Line) -> bool:
-        """Whether its start takes a card from containers. Not while a run is at work."""
-        return line.program == "qm" and hookscripts.is_ours(self._option(line, "hookscript"))
 
     def _is_under_ha(self, line: Line) -> bool:
         """Whether HA starts it by itself.
@@ -317,13 +309,13 @@ class _Starting:
         except Failure as failure:
             raise UnknownError from failure
 
-    def _was_touched(self, line: Line) -> tuple[bool, str]:
+    def _tasks_since(self, line: Line) -> tuple[bool, str]:
         """Whether a task has been about it since; and how the last of these has ended, if it was a start that failed.
 
         Not counted: its shutdown by the host that went down, which is root's, after `stopall` (pve-guests.service), and
         what leaves its power alone. Nor its start before that host went down: it ran then, as it was noted.
 
-        :raises UnknownError: the log of tasks can't be read; or the clock was set back so far that what somebody has
+        :raises UnknownError: the log of tasks can't be read; or the clock was set back so far that what a user has
             done in this boot has an earlier time than the note.
         """
         try:

@@ -82,9 +82,9 @@ def was_started(system: System, kind: Kind, guest: int, since: int) -> bool:
     return any(start.well for start in starts(system, kind, guest, since))
 
 
-def why_off(system: System, kind: Kind, guest: int, at: int, boot: str, own_user: str, *, off: bool) -> str:
-    """Of a guest that is off: why it isn't to run again. Whoever has switched it off since wants it off, and what isn't
-    certain starts nothing. Empty: it is to run.
+def why_stays_off(system: System, kind: Kind, guest: int, at: int, boot: str, own_user: str, *, off: bool) -> str:
+    """Of a guest that is off: why it isn't to run again. A user who has switched it off since wants it off, and what
+    isn't certain starts nothing. Empty: it is to run.
 
     :param at: seconds since 1970, when it was noted that it ran.
     :param boot: of the node, then.
@@ -108,7 +108,7 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) ->
     that failed has switched nothing off. People may have the same user, but no token: theirs is what comes later, of
     ours each is noted anew.
     """
-    is_ours = by_ha = False
+    was_homelab = by_ha = False
     shutdowns = (f"{kind}shutdown", f"{kind}stop", "hastop")
     by_upid: dict[str, Task] = {}
     for task in tasks(system, "index.1", "index", "active"):
@@ -119,11 +119,11 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) ->
     for task in sorted(by_upid.values(), key=lambda task: (task.start, task.kind, task.user)):
         if task.user == own_user and ("!" in own_user or task.start <= at + PROMPT_SECONDS):
             if task.well or not task.status:
-                is_ours = True
+                was_homelab = True
                 by_ha = by_ha or task.kind == "hastop"
         elif not by_ha or task.user != "root@pam":
             return f"someone else has switched it off since ({task.user})"
-    return "" if is_ours else "it stopped itself, or was shut down from inside"
+    return "" if was_homelab else "it stopped itself, or was shut down from inside"
 
 
 def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:

@@ -19,9 +19,9 @@ from remote_scripts.tools.system import System
 
 RAN = f"{HOME}/ran"
 TIMER = OwnTimer(name="homelab-ran", program=f"{HOME}/ran-program", layer="start_guests")
-#: The lock of whoever changes the note, or starts one of them.
+#: The lock for changing the note, and for starting one of them.
 LOCK = "ran"
-# For so long it is asked which guests run, and whoever starts some is waited for, in seconds.
+# For so long it is asked which guests run, and another process that starts some is waited for, in seconds.
 _LIST_SECONDS, _LOCK_SECONDS = 60.0, 60.0
 _SERVICE_TEXT = """\
 # Written by homelab: starts the guests again that ran before its restart of this host. Gone then.
@@ -54,7 +54,9 @@ AccuracySec=1s
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the note. `program`: qm or pct; others, and a guest or a time that is no number, are nobody's."""
+    """A line of the note. `program`: qm or pct; a line with another one, or with a guest or a time that is no number,
+    is ignored.
+    """
 
     program: str
     guest: str
@@ -86,7 +88,7 @@ def write(system: System, noted: list[Line]) -> None:
 
 
 def note_running(system: System) -> str:
-    """Before the restart: who runs now, beside those whom an earlier restart still owes it.
+    """Before the restart: the guests that run now, and those that an earlier restart still owes a start.
 
     :returns: why that isn't known, or can't be noted; empty: it is.
     :raises Failure: as of `lines`, and `Work.tries`.
@@ -136,7 +138,7 @@ def drop(system: System) -> None:
 
 
 def settle(system: System) -> None:
-    """For whoever gives the host back. Nothing is started: who is still off then is said, and the host sees to it.
+    """For a host that is given back. Nothing is started: what is still off is said, and the host sees to it.
 
     :raises Failure: as of `lines`.
     """

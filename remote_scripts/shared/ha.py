@@ -38,7 +38,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Said:
+class Status:
     """What HA says. `text`: whole, for its `lrm` lines."""
 
     text: str
@@ -55,7 +55,7 @@ class Said:
         return f"\nlrm {node} (maintenance mode" in f"\n{self.text}"
 
 
-class SilentError(Exception):
+class NoAnswerError(Exception):
     """HA's manager gives no answer; the text is what it said instead."""
 
 
@@ -97,29 +97,29 @@ def may_manage(system: System, service: str) -> bool:
         return True
 
 
-def status(system: System) -> Said:
+def status(system: System) -> Status:
     """Asks HA's manager.
 
-    :raises SilentError: it gives no answer.
+    :raises NoAnswerError: it gives no answer.
     """
     done = system.run.ask("ha-manager", "status")
     text = (done.output + done.error).decode("utf-8", "replace")
     if done.status != 0 or "quorum" not in text:
-        raise SilentError(text.strip())
-    return Said(text, tuple(Service(*fields) for fields in _SERVICE.findall(text)))
+        raise NoAnswerError(text.strip())
+    return Status(text, tuple(Service(*fields) for fields in _SERVICE.findall(text)))
 
 
 def services_here(system: System, node: Node) -> list[str]:
     """The ids of the services that HA has on this node and would move.
 
-    :raises SilentError: it can't be told.
+    :raises NoAnswerError: it can't be told.
     """
     try:
         has = has_services(system, node)
     except Failure as failure:
-        raise SilentError(failure.found) from failure
+        raise NoAnswerError(failure.found) from failure
     if has is None:
-        raise SilentError("/etc/pve isn't there")
+        raise NoAnswerError("/etc/pve isn't there")
     return [service.id for service in status(system).of(node.name) if not service.is_left] if has else []
 
 
@@ -129,7 +129,7 @@ def needs_watchdog(system: System, node: Node) -> str:
         if has_services(system, node) is False:
             return ""
         manager = status(system)
-    except (Failure, SilentError):
+    except (Failure, NoAnswerError):
         return "guests, and `ha-manager status` gives no answer"
     users = [service.id for service in manager.services if service.state not in STOPPED]
     users += [f"an active agent on {name}" for name in _ACTIVE.findall(manager.text) if name != node.name]

@@ -98,12 +98,12 @@ def named_of(lines: Iterable[str]) -> str:
     return guest_conf.option_of(lines, "hookscript").rpartition("\n")[2]
 
 
-def is_ours(name: str) -> bool:
+def is_homelabs(name: str) -> bool:
     """Whether that is our hookscript, by whichever storage."""
     return name.endswith(f":snippets/{FILE}")
 
 
-def has_it(system: System, vmid: str) -> bool:
+def names_hook(system: System, vmid: str) -> bool:
     """Whether a VM names ours, by a storage that has it: one whose hookscript isn't found doesn't start.
 
     :raises OSError: its configuration can't be read.
@@ -112,13 +112,13 @@ def has_it(system: System, vmid: str) -> bool:
     return any(name == storage.volume and system.files.exists(storage.script) for storage in storages(system))
 
 
-def set_it(system: System, vmid: str, storage: Storage) -> str:
+def set_hook(system: System, vmid: str, storage: Storage) -> str:
     """Has the VM name it; returns what `qm` says where that fails, else nothing."""
     done = system.run.do("qm", "set", vmid, "--hookscript", storage.volume, seconds=_SET_SECONDS)
     return "" if done.status == 0 else done.text or f"qm set ended with status {done.status}"
 
 
-def drop_it(system: System, vmid: str) -> None:
+def drop_hook(system: System, vmid: str) -> None:
     """:raises Failure: `qm` doesn't take it out."""
     done = system.run.do("qm", "set", vmid, "--delete", "hookscript", seconds=_SET_SECONDS)
     if done.status != 0:
@@ -140,7 +140,7 @@ def here(system: System) -> list[str]:
     vmids = [
         match[1] for name in pmxcfs.names(system, guest_conf.VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))
     ]
-    return [vmid for vmid in vmids if is_ours(named(system, vmid))]
+    return [vmid for vmid in vmids if is_homelabs(named(system, vmid))]
 
 
 def node_of(system: System, vmid: str) -> str:
@@ -152,12 +152,12 @@ def node_of(system: System, vmid: str) -> str:
         return ""
     for node in pmxcfs.names(system, NODES):
         content = pmxcfs.content_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf") or b""
-        if is_ours(named_of(guest_conf.own_lines(content.decode("utf-8", "replace")))):
+        if is_homelabs(named_of(guest_conf.own_lines(content.decode("utf-8", "replace")))):
             return node
     return ""
 
 
-def tell_elsewhere(system: System, vmid: str) -> None:
+def report_moved(system: System, vmid: str) -> None:
     """Of such a VM. It is left there: that node may have one of its own by that name."""
     if node := node_of(system, vmid):
         system.log.say(
@@ -166,7 +166,7 @@ def tell_elsewhere(system: System, vmid: str) -> None:
         )
 
 
-def set_again(system: System, vmid: str) -> str:
+def restore_hook(system: System, vmid: str) -> str:
     """A VM that is to have it and has none, such as after a snapshot's rollback, or a backup that was restored: without
     it, its next start would take the card from its driver, who may wait for ever. What was done, in words; else empty.
 
@@ -178,6 +178,6 @@ def set_again(system: System, vmid: str) -> str:
     storage = next((storage for storage in storages(system) if system.files.exists(storage.script)), None)
     if storage is None:
         return ""
-    error = set_it(system, vmid, storage)
+    error = set_hook(system, vmid, storage)
     lost = f"VM {vmid} had lost its hookscript (a rollback, or a backup that was restored)"
     return f"{lost}, and can't be given it again: {error}" if error else f"{lost}: it names it again"

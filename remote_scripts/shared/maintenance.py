@@ -41,7 +41,7 @@ def why_not(system: System, node: Node) -> str:
     """
     try:
         services = ha.services_here(system, node)
-    except ha.SilentError:
+    except ha.NoAnswerError:
         return "`ha-manager status` gives no answer, and its maintenance mode is to be switched on (guestsAtReboot)"
     stuck = [service for service in services if _has_device(system, service)]
     return f"HA can't move {ha.in_words(stuck[-1:])}, which has a device of this host" if stuck else ""
@@ -81,15 +81,15 @@ def enter(system: System, node: Node, seconds: float) -> str:
             return ""
         if why := _switch_on(system, node.name, services):
             return why
-    except ha.SilentError:
+    except ha.NoAnswerError:
         return "`ha-manager status` gives no answer"
     system.log.say(f"HA moves {ha.in_words(services)} to other nodes")
     began = changed = time.monotonic()
     left, then = services, None
     for wait in system.work.tries(seconds):
         try:
-            manager: ha.Said | None = ha.status(system)
-        except ha.SilentError:
+            manager: ha.Status | None = ha.status(system)
+        except ha.NoAnswerError:
             manager = None
         left = services
         if manager and manager.is_kept_free(node.name):
@@ -107,7 +107,7 @@ def enter(system: System, node: Node, seconds: float) -> str:
 
 
 def _switch_on(system: System, name: str, services: list[str]) -> str:
-    """Why it can't be; empty: it is on. A mode that somebody else has switched on stays on: these guests don't come
+    """Why it can't be; empty: it is on. A mode that a user has switched on stays on: these guests don't come
     back with the end of our turn.
     """
     if not restart_settings.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
@@ -122,7 +122,7 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     return "" if done.status == 0 else f"HA's maintenance mode can't be switched on: {restart_settings.in_a_line(done)}"
 
 
-def _left_behind(manager: ha.Said, name: str, services: list[str]) -> list[str]:
+def _left_behind(manager: ha.Status, name: str, services: list[str]) -> list[str]:
     """Of these, each that is on no other node and hasn't been stopped: HA may have given it up (error), or lost it. And
     what has come here meanwhile.
     """
@@ -157,14 +157,14 @@ def leave(system: System) -> bool:
     try:
         if ha.status(system).is_kept_free(name):
             return False
-    except ha.SilentError:
+    except ha.NoAnswerError:
         return False
     restart_settings.note(system, "maintenance", "")
     return True
 
 
 def await_services(system: System, node: Node, seconds: float) -> None:
-    """Until those are back that were here. They come back also if nobody waits."""
+    """Until those are back that were here. They come back without that, too."""
     wanted = restart_settings.noted(system, "services").split()
     if not wanted:
         return
@@ -172,7 +172,7 @@ def await_services(system: System, node: Node, seconds: float) -> None:
     for wait in system.work.tries(seconds):
         try:
             missing = _still_away(ha.status(system), node.name, wanted)
-        except ha.SilentError:
+        except ha.NoAnswerError:
             missing = wanted
         if not missing:
             break
@@ -184,7 +184,7 @@ def await_services(system: System, node: Node, seconds: float) -> None:
     restart_settings.note(system, "services", "")
 
 
-def _still_away(manager: ha.Said, name: str, wanted: list[str]) -> list[str]:
+def _still_away(manager: ha.Status, name: str, wanted: list[str]) -> list[str]:
     """Those that run on another node, or are on their way; not one that was stopped meanwhile, or taken out of HA."""
     return [
         service.id

@@ -1,4 +1,4 @@
-"""What a host does by itself where nobody else does: a timer of systemd's, its service, and the program that it runs
+"""What a host does by itself where no run does: a timer of systemd's, its service, and the program that it runs
 (boot_service.py). They take themselves away when it is done.
 """
 

@@ -126,7 +126,7 @@ class Packages:
         )
 
     def apt(self, *arguments: str, seconds: float = 0, folder: str = "") -> Done:
-        """apt-get, which asks nothing and keeps everybody's configuration.
+        """apt-get, which asks nothing and keeps all configuration.
 
         :param folder: where it works; by default anywhere.
         """
@@ -136,9 +136,9 @@ class Packages:
         options += ["Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"]
         command = [*(("env", "-C", self.system.files.name(folder)) if folder else ()), "apt-get", "-y", "-q"]
         command += [word for option in options for word in ("-o", option)]
-        return self._patient(*command, *arguments, seconds=seconds, tells=tells)
+        return self._retry_while_locked(*command, *arguments, seconds=seconds, tells=tells)
 
-    def _patient(self, *arguments: str, seconds: float = 0, tells: bool = False) -> Done:
+    def _retry_while_locked(self, *arguments: str, seconds: float = 0, tells: bool = False) -> Done:
         """Waits for others' locks: apt-get itself for dpkg's, this for those that it doesn't wait for."""
         until = time.monotonic() + self.software.lock_seconds
         is_said = False
@@ -154,7 +154,7 @@ class Packages:
             time.sleep(1)
 
     def update(self, *urls: str) -> None:
-        """The lists of all repositories. That somebody's other repository is out of order (pve-enterprise without a
+        """The lists of all repositories. That another repository is out of order (pve-enterprise without a
         subscription) isn't ours to mend.
 
         :param urls: beginnings of addresses.
@@ -194,7 +194,9 @@ class Packages:
             return False
         self.system.log.say("packages are half installed: repairing that first")
         self.system.files.changed = True
-        is_done = self._patient("dpkg", "--configure", "-a", "--force-confdef", "--force-confold").status == 0
+        is_done = (
+            self._retry_while_locked("dpkg", "--configure", "-a", "--force-confdef", "--force-confold").status == 0
+        )
         if not is_done and self.apt("install", "-f", "--no-remove").status != 0:
             self.system.log.say("note: apt-get install -f didn't repair every package")
         return True
@@ -229,7 +231,7 @@ class Packages:
 
     def install(self, names: Iterable[str], *, recommends: bool = False) -> None:
         """Packages for the layer, with what they recommend or without. What is there at its version stays untouched,
-        and nobody else's packages are removed (`may_remove`); a version may go down.
+        and no others' packages are removed (`may_remove`); a version may go down.
 
         :param names: NAME or NAME=PATTERN.
         :raises Failure: they can't be had.
@@ -265,8 +267,8 @@ class Packages:
                 )
 
     def install_files(self, words: Sequence[str], versions: Mapping[str, str]) -> None:
-        """The same for packages in files, and NAME- for those that make way. Somebody else's package, which can't be
-        configured, makes apt fail, and is in nobody's way.
+        """The same for packages in files, and NAME- for those that make way. Another package, which can't be
+        configured, makes apt fail, and is in the way of none.
 
         :param versions: by the names of those in the files.
         :raises Failure: they can't be installed.
@@ -283,7 +285,7 @@ class Packages:
             self.explain_install(done, shown)
 
     def _need_only_others_broken(self, done: Done, changes: Iterable[Change], what: str) -> None:
-        """apt-get also fails where somebody else's package can't be configured, which is in nobody's way.
+        """apt-get also fails where another package can't be configured, which is in the way of none.
 
         :raises Failure: it is one of these.
         """
@@ -300,7 +302,7 @@ class Packages:
     def _noted(self, plan: Done, what: str, *, locked: bool = False) -> None:
         """Looks at what was simulated, and adds it to the record.
 
-        :raises Failure: somebody else's would go, or it isn't what the lock file has.
+        :raises Failure: a user's package would go, or it isn't what the lock file has.
         """
         changes = announced(plan)
         self._need_others_kept(changes, what)
@@ -368,7 +370,7 @@ class Packages:
         records = self.records()
         for name, record in [*records.items()]:
             record.now = on_system.present.get(name) or "-"
-            # What is left of one that was removed for another of ours is purged with the rest.
+            # What is left of one that was removed for another of homelab's is purged with the rest.
             if record.now == record.before and name not in on_system.left:
                 del records[name]
         self._write(records)
@@ -408,7 +410,7 @@ class Packages:
         files.note(path, content)
 
     def ours(self) -> set[str]:
-        """What some layer of ours added."""
+        """What homelab's layers added."""
         layers = self.system.files.names(RECORDS)
         return {
             name
@@ -470,7 +472,7 @@ class Packages:
             self.system.log.say(f"note: what was there before can't be brought back: {' '.join(words)}; {last}")
             self.kept += back
             return
-        # Ours that stand in their way go; nobody else's.
+        # Homelab's that stand in their way go; no others.
         self._need_others_kept(announced(plan), f"to bring back {' '.join(words)}")
         self.system.log.say(f"bringing back {' '.join(words)}")
         done = self.apt(*options)
@@ -481,11 +483,11 @@ class Packages:
 
     def mark(self, mark: str, names: Sequence[str]) -> None:
         """Packages count as installed by hand (`manual`), or for others alone (`auto`)."""
-        if names and self._patient("apt-mark", mark, *names).status != 0:
+        if names and self._retry_while_locked("apt-mark", mark, *names).status != 0:
             self.system.log.say(f"apt-mark {mark} {' '.join(names)} failed")
 
     def purge(self, names: Sequence[str], what: str | None, why: str) -> bool:
-        """Purges packages of ours, but for those that others need by now (`kept`).
+        """Purges homelab's packages, but for those that others need by now (`kept`).
 
         :param what: what they are, for the log; None: nothing is said.
         :returns: whether any was.
@@ -508,7 +510,7 @@ class Packages:
         """Removes packages whose files something else overwrites. What wasn't ours comes back with `remove`.
 
         :param what: what they are; `whose`: what takes their place.
-        :raises Failure: somebody else's would go with them, or apt can't do it.
+        :raises Failure: a user's package would go with them, or apt can't do it.
         """
         if not names:
             return
@@ -521,7 +523,7 @@ class Packages:
             self.explain(plan, f"to remove {words}", why)
         self._noted(plan, f"to replace {what} by {whose}")
         self.system.log.say(f"removing {what}: {words}")
-        # Somebody's configuration files stay; ours go.
+        # A user's configuration files stay; homelab's go.
         for verb, some in (("remove", others), ("purge", own)):
             done = self.apt(verb, *some) if some else None
             if done and done.status != 0:
@@ -537,7 +539,7 @@ class Packages:
                 self.explain(plan, f"to remove {' '.join(gone)}", "this program installed them")
             if _only(plan, gone):
                 return gone
-            # Each alone, together with those of ours that need it: that is what apt adds.
+            # Each alone, together with homelab's that need it: that is what apt adds.
             left = []
             for name in gone:
                 simulated = self.simulated("purge", name)

@@ -38,7 +38,7 @@ def note(system: System, vmid: str, who: str) -> None:
 
 
 def drop_others(system: System, who: str) -> None:
-    """Where there are some: whoever asks while it is written would find none at all."""
+    """Where there are some: a reader would find none at all while it is written."""
     if all(line.partition(" ")[2] == who for line in system.files.text(_PASSES).splitlines()):
         return
     with system.work.holding("passes", _LOCK_SECONDS) as is_mine:

@@ -101,8 +101,8 @@ def remove(system: System, path: str) -> None:
 
 def take_lock(system: System, path: str) -> bool:
     """A lock of Proxmox VE's own kind (PVE::Cluster, cfs_lock): a folder, which one node alone can make. One whose
-    maker was killed stays until its time is over, 120 s, and somebody asks for its end, which is what setting its time
-    does.
+    maker was killed stays until its time is over, 120 s, and another node asks for its end, which is what setting its
+    time does.
 
     :returns: False: another node has it, or nothing can be written.
     """
@@ -180,7 +180,7 @@ def node_of(system: System, ctid: int) -> str:
 
 
 def replace(system: System, path: str, content: bytes) -> None:
-    """Writes a file whole, by a name beside it that Proxmox VE's own writers use. Whoever calls has its lock: what
+    """Writes a file whole, by a name beside it that Proxmox VE's own writers use. Its caller has the lock: what
     writers that were killed have left is taken away.
 
     :raises OSError: it can't be written; it is as it was, but where this ends by its time (TimeoutError).
@@ -209,7 +209,7 @@ def replace(system: System, path: str, content: bytes) -> None:
             raise
         disk.flush(where.parent)
 
-    # By itself: where the bytes come too late it doesn't get its name any more, as whoever calls has given up the lock.
+    # By itself: where the bytes come too late it doesn't get its name any more, as its caller has given up the lock.
     within_limit(make)
     within_limit(put)
 
@@ -221,7 +221,7 @@ def has_left(system: System, path: str) -> bool:
 
 
 def remove_left(system: System, path: str) -> None:
-    """Takes it away; whoever calls has the file's lock."""
+    """Takes it away; its caller has the file's lock."""
     within_limit(lambda: _remove_left(system.files.at(path)))
 
 

@@ -1,4 +1,4 @@
-"""Who has a card open. NVIDIA's driver waits without end when it is to let go of a card that somebody has: so it is
+"""Which processes have a card open. NVIDIA's driver waits without end for the last of them to close it, so they are
 looked for first.
 """
 
@@ -23,20 +23,21 @@ _GONE = "No such file or directory|No such process|Stale file handle|Transport e
 _GONE += "|Input/output error"
 
 
-class UnseenError(Exception):
-    """A look that failed, which is no "nobody"; the text says why."""
+class ScanError(Exception):
+    """The look at processes failed, so that it isn't known who has it; the text says why."""
 
 
 def processes_using(system: System, control: str, numbers: Collection[str], mapped: str) -> list[str]:
-    """Who has one of these nodes open, or the card's memory mapped, in words.
+    """The processes that have one of these nodes open, or the card's memory mapped, in words.
 
     What is in a container has paths of its own: numbers count. Threads are looked at: where the first one of a process
-    has ended, or another one has open files of its own, the process shows nothing. Whoever ends meanwhile has let go.
+    has ended, or another one has open files of its own, the process shows nothing. A process that ends meanwhile has
+    let go.
 
     :param control: a node that the look has to see, or it counts for nothing.
     :param numbers: MAJOR:MINOR in hexadecimal.
     :param mapped: a pattern of grep's.
-    :raises UnseenError: it can't be told.
+    :raises ScanError: it can't be told.
     """
     pids: set[int] = set()
     is_seen = False
@@ -55,12 +56,12 @@ def processes_using(system: System, control: str, numbers: Collection[str], mapp
             if number in numbers and kind == "character special file" and path.startswith(f"{proc}/"):
                 pids.add(int(path[len(proc) + 1 :].partition("/")[0]))
     if not is_seen:
-        raise UnseenError(f"the look at all processes has not shown {control}, which is there")
+        raise ScanError(f"the look at all processes has not shown {control}, which is there")
     for paths in _parts(_maps(system)):
         done = system.run.ask("grep", "-lE", mapped, *paths, os.devnull, seconds=_LOOK_SECONDS, limit=_BYTES)
         _need_answer(system, done)
         pids |= {int(path[len(proc) + 1 :].partition("/")[0]) for path in done.text.splitlines()}
-    return [_in_words(system, pid) for pid in sorted(pids)]
+    return [_describe(system, pid) for pid in sorted(pids)]
 
 
 def _parts(paths: Iterable[str]) -> Iterator[Sequence[str]]:
@@ -84,7 +85,7 @@ def _threads(system: System) -> Iterator[tuple[str, list[str]]]:
     try:
         processes = [pid for pid in os.listdir(proc) if pid.isdecimal()]
     except OSError as error:
-        raise UnseenError(f"{proc} can't be read: {error.strerror}") from error
+        raise ScanError(f"{proc} can't be read: {error.strerror}") from error
     for process in processes:
         names = _listed(f"{proc}/{process}/task")
         if names:
@@ -97,7 +98,7 @@ def _listed(folder: str) -> list[str]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     except OSError as error:
-        raise UnseenError(f"the look at all processes failed: {folder}: {error.strerror}") from error
+        raise ScanError(f"the look at all processes failed: {folder}: {error.strerror}") from error
 
 
 def _open_files(system: System) -> Iterator[str]:
@@ -112,7 +113,7 @@ def _open_files(system: System) -> Iterator[str]:
                 except (FileNotFoundError, ProcessLookupError):
                     continue
                 except OSError as error:
-                    raise UnseenError(f"the look at all processes failed: {folder}: {error.strerror}") from error
+                    raise ScanError(f"the look at all processes failed: {folder}: {error.strerror}") from error
                 if not target.startswith(_NO_FILES) and (name, target) not in yielded:
                     yielded.add((name, target))
                     yield f"{folder}/{name}"
@@ -129,12 +130,12 @@ def _need_answer(system: System, done: Done) -> None:
     """It has failed where something else is said than that processes are gone, or files on a storage that is; or where
     it ends badly without a word.
     """
-    errors = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_no_loss(system, line)]
+    errors = [line for line in done.error.decode("utf-8", "replace").splitlines() if not _is_harmless(system, line)]
     if done.status in (TIMED_OUT, TOO_MUCH) or errors or (done.status > 1 and (done.status > 2 or not done.error)):
-        raise UnseenError(f"the look at all processes failed: {errors[0] if errors else f'status {done.status}'}")
+        raise ScanError(f"the look at all processes failed: {errors[0] if errors else f'status {done.status}'}")
 
 
-def _is_no_loss(system: System, line: str) -> bool:
+def _is_harmless(system: System, line: str) -> bool:
     place = f"'?{re.escape(str(system.files.at('/proc')))}/[0-9]+/task/[0-9]+/(fd/[0-9]+|maps)'?"
     # "Permission denied" answers a FUSE file system that is its user's alone, where nodes aren't allowed; of a process
     # itself root is denied nothing.
@@ -142,7 +143,7 @@ def _is_no_loss(system: System, line: str) -> bool:
     return bool(re.fullmatch(f"(stat|grep): (cannot statx? )?{place}: ({_GONE})|{refused}", line))
 
 
-def _in_words(system: System, pid: int) -> str:
+def _describe(system: System, pid: int) -> str:
     name = system.files.text(f"/proc/{pid}/comm").replace("\n", "")
     group = system.files.text(f"/proc/{pid}/cgroup").rpartition("\n")[2]
     owner = ""

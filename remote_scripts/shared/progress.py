@@ -71,7 +71,7 @@ def _of_download(output: bytes, percent: float) -> str:
 
 
 def _shortened(time: str) -> str:
-    """apt's `1h 2min 3s` without what nobody needs to know."""
+    """apt's `1h 2min 3s` without what a reader doesn't need."""
     for unit, shown in (("h", "h"), ("min", "min"), ("s", "s")):
         number, separator, _ = time.partition(unit)
         if separator:

@@ -24,7 +24,7 @@ _GPG = ("gpg", "--homedir", "/nonexistent", "--batch", "--quiet", "--no-tty", "-
 
 
 def other_entry(system: System, url: str, suite: str, our_list: str) -> str:
-    """The file that has an entry for a repository, if it isn't our list; empty: nobody has one.
+    """The file that has an entry for a repository, if it isn't homelab's list; empty: there is none.
 
     :raises OSError: a file of apt's can't be read.
     """

@@ -46,7 +46,7 @@ class Caller:
 
     def is_waiting(self) -> bool:
         """Whether it still waits for the answer. sshd's process ends with the connection; where a channel alone is
-        closed, nobody reads our standard output any more.
+        closed, standard output has no reader any more.
         """
         # Without the first of them, sshd's own service: an update restarts it, and its connections stay.
         kept = self.processes[:-1] or self.processes

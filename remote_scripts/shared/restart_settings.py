@@ -1,5 +1,5 @@
 """What is set for the time of a node's restart, and put back when its turn ends (cluster.py). It is noted before it is
-set. A timer of the node's own ends the turn where nobody else does: in this boot, or in the next one.
+set. A timer of the node's own ends the turn where no run does: in this boot, or in the next one.
 
 /var/lib/homelab/away has lines `KEY VALUE`. It is there only while /var/lib/homelab/turn is.
 """

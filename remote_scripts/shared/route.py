@@ -18,7 +18,7 @@ _PARENT = re.compile(rb"^PPid:\s*(\d+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Route:
-    """Address, interface and port over which the host is being configured; `listens`: whether somebody does on the
+    """Address, interface and port over which the host is being configured; `listens`: whether a program does on the
     port; `gateway`: that of the default route, if it answers. Empty: it can't be told.
     """
 
@@ -47,7 +47,7 @@ def find(system: System) -> Route:
 
 def connection(system: System) -> str:
     """What sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it
-    is found in that of sudo itself, or of whoever started it.
+    is found in that of sudo itself, or of its parents.
     """
     if own := os.environ.get("SSH_CONNECTION"):
         return own

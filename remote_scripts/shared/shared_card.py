@@ -27,10 +27,10 @@ def all_on_vfio(system: System, card: Card) -> bool:
 
 def is_on_vfio(system: System, card: Card) -> bool:
     """The same, where it is that card."""
-    return all_on_vfio(system, card) and is_that_card(system, card)
+    return all_on_vfio(system, card) and has_expected_ids(system, card)
 
 
-def is_that_card(system: System, card: Card) -> bool:
+def has_expected_ids(system: System, card: Card) -> bool:
     """Hardware may have been changed, or buses numbered anew, since it was configured."""
     return all(ids_of(system, address) == ids for address, ids in card.functions.items())
 

@@ -6,7 +6,7 @@ In /var/lib/homelab:
 
 - rollback: the program (files/rollback.sh), which asks the agent whether a boot is in order, and else needs nothing;
 - armed: KEY VALUE lines: in which boot, until when an `up` waits for the next one, how this host was reached then;
-- rolling-back: `armed`, renamed: taking it away first is what decides between a roll-back and whoever confirms;
+- rolling-back: `armed`, renamed: taking it away first is what decides between a roll-back and a confirmation;
 - rolled-back, judged: for people: which boot was undone and why, or that this host judged its boot itself, and stays.
 
 /run/homelab/restarting, which no boot keeps: which boot is being undone, and why; until it has ended.
@@ -134,7 +134,7 @@ def await_boot(system: System, seconds: int) -> None:
 
 
 def await_no_boot(system: System) -> None:
-    """Whoever restarts this host now, no `up` waits for it; errors as of `await_boot`."""
+    """No `up` waits for the next boot, whatever brings it; errors as of `await_boot`."""
     if is_armed(system):
         _await_boot(system, [])
 
@@ -158,7 +158,7 @@ def is_armed_before(system: System) -> bool:
     return system.files.exists(ARMED) and note(system, ARMED, "boot") != need_boot_id(system)
 
 
-def words_of_ours(system: System) -> list[str]:
+def own_words(system: System) -> list[str]:
     """What we put on the command line of the next boot, as it is recorded.
 
     :raises Failure: it can't be read.
@@ -172,9 +172,9 @@ def is_another_boot(system: System) -> bool:
     """Whether this boot runs without what we configured (by the second entry, or from older entries): then it shows
     nothing of that.
 
-    :raises Failure: as of `words_of_ours`, or of what is configured.
+    :raises Failure: as of `own_words`, or of what is configured.
     """
-    words = words_of_ours(system)
+    words = own_words(system)
     if not words:
         return False
     configured = cmdline.configured(system, note(system, ARMED, "loader") or "grub")
@@ -183,10 +183,10 @@ def is_another_boot(system: System) -> bool:
 
 
 def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
-    """What is armed in this boot stays as it is, unless somebody waits for the next one.
+    """What is armed in this boot stays as it is, unless a run waits for the next one.
 
     :param after: seconds from a boot's start until the switch checks it.
-    :param awaited: for so many seconds from now an `up` waits for the next boot; 0: nobody does.
+    :param awaited: for so many seconds from now an `up` waits for the next boot; 0: none does.
     :param loader: where it is known.
     :raises Failure: a roll-back is at work.
     """
@@ -253,7 +253,7 @@ def is_there(system: System) -> bool:
 
 
 def disarm_when_given_back(system: System) -> None:
-    """After something was given back: the switch stays for as long as a boot would read anything of ours."""
+    """After something was given back: the switch stays for as long as a boot would read a file of homelab's."""
     files = system.files
     guests_to_start.settle(system)
     if not (is_there(system) or files.exists(ROLLED_BACK) or files.exists(JUDGED)):
@@ -267,7 +267,7 @@ def disarm_when_given_back(system: System) -> None:
 
 
 def is_all_given_back(system: System) -> bool:
-    """Whether nothing of ours is left that a boot reads.
+    """Whether no file of homelab's is left that a boot reads.
 
     :raises OSError: it can't be told.
     """

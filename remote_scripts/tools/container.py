@@ -100,7 +100,7 @@ class Channel:
             return _Answer(process, mark.encode(), limit, heard).awaited(sent, seconds)
         except _NoAnswerError as error:
             self.close()
-            self._failure = self._over(str(error))
+            self._failure = self._no_answer(str(error))
             raise self._failure from error
 
     def keep(self, descriptor: int) -> None:
@@ -157,7 +157,7 @@ class Channel:
             os.set_blocking(stream.fileno(), False)
         return process
 
-    def _over(self, found: str) -> Failure:
+    def _no_answer(self, found: str) -> Failure:
         return Failure(
             f"an answer from {self.name}",
             found,
@@ -532,7 +532,7 @@ class ContainerWork(Work):
             self._turn = None
 
     def _take_turn(self) -> int | None:
-        """Several may work in containers at once; None: /run is full, and nobody is kept from working by that."""
+        """Several may work in containers at once; None: /run is full, which keeps none from working."""
         with contextlib.suppress(OSError):
             self.need_folder()
             descriptor = os.open(self.folder / "inside", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -255,7 +255,7 @@ class Disk:
         :param but: a folder that isn't looked into.
         """
         for place in places:
-            # A folder is none of ours, whatever its name.
+            # A folder is none of homelab's, whatever its name.
             for path in below(place, functools.partial(_is_near, place, but)):
                 if is_left(path.name):
                     yield path

@@ -33,9 +33,9 @@ from remote_scripts.tools.run import Run
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
 
 HOME = "/var/lib/homelab"
-#: Where copies lie of what somebody made of our files.
+#: Where copies lie of homelab's files as others had edited them.
 EDITS = "/var/backups/homelab"
-#: Where there are files of ours, and the folders for what they were.
+#: Where there are homelab's files, and the folders for what they were.
 _PLACES = ("/etc", "/usr", HOME)
 #: Where a run that was cut short may have left something.
 _LEFT = ("/etc", "/usr/local/sbin", "/usr/share/keyrings", "/boot/grub", EDITS, HOME)
@@ -275,7 +275,7 @@ class Files:
         self._in_place(self._at(source), path)
 
     def remove_tree(self, path: str) -> None:
-        """Takes a folder away with all that is in it, which nobody gets back; what isn't there is no error."""
+        """Takes a folder away with all that is in it, without a copy; what isn't there is no error."""
         if self.is_folder(path):
             self._disk.remove_all(self._at(path))
             self._disk.flush(self._at(path).parent)
@@ -365,7 +365,7 @@ class Files:
         disk.flush(self.at(path).parent)
 
     def append(self, path: str, line: bytes, limit: int) -> None:
-        """A line at the end of a log of ours. It isn't flushed; of more than `limit` bytes the second half is left."""
+        """Adds a line to a log. It isn't flushed; of more than `limit` bytes the second half is left."""
         where = self.at(path)
         self.need_folder(where.parent)
         disk.append(where, line + b"\n", 0o600)
@@ -384,10 +384,10 @@ class Files:
         finally:
             os.close(descriptor)
 
-    # Files of ours, by layers.
+    # Homelab's files, by layers.
 
     def put(self, layer: str, path: str, mode: int, content: bytes) -> None:
-        """A file of ours; what was there before us is kept for `drop`."""
+        """A file of homelab's; what was there before is kept for `drop`."""
         record = f"{mode:04o} {hashlib.sha256(content).hexdigest()}"
         if self._is_put(layer, path, record):
             return
@@ -628,7 +628,7 @@ class Files:
     # What was there before us: kept whole, known by its sum, given back.
 
     def _claim(self, layer: str, path: str, record: str) -> None:
-        """Notes that we are about to write a file, and keeps what somebody else has there."""
+        """Notes that a file is about to be written, and keeps the original."""
         self.about_to_change()
         self._keep_edit(layer, path)
         where = _record(layer, path)
@@ -638,14 +638,14 @@ class Files:
                 self.keep(path)
             else:
                 self.forget(path)
-        # With the one before: until the file is written, it still is what that says, and nobody's edit.
+        # With the one before: until the file is written, it still is what that says, and no edit.
         earlier = next((line for line in self._lines(where) if line != record), None)
         self.need_folder(self._at(where).parent)
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
     def keep(self, path: str, source: str = "") -> None:
-        """For whoever gets it back. Without a sum a copy counts as whole: the old sum goes first.
+        """To be given back. Without a sum a copy counts as whole: the old sum goes first.
 
         :param source: what the path, a link, leads to, where that is to be kept.
         """
@@ -685,7 +685,7 @@ class Files:
         )
 
     def _keep_edit(self, layer: str, path: str) -> None:
-        """What somebody made of a file of ours is theirs to lose: a copy, where backups lie. Named by its content, so
+        """What others made of a file of homelab's is kept: a copy, where backups lie. Named by its content, so
         that a run that was cut short makes no second one.
         """
         where, record = self._at(path), _record(layer, path)

@@ -47,7 +47,7 @@ class Log:
     def show(self, line: str) -> str:
         """Words of another program for a person, which are never among those messages; returns what is shown."""
         clean = self.clean(line, text.LINE_BYTES)
-        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+        with contextlib.suppress(OSError, ValueError):  # there may be no reader
             sys.stderr.write(f"{clean}\n")
             sys.stderr.flush()
         return clean
@@ -75,7 +75,7 @@ class Log:
             path.unlink(missing_ok=True)
 
     def _note(self, content: str) -> None:
-        """That there is no room, or that the folder is somebody else's, stops nobody."""
+        """A full disk, or a folder of another user's, stops nothing."""
         with contextlib.suppress(OSError):
             if not is_own_folder(self._folder):
                 return

@@ -1,4 +1,4 @@
-"""A named pipe that a program writes into: whoever reads it learns of each line, and of the program's end, at once."""
+"""A named pipe that a program writes into: its reader learns of each line, and of the program's end, at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 with suppress(ImportError):  # on Windows, where the program has the types of layers alone
     import fcntl
 
-# What fits into it while nobody reads: the log of a boot, of up to 100 KiB, while the program that starts it works.
+# What fits into it without a reader: the log of a boot, of up to 100 KiB, while the program that starts it works.
 _BYTES = 1 << 20
 _SET_SIZE = 1031  # F_SETPIPE_SZ
 
@@ -30,11 +30,11 @@ class Pipe:
             fcntl.fcntl(self._descriptor, _SET_SIZE, _BYTES)
 
     def close(self) -> None:
-        """Whoever still writes into it gets an error."""
+        """A program that still writes into it gets an error."""
         os.close(self._descriptor)
 
     def read(self, is_all: Callable[[bytes], bool], ends: float, limit: int, go_on: Callable[[], None]) -> bytes:
-        """What comes until it is all, whoever writes has ended, or the time is up.
+        """What comes until it is all, the writer has ended, or the time is up.
 
         :param is_all: told by what has come so far.
         :param ends: as of time.monotonic.
@@ -46,7 +46,7 @@ class Pipe:
         content = b""
         while (left := ends - time.monotonic()) > 0 and len(content) < limit and not is_all(content):
             go_on()
-            # Nobody has begun to write yet: no event. Whoever wrote has ended: POLLHUP.
+            # There is no writer yet: no event. The writer has ended: POLLHUP.
             if not poll.poll(min(left, 1.0) * 1000):
                 continue
             part = os.read(self._descriptor, 65536)

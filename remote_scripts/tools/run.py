@@ -25,7 +25,7 @@ from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, without_end
 ASK_SECONDS = 20.0
 #: How long what changes something may take: an initramfs for each kernel on a slow disk takes minutes.
 DO_SECONDS = 1800.0
-#: Statuses that no program of ours gives by itself: its time was up, and it isn't there; and the one in between:
+#: Statuses that no program here gives by itself: its time was up, and it isn't there; and the one in between:
 #: its answer is longer than was asked for.
 TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
@@ -94,7 +94,8 @@ class Run:
         stdin: bytes = b"",
         environment: Mapping[str, str] | None = None,
     ) -> Done:
-        """What a program says on standard output. A process that it leaves behind with its output open holds nobody.
+        """What a program says on standard output. A process that it leaves behind with its output open keeps none
+        waiting.
 
         :param seconds: until its process group is killed.
         :param limit: of the output, in bytes; more of it isn't waited for.
@@ -198,7 +199,7 @@ class Run:
         status = 1
         try:
             os.setsid()
-            # Whoever waits for the end of this process's output waits for no program.
+            # A reader that waits for the end of this process's output waits for no program.
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)

@@ -1,7 +1,7 @@
 """Who is at work on this system, how long a run may take, and the lock that one run at a time has.
 
 The lock is flock(2)'s, on /run/homelab/lock. In it stands the run (`pulumi up`, `pulumi destroy`) that has started
-whoever holds it, as layers/run_guard.py notes it in /run/homelab/up.
+the run that holds it, as layers/run_guard.py notes it in /run/homelab/up.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Work:
             )
 
     def tries(self, seconds: float, what: str = "") -> Iterator[Wait]:
-        """Once, and again each second until so many have passed; whoever has what it waits for breaks off.
+        """Once, and again each second until so many have passed; a caller that has what it waits for breaks off.
 
         :param what: it waits for, for a person; each try may set another one.
         :raises Failure: as of `go_on`.
@@ -122,7 +122,7 @@ class Work:
 
     @contextlib.contextmanager
     def holding(self, name: str, seconds: float) -> Iterator[bool]:
-        """Has the lock /run/homelab/NAME meanwhile; False: somebody else still has it after so many seconds.
+        """Has the lock /run/homelab/NAME meanwhile; False: another process still has it after so many seconds.
 
         :raises Failure: there is no place for it.
         """
@@ -134,7 +134,7 @@ class Work:
             os.close(descriptor)
 
     def write(self, name: str, text: str, *, at_end: bool = False) -> None:
-        """Writes into /run/homelab/NAME itself, whose lock somebody may have; no boot keeps it.
+        """Writes into /run/homelab/NAME itself, whose lock another process may have; no boot keeps it.
 
         :param at_end: what is there stays.
         :raises OSError: it can't be written.
@@ -160,7 +160,7 @@ class Work:
         return self.is_locked(UP)
 
     def is_locked(self, path: str) -> bool:
-        """Whether somebody has a file's lock (flock(2)); a file that isn't there is nobody's.
+        """Whether a process has a file's lock (flock(2)); a file that isn't there has none.
 
         :raises OSError: that can't be told.
         """
@@ -264,7 +264,7 @@ def _locked_within(descriptor: int, seconds: float) -> bool:
 
 
 def locked(descriptor: int, *, shared: bool = False) -> bool:
-    """Takes the lock of an open file; False: somebody else has it.
+    """Takes the lock of an open file; False: another process has it.
 
     :param shared: others may have it by that, too.
     """

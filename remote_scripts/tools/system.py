@@ -81,7 +81,7 @@ class System:
         return self.files.plan()
 
     def failure_of(self, error: Exception) -> Failure:
-        """What an error that nobody expected is to a person."""
+        """An unexpected error as a person reads it."""
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = (
             f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)

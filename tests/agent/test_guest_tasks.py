@@ -91,7 +91,7 @@ def test_what_is_there_and_cant_be_read_is_said_and_is_no_nothing(host: Host, pa
 
 def owed(kind: guest_tasks.Kind, host: Host, at: int, boot: str, user: str, *, off: bool) -> str:
     if kind == "vz":
-        return guest_tasks.why_off(host.system(), kind, 103, at, boot, user, off=off)
+        return guest_tasks.why_stays_off(host.system(), kind, 103, at, boot, user, off=off)
     return str(host.ask("read", "vm_owed", vm_owed.Wanted(vmid=103, at=at, boot=boot, user=user, off=off))["why"])
 
 

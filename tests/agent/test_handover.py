@@ -16,7 +16,7 @@ from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, handover_driver, shared_card
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import Record, away, read_record
-from remote_scripts.shared.processes import UnseenError, processes_using
+from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.reading.own_files import turned_away
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.errors import Failure
@@ -284,7 +284,7 @@ def test_a_process_whose_first_thread_has_ended_is_seen(host: Host) -> None:
 def test_a_look_that_fails_says_so(host: Host, program: str, answer: Done) -> None:
     thread(host, 41, 41)
     says(host, program, "", answer)
-    with pytest.raises(UnseenError):
+    with pytest.raises(ScanError):
         look(host)
 
 

@@ -151,7 +151,7 @@ def test_a_storage_of_other_nodes_is_none_of_this_host(host: Host, line: str, fo
     host.write(PLACE, "", 0o755)
     host.write(VM, "hookscript: local:snippets/homelab-handover.sh\n")
     assert hookscripts.need_storage(host.system()).name == found
-    assert hookscripts.has_it(host.system(), "103") is (found == "local")
+    assert hookscripts.names_hook(host.system(), "103") is (found == "local")
 
 
 def test_without_a_storage_for_it_nothing_is_put_there(host: Host) -> None:

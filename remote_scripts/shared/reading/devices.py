@@ -38,7 +38,7 @@ _SCRIPT_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class BoundByOthers:
-    """What somebody else gives to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
+    """What others give to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
     `mentions`: files that speak of it in another way; `module_lines`: lines about cards' drivers, of modprobe.d and of
     the lists of modules that are loaded at boot.
     """

@@ -12,14 +12,14 @@ from remote_scripts.shared.reading.source import Source
 
 _PVE = "/etc/pve"
 _FOLDERS = {"vm": f"{_PVE}/qemu-server", "lxc": f"{_PVE}/lxc"}
-# Somebody's copy, such as 103-old.conf, is no guest.
+# A user's copy, such as 103-old.conf, is no guest.
 _CONF = re.compile(r"[1-9][0-9]*\.conf")
 _OPTION = re.compile(
     r"(hostpci[0-9]+|hookscript|onboot|name|ostype|machine|bios|memory|balloon|vga|lock|template|parent|smbios1|meta|delete|args|"
     r"(ide|sata|scsi|virtio)[0-9]+):"
 )
 # Functions that a VM has by options of QEMU itself, past Proxmox VE; the rest of them may be a secret. QEMU takes the
-# numbers with as many digits as somebody writes (set_pci_host_devaddr), and any path that leads to the device in sysfs.
+# numbers with any number of digits (set_pci_host_devaddr), and any path that leads to the device in sysfs.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
 _READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
 _PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)

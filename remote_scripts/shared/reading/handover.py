@@ -46,5 +46,7 @@ def _nodes_with_hook(source: Source, vmid: str) -> list[str]:
     nodes = source.names(hookscripts.NODES)
     confs = {node: source.text(f"{hookscripts.NODES}/{node}/qemu-server/{vmid}.conf") for node in nodes}
     return [
-        node for node, text in confs.items() if hookscripts.is_ours(hookscripts.named_of(guest_conf.own_lines(text)))
+        node
+        for node, text in confs.items()
+        if hookscripts.is_homelabs(hookscripts.named_of(guest_conf.own_lines(text)))
     ]

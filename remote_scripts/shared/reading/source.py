@@ -40,7 +40,7 @@ class Source:
         #: Path -> why: files that decide something and can't be read whole. Who decides takes none of them for "nothing
         #: there".
         self.unreadable: dict[str, str] = {}
-        # Proxmox VE's file system doesn't answer: nobody waits for it again.
+        # Proxmox VE's file system doesn't answer: it isn't waited for again.
         self._pve_hangs = False
         # What an owner has chosen the place of, and gave no answer.
         self._hanging = ""
