@@ -246,7 +246,7 @@ class Permissions:
 
     def counting(self, kind: str, subject: str, path: str) -> list[AclEntry]:
         """The entries that decide for a user or token on a path."""
-        groups = {name for name, users in self.groups.items() if kind == "user" and subject in users}
+        groups = {name for name, users in self.groups.items() if subject in users}
         deciding: list[AclEntry] = []
         for above in _paths_to(path):
             entries = [entry for entry in self.entries if entry.path == above and (entry.propagate or above == path)]

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from homelab.host.facts import noted_in
 from homelab.provider.base import StackTexts
 from homelab.provider.new_guest import marked_anew, names_another_instance
+from homelab.remote import ledger
 
 SSH = {"hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFILL+IN+WITH+ssh+keyscan+t+ed25519+ADDRESS0", "agent": True}
 API = {"token": "homelab@pve!pulumi", "tokenSecret": "s", "fingerprint": ":".join(["00"] * 32)}
@@ -58,3 +60,34 @@ def test_a_guest_taken_over_keeps_what_the_user_has_written(had: str) -> None:
         "made by p/s/a", "f" * 16, {"description": f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a{had} - keep\n"}
     )
     assert text == f"made by p/s/ab 1\nmine: \\1\nmade by p/s/a {'f' * 16} - keep"
+
+
+@pytest.mark.parametrize(
+    ("noted", "holder"), [(None, ""), ({}, ""), ({"guest": "a"}, ""), ({"guest": "b"}, "b"), ({"gpu": "b"}, "")]
+)
+def test_a_note_is_kept_by_another_entry_that_it_names(noted: dict[str, Any] | None, holder: str) -> None:
+    assert ledger.held_by(noted, "a") == holder
+
+
+@pytest.mark.parametrize(
+    ("urn", "stack"),
+    [("urn:pulumi:prod::homelab::homelab:index:VmCards::sandbox", "homelab/prod"), ("", ""), ("urn:pulumi:prod", "")],
+)
+def test_the_stack_of_a_resource_is_in_its_urn(urn: str, stack: str) -> None:
+    assert ledger.stack_of(urn) == stack
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ('{"record": {}}', True),
+        ('{"record": []}', False),
+        ('{"restore": {}}', False),
+        ('["record"]', False),
+        ("{", False),
+        ("", False),
+    ],
+)
+def test_a_note_that_lacks_something_counts_as_none(text: str, counts: bool) -> None:
+    assert (noted_in({"vm/103": text}, "vm/103") is not None) is counts
+    assert noted_in({"vm/103": text}, "vm/104") is None

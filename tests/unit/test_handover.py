@@ -180,6 +180,7 @@ def test_proxmox_is_told_to_leave_the_driver_alone_where_it_can_be_told(qemu: st
     want = plan.wanted(facts(qemu), host())
     (card,) = cards_of(VM, host(), {"rtx5090": "0000:01:00"}, want.gpus)
     assert card.hostpci == hostpci
+    assert plan.wanted(facts(qemu), settings()).gpus["rtx5090"]["keep"] is False  # a VM's own: Proxmox VE unbinds it
 
 
 def test_the_hosts_screen_and_a_card_of_another_maker_are_refused() -> None:

@@ -100,6 +100,7 @@ USERS = """user:homelab@pve:1:0::::::
 token:homelab@pve!pulumi:0:0::
 token:homelab@pve!narrow:0:1::
 group:admins:homelab@pve,other@pve:
+group:others:other@pve:
 role:Homelab:VM.Audit,VM.PowerMgmt:
 role:Guests:VM.Audit:
 """
@@ -140,14 +141,23 @@ LACKING = {"/vms/103": {"VM.Config.HWType"}}
                 'pveum role modify Homelab --append 1 --privs "VM.Config.HWType"',
             ],
         ),
-        (
-            "",
-            "homelab@pve",
-            [
-                'pveum role add Homelab2 --privs "VM.Config.HWType"',
-                "pveum acl modify /vms --users 'homelab@pve' --roles Homelab2",
-            ],
+        *(
+            (
+                entries,
+                "homelab@pve",
+                [
+                    'pveum role add Homelab2 --privs "VM.Config.HWType"',
+                    "pveum acl modify /vms --users 'homelab@pve' --roles Homelab2",
+                ],
+            )
+            for entries in ("", "acl:0:/vms:homelab@pve:Homelab:", "acl:1:/vms:@others:Homelab:")
         ),
+        (
+            "acl:1:/vms:homelab@pve:NoAccess:",
+            "homelab@pve",
+            ["pveum acl delete /vms --users 'homelab@pve' --roles NoAccess"],
+        ),
+        ("role:All:VM.Audit,VM.Config.HWType:\nacl:1:/vms:homelab@pve:All:", "homelab@pve", []),
     ],
 )
 def test_a_right_is_added_where_it_counts(entries: str, who: str, expected: list[str]) -> None:
@@ -177,3 +187,5 @@ def test_of_several_the_lesser_is_named(either: str, lesser: str) -> None:
 
 def test_lines_of_other_kinds_and_broken_ones_are_passed_over() -> None:
     assert Permissions.parse("pool:p::100:\n\nrole\nacl:1\nnonsense\n").entries == []
+    assert Permissions.parse("token:a\ngroup\nacl:1:/vms:,:Homelab\nacl:1:/vms:a@pve:,\n") == Permissions()
+    assert Permissions.parse("pool:1:/vms:homelab@pve:Homelab:").entries == []
