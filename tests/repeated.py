@@ -131,9 +131,7 @@ def main() -> int:
         with _computing(os.cpu_count() or 1 if asked.load else 0):
             command = [sys.executable, "-m", "tests.scratch", "-m", "pytest", *TESTS[which], *options]
             command += ["-q", "-n", "auto", "--dist", "worksteal"]
-            # As `make` does: without bytecode, each of hundreds of Pythons would compile the program again.
-            environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-            status = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
+            status = subprocess.run(command, cwd=PROJECT, check=False).returncode
     print(*summed(LOG.read_text(encoding="utf-8") if LOG.exists() else ""), sep="\n")
     return status
 

@@ -47,6 +47,8 @@ def _is_possible(folder: str) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """Run Python with these arguments, and return its exit status."""
     command = [sys.executable, *arguments]
+    # Without bytecode, each of the hundreds of Pythons that tests start would compile the program again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="tests-") as folder:
         possible = _is_possible(folder)
         process = subprocess.Popen(in_memory(folder, command) if possible else command)
