@@ -16,7 +16,6 @@ from homelab.provider.base import Work, stopped_by_reboot
 from homelab.provider.peers import ask_peers, container_record_of
 from homelab.remote import guard, ssh
 from homelab.resources.container_probe import ContainerProbe
-from homelab.settings import Container
 from homelab.shapes import BootSeen
 from homelab.text import tell
 from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
@@ -130,7 +129,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
 
     def _library_drift(self, facts: HostFacts, inputs: ContainerProbe.Inputs) -> list[str]:
         """Drift of the packages for the container's cards, a sentence each."""
-        container = self._settings(inputs)
+        container = self.stack.container(inputs.container)
         text = facts.systems.get(str(inputs.ctid))
         if container is None or not container.libraries or facts.guests.config(inputs.ctid) is None:
             return []
@@ -143,7 +142,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         self, facts: HostFacts, inputs: ContainerProbe.Inputs, outputs: ContainerProbe.Outputs
     ) -> list[str]:
         """Numbers and device nodes of the container's cards that have changed since its plan, a sentence each."""
-        container = self._settings(inputs)
+        container = self.stack.container(inputs.container)
         if container is None:  # it leaves the stack
             return []
         want = _wanted(inputs)
@@ -162,14 +161,11 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
                 )
         return differences
 
-    def _settings(self, inputs: ContainerProbe.Inputs) -> Container | None:
-        return self.stack.container(inputs.container)
-
     def _plan(
         self, inputs: ContainerProbe.Inputs, boot: BootSeen | None, generation: int = 0, again: int = 0
     ) -> ContainerProbe.Outputs:
         """:param boot: the last one that this container was planned under."""
-        container = self._settings(inputs)
+        container = self.stack.container(inputs.container)
         if container is None:
             raise HomelabError(
                 wanted=f"homelab:containers.{inputs.container} in the stack's configuration",

@@ -126,17 +126,13 @@ class _Host:
         ctids = [follower.ctid for follower in self.followers]
         wanted = steps.driver_update("host", self.nvidia, self.name, ctids)
         answer = await self.ask("read", "driver_update", wanted)
-        found = of_plain(Waiting, answer, "update")
-        return _UpdateState(found.phase, found.old, found.new, found.given_up, frozenset(found.running))
+        update = of_plain(Waiting, answer, "update")
+        return _UpdateState(update.phase, update.old, update.new, update.given_up, frozenset(update.running))
 
-    async def end(self, verb: str) -> Ended:
-        """What the layer driver_update answers on the host itself: the update's end."""
-        wanted = steps.driver_update("host", self.nvidia, self.name)
-        return of_plain(Ended, await self.ask(verb, "driver_update", wanted), "update")
-
-    async def end_in(self, follower: _Follower, verb: str) -> Ended:
-        """The same in a container."""
-        wanted = steps.driver_update("lxc", follower.nvidia, follower.name)
+    async def end(self, verb: str, follower: _Follower | None = None) -> Ended:
+        """What the layer driver_update answers on the host, or in a container: the update's end."""
+        system: _Host | _Follower = follower or self
+        wanted = steps.driver_update("lxc" if follower else "host", system.nvidia, system.name)
         return of_plain(Ended, await self.ask(verb, "driver_update", wanted, follower), "update")
 
     async def ask(self, verb: str, layer: str, wanted: Any, follower: _Follower | None = None) -> Any:
@@ -205,7 +201,7 @@ class _Host:
         """The new version stays, the host last: killed before that, the next run tries all of it again."""
         for follower in self.followers:
             if follower.facts is not None:
-                await self.end_in(follower, "apply")
+                await self.end("apply", follower)
         await self.end("apply")
 
     async def take_back(self, old: str, new: str, failed: tuple[_Follower, HomelabError] | None) -> HomelabError:
@@ -277,7 +273,7 @@ class _Host:
             try:
                 if not await self._has_libraries(follower):
                     continue
-                answer = await self.end_in(follower, "revert")
+                answer = await self.end("revert", follower)
                 # Its preferences name the new version by now.
                 follower.facts = {**follower.facts, "host_driver": old} if follower.facts else None
                 is_back = bool(answer.old) or bool(re.search(rf"libraries are {re.escape(old)}(?![\d.])", answer.now))

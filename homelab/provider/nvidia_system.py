@@ -45,15 +45,15 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             return outputs
         # What leaves the stack isn't looked at.
         try:
-            found = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
+            system = self._reading(inputs) if self.wanted_stack(inputs) is not None else None
         except NoPythonError:
             if inputs.target != "vm":
                 raise
             tell(f"{name}: it has no Python, and wasn't compared: `pulumi up` installs python3 there")
             return dataclasses.replace(outputs, stale=True)
-        if found is None:
+        if system is None:
             return outputs
-        reading, has_agent = found
+        reading, has_agent = system
         # What else this program put there is compared by others.
         drift = [line for line in reading.drift if line.partition(":")[0] in LAYERS]
         drift += [f"{step}: no record of it is left there" for step in _expected(inputs) if step not in reading.steps]
@@ -92,8 +92,8 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             there = await reached.session.agent_version(inputs.agent_owner) if inputs.agent else ""
 
         try:
-            found = asyncio.run(self.read_system(inputs, ask_agent))
-            return found, there == inputs.agent
+            system = asyncio.run(self.read_system(inputs, ask_agent))
+            return system, there == inputs.agent
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")

@@ -331,8 +331,7 @@ class Session:
             signs=filter_of_lines() if kernel_log else "",
         )
         reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
-        found = {system: await self._of_system(reading, system) for system in systems}
-        reading = replace(reading, systems=found)
+        reading = replace(reading, systems={system: await self._of_system(reading, system) for system in systems})
         return gates.choosing(reading, self._host.gpus)
 
     async def _of_system(self, reading: facts.HostFacts, system: str) -> str | None:
@@ -619,11 +618,13 @@ async def read(
     :param agents: also asks which agents lie there.
     """
     async with connect(host, timeout) as session:
-        found = await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
+        reading = await session.read(
+            guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds
+        )
         if agents:
-            versions = {owner: await session.agent_version(owner) for owner in found.stacks}
-            found = replace(found, agents=versions)
-        return found
+            versions = {owner: await session.agent_version(owner) for owner in reading.stacks}
+            reading = replace(reading, agents=versions)
+        return reading
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
