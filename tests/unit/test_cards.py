@@ -3,6 +3,7 @@ what the host can't do without."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_a_card_is_its_graphics_function_and_the_companions_that_are_its_own(
     assert "".join(one.address[-1] for one in facts.functions(SLOT)) == own
     whole = len(own) == len(slot)
     assert facts.path_of(SLOT) == (SLOT if whole else ";".join(f"{SLOT}.{number}" for number in own))
+
+
+def test_a_usb_socket_of_another_maker_than_nvidia_and_a_sound_card_before_the_graphics_stay() -> None:
+    radeon = [("0", "1002:73bf", "030000"), ("1", "1002:ab28", "040300"), ("2", "1002:73a6", "0c0330")]
+    behind = [("0", "8086:293e", "040300"), ("1", "10de:1e04", "030000")]
+    for slot, own in ((radeon, "01"), (behind, "1")):
+        facts = desktop(devices=[device(f"{SLOT}.{number}", ids, code, 16) for number, ids, code in slot])
+        assert "".join(one.address[-1] for one in facts.functions(SLOT)) == own
 
 
 @pytest.mark.parametrize("code", ["030000", "030200", "038000", "120000"])
@@ -766,6 +775,43 @@ def test_a_pending_card_of_a_vm_is_given_but_not_in_use() -> None:
         users = desktop(guests=asdict(desktop().guests) | {"configs": configs}).users_of("0000:01:00", "pve")
         assert [user.vmid for user in users] == [103] * given, lines
         assert any(user.running for user in users) == in_use, lines
+
+
+@pytest.mark.parametrize(
+    ("lines", "reservations", "users"),
+    [
+        ("name: x", "0000:02:00.0 103 pid:1\n\n0000:01:00.0\n", []),
+        ("name: x", "0000:01:00.1 103 pid:1\n", [(103, True)]),
+        ("name: x\n[PENDING]\nhostpci0: 01:00", "0000:01:00.0 103 pid:1\n", [(103, True)]),
+        ("usb0: mapping=big", "", []),  # a mapping of USB devices
+        ("hostpci0: mapping=big", "", [(103, True)]),
+    ],
+)
+def test_a_vm_has_what_is_reserved_for_it_or_what_its_hostpci_options_name(
+    lines: str, reservations: str, users: list[tuple[int, bool]]
+) -> None:
+    guests = {
+        "running": [103],
+        "configs": [{"kind": "vm", "id": 103, "lines": lines}],
+        "mappings": "big\n\tmap id=10de:2b85,node=pve,path=0000:01:00\n",
+        "reservations": reservations,
+    }
+    found = desktop(guests=guests).users_of("0000:01:00", "pve")
+    assert [(user.vmid, user.running) for user in found] == users
+
+
+def test_a_card_was_given_by_this_program_if_an_option_is_noted_for_its_slot() -> None:
+    record = {"balloon": {"ours": "0"}, "hostpci0": {"ours": "mapping=b", "slot": "0000:02:00"}, "vga": "none"}
+    facts = desktop(ledger={"vm/103": json.dumps({"record": record})})
+    given = [(place, vmid) for place in ("0000:01:00", "0000:02:00") for vmid in (103, 104)]
+    assert [facts.given_by_homelab(*one) for one in given] == [False, False, True, False]
+
+
+def test_a_guest_is_elsewhere_if_its_own_file_is_on_another_node() -> None:
+    cluster = {"node": "pve", "name": "home", "places": "pve/qemu-server/104.conf\nfar/qemu-server/103.conf"}
+    found = desktop(cluster=cluster).cluster
+    assert [found.node_of(guest) for guest in (103, 104, 105)] == ["far", "", ""]
+    assert found.described == ", node of the cluster home" and desktop().cluster.described == ""
 
 
 def test_a_vm_shut_down_from_inside_has_its_pending_cards() -> None:

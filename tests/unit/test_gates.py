@@ -572,6 +572,12 @@ def test_a_card_that_somebody_elses_ids_bind_too_does_not_come_back_with_our_wor
     assert plan.wanted(facts, settings({}, nvidia={"driver": "580"})).functions == {}
 
 
+def test_only_what_names_the_card_is_said_to_bind_it() -> None:
+    files = {FILE: IDS, "/etc/modprobe.d/other.conf": "1022:15e3"}
+    (found,) = reasons(bound_by_ids(vfio_ids=f"{IDS},1022:15e3", vfio_files=files), to_be())
+    assert found.endswith(f"on vfio-pci, by {FILE}")
+
+
 def test_a_card_that_driverctl_binds_too_does_not_come_back_with_our_word() -> None:
     found = ["/etc/driverctl.d/pci-0000:01:00.0", "/etc/driverctl.d/pci-0000:09:00.0"]
     error = gates.check(was_for_a_vm(vfio_mentions=found), to_be())[1][0]
