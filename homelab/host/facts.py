@@ -294,9 +294,8 @@ class HostFacts(Answer):
         if place in self.chosen_functions:
             chosen_addresses = set(self.chosen_functions[place])
             return [device for device in self.around(place) if device.address in chosen_addresses]
-        return [device for device in slot if _is_part(device, displays[0], slot)] + [
-            device for device in self._behind_own_switch(displays[0]) if device.class_code.startswith(AUDIO)
-        ]
+        own = [device for device in slot if _is_part(device, displays[0], slot)]
+        return own + self._behind_own_switch(displays[0])
 
     def around(self, place: str) -> list[Device]:
         """The functions that gpus.X.functions may name for the card in a slot: the slot's, and those behind the card's

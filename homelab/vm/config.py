@@ -239,7 +239,7 @@ def owners_lines(config: dict[str, str], card: VmCard, record: Record) -> dict[s
     changed."""
     lines = {key: value for key, value in _hostpci_of(config).items() if key not in record}
     lines |= {key: str(entry["before"]) for key, entry in record.items() if entry.get("before")}
-    return {key: line for key, line in lines.items() if key.startswith("hostpci") and card.is_in(key, line)}
+    return {key: line for key, line in lines.items() if card.is_in(key, line)}
 
 
 def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
@@ -253,7 +253,7 @@ def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dic
             if entry.get("slot") == slot:
                 cards_by_key[key] = card
         for key, value in _hostpci_of(config).items() if card.take_over else ():
-            if key not in record and overlap(parse(key, value).get("host", ""), card.slot):
+            if overlap(parse(key, value).get("host", ""), card.slot):
                 cards_by_key[key] = card
     return cards_by_key
 

@@ -301,6 +301,7 @@ def test_a_virtual_function_is_a_card_of_its_own_that_nothing_binds_at_boot() ->
         split(), host
     )
     assert split().place_of("0000:41:00.4") == "0000:41:00.4"
+    assert "0000:41:00.4" not in [one.address for one in split().display_devices]
 
 
 def test_of_a_slot_full_of_virtual_functions_an_address_names_one() -> None:
