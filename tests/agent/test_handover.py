@@ -1284,6 +1284,97 @@ def test_what_cant_be_read_keeps_the_card_with_the_host(host: Host, path: str, w
     assert at_home(host) and "shutdown" not in asked(host)
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        (f"{GPU} 104 time:99999999999", True),
+        (f"{AUDIO} 104 pid:43", True),
+        (f"{GPU} 104", True),
+        (f"{GPU} 104 time:soon", True),
+        (f"{GPU} 103 pid:43", False),  # its own
+        (f"{OTHER} 104 pid:43", False),
+        (f"{GPU} 104 pid:44", False),  # of a VM that was killed
+        (f"{GPU} 104 time:1", False),
+        (GPU, False),
+    ],
+)
+def test_a_reservation_of_another_vm_that_lives_keeps_the_card(host: Host, line: str, refused: bool) -> None:
+    host.write("/run/qemu-server/pci-id-reservations", f"{line}\n")
+    host.write("/proc/43/comm", "kvm\n")
+    assert refuses(card_users._need_unreserved, host.system(), BIG, "103") is refused
+
+
+@pytest.mark.parametrize(
+    ("attribute", "refused"),
+    [
+        ("boot_vga 1", True),
+        ("boot_vga 0", False),
+        ("sriov_numvfs 10", True),
+        ("sriov_numvfs 0", False),
+        ("none 0", False),
+    ],
+)
+def test_a_screen_or_a_card_with_virtual_functions_is_not_given(host: Host, attribute: str, refused: bool) -> None:
+    name, value = attribute.split()
+    host.write(f"{DEVICES}/{GPU}/{name}", f"{value}\n")
+    assert refuses(card_users._need_free_function, host.system(), GPU) is refused
+
+
+@pytest.mark.parametrize(
+    ("modeset", "version", "only", "refused"),
+    [
+        ("Y", "580.65.06", False, True),
+        ("Y", "580.65.06", True, False),
+        ("Y", "580.105.08", False, False),
+        ("Y", "none", False, True),
+        ("N", "580.65.06", False, False),
+        ("", "580.65.06", False, True),  # it can't be read
+    ],
+)
+def test_nvidia_drm_lets_go_of_one_card_of_several_in_newer_versions_alone(
+    host: Host, modeset: str, version: str, only: bool, refused: bool
+) -> None:
+    if only:
+        unbind(host, OTHER)
+    host.write("/sys/module/nvidia_drm/parameters/modeset", f"{modeset}\n")
+    host.write(
+        "/proc/driver/nvidia/version", f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  x\n"
+    )
+    assert refuses(card_users._need_drm_that_lets_go, host.system(), BIG) is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "bind", "refused"),
+    [("(M) frame buffer device", "1", True), ("(M) frame buffer device", "0", False), ("(S) dummy device", "1", False)],
+)
+def test_a_text_console_that_draws_on_the_card_keeps_it(host: Host, name: str, bind: str, refused: bool) -> None:
+    host.write("/sys/class/vtconsole/vtcon1/name", f"{name}\n")
+    host.write("/sys/class/vtconsole/vtcon1/bind", f"{bind}\n")
+    assert not refuses(card_users._need_no_console, host.system(), BIG), "it draws on another card"
+    (host.root / DEVICES[1:] / GPU / "graphics/fb0").mkdir(parents=True)
+    assert refuses(card_users._need_no_console, host.system(), BIG) is refused
+
+
+def refuses(check: Callable[..., object], *arguments: object) -> bool:
+    try:
+        check(*arguments)
+    except card_users.RefusedError:
+        return True
+    return False
+
+
+def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host: Host) -> None:
+    for ctid, startup in (("950", "order=2"), ("951", "order=3,down=8"), ("952", "up=1"), ("953", "order=3")):
+        host.write(f"/etc/pve/lxc/{ctid}.conf", f"dev0: /dev/nvidia0\nstartup: {startup}\n")
+        host.write(f"/ct{ctid}", "running\n")
+    host.write("/etc/pve/lxc/954.conf", "dev0: /dev/nvidia1\n")
+    host.write("/ct954", "running\n")
+    host.write("/etc/pve/lxc/955.conf", "dev0: /dev/nvidia0\n")
+    host.write("/ct955", "stopped\n")
+    assert [one.ctid for one in card_users.users(host.system(), BIG)] == ["952", "953", "951", "950"]
+    assert card_users.in_order(host.system(), ["950", "951", "952", "950"]) == ["952", "951", "950"]
+
+
 def test_a_boot_that_is_confirmed_stands_against_nothing(host: Host) -> None:
     host.write("/var/lib/homelab/armed", "boot boot\n")
     run(host, *START)
