@@ -158,6 +158,16 @@ def test_it_takes_no_card_out_of_a_group_with_the_root_disk(groups: bool) -> Non
     assert "lsblk says nothing" in error.found
 
 
+@pytest.mark.parametrize("groups", [True, False])
+def test_a_disk_that_is_in_another_group_anyway_is_no_reason(groups: bool) -> None:
+    root = [{"kind": "storage", "name": "/", "devices": ["0000:02:00.0"], "trouble": ""}]
+    facts = desktop(vital=root)
+    if not groups:
+        bare = [one | {"group": None} for one in facts.model_dump(by_alias=True)["devices"]]
+        facts = desktop(vital=root, devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
+    assert gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1] == []
+
+
 def test_a_card_is_taken_out_of_the_root_disks_group_by_no_way_around() -> None:
     """Not by a driver that a VM's start has left behind, and not if the disk came to the card later."""
     word, ours = "pcie_acs_override=downstream", "homelab.vfio=0000:01:00.0=10de:2b85,0000:01:00.1=10de:22e8"

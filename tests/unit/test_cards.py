@@ -419,6 +419,26 @@ def test_a_group_is_said_of_each_function() -> None:
     assert "left with the host: " not in lines_of(apu(together=True), ALL_ALLOWED)
 
 
+@pytest.mark.parametrize(
+    ("part", "place", "path"),
+    [
+        ("0000:c6:00", "0000:c6:00", "0000:c6:00.0;0000:c6:00.1"),
+        ("0000:c6:00.1", "0000:c6:00", "0000:c6:00.0;0000:c6:00.1"),
+        ("0000:c6:00.3", "0000:c6:00.3", "0000:c6:00.3"),
+        ("0000:99:00", "0000:99:00", "0000:99:00"),  # nothing is there
+        ("0000:99:00.1", "0000:99:00", "0000:99:00"),
+    ],
+)
+def test_a_function_is_placed_in_its_card_or_stands_for_itself(part: str, place: str, path: str) -> None:
+    assert apu().place_of(part) == place and apu().path_of(place) == path
+
+
+def test_a_card_without_a_render_node_has_one_node() -> None:
+    assert desktop(drm={"0000:0b:00.0": {"card": "card0", "render": ""}}).drm_nodes("0000:0b:00.0") == [
+        "/dev/dri/card0"
+    ]
+
+
 def test_where_a_mapping_offers_a_part_of_a_card_alone_the_other_way_is_said() -> None:
     (remark,) = (one for one in said(apu(), APU.model_copy(update={"api": settings(api=API).api})) if "mapping" in one)
     assert "offers 0000:c6:00.0 alone" in remark and "0000:c6:00.0, 0000:c6:00.1" in remark

@@ -59,6 +59,9 @@ def test_bypassing_the_iommu_or_not_makes_no_difference_to_that() -> None:
 def test_other_groups_regions_are_none_of_the_cards(kind: str) -> None:
     groups = {"16": {"type": kind, "direct": []}, "17": {"type": kind, "direct": [REGION]}}
     assert errors(held(iommu=iommu(of_group=groups))) == []
+    # What the kernel says of the card's own counts, and not what the firmware wants.
+    acpi = {"IVRS": base64.b64encode(ivrs([WIDE])).decode()}
+    assert errors(held(iommu=iommu(of_group=groups, acpi=acpi))) == []
 
 
 def test_a_card_that_a_running_vm_has_now_goes_on() -> None:
