@@ -1358,7 +1358,7 @@ def test_a_text_console_that_draws_on_the_card_keeps_it(host: Host, name: str, b
 def refuses(check: Callable[..., object], *arguments: object) -> bool:
     try:
         check(*arguments)
-    except card_users.RefusedError:
+    except handover.RefusedError:
         return True
     return False
 
@@ -1371,8 +1371,7 @@ def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host
     host.write("/ct954", "running\n")
     host.write("/etc/pve/lxc/955.conf", "dev0: /dev/nvidia0\n")
     host.write("/ct955", "stopped\n")
-    assert [one.ctid for one in card_users.users(host.system(), BIG)] == ["952", "953", "951", "950"]
-    assert card_users.in_order(host.system(), ["950", "951", "952", "950"]) == ["952", "951", "950"]
+    assert [container.ctid for container in card_users.running_with(host.system(), BIG)] == ["952", "953", "951", "950"]
 
 
 def test_a_boot_that_is_confirmed_stands_against_nothing(host: Host) -> None:

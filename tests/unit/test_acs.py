@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -147,7 +146,7 @@ def test_it_takes_no_card_out_of_a_group_with_the_root_disk(groups: bool) -> Non
     facts = with_disk()
     if not groups:
         bare = [one | {"group": None} for one in asdict(facts)["devices"]]
-        facts = with_disk(devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
+        facts = with_disk(devices=bare, iommu=replace(facts.iommu, groups=0))
     (error,) = gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1]
     assert "NVMe disk" in error.found and "carries / (ext4)" in error.found and "past the IOMMU" in error.why
     staying = settings({"rtx5090": {"match": "10de:2b85", "use": "lxc"}}, iommu={"acsOverride": "downstream"})
@@ -163,8 +162,8 @@ def test_a_disk_that_is_in_another_group_anyway_is_no_reason(groups: bool) -> No
     root = [{"kind": "storage", "name": "/", "devices": ["0000:02:00.0"], "trouble": ""}]
     facts = desktop(vital=root)
     if not groups:
-        bare = [one | {"group": None} for one in facts.model_dump(by_alias=True)["devices"]]
-        facts = desktop(vital=root, devices=bare, iommu=dataclasses.replace(facts.iommu, groups=0))
+        bare = [one | {"group": None} for one in asdict(facts)["devices"]]
+        facts = desktop(vital=root, devices=bare, iommu=replace(facts.iommu, groups=0))
     assert gates.check(facts, settings(iommu={"acsOverride": "downstream"}))[1] == []
 
 
