@@ -872,9 +872,9 @@ def check(facts: HostFacts, host: Host) -> tuple[dict[str, str], list[HomelabErr
     return slots, errors + staying_cards_apart(facts, host.gpus, slots) + remapping.split_groups(facts, host, slots)
 
 
-# The gates of a card that goes to a VM (GIVEN), of one that stays (STAYING), and of the real groups, after the reboot
-# (VERIFIED).
-GIVEN = (
+# The gates of a card that leaves the host, at its boot (GIVEN) or in turn with containers (HANDED_OVER); of one that
+# stays (STAYING); and of the real groups, after the reboot (VERIFIED).
+LEAVING = (
     named_functions,
     one_function,
     virtual_function,
@@ -882,31 +882,17 @@ GIVEN = (
     options.migratable,
     graphics.gvt_g,
     graphics.rebound,
-    graphics.unstarted,
     resettable,
     grouped,
     isolation,
     vital,
     remapping.one_to_one,
     console,
-    containers,
     past_proxmox,
 )
+GIVEN = (*LEAVING, graphics.unstarted, containers)
+HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms,)
-# The gates of a card that containers and a VM have in turn.
-HANDED_OVER = (
-    handed_over,
-    one_function,
-    virtual_function,
-    divided,
-    resettable,
-    grouped,
-    isolation,
-    vital,
-    remapping.one_to_one,
-    console,
-    past_proxmox,
-)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}
 VERIFIED = (graphics.rebound, grouped, isolation, vital, consoles.freed, remapping.one_to_one)
 
