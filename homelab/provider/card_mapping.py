@@ -232,11 +232,11 @@ def _parsed(entry: str) -> dict[str, str]:
     return parse("map", entry)
 
 
-def _equal(one: str, other: str) -> bool:
+def _equal(entry: str, other: str) -> bool:
     """The same entry? Its description doesn't count: people write it. A slot's first function, where the other has the
     slot, is the card, too: the one that a person chose.
     """
-    first, second = _parsed(one), _parsed(other)
+    first, second = _parsed(entry), _parsed(other)
     if first["path"] == f"{second['path']}.0":
         first = {**first, "path": second["path"]}
     return {**first, "description": ""} == {**second, "description": ""}
@@ -244,8 +244,8 @@ def _equal(one: str, other: str) -> bool:
 
 def _ours(entries: list[str], node: str, path: str) -> str | None:
     for entry in entries:
-        found = _parsed(entry)
-        if found.get("node") == node and overlap(found["path"], path):
+        properties = _parsed(entry)
+        if properties.get("node") == node and overlap(properties["path"], path):
             return entry
     return None
 
@@ -377,11 +377,11 @@ def _replaced(entries: list[str], inputs: CardMapping.Inputs, old_path: str | No
 
 def _with(new: str, old: str, entries: list[str]) -> list[str]:
     """The entries, each in its place: whoever has others there finds them in the order in which they were."""
-    return [new if one == old else one for one in entries]
+    return [new if entry == old else entry for entry in entries]
 
 
 def _require_free(inputs: CardMapping.Inputs, others: list[str]) -> None:
-    taken = next((one for one in others if _parsed(one).get("node") == inputs.node), None)
+    taken = next((entry for entry in others if _parsed(entry).get("node") == inputs.node), None)
     if taken is not None:
         raise HomelabError(
             wanted=f"the PCI mapping {inputs.mapping} for {inputs.entry['path']} of {inputs.node}",
@@ -406,7 +406,7 @@ def _remove(
     except NotThereError:
         return
     entries = list(mapping["map"])
-    ours = next(filter(None, (_ours(entries, inputs.node, one) for one in (inputs.entry["path"], *noted))), None)
+    ours = next(filter(None, (_ours(entries, inputs.node, place) for place in (inputs.entry["path"], *noted))), None)
     if ours is None or (before and _equal(ours, before)):
         return
     left = _with(before, ours, entries) if before else [other for other in entries if other != ours]

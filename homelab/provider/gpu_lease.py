@@ -104,8 +104,8 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
 
         def given(now: dict[str, str]) -> list[str]:
             # An address that isn't noted is its owner's: one that has just been put back, or that he has set since.
-            found = _options_with(now, inputs)
-            return [key for key in found if _mapping(key, now[key]) or _is_noted(key, now[key], entries)]
+            options = _options_with(now, inputs)
+            return [key for key in options if _mapping(key, now[key]) or _is_noted(key, now[key], entries)]
 
         def without_card(now: dict[str, str]) -> Change:
             own, back = given(now), undo(now, leaving)
@@ -174,19 +174,19 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         if not options:
             return set()
         name = ledger.of_vm(vmid)
-        found = _given(config, asyncio.run(noted_by(self.stack, inputs.host, name)), inputs)
-        if options <= found:
-            return found
+        given = _given(config, asyncio.run(noted_by(self.stack, inputs.host, name)), inputs)
+        if options <= given:
+            return given
         notes = asyncio.run(noted_by_peers(self.stack, inputs.host, name))
         for noted in notes.by_host.values():
-            found |= _given(config, noted, inputs)
-        if not options <= found:
+            given |= _given(config, noted, inputs)
+        if not options <= given:
             notes.require_all(
                 f"VM {vmid}",
                 "a card that this program gave a VM is taken out of it when another one gets it; one that its owner "
                 "gave it stays",
             )
-        return found
+        return given
 
 
 def _given(config: dict[str, str], noted: Mapping[str, Any], inputs: GpuLease.Inputs) -> set[str]:

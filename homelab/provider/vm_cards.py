@@ -107,14 +107,14 @@ class VmCardsWork(VmStart):
             tell(f"{inputs.vm}: VM {vmid} is on {error.node} now")
             path = f"nodes/{error.node}/qemu/{vmid}"
             config = strings(self.reading(inputs, f"{path}/config", wanted))
-        found = drift(config, outputs.record)
-        found += [] if outputs.state else [UNFINISHED]
+        differences = drift(config, outputs.record)
+        differences += [] if outputs.state else [UNFINISHED]
         if _is_another(outputs, config):
-            found.append(f"VM {vmid} isn't the VM that was given its cards")
+            differences.append(f"VM {vmid} isn't the VM that was given its cards")
         if inputs.power != "keep":
             status = self.reading(inputs, f"{path}/status/current", f"to see whether VM {vmid} runs")["status"]
-            found += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
-        return found
+            differences += [] if status == inputs.power else [f"VM {vmid} is {status} instead of {inputs.power}"]
+        return differences
 
     async def _planned(
         self, inputs: VmCards.Inputs, had: VmCards.Inputs | None, outputs: VmCards.Outputs | None
@@ -219,11 +219,11 @@ class VmCardsWork(VmStart):
     async def _noted_where_it_was(self, hosts: Sequence[str], vmid: int) -> list[Mapping[str, object]]:
         """What is noted of the VM on the hosts that it has left, as far as they answer: a run that was killed there has
         noted what the state doesn't know."""
-        found = list[Mapping[str, object]]()
+        notes = list[Mapping[str, object]]()
         for host in hosts:
             with suppress(HomelabError):
-                found.append(await noted_by(self.stack, host, ledger.of_vm(vmid)))
-        return found
+                notes.append(await noted_by(self.stack, host, ledger.of_vm(vmid)))
+        return notes
 
     def delete(self, inputs: VmCards.Inputs, outputs: VmCards.Outputs) -> None:
         record, restore = outputs.record, outputs.restore

@@ -127,11 +127,11 @@ class VmMemory:
     def recalls(self, identity: Callable[[], str]) -> bool:
         """See Memory."""
 
-        async def found() -> int | None:
+        async def owed_since() -> int | None:
             async with ssh.connect(self._host) as session:
                 return await is_owed_since(session, self._host, self._vmid, self._guest, identity)
 
-        return self._here and asyncio.run(found()) is not None
+        return self._here and asyncio.run(owed_since()) is not None
 
     def forget(self) -> None:
         """See Memory."""
