@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from remote_scripts.shared import handover, pmxcfs
 from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_change import Changing
+from remote_scripts.shared.container_change import ConfigChange
 from remote_scripts.shared.container_notes import Notes, waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.files import Changed
@@ -50,17 +50,17 @@ def apply(system: System, wanted: Wanted) -> Answer:
     :raises Failure: a node isn't there, the container can't be changed, or one of the host's cards is away.
     """
     handover.need_rest(system)
-    changing = Changing(system, wanted.ctid, Power(system, wanted.ctid, wanted.shutdown), wanted.cards)
-    provided = changing.bring().provided
-    changing.notes.write("guest", f"{wanted.guest}\n")
-    if not changing.changed:
+    config = ConfigChange(system, wanted.ctid, Power(system, wanted.ctid, wanted.shutdown), wanted.cards)
+    provided = config.apply().provided
+    config.notes.write("guest", f"{wanted.guest}\n")
+    if not config.changed:
         system.log.say(f"container {wanted.ctid} has what it is to have")
     lines = []
     for path, how in provided.items():
         device = system.files.device(path)
         lines.append(f"{path} {how} {device.major}:{device.minor}\n" if device else "")
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    revision = int(changing.notes.text("revision").strip() or 0)
+    revision = int(config.notes.text("revision").strip() or 0)
     return Answer(digest, revision, {path: how.partition(" ")[0] for path, how in provided.items()})
 
 
@@ -87,13 +87,13 @@ def revert(system: System, wanted: Wanted) -> Changed:
         notes.forget_all()
         return Changed(False)
     power = Power(system, ctid, wanted.shutdown)
-    changing = Changing(system, ctid, power, Cards(method="mount-entry"))
-    changing.bring()
+    config = ConfigChange(system, ctid, power, Cards(method="mount-entry"))
+    config.apply()
     notes.forget("ours", "wanted", "nodes", "revision")
     if waits_for_restart(system, ctid) and power.is_up() and not power.shut_down_to_start():
         raise power.shutdown_failure("has no card any more", f"switch it off: `pct stop {ctid}`")
-    changing.in_force()
+    config.mark_in_force()
     if power.is_owed():
         power.start()
     notes.forget_all()
-    return Changed(changing.changed)
+    return Changed(config.changed)

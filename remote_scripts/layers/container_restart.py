@@ -9,7 +9,7 @@ from typing import Literal
 
 from remote_scripts.shared import handover
 from remote_scripts.shared.card_nodes import Cards
-from remote_scripts.shared.container_change import Changing
+from remote_scripts.shared.container_change import ConfigChange
 from remote_scripts.shared.container_notes import waits_for_restart
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
@@ -42,26 +42,26 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     handover.need_rest(system)
     power = Power(system, wanted.ctid, wanted.shutdown)
-    changing = Changing(system, wanted.ctid, power, wanted.cards)
+    config = ConfigChange(system, wanted.ctid, power, wanted.cards)
     # Where an earlier restart failed, the configuration was put back.
-    changing.bring(look_inside=False)
+    config.apply(look_inside=False)
     if waits_for_restart(system, wanted.ctid) and power.is_up() and not power.shut_down_to_start():
-        raise _still_up(changing, power)
-    changing.in_force()
+        raise _still_up(config, power)
+    config.mark_in_force()
     is_owed = power.is_owed()
     if not is_owed:
         system.log.say(f"container {wanted.ctid} needs no restart: it is off, or has what its configuration says")
     if wanted.power == "stopped":
         if power.is_up() and not power.shut_down():
-            raise _still_up(changing, power)
+            raise _still_up(config, power)
     elif is_owed or (wanted.power == "running" and not power.is_up()):
         power.start()
-    changing.notes.forget("ran")
+    config.notes.forget("ran")
     return Answer("running" if power.is_up() else "stopped", is_owed)
 
 
-def _still_up(changing: Changing, power: Power) -> Failure:
-    is_back = changing.restore_original()
+def _still_up(config: ConfigChange, power: Power) -> Failure:
+    is_back = config.restore_original()
     return power.shutdown_failure(
         "is as it was before" if is_back else "stays as it was written, and takes effect at its next start",
         "give it more time (shutdown.timeout)",

@@ -80,15 +80,15 @@ def apply(system: System, wanted: Wanted) -> Answer:
     given = [node for node in nodes.nodes if node.path in provided]
     if not given:
         return Answer("running", [], [])
-    look = _Look(system, ctid)
+    check = _DeviceCheck(system, ctid)
     try:
-        look.open_all([node.path for node in given])
+        check.open_all([node.path for node in given])
         if cards.cards:
-            look.closer([(node, _option(provided[node.path], "gid")) for node in given if node.group])
+            check.check_groups([(node, _option(provided[node.path], "gid")) for node in given if node.group])
     finally:
-        look.close()
+        check.close()
     problems: list[str] = []
-    opened = [node.path for node in given if _judge(system, node, provided[node.path], look, problems)]
+    opened = [node.path for node in given if _is_opened(system, node, provided[node.path], check, problems)]
     if problems:
         raise Failure(
             f"devices that can be opened in container {ctid}, by root and by an ordinary user",
@@ -97,11 +97,11 @@ def apply(system: System, wanted: Wanted) -> Answer:
             f"compare with `pct config {ctid}`; was it changed by hand since its last start? then: `pct reboot {ctid}`",
         )
     if "video" in wanted.uses:
-        _need_video(ctid, look.tried)
-    return Answer("running", opened, look.tried[:_TRIED])
+        _need_video(ctid, check.tried)
+    return Answer("running", opened, check.tried[:_TRIED])
 
 
-class _Look:
+class _DeviceCheck:
     """A look from inside a container that runs. What isn't answered is nowhere noted as opened."""
 
     def __init__(self, system: System, ctid: int) -> None:
@@ -109,7 +109,7 @@ class _Look:
         self._ctid = ctid
         self._inside = need_running(system, ctid)
         # Who opens (root, user, member) and a path -> what kept it from that; empty: nothing did.
-        self._said: dict[tuple[str, str], str] = {}
+        self._errors: dict[tuple[str, str], str] = {}
         #: Path -> its numbers inside, in hexadecimal.
         self.numbers: dict[str, str] = {}
         self.tried: list[str] = []
@@ -120,9 +120,9 @@ class _Look:
         """Ends it."""
         self._inside.close()
 
-    def said(self, who: str, path: str, unsaid: str = _UNSAID) -> str:
+    def error_of(self, who: str, path: str, default: str = _UNSAID) -> str:
         """What kept `who` from opening a node; empty: nothing did."""
-        return self._said.get((who, path), unsaid)
+        return self._errors.get((who, path), default)
 
     def open_all(self, paths: Iterable[str]) -> None:
         """Each of them, by root and by an ordinary user.
@@ -132,16 +132,16 @@ class _Look:
         try:
             self._has_setpriv = self._ask(*_as(_NOBODY), "true").status == 0
             for path in paths:
-                self._said["root", path] = self._opening((), path)
-                self._said["user", path] = self._opening_by_a_user(path)
+                self._errors["root", path] = self._opening((), path)
+                self._errors["user", path] = self._opening_by_a_user(path)
                 if self._hangs:
                     break
         except Failure as failure:
-            if not self._said:
+            if not self._errors:
                 raise
             self._log.say(f"note: container {self._ctid} answers no more: {failure.found}")
 
-    def closer(self, nodes: Iterable[tuple[Node, str]]) -> None:
+    def check_groups(self, nodes: Iterable[tuple[Node, str]]) -> None:
         """What counts for the nodes of cards that aren't NVIDIA's.
 
         :param nodes: each with the group inside that may open it, as a number; empty: none.
@@ -150,12 +150,12 @@ class _Look:
             for node, group in nodes:
                 self.numbers[node.path] = self._ask("stat", "-c", "%t:%T", node.path).text
                 if group and self._has_setpriv:
-                    self._said["member", node.path] = self._opening(_as(int(group)), node.path)
+                    self._errors["member", node.path] = self._opening(_as(int(group)), node.path)
                 program = _program(node.path)
                 if program:
-                    self._tell(node.path, self._trial(program))
+                    self._note_trial(node.path, self._trial(program))
             if self._inside.run.has("clinfo"):
-                self._tell("OpenCL", self._platforms())
+                self._note_trial("OpenCL", self._platforms())
         except Failure as failure:
             self._log.say(f"note: container {self._ctid} answers no more: {failure.found}")
 
@@ -165,7 +165,7 @@ class _Look:
     def _opening(self, who: Sequence[str], path: str) -> str:
         done = self._ask(*who, *_dd(path))
         self._hangs = self._hangs or done.status == TIMED_OUT
-        return _kept_by(done)
+        return _error_in(done)
 
     def _opening_by_a_user(self, path: str) -> str:
         if self._has_setpriv:
@@ -174,9 +174,9 @@ class _Look:
         if done.status and "dd: " not in _text(done):
             # Who can't be had in there is none of the card's concern.
             why = self._log.clean(_text(done), _TRIED_BYTES) or f"exit status {done.status}"
-            self._tell("not tried", f"whether an ordinary user can open {path}: {why}")
+            self._note_trial("not tried", f"whether an ordinary user can open {path}: {why}")
             return _OPENED
-        return _kept_by(done)
+        return _error_in(done)
 
     def _trial(self, program: Sequence[str]) -> str:
         name = program[0]
@@ -195,7 +195,7 @@ class _Look:
         platforms = [match[1] for match in map(_PLATFORM.match, lines) if match]
         return f"clinfo finds {','.join(platforms[:4]) or 'no platform'}"
 
-    def _tell(self, what: str, text: str) -> None:
+    def _note_trial(self, what: str, text: str) -> None:
         self.tried.append(self._log.clean(f"{what}: {text}", _TRIED_BYTES))
 
 
@@ -212,7 +212,7 @@ def _text(done: Done) -> str:
     return (done.output + done.error).decode("utf-8", "replace").strip()
 
 
-def _kept_by(done: Done) -> str:
+def _error_in(done: Done) -> str:
     """What kept dd from opening; empty: nothing did."""
     if done.status == 0:
         return _OPENED
@@ -235,7 +235,7 @@ def _option(given_by: str, name: str) -> str:
     return next((part.partition("=")[2] for part in parts if part.startswith(f"{name}=")), "")
 
 
-def _judge(system: System, node: Node, given_by: str, look: _Look, problems: list[str]) -> bool:
+def _is_opened(system: System, node: Node, given_by: str, check: _DeviceCheck, problems: list[str]) -> bool:
     """Whether it was opened by all who may; otherwise why not is among the problems. Those that aren't for all,
     on the host or by their entry, have to be there.
     """
@@ -246,7 +246,7 @@ def _judge(system: System, node: Node, given_by: str, look: _Look, problems: lis
         # The settings say who is to have it: a user or a group.
         is_chosen = bool(_option(given_by, "uid") or _option(given_by, "gid"))
         is_for_all = not is_chosen and int(_option(given_by, "mode") or "666", 8) & 6 == 6
-    root, user = look.said("root", path), look.said("user", path)
+    root, user = check.error_of("root", path), check.error_of("user", path)
     # Root is not above the mode where the node isn't its own: a bind mount in an unprivileged container.
     if not is_for_all and "Permission denied" in root:
         root = _OPENED
@@ -257,10 +257,10 @@ def _judge(system: System, node: Node, given_by: str, look: _Look, problems: lis
     if user not in (_OPENED, root):
         problems.append(f"{path}: an ordinary user: {_explained(user)}")
     if node.group:
-        member, numbers = look.said("member", path, _OPENED), f"{device.major:x}:{device.minor:x}"
+        member, numbers = check.error_of("member", path, _OPENED), f"{device.major:x}:{device.minor:x}"
         if member != _OPENED:
             problems.append(f"{path}: a member of the group {_option(given_by, 'gid')}: {_explained(member)}")
-        inside = look.numbers.get(path) or numbers
+        inside = check.numbers.get(path) or numbers
         if inside != numbers:
             problems.append(f"{path}: it is the device {inside} inside, and {numbers} on the host (in hexadecimal)")
     return len(problems) == before

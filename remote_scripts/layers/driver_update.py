@@ -117,7 +117,7 @@ def _as_it_is(system: System, update: Update) -> str:
     version = driver.library_version(system)
     if update.serves_cards():
         return f"its libraries are {version}; nvidia-smi answers"
-    return f"its libraries are {version}; nvidia-smi says: {update.said.text.rpartition(chr(10))[2]}"
+    return f"its libraries are {version}; nvidia-smi says: {update.answer.text.rpartition(chr(10))[2]}"
 
 
 def _update(system: System, wanted: Wanted) -> Update:

@@ -523,7 +523,7 @@ class _Work:
         # In a container the old ones don't answer any more: its host has the new driver.
         if (self._update.has("worked") or self._wanted.awaited) and not self._update.serves_cards():
             self._packages.explain(
-                self._update.said,
+                self._update.answer,
                 f"NVIDIA's driver {brought.version}, answering nvidia-smi",
                 f"the one before it, {self._update.kept.version}, did, and where this is a container, its host's does",
             )

@@ -32,7 +32,6 @@ from remote_scripts.shared import (
 from remote_scripts.shared.cluster import Obstacle
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.reboot_required import Boot as Boot
-from remote_scripts.shared.reboot_required import RebootRequired
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -109,7 +108,7 @@ def _policy(wanted: Wanted) -> cluster.Policy:
     return cluster.Policy(keep_quorum=wanted.keep_quorum, maintenance=wanted.maintenance, away_seconds=away)
 
 
-def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, RebootRequired]:
+def _decide(system: System, wanted: Wanted, loader: str) -> tuple[Planned, reboot_required.RebootRequired]:
     lacks = reboot_required.check(system, wanted.boot, loader)
     leaving: list[str] = []
     node = pmxcfs.this_node(system)

@@ -308,7 +308,7 @@ class CardHandover:
                 return
         else:
             self._driver.await_step()
-        is_active = self._driver.is_step_active()
+        is_active = self._driver.is_active()
         if is_active is not False:
             # A write that waits in the kernel may be of a caller that was killed. Where systemd doesn't say whether
             # there is one, it is asked again later.
@@ -388,6 +388,6 @@ class CardHandover:
             return True
         if not shared_card.is_alive(self._system, self._card):
             return True
-        if self._driver.is_step_active() is not False or not self._driver.load():
+        if self._driver.is_active() is not False or not self._driver.load():
             return False
         return self._driver.bind().result != "waits"

@@ -35,7 +35,7 @@ _AGAIN = ("detected modified configuration", "got timeout")
 _LOCKED = ("got timeout", "held by another process")
 
 
-class Changing:
+class ConfigChange:
     """One container's configuration, within one run that has the host's lock.
 
     :param cards: what it is to have; None: homelab's lines follow their nodes (container_lines.follow).
@@ -54,7 +54,7 @@ class Changing:
         self.changed = False
         self._parts: dict[str, bytes] = {}
 
-    def bring(self, *, look_inside: bool = True) -> Change:
+    def apply(self, *, look_inside: bool = True) -> Change:
         """Brings the configuration to what it is to be; returns the last plan, which changes nothing.
 
         :param look_inside: for the groups; otherwise they are as they were noted.
@@ -114,17 +114,17 @@ class Changing:
         if waits_for_restart(self._system, self._ctid):
             self.notes.write("after", f"{conf.digest}\n")
         else:
-            self.in_force()  # it is off: its next start takes what is there
+            self.mark_in_force()  # it is off: its next start takes what is there
         return change
 
     def planned(self) -> Change:
-        """What `bring` would change, as it is now.
+        """What `apply` would change, as it is now.
 
         :raises Failure: there is no such container, or what is noted of it can't be read.
         """
         return self._plan(self._conf())
 
-    def in_force(self) -> None:
+    def mark_in_force(self) -> None:
         """The running container, or the one that is off, has what its configuration says."""
         self.notes.forget("restart", "before", "after", "ours_before", "wanted_before", "nodes_before")
 
@@ -149,7 +149,7 @@ class Changing:
                 self.notes.rename(f"{part}_before", part)
             if not self.notes.content(part):
                 self.notes.forget(part)
-        self.in_force()
+        self.mark_in_force()
         if not self.notes.has("wanted"):
             self.notes.forget(*PARTS, "guest")
         return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 from remote_scripts.shared import container_lines, guests, pmxcfs
-from remote_scripts.shared.container_change import Changing
+from remote_scripts.shared.container_change import ConfigChange
 from remote_scripts.shared.container_notes import Notes, noted_containers
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
@@ -100,11 +100,11 @@ def _mended(system: System, ctid: int, *, locked: bool) -> str:
 
 def _mend(system: System, ctid: int) -> None:
     power = Power(system, ctid, Shutdown())
-    changing = Changing(system, ctid, power, None)
+    config = ConfigChange(system, ctid, power, None)
     # It has what its configuration says when it starts.
-    if changing.notes.has("restart") and not power.is_up():
-        changing.in_force()
-    change = changing.planned()
+    if config.notes.has("restart") and not power.is_up():
+        config.mark_in_force()
+    change = config.planned()
     if change.absent:
         missing = Failure(
             f"the nodes of container {ctid}'s cards",
@@ -114,7 +114,7 @@ def _mend(system: System, ctid: int) -> None:
         )
         system.log.say(system.log.message(missing))
     if change.is_any:
-        changing.bring()
+        config.apply()
         system.log.say(
             f"container {ctid}: its cards' nodes have other names or numbers since this boot, and its configuration "
             "has these now"

@@ -43,7 +43,7 @@ class Power:
         self._shutdown = shutdown
         self._notes = Notes(system, ctid)
         #: What pct said last.
-        self.said = ""
+        self.message = ""
         # By what one that this run has shut down, to start it again, was told from another one then.
         self._mac_addresses: str | None = None
 
@@ -88,12 +88,12 @@ class Power:
         """
         asked = "it was asked to go off, and may do so later"
         next = f"see what keeps it (`pct exec {self._ctid} -- ps`), {or_else}, or set shutdown.otherwise: stop"
-        if _REFUSED.search(self.said):
+        if _REFUSED.search(self.message):
             asked = "something else works on it now (a backup, a snapshot), so that it was not asked to go off"
             next = f"wait until that is done; a lock that was left behind: `pct unlock {self._ctid}`"
         return Failure(
             f"container {self._ctid} off within {self._shutdown.timeout} s",
-            f"it still runs: {self.said}",
+            f"it still runs: {self.message}",
             f"{asked}; its configuration {configuration}",
             f"{next}; then run `pulumi up` again",
         )
@@ -146,7 +146,7 @@ class Power:
         if self._pct("start") != 0:
             raise Failure(
                 f"container {self._ctid} started",
-                self.said,
+                self.message,
                 "it is off now",
                 f"see `pct start {self._ctid} --debug`, correct the cause, then run `pulumi up` again",
             )
@@ -163,7 +163,7 @@ class Power:
         done = self._system.run.do(
             "pct", verb, str(self._ctid), *arguments, seconds=seconds, doing=f"container {self._ctid}"
         )
-        self.said = done.text
+        self.message = done.text
         return done.status
 
     def _note_ran(self, mac_addresses: str, *, off: bool) -> None:

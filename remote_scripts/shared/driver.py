@@ -1,7 +1,7 @@
 """NVIDIA's driver as it is installed and loaded: flavour, modules, libraries, kernels.
 
 /var/lib/homelab/nvidia-driver is what the step for the driver has left: version, source (packages, run or found:
-not known), target, flavour, tabs between.
+put there by others), target, flavour, tabs between.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Update:
         self._files = packages.system.files
         self._target = target
         #: What nvidia-smi has said.
-        self.said = Done(0, b"")
+        self.answer = Done(0, b"")
 
     @property
     def phase(self) -> str:
@@ -129,8 +129,8 @@ class Update:
 
     def serves_cards(self) -> bool:
         """Whether nvidia-smi answers; `said` has what it says."""
-        self.said = self._packages.do("nvidia-smi", "-L", seconds=60)
-        return self.said.status == 0
+        self.answer = self._packages.do("nvidia-smi", "-L", seconds=60)
+        return self.answer.status == 0
 
     # Keeping.
 
@@ -293,7 +293,7 @@ class Update:
         packages = self._packages
         kept = [_Package(*line.split("\t")) for line in self._lines("packages")]
         names = {package.name for package in kept}
-        installed, own = packages.installed(), packages.ours()
+        installed, own = packages.installed(), packages.own()
         there = {*installed.present, *installed.left}
         gone = sorted(name for name in there if FAMILY.search(name) and name not in names and name in own)
         missing = [package for package in kept if installed.whole.get(package.name) != package.version]
@@ -345,7 +345,7 @@ class Update:
             return ""
         if not self.serves_cards():
             packages.explain(
-                self.said, f"the driver {version}, put back, answering nvidia-smi", "it did before the update"
+                self.answer, f"the driver {version}, put back, answering nvidia-smi", "it did before the update"
             )
         return "; nvidia-smi answers"
 
@@ -357,7 +357,7 @@ class Update:
             return ""
         if not self.serves_cards():
             self._packages.explain(
-                self.said,
+                self.answer,
                 f"the libraries of {version}, put back, answering nvidia-smi",
                 "they did before the update",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from remote_scripts.shared import card_users, container_conf, guests, ha, handover, shared_card
 from remote_scripts.shared.boot_service import PYTHON
@@ -60,11 +60,9 @@ class CardContainers:
         :raises RefusedError: it doesn't go off.
         """
         container = card_users.container(self._system, ctid)
-        if (
-            container is None
-            or self._is_another(container)
-            or card_users.power_of(self._system, ctid) in ("off", "gone")
-        ):
+        if container is None or self._is_another(container):
+            return
+        if card_users.power_of(self._system, ctid) in ("off", "gone"):
             return
         # Proxmox VE would refuse it, with a failed task each time.
         if locked := container.conf.options.get("lock"):
@@ -208,25 +206,23 @@ class CardContainers:
         majors = filter(shared_card.is_another, zip(earlier[1:], current[1:], strict=True))
         return any(lets_in(before) and not lets_in(after) for before, after in majors)
 
-    def _earlier_nodes(self) -> tuple[str, list[str]]:
-        """N of /dev/nvidiaN and the names in /dev/dri that it had, without those that are another card's by now."""
+    def _running_with_earlier_nodes(self) -> Iterator[Container]:
+        """Containers that run, and have the nodes that the card had, without those that are another card's by now."""
         record = self._recorded.record
-        numbers, names = shared_card.parts(record.taken or record.numbers)
+        (minor, *_), names = shared_card.parts(record.taken or record.numbers)
         minors, names_of_others = shared_card.of_others(self._system, self._card)
-        minor = "" if numbers[0] in minors else numbers[0]
-        return minor, [name for name in names if name not in names_of_others]
+        minor, names = "" if minor in minors else minor, [name for name in names if name not in names_of_others]
+        for container in card_users.containers(self._system):
+            if not container.has(minor, names, self._card.gpu) or self._has_no_cgroup(container.ctid):
+                continue
+            if card_users.power_of(self._system, container.ctid) == "on":
+                yield container
 
     def _stop_those_with_earlier_numbers(self) -> None:
         """A container that was started while the card was away knows it by the numbers of before, which may be another
         card's or another driver's now.
         """
-        minor, names = self._earlier_nodes()
-        for container in card_users.containers(self._system):
-            if (
-                not container.has(minor, names, self._card.gpu)
-                or card_users.power_of(self._system, container.ctid) != "on"
-            ):
-                continue
+        for container in self._running_with_earlier_nodes():
             self._recorded.save(**self._with(container))
             try:
                 self.shut_down(container.ctid)
@@ -245,15 +241,10 @@ class CardContainers:
         if record.state != "VM":
             return
         driver_majors = shared_card.parts(record.taken or record.numbers)[0][1:]
-        minor, names = self._earlier_nodes()
         drivers = shared_card.drivers_by_major(self._system)
         foreign = [major for major in driver_majors if major and not drivers.get(major, "nvidia").startswith("nvidia")]
         reasons: list[str] = []
-        for container in card_users.containers(self._system):
-            if not container.has(minor, names, self._card.gpu) or self._has_no_cgroup(container.ctid):
-                continue
-            if card_users.power_of(self._system, container.ctid) != "on":
-                continue
+        for container in self._running_with_earlier_nodes():
             started = f"container {container.ctid} was started while VM {record.vm} has the card"
             major = next((major for major in foreign if container.conf.rule_for(int(major), 0, "rw")), "")
             if major:

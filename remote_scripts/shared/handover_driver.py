@@ -77,8 +77,10 @@ class CardDriver:
         return f"homelab-handover-{self._card.name}-{step}"
 
     def is_active(self, *steps: str) -> bool | None:
-        """Whether the unit of one of these steps is at work; None: systemd doesn't say it."""
-        return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps))
+        """Whether the unit of one of these steps, by default of any, is at work, or waits in the kernel, as would every
+        program that touches the card meanwhile; None: systemd doesn't say it.
+        """
+        return handover.is_active(self._system, *(f"{self._unit(step)}.service" for step in steps or STEPS))
 
     def run_unit(self, seconds: float, step: str, *command: str) -> Outcome:
         """Runs a step of this card, or a command, in a unit: one write that waits in the kernel for ever would keep a
@@ -105,14 +107,10 @@ class CardDriver:
         if not outcome.is_done:
             raise RefusedError(refusal.format(outcome.output or "no text"))
 
-    def is_step_active(self) -> bool | None:
-        """Whether a step is at work, or waits in the kernel, as would every program that touches the card meanwhile."""
-        return self.is_active(*STEPS)
-
     def await_step(self) -> None:
         """Waits for a step whose caller was killed, for a minute at most."""
         until = time.monotonic() + STEP_SECONDS
-        while self.is_step_active() and time.monotonic() < until:
+        while self.is_active() and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
 
     # To vfio-pci.

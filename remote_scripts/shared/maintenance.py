@@ -164,7 +164,7 @@ def leave(system: System) -> bool:
 
 
 def await_services(system: System, node: Node, seconds: float) -> None:
-    """Until those are back that were here. They come back without that, too."""
+    """Until those that were here are back, which they come without this wait, too."""
     wanted = restart_settings.noted(system, "services").split()
     if not wanted:
         return

@@ -28,7 +28,6 @@ _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
 _ASK_SECONDS = 600.0
 _ANSWER_BYTES = 1 << 24
-_LOG_BYTES = 1 << 22
 # That a command has waited for a lock is no failure.
 _LOCKED = re.compile(
     r"^(E|Error|dpkg): .*(Could not get lock|Unable to (acquire the dpkg frontend lock|lock directory)"
@@ -97,7 +96,7 @@ class Packages:
         self.layer = layer
         self._doing = doing
         self._may_remove = may_remove
-        self._found: Installed | None = None
+        self._installed: Installed | None = None
         #: What `remove` left, as others need it by now.
         self.kept: list[str] = []
 
@@ -115,7 +114,7 @@ class Packages:
 
         :param seconds: by default as long as an installation may take.
         """
-        self._found = None
+        self._installed = None
         return self.system.run.do(
             *arguments,
             seconds=seconds or self.software.install_seconds,
@@ -217,9 +216,9 @@ class Packages:
 
         :raises Failure: dpkg doesn't say.
         """
-        if self._found is None:
-            self._found = installed.installed(self.system)
-        return self._found
+        if self._installed is None:
+            self._installed = installed.installed(self.system)
+        return self._installed
 
     def is_whole(self, package: str) -> bool:
         """Whether NAME or NAME=PATTERN is installed, at such a version."""
@@ -312,7 +311,7 @@ class Packages:
         self.system.files.changed = True
 
     def _need_others_kept(self, changes: Iterable[Change], what: str) -> None:
-        own = self.ours()
+        own = self.own()
         gone = sorted(change.name for change in changes if change.new == "-")
         against = [
             name for name in gone if name not in own and not (self._may_remove and self._may_remove.search(name))
@@ -409,7 +408,7 @@ class Packages:
         content = "".join(lines).encode("utf-8", "surrogateescape")
         files.note(path, content)
 
-    def ours(self) -> set[str]:
+    def own(self) -> set[str]:
         """What homelab's layers added."""
         layers = self.system.files.names(RECORDS)
         return {
@@ -514,7 +513,7 @@ class Packages:
         """
         if not names:
             return
-        own = [name for name in names if name in self.ours()]
+        own = [name for name in names if name in self.own()]
         others = [name for name in names if name not in own]
         words = " ".join((*own, *others))
         why = f"{whose} takes their place"

@@ -1040,7 +1040,7 @@ def test_a_list_of_containers_that_hangs_keeps_the_card(host: Host, monkeypatch:
     def hangs(_work: object) -> None:
         raise TimeoutError("no answer within 20 s")
 
-    monkeypatch.setattr("remote_scripts.shared.pmxcfs.ended", hangs)
+    monkeypatch.setattr("remote_scripts.shared.pmxcfs.within_limit", hangs)
     assert "the containers of this host can't be listed" in call(host, *START)
     assert at_home(host)
 
