@@ -819,7 +819,8 @@ def past_proxmox(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Home
 
 def handed_over(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: a card that containers and a VM have in turn is NVIDIA's, as a whole."""
-    if any(device.vendor == NVIDIA and not device.physfn for device in facts.functions(slot)):
+    functions = facts.functions(slot)
+    if any(device.is_display and device.vendor == NVIDIA and not device.physfn for device in functions):
         return []
     return [
         HomelabError(

@@ -394,8 +394,10 @@ def test_only_a_whole_card_of_nvidias_is_handed_over() -> None:
         device("0000:41:00.0", "1002:744c", "030000", 30),
         device("0000:42:00.0", "10de:26b9", "030200", 31, vfs=1),
         device("0000:42:00.4", "10de:26b9", "030200", 32, physfn="0000:42:00.0"),
+        device("0000:43:00.0", "1002:744c", "030000", 33),
+        device("0000:43:00.1", "10de:22e8", "040300", 33),
     ]
-    places = {"0000:01:00": 0, "0000:41:00": 1, "0000:42:00": 0, "0000:42:00.4": 1}
+    places = {"0000:01:00": 0, "0000:41:00": 1, "0000:42:00": 0, "0000:42:00.4": 1, "0000:43:00": 1}
     card = host().gpus["rtx5090"]
     assert {place: len(gates.handed_over(desktop(*others), "a", card, place)) for place in places} == places
 
