@@ -295,7 +295,7 @@ class Session:
             output = bytearray()
             while len(output) <= OUTPUT_BYTES and (data := await process.stdout.read(_CHUNK)):
                 output += data
-                if is_for_agent and output.endswith(agent.WANTS_AGENT):
+                if is_for_agent and agent.WANTS_AGENT in output:
                     is_for_agent = False
                     with suppress(OSError):
                         process.stdin.write(agent.itself().encode())

@@ -149,6 +149,20 @@ def test_the_agent_is_sent_to_a_host_that_asks_for_it_and_to_no_other(
     assert sent[1:] == ([] if is_kept else [b"the agent\n"])
 
 
+def test_what_a_logins_own_job_prints_behind_the_question_for_the_agent_hides_it_not(tmp_path: Path) -> None:
+    async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"agent?\nno updates\n")
+        await process.stdin.readline()
+        assert len(await process.stdin.readline()) > 1
+        process.stdout.write(b'{"turn":"yes"}\n')
+        process.exit(0)
+
+    async def ask(session: ssh.Session) -> str:
+        return json.dumps(await session.ask("read", "cluster_turn", cluster_turn.Wanted(), seconds=5))
+
+    assert meet(tmp_path, serve, ask) == '{"turn": "yes"}'
+
+
 def test_a_run_that_waits_for_another_one_which_restarts_the_host_names_it(tmp_path: Path) -> None:
     async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stderr.write(b"another run is at work: anna on desk\n")
