@@ -45,8 +45,11 @@ _ROOTFS = re.compile(r"/.*?/rootfs/")
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
 # The majors of device nodes aren't a part of an IP address.
 _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
-# The parts of a hook that speak of some cards alone: of whole names of nodes, and of NVIDIA's.
-_OF_ONE_NODE = re.compile(r"/dev/dri/(?:by-path/[\w:.-]+|card[0-9]+|renderD[0-9]+)(?![\w$*?\[{])")
+# The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell ends with, and
+# of NVIDIA's.
+_OF_ONE_NODE = re.compile(
+    r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]+)(?=[\"']*(?:[\s;|&<>)]|\Z))"
+)
 _OF_NVIDIA = re.compile(r"[\w./*-]*nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
 _NVIDIAS_NODES = "/dev/nvidia*"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")

@@ -191,6 +191,15 @@ UVM = "sh -c '[ ! -f /dev/nvidia-uvm ] && /usr/bin/nvidia-modprobe -c0 -u'"
         ("/srv/hook.sh", "#!/bin/sh\nchown 100000 /dev/dri/renderD128 /dev/nvidia*\n", [RENDER, CARD]),
         ("/srv/hook.sh", 'for node in /dev/dri/*; do chown 100000 "$node"; done', [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "mount --bind /srv/music /x", []),
+        # Whatever isn't a whole name may be any card's.
+        ("/srv/hook.sh", "chown 100000 /dev/dri/by-path/pci-*", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/by-path/pci-$1-render", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/by-path/pci-0000:0[01]:00.0-render", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "x /dev/dri/by-path/pci-0000:01:00.0-render:/dev/x", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", 'chown 100000 /dev/dri/renderD12"$1"', [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12%s", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12\\\n8", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", 'if [ -e "/dev/dri/renderD128" ]; then x=$(stat "/dev/dri/renderD128"); fi', [RENDER]),
     ],
 )
 def test_a_hook_that_names_one_cards_nodes_is_no_way_to_another(hook: str, script: str, gives: list[list[str]]) -> None:
