@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items *= config.option.times
+    items[:] = [_again(item) for _ in range(config.option.times) for item in items]
+
+
+def _again(item: pytest.Item) -> pytest.Item:
+    # As an object of its own: what pytest sets up for one stays where the next one is the same.
+    another = copy(item)
+    another._report_sections = []
+    if isinstance(another, pytest.Function):
+        another._initrequest()
+    return another
 
 
 @contextlib.contextmanager

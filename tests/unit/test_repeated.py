@@ -70,8 +70,12 @@ def test_each_time_a_test_ends_belongs_to_the_next_run(monkeypatch: pytest.Monke
     ]
 
 
-def test_what_is_collected_is_run_so_often(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytestconfig.option, "times", 2, raising=False)
-    items: list[Any] = ["a", "b"]
-    repeated.pytest_collection_modifyitems(pytestconfig, items)
-    assert items == ["a", "b", "a", "b"]
+def test_what_is_collected_is_run_so_often_each_time_set_up_anew(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request.config.option, "times", 2, raising=False)
+    items = [request.node]
+    repeated.pytest_collection_modifyitems(request.config, items)
+    first, second = items
+    assert first is not second and first.nodeid == second.nodeid == request.node.nodeid
+    assert first.funcargs == second.funcargs == {} and second._request.node is second
