@@ -193,7 +193,9 @@ class ContainerConf:
 
         :param paths: of `paths_of`.
         """
-        return next((entry.line for entry in self.entries if entry.source in paths), None)
+        lines = [entry.line for entry in self.entries if entry.source in paths]
+        lines += [hook for hook in self.hooks if any(word in paths for word in hook.split())]
+        return next(iter(lines), None)
 
     def entry_taking(self, paths: Collection[str]) -> Entry | None:
         """The line by which the container has a device node of the host; None: there is none.

@@ -257,6 +257,8 @@ def test_a_card_is_known_by_udevs_links_to_its_nodes(line: str, uses: bool) -> N
         ("dev0: /dev/big", {"/dev/big": "/dev/nvidia0"}, True),
         ("dev0: /dev/dri/render-small", {"/dev/dri/render-small": "/dev/dri/renderD129"}, False),
         ("lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir", {}, False),  # for the other card in it
+        ("lxc.hook.pre-start: sh /dev/dri/renderD128", {}, True),
+        ("lxc.hook.pre-start: sh /dev/dri/renderD129", {}, False),
     ],
 )
 def test_a_line_that_names_a_node_of_nvidias_card_itself_is_a_use_of_it(
