@@ -48,7 +48,7 @@ _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226
 # The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell ends with, and
 # of NVIDIA's.
 _OF_ONE_NODE = re.compile(
-    r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]+)(?=[\"']*(?:[\s;|&<>)]|\Z))"
+    r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3,})(?=[\"']*(?:[\s;|&<>)]|\Z))"
 )
 _OF_NVIDIA = re.compile(r"[\w./*-]*nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
 _NVIDIAS_NODES = "/dev/nvidia*"

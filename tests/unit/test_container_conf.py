@@ -198,15 +198,14 @@ UVM = "sh -c '[ ! -f /dev/nvidia-uvm ] && /usr/bin/nvidia-modprobe -c0 -u'"
         ("/srv/hook.sh", "x /dev/dri/by-path/pci-0000:01:00.0-render:/dev/x", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", 'chown 100000 /dev/dri/renderD12"$1"', [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12%s", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.py", "for n in '89': chown('/dev/dri/renderD12' + n, 100000)", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12\\\n8", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", 'if [ -e "/dev/dri/renderD128" ]; then x=$(stat "/dev/dri/renderD128"); fi', [RENDER]),
     ],
 )
 def test_a_hook_that_names_one_cards_nodes_is_no_way_to_another(hook: str, script: str, gives: list[list[str]]) -> None:
     found = [
-        paths
-        for paths in (RENDER, OTHER_RENDER, CARD)
-        if way(f"lxc.hook.pre-start: {hook}", paths, {"/srv/hook.sh": script})
+        paths for paths in (RENDER, OTHER_RENDER, CARD) if way(f"lxc.hook.pre-start: {hook}", paths, {hook: script})
     ]
     assert found == gives
 
