@@ -316,13 +316,15 @@ def test_what_it_installs_is_in_the_agent_and_counts_in_its_digest(monkeypatch: 
     assert names["TEXTS"] == dict(installed.TEXTS) and "roll_back" in names["TEXTS"]["rollback"]
     before = agent.code_of("initramfs"), agent.code_of("card_values")
     source = agent._source
-    for cached in (agent.code_of, agent._imported):
-        cached.cache_clear()
+    caches = (agent.code_of, agent._digest)
+    for cache in caches:
+        cache.cache_clear()
     monkeypatch.setattr(agent, "_source", lambda name: source(name) + "#" * (name == "remote_scripts.installed"))
     try:
         now = agent.code_of("initramfs"), agent.code_of("card_values")
     finally:
-        agent.code_of.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
     assert now[0] != before[0] and now[1] == before[1]
 
 
