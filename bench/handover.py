@@ -82,7 +82,7 @@ def _prepare(lab: Lab) -> None:
     lab.run("pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     lab.run(f"qm stop {VM}")
     asked = agent.request("handover", Wanted(cards=(Card(name="big", functions=CARD, vms=(VM,)),)))
-    lab.run(agent.command_in_memory("root"), stdin=agent.sent_along("apply", asked))
+    lab.run(agent.command_in_memory("root"), stdin=agent.asked("apply", asked) + agent.itself())
     lab.run(f"qm set {VM} --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
     script = lab.root / SNIPPETS / "bare.sh"
     script.write_text(BARE, encoding="utf-8")

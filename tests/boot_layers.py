@@ -19,6 +19,7 @@ from remote_scripts.layers.reboot import Boot
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.container_power import Shutdown
 from remote_scripts.tools import modules
+from tests import sent_along
 
 # As the settings have it where they say nothing.
 ROLLBACK_SECONDS = Timeouts().rollback
@@ -33,7 +34,7 @@ class Asked:
 
     def sent(self, verb: str) -> str:
         """Standard input for `agent.command_in_memory`."""
-        return agent.sent_along(verb, agent.request(self.layer, self.wanted))
+        return sent_along.text(verb, agent.request(self.layer, self.wanted))
 
 
 def initramfs(needed: bool = True, *, rollback_after: int = ROLLBACK_SECONDS) -> Asked:

@@ -123,7 +123,7 @@ class Switch:
 
     async def rehearse(self) -> int:
         """Prints what a switch would do, and what prevents it; returns the exit status."""
-        handover.switch_refused(self._facts, self._host, self._card, self._vm, rehearsed=True)
+        handover.switch_refused(self._facts, self._card, self._vm, rehearsed=True)
         state = handover.state_text(self._facts, self._card) or "with the host"
         print(f"gpus.{self._card} is {state}. Nothing is done.")
         if self._vm is None:
@@ -165,7 +165,7 @@ class Switch:
 
     async def carry_out(self) -> int:
         """Starts the VM, or shuts it down, and waits until the handover has ended; returns the exit status."""
-        handover.switch_refused(self._facts, self._host, self._card, self._vm)
+        handover.switch_refused(self._facts, self._card, self._vm)
         state = handover.state_of(self._facts, self._card)
         if (
             self._vm is not None

@@ -81,7 +81,7 @@ def since(card_state: Mapping[str, str]) -> int:
     return int(card_state.get("since", "")) if card_state.get("since", "").isdecimal() else 0
 
 
-def switch_refused(facts: HostFacts, host: Host, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
+def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: bool = False) -> None:
     """Checks that a card can be switched by hand.
 
     :param name: of the card in the settings, which is shared.

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from homelab.later import later
@@ -244,12 +243,15 @@ def kept(version):
                 return content
     except OSError:  # a disk that can't be read, or one that was just taken away
         pass
-    os.write(1, b"agent?\\n")
     return None
 asked = json.loads(sys.stdin.buffer.readline())
-content = kept(asked["version"]) if "version" in asked else None
+content = kept(asked["version"])
 if content is None:
-    content = base64.b64decode(sys.stdin.buffer.readline())
+    os.write(1, b"agent?\\n")
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\\n"):
+        sys.exit("the connection ended before all of the agent had come")
+    content = base64.b64decode(line)
 memory = os.memfd_create("agent")
 with open(memory, "wb", closefd=False) as file:
     file.write(content)
@@ -273,18 +275,9 @@ def asked(verb: str, *texts: str) -> str:
 
     :param texts: the requests. Each is answered with a line; the first that fails is the last one.
     """
-    return _line(verb, texts, version=version())
+    return json.dumps({"verb": verb, "requests": [*map(json.loads, texts)], "version": version()}) + "\n"
 
 
 def itself() -> str:
     """The agent, as a line."""
     return f"{_archive_text()}\n"
-
-
-def sent_along(verb: str, *texts: str) -> str:
-    """Standard input for `command_in_memory` of a client that sends the agent unasked; else as `asked`."""
-    return _line(verb, texts) + itself()
-
-
-def _line(verb: str, texts: Sequence[str], **more: str) -> str:
-    return json.dumps({"verb": verb, "requests": [*map(json.loads, texts)], **more}) + "\n"

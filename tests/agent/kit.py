@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from homelab.remote.agent import command_in_memory
 from remote_scripts import agent
 from remote_scripts.tools import disk
 from remote_scripts.tools.plain import to_plain
 from remote_scripts.tools.run import Stand
 from remote_scripts.tools.system import System
+from tests import sent_along
 from tests.scripts import cut_kit
 from tests.waiting import PATIENCE
 
@@ -118,6 +120,13 @@ def bash(host: Host, command: str, text: str) -> subprocess.CompletedProcess[str
         env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
         timeout=PATIENCE,
     )
+
+
+def ask_in_memory(host: Host, verb: str, *requests: str) -> subprocess.CompletedProcess[str]:
+    """What a session asks of a host that keeps no agent."""
+    done = bash(host, command_in_memory("root"), sent_along.text(verb, *requests))
+    done.stdout = sent_along.answer(done.stdout)
+    return done
 
 
 @contextmanager

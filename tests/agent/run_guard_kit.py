@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from homelab.remote import agent
 from remote_scripts.layers.run_guard import Wanted
-from tests.agent.kit import Host, bash
+from tests import sent_along
+from tests.agent.kit import Host, ask_in_memory
 
 HELD = '{"held":"yes"}\n'
 
@@ -28,8 +29,9 @@ def guarded(
         env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
     )
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(agent.sent_along("hold", agent.request("run_guard", wanted)))
+    process.stdin.write(sent_along.text("hold", agent.request("run_guard", wanted)))
     process.stdin.flush()
+    assert process.stdout.readline().encode() == agent.WANTS_AGENT
     with process:
         yield process
         process.kill()
@@ -38,7 +40,7 @@ def guarded(
 def let_start(host: Host, who: str, vmid: int = 103) -> None:
     """The run lets a VM take its cards, by another connection."""
     request = agent.request("run_guard", Wanted(who=who, vmid=vmid))
-    done = bash(host, agent.command_in_memory("root"), agent.sent_along("apply", request))
+    done = ask_in_memory(host, "apply", request)
     assert done.stdout == f'{{"passed":{vmid}}}\n', done.stdout + done.stderr
 
 

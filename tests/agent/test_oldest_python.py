@@ -22,6 +22,7 @@ from homelab.remote import agent
 from homelab.remote.scripts import FOLDER
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.layers.read_system import Wanted as Reading
+from tests import sent_along
 from tests.agent.kit import Host
 from tests.waiting import PATIENCE
 
@@ -195,7 +196,7 @@ def test_sent_along_it_answers_by_another_python_or_says_which_it_needs(version:
     before = host.tree()
     done = subprocess.run(
         [PYTHONS[version], *words],
-        input=agent.sent_along("read", agent.request("read_system", Reading())),
+        input=sent_along.text("read", agent.request("read_system", Reading())),
         env={"ROOT": str(host.root), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -211,5 +212,5 @@ def test_sent_along_it_answers_by_another_python_or_says_which_it_needs(version:
         assert found[1][1].startswith(f"Python {version}.")
     else:
         assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads(done.stdout)["distribution"] == "ubuntu"
+        assert json.loads(sent_along.answer(done.stdout))["distribution"] == "ubuntu"
     assert host.tree() == before

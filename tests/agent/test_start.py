@@ -26,7 +26,8 @@ from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
 from remote_scripts.shared import boot_service
 from remote_scripts.tools import modules
-from tests.agent.kit import Host, bash
+from tests import sent_along
+from tests.agent.kit import Host, ask_in_memory, bash
 from tests.waiting import PATIENCE
 
 OWNER = "homelab-lab"
@@ -63,7 +64,7 @@ def test_it_is_put_there_and_does_what_it_is_asked_and_gives_it_back(host: Host)
 
 def test_sent_along_it_answers_and_leaves_nothing(host: Host) -> None:
     before = host.tree()
-    done = bash(host, agent.command_in_memory("root"), agent.sent_along("plan", agent.request("card_values", AWAKE)))
+    done = ask_in_memory(host, "plan", agent.request("card_values", AWAKE))
     assert [file["how"] for file in json.loads(done.stdout)["files"]] == ["new", "changed"], done.stderr
     assert host.tree() == before and not (host.root / "run/homelab").exists()
 
@@ -101,13 +102,21 @@ def test_a_session_is_asked_for_the_agent_where_none_of_its_version_is_whole(hos
     before = host.tree()
     assert kept_agents_answer(host).stdout.startswith(agent.WANTS_AGENT.decode())
     request = agent.request("card_values", AWAKE)
-    both = bash(host, agent.command_in_memory("root"), agent.asked("plan", request) + agent.itself())
-    assert json.loads(both.stdout.splitlines()[1])["files"] and host.tree() == before
+    assert json.loads(ask_in_memory(host, "plan", request).stdout)["files"] and host.tree() == before
+
+
+def test_one_that_has_not_come_whole_does_nothing(host: Host) -> None:
+    text = sent_along.text("apply", agent.request("card_values", AWAKE))
+    before = host.tree()
+    for length in (len(text) - 1, len(text) - 5, len(text) // 2):
+        done = bash(host, agent.command_in_memory("root"), text[:length])
+        assert done.returncode == 1 and "before all of the agent had come" in done.stderr
+    assert host.tree() == before
 
 
 def test_requests_sent_along_together_are_answered_in_lines_until_one_fails(host: Host) -> None:
     plan, wrong = agent.request("card_values", AWAKE), agent.request("card_values", AWAKE).replace('"values"', '"v"')
-    done = bash(host, agent.command_in_memory("root"), agent.sent_along("plan", plan, plan, wrong, plan))
+    done = ask_in_memory(host, "plan", plan, plan, wrong, plan)
     first, second, *rest = done.stdout.splitlines()
     assert first == second and json.loads(first)["files"]
     assert done.returncode == 1 and rest[0].startswith("wanted: ") and len(rest) == 4
@@ -408,5 +417,5 @@ def test_another_user_needs_leave_for_bash_alone(host: Host) -> None:
     assert bash(host, path + agent.command_to_put("admin"), agent.put(OWNER)).returncode == 0
     request = agent.request("card_values", AWAKE)
     assert bash(host, path + agent.command("apply", "admin", OWNER), request).returncode == 0 and awake(host) == "0"
-    done = bash(host, path + agent.command_in_memory("admin"), agent.sent_along("plan", request))
+    done = bash(host, path + agent.command_in_memory("admin"), sent_along.text("plan", request))
     assert json.loads(done.stdout) == {"files": []}

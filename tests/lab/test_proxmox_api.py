@@ -34,6 +34,7 @@ from homelab.settings import Host
 from homelab.vm.config import Change
 from lab import Lab
 from remote_scripts.layers.vm_starts import Wanted as VmStarts
+from tests import sent_along
 
 NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
@@ -627,7 +628,7 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
 
     def of_the_host(node: str, since: int) -> list[str] | None:
         asked.append(node)
-        text = agent.sent_along("read", agent.request("vm_starts", VmStarts(vmid=VM, since=since)))
+        text = sent_along.text("read", agent.request("vm_starts", VmStarts(vmid=VM, since=since)))
         done = lab.run(agent.command_in_memory("root"), stdin=text)
         return str(scripts.answer(done.stdout)["log"]).splitlines()
 

@@ -13,6 +13,7 @@ from homelab.remote import agent
 from lab import Lab
 from remote_scripts.layers.handover import Wanted
 from remote_scripts.layers.hookscript import Wanted as Hook
+from tests import sent_along
 from tests.lab.test_handover import BIG, CARD, OLLAMA, OTHER
 
 API = {"token": "root@pam!ab", "tokenSecret": "a", "publicCa": True}
@@ -42,7 +43,7 @@ def installed(lab: Lab) -> None:
     lab.fault("card-users", [OLLAMA])
     lab.run("qm stop 103; pvesh set /storage/local --content images,iso,vztmpl,backup,rootdir,snippets")
     for layer, wanted in (("handover", Wanted(cards=(BIG,))), ("hookscript", Hook(vmid=103))):
-        lab.run(agent.command_in_memory("root"), stdin=agent.sent_along("apply", agent.request(layer, wanted)))
+        lab.run(agent.command_in_memory("root"), stdin=sent_along.text("apply", agent.request(layer, wanted)))
     lab.run("qm set 103 --onboot 0 --hostpci0 0000:01:00,driver=keep,pcie=1")
 
 

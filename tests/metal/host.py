@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engine import install, stacks
 from homelab.remote import agent
 from remote_scripts.layers.passthrough_test import Wanted as PassthroughTest
+from tests import sent_along
 from tests.engine_stack import EngineStack
 from tests.metal.image import Image
 from tests.metal.machine import AMD, INTEL, NO_IOMMU, SCREEN, Machine, card, nvme
@@ -64,7 +65,8 @@ def half_of_test(machine: Machine, half: Literal["build", "report"]) -> str:
     """What a half of the passthrough test answers, for the card."""
     functions = {one: IDS[one[-2:]] for one in CARD}
     request = agent.request("passthrough_test", PassthroughTest(functions=functions, timeout=600, half=half))
-    return machine.run(agent.command_in_memory("root"), input=agent.sent_along("apply", request))
+    output = machine.run(agent.command_in_memory("root"), input=sent_along.text("apply", request))
+    return sent_along.answer(output)
 
 
 def own_drivers(*functions: str) -> dict[str, str]:

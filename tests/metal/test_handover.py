@@ -14,6 +14,7 @@ import pytest
 from homelab.remote import agent
 from remote_scripts.layers import handover, hookscript, read_host
 from remote_scripts.shared.card import Card
+from tests import sent_along
 from tests.metal.host import CARD, IDS, NEIGHBOUR, Hosts, half_of_test, own_drivers
 from tests.metal.image import GUEST
 from tests.metal.machine import Machine, MachineError
@@ -92,7 +93,7 @@ def host(hosts: Hosts) -> Machine:
     write(machine, f"/etc/pve/lxc/{CTID}.conf", CONF)
     write(machine, f"/etc/pve/qemu-server/{VMID}.conf", f"hostpci0: {CARD[0][:-2]},driver=keep,pcie=1\nargs: -S\n")
     for layer, wanted in (("handover", handover.Wanted(cards=(BIG,))), ("hookscript", hookscript.Wanted(vmid=VMID))):
-        text = agent.sent_along("apply", agent.request(layer, wanted))
+        text = sent_along.text("apply", agent.request(layer, wanted))
         machine.run(agent.command_in_memory("root"), input=text)
     machine.run(f"{PROGRAM} step_nodes big; pct start {CTID}")
     assert drivers(machine) == ["nvidia", own_drivers(CARD[1])[CARD[1]], "nvidia"]
@@ -168,13 +169,12 @@ def test_an_unbind_that_never_ends_holds_nobody(host: Machine) -> None:
         host.run(f"qm start {VMID}", seconds=60)
     assert host.run("qm status 103") == "status: stopped\n"
     # The host can be read, by lspci and by the program.
-    reading = json.loads(
-        host.run(
-            agent.command_in_memory("root"),
-            input=agent.sent_along("read", agent.request("read_host", read_host.Wanted(lspci=True, acs=True))),
-            seconds=300,
-        )
+    output = host.run(
+        agent.command_in_memory("root"),
+        input=sent_along.text("read", agent.request("read_host", read_host.Wanted(lspci=True, acs=True))),
+        seconds=300,
     )
+    reading = json.loads(sent_along.answer(output))
     assert "state=STUCK" in reading["handover"]["cards"]["big"]
     # What the documentation advises where a reboot doesn't come to its end: it asks no device.
     host.run("sync; (sleep 1; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &", seconds=30)

@@ -12,6 +12,7 @@ from homelab.remote import agent
 from remote_scripts.layers.container_restart import Wanted as ContainerRestart
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
+from tests import sent_along
 from tests.boot_layers import Asked, container_gpus
 from tests.metal.host import CARD, Hosts
 from tests.metal.image import GUEST
@@ -54,7 +55,8 @@ def conf(machine: Machine) -> str:
 
 
 def layer(machine: Machine, verb: str, asked: Asked, *, check: bool = True) -> str:
-    return machine.run(agent.command_in_memory("root"), input=asked.sent(verb), check=check)
+    output = machine.run(agent.command_in_memory("root"), input=asked.sent(verb), check=check)
+    return sent_along.answer(output)
 
 
 def verification(machine: Machine) -> str:

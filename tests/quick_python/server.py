@@ -77,7 +77,8 @@ def warm() -> None:
     pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
     agent._archive_text, agent.put = compiled_agent.archive_text, compiled_agent.put
     agent.put("warm")
-    agent.sent_along("read", agent.request("read_host", Wanted()))
+    agent.asked("read", agent.request("read_host", Wanted()))
+    agent.itself()
     for table in (consoles.rows, resets.rows, graphics.data, kernel_log.signs, kernel_log.start_signs, libraries.data):
         table()
     compatibility.load()

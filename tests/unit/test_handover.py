@@ -269,14 +269,14 @@ def test_what_stands_against_a_switch_by_hand(noted: dict[str, str], changes: di
     guests = {"running": changes.get("running", []), "configs": configs, "mappings": "", "reservations": ""}
     found = facts(handover=away, guests=guests)
     if not said:
-        handover.switch_refused(found, host(), "rtx5090", VM)
+        handover.switch_refused(found, "rtx5090", VM)
         return
     with pytest.raises(HomelabError) as error:
-        handover.switch_refused(found, host(), "rtx5090", VM)
+        handover.switch_refused(found, "rtx5090", VM)
     assert said in error.value.found
     # A rehearsal shuts no VM down, so one that has to be off by then is no reason.
     if noted.get("state") == "VM" or "running" in changes:
-        handover.switch_refused(found, host(), "rtx5090", VM, rehearsed=True)
+        handover.switch_refused(found, "rtx5090", VM, rehearsed=True)
 
 
 # -- drift, and what is away -----------------------------------------------------------------------------------------
