@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from homelab.remote import agent, scripts
-from tests import sampling
+from tests import sampling, sent_along
 from tests.boot_layers import Asked, initramfs, iommu, vfio
 from tests.scripts import cut_kit
 from tests.scripts.conftest import Folder, quoted
@@ -93,7 +93,10 @@ def test_on_a_full_disk_the_message_comes_first_and_nothing_of_ours_is_left(
         left = cut_kit.tree(out / "left")
         if (out / "status").read_text() != "0\n":
             failed += 1
-            assert (out / "stdout").read_text().startswith("wanted: "), (pages, (out / "stderr").read_text())
+            assert sent_along.answer((out / "stdout").read_text()).startswith("wanted: "), (
+                pages,
+                (out / "stderr").read_text(),
+            )
             ours = {key for key in {*left, *before} if left.get(key) != before.get(key)}
             # What could not be made of the old files either is still to be done; what is made is the next run's to mend.
             pending = {key for key in ours if key.startswith("var/lib/homelab")}
