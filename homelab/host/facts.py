@@ -318,7 +318,7 @@ class HostFacts(Answer):
             behind = [device for device in self.devices if address in device.ancestors]
             others = [device for device in behind if not device.is_bridge and device.slot != display.slot]
             if any(device.vendor != display.vendor for device in behind if device.slot != display.slot) or any(
-                not device.class_code.startswith(AUDIO) for device in others
+                device.physfn or not device.class_code.startswith(AUDIO) for device in others
             ):
                 break
             companions = others
@@ -327,7 +327,7 @@ class HostFacts(Answer):
     @cached_property
     def _cards(self) -> list[str]:
         """The slots of cards."""
-        return sorted({device.slot for device in self.devices if device.is_display})
+        return sorted({device.slot for device in self.devices if device.is_display and not device.physfn})
 
     def place_of(self, part: str) -> str:
         """The slot of the card that a slot or function of a configuration belongs to; of a function in a card's slot

@@ -154,7 +154,7 @@ def _current_record(config: dict[str, str], cards: Iterable[VmCard], record: Rec
     addresses = ";".join(parse(key, value).get("host", "") for key, value in _hostpci_of(config).items())
     replaced: set[str] = set()
     for card in cards:
-        keys = [key for key, entry in record.items() if entry.get("slot") == card.slot]
+        keys = [key for key, entry in record.items() if key.startswith("hostpci") and entry.get("slot") == card.slot]
         set_keys = [key for key in keys if ours_of(record[key])]
         unchanged = [
             key
@@ -174,7 +174,7 @@ def _hostpci_keys(config: dict[str, str], cards: list[VmCard], record: Record) -
     another card's there.
     """
     hostpci = _hostpci_of(config)
-    recorded_values = {key: ours_of(entry) or "" for key, entry in record.items()}
+    recorded_values = {key: ours_of(entry) or "" for key, entry in record.items() if key.startswith("hostpci")}
     chosen: dict[str, VmCard] = {}
 
     def by_mapping(card: VmCard) -> list[str]:
@@ -239,7 +239,7 @@ def owners_lines(config: dict[str, str], card: VmCard, record: Record) -> dict[s
     changed."""
     lines = {key: value for key, value in _hostpci_of(config).items() if key not in record}
     lines |= {key: str(entry["before"]) for key, entry in record.items() if entry.get("before")}
-    return {key: line for key, line in lines.items() if card.is_in(key, line)}
+    return {key: line for key, line in lines.items() if key.startswith("hostpci") and card.is_in(key, line)}
 
 
 def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dict[str, VmCard]:
@@ -250,10 +250,10 @@ def _further(config: dict[str, str], cards: list[VmCard], record: Record) -> dic
     for own, card in _hostpci_keys(config, cards, record).items():
         slot = record[own].get("slot") if own in record else card.slot
         for key, entry in record.items():
-            if entry.get("slot") == slot:
+            if key.startswith("hostpci") and not ours_of(entry) and entry.get("slot") == slot:
                 cards_by_key[key] = card
         for key, value in _hostpci_of(config).items() if card.take_over else ():
-            if overlap(parse(key, value).get("host", ""), card.slot):
+            if key not in record and overlap(parse(key, value).get("host", ""), card.slot):
                 cards_by_key[key] = card
     return cards_by_key
 

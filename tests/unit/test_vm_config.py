@@ -30,6 +30,7 @@ from homelab.vm.config import (
     strings,
     taken_over,
     undo,
+    wanted,
 )
 
 FIRST = VmCard("first", "first", "0000:01:00")
@@ -58,6 +59,16 @@ def planned(config: dict[str, str], wanted: Wish, record: Record | None = None) 
 )
 def test_a_card_becomes_a_hostpci_value(card: VmCard, value: str) -> None:
     assert card.hostpci == value
+
+
+@pytest.mark.parametrize("card", [FIRST, OWN, VmCard("first", "first", "0000:01:00", by_address=True, take_over=True)])
+def test_a_line_of_the_users_where_the_cards_own_one_was_stays(card: VmCard) -> None:
+    """The user has moved the card to another number, and given its number to another device."""
+    record: Record = {"hostpci0": {"ours": card.hostpci, "before": None, "slot": card.slot}}
+    moved = {**Q35, "hostpci0": "0000:05:00.0", "hostpci1": card.hostpci}
+    change = planned(moved, wish(card), record)
+    assert "hostpci0" not in change.keys
+    assert "hostpci0" not in wanted(strings(moved), wish(card), record)
 
 
 def test_cards_get_the_lowest_free_numbers_and_keep_them() -> None:
