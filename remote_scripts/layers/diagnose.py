@@ -29,7 +29,7 @@ _DMI = "/sys/class/dmi/id"
 _MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
-_COMMAND = re.compile(r"(command '\S+) .*(?=' failed)")
+_COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
 _NODES = "/etc/pve/nodes"
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
 _STARTS = {"lxc": "vzstart", "qemu-server": "qmstart"}

@@ -64,12 +64,21 @@ def starts(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
 
 
 def last_starts(system: System) -> dict[tuple[str, str], Task]:
-    """The last start of each guest that has ended, by its task's kind (qmstart, vzstart) and its id.
+    """The last start of each guest that has ended, by its task's kind (qmstart, vzstart) and its id; none from before
+    another guest got this id.
 
     :raises Failure: the log of tasks can't be read.
     """
-    found = (one for one in tasks(system, "index.1", "index") if one.status)
-    return {(one.kind, one.guest): one for one in found if one.kind in ("qmstart", "vzstart")}
+    found: dict[tuple[str, str], Task] = {}
+    for task in tasks(system, "index.1", "index"):
+        family, work = task.kind[:2], task.kind[2:]
+        start = found.get((f"{family}start", task.guest))
+        if work == "start" and task.status:
+            found[task.kind, task.guest] = task
+        # One that begins a guest with a start of its own may end after it.
+        elif work in ("create", "restore", "destroy") and task.well and start and start.start < task.start:
+            del found[start.kind, start.guest]
+    return found
 
 
 def log_of(upid: str) -> str:

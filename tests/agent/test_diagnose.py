@@ -80,6 +80,7 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
     [
         (["start failed: QEMU exited with code 1"], "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1\n", "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1"),
         (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret' failed: got timeout\n", "TASK ERROR: start failed: command '/usr/bin/kvm …' failed: got timeout"),
+        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret cut off", "TASK ERROR: start failed: command '/usr/bin/kvm …"),
         (["no log of it"], "", "no log of it"),
         (["it failed", "OK"], "TASK ERROR: x\n", ""),
         ([], "", ""),
@@ -98,6 +99,28 @@ def test_why_a_guests_last_start_failed_is_passed_on(host: Host, ends: list[str]
 def test_a_start_of_a_guest_that_had_this_id_before_is_none_of_this_one(host: Host) -> None:
     host.write("/var/log/pve/tasks/index", "UPID:pve:0000:0000:6B010C00:qmstart:901:root@pam: 6B010CF0 it failed\n")
     assert [one.failed_start for one in read(host).guests if one.id == 901] == [""]
+
+
+@pytest.mark.parametrize(
+    ("kind", "second", "status", "told"),
+    [
+        ("qmdestroy", "01", "OK", ""),
+        ("qmrestore", "01", "OK", ""),
+        ("qmcreate", "01", "WARNINGS: 1", ""),
+        ("qmcreate", "00", "OK", "it failed"),  # which started it
+        ("qmdestroy", "01", "no", "it failed"),
+        ("vzdestroy", "01", "OK", "it failed"),
+    ],
+)
+def test_a_start_before_another_guest_of_this_kind_got_the_id_is_none_of_this_one(
+    host: Host, kind: str, second: str, status: str, told: str
+) -> None:
+    host.write(
+        "/var/log/pve/tasks/index",
+        "UPID:pve:0000:0000:6B010C00:qmstart:103:root@pam: 6B010CF0 it failed\n"
+        f"UPID:pve:0000:0000:6B010C{second}:{kind}:103:root@pam: 6B010DF0 {status}\n",
+    )
+    assert [one.failed_start for one in read(host).guests if one.id == 103] == [told]
 
 
 def test_a_list_of_tasks_that_cant_be_read_hides_nothing_else(host: Host) -> None:
