@@ -581,7 +581,7 @@ def _card_bound_by_hand(
     ]
     gpu, kept_reason = host.gpus[name], released.why_still_bound(facts, host, slots, bound)
     # Those that homelab's word has returned to the host's driver, and without takeOver won't any more.
-    returned = [] if released.ids_in_effect(facts) is None else facts.functions(slot)
+    returned = [] if host.take_over or released.ids_in_effect(facts) is None else facts.functions(slot)
     returned = [device for device in returned if device not in bound and facts.named_at_next_boot(device)]
     bound += returned
     if not bound or (host.take_over and not kept_reason):

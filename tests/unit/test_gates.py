@@ -849,6 +849,8 @@ def test_a_card_that_was_taken_back_is_not_lost_again_without_the_yes() -> None:
     ]
     half_returned = parse(asdict(started) | {"devices": half})
     assert reasons(half_returned, to_be())[0].startswith("0000:01:00.0, 0000:01:00.1 on vfio-pci")
+    # With it, the other half stays with the host's driver at the next start, too.
+    assert reasons(half_returned, to_be(takeOver=True))[0].startswith(f"0000:01:00.0 on vfio-pci, by {FILE}; ")
     assert reasons(started_with(bound_by_ids(ids=""), "vfio-pci.ids=", at01="nvidia"), to_be()) == []
     assert reasons(started, to_be("vm")) == reasons(started, to_be(takeOver=True)) == []
     # The next word releases what homelab binds itself, and what its running word names.
