@@ -77,11 +77,11 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
         planned = plan.wanted(facts, host)
     except HomelabError as error:
         return Finding.of(error)
-    has_boot_files = any(file.layer in ("iommu", "vfio") for file in facts.managed)
-    if not has_boot_files and missing_words(planned.words, facts.cmdline.others):
+    layers = plan.drift(facts, planned)
+    has_files = any(file.layer in layers for file in facts.managed)
+    if not has_files and missing_words(planned.words, facts.cmdline.others):
         return [_not_configured(reading, planned)]
     findings = [finding for error in plan.verify(facts, host, planned) for finding in Finding.of(error)]
-    layers = plan.drift(facts, planned)
     # A verification tells of `boot`, `_handed_over` of `handover`.
     drift = {line for layer in layers.keys() - {"boot", "handover"} for line in layers[layer]}
     misplaced = set(plan.misplaced(facts, planned))
@@ -102,7 +102,8 @@ def _wanted(reading: Reading, host: Host) -> list[Finding]:
 
 
 def _not_configured(reading: Reading, planned: plan.Wanted) -> Finding:
-    """The finding on a host without any file of this program: before the first `up`, or after a `destroy`."""
+    """The finding on a host without any file of this program about cards: before the first `up`, or after a
+    `destroy`."""
     functions = [
         reading.facts.by_address[address] for address in planned.functions if address in reading.facts.by_address
     ]
@@ -114,7 +115,7 @@ def _not_configured(reading: Reading, planned: plan.Wanted) -> Finding:
     missing = " ".join(missing_words(planned.words, reading.facts.cmdline.others))
     return Finding(
         "the host configured as the settings have it",
-        f"no file of this program is there; the kernel's command line lacks {missing}{drivers}",
+        f"no file of this program about cards is there; the kernel's command line lacks {missing}{drivers}",
         "without it the cards stay with the host's drivers",
         "`pulumi preview` shows what would be done, `pulumi up` does it",
     )
