@@ -19,7 +19,7 @@ from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-from remote_scripts.tools.text import as_text
+from remote_scripts.tools.text import as_text, without_secrets
 
 # How long a container may take to be looked into, in seconds: a hung one must not hide what is known without it.
 # Opening a card that isn't in use takes its driver a second or two.
@@ -149,7 +149,8 @@ def _failed(system: System, start: guest_tasks.Task | None) -> str:
     if start is None or start.well:
         return ""
     content = system.files.read(guest_tasks.log_of(start.upid), _LOG_BYTES) or start.status.encode()
-    return "\n".join(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)).rstrip("\n").split("\n")[-_LOG_LINES:])
+    log = without_secrets(_COMMAND.sub(r"\1 …", as_text(content, _LOG_BYTES)))
+    return "\n".join(log.rstrip("\n").split("\n")[-_LOG_LINES:])
 
 
 def _pending(text: str) -> Iterator[str]:

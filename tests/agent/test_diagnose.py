@@ -63,7 +63,7 @@ def pct(arguments: Sequence[str], _stdin: bytes) -> str:
 def read(host: Host, *containers: int) -> Extra:
     before = host.tree()
     answer: Any = host.ask("read", "diagnose", Wanted(containers=containers))
-    assert host.tree() == before and "secret" not in str(answer)
+    assert host.tree() == before and "secret-" not in str(answer)
     return of_plain(Extra, answer)
 
 
@@ -79,8 +79,9 @@ def test_guests_of_the_whole_cluster_are_listed_with_their_kind_and_node(host: H
     ("ends", "log", "told"),
     [
         (["start failed: QEMU exited with code 1"], "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1\n", "kvm: no\nTASK ERROR: start failed: QEMU exited with code 1"),
-        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret' failed: got timeout\n", "TASK ERROR: start failed: command '/usr/bin/kvm …' failed: got timeout"),
-        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret cut off", "TASK ERROR: start failed: command '/usr/bin/kvm …"),
+        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret-8' failed: got timeout\n", "TASK ERROR: start failed: command '/usr/bin/kvm …' failed: got timeout"),
+        (["x"], "TASK ERROR: start failed: command '/usr/bin/kvm -id 103 -secret-9 cut off", "TASK ERROR: start failed: command '/usr/bin/kvm …"),
+        (["x"], "kvm: -drive file=https://me:secret-0@nas/x.img: Could not open\n", "kvm: -drive file=https://(secret)@nas/x.img: Could not open"),
         (["no log of it"], "", "no log of it"),
         (["it failed", "OK"], "TASK ERROR: x\n", ""),
         ([], "", ""),
