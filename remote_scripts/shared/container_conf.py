@@ -45,12 +45,18 @@ _ROOTFS = re.compile(r"/.*?/rootfs/")
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
 # The majors of device nodes aren't a part of an IP address.
 _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
-# The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell ends with, and
-# of NVIDIA's.
-_OF_ONE_NODE = re.compile(
-    r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3,})(?=[\"']*(?:[\s;|&<>)]|\Z))"
+# The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell begins and ends
+# with, and of NVIDIA's. Such a name below another folder is of whatever the hook has put there.
+_NODE = r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3,})(?=[\"']*(?:[\s;|&<>)]|\Z))"
+_OF_ONE_NODE = re.compile(rf"(?<![^\s=(;|&<>`\"'])(?<![^\s=(;|&<>`][\"']){_NODE}")
+_ELSEWHERE = re.compile(_NODE)
+_OF_NVIDIA = re.compile(r"nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
+# Beside these, what may be any card's: its folder by its name alone, all of /dev, names in it that the shell makes, and
+# the folder of a name.
+_OF_ANY = re.compile(
+    r"\bdr[im]\b|\bdirname\b|\$\{\w+%"
+    r"|(?<![\w}.])/dev(?:/?[\"']*(?:[\s;|&<>)]|\Z)|/(?:char/)?[\w.-]*(?:[$*?\[{`]|[\"']+[^\s;|&<>)\"']))"
 )
-_OF_NVIDIA = re.compile(r"[\w./*-]*nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
 _NVIDIAS_NODES = "/dev/nvidia*"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")
 _NVIDIA_NODE = re.compile(r"/dev/nvidia([0-9]+)")
@@ -219,7 +225,7 @@ class ContainerConf:
         if entry is not None:
             return entry.line
         for hook in self.hooks if paths else ():
-            names = [word for word in hook.split() if word.startswith("/dev/")]
+            names = _raw(hook)[1].split()[1:]
             if not names or any(fnmatch.fnmatchcase(path, name) for path in paths for name in names):
                 return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
@@ -402,10 +408,11 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
 def _named_by_hook(texts: list[str]) -> list[list[str]]:
     """The device nodes that a hook speaks of, none if they may be any; empty: it doesn't speak of cards."""
     text = "\n".join(texts)
-    rest = _OF_ONE_NODE.sub(" ", text)
     names = list(dict.fromkeys(_OF_ONE_NODE.findall(text)))
+    rest = _ELSEWHERE.sub(lambda match: "~" if match[0] in names else match[0], text)
     names += [_NVIDIAS_NODES] if _OF_NVIDIA.search(rest) else []
-    if _OF_CARDS.search(_OF_NVIDIA.sub(" ", rest)):
+    rest = _OF_NVIDIA.sub("~", rest)
+    if _OF_CARDS.search(rest) or (names and _OF_ANY.search(rest)):
         return [[]]
     return [names] if names else []
 

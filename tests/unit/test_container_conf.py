@@ -200,6 +200,32 @@ UVM = "sh -c '[ ! -f /dev/nvidia-uvm ] && /usr/bin/nvidia-modprobe -c0 -u'"
         ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12%s", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.py", "for n in '89': chown('/dev/dri/renderD12' + n, 100000)", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "chown 100000 /dev/dri/renderD12\\\n8", [RENDER, OTHER_RENDER, CARD]),
+        ("/dev/shm/hook.sh", "chown 100000 /dev/dri/*", [RENDER, OTHER_RENDER, CARD]),
+        ("/dev/shm/hook.sh", "chown 100000 /dev/dri/renderD128", [RENDER]),
+        # What the shell makes of another part of it may be any card's, too.
+        ("/srv/hook.sh", "for x in dri nvidia0; do mount --bind /dev/$x $R/$x; done", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "cp -a /dev/{dri,nvidia0} $R/dev", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/renderD128 /dev/dr*/*", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/nvidia0 /dev/$NODE", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", 'chown 100000 /dev/nvidia0 "/dev/"*', [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "tar c -C /dev dri nvidia0 | tar x -C $R/dev", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "mount --rbind /dev $R/dev # nvidia", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "x=/dev/dri/renderD128; chown 100000 ${x%/*}/*", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "cp -a $(dirname /dev/dri/renderD128) $R/dev", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/nvidia/../renderD129", [RENDER, OTHER_RENDER, CARD]),
+        # A name inside of the container says nothing of the host's node.
+        ("/srv/hook.sh", "mount --bind /dev/gpu $R/dev/dri/renderD128", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", 'mknod "$R"/dev/dri/renderD128 c 0xe2 129', [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "mount --bind /dev/dri/renderD128 $R/dev/dri/renderD128", [RENDER]),
+        # What has nothing of a card's stays open.
+        ("/srv/hook.sh", "chown 1 /dev/nvidia[0-9]* /dev/nvidia$x /dev/nvidia-caps/* >/dev/null 2>&1", [CARD]),
+        ("/srv/hook.sh", "chown 1 /dev/nvidia0 /dev/bus/usb/001/*", [CARD]),
+        ("/usr/share/lxc/hooks/nvidia", 'x="${p#*:}"; y="${x/%rootfs/hook}"; exec nvidia-container-cli', [CARD]),
+        (
+            "/srv/hook.sh",
+            'cp -a /dev/nvidia0 "${LXC_ROOTFS_MOUNT}/dev/"; chown 1 "/dev/dri/renderD128"',
+            [RENDER, CARD],
+        ),
         ("/srv/hook.sh", 'if [ -e "/dev/dri/renderD128" ]; then x=$(stat "/dev/dri/renderD128"); fi', [RENDER]),
     ],
 )
