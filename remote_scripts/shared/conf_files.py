@@ -22,21 +22,23 @@ T = TypeVar("T")
 _BYTES = 1 << 26
 
 
-def links_of(system: System, conf: ContainerConf) -> dict[str, str]:
+def links_of(conf: ContainerConf, real: Callable[[str], str]) -> dict[str, str]:
     """The paths with links by which a configuration names device nodes, such as udev's, and what they lead to: also
     where that is gone for a while, such as the node of a card that a VM has.
 
-    :raises Failure: it isn't known where one outside of /dev leads.
+    :param real: a path without links.
     """
     paths = sorted({entry.source for entry in (*conf.entries, *conf.folders) if entry.source})
-    return {path: real for path in paths if (real := _real(system, path)) != path}
+    return {path: target for path in paths if (target := real(path)) != path}
 
 
-def _real(system: System, path: str) -> str:
-    if path.startswith("/dev/"):
-        return system.files.real(path)
+def real(system: System, path: str) -> str:
+    """A path without links.
+
+    :raises Failure: it isn't known where one outside of /dev leads.
+    """
     try:
-        return in_child(lambda: system.files.real(path))
+        return system.files.real(path) if path.startswith("/dev/") else in_child(lambda: system.files.real(path))
     except OSError as error:
         raise _unread(path, error) from error
 

@@ -129,14 +129,21 @@ def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
 
 # -- places that an owner has chosen -----------------------------------------------------------------------------------
 HOOK, SCRIPT = "/mnt/nas/hook.sh", "/mnt/nas/snippets/homelab-handover.sh"
+LINK, RUN_AT_BOOT = "/mnt/nas/gpu", "/opt/nas/bind.sh"
+BINDS = "".join(f"lxc.mount.entry: {path} srv/x none bind,create=file\n" for path in (LINK, "/mnt/nas/other"))
 
 
-@pytest.mark.parametrize("path", [INCLUDED, FSTAB, HOOK, SCRIPT, "/var/lib/vz", "/var/backups/homelab"])
+@pytest.mark.parametrize(
+    "path", [INCLUDED, FSTAB, HOOK, LINK, SCRIPT, RUN_AT_BOOT, "/var/lib/vz", "/var/backups/homelab"]
+)
 def test_what_lies_on_a_share_that_hangs_is_told_in_time(
     whole: Host, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No signal ends a process that waits there, and no other place is waited for."""
-    whole.write(CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\nlxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n")
+    whole.write(
+        CONTAINER, f"{NAMING}lxc.hook.mount: {HOOK}\nlxc.include: {path}\nlxc.include: /mnt/nas/more.conf\n{BINDS}"
+    )
+    whole.write("/etc/crontab", f"@reboot root {RUN_AT_BOOT}\n@reboot root /opt/nas/other.sh\n")
     whole.write(HOOK, "mknod dev/nvidia0 c 195 0\n")
     whole.write("/mnt/nas/more.conf", "")
     whole.write("/var/lib/homelab/handover-hooks/103", "")
@@ -210,6 +217,13 @@ def test_what_isnt_a_file_is_waited_for_by_nobody(whole: Host, path: str, become
     become(file)
     (told,) = read(whole).unreadable
     assert told.startswith(f"{path}: ")
+
+
+def test_a_pipe_that_a_boot_names_is_no_script(whole: Host) -> None:
+    whole.write("/etc/crontab", f"@reboot root date >{RUN_AT_BOOT}\n")
+    (whole.root / "opt/nas").mkdir(parents=True)
+    is_pipe(whole.root / RUN_AT_BOOT.lstrip("/"))
+    assert read(whole).unreadable == []
 
 
 def test_a_hidden_file_of_an_included_folder_counts_as_for_lxc(whole: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from remote_scripts.shared import vfio_ids
 from remote_scripts.shared.reading.answer import Device
@@ -33,7 +34,6 @@ _PROXMOXS = ("/etc/modprobe.d/pve-blacklist.conf", "blacklist nvidiafb")
 _AT_BOOT = ("systemd/system", "rc.local", "crontab", "cron.d")
 _CRONTABS = "/var/spool/cron/crontabs"
 _SCRIPT = re.compile(r"(?<![\w./-])/(?:usr/local|root|opt|etc|usr/s?bin|s?bin)/[\w./+-]*[\w+-]")
-_SCRIPT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,11 @@ def _at_boot(source: Source) -> set[str]:
     places = (*(f"/etc/{name}" for name in _AT_BOOT), _CRONTABS)
     paths = {path for place in places for path in source.below(place, hidden=True)}
     named = {name for path in paths for name in _SCRIPT.findall(source.text(path))}
-    return paths | {name for name in named if (source.files.read(name, _SCRIPT_BYTES) or b"").startswith(b"#!")}
+    return paths | {name for name in sorted(named) if source.chosen(name, partial(_is_script, source, name), False)}
+
+
+def _is_script(source: Source, path: str) -> bool:
+    return source.is_file(path) and (source.files.read(path, 2) or b"").startswith(b"#!")  # a pipe would be waited for
 
 
 def _given_by_rules(source: Source, path: str) -> list[str]:

@@ -51,7 +51,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
         lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(source, text)
         source.need_room(path, lines)
-        links = _links(source, path, lines) if kind == "lxc" else {}
+        links = links_of(parse(lines), source.real_of_chosen) if kind == "lxc" else {}
         configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
     return Guests(
         running=[guest for _, guest in ids],
@@ -60,11 +60,6 @@ def guests(source: Source, *, running: bool) -> Guests:
         mappings=source.passed_on(f"{_PVE}/mapping/pci.cfg"),
         reservations=source.passed_on("/run/qemu-server/pci-id-reservations"),
     )
-
-
-def _links(source: Source, path: str, lines: str) -> dict[str, str]:
-    nothing: dict[str, str] = {}
-    return source.noting(path, lambda: links_of(source.system, parse(lines)), nothing)
 
 
 def cluster(source: Source, *, asked: bool) -> Cluster:

@@ -117,7 +117,7 @@ class Source:
         """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
         noted, and no other one is waited for then.
 
-        :param work: as of `apart`.
+        :param work: as of `in_child`.
         """
         if self._hanging and not path.startswith(LXCS):
             self.note(path, f"it wasn't looked at, since {self._hanging} gives no answer")
@@ -130,6 +130,12 @@ class Source:
         except OSError as error:
             self._note_error(path, error)
         return otherwise
+
+    def real_of_chosen(self, path: str) -> str:
+        """A path without links that a container's configuration names."""
+        if path.startswith("/dev/"):
+            return self.real(path)
+        return self.chosen(path, lambda: self.real(path), path)
 
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
