@@ -197,7 +197,7 @@ def test_a_link_on_a_share_that_is_gone_isnt_known(host: Host, monkeypatch: pyte
 
     monkeypatch.setattr("remote_scripts.shared.conf_files.in_child", hangs)
     host.write("etc/pve/lxc/950.conf", "lxc.mount.entry: /mnt/nas/x x none bind,create=file\n")
-    assert [text for text in map(str, read(host).unreadable) if "/mnt/nas/x: no answer" in text]
+    assert [text for text in map(str, read(host).unreadable) if text.startswith("/mnt/nas/x: ")]
 
 
 def test_files_that_include_each_other_are_read_once(host: Host) -> None:
