@@ -43,6 +43,8 @@ _PASSED_ON = re.compile(
 _ROOTFS = re.compile(r"/.*?/rootfs/")
 # Hooks that run before the container's own system does, and may give it devices; how a program speaks of a card.
 _HOOK = re.compile(r"lxc\.hook\.(?:pre-start|pre-mount|mount|autodev|start)")
+# What a hook runs: the program, or the script that a shell or such is given by its path.
+_SCRIPT = re.compile(r"(?:(?:/\S*/)?(?:(?:ba|da|k|z)?sh|python[0-9.]*|perl)(?:\s+-[^\sc]+)*\s+)?(/\S+)")
 # The majors of device nodes aren't a part of an IP address.
 _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226)(?![\w.])")
 # The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell begins and ends
@@ -397,8 +399,8 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
             mounts = (mount.strip() for table in texts_of(value) for mount in table.split("\n"))
             lines += [f"lxc.mount.entry: {mount}" for mount in mounts if mount and not mount.startswith("#")]
         elif _HOOK.fullmatch(key):
-            program = value.partition(" ")[0]
-            scripts = texts_of(program) if program.startswith("/") else []
+            program, script = value.partition(" ")[0], _SCRIPT.match(value)
+            scripts = texts_of(script[1]) if script else []
             lines += [f"{key}: {' '.join([program, *names])}" for names in _named_by_hook([value, *scripts])]
         else:
             lines.append(line.strip() if above else line)

@@ -236,6 +236,12 @@ def test_a_hook_that_names_one_cards_nodes_is_no_way_to_another(hook: str, scrip
     assert found == gives
 
 
+@pytest.mark.parametrize("hook", ["sh /srv/nvidia.sh", "/bin/bash -e /srv/nvidia.sh x", "python3 /srv/nvidia.sh"])
+def test_the_script_that_a_shell_is_given_is_what_a_hook_runs(hook: str) -> None:
+    files = {"/srv/nvidia.sh": "chmod 666 /dev/dri/*\n", "/bin/bash": "a program"}
+    assert all(way(f"lxc.hook.pre-start: {hook}", paths, files) for paths in (RENDER, OTHER_RENDER, CARD))
+
+
 INCLUDED = "lxc.mount.entry = /dev/nvidia0 dev/nvidia0 none bind"
 
 
