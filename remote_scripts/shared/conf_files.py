@@ -28,7 +28,8 @@ def links_of(conf: ContainerConf, real: Callable[[str], str]) -> dict[str, str]:
 
     :param real: a path without links.
     """
-    paths = sorted({entry.source for entry in (*conf.entries, *conf.folders) if entry.source})
+    folders = conf.folders if conf.rules else []  # without a rule nothing in them can be opened
+    paths = sorted({entry.source for entry in (*conf.entries, *folders) if entry.source})
     return {path: target for path in paths if (target := real(path)) != path}
 
 

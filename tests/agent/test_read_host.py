@@ -196,7 +196,10 @@ def test_a_link_on_a_share_that_is_gone_isnt_known(host: Host, monkeypatch: pyte
         raise TimeoutError("no answer within 20 s")
 
     monkeypatch.setattr("remote_scripts.shared.conf_files.in_child", hangs)
-    host.write("etc/pve/lxc/950.conf", "lxc.mount.entry: /mnt/nas/x x none bind,create=file\n")
+    bind = "lxc.mount.entry: /mnt/nas/x x none bind,create=file\n"
+    host.write("etc/pve/lxc/950.conf", bind)
+    assert not [text for text in map(str, read(host).unreadable) if "/mnt/nas/x" in text]  # no rule lets it be opened
+    host.write("etc/pve/lxc/950.conf", f"lxc.cgroup2.devices.allow: c 195:* rwm\n{bind}")
     assert [text for text in map(str, read(host).unreadable) if text.startswith("/mnt/nas/x: ")]
 
 

@@ -130,7 +130,9 @@ def test_a_file_system_that_hangs_is_told_once_and_waited_for_once(
 # -- places that an owner has chosen -----------------------------------------------------------------------------------
 HOOK, SCRIPT = "/mnt/nas/hook.sh", "/mnt/nas/snippets/homelab-handover.sh"
 LINK, RUN_AT_BOOT = "/mnt/nas/gpu", "/opt/nas/bind.sh"
-BINDS = "".join(f"lxc.mount.entry: {path} srv/x none bind,create=file\n" for path in (LINK, "/mnt/nas/other"))
+BINDS = "lxc.cgroup2.devices.allow: c 195:* rwm\n" + "".join(
+    f"lxc.mount.entry: {path} srv/x none bind,create=file\n" for path in (LINK, "/mnt/nas/other")
+)
 
 
 @pytest.mark.parametrize(
