@@ -53,11 +53,12 @@ _NODE = r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3
 _OF_ONE_NODE = re.compile(rf"(?<![^\s=(;|&<>`\"'])(?<![^\s=(;|&<>`][\"']){_NODE}")
 _ELSEWHERE = re.compile(_NODE)
 _OF_NVIDIA = re.compile(r"nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
-# Beside these, what may be any card's: its folder by its name alone, all of /dev, names in it that the shell makes, and
-# the folder of a name.
+# Beside these, what may be any card's: its folder by its name alone, the folder of a name, all of /dev, and in it what
+# the shell makes, or a name that udev's rules may have given to a card.
 _OF_ANY = re.compile(
     r"\bdr[im]\b|\bdirname\b|\$\{\w+%"
-    r"|(?<![\w}.])/dev(?:/?[\"']*(?:[\s;|&<>)]|\Z)|/(?:char/)?[\w.-]*(?:[$*?\[{`]|[\"']+[^\s;|&<>)\"']))"
+    r"|(?<![\w}.])/dev(?:/?[\"']*(?:[\s;|&<>)]|\Z)|/(?!~|char/~|"
+    r"(?:null|zero|u?random|tty\w*|std\w+|fd|shm|net|fuse|bus|snd|input|disk|mapper)(?![\w.*?$\[{-]))\S)"
 )
 _NVIDIAS_NODES = "/dev/nvidia*"
 _DRM_NODE = re.compile(r"/dev/dri/(card|render)D?([0-9]+)")

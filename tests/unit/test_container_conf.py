@@ -213,13 +213,15 @@ UVM = "sh -c '[ ! -f /dev/nvidia-uvm ] && /usr/bin/nvidia-modprobe -c0 -u'"
         ("/srv/hook.sh", "x=/dev/dri/renderD128; chown 100000 ${x%/*}/*", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "cp -a $(dirname /dev/dri/renderD128) $R/dev", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "chown 100000 /dev/dri/nvidia/../renderD129", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "nvidia-smi; chown 100000 /dev/gpu-intel", [RENDER, OTHER_RENDER, CARD]),
+        ("/srv/hook.sh", "chown 100000 /dev/dri/renderD128 /dev/./d*", [RENDER, OTHER_RENDER, CARD]),
         # A name inside of the container says nothing of the host's node.
         ("/srv/hook.sh", "mount --bind /dev/gpu $R/dev/dri/renderD128", [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", 'mknod "$R"/dev/dri/renderD128 c 0xe2 129', [RENDER, OTHER_RENDER, CARD]),
         ("/srv/hook.sh", "mount --bind /dev/dri/renderD128 $R/dev/dri/renderD128", [RENDER]),
         # What has nothing of a card's stays open.
         ("/srv/hook.sh", "chown 1 /dev/nvidia[0-9]* /dev/nvidia$x /dev/nvidia-caps/* >/dev/null 2>&1", [CARD]),
-        ("/srv/hook.sh", "chown 1 /dev/nvidia0 /dev/bus/usb/001/*", [CARD]),
+        ("/srv/hook.sh", "chown 1 /dev/nvidia0 /dev/char/195:0 /dev/net/tun /dev/bus/usb/001/*", [CARD]),
         ("/usr/share/lxc/hooks/nvidia", 'x="${p#*:}"; y="${x/%rootfs/hook}"; exec nvidia-container-cli', [CARD]),
         (
             "/srv/hook.sh",
