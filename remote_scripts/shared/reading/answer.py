@@ -294,9 +294,9 @@ class Answer:
     follows these nodes at each boot is enabled. `ledger`: of VMs and mappings, name -> JSON (homelab/remote/ledger.py);
     `stacks`: folders, by their owners. `turned_away`: by card; `set_aside`: options that were set for a restart of this
     node and aren't restored yet, lines KEY VALUE (shared/restart_settings.py). `edits`: copies of this program's files
-    that had been edited by hand. `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards whose
-    configuration space can't be read, or reads as ones. `unreadable`: files that a decision needs and that can't be
-    read whole, `PATH: why`.
+    that had been edited by hand. `kernel_log`: lines about cards, empty: not asked for; `lost`: functions of cards
+    whose configuration space can't be read, or reads as ones. `unreadable`: files that a decision needs and that can't
+    be read whole, `PATH: why`.
     """
 
     boot_id: str
