@@ -50,7 +50,7 @@ _OF_CARDS = re.compile(r"nvidia|/dri\b|renderD[0-9]|\bkfd\b|(?<![\w.])(?:195|226
 # The parts of a hook that speak of some cards alone: of whole names of nodes, which a word of the shell begins and ends
 # with, and of NVIDIA's. Such a name below another folder is of whatever the hook has put there.
 _NODE = r"/dev/dri/(?:by-path/[\w:.-]+-(?:card|render)|card[0-9]+|renderD[0-9]{3,})(?=[\"']*(?:[\s;|&<>)]|\Z))"
-_OF_ONE_NODE = re.compile(rf"(?<![^\s=(;|&<>`\"'])(?<![^\s=(;|&<>`][\"']){_NODE}")
+_OF_ONE_NODE = re.compile(rf"(?<![^\s=(;|&<>\x60\"'])(?<![^\s=(;|&<>\x60][\"']){_NODE}")
 _ELSEWHERE = re.compile(_NODE)
 _OF_NVIDIA = re.compile(r"nvidia[\w./*-]*|(?<![\w.])195(?![\w.])")
 # Beside these, what may be any card's: its folder by its name alone, the folder of a name, all of /dev, and in it what
