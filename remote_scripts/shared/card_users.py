@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
 from remote_scripts.shared.card import Card
-from remote_scripts.shared.conf_files import links_of, real, texts_of
+from remote_scripts.shared.conf_files import links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
@@ -74,7 +74,7 @@ def container(system: System, ctid: str) -> Container | None:
             return None
         text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
         conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
-        return Container(ctid, conf, addresses(text), links_of(conf, lambda path: real(system, path)))
+        return Container(ctid, conf, addresses(text), links_of(system, conf, need))
     except Failure as failure:
         raise RefusedError(f"the configuration of container {ctid} can't be read ({failure.found})") from failure
 

@@ -22,26 +22,19 @@ T = TypeVar("T")
 _BYTES = 1 << 26
 
 
-def links_of(conf: ContainerConf, real: Callable[[str], str]) -> dict[str, str]:
+def links_of(system: System, conf: ContainerConf, chosen: Callable[[str, Callable[[], str]], str]) -> dict[str, str]:
     """The paths with links by which a configuration names device nodes, such as udev's, and what they lead to: also
     where that is gone for a while, such as the node of a card that a VM has.
 
-    :param real: a path without links.
+    :param chosen: what its second argument finds at a path whose place an owner has chosen, as `need`.
     """
+
+    def real(path: str) -> str:
+        return system.files.real(path) if path.startswith("/dev/") else chosen(path, lambda: system.files.real(path))
+
     folders = conf.folders if conf.rules else []  # without a rule nothing in them can be opened
     paths = sorted({entry.source for entry in (*conf.entries, *folders) if entry.source})
     return {path: target for path in paths if (target := real(path)) != path}
-
-
-def real(system: System, path: str) -> str:
-    """A path without links.
-
-    :raises Failure: it isn't known where one outside of /dev leads.
-    """
-    try:
-        return system.files.real(path) if path.startswith("/dev/") else in_child(lambda: system.files.real(path))
-    except OSError as error:
-        raise _unread(path, error) from error
 
 
 def texts_of(system: System, path: str) -> list[str]:
@@ -49,24 +42,28 @@ def texts_of(system: System, path: str) -> list[str]:
 
     :raises Failure: it can't be read.
     """
-    try:
-        contents = look(path, lambda: contents_of(system, path, _BYTES))
-    except OSError as error:
-        raise _unread(path, error) from error
+    contents = need(path, lambda: contents_of(system, path, _BYTES))
     return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents]
 
 
-def _unread(path: str, error: OSError) -> Failure:
-    return Failure(
-        f"to read {path}, which a container's configuration names",
-        f"{path}: {error.strerror or error}",
-        "it may give that container a card; what can't be read isn't known, and nothing is decided by it",
-        "see on the host why it can't be read (a share may be gone), then try it again",
-    )
+def need(path: str, work: Callable[[], T]) -> T:
+    """What `work` finds at a path, as `look`.
+
+    :raises Failure: it can't be read.
+    """
+    try:
+        return look(path, work)
+    except OSError as error:
+        raise Failure(
+            f"to read {path}, which a container's configuration names",
+            f"{path}: {error.strerror or error}",
+            "it may give that container a card; what can't be read isn't known, and nothing is decided by it",
+            "see on the host why it can't be read (a share may be gone), then try it again",
+        ) from error
 
 
 def look(path: str, work: Callable[[], T]) -> T:
-    """What `work` finds at a path: apart, but for lxc's own files, which no owner has chosen the place of.
+    """What `work` finds at a path: in a child process, but for lxc's own files, which no owner has chosen the place of.
 
     :raises OSError: as of `in_child`.
     """

@@ -141,7 +141,7 @@ class Rule:
 @dataclass(frozen=True)
 class ContainerConf:
     """A configuration, parsed. `options`: Proxmox VE's own keys; `entries` and `rules` in their order; `folders`:
-    mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of what
+    mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of
     nodes, or links to them, that were made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't
     understand; `elsewhere`: section -> device lines in it, which have no effect; `hooks`: lines of programs that may
     give the container devices.

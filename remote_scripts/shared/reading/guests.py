@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from remote_scripts.shared import guests as running_guests
 from remote_scripts.shared.conf_files import links_of
@@ -44,6 +45,10 @@ def guests(source: Source, *, running: bool) -> Guests:
     ]
     texts = {path: source.needed(path) for path in paths}
     _need_those_that_run(source, ids, asked=running)
+
+    def link_target(place: str, look: Callable[[], str]) -> str:
+        return source.chosen(place, look, place)
+
     configs = []
     for path, text in texts.items():
         if text is None:
@@ -51,7 +56,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
         lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(source, text)
         source.need_room(path, lines)
-        links = links_of(parse(lines), source.real_of_chosen) if kind == "lxc" else {}
+        links = links_of(source.system, parse(lines), link_target) if kind == "lxc" else {}
         configs.append(GuestConfig(kind, int(path.rpartition("/")[2].removesuffix(".conf")), lines, links))
     return Guests(
         running=[guest for _, guest in ids],

@@ -131,12 +131,6 @@ class Source:
             self._note_error(path, error)
         return otherwise
 
-    def real_of_chosen(self, path: str) -> str:
-        """A path without links that a container's configuration names."""
-        if path.startswith("/dev/"):
-            return self.real(path)
-        return self.chosen(path, lambda: self.real(path), path)
-
     def need_room(self, path: str, text: str) -> None:
         """Of a longer text the middle isn't passed on, which is noted."""
         if len(text.encode("utf-8", "surrogateescape")) > ANSWER_BYTES:
