@@ -125,6 +125,13 @@ def summed(log: str) -> list[str]:
     return lines + [f"failed {names.count(name)} times: {name}" for name in sorted(set(names))]
 
 
+def _commit() -> str:
+    """The commit, with `-dirty` where files are changed; the log itself is, after each run."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    others = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!tests/runs.jsonl"]
+    return head.stdout.strip() + "-dirty" * (subprocess.run(others, cwd=PROJECT, check=False).returncode != 0)
+
+
 def main() -> int:
     """Run them; each run is logged as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,8 +140,7 @@ def main() -> int:
     parser.add_argument("--load", action="store_true")
     asked = parser.parse_args()
     which = "whole" if asked.whole else "races"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True)
-    line = {"when": "", "commit": commit.stdout.strip(), "tests": which, "load": asked.load}
+    line = {"when": "", "commit": _commit(), "tests": which, "load": asked.load}
     options = ["-p", "tests.repeated", f"--times={asked.times}", f"--logged={json.dumps(line)}"]
     status = 0
     if asked.times:
