@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 #: How long a test waits for what has to come, in seconds. It is no measure of speed: it ends what hangs, with a word of where. A virtual machine
 #: that runs tests can stand still for minutes while it is saved or moved, and its clock goes on.
@@ -23,3 +27,24 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
         waited = time.monotonic() - began
         assert waited < seconds, "waited in vain"
         time.sleep(min(max(0.02, waited / 10), 0.5))
+
+
+def writer_of(pipe: Path) -> TextIO:
+    """A named pipe, opened for writing once another process reads it. A plain `open` would wait for ever for one that has ended.
+
+    Raises:
+        AssertionError: nobody reads it in time.
+    """
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        try:
+            opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        return bool(opened)
+
+    wait_until(is_read)
+    os.set_blocking(opened[0], True)
+    return os.fdopen(opened[0], "w")

@@ -19,7 +19,7 @@ from asyncssh.packet import String
 
 from lab import Lab
 from lab.host.state import COMMANDS
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, wait_until, writer_of
 
 CLIENT = """
 import asyncio, sys, asyncssh
@@ -165,7 +165,7 @@ def test_a_detached_process_doesnt_hold_the_channel_and_lives_on(lab: Lab) -> No
     gate = lab.root / "tmp" / "gate"
     os.mkfifo(gate)
     execute(lab, f"setsid bash -c 'read -r word < {gate}; echo $word > {gate}.out' > /dev/null 2>&1 < /dev/null &")
-    with gate.open("w") as writer:
+    with writer_of(gate) as writer:
         writer.write("alive\n")
     wait_until(lambda: Path(f"{gate}.out").exists() and Path(f"{gate}.out").read_text() == "alive\n")
 
@@ -296,7 +296,7 @@ def test_a_script_whose_client_is_killed_runs_on_to_its_end_and_is_logged(lab: L
     client.kill()
     client.wait()
     lab.wait_disconnected()
-    with gate.open("w") as writer:
+    with writer_of(gate) as writer:
         writer.write("done\n")
     lab.wait_idle()
     assert result.read_text() == "done\n"
@@ -319,7 +319,7 @@ def test_a_script_that_writes_to_a_client_that_is_gone_gets_a_broken_pipe(lab: L
 
     asyncio.run(main())
     lab.wait_disconnected()
-    with gate.open("w") as writer:
+    with writer_of(gate) as writer:
         writer.write("word\n")
     lab.wait_idle()
     assert result.read_text() == "broken\nend\n"

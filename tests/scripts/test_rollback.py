@@ -24,7 +24,7 @@ from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
 from tests.boot_layers import Asked, initramfs, iommu, read_host, reboot, vfio
 from tests.scripts.test_on_a_host import IOMMU, VFIO, Host
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, writer_of
 
 AFTER = 20
 LAYERS = {
@@ -61,7 +61,9 @@ class Switched(Host):
             assert self.run("apply", script).returncode == 0
         if awaited:
             self.machine.set_fault("reboot-ignored", True)
-            assert '"reboot":"yes"' in self.run("apply", reboot(" ".join(WORDS), rollback_after=AFTER)).stdout
+            # For longer than any session of pytest: who makes a host once has tests that come to it late.
+            waits = reboot(" ".join(WORDS), rollback_after=AFTER, awaited=7 * 24 * 3600)
+            assert '"reboot":"yes"' in self.run("apply", waits).stdout
             self.machine.clear_faults()
         self.boot()
 
@@ -800,11 +802,9 @@ def test_a_boot_for_which_the_switch_was_armed_anew_is_confirmed_anew(switched: 
 
 def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Switched]) -> None:
     host = switched(awaited=True)
-    host.spoil("update-initramfs", f'exec {host.machine.state}/bin/update-initramfs "$@" <>{host.machine.state}/gate')
-    os.mkfifo(host.machine.state / "gate")
-    host.spoil(
-        "update-initramfs", f'read -r _ <{host.machine.state}/gate; exec {host.machine.state}/bin/update-initramfs "$@"'
-    )
+    gate = host.machine.state / "gate"
+    os.mkfifo(gate)
+    host.spoil("update-initramfs", f'read -r _ <{gate}; exec {host.machine.state}/bin/update-initramfs "$@"')
     running = subprocess.Popen(
         ["sh", str(host.state / "rollback"), str(AFTER)],
         env={**host.machine.environment(), **SHORT_WAITS},
@@ -812,9 +812,9 @@ def test_a_roll_back_is_not_confirmed_while_it_runs(switched: Callable[..., Swit
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    with (host.machine.state / "gate").open("w") as gate:  # opens when the other end is, in the middle of the roll-back
+    with writer_of(gate) as writer:  # opens when the other end is, in the middle of the roll-back
         answer = host.confirm()
-        gate.write("go\n")
+        writer.write("go\n")
     assert running.wait(PATIENCE) == 0
     assert answer["confirmed"] == "" and answer["rolling_back"] is True
     assert "was not confirmed within 20 s" in str(answer["rolled_back"])
