@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, steps
+from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules
 from remote_scripts.shared.driver import FAMILY, Module
 from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
@@ -28,7 +28,6 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-driver"
-STEP = "driver"
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
@@ -134,7 +133,7 @@ class _Work:
         self._no_way_back = ""
 
     def apply(self) -> Answer:
-        wanted, update = self._wanted, self._update
+        update = self._update
         need_rest(self._system)
         self._resume()
         self._note = driver.note(self._system)
@@ -147,14 +146,14 @@ class _Work:
                 self._begin_update()
         brought = self._try(is_there) if update.phase else self._install_untried(is_there)
         self._files.remove(VERSION_GIVEN_UP)
-        steps.note(self._system, STEP, wanted.software.context.name)
+        self._packages.note_step()
         self._files.finish()
         added = tuple(self._packages.of_layer())
         return Answer(brought.version, brought.source, added, brought.reboot, brought.why, self._files.changed)
 
     def revert(self) -> Reverted:
         system, files, packages = self._system, self._files, self._packages
-        if steps.is_anothers(system, STEP, self._wanted.software.context.name):
+        if packages.is_anothers():
             return Reverted((), False)
         note = driver.note(system)
         boot_service.drop(system, PERSISTENCE)
@@ -169,9 +168,7 @@ class _Work:
         files.remove(driver.NOTE)
         self._update.close()
         files.remove(VERSION_GIVEN_UP)
-        steps.forget(system, STEP)
-        files.finish()
-        return Reverted(tuple(packages.kept), files.changed)
+        return packages.reverted()
 
     # What is there.
 

@@ -3,6 +3,9 @@
 /var/lib/homelab/packages/LAYER has a line for each package that the layer added, changed or removed: name, version now,
 version before, mark before (auto or manual), tabs between; `-` for a package that isn't there. It is written before apt
 is called, so that a run which is killed leaves nothing unknown behind, and brought to what really is there at the end.
+
+/var/lib/homelab/steps/STEP, a layer without `nvidia-`, has the name under which the settings have the system: a system
+that was reinstalled, or went back to a snapshot, tells of no step that was carried out.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from remote_scripts.shared import installed, progress
 from remote_scripts.shared.installed import RECORDS, Installed, Record
 from remote_scripts.shared.symptoms import Context, recognise
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.run import STATUS_FD, TIMED_OUT, Done, Progress
 from remote_scripts.tools.system import System
 
 #: What apt-get update complained of, where it did.
 COMPLAINTS = "/run/homelab/update"
+_STEPS = f"{HOME}/steps"
 _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
 _ASK_SECONDS = 600.0
@@ -97,8 +102,34 @@ class Packages:
         self._doing = doing
         self._may_remove = may_remove
         self._installed: Installed | None = None
+        self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
         #: What `remove` left, as others need it by now.
         self.kept: list[str] = []
+
+    # The step.
+
+    def note_step(self) -> None:
+        """Notes that it is carried out."""
+        self.system.files.note(self._step, f"{self.software.context.name}\n".encode())
+
+    def is_anothers(self) -> bool:
+        """Whether the step was last carried out under another name of the settings: who gives a system a new name there
+        gets the step under the new one first, and its undoing under the old one then. By that time what is there is the
+        new one's.
+
+        :raises OSError: its note can't be read.
+        """
+        name = self.software.context.name
+        by = (self.system.files.need(self._step) or b"").decode("utf-8", "replace").strip("\n")
+        if not by or by == name:
+            return False
+        self.system.log.say(f"note: {by} has it by now: nothing is taken back under the name {name}")
+        return True
+
+    def reverted(self) -> Reverted:
+        """The step was undone."""
+        self.system.files.remove(self._step)
+        return Reverted(tuple(self.kept), self.system.files.changed)
 
     # Programs.
 
