@@ -17,11 +17,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules
-from remote_scripts.shared.driver import FAMILY, Module
+from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, nvidia
+from remote_scripts.shared.driver import FAMILY
 from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
@@ -319,7 +320,7 @@ class _Work:
         self._files.note(driver.NOTE, f"{line}\n".encode())
 
     def _need_host_version(self, version: str) -> None:
-        loaded = driver.loaded(self._system).version
+        loaded = nvidia.loaded(self._system).version
         if loaded and loaded != version:
             raise Failure(
                 f"the libraries of the host's driver, {loaded}",
@@ -432,7 +433,7 @@ class _Work:
 
     def _start_persistence(self, version: str) -> None:
         """Where the module that is loaded is of the version that is installed."""
-        if driver.loaded(self._system).version == version:
+        if nvidia.loaded(self._system).version == version:
             done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
             if done.status != 0:
                 self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
@@ -515,7 +516,7 @@ class _Work:
         """The new one at work, where it is loaded and the old one was; returns whether nothing has to be seen after a
         boot.
         """
-        if driver.loaded(self._system).version != brought.version or brought.reboot == "yes":
+        if nvidia.loaded(self._system).version != brought.version or brought.reboot == "yes":
             return False
         # In a container the old ones don't answer any more: its host has the new driver.
         if (self._update.has("worked") or self._wanted.awaited) and not self._update.serves_cards():

@@ -132,8 +132,8 @@ class _Verification:
             libraries=libraries,
             cdi=self.specifications() if wanted.cdi else None,
             kernel_log=self.kernel_log(),
-            loaded=loaded.version if loaded else "",
-            flavour=loaded.flavour if loaded else "",
+            loaded=loaded.version,
+            flavour=loaded.flavour,
             boot_id=boot_id,
             update=phase,
         )

@@ -95,9 +95,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         mok_enrolled=enrolled,
         cards=tuple(cards),
         nouveau=held,
-        loaded=loaded.version if loaded else "",
-        loaded_flavour=loaded.flavour if loaded else None,
-        host_driver=(loaded.version if loaded else "") if system.is_container else None,
+        loaded=loaded.version,
+        loaded_flavour=loaded.flavour or None,
+        host_driver=loaded.version if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
         room=boot.free_on(system, "/usr"),
         offered=None if versions is None else {name: tuple(versions[name]) for name in wanted.ask},
@@ -264,7 +264,7 @@ def _of_packages(system: System, packages: Installed) -> Iterator[str]:
                 yield f"{layer.removeprefix('nvidia-')}: package {name} is {version or 'gone'}, it was {record.now}"
 
 
-def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
+def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
     noted = driver.note(system)
     if not noted.version:
         return
@@ -276,7 +276,7 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
     if version != noted.version:
         yield f"driver: its libraries are {version or 'gone'}, they were {noted.version}"
     if system.is_container:
-        if loaded and loaded.version not in ("", noted.version):
+        if loaded.version not in ("", noted.version):
             yield f"driver: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
         return
     for release in driver.kernels_of(system, noted.target):
@@ -284,7 +284,7 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
         if module != noted.version:
             what = f"{module} as module" if module else "no module"
             yield f"driver: the kernel {release} has {what}, the driver is {noted.version}"
-    if not loaded or not loaded.version:
+    if not loaded.version:
         yield f"boot: no module is loaded, the driver is {noted.version}"
     elif loaded.version != noted.version:
         yield f"boot: {loaded.version} is loaded, the driver is {noted.version}"

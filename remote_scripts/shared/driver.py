@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, kernel, nvidia
+from remote_scripts.shared import boot, kernel
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
-from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -33,14 +33,6 @@ _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
 Source = Literal["packages", "run", "found"]
-
-
-@dataclass(frozen=True)
-class Module:
-    """NVIDIA's module: its version and flavour; empty where there is none."""
-
-    version: str = ""
-    flavour: Flavour | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -105,12 +97,6 @@ def module(system: System, release: str) -> Module:
     )
     licence = fields.get("license", "")
     return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
-
-
-def loaded(system: System) -> Module:
-    """The module that is loaded."""
-    loaded_module = nvidia.loaded(system)
-    return Module(loaded_module.version, loaded_module.flavour) if loaded_module else Module()
 
 
 def library(system: System, soname: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import driver, driver_modules
+from remote_scripts.shared import driver, driver_modules, nvidia
 from remote_scripts.shared.packages import Packages, end_of
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -119,7 +119,7 @@ def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> 
     system = packages.system
     driver_modules.blacklist(packages, target)
     arguments = ["--no-check-for-alternate-installs"]
-    loaded = driver.loaded(system).version
+    loaded = nvidia.loaded(system).version
     if loaded and is_at_least("545.23.06", installer.version):
         arguments.append("--allow-installation-with-running-driver")
     elif loaded and driver_modules.unload(packages) is None:

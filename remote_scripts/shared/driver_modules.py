@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from remote_scripts.shared import boot, driver
-from remote_scripts.shared.driver import Module
-from remote_scripts.shared.nvidia import DAEMON, MODULES
+from remote_scripts.shared import boot, driver, nvidia
+from remote_scripts.shared.nvidia import DAEMON, MODULES, Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -64,7 +63,7 @@ def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]
     :raises Failure: the kernel doesn't take the module.
     """
     system = packages.system
-    loaded = driver.loaded(system)
+    loaded = nvidia.loaded(system)
     if loaded != wanted and loaded.version:
         installed = f"{wanted.version} ({wanted.flavour}) is installed"
         return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
@@ -118,7 +117,7 @@ def unload(packages: Packages) -> Callable[[], None] | None:
         if done and done.status != 0:
             system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
 
-    if packages.do("rmmod", *names, seconds=60).status != 0 and driver.loaded(system).version:
+    if packages.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version:
         start_daemon()
         return None
     return start_daemon

@@ -25,8 +25,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import driver, driver_installer, driver_modules, kernel
-from remote_scripts.shared.driver import FAMILY, UPDATE, Module
+from remote_scripts.shared import driver, driver_installer, driver_modules, kernel, nvidia
+from remote_scripts.shared.driver import FAMILY, UPDATE
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -155,7 +156,7 @@ class Update:
             files.copy_of(driver.NOTE, f"{UPDATE}/note")
         if files.exists(driver_modules.record_of_blacklist(self._packages.layer)):
             self.mark("blacklist")
-        if driver.loaded(system).version == version:
+        if nvidia.loaded(system).version == version:
             self.mark("loaded")
             if self.serves_cards():
                 self.mark("worked")
@@ -331,17 +332,17 @@ class Update:
     def _restart_users(self, version: str) -> str:
         """Brings it into use where that can be done now; returns what is so, in words."""
         packages, system = self._packages, self._system
-        loaded = driver.loaded(system).version
+        loaded = nvidia.loaded(system).version
         start_daemon = None
         if loaded and loaded != version:
             start_daemon = driver_modules.unload(packages)
             if start_daemon is None:
                 return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
-        if not driver.loaded(system).version and self.has("loaded"):
+        if not nvidia.loaded(system).version and self.has("loaded"):
             driver_modules.load_module(packages, version)
         if start_daemon:
             start_daemon()
-        if driver.loaded(system).version != version or not self.has("worked"):
+        if nvidia.loaded(system).version != version or not self.has("worked"):
             return ""
         if not self.serves_cards():
             packages.explain(
@@ -350,7 +351,7 @@ class Update:
         return "; nvidia-smi answers"
 
     def _restart_users_in_container(self, version: str) -> str:
-        loaded = driver.loaded(self._system).version
+        loaded = nvidia.loaded(self._system).version
         if loaded and loaded != version:
             return f"; the host's driver is {loaded}, with which they don't work"
         if not self.has("worked") and not self.has("awaited"):

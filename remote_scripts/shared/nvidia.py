@@ -29,11 +29,11 @@ _MOST = 1 << 23
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The modules that are loaded. `version`: empty where they say none."""
+class Module:
+    """NVIDIA's module: its version and flavour; empty where there is none."""
 
-    version: str
-    flavour: Literal["open", "proprietary"]
+    version: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,18 @@ class Trouble:
     has_module: bool = True
 
 
-def loaded(system: System) -> Loaded | None:
-    """The driver that is loaded; None: none is."""
+def loaded(system: System) -> Module:
+    """The module that is loaded."""
     if not system.files.exists(f"{PROC}/version"):
-        return None
+        return Module()
     text = _read(system, f"{PROC}/version")
     match = _VERSION.search(text)
-    return Loaded(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
+    return Module(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
 
 
 def version(system: System) -> str:
     """The version of the driver that is loaded; empty: none is."""
-    loaded_driver = loaded(system)
-    return loaded_driver.version if loaded_driver else ""
+    return loaded(system).version
 
 
 def major_of(system: System, driver: str) -> int | None:

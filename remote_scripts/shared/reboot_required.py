@@ -138,7 +138,7 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
     """
     reasons, perhaps = [], []
     loaded = nvidia.loaded(system)
-    if loaded and loaded.version:
+    if loaded.version:
         if wanted.flavour and loaded.flavour != wanted.flavour:
             reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
         elif not driver.fits(loaded.version, wanted.driver):
