@@ -15,9 +15,9 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapped, option_of, own_lines
+from remote_scripts.shared.guest_conf import MAPPINGS, VMS, lines_of_vm, mapped, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of
+from remote_scripts.shared.pmxcfs import content_of, text_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
@@ -279,14 +279,9 @@ def _vms(system: System) -> list[str]:
     return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
 
 
-def _lines(system: System, vm: str) -> list[str]:
-    """Of a VM's configuration, without its snapshots' and what is pending."""
-    return own_lines((content_of(system, f"{VMS}/{vm}.conf") or b"").decode("utf-8", "replace"))
-
-
 def _name_of(system: System, vm: str) -> str:
     """Empty where there is no such VM."""
-    return option_of(_lines(system, vm), "name")
+    return option_of_vm(system, vm, "name")
 
 
 def _check_functions(system: System, wanted: Wanted) -> None:
@@ -328,7 +323,7 @@ def _check_other_vms(system: System, wanted: Wanted) -> None:
 
 def _decisive(system: System, wanted: Wanted, path: str) -> str:
     try:
-        return (content_of(system, path) or b"").decode("utf-8", "replace")
+        return text_of(system, path)
     except Failure as failure:
         raise Failure(
             f"the card free for the test VM: {_functions(wanted)}",
@@ -355,7 +350,7 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
     """The slots and functions of a VM's hostpci options. A mapping of several cards doesn't tell which of them the VM
     has; the reservations do.
     """
-    for line in _lines(system, vm):
+    for line in lines_of_vm(system, vm):
         key, colon, option = line.partition(":")
         if not colon or not re.fullmatch(r"hostpci[0-9]*", key):
             continue

@@ -82,9 +82,9 @@ class CardHandover:
         """
         try:
             lock = guest_conf.option_of_vm(self._system, vmid, "lock")
-        except OSError as error:
-            found = f"the configuration of VM {vmid} can't be read ({error.strerror})"
-            raise self.refusal(vmid, found, "see why, then start the VM again") from error
+        except Failure as failure:
+            found = f"the configuration of VM {vmid} can't be read ({failure.found})"
+            raise self.refusal(vmid, found, "see why, then start the VM again") from failure
         if lock != "backup" or not self._is_to_be_taken(vmid):
             return
         # By other configuration, there is nothing to hand over.

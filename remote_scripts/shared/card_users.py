@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs
-from remote_scripts.shared.conf_files import links_of, need, texts_of
+from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
@@ -72,7 +72,7 @@ def container(system: System, ctid: str) -> Container | None:
         content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
         if content is None:
             return None
-        text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+        text = decoded(content)
         conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
         return Container(ctid, conf, addresses(text), links_of(system, conf, need))
     except Failure as failure:
@@ -132,7 +132,7 @@ def names_card(card: SharedCard, vmid: str) -> bool:
     slot = card.gpu.rpartition(".")[0]
     try:
         lines = guest_conf.lines_of_vm(card.system, vmid)
-    except OSError:
+    except Failure:
         return True
     for line in lines:
         match = re.match(r"hostpci\d+:\s*(.*)$", line)
@@ -158,10 +158,10 @@ def _slots(path: str) -> list[str]:
 def _mapped(system: System, name: str) -> list[str] | None:
     """What a mapping stands for on this node; None: it isn't known."""
     try:
-        content = content_of(system, guest_conf.MAPPINGS) or b""
+        text = pmxcfs.text_of(system, guest_conf.MAPPINGS)
     except Failure:
         return None
-    return guest_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
+    return guest_conf.mapped(text, name, pmxcfs.this_node(system).name)
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str:
@@ -183,6 +183,8 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str:
         lock = guest_conf.option_of_vm(system, record.vm, "lock")
     except OSError as error:
         return f"it isn't known whether it has ended: {error.strerror}"
+    except Failure as failure:
+        return f"it isn't known whether it has ended: {failure.found}"
     if lock == "backup":  # of a VM that ran: the backup starts it again
         return (
             f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
@@ -212,8 +214,8 @@ def need_possible(card: SharedCard, vmid: str) -> list[Container]:
     _need_confirmed_boot(card.system)
     try:
         lock = guest_conf.option_of_vm(card.system, vmid, "lock")
-    except OSError as error:
-        raise RefusedError(f"the configuration of VM {vmid} can't be read ({error.strerror})") from error
+    except Failure as failure:
+        raise RefusedError(f"the configuration of VM {vmid} can't be read ({failure.found})") from failure
     if lock == "backup":
         raise RefusedError(backup_refusal(vmid))
     driver = card.driver

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from remote_scripts.shared.container_conf import SECTION
-from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.tools.system import System
 
 VMS = "/etc/pve/qemu-server"
@@ -30,22 +30,15 @@ def option_of(lines: Iterable[str], key: str) -> str:
 def lines_of_vm(system: System, vmid: str) -> list[str]:
     """The lines of a VM's configuration above its first section; none where there is no such VM.
 
-    :raises OSError: it can't be read.
+    :raises Failure: it can't be read.
     """
-
-    def read() -> str:
-        try:
-            return system.files.at(f"{VMS}/{vmid}.conf").read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    return own_lines(within_limit(read))
+    return own_lines(text_of(system, f"{VMS}/{vmid}.conf"))
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:
     """An option of a VM as it is for its next start; empty: it has none, or there is no such VM.
 
-    :raises OSError: its configuration can't be read.
+    :raises Failure: its configuration can't be read.
     """
     return option_of(lines_of_vm(system, vmid), key)
 

@@ -79,7 +79,7 @@ def is_managed(system: System, service: str) -> bool:
     :raises Failure: /etc/pve doesn't answer, or the file can't be read.
     """
     is_it = found = False
-    for text in (pmxcfs.content_of(system, CONFIG) or b"").decode("utf-8", "replace").splitlines():
+    for text in pmxcfs.text_of(system, CONFIG).splitlines():
         words = text.split()
         if words and text[0] not in " \t#":
             is_it = "".join(words[:2]) == service

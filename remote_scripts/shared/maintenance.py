@@ -59,13 +59,12 @@ def _has_device(system: System, service: str) -> bool:
 
 def _of_now(system: System, path: str) -> str:
     """A guest's configuration without its snapshots."""
-    return "\n".join(guest_conf.own_lines((pmxcfs.content_of(system, path) or b"").decode("utf-8", "replace")))
+    return "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, path)))
 
 
 def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
-    text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
-    lines = (guest_conf.mapping(text, name[1]) if name else None) or []
+    lines = (guest_conf.mapping(pmxcfs.text_of(system, guest_conf.MAPPINGS), name[1]) if name else None) or []
     return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
 
 

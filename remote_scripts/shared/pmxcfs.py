@@ -157,6 +157,11 @@ def content_of(system: System, path: str) -> bytes | None:
     return content
 
 
+def text_of(system: System, path: str) -> str:
+    """The same as text; empty: it isn't there."""
+    return (content_of(system, path) or b"").decode("utf-8", "replace")
+
+
 def names(system: System, path: str) -> list[str]:
     """What is in a folder, sorted; nothing where it isn't there.
 
