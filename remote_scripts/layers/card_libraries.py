@@ -55,7 +55,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
     names = _chosen(packages, wanted)
-    before = (system.files.need(_ASKED) or b"").decode("utf-8", "replace").split()
+    before = system.files.need_text(_ASKED).split()
     if not set(before) <= set(names):
         system.log.say("other packages than before are wanted: the former ones are removed")
         packages.remove()

@@ -156,7 +156,7 @@ def _edit_line(system: System, name: str, words: str) -> None:
         return
     files.about_to_change()
     files.remember(record, path)
-    files.need_folder(files.at(RECORDS))
+    files.need_folder(RECORDS)
     _record(system, record, dict.fromkeys([*texts, *([new] if new else [])]))
     if files.exists(path):
         files.rewrite(path, content)

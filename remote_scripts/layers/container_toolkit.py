@@ -186,7 +186,7 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
         system.log.say(f"note: {keep} is there, for driver {wanted.driver}: left as it is")
         return keep
     name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
-    files.need_own_folder(_GENERATED.rpartition("/")[0])
+    files.need_folder(_GENERATED.rpartition("/")[0])
     output = f"--output={files.name(_GENERATED)}"
     done = packages.do("nvidia-ctk", "cdi", "generate", *wanted.cdi_options, output)
     if done.status != 0:

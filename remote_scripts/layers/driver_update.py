@@ -61,7 +61,7 @@ def read(system: System, wanted: Wanted) -> Waiting:
         running = tuple(ctid for ctid in wanted.containers if Power(system, ctid, Shutdown()).is_up())
         phase = update.phase
         old = update.kept.version if phase else ""
-        given_up = (system.files.need(VERSION_GIVEN_UP) or b"").decode("utf-8", "replace").strip()
+        given_up = system.files.need_text(VERSION_GIVEN_UP).strip()
         return Waiting(phase, old, driver.library_version(system), given_up, running)
     finally:
         system.work.release()

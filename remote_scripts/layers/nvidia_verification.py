@@ -112,7 +112,7 @@ class _Verification:
         system, wanted = self.system, self.wanted
         handover.need_rest(system)
         system.files.remove_tree(_FOLDER)  # of a run that was killed
-        system.files.need_own_folder(_FOLDER)
+        system.files.need_folder(_FOLDER)
         phase, boot_id = driver.update_phase(system), kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
@@ -228,7 +228,7 @@ class _Verification:
             where = self.path(path)
             words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
             done = self.run(*_NOBODY, "dd", *words, environment=_NO_PROXY)
-            message = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
+            message = done.all_text.rpartition(": ")[2]
             status = 1 if done.status else status
             lines.append(f"{path}: {(message or 'no answer') if done.status else 'opened'}\n")
         return Done(status, "".join(lines).encode())

@@ -138,7 +138,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     """
     if system.is_container:
         return [_ids(system, address) for address in _with_node(system)], False
-    words = _words(system, "/proc/cmdline") if wanted.released else []
+    words = system.files.need_text("/proc/cmdline").split() if wanted.released else []
     passthrough = {
         pair for word in words if word.startswith("homelab.vfio=") for pair in word.partition("=")[2].split(",")
     }
@@ -179,7 +179,7 @@ def _given(system: System) -> list[str]:
     ids = []
     for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
         if system.files.is_file(path):
-            ids += vfio_ids.given(path, (system.files.need(path) or b"").decode("utf-8", "surrogateescape"))
+            ids += vfio_ids.given(path, system.files.need_text(path))
     loader = boot.find_loader(system).name
     if boot.is_configurable(system, loader):
         words = cmdline.configured(system, loader, others=True).replace('"', "").split()
@@ -198,15 +198,11 @@ def _is_given(system: System, address: str, given: list[str]) -> bool:
 def _is_overridden(system: System, address: str) -> bool:
     """Whether driverctl puts it on vfio-pci at each start. Older versions name its file without `pci-`."""
     paths = (f"/etc/driverctl.d/{prefix}{address}" for prefix in ("pci-", ""))
-    return any(vfio_ids.NAME.search((system.files.need(path) or b"").decode("utf-8", "replace")) for path in paths)
-
-
-def _words(system: System, path: str) -> list[str]:
-    return (system.files.need(path) or b"").decode("utf-8", "surrogateescape").split()
+    return any(vfio_ids.NAME.search(system.files.need_text(path)) for path in paths)
 
 
 def _line(system: System, path: str) -> str:
-    return (system.files.need(path, 4096) or b"").decode("utf-8", "replace").partition("\n")[0]
+    return system.files.need_text(path, 4096).partition("\n")[0]
 
 
 # What it boots with, and runs.
@@ -268,7 +264,7 @@ def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
     noted = driver.note(system)
     if not noted.version:
         return
-    if given_up := (system.files.need(f"{HOME}/given-up") or b"").decode("utf-8", "replace").strip():
+    if given_up := system.files.need_text(f"{HOME}/given-up").strip():
         yield f"driver: the update to {given_up} was given up, {noted.version} is back"
     if driver.update_phase(system) in ("trying", "back"):
         yield "driver: an update was cut short"

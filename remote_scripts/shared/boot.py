@@ -167,7 +167,7 @@ def generate(system: System) -> str | None:
     if _starts_kernels(system):
         old = f"{HOME}/.grub.cfg.homelab-tmp"
         try:
-            system.files.copy(system.files.at(GRUB_MENU), old)
+            system.files.copy(GRUB_MENU, old)
         except OSError:  # a full disk
             _forget(system, old)
             old = ""
@@ -180,7 +180,7 @@ def generate(system: System) -> str | None:
         _forget(system, old)
         return None
     try:
-        system.files.copy(system.files.at(old), GRUB_MENU)
+        system.files.copy(old, GRUB_MENU)
     except OSError:
         return (
             "update-grub has made a menu without any kernel, and the one from before could not be put back: do not "

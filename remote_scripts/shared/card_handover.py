@@ -65,7 +65,7 @@ class CardHandover:
         # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
         text = f"vm={vmid}\nat={time.strftime('%F %T')}\nrun={run}\n"
         try:
-            self._system.files.need_folder(self._system.files.at(handover.FOLDER))
+            self._system.files.need_folder(handover.FOLDER)
             self._system.files.write(self._turned_away_file, text.encode(), 0o600)
         except OSError:
             self.card.say("that can't be noted on the disk")

@@ -305,7 +305,7 @@ def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     :raises OSError: so it is.
     """
     files = system.files
-    files.need_folder(files.at(HOME))
+    files.need_folder(HOME)
     files.write(_OWN, f"boot {boot_id(system)}\n".encode(), 0o600)
     # Before anything is set: the turn itself ends where its `up` was killed.
     if why := restart_settings.arm(system, policy.away_seconds):

@@ -151,7 +151,7 @@ def note(system: System, path: str = NOTE) -> Note:
 
     :raises OSError: its note can't be read.
     """
-    line = (system.files.need(path) or b"").decode("utf-8", "replace").partition("\n")[0]
+    line = system.files.need_text(path).partition("\n")[0]
     return Note(*line.split("\t")[:4])
 
 
@@ -160,7 +160,7 @@ def update_phase(system: System) -> str:
 
     :raises OSError: that can't be read.
     """
-    return (system.files.need(f"{UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
+    return system.files.need_text(f"{UPDATE}/phase").strip()
 
 
 def fits(version: str, driver: str) -> bool:

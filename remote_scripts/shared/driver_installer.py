@@ -93,9 +93,8 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     done = _start(packages, path, *arguments)
     if done.status != 0:
         # Its own log says more than what it prints; the compiler's is another one.
-        output = done.said.decode("utf-8", "surrogateescape")
         packages.explain(
-            f"{output}{end_of(system, _OWN_LOG, 60)}",
+            f"{done.said_text}{end_of(system, _OWN_LOG, 60)}",
             f"NVIDIA's driver {installer.version}, by its installer",
             "what follows needs it",
         )
@@ -145,7 +144,7 @@ def _start(packages: Packages, path: str, *arguments: str) -> Done:
     """It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have."""
     files, unpacked = packages.system.files, f"{DOWNLOADS}/unpacked"
     files.remove_tree(unpacked)  # of one that was killed
-    files.need_own_folder(unpacked)
+    files.need_folder(unpacked)
     return packages.do("env", f"TMPDIR={files.name(unpacked)}", "sh", files.name(path), *arguments)
 
 

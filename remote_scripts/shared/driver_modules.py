@@ -93,7 +93,7 @@ def load_module(packages: Packages, version: str) -> None:
     new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
     messages = [line for line in new if _OF_THE_DRIVER.search(line)]
     packages.explain(
-        "\n".join([done.said.decode("utf-8", "surrogateescape").rstrip("\n"), *messages]),
+        "\n".join([done.said_text.rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
         "nothing can use the card without it",
         "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",

@@ -122,7 +122,7 @@ class Update:
 
         :raises OSError: it can't be read.
         """
-        return (self._files.need(f"{UPDATE}/{name}") or b"").decode("utf-8", "surrogateescape").strip("\n")
+        return self._files.need_text(f"{UPDATE}/{name}").strip("\n")
 
     def note(self, name: str, text: str) -> None:
         """Notes it, in one line."""
@@ -153,7 +153,7 @@ class Update:
         self.note("driver", f"{version}\t{flavour}")
         self.note("kernels", "\n".join(kernels))
         if files.exists(driver.NOTE):
-            files.copy_of(driver.NOTE, f"{UPDATE}/note")
+            files.copy(driver.NOTE, f"{UPDATE}/note")
         if files.exists(driver_modules.record_of_blacklist(self._packages.layer)):
             self.mark("blacklist")
         if nvidia.loaded(system).version == version:
@@ -171,7 +171,7 @@ class Update:
         if done.status != 0:
             raise Failure(
                 f"the driver {version}, kept in {UPDATE}, on the disk",
-                done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of sync",
+                done.failure("sync"),
                 "an update that fails is undone with it",
                 "see whether that disk still takes writes (`dmesg`), then run `pulumi up` again",
             )
@@ -196,7 +196,7 @@ class Update:
             if package.version in offered[package.name]:
                 fetched.append(f"{package.name}={package.version}")
             elif cached := package.file_in(packages, _CACHE):
-                files.copy_of(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
+                files.copy(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
             else:
                 lost.append(f"{package.name}={package.version}")
         # Without all of them there is no way back, and the others are of no use.
@@ -230,7 +230,7 @@ class Update:
         installer = driver_installer.noted(self._system)
         if installer is None or not installer.url or installer.version != version:
             return [f"NVIDIA's-installer={version}"]
-        self._files.copy_of(driver_installer.INSTALLED, f"{UPDATE}/run")
+        self._files.copy(driver_installer.INSTALLED, f"{UPDATE}/run")
         driver_installer.fetch(self._packages, installer, installer.file(UPDATE))
         return []
 
@@ -269,7 +269,7 @@ class Update:
         if self._target != "lxc":
             driver_modules.renew_initramfs(packages, self._target)
         if self.has("note"):
-            files.copy_of(f"{UPDATE}/note", driver.NOTE)
+            files.copy(f"{UPDATE}/note", driver.NOTE)
         else:
             files.remove(driver.NOTE)
         version = driver.library_version(system)

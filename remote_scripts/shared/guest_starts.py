@@ -287,7 +287,7 @@ class _GuestStarts:
         system.log.say(f"starting {name} again, which ran before the restart")
         done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
         if guests.power_of(system, line.program, line.guest) != "on":
-            message = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
+            message = done.all_text.splitlines()[-3:] or ["no answer"]
             self._add_off(f"{name} ran before the restart, and has not started again: {' '.join(message)} ({by_hand})")
             return
         self._done.started.append(name)

@@ -103,9 +103,9 @@ def status(system: System) -> Status:
     :raises NoAnswerError: it gives no answer.
     """
     done = system.run.ask("ha-manager", "status")
-    text = (done.output + done.error).decode("utf-8", "replace")
+    text = done.all_text
     if done.status != 0 or "quorum" not in text:
-        raise NoAnswerError(text.strip())
+        raise NoAnswerError(text)
     return Status(text, tuple(Service(*fields) for fields in _SERVICE.findall(text)))
 
 

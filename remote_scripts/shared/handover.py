@@ -160,7 +160,7 @@ def write_record(system: System, name: str, record: Record, **changes: object) -
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
     texts = {key: _text_of(getattr(record, key)) for key in _KEYS}
     text = "".join(f"{key}={value}\n" for key, value in texts.items() if value or key not in _IF_ANY)
-    system.files.need_folder(system.files.at(FOLDER))
+    system.files.need_folder(FOLDER)
     system.files.write(state_file(name), text.encode(), 0o600)
 
 

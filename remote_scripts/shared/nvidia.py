@@ -175,4 +175,4 @@ def _number(text: str, key: str) -> int | None:
 
 
 def _read(system: System, path: str) -> str:
-    return (system.files.need(path, _MOST) or b"").decode("utf-8", "surrogateescape")
+    return system.files.need_text(path, _MOST)

@@ -120,7 +120,7 @@ class Packages:
         :raises OSError: its note can't be read.
         """
         name = self.software.context.name
-        by = (self.system.files.need(self._step) or b"").decode("utf-8", "replace").strip("\n")
+        by = self.system.files.need_text(self._step).strip("\n")
         if not by or by == name:
             return False
         self.system.log.say(f"note: {by} has it by now: nothing is taken back under the name {name}")
@@ -174,7 +174,7 @@ class Packages:
         is_said = False
         while True:
             done = self.do(*arguments, seconds=seconds, tells=tells)
-            lock = _LOCKED.search(_text(done))
+            lock = _LOCKED.search(done.said_text)
             if done.status == 0 or not lock or time.monotonic() >= until:
                 return done
             if not is_said:
@@ -196,7 +196,7 @@ class Packages:
         files.remove(COMPLAINTS)
         if done.status == 0:
             return
-        text = _text(done)
+        text = done.said_text
         lines = [line for line in text.split("\n") if _COMPLAINT.match(line) or line.startswith(" ")]
         files.write(
             COMPLAINTS, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") or done.said, 0o600
@@ -498,7 +498,7 @@ class Packages:
         options = ("install", "--allow-downgrades", "--no-install-recommends", *words)
         plan = self.simulated(*options)
         if plan.status != 0:
-            last = _text(plan).rstrip("\n").rpartition("\n")[2]
+            last = plan.said_text.rstrip("\n").rpartition("\n")[2]
             self.system.log.say(f"note: what was there before can't be brought back: {' '.join(words)}; {last}")
             self.kept += back
             return
@@ -598,7 +598,7 @@ class Packages:
         :raises Failure: it can't be had.
         """
         files, part = self.system.files, f"{path}.part"
-        files.need_own_folder(path.rpartition("/")[0])
+        files.need_folder(path.rpartition("/")[0])
         self.system.log.say(f"downloading {url}")
         until = time.monotonic() + self.software.download_seconds
         where = progress.of_download(self.system, part)
@@ -635,7 +635,7 @@ class Packages:
 
         :raises Failure: always.
         """
-        text = done if isinstance(done, str) else _text(done)
+        text = done if isinstance(done, str) else done.said_text
         log = self._build_log(text)
         symptom = recognise(text, self.software.context)
         if symptom:
@@ -660,7 +660,7 @@ class Packages:
 
         :raises Failure: always.
         """
-        text = _text(done)
+        text = done.said_text
         symptom = recognise(text, self.software.context)
         complaints = (self.system.files.read(COMPLAINTS) or b"").decode("utf-8", "surrogateescape")
         if not _OF_PROXMOX.search(text):
@@ -686,7 +686,7 @@ def end_of(system: System, path: str, lines: int) -> str:
 def announced(plan: Done) -> list[Change]:
     """The packages that `apt-get -s` says that it would change."""
     changes, gone = [], set()
-    for words in (line.split(" ") for line in _text(plan).split("\n")):
+    for words in (line.split(" ") for line in plan.said_text.split("\n")):
         if words[0] == "Inst" and len(words) > 2:
             has_old = words[2].startswith("[")
             new = words[3] if has_old and len(words) > 3 else words[2]
@@ -700,10 +700,6 @@ def announced(plan: Done) -> list[Change]:
 def _only(plan: Done, names: Sequence[str]) -> bool:
     """Whether nothing changes but the removal of these."""
     return all(change.new == "-" and change.name in names for change in announced(plan))
-
-
-def _text(done: Done) -> str:
-    return done.said.decode("utf-8", "surrogateescape")
 
 
 def _line_of(match: re.Match[str]) -> str:

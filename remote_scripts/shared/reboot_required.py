@@ -103,7 +103,7 @@ def note(system: System, wanted: Boot) -> None:
     running = system.files.text("/proc/cmdline")
     still = [word for word in noted_words(system) if OVERRIDE.fullmatch(word) and not missing_words(word, running)]
     lines = [" ".join(wanted.words), " ".join(wanted.functions), wanted.driver, wanted.flavour, " ".join(still)]
-    system.files.need_folder(system.files.at(HOME))
+    system.files.need_folder(HOME)
     system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
 
 

@@ -205,7 +205,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     else:
         record = _record(system, here, awaited, loader)
     files.before_write = None
-    files.need_folder(files.at(HOME))
+    files.need_folder(HOME)
     _write(system, PROGRAM, 0o700, installed.TEXTS["rollback"])
     _write(system, ARMED, 0o600, record)
     _write(system, _SERVICE, 0o644, _SERVICE_TEXT.format(after=after))

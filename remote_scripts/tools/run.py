@@ -53,6 +53,20 @@ class Done:
         """The output as it is, without the newlines at its end; bytes that are no UTF-8 are surrogates."""
         return without_end(self.output.decode("utf-8", "surrogateescape"))
 
+    @property
+    def all_text(self) -> str:
+        """Of `ask`: what it has said on both, without blanks around."""
+        return (self.output + self.error).decode("utf-8", "replace").strip()
+
+    @property
+    def said_text(self) -> str:
+        """Of `do`: all that it has said."""
+        return self.said.decode("utf-8", "surrogateescape")
+
+    def failure(self, program: str) -> str:
+        """Why it failed: what it has said on standard error, else its status."""
+        return self.error.decode("utf-8", "replace").strip() or f"exit status {self.status} of {program}"
+
 
 #: Says how far a program is, of the end of what it has said and the seconds since it began; empty: that isn't known.
 Progress = Callable[[bytes, float], str]
