@@ -52,10 +52,7 @@ _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999
 # Tasks that say nothing of whether a user wants a guest on: consoles, and what jobs do at their time, also to one
 # that is off.
-_LEAVES_POWER = frozenset(
-    ("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy")
-    + ("vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot")
-)
+_LEAVES_POWER = guest_tasks.CONSOLES | {"vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot"}
 
 
 class UnknownError(Exception):
