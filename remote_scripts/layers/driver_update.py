@@ -98,12 +98,10 @@ def revert(system: System, wanted: Wanted) -> Ended:
     try:
         restored = update.restore()
     except (Failure, OSError) as error:
-        failure = error if isinstance(error, Failure) else system.failure_of(error)
-        raise Failure(
-            failure.wanted,
-            failure.found,
-            f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
-            f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
+        failure = system.failure_of(error)
+        raise failure.but(
+            why=f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
+            next=f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
         ) from error
     # A container's update is its host's: that one is named as given up.
     if wanted.target != "lxc":

@@ -479,7 +479,7 @@ class _Work:
         except (Failure, OSError) as error:
             failure = self._undone(error)
             self._update.close()
-            raise Failure(failure.wanted, failure.found, f"{failure.why}; nothing was changed", failure.next) from error
+            raise failure.but(why=f"{failure.why}; nothing was changed") from error
 
     def _install_untried(self, is_there: bool) -> _Installation:
         """With nothing kept: there is nothing to keep, or it can't be."""
@@ -490,7 +490,7 @@ class _Work:
                 raise
             failure = self._undone(error)
             next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
-            raise Failure(failure.wanted, failure.found, failure.why, next) from error
+            raise failure.but(next=next) from error
 
     def _try(self, is_there: bool) -> _Installation:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
@@ -533,34 +533,27 @@ class _Work:
         self._system.log.say(f"note: the update of the driver from {old} failed: {reason.wanted}")
         if lost := update.lost:
             update.close()
-            raise Failure(
-                reason.wanted,
-                reason.found,
-                reason.why,
-                f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)",
-            )
+            next = f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)"
+            raise reason.but(next=next)
         update.enter("back")
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
             restored = update.restore()
         except (Failure, OSError) as error:
             failure = self._undone(error)
-            raise Failure(
-                reason.wanted,
-                reason.found,
-                f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: {failure.found}",
-                f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
+            raise reason.but(
+                why=f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: "
+                f"{failure.found}",
+                next=f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
                 f"{failure.next}. For the update: {reason.next}",
             ) from error
         update.close()
-        raise Failure(
-            reason.wanted,
-            reason.found,
-            f"{reason.why}; the update is given up",
-            f"the driver {old} is back: {restored}. For another try: {reason.next}",
+        raise reason.but(
+            why=f"{reason.why}; the update is given up",
+            next=f"the driver {old} is back: {restored}. For another try: {reason.next}",
         )
 
     def _undone(self, error: Failure | OSError) -> Failure:
         """What failed, its files put back."""
         self._files.undo()
-        return error if isinstance(error, Failure) else self._system.failure_of(error)
+        return self._system.failure_of(error)

@@ -29,7 +29,8 @@ CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termp
 # seconds since 1970. A line that a power cut left short is of a task all the same.
 _TASK = re.compile(
     r"(?P<upid>UPID:[^: ]*:(?P<pid>[0-9A-Fa-f]*):(?P<pstart>[0-9A-Fa-f]*):(?P<start>[0-9A-Fa-f]{8})"
-    r":(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)(?:(?: [01])? (?P<end>[0-9A-F]{8})(?: +(?P<status>.*\S))?)?"
+    r":(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)"
+    r"(?:(?: [01])? (?P<end>[0-9A-F]{8})(?: +(?P<status>.*\S))?)?"
 )
 
 Kind = Literal["qm", "vz"]

@@ -639,8 +639,7 @@ class Packages:
         log = self._build_log(text)
         symptom = recognise(text, self.software.context)
         if symptom:
-            failure = symptom[1]
-            raise Failure(failure.wanted, failure.found + log, failure.why, failure.next)
+            raise symptom[1].but(found=symptom[1].found + log)
         if not isinstance(done, str) and done.status == TIMED_OUT:
             next = (
                 "run `pulumi up` again: it continues from what is there; a slow line or system gets longer with "
