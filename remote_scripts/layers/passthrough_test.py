@@ -15,7 +15,7 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, lines_of_vm, mapped, option_of_vm
+from remote_scripts.shared.guest_conf import MAPPINGS, VMS, given_devices, lines_of_vm, mapped, option_of_vm
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, text_of
 from remote_scripts.tools.errors import Failure
@@ -350,16 +350,8 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
     """The slots and functions of a VM's hostpci options. A mapping of several cards doesn't tell which of them the VM
     has; the reservations do.
     """
-    for line in lines_of_vm(system, vm):
-        key, colon, option = line.partition(":")
-        if not colon or not re.fullmatch(r"hostpci[0-9]*", key):
-            continue
-        for part in option.strip().split(","):
-            name, is_named, value = part.strip().partition("=")
-            if name == "mapping":
-                yield from _mapped(system, mappings, value)
-            elif name == "host" or not is_named:
-                yield from (value if is_named else name).split(";")
+    for mapping, addresses in given_devices(lines_of_vm(system, vm)):
+        yield from _mapped(system, mappings, mapping) if mapping else addresses.split(";")
 
 
 def _mapped(system: System, mappings: str, name: str) -> list[str]:

@@ -134,17 +134,9 @@ def names_card(card: SharedCard, vmid: str) -> bool:
         lines = guest_conf.lines_of_vm(card.system, vmid)
     except Failure:
         return True
-    for line in lines:
-        match = re.match(r"hostpci\d+:\s*(.*)$", line)
-        if not match:
-            continue
-        words = match[1].strip().split(",")
-        mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
-        if mapping:
-            paths = _mapped(card.system, mapping)
-            if paths is None or any(slot in _slots(path) for path in paths):
-                return True
-        elif any(slot in _slots(word.removeprefix("host=")) for word in words):
+    for mapping, host in guest_conf.given_devices(lines):
+        paths = _mapped(card.system, mapping) if mapping else [host]
+        if paths is None or any(slot in _slots(path) for path in paths):
             return True
     return False
 

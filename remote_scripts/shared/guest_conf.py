@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from remote_scripts.shared.container_conf import SECTION
 from remote_scripts.shared.pmxcfs import text_of
@@ -41,6 +41,15 @@ def option_of_vm(system: System, vmid: str, key: str) -> str:
     :raises Failure: its configuration can't be read.
     """
     return option_of(lines_of_vm(system, vmid), key)
+
+
+def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Of each hostpci option among these lines the resource mapping, or the addresses that it names."""
+    for line in lines:
+        if option := re.match(r"hostpci\d+:(.*)$", line):
+            parts = (part if "=" in part else f"host={part}" for part in map(str.strip, option[1].split(",")))
+            properties = dict(part.partition("=")[::2] for part in parts)
+            yield properties.get("mapping", ""), properties.get("host", "")
 
 
 def mapping(text: str, name: str) -> list[list[str]] | None:

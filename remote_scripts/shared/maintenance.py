@@ -27,8 +27,6 @@ _OF_VM = re.compile(
     r"|virtiofs\d+:|args:.*vfio-pci)",
     re.MULTILINE,
 )
-_PCI = re.compile(r"^hostpci\d+:(.*)", re.MULTILINE)
-_MAPPING = re.compile(r"mapping=([^,\s]+)")
 _OF_CONTAINER = re.compile(r"^(dev\d+:|lxc\.(?:cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))", re.MULTILINE)
 _BIND = re.compile(r"^mp\d+: *(?:volume=)?/.*", re.MULTILINE)
 _SHARED = re.compile(r"(?:,|: *)shared=1(?:,|$)")
@@ -51,20 +49,15 @@ def _has_device(system: System, service: str) -> bool:
     """A mapped PCI device can be on another node if its mapping says so."""
     kind, _, guest = service.partition(":")
     if kind == "vm":
-        text = _of_now(system, f"{guest_conf.VMS}/{guest}.conf")
-        return bool(_OF_VM.search(text)) or not all(_migrates(system, value) for value in _PCI.findall(text))
-    text = _of_now(system, f"/etc/pve/lxc/{guest}.conf")
+        lines = guest_conf.lines_of_vm(system, guest)
+        devices = guest_conf.given_devices(lines)
+        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, mapping) for mapping, _ in devices)
+    text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
 
 
-def _of_now(system: System, path: str) -> str:
-    """A guest's configuration without its snapshots."""
-    return "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, path)))
-
-
-def _migrates(system: System, device: str) -> bool:
-    name = _MAPPING.search(device)
-    lines = (guest_conf.mapping(pmxcfs.text_of(system, guest_conf.MAPPINGS), name[1]) if name else None) or []
+def _migrates(system: System, mapping: str) -> bool:
+    lines = guest_conf.mapping(pmxcfs.text_of(system, guest_conf.MAPPINGS), mapping) or []
     return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
 
 
