@@ -15,7 +15,15 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, given_devices, lines_of_vm, mapped, option_of_vm
+from remote_scripts.shared.guest_conf import (
+    MAPPINGS,
+    RESERVATIONS,
+    VMS,
+    given_devices,
+    lines_of_vm,
+    mapped,
+    option_of_vm,
+)
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, text_of
 from remote_scripts.tools.errors import Failure
@@ -27,7 +35,6 @@ from remote_scripts.tools.text import as_text
 
 NAME = "homelab-passthrough-test"
 FOLDER = "/run/homelab-passthrough-test"
-_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
 _END = re.compile(rf"^{_MARK} END \d+\r?\n".encode(), re.MULTILINE)
 _CONSOLE_BYTES = 1 << 22
@@ -303,7 +310,7 @@ def _check_functions(system: System, wanted: Wanted) -> None:
 
 
 def _check_other_vms(system: System, wanted: Wanted) -> None:
-    reserved = _decisive(system, wanted, _RESERVATIONS).splitlines()
+    reserved = _decisive(system, wanted, RESERVATIONS).splitlines()
     mappings = _decisive(system, wanted, MAPPINGS)
     holders = []
     for vm in _vms(system):

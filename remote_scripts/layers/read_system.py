@@ -19,7 +19,6 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-_GPUS = "/proc/driver/nvidia/gpus"
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
@@ -162,7 +161,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
 
 
 def _with_node(system: System) -> Iterator[str]:
-    for address in system.files.names(_GPUS):
+    for address in system.files.names(nvidia.GPUS):
         minor, is_shown = nvidia.minor_of(system, address), system.files.is_file(f"{DEVICES}/{address}/vendor")
         if minor is not None and is_shown and system.files.exists(f"/dev/nvidia{minor}"):
             yield address

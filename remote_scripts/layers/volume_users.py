@@ -8,12 +8,12 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
+from remote_scripts.shared.pmxcfs import NODES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
-_NODES = "/etc/pve/nodes"
 _KINDS = ("qemu-server", "lxc")
 # Proxmox VE takes no longer file.
 _BYTES = 1 << 20
@@ -39,7 +39,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     :raises Failure: one of them can't be read.
     """
     try:
-        return Answer("\n".join(sorted(within_limit(lambda: _lines_naming(system.files.at(_NODES), wanted.volume)))))
+        return Answer("\n".join(sorted(within_limit(lambda: _lines_naming(system.files.at(NODES), wanted.volume)))))
     except OSError as error:
         raise Failure(
             f"to know which guests name {wanted.volume}",

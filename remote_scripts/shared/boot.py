@@ -29,7 +29,8 @@ MODULES = "/etc/modules-load.d/homelab-vfio.conf"
 #: The second boot entry's.
 GRUB_ENTRY = "/etc/grub.d/12_homelab"
 HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
-_UUIDS = "/etc/kernel/proxmox-boot-uuids"
+#: The ESPs that proxmox-boot-tool writes.
+UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
@@ -86,7 +87,7 @@ def managed_esps(system: System) -> int:
 
     :raises Failure: the list of them can't be read.
     """
-    return sum(bool(line.strip()) for line in need_text(system, _UUIDS).split("\n"))
+    return sum(bool(line.strip()) for line in need_text(system, UUIDS).split("\n"))
 
 
 def find_loader(system: System) -> Loader:
@@ -137,7 +138,7 @@ def need_loader(system: System) -> str:
             "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
             loader.clues,
             "the wrong one would be configured without effect",
-            f"see `proxmox-boot-tool status`; remove from {_UUIDS} the UUID of each ESP that the host no longer starts "
+            f"see `proxmox-boot-tool status`; remove from {UUIDS} the UUID of each ESP that the host no longer starts "
             "from, and run `pulumi up` again",
         )
     if not is_configurable(system, loader.name):

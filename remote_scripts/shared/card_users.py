@@ -21,7 +21,6 @@ from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _ARMED = "/var/lib/homelab/armed"
 _SMI_SECONDS = 30.0
 #: Between the two halves of `qm reboot`.
@@ -278,9 +277,9 @@ def _need_undivided(card: SharedCard) -> None:
 def _need_unreserved(card: SharedCard, vmid: str) -> None:
     """Has another VM that lives reserved it (PVE::QemuServer::PCI)?"""
     try:
-        content = card.system.files.need(_RESERVATIONS) or b""
+        content = card.system.files.need(guest_conf.RESERVATIONS) or b""
     except OSError as error:
-        raise RefusedError(f"which VM has it can't be read ({_RESERVATIONS})") from error
+        raise RefusedError(f"which VM has it can't be read ({guest_conf.RESERVATIONS})") from error
     for line in content.decode("utf-8", "replace").splitlines():
         words = line.split()
         if len(words) < 2 or words[0] not in card.functions or words[1] == vmid:

@@ -18,7 +18,6 @@ LAYER = "handover"
 FILE = "homelab-handover.sh"
 HOOKED = f"{HOME}/handover-hooks"
 STORAGES = "/etc/pve/storage.cfg"
-NODES = "/etc/pve/nodes"
 _SET_SECONDS = 60.0
 
 
@@ -149,8 +148,8 @@ def node_of(system: System, vmid: str) -> str:
     """
     if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
         return ""
-    for node in pmxcfs.names(system, NODES):
-        text = pmxcfs.text_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf")
+    for node in pmxcfs.names(system, pmxcfs.NODES):
+        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/qemu-server/{vmid}.conf")
         if is_homelabs(named_of(guest_conf.own_lines(text))):
             return node
     return ""

@@ -14,6 +14,7 @@ from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
 PROC = "/proc/driver/nvidia"
+GPUS = f"{PROC}/gpus"
 UVM = "/dev/nvidia-uvm"
 DAEMON = "nvidia-persistenced.service"
 #: In the order in which they can be unloaded.
@@ -73,12 +74,12 @@ def minor_of(system: System, address: str) -> int | None:
 
     :param address: the card's on the PCI bus.
     """
-    return _number(_read(system, f"{PROC}/gpus/{address}/information"), "Device Minor")
+    return _number(_read(system, f"{GPUS}/{address}/information"), "Device Minor")
 
 
 def address_of(system: System, minor: int) -> str:
     """The address of the card that has this number; empty: none has."""
-    return next((address for address in system.files.names(f"{PROC}/gpus") if minor_of(system, address) == minor), "")
+    return next((address for address in system.files.names(GPUS) if minor_of(system, address) == minor), "")
 
 
 def trouble(system: System) -> Trouble | None:
@@ -124,7 +125,7 @@ def served(system: System) -> dict[str, Device]:
     if not system.files.exists(f"{PROC}/version"):
         return {}
     nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, 0o666)}
-    for address in system.files.names(f"{PROC}/gpus"):
+    for address in system.files.names(GPUS):
         minor = minor_of(system, address)
         if minor is not None:
             nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, 0o666)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.tools.system import System
 
-UNITS = "/etc/systemd/system"
 _SYSTEMCTL_SECONDS = 60.0
 
 

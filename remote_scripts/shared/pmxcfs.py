@@ -20,7 +20,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-PVE_LXC = "/etc/pve/lxc"
+PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
@@ -180,7 +180,7 @@ def node_of(system: System, ctid: int) -> str:
 
     :raises Failure: that can't be read.
     """
-    nodes = (f"/etc/pve/nodes/{name}" for name in names(system, "/etc/pve/nodes"))
+    nodes = (f"{NODES}/{name}" for name in names(system, NODES))
     return next((node.rpartition("/")[2] for node in nodes if f"{ctid}.conf" in names(system, f"{node}/lxc")), "")
 
 

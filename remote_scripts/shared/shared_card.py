@@ -157,7 +157,7 @@ class SharedCard:
         """
         files = self.system.files
         minors = set()
-        for address in files.names(f"{nvidia.PROC}/gpus"):
+        for address in files.names(nvidia.GPUS):
             if address not in self.functions:
                 with suppress(OSError):
                     minors.add(_text(nvidia.minor_of(self.system, address)))

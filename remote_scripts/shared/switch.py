@@ -19,6 +19,7 @@ import time
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, cmdline, guests_to_start, notes, route
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
@@ -30,9 +31,8 @@ ARMED, ROLLING_BACK, ROLLED_BACK, JUDGED = (
     f"{HOME}/{name}" for name in ("armed", "rolling-back", "rolled-back", "judged")
 )
 _RESTARTING = "/run/homelab/restarting"
-_UNITS = "/etc/systemd/system"
-_SERVICE, _TIMER = f"{_UNITS}/homelab-rollback.service", f"{_UNITS}/homelab-rollback.timer"
-_LINK = f"{_UNITS}/timers.target.wants/homelab-rollback.timer"
+_SERVICE, _TIMER = f"{UNITS}/homelab-rollback.service", f"{UNITS}/homelab-rollback.timer"
+_LINK = f"{UNITS}/timers.target.wants/homelab-rollback.timer"
 _SYSTEMCTL_SECONDS = 60.0
 _GRUB_ENVIRONMENT = "/boot/grub/grubenv"
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"

@@ -9,7 +9,6 @@ from remote_scripts.shared.boot import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
 
-_UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _TOOLS = ("update-initramfs", "lspci", "flock", "systemctl", "sha256sum")
 _UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
 _PVE = re.compile(r"^pve-manager/([^/\n]+)/", re.MULTILINE)
@@ -19,7 +18,7 @@ _PACKAGES = ("qemu-server", "libpve-guest-common-perl", "lxc-pve")
 
 def loader(source: Source) -> Loader:
     """Who makes the kernel command line."""
-    return source.noting(_UUIDS, lambda: boot.find_loader(source.system), Loader(""))
+    return source.noting(boot.UUIDS, lambda: boot.find_loader(source.system), Loader(""))
 
 
 def command_lines(source: Source, name: str) -> CommandLines:
@@ -80,4 +79,4 @@ def packages(source: Source) -> dict[str, str]:
 
 
 def _has_esps(source: Source) -> bool:
-    return source.noting(_UUIDS, lambda: boot.managed_esps(source.system), 0) > 0
+    return source.noting(boot.UUIDS, lambda: boot.managed_esps(source.system), 0) > 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import card_nodes
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.reading.answer import DrmNodes
 from remote_scripts.shared.reading.cards import CARDS
-from remote_scripts.shared.reading.source import PCI, Source, head_and_tail
+from remote_scripts.shared.reading.source import Source, head_and_tail
 
 _LINES = 4
 _RENDER_MINOR = r"drm_render_minor[ \t]+(.*)$"
@@ -23,7 +24,7 @@ def drm(source: Source) -> dict[str, DrmNodes]:
     minors = {source.first(f"{_TOPOLOGY}/{node}/properties", _RENDER_MINOR) for node in nodes} - {""}
     by_address = {}
     for address in source.functions():
-        folder, code = f"{PCI}/{address}", source.class_of(address)
+        folder, code = f"{DEVICES}/{address}", source.class_of(address)
         if not code or not (code.startswith(CARDS) or source.is_folder(f"{folder}/drm")):
             continue
         nodes_of = (card_nodes.drm_node(source.system, address, kind) for kind in ("card", "renderD"))

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from remote_scripts.shared import conf_files
 from remote_scripts.shared.container_conf import LXCS
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -18,8 +19,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES
 
 T = TypeVar("T")
-#: Where the functions of PCI are.
-PCI = "/sys/bus/pci/devices"
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
 ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 # No file and no answer of a program that is read here is longer, in bytes.
@@ -232,11 +231,11 @@ class Source:
 
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
-        return self.names(PCI)
+        return self.names(DEVICES)
 
     def class_of(self, address: str) -> str:
         """Such as 0x030000; empty where it can't be read."""
-        return self.word(f"{PCI}/{address}/class") or ""
+        return self.word(f"{DEVICES}/{address}/class") or ""
 
     def ask(self, *arguments: str) -> Done:
         """What a program says, however much it is."""
