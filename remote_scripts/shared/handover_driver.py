@@ -12,7 +12,7 @@ from remote_scripts.shared import card_users, handover, nvidia
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_steps import STEPS
-from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.kernel import boot_id, is_at_work
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.run import TIMED_OUT
 
@@ -210,8 +210,7 @@ class CardDriver:
 
     def is_loading(self) -> bool:
         """Whether a program loads a module, or waits for that in the kernel."""
-        processes = filter(str.isdecimal, self._system.files.names("/proc"))
-        return any(self._system.files.line(f"/proc/{process}/comm") == "modprobe" for process in processes)
+        return is_at_work(self._system, "modprobe")
 
     def bind(self) -> Outcome:
         """Gives the card to NVIDIA's driver; once more where the step was cut short, such as by a kill: the card would
