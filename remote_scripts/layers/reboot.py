@@ -155,7 +155,7 @@ def _apply(system: System, wanted: Wanted, asked_by: restart.Caller) -> Answer:
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        return _reboot(system, wanted, decided, loader, asked_by, of_boot=found.of_boot > 0)
+        return _reboot(system, wanted, decided, loader, asked_by, of_boot=bool(found.of_boot))
     return _answer(system, decided)
 
 

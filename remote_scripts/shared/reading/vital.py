@@ -160,7 +160,7 @@ class _Ways:
         return self._addresses
 
     def _of_connection(self) -> list[str]:
-        words = route.connection(self._source.system).split()
+        words = route.connection(self._source.system)
         if not words:
             return []
         client, server = ([*words, "", "", ""][place].removeprefix("::ffff:").partition("%")[0] for place in (0, 2))
