@@ -37,8 +37,8 @@ def apply(system: System, wanted: Wanted) -> str:
     :raises Failure: it can't be told, and so is to be given back.
     :raises OSError: so it is.
     """
-    files, here = system.files, need_boot_id(system)
-    if not files.exists(switch.ARMED):  # what a power cut left of it
+    here = need_boot_id(system)
+    if not switch.is_armed(system):  # what a power cut left of it
         _settle(system, lambda: _tidy_up(system))
     elif switch.is_armed_before(system):
         armed = boot.need_text(system, switch.ARMED)

@@ -17,8 +17,6 @@ from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-_LAYER = "nvidia-driver"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -119,5 +117,5 @@ def _as_it_is(system: System, update: Update) -> str:
 
 
 def _update(system: System, wanted: Wanted) -> Update:
-    packages = Packages(system, wanted.software, _LAYER, "NVIDIA's driver, put back", FAMILY)
+    packages = Packages(system, wanted.software, driver.LAYER, "NVIDIA's driver, put back", FAMILY)
     return Update(packages, wanted.target)

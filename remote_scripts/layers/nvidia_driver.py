@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, nvidia
-from remote_scripts.shared.driver import FAMILY
+from remote_scripts.shared.driver import FAMILY, LAYER, Source
 from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
@@ -28,7 +28,6 @@ from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-LAYER = "nvidia-driver"
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
@@ -83,23 +82,21 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`packages`: what was added. `reboot`: `no-module`: a container has none of its own."""
+class Installation:
+    """A driver that is there. `reboot`: `no-module`: a container has none of its own."""
 
     version: str
-    source: Literal["packages", "run", "found"]
-    packages: tuple[str, ...]
+    source: Source
     reboot: Literal["yes", "no", "no-module"]
     why: str
-    changed: bool
 
 
 @dataclass(frozen=True)
-class _Installation:
-    version: str
-    source: Literal["packages", "run", "found"]
-    reboot: Literal["yes", "no", "no-module"]
-    why: str
+class Answer(Installation):
+    """`packages`: what was added."""
+
+    packages: tuple[str, ...]
+    changed: bool
 
 
 @changes
@@ -149,8 +146,7 @@ class _Work:
         self._files.remove(VERSION_GIVEN_UP)
         self._packages.note_step()
         self._files.finish()
-        added = tuple(self._packages.of_layer())
-        return Answer(brought.version, brought.source, added, brought.reboot, brought.why, self._files.changed)
+        return Answer(**vars(brought), packages=tuple(self._packages.of_layer()), changed=self._files.changed)
 
     def revert(self) -> Reverted:
         system, files, packages = self._system, self._files, self._packages
@@ -261,10 +257,10 @@ class _Work:
 
     # Bringing it in.
 
-    def _install(self, is_there: bool) -> _Installation:
+    def _install(self, is_there: bool) -> Installation:
         wanted, packages = self._wanted, self._packages
         self._update.let_go()
-        source: Literal["packages", "run", "found"]
+        source: Source
         if is_there:
             version = driver.library_version(self._system)
             source = self._installed_source()
@@ -294,7 +290,7 @@ class _Work:
         if wanted.flavour is None:
             self._need_host_version(version)
             self._note_driver(version, source)
-            return _Installation(version, source, "no-module", "a container has no kernel of its own")
+            return Installation(version, source, "no-module", "a container has no kernel of its own")
         module = Module(version, wanted.flavour)
         for kernel in driver.kernels_of(self._system, wanted.target):
             driver_modules.build(packages, module, kernel)
@@ -303,9 +299,9 @@ class _Work:
         boot_service.install(self._system, PERSISTENCE)
         reboot, why = driver_modules.load(packages, module)
         self._start_persistence(version)
-        return _Installation(version, source, reboot, why)
+        return Installation(version, source, reboot, why)
 
-    def _installed_source(self) -> Literal["packages", "run", "found"]:
+    def _installed_source(self) -> Source:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
         records = self._packages.records()
         noted = self._note.source
@@ -481,7 +477,7 @@ class _Work:
             self._update.close()
             raise failure.but(why=f"{failure.why}; nothing was changed") from error
 
-    def _install_untried(self, is_there: bool) -> _Installation:
+    def _install_untried(self, is_there: bool) -> Installation:
         """With nothing kept: there is nothing to keep, or it can't be."""
         try:
             return self._install(is_there)
@@ -492,7 +488,7 @@ class _Work:
             next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
             raise failure.but(next=next) from error
 
-    def _try(self, is_there: bool) -> _Installation:
+    def _try(self, is_there: bool) -> Installation:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
         reason.
         """
@@ -512,7 +508,7 @@ class _Work:
             update.enter("tried")
         return brought
 
-    def _verify(self, brought: _Installation) -> bool:
+    def _verify(self, brought: Installation) -> bool:
         """The new one at work, where it is loaded and the old one was; returns whether nothing has to be seen after a
         boot.
         """

@@ -33,6 +33,8 @@ _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
 Source = Literal["packages", "run", "found"]
+#: Whose records and files the driver's are.
+LAYER = "nvidia-driver"
 
 
 @dataclass(frozen=True)

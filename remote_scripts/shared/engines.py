@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import NoReturn
 
 from remote_scripts.shared.packages import Packages
@@ -145,10 +144,9 @@ class Engines:
         done = self._packages.do("systemctl", "restart", unit)
         if done.status != 0:
             self._give_up(unit, done)
-        ends = time.monotonic() + _K3S_SECONDS
-        while not self._k3s_knows_nvidia() and time.monotonic() < ends and self._is_active(unit):
-            self._system.work.go_on("waiting for k3s")
-            time.sleep(1)
+        for _ in self._system.work.tries(_K3S_SECONDS, "waiting for k3s"):
+            if self._k3s_knows_nvidia() or not self._is_active(unit):
+                break
         self.restarted = self._system.files.changed = True
 
     def _is_there(self, engine: str) -> bool:

@@ -155,7 +155,7 @@ def is_armed_before(system: System) -> bool:
 
     :raises Failure: as of `note`.
     """
-    return system.files.exists(ARMED) and note(system, ARMED, "boot") != need_boot_id(system)
+    return is_armed(system) and note(system, ARMED, "boot") != need_boot_id(system)
 
 
 def own_words(system: System) -> list[str]:
