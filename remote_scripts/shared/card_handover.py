@@ -6,6 +6,7 @@ what a function has now, and so each can be done again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -242,14 +243,11 @@ class CardHandover:
         nodes = self.card.group_nodes()
         if not nodes:
             return True
-        paths = [str(self._system.files.at(node)) for node in nodes]
-        numbers = self._system.run.ask("stat", "-L", "-c", "%t:%T", *paths).text.split()
         try:
-            if len(numbers) < len(nodes):
-                raise ScanError(f"the numbers of {' '.join(nodes)} can't be read")
-            mapped = self.card.mapped_as()
-            processes = processes_using(self._system, nodes[0], set(numbers), mapped)
-        except ScanError as error:
+            devices = [self._system.files.at(node).stat().st_rdev for node in nodes]
+            numbers = {f"{os.major(device):x}:{os.minor(device):x}" for device in devices}
+            processes = processes_using(self._system, nodes[0], numbers, self.card.mapped_as())
+        except (ScanError, OSError) as error:
             self.card.say(f"it stays where it is for now: {error}")
             return False
         if processes:
