@@ -18,7 +18,6 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.state import PROGRESS_SECONDS
 from remote_scripts.tools.system import System, changes
-from remote_scripts.tools.text import without_end
 
 #: Not below /tmp or /run, from which nothing can be started in places.
 _FOLDER = f"{HOME}/verification"
@@ -161,7 +160,7 @@ class _Verification:
             if thread.is_alive():
                 self.system.log.say(f"{what}: {time.monotonic() - began:.0f} s")
         done = results[0] if results else Done(1, b"")
-        text = without_end(self.system.log.clean(done.output + done.error, _BYTES))
+        text = self.system.log.clean(done.output + done.error, _BYTES).rstrip("\n")
         self.system.log.say(f"{what}: {'works' if done.status == 0 else f'status {done.status}'}")
         return Tried(done.status, "\n".join(text.split("\n")[-_LINES:]))
 

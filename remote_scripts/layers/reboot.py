@@ -14,7 +14,7 @@ timers otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from remote_scripts.shared import (
@@ -90,7 +90,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
     if decided.reboot != "yes":
         return decided
     obstacle = cluster.obstacle(system, _policy(wanted), planned=True)
-    return Planned(**{**vars(decided), "cluster": obstacle.why if obstacle else ""})
+    return replace(decided, cluster=obstacle.why if obstacle else "")
 
 
 def apply(system: System, wanted: Wanted) -> Answer:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from remote_scripts.tools.log import Log, is_own_folder
 from remote_scripts.tools.state import PROGRESS_SECONDS, Work
-from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, without_end
+from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES
 
 #: How long a question may take: a program that hangs (a dead NFS mount, a card that is gone) must not hide what is
 #: known without it.
@@ -51,7 +51,7 @@ class Done:
     @property
     def text(self) -> str:
         """The output as it is, without the newlines at its end; bytes that are no UTF-8 are surrogates."""
-        return without_end(self.output.decode("utf-8", "surrogateescape"))
+        return self.output.decode("utf-8", "surrogateescape").rstrip("\n")
 
     @property
     def all_text(self) -> str:

@@ -33,7 +33,7 @@ def command_lines(source: Source, name: str) -> CommandLines:
     place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
     configured = others = source.noting(place, lambda: cmdline.configured(system, name), "")
     # The host's own files may ask programs: they are read once more only where that tells more.
-    if name != "grub" or cmdline.has_drop_ins(system):
+    if name != "grub" or cmdline.drop_ins(system):
         others = source.noting(place, lambda: cmdline.configured(system, name, others=True), "")
     generated = ""
     if name == "grub" and not _has_esps(source):
