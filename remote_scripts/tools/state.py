@@ -67,8 +67,6 @@ class Work:
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
         self.client = self._at_work() if limit else ""
-        #: The process whose end says that this run has ended: with a limit that is the one above (agent.py).
-        self.process = os.getppid() if limit else os.getpid()
         self.lock_seconds = LOCK_SECONDS
 
     def time_for(self, seconds: float) -> float:
