@@ -139,15 +139,10 @@ def blacklist(packages: Packages, target: Target) -> None:
 def drop_blacklist(packages: Packages) -> None:
     """nouveau may be loaded again, once the initramfs is renewed."""
     files = packages.system.files
-    if packages.layer and files.exists(record_of_blacklist(packages.layer)):
+    if files.has_put(packages.layer, BLACKLIST):
         files.set_pending(INITRAMFS)
         files.drop(packages.layer, BLACKLIST)
         files.finish()
-
-
-def record_of_blacklist(layer: str) -> str:
-    """The record by which the blacklist is ours."""
-    return f"/var/lib/homelab/files/{layer}{BLACKLIST}"
 
 
 def renew_initramfs(packages: Packages, target: str) -> None:

@@ -154,7 +154,7 @@ class Update:
         self.note("kernels", "\n".join(kernels))
         if files.exists(driver.NOTE):
             files.copy(driver.NOTE, f"{UPDATE}/note")
-        if files.exists(driver_modules.record_of_blacklist(self._packages.layer)):
+        if files.has_put(self._packages.layer, driver_modules.BLACKLIST):
             self.mark("blacklist")
         if nvidia.loaded(system).version == version:
             self.mark("loaded")

@@ -406,7 +406,7 @@ class Files:
         record = _record(layer, path)
         if not self.exists(record):
             # A run that was cut short before it wrote anything had kept it already.
-            of_others = any(self.exists(_record(other, path)) for other in self.names(f"{HOME}/files"))
+            of_others = any(self.has_put(other, path) for other in self.names(f"{HOME}/files"))
             if not self.planning and not of_others:
                 self.forget(path)
             return
@@ -427,6 +427,10 @@ class Files:
         self.forget(path)
         self.changed = True
         self._log.say(f"gave back {path}")
+
+    def has_put(self, layer: str, path: str) -> bool:
+        """Whether a layer has written a file, which may be another one by now, or gone."""
+        return self.exists(_record(layer, path))
 
     def of_layer(self, layer: str) -> dict[str, State]:
         """The files that we wrote for a layer, sorted, and what became of them."""
