@@ -161,13 +161,13 @@ def make_nodes(system: System) -> str:
         system.log.say(message)
     for path, node in missing_nodes(system).items():
         system.files.make_device(path, node)
-        system.log.say(f"made {path} ({node.major}:{node.minor})")
+        system.log.say(f"made {path} ({node.numbers})")
     return message
 
 
 def _has(system: System, path: str, node: Device) -> bool:
     device = system.files.device(path)
-    return device is not None and (device.major, device.minor) == (node.major, node.minor)
+    return device is not None and device.numbers == node.numbers
 
 
 def _number(text: str, key: str) -> int | None:

@@ -52,6 +52,11 @@ class Device:
     minor: int
     mode: int
 
+    @property
+    def numbers(self) -> str:
+        """MAJOR:MINOR."""
+        return f"{self.major}:{self.minor}"
+
 
 State = Literal["ok", "changed", "missing"]
 How = Literal["new", "changed", "given back", "removed", "made"]
