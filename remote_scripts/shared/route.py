@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from remote_scripts.tools.system import System
@@ -27,6 +27,23 @@ class Route:
     port: str
     listens: bool
     gateway: str
+
+    @property
+    def note(self) -> str:
+        """Lines KEY VALUE, by which the next boot is compared with it."""
+        listens = "yes" if self.listens else "no"
+        return (
+            f"address {self.address}\ninterface {self.interface}\nport {self.port}\nlistens {listens}\n"
+            f"gateway {self.gateway}"
+        )
+
+
+def noted(pairs: Mapping[str, str]) -> Route:
+    """The route of such lines."""
+    address, interface, port, listens, gateway = (
+        pairs.get(key, "") for key in ("address", "interface", "port", "listens", "gateway")
+    )
+    return Route(address, interface, port, listens == "yes", gateway)
 
 
 def find(system: System) -> Route:

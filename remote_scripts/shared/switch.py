@@ -285,10 +285,7 @@ def _record(system: System, here: str, awaited: int, loader: str) -> str:
     lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
     if awaited:
         lines.append(f"until {int(time.time()) + awaited}")
-    connection = route.find(system)
-    lines += [f"address {connection.address}", f"interface {connection.interface}", f"port {connection.port}"]
-    lines += [f"listens {'yes' if connection.listens else 'no'}", f"gateway {connection.gateway}"]
-    return "\n".join(lines)
+    return "\n".join((*lines, route.find(system).note))
 
 
 def _write(system: System, path: str, mode: int, text: str) -> None:
