@@ -90,7 +90,7 @@ class Record:
         return self.taken or self.numbers or NodeNumbers()
 
 
-_KEYS = tuple(one.name for one in fields(Record))
+_KEYS = tuple(key.name for key in fields(Record))
 _PARSED: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("containers", "modules", "d3cold", "given_up"), lambda text: tuple(text.split())),
     **dict.fromkeys(("numbers", "taken"), lambda text: parse_numbers(text) if text else None),

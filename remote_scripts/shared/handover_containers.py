@@ -197,7 +197,7 @@ class CardContainers:
             return container.conf.rule_for(int(major), 0, "rw") is not None
 
         majors = zip(earlier.majors, current.majors, strict=True)
-        return any(is_another(before, now) and lets_in(before) and not lets_in(now) for before, now in majors)
+        return any(is_another(before, after) and lets_in(before) and not lets_in(after) for before, after in majors)
 
     def _running_with_earlier_nodes(self) -> Iterator[Container]:
         """Containers that run, and have the nodes that the card had, without those that are another card's by now."""
