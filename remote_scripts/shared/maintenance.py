@@ -19,7 +19,7 @@ from remote_scripts.tools.system import System
 #: For so long HA may move nothing before it is given up, in seconds.
 STANDSTILL_SECONDS = 300.0
 _MODE = ("ha-manager", "crm-command", "node-maintenance")
-_ON_ITS_WAY = re.compile(r", (?:migrate|relocate)\)")
+_ON_ITS_WAY = ("migrate", "relocate")
 # What can't be on another node while the guest runs, as check_local_resources (PVE::QemuServer) and pct's migration
 # say.
 _OF_VM = re.compile(
@@ -84,13 +84,13 @@ def enter(system: System, node: Node, seconds: float) -> str:
         except ha.NoAnswerError:
             manager = None
         left = services
-        if manager and manager.is_kept_free(node.name):
+        if manager and node.name in manager.kept_free:
             left = _left_behind(manager, node.name, services)
             if not left:
                 return ""
         wait.what = f"waiting for HA, which moves {' '.join(left)} to other nodes"
         # Where nothing changes, and nothing is on its way, HA has no place for them.
-        if manager and (manager.services != then or _ON_ITS_WAY.search(manager.text)):
+        if manager and (manager.services != then or any(service.state in _ON_ITS_WAY for service in manager.services)):
             then, changed = manager.services, time.monotonic()
         if time.monotonic() - changed >= STANDSTILL_SECONDS:
             break
@@ -102,7 +102,7 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     """Why it can't be; empty: it is on. A mode that a user has switched on stays on: these guests don't come
     back with the end of our turn.
     """
-    if not restart_settings.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
+    if not restart_settings.noted(system, "maintenance") and name in ha.status(system).kept_free:
         return ""
     noted = restart_settings.noted(system, "services").split()
     try:
@@ -147,7 +147,7 @@ def leave(system: System) -> bool:
     if system.run.ask(*_MODE, "disable", name).status != 0:
         return False
     try:
-        if ha.status(system).is_kept_free(name):
+        if name in ha.status(system).kept_free:
             return False
     except ha.NoAnswerError:
         return False
