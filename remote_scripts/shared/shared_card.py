@@ -65,11 +65,11 @@ def drivers_by_major(system: System) -> dict[str, str]:
 
 
 class SharedCard:
-    """The card, as this host has it. `name`, `functions`, `vms`, `gpu`: as of `Card`."""
+    """The card, as this host has it. `name`, `functions`, `gpu`: as of `Card`."""
 
     def __init__(self, system: System, card: Card) -> None:
         self.system = system
-        self.name, self.functions, self.vms, self.gpu = card.name, card.functions, card.vms, card.gpu
+        self.name, self.functions, self.gpu = card.name, card.functions, card.gpu
 
     @property
     def driver(self) -> str:
