@@ -15,7 +15,7 @@ from itertools import takewhile
 from remote_scripts import installed
 from remote_scripts.shared import guest_tasks, guests, nvidia
 from remote_scripts.shared.container_conf import passed_on
-from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of
+from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -102,7 +102,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     """
     files = system.files
     links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
-    node = as_text(system.run.ask("hostname").text)
+    node = this_node(system).name
     return Answer(
         node=node,
         machine=_machine(system),

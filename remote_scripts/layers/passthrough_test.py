@@ -25,7 +25,7 @@ from remote_scripts.shared.guest_conf import (
     option_of_vm,
 )
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of, text_of
+from remote_scripts.shared.pmxcfs import content_of, text_of, this_node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
@@ -363,8 +363,7 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
 
 def _mapped(system: System, mappings: str, name: str) -> list[str]:
     """What a resource mapping stands for on this node, if it is one card."""
-    node = system.run.ask("hostname").text.partition(".")[0]
-    here = mapped(mappings, name, node) or []
+    here = mapped(mappings, name, this_node(system).name) or []
     return here[0].split(";") if len(here) == 1 else []
 
 

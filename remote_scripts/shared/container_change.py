@@ -9,7 +9,6 @@ import errno
 import itertools
 import os
 import re
-import socket
 import stat
 from pathlib import Path
 
@@ -427,14 +426,14 @@ def need_container(system: System, ctid: int) -> None:
         )
     if pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None:
         return
-    elsewhere = pmxcfs.node_of(system, ctid)
+    elsewhere, here = pmxcfs.node_of(system, ctid), pmxcfs.this_node(system).name
     if elsewhere:
         raise Failure(
             f"container {ctid}",
             f"it is on the node {elsewhere}, not on this one",
             "a card is in one machine: a guest can have it only on the node that the card is in",
-            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {socket.gethostname()}`), "
-            f"or describe {elsewhere} as a host of its own",
+            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {here}`), or describe "
+            f"{elsewhere} as a host of its own",
         )
     names = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
     others = " ".join(map(str, sorted(int(name) for name in names if name.isdigit())))

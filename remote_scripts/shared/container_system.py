@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from remote_scripts.shared.guests import power_of
-from remote_scripts.shared.pmxcfs import NODES, PVE_LXC
+from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, this_node
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import helper
 from remote_scripts.tools.container import Container, attach
@@ -66,7 +66,7 @@ def is_gone(host: System, ctid: int) -> bool:
             "see on the host what keeps the service pve-cluster, whose file system it is, then run the same again",
         ) from error
     if nodes:
-        here = host.files.text("/etc/hostname") or "this node"
+        here = this_node(host).name or "this node"
         raise Failure(
             f"what was installed in container {ctid} taken out",
             f"it is on the node {nodes[0]} now",
