@@ -195,28 +195,36 @@ def _reboot(
     )
     if obstacle:
         raise _refused(system, obstacle)
+    answer = _ordered(system, decided)
+    system.also_put_back = None
+    return answer
+
+
+def _ordered(system: System, decided: Planned) -> Answer:
+    """Orders it. Nothing that could fail comes after the order: the system goes down under it.
+
+    :raises Failure: it can't be ordered, or it isn't this node's turn any more.
+    """
     try:
         why = guests_to_start.note_running(system)
-        if not why and (lost := cluster.lost_turn(system)):
-            raise _refused(system, lost)
         if not why:
+            if lost := cluster.lost_turn(system):
+                raise _refused(system, lost)
             cluster.note_restart(system)
-            # Nothing that could fail comes after the order: the system goes down under it.
             system.files.finish()
             answer = _answer(system, decided)
             done = restart.restart_soon(system)
-            why = "" if done.status == 0 else done.text or f"systemd-run ended with {done.status}"
+            if done.status == 0:
+                return answer
+            why = done.text or f"systemd-run ended with {done.status}"
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
-    if why:
-        raise Failure(
-            "a reboot of this host",
-            why,
-            "the running kernel lacks what was configured",
-            "reboot it by hand, then run `pulumi up` again",
-        )
-    system.also_put_back = None
-    return answer
+    raise Failure(
+        "a reboot of this host",
+        why,
+        "the running kernel lacks what was configured",
+        "reboot it by hand, then run `pulumi up` again",
+    )
 
 
 def _refused(system: System, obstacle: Obstacle) -> Failure:
