@@ -25,7 +25,7 @@ from remote_scripts.shared.guest_conf import (
     option_of_vm,
 )
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of, text_of, this_node
+from remote_scripts.shared.pmxcfs import content_of, guest_ids, text_of, this_node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
@@ -255,7 +255,7 @@ def _remove(system: System, vm: str) -> Done:
 
 
 def _remove_leftovers(system: System) -> None:
-    for vm in _vms(system):
+    for vm in guest_ids(system, VMS):
         if _name_of(system, vm) != NAME:
             continue
         # The test's never has one. A user's VM of this name stays.
@@ -279,11 +279,6 @@ def _remove_leftovers(system: System) -> None:
 
 
 # Which VM has which card.
-
-
-def _vms(system: System) -> list[str]:
-    names = (name.removesuffix(".conf") for name in system.files.names(VMS) if name.endswith(".conf"))
-    return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
 
 
 def _name_of(system: System, vm: str) -> str:
@@ -313,7 +308,7 @@ def _check_other_vms(system: System, wanted: Wanted) -> None:
     reserved = _decisive(system, wanted, RESERVATIONS).splitlines()
     mappings = _decisive(system, wanted, MAPPINGS)
     holders = []
-    for vm in _vms(system):
+    for vm in guest_ids(system, VMS):
         _decisive(system, wanted, f"{VMS}/{vm}.conf")
         places = [*_configured(system, vm, mappings)]
         places += [words[0] for words in map(str.split, reserved) if words[1:2] == [vm]]

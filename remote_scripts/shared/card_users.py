@@ -84,12 +84,10 @@ def containers(system: System) -> Iterator[Container]:
     :raises RefusedError: they can't be listed, or one's configuration can't be read.
     """
     try:
-        names = pmxcfs.names(system, PVE_LXC)
+        ctids = pmxcfs.guest_ids(system, PVE_LXC)
     except Failure as failure:
         raise RefusedError(f"the containers of this host can't be listed ({failure.found})") from failure
-    for name in names:
-        if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (user := container(system, match[1])):
-            yield user
+    yield from filter(None, (container(system, ctid) for ctid in ctids))
 
 
 def running_with(card: SharedCard) -> list[Container]:

@@ -435,8 +435,7 @@ def need_container(system: System, ctid: int) -> None:
             f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {here}`), or describe "
             f"{elsewhere} as a host of its own",
         )
-    names = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
-    others = " ".join(map(str, sorted(int(name) for name in names if name.isdigit())))
+    others = " ".join(pmxcfs.guest_ids(system, pmxcfs.PVE_LXC))
     raise Failure(
         f"container {ctid}",
         f"no such container on this host; there are: {others or 'none'}",

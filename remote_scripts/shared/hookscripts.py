@@ -135,10 +135,7 @@ def here(system: System) -> list[str]:
 
     :raises Failure: a configuration can't be read.
     """
-    vmids = [
-        match[1] for name in pmxcfs.names(system, guest_conf.VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))
-    ]
-    return [vmid for vmid in vmids if is_homelabs(named(system, vmid))]
+    return [vmid for vmid in pmxcfs.guest_ids(system, guest_conf.VMS) if is_homelabs(named(system, vmid))]
 
 
 def node_of(system: System, vmid: str) -> str:

@@ -175,6 +175,15 @@ def names(system: System, path: str) -> list[str]:
         raise _unread(path, error.strerror or str(error)) from error
 
 
+def guest_ids(system: System, folder: str) -> list[str]:
+    """The ids of the guests that have a configuration in a folder. A user's copy, such as 103-old.conf, is no guest.
+
+    :raises Failure: it can't be read.
+    """
+    matches = (re.fullmatch(r"([1-9][0-9]*)\.conf", name) for name in names(system, folder))
+    return sorted((match[1] for match in matches if match), key=int)
+
+
 def node_of(system: System, ctid: int) -> str:
     """The node of the cluster that a container is on; empty: there is none of this id.
 
