@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs
+from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs
 from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
@@ -221,16 +221,11 @@ def need_possible(card: SharedCard, vmid: str) -> list[Container]:
 
 def _need_confirmed_boot(system: System) -> None:
     """A boot that isn't confirmed yet is verified with the card."""
-    path = system.files.at(_ARMED)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
+        armed = system.files.need_text(_ARMED)
     except OSError as error:
-        raise RefusedError(
-            f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
-        ) from error
-    if [line[5:] for line in text.splitlines() if line.startswith("boot ")] != [boot_id(system)]:
+        raise RefusedError(f"whether this boot of the host is confirmed can't be read ({_ARMED})") from error
+    if system.files.exists(_ARMED) and notes.pairs(armed).get("boot") != boot_id(system):
         raise RefusedError("this boot of the host isn't confirmed yet, which pulumi up does")
 
 
