@@ -58,8 +58,7 @@ def allows_unsafe_interrupts(source: Source) -> bool:
     """
     if source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y":
         return True
-    names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    return any(_UNSAFE.match(line) for name in names for line in source.lines(f"/etc/modprobe.d/{name}"))
+    return any(_UNSAFE.match(line) for path in source.modprobe_files() for line in source.lines(path))
 
 
 def pve_version(source: Source) -> str:

@@ -208,5 +208,4 @@ def _module_lines(source: Source) -> list[str]:
 
 def _files_with_options(source: Source) -> list[str]:
     """The files that may give options to modules. A link to /dev/null, which is no file, masks one."""
-    paths = [f"/etc/modprobe.d/{name}" for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    return [path for path in (*paths, vfio_ids.MODULES) if source.is_file(path)]
+    return [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.is_file(path)]

@@ -44,9 +44,9 @@ def drm(source: Source) -> dict[str, DrmNodes]:
 def _without_render(source: Source, address: str, drivers: str) -> str:
     """What modprobe.d and the kernel say about these drivers (a|b), or about the one that has the card."""
     kept_off = re.compile(rf"\s*(?:blacklist|install)\s+(?:{drivers})(?:\s|$)")
-    names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    paths = (f"/etc/modprobe.d/{name}" for name in names)
-    lines = [f"{path}:{line}" for path in paths for line in source.lines(path) if kept_off.match(line)][:_LINES]
+    lines = [
+        f"{path}:{line}" for path in source.modprobe_files() for line in source.lines(path) if kept_off.match(line)
+    ][:_LINES]
     pattern = re.compile(rf"(?:{drivers}) .*{re.escape(address)}|firmware.*(?:{drivers})/", re.IGNORECASE)
     messages = [line for line in source.kernel_says if pattern.search(line) and _FAILURE.search(line)]
     return "\n".join([*lines, head_and_tail(messages, _LINES)]).rstrip("\n")

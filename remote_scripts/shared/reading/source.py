@@ -229,6 +229,10 @@ class Source:
         """The path without links."""
         return self.files.real(path)
 
+    def modprobe_files(self) -> list[str]:
+        """The files in which modules get options, sorted, but for the initramfs's."""
+        return [f"/etc/modprobe.d/{name}" for name in self.names("/etc/modprobe.d") if name.endswith(".conf")]
+
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
         return self.names(DEVICES)
