@@ -7,11 +7,11 @@ Changes what shared/switch.py says; `revert` gives back all that the layers cmdl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, guests_to_start, route, switch
+from remote_scripts.shared import boot, cmdline, guests_to_start, notes, route, switch
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.route import Route
 from remote_scripts.tools.errors import Failure
@@ -37,8 +37,8 @@ def apply(system: System, wanted: Wanted) -> str:
     :raises Failure: it can't be told, and so is to be given back.
     :raises OSError: so it is.
     """
-    files, here = system.files, need_boot_id(system)
-    if not files.exists(switch.ARMED):  # what a power cut left of it
+    here = need_boot_id(system)
+    if not switch.is_armed(system):  # what a power cut left of it
         _settle(system, lambda: _tidy_up(system))
     elif switch.is_armed_before(system):
         armed = boot.need_text(system, switch.ARMED)
@@ -57,7 +57,7 @@ def apply(system: System, wanted: Wanted) -> str:
             _settle(system, lambda: switch.tell(system, switch.JUDGED, text))
             return "stay"
         else:
-            is_well, reason = _verdict(system, wanted.after)
+            is_well, reason = _verdict(system, wanted.after, notes.pairs(armed))
             if not is_well:
                 return f"give back: {reason}".replace('"', "").replace("\\", "")
         _settle(system, lambda: _stay(system, armed, f"boot {here} {reason}"))
@@ -122,21 +122,18 @@ def _stay(system: System, armed: str, sentence: str) -> None:
         _tidy_up(system)
 
 
-def _verdict(system: System, after: int) -> tuple[bool, str]:
-    until = switch.note(system, switch.ARMED, "until")
+def _verdict(system: System, after: int, noted: Mapping[str, str]) -> tuple[bool, str]:
+    until = noted.get("until", "")
     if until.isdecimal() and time.time() < int(until):
         return False, f"was not confirmed within {after} s of its start"
-    is_reached, answer = _reached_in_time(system, after / 10)
+    is_reached, answer = _reached_in_time(system, after / 10, route.noted(noted))
     return is_reached, f"was waited for by no `up`, and judged by this host itself {after} s after its start: {answer}"
 
 
-def _reached_in_time(system: System, seconds: float) -> tuple[bool, str]:
+def _reached_in_time(system: System, seconds: float, before: Route) -> tuple[bool, str]:
     """How this host is reached, or what of it doesn't hold: what held when the switch was armed has to."""
-    names = ("address", "interface", "port", "listens", "gateway")
-    address, interface, port, listens, gateway = (switch.note(system, switch.ARMED, name) for name in names)
-    if not address:
+    if not before.address:
         return False, "it is not known over which address this host is reached"
-    before = Route(address, interface, port, listens == "yes", gateway)
     deadline = time.monotonic() + seconds
     while True:
         is_reached, answer = _reached(system, before)

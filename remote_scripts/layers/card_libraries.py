@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from remote_scripts.shared import os_release, steps
+from remote_scripts.shared import os_release
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -55,13 +55,13 @@ def apply(system: System, wanted: Wanted) -> Answer:
     """
     packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
     names = _chosen(packages, wanted)
-    before = (system.files.need(_ASKED) or b"").decode("utf-8", "replace").split()
+    before = system.files.need_text(_ASKED).split()
     if not set(before) <= set(names):
         system.log.say("other packages than before are wanted: the former ones are removed")
         packages.remove()
     system.files.note(_ASKED, f"{' '.join(names)}\n".encode())
     packages.install(names)
-    steps.note(system, _LAYER, wanted.software.context.name)
+    packages.note_step()
     return Answer(tuple(names), system.files.changed)
 
 
@@ -72,12 +72,11 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     :raises Failure: apt can't do it.
     """
     packages = Packages(system, wanted.software, _LAYER, "packages for its cards")
-    if steps.is_anothers(system, _LAYER, wanted.software.context.name):
+    if packages.is_anothers():
         return Reverted((), False)
     packages.remove()
     system.files.remove(_ASKED)
-    steps.forget(system, _LAYER)
-    return Reverted(tuple(packages.kept), system.files.changed)
+    return packages.reverted()
 
 
 def _chosen(packages: Packages, wanted: Wanted) -> list[str]:

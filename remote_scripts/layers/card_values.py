@@ -146,10 +146,7 @@ def _note(system: System, value: Value) -> None:
     """Notes what it has, once, and what homelab writes."""
     files = system.files
     before = files.line(value.record) if files.exists(value.record) else files.line(value.path)
-    content = f"{before}\n{value.value}\n".encode()
-    if files.read(value.record) != content:
-        files.need_folder(files.at(card_records.FOLDER))
-        files.write(value.record, content, 0o600)
+    files.note(value.record, f"{before}\n{value.value}\n".encode())
 
 
 def _set(system: System, value: Value) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from remote_scripts.shared.guest_conf import option_of
+from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, as_text
@@ -35,9 +37,10 @@ class Answer:
 def read(system: System, wanted: Wanted) -> Answer:
     """Fetches the file.
 
-    :raises Failure: it can't be had, or is empty.
+    :raises Failure: it can't be had, or is empty; or whether it is fetched over a proxy can't be read.
     """
-    proxy = _proxy(system)
+    # Of Proxmox VE's datacenter options.
+    proxy = option_of(text_of(system, "/etc/pve/datacenter.cfg").splitlines(), "http_proxy")
     environment = {"http_proxy": proxy, "https_proxy": proxy} if proxy else {}
     command = ("wget", "-q", "--timeout=30", "--tries=3", "-O", "-", "--", wanted.url)
     done = system.run.ask(*command, seconds=_SECONDS, environment=environment)
@@ -50,14 +53,3 @@ def read(system: System, wanted: Wanted) -> Answer:
             "or set the download's checksum, or put the image onto the storage yourself and name its volume",
         )
     return Answer(as_text(done.output, ANSWER_BYTES))
-
-
-def _proxy(system: System) -> str:
-    """The proxy of Proxmox VE's datacenter options; empty: there is none."""
-    path = str(system.files.at("/etc/pve/datacenter.cfg"))
-    # By a program that has an end: pmxcfs, a FUSE file system, may hang.
-    for line in system.run.ask("cat", path).text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and key == "http_proxy":
-            return value.strip()
-    return ""

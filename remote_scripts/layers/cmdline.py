@@ -156,7 +156,7 @@ def _edit_line(system: System, name: str, words: str) -> None:
         return
     files.about_to_change()
     files.remember(record, path)
-    files.need_folder(files.at(RECORDS))
+    files.need_folder(RECORDS)
     _record(system, record, dict.fromkeys([*texts, *([new] if new else [])]))
     if files.exists(path):
         files.rewrite(path, content)
@@ -237,7 +237,7 @@ def _finish_initramfs(system: System) -> None:
     """Of a run of the layer initramfs that was cut short, or could not make them from the old files either: where
     nothing of homelab's is in them any more, no other layer may come to make them anew.
     """
-    if not system.files.is_pending("initramfs") or system.files.exists(f"{HOME}/files/vfio{boot.INIT_TOP}"):
+    if not system.files.is_pending("initramfs") or system.files.has_put("vfio", boot.INIT_TOP):
         return
     failed = boot.make_initramfs(system)
     if failed is not None:

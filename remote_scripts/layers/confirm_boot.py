@@ -55,7 +55,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
                     "it"
                 )
                 switch.await_no_boot(system)
-        elif system.files.exists(switch.ARMED) and not _take_armed(system):
+        elif switch.is_armed(system) and not _take_armed(system):
             return _answer(system, "", judged)
         _tidy_up(system, wanted)
     finally:
@@ -71,8 +71,7 @@ def _shows_nothing(system: System) -> bool:
     """An armed switch waits for a boot with what is configured, which this isn't: it was started from what was made
     before.
     """
-    files = system.files
-    return files.exists(switch.ARMED) and (switch.is_another_boot(system) or files.is_pending("boot"))
+    return switch.is_armed(system) and (switch.is_another_boot(system) or system.files.is_pending("boot"))
 
 
 def _take_armed(system: System) -> bool:
@@ -114,7 +113,7 @@ def _tidy_up(system: System, wanted: Wanted) -> None:
             return
     try:
         files.clear_leftovers()
-        if switch.is_there(system) and not (files.exists(switch.ARMED) or switch.is_undone(system)):
+        if switch.is_there(system) and not (switch.is_armed(system) or switch.is_undone(system)):
             switch.disarm(system)
         if wanted.judged_told:
             files.remove(switch.JUDGED)

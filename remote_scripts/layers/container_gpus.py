@@ -58,7 +58,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     lines = []
     for path, how in provided.items():
         device = system.files.device(path)
-        lines.append(f"{path} {how} {device.major}:{device.minor}\n" if device else "")
+        lines.append(f"{path} {how} {device.numbers}\n" if device else "")
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     revision = int(config.notes.text("revision").strip() or 0)
     return Answer(digest, revision, {path: how.partition(" ")[0] for path, how in provided.items()})

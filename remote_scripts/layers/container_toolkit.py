@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import engine_conf, steps
+from remote_scripts.shared import engine_conf
 from remote_scripts.shared.engines import Engines
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
@@ -82,7 +82,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     if wanted.runtime == "k3s":
         engines.restart_k3s()
     engines.check(wanted.runtime)
-    steps.note(system, _LAYER, wanted.software.context.name)
+    packages.note_step()
     version = packages.installed().present.get("nvidia-container-toolkit", "")
     return Answer(wanted.runtime, version, cdi, files.changed, engines.restarted)
 
@@ -95,7 +95,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     """
     files = system.files
     packages, engines = _parts(system, wanted)
-    if steps.is_anothers(system, _LAYER, wanted.software.context.name):
+    if packages.is_anothers():
         return Reverted((), False)
     for path in files.of_layer(_LAYER):
         if not any(path in paths for paths in engine_conf.FILES.values()):
@@ -108,8 +108,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     if not files.exists("/usr/bin/nvidia-ctk"):
         files.remove(_SERVICES_CDI)
     engines.restart_others()
-    steps.forget(system, _LAYER)
-    return Reverted(tuple(packages.kept), files.changed)
+    return packages.reverted()
 
 
 def _parts(system: System, wanted: Wanted) -> tuple[Packages, Engines]:
@@ -187,7 +186,7 @@ def _make_specification(packages: Packages, wanted: Wanted) -> str:
         system.log.say(f"note: {keep} is there, for driver {wanted.driver}: left as it is")
         return keep
     name, why = wanted.software.context.name, f"{wanted.runtime} needs it to give cards to containers"
-    files.need_own_folder(_GENERATED.rpartition("/")[0])
+    files.need_folder(_GENERATED.rpartition("/")[0])
     output = f"--output={files.name(_GENERATED)}"
     done = packages.do("nvidia-ctk", "cdi", "generate", *wanted.cdi_options, output)
     if done.status != 0:

@@ -171,9 +171,9 @@ class _DeviceCheck:
         if self._has_setpriv:
             return self._opening(_as(_NOBODY), path)
         done = self._ask("su", "nobody", "-s", "/bin/sh", "-c", shlex.join(_dd(path)))
-        if done.status and "dd: " not in _text(done):
+        if done.status and "dd: " not in done.all_text:
             # Who can't be had in there is none of the card's concern.
-            why = self._log.clean(_text(done), _TRIED_BYTES) or f"exit status {done.status}"
+            why = self._log.clean(done.all_text, _TRIED_BYTES) or f"exit status {done.status}"
             self._note_trial("not tried", f"whether an ordinary user can open {path}: {why}")
             return _OPENED
         return _error_in(done)
@@ -208,18 +208,14 @@ def _dd(path: str) -> tuple[str, ...]:
     return "dd", f"if={path}", f"of={path}", "count=0", "conv=notrunc"
 
 
-def _text(done: Done) -> str:
-    return (done.output + done.error).decode("utf-8", "replace").strip()
-
-
 def _error_in(done: Done) -> str:
     """What kept dd from opening; empty: nothing did."""
     if done.status == 0:
         return _OPENED
     if done.status == TIMED_OUT:
         return f"no answer within {_OPEN_SECONDS:g} s"
-    messages = [line.partition("dd: ")[2].strip() for line in _text(done).split("\n") if "dd: " in line]
-    return messages[0] if messages else _text(done).rpartition("\n")[2] or f"exit status {done.status}"
+    messages = [line.partition("dd: ")[2].strip() for line in done.all_text.split("\n") if "dd: " in line]
+    return messages[0] if messages else done.all_text.rpartition("\n")[2] or f"exit status {done.status}"
 
 
 def _program(path: str) -> tuple[str, ...]:

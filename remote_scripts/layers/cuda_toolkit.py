@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remote_scripts.shared import steps
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
@@ -88,7 +87,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
     folder = wanted.nvcc.rpartition("/")[0]
     comment = "# Written by homelab, which takes it away again (pulumi destroy)."
     files.put(_LAYER, _PROFILE, 0o644, f"{comment}\nPATH={folder}${{PATH:+:$PATH}}\n".encode())
-    steps.note(system, _LAYER, wanted.software.context.name)
+    packages.note_step()
     return Answer(release, wanted.nvcc, tuple(packages.of_layer()), files.changed)
 
 
@@ -99,12 +98,11 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     :raises Failure: apt can't do it.
     """
     packages = _packages(system, wanted)
-    if steps.is_anothers(system, _LAYER, wanted.software.context.name):
+    if packages.is_anothers():
         return Reverted((), False)
     system.files.drop(_LAYER, _PROFILE)
     packages.remove()
-    steps.forget(system, _LAYER)
-    return Reverted(tuple(packages.kept), system.files.changed)
+    return packages.reverted()
 
 
 def _packages(system: System, wanted: Wanted) -> Packages:

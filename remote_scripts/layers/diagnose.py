@@ -15,7 +15,7 @@ from itertools import takewhile
 from remote_scripts import installed
 from remote_scripts.shared import guest_tasks, guests, nvidia
 from remote_scripts.shared.container_conf import passed_on
-from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
+from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, content_of, this_node
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -30,7 +30,6 @@ _MACHINE = ("sys_vendor", "product_name", "board_vendor", "board_name")
 _MODEL = re.compile(r"^model name\s*:(.*)$", re.MULTILINE)
 _LOG_BYTES, _LOG_LINES = 1 << 20, 20
 _COMMAND = re.compile(r"(command '\S+) (?:.*(?=' failed)|.*)")
-_NODES = "/etc/pve/nodes"
 _KINDS = {"lxc": "lxc", "qemu-server": "vm"}
 _STARTS = {"lxc": "vzstart", "qemu-server": "qmstart"}
 _DEVICES = (("/dev", "nvidia"), ("/dev/nvidia-caps", ""), ("/dev/dri", ""), ("/dev", "kfd"))
@@ -103,7 +102,7 @@ def read(system: System, wanted: Wanted) -> Answer:
     """
     files = system.files
     links = (f"{name} {os.readlink(files.at(f'{_BY_PATH}/{name}'))}" for name in files.names(_BY_PATH))
-    node = as_text(system.run.ask("hostname").text)
+    node = this_node(system).name
     return Answer(
         node=node,
         machine=_machine(system),
@@ -131,13 +130,13 @@ def _processor(system: System) -> str:
 
 
 def _guests(system: System, here: str) -> Iterator[Guest]:
-    root, starts = system.files.at(_NODES), {}
+    root, starts = system.files.at(NODES), {}
     with contextlib.suppress(Failure):  # all else is said without them
         starts = guest_tasks.last_starts(system)
     for path in sorted(within_limit(lambda: list(root.glob("*/*/*.conf")))):
         node, folder, name = path.relative_to(root).parts
         if folder in _KINDS and path.stem.isascii() and path.stem.isdigit():
-            text = as_text(content_of(system, f"{_NODES}/{node}/{folder}/{name}") or b"")
+            text = as_text(content_of(system, f"{NODES}/{node}/{folder}/{name}") or b"")
             log = _failed(system, starts.get((_STARTS[folder], path.stem))) if node == here else ""
             yield Guest(int(path.stem), _KINDS[folder], node, "\n".join(_pending(text)), log)
 

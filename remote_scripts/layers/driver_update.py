@@ -17,8 +17,6 @@ from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-_LAYER = "nvidia-driver"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -61,7 +59,7 @@ def read(system: System, wanted: Wanted) -> Waiting:
         running = tuple(ctid for ctid in wanted.containers if Power(system, ctid, Shutdown()).is_up())
         phase = update.phase
         old = update.kept.version if phase else ""
-        given_up = (system.files.need(VERSION_GIVEN_UP) or b"").decode("utf-8", "replace").strip()
+        given_up = system.files.need_text(VERSION_GIVEN_UP).strip()
         return Waiting(phase, old, driver.library_version(system), given_up, running)
     finally:
         system.work.release()
@@ -98,12 +96,10 @@ def revert(system: System, wanted: Wanted) -> Ended:
     try:
         restored = update.restore()
     except (Failure, OSError) as error:
-        failure = error if isinstance(error, Failure) else system.failure_of(error)
-        raise Failure(
-            failure.wanted,
-            failure.found,
-            f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
-            f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
+        failure = system.failure_of(error)
+        raise failure.but(
+            why=f"the update to {new} doesn't work, and the driver {old} could not be put back: {failure.why}",
+            next=f"{failure.next}, then run `pulumi up --refresh`: it first goes on with putting {old} back",
         ) from error
     # A container's update is its host's: that one is named as given up.
     if wanted.target != "lxc":
@@ -121,5 +117,5 @@ def _as_it_is(system: System, update: Update) -> str:
 
 
 def _update(system: System, wanted: Wanted) -> Update:
-    packages = Packages(system, wanted.software, _LAYER, "NVIDIA's driver, put back", FAMILY)
+    packages = Packages(system, wanted.software, driver.LAYER, "NVIDIA's driver, put back", FAMILY)
     return Update(packages, wanted.target)

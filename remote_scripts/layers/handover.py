@@ -22,6 +22,7 @@ from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import program as command
 from remote_scripts.shared.kernel import boot_id
 from remote_scripts.shared.restart import is_going_down
+from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Changed
 from remote_scripts.tools.plain import FormError, to_plain
@@ -183,7 +184,7 @@ def _tell_owed(system: System, name: str) -> None:
     record = handover.read_record(system, name)
     if record.boot != boot_id(system):
         return
-    for ctid in record.containers.split():
+    for ctid in record.containers:
         power = guests.power_of(system, "pct", ctid)
         if power == "off":
             system.log.say(
@@ -220,7 +221,7 @@ def program(system: System, arguments: Sequence[str]) -> None:
         case [step, name] if step in handover_steps.STEPS:
             for card in cards:
                 if card.name == name:
-                    handover_steps.STEPS[step](system, card)
+                    handover_steps.STEPS[step](SharedCard(system, card))
         case _:
             raise _not_as_written(" ".join(arguments))
 
@@ -240,7 +241,7 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
         # A VM that was restored or cloned from such a VM brings the hookscript along. Proxmox VE would take the card
         # from its driver without a look.
         for card in cards:
-            if card_users.names_card(system, card, vmid):
+            if card_users.names_card(SharedCard(system, card), vmid):
                 others = ", ".join(map(str, card.vms)) or "none"
                 raise Failure(
                     f"VM {vmid} without a card that it isn't to have",
@@ -251,7 +252,7 @@ def _begin(system: System, cards: Sequence[Card], vmid: str) -> None:
                 )
         return
     # A user may have taken a card out of it.
-    named = [card for card in configured if card_users.names_card(system, card, vmid)]
+    named = [card for card in configured if card_users.names_card(SharedCard(system, card), vmid)]
     if not named:
         return
     # Before the wait for the host, which a run may have for long; and once more with it.
@@ -354,7 +355,7 @@ def _settle(system: System, card: Card) -> bool:
     """Whether a container waits for another card, too."""
     try:
         card_handover = CardHandover(system, card)
-        recorded, containers = card_handover.recorded, card_handover.containers
+        recorded, containers = card_handover.card, card_handover.containers
         if handover.run_at_work(system) is None:
             card_handover.retry()
         if handover.run_at_work(system, recorded.record.vm or "-") is None:
@@ -362,7 +363,7 @@ def _settle(system: System, card: Card) -> bool:
             containers.check_started(card_handover.why_kept)
         if handover.run_at_work(system) is None:
             for vmid in map(str, card.vms):
-                if card_users.names_card(system, card, vmid) and (message := hookscripts.restore_hook(system, vmid)):
+                if card_users.names_card(recorded, vmid) and (message := hookscripts.restore_hook(system, vmid)):
                     recorded.say(message)
         return containers.is_other_card_awaited
     except (Failure, RefusedError, OSError) as error:

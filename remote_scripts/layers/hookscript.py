@@ -49,9 +49,7 @@ def apply(system: System, wanted: Wanted) -> Changed:
                 "run `pulumi up --refresh`, which writes it",
             )
     # Before it has it: by that it is known that the VM is to have it.
-    if files.line(f"{HOOKED}/{vmid}") != holder or not files.exists(f"{HOOKED}/{vmid}"):
-        files.need_folder(files.at(HOOKED))
-        files.write(f"{HOOKED}/{vmid}", f"{holder}\n".encode(), 0o600)
+    files.note(f"{HOOKED}/{vmid}", f"{holder}\n".encode())
     if storage is not None:
         if error := hookscripts.set_hook(system, vmid, storage):
             raise Failure(

@@ -41,10 +41,8 @@ def plan(system: System, wanted: Wanted) -> None:
 
     :raises Failure: as of `apply`, before its first change.
     """
-    system.files.planning = False
     if not _is_possible(system, wanted.needed):
         return
-    system.files.planning = True
     _write(system.files, wanted.needed)
     system.files.plan_file("made", f"the initramfs of {len(boot.kernels(system))} kernel(s)")
 

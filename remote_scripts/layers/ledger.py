@@ -49,7 +49,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         return Answer("")
     before = _noted(system, wanted.name) if wanted.keep else ""
     if not before:
-        files.need_folder(files.at(path).parent)
+        files.need_folder(path.rpartition("/")[0])
         files.write(path, f"{wanted.note}\n".encode(), 0o600)
     return Answer(before or wanted.note)
 

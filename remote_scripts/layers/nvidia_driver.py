@@ -17,18 +17,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, steps
-from remote_scripts.shared.driver import FAMILY, Module
+from remote_scripts.shared import boot_service, driver, driver_installer, driver_modules, nvidia
+from remote_scripts.shared.driver import FAMILY, LAYER, Source
 from remote_scripts.shared.driver_installer import DOWNLOADS, Installer
 from remote_scripts.shared.driver_update import VERSION_GIVEN_UP, Update
 from remote_scripts.shared.handover import need_rest
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages, Reverted, Software, announced
 from remote_scripts.shared.symptoms import Flavour, Target
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System, changes
 
-LAYER = "nvidia-driver"
-STEP = "driver"
 _HEADERS = re.compile(rf"(?:{'|'.join(driver.HEADERS)})([0-9].*)")
 _OF_THE_KERNEL = re.compile(r"dkms|^linux-(image|headers|modules|objects)|^nvidia-kernel-(source|open|support)")
 _VERSIONED = re.compile(r"[0-9]{3}\.[0-9]+")
@@ -83,23 +82,21 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`packages`: what was added. `reboot`: `no-module`: a container has none of its own."""
+class Installation:
+    """A driver that is there. `reboot`: `no-module`: a container has none of its own."""
 
     version: str
-    source: Literal["packages", "run", "found"]
-    packages: tuple[str, ...]
+    source: Source
     reboot: Literal["yes", "no", "no-module"]
     why: str
-    changed: bool
 
 
 @dataclass(frozen=True)
-class _Installation:
-    version: str
-    source: Literal["packages", "run", "found"]
-    reboot: Literal["yes", "no", "no-module"]
-    why: str
+class Answer(Installation):
+    """`packages`: what was added."""
+
+    packages: tuple[str, ...]
+    changed: bool
 
 
 @changes
@@ -134,7 +131,7 @@ class _Work:
         self._no_way_back = ""
 
     def apply(self) -> Answer:
-        wanted, update = self._wanted, self._update
+        update = self._update
         need_rest(self._system)
         self._resume()
         self._note = driver.note(self._system)
@@ -147,14 +144,13 @@ class _Work:
                 self._begin_update()
         brought = self._try(is_there) if update.phase else self._install_untried(is_there)
         self._files.remove(VERSION_GIVEN_UP)
-        steps.note(self._system, STEP, wanted.software.context.name)
+        self._packages.note_step()
         self._files.finish()
-        added = tuple(self._packages.of_layer())
-        return Answer(brought.version, brought.source, added, brought.reboot, brought.why, self._files.changed)
+        return Answer(**vars(brought), packages=tuple(self._packages.of_layer()), changed=self._files.changed)
 
     def revert(self) -> Reverted:
         system, files, packages = self._system, self._files, self._packages
-        if steps.is_anothers(system, STEP, self._wanted.software.context.name):
+        if packages.is_anothers():
             return Reverted((), False)
         note = driver.note(system)
         boot_service.drop(system, PERSISTENCE)
@@ -169,9 +165,7 @@ class _Work:
         files.remove(driver.NOTE)
         self._update.close()
         files.remove(VERSION_GIVEN_UP)
-        steps.forget(system, STEP)
-        files.finish()
-        return Reverted(tuple(packages.kept), files.changed)
+        return packages.reverted()
 
     # What is there.
 
@@ -263,10 +257,10 @@ class _Work:
 
     # Bringing it in.
 
-    def _install(self, is_there: bool) -> _Installation:
+    def _install(self, is_there: bool) -> Installation:
         wanted, packages = self._wanted, self._packages
         self._update.let_go()
-        source: Literal["packages", "run", "found"]
+        source: Source
         if is_there:
             version = driver.library_version(self._system)
             source = self._installed_source()
@@ -296,7 +290,7 @@ class _Work:
         if wanted.flavour is None:
             self._need_host_version(version)
             self._note_driver(version, source)
-            return _Installation(version, source, "no-module", "a container has no kernel of its own")
+            return Installation(version, source, "no-module", "a container has no kernel of its own")
         module = Module(version, wanted.flavour)
         for kernel in driver.kernels_of(self._system, wanted.target):
             driver_modules.build(packages, module, kernel)
@@ -305,9 +299,9 @@ class _Work:
         boot_service.install(self._system, PERSISTENCE)
         reboot, why = driver_modules.load(packages, module)
         self._start_persistence(version)
-        return _Installation(version, source, reboot, why)
+        return Installation(version, source, reboot, why)
 
-    def _installed_source(self) -> Literal["packages", "run", "found"]:
+    def _installed_source(self) -> Source:
         """As noted; a run that was cut short may have noted nothing of what it had installed."""
         records = self._packages.records()
         noted = self._note.source
@@ -322,7 +316,7 @@ class _Work:
         self._files.note(driver.NOTE, f"{line}\n".encode())
 
     def _need_host_version(self, version: str) -> None:
-        loaded = driver.loaded(self._system).version
+        loaded = nvidia.loaded(self._system).version
         if loaded and loaded != version:
             raise Failure(
                 f"the libraries of the host's driver, {loaded}",
@@ -435,7 +429,7 @@ class _Work:
 
     def _start_persistence(self, version: str) -> None:
         """Where the module that is loaded is of the version that is installed."""
-        if driver.loaded(self._system).version == version:
+        if nvidia.loaded(self._system).version == version:
             done = self._system.run.do("systemctl", "start", f"{PERSISTENCE.name}.service")
             if done.status != 0:
                 self._system.log.say(f"note: {PERSISTENCE.name}.service doesn't start now: {done.text}")
@@ -481,9 +475,9 @@ class _Work:
         except (Failure, OSError) as error:
             failure = self._undone(error)
             self._update.close()
-            raise Failure(failure.wanted, failure.found, f"{failure.why}; nothing was changed", failure.next) from error
+            raise failure.but(why=f"{failure.why}; nothing was changed") from error
 
-    def _install_untried(self, is_there: bool) -> _Installation:
+    def _install_untried(self, is_there: bool) -> Installation:
         """With nothing kept: there is nothing to keep, or it can't be."""
         try:
             return self._install(is_there)
@@ -492,9 +486,9 @@ class _Work:
                 raise
             failure = self._undone(error)
             next = f"{failure.next} ({self._no_way_back[0].upper()}{self._no_way_back[1:]}.)"
-            raise Failure(failure.wanted, failure.found, failure.why, next) from error
+            raise failure.but(next=next) from error
 
-    def _try(self, is_there: bool) -> _Installation:
+    def _try(self, is_there: bool) -> Installation:
         """With what was kept: the new driver is brought in, or the old one is put back and the run ends with the
         reason.
         """
@@ -514,11 +508,11 @@ class _Work:
             update.enter("tried")
         return brought
 
-    def _verify(self, brought: _Installation) -> bool:
+    def _verify(self, brought: Installation) -> bool:
         """The new one at work, where it is loaded and the old one was; returns whether nothing has to be seen after a
         boot.
         """
-        if driver.loaded(self._system).version != brought.version or brought.reboot == "yes":
+        if nvidia.loaded(self._system).version != brought.version or brought.reboot == "yes":
             return False
         # In a container the old ones don't answer any more: its host has the new driver.
         if (self._update.has("worked") or self._wanted.awaited) and not self._update.serves_cards():
@@ -535,34 +529,27 @@ class _Work:
         self._system.log.say(f"note: the update of the driver from {old} failed: {reason.wanted}")
         if lost := update.lost:
             update.close()
-            raise Failure(
-                reason.wanted,
-                reason.found,
-                reason.why,
-                f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)",
-            )
+            next = f"{reason.next} (The driver {old} can't be put back: no repository and no cache had {lost}.)"
+            raise reason.but(next=next)
         update.enter("back")
         self._system.work.extend(self._wanted.software.install_seconds)
         try:
             restored = update.restore()
         except (Failure, OSError) as error:
             failure = self._undone(error)
-            raise Failure(
-                reason.wanted,
-                reason.found,
-                f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: {failure.found}",
-                f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
+            raise reason.but(
+                why=f"{reason.why}; and the driver {old} could not be put back: {failure.wanted}; found: "
+                f"{failure.found}",
+                next=f"run `pulumi up` again when the cause is gone: it first goes on with putting {old} back. "
                 f"{failure.next}. For the update: {reason.next}",
             ) from error
         update.close()
-        raise Failure(
-            reason.wanted,
-            reason.found,
-            f"{reason.why}; the update is given up",
-            f"the driver {old} is back: {restored}. For another try: {reason.next}",
+        raise reason.but(
+            why=f"{reason.why}; the update is given up",
+            next=f"the driver {old} is back: {restored}. For another try: {reason.next}",
         )
 
     def _undone(self, error: Failure | OSError) -> Failure:
         """What failed, its files put back."""
         self._files.undo()
-        return error if isinstance(error, Failure) else self._system.failure_of(error)
+        return self._system.failure_of(error)

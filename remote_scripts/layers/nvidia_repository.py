@@ -12,14 +12,13 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from remote_scripts.shared import repositories, steps
+from remote_scripts.shared import repositories
 from remote_scripts.shared.packages import Packages, Reverted, Software
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System, changes
 
 LAYER = "nvidia-repository"
-STEP = "repository"
 # When the lists were fetched, and a digest of what they were fetched by. They aren't fetched again while they are
 # younger, unless something has changed.
 _FETCHED = "/run/homelab/updated"
@@ -99,7 +98,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
         repositories.take_key(packages, repository.key_url, repository.fingerprint, repository.keyring)
         files.put(LAYER, repository.list_file, 0o644, f"{repository.line.strip()}\n".encode())
     _fetch_lists(packages, [repository.url for repository in wanted.repositories])
-    steps.note(system, STEP, wanted.software.context.name)
+    packages.note_step()
     files.finish()
     offered = packages.offered(*wanted.ask)
     added = tuple(packages.of_layer())
@@ -113,7 +112,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
     :raises Failure: apt can't do it.
     """
     files, packages = system.files, Packages(system, wanted.software, LAYER)
-    if steps.is_anothers(system, STEP, wanted.software.context.name):
+    if packages.is_anothers():
         return Reverted((), False)
     for path in files.of_layer(LAYER):
         if path.startswith("/etc/apt/sources.list.d/"):
@@ -122,8 +121,7 @@ def revert(system: System, wanted: Wanted) -> Reverted:
             files.remove(_FETCHED)
         files.drop(LAYER, path)
     packages.remove()
-    steps.forget(system, STEP)
-    return Reverted(tuple(packages.kept), files.changed)
+    return packages.reverted()
 
 
 def _is_wanted_here(system: System, repository: Repository) -> bool:

@@ -18,7 +18,6 @@ from remote_scripts.tools.files import HOME
 from remote_scripts.tools.run import NOT_FOUND, TIMED_OUT, Done
 from remote_scripts.tools.state import PROGRESS_SECONDS
 from remote_scripts.tools.system import System, changes
-from remote_scripts.tools.text import without_end
 
 #: Not below /tmp or /run, from which nothing can be started in places.
 _FOLDER = f"{HOME}/verification"
@@ -112,7 +111,7 @@ class _Verification:
         system, wanted = self.system, self.wanted
         handover.need_rest(system)
         system.files.remove_tree(_FOLDER)  # of a run that was killed
-        system.files.need_own_folder(_FOLDER)
+        system.files.need_folder(_FOLDER)
         phase, boot_id = driver.update_phase(system), kernel.boot_id(system)
         before = nvidia.loaded(system)
         smi = self.part("nvidia-smi", self.ask_driver)
@@ -132,8 +131,8 @@ class _Verification:
             libraries=libraries,
             cdi=self.specifications() if wanted.cdi else None,
             kernel_log=self.kernel_log(),
-            loaded=loaded.version if loaded else "",
-            flavour=loaded.flavour if loaded else "",
+            loaded=loaded.version,
+            flavour=loaded.flavour,
             boot_id=boot_id,
             update=phase,
         )
@@ -161,7 +160,7 @@ class _Verification:
             if thread.is_alive():
                 self.system.log.say(f"{what}: {time.monotonic() - began:.0f} s")
         done = results[0] if results else Done(1, b"")
-        text = without_end(self.system.log.clean(done.output + done.error, _BYTES))
+        text = self.system.log.clean(done.output + done.error, _BYTES).rstrip("\n")
         self.system.log.say(f"{what}: {'works' if done.status == 0 else f'status {done.status}'}")
         return Tried(done.status, "\n".join(text.split("\n")[-_LINES:]))
 
@@ -228,7 +227,7 @@ class _Verification:
             where = self.path(path)
             words = (f"if={where}", f"of={where}", "count=0", "conv=notrunc", "status=none")
             done = self.run(*_NOBODY, "dd", *words, environment=_NO_PROXY)
-            message = (done.output + done.error).decode("utf-8", "replace").strip().rpartition(": ")[2]
+            message = done.all_text.rpartition(": ")[2]
             status = 1 if done.status else status
             lines.append(f"{path}: {(message or 'no answer') if done.status else 'opened'}\n")
         return Done(status, "".join(lines).encode())

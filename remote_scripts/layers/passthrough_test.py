@@ -15,9 +15,17 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapped, option_of, own_lines
+from remote_scripts.shared.guest_conf import (
+    MAPPINGS,
+    RESERVATIONS,
+    VMS,
+    given_devices,
+    lines_of_vm,
+    mapped,
+    option_of_vm,
+)
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
-from remote_scripts.shared.pmxcfs import content_of
+from remote_scripts.shared.pmxcfs import content_of, guest_ids, text_of, this_node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done
@@ -27,7 +35,6 @@ from remote_scripts.tools.text import as_text
 
 NAME = "homelab-passthrough-test"
 FOLDER = "/run/homelab-passthrough-test"
-_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _MARK = "homelab-passthrough"  # what the lines of /init begin with
 _END = re.compile(rf"^{_MARK} END \d+\r?\n".encode(), re.MULTILINE)
 _CONSOLE_BYTES = 1 << 22
@@ -248,7 +255,7 @@ def _remove(system: System, vm: str) -> Done:
 
 
 def _remove_leftovers(system: System) -> None:
-    for vm in _vms(system):
+    for vm in guest_ids(system, VMS):
         if _name_of(system, vm) != NAME:
             continue
         # The test's never has one. A user's VM of this name stays.
@@ -274,19 +281,9 @@ def _remove_leftovers(system: System) -> None:
 # Which VM has which card.
 
 
-def _vms(system: System) -> list[str]:
-    names = (name.removesuffix(".conf") for name in system.files.names(VMS) if name.endswith(".conf"))
-    return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
-
-
-def _lines(system: System, vm: str) -> list[str]:
-    """Of a VM's configuration, without its snapshots' and what is pending."""
-    return own_lines((content_of(system, f"{VMS}/{vm}.conf") or b"").decode("utf-8", "replace"))
-
-
 def _name_of(system: System, vm: str) -> str:
     """Empty where there is no such VM."""
-    return option_of(_lines(system, vm), "name")
+    return option_of_vm(system, vm, "name")
 
 
 def _check_functions(system: System, wanted: Wanted) -> None:
@@ -308,10 +305,10 @@ def _check_functions(system: System, wanted: Wanted) -> None:
 
 
 def _check_other_vms(system: System, wanted: Wanted) -> None:
-    reserved = _decisive(system, wanted, _RESERVATIONS).splitlines()
+    reserved = _decisive(system, wanted, RESERVATIONS).splitlines()
     mappings = _decisive(system, wanted, MAPPINGS)
     holders = []
-    for vm in _vms(system):
+    for vm in guest_ids(system, VMS):
         _decisive(system, wanted, f"{VMS}/{vm}.conf")
         places = [*_configured(system, vm, mappings)]
         places += [words[0] for words in map(str.split, reserved) if words[1:2] == [vm]]
@@ -328,7 +325,7 @@ def _check_other_vms(system: System, wanted: Wanted) -> None:
 
 def _decisive(system: System, wanted: Wanted, path: str) -> str:
     try:
-        return (content_of(system, path) or b"").decode("utf-8", "replace")
+        return text_of(system, path)
     except Failure as failure:
         raise Failure(
             f"the card free for the test VM: {_functions(wanted)}",
@@ -355,22 +352,13 @@ def _configured(system: System, vm: str, mappings: str) -> Iterator[str]:
     """The slots and functions of a VM's hostpci options. A mapping of several cards doesn't tell which of them the VM
     has; the reservations do.
     """
-    for line in _lines(system, vm):
-        key, colon, option = line.partition(":")
-        if not colon or not re.fullmatch(r"hostpci[0-9]*", key):
-            continue
-        for part in option.strip().split(","):
-            name, is_named, value = part.strip().partition("=")
-            if name == "mapping":
-                yield from _mapped(system, mappings, value)
-            elif name == "host" or not is_named:
-                yield from (value if is_named else name).split(";")
+    for mapping, addresses in given_devices(lines_of_vm(system, vm)):
+        yield from _mapped(system, mappings, mapping) if mapping else addresses.split(";")
 
 
 def _mapped(system: System, mappings: str, name: str) -> list[str]:
     """What a resource mapping stands for on this node, if it is one card."""
-    node = system.run.ask("hostname").text.partition(".")[0]
-    here = mapped(mappings, name, node) or []
+    here = mapped(mappings, name, this_node(system).name) or []
     return here[0].split(";") if len(here) == 1 else []
 
 

@@ -58,7 +58,7 @@ def _offered(system: System, names: list[str]) -> tuple[dict[tuple[str, str], st
     if done.status not in (0, 100, NOT_FOUND):
         raise Failure(
             "what the repositories have of the installed packages",
-            done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of apt-cache",
+            done.failure("apt-cache"),
             "versions and sums are written down by it",
             "see what apt says there, mend it, and run the same again",
         )

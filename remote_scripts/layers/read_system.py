@@ -19,7 +19,6 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
-_GPUS = "/proc/driver/nvidia/gpus"
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _LISTS = "/var/lib/apt/lists"
 #: The key that DKMS signs with: Debian's and Proxmox VE's, Ubuntu's.
@@ -95,9 +94,9 @@ def read(system: System, wanted: Wanted) -> Answer:
         mok_enrolled=enrolled,
         cards=tuple(cards),
         nouveau=held,
-        loaded=loaded.version if loaded else "",
-        loaded_flavour=loaded.flavour if loaded else None,
-        host_driver=(loaded.version if loaded else "") if system.is_container else None,
+        loaded=loaded.version,
+        loaded_flavour=loaded.flavour or None,
+        host_driver=loaded.version if system.is_container else None,
         runtimes=tuple(_runtimes(system, packages)),
         room=boot.free_on(system, "/usr"),
         offered=None if versions is None else {name: tuple(versions[name]) for name in wanted.ask},
@@ -138,7 +137,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
     """
     if system.is_container:
         return [_ids(system, address) for address in _with_node(system)], False
-    words = _words(system, "/proc/cmdline") if wanted.released else []
+    words = system.files.need_text("/proc/cmdline").split() if wanted.released else []
     passthrough = {
         pair for word in words if word.startswith("homelab.vfio=") for pair in word.partition("=")[2].split(",")
     }
@@ -162,7 +161,7 @@ def _cards(system: System, wanted: Wanted) -> tuple[list[str], bool]:
 
 
 def _with_node(system: System) -> Iterator[str]:
-    for address in system.files.names(_GPUS):
+    for address in system.files.names(nvidia.GPUS):
         minor, is_shown = nvidia.minor_of(system, address), system.files.is_file(f"{DEVICES}/{address}/vendor")
         if minor is not None and is_shown and system.files.exists(f"/dev/nvidia{minor}"):
             yield address
@@ -179,7 +178,7 @@ def _given(system: System) -> list[str]:
     ids = []
     for path in (*(f"/etc/modprobe.d/{name}" for name in names), vfio_ids.MODULES):
         if system.files.is_file(path):
-            ids += vfio_ids.given(path, (system.files.need(path) or b"").decode("utf-8", "surrogateescape"))
+            ids += vfio_ids.given(path, system.files.need_text(path))
     loader = boot.find_loader(system).name
     if boot.is_configurable(system, loader):
         words = cmdline.configured(system, loader, others=True).replace('"', "").split()
@@ -198,15 +197,11 @@ def _is_given(system: System, address: str, given: list[str]) -> bool:
 def _is_overridden(system: System, address: str) -> bool:
     """Whether driverctl puts it on vfio-pci at each start. Older versions name its file without `pci-`."""
     paths = (f"/etc/driverctl.d/{prefix}{address}" for prefix in ("pci-", ""))
-    return any(vfio_ids.NAME.search((system.files.need(path) or b"").decode("utf-8", "replace")) for path in paths)
-
-
-def _words(system: System, path: str) -> list[str]:
-    return (system.files.need(path) or b"").decode("utf-8", "surrogateescape").split()
+    return any(vfio_ids.NAME.search(system.files.need_text(path)) for path in paths)
 
 
 def _line(system: System, path: str) -> str:
-    return (system.files.need(path, 4096) or b"").decode("utf-8", "replace").partition("\n")[0]
+    return system.files.need_text(path, 4096).partition("\n")[0]
 
 
 # What it boots with, and runs.
@@ -264,11 +259,11 @@ def _of_packages(system: System, packages: Installed) -> Iterator[str]:
                 yield f"{layer.removeprefix('nvidia-')}: package {name} is {version or 'gone'}, it was {record.now}"
 
 
-def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
+def _of_driver(system: System, loaded: nvidia.Module) -> Iterator[str]:
     noted = driver.note(system)
     if not noted.version:
         return
-    if given_up := (system.files.need(f"{HOME}/given-up") or b"").decode("utf-8", "replace").strip():
+    if given_up := system.files.need_text(f"{HOME}/given-up").strip():
         yield f"driver: the update to {given_up} was given up, {noted.version} is back"
     if driver.update_phase(system) in ("trying", "back"):
         yield "driver: an update was cut short"
@@ -276,7 +271,7 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
     if version != noted.version:
         yield f"driver: its libraries are {version or 'gone'}, they were {noted.version}"
     if system.is_container:
-        if loaded and loaded.version not in ("", noted.version):
+        if loaded.version not in ("", noted.version):
             yield f"driver: its libraries are {version or 'gone'}, the host's driver is {loaded.version}"
         return
     for release in driver.kernels_of(system, noted.target):
@@ -284,7 +279,7 @@ def _of_driver(system: System, loaded: nvidia.Loaded | None) -> Iterator[str]:
         if module != noted.version:
             what = f"{module} as module" if module else "no module"
             yield f"driver: the kernel {release} has {what}, the driver is {noted.version}"
-    if not loaded or not loaded.version:
+    if not loaded.version:
         yield f"boot: no module is loaded, the driver is {noted.version}"
     elif loaded.version != noted.version:
         yield f"boot: {loaded.version} is loaded, the driver is {noted.version}"

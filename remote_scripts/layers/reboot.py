@@ -14,7 +14,7 @@ timers otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from remote_scripts.shared import (
@@ -90,7 +90,7 @@ def plan(system: System, wanted: Wanted) -> Planned:
     if decided.reboot != "yes":
         return decided
     obstacle = cluster.obstacle(system, _policy(wanted), planned=True)
-    return Planned(**{**vars(decided), "cluster": obstacle.why if obstacle else ""})
+    return replace(decided, cluster=obstacle.why if obstacle else "")
 
 
 def apply(system: System, wanted: Wanted) -> Answer:
@@ -155,7 +155,7 @@ def _apply(system: System, wanted: Wanted, asked_by: restart.Caller) -> Answer:
     elif decided.reboot == "manual":
         system.log.say(f"a reboot is needed ({' '.join(decided.reasons)}) and left to you")
     else:
-        return _reboot(system, wanted, decided, loader, asked_by, of_boot=found.of_boot > 0)
+        return _reboot(system, wanted, decided, loader, asked_by, of_boot=bool(found.of_boot))
     return _answer(system, decided)
 
 
@@ -195,28 +195,36 @@ def _reboot(
     )
     if obstacle:
         raise _refused(system, obstacle)
+    answer = _ordered(system, decided)
+    system.also_put_back = None
+    return answer
+
+
+def _ordered(system: System, decided: Planned) -> Answer:
+    """Orders it. Nothing that could fail comes after the order: the system goes down under it.
+
+    :raises Failure: it can't be ordered, or it isn't this node's turn any more.
+    """
     try:
         why = guests_to_start.note_running(system)
-        if not why and (lost := cluster.lost_turn(system)):
-            raise _refused(system, lost)
         if not why:
+            if lost := cluster.lost_turn(system):
+                raise _refused(system, lost)
             cluster.note_restart(system)
-            # Nothing that could fail comes after the order: the system goes down under it.
             system.files.finish()
             answer = _answer(system, decided)
             done = restart.restart_soon(system)
-            why = "" if done.status == 0 else done.text or f"systemd-run ended with {done.status}"
+            if done.status == 0:
+                return answer
+            why = done.text or f"systemd-run ended with {done.status}"
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
-    if why:
-        raise Failure(
-            "a reboot of this host",
-            why,
-            "the running kernel lacks what was configured",
-            "reboot it by hand, then run `pulumi up` again",
-        )
-    system.also_put_back = None
-    return answer
+    raise Failure(
+        "a reboot of this host",
+        why,
+        "the running kernel lacks what was configured",
+        "reboot it by hand, then run `pulumi up` again",
+    )
 
 
 def _refused(system: System, obstacle: Obstacle) -> Failure:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import card_users, guests, handover, shared_card
+from remote_scripts.shared import card_users, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.pci import driver_of
+from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.system import System
 
 #: Of what `qm` says, which has a task's log, too.
@@ -102,7 +102,7 @@ def plan(system: System, wanted: Wanted) -> Rehearsal:
 
     :raises Failure: what is noted of the card can't be read.
     """
-    card = next(card for card in wanted.cards if card.name == wanted.card)
+    card = SharedCard(system, next(card for card in wanted.cards if card.name == wanted.card))
     vmid = str(wanted.vmid)
     record = handover.read_record(system, card.name)
     # As a start finds it after a boot.
@@ -110,29 +110,29 @@ def plan(system: System, wanted: Wanted) -> Rehearsal:
         record = Record()
     reasons = []
     is_its_own = record.vm == vmid and record.state in ("VM", "RETURNING")
-    if handover.run_at_work(system, vmid) is not None and not is_its_own and card_users.names_card(system, card, vmid):
+    if handover.run_at_work(system, vmid) is not None and not is_its_own and card_users.names_card(card, vmid):
         reasons.append("an up or a destroy of this host is at work")
-    stands, refused = _where(system, card, record, vmid)
-    way = "its modules are unloaded" if shared_card.is_only(system, card) else "it is unbound"
+    stands, refused = _where(card, record, vmid)
+    way = "its modules are unloaded" if card.is_only() else "it is unbound"
     if stands:
         reasons += [refused] if refused else []
         return Rehearsal(record.state, stands, "; ".join(reasons), (), (), (), way)
-    containers, ends, stays = _look(system, card, vmid, reasons)
+    containers, ends, stays = _look(card, vmid, reasons)
     return Rehearsal(record.state, "", "; ".join(dict.fromkeys(reasons)), containers, ends, stays, way)
 
 
-def _where(system: System, card: Card, record: Record, vmid: str) -> tuple[str, str]:
+def _where(card: SharedCard, record: Record, vmid: str) -> tuple[str, str]:
     """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
     if record.state == "VM":
         if record.vm != vmid:
-            if not card_users.why_vm_keeps(system, card, record):
+            if not card_users.why_vm_keeps(card, record):
                 return (
                     f"VM {record.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
                     "",
                 )
             why = f"nothing is shut down for VM {vmid} but containers: shut VM {record.vm} down first"
             return f"VM {record.vm} has it since {record.at}", why
-        power = guests.power_of(system, "qm", vmid)
+        power = guests.power_of(card.system, "qm", vmid)
         if power == "on":
             return f"VM {vmid} runs, and has it already", ""
         if power == "unknown":
@@ -145,18 +145,16 @@ def _where(system: System, card: Card, record: Record, vmid: str) -> tuple[str, 
         return f"it is on its way to VM {record.vm} ({record.state})", why
     if record.state in ("STUCK", "DEAD"):
         return f"it is {record.state}", record.why or "nothing is tried with such a card"
-    if shared_card.is_on_vfio(system, card):
+    if card.is_on_vfio():
         return "it is on vfio-pci already, not by this program: it stays there", ""
     return "", ""
 
 
-def _look(
-    system: System, card: Card, vmid: str, reasons: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _look(card: SharedCard, vmid: str, reasons: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The containers that would be shut down, who ends with them, and who doesn't. All that stands against it is said
     at once, in `reasons`.
     """
-    power = guests.power_of(system, "qm", vmid)
+    power = guests.power_of(card.system, "qm", vmid)
     if power == "on":
         reasons.append(
             f"VM {vmid} runs already, without it: a VM takes its card when it starts, so it is shut down first"
@@ -164,23 +162,23 @@ def _look(
     elif power == "unknown":
         reasons.append(f"it isn't known whether VM {vmid} runs (`qm status {vmid}`)")
     try:
-        users = card_users.need_possible(system, card, vmid)
+        users = card_users.need_possible(card, vmid)
     except RefusedError as error:
         reasons.append(str(error))
         users = []
         try:
-            users = card_users.running_with(system, card)
+            users = card_users.running_with(card)
         except RefusedError as other:
             reasons.append(str(other))
     else:
-        if not card_users.names_card(system, card, vmid):
+        if not card_users.names_card(card, vmid):
             reasons.append(
                 f"VM {vmid} doesn't have it: no hostpci option of it names the card, which `pulumi up` gives it"
             )
     processes: list[str] = []
-    if driver_of(system, card.gpu) == "nvidia":
+    if card.driver == "nvidia":
         try:
-            processes = card_users.processes_with(system, card)
+            processes = card_users.processes_with(card)
         except RefusedError as error:
             reasons.append(str(error))
     # Of a container that is shut down, or NVIDIA's persistence daemon, which lets go when the mode goes off.

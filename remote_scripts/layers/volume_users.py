@@ -4,15 +4,19 @@ can't be read may name it.
 
 from __future__ import annotations
 
-import re
+import errno
 from dataclasses import dataclass
+from pathlib import Path
 
+from remote_scripts.shared.pmxcfs import NODES
+from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import as_text
 
-_NODES = "/etc/pve/nodes"
-_GUEST = re.compile(r"[^/]+/(?:qemu-server|lxc)/[^/]+\.conf:")
+_KINDS = ("qemu-server", "lxc")
+# Proxmox VE takes no longer file.
+_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +38,26 @@ def read(system: System, wanted: Wanted) -> Answer:
 
     :raises Failure: one of them can't be read.
     """
-    folder = f"{system.files.at(_NODES)}/"
-    # By programs that have an end: pmxcfs, a FUSE file system, may hang.
-    kinds = ("(", "-name", "qemu-server", "-o", "-name", "lxc", ")")
-    done = system.run.ask("find", folder, "-mindepth", "2", "-maxdepth", "2", *kinds, "-print0")
-    folders = [name for name in done.output.decode("utf-8", "surrogateescape").split("\0") if name]
-    if done.status == 0 and folders:
-        done = system.run.ask("grep", "-RaHF", "--include=*.conf", "-e", wanted.volume, "--", *folders)
-    if done.status > 1 or (done.status == 1 and (not folders or done.error)):
-        message = as_text(done.error).rstrip("\n").rpartition("\n")[2]
+    try:
+        return Answer("\n".join(sorted(within_limit(lambda: _lines_naming(system.files.at(NODES), wanted.volume)))))
+    except OSError as error:
         raise Failure(
             f"to know which guests name {wanted.volume}",
-            message or f"no answer: exit status {done.status}",
+            str(error),
             "what can't be read may name it; nothing was removed",
             "read it on the host yourself (the service pve-cluster serves /etc/pve), mend what keeps it from being "
             "read, and run the same command again",
-        )
-    lines = (line.removeprefix(folder) for line in as_text(done.output).splitlines())
-    return Answer("\n".join(sorted(line for line in lines if _GUEST.match(line))))
+        ) from error
+
+
+def _lines_naming(nodes: Path, volume: str) -> list[str]:
+    folders = [folder for node in nodes.iterdir() for kind in _KINDS if (folder := node / kind).is_dir()]
+    if not folders:
+        raise FileNotFoundError(errno.ENOENT, "no guests' folders", str(nodes))
+    texts = {file: as_text(file.read_bytes(), _BYTES) for folder in folders for file in folder.glob("*.conf")}
+    return [
+        f"{file.relative_to(nodes)}:{line}"
+        for file, text in texts.items()
+        for line in text.split("\n")
+        if volume in line
+    ]

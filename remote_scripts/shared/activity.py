@@ -12,24 +12,16 @@ import re
 import time
 from collections.abc import Iterator
 
-from remote_scripts.shared import ha
+from remote_scripts.shared import guest_tasks, ha, notes
 from remote_scripts.shared.pmxcfs import Node
-from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_TASKS = "/var/log/pve/tasks/active"
 _BACKUP_LOCK = "/run/vzdump.lock"
 _REPLICATION = "/var/lib/pve-manager/pve-replication-state.json"
 # Of apt, of dpkg, and of a whole run of unattended-upgrades, which lets go of the others between its steps.
 _PACKAGE_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/run/unattended-upgrades.lock")
 _BYTES = 16 << 20
-_UPID = re.compile(
-    r"UPID:[^:]*:(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):(?P<start>[0-9A-Fa-f]{8})"
-    r":(?P<kind>[^:]*):(?P<id>[^:]*):(?P<user>[^:]*):"
-)
-# What a person has open, and opens again: consoles.
-_CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
 _MIGRATIONS = frozenset(("qmigrate", "vzmigrate", "hamigrate"))
 # Of a service of HA, at rest; any other state passes.
 _AT_REST = ha.LEFT_ALONE | {"started", "queued"}
@@ -45,6 +37,8 @@ def at_work(system: System, node: Node) -> str:
     for ask in (_task, _backup, _replication, _incoming, _installation):
         try:
             reason = ask(system)
+        except Failure as failure:
+            reason = f"it isn't known what is at work here: {failure.found}"
         except OSError as error:
             reason = f"it isn't known what is at work here: {error.filename} can't be read"
         if reason:
@@ -53,30 +47,17 @@ def at_work(system: System, node: Node) -> str:
 
 
 def _content(system: System, path: str) -> bytes:
-    """:raises OSError: it is there and can't be read; with the path as this system has it."""
-    try:
-        with system.files.at(path).open("rb") as file:
-            return disk.read_up_to(file, _BYTES)
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        error.filename = path
-        raise
+    """:raises Failure: it is there and can't be read."""
+    return notes.need(system, path, "to know what is at work here", "a restart would cut it off", _BYTES)
 
 
 def _task(system: System) -> str:
-    """A line is `UPID SAVED`, and of one that has ended `UPID SAVED ENDTIME STATUS` (PVE::INotify, active workers); of
-    the UPID's numbers, which are hexadecimal, PSTART is as in /proc/PID/stat. One whose process died stays in the list.
-    """
-    for line in _content(system, _TASKS).decode("utf-8", "replace").splitlines():
-        words = line.split()
-        task = _UPID.match(words[0]) if words else None
-        if task is None or len(words) > 2 or task["kind"] in _CONSOLES:
-            continue
-        if _started_at(system, int(task["pid"], 16)) != int(task["pstart"], 16):
-            continue
-        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(int(task["start"], 16)))
-        return f"{_called(task['kind'])} {task['id']} runs here, since {since}, of {task['user']}"
+    """One whose process died stays in the list."""
+    for task in guest_tasks.tasks(system, "active", last=0):
+        process, started = task.process
+        if not task.has_ended and task.kind not in guest_tasks.CONSOLES and _started_at(system, process) == started:
+            since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(task.start))
+            return f"{_called(task.kind)} {task.guest} runs here, since {since}, of {task.user}"
     return ""
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from remote_scripts import installed
+from remote_scripts.shared import kernel
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
@@ -29,7 +30,8 @@ MODULES = "/etc/modules-load.d/homelab-vfio.conf"
 #: The second boot entry's.
 GRUB_ENTRY = "/etc/grub.d/12_homelab"
 HOOK, REMOVAL_HOOK = "/etc/kernel/postinst.d/zzz-homelab", "/etc/kernel/postrm.d/zzz-homelab"
-_UUIDS = "/etc/kernel/proxmox-boot-uuids"
+#: The ESPs that proxmox-boot-tool writes.
+UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _LOADER_INFO = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 # A menu or a list of ESPs is no longer than that, in bytes.
 _MENU_BYTES = 1 << 25
@@ -86,7 +88,7 @@ def managed_esps(system: System) -> int:
 
     :raises Failure: the list of them can't be read.
     """
-    return sum(bool(line.strip()) for line in need_text(system, _UUIDS).split("\n"))
+    return sum(bool(line.strip()) for line in need_text(system, UUIDS).split("\n"))
 
 
 def find_loader(system: System) -> Loader:
@@ -95,28 +97,30 @@ def find_loader(system: System) -> Loader:
     :raises Failure: as `managed_esps`.
     """
     files = system.files
-    esps, status, kinds, name = managed_esps(system), "", "", ""
+    esps, status, kinds = managed_esps(system), "", []
     if esps:
         done = system.run.ask("proxmox-boot-tool", "status")
         status = (done.output + done.error).decode("utf-8", "surrogateescape").rstrip("\n")
         written = "\n".join(_ESPS.findall(status))
-        kinds = ("grub" if "grub (" in written else "") + ("uefi" if "uefi (" in written else "")
+        kinds = [kind for kind in ("grub", "uefi") if f"{kind} (" in written]
+    tool = f"proxmox-boot-tool '{''.join(kinds) or 'no ESP'}'"
     # Where ESPs are listed, the menus on them are made alone: of none that is there, nothing is.
-    grub = "grub" if not esps or kinds.startswith("grub") else ""
+    grub = "grub" if not esps or "grub" in kinds else ""
     if not files.at("/sys/firmware/efi").is_dir():  # legacy BIOS: Proxmox VE has GRUB only
-        return Loader(grub, f"legacy BIOS, proxmox-boot-tool '{kinds or 'no ESP'}'", status)
+        return Loader(grub, f"legacy BIOS, {tool}", status)
     # The boot loader says its own name in an EFI variable: 4 attribute bytes, then UTF-16. GRUB does so from 2.12 on.
     name = "".join(chr(byte) for byte in files.read(_LOADER_INFO, 4096) or b"" if 32 <= byte < 127)
-    clues = f"LoaderInfo '{name or 'not set'}', proxmox-boot-tool '{kinds or 'no ESP'}'"
+    clues = f"LoaderInfo '{name or 'not set'}', {tool}"
     loader = ""
     if name.startswith("systemd-boot"):
         # Without proxmox-boot-tool's ESPs nothing here would generate its entries.
-        loader = "systemd-boot" if kinds.endswith("uefi") else ""
+        loader = "systemd-boot" if "uefi" in kinds else ""
     elif name.startswith("GRUB"):
         loader = grub
     elif not name:
-        loader = {"uefi": "systemd-boot", "grub": "grub"}.get(kinds, "")
-        if not kinds and files.exists(GRUB_MENU):
+        if kinds == ["uefi"]:
+            loader = "systemd-boot"
+        elif kinds == ["grub"] or (not kinds and files.exists(GRUB_MENU)):
             loader = "grub"
     return Loader(loader, clues, status)
 
@@ -137,7 +141,7 @@ def need_loader(system: System) -> str:
             "to know which boot loader makes the kernel command line: GRUB, or systemd-boot with proxmox-boot-tool",
             loader.clues,
             "the wrong one would be configured without effect",
-            f"see `proxmox-boot-tool status`; remove from {_UUIDS} the UUID of each ESP that the host no longer starts "
+            f"see `proxmox-boot-tool status`; remove from {UUIDS} the UUID of each ESP that the host no longer starts "
             "from, and run `pulumi up` again",
         )
     if not is_configurable(system, loader.name):
@@ -167,7 +171,7 @@ def generate(system: System) -> str | None:
     if _starts_kernels(system):
         old = f"{HOME}/.grub.cfg.homelab-tmp"
         try:
-            system.files.copy(system.files.at(GRUB_MENU), old)
+            system.files.copy(GRUB_MENU, old)
         except OSError:  # a full disk
             _forget(system, old)
             old = ""
@@ -180,7 +184,7 @@ def generate(system: System) -> str | None:
         _forget(system, old)
         return None
     try:
-        system.files.copy(system.files.at(old), GRUB_MENU)
+        system.files.copy(old, GRUB_MENU)
     except OSError:
         return (
             "update-grub has made a menu without any kernel, and the one from before could not be put back: do not "
@@ -206,19 +210,19 @@ def progress_of(system: System) -> Callable[[bytes, float], str]:
     counts = {"initramfs": len(kernels(system)), "ESP": managed_esps(system)}
 
     def progress(output: bytes, seconds: float) -> str:
-        begun, kind, kernel = {"initramfs": 0, "ESP": 0}, "", ""
+        begun, kind, version = {"initramfs": 0, "ESP": 0}, "", ""
         for line in as_text(output).splitlines():
             if match := _MAKES.match(line):
-                kind, kernel = match.lastgroup or "", match["initramfs"] or ""
+                kind, version = match.lastgroup or "", match["initramfs"] or ""
                 begun[kind] += 1
                 if kind == "initramfs":  # each is copied to all of them
                     begun["ESP"] = 0
             elif "boot-entry for " in line:
-                kernel = line.split()[-1]
+                version = line.split()[-1]
         if not kind:
             return ""
         of_all = f" of {counts[kind]}" if begun[kind] <= counts[kind] else ""
-        return f"{kind} {begun[kind]}{of_all}{f' ({kernel})' if kernel else ''}, {seconds:.0f} s"
+        return f"{kind} {begun[kind]}{of_all}{f' ({version})' if version else ''}, {seconds:.0f} s"
 
     return progress
 
@@ -289,12 +293,7 @@ def clear_half_made(system: System) -> None:
     """
     files = system.files
     half = [name for name in files.names("/boot") if name.startswith("initrd.img-") and name.endswith(".new")]
-    # Another program's may be at work: the kernel knows a process by the first 15 letters of its name.
-    if half and not any(
-        files.line(f"/proc/{number}/comm") in ("update-initramf", "mkinitramfs")
-        for number in files.names("/proc")
-        if number.isdigit()
-    ):
+    if half and not kernel.is_at_work(system, "update-initramfs", "mkinitramfs"):  # another program's
         for name in half:
             disk.remove(files.at(f"/boot/{name}"))
 

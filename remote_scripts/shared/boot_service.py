@@ -17,7 +17,7 @@ from remote_scripts.tools.system import System
 #: Before the path of the agent, or of a program: without what a login has in the environment or in
 #: site-packages, and without writing bytecode.
 PYTHON = "/usr/bin/python3 -I -S -B -X utf8"
-_UNITS = "/etc/systemd/system"
+UNITS = "/etc/systemd/system"
 _WANTED_BY = {"service": "multi-user.target", "timer": "timers.target"}
 _SECONDS = 60.0
 
@@ -49,9 +49,7 @@ class Service:
     @property
     def links(self) -> dict[str, str]:
         """What `systemctl enable` makes -> where it leads."""
-        return {
-            f"{_UNITS}/{_WANTED_BY[name.rpartition('.')[2]]}.wants/{name}": f"{_UNITS}/{name}" for name in self.units
-        }
+        return {f"{UNITS}/{_WANTED_BY[name.rpartition('.')[2]]}.wants/{name}": f"{UNITS}/{name}" for name in self.units}
 
 
 def serve(system: System, service: Service, needed: bool) -> None:
@@ -69,7 +67,7 @@ def install(system: System, service: Service) -> None:
     if service.module:
         files.put(service.layer, service.program, 0o755, program(service.module))
     for name, text in service.units.items():
-        files.put(service.layer, f"{_UNITS}/{name}", 0o644, text.encode())
+        files.put(service.layer, f"{UNITS}/{name}", 0o644, text.encode())
     for link, path in service.links.items():
         if files.at(link).is_symlink():
             continue
@@ -105,7 +103,7 @@ def drop(system: System, service: Service) -> None:
             files.remove(link)
             files.changed = True
     for name in service.units:
-        files.drop(service.layer, f"{_UNITS}/{name}")
+        files.drop(service.layer, f"{UNITS}/{name}")
     if service.module:
         files.drop(service.layer, service.program)
     if files.changed and not files.planning:

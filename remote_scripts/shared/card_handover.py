@@ -6,10 +6,11 @@ what a function has now, and so each can be done again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
-from remote_scripts.shared import card_users, guest_conf, guests, handover, shared_card
+from remote_scripts.shared import card_users, guest_conf, guests, handover
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
@@ -32,17 +33,17 @@ class CardHandover:
     """
 
     def __init__(self, system: System, card: Card) -> None:
-        self.recorded = RecordedCard(system, card)
-        self._driver = CardDriver(self.recorded)
-        self.containers = CardContainers(self.recorded, self._driver)
-        self._system, self._card = system, card
+        self._system = system
+        self.card = RecordedCard(system, card)
+        self._driver = CardDriver(self.card)
+        self.containers = CardContainers(self.card, self._driver)
         self._turned_away_file = f"{handover.FOLDER}/{card.name}.turned_away"
         self.why_kept = ""
 
     def refusal(self, vmid: str, found: str, next: str) -> Failure:
         """What a VM's start ends with."""
         return Failure(
-            f"gpus.{self._card.name} for VM {vmid}, which starts",
+            f"gpus.{self.card.name} for VM {vmid}, which starts",
             found,
             "a card that is still in use makes NVIDIA's driver wait for ever, so it is taken only when nothing uses it",
             next,
@@ -52,25 +53,25 @@ class CardHandover:
 
     def _is_to_be_taken(self, vmid: str) -> bool:
         """Whether the VM names the card, and hasn't it yet."""
-        record = self.recorded.record
+        record = self.card.record
         has_it = record.vm == vmid and record.state in ("VM", "RETURNING")
-        return not has_it and card_users.names_card(self._system, self._card, vmid)
+        return not has_it and card_users.names_card(self.card, vmid)
 
     def need_no_run(self, vmid: str) -> None:
         """:raises Failure: a run is at work on this host, and the card is yet to be taken for the VM."""
         run = handover.run_at_work(self._system, vmid)
         if run is None or not self._is_to_be_taken(vmid):
             return
-        self.recorded.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
+        self.card.say(f"VM {vmid} doesn't get it: an up or a destroy of this host is at work ({run})")
         # For the reading of the host, until a VM has got the card. There is no state: everything is as it was.
         text = f"vm={vmid}\nat={time.strftime('%F %T')}\nrun={run}\n"
         try:
-            self._system.files.need_folder(self._system.files.at(handover.FOLDER))
+            self._system.files.need_folder(handover.FOLDER)
             self._system.files.write(self._turned_away_file, text.encode(), 0o600)
         except OSError:
-            self.recorded.say("that can't be noted on the disk")
+            self.card.say("that can't be noted on the disk")
         raise Failure(
-            f"gpus.{self._card.name} for VM {vmid}, which starts",
+            f"gpus.{self.card.name} for VM {vmid}, which starts",
             f"an up or a destroy of this host is at work: {run or 'which one is not known'}",
             "its steps need the card where it is, and would end half-way without it; nothing was changed",
             "start the VM again when that has ended",
@@ -82,13 +83,13 @@ class CardHandover:
         """
         try:
             lock = guest_conf.option_of_vm(self._system, vmid, "lock")
-        except OSError as error:
-            found = f"the configuration of VM {vmid} can't be read ({error.strerror})"
-            raise self.refusal(vmid, found, "see why, then start the VM again") from error
+        except Failure as failure:
+            found = f"the configuration of VM {vmid} can't be read ({failure.found})"
+            raise self.refusal(vmid, found, "see why, then start the VM again") from failure
         if lock != "backup" or not self._is_to_be_taken(vmid):
             return
         # By other configuration, there is nothing to hand over.
-        if self.recorded.record.state in ("HOST", "HELD") and shared_card.is_on_vfio(self._system, self._card):
+        if self.card.record.state in ("HOST", "HELD") and self.card.is_on_vfio():
             return
         raise self.refusal(vmid, card_users.backup_refusal(vmid), "nothing was changed; back the VM up while it runs")
 
@@ -102,47 +103,45 @@ class CardHandover:
         if self._is_kept(vmid):
             return
         self.settle()
-        record = self.recorded.record
+        record = self.card.record
         if record.state == "VM":
             raise self.refusal(vmid, f"VM {record.vm} has it since {record.at}", "shut that VM down first")
         if record.state not in ("HOST", "HELD"):
             raise self.refusal(vmid, f"{record.state}: {record.why}", "homelab doctor explains it")
         # Bound at boot by other configuration, such as before `up` has made another use of it.
-        if shared_card.is_on_vfio(self._system, self._card):
-            self.recorded.say(
-                f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there"
-            )
+        if self.card.is_on_vfio():
+            self.card.say(f"VM {vmid} starts, and the card is on vfio-pci already, not by this program: it stays there")
             return
         # Once more: a run may have begun since the first look.
         self.need_no_run(vmid)
         try:
-            users = card_users.need_possible(self._system, self._card, vmid)
+            users = card_users.need_possible(self.card, vmid)
         except RefusedError as error:
-            self.recorded.rest("HELD", f"VM {vmid} didn't get it: {error}")
+            self.card.rest("HELD", f"VM {vmid} didn't get it: {error}")
             next = "nothing was changed; mend that, and start the VM again"
             raise self.refusal(vmid, str(error), next) from error
         try:
             self._drain(vmid, users)
-            card_users.need_unused(self._system, self._card)
+            card_users.need_unused(self.card)
             self._driver.bind_to_vfio()
             if not self._record_vm():
                 raise RefusedError("its state can't be noted on the disk")
         except RefusedError as error:
-            if self.recorded.record.state == "STUCK":
+            if self.card.record.state == "STUCK":
                 next = "reboot the host when it suits you; its containers stay off until then"
-                raise self.refusal(vmid, self.recorded.record.why, next) from error
+                raise self.refusal(vmid, self.card.record.why, next) from error
             self.return_card(f"VM {vmid} didn't get it: {error}")
             next = (
                 f"what was stopped is started again ({handover.STORY}); end what has the card, and start the VM again"
             )
             raise self.refusal(vmid, str(error), next) from error
-        self.recorded.say(f"VM {vmid} has it")
+        self.card.say(f"VM {vmid} has it")
 
     def _is_kept(self, vmid: str) -> bool:
         """The VM that had it last starts again (`qm reboot`, or before the way back has begun): it is all there
         already.
         """
-        record = self.recorded.record
+        record = self.card.record
         if record.state not in ("VM", "RETURNING") or record.vm != vmid or record.boot != boot_id(self._system):
             return False
         power = guests.power_of(self._system, "qm", vmid)
@@ -151,9 +150,9 @@ class CardHandover:
             raise self.refusal(vmid, found, "start the VM again")
         if power in ("on", "unknown"):
             return False
-        is_there = shared_card.is_on_vfio(self._system, self._card) and shared_card.is_alive(self._system, self._card)
+        is_there = self.card.is_on_vfio() and self.card.is_alive()
         if is_there and self._record_vm():
-            self.recorded.say(f"VM {vmid} keeps it")
+            self.card.say(f"VM {vmid} keeps it")
             return True
         # This start holds the VM's lock, by which `settle` would take it for one that goes on.
         record.state = "RETURNING"
@@ -161,34 +160,34 @@ class CardHandover:
 
     def _record_vm(self) -> bool:
         """Whether it is on the disk that the VM has the card."""
-        if not self.recorded.save(state="VM", why=""):
+        if not self.card.save(state="VM", why=""):
             return False
         self._system.files.remove(self._turned_away_file)
         return True
 
     def _drain(self, vmid: str, users: Sequence[Container]) -> None:
-        record = self.recorded.record
-        numbers = self._driver.node_numbers
+        record = self.card.record
+        numbers = self.card.numbers
         ids = [user.ctid for user in users]
         # Those that are to be started after an earlier handover, by the numbers of then.
         owed = []
         if record.state == "HELD":
-            owed = [ctid for ctid in record.containers.split() if ctid not in ids]
+            owed = [ctid for ctid in record.containers if ctid not in ids]
             owed = [ctid for ctid in owed if not guests.is_gone(self._system, "pct", ctid)]
-        self.recorded.need_saved(
+        self.card.need_saved(
             state="DRAINING",
             vm=vmid,
             why="",
-            given_up="",
+            given_up=(),
             numbers=record.numbers if owed else numbers,
             taken=numbers,
-            modules="",
-            d3cold="",
+            modules=(),
+            d3cold=(),
             **self.containers.fields(owed, users),
             **self._driver.persistence(),
         )
         shut = f"; containers {' '.join(ids)} are shut down for it" if ids else ""
-        self.recorded.say(f"VM {vmid} starts and gets it{shut}")
+        self.card.say(f"VM {vmid} starts and gets it{shut}")
         for ctid in [*owed, *ids]:
             self.containers.shut_down(ctid)
         self._driver.drain()
@@ -204,62 +203,59 @@ class CardHandover:
         if is_going_down(self._system):
             return
         if self._driver.is_step_unknown:
-            self.recorded.say(
+            self.card.say(
                 "it isn't known whether its last step is still at work: once it is, that step is brought to an end"
             )
             return
         if ctid := self.containers.shutting_down():
-            self.recorded.say(f"container {ctid} is still going off: it is started after that")
+            self.card.say(f"container {ctid} is still going off: it is started after that")
             return
         if self._driver.is_bound():
             if self._driver.load():
                 self._restore_users(why)
             return
-        alive = shared_card.is_alive(self._system, self._card)
+        alive = self.card.is_alive()
         if alive is None:
-            self.recorded.say("it isn't known now whether it answers: it stays where it is until that can be read")
+            self.card.say("it isn't known now whether it answers: it stays where it is until that can be read")
             return
         if not alive:
-            self.recorded.rest(
+            self.card.rest(
                 "DEAD",
-                f"its configuration space doesn't read as it should after VM {self.recorded.record.vm}: no driver is "
+                f"its configuration space doesn't read as it should after VM {self.card.record.vm}: no driver is "
                 "let near it, and its containers stay off",
             )
             return
         if not self._has_vm_let_go():
             return
-        if not self.recorded.save(state="RETURNING", why=why):
-            self.recorded.say("its state can't be noted: the disk is full")
+        if not self.card.save(state="RETURNING", why=why):
+            self.card.say("its state can't be noted: the disk is full")
         if not self._driver.release() or not self._driver.load():
             return
         bind = self._driver.bind()
-        if bind.result == "unanswered" and (self._driver.is_step_unknown or self._driver.name != "nvidia"):
-            self.recorded.say(bind.output)
+        if bind.result == "unanswered" and (self._driver.is_step_unknown or self.card.driver != "nvidia"):
+            self.card.say(bind.output)
             return
         if bind.result != "waits":
             self._restore_users(why)
 
     def _has_vm_let_go(self) -> bool:
         """QEMU must have let go: to take a device from vfio-pci while it has it waits for its end."""
-        nodes = shared_card.group_nodes(self._system, self._card)
+        nodes = self.card.group_nodes()
         if not nodes:
             return True
-        paths = [str(self._system.files.at(node)) for node in nodes]
-        numbers = self._system.run.ask("stat", "-L", "-c", "%t:%T", *paths).text.split()
         try:
-            if len(numbers) < len(nodes):
-                raise ScanError(f"the numbers of {' '.join(nodes)} can't be read")
-            mapped = shared_card.mapped_as(self._system, self._card)
-            processes = processes_using(self._system, nodes[0], set(numbers), mapped)
-        except ScanError as error:
-            self.recorded.say(f"it stays where it is for now: {error}")
+            devices = [self._system.files.at(node).stat().st_rdev for node in nodes]
+            numbers = {f"{os.major(device):x}:{os.minor(device):x}" for device in devices}
+            processes = processes_using(self._system, nodes[0], numbers, self.card.mapped_as())
+        except (ScanError, OSError) as error:
+            self.card.say(f"it stays where it is for now: {error}")
             return False
         if processes:
             why = f"it stays where it is for now: {' '.join(processes)} still has it"
-            if self.recorded.record.state == "VM":
+            if self.card.record.state == "VM":
                 self.why_kept = why  # maybe for days: it is said once
             else:
-                self.recorded.say(why)
+                self.card.say(why)
         return not processes
 
     def _restore_users(self, why: str) -> None:
@@ -267,24 +263,24 @@ class CardHandover:
         self._driver.let_clients_in()  # asked again below
         if not self._driver.make_nodes():
             return
-        self.recorded.record.owed = "yes"
+        self.card.record.owed = True
         query = self._driver.query()
         if not query.is_done:
             found = (
-                f"NVIDIA's driver doesn't get along with it (driver: {self._driver.name}; nvidia-smi: "
+                f"NVIDIA's driver doesn't get along with it (driver: {self.card.driver}; nvidia-smi: "
                 f"{query.output or 'no answer'}); its containers stay off"
             )
-            if shared_card.is_alive(self._system, self._card) is False:
-                self.recorded.rest("DEAD", found)
+            if self.card.is_alive() is False:
+                self.card.rest("DEAD", found)
             else:
-                self.recorded.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
+                self.card.rest("HELD", f"{why}; {found} until it answers".removeprefix("; "))
             return
         why = "; ".join(filter(None, (why, self.containers.restore())))
         if why:
-            self.recorded.rest("HELD", why)
+            self.card.rest("HELD", why)
         else:
-            self.recorded.say("it is with the host again")
-            self.recorded.remove()
+            self.card.say("it is with the host again")
+            self.card.remove()
 
     # What was cut short.
 
@@ -292,7 +288,7 @@ class CardHandover:
         """Brings to an end what was cut short: after a hook or a service that was killed, a start that failed (for
         which Proxmox VE calls no hook), a reboot of the host. What is at rest, and a VM that runs, stays.
         """
-        record = self.recorded.record
+        record = self.card.record
         if record.state != "HOST" and record.boot != boot_id(self._system):
             self._settle_after_boot()
             return
@@ -300,7 +296,7 @@ class CardHandover:
             return
         # A VM that runs has its card for days.
         if record.state == "VM":
-            self.why_kept = card_users.why_vm_keeps(self._system, self._card, record)
+            self.why_kept = card_users.why_vm_keeps(self.card, record)
             if self.why_kept:
                 return
         if record.state == "STUCK":
@@ -313,7 +309,7 @@ class CardHandover:
             # A write that waits in the kernel may be of a caller that was killed. Where systemd doesn't say whether
             # there is one, it is asked again later.
             if is_active and record.state != "STUCK" and record.age >= 120:
-                self.recorded.mark_stuck("a step on its way")
+                self.card.mark_stuck("a step on its way")
             return
         if record.state in ("DRAINING", "DETACHED"):
             self.return_card(f"the way to VM {record.vm} was cut short")
@@ -329,15 +325,11 @@ class CardHandover:
         """
         if not boot_id(self._system):
             raise RefusedError("which boot of the host this is can't be read")
-        state = self.recorded.record.state
-        if (
-            state == "DEAD"
-            and shared_card.has_expected_ids(self._system, self._card)
-            and not shared_card.is_alive(self._system, self._card)
-        ):
+        state = self.card.record.state
+        if state == "DEAD" and self.card.has_expected_ids() and not self.card.is_alive():
             return
-        self.recorded.say(f"the host has been started since (it was {state}): the card is with it")
-        self.recorded.remove()
+        self.card.say(f"the host has been started since (it was {state}): the card is with it")
+        self.card.remove()
 
     def retry(self) -> None:
         """Tries again for a while what came to nothing: containers that didn't start for a reason that passes, such as
@@ -345,9 +337,9 @@ class CardHandover:
         long as it takes.
         """
         self.containers.forget_started()
-        record = self.recorded.record
-        given_up = record.given_up.split()
-        owed = [ctid for ctid in record.containers.split() if ctid not in given_up]
+        record = self.card.record
+        given_up = record.given_up
+        owed = [ctid for ctid in record.containers if ctid not in given_up]
         is_card_owed = record.owed and GIVEN_UP not in record.why
         if record.state != "HELD" or not (owed or is_card_owed) or record.boot != boot_id(self._system):
             return
@@ -355,7 +347,7 @@ class CardHandover:
             return
         locked = [] if record.owed else [ctid for ctid in owed if self.containers.is_locked(ctid)]
         if owed and len(locked) == len(owed):
-            self.recorded.save(since="now")
+            self.card.save(since="now")
             return
         if record.age >= RETRY_SECONDS:
             self.containers.give_up([ctid for ctid in owed if ctid not in locked])
@@ -363,30 +355,30 @@ class CardHandover:
         if not self._is_bound_again():
             return
         # Its modules may have come with other numbers.
-        is_new = record.owed or shared_card.have_moved(record.numbers, self._driver.node_numbers)
-        if is_new and self._driver.name == "nvidia" and not self._driver.make_nodes():
+        is_new = record.owed or (record.numbers and record.numbers.have_moved(self.card.numbers))
+        if is_new and self.card.driver == "nvidia" and not self._driver.make_nodes():
             return
         if not self._driver.query().is_done:
             return
         why = self.containers.restore()
         if not why and not given_up:
-            self.recorded.say("it is with the host again, and its containers run")
-            self.recorded.remove()
+            self.card.say("it is with the host again, and its containers run")
+            self.card.remove()
         else:
             if why not in record.why:
-                self.recorded.say(why)
+                self.card.say(why)
             ending = self.containers.how_to_start(given_up) if given_up else ""
-            self.recorded.save(why="; ".join(filter(None, (why, ending))))
+            self.card.save(why="; ".join(filter(None, (why, ending))))
 
     def _is_bound_again(self) -> bool:
         """A card that came back and that no driver took is given to its driver once more. False: that waits in the
         kernel. One that a user has given to another driver since stays there.
         """
-        if not self.recorded.record.owed or self._driver.name:
+        if not self.card.record.owed or self.card.driver:
             return True
-        if not shared_card.has_expected_ids(self._system, self._card):
+        if not self.card.has_expected_ids():
             return True
-        if not shared_card.is_alive(self._system, self._card):
+        if not self.card.is_alive():
             return True
         if self._driver.is_active() is not False or not self._driver.load():
             return False

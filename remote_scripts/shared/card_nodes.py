@@ -14,6 +14,7 @@ from typing import Literal
 
 from remote_scripts.shared import nvidia
 from remote_scripts.shared.container_conf import Method
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
@@ -64,7 +65,7 @@ def drm_node(system: System, address: str, prefix: str) -> str:
 
     :param prefix: card or renderD.
     """
-    for name in system.files.names(f"/sys/bus/pci/devices/{address}/drm"):
+    for name in system.files.names(f"{DEVICES}/{address}/drm"):
         if name.startswith(prefix) and _DRM_NAME.fullmatch(name):
             return f"/dev/dri/{name}"
     return ""

@@ -9,19 +9,18 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
-from remote_scripts.shared.card import Card
-from remote_scripts.shared.conf_files import links_of, need, texts_of
+from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs
+from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
 from remote_scripts.shared.kernel import boot_id
-from remote_scripts.shared.pci import DEVICES, driver_of
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.pmxcfs import PVE_LXC, content_of
 from remote_scripts.shared.processes import ScanError, processes_using
+from remote_scripts.shared.shared_card import SharedCard
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-_RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 _ARMED = "/var/lib/homelab/armed"
 _SMI_SECONDS = 30.0
 #: Between the two halves of `qm reboot`.
@@ -72,7 +71,7 @@ def container(system: System, ctid: str) -> Container | None:
         content = content_of(system, f"{PVE_LXC}/{ctid}.conf")
         if content is None:
             return None
-        text = content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
+        text = decoded(content)
         conf = parse(whole(text, lambda path: texts_of(system, path), hooks=False))
         return Container(ctid, conf, addresses(text), links_of(system, conf, need))
     except Failure as failure:
@@ -85,31 +84,24 @@ def containers(system: System) -> Iterator[Container]:
     :raises RefusedError: they can't be listed, or one's configuration can't be read.
     """
     try:
-        names = pmxcfs.names(system, PVE_LXC)
+        ctids = pmxcfs.guest_ids(system, PVE_LXC)
     except Failure as failure:
         raise RefusedError(f"the containers of this host can't be listed ({failure.found})") from failure
-    for name in names:
-        if (match := re.fullmatch(r"([1-9]\d*)\.conf", name)) and (user := container(system, match[1])):
-            yield user
+    yield from filter(None, (container(system, ctid) for ctid in ctids))
 
 
-def power_of(system: System, ctid: str) -> guests.Power:
-    """Whether a container runs."""
-    return guests.power_of(system, "pct", ctid)
-
-
-def running_with(system: System, card: Card) -> list[Container]:
+def running_with(card: SharedCard) -> list[Container]:
     """The containers that run and have the card by their configuration, in the order in which they are shut down: that
     of the host's start, backwards.
 
     :raises RefusedError: one of them can't be shut down, or that isn't known.
     """
-    minor, drm = shared_card.minor_of(system, card), shared_card.drm_names(system, card)
+    system, minor, drm = card.system, card.minor, card.drm_names
     to_shut_down = []
     for user in containers(system):
         if not user.has(minor, drm, card.gpu):
             continue
-        power = power_of(system, user.ctid)
+        power = guests.power_of(system, "pct", user.ctid)
         if power == "unknown":
             raise RefusedError(f"it isn't known whether container {user.ctid} runs (`pct status {user.ctid}`)")
         if power != "on":
@@ -130,26 +122,18 @@ def _shutdown_rank(user: Container) -> tuple[int, int]:
 # -- VMs -----------------------------------------------------------------------------------------------------------
 
 
-def names_card(system: System, card: Card, vmid: str) -> bool:
+def names_card(card: SharedCard, vmid: str) -> bool:
     """Whether a hostpci option of the VM gives the card, by its address or by a mapping, of which the lines of this
     node count. A mapping that isn't known, or a configuration that can't be read, may.
     """
     slot = card.gpu.rpartition(".")[0]
     try:
-        lines = guest_conf.lines_of_vm(system, vmid)
-    except OSError:
+        lines = guest_conf.lines_of_vm(card.system, vmid)
+    except Failure:
         return True
-    for line in lines:
-        match = re.match(r"hostpci\d+:\s*(.*)$", line)
-        if not match:
-            continue
-        words = match[1].strip().split(",")
-        mapping = next((word.partition("=")[2] for word in words if word.startswith("mapping=")), "")
-        if mapping:
-            paths = _mapped(system, mapping)
-            if paths is None or any(slot in _slots(path) for path in paths):
-                return True
-        elif any(slot in _slots(word.removeprefix("host=")) for word in words):
+    for mapping, host in guest_conf.given_devices(lines):
+        paths = _mapped(card.system, mapping) if mapping else [host]
+        if paths is None or any(slot in _slots(path) for path in paths):
             return True
     return False
 
@@ -163,16 +147,17 @@ def _slots(path: str) -> list[str]:
 def _mapped(system: System, name: str) -> list[str] | None:
     """What a mapping stands for on this node; None: it isn't known."""
     try:
-        content = content_of(system, guest_conf.MAPPINGS) or b""
+        text = pmxcfs.text_of(system, guest_conf.MAPPINGS)
     except Failure:
         return None
-    return guest_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
+    return guest_conf.mapped(text, name, pmxcfs.this_node(system).name)
 
 
-def why_vm_keeps(system: System, card: Card, record: Record) -> str:
+def why_vm_keeps(card: SharedCard, record: Record) -> str:
     """Why the VM that has a card has not ended, and keeps it; empty: it has, or it has not begun; or it runs by now
     without the card, or another one does that got its id. A start holds the VM's lock from before the hook to its end.
     """
+    system = card.system
     try:
         # Before the question: a start that has come to its end meanwhile is seen by that.
         if system.work.is_locked(f"/run/lock/qemu-server/lock-{record.vm}.conf"):
@@ -183,10 +168,12 @@ def why_vm_keeps(system: System, card: Card, record: Record) -> str:
         if power == "gone":
             return ""
         if power == "on":
-            return "it runs" if names_card(system, card, record.vm) else ""
+            return "it runs" if names_card(card, record.vm) else ""
         lock = guest_conf.option_of_vm(system, record.vm, "lock")
     except OSError as error:
         return f"it isn't known whether it has ended: {error.strerror}"
+    except Failure as failure:
+        return f"it isn't known whether it has ended: {failure.found}"
     if lock == "backup":  # of a VM that ran: the backup starts it again
         return (
             f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
@@ -207,52 +194,47 @@ def backup_refusal(vmid: str) -> str:
     )
 
 
-def need_possible(system: System, card: Card, vmid: str) -> list[Container]:
+def need_possible(card: SharedCard, vmid: str) -> list[Container]:
     """What stands against giving the card to a VM now; returns the containers that would be shut down.
 
     :raises RefusedError: something does.
     """
-    _need_card(system, card)
-    _need_confirmed_boot(system)
+    _need_card(card)
+    _need_confirmed_boot(card.system)
     try:
-        lock = guest_conf.option_of_vm(system, vmid, "lock")
-    except OSError as error:
-        raise RefusedError(f"the configuration of VM {vmid} can't be read ({error.strerror})") from error
+        lock = guest_conf.option_of_vm(card.system, vmid, "lock")
+    except Failure as failure:
+        raise RefusedError(f"the configuration of VM {vmid} can't be read ({failure.found})") from failure
     if lock == "backup":
         raise RefusedError(backup_refusal(vmid))
-    driver = driver_of(system, card.gpu)
+    driver = card.driver
     if driver != "nvidia":
         raise RefusedError(f"NVIDIA's driver doesn't have it, but {driver or 'none'}")
     for address in card.functions:
-        _need_free_function(system, address)
-    _need_undivided(system, card)
-    _need_unreserved(system, card, vmid)
-    _need_drm_that_lets_go(system, card)
-    _need_no_console(system, card)
-    return running_with(system, card)
+        _need_free_function(card.system, address)
+    _need_undivided(card)
+    _need_unreserved(card, vmid)
+    _need_drm_that_lets_go(card)
+    _need_no_console(card)
+    return running_with(card)
 
 
 def _need_confirmed_boot(system: System) -> None:
     """A boot that isn't confirmed yet is verified with the card."""
-    path = system.files.at(_ARMED)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
+        armed = system.files.need_text(_ARMED)
     except OSError as error:
-        raise RefusedError(
-            f"whether this boot of the host is confirmed can't be read ({_ARMED}: {error.strerror})"
-        ) from error
-    if [line[5:] for line in text.splitlines() if line.startswith("boot ")] != [boot_id(system)]:
+        raise RefusedError(f"whether this boot of the host is confirmed can't be read ({_ARMED})") from error
+    if system.files.exists(_ARMED) and notes.pairs(armed).get("boot") != boot_id(system):
         raise RefusedError("this boot of the host isn't confirmed yet, which pulumi up does")
 
 
-def _need_card(system: System, card: Card) -> None:
-    if not shared_card.has_expected_ids(system, card):
+def _need_card(card: SharedCard) -> None:
+    if not card.has_expected_ids():
         raise RefusedError(
             f"another device than it is at {' '.join(card.functions)} now; `pulumi up --refresh` finds it again"
         )
-    if not shared_card.is_alive(system, card):
+    if not card.is_alive():
         raise RefusedError("it doesn't answer: its configuration space can't be read")
 
 
@@ -275,8 +257,8 @@ def _need_free_function(system: System, address: str) -> None:
         raise RefusedError(f"whether it is this host's screen can't be read (boot_vga of {address})")
 
 
-def _need_undivided(system: System, card: Card) -> None:
-    words = ("-i", card.gpu, "--query-gpu=mig.mode.current", "--format=csv,noheader")
+def _need_undivided(card: SharedCard) -> None:
+    system, words = card.system, ("-i", card.gpu, "--query-gpu=mig.mode.current", "--format=csv,noheader")
     done = system.run.ask("nvidia-smi", *words, seconds=_SMI_SECONDS)
     if done.status != 0:
         output = system.log.clean(done.output + done.error).strip()
@@ -285,31 +267,31 @@ def _need_undivided(system: System, card: Card) -> None:
         raise RefusedError("MIG is on: it is divided")
 
 
-def _need_unreserved(system: System, card: Card, vmid: str) -> None:
+def _need_unreserved(card: SharedCard, vmid: str) -> None:
     """Has another VM that lives reserved it (PVE::QemuServer::PCI)?"""
     try:
-        content = system.files.need(_RESERVATIONS) or b""
+        content = card.system.files.need(guest_conf.RESERVATIONS) or b""
     except OSError as error:
-        raise RefusedError(f"which VM has it can't be read ({_RESERVATIONS})") from error
+        raise RefusedError(f"which VM has it can't be read ({guest_conf.RESERVATIONS})") from error
     for line in content.decode("utf-8", "replace").splitlines():
         words = line.split()
         if len(words) < 2 or words[0] not in card.functions or words[1] == vmid:
             continue
         kind, _, value = words[2].partition(":") if len(words) > 2 else ("", "", "")
-        if kind == "pid" and not system.files.exists(f"/proc/{value}"):
+        if kind == "pid" and not card.system.files.exists(f"/proc/{value}"):
             continue
         if kind == "time" and value.isdecimal() and int(value) <= time.time():
             continue
         raise RefusedError(f"VM {words[1]} has it, or is starting with it")
 
 
-def _need_drm_that_lets_go(system: System, card: Card) -> None:
+def _need_drm_that_lets_go(card: SharedCard) -> None:
     """nvidia-drm opens the card itself with modeset, unless it can be unloaded."""
-    modeset = _attribute(system, "/sys/module/nvidia_drm/parameters/modeset")
-    if modeset not in ("Y", "") or shared_card.is_only(system, card):
+    modeset = _attribute(card.system, "/sys/module/nvidia_drm/parameters/modeset")
+    if modeset not in ("Y", "") or card.is_only():
         return
     try:
-        version = nvidia.version(system)
+        version = nvidia.version(card.system)
     except OSError:
         version = ""
     if not version or tuple(map(int, version.split("."))) < _DRM_DETACHES:
@@ -319,8 +301,9 @@ def _need_drm_that_lets_go(system: System, card: Card) -> None:
         )
 
 
-def _need_no_console(system: System, card: Card) -> None:
+def _need_no_console(card: SharedCard) -> None:
     """Does the host's text console draw on it?"""
+    system = card.system
     if not any(system.files.exists(f"{DEVICES}/{function}/graphics/fb0") for function in card.functions):
         return
     for name in system.files.names("/sys/class/vtconsole"):
@@ -334,34 +317,34 @@ def _need_no_console(system: System, card: Card) -> None:
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
-def processes_with(system: System, card: Card) -> list[str]:
+def processes_with(card: SharedCard) -> list[str]:
     """The processes that have the card open, in words.
 
     :raises RefusedError: it can't be told.
     """
     try:
-        node = f"/dev/nvidia{shared_card.minor_of(system, card)}"
-        numbers = shared_card.node_numbers(system, card)
-        return processes_using(system, node, numbers, shared_card.mapped_as(system, card))
+        node = f"/dev/nvidia{card.minor}"
+        numbers = card.node_numbers()
+        return processes_using(card.system, node, numbers, card.mapped_as())
     except (ScanError, OSError, ValueError) as error:
         raise RefusedError(f"it isn't known who has it: {error}") from error
 
 
-def need_unused(system: System, card: Card) -> None:
+def need_unused(card: SharedCard) -> None:
     """:raises RefusedError: a process has the card open, or that isn't known."""
-    _need_none(processes_with(system, card))
+    _need_none(processes_with(card))
 
 
-def need_sound_unused(system: System, card: Card) -> None:
+def need_sound_unused(card: SharedCard) -> None:
     """The same of a card whose driver is gone: its sound alone can be open.
 
     :raises RefusedError: a process has its sound open, or that isn't known.
     """
-    control, numbers = shared_card.sound_numbers(system, card)
+    control, numbers = card.sound_numbers()
     if not control:
         return
     try:
-        _need_none(processes_using(system, control, numbers, shared_card.mapped_as(system, card)))
+        _need_none(processes_using(card.system, control, numbers, card.mapped_as()))
     except ScanError as error:
         raise RefusedError(f"it isn't known who has its sound open: {error}") from error
 

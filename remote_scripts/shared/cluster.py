@@ -88,6 +88,30 @@ class Obstacle:
     kind: Literal["", "work", "guests", "watchdog"] = ""
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What a node has noted in the cluster. `content`: its bytes; `disks`: that have noout from it."""
+
+    content: bytes
+    node: str
+    since: str
+    until: str
+    disks: tuple[str, ...]
+
+
+def _turn(system: System, path: str = TURN) -> _Turn | None:
+    """The turn that is noted; None: there is none.
+
+    :raises Failure: it can't be read.
+    """
+    content = pmxcfs.content_of(system, path)
+    lines = notes.pairs((content or b"").decode("utf-8", "replace"))
+    if content is None or not lines.get("node"):
+        return None
+    since, until, disks = (lines.get(key, "") for key in ("since", "until", "noout"))
+    return _Turn(content, lines["node"], since, until, tuple(disks.split()))
+
+
 # Whether it may restart.
 
 
@@ -150,36 +174,29 @@ def _turn_of_another(system: System, node: Node, *, planned: bool = False) -> st
     been there for its time; that of one which isn't back stays.
     """
     try:
-        content = pmxcfs.content_of(system, TURN)
+        turn = _turn(system)
     except Failure as failure:
         return f"it isn't known which node restarts: {TURN}: {failure.found}"
-    turn = _lines_of(content)
-    holder = turn.get("node", "")
-    if content is None or not holder or holder == node.name:
+    if turn is None or turn.node == node.name:
         if not planned:
             system.files.remove(_SEEN)
         return ""
-    left = _seconds_left(system, content, planned=planned)
-    if left is not None and left <= 0 and _is_member(system, holder):
+    left = _seconds_left(system, turn, planned=planned)
+    if left is not None and left <= 0 and _is_member(system, turn.node):
         return ""
-    why = f"{holder} restarts, since {turn.get('since', '')} ({TURN})"
+    why = f"{turn.node} restarts, since {turn.since} ({TURN})"
     return why if left is None or left <= 0 else f"{why}; once it is back, that counts for {left:.0f} s more at most"
 
 
-def _lines_of(content: bytes | None) -> dict[str, str]:
-    return notes.pairs((content or b"").decode("utf-8", "replace"))
-
-
-def _seconds_left(system: System, content: bytes, *, planned: bool) -> float | None:
+def _seconds_left(system: System, turn: _Turn, *, planned: bool) -> float | None:
     """Of another node's turn, for which it counts still; None: it has no end."""
-    until = _lines_of(content).get("until", "")
     try:
         written = pmxcfs.time_of(system, TURN)
     except OSError:
         return None
-    if written is None or not _UNTIL.fullmatch(until):
+    if written is None or not _UNTIL.fullmatch(turn.until):
         return None
-    return int(until) - written - _seen_for(system, content, written, planned=planned)
+    return int(turn.until) - written - _seen_for(system, turn.content, written, planned=planned)
 
 
 def _seen_for(system: System, content: bytes, written: float, *, planned: bool) -> float:
@@ -305,7 +322,7 @@ def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
     :raises OSError: so it is.
     """
     files = system.files
-    files.need_folder(files.at(HOME))
+    files.need_folder(HOME)
     files.write(_OWN, f"boot {boot_id(system)}\n".encode(), 0o600)
     # Before anything is set: the turn itself ends where its `up` was killed.
     if why := restart_settings.arm(system, policy.away_seconds):
@@ -338,12 +355,12 @@ def lost_turn(system: System) -> Obstacle | None:
     if not node.clustered or not has_turn(system):
         return None
     try:
-        holder = _lines_of(pmxcfs.content_of(system, TURN)).get("node", "")
+        turn = _turn(system)
     except Failure as failure:
         return Obstacle(f"it isn't known whether it is still this node's turn: {TURN}: {failure.found}")
-    if holder and holder == node.name:
+    if turn and turn.node == node.name:
         return None
-    return Obstacle(f"it isn't this node's turn any more: {TURN} " + (f"names {holder}" if holder else "is gone"))
+    return Obstacle(f"it isn't this node's turn any more: {TURN} {f'names {turn.node}' if turn else 'is gone'}")
 
 
 def lacks_quorum(system: System) -> bool:
@@ -433,7 +450,8 @@ def _is_over(system: System) -> bool:
 
 
 def _is_own(system: System, node: Node, path: str) -> bool:
-    return _lines_of(pmxcfs.content_of(system, path)).get("node") == node.name
+    turn = _turn(system, path)
+    return turn is not None and turn.node == node.name
 
 
 def still_set(system: System) -> str:
@@ -486,14 +504,13 @@ def lift_noout(system: System, name: str) -> Lifted:
     :returns: none: there is nothing to lift; no: it couldn't be, or can't be told.
     """
     try:
-        content = pmxcfs.content_of(system, TURN)
+        turn = _turn(system)
     except Failure:
         return "no"
-    if content is None:
+    if turn is None:
         return "none" if pmxcfs.this_node(system).name else "no"
-    turn = _lines_of(content)
-    disks = turn.get("noout", "").split()
-    if turn.get("node") != name or not disks or not all(map(str.isdecimal, disks)):
+    disks = turn.disks
+    if turn.node != name or not disks or not all(map(str.isdecimal, disks)):
         return "none"
     is_back = _is_member(system, name)
     if is_back is not False:
@@ -511,12 +528,11 @@ def lift_noout(system: System, name: str) -> Lifted:
 def lift_noout_of_absent(system: System) -> None:
     """Of the node that has the turn, once that has been there for its time."""
     try:
-        content = pmxcfs.content_of(system, TURN)
+        turn = _turn(system)
     except Failure:
         return  # the process that takes the turn says so
-    name = _lines_of(content).get("node", "")
-    if content is None or not name or name == pmxcfs.this_node(system).name:
+    if turn is None or turn.node == pmxcfs.this_node(system).name:
         return
-    left = _seconds_left(system, content, planned=False)
+    left = _seconds_left(system, turn, planned=False)
     if left is not None and left <= 0:
-        lift_noout(system, name)
+        lift_noout(system, turn.node)

@@ -27,13 +27,8 @@ _ASK_SHELL = (
 )
 
 
-def has_drop_ins(system: System) -> bool:
-    """Whether files of homelab's are among GRUB's. Without them its words are the others' alone."""
-    return bool(drop_ins(system))
-
-
 def drop_ins(system: System) -> list[str]:
-    """Our files among GRUB's."""
+    """Our files among GRUB's. Without them its words are the others' alone."""
     return [f"{_DROP_INS}/{name}" for name in _drop_ins(system) if name.startswith(_OURS)]
 
 

@@ -43,7 +43,12 @@ def texts_of(system: System, path: str) -> list[str]:
     :raises Failure: it can't be read.
     """
     contents = need(path, lambda: contents_of(system, path, _BYTES))
-    return [content.replace(b"\0", b"").decode("utf-8", "surrogateescape") for content in contents]
+    return [decoded(content) for content in contents]
+
+
+def decoded(content: bytes) -> str:
+    """As text: without zero bytes, which no text has."""
+    return content.replace(b"\0", b"").decode("utf-8", "surrogateescape")
 
 
 def need(path: str, work: Callable[[], T]) -> T:

@@ -6,9 +6,9 @@ anew.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
-import socket
 import stat
 from pathlib import Path
 
@@ -60,6 +60,23 @@ class ConfigChange:
         :param look_inside: for the groups; otherwise they are as they were noted.
         :raises Failure: that isn't possible; where it was not changed, what is noted is as it was.
         """
+        nodes = self._prepared(look_inside=look_inside)
+        self._check_original()
+        conf, change = self._written(nodes)
+        if self.changed:
+            # pmxcfs answers before its database is on the disk.
+            self._system.files.flush_all()
+            # It may have been started meanwhile, with what was before.
+            self._note_restart(conf)
+        self._keep(change)
+        if waits_for_restart(self._system, self._ctid):
+            self.notes.write("after", f"{conf.digest}\n")
+        else:
+            self.mark_in_force()  # it is off: its next start takes what is there
+        return change
+
+    def _prepared(self, *, look_inside: bool) -> Nodes:
+        """What was left half-way is out of the way; the nodes, all of which are there."""
         need_container(self._system, self._ctid)
         self._unmount()
         self._wait_for_guests()
@@ -74,26 +91,21 @@ class ConfigChange:
             with file_lock(self._lock, CONF_LOCK_SECONDS) as locked:
                 if locked:
                     pmxcfs.remove_left(self._system, self._path)
-        self._check_original()
-        tries = 0
-        while True:
+        return nodes
+
+    def _written(self, nodes: Nodes) -> tuple[ConfText, Change]:
+        """Writes until nothing is to be changed any more; what there is then, and its plan."""
+        for tries in itertools.count():
             conf = self._conf()
             change = self._plan(conf)
             if not change.is_any:
-                break
+                return conf, change
             _need_changeable(self._ctid, conf, change)
             if self._cards is not None:
                 self._need_open_nodes(conf, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
-            tries += 1
-            if tries > (7 if any(words in self._message for words in _LOCKED) else 5):
-                self._forget_change()
-                raise Failure(
-                    f"the configuration of container {self._ctid} changed",
-                    self._message or "it was changed from elsewhere five times meanwhile",
-                    "writing now could lose another change",
-                    "see who changes it, then run `pulumi up` again",
-                )
+            if tries >= (7 if any(words in self._message for words in _LOCKED) else 5):
+                break
             self._note_change(conf, change)
             self._message = ""
             if self._write_devices(conf, change) and self._write_lines(conf, change):
@@ -105,17 +117,13 @@ class ConfigChange:
                 f"the configuration of container {self._ctid} was changed from elsewhere, or is being changed: reading "
                 "it again"
             )
-        if self.changed:
-            # pmxcfs answers before its database is on the disk.
-            self._system.files.flush_all()
-            # It may have been started meanwhile, with what was before.
-            self._note_restart(conf)
-        self._keep(change)
-        if waits_for_restart(self._system, self._ctid):
-            self.notes.write("after", f"{conf.digest}\n")
-        else:
-            self.mark_in_force()  # it is off: its next start takes what is there
-        return change
+        self._forget_change()
+        raise Failure(
+            f"the configuration of container {self._ctid} changed",
+            self._message or "it was changed from elsewhere five times meanwhile",
+            "writing now could lose another change",
+            "see who changes it, then run `pulumi up` again",
+        )
 
     def planned(self) -> Change:
         """What `apply` would change, as it is now.
@@ -418,17 +426,16 @@ def need_container(system: System, ctid: int) -> None:
         )
     if pmxcfs.content_of(system, f"{pmxcfs.PVE_LXC}/{ctid}.conf") is not None:
         return
-    elsewhere = pmxcfs.node_of(system, ctid)
+    elsewhere, here = pmxcfs.node_of(system, ctid), pmxcfs.this_node(system).name
     if elsewhere:
         raise Failure(
             f"container {ctid}",
             f"it is on the node {elsewhere}, not on this one",
             "a card is in one machine: a guest can have it only on the node that the card is in",
-            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {socket.gethostname()}`), "
-            f"or describe {elsewhere} as a host of its own",
+            f"migrate it to this node (on {elsewhere}, while it is off: `pct migrate {ctid} {here}`), or describe "
+            f"{elsewhere} as a host of its own",
         )
-    names = [name.removesuffix(".conf") for name in pmxcfs.names(system, pmxcfs.PVE_LXC)]
-    others = " ".join(map(str, sorted(int(name) for name in names if name.isdigit())))
+    others = " ".join(pmxcfs.guest_ids(system, pmxcfs.PVE_LXC))
     raise Failure(
         f"container {ctid}",
         f"no such container on this host; there are: {others or 'none'}",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remote_scripts.shared import card_nodes, nvidia, pmxcfs
 from remote_scripts.shared.card_nodes import Cards, Node
@@ -154,7 +154,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
             continue
         if given_by or cards.method == "mount-entry":
             provided[node.path] = given = "mount"
-            rule, mount = mount_lines(node.path, f"{device.major}:{device.minor}")
+            rule, mount = mount_lines(node.path, device.numbers)
             rules += [] if _is_allowed(own.others, given_by, device) else [rule]
             want += [] if given_by else [mount]
         else:
@@ -162,7 +162,7 @@ def plan(system: System, conf: ConfText, notes: Notes, cards: Cards, groups: Map
             provided[node.path] = f"dev {node.path},{given}"
             want.append(provided[node.path])
         origin = (node.address, node.kind) if node.address else (_NONE, _NONE)
-        noted.append(str(RecordedNode(node.path, f"{device.major}:{device.minor}", *origin, given)))
+        noted.append(str(RecordedNode(node.path, device.numbers, *origin, given)))
     return compare(own, [*rules, *want], noted, provided)
 
 
@@ -245,33 +245,29 @@ def follow(system: System, conf: ConfText, notes: Notes) -> Change:
         if not present and not any(node.path == _NONE for node in nodes):
             noted.append(str(node))
             continue
-        now = _current_path(system, node)
+        now, without_line = _current_path(system, node), replace(node, path=_NONE, numbers=_NONE)
         device = system.files.device(now) if now else None
         if device is None:
             if node.address != _NONE:
                 absent.append(f"{node.kind} of {node.address}")
             if node.path == _NONE or _is_of_another(system, node):
-                node = RecordedNode(_NONE, _NONE, node.address, node.kind, node.given)
+                node = without_line
             else:
                 want += present
-            noted.append(str(node))
-            continue
-        numbers = f"{device.major}:{device.minor}"
-        if (node.path, node.numbers) == (now, numbers) or (node.path == now and node.given != "mount"):
+        elif node.path == now and (node.numbers == device.numbers or node.given != "mount"):
             want += present
-            noted.append(str(node))
-            continue
-        given_by = provider(own.others, now)
-        node = RecordedNode(now, numbers, node.address, node.kind, node.given)
-        if node.given == "mount":
-            rule, mount = node.lines
-            rules += [] if _is_allowed(own.others, given_by, device) else [rule]
-            want += [] if given_by else [mount]
-        elif given_by:
-            # The user gives it that; homelab's comes back when the name is another one again.
-            node = RecordedNode(_NONE, _NONE, node.address, node.kind, node.given)
         else:
-            want += node.lines
+            given_by = provider(own.others, now)
+            node = replace(node, path=now, numbers=device.numbers)
+            if node.given == "mount":
+                rule, mount = node.lines
+                rules += [] if _is_allowed(own.others, given_by, device) else [rule]
+                want += [] if given_by else [mount]
+            elif given_by:
+                # The user gives it that; homelab's comes back when the name is another one again.
+                node = without_line
+            else:
+                want += node.lines
         noted.append(str(node))
     return compare(own, [*rules, *want], noted, absent=absent)
 

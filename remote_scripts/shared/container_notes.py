@@ -112,7 +112,7 @@ class Notes:
             disk.flush(where)  # a run that was killed may not have come so far
             disk.flush(where.parent)
             return
-        self._files.need_folder(self._files.at(self.folder))
+        self._files.need_folder(self.folder)
         self._files.write(f"{self.folder}/{name}", content, 0o600)
 
     def write_lines(self, name: str, lines: Iterable[str]) -> None:

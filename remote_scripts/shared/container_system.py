@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 
 from remote_scripts.shared.guests import power_of
+from remote_scripts.shared.pmxcfs import NODES, PVE_LXC, this_node
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import helper
 from remote_scripts.tools.container import Container, attach
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
-
-_NODES = "/etc/pve/nodes"
 
 
 def need_running(host: System, ctid: int) -> Container:
@@ -52,22 +51,22 @@ def is_gone(host: System, ctid: int) -> bool:
     """
 
     def nodes_with_it() -> list[str]:
-        folder = host.files.at(_NODES)
+        folder = host.files.at(NODES)
         return [node for node in sorted(os.listdir(folder)) if (folder / node / f"lxc/{ctid}.conf").exists()]
 
     try:
-        if within_limit(lambda: host.files.at(f"/etc/pve/lxc/{ctid}.conf").exists()):
+        if within_limit(lambda: host.files.at(f"{PVE_LXC}/{ctid}.conf").exists()):
             return False
         nodes = within_limit(nodes_with_it)
     except OSError as error:
         raise Failure(
             f"to know whether container {ctid} is there",
-            f"{_NODES} can't be read: {error.strerror or error}",
+            f"{NODES} can't be read: {error.strerror or error}",
             "what was installed in it is taken out, unless it is gone; nothing was changed",
             "see on the host what keeps the service pve-cluster, whose file system it is, then run the same again",
         ) from error
     if nodes:
-        here = host.files.text("/etc/hostname") or "this node"
+        here = this_node(host).name or "this node"
         raise Failure(
             f"what was installed in container {ctid} taken out",
             f"it is on the node {nodes[0]} now",

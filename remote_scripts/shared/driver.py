@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import boot, kernel, nvidia
+from remote_scripts.shared import boot, kernel
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.pci import DEVICES, driver_of
-from remote_scripts.shared.symptoms import Flavour
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.system import System
 
@@ -33,14 +33,8 @@ _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _LIBRARY = re.compile(r"\.so\.([0-9]{3}\.[0-9.]+)$")
 
 Source = Literal["packages", "run", "found"]
-
-
-@dataclass(frozen=True)
-class Module:
-    """NVIDIA's module: its version and flavour; empty where there is none."""
-
-    version: str = ""
-    flavour: Flavour | Literal[""] = ""
+#: Whose records and files the driver's are.
+LAYER = "nvidia-driver"
 
 
 @dataclass(frozen=True)
@@ -107,12 +101,6 @@ def module(system: System, release: str) -> Module:
     return Module(fields.get("version", ""), "proprietary" if licence == "NVIDIA" else "open" if licence else "")
 
 
-def loaded(system: System) -> Module:
-    """The module that is loaded."""
-    loaded_module = nvidia.loaded(system)
-    return Module(loaded_module.version, loaded_module.flavour) if loaded_module else Module()
-
-
 def library(system: System, soname: str) -> str:
     """The file of the driver's that a library's name leads to; empty where the driver has none."""
     folders = [_LIBRARIES, *(f"{_LIBRARIES}/nvidia/{name}" for name in system.files.names(f"{_LIBRARIES}/nvidia"))]
@@ -165,7 +153,7 @@ def note(system: System, path: str = NOTE) -> Note:
 
     :raises OSError: its note can't be read.
     """
-    line = (system.files.need(path) or b"").decode("utf-8", "replace").partition("\n")[0]
+    line = system.files.need_text(path).partition("\n")[0]
     return Note(*line.split("\t")[:4])
 
 
@@ -174,7 +162,7 @@ def update_phase(system: System) -> str:
 
     :raises OSError: that can't be read.
     """
-    return (system.files.need(f"{UPDATE}/phase") or b"").decode("utf-8", "replace").strip()
+    return system.files.need_text(f"{UPDATE}/phase").strip()
 
 
 def fits(version: str, driver: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from remote_scripts.shared import driver, driver_modules
+from remote_scripts.shared import driver, driver_modules, nvidia
 from remote_scripts.shared.packages import Packages, end_of
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -93,9 +93,8 @@ def run(packages: Packages, installer: Installer, path: str, target: Target) -> 
     done = _start(packages, path, *arguments)
     if done.status != 0:
         # Its own log says more than what it prints; the compiler's is another one.
-        output = done.said.decode("utf-8", "surrogateescape")
         packages.explain(
-            f"{output}{end_of(system, _OWN_LOG, 60)}",
+            f"{done.said_text}{end_of(system, _OWN_LOG, 60)}",
             f"NVIDIA's driver {installer.version}, by its installer",
             "what follows needs it",
         )
@@ -119,7 +118,7 @@ def _clear_the_way(packages: Packages, installer: Installer, target: Target) -> 
     system = packages.system
     driver_modules.blacklist(packages, target)
     arguments = ["--no-check-for-alternate-installs"]
-    loaded = driver.loaded(system).version
+    loaded = nvidia.loaded(system).version
     if loaded and is_at_least("545.23.06", installer.version):
         arguments.append("--allow-installation-with-running-driver")
     elif loaded and driver_modules.unload(packages) is None:
@@ -145,7 +144,7 @@ def _start(packages: Packages, path: str, *arguments: str) -> Done:
     """It unpacks more than a gigabyte, which /tmp and /run, in memory, may not have."""
     files, unpacked = packages.system.files, f"{DOWNLOADS}/unpacked"
     files.remove_tree(unpacked)  # of one that was killed
-    files.need_own_folder(unpacked)
+    files.need_folder(unpacked)
     return packages.do("env", f"TMPDIR={files.name(unpacked)}", "sh", files.name(path), *arguments)
 
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from remote_scripts.shared import boot, driver
-from remote_scripts.shared.driver import Module
-from remote_scripts.shared.nvidia import DAEMON, MODULES
+from remote_scripts.shared import boot, driver, nvidia
+from remote_scripts.shared.nvidia import DAEMON, MODULES, Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -64,7 +63,7 @@ def load(packages: Packages, wanted: Module) -> tuple[Literal["yes", "no"], str]
     :raises Failure: the kernel doesn't take the module.
     """
     system = packages.system
-    loaded = driver.loaded(system)
+    loaded = nvidia.loaded(system)
     if loaded != wanted and loaded.version:
         installed = f"{wanted.version} ({wanted.flavour}) is installed"
         return "yes", f"{loaded.version} ({loaded.flavour}) is loaded, {installed}"
@@ -94,7 +93,7 @@ def load_module(packages: Packages, version: str) -> None:
     new = log[len(log) - log[::-1].index(before[-1]) :] if before and before[-1] in log else log
     messages = [line for line in new if _OF_THE_DRIVER.search(line)]
     packages.explain(
-        "\n".join([done.said.decode("utf-8", "surrogateescape").rstrip("\n"), *messages]),
+        "\n".join([done.said_text.rstrip("\n"), *messages]),
         f"the module nvidia of {version}, loaded",
         "nothing can use the card without it",
         "look at `dmesg | grep NVRM`; is there a card of NVIDIA's, free of other drivers (`lspci -nnk`)?",
@@ -118,7 +117,7 @@ def unload(packages: Packages) -> Callable[[], None] | None:
         if done and done.status != 0:
             system.log.say(f"note: {DAEMON} doesn't start again: {done.text}")
 
-    if packages.do("rmmod", *names, seconds=60).status != 0 and driver.loaded(system).version:
+    if packages.do("rmmod", *names, seconds=60).status != 0 and nvidia.loaded(system).version:
         start_daemon()
         return None
     return start_daemon
@@ -140,15 +139,10 @@ def blacklist(packages: Packages, target: Target) -> None:
 def drop_blacklist(packages: Packages) -> None:
     """nouveau may be loaded again, once the initramfs is renewed."""
     files = packages.system.files
-    if packages.layer and files.exists(record_of_blacklist(packages.layer)):
+    if files.has_put(packages.layer, BLACKLIST):
         files.set_pending(INITRAMFS)
         files.drop(packages.layer, BLACKLIST)
         files.finish()
-
-
-def record_of_blacklist(layer: str) -> str:
-    """The record by which the blacklist is ours."""
-    return f"/var/lib/homelab/files/{layer}{BLACKLIST}"
 
 
 def renew_initramfs(packages: Packages, target: str) -> None:

@@ -25,8 +25,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import driver, driver_installer, driver_modules, kernel
-from remote_scripts.shared.driver import FAMILY, UPDATE, Module
+from remote_scripts.shared import driver, driver_installer, driver_modules, kernel, nvidia
+from remote_scripts.shared.driver import FAMILY, UPDATE
+from remote_scripts.shared.nvidia import Module
 from remote_scripts.shared.packages import Packages
 from remote_scripts.shared.symptoms import Target
 from remote_scripts.tools.errors import Failure
@@ -121,7 +122,7 @@ class Update:
 
         :raises OSError: it can't be read.
         """
-        return (self._files.need(f"{UPDATE}/{name}") or b"").decode("utf-8", "surrogateescape").strip("\n")
+        return self._files.need_text(f"{UPDATE}/{name}").strip("\n")
 
     def note(self, name: str, text: str) -> None:
         """Notes it, in one line."""
@@ -152,10 +153,10 @@ class Update:
         self.note("driver", f"{version}\t{flavour}")
         self.note("kernels", "\n".join(kernels))
         if files.exists(driver.NOTE):
-            files.copy_of(driver.NOTE, f"{UPDATE}/note")
-        if files.exists(driver_modules.record_of_blacklist(self._packages.layer)):
+            files.copy(driver.NOTE, f"{UPDATE}/note")
+        if files.has_put(self._packages.layer, driver_modules.BLACKLIST):
             self.mark("blacklist")
-        if driver.loaded(system).version == version:
+        if nvidia.loaded(system).version == version:
             self.mark("loaded")
             if self.serves_cards():
                 self.mark("worked")
@@ -170,7 +171,7 @@ class Update:
         if done.status != 0:
             raise Failure(
                 f"the driver {version}, kept in {UPDATE}, on the disk",
-                done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of sync",
+                done.failure("sync"),
                 "an update that fails is undone with it",
                 "see whether that disk still takes writes (`dmesg`), then run `pulumi up` again",
             )
@@ -195,7 +196,7 @@ class Update:
             if package.version in offered[package.name]:
                 fetched.append(f"{package.name}={package.version}")
             elif cached := package.file_in(packages, _CACHE):
-                files.copy_of(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
+                files.copy(cached, f"{UPDATE}/{cached.rpartition('/')[2]}")
             else:
                 lost.append(f"{package.name}={package.version}")
         # Without all of them there is no way back, and the others are of no use.
@@ -229,7 +230,7 @@ class Update:
         installer = driver_installer.noted(self._system)
         if installer is None or not installer.url or installer.version != version:
             return [f"NVIDIA's-installer={version}"]
-        self._files.copy_of(driver_installer.INSTALLED, f"{UPDATE}/run")
+        self._files.copy(driver_installer.INSTALLED, f"{UPDATE}/run")
         driver_installer.fetch(self._packages, installer, installer.file(UPDATE))
         return []
 
@@ -268,7 +269,7 @@ class Update:
         if self._target != "lxc":
             driver_modules.renew_initramfs(packages, self._target)
         if self.has("note"):
-            files.copy_of(f"{UPDATE}/note", driver.NOTE)
+            files.copy(f"{UPDATE}/note", driver.NOTE)
         else:
             files.remove(driver.NOTE)
         version = driver.library_version(system)
@@ -331,17 +332,17 @@ class Update:
     def _restart_users(self, version: str) -> str:
         """Brings it into use where that can be done now; returns what is so, in words."""
         packages, system = self._packages, self._system
-        loaded = driver.loaded(system).version
+        loaded = nvidia.loaded(system).version
         start_daemon = None
         if loaded and loaded != version:
             start_daemon = driver_modules.unload(packages)
             if start_daemon is None:
                 return f"; {loaded} is still loaded and in use: {version} is loaded at the next boot"
-        if not driver.loaded(system).version and self.has("loaded"):
+        if not nvidia.loaded(system).version and self.has("loaded"):
             driver_modules.load_module(packages, version)
         if start_daemon:
             start_daemon()
-        if driver.loaded(system).version != version or not self.has("worked"):
+        if nvidia.loaded(system).version != version or not self.has("worked"):
             return ""
         if not self.serves_cards():
             packages.explain(
@@ -350,7 +351,7 @@ class Update:
         return "; nvidia-smi answers"
 
     def _restart_users_in_container(self, version: str) -> str:
-        loaded = driver.loaded(self._system).version
+        loaded = nvidia.loaded(self._system).version
         if loaded and loaded != version:
             return f"; the host's driver is {loaded}, with which they don't work"
         if not self.has("worked") and not self.has("awaited"):

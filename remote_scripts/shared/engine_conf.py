@@ -56,7 +56,7 @@ def begin_change(system: System, path: str) -> None:
     files.make_folder(path.rpartition("/")[0])
     files.remove(f"{_BEFORE}{path}")
     if files.exists(real):
-        files.copy_of(real, f"{_BEFORE}{path}")
+        files.copy(real, f"{_BEFORE}{path}")
 
 
 def end_change(system: System, path: str) -> bool:
@@ -67,7 +67,7 @@ def end_change(system: System, path: str) -> bool:
     is_same = _means_the_same(system, path, before)
     if is_same:
         if files.exists(before) and files.need(before, _BYTES) != files.need(path, _BYTES):
-            files.copy_of(before, _real(system, path))
+            files.copy(before, _real(system, path))
         # It was so before: then it isn't homelab's.
         if state(system, path) == "pending" and _means_the_same(system, path, kept):
             files.remove(record, before)
@@ -101,7 +101,7 @@ def give_back(system: System, path: str) -> bool:
         _keep_without_ours(system, path)
     if current != "missing":  # it was removed since: so it stays
         if files.exists(kept):
-            files.copy_of(kept, real)
+            files.copy(kept, real)
         else:
             files.remove(path)
     files.remove(record)
@@ -172,7 +172,7 @@ def _keep_without_ours(system: System, path: str) -> None:
     if not text.strip(b" \t\r\n{}") and not files.exists(kept):
         files.forget(path)
         return
-    files.need_own_folder(kept.rpartition("/")[0])
+    files.need_folder(kept.rpartition("/")[0])
     files.remove(sums)  # without one it counts as whole
     files.write(kept, text, files.mode(_real(system, path)))
     files.note_kept(path)

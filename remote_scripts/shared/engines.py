@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import NoReturn
 
 from remote_scripts.shared.packages import Packages
@@ -80,8 +79,7 @@ class Engines:
                 "what it finds; see `journalctl -xeu k3s` (k3s-agent), then run `pulumi up` again",
             )
         if engine == "docker":
-            done = self._system.run.ask("docker", "info", "--format", "{{json .Runtimes}}")
-            output = done.text + done.error.decode("utf-8", "replace")
+            output = self._system.run.ask("docker", "info", "--format", "{{json .Runtimes}}").all_text
             if '"nvidia"' not in output:
                 last = "\n".join(output.rstrip("\n").split("\n")[-2:])
                 raise Failure(
@@ -146,10 +144,9 @@ class Engines:
         done = self._packages.do("systemctl", "restart", unit)
         if done.status != 0:
             self._give_up(unit, done)
-        ends = time.monotonic() + _K3S_SECONDS
-        while not self._k3s_knows_nvidia() and time.monotonic() < ends and self._is_active(unit):
-            self._system.work.go_on("waiting for k3s")
-            time.sleep(1)
+        for _ in self._system.work.tries(_K3S_SECONDS, "waiting for k3s"):
+            if self._k3s_knows_nvidia() or not self._is_active(unit):
+                break
         self.restarted = self._system.files.changed = True
 
     def _is_there(self, engine: str) -> bool:
@@ -179,7 +176,7 @@ class Engines:
         if done.status != 0 and self._is_active("docker"):
             raise Failure(
                 f"{self._name}: which containers run, before docker is restarted",
-                (done.text + done.error.decode("utf-8", "replace")).strip() or f"exit status {done.status} of docker",
+                done.all_text or f"exit status {done.status} of docker",
                 "they stop with it, and those that ran are started again",
                 "read `journalctl -xeu docker`, correct the cause, and run `pulumi up` again",
             )
@@ -191,10 +188,10 @@ class Engines:
         else:
             log.say(f"note: restarting docker, and its containers with it: {' '.join(names)}")
             stopped = dict.fromkeys([*self._stopped(), *names])
-            system.files.note(_STOPPED, "".join(f"{name}\n" for name in stopped).encode())
+            system.files.note(_STOPPED, "".join(f"{name}\n" for name in stopped).encode("utf-8", "surrogateescape"))
 
     def _stopped(self) -> list[str]:
-        return (self._system.files.need(_STOPPED) or b"").decode("utf-8", "replace").split()
+        return self._system.files.need_text(_STOPPED).split()
 
     def _start_stopped(self, unit: str) -> None:
         """Those with a restart policy are up again already."""
@@ -224,7 +221,7 @@ class Engines:
         system.files.undo()
         if system.run.do("systemctl", "restart", unit).status == 0:
             self._start_stopped(unit)
-        output = "\n".join(done.said.decode("utf-8", "replace").rstrip("\n").split("\n")[-4:])
+        output = "\n".join(done.said_text.rstrip("\n").split("\n")[-4:])
         raise Failure(
             f"{self._name}: {unit}, started with NVIDIA's runtime in its configuration",
             "\n".join(filter(None, (output, journal))) or "no output",

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from remote_scripts.shared.container_conf import SECTION
-from remote_scripts.shared.time_limit import within_limit
+from remote_scripts.shared.pmxcfs import text_of
 from remote_scripts.tools.system import System
 
 VMS = "/etc/pve/qemu-server"
 MAPPINGS = "/etc/pve/mapping/pci.cfg"
+#: qemu-server's, a line for each PCI function that a VM runs with.
+RESERVATIONS = "/run/qemu-server/pci-id-reservations"
 
 
 def own_lines(text: str) -> list[str]:
@@ -30,24 +32,26 @@ def option_of(lines: Iterable[str], key: str) -> str:
 def lines_of_vm(system: System, vmid: str) -> list[str]:
     """The lines of a VM's configuration above its first section; none where there is no such VM.
 
-    :raises OSError: it can't be read.
+    :raises Failure: it can't be read.
     """
-
-    def read() -> str:
-        try:
-            return system.files.at(f"{VMS}/{vmid}.conf").read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    return own_lines(within_limit(read))
+    return own_lines(text_of(system, f"{VMS}/{vmid}.conf"))
 
 
 def option_of_vm(system: System, vmid: str, key: str) -> str:
     """An option of a VM as it is for its next start; empty: it has none, or there is no such VM.
 
-    :raises OSError: its configuration can't be read.
+    :raises Failure: its configuration can't be read.
     """
     return option_of(lines_of_vm(system, vmid), key)
+
+
+def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Of each hostpci option among these lines the resource mapping, or the addresses that it names."""
+    for line in lines:
+        if option := re.match(r"hostpci\d+:(.*)$", line):
+            parts = (part if "=" in part else f"host={part}" for part in map(str.strip, option[1].split(",")))
+            properties = dict(part.partition("=")[::2] for part in parts)
+            yield properties.get("mapping", ""), properties.get("host", "")
 
 
 def mapping(text: str, name: str) -> list[list[str]] | None:

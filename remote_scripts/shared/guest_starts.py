@@ -52,10 +52,7 @@ _IS_UP = frozenset(("running", "degraded", "maintenance"))
 _LAST_ORDER = 9999999999
 # Tasks that say nothing of whether a user wants a guest on: consoles, and what jobs do at their time, also to one
 # that is off.
-_LEAVES_POWER = frozenset(
-    ("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy")
-    + ("vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot")
-)
+_LEAVES_POWER = guest_tasks.CONSOLES | {"vzdump", "qmsnapshot", "qmdelsnapshot", "vzsnapshot", "vzdelsnapshot"}
 
 
 class UnknownError(Exception):
@@ -164,6 +161,10 @@ def _report_to_next_run(system: System, texts: list[str]) -> None:
     system.files.write(path, f"{before}{'; ' if before else ''}{text}".encode(), 0o600)
 
 
+def _by_hand(line: Line) -> str:
+    return f"`{line.program} start {line.guest}`"
+
+
 class _GuestStarts:
     """One go at all of them. `booted`: when this boot began, in seconds since 1970."""
 
@@ -222,58 +223,78 @@ class _GuestStarts:
         if power in ("on", "gone"):
             return True
         name = self._describe(line)
-        by_hand = f"`{line.program} start {line.guest}`"
         try:
-            has_ha = self._is_under_ha(line)
-            touched, failed = self._tasks_since(line)
-            if touched or has_ha:
-                if failed and power == "off" and not has_ha and line.guest not in self._later:
-                    self._add_off(f"{name} ran before the restart, and has not started again: {failed} ({by_hand})")
+            if self._is_seen_to(line, name, power):
                 return True
             if power == "unknown":
                 raise UnknownError(f"`{line.program} status {line.guest}` doesn't say whether it runs")
             lock = self._option(line, "lock")
             if not lock and cluster.lacks_quorum(self._system):
                 raise UnknownError("the cluster has no quorum, or doesn't say so (`pvecm status`)")
-            takes_card = line.program == "qm" and hookscripts.is_homelabs(self._option(line, "hookscript"))
-            is_left = line.guest in self._later or (takes_card and self._system.work.is_held())
+            is_left = self._is_left_to_run(line)
         except UnknownError as error:
-            why = f": {error}" if str(error) else ""
-            if time.time() - self._booted <= _COUNTS_SECONDS:
-                self._waits(f"it isn't known yet whether {name} may be started{why}")
-                return False
-            self._add_off(
-                f"{name} ran before the restart, and for two hours it wasn't known whether it may be started{why} "
-                f"({by_hand})"
-            )
-            return True
+            return self._is_given_up(line, name, error)
         if self._booted - int(line.since) > _COUNTS_SECONDS:
             self._add_off(
-                f"{name} ran before a restart of this program's, and stays off: that is too long ago ({by_hand})"
+                f"{name} ran before a restart of this program's, and stays off: that is too long ago ({_by_hand(line)})"
             )
-        elif lock and time.time() - self._booted <= _WORK_SECONDS:
-            if busy := activity.at_work(self._system, pmxcfs.this_node(self._system)):
-                self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
-            else:  # such as a backup that a power cut has ended
-                self._add_off(
-                    f"{name} ran before the restart, and is off: it is locked, {lock}, and nothing works on it; this "
-                    f"host starts it once `{line.program} unlock {line.guest}` has taken that lock away"
-                )
+            return True
+        if lock:
+            return self._is_locked_for_good(line, name, lock)
+        # Others were started meanwhile, one after the other, for up to an hour; and this run would cut its start off.
+        if is_left or _is_ending(self._system) or self._system.work.time_for(DO_SECONDS) < DO_SECONDS:
             return False
-        elif lock:
+        self._start(line, name)
+        return True
+
+    def _is_seen_to(self, line: Line, name: str, power: guests.Power) -> bool:
+        """Whether a task, or HA, sees to it.
+
+        :raises UnknownError: that can't be told.
+        """
+        has_ha = self._is_under_ha(line)
+        touched, failed = self._tasks_since(line)
+        if failed and power == "off" and not has_ha and line.guest not in self._later:
+            self._add_off(f"{name} ran before the restart, and has not started again: {failed} ({_by_hand(line)})")
+        return touched or has_ha
+
+    def _is_left_to_run(self, line: Line) -> bool:
+        """Whether a run starts it, or hands it a card: what a run leaves off is started after it.
+
+        :raises UnknownError: its configuration can't be read.
+        """
+        takes_card = line.program == "qm" and hookscripts.is_homelabs(self._option(line, "hookscript"))
+        return line.guest in self._later or (takes_card and self._system.work.is_held())
+
+    def _is_given_up(self, line: Line, name: str, error: UnknownError) -> bool:
+        """Of one that can't be told."""
+        why = f": {error}" if str(error) else ""
+        if time.time() - self._booted <= _COUNTS_SECONDS:
+            self._waits(f"it isn't known yet whether {name} may be started{why}")
+            return False
+        self._add_off(
+            f"{name} ran before the restart, and for two hours it wasn't known whether it may be started{why} "
+            f"({_by_hand(line)})"
+        )
+        return True
+
+    def _is_locked_for_good(self, line: Line, name: str, lock: str) -> bool:
+        """One that is locked is started once that has ended, but for a lock that stays."""
+        unlock = f"`{line.program} unlock {line.guest}`"
+        if time.time() - self._booted > _WORK_SECONDS:
             self._add_off(
                 f"{name} ran before the restart, and stays off: it is locked, {lock} (once nothing works on it: "
-                f"`{line.program} unlock {line.guest}`, then {by_hand})"
+                f"{unlock}, then {_by_hand(line)})"
             )
-        elif is_left:
-            return False  # whom a run leaves off is started after it
-        elif _is_ending(self._system):  # others were started meanwhile, one after the other, for up to an hour
-            return False
-        elif self._system.work.time_for(DO_SECONDS) < DO_SECONDS:
-            return False  # this run would cut its start off
-        else:
-            self._start(line, name, by_hand)
-        return True
+            return True
+        if busy := activity.at_work(self._system, pmxcfs.this_node(self._system)):
+            self._waits(f"{name} is locked, {lock}, and is started once nothing works on it: {busy}")
+        else:  # such as a backup that a power cut has ended
+            self._add_off(
+                f"{name} ran before the restart, and is off: it is locked, {lock}, and nothing works on it; this host "
+                f"starts it once {unlock} has taken that lock away"
+            )
+        return False
 
     def _waits(self, text: str) -> None:
         self._done.waits.append(self._system.log.clean(text))
@@ -281,14 +302,16 @@ class _GuestStarts:
     def _add_off(self, text: str) -> None:
         self._done.off.append(self._system.log.clean(text))
 
-    def _start(self, line: Line, name: str, by_hand: str) -> None:
+    def _start(self, line: Line, name: str) -> None:
         """Once, however it ends. What counts is whether it runs."""
         system = self._system
         system.log.say(f"starting {name} again, which ran before the restart")
         done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
         if guests.power_of(system, line.program, line.guest) != "on":
-            message = (done.output + done.error).decode("utf-8", "replace").strip().splitlines()[-3:] or ["no answer"]
-            self._add_off(f"{name} ran before the restart, and has not started again: {' '.join(message)} ({by_hand})")
+            message = done.all_text.splitlines()[-3:] or ["no answer"]
+            self._add_off(
+                f"{name} ran before the restart, and has not started again: {' '.join(message)} ({_by_hand(line)})"
+            )
             return
         self._done.started.append(name)
         with suppress(UnknownError):

@@ -23,11 +23,14 @@ COUNTS_SECONDS = 3600
 PROMPT_SECONDS = 30
 _LINES = 2000
 _BYTES = 16 << 20
-# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, of which START is in hexadecimal seconds since 1970. A line that a power
-# cut left short is of a task all the same.
+#: What a person has open, and opens again.
+CONSOLES = frozenset(("vncproxy", "vncshell", "spiceproxy", "spiceshell", "termproxy"))
+# `UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, of which numbers are hexadecimal: PSTART is as in /proc/PID/stat, START
+# seconds since 1970. A line that a power cut left short is of a task all the same.
 _TASK = re.compile(
-    r"(?P<upid>UPID(?::[^: ]*){3}:(?P<start>[0-9A-F]{8}):(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)"
-    r"(?:(?: [01])? [0-9A-F]{8} +(?P<status>.*\S))?"
+    r"(?P<upid>UPID:[^: ]*:(?P<pid>[0-9A-Fa-f]*):(?P<pstart>[0-9A-Fa-f]*):(?P<start>[0-9A-Fa-f]{8})"
+    r":(?P<kind>[^: ]*):(?P<guest>[^: ]*):(?P<user>[^: ]*)\S*)"
+    r"(?:(?: [01])? (?P<end>[0-9A-F]{8})(?: +(?P<status>.*\S))?)?"
 )
 
 Kind = Literal["qm", "vz"]
@@ -35,15 +38,17 @@ Kind = Literal["qm", "vz"]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of Proxmox VE's. `start`: in seconds since 1970; `status`: how it has ended; empty: it runs still, or
-    that isn't said.
+    """A task of Proxmox VE's. `process`: its number, and when it began, in clock ticks since the boot; `start`: in
+    seconds since 1970; `has_ended`: as it is noted; `status`: how; empty: it runs still, or that isn't said.
     """
 
     upid: str
+    process: tuple[int, int]
     start: int
     kind: str
     guest: str
     user: str
+    has_ended: bool
     status: str
 
     @property
@@ -149,7 +154,16 @@ def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:
         lines += content.decode("utf-8", "replace").splitlines()
     matches = map(_TASK.match, lines[-last:])
     return [
-        Task(task["upid"], int(task["start"], 16), task["kind"], task["guest"], task["user"], task["status"] or "")
+        Task(
+            task["upid"],
+            (int(task["pid"] or "0", 16), int(task["pstart"] or "0", 16)),
+            int(task["start"], 16),
+            task["kind"],
+            task["guest"],
+            task["user"],
+            task["end"] is not None,
+            task["status"] or "",
+        )
         for task in matches
         if task
     ]

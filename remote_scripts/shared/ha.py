@@ -15,7 +15,9 @@ CONFIG = "/etc/pve/ha/resources.cfg"
 _HAS_ONE = re.compile(rb"^(vm|ct):", re.MULTILINE)
 # A state may have several words (clearing error flag); a service whose guest is gone is on the node `---`.
 _SERVICE = re.compile(r"^service ([^ ]+) \(([^,]+), ([^)]+)\)", re.MULTILINE)
-# `lrm pve2 (active, watchdog active, Sat Nov 21 03:29:28 2026)`; older ones don't name the watchdog.
+# `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`, `lrm pve2 (active, watchdog active, …)`;
+# older ones don't name the watchdog.
+_KEPT_FREE = re.compile(r"^lrm (\S+) \(maintenance mode", re.MULTILINE)
 _ACTIVE = re.compile(r"^lrm (\S+) \(active,(?!.*watchdog standby)", re.MULTILINE)
 #: Of a guest that doesn't run, by HA's will.
 STOPPED = frozenset(("stopped", "disabled", "ignored", "ignore"))
@@ -39,20 +41,15 @@ class Service:
 
 @dataclass(frozen=True)
 class Status:
-    """What HA says. `text`: whole, for its `lrm` lines."""
+    """What HA says. `kept_free`: nodes whose maintenance mode is on; `active`: nodes whose agent is."""
 
-    text: str
     services: tuple[Service, ...]
+    kept_free: tuple[str, ...]
+    active: tuple[str, ...]
 
     def of(self, node: str) -> list[Service]:
         """The services on a node."""
         return [service for service in self.services if service.node == node]
-
-    def is_kept_free(self, node: str) -> bool:
-        """Whether its maintenance mode is on:
-        `lrm pve3 (maintenance mode, watchdog standby, Sat Nov 21 03:29:28 2026)`.
-        """
-        return f"\nlrm {node} (maintenance mode" in f"\n{self.text}"
 
 
 class NoAnswerError(Exception):
@@ -79,7 +76,7 @@ def is_managed(system: System, service: str) -> bool:
     :raises Failure: /etc/pve doesn't answer, or the file can't be read.
     """
     is_it = found = False
-    for text in (pmxcfs.content_of(system, CONFIG) or b"").decode("utf-8", "replace").splitlines():
+    for text in pmxcfs.text_of(system, CONFIG).splitlines():
         words = text.split()
         if words and text[0] not in " \t#":
             is_it = "".join(words[:2]) == service
@@ -103,10 +100,11 @@ def status(system: System) -> Status:
     :raises NoAnswerError: it gives no answer.
     """
     done = system.run.ask("ha-manager", "status")
-    text = (done.output + done.error).decode("utf-8", "replace")
+    text = done.all_text
     if done.status != 0 or "quorum" not in text:
-        raise NoAnswerError(text.strip())
-    return Status(text, tuple(Service(*fields) for fields in _SERVICE.findall(text)))
+        raise NoAnswerError(text)
+    services = tuple(Service(*fields) for fields in _SERVICE.findall(text))
+    return Status(services, tuple(_KEPT_FREE.findall(text)), tuple(_ACTIVE.findall(text)))
 
 
 def services_here(system: System, node: Node) -> list[str]:
@@ -132,7 +130,7 @@ def needs_watchdog(system: System, node: Node) -> str:
     except (Failure, NoAnswerError):
         return "guests, and `ha-manager status` gives no answer"
     users = [service.id for service in manager.services if service.state not in STOPPED]
-    users += [f"an active agent on {name}" for name in _ACTIVE.findall(manager.text) if name != node.name]
+    users += [f"an active agent on {name}" for name in manager.active if name != node.name]
     return ", ".join(users)
 
 

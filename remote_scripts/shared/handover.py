@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from remote_scripts.shared import passes
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.shared_card import NodeNumbers, SharedCard, parse_numbers
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import HOME
 from remote_scripts.tools.plain import of_plain
@@ -45,13 +46,13 @@ class RefusedError(Exception):
 
 @dataclass(kw_only=True)
 class Record:
-    """The lines of a card's state file, as text. `since`: seconds since 1970, for people; `clock`: the same in seconds
-    of this boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be
-    started again, in the order in which they are shut down; `owed`: yes, while nothing but the card is back; `taken`:
-    the numbers at the last take, where `numbers` are of an earlier one, which containers that are owed a start had;
-    `numbers`, `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`:
-    CTID=ADDRESSES of network cards, by which a container is told from another one of its id; `given_up`: those that
-    aren't tried any more.
+    """The lines of a card's state file. `since`: seconds since 1970, for people; `clock`: the same in seconds of this
+    boot, which no setting of the time moves (CLOCK_BOOTTIME); `boot`: of the host; `containers`: those to be started
+    again, in the order in which they are shut down; `owed`: nothing but the card is back yet; `taken`: the numbers at
+    the last take, where `numbers` are of an earlier one, which containers that are owed a start had; `numbers`,
+    `modules`, `persistence`, `units`, `d3cold` (functions that may sleep so deep): as they were; `known`: a container
+    -> the addresses of its network cards, by which it is told from another one of its id; `given_up`: those that aren't
+    tried any more.
     """
 
     state: State = "HOST"
@@ -59,16 +60,16 @@ class Record:
     boot: str = ""
     since: str = ""
     why: str = ""
-    containers: str = ""
-    owed: str = ""
-    numbers: str = ""
-    taken: str = ""
-    modules: str = ""
+    containers: tuple[str, ...] = ()
+    owed: bool = False
+    numbers: NodeNumbers | None = None
+    taken: NodeNumbers | None = None
+    modules: tuple[str, ...] = ()
     persistence: str = ""
     units: str = ""
-    d3cold: str = ""
-    known: str = ""
-    given_up: str = ""
+    d3cold: tuple[str, ...] = ()
+    known: dict[str, str] = field(default_factory=dict)
+    given_up: tuple[str, ...] = ()
     clock: str = ""
 
     @property
@@ -83,8 +84,19 @@ class Record:
         """When its state began."""
         return time.strftime("%F %T", time.localtime(int(self.since) if self.since.isdecimal() else 0))
 
+    @property
+    def last_numbers(self) -> NodeNumbers:
+        """At the last take."""
+        return self.taken or self.numbers or NodeNumbers()
 
-_KEYS = tuple(field.name for field in fields(Record))
+
+_KEYS = tuple(key.name for key in fields(Record))
+_PARSED: dict[str, Callable[[str], object]] = {
+    **dict.fromkeys(("containers", "modules", "d3cold", "given_up"), lambda text: tuple(text.split())),
+    **dict.fromkeys(("numbers", "taken"), lambda text: parse_numbers(text) if text else None),
+    "known": lambda text: dict(pair.partition("=")[::2] for pair in text.split()),
+    "owed": bool,
+}
 # A line that stands there only where it says something: earlier versions had none.
 _IF_ANY = ("known", "given_up", "clock")
 
@@ -119,10 +131,20 @@ def read_record(system: System, name: str) -> Record:
         pairs["state"] = "DRAINING"
     if pairs.get("state") not in get_args(State):
         raise _unknown(path, "it has no state that this program knows")
-    return Record(**{key: value for key, value in pairs.items() if key in _KEYS})  # type: ignore[arg-type]
+    values = {key: _PARSED.get(key, str)(text) for key, text in pairs.items() if key in _KEYS}
+    return Record(**values)  # type: ignore[arg-type]
 
 
-def write_record(system: System, name: str, record: Record, **changes: str) -> None:
+def _text_of(value: object) -> str:
+    """As a line of the file has it."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={text}" for key, text in value.items())
+    return " ".join(value) if isinstance(value, tuple) else str(value or "")
+
+
+def write_record(system: System, name: str, record: Record, **changes: object) -> None:
     """Writes a card's record, with these changes, to the disk. A new state begins now; so does one with `since`,
     whatever that is.
 
@@ -132,12 +154,13 @@ def write_record(system: System, name: str, record: Record, **changes: str) -> N
         seconds = int(time.clock_gettime(time.CLOCK_BOOTTIME))
         changes |= {"since": str(int(time.time())), "clock": str(seconds)}
     for key, value in changes.items():
-        setattr(record, key, value.replace("\n", "; "))
+        setattr(record, key, value.replace("\n", "; ") if isinstance(value, str) else value)
     record.boot = boot_id(system)
     if not record.boot:
         raise OSError("which boot this is can't be read")  # it would count as an earlier one's
-    text = "".join(f"{key}={getattr(record, key)}\n" for key in _KEYS if getattr(record, key) or key not in _IF_ANY)
-    system.files.need_folder(system.files.at(FOLDER))
+    texts = {key: _text_of(getattr(record, key)) for key in _KEYS}
+    text = "".join(f"{key}={value}\n" for key, value in texts.items() if value or key not in _IF_ANY)
+    system.files.need_folder(FOLDER)
     system.files.write(state_file(name), text.encode(), 0o600)
 
 
@@ -231,37 +254,37 @@ def story_line(system: System, name: str, text: str) -> None:
         system.files.append(STORY, line.encode(), _STORY_BYTES)
 
 
-class RecordedCard:
-    """A card that is handed over, with its record. Its caller holds the host's lock for every change.
+class RecordedCard(SharedCard):
+    """A card with its record. Its caller holds the host's lock for every change.
 
     :raises Failure: the record can't be read.
     """
 
     def __init__(self, system: System, card: Card) -> None:
-        self.system, self.card = system, card
+        super().__init__(system, card)
         self.record = read_record(system, card.name)
 
     def say(self, text: str) -> None:
         """A line for the task's log or the journal, and for the story."""
-        self.system.log.say(f"{self.card.name}: {text}")
-        story_line(self.system, self.card.name, text)
+        self.system.log.say(f"{self.name}: {text}")
+        story_line(self.system, self.name, text)
 
-    def save(self, **changes: str) -> bool:
+    def save(self, **changes: object) -> bool:
         """Whether the record, with these changes, is on the disk; in memory it is in any case."""
         try:
-            write_record(self.system, self.card.name, self.record, **changes)
+            write_record(self.system, self.name, self.record, **changes)
         except OSError:
             return False
         return True
 
-    def need_saved(self, **changes: str) -> None:
+    def need_saved(self, **changes: object) -> None:
         """:raises RefusedError: the record, with these changes, can't be written."""
         if not self.save(**changes):
             raise RefusedError("its state can't be noted on the disk")
 
     def remove(self) -> None:
         """The card is with the host again: it has no record."""
-        self.system.files.remove(state_file(self.card.name))
+        self.system.files.remove(state_file(self.name))
         self.record = Record()
 
     def rest(self, state: State, why: str) -> None:
@@ -281,7 +304,7 @@ class RecordedCard:
     def records_of_others(self) -> Iterator[tuple[str, Record | None]]:
         """Each other card's name and record; None: it can't be read, which says nothing of this card."""
         for name in recorded_names(self.system):
-            if name != self.card.name:
+            if name != self.name:
                 try:
                     yield name, read_record(self.system, name)
                 except Failure:

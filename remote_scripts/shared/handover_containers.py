@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from remote_scripts.shared import card_users, container_conf, guests, ha, handover, shared_card
+from remote_scripts.shared import card_users, container_conf, guests, ha, handover
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.card_users import Container
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_driver import CardDriver
 from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.shared_card import NodeNumbers, drivers_by_major, is_another
 
 #: What brings lines of containers to the numbers that cards have now.
 FOLLOWER = "/usr/local/sbin/homelab-card-nodes"
@@ -22,34 +23,31 @@ class CardContainers:
     the same VM, which comes back as well.
     """
 
-    def __init__(self, recorded: RecordedCard, driver: CardDriver) -> None:
-        self._recorded, self._system, self._card = recorded, recorded.system, recorded.card
+    def __init__(self, card: RecordedCard, driver: CardDriver) -> None:
+        self._card, self._system = card, card.system
         self._driver = driver
         self.is_other_card_awaited = False
 
-    def _mac_addresses(self) -> dict[str, str]:
-        return dict(pair.partition("=")[::2] for pair in self._recorded.record.known.split())
-
     def _is_another(self, container: Container) -> bool:
         """Was its id given to another container since?"""
-        earlier = self._mac_addresses().get(container.ctid, container.mac_addresses)
+        earlier = self._card.record.known.get(container.ctid, container.mac_addresses)
         return not container_conf.is_same(earlier, container.mac_addresses)
 
-    def fields(self, owed: Sequence[str], users: Sequence[Container]) -> dict[str, str]:
+    def fields(self, owed: Sequence[str], users: Sequence[Container]) -> dict[str, object]:
         """The fields of a record by which containers are started again.
 
         :param owed: ids of those that the record has already.
         :param users: those that are shut down now.
         """
-        mac_addresses = {ctid: addresses for ctid, addresses in self._mac_addresses().items() if ctid in owed}
+        mac_addresses = {ctid: addresses for ctid, addresses in self._card.record.known.items() if ctid in owed}
         mac_addresses |= {user.ctid: user.mac_addresses for user in users}
         return {
-            "containers": " ".join(dict.fromkeys([*owed, *(user.ctid for user in users)])),
-            "known": " ".join(f"{ctid}={addresses}" for ctid, addresses in mac_addresses.items()),
+            "containers": tuple(dict.fromkeys([*owed, *(user.ctid for user in users)])),
+            "known": mac_addresses,
         }
 
-    def _with(self, container: Container) -> dict[str, str]:
-        return self.fields(self._recorded.record.containers.split(), [container])
+    def _with(self, container: Container) -> dict[str, object]:
+        return self.fields(self._card.record.containers, [container])
 
     # Shut down.
 
@@ -62,7 +60,7 @@ class CardContainers:
         container = card_users.container(self._system, ctid)
         if container is None or self._is_another(container):
             return
-        if card_users.power_of(self._system, ctid) in ("off", "gone"):
+        if guests.power_of(self._system, "pct", ctid) in ("off", "gone"):
             return
         # Proxmox VE would refuse it, with a failed task each time.
         if locked := container.conf.options.get("lock"):
@@ -71,16 +69,16 @@ class CardContainers:
             raise RefusedError(f"container {ctid} doesn't go off: it is under HA by now, which would start it again")
         down = container.startup("down")
         seconds = 60 if down is None else down
-        self._recorded.say(f"shutting container {ctid} down, which has the card")
+        self._card.say(f"shutting container {ctid} down, which has the card")
         # A child of this process that outlived it would shut down a container that was seen to run.
         words = ("pct", "shutdown", ctid, "--timeout", str(seconds), "--forceStop", "1")
         shutdown = self._driver.run_unit(seconds + 120, f"stop-{ctid}", *words)
-        if card_users.power_of(self._system, ctid) != "off":
+        if guests.power_of(self._system, "pct", ctid) != "off":
             raise RefusedError(f"container {ctid} doesn't go off: {shutdown.output or 'no answer'}")
 
     def shutting_down(self) -> str:
         """A container of the record whose shutdown is still at work, or empty."""
-        for ctid in self._recorded.record.containers.split():
+        for ctid in self._card.record.containers:
             if self._driver.is_active(f"stop-{ctid}") is not False:
                 return ctid
         return ""
@@ -91,26 +89,24 @@ class CardContainers:
         """The driver's settings as before, and the containers of the record started, after their lines have followed
         the card's numbers. Why one is still owed a start, or empty.
         """
-        record = self._recorded.record
-        record.owed = ""
+        record = self._card.record
+        record.owed = False
         self._driver.restore_persistence()
         if self._have_numbers_moved():
             self._stop_those_with_earlier_numbers()
             if self._system.files.exists(FOLLOWER):
                 follower = (*PYTHON.split(), str(self._system.files.at(FOLLOWER)), "follow_containers")
                 if output := self._driver.run(*follower, seconds=300).output:
-                    self._recorded.say(output.replace("\n", "; "))
-            self._recorded.say(
-                f"its nodes have other numbers than before: {record.numbers} -> {self._driver.node_numbers}"
-            )
+                    self._card.say(output.replace("\n", "; "))
+            self._card.say(f"its nodes have other numbers than before: {record.numbers} -> {self._card.numbers}")
         reasons: list[str] = []
         off: list[str] = []
-        for ctid in reversed(record.containers.split()):
-            reason = "" if ctid in record.given_up.split() else self._start(ctid)
+        for ctid in reversed(record.containers):
+            reason = "" if ctid in record.given_up else self._start(ctid)
             reasons += [reason] if reason else []
-            if reason or ctid in record.given_up.split():
+            if reason or ctid in record.given_up:
                 off.insert(0, ctid)
-        record.containers = " ".join(off)
+        record.containers = tuple(off)
         return "; ".join(reasons)
 
     def _start(self, ctid: str) -> str:
@@ -123,9 +119,9 @@ class CardContainers:
             is_gone = guests.is_gone(self._system, "pct", ctid)
             return "" if is_gone else f"it isn't known whether container {ctid} is there"
         if self._is_another(container):
-            self._recorded.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
+            self._card.say(f"container {ctid} is another one than the one that was shut down: it is left as it is")
             return ""
-        if card_users.power_of(self._system, ctid) == "on":
+        if guests.power_of(self._system, "pct", ctid) == "on":
             return ""
         if locked := container.conf.options.get("lock"):
             return (
@@ -134,15 +130,15 @@ class CardContainers:
             )
         if not self._has_current_numbers(container):
             return (
-                f"its nodes have other numbers than before ({self._recorded.record.numbers} -> "
-                f"{self._driver.node_numbers}), and container {ctid} has lines with the earlier ones, which this "
+                f"its nodes have other numbers than before ({self._card.record.numbers} -> "
+                f"{self._card.numbers}), and container {ctid} has lines with the earlier ones, which this "
                 "program hasn't written: it stays off. Correct them, then start it"
             )
         if why := self._other_card_away(container):
             return why
-        self._recorded.say(f"starting container {ctid} again")
+        self._card.say(f"starting container {ctid} again")
         start = self._driver.run("pct", "start", ctid, seconds=180)
-        power = card_users.power_of(self._system, ctid)
+        power = guests.power_of(self._system, "pct", ctid)
         if power == "unknown":
             return f"whether container {ctid} has started isn't known (`pct status {ctid}`)"
         return "" if power in ("on", "gone") else f"container {ctid} has not started: {start.output or 'no answer'}"
@@ -151,16 +147,16 @@ class CardContainers:
         """Why a container waits for another card of its own, which the same VM had, and has still by its record;
         empty: it doesn't.
         """
-        for name, other in self._recorded.records_of_others():
+        for name, other in self._card.records_of_others():
             if other is None:
                 return (
                     f"it isn't known where gpus.{name} is, which container {container.ctid} may have as well: the "
                     "container stays off"
                 )
-            (minor, *_), names = shared_card.parts(other.taken or other.numbers)
+            numbers = other.last_numbers
             address = next((card.gpu for card in handover.cards(self._system) if card.name == name), "")
             is_away = other.state in ("VM", "RETURNING") and other.boot == boot_id(self._system)
-            if is_away and other.vm == self._recorded.record.vm and container.has(minor, names, address):
+            if is_away and other.vm == self._card.record.vm and container.has(numbers.minor, numbers.names, address):
                 self.is_other_card_awaited = True
                 return (
                     f"container {container.ctid} has gpus.{name} as well, which comes back next: it is started after "
@@ -172,8 +168,8 @@ class CardContainers:
 
     def _have_numbers_moved(self) -> bool:
         """Has the card others than when it was taken, or than before an earlier handover?"""
-        record, current = self._recorded.record, self._driver.node_numbers
-        return any(shared_card.have_moved(earlier, current) for earlier in (record.numbers, record.taken))
+        record, current = self._card.record, self._card.numbers
+        return any(earlier.have_moved(current) for earlier in (record.numbers, record.taken) if earlier)
 
     def _has_current_numbers(self, container: Container) -> bool:
         """Do its lines mean this card, by the numbers that it has now? Lines that homelab wrote follow the card; of
@@ -182,40 +178,36 @@ class CardContainers:
         if not self._have_numbers_moved():
             return True
         if self._system.files.read(f"/var/lib/homelab/containers/{container.ctid}/nodes"):
-            minor = shared_card.minor_of(self._system, self._card)
-            return container.has(minor, shared_card.drm_names(self._system, self._card), self._card.gpu)
-        record = self._recorded.record
-        return not any(self._means_moved_node(container, numbers) for numbers in (record.numbers, record.taken))
+            return container.has(self._card.minor, self._card.drm_names, self._card.gpu)
+        record = self._card.record
+        numbers = filter(None, (record.numbers, record.taken))
+        return not any(self._means_moved_node(container, earlier) for earlier in numbers)
 
-    def _means_moved_node(self, container: Container, numbers: str) -> bool:
+    def _means_moved_node(self, container: Container, earlier: NodeNumbers) -> bool:
         """Does it name a node as one of the card's was called, or does a rule let in the driver's earlier major and
         none the current one? (A dev[n] option has no numbers: they are looked up as the container starts.)
         """
-        (earlier, names), (current, current_names) = (
-            shared_card.parts(numbers),
-            shared_card.parts(self._driver.node_numbers),
-        )
-        if shared_card.is_another((earlier[0], current[0])) and container.gives(f"/dev/nvidia{earlier[0]}"):
+        current = self._card.numbers
+        if is_another(earlier.minor, current.minor) and container.gives(f"/dev/nvidia{earlier.minor}"):
             return True
-        if any(shared_card.is_renamed(name, current_names) and container.gives(f"/dev/dri/{name}") for name in names):
+        if any(container.gives(f"/dev/dri/{name}") for name in earlier.renamed(current)):
             return True
 
         def lets_in(major: str) -> bool:
             return container.conf.rule_for(int(major), 0, "rw") is not None
 
-        majors = filter(shared_card.is_another, zip(earlier[1:], current[1:], strict=True))
-        return any(lets_in(before) and not lets_in(after) for before, after in majors)
+        majors = zip(earlier.majors, current.majors, strict=True)
+        return any(is_another(before, after) and lets_in(before) and not lets_in(after) for before, after in majors)
 
     def _running_with_earlier_nodes(self) -> Iterator[Container]:
         """Containers that run, and have the nodes that the card had, without those that are another card's by now."""
-        record = self._recorded.record
-        (minor, *_), names = shared_card.parts(record.taken or record.numbers)
-        minors, names_of_others = shared_card.of_others(self._system, self._card)
-        minor, names = "" if minor in minors else minor, [name for name in names if name not in names_of_others]
+        numbers, (minors, names_of_others) = self._card.record.last_numbers, self._card.of_others()
+        minor = "" if numbers.minor in minors else numbers.minor
+        names = [name for name in numbers.names if name not in names_of_others]
         for container in card_users.containers(self._system):
             if not container.has(minor, names, self._card.gpu) or self._has_no_cgroup(container.ctid):
                 continue
-            if card_users.power_of(self._system, container.ctid) == "on":
+            if guests.power_of(self._system, "pct", container.ctid) == "on":
                 yield container
 
     def _stop_those_with_earlier_numbers(self) -> None:
@@ -223,11 +215,11 @@ class CardContainers:
         card's or another driver's now.
         """
         for container in self._running_with_earlier_nodes():
-            self._recorded.save(**self._with(container))
+            self._card.save(**self._with(container))
             try:
                 self.shut_down(container.ctid)
             except RefusedError as error:
-                self._recorded.say(f"{error}; it knows the card by its earlier numbers until it is started again")
+                self._card.say(f"{error}; it knows the card by its earlier numbers until it is started again")
 
     # Started by others.
 
@@ -237,19 +229,19 @@ class CardContainers:
 
         :param why_kept: why the VM keeps the card.
         """
-        record = self._recorded.record
+        record = self._card.record
         if record.state != "VM":
             return
-        driver_majors = shared_card.parts(record.taken or record.numbers)[0][1:]
-        drivers = shared_card.drivers_by_major(self._system)
-        foreign = [major for major in driver_majors if major and not drivers.get(major, "nvidia").startswith("nvidia")]
+        drivers = drivers_by_major(self._system)
+        majors = record.last_numbers.majors
+        foreign = [major for major in majors if major and not drivers.get(major, "nvidia").startswith("nvidia")]
         reasons: list[str] = []
         for container in self._running_with_earlier_nodes():
             started = f"container {container.ctid} was started while VM {record.vm} has the card"
             major = next((major for major in foreign if container.conf.rule_for(int(major), 0, "rw")), "")
             if major:
-                self._recorded.need_saved(**self._with(container))
-                self._recorded.say(
+                self._card.need_saved(**self._with(container))
+                self._card.say(
                     f"{started}, and may open what is {drivers[major]}'s by now (major {major}): it is shut down, and "
                     "started when the card is back"
                 )
@@ -260,8 +252,8 @@ class CardContainers:
         why = "; ".join(reasons)
         if why != record.why:
             if why:
-                self._recorded.say(why)
-            self._recorded.save(why=why)
+                self._card.say(why)
+            self._card.save(why=why)
 
     def _has_no_cgroup(self, ctid: str) -> bool:
         """Whether it is off for certain, without a program's start."""
@@ -280,28 +272,28 @@ class CardContainers:
 
     def give_up(self, ctids: Sequence[str]) -> None:
         """Their start isn't tried any more."""
-        record = self._recorded.record
+        record = self._card.record
         why = f"{record.why}: {self.how_to_start(ctids)}"
-        self._recorded.say(why)
-        self._recorded.save(why=why, given_up=" ".join([*record.given_up.split(), *ctids]), since="now")
+        self._card.say(why)
+        self._card.save(why=why, given_up=(*record.given_up, *ctids), since="now")
 
     def forget_started(self) -> None:
         """Forgets those that were given up, and that a user has started since."""
-        record, given_up = self._recorded.record, self._recorded.record.given_up.split()
+        record, given_up = self._card.record, self._card.record.given_up
         if record.state != "HELD" or record.boot != boot_id(self._system):
             return
-        off = [
+        off = tuple(
             ctid
             for ctid in given_up
             if self._has_no_cgroup(ctid) or guests.power_of(self._system, "pct", ctid, 0) in ("off", "unknown")
-        ]
-        left = [ctid for ctid in record.containers.split() if ctid not in given_up or ctid in off]
+        )
+        left = tuple(ctid for ctid in record.containers if ctid not in given_up or ctid in off)
         if not left and given_up and not record.owed:
-            self._recorded.say("it is with the host, and its containers run")
-            self._recorded.remove()
+            self._card.say("it is with the host, and its containers run")
+            self._card.remove()
         elif off != given_up:
             why = f"{' '.join(off)} didn't start: {self.how_to_start(off)}" if off else record.why
-            self._recorded.save(containers=" ".join(left), given_up=" ".join(off), why=why)
+            self._card.save(containers=left, given_up=off, why=why)
 
     def how_to_start(self, ctids: Sequence[str]) -> str:
         """How a user starts those that were given up."""

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from remote_scripts.shared import card_users, handover, nvidia, shared_card
+from remote_scripts.shared import card_users, handover, nvidia
 from remote_scripts.shared.boot_service import PYTHON
 from remote_scripts.shared.handover import RecordedCard, RefusedError
 from remote_scripts.shared.handover_steps import STEPS
-from remote_scripts.shared.kernel import boot_id
+from remote_scripts.shared.kernel import boot_id, is_at_work
 from remote_scripts.shared.pci import DEVICES, driver_of
 from remote_scripts.tools.run import TIMED_OUT
 
@@ -46,19 +46,9 @@ class CardDriver:
     it is still at work.
     """
 
-    def __init__(self, recorded: RecordedCard) -> None:
-        self._recorded, self._system, self._card = recorded, recorded.system, recorded.card
+    def __init__(self, card: RecordedCard) -> None:
+        self._card, self._system = card, card.system
         self.is_step_unknown = False
-
-    @property
-    def name(self) -> str:
-        """The driver of its graphics function; empty: none."""
-        return driver_of(self._system, self._card.gpu)
-
-    @property
-    def node_numbers(self) -> str:
-        """The numbers and names of its device nodes, as shared_card.numbers has them."""
-        return shared_card.numbers(self._system, self._card)
 
     # Programs and units.
 
@@ -99,7 +89,7 @@ class CardDriver:
         """The same; the card is STUCK where it waits in the kernel."""
         outcome = self.run_unit(seconds, step, *command)
         if outcome.result == "waits":
-            self._recorded.mark_stuck(doing)
+            self._card.mark_stuck(doing)
         return outcome
 
     def _need_step(self, seconds: float, step: str, doing: str, refusal: str, *command: str) -> None:
@@ -120,7 +110,7 @@ class CardDriver:
         alone.
         """
         mode = self._nvidia_smi("-i", self._card.gpu, "--query-gpu=persistence_mode", "--format=csv,noheader")
-        is_only = shared_card.is_only(self._system, self._card)
+        is_only = self._card.is_only()
         units = nvidia.DAEMON if is_only and handover.is_active(self._system, nvidia.DAEMON) else ""
         return {"persistence": "".join(mode.output.split()) if mode.is_done else "", "units": units}
 
@@ -129,7 +119,7 @@ class CardDriver:
 
         :raises RefusedError: its persistence mode or the daemon stays.
         """
-        record = self._recorded.record
+        record = self._card.record
         if record.persistence == "Enabled" and not (mode := self._nvidia_smi("-i", self._card.gpu, "-pm", "0")).is_done:
             raise RefusedError(f"its persistence mode stays on: {mode.output}")
         if record.units and not (daemon := self.run("systemctl", "stop", record.units, seconds=60)).is_done:
@@ -137,7 +127,7 @@ class CardDriver:
         # A barrier against those who come between the look and the unbinding, where the card knows it.
         drain = self._nvidia_smi("drain", "-p", self._card.gpu, "-m", "1")
         if not drain.is_done:
-            self._recorded.say(f"it can't be drained, and goes without that: {drain.output}")
+            self._card.say(f"it can't be drained, and goes without that: {drain.output}")
 
     def bind_to_vfio(self) -> None:
         """Gives every function to vfio-pci.
@@ -145,7 +135,7 @@ class CardDriver:
         :raises RefusedError: a step failed, or waits in the kernel: then the card is STUCK.
         """
         system, card = self._system, self._card
-        is_only = shared_card.is_only(system, card)
+        is_only = card.is_only()
         modules = [module for module in nvidia.MODULES if is_only and system.files.exists(f"/sys/module/{module}")]
         # Before a module goes: of the numbers that it frees, vfio would have taken one (its own are given out as it is
         # loaded), and the driver come back with others.
@@ -155,7 +145,7 @@ class CardDriver:
         deep = [
             function for function in card.functions if system.files.line(f"{DEVICES}/{function}/d3cold_allowed") == "1"
         ]
-        self._recorded.need_saved(state="DETACHED", modules=" ".join(modules), d3cold=" ".join(deep))
+        self._card.need_saved(state="DETACHED", modules=tuple(modules), d3cold=tuple(deep))
         self._need_step(20, "step_claim", "claiming it", "its functions take no driver_override: {}")
         for module in modules:
             # It says "in use" at once, where unbinding would wait.
@@ -163,12 +153,12 @@ class CardDriver:
             self._need_step(30, "step_unbind", f"unloading {module}", refusal, "rmmod", module)
         # Once more: a process may have opened it since the first look.
         if is_only:
-            card_users.need_sound_unused(system, card)
+            card_users.need_sound_unused(card)
         else:
-            card_users.need_unused(system, card)
+            card_users.need_unused(card)
         self._need_step(30, "step_unbind", "unbinding it", "a function of it can't be unbound: {}")
         self.run_unit(60, "step_bind")
-        if not shared_card.all_on_vfio(system, card):
+        if not card.is_whole_on_vfio():
             drivers = (f"{function} {driver_of(system, function)}" for function in card.functions)
             raise RefusedError(f"not every function has come to vfio-pci: {'; '.join(drivers)}")
 
@@ -182,9 +172,9 @@ class CardDriver:
 
     def is_bound(self) -> bool:
         """Whether every function is with a driver of the host's, or with none as before."""
-        if self.name != "nvidia" or self._on_vfio():
+        if self._card.driver != "nvidia" or self._on_vfio():
             return False
-        if self._recorded.record.state != "DRAINING":
+        if self._card.record.state != "DRAINING":
             self.run_unit(60, "step_attach")
         return True
 
@@ -194,17 +184,17 @@ class CardDriver:
         left = self._on_vfio()
         if outcome.result != "waits" and (left or not outcome.is_done):
             reason = f"{left} is still there" if outcome.is_done else outcome.output
-            self._recorded.say(f"it can't be taken from vfio-pci yet: {reason}")
+            self._card.say(f"it can't be taken from vfio-pci yet: {reason}")
         return outcome.is_done and not left
 
     def load(self) -> bool:
         """Loads the driver, with all modules that were unloaded for this card, or for another one that is away still.
         False: that waits in the kernel, or can't be done.
         """
-        unloaded = set(self._recorded.record.modules.split())
-        for _, other in self._recorded.records_of_others():
+        unloaded = set(self._card.record.modules)
+        for _, other in self._card.records_of_others():
             if other and other.boot == boot_id(self._system):
-                unloaded |= set(other.modules.split())
+                unloaded |= set(other.modules)
         if not all(self._load(module) for module in reversed(nvidia.MODULES) if module in unloaded):
             return False
         return self._system.files.exists(f"{nvidia.PROC}/version") or self._load("nvidia")
@@ -213,22 +203,21 @@ class CardDriver:
         """A module that can't be loaded is said, and is no reason to end."""
         outcome = self.run("modprobe", module, seconds=120)
         if outcome.result == "unanswered" and self.is_loading():
-            self._recorded.mark_stuck(f"loading {module}")
+            self._card.mark_stuck(f"loading {module}")
         elif not outcome.is_done:
-            self._recorded.say(f"{module} could not be loaded: {outcome.output or 'no answer in time'}")
+            self._card.say(f"{module} could not be loaded: {outcome.output or 'no answer in time'}")
         return outcome.result != "unanswered"
 
     def is_loading(self) -> bool:
         """Whether a program loads a module, or waits for that in the kernel."""
-        processes = filter(str.isdecimal, self._system.files.names("/proc"))
-        return any(self._system.files.line(f"/proc/{process}/comm") == "modprobe" for process in processes)
+        return is_at_work(self._system, "modprobe")
 
     def bind(self) -> Outcome:
         """Gives the card to NVIDIA's driver; once more where the step was cut short, such as by a kill: the card would
         stay without a driver.
         """
         outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
-        if outcome.result == "failed" or (outcome.is_done and self.name != "nvidia"):
+        if outcome.result == "failed" or (outcome.is_done and self._card.driver != "nvidia"):
             outcome = self._run_step(90, "step_attach", "giving it to NVIDIA's driver")
         return outcome
 
@@ -238,7 +227,7 @@ class CardDriver:
 
     def query(self) -> Outcome:
         """Whether the driver has the card, lets clients in again, and answers for the card."""
-        if self.name != "nvidia":
+        if self._card.driver != "nvidia":
             return Outcome("failed", "")
         drain = self.let_clients_in()
         if not drain.is_done:
@@ -256,10 +245,10 @@ class CardDriver:
 
     def restore_persistence(self) -> None:
         """The persistence daemon and mode as they were."""
-        record = self._recorded.record
+        record = self._card.record
         if record.units and not (daemon := self.run("systemctl", "start", record.units, seconds=60)).is_done:
-            self._recorded.say(f"{record.units} has not started again: {daemon.output}")
+            self._card.say(f"{record.units} has not started again: {daemon.output}")
         if record.persistence == "Enabled":
             words = ("-i", self._card.gpu, "-pm", "1")
             if not self._nvidia_smi(*words).is_done and not (mode := self._nvidia_smi(*words)).is_done:
-                self._recorded.say(f"its persistence mode could not be switched on again: {mode.output}")
+                self._card.say(f"its persistence mode could not be switched on again: {mode.output}")

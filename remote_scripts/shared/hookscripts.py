@@ -18,7 +18,6 @@ LAYER = "handover"
 FILE = "homelab-handover.sh"
 HOOKED = f"{HOME}/handover-hooks"
 STORAGES = "/etc/pve/storage.cfg"
-NODES = "/etc/pve/nodes"
 _SET_SECONDS = 60.0
 
 
@@ -46,8 +45,7 @@ def storages(system: System) -> list[Storage]:
     :raises Failure: they can't be read.
     """
     own = system.files.of_layer(LAYER)
-    text = (pmxcfs.content_of(system, STORAGES) or b"").decode("utf-8", "replace")
-    candidates = storages_of(text, pmxcfs.this_node(system).name)
+    candidates = storages_of(pmxcfs.text_of(system, STORAGES), pmxcfs.this_node(system).name)
     return sorted(candidates, key=lambda storage: (storage.script not in own, storage.name != "local"))
 
 
@@ -88,7 +86,7 @@ def need_storage(system: System) -> Storage:
 def named(system: System, vmid: str) -> str:
     """The hookscript that a VM's configuration names.
 
-    :raises OSError: it can't be read.
+    :raises Failure: it can't be read.
     """
     return named_of(guest_conf.lines_of_vm(system, vmid))
 
@@ -106,7 +104,7 @@ def is_homelabs(name: str) -> bool:
 def names_hook(system: System, vmid: str) -> bool:
     """Whether a VM names ours, by a storage that has it: one whose hookscript isn't found doesn't start.
 
-    :raises OSError: its configuration can't be read.
+    :raises Failure: its configuration can't be read.
     """
     name = named(system, vmid)
     return any(name == storage.volume and system.files.exists(storage.script) for storage in storages(system))
@@ -135,12 +133,9 @@ def here(system: System) -> list[str]:
     """The VMs of this node that name ours; those that aren't the settings', too: a clone, or one that was restored, has
     brought the name along.
 
-    :raises OSError: a configuration can't be read.
+    :raises Failure: a configuration can't be read.
     """
-    vmids = [
-        match[1] for name in pmxcfs.names(system, guest_conf.VMS) if (match := re.fullmatch(r"([1-9]\d*)\.conf", name))
-    ]
-    return [vmid for vmid in vmids if is_homelabs(named(system, vmid))]
+    return [vmid for vmid in pmxcfs.guest_ids(system, guest_conf.VMS) if is_homelabs(named(system, vmid))]
 
 
 def node_of(system: System, vmid: str) -> str:
@@ -150,9 +145,9 @@ def node_of(system: System, vmid: str) -> str:
     """
     if pmxcfs.content_of(system, f"{guest_conf.VMS}/{vmid}.conf") is not None:
         return ""
-    for node in pmxcfs.names(system, NODES):
-        content = pmxcfs.content_of(system, f"{NODES}/{node}/qemu-server/{vmid}.conf") or b""
-        if is_homelabs(named_of(guest_conf.own_lines(content.decode("utf-8", "replace")))):
+    for node in pmxcfs.names(system, pmxcfs.NODES):
+        text = pmxcfs.text_of(system, f"{pmxcfs.NODES}/{node}/qemu-server/{vmid}.conf")
+        if is_homelabs(named_of(guest_conf.own_lines(text))):
             return node
     return ""
 
@@ -170,7 +165,7 @@ def restore_hook(system: System, vmid: str) -> str:
     """A VM that is to have it and has none, such as after a snapshot's rollback, or a backup that was restored: without
     it, its next start would take the card from its driver, who may wait for ever. What was done, in words; else empty.
 
-    :raises OSError: its configuration can't be read.
+    :raises Failure: its configuration can't be read.
     """
     lines = guest_conf.lines_of_vm(system, vmid) if system.files.exists(f"{HOOKED}/{vmid}") else []
     if not lines or named_of(lines) or guest_conf.option_of(lines, "lock"):

@@ -85,7 +85,7 @@ def need_answer(done: Done, wanted: str, program: str) -> None:
     if done.status != 0:
         raise Failure(
             wanted,
-            done.error.decode("utf-8", "replace").strip() or f"exit status {done.status} of {program}",
+            done.failure(program),
             "what is there decides what is installed and what is kept; nothing more was changed",
             f"see what {program} says there, mend it, and run the same again",
         )
@@ -96,7 +96,7 @@ def recorded(system: System, layer: str) -> dict[str, Record]:
 
     :raises OSError: it can't be read.
     """
-    text = (system.files.need(f"{RECORDS}/{layer}", _BYTES) or b"").decode("utf-8", "surrogateescape")
+    text = system.files.need_text(f"{RECORDS}/{layer}", _BYTES)
     lines = (line.split("\t") for line in text.split("\n") if line)
     # A version may be empty; a line that was cut short is none.
     return {words[0]: Record(*words[1:]) for words in lines if len(words) == 4}

@@ -1,4 +1,4 @@
-"""The kernel that runs, and its boot."""
+"""The kernel that runs, its boot, and its processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def running(system: System) -> str:
     if not release:
         raise OSError(errno.EIO, "it can't be read", _RELEASE)
     return release
+
+
+def is_at_work(system: System, *programs: str) -> bool:
+    """Whether a process of such a name runs, or waits in the kernel: of a name it knows the first 15 letters."""
+    names = {program[:15] for program in programs}
+    processes = filter(str.isdecimal, system.files.names("/proc"))
+    return any(system.files.line(f"/proc/{process}/comm") in names for process in processes)
 
 
 def boot_id(system: System) -> str:

@@ -19,7 +19,7 @@ from remote_scripts.tools.system import System
 #: For so long HA may move nothing before it is given up, in seconds.
 STANDSTILL_SECONDS = 300.0
 _MODE = ("ha-manager", "crm-command", "node-maintenance")
-_ON_ITS_WAY = re.compile(r", (?:migrate|relocate)\)")
+_ON_ITS_WAY = ("migrate", "relocate")
 # What can't be on another node while the guest runs, as check_local_resources (PVE::QemuServer) and pct's migration
 # say.
 _OF_VM = re.compile(
@@ -27,8 +27,6 @@ _OF_VM = re.compile(
     r"|virtiofs\d+:|args:.*vfio-pci)",
     re.MULTILINE,
 )
-_PCI = re.compile(r"^hostpci\d+:(.*)", re.MULTILINE)
-_MAPPING = re.compile(r"mapping=([^,\s]+)")
 _OF_CONTAINER = re.compile(r"^(dev\d+:|lxc\.(?:cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))", re.MULTILINE)
 _BIND = re.compile(r"^mp\d+: *(?:volume=)?/.*", re.MULTILINE)
 _SHARED = re.compile(r"(?:,|: *)shared=1(?:,|$)")
@@ -51,21 +49,15 @@ def _has_device(system: System, service: str) -> bool:
     """A mapped PCI device can be on another node if its mapping says so."""
     kind, _, guest = service.partition(":")
     if kind == "vm":
-        text = _of_now(system, f"{guest_conf.VMS}/{guest}.conf")
-        return bool(_OF_VM.search(text)) or not all(_migrates(system, value) for value in _PCI.findall(text))
-    text = _of_now(system, f"/etc/pve/lxc/{guest}.conf")
+        lines = guest_conf.lines_of_vm(system, guest)
+        devices = guest_conf.given_devices(lines)
+        return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, mapping) for mapping, _ in devices)
+    text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
 
 
-def _of_now(system: System, path: str) -> str:
-    """A guest's configuration without its snapshots."""
-    return "\n".join(guest_conf.own_lines((pmxcfs.content_of(system, path) or b"").decode("utf-8", "replace")))
-
-
-def _migrates(system: System, device: str) -> bool:
-    name = _MAPPING.search(device)
-    text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
-    lines = (guest_conf.mapping(text, name[1]) if name else None) or []
+def _migrates(system: System, mapping: str) -> bool:
+    lines = guest_conf.mapping(pmxcfs.text_of(system, guest_conf.MAPPINGS), mapping) or []
     return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
 
 
@@ -92,13 +84,13 @@ def enter(system: System, node: Node, seconds: float) -> str:
         except ha.NoAnswerError:
             manager = None
         left = services
-        if manager and manager.is_kept_free(node.name):
+        if manager and node.name in manager.kept_free:
             left = _left_behind(manager, node.name, services)
             if not left:
                 return ""
         wait.what = f"waiting for HA, which moves {' '.join(left)} to other nodes"
         # Where nothing changes, and nothing is on its way, HA has no place for them.
-        if manager and (manager.services != then or _ON_ITS_WAY.search(manager.text)):
+        if manager and (manager.services != then or any(service.state in _ON_ITS_WAY for service in manager.services)):
             then, changed = manager.services, time.monotonic()
         if time.monotonic() - changed >= STANDSTILL_SECONDS:
             break
@@ -110,7 +102,7 @@ def _switch_on(system: System, name: str, services: list[str]) -> str:
     """Why it can't be; empty: it is on. A mode that a user has switched on stays on: these guests don't come
     back with the end of our turn.
     """
-    if not restart_settings.noted(system, "maintenance") and ha.status(system).is_kept_free(name):
+    if not restart_settings.noted(system, "maintenance") and name in ha.status(system).kept_free:
         return ""
     noted = restart_settings.noted(system, "services").split()
     try:
@@ -155,7 +147,7 @@ def leave(system: System) -> bool:
     if system.run.ask(*_MODE, "disable", name).status != 0:
         return False
     try:
-        if ha.status(system).is_kept_free(name):
+        if name in ha.status(system).kept_free:
             return False
     except ha.NoAnswerError:
         return False

@@ -14,6 +14,7 @@ from remote_scripts.tools.files import Device
 from remote_scripts.tools.system import System
 
 PROC = "/proc/driver/nvidia"
+GPUS = f"{PROC}/gpus"
 UVM = "/dev/nvidia-uvm"
 DAEMON = "nvidia-persistenced.service"
 #: In the order in which they can be unloaded.
@@ -29,11 +30,11 @@ _MOST = 1 << 23
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The modules that are loaded. `version`: empty where they say none."""
+class Module:
+    """NVIDIA's module: its version and flavour; empty where there is none."""
 
-    version: str
-    flavour: Literal["open", "proprietary"]
+    version: str = ""
+    flavour: Literal["open", "proprietary", ""] = ""
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,18 @@ class Trouble:
     has_module: bool = True
 
 
-def loaded(system: System) -> Loaded | None:
-    """The driver that is loaded; None: none is."""
+def loaded(system: System) -> Module:
+    """The module that is loaded."""
     if not system.files.exists(f"{PROC}/version"):
-        return None
+        return Module()
     text = _read(system, f"{PROC}/version")
     match = _VERSION.search(text)
-    return Loaded(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
+    return Module(match[0] if match else "", "open" if "Open Kernel Module" in text else "proprietary")
 
 
 def version(system: System) -> str:
     """The version of the driver that is loaded; empty: none is."""
-    loaded_driver = loaded(system)
-    return loaded_driver.version if loaded_driver else ""
+    return loaded(system).version
 
 
 def major_of(system: System, driver: str) -> int | None:
@@ -74,12 +74,12 @@ def minor_of(system: System, address: str) -> int | None:
 
     :param address: the card's on the PCI bus.
     """
-    return _number(_read(system, f"{PROC}/gpus/{address}/information"), "Device Minor")
+    return _number(_read(system, f"{GPUS}/{address}/information"), "Device Minor")
 
 
 def address_of(system: System, minor: int) -> str:
     """The address of the card that has this number; empty: none has."""
-    return next((address for address in system.files.names(f"{PROC}/gpus") if minor_of(system, address) == minor), "")
+    return next((address for address in system.files.names(GPUS) if minor_of(system, address) == minor), "")
 
 
 def trouble(system: System) -> Trouble | None:
@@ -125,7 +125,7 @@ def served(system: System) -> dict[str, Device]:
     if not system.files.exists(f"{PROC}/version"):
         return {}
     nodes = {"/dev/nvidiactl": Device(_MAJOR, 255, 0o666)}
-    for address in system.files.names(f"{PROC}/gpus"):
+    for address in system.files.names(GPUS):
         minor = minor_of(system, address)
         if minor is not None:
             nodes[f"/dev/nvidia{minor}"] = Device(_MAJOR, minor, 0o666)
@@ -161,13 +161,13 @@ def make_nodes(system: System) -> str:
         system.log.say(message)
     for path, node in missing_nodes(system).items():
         system.files.make_device(path, node)
-        system.log.say(f"made {path} ({node.major}:{node.minor})")
+        system.log.say(f"made {path} ({node.numbers})")
     return message
 
 
 def _has(system: System, path: str, node: Device) -> bool:
     device = system.files.device(path)
-    return device is not None and (device.major, device.minor) == (node.major, node.minor)
+    return device is not None and device.numbers == node.numbers
 
 
 def _number(text: str, key: str) -> int | None:
@@ -176,4 +176,4 @@ def _number(text: str, key: str) -> int | None:
 
 
 def _read(system: System, path: str) -> str:
-    return (system.files.need(path, _MOST) or b"").decode("utf-8", "surrogateescape")
+    return system.files.need_text(path, _MOST)

@@ -12,8 +12,7 @@ def distribution(system: System) -> tuple[str, str]:
 
     :raises OSError: it is there, and can't be read.
     """
-    content = system.files.need("/etc/os-release")
-    text = (content or system.files.need("/usr/lib/os-release") or b"").decode("utf-8", "replace")
+    text = system.files.need_text("/etc/os-release") or system.files.need_text("/usr/lib/os-release")
     return _value(text, "ID"), _value(text, "VERSION_ID")
 
 

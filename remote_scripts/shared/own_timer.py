@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remote_scripts.shared import boot_service
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.tools.system import System
 
-UNITS = "/etc/systemd/system"
 _SYSTEMCTL_SECONDS = 60.0
 
 
@@ -42,7 +42,7 @@ class OwnTimer:
         files = system.files
         # It ignores SIGTERM, and its next start goes on from wherever it is killed.
         start = f"ExecStart={boot_service.PYTHON} {self.program}\nKillSignal=SIGKILL\n"
-        files.need_folder(files.at(self.program).parent)
+        files.need_folder(self.program.rpartition("/")[0])
         files.make_folder(self._link.rpartition("/")[0])
         files.write(self.program, boot_service.program(self.layer), 0o700)
         files.write(self._service, (service + start).encode(), 0o644)

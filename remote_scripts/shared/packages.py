@@ -3,6 +3,9 @@
 /var/lib/homelab/packages/LAYER has a line for each package that the layer added, changed or removed: name, version now,
 version before, mark before (auto or manual), tabs between; `-` for a package that isn't there. It is written before apt
 is called, so that a run which is killed leaves nothing unknown behind, and brought to what really is there at the end.
+
+/var/lib/homelab/steps/STEP, a layer without `nvidia-`, has the name under which the settings have the system: a system
+that was reinstalled, or went back to a snapshot, tells of no step that was carried out.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from remote_scripts.shared import installed, progress
 from remote_scripts.shared.installed import RECORDS, Installed, Record
 from remote_scripts.shared.symptoms import Context, recognise
 from remote_scripts.tools.errors import Failure
+from remote_scripts.tools.files import HOME
 from remote_scripts.tools.log import STEPS
 from remote_scripts.tools.run import STATUS_FD, TIMED_OUT, Done, Progress
 from remote_scripts.tools.system import System
 
 #: What apt-get update complained of, where it did.
 COMPLAINTS = "/run/homelab/update"
+_STEPS = f"{HOME}/steps"
 _INTERRUPTED = "/var/lib/dpkg/updates"
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "APT_LISTCHANGES_FRONTEND": "none"}
 _ASK_SECONDS = 600.0
@@ -97,8 +102,34 @@ class Packages:
         self._doing = doing
         self._may_remove = may_remove
         self._installed: Installed | None = None
+        self._step = f"{_STEPS}/{layer.removeprefix('nvidia-')}"
         #: What `remove` left, as others need it by now.
         self.kept: list[str] = []
+
+    # The step.
+
+    def note_step(self) -> None:
+        """Notes that it is carried out."""
+        self.system.files.note(self._step, f"{self.software.context.name}\n".encode())
+
+    def is_anothers(self) -> bool:
+        """Whether the step was last carried out under another name of the settings: who gives a system a new name there
+        gets the step under the new one first, and its undoing under the old one then. By that time what is there is the
+        new one's.
+
+        :raises OSError: its note can't be read.
+        """
+        name = self.software.context.name
+        by = self.system.files.need_text(self._step).strip("\n")
+        if not by or by == name:
+            return False
+        self.system.log.say(f"note: {by} has it by now: nothing is taken back under the name {name}")
+        return True
+
+    def reverted(self) -> Reverted:
+        """The step was undone."""
+        self.system.files.remove(self._step)
+        return Reverted(tuple(self.kept), self.system.files.changed)
 
     # Programs.
 
@@ -143,7 +174,7 @@ class Packages:
         is_said = False
         while True:
             done = self.do(*arguments, seconds=seconds, tells=tells)
-            lock = _LOCKED.search(_text(done))
+            lock = _LOCKED.search(done.said_text)
             if done.status == 0 or not lock or time.monotonic() >= until:
                 return done
             if not is_said:
@@ -165,7 +196,7 @@ class Packages:
         files.remove(COMPLAINTS)
         if done.status == 0:
             return
-        text = _text(done)
+        text = done.said_text
         lines = [line for line in text.split("\n") if _COMPLAINT.match(line) or line.startswith(" ")]
         files.write(
             COMPLAINTS, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape") or done.said, 0o600
@@ -467,7 +498,7 @@ class Packages:
         options = ("install", "--allow-downgrades", "--no-install-recommends", *words)
         plan = self.simulated(*options)
         if plan.status != 0:
-            last = _text(plan).rstrip("\n").rpartition("\n")[2]
+            last = plan.said_text.rstrip("\n").rpartition("\n")[2]
             self.system.log.say(f"note: what was there before can't be brought back: {' '.join(words)}; {last}")
             self.kept += back
             return
@@ -567,7 +598,7 @@ class Packages:
         :raises Failure: it can't be had.
         """
         files, part = self.system.files, f"{path}.part"
-        files.need_own_folder(path.rpartition("/")[0])
+        files.need_folder(path.rpartition("/")[0])
         self.system.log.say(f"downloading {url}")
         until = time.monotonic() + self.software.download_seconds
         where = progress.of_download(self.system, part)
@@ -604,12 +635,11 @@ class Packages:
 
         :raises Failure: always.
         """
-        text = done if isinstance(done, str) else _text(done)
+        text = done if isinstance(done, str) else done.said_text
         log = self._build_log(text)
         symptom = recognise(text, self.software.context)
         if symptom:
-            failure = symptom[1]
-            raise Failure(failure.wanted, failure.found + log, failure.why, failure.next)
+            raise symptom[1].but(found=symptom[1].found + log)
         if not isinstance(done, str) and done.status == TIMED_OUT:
             next = (
                 "run `pulumi up` again: it continues from what is there; a slow line or system gets longer with "
@@ -629,7 +659,7 @@ class Packages:
 
         :raises Failure: always.
         """
-        text = _text(done)
+        text = done.said_text
         symptom = recognise(text, self.software.context)
         complaints = (self.system.files.read(COMPLAINTS) or b"").decode("utf-8", "surrogateescape")
         if not _OF_PROXMOX.search(text):
@@ -655,7 +685,7 @@ def end_of(system: System, path: str, lines: int) -> str:
 def announced(plan: Done) -> list[Change]:
     """The packages that `apt-get -s` says that it would change."""
     changes, gone = [], set()
-    for words in (line.split(" ") for line in _text(plan).split("\n")):
+    for words in (line.split(" ") for line in plan.said_text.split("\n")):
         if words[0] == "Inst" and len(words) > 2:
             has_old = words[2].startswith("[")
             new = words[3] if has_old and len(words) > 3 else words[2]
@@ -669,10 +699,6 @@ def announced(plan: Done) -> list[Change]:
 def _only(plan: Done, names: Sequence[str]) -> bool:
     """Whether nothing changes but the removal of these."""
     return all(change.new == "-" and change.name in names for change in announced(plan))
-
-
-def _text(done: Done) -> str:
-    return done.said.decode("utf-8", "surrogateescape")
 
 
 def _line_of(match: re.Match[str]) -> str:

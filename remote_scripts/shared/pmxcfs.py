@@ -20,7 +20,7 @@ from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
-PVE_LXC = "/etc/pve/lxc"
+PVE_LXC, NODES = "/etc/pve/lxc", "/etc/pve/nodes"
 #: Proxmox VE takes no longer file.
 _BYTES = 1 << 20
 _LOCAL = "/etc/pve/local"
@@ -157,6 +157,11 @@ def content_of(system: System, path: str) -> bytes | None:
     return content
 
 
+def text_of(system: System, path: str) -> str:
+    """The same as text; empty: it isn't there."""
+    return (content_of(system, path) or b"").decode("utf-8", "replace")
+
+
 def names(system: System, path: str) -> list[str]:
     """What is in a folder, sorted; nothing where it isn't there.
 
@@ -170,12 +175,21 @@ def names(system: System, path: str) -> list[str]:
         raise _unread(path, error.strerror or str(error)) from error
 
 
+def guest_ids(system: System, folder: str) -> list[str]:
+    """The ids of the guests that have a configuration in a folder. A user's copy, such as 103-old.conf, is no guest.
+
+    :raises Failure: it can't be read.
+    """
+    matches = (re.fullmatch(r"([1-9][0-9]*)\.conf", name) for name in names(system, folder))
+    return sorted((match[1] for match in matches if match), key=int)
+
+
 def node_of(system: System, ctid: int) -> str:
     """The node of the cluster that a container is on; empty: there is none of this id.
 
     :raises Failure: that can't be read.
     """
-    nodes = (f"/etc/pve/nodes/{name}" for name in names(system, "/etc/pve/nodes"))
+    nodes = (f"{NODES}/{name}" for name in names(system, NODES))
     return next((node.rpartition("/")[2] for node in nodes if f"{ctid}.conf" in names(system, f"{node}/lxc")), "")
 
 

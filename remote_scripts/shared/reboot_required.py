@@ -44,14 +44,18 @@ class Boot:
 
 @dataclass(frozen=True)
 class RebootRequired:
-    """`reasons`: a sentence for each thing that only a reboot brings; `perhaps`: for each that isn't known before
-    packages are installed; `of_boot`: how many of the reasons, the first ones, are for what we have in the boot
-    configuration.
+    """A sentence for each thing that only a reboot brings: `of_boot`: of what we have in the boot configuration;
+    `of_driver`: of NVIDIA's driver; `perhaps`: of each that isn't known before packages are installed.
     """
 
-    reasons: list[str]
+    of_boot: list[str]
+    of_driver: list[str]
     perhaps: list[str]
-    of_boot: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """All that are known."""
+        return [*self.of_boot, *self.of_driver]
 
 
 def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
@@ -60,13 +64,8 @@ def check(system: System, wanted: Boot, loader: str) -> RebootRequired:
     :param loader: as of `boot.find_loader`.
     :raises Failure: what is configured, or was noted, can't be read.
     """
-    reasons = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
-    of_boot = len(reasons)
-    perhaps: list[str] = []
-    if wanted.driver:
-        more, perhaps = _driver_lacks(system, wanted)
-        reasons += more
-    return RebootRequired(reasons, perhaps, of_boot)
+    of_boot = [*_words_lack(system, wanted.words, loader), *_functions_lack(system, wanted.functions)]
+    return RebootRequired(of_boot, *(_driver_lacks(system, wanted) if wanted.driver else ([], [])))
 
 
 def noted(system: System) -> Boot | None:
@@ -103,7 +102,7 @@ def note(system: System, wanted: Boot) -> None:
     running = system.files.text("/proc/cmdline")
     still = [word for word in noted_words(system) if OVERRIDE.fullmatch(word) and not missing_words(word, running)]
     lines = [" ".join(wanted.words), " ".join(wanted.functions), wanted.driver, wanted.flavour, " ".join(still)]
-    system.files.need_folder(system.files.at(HOME))
+    system.files.need_folder(HOME)
     system.files.write(WANTED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"), 0o600)
 
 
@@ -138,7 +137,7 @@ def _driver_lacks(system: System, wanted: Boot) -> tuple[list[str], list[str]]:
     """
     reasons, perhaps = [], []
     loaded = nvidia.loaded(system)
-    if loaded and loaded.version:
+    if loaded.version:
         if wanted.flavour and loaded.flavour != wanted.flavour:
             reasons.append(f"NVIDIA's {loaded.flavour} modules are loaded, not the {wanted.flavour} ones")
         elif not driver.fits(loaded.version, wanted.driver):

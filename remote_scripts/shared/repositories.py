@@ -40,7 +40,7 @@ def entries(system: System, path: str) -> list[tuple[str, str]]:
 
     :raises OSError: the file can't be read.
     """
-    text = (system.files.need(path) or b"").decode("utf-8", "replace")
+    text = system.files.need_text(path)
     listed = _of_sources(text) if path.endswith(".sources") else _of_list(text)
     if any("$(ARCH)" in word for entry in listed for word in entry):
         architecture = system.run.ask("dpkg", "--print-architecture").text
@@ -52,7 +52,7 @@ def entries(system: System, path: str) -> list[tuple[str, str]]:
 
 def is_unchecked(system: System, path: str) -> bool:
     """Whether a file has an entry whose packages apt takes without a good signature."""
-    return bool(_UNCHECKED[path.rpartition(".")[2]].search((system.files.need(path) or b"").decode("utf-8", "replace")))
+    return bool(_UNCHECKED[path.rpartition(".")[2]].search(system.files.need_text(path)))
 
 
 def _of_list(text: str) -> list[tuple[str, str]]:

@@ -82,5 +82,5 @@ def arm(system: System, seconds: int) -> str | None:
 
 def in_a_line(done: Done) -> str:
     """What a program said that has failed."""
-    text = (done.output + done.error).decode("utf-8", "replace").strip()[:300]
+    text = done.all_text[:300]
     return "".join(c if c.isprintable() else " " for c in text) or f"no answer within {ASK_SECONDS:.0f} s"

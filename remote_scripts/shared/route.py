@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from remote_scripts.tools.system import System
@@ -28,10 +28,27 @@ class Route:
     listens: bool
     gateway: str
 
+    @property
+    def note(self) -> str:
+        """Lines KEY VALUE, by which the next boot is compared with it."""
+        listens = "yes" if self.listens else "no"
+        return (
+            f"address {self.address}\ninterface {self.interface}\nport {self.port}\nlistens {listens}\n"
+            f"gateway {self.gateway}"
+        )
+
+
+def noted(pairs: Mapping[str, str]) -> Route:
+    """The route of such lines."""
+    address, interface, port, listens, gateway = (
+        pairs.get(key, "") for key in ("address", "interface", "port", "listens", "gateway")
+    )
+    return Route(address, interface, port, listens == "yes", gateway)
+
 
 def find(system: System) -> Route:
     """By the connection of SSH; where there is none, by the default route."""
-    words = connection(system).split()
+    words = connection(system)
     address = words[2].partition("%")[0] if len(words) > 2 else ""  # fe80::1%vmbr0
     port = words[3] if len(words) > 3 else ""
     if not address:
@@ -45,12 +62,12 @@ def find(system: System) -> Route:
     return Route(address, interface, port, listens(system, port), answering_gateway(system, address, interface))
 
 
-def connection(system: System) -> str:
-    """What sshd says of the connection: "CLIENT PORT SERVER PORT". sudo takes it from a command's environment; then it
-    is found in that of sudo itself, or of its parents.
+def connection(system: System) -> list[str]:
+    """What sshd says of the connection, CLIENT PORT SERVER PORT; nothing: there is none. sudo takes it from a command's
+    environment; then it is found in that of sudo itself, or of its parents.
     """
     if own := os.environ.get("SSH_CONNECTION"):
-        return own
+        return own.split()
     process = os.getppid()
     while process > 1:
         environment = system.files.read(f"/proc/{process}/environ", 1 << 20)
@@ -58,10 +75,10 @@ def connection(system: System) -> str:
             break
         for variable in environment.split(b"\0"):
             if variable.startswith(b"SSH_CONNECTION=") and variable.partition(b"=")[2]:
-                return variable.partition(b"=")[2].decode("utf-8", "replace")
+                return variable.partition(b"=")[2].decode("utf-8", "replace").split()
         parent = _PARENT.search(system.files.read(f"/proc/{process}/status") or b"")
         process = int(parent[1]) if parent else 0
-    return ""
+    return []
 
 
 def interface_of(system: System, address: str) -> str:

@@ -19,6 +19,7 @@ import time
 
 from remote_scripts import installed
 from remote_scripts.shared import boot, cmdline, guests_to_start, notes, route
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.kernel import need_boot_id
 from remote_scripts.shared.words import missing_words
 from remote_scripts.tools.errors import Failure
@@ -30,9 +31,8 @@ ARMED, ROLLING_BACK, ROLLED_BACK, JUDGED = (
     f"{HOME}/{name}" for name in ("armed", "rolling-back", "rolled-back", "judged")
 )
 _RESTARTING = "/run/homelab/restarting"
-_UNITS = "/etc/systemd/system"
-_SERVICE, _TIMER = f"{_UNITS}/homelab-rollback.service", f"{_UNITS}/homelab-rollback.timer"
-_LINK = f"{_UNITS}/timers.target.wants/homelab-rollback.timer"
+_SERVICE, _TIMER = f"{UNITS}/homelab-rollback.service", f"{UNITS}/homelab-rollback.timer"
+_LINK = f"{UNITS}/timers.target.wants/homelab-rollback.timer"
 _SYSTEMCTL_SECONDS = 60.0
 _GRUB_ENVIRONMENT = "/boot/grub/grubenv"
 _ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -155,7 +155,7 @@ def is_armed_before(system: System) -> bool:
 
     :raises Failure: as of `note`.
     """
-    return system.files.exists(ARMED) and note(system, ARMED, "boot") != need_boot_id(system)
+    return is_armed(system) and note(system, ARMED, "boot") != need_boot_id(system)
 
 
 def own_words(system: System) -> list[str]:
@@ -205,7 +205,7 @@ def arm(system: System, after: int, awaited: int = 0, loader: str = "") -> None:
     else:
         record = _record(system, here, awaited, loader)
     files.before_write = None
-    files.need_folder(files.at(HOME))
+    files.need_folder(HOME)
     _write(system, PROGRAM, 0o700, installed.TEXTS["rollback"])
     _write(system, ARMED, 0o600, record)
     _write(system, _SERVICE, 0o644, _SERVICE_TEXT.format(after=after))
@@ -285,10 +285,7 @@ def _record(system: System, here: str, awaited: int, loader: str) -> str:
     lines = [f"boot {here}", f"loader {loader or boot.find_loader(system).name or 'grub'}"]
     if awaited:
         lines.append(f"until {int(time.time()) + awaited}")
-    connection = route.find(system)
-    lines += [f"address {connection.address}", f"interface {connection.interface}", f"port {connection.port}"]
-    lines += [f"listens {'yes' if connection.listens else 'no'}", f"gateway {connection.gateway}"]
-    return "\n".join(lines)
+    return "\n".join((*lines, route.find(system).note))
 
 
 def _write(system: System, path: str, mode: int, text: str) -> None:

@@ -29,7 +29,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.files import Files
 from remote_scripts.tools.log import Log
 from remote_scripts.tools.run import ASK_SECONDS, DO_SECONDS, TIMED_OUT, Done, Progress, Run, last_lines, note_output
-from remote_scripts.tools.state import PROGRESS_SECONDS, Work, locked
+from remote_scripts.tools.state import PROGRESS_SECONDS, Work, locked_within
 from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, as_text
 
@@ -536,9 +536,7 @@ class ContainerWork(Work):
         with contextlib.suppress(OSError):
             self.need_folder()
             descriptor = os.open(self.folder / "inside", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            deadline = time.monotonic() + _TURN_SECONDS
-            while not locked(descriptor, shared=True) and time.monotonic() < deadline:
-                time.sleep(_LOOK_SECONDS)
+            locked_within(descriptor, _TURN_SECONDS, shared=True)
             if self.client:
                 os.lseek(descriptor, 0, os.SEEK_END)
                 os.write(descriptor, self.client.encode() + b"\n")

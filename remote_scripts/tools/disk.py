@@ -185,6 +185,10 @@ class Disk:
     #: Whether this process reaches them itself.
     is_near = True
 
+    # The calls above, as they are.
+    link, rename, flush = staticmethod(link), staticmethod(rename), staticmethod(flush)
+    remove, remove_folder, remove_all = staticmethod(remove), staticmethod(remove_folder), staticmethod(remove_all)
+
     def exists(self, where: Path) -> bool:
         """A link counts, wherever it leads."""
         return os.path.lexists(where)
@@ -291,33 +295,9 @@ class Disk:
         finally:
             os.close(descriptor)
 
-    def link(self, target: str, where: Path) -> None:
-        """Makes a symbolic link."""
-        link(target, where)
-
-    def rename(self, source: Path, where: Path) -> None:
-        """`source` takes the name `where`, in the place of what has it."""
-        rename(source, where)
-
-    def remove(self, where: Path) -> None:
-        """Takes a name away; there may be none."""
-        remove(where)
-
     def make_folder(self, where: Path) -> None:
         """Makes one folder."""
         make_folder(where)
-
-    def remove_folder(self, where: Path) -> None:
-        """Takes an empty folder away."""
-        remove_folder(where)
-
-    def remove_all(self, where: Path) -> None:
-        """Takes a folder away with all that is in it."""
-        remove_all(where)
-
-    def flush(self, where: Path) -> None:
-        """The bytes of a file, or the names in a folder, are on the disk."""
-        flush(where)
 
     def clear(self, where: Path) -> None:
         """Takes away what lies there only while a run works, a folder with all that is in it."""

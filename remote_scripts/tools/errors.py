@@ -22,6 +22,10 @@ class Failure(Exception):
         super().__init__(wanted, found, why, next)
         self.wanted, self.found, self.why, self.next = wanted, found, why, next
 
+    def but(self, *, found: str = "", why: str = "", next: str = "") -> Failure:
+        """The same, with these parts in the place of its own."""
+        return Failure(self.wanted, found or self.found, why or self.why, next or self.next)
+
     def text(self, clean: Callable[[str], str] = str) -> str:
         """The message, in four lines or more.
 

@@ -52,6 +52,11 @@ class Device:
     minor: int
     mode: int
 
+    @property
+    def numbers(self) -> str:
+        """MAJOR:MINOR."""
+        return f"{self.major}:{self.minor}"
+
 
 State = Literal["ok", "changed", "missing"]
 How = Literal["new", "changed", "given back", "removed", "made"]
@@ -178,6 +183,10 @@ class Files:
             raise OSError(errno.EIO, "it can't be read", path)
         return content
 
+    def need_text(self, path: str, limit: int = ANSWER_BYTES) -> str:
+        """The same as text, in which bytes that are no UTF-8 are surrogates; empty: it isn't there."""
+        return (self.need(path, limit) or b"").decode("utf-8", "surrogateescape")
+
     def read(self, path: str, limit: int = ANSWER_BYTES) -> bytes | None:
         """What a file has, at most `limit` bytes and one more, by which much can be told from all; None: it can't be
         read, or is no file.
@@ -229,9 +238,12 @@ class Files:
         self._disk.make(temporary, content, mode)
         self._in_place(temporary, path)
 
-    def copy(self, source: Path, path: str) -> None:
+    def copy(self, source: str, path: str) -> None:
         """The same for a copy of a file or link, with owner and times; it may be on another file system."""
-        self.need_folder(self._at(path).parent)
+        self._copy(self._at(source), path)
+
+    def _copy(self, source: Path, path: str) -> None:
+        self._need_folder(self._at(path).parent)
         temporary = self._temporary(path)
         self._disk.remove(temporary)
         self._disk.copy(source, temporary)
@@ -283,16 +295,8 @@ class Files:
     def note(self, path: str, content: bytes) -> None:
         """A file of our own below /var/lib/homelab, with its folder. Nothing is done where it has that content."""
         if self.read(path, len(content)) != content:
-            self.need_own_folder(path.rpartition("/")[0])
+            self._need_folder(self._at(path).parent)
             self.write(path, content, 0o600)
-
-    def need_own_folder(self, path: str) -> None:
-        """As `need_folder`."""
-        self.need_folder(self._at(path))
-
-    def copy_of(self, source: str, path: str) -> None:
-        """As `copy`, of another path."""
-        self.copy(self._at(source), path)
 
     def take(self, path: str, is_meant: Callable[[bytes], bool]) -> bool | None:
         """Takes a file away that others may write or take, too, if its content is what is meant. False: it isn't, and
@@ -316,11 +320,14 @@ class Files:
         disk.flush(temporary.parent)
         return is_taken
 
-    def need_folder(self, folder: Path) -> None:
+    def need_folder(self, path: str) -> None:
         """Makes a folder and those above it, with nothing noted: of our own below /var/lib/homelab."""
+        self._need_folder(self._at(path))
+
+    def _need_folder(self, folder: Path) -> None:
         if self._disk.is_folder(folder):
             return
-        self.need_folder(folder.parent)
+        self._need_folder(folder.parent)
         with suppress(FileExistsError):
             self._disk.make_folder(folder)
         self._disk.flush(folder.parent)
@@ -333,15 +340,15 @@ class Files:
             path = path.rpartition("/")[0]
         if not missing:
             return
-        self.need_folder(self._at(HOME))
+        self._need_folder(self._at(HOME))
         noted = {*missing, *self._lines(f"{HOME}/dirs")}
         self._write_lines(f"{HOME}/dirs", sorted(noted))
-        self.need_folder(self._at(missing[0]))
+        self._need_folder(self._at(missing[0]))
 
     def make_device(self, path: str, device: Device) -> None:
         """Makes a character device in the place of what is there; it lasts until the next boot."""
         where = self.at(path)
-        self.need_folder(where.parent)
+        self._need_folder(where.parent)
         disk.remove(where)
         disk.make_node(where, device.mode, device.major, device.minor)
 
@@ -367,7 +374,7 @@ class Files:
     def append(self, path: str, line: bytes, limit: int) -> None:
         """Adds a line to a log. It isn't flushed; of more than `limit` bytes the second half is left."""
         where = self.at(path)
-        self.need_folder(where.parent)
+        self._need_folder(where.parent)
         disk.append(where, line + b"\n", 0o600)
         if where.stat().st_size > limit:
             self.write(path, (self.read(path, 2 * limit) or b"")[-limit // 2 :].partition(b"\n")[2], 0o600)
@@ -404,7 +411,7 @@ class Files:
         record = _record(layer, path)
         if not self.exists(record):
             # A run that was cut short before it wrote anything had kept it already.
-            of_others = any(self.exists(_record(other, path)) for other in self.names(f"{HOME}/files"))
+            of_others = any(self.has_put(other, path) for other in self.names(f"{HOME}/files"))
             if not self.planning and not of_others:
                 self.forget(path)
             return
@@ -418,13 +425,17 @@ class Files:
         self._keep_edit(layer, path)
         self.remember(path, record, f"{HOME}/sums{path}", f"{HOME}/kept{path}")
         if self.exists(f"{HOME}/kept{path}"):
-            self.copy(self._at(f"{HOME}/kept{path}"), path)
+            self.copy(f"{HOME}/kept{path}", path)
         else:
             self.remove(path)
         self.remove(record)
         self.forget(path)
         self.changed = True
         self._log.say(f"gave back {path}")
+
+    def has_put(self, layer: str, path: str) -> bool:
+        """Whether a layer has written a file, which may be another one by now, or gone."""
+        return self.exists(_record(layer, path))
 
     def of_layer(self, layer: str) -> dict[str, State]:
         """The files that we wrote for a layer, sorted, and what became of them."""
@@ -484,7 +495,7 @@ class Files:
 
     def mark(self, path: str) -> None:
         """An empty file, which says something by being there."""
-        self.need_folder(self._at(path).parent)
+        self._need_folder(self._at(path).parent)
         self._disk.mark(self._at(path))
         self._disk.flush(self._at(path).parent)
 
@@ -530,7 +541,7 @@ class Files:
             if self.exists(path):
                 place = next((place for place in _PLACES if path.startswith(f"{place}/")), HOME)
                 backup = self._at(f"{place}/{_UNDO}/{len(self._undo)}")
-                self.need_folder(backup.parent)
+                self._need_folder(backup.parent)
                 self._disk.remove(backup)
                 self._disk.copy(self._at(path), backup)
             self._undo[path] = backup
@@ -547,7 +558,7 @@ class Files:
                     self._disk.rename(backup, self._at(path))
                     self._disk.flush(self._at(path).parent)
                 else:  # it may be on another file system than its copy
-                    self.copy(backup, path)
+                    self._copy(backup, path)
             except (OSError, Failure):  # a container may be gone meanwhile
                 self.not_put_back = path
                 break
@@ -640,7 +651,7 @@ class Files:
                 self.forget(path)
         # With the one before: until the file is written, it still is what that says, and no edit.
         earlier = next((line for line in self._lines(where) if line != record), None)
-        self.need_folder(self._at(where).parent)
+        self._need_folder(self._at(where).parent)
         self._write_lines(where, [record, *([earlier] if earlier else [])])
         self.make_folder(path.rpartition("/")[0])
 
@@ -650,12 +661,12 @@ class Files:
         :param source: what the path, a link, leads to, where that is to be kept.
         """
         self.remove(f"{HOME}/sums{path}")
-        self.copy(self._at(source or path), f"{HOME}/kept{path}")
+        self.copy(source or path, f"{HOME}/kept{path}")
         self.note_kept(path)
 
     def note_kept(self, path: str) -> None:
         """The sum of what is kept."""
-        self.need_folder(self._at(f"{HOME}/sums{path}").parent)
+        self._need_folder(self._at(f"{HOME}/sums{path}").parent)
         self._write_lines(f"{HOME}/sums{path}", [self._kept_sum(path)])
 
     def forget(self, path: str) -> None:
@@ -699,7 +710,7 @@ class Files:
             return
         copy = f"{EDITS}{path}.{digest[:8]}"
         if not self.exists(copy):
-            self.copy(where, copy)
+            self.copy(path, copy)
         self._log.say(f"note: {path} was edited by hand; the edited file is kept in {copy}")
 
     def _is_put(self, layer: str, path: str, record: str) -> bool:

@@ -66,7 +66,7 @@ class Log:
 
     def note(self, content: bytes | str) -> None:
         """Lines below the last heading."""
-        lines = text.without_end(self.clean(content, text.ANSWER_BYTES)).split("\n")
+        lines = self.clean(content, text.ANSWER_BYTES).rstrip("\n").split("\n")
         self._note("\n".join(f"  {line}" for line in lines))
 
     def drop_steps(self) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from remote_scripts.tools.log import Log, is_own_folder
 from remote_scripts.tools.state import PROGRESS_SECONDS, Work
-from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES, without_end
+from remote_scripts.tools.text import ANSWER_BYTES, LOG_BYTES
 
 #: How long a question may take: a program that hangs (a dead NFS mount, a card that is gone) must not hide what is
 #: known without it.
@@ -51,7 +51,21 @@ class Done:
     @property
     def text(self) -> str:
         """The output as it is, without the newlines at its end; bytes that are no UTF-8 are surrogates."""
-        return without_end(self.output.decode("utf-8", "surrogateescape"))
+        return self.output.decode("utf-8", "surrogateescape").rstrip("\n")
+
+    @property
+    def all_text(self) -> str:
+        """Of `ask`: what it has said on both, without blanks around."""
+        return (self.output + self.error).decode("utf-8", "replace").strip()
+
+    @property
+    def said_text(self) -> str:
+        """Of `do`: all that it has said."""
+        return self.said.decode("utf-8", "surrogateescape")
+
+    def failure(self, program: str) -> str:
+        """Why it failed: what it has said on standard error, else its status."""
+        return self.error.decode("utf-8", "replace").strip() or f"exit status {self.status} of {program}"
 
 
 #: Says how far a program is, of the end of what it has said and the seconds since it began; empty: that isn't known.

@@ -67,8 +67,6 @@ class Work:
         #: The lock's descriptor, while this run has it.
         self.lock: int | None = None
         self.client = self._at_work() if limit else ""
-        #: The process whose end says that this run has ended: with a limit that is the one above (agent.py).
-        self.process = os.getppid() if limit else os.getpid()
         self.lock_seconds = LOCK_SECONDS
 
     def time_for(self, seconds: float) -> float:
@@ -129,7 +127,7 @@ class Work:
         self.need_folder()
         descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            yield _locked_within(descriptor, seconds)
+            yield locked_within(descriptor, seconds)
         finally:
             os.close(descriptor)
 
@@ -250,15 +248,15 @@ def file_lock(path: Path, seconds: float) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        yield _locked_within(descriptor, seconds)
+        yield locked_within(descriptor, seconds)
     finally:
         os.close(descriptor)
 
 
-def _locked_within(descriptor: int, seconds: float) -> bool:
+def locked_within(descriptor: int, seconds: float, *, shared: bool = False) -> bool:
     """Waits so long for the lock of an open file; whether it was got."""
     deadline = time.monotonic() + seconds
-    while not (is_mine := locked(descriptor)) and time.monotonic() < deadline:
+    while not (is_mine := locked(descriptor, shared=shared)) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     return is_mine
 

@@ -81,7 +81,9 @@ class System:
         return self.files.plan()
 
     def failure_of(self, error: Exception) -> Failure:
-        """An unexpected error as a person reads it."""
+        """An error as a person reads it: one that isn't expected, too."""
+        if isinstance(error, Failure):
+            return error
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = (
             f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else repr(error)

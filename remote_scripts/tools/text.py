@@ -66,8 +66,3 @@ def without_secrets(text: str, proxy: str = "") -> str:
         if colon and password:
             text = text.replace(password, "(secret)")
     return _SECRETS.sub("://(secret)@", text)
-
-
-def without_end(text: str) -> str:
-    """The text without the newlines at its end."""
-    return text.rstrip("\n")

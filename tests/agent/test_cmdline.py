@@ -267,7 +267,7 @@ def test_an_apply_that_is_cut_short_is_finished_by_the_next_and_taken_back_by_a_
         ask(host, "apply")
     before = lasting(host)
     found = cuts(host, lambda one: ask(one, "apply", name))
-    assert len(found) > 50
+    assert len(found) > (20 if name == "vfio" else 50)  # the switch is armed already
     configured = lasting(host)
     for cut in found:
         places = (f"{HOME[1:]}/files/{name}/", f"{HOME[1:]}/cmdline/{name}")

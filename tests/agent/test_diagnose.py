@@ -50,7 +50,8 @@ def stocked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.write("/etc/pve/nodes/pve/qemu-server/103.conf", vm)
     host.write("/etc/pve/nodes/other/lxc/300.conf", "hostname: far\n")
     (host.root / "etc/pve/lxc").symlink_to("nodes/pve/lxc")
-    host.programs |= {"hostname": lambda _a, _i: "pve\n", "pct": pct}
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
+    host.programs["pct"] = pct
 
 
 def pct(arguments: Sequence[str], _stdin: bytes) -> str:
@@ -193,7 +194,6 @@ def test_nodes_are_told_by_their_path_on_the_host_and_what_is_none_isnt(host: Ho
 
 def test_a_machine_that_is_no_proxmox_host_is_read_all_the_same(tmp_path: Any) -> None:
     stranger = Host(tmp_path / "stranger")
-    stranger.programs["hostname"] = lambda _arguments, _stdin: "pc\n"
     extra = read(stranger, 950)
     assert (extra.guests, extra.containers, extra.driver, extra.nodes) == ((), (), "", "")
 

@@ -101,6 +101,7 @@ def stocked(host: Host, qm: Qm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     host.write("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
     host.write(f"/boot/vmlinuz-{KERNEL}", "kernel")
     host.write(f"{CONFIGURATIONS}/103.conf", "name: Sandbox\nmemory: 2048\n")
+    (host.root / "etc/pve/local").symlink_to("nodes/pve")
     commands = tmp_path / "commands"
     commands.mkdir()
     (commands / "busybox").write_text("#!/bin/sh\n")
@@ -109,7 +110,6 @@ def stocked(host: Host, qm: Qm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     host.programs |= {
         "qm": qm,
         "pvesh": lambda _arguments, _stdin: '"104"\n',
-        "hostname": lambda _arguments, _stdin: "pve\n",
         str(commands / "busybox"): lambda _arguments, _stdin: "ls\nmount\nsh\n",
         "ldd": lambda _arguments, _stdin: 1,
     }

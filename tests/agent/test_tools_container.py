@@ -415,7 +415,7 @@ def test_what_was_put_into_one_that_is_gone_is_taken_out_by_doing_nothing(
 ) -> None:
     (host.root / "etc/pve/nodes/pve1/lxc").mkdir(parents=True)
     assert asked(host, monkeypatch, "revert", "false") == (0, '{"reverted":"nothing"}')
-    host.write("/etc/hostname", "pve1\n")
+    (host.root / "etc/pve/local").symlink_to("nodes/pve1")
     host.write("/etc/pve/nodes/pve2/lxc/901.conf", "")
     code, text = asked(host, monkeypatch, "revert", "false")
     assert code == 1 and "it is on the node pve2 now" in text and "`pct migrate 901 pve1` on pve2" in text

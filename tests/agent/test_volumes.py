@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from remote_scripts.layers import checksums, volume_users
-from remote_scripts.tools.run import Done
+from remote_scripts.shared import time_limit
+from remote_scripts.tools.run import Done, Run
 from tests.agent.kit import Host, Refused
 
 ISO = "local:iso/virtio.iso"
-
-
-@pytest.fixture(autouse=True)
-def programs(host: Host) -> None:
-    """This machine's own, since they only read."""
-
-    def run(name: str, arguments: Sequence[str]) -> Done:
-        done = subprocess.run([name, *arguments], capture_output=True)
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    host.programs["grep"] = lambda arguments, _stdin: run("grep", arguments)
-    host.programs["find"] = lambda arguments, _stdin: run("find", arguments)
-    host.programs["cat"] = lambda arguments, _stdin: run("cat", arguments)
 
 
 def users(host: Host) -> list[str]:
@@ -44,14 +33,17 @@ def test_nobody_names_it(host: Host) -> None:
     assert users(host) == []
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "a link that leads nowhere", "hangs", "says too much"])
-def test_what_cant_be_read_may_name_it(host: Host, trouble: str) -> None:
-    if trouble != "no folder":
+@pytest.mark.parametrize("trouble", ["nothing", "no folder", "a link that leads nowhere", "hangs"])
+def test_what_cant_be_read_may_name_it(host: Host, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    if trouble == "no folder":
+        (host.root / "etc/pve/nodes/a").mkdir(parents=True)
+    elif trouble != "nothing":
         host.write("/etc/pve/nodes/a/qemu-server/103.conf", "name: x\n")
     if trouble == "a link that leads nowhere":
         (host.root / "etc/pve/nodes/a/qemu-server/104.conf").symlink_to("nowhere")
-    if trouble in ("hangs", "says too much"):
-        host.programs["grep"] = lambda _arguments, _stdin: 124 + (trouble != "hangs")
+    if trouble == "hangs":
+        monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+        os.mkfifo(host.root / "etc/pve/nodes/a/qemu-server/104.conf")
     with pytest.raises(Refused, match="what can't be read may name it"):
         users(host)
 
@@ -70,10 +62,22 @@ def test_checksums_are_fetched(host: Host) -> None:
 
 
 @pytest.mark.parametrize("text", ["keyboard: de\nhttp_proxy: http://proxy:3128\n", "keyboard: de\n", None])
-def test_the_proxy_is_that_of_proxmox_ves_downloads(host: Host, text: str | None) -> None:
+def test_the_proxy_is_that_of_proxmox_ves_downloads(
+    host: Host, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
     if text is not None:
         host.write("/etc/pve/datacenter.cfg", text)
-    assert checksums._proxy(host.system()) == ("http://proxy:3128" if "proxy" in (text or "") else "")
+    host.programs["wget"] = lambda _arguments, _stdin: "0123 *image.img\n"
+    ask, given = Run.ask, []
+
+    def asked(run: Run, *words: str, environment: Mapping[str, str] | None = None, **options: Any) -> Done:
+        given.append(environment)
+        return ask(run, *words, environment=environment, **options)
+
+    monkeypatch.setattr(Run, "ask", asked)
+    host.ask("read", "checksums", checksums.Wanted(url="https://example.com/SHA256SUMS"))
+    proxy = {name: "http://proxy:3128" for name in ("http_proxy", "https_proxy")}
+    assert given == [proxy if "proxy" in (text or "") else {}]
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,11 @@ def test_grub_words_are_those_that_grub_mkconfig_would_see(grub: Host) -> None:
         "/etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="root=ZFS=x"\necho noise\nfalse\n'
     )
     grub.write("/etc/default/grub.d/local.cfg", 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT nosmt"\n')
-    assert not cmdline.has_drop_ins(grub.system())
+    assert not cmdline.drop_ins(grub.system())
     ours = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT iommu=pt"\n'
     grub.write("/etc/default/grub.d/zz-homelab-iommu.cfg", ours)
     grub.write("/etc/default/grub.d/.zz-homelab-iommu.cfg.homelab-tmp", ours)
-    assert cmdline.has_drop_ins(grub.system())
+    assert cmdline.drop_ins(grub.system())
     assert cmdline.configured(grub.system(), "grub") == "root=ZFS=x quiet nosmt iommu=pt"
     assert cmdline.configured(grub.system(), "grub", others=True) == "root=ZFS=x quiet nosmt"
 

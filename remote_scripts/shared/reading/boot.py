@@ -9,7 +9,6 @@ from remote_scripts.shared.boot import Loader
 from remote_scripts.shared.reading.answer import CommandLines
 from remote_scripts.shared.reading.source import Source, lines_of
 
-_UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _TOOLS = ("update-initramfs", "lspci", "flock", "systemctl", "sha256sum")
 _UNSAFE = re.compile(r"\s*options\s+vfio[-_]iommu[-_]type1\s(?:.*\s)?allow_unsafe_interrupts=[1yY]")
 _PVE = re.compile(r"^pve-manager/([^/\n]+)/", re.MULTILINE)
@@ -19,7 +18,7 @@ _PACKAGES = ("qemu-server", "libpve-guest-common-perl", "lxc-pve")
 
 def loader(source: Source) -> Loader:
     """Who makes the kernel command line."""
-    return source.noting(_UUIDS, lambda: boot.find_loader(source.system), Loader(""))
+    return source.noting(boot.UUIDS, lambda: boot.find_loader(source.system), Loader(""))
 
 
 def command_lines(source: Source, name: str) -> CommandLines:
@@ -34,7 +33,7 @@ def command_lines(source: Source, name: str) -> CommandLines:
     place = "/etc/default/grub" if name == "grub" else boot.KERNEL_CMDLINE
     configured = others = source.noting(place, lambda: cmdline.configured(system, name), "")
     # The host's own files may ask programs: they are read once more only where that tells more.
-    if name != "grub" or cmdline.has_drop_ins(system):
+    if name != "grub" or cmdline.drop_ins(system):
         others = source.noting(place, lambda: cmdline.configured(system, name, others=True), "")
     generated = ""
     if name == "grub" and not _has_esps(source):
@@ -59,8 +58,7 @@ def allows_unsafe_interrupts(source: Source) -> bool:
     """
     if source.word("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y":
         return True
-    names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    return any(_UNSAFE.match(line) for name in names for line in source.lines(f"/etc/modprobe.d/{name}"))
+    return any(_UNSAFE.match(line) for path in source.modprobe_files() for line in source.lines(path))
 
 
 def pve_version(source: Source) -> str:
@@ -80,4 +78,4 @@ def packages(source: Source) -> dict[str, str]:
 
 
 def _has_esps(source: Source) -> bool:
-    return source.noting(_UUIDS, lambda: boot.managed_esps(source.system), 0) > 0
+    return source.noting(boot.UUIDS, lambda: boot.managed_esps(source.system), 0) > 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import card_records
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.reading.answer import CardState
-from remote_scripts.shared.reading.source import PCI, Source
+from remote_scripts.shared.reading.source import Source
 
 # Displays and accelerators; and what may belong to a card: audio, USB and USB-C controllers, security processors.
 CARDS = ("0x03", "0x12")
@@ -45,7 +46,7 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
     for address in source.functions():
         if not source.class_of(address).startswith(_MAY_BE_PARTS):
             continue
-        folder = f"{PCI}/{address}"
+        folder = f"{DEVICES}/{address}"
         divided = "mdev" if source.is_folder(f"{folder}/mdev_supported_types") else ""
         values = {attribute: source.word(f"{folder}/{attribute}") for attribute in (*_ATTRIBUTES, "power_state")}
         had = {
@@ -66,7 +67,7 @@ def card_states(source: Source, set_values: list[card_records.Record]) -> dict[s
 
 def lost_values(source: Source, set_values: list[card_records.Record]) -> list[str]:
     """The values that were changed since, a sentence each; none of a function that isn't there."""
-    values = ((record, source.word(f"{PCI}/{record.address}/{record.attribute}")) for record in set_values)
+    values = ((record, source.word(f"{DEVICES}/{record.address}/{record.attribute}")) for record in set_values)
     return [
         f"{record.attribute} of {record.address} is {value}, not {record.ours}"
         for record, value in values
@@ -84,7 +85,7 @@ def framebuffers(source: Source) -> dict[str, list[str]]:
     for address in source.functions() if held else []:
         if not source.class_of(address).startswith(CARDS):
             continue
-        ranges = map(_RANGE.match, source.lines(f"{PCI}/{address}/resource"))
+        ranges = map(_RANGE.match, source.lines(f"{DEVICES}/{address}/resource"))
         names = [
             name
             for memory in ranges
@@ -106,9 +107,9 @@ def lost(source: Source) -> list[str]:
         for address in source.functions()
         if (
             source.class_of(address).startswith((*CARDS, "0x0403"))
-            or source.linked(f"{PCI}/{address}/driver") == "vfio-pci"
+            or source.linked(f"{DEVICES}/{address}/driver") == "vfio-pci"
         )
-        and source.exists(f"{PCI}/{address}/config")
+        and source.exists(f"{DEVICES}/{address}/config")
     ]
     # Of all at once; where that doesn't end, or not of every one so much is read, each for itself.
     content = _configs(source, asked) if len(asked) > 1 else b""
@@ -122,6 +123,6 @@ def lost(source: Source) -> list[str]:
 
 def _configs(source: Source, addresses: list[str]) -> bytes:
     """The beginning of their configuration spaces; ones where they can't be read."""
-    paths = (str(source.files.at(f"{PCI}/{address}/config")) for address in addresses)
+    paths = (str(source.files.at(f"{DEVICES}/{address}/config")) for address in addresses)
     done = source.run.ask("head", "-q", "-c", str(_CONFIG_BYTES), *paths, seconds=_CONFIG_SECONDS)
     return done.output if done.status == 0 else _ONES

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from remote_scripts.shared import vfio_ids
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.reading.answer import Device
-from remote_scripts.shared.reading.source import ADDRESS, PCI, Source, deepest, lines_of
+from remote_scripts.shared.reading.source import ADDRESS, Source, deepest, lines_of
 
 _EXPRESS = re.compile(r".*\] Express (?:\(v[0-9]+\) )?(.*?)(?: *[,(].*)?$")
 _KIND = re.compile(r"[a-z/ -]+")
@@ -63,7 +64,7 @@ def devices(source: Source, *, acs: bool) -> list[Device]:
     isolation = _isolation(source) if acs or not source.names(_GROUPS) else {}
 
     def device(address: str) -> Device:
-        folder = f"{PCI}/{address}"
+        folder = f"{DEVICES}/{address}"
 
         def word(name: str) -> str:
             return (source.word(f"{folder}/{name}") or "0").removeprefix("0x")
@@ -181,7 +182,7 @@ def _meets(source: Source, address: str, key: str, name: str, value: str) -> boo
     """Whether a function meets a condition of a rule: one of its patterns (udev(7))."""
     current = {"KERNEL": address, "SUBSYSTEM": "pci", "ACTION": "add"}.get(key)
     if key == "ATTR" and name in ("vendor", "device", "class", "subsystem_vendor", "subsystem_device"):
-        current = source.word(f"{PCI}/{address}/{name}") or ""
+        current = source.word(f"{DEVICES}/{address}/{name}") or ""
     return current is not None and any(fnmatch.fnmatchcase(current, pattern) for pattern in value.split("|"))
 
 
@@ -207,5 +208,4 @@ def _module_lines(source: Source) -> list[str]:
 
 def _files_with_options(source: Source) -> list[str]:
     """The files that may give options to modules. A link to /dev/null, which is no file, masks one."""
-    paths = [f"/etc/modprobe.d/{name}" for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    return [path for path in (*paths, vfio_ids.MODULES) if source.is_file(path)]
+    return [path for path in (*source.modprobe_files(), vfio_ids.MODULES) if source.is_file(path)]

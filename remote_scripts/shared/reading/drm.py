@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import card_nodes
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.reading.answer import DrmNodes
 from remote_scripts.shared.reading.cards import CARDS
-from remote_scripts.shared.reading.source import PCI, Source, head_and_tail
+from remote_scripts.shared.reading.source import Source, head_and_tail
 
 _LINES = 4
 _RENDER_MINOR = r"drm_render_minor[ \t]+(.*)$"
@@ -23,7 +24,7 @@ def drm(source: Source) -> dict[str, DrmNodes]:
     minors = {source.first(f"{_TOPOLOGY}/{node}/properties", _RENDER_MINOR) for node in nodes} - {""}
     by_address = {}
     for address in source.functions():
-        folder, code = f"{PCI}/{address}", source.class_of(address)
+        folder, code = f"{DEVICES}/{address}", source.class_of(address)
         if not code or not (code.startswith(CARDS) or source.is_folder(f"{folder}/drm")):
             continue
         nodes_of = (card_nodes.drm_node(source.system, address, kind) for kind in ("card", "renderD"))
@@ -43,9 +44,9 @@ def drm(source: Source) -> dict[str, DrmNodes]:
 def _without_render(source: Source, address: str, drivers: str) -> str:
     """What modprobe.d and the kernel say about these drivers (a|b), or about the one that has the card."""
     kept_off = re.compile(rf"\s*(?:blacklist|install)\s+(?:{drivers})(?:\s|$)")
-    names = [name for name in source.names("/etc/modprobe.d") if name.endswith(".conf")]
-    paths = (f"/etc/modprobe.d/{name}" for name in names)
-    lines = [f"{path}:{line}" for path in paths for line in source.lines(path) if kept_off.match(line)][:_LINES]
+    lines = [
+        f"{path}:{line}" for path in source.modprobe_files() for line in source.lines(path) if kept_off.match(line)
+    ][:_LINES]
     pattern = re.compile(rf"(?:{drivers}) .*{re.escape(address)}|firmware.*(?:{drivers})/", re.IGNORECASE)
     messages = [line for line in source.kernel_says if pattern.search(line) and _FAILURE.search(line)]
     return "\n".join([*lines, head_and_tail(messages, _LINES)]).rstrip("\n")

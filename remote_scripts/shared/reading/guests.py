@@ -8,6 +8,7 @@ from collections.abc import Callable
 from remote_scripts.shared import guests as running_guests
 from remote_scripts.shared.conf_files import links_of
 from remote_scripts.shared.container_conf import SECTION, parse, passed_on, whole
+from remote_scripts.shared.guest_conf import MAPPINGS, RESERVATIONS
 from remote_scripts.shared.reading.answer import Cluster, GuestConfig, Guests, HaFiles
 from remote_scripts.shared.reading.source import Source
 
@@ -62,8 +63,8 @@ def guests(source: Source, *, running: bool) -> Guests:
         running=[guest for _, guest in ids],
         unlisted=unlisted,
         configs=configs,
-        mappings=source.passed_on(f"{_PVE}/mapping/pci.cfg"),
-        reservations=source.passed_on("/run/qemu-server/pci-id-reservations"),
+        mappings=source.passed_on(MAPPINGS),
+        reservations=source.passed_on(RESERVATIONS),
     )
 
 

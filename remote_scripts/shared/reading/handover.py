@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from remote_scripts.shared import guest_conf, handover, hookscripts
+from remote_scripts.shared import guest_conf, handover, hookscripts, pmxcfs
+from remote_scripts.shared.boot_service import UNITS
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.shared.reading.source import Source
 
-_UNITS = "/etc/systemd/system"
 _ENABLED = (
-    f"{_UNITS}/multi-user.target.wants/homelab-handover.service",
-    f"{_UNITS}/timers.target.wants/homelab-handover.timer",
+    f"{UNITS}/multi-user.target.wants/homelab-handover.service",
+    f"{UNITS}/timers.target.wants/homelab-handover.timer",
 )
 
 
@@ -43,8 +43,8 @@ def _has_hook(source: Source, text: str) -> bool:
 
 def _nodes_with_hook(source: Source, vmid: str) -> list[str]:
     """The other nodes on which a VM of this id names our hookscript."""
-    nodes = source.names(hookscripts.NODES)
-    confs = {node: source.text(f"{hookscripts.NODES}/{node}/qemu-server/{vmid}.conf") for node in nodes}
+    nodes = source.names(pmxcfs.NODES)
+    confs = {node: source.text(f"{pmxcfs.NODES}/{node}/qemu-server/{vmid}.conf") for node in nodes}
     return [
         node
         for node, text in confs.items()

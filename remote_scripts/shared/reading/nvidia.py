@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from remote_scripts.shared import nvidia as driver
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.reading.answer import Nvidia
-from remote_scripts.shared.reading.source import PCI, Source
+from remote_scripts.shared.reading.source import Source
 
-_GPUS = "/proc/driver/nvidia/gpus"
 _MINOR = re.compile(r"^Device Minor:\s*([0-9]+)", re.MULTILINE)
 _ENABLED = "/etc/systemd/system/multi-user.target.wants/homelab-nvidia-nodes.service"
 _VENDOR = "0x10de"
@@ -18,7 +18,7 @@ def minors(source: Source) -> dict[str, int]:
     """The numbers N of /dev/nvidiaN that the host's driver gave to its cards, by address; they need not be in PCI
     order.
     """
-    texts = {address: source.needed(f"{_GPUS}/{address}/information") for address in source.names(_GPUS)}
+    texts = {address: source.needed(f"{driver.GPUS}/{address}/information") for address in source.names(driver.GPUS)}
     matches = {address: _MINOR.search(text or "") for address, text in texts.items()}
     return {address: int(minor[1]) for address, minor in matches.items() if minor}
 
@@ -27,7 +27,7 @@ def nvidia(source: Source) -> Nvidia:
     """Where no card of NVIDIA's is, nothing is wrong with its driver."""
     version = source.noting("/proc/driver/nvidia/version", lambda: driver.version(source.system), "")
     enabled = source.is_link(_ENABLED)
-    if not any(source.word(f"{PCI}/{address}/vendor") == _VENDOR for address in source.functions()):
+    if not any(source.word(f"{DEVICES}/{address}/vendor") == _VENDOR for address in source.functions()):
         return Nvidia(version, nodes_enabled=enabled)
     trouble = source.noting("/proc/driver/nvidia", lambda: driver.trouble(source.system), None)
     uvm = source.noting("/proc/devices", lambda: driver.uvm_trouble(source.system), None)

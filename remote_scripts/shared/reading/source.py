@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from remote_scripts.shared import conf_files
 from remote_scripts.shared.container_conf import LXCS
+from remote_scripts.shared.pci import DEVICES
 from remote_scripts.shared.time_limit import within_limit
 from remote_scripts.tools import disk
 from remote_scripts.tools.errors import Failure
@@ -18,8 +19,6 @@ from remote_scripts.tools.system import System
 from remote_scripts.tools.text import ANSWER_BYTES
 
 T = TypeVar("T")
-#: Where the functions of PCI are.
-PCI = "/sys/bus/pci/devices"
 #: The address of a PCI function; a domain has more than four digits behind Intel's Volume Management Device.
 ADDRESS = r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 # No file and no answer of a program that is read here is longer, in bytes.
@@ -57,7 +56,7 @@ class Source:
         :param limit: in bytes; the beginning of a longer one, which is noted, too.
         """
         content = self.needed_bytes(path, limit)
-        return None if content is None else _decoded(content)
+        return None if content is None else conf_files.decoded(content)
 
     def needed_bytes(self, path: str, limit: int = _MOST) -> bytes | None:
         """The same in bytes."""
@@ -111,7 +110,7 @@ class Source:
         """What a path has that a container's configuration names (container_conf.whole)."""
         nothing: list[bytes] = []
         contents = self.chosen(path, lambda: conf_files.contents_of(self.system, path, _MOST), nothing)
-        return [_decoded(content) for content in contents]
+        return [conf_files.decoded(content) for content in contents]
 
     def chosen(self, path: str, work: Callable[[], T], otherwise: T) -> T:
         """What `work` finds at a path whose place an owner has chosen, such as on a share, which may be gone: that is
@@ -157,12 +156,12 @@ class Source:
 
     def lines(self, path: str) -> list[str]:
         """The lines of a file; none where it can't be read."""
-        return lines_of(_decoded(self._of(path, lambda: self.files.read(path, _MOST), None) or b""))
+        return lines_of(conf_files.decoded(self._of(path, lambda: self.files.read(path, _MOST), None) or b""))
 
     def word(self, path: str) -> str | None:
         """The first line of a file, without blanks around it; None: it can't be read."""
         content = self.files.read(path, 4096)
-        return None if content is None else _decoded(content).partition("\n")[0].strip(" \t")
+        return None if content is None else conf_files.decoded(content).partition("\n")[0].strip(" \t")
 
     def first(self, path: str, pattern: str) -> str:
         """What the first group of a regular expression is in the first line that begins so; empty: there is none."""
@@ -230,13 +229,17 @@ class Source:
         """The path without links."""
         return self.files.real(path)
 
+    def modprobe_files(self) -> list[str]:
+        """The files in which modules get options, sorted, but for the initramfs's."""
+        return [f"/etc/modprobe.d/{name}" for name in self.names("/etc/modprobe.d") if name.endswith(".conf")]
+
     def functions(self) -> list[str]:
         """The addresses of all PCI functions, sorted."""
-        return self.names(PCI)
+        return self.names(DEVICES)
 
     def class_of(self, address: str) -> str:
         """Such as 0x030000; empty where it can't be read."""
-        return self.word(f"{PCI}/{address}/class") or ""
+        return self.word(f"{DEVICES}/{address}/class") or ""
 
     def ask(self, *arguments: str) -> Done:
         """What a program says, however much it is."""
@@ -269,8 +272,3 @@ def head_and_tail(lines: Iterable[str], most: int) -> str:
         half = most // 2
         given = [*given[:half], f"… {len(given) - most} lines are left out here …", *given[-half:]]
     return "\n".join(given).rstrip("\n")
-
-
-def _decoded(content: bytes) -> str:
-    """Without zero bytes, which no text has."""
-    return content.replace(b"\0", b"").decode("utf-8", "surrogateescape")

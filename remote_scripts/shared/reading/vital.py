@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remote_scripts.shared import route
+from remote_scripts.shared import boot, route
 from remote_scripts.shared.reading.answer import Vital
 from remote_scripts.shared.reading.source import ADDRESS, Source, lines_of
 from remote_scripts.tools.files import HOME
@@ -27,7 +27,6 @@ _IN_MEMORY = ("autofs", "tmpfs", "ramfs", "rootfs")
 _OVER_A_NETWORK = re.compile(r"nfs.*|cifs|smb3|ceph|fuse\.ceph.*|glusterfs|fuse\.glusterfs|fuse\.sshfs|9p")
 _IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|(?:^|addr=)[0-9a-f]*:[0-9a-f:]+", re.MULTILINE)
 _DEV = re.compile(r".* dev ([^ ]+)")
-_UUIDS = "/etc/kernel/proxmox-boot-uuids"
 _BLOCKS, _NETS = "/sys/class/block", "/sys/class/net"
 # ip(8): the kernel has no way there, so that nothing comes from there either.
 _NO_WAY = 2
@@ -63,7 +62,7 @@ def _storage(source: Source, ways: _Ways) -> Iterator[Vital]:
                 carriers.of_device(path)
             yield carriers.entry("storage", f"swap on {path}")
     # ESPs that proxmox-boot-tool manages aren't mounted.
-    for line in (source.needed(_UUIDS) or "").split("\n"):
+    for line in (source.needed(boot.UUIDS) or "").split("\n"):
         uuid = line.strip(" \t")
         if uuid and source.exists(path := f"/dev/disk/by-uuid/{uuid}"):
             carriers = _Carriers(source, ways, mounts)
@@ -161,7 +160,7 @@ class _Ways:
         return self._addresses
 
     def _of_connection(self) -> list[str]:
-        words = route.connection(self._source.system).split()
+        words = route.connection(self._source.system)
         if not words:
             return []
         client, server = ([*words, "", "", ""][place].removeprefix("::ffff:").partition("%")[0] for place in (0, 2))
