@@ -237,7 +237,7 @@ def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
 def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
     data, mirror, repositories = request.data.packaging, request.settings.mirror, []
     if source != "run" or request.settings.cuda:
-        row = request.data.distribution(request.system.distribution or "", request.system.version or "")
+        row = request.distribution
         if row is not None:
             base = mirror.cuda or data.repositories.cuda
             repositories.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
@@ -310,10 +310,8 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     runtime = request.settings.container_toolkit
     if runtime is None:
         return None
-    data, system = request.data.packaging.toolkit, request.system
-    version = _toolkit_version(request)
+    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
     in_container = request.target == "lxc"
-    row = request.data.distribution(system.distribution or "", system.version or "")
     package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
     configures_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
@@ -331,9 +329,7 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
 
 def _takes_no_groups(request: Request) -> bool:
     """Whether podman refuses the CDI specifications that the toolkit writes without options, as they name groups."""
-    data, system = request.data.packaging.toolkit, request.system
-    row = request.data.distribution(system.distribution or "", system.version or "")
-    version = _toolkit_version(request)
+    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
     old = row is not None and row.podman < data.podman.groups
     return request.settings.container_toolkit == "podman" and old and (version is None or version >= data.groups_since)
 
@@ -417,8 +413,7 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
 def _podman_notes(request: Request) -> list[str]:
     if not _takes_no_groups(request):
         return []
-    data, system = request.data.packaging.toolkit, request.system
-    row = request.data.distribution(system.distribution or "", system.version or "")
+    data, system, row = request.data.packaging.toolkit, request.system, request.distribution
     return [
         f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that "
         f"name groups, as the toolkit writes them from {data.groups_since} on (unknown field additionalGids): its own "
