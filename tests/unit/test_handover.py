@@ -19,9 +19,9 @@ from homelab.provider import gpu_lease
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import NotThereError
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import Host, Vm, parse
+from homelab.shapes import ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
 from homelab.vm.plan import cards_of

@@ -20,10 +20,9 @@ from homelab.provider.boot_verification import kernel_errors
 from homelab.provider.vm_start import VmStart
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine as RealMachine
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
-from homelab.shapes import BootSeen, CardFunction, Record
+from homelab.shapes import BootSeen, CardFunction, Record, ShutdownInputs
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
