@@ -144,15 +144,14 @@ class Session:
         command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
         return await self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
-    async def put_agent(self, owner: str, seconds: float, *, of_guest: bool = False) -> None:
+    async def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :param of_guest: whether it is a VM, whose Python may be older than a host's.
         :raises HomelabError: as `run`; or the host has no Python that will do.
         """
         command = agent.command_to_put(self._host.ssh.user)
-        await self._run(command, "put the agent", agent.put(owner, of_guest=of_guest), seconds)
+        await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def agent_version(self, owner: str) -> str:
         """The version of the agent that lies on the host; empty: none that is whole.
