@@ -33,7 +33,7 @@ from homelab.vm.config import Change
 from lab.cluster import LabCluster
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after
-from tests.lab.test_proxmox_api import Quick, host_of
+from tests.lab.test_proxmox_api import Quick, Remembering, host_of
 from tests.sampling import sample
 
 VM = 103
@@ -365,7 +365,7 @@ def test_a_vm_that_ha_starts_on_another_node_counts_there_and_what_is_taken_back
 
     before = conf(cluster, "pve1")
     api = Api(host_of(cluster["pve1"]), "pve1", clock=Quick({3: relocate}, real=0.02))
-    machine = Machine(api, VM, "sandbox")
+    machine = Machine(api, VM, "sandbox", memory=Remembering(False))
     try:
         if starts:
             assert (

@@ -100,7 +100,7 @@ def access_of(lab: Lab) -> Permissions:
 
 
 def machine(lab: Lab, clock: Clock | None = None) -> Machine:
-    return Machine(client(lab, clock), VM, "sandbox")
+    return Machine(client(lab, clock), VM, "sandbox", memory=Remembering(False))
 
 
 def set_to(**values: str) -> Callable[[dict[str, str]], Change]:
@@ -311,7 +311,7 @@ def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
     lab.run(
         "mkdir -p $ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
     )
-    far = Machine(client(lab), 203, "far")
+    far = Machine(client(lab), 203, "far", memory=Remembering(False))
     for asked in (far.config, far.exists, far.start):
         with pytest.raises(ElsewhereError) as error:
             asked()
@@ -479,7 +479,7 @@ def with_hookscript(lab: Lab) -> None:
 def announcing(lab: Lab, said: list[bool]) -> Machine:
     """A machine whose starts are announced; ``said``: did the VM run then?"""
     api = client(lab)
-    return Machine(api, VM, "sandbox", lambda: said.append(Machine(api, VM, "sandbox").running()))
+    return Machine(api, VM, "sandbox", lambda: said.append(machine(lab).running()), memory=Remembering(False))
 
 
 def test_each_start_of_a_vm_with_a_hookscript_is_announced_before_anything_is_stopped(lab: Lab) -> None:
@@ -506,7 +506,8 @@ def test_a_start_that_can_not_be_announced_leaves_the_vm_as_it_was(lab: Lab, run
         raise HomelabError(wanted="VM 103 to take its cards", found="/run is full", why="", next="")
 
     with pytest.raises(HomelabError, match="/run is full"):
-        Machine(client(lab), VM, "sandbox", fails).converge(set_to(cores="4"), ["cores"], POLICY, "running")
+        vm = Machine(client(lab), VM, "sandbox", fails, memory=Remembering(False))
+        vm.converge(set_to(cores="4"), ["cores"], POLICY, "running")
     assert machine(lab).running() is runs
     assert str(client(lab).get(CONFIG, "")["cores"]) != "4"
 
@@ -638,7 +639,7 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
         done = lab.run(agent.command_in_memory("root"), stdin=text)
         return str(scripts.answer(done.stdout)["log"]).splitlines()
 
-    vm = Machine(client(lab, **login), VM, "sandbox", log_of_start=of_the_host)
+    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), log_of_start=of_the_host)
     assert vm.converge(set_to(**MAPPED), [], POLICY, "running")
     assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
     assert asked == ([] if sees else [NODE])

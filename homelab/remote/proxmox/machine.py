@@ -72,20 +72,6 @@ class Memory(Protocol):
         """Removes the note, as the VM runs again or is to stay off."""
 
 
-class NoMemory:
-    """A Memory without a note, for a VM that no run has shut down."""
-
-    def keep(self, identity: str) -> None:
-        """Does nothing."""
-
-    def recalls(self, identity: Callable[[], str]) -> bool:
-        """False."""
-        return False
-
-    def forget(self) -> None:
-        """Does nothing."""
-
-
 class Machine:
     """One VM.
 
@@ -104,12 +90,12 @@ class Machine:
         name: str,
         let_start: Callable[[], None] = lambda: None,
         *,
-        memory: Memory | None = None,
+        memory: Memory,
         log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
     ) -> None:
         self._api = api
         self._let_start, self._start_announced = let_start, False
-        self._memory, self._is_in_memory = memory or NoMemory(), False
+        self._memory, self._is_in_memory = memory, False
         # The VM's identity, once this object has noted that it is to run again.
         self._noted_identity: str | None = None
         self._log_of_start = log_of_start
