@@ -15,24 +15,22 @@ from homelab.vm import files
 from homelab.vm.config import Change, VmCard, Wish, change_to, check, identity, recorded, same_vm, taken_over
 
 
-def cards_of(vm: Vm, host: Host, slots: dict[str, str], cards: Mapping[str, CardPlan]) -> list[VmCard]:
-    """The cards that a VM is to have; without those whose slot isn't known.
+def wish_of(name: str, vm: Vm, host: Host, cards: Mapping[str, CardPlan]) -> Wish:
+    """What the settings want of a VM; without cards that the host doesn't have.
 
-    :param slots: a card's name -> its path.
+    :param name: the VM's in the settings.
     :param cards: plans of the host's cards, by name.
     """
-    return [
+    vm_cards = [
         VmCard(
-            **{
-                **use.model_dump(mode="json"),
-                **({"driver": "keep"} if use.gpu in cards and cards[use.gpu]["keep"] else {}),
-            },
+            **{**use.model_dump(mode="json"), **({"driver": "keep"} if cards[use.gpu]["keep"] else {})},
             mapping=host.mapping_of(use.gpu),
-            slot=slots[use.gpu],
+            slot=cards[use.gpu]["path"],
         )
         for use in vm.gpus
-        if use.gpu in slots
+        if use.gpu in cards
     ]
+    return Wish(name, vm.vmid, vm_cards, vm.machine, vm.display, vm.allow_shared_onboot)
 
 
 def describe(
@@ -47,7 +45,6 @@ def describe(
     :param want: the host's plan.
     :param vms: those of this host, by name.
     """
-    slots = {gpu: card["path"] for gpu, card in want.gpus.items()}
     configs = {config.id: config.values for config in facts.guests.configs if config.kind == "vm"}
     lines = [files.describe(host)] if host.downloads else []
     keeping = [f"vms.{guest}.gpus ({use.gpu})" for guest, vm in vms.items() for use in vm.gpus if use.driver == "keep"]
@@ -63,14 +60,7 @@ def describe(
     ]
     for guest, vm in vms.items():
         config = configs.get(vm.vmid)
-        wish = Wish(
-            guest,
-            vm.vmid,
-            cards_of(vm, host, slots, want.gpus),
-            vm.machine,
-            vm.display,
-            vm.allow_shared_onboot,
-        )
+        wish = wish_of(guest, vm, host, want.gpus)
         elsewhere = None if config else facts.cluster.elsewhere(f"VM {vm.vmid}, as vms.{guest}", vm.vmid)
         if elsewhere is not None:
             errors.append(elsewhere)
