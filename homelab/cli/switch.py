@@ -92,11 +92,7 @@ def _host_with(
 
 
 def _vm_of(settings: Settings, host_name: str, card: str, name: str) -> Vm:
-    takers = {
-        vm_name: vm
-        for vm_name, vm in settings.vms.items()
-        if vm.host == host_name and card in (use.gpu for use in vm.gpus)
-    }
+    takers = {vm_name: vm for vm_name, vm in settings.vms.items() if vm.host == host_name and card in vm.cards}
     if name not in takers:
         raise HomelabError(
             wanted=f"vms.{name}, which may take gpus.{card} of {host_name}",

@@ -137,7 +137,7 @@ def numbers(
     chosen: list[int] = []
     errors: list[HomelabError] = []
     other_cards = makers.other_cards(container, want.gpus)
-    for gpu in container.gpus or []:
+    for gpu in container.cards:
         slot = want.gpus[gpu]["slot"] if gpu in want.gpus else ""
         if gpu in other_cards:
             continue

@@ -201,8 +201,8 @@ def suggested(facts: HostFacts, card: Card, node: str) -> Use:
 
 def configured_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[str, Any]) -> Use:
     """The use that the existing settings give a card."""
-    holders = [vm.vmid for vm in vms.values() if any(use.gpu == gpu for use in vm.gpus)]
-    sharing = tuple(container.ctid for container in containers.values() if gpu in (container.gpus or []))
+    holders = [vm.vmid for vm in vms.values() if gpu in vm.cards]
+    sharing = tuple(container.ctid for container in containers.values() if gpu in container.cards)
     if host.gpus[gpu].use == "shared" and holders and sharing:
         return Use("shared", (*holders, *sharing))
     if holders:

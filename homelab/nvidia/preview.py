@@ -51,7 +51,7 @@ def from_settings(settings: Settings) -> list[HomelabError]:
     for name, container in settings.containers.items():
         if container.nvidia:
             host = settings.hosts[settings.candidates(container)[0]]
-            card_ids = [host.gpus[gpu].match for gpu in container.gpus or []]
+            card_ids = [host.gpus[gpu].match for gpu in container.cards]
             system = SystemFacts(
                 host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),
                 cards=tuple(card for card in card_ids if card) if card_ids and all(card_ids) else None,

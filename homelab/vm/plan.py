@@ -157,8 +157,7 @@ def _split_groups(name: str, facts: HostFacts, host: Host, want: Wanted, vms: di
 def copy_first(guest: Vm | Container) -> list[str]:
     """The plan's line with the command that backs up an adopted guest; homelab records the guest's configuration alone.
     Empty for a created guest."""
-    vmid = guest.vmid if isinstance(guest, Vm) else guest.ctid
-    return [] if guest.create else [f"    to back it up first: `vzdump {vmid}` on the host"]
+    return [] if guest.create else [f"    to back it up first: `vzdump {guest.guest_id}` on the host"]
 
 
 def _line(guest: str, vm: Vm, config: dict[str, str], change: Change, *, running: bool) -> str:
