@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from homelab.cli import stack_options
+from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
@@ -82,46 +83,28 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = stack_options.read(arguments)
-    guests = file.guests()
+    settings = file.guests()
     parts: list[whole.Part] = []
-    host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
-    for host_name in host_names:
-        vms = {name: vm.vmid for name, vm in guests.vms.items() if vm.host == host_name}
-        containers = {
-            name: container.ctid for name, container in guests.containers.items() if container.host == host_name
-        }
+    for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
-            roaming = [
-                container.ctid
-                for container in guests.containers.values()
-                if host.cluster and container.host == host.cluster
-            ]
-            reading = asyncio.run(diagnosis.read(host, [*containers.values(), *roaming]))
+            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
+            reading = asyncio.run(diagnosis.read(host, ids))
         except HomelabError as error:
             if host_name is None:
                 raise
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        containers |= {
-            container_name: guest.ctid
-            for container_name, guest in guests.containers.items()
-            if reading.facts.has_roaming(host.cluster, guest.host, guest.ctid)
-        }
-        vms |= {
-            vm_name: vm.vmid
-            for vm_name, vm in guests.vms.items()
-            if reading.facts.has_roaming(host.cluster, vm.host, vm.vmid)
-        }
+        vms, containers = guests_on(settings, name, host, reading.facts)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
         parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, vmid, host))
-            for vm_name, vmid in vms.items()
+            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host))
+            for vm_name, guest in vms.items()
         ]
-        for container_name, ctid in containers.items():
-            parts.append(
-                _part(f"containers.{container_name}", functools.partial(_container, file, name, host, ctid, reading))
-            )
+        parts += [
+            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
+            for lxc_name, guest in containers.items()
+        ]
     return whole.Whole(arguments.stack, parts)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import host_of
+from homelab.cli.whereabouts import of_guest
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.nvidia import lock, outdated, reading
@@ -29,19 +29,20 @@ from homelab.settings import Host, Nvidia
 from remote_scripts.layers import read_packages, read_system
 
 WELL, OUTDATED, UNREADABLE = 0, 1, 2
+_TARGETS: dict[str, Target] = {"hosts": "host", "vms": "vm", "containers": "lxc"}
 
 
 @dataclass(frozen=True)
 class LockedSystem:
     """A system of the settings that has NVIDIA's stack. `name`: such as `vms.sandbox`; `host`: what SSH connects to;
-    `ctid`: of a container.
+    `ctid`: of a container, or 0.
     """
 
     name: str
     target: Target
     host: Host
     nvidia: Nvidia
-    ctid: int | None = None
+    ctid: int
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -69,30 +70,16 @@ def _systems(file: StackFile, chosen: Sequence[str], identity: str | None) -> It
             continue
         kind, _, key = name.partition(".")
         if kind == "hosts":
-            yield LockedSystem(name, "host", file.host(key, identity)[1], nvidia)
-        elif kind == "containers":
-            container = settings.containers[key]
-            yield LockedSystem(name, "lxc", host_of(file, settings, container, identity), nvidia, container.ctid)
+            host, ctid = file.host(key, identity)[1], 0
         else:
-            vm = settings.vms[key]
-            if vm.static_address in (None, "agent") or vm.ssh is None:
-                raise HomelabError(
-                    wanted=f"{name}, reached over SSH",
-                    found=f"its address is {vm.static_address or 'not in the settings'}",
-                    why="only the guest itself knows what is installed in it",
-                    next=f"set {name}.address, or name the other systems alone: "
-                    f"{', '.join(other for other in stacks if other != name) or 'there are none'}",
-                )
-            host = file.host(settings.candidates(vm)[0], identity)[1]
-            yield LockedSystem(
-                name, "vm", host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address}), nvidia
-            )
+            host, ctid = of_guest(file, settings, name, identity)
+        yield LockedSystem(name, _TARGETS[kind], host, nvidia, ctid)
 
 
 async def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
     async with ssh.connect(system.host) as session:
-        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid or 0)
-        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid or 0)
+        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid)
+        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid)
         return PackagesReading.of(packages), reading.parse(found)
 
 

@@ -55,9 +55,7 @@ def report(arguments: argparse.Namespace, outputs: Outputs | None) -> hardware.H
     """
     file = stack_options.read(arguments)
     hosts = []
-    # Without a host in the file, `host` says so.
-    host_names: list[str | None] = [*file.host_names()] or [None]
-    for host_name in host_names:
+    for host_name in file.asked(None):
         name, host = file.host(host_name, arguments.identity)
         hosts.append(hardware.of_host(asyncio.run(diagnosis.read(host)), name, host, outputs))
     today = datetime.date.today().isoformat()

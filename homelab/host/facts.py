@@ -354,14 +354,6 @@ class HostFacts(Answer):
             return place
         return ";".join(device.address for device in functions)
 
-    def has_roaming(self, node_cluster: str | None, settings_host: str, guest: int) -> bool:
-        """Whether a guest whose settings name a cluster as its host is on this node of the cluster now.
-
-        :param node_cluster: the cluster of this node.
-        :param settings_host: the guest's host in the settings.
-        """
-        return node_cluster == settings_host and self.guests.config(guest) is not None
-
     def users_of(self, place: str, node: str) -> list[CardUser]:
         """The VMs that have the card, or a function of it."""
         return self.guests.users_of(self.path_of(place), node)
