@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
@@ -19,7 +18,7 @@ from homelab.settings import Host
 from homelab.text import clean
 from remote_scripts.layers import read_log
 
-WELL, UNREADABLE = 0, 2
+WELL = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,10 +69,6 @@ async def _read(host: Host, lines: int, ctid: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        text = read(parser().parse_args(argv))
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    text = read(parser().parse_args(argv))
     print(clean(text) or "this program has run no long command there since its last boot, or everything was undone")
     return WELL

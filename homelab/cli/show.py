@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from homelab.cli import stack_options
 from homelab.cli.whereabouts import guests_on
-from homelab.errors import HomelabError
 from homelab.remote import ssh
 from homelab.show import diagram, mermaid, reading, terminal, traits, tree
 
-WELL, UNREADABLE = 0, 2
+WELL = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,11 +64,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
-    try:
-        roots = trees(arguments)
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    roots = trees(arguments)
     file = arguments.svg or arguments.html
     if file is not None:
         title = f"homelab: {arguments.stack}"

@@ -12,6 +12,7 @@ import yaml
 
 from homelab.cli import log, show
 from homelab.cli.doctor import main
+from homelab.errors import HomelabError
 from lab import Lab
 from tests import forked_agent
 
@@ -419,7 +420,8 @@ def test_show_draws_who_has_which_card_now_and_with_the_next_up(
     assert "container" in (tmp_path / "picture.svg").read_text()
     assert log.main(["hosts.pve", *where]) == 0
     assert "this program has run no long command there" in capsys.readouterr().out
-    assert log.main(["vms.none", *where]) == 2
+    with pytest.raises(HomelabError, match="hosts.pve, containers.phoenix"):
+        log.main(["vms.none", *where])
 
 
 def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_first(
