@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 
@@ -125,30 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = [EVERYTHING, *words]
     arguments = parser().parse_args(words)
-    if arguments.kind == EVERYTHING:
-        return _everything(arguments)
     try:
-        report = diagnose(arguments)
+        report = everything(arguments) if arguments.kind == EVERYTHING else diagnose(arguments)
     except HomelabError as error:
-        if arguments.json:
-            print(unreadable(arguments.kind, error))
-        else:
-            print(error, file=sys.stderr)
+        if not arguments.json:
+            raise
+        print(json.dumps(unreadable(arguments.kind, error), indent=2))
         return UNREADABLE
-    print(report.json() if arguments.json else report.text(terminal.width(WIDTH)))
+    if arguments.json:
+        print(json.dumps(report.values(), indent=2))
+    elif isinstance(report, whole.Whole):
+        print(report.text(terminal.table(whole.COLUMNS, report.rows()), terminal.width(WIDTH)))
+    else:
+        print(report.text(terminal.width(WIDTH)))
+    if isinstance(report, whole.Whole) and not report.readable:
+        return UNREADABLE
     return WELL if report.well else FINDINGS
-
-
-def _everything(arguments: argparse.Namespace) -> int:
-    try:
-        report = everything(arguments)
-    except HomelabError as error:
-        print(unreadable(EVERYTHING, error) if arguments.json else error, file=None if arguments.json else sys.stderr)
-        return UNREADABLE
-    table = terminal.table(whole.COLUMNS, report.rows())
-    print(report.json() if arguments.json else report.text(table, terminal.width(WIDTH)))
-    return UNREADABLE if not report.readable else WELL if report.well else FINDINGS
-
-
-if __name__ == "__main__":
-    sys.exit(main())
