@@ -96,7 +96,7 @@ for name, host in settings.hosts.items():
     tests[name] = cards.tests
     handover = probe.generation_of("handover")
     for guest, vm in host_vms.items():
-        shares = any(use.gpu in host.hands_over for use in vm.gpus)
+        shares = host.shares(vm.cards)
         downloads = [files[volume] for volume in vm.volumes if volume in files]
         before = [*layers, *lxcs.values(), *container_stacks, *([host_stack] if host_stack else [])] if shares else []
         vm_args = GpuVmArgs(vm=vm, host=host, node=node, cards=cards.cards, boot=boot.boot, handover=handover)

@@ -49,7 +49,7 @@ class CardHandover(pulumi.ComponentResource):
             told=True,
         )
         for guest, vm in vms.items():
-            if vm.create is None and any(use.gpu in host.hands_over for use in vm.gpus):
+            if vm.create is None and host.shares(vm.cards):
                 options = pulumi.ResourceOptions(parent=self, depends_on=[program])
                 handover_hook(f"{guest}-hook", host, vm, generation, options)
         self.register_outputs({})

@@ -69,7 +69,7 @@ class GpuVm(pulumi.ComponentResource):
                 pulumi.ResourceOptions(parent=self, depends_on=depends_on),
             )
             instance, depends_on = created.instance, [created]
-        if host is not None and vm.create is not None and any(use.gpu in host.hands_over for use in vm.gpus):
+        if host is not None and vm.create is not None and host.shares(vm.cards):
             # Before it has the card, and until it has it no more: without the hookscript nothing would check whether
             # the card is free. (An adopted one has it before the host restarts: CardHandover.)
             options = pulumi.ResourceOptions(parent=self, depends_on=depends_on)
@@ -96,7 +96,7 @@ class GpuVm(pulumi.ComponentResource):
             name=vm_cards.guest_name, state=vm_cards.state, address=vm_cards.guest_address
         ).apply(lambda values: _output(vm, node, **values))
         self.in_force = pulumi.Output.all(instance, vm_cards.state).apply(
-            lambda values: f"{values[0]} {' '.join(use.gpu for use in vm.gpus)}"
+            lambda values: f"{values[0]} {' '.join(vm.cards)}"
         )
         self.started = pulumi.Output.all(boot, vm_cards.starts).apply(
             lambda values: f"boot {values[0]['id']}, start {int(values[1])}"
@@ -132,6 +132,6 @@ def _output(vm: Vm, node: str, *, name: str, state: str, address: str) -> VmSeen
         "vmid": vm.vmid,
         "name": name,
         "state": state,
-        "gpus": [use.gpu for use in vm.gpus],
+        "gpus": vm.cards,
         "address": address or None,
     }

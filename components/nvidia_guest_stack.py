@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from homelab.nvidia import plan as planner
     from homelab.nvidia import state, verification
-    from homelab.nvidia.plan import Plan, Request
+    from homelab.nvidia.plan import Plan
+    from homelab.nvidia.request import Request
     from homelab.nvidia.verification import Expected
     from homelab.remote import nvidia_steps as steps
 else:

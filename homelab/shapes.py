@@ -10,6 +10,7 @@ This module doesn't import pydantic: a run without a change, which imports it in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -26,6 +27,14 @@ Record = dict[str, dict[str, str | None]]
 
 #: A PCI function: `address` 0000:01:00.0, `id` and `subsystem` vendor:device, `class` six hexadecimal digits.
 CardFunction = TypedDict("CardFunction", {"address": str, "id": str, "subsystem": str, "class": str})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShutdownInputs:
+    """How a guest is shut down, an input: `timeout` in seconds; what happens `otherwise` (settings.Shutdown)."""
+
+    timeout: int
+    otherwise: Literal["fail", "stop"]
 
 
 class Tried(TypedDict):

@@ -17,7 +17,7 @@ import struct
 import sys
 import zipfile
 
-OLDEST = (3, 11)
+OLDEST = (3, 10)
 # A moment that zip can tell, for archives that are the same each time.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
@@ -45,19 +45,18 @@ def compiled(archive: bytes) -> bytes:
     return content + hashlib.sha256(content).hexdigest().encode()
 
 
-def put(place: str, archive: str, oldest: "tuple[int, int]" = OLDEST) -> None:
+def put(place: str, archive: str) -> None:
     """Puts it there, on the disk when this returns, and answers `{"agent": ITS SUM}`.
 
     :param place: the file, without ROOT.
     :param archive: of the sources, in base64.
-    :param oldest: the oldest Python that will do.
     """
-    if sys.version_info[:2] < oldest:
+    if sys.version_info[:2] < OLDEST:
         refuse(
-            f"Python {oldest[0]}.{oldest[1]} or later at {sys.executable}",
+            f"Python {OLDEST[0]}.{OLDEST[1]} or later at {sys.executable}",
             f"Python {sys.version.split()[0]}",
             "this program's part on this system is written for it; nothing was changed",
-            "upgrade this system: Proxmox VE 8 has Python 3.11",
+            "upgrade this system: Debian 12 and Proxmox VE 8 have Python 3.11, Ubuntu 22.04 has 3.10",
         )
     os.umask(0o022)
     path = os.environ.get("ROOT", "") + place

@@ -1,4 +1,4 @@
-"""The command line: finds the command, and leaves everything else to it."""
+"""The command line: finds the command, leaves everything else to it, and says what it raises."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from homelab.errors import HomelabError
 from homelab.later import later
 from homelab.text import encodable
 
+# What a command could not read or do ends with, as argparse does for a wrong argument.
+UNREADABLE = 2
 # The exit status of a program that SIGPIPE ended, as a shell tells it.
 BROKEN_PIPE = 141
 # Each is imported when it is run: what the others need takes a second.
@@ -74,7 +77,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     module, function = _COMMANDS[parser.parse_args(words[:1]).command]
     command: Callable[[Sequence[str]], int] = getattr(later(f"homelab.cli.{module}"), function)
-    return command(words[1:])
+    try:
+        return command(words[1:])
+    except HomelabError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
 
 
 HELP = """usage: homelab COMMAND ...

@@ -76,7 +76,16 @@ def _branches(names: list[str]) -> list[Option]:
 
 
 class Conversation:
-    """One run of `homelab init`."""
+    """One run of `homelab init`. What `hold` reads first, and all questions are about: `before`, the stack's file;
+    `access` to the host, its `facts` and its `node`; its `name` and its `cards`' names in the settings.
+    """
+
+    before: Existing
+    access: Access
+    facts: HostFacts
+    node: str
+    name: str
+    cards: list[Card]
 
     def __init__(self, arguments: argparse.Namespace, output: Output, ask: Questions) -> None:
         self.arguments, self.output, self.ask = arguments, output, ask
@@ -95,9 +104,9 @@ class Conversation:
         :raises Declined: the person says no.
         """
         text = read_settings(self.file)
-        before = existing(text, self.file.name)
+        self.before = existing(text, self.file.name)
         self._text_before = text
-        if before.example:
+        if self.before.example:
             self.output.say(
                 f"{self.file.name} is the example, never filled in: a new file takes its place, and it is kept as "
                 f"{self._example_copy.name}."
@@ -110,26 +119,28 @@ class Conversation:
                 "and a final yes. Nothing changes before that yes; ? there shows each change. Options can answer all "
                 "of them: homelab init --help."
             )
-        access = access_to(self.arguments, before, self.output, self.ask)
-        facts = asyncio.run(ssh.read(access.host, guests=True, lspci=True))
-        node = facts.cluster.node or "pve"
+        self.access = access_to(self.arguments, self.before, self.output, self.ask)
+        self.facts = asyncio.run(ssh.read(self.access.host, guests=True, lspci=True))
+        self.node = self.facts.cluster.node or "pve"
         # Another host whose node has the same name ("pve" is the default) is not this one.
-        name = access.name or init_cards.key_of(node, before.settings.hosts if before.settings else (), "pve")
-        cards, uses_before = self._cards(facts, before, name)
-        if not access.name:  # a host that is in no settings yet
-            users = {config.id for card in cards for config in facts.containers_with(card.place)}
-            self._look_inside(access.host, facts, sorted(users & facts.guests.running), host=False)
-        self._show_host(facts, cards, access, node)
+        self.name = self.access.name or init_cards.key_of(
+            self.node, self.before.settings.hosts if self.before.settings else (), "pve"
+        )
+        self.cards, uses_before = self._cards()
+        if not self.access.name:  # a host that is in no settings yet
+            users = {config.id for card in self.cards for config in self.facts.containers_with(card.place)}
+            self._look_inside(sorted(users & self.facts.guests.running), host=False)
+        self._show_host()
         while True:
-            choices = self._choose(facts, cards, uses_before, access, name, node, before)
-            proposal = self._propose(before, choices, access, facts, cards, name, node)
+            choices = self._choose(uses_before)
+            proposal = self._propose(choices)
             self.result |= {
                 "settings": proposal.text,
                 "commands": proposal.commands,
                 "refused": [str(error) for error in proposal.refused],
             }
             if self.arguments.yes or self.arguments.dry_run:
-                self._show(before, proposal)
+                self._show(proposal)
             if not proposal.refused:
                 break
             self.output.say("", "`pulumi up` would refuse this:", *(f"{error}" for error in proposal.refused))
@@ -143,27 +154,27 @@ class Conversation:
         assert pulumi is not None
         backend = self._backend(pulumi)
         passphrase = self._passphrase(pulumi, backend or "", proposal.text)
-        self._sum_up(choices, cards, facts, proposal, access, backend)
+        self._sum_up(choices, proposal, backend)
         while not self._agrees():
-            self._show(before, proposal)
-            self._sum_up(choices, cards, facts, proposal, access, backend)
+            self._show(proposal)
+            self._sum_up(choices, proposal, backend)
         if passphrase is not None:
             pulumi.extra_environment["PULUMI_CONFIG_PASSPHRASE"] = passphrase
-        self._do(pulumi, backend, before, proposal, access, name)
+        self._do(pulumi, backend, proposal)
 
     @property
     def _example_copy(self) -> Path:
         return self.file.with_name(f"{self.file.name}.example")
 
     # -- the host ----------------------------------------------------------------------------------------------
-    def _cards(self, facts: HostFacts, before: Existing, name: str) -> tuple[list[Card], dict[str, Use]]:
+    def _cards(self) -> tuple[list[Card], dict[str, Use]]:
         """A host's cards under their names in the settings, and place -> use that the settings have of a card."""
-        cards = init_cards.cards(facts)
-        settings = before.settings
-        host = settings.hosts.get(name) if settings else None
+        cards = init_cards.cards(self.facts)
+        settings = self.before.settings
+        host = settings.hosts.get(self.name) if settings else None
         if settings is None or host is None:
             return cards, {}
-        names = configured_cards(facts, host)
+        names = configured_cards(self.facts, host)
         renamed: list[Card] = []
         for card in cards:
             names_in_use = [*host.gpus, *(earlier.key for earlier in renamed)]
@@ -171,18 +182,21 @@ class Conversation:
                 card.key if card.key not in names_in_use else init_cards.key_of(card.key, names_in_use, "card")
             )
             renamed.append(Card(card.place, card.id, card.name, key, card.alone))
-        vms = {key: vm for key, vm in settings.vms.items() if vm.host == name}
-        containers = {key: container for key, container in settings.containers.items() if container.host == name}
+        vms = {key: vm for key, vm in settings.vms.items() if vm.host == self.name}
+        containers = {key: container for key, container in settings.containers.items() if container.host == self.name}
         return renamed, {place: configured_use(host, gpu, vms, containers) for place, gpu in names.items()}
 
-    def _show_host(self, facts: HostFacts, cards: list[Card], access: Access, node: str) -> None:
-        driver = f", NVIDIA driver {facts.nvidia.version}" if facts.nvidia.version else ""
-        self.output.say("", f"{node}: Proxmox VE {facts.pve}, kernel {facts.kernel}{driver}{facts.cluster.described}")
+    def _show_host(self) -> None:
+        driver = f", NVIDIA driver {self.facts.nvidia.version}" if self.facts.nvidia.version else ""
+        versions = f"Proxmox VE {self.facts.pve}, kernel {self.facts.kernel}{driver}"
+        self.output.say("", f"{self.node}: {versions}{self.facts.cluster.described}")
         card_results = []
-        for card in cards:
-            refused = init_cards.refused(facts, card, access.host, "vm")
-            self.output.say(f"  {card.key}: {card}", *(f"    {line}" for line in init_cards.lines(facts, card, node)))
-            if (screen := init_cards.screen_lost(facts, card, access.host)) is not None:
+        for card in self.cards:
+            refused = init_cards.refused(self.facts, card, self.access.host, "vm")
+            self.output.say(
+                f"  {card.key}: {card}", *(f"    {line}" for line in init_cards.lines(self.facts, card, self.node))
+            )
+            if (screen := init_cards.screen_lost(self.facts, card, self.access.host)) is not None:
                 self.output.say(f"    a VM can have it, but note: {screen.found}; {screen.why}")
             else:
                 self.output.say(
@@ -197,16 +211,16 @@ class Conversation:
                     "refusedForVm": [str(error) for error in refused],
                 }
             )
-        all_guests = guests(facts)
+        all_guests = guests(self.facts)
         self.output.say(*(["Guests:", *(f"  {guest}" for guest in all_guests)] if all_guests else ["No guests."]))
-        already = present(facts, cards, node, self._readings) if not access.name else []
+        already = present(self.facts, self.cards, self.node, self._readings) if not self.access.name else []
         heading = "Already set up here (what is kept now stays after `pulumi destroy`, too):"
         self.output.say(*([heading, *(f"  {line}" for line in already)] if already else []))
         self.result["host"] = {
-            "node": node,
-            "address": access.host.address,
-            "hostKey": access.key.fingerprint,
-            "version": facts.pve,
+            "node": self.node,
+            "address": self.access.host.address,
+            "hostKey": self.access.key.fingerprint,
+            "version": self.facts.pve,
         }
         self.result["cards"] = card_results
         self.result["guests"] = [
@@ -214,28 +228,19 @@ class Conversation:
         ]
 
     # -- choices -----------------------------------------------------------------------------------------------
-    def _choose(
-        self,
-        facts: HostFacts,
-        cards: list[Card],
-        uses_before: dict[str, Use],
-        access: Access,
-        name: str,
-        node: str,
-        before: Existing,
-    ) -> Choices:
-        chosen = dict(parse_card(text, cards, facts) for text in self.arguments.card)
+    def _choose(self, uses_before: dict[str, Use]) -> Choices:
+        chosen = dict(parse_card(text, self.cards, self.facts) for text in self.arguments.card)
         uses = {card.place: use for card, use in chosen.items()}
         accepted: dict[str, Any] = {}
-        left_out = init_cards.not_asked_about(facts, cards, node, uses_before)
+        left_out = init_cards.not_asked_about(self.facts, self.cards, self.node, uses_before)
         if not chosen and not self.arguments.yes:
-            asked = [card.key for card in cards if card not in left_out]
+            asked = [card.key for card in self.cards if card not in left_out]
             self.output.say(
                 "", f"Next: who gets {' and '.join(asked)}; then a passphrase, unless it is set, and the final yes."
             )
-        for card in cards:
+        for card in self.cards:
             if card.place not in uses:
-                preset = uses_before.get(card.place) or suggested(facts, card, node)
+                preset = uses_before.get(card.place) or suggested(self.facts, card, self.node)
                 # With --card, the cards that aren't named stay as they are.
                 if chosen:
                     uses[card.place] = uses_before.get(card.place, Use("none"))
@@ -247,37 +252,40 @@ class Conversation:
                     )
                     uses[card.place] = Use("none")
                     continue
-                self._explain(facts, card, preset, configured=card.place in uses_before)
-                uses[card.place] = use = self._use_of(facts, card, access.host, preset)
-                if use.kind in ("vm", "new-vm") and init_cards.screen_lost(facts, card, access.host) is not None:
+                self._explain(card, preset, configured=card.place in uses_before)
+                uses[card.place] = use = self._use_of(card, preset)
+                if (
+                    use.kind in ("vm", "new-vm")
+                    and init_cards.screen_lost(self.facts, card, self.access.host) is not None
+                ):
                     accepted[card.key] = {"allowConsole": True}
         choices = Choices(uses, over=self.arguments.cuda is not None or self.arguments.container_toolkit is not None)
         if all(use.kind == "none" for use in uses.values()):
             raise Declined(
                 "No card was given to a guest, so there is nothing to set up. Say which card goes where by --card, "
-                f"such as --card {example(cards, facts)}."
+                f"such as --card {example(self.cards, self.facts)}."
             )
         if accepted:
-            choices.more = {"homelab:hosts": {name: {"gpus": accepted}}}
+            choices.more = {"homelab:hosts": {self.name: {"gpus": accepted}}}
         for text in self.arguments.set:
-            choices.more = combined(choices.more, parse_setting(text, name))
+            choices.more = combined(choices.more, parse_setting(text, self.name))
         if any(use.kind == "new-vm" for use in uses.values()):
-            choices.new_vm = self._new_vm(access, node)
-        self._nvidia(choices, facts, cards, before, access, name)
-        self._in_vms(choices, facts, cards, before, access)
+            choices.new_vm = self._new_vm()
+        self._nvidia(choices)
+        self._in_vms(choices)
         return choices
 
-    def _use_of(self, facts: HostFacts, card: Card, host: Host, preset: Use) -> Use:
-        all_guests = takers(facts)
-        possible = init_cards.possible_uses(facts, card, host)
-        screen = init_cards.screen_lost(facts, card, host)
+    def _use_of(self, card: Card, preset: Use) -> Use:
+        all_guests = takers(self.facts)
+        possible = init_cards.possible_uses(self.facts, card, self.access.host)
+        screen = init_cards.screen_lost(self.facts, card, self.access.host)
         for_vms = "vm" in possible or screen is not None
         every_vm = [guest for guest in all_guests if guest.kind == "vm"]
         vms = every_vm if for_vms else []
         shared = [guest for guest in all_guests if guest.kind == "lxc"] if "lxc" in possible else []
         options: list[Option] = [(f"vm:{guest.id}", str(guest)) for guest in vms]
         if for_vms:
-            options.append(("new-vm", f"a new VM (id {free_id(facts)})"))
+            options.append(("new-vm", f"a new VM (id {free_id(self.facts)})"))
         if every_vm and shared and card.is_nvidia and not card.is_virtual:
             options.append(("shared", "in turn (shared): containers have it, and a VM takes it for as long as it runs"))
         if shared:
@@ -285,7 +293,7 @@ class Conversation:
         if "host" in possible:
             options.append(("host", "the host itself"))
         options.append(("none", "leave it alone"))
-        for error in init_cards.with_vm(facts, card):
+        for error in init_cards.with_vm(self.facts, card):
             self.output.say(f"{card.key} can't go back to the host's driver now: {error.found}; {error.next}.")
         first = str(preset) if preset.kind == "vm" else preset.kind
         if first not in (value for value, _ in options):
@@ -297,8 +305,8 @@ class Conversation:
             if not self.ask.confirm("Give it to the VM anyway (allowConsole)?", default=chosen == str(preset)):
                 return Use("none")
         if chosen not in ("lxc", "shared"):
-            return parse_use(chosen, facts)
-        before = [str(ctid) for ctid in preset.of_kind("lxc", facts)]
+            return parse_use(chosen, self.facts)
+        before = [str(ctid) for ctid in preset.of_kind("lxc", self.facts)]
         ids = self.ask.several(
             "For which containers?",
             [(str(guest.id), str(guest)) for guest in shared],
@@ -306,7 +314,7 @@ class Conversation:
         )
         if chosen == "lxc":
             return Use("lxc", tuple(int(ctid) for ctid in ids))
-        holders = [str(vmid) for vmid in preset.of_kind("vm", facts)]
+        holders = [str(vmid) for vmid in preset.of_kind("vm", self.facts)]
         taking = self.ask.several(
             "Which VMs may take it?",
             [(str(guest.id), str(guest)) for guest in every_vm],
@@ -314,16 +322,16 @@ class Conversation:
         )
         return Use("shared", tuple(int(number) for number in (*taking, *ids)))
 
-    def _new_vm(self, access: Access, node: str) -> ChosenVm:
+    def _new_vm(self) -> ChosenVm:
         """What a new VM is made of: its disk's storage and what it starts from, of what the host has."""
 
         def output_of(command: str) -> str:
             outputs: list[str] = []
-            first_contact.carry_out(access.host, [command], lambda _, text: outputs.append(text))
+            first_contact.carry_out(self.access.host, [command], lambda _, text: outputs.append(text))
             return "".join(outputs)
 
         arguments = self.arguments
-        offered = storages.offered(node, output_of, lambda sentences: self.output.say(*sentences))
+        offered = storages.offered(self.node, output_of, lambda sentences: self.output.say(*sentences))
         name = arguments.vm_name or self.ask.text("Name of the new VM", "gpu")
         preset = "local-lvm" if "local-lvm" in offered.disks else offered.disks[0]
         storage = arguments.storage or self.ask.choose(
@@ -335,7 +343,7 @@ class Conversation:
             self.output.say("A number of GiB, such as 64.")
             size = self.ask.text("Size of its disk, in GiB", "64")
         into = (offered.into or "local") if image in storages.cloud_images() else ""
-        return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image, access))
+        return ChosenVm(name, storage, int(size), image=image, iso=iso, into=into, cloud=self._cloud(image))
 
     def _source(self, offered: storages.Offered) -> tuple[str, str]:
         """The image (a volume, or the name of a known one, which is downloaded), or the CD, that a new VM starts from;
@@ -358,7 +366,7 @@ class Conversation:
             return "", chosen
         return "" if chosen == "none" else chosen, ""
 
-    def _cloud(self, image: str, access: Access) -> dict[str, Any]:
+    def _cloud(self, image: str) -> dict[str, Any]:
         """What cloud-init sets up in a VM from an image; empty: nothing."""
         arguments = self.arguments
         if not image:
@@ -366,7 +374,7 @@ class Conversation:
         user = arguments.cloud_user or self.ask.text("User that cloud-init creates in it", storages.user_of(image))
         file = (
             arguments.cloud_key
-            or access.ssh.get("privateKeyFile")
+            or self.access.ssh.get("privateKeyFile")
             or next((method["privateKeyFile"] for method in login_methods() if "privateKeyFile" in method), "")
         )
         key = first_contact.public_key_of(Path(file).expanduser()) if file else ""
@@ -384,14 +392,12 @@ class Conversation:
         cloud_init = {"user": user, "sshKeys": [key] if key else [], "ip": ip, "gateway": gateway}
         return {name: value for name, value in cloud_init.items() if value}
 
-    def _nvidia(
-        self, choices: Choices, facts: HostFacts, cards: list[Card], before: Existing, access: Access, name: str
-    ) -> None:
+    def _nvidia(self, choices: Choices) -> None:
         stays = ("shared", "lxc", "host")
-        staying = [card for card in cards if card.is_nvidia and choices.uses[card.place].kind in stays]
+        staying = [card for card in self.cards if card.is_nvidia and choices.uses[card.place].kind in stays]
         in_turn = any(choices.uses[card.place].kind == "shared" for card in staying)
-        by_card = {card: choices.uses[card.place].of_kind("lxc", facts) for card in staying}
-        settings = before.settings
+        by_card = {card: choices.uses[card.place].of_kind("lxc", self.facts) for card in staying}
+        settings = self.before.settings
         configured = (
             {container.ctid for container in settings.containers.values() if container.nvidia is not None}
             if settings
@@ -400,27 +406,19 @@ class Conversation:
         sharing = {number for numbers in by_card.values() for number in numbers}
         new = sharing - configured
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
-        host_nvidia = settings.hosts[name].nvidia if settings and name in settings.hosts else None
+        host_nvidia = settings.hosts[self.name].nvidia if settings and self.name in settings.hosts else None
         lacking = in_turn and host_nvidia is None  # what hands a card over is of the driver that this program installs
         if not staying or not (new or of_host or choices.over or self.arguments.driver or lacking):
             return
-        stopped = [guest for guest in guests(facts) if guest.id in sharing and not guest.running]
-        self._look_inside(access.host, facts, sorted(sharing - {guest.id for guest in stopped}), host=True)
-        system = stacks.of_host(facts, [card.id for card in staying], self._readings.get("host"))
-        loaded = facts.nvidia.version
-        driver: str | None = None
-        if self.arguments.driver not in (None, "none"):
-            driver = self.arguments.driver
-        elif (loaded or host_nvidia) and not lacking:
+        stopped = [guest for guest in guests(self.facts) if guest.id in sharing and not guest.running]
+        self._look_inside(sorted(sharing - {guest.id for guest in stopped}), host=True)
+        system = stacks.of_host(self.facts, [card.id for card in staying], self._readings.get("host"))
+        loaded = self.facts.nvidia.version
+        if self.arguments.driver in (None, "none") and (loaded or host_nvidia) and not lacking:
             self.output.say(f"The host's driver{f' {loaded}' if loaded else ''} stays as it is.")
-        elif self.arguments.driver is None:
-            possible = stacks.drivers("host", system)
-            own: list[Option] = [] if lacking else [("none", "none: I install it myself")]
-            kept = loaded.partition(".")[0]
-            first = kept if kept in possible else possible[0] if possible else "none"
-            options = [*_branches(possible), *own]
-            chosen = self.ask.choose("NVIDIA's driver on the host", options, first) if options else "none"
-            driver = None if chosen == "none" else chosen
+            driver = None
+        else:
+            driver = self._driver_of_host(system, lacking=lacking)
         if of_host:
             choices.host_stack = self._on_host(system, driver, loaded, configured=host_nvidia is not None)
         elif driver:
@@ -445,18 +443,33 @@ class Conversation:
                 "has none."
             )
         elif inside:
-            ids_by_guest = {
-                number: [card.id for card, numbers in by_card.items() if number in numbers] for number in inside
-            }
             systems = [
-                stacks.in_container(followed_driver, ids_by_guest[number], self._readings.get(str(number)))
+                stacks.in_container(
+                    followed_driver,
+                    [card.id for card, numbers in by_card.items() if number in numbers],
+                    self._readings.get(str(number)),
+                )
                 for number in inside
             ]
             where = "in the containers"
             cuda = self._cuda(stacks.releases_for_all(systems), where)
             choices.guest_stack = Stack(None, cuda, self._toolkit(where, systems))
 
-    def _look_inside(self, access: Host, facts: HostFacts, containers: list[int], *, host: bool) -> None:
+    def _driver_of_host(self, system: SystemFacts, *, lacking: bool) -> str | None:
+        """The branch, or the version, of NVIDIA's driver that the host gets; None: this program installs none.
+
+        :param lacking: must it be one that this program installs?
+        """
+        if self.arguments.driver is not None:
+            return None if self.arguments.driver == "none" else str(self.arguments.driver)
+        possible = stacks.drivers("host", system)
+        options = [*_branches(possible), *([] if lacking else [("none", "none: I install it myself")])]
+        kept = self.facts.nvidia.version.partition(".")[0]
+        first = kept if kept in possible else possible[0] if possible else "none"
+        chosen = self.ask.choose("NVIDIA's driver on the host", options, first) if options else "none"
+        return None if chosen == "none" else chosen
+
+    def _look_inside(self, containers: list[int], *, host: bool) -> None:
         """Reads containers, and the host, as systems of NVIDIA's software, each once. One that can't be read is
         reported, and counts as unknown."""
         wanted = {*map(str, containers), *(["host"] if host else [])} - self._looked_into
@@ -464,9 +477,9 @@ class Conversation:
             return
 
         async def read() -> None:
-            async with ssh.connect(access) as session:
+            async with ssh.connect(self.access.host) as session:
                 ids = [number for number in containers if str(number) in wanted]
-                readings, refused = await planning.read_systems(session, facts, ids, host="host" in wanted)
+                readings, refused = await planning.read_systems(session, self.facts, ids, host="host" in wanted)
             self._readings |= readings
             self.output.say(*(f"{error.wanted}: {error.found}" for error in refused))
 
@@ -504,19 +517,19 @@ class Conversation:
                 next="leave --driver none out, or install the driver yourself first, or leave the others out",
             )
 
-    def _in_vms(self, choices: Choices, facts: HostFacts, cards: list[Card], before: Existing, access: Access) -> None:
+    def _in_vms(self, choices: Choices) -> None:
         """NVIDIA's software inside the VMs that run and get a card, where the person wants it."""
-        settings = before.settings
+        settings = self.before.settings
         configured = {vm.vmid for vm in settings.vms.values() if vm.nvidia is not None} if settings else set()
-        for guest in guests(facts):
+        for guest in guests(self.facts):
             card_ids = [
                 card.id
-                for card in cards
+                for card in self.cards
                 if card.is_nvidia and choices.uses[card.place] == Use("vm", (guest.id,)) and guest.kind == "vm"
             ]
             if not card_ids or guest.id in configured:
                 continue
-            config = facts.guests.config(guest.id)
+            config = self.facts.guests.config(guest.id)
             if config is not None and config.is_windows:
                 self.output.say(
                     f"{guest} is Windows: it only gets its card. Inside it, get the driver from Windows Update or "
@@ -538,7 +551,7 @@ class Conversation:
                     why="NVIDIA's other software in a VM needs the driver",
                     next="leave --driver none out, or leave --guest-address out: then the VM only gets its card",
                 )
-            login, reading = self._guest_login(guest, access)
+            login, reading = self._guest_login(guest)
             if reading is not None:
                 self._readings[str(guest.id)] = reading
             system = stacks.in_vm(card_ids, reading)
@@ -556,7 +569,7 @@ class Conversation:
             stack = Stack(driver, cuda, self._toolkit(where, [system]))
             choices.vm_stacks[guest.id] = {**login, "nvidia": stack.settings}
 
-    def _guest_login(self, guest: Guest, access: Access) -> tuple[dict[str, Any], SystemReading | None]:
+    def _guest_login(self, guest: Guest) -> tuple[dict[str, Any], SystemReading | None]:
         """`address` and `ssh` of a VM, tried; and what is in it, None where that can't be read.
 
         :raises HomelabError: it can't be reached, or refuses each login.
@@ -572,11 +585,11 @@ class Conversation:
         )
         login = login_as(user, arguments.guest_port)
         host_method: Login = {}
-        if file := access.ssh.get("privateKeyFile"):
+        if file := self.access.ssh.get("privateKeyFile"):
             host_method["privateKeyFile"] = file
-        elif access.ssh.get("agent"):
+        elif self.access.ssh.get("agent"):
             host_method["agent"] = True
-        for method in [*([host_method] if host_method and not access.install else []), *login_methods()]:
+        for method in [*([host_method] if host_method and not self.access.install else []), *login_methods()]:
             vm_host = host_at(address, {**login, **method}, key.line)
             if first_contact.refusal(vm_host) is None:
                 settings = {"address": address, "ssh": {**login, "hostKey": key.line, **method}}
@@ -629,33 +642,25 @@ class Conversation:
         return None if chosen == "none" else chosen
 
     # -- the proposal --------------------------------------------------------------------------------------------
-    def _propose(
-        self,
-        before: Existing,
-        choices: Choices,
-        access: Access,
-        facts: HostFacts,
-        cards: list[Card],
-        name: str,
-        node: str,
-    ) -> Proposal:
-        hosts_before = before.values.get("hosts")
-        host_before = hosts_before.get(name) if isinstance(hosts_before, Mapping) else None
-        host: dict[str, Any] = {"address": access.host.address} if not host_before else {}
+    def _propose(self, choices: Choices) -> Proposal:
+        hosts_before = self.before.values.get("hosts")
+        host_before = hosts_before.get(self.name) if isinstance(hosts_before, Mapping) else None
+        host: dict[str, Any] = {"address": self.access.host.address} if not host_before else {}
         if not host_before:
-            host |= {"ssh": access.ssh, **({"node": node} if node != name else {})}
-        host |= cluster_settings(host_before or {}, facts)
+            host |= {"ssh": self.access.ssh, **({"node": self.node} if self.node != self.name else {})}
+        host |= cluster_settings(host_before or {}, self.facts)
         if any(use.kind in ("vm", "new-vm", "shared") for use in choices.uses.values()):
-            if (api := api_settings(self.stack, host_before or {}, facts, self.arguments.api_port or 8006)) is not None:
+            api = api_settings(self.stack, host_before or {}, self.facts, self.arguments.api_port or 8006)
+            if api is not None:
                 host["api"] = api
             else:
                 self.output.say("The settings already have an API user; homelab init makes none.")
-        values = settings_of(choices, name, host, facts, cards, before.values)
-        return propose(before, values, self.stack, name, facts, self.file.name, self._readings)
+        values = settings_of(choices, self.name, host, self.facts, self.cards, self.before.values)
+        return propose(self.before, values, self.stack, self.name, self.facts, self.file.name, self._readings)
 
-    def _show(self, before: Existing, proposal: Proposal) -> None:
+    def _show(self, proposal: Proposal) -> None:
         """Each line of what would be written, and each command."""
-        text_before = "" if before.example else self._text_before
+        text_before = "" if self.before.example else self._text_before
         self.output.say(
             "",
             f"{self.file.name}:"
@@ -692,43 +697,35 @@ class Conversation:
                 raise Declined("Nothing was done.")
         return answer != "?"
 
-    def _explain(self, facts: HostFacts, card: Card, preset: Use, *, configured: bool) -> None:
+    def _explain(self, card: Card, preset: Use, *, configured: bool) -> None:
         """Says why a use is preselected."""
         if self.arguments.yes or preset.kind == "none":
             return
-        by_id = {guest.id: guest for guest in guests(facts)}
+        by_id = {guest.id: guest for guest in guests(self.facts)}
         names = ", ".join(str(by_id[number]) for number in preset.guests if number in by_id) or preset.kind
-        using = {user.vmid for user in facts.users_of(card.place, facts.cluster.node or "pve")}
-        using |= set(containers_with(facts, card))
+        using = {user.vmid for user in self.facts.users_of(card.place, self.node)}
+        using |= set(containers_with(self.facts, card))
         reason = "the settings say so" if configured else "it has the card" if using else "no other guest fits"
         self.output.say(f"{card.key}: preselected for {names}, since {reason}.")
 
-    def _sum_up(
-        self,
-        choices: Choices,
-        cards: list[Card],
-        facts: HostFacts,
-        proposal: Proposal,
-        access: Access,
-        backend: str | None,
-    ) -> None:
+    def _sum_up(self, choices: Choices, proposal: Proposal, backend: str | None) -> None:
         """What the yes is to, in the lines right above it."""
-        by_id = {guest.id: str(guest) for guest in guests(facts)}
+        by_id = {guest.id: str(guest) for guest in guests(self.facts)}
         lines = []
-        for card in cards:
+        for card in self.cards:
             use = choices.uses[card.place]
             names = [by_id.get(number, f"new VM {number}") for number in use.guests]
             if use.kind != "none":
                 lines.append(f"  {card.key} → {'; '.join(names) or 'the host itself'}")
         here = [self.file.name, f"the stack {self.stack}", *([f"pulumi login {backend}"] if backend else [])]
-        there = ["your public key"] if access.install else []
+        there = ["your public key"] if self.access.install else []
         there += [f"the API user {proposal.making.name}"] if proposal.making and proposal.commands else []
         self.output.say(
             "",
             "In short:",
             *lines,
             f"  created here: {', '.join(here)}",
-            f"  created on {access.host.address}: {', '.join(there) or 'nothing'}",
+            f"  created on {self.access.host.address}: {', '.join(there) or 'nothing'}",
             "  cards and guests: unchanged until `pulumi up`, which shows its plan and asks",
         )
         if any(" token delete " in command for command in proposal.commands):
@@ -767,57 +764,44 @@ class Conversation:
             self.output.say("They differ.")
 
     # -- doing -----------------------------------------------------------------------------------------------------
-    def _do(
-        self, pulumi: Pulumi, backend: str | None, before: Existing, proposal: Proposal, access: Access, name: str
-    ) -> None:
+    def _do(self, pulumi: Pulumi, backend: str | None, proposal: Proposal) -> None:
         say, did = self.output.say, self.output.did
         making, commands = proposal.making, proposal.commands
-        install = f"your public key put onto {access.host.address}"
+        install = f"your public key put onto {self.access.host.address}"
+        login = f"pulumi login {backend}"
         written, made = f"{self.file.name} written", f"the stack {self.stack} created"
-        encrypted, previewed = "secrets put into the settings, encrypted", "pulumi preview"
-        port = access.host.ssh.port
-        where = f"{access.host.address}{f' --port {port}' if port != 22 else ''} --stack {self.stack}"
+        encrypted = "secrets put into the settings, encrypted"
+        port = self.access.host.ssh.port
+        where = f"{self.access.host.address}{f' --port {port}' if port != 22 else ''} --stack {self.stack}"
         self.output.steps(
             [
-                *([install] if access.install else []),
-                *([f"pulumi login {backend}"] if backend else []),
-                *([written, made, *commands]),
-                *([encrypted] if access.password or (making and making.secret) else []),
+                *([install] if self.access.install else []),
+                *([login] if backend else []),
+                *(written, made, *commands),
+                *([encrypted] if self.access.password or (making and making.secret) else []),
             ],
             f"homelab init {where}",
             f"homelab init --undo {where}",
         )
         say("")
-        host = access.host
-        if access.install:
-            line = first_contact.make_key(Path(access.install))
-            first_contact.carry_out(
-                access.host, [first_contact.authorizing_command(line, host.ssh.user)], lambda *_: None
-            )
-            host = host_at(access.host.address, access.ssh, access.key.line)
-            if first_contact.refusal(host) is not None:
-                raise LoginRefusedError(
-                    wanted=f"to log in with the key {access.install}, which was just put onto the host",
-                    found="refused",
-                    why="every later run needs it",
-                    next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in "
-                    "sshd_config; or run it with --no-install-key",
-                )
+        host = self.access.host
+        if self.access.install:
+            host = self._install_key()
             did(install)
         if backend:
             pulumi.login(backend)
-            did(f"pulumi login {backend}")
-        self._write(before, proposal.text)
+            did(login)
+        self._write(proposal.text)
         did(written)
         pulumi.make_stack()
         did(made)
         secrets: dict[str, str] = {}
-        if access.password:
-            secrets[f"homelab:hosts.{name}.ssh.password"] = access.password
+        if self.access.password:
+            secrets[f"homelab:hosts.{self.name}.ssh.password"] = self.access.password
 
         def ran(command: str, printed: str) -> None:
             if command.startswith("pveum user token add "):
-                secrets[f"homelab:hosts.{name}.api.tokenSecret"] = _token_secret(printed)
+                secrets[f"homelab:hosts.{self.name}.api.tokenSecret"] = _token_secret(printed)
             did(command)
 
         if commands:
@@ -828,7 +812,7 @@ class Conversation:
             did(encrypted)
         say("", f"{self.stack} is set up.")
         if self.arguments.preview:
-            say(f"{previewed} --stack {self.stack}:")
+            say(f"pulumi preview --stack {self.stack}:")
             if pulumi.preview(to_errors=bool(self.arguments.json)) != 0:
                 say(
                     "The preview failed, and `pulumi up` would fail in the same way. The settings are written; "
@@ -839,7 +823,28 @@ class Conversation:
             self.output.show("  read -rs PULUMI_CONFIG_PASSPHRASE; export PULUMI_CONFIG_PASSPHRASE")
         say(f"Next: pulumi up --stack {self.stack}")
 
-    def _write(self, before: Existing, text: str) -> None:
+    def _install_key(self) -> Host:
+        """Puts the public key onto the host.
+
+        :returns: the host, by a login with the key.
+        :raises LoginRefusedError: the key doesn't get in.
+        """
+        access = self.access
+        line = first_contact.make_key(Path(access.install))
+        command = first_contact.authorizing_command(line, access.host.ssh.user)
+        first_contact.carry_out(access.host, [command], lambda *_: None)
+        host = host_at(access.host.address, access.ssh, access.key.line)
+        if first_contact.refusal(host) is not None:
+            raise LoginRefusedError(
+                wanted=f"to log in with the key {access.install}, which was just put onto the host",
+                found="refused",
+                why="every later run needs it",
+                next="look at ~/.ssh/authorized_keys of that user on the host, and at PubkeyAuthentication in "
+                "sshd_config; or run it with --no-install-key",
+            )
+        return host
+
+    def _write(self, text: str) -> None:
         """The settings file, whole or not at all."""
         if read_settings(self.file) != self._text_before:
             raise HomelabError(
@@ -848,7 +853,7 @@ class Conversation:
                 why="what was put in must not be lost",
                 next="run homelab init again: it adds to the file as it is now",
             )
-        if before.example:
+        if self.before.example:
             write_settings(self._example_copy, self._text_before)
         write_settings(self.file, text)
 

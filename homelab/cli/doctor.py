@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import json
 import sys
 from collections.abc import Callable, Sequence
 
 from homelab.cli import stack_options
+from homelab.cli.whereabouts import guests_on
 from homelab.doctor import container, stack, vm, whole
 from homelab.doctor import host as host_judge
 from homelab.doctor.devices import WantedCards
@@ -82,46 +84,28 @@ def everything(arguments: argparse.Namespace) -> whole.Whole:
     :raises HomelabError: the configuration can't be read.
     """
     file = stack_options.read(arguments)
-    guests = file.guests()
+    settings = file.guests()
     parts: list[whole.Part] = []
-    host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
-    for host_name in host_names:
-        vms = {name: vm.vmid for name, vm in guests.vms.items() if vm.host == host_name}
-        containers = {
-            name: container.ctid for name, container in guests.containers.items() if container.host == host_name
-        }
+    for host_name in file.asked(arguments.host):
         try:
             name, host = file.host(host_name, arguments.identity)
-            roaming = [
-                container.ctid
-                for container in guests.containers.values()
-                if host.cluster and container.host == host.cluster
-            ]
-            reading = asyncio.run(diagnosis.read(host, [*containers.values(), *roaming]))
+            ids = [lxc.ctid for lxc in settings.containers.values() if lxc.host in (name, host.cluster)]
+            reading = asyncio.run(diagnosis.read(host, ids))
         except HomelabError as error:
             if host_name is None:
                 raise
             parts.append(whole.Part(f"hosts.{host_name}", error=error))
             continue
-        containers |= {
-            container_name: guest.ctid
-            for container_name, guest in guests.containers.items()
-            if reading.facts.has_roaming(host.cluster, guest.host, guest.ctid)
-        }
-        vms |= {
-            vm_name: vm.vmid
-            for vm_name, vm in guests.vms.items()
-            if reading.facts.has_roaming(host.cluster, vm.host, vm.vmid)
-        }
+        vms, containers = guests_on(settings, name, host, reading.facts)
         parts.append(whole.Part(f"hosts.{name}", host_judge.diagnose(reading, host)))
         parts += [
-            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, vmid, host))
-            for vm_name, vmid in vms.items()
+            _part(f"vms.{vm_name}", functools.partial(vm.diagnose, reading, guest.vmid, host))
+            for vm_name, guest in vms.items()
         ]
-        for container_name, ctid in containers.items():
-            parts.append(
-                _part(f"containers.{container_name}", functools.partial(_container, file, name, host, ctid, reading))
-            )
+        parts += [
+            _part(f"containers.{lxc_name}", functools.partial(_container, file, name, host, guest.ctid, reading))
+            for lxc_name, guest in containers.items()
+        ]
     return whole.Whole(arguments.stack, parts)
 
 
@@ -142,30 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = [EVERYTHING, *words]
     arguments = parser().parse_args(words)
-    if arguments.kind == EVERYTHING:
-        return _everything(arguments)
     try:
-        report = diagnose(arguments)
+        report = everything(arguments) if arguments.kind == EVERYTHING else diagnose(arguments)
     except HomelabError as error:
-        if arguments.json:
-            print(unreadable(arguments.kind, error))
-        else:
-            print(error, file=sys.stderr)
+        if not arguments.json:
+            raise
+        print(json.dumps(unreadable(arguments.kind, error), indent=2))
         return UNREADABLE
-    print(report.json() if arguments.json else report.text(terminal.width(WIDTH)))
+    if arguments.json:
+        print(json.dumps(report.values(), indent=2))
+    elif isinstance(report, whole.Whole):
+        print(report.text(terminal.table(whole.COLUMNS, report.rows()), terminal.width(WIDTH)))
+    else:
+        print(report.text(terminal.width(WIDTH)))
+    if isinstance(report, whole.Whole) and not report.readable:
+        return UNREADABLE
     return WELL if report.well else FINDINGS
-
-
-def _everything(arguments: argparse.Namespace) -> int:
-    try:
-        report = everything(arguments)
-    except HomelabError as error:
-        print(unreadable(EVERYTHING, error) if arguments.json else error, file=None if arguments.json else sys.stderr)
-        return UNREADABLE
-    table = terminal.table(whole.COLUMNS, report.rows())
-    print(report.json() if arguments.json else report.text(table, terminal.width(WIDTH)))
-    return UNREADABLE if not report.readable else WELL if report.well else FINDINGS
-
-
-if __name__ == "__main__":
-    sys.exit(main())

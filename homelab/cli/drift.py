@@ -124,17 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.install_timer:
         print(drift.timer(arguments.stack, project(), Path(sys.executable)), end="")
         return NOTHING
-    try:
-        result = look(arguments.stack, arguments.config_file)
-        if arguments.output:
-            arguments.output.write_text(result.markdown(), encoding="utf-8", newline="\n")
-        for line in result.errors or result.lines or [result.line]:
-            print(line)
-        if result.next:
-            print(f"next: {result.next}")
-        if arguments.hook and (result.exists or result.errors):
-            tell(arguments.hook, result.line, as_json=arguments.hook_json)
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNKNOWN
+    result = look(arguments.stack, arguments.config_file)
+    if arguments.output:
+        arguments.output.write_text(result.markdown(), encoding="utf-8", newline="\n")
+    for line in result.errors or result.lines or [result.line]:
+        print(line)
+    if result.next:
+        print(f"next: {result.next}")
+    if arguments.hook and (result.exists or result.errors):
+        tell(arguments.hook, result.line, as_json=arguments.hook_json)
     return UNKNOWN if result.errors else DRIFTED if result.exists else NOTHING

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import host_of
+from homelab.cli.whereabouts import of_guest
 from homelab.doctor.stack import StackFile
 from homelab.errors import HomelabError
 from homelab.nvidia import lock, outdated, reading
@@ -28,20 +27,21 @@ from homelab.remote import ssh
 from homelab.settings import Host, Nvidia
 from remote_scripts.layers import read_packages, read_system
 
-WELL, OUTDATED, UNREADABLE = 0, 1, 2
+WELL, OUTDATED = 0, 1
+_TARGETS: dict[str, Target] = {"hosts": "host", "vms": "vm", "containers": "lxc"}
 
 
 @dataclass(frozen=True)
 class LockedSystem:
     """A system of the settings that has NVIDIA's stack. `name`: such as `vms.sandbox`; `host`: what SSH connects to;
-    `ctid`: of a container.
+    `ctid`: of a container, or 0.
     """
 
     name: str
     target: Target
     host: Host
     nvidia: Nvidia
-    ctid: int | None = None
+    ctid: int
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -69,66 +69,43 @@ def _systems(file: StackFile, chosen: Sequence[str], identity: str | None) -> It
             continue
         kind, _, key = name.partition(".")
         if kind == "hosts":
-            yield LockedSystem(name, "host", file.host(key, identity)[1], nvidia)
-        elif kind == "containers":
-            container = settings.containers[key]
-            yield LockedSystem(name, "lxc", host_of(file, settings, container, identity), nvidia, container.ctid)
+            host, ctid = file.host(key, identity)[1], 0
         else:
-            vm = settings.vms[key]
-            if vm.static_address in (None, "agent") or vm.ssh is None:
-                raise HomelabError(
-                    wanted=f"{name}, reached over SSH",
-                    found=f"its address is {vm.static_address or 'not in the settings'}",
-                    why="only the guest itself knows what is installed in it",
-                    next=f"set {name}.address, or name the other systems alone: "
-                    f"{', '.join(other for other in stacks if other != name) or 'there are none'}",
-                )
-            host = file.host(settings.candidates(vm)[0], identity)[1]
-            yield LockedSystem(
-                name, "vm", host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address}), nvidia
-            )
+            host, ctid = of_guest(file, settings, name, identity)
+        yield LockedSystem(name, _TARGETS[kind], host, nvidia, ctid)
 
 
 async def _read(system: LockedSystem) -> tuple[PackagesReading, SystemReading]:
     async with ssh.connect(system.host) as session:
-        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid or 0)
-        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid or 0)
+        packages = await session.ask("read", "read_packages", read_packages.Wanted(), ctid=system.ctid)
+        found = await session.ask("read", "read_system", read_system.Wanted(), ctid=system.ctid)
         return PackagesReading.of(packages), reading.parse(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `homelab lock`.
-
-    :returns: its exit status.
-    """
+    """Runs `homelab lock` and returns its exit status."""
     parser = _parser(
         "lock",
         "Records version and SHA-256 of each system's packages of NVIDIA's stack, so that later runs install the same.",
     )
     parser.add_argument("--release", action="store_true", help="remove the systems from the lock file")
     arguments = parser.parse_args(argv)
-    try:
-        file = stack_options.read(arguments)
-        path = lock.path_of(file.path.parent, arguments.stack)
-        locks = lock.load(path)
-        if arguments.release:
-            released = sorted(set(arguments.systems or locks) & set(locks))
-            locks = {name: system_lock for name, system_lock in locks.items() if name not in released}
-            lines = [f"{name}: no longer locked" for name in released]
-        else:
-            lines = []
-            for system in _systems(file, arguments.systems, arguments.identity):
-                packages, _ = asyncio.run(_read(system))
-                locks[system.name] = packages.lock
-                lines.append(
-                    f"{system.name}: {len(packages.lock.packages)} packages, driver {packages.driver or 'none'}"
-                )
-                if packages.installer:
-                    lines.append(f"  NVIDIA's installer {packages.installer.version}, by its SHA-256")
-                lines += [f"  not locked, since no repository has it: {package}" for package in packages.not_lockable]
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    file = stack_options.read(arguments)
+    path = lock.path_of(file.path.parent, arguments.stack)
+    locks = lock.load(path)
+    if arguments.release:
+        released = sorted(set(arguments.systems or locks) & set(locks))
+        locks = {name: system_lock for name, system_lock in locks.items() if name not in released}
+        lines = [f"{name}: no longer locked" for name in released]
+    else:
+        lines = []
+        for system in _systems(file, arguments.systems, arguments.identity):
+            packages, _ = asyncio.run(_read(system))
+            locks[system.name] = packages.lock
+            lines.append(f"{system.name}: {len(packages.lock.packages)} packages, driver {packages.driver or 'none'}")
+            if packages.installer:
+                lines.append(f"  NVIDIA's installer {packages.installer.version}, by its SHA-256")
+            lines += [f"  not locked, since no repository has it: {package}" for package in packages.not_lockable]
     _write(path, locks)
     print("\n".join([*lines, f"{'written' if locks else 'removed'}: {path}"]))
     return WELL
@@ -145,23 +122,16 @@ def _write(path: Path, locks: dict[str, lock.SystemLock]) -> None:
 
 
 def show_outdated(argv: Sequence[str] | None = None) -> int:
-    """Runs `homelab outdated`.
-
-    :returns: its exit status.
-    """
+    """Runs `homelab outdated` and returns its exit status."""
     arguments = _parser(
         "outdated", "Shows what is newer than what each system has, and whether it fits. Changes nothing."
     ).parse_args(argv)
     status = WELL
-    try:
-        for system in _systems(stack_options.read(arguments), arguments.systems, arguments.identity):
-            packages, system_reading = asyncio.run(_read(system))
-            lines = outdated.lines(packages, Request(system.target, system.nvidia, system_reading.system, system.name))
-            title = f"{system.name} ({packages.distribution}, driver {packages.driver or 'none'})"
-            print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else f"{title}: nothing is newer")
-            status = OUTDATED if lines else status
-        print(outdated.age(load(), datetime.date.today()))
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    for system in _systems(stack_options.read(arguments), arguments.systems, arguments.identity):
+        packages, system_reading = asyncio.run(_read(system))
+        lines = outdated.lines(packages, Request(system.target, system.nvidia, system_reading.system, system.name))
+        title = f"{system.name} ({packages.distribution}, driver {packages.driver or 'none'})"
+        print("\n".join([f"{title}:", *(f"  {line}" for line in lines)]) if lines else f"{title}: nothing is newer")
+        status = OUTDATED if lines else status
+    print(outdated.age(load(), datetime.date.today()))
     return status

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 
 from homelab.cli import stack_options
-from homelab.cli.whereabouts import host_of
+from homelab.cli.whereabouts import of_guest
 from homelab.errors import HomelabError
 from homelab.remote import ssh
 from homelab.settings import Host
 from homelab.text import clean
 from remote_scripts.layers import read_log
 
-WELL, UNREADABLE = 0, 2
+WELL = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,42 +41,27 @@ def read(arguments: argparse.Namespace) -> str:
     """
     file = stack_options.read(arguments)
     kind, _, name = (arguments.system or "hosts.").partition(".")
-    ctid = None
     if kind == "hosts":
-        _, host = file.host(name or None, arguments.identity)
+        host, ctid = file.host(name or None, arguments.identity)[1], 0
     else:
-        guests = file.guests()
-        host_names = {f"vms.{vm_name}": guests.candidates(vm)[0] for vm_name, vm in guests.vms.items()}
-        host_names |= {
-            f"containers.{container_name}": guests.candidates(container)[0]
-            for container_name, container in guests.containers.items()
-        }
-        if arguments.system not in host_names:
+        settings = file.guests()
+        systems = [
+            *(f"hosts.{host_name}" for host_name in file.host_names()),
+            *(f"vms.{vm_name}" for vm_name in settings.vms),
+            *(f"containers.{container_name}" for container_name in settings.containers),
+        ]
+        if arguments.system not in systems:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
-                found=f"systems in {file.path}: "
-                f"{', '.join([*(f'hosts.{host_name}' for host_name in file.host_names()), *host_names]) or 'none'}",
+                found=f"systems in {file.path}: {', '.join(systems) or 'none'}",
                 why="a log is on the system that it is about",
                 next="name one of these",
             )
-        if kind == "containers":
-            host = host_of(file, guests, guests.containers[name], arguments.identity)
-            ctid = guests.containers[name].ctid
-        else:
-            _, host = file.host(host_names[arguments.system], arguments.identity)
-            vm = guests.vms[name]
-            if vm.static_address in (None, "agent"):
-                raise HomelabError(
-                    wanted=f"the log of {arguments.system}",
-                    found=f"vms.{name}.address is {vm.static_address or 'not set'}",
-                    why="this command asks the guest itself, and no guest agent",
-                    next=f"see /run/homelab/steps in VM {vm.vmid}, or set vms.{name}.address",
-                )
-            host = host.model_copy(update={"ssh": vm.ssh, "address": vm.static_address})
+        host, ctid = of_guest(file, settings, arguments.system, arguments.identity)
     return asyncio.run(_read(host, arguments.lines, ctid))
 
 
-async def _read(host: Host, lines: int, ctid: int | None) -> str:
+async def _read(host: Host, lines: int, ctid: int) -> str:
     wanted = read_log.Wanted(lines=lines, of=f"container {ctid}" if ctid else "")
     async with ssh.connect(host) as session:
         return str((await session.ask("read", "read_log", wanted))["log"])
@@ -85,10 +69,6 @@ async def _read(host: Host, lines: int, ctid: int | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        text = read(parser().parse_args(argv))
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    text = read(parser().parse_args(argv))
     print(clean(text) or "this program has run no long command there since its last boot, or everything was undone")
     return WELL

@@ -77,17 +77,13 @@ def make(folder: Path, environment: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     folder = parser().parse_args(argv).folder
-    try:
-        if sys.prefix == sys.base_prefix:
-            raise HomelabError(
-                wanted="homelab in a Python environment of its own",
-                found=f"it is installed beside Python itself, in {sys.prefix}",
-                why="Pulumi runs the program with the Python of one environment, which the project names",
-                next="install it by pipx or uv tool install, or into a virtual environment",
-            )
-        make(folder, Path(sys.prefix))
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if sys.prefix == sys.base_prefix:
+        raise HomelabError(
+            wanted="homelab in a Python environment of its own",
+            found=f"it is installed beside Python itself, in {sys.prefix}",
+            why="Pulumi runs the program with the Python of one environment, which the project names",
+            next="install it by pipx or uv tool install, or into a virtual environment",
+        )
+    make(folder, Path(sys.prefix))
     print(f"{folder} is a project. Next, in it:\n  homelab init ADDRESS\n  pulumi up")
     return 0

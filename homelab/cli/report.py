@@ -23,7 +23,7 @@ from homelab.errors import HomelabError
 from homelab.remote import diagnosis
 from homelab.settings import project
 
-WRITTEN, UNREADABLE = 0, 2
+WRITTEN = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,9 +55,7 @@ def report(arguments: argparse.Namespace, outputs: Outputs | None) -> hardware.H
     """
     file = stack_options.read(arguments)
     hosts = []
-    # Without a host in the file, `host` says so.
-    host_names: list[str | None] = [*file.host_names()] or [None]
-    for host_name in host_names:
+    for host_name in file.asked(None):
         name, host = file.host(host_name, arguments.identity)
         hosts.append(hardware.of_host(asyncio.run(diagnosis.read(host)), name, host, outputs))
     today = datetime.date.today().isoformat()
@@ -80,11 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outputs = outputs_of(arguments.stack)
     except HomelabError as error:
         print(f"What the guests saw stays unknown in this report:\n{error}\n", file=sys.stderr)
-    try:
-        made = report(arguments, outputs)
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    made = report(arguments, outputs)
     arguments.output.write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
     print(*made.lines(), sep="\n")
     print(f"written: {arguments.output}. Look at it, then put it into an issue: the form is Hardware report.")

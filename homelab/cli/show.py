@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from homelab.cli import stack_options
-from homelab.errors import HomelabError
+from homelab.cli.whereabouts import guests_on
 from homelab.remote import ssh
 from homelab.show import diagram, mermaid, reading, terminal, traits, tree
 
-WELL, UNREADABLE = 0, 2
+WELL = 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,25 +43,14 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
     :raises HomelabError: the configuration or a host can't be read.
     """
     file = stack_options.read(arguments)
-    guests = file.guests()
+    settings = file.guests()
     roots = []
-    # Without a host in the file, `host` says so.
-    host_names: list[str | None] = [arguments.host] if arguments.host else [*file.host_names()] or [None]
-    for host_name in host_names:
+    for host_name in file.asked(arguments.host):
         name, host = file.host(host_name, arguments.identity)
         facts = asyncio.run(ssh.read(host, guests=True))
         node = host.node or name
         current_cards = reading.of_reading(facts, host, node)
-        vms = {
-            vm_name: vm
-            for vm_name, vm in guests.vms.items()
-            if vm.host == name or facts.has_roaming(host.cluster, vm.host, vm.vmid)
-        }
-        containers = {
-            container_name: container
-            for container_name, container in guests.containers.items()
-            if container.host == name or facts.has_roaming(host.cluster, container.host, container.ctid)
-        }
+        vms, containers = guests_on(settings, name, host, facts)
         planned_cards = reading.wanted(host, vms, containers, current_cards, facts)
         title = (
             f"{name} ({host.address}): {facts.kernel}, Proxmox VE {facts.pve or 'not found'}{facts.cluster.described}"
@@ -76,11 +64,7 @@ def trees(arguments: argparse.Namespace) -> list[tree.TreeNode]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
-    try:
-        roots = trees(arguments)
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    roots = trees(arguments)
     file = arguments.svg or arguments.html
     if file is not None:
         title = f"homelab: {arguments.stack}"

@@ -29,7 +29,7 @@ from remote_scripts.layers.switch_card import Answer, Rehearsal, Story, Wanted
 from remote_scripts.shared.reading.answer import HandedOver
 from remote_scripts.tools.plain import of_plain
 
-WELL, NOT_SWITCHED, UNREADABLE = 0, 1, 2
+WELL, NOT_SWITCHED = 0, 1
 # Seconds between two readings of the story: a host sends no events.
 POLL_SECONDS = 1.0
 # A handover's own steps have time limits, which are shorter together. The way back begins within two minutes, at the
@@ -92,11 +92,7 @@ def _host_with(
 
 
 def _vm_of(settings: Settings, host_name: str, card: str, name: str) -> Vm:
-    takers = {
-        vm_name: vm
-        for vm_name, vm in settings.vms.items()
-        if vm.host == host_name and card in (use.gpu for use in vm.gpus)
-    }
+    takers = {vm_name: vm for vm_name, vm in settings.vms.items() if vm.host == host_name and card in vm.cards}
     if name not in takers:
         raise HomelabError(
             wanted=f"vms.{name}, which may take gpus.{card} of {host_name}",
@@ -321,13 +317,9 @@ async def _switch(host: Host, card: str, vm: Vm | None, vms: dict[str, Vm], *, r
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = parser().parse_args(argv)
-    try:
-        file = stack_options.read(arguments)
-        settings = file.guests()
-        name, host = _host_with(file, settings, arguments.card, arguments.host, arguments.identity)
-        vm = None if arguments.to is None else _vm_of(settings, name, arguments.card, arguments.to)
-        vms = {vm_name: guest for vm_name, guest in settings.vms.items() if guest.host == name}
-        return asyncio.run(_switch(host, arguments.card, vm, vms, rehearse=arguments.rehearse))
-    except HomelabError as error:
-        print(error, file=sys.stderr)
-        return UNREADABLE
+    file = stack_options.read(arguments)
+    settings = file.guests()
+    name, host = _host_with(file, settings, arguments.card, arguments.host, arguments.identity)
+    vm = None if arguments.to is None else _vm_of(settings, name, arguments.card, arguments.to)
+    vms = {vm_name: guest for vm_name, guest in settings.vms.items() if guest.host == name}
+    return asyncio.run(_switch(host, arguments.card, vm, vms, rehearse=arguments.rehearse))

@@ -34,14 +34,14 @@ def other_cards(container: Container, gpus: Mapping[str, CardPlan]) -> dict[str,
 
     :param gpus: the host's cards of the settings, as HostProbe has them.
     """
-    return {name: gpus[name] for name in container.gpus or [] if name in gpus and not is_nvidia(gpus[name])}
+    return {name: gpus[name] for name in container.cards if name in gpus and not is_nvidia(gpus[name])}
 
 
 def any_nvidia(containers: Iterable[Container], gpus: Mapping[str, CardPlan]) -> bool:
     """Whether any container uses NVIDIA's driver: not those without cards, nor those with cards of other makers
     alone."""
     return any(
-        bool(container.numbers) or any(name in gpus and is_nvidia(gpus[name]) for name in container.gpus or [])
+        bool(container.numbers) or any(name in gpus and is_nvidia(gpus[name]) for name in container.cards)
         for container in containers
     )
 

@@ -72,14 +72,14 @@ def cards(facts: HostFacts, want: Wanted, vms: dict[str, Vm], node: str, *, driv
             unavailable[device.slot] = f"is {name}bound to vfio-pci" + (f" for {users}" if users else "")
         elif (
             users
-            and device.slot not in slots_of_use(want, "shared")
+            and device.slot not in _slots_of_use(want, "shared")
             and not _was_shared(device.slot, card_users, facts)
         ):
             unavailable[device.slot] = f"is {name}given to {users}"
     card_names = {device.slot: facts.card(device.slot) for device in graphics}
     numbers_now = {address.rpartition(".")[0]: number for address, number in facts.nvidia_minors.items()}
     staying_slots = [device.slot for device in graphics if device.slot not in unavailable]
-    leaves = any(slot in numbers_now for slot in slots_of_use(want, "vm"))
+    leaves = any(slot in numbers_now for slot in _slots_of_use(want, "vm"))
     returns = any(_returns_to_driver(slot, facts, want) for slot in staying_slots)
     comes = any(slot not in numbers_now for slot in staying_slots) and (driver_comes or returns)
     if not leaves and not comes:
@@ -106,7 +106,7 @@ def _was_shared(slot: str, users: list[CardUser], facts: HostFacts) -> bool:
     )
 
 
-def slots_of_use(want: Wanted, use: str) -> list[str]:
+def _slots_of_use(want: Wanted, use: str) -> list[str]:
     """The slots of the cards that have a use in the settings.
 
     :param use: `vm`, `lxc`, `host` or `shared`.
@@ -119,7 +119,7 @@ def _returns_to_driver(slot: str, facts: HostFacts, want: Wanted) -> bool:
     binding by hand it takes over."""
     bound_slots = {address.rpartition(".")[0] for address in bound_by_word(facts.cmdline.running)}
     takes_over = released.WORD in want.vfio_words and any(map(facts.kept_by_hand, facts.functions(slot)))
-    stays = slot in (*slots_of_use(want, "lxc"), *slots_of_use(want, "host"), *slots_of_use(want, "shared"))
+    stays = any(card["slot"] == slot and card["use"] != "vm" for card in want.gpus.values())
     return stays and (slot in bound_slots or takes_over)
 
 
@@ -137,7 +137,7 @@ def numbers(
     chosen: list[int] = []
     errors: list[HomelabError] = []
     other_cards = makers.other_cards(container, want.gpus)
-    for gpu in container.gpus or []:
+    for gpu in container.cards:
         slot = want.gpus[gpu]["slot"] if gpu in want.gpus else ""
         if gpu in other_cards:
             continue

@@ -9,9 +9,10 @@ from homelab.doctor.report import Finding, Stage, Table
 from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.devices import Device
-from homelab.nvidia.symptoms import Context, recognise
+from homelab.nvidia.symptoms import recognise
 from homelab.properties import overlap
 from homelab.properties import parse as parse_properties
+from remote_scripts.shared.symptoms import Context
 
 COLUMNS = ["card", "function", "id", "driver", "group", "also in the group", "mapping", "held by"]
 

@@ -14,11 +14,6 @@ from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.errors import HomelabError
 
 
-def container_report(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> str:
-    """The diagnosis as text. Arguments and errors as of `diagnose`."""
-    return diagnose(reading, ctid, like=like, cards=cards).text()
-
-
 def diagnose(reading: Reading, ctid: int, *, like: int | None = None, cards: WantedCards | None = None) -> Report:
     """What is wrong with a container's cards.
 

@@ -17,11 +17,6 @@ from homelab.settings import Host
 from remote_scripts.shared.words import missing_words
 
 
-def host_report(reading: Reading, host: Host) -> str:
-    """The diagnosis as text, beside the settings `host`."""
-    return diagnose(reading, host).text()
-
-
 def diagnose(reading: Reading, host: Host) -> Report:
     """The report on a host: its differences from the settings, refusals, and its kernel's messages about its cards."""
     facts = reading.facts

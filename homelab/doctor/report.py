@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -44,7 +43,11 @@ class Finding:
     def of(cls, error: HomelabError, stage: Stage = Stage.HOST) -> list[Finding]:
         """The same as an error's text, or texts."""
         errors = error.errors if isinstance(error, SeveralErrors) else [error]
-        return [cls(part.wanted, part.found, part.why, part.next, stage) for part in errors]
+        return [cls(**part.parts(), stage=stage) for part in errors]
+
+    def parts(self) -> dict[str, str]:
+        """The four parts by their names, as HomelabError has them."""
+        return {"wanted": self.wanted, "found": self.found, "why": self.why, "next": self.next}
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,17 @@ class Report:
         parts.append(f"what to do, in this order\n{shown_steps(self.next, width)}")
         return "\n\n".join(parts)
 
-    def json(self) -> str:
-        """For programs; docs/doctor.md has its keys."""
+    def values(self) -> dict[str, Any]:
+        """For programs, as JSON; docs/doctor.md has the keys."""
         findings = [asdict(finding) | {"stage": finding.stage.name.lower()} for finding in self.findings]
         head = {"version": VERSION, "kind": self.kind, "subject": self.subject, "well": self.well}
-        return json.dumps({**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}, indent=2)
+        return {**head, **self.data, "findings": findings, "notes": self.notes, "next": self.next}
 
 
-def unreadable(kind: str, error: HomelabError) -> str:
-    """JSON in place of a report: the errors for which there is none."""
-    errors = [
-        {"wanted": finding.wanted, "found": finding.found, "why": finding.why, "next": finding.next}
-        for finding in Finding.of(error)
-    ]
-    return json.dumps({"version": VERSION, "kind": kind, "errors": errors}, indent=2)
+def unreadable(kind: str, error: HomelabError) -> dict[str, Any]:
+    """In place of a report's values: the errors for which there is none."""
+    errors = [finding.parts() for finding in Finding.of(error)]
+    return {"version": VERSION, "kind": kind, "errors": errors}
 
 
 def in_order(findings: Sequence[Finding]) -> list[str]:
@@ -152,9 +152,7 @@ def _wrapped(text: str, first: str, others: str, width: int) -> str:
 
 
 def _shown(number: int, finding: Finding, width: int) -> str:
-    lines = (("wanted", finding.wanted), ("found", finding.found), ("why", finding.why), ("next", finding.next))
-    indent = " " * 11
-    first = (f"{number:>2}. {lines[0][0]}:", *(f"    {name}:" for name, _ in lines[1:]))
     return "\n".join(
-        _wrapped(text, head.ljust(11) + " ", f"{indent} ", width) for head, (_, text) in zip(first, lines, strict=True)
+        _wrapped(text, f"{f'{number:>2}. ' if name == 'wanted' else '    '}{name}:".ljust(12), " " * 12, width)
+        for name, text in finding.parts().items()
     )

@@ -63,6 +63,10 @@ class StackFile:
         hosts = self.values.get("hosts")
         return [] if not isinstance(hosts, dict) or is_encrypted(hosts) else list(hosts)
 
+    def asked(self, name: str | None) -> list[str | None]:
+        """The hosts to look at: the named one, or all. `[None]`: the file has none, which `host` says."""
+        return [name] if name else [*self.host_names()] or [None]
+
     def guests(self) -> Settings:
         """The settings of hosts, VMs and containers, with a word in place of what is encrypted: who has which card, and
         where it is reached.

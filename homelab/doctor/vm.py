@@ -21,11 +21,6 @@ from homelab.vm.config import check as check_vm
 _UNNAMED = "<name>"
 
 
-def vm_report(reading: Reading, vmid: int, host: Host | None = None) -> str:
-    """The diagnosis as text. Arguments and errors as of `diagnose`."""
-    return diagnose(reading, vmid, host).text()
-
-
 def diagnose(reading: Reading, vmid: int, host: Host | None = None) -> Report:
     """What stands between a VM and its cards.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,17 +101,13 @@ class Whole:
         )
         return clean("\n\n".join([*parts, table.rstrip(), *more]))
 
-    def json(self) -> str:
+    def values(self) -> dict[str, Any]:
         """For programs: the reports of all parts, each as by itself."""
-        reports: list[dict[str, Any]] = []
-        for part in self.parts:
-            if part.report is not None:
-                reports.append({"place": part.place, **json.loads(part.report.json())})
-            else:
-                errors = [
-                    {"wanted": finding.wanted, "found": finding.found, "why": finding.why, "next": finding.next}
-                    for finding in part.findings
-                ]
-                reports.append({"place": part.place, "well": False, "errors": errors})
+        reports = [
+            {"place": part.place, **part.report.values()}
+            if part.report is not None
+            else {"place": part.place, "well": False, "errors": [finding.parts() for finding in part.findings]}
+            for part in self.parts
+        ]
         head = {"version": VERSION, "kind": "stack", "subject": self.stack, "well": self.well}
-        return json.dumps({**head, "reports": reports, "next": in_order(self.findings)}, indent=2)
+        return {**head, "reports": reports, "next": in_order(self.findings)}

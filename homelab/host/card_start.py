@@ -69,7 +69,7 @@ def outcome_of(before: HostFacts, after: HostFacts, functions: list[str], start_
         if trouble.stops:
             outcome.errors.append(trouble.error)
         else:
-            outcome.remarks.append(f"{trouble.error.found}: {trouble.error.why}; {trouble.error.next}")
+            outcome.remarks.append(trouble.remark)
     for sign in kernel_log.of_start("\n".join(start_log)):
         if sign.lost:
             line = next((line for line in start_log if compiled(sign.pattern).search(line)), sign.name)

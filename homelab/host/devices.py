@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from homelab.host.classes import BRIDGES, CARRIERS, GRAPHICS
+from remote_scripts.shared import vfio_ids
 from remote_scripts.shared.reading import answer
 
 # Names of classes, the most exact one counts (pci.ids).
@@ -56,6 +57,10 @@ class Device(answer.Device):
     def may_carry(self) -> bool:
         """Whether disks or a network may be behind the function."""
         return self.class_code.startswith(CARRIERS)
+
+    def is_named(self, ids: str) -> bool:
+        """Whether ids, as the option `ids` of vfio-pci has them, name the function."""
+        return vfio_ids.names(ids, self.id, self.subsystem, self.class_code)
 
     @property
     def kind(self) -> str:

@@ -20,7 +20,7 @@ from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-from remote_scripts.shared import container_conf, vfio_ids
+from remote_scripts.shared import container_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading import answer
@@ -354,14 +354,6 @@ class HostFacts(Answer):
             return place
         return ";".join(device.address for device in functions)
 
-    def has_roaming(self, node_cluster: str | None, settings_host: str, guest: int) -> bool:
-        """Whether a guest whose settings name a cluster as its host is on this node of the cluster now.
-
-        :param node_cluster: the cluster of this node.
-        :param settings_host: the guest's host in the settings.
-        """
-        return node_cluster == settings_host and self.guests.config(guest) is not None
-
     def users_of(self, place: str, node: str) -> list[CardUser]:
         """The VMs that have the card, or a function of it."""
         return self.guests.users_of(self.path_of(place), node)
@@ -452,13 +444,13 @@ class HostFacts(Answer):
     def named_by_ids(self, device: Device) -> bool:
         """Whether ids of other configuration than this program's name the function, in this boot or the next one."""
         words = f"{self.cmdline.others} {self.cmdline.running}"
-        return self._is_named(device, [self.vfio_ids, *_ids_by_word(words).values()])
+        return any(map(device.is_named, [self.vfio_ids, *_ids_by_word(words).values()]))
 
     def named_at_next_boot(self, device: Device) -> bool:
         """Whether other configuration than this program's names the function for the next boot, with or without
         effect."""
-        by_ids = self._is_named(device, [self.vfio_ids, *self.ids_by_others().values()])
-        return by_ids or self.has_override(device)
+        ids = [self.vfio_ids, *self.ids_by_others().values()]
+        return any(map(device.is_named, ids)) or self.has_override(device)
 
     def ids_by_others(self) -> dict[str, str]:
         """Words, not this program's, that give ids to vfio-pci in the next boot -> the ids."""
@@ -475,10 +467,6 @@ class HostFacts(Answer):
         by_rules = [path for path, addresses in self.vfio_rules.items() if device.address in addresses]
         return [path for path in files if path in self.vfio_mentions] + by_rules
 
-    @staticmethod
-    def _is_named(device: Device, id_lists: Iterable[str]) -> bool:
-        return any(vfio_ids.names(ids, device.id, device.subsystem, device.class_code) for ids in id_lists)
-
     def who_binds(self, devices: Iterable[Device]) -> list[str]:
         """Files and words, not this program's, that give these functions to vfio-pci."""
         words = _ids_by_word(f"{self.cmdline.others} {self.cmdline.running}")
@@ -487,7 +475,7 @@ class HostFacts(Answer):
             *((f"{word} on the kernel command line", ids) for word, ids in words.items()),
         ]
         bound = list(devices)
-        by_ids = [source for source, ids in sources if any(self._is_named(device, [ids]) for device in bound)]
+        by_ids = [source for source, ids in sources if any(device.is_named(ids) for device in bound)]
         return [*by_ids, *dict.fromkeys(path for device in bound for path in self.override_files(device))]
 
     def others_in_group(self, place: str) -> list[Device]:

@@ -514,15 +514,8 @@ def _carrier_error(facts: HostFacts, name: str, slot: str, device: Device, carri
         why="a VM's start takes it from the host, which then loses its disk or its network and goes down; no "
         "setting allows that",
         next="connect the disk or the network cable to another controller, or put the card into another slot, and "
-        "run `pulumi up` again" + ("" if is_own or facts.iommu.groups else SWITCH_ON),
+        "run `pulumi up` again" + ("" if is_own or facts.iommu.groups else remapping.SWITCH_ON),
     )
-
-
-# A predicted group may have too many functions; once the IOMMU is on, the real one is read.
-SWITCH_ON = (
-    "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the real groups are read "
-    "instead"
-)
 
 
 def _unknown_carrier_error(
@@ -1040,11 +1033,3 @@ def _named_remarks(facts: HostFacts, host: Host, name: str, slots: Mapping[str, 
         "vfio-pci, without effect so far; from the next start on the card may be there, without the host's driver: "
         + (f"{stronger}: take that out there" if stronger else "takeOver: true for the host keeps it with the host")
     ]
-
-
-def nvidia_stays(facts: HostFacts, bound: set[str]) -> bool:
-    """Whether an NVIDIA graphics card stays with the host.
-
-    :param bound: addresses of the functions that go to vfio-pci.
-    """
-    return any(device.vendor == NVIDIA and device.address not in bound for device in facts.display_devices)

@@ -89,7 +89,7 @@ def refused_under_ha(
     """
     errors = []
     for vm in vms:
-        card = next((use.gpu for use in vm.gpus if use.gpu in host.hands_over), None)
+        card = next((card for card in vm.cards if card in host.hands_over), None)
         options = service(facts, "vm", vm.vmid)
         if card is None or not facts.cluster.name or options is None:
             continue
@@ -106,7 +106,8 @@ def refused_under_ha(
             )
         )
     for container in containers:
-        if host.hands_over and service(facts, "ct", container.ctid) is not None and _has_shared_card(container, host):
+        has_shared_card = host.shares(container.cards) or bool(host.hands_over and container.numbers)
+        if has_shared_card and service(facts, "ct", container.ctid) is not None:
             errors.append(
                 HomelabError(
                     wanted=f"container {container.ctid} to be shut down when a VM takes {', '.join(host.hands_over)}",
@@ -119,14 +120,10 @@ def refused_under_ha(
     return errors
 
 
-def _has_shared_card(container: Container, host: Host) -> bool:
-    return bool(container.numbers) or any(gpu in host.hands_over for gpu in container.gpus or [])
-
-
 def refused_for_restart(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[HomelabError]:
     """The refusals of VMs if this run restarts the host: HA would start them at once, though they get their cards only
     after the boot's confirmation, and then give up on them."""
-    shared = [vm.vmid for vm in vms if any(use.gpu in host.hands_over for use in vm.gpus)]
+    shared = [vm.vmid for vm in vms if host.shares(vm.cards)]
     kept_started = [vmid for vmid in shared if is_kept_started(facts, vmid)]
     return [
         HomelabError(
@@ -148,7 +145,7 @@ def remarks_under_ha(facts: HostFacts, host: Host, vms: Iterable[Vm]) -> list[st
         f"{(int(options.get('max_restart', 1)) + 1) * (int(options.get('max_relocate', 1)) + 1)} of them HA gives up "
         f"(state error), until `ha-manager set vm:{vm.vmid} --state disabled`, and then started"
         for vm in vms
-        if any(use.gpu in host.hands_over for use in vm.gpus) and (options := service(facts, "vm", vm.vmid)) is not None
+        if host.shares(vm.cards) and (options := service(facts, "vm", vm.vmid)) is not None
     ]
 
 

@@ -51,7 +51,7 @@ def takers(host: Host, vms: Mapping[str, Vm]) -> dict[str, list[int]]:
 
     :param vms: those of this host, by name.
     """
-    return {gpu: [vm.vmid for vm in vms.values() if gpu in (use.gpu for use in vm.gpus)] for gpu in host.hands_over}
+    return {gpu: [vm.vmid for vm in vms.values() if gpu in vm.cards] for gpu in host.hands_over}
 
 
 def cards_of(host: Host, vms: Mapping[str, Vm], cards: Mapping[str, CardPlan]) -> tuple[Card, ...]:

@@ -92,7 +92,8 @@ def _vfio_words(facts: HostFacts, host: Host, by_homelab: dict[str, str], kept: 
         NVIDIA_BLACKLIST in facts.cmdline.configured.split() and NVIDIA_BLACKLIST not in facts.cmdline.others.split()
     )
     applies = is_configured or any(facts.by_address[address].vendor == NVIDIA for address in bound)
-    if applies and not gates.nvidia_stays(facts, bound):
+    one_stays = any(device.vendor == NVIDIA and device.address not in bound for device in facts.display_devices)
+    if applies and not one_stays:
         words.append(NVIDIA_BLACKLIST)
     return " ".join([*words, *consoles.words(facts, host, sorted(by_homelab))])
 
@@ -258,7 +259,8 @@ def verify(facts: HostFacts, host: Host, want: Wanted) -> list[HomelabError]:
         errors.append(
             HomelabError(
                 wanted="IOMMU groups in /sys/kernel/iommu_groups",
-                found=f"none; the kernel says: {_log_excerpt(facts)}",
+                found="none; the kernel says: "
+                + (kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"),
                 why="only groups prove that the IOMMU works ('DMAR: IOMMU enabled' is printed without one, too)",
                 next="switch on VT-d or AMD-Vi (IOMMU) in the firmware, then `pulumi up --refresh`",
             )
@@ -311,10 +313,6 @@ def _verify_drivers(facts: HostFacts, want: Wanted) -> list[HomelabError]:
             next="read `dmesg | grep homelab-vfio` on the host; then `pulumi up --refresh`",
         )
     ]
-
-
-def _log_excerpt(facts: HostFacts) -> str:
-    return kernel_log.excerpt(facts.iommu.kernel_log) or "nothing about an IOMMU"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def why_still_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], boun
     running_ids, homelab_bound = ids_in_effect(facts), bound_by_word(facts.cmdline.running)
     # Functions that the running word still names, or that `homelab.vfio=` binds, are released by the next word.
     if running_ids is not None and any(
-        device.address not in homelab_bound and not _names(running_ids, device) for device in functions
+        device.address not in homelab_bound and not device.is_named(running_ids) for device in functions
     ):
         return "this program's word is on the running kernel's command line, and hasn't helped"
     other_addresses = [
@@ -85,7 +85,7 @@ def stronger_than_words(facts: HostFacts, functions: Iterable[Device]) -> str:
     if files := [path for device in functions for path in facts.override_files(device)]:
         by = files[0] if files[0] in facts.vfio_rules else "driverctl"
         return f"{by} puts it there, whatever a word says"
-    if any(_names(facts.vfio_files.get(vfio_ids.MODULES, ""), device) for device in functions):
+    if _names_one_of(facts.vfio_files.get(vfio_ids.MODULES, ""), functions):
         return f"the options in {vfio_ids.MODULES} come later than any word"
     return ""
 
@@ -103,12 +103,8 @@ def _other_ids(facts: HostFacts) -> list[str]:
     return list(dict.fromkeys(entry for ids in id_lists for entry in ids.lower().split(",") if entry))
 
 
-def _names(ids: str, device: Device) -> bool:
-    return vfio_ids.names(ids, device.id, device.subsystem, device.class_code)
-
-
 def _names_one_of(entry: str, devices: Iterable[Device]) -> bool:
-    return any(_names(entry, device) for device in devices)
+    return any(device.is_named(entry) for device in devices)
 
 
 def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Device]:
@@ -116,7 +112,7 @@ def _staying(facts: HostFacts, host: Host, slots: Mapping[str, str]) -> list[Dev
     functions = [
         device for name, slot in slots.items() if host.gpus[name].use != "vm" for device in facts.functions(slot)
     ]
-    return [device for device in functions if _names_one_of(",".join(_other_ids(facts)), [device])]
+    return [device for device in functions if device.is_named(",".join(_other_ids(facts)))]
 
 
 def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: str) -> list[Device]:
@@ -127,7 +123,7 @@ def _others_bound(facts: HostFacts, host: Host, slots: Mapping[str, str], entry:
         for device in facts.functions(slot)
         if not facts.pluggable(device.address)
     }
-    devices = [device for device in facts.devices if _names(entry, device)]
+    devices = [device for device in facts.devices if device.is_named(entry)]
     return [device for device in devices if device.driver == "vfio-pci" and device.address not in planned]
 
 
@@ -137,5 +133,5 @@ def _is_left_out(facts: HostFacts, host: Host, slots: Mapping[str, str], entry: 
     running_ids = ids_in_effect(facts)
     if running_ids is not None:
         return _names_one_of(entry, _staying(facts, host, slots)) or entry not in running_ids.lower().split(",")
-    drivers = {device.driver for device in facts.devices if _names(entry, device)}
+    drivers = {device.driver for device in facts.devices if device.is_named(entry)}
     return _names_one_of(entry, _staying(facts, host, slots)) or bool(drivers) and "vfio-pci" not in drivers

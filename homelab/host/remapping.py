@@ -168,14 +168,14 @@ def one_to_one(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[Homelab
             next="update the board's firmware (BIOS), and tell its maker if that doesn't help; put the card into "
             "another slot"
             + ("; as the last resort iommu.relaxRmrr: true" if relaxable else "")
-            + ("" if real else _SWITCH_ON)
+            + ("" if real else SWITCH_ON)
             + f"; if your kernel gives it away all the same, gpus.{name}.allowDirectMapping: true",
         )
     ]
 
 
-# The firmware's tables give a prediction; the running IOMMU has the real regions.
-_SWITCH_ON = (
+# What is predicted, groups and regions, may be too much; once the IOMMU is on, the kernel's own are read.
+SWITCH_ON = (
     "; or run it with iommu.enable: true and without the card first: once the IOMMU is on, the kernel is asked instead"
 )
 
@@ -207,9 +207,9 @@ def runs_in_vm(facts: HostFacts, slot: str) -> bool:
     return any(user.running for user in facts.guests.users_of(path, facts.cluster.node))
 
 
-def _first_ranges(ranges: list[str], most: int = 4) -> str:
-    omitted = len(ranges) - most
-    return "; ".join([*ranges[:most], *([f"and {omitted} more"] if omitted > 0 else [])])
+def _first_ranges(ranges: list[str]) -> str:
+    omitted = len(ranges) - 4
+    return "; ".join([*ranges[:4], *([f"and {omitted} more"] if omitted > 0 else [])])
 
 
 def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[HomelabError]:
@@ -229,12 +229,7 @@ def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         if not host.gpus[name].may_leave:
             continue
         is_bound = is_running and all(function.address in bound for function in facts.functions(slot))
-        group_addresses = {device.address for device in facts.group_of(slot)}
-        split_off = [
-            device
-            for device in facts.group_without_override(slot)
-            if device.address not in group_addresses and not device.is_bridge
-        ]
+        split_off = _split_off(facts, slot)
         needs = [need for need in facts.vital if need.kind != "keyboard"]
         carriers = [
             (device, carried)
@@ -249,6 +244,16 @@ def split_groups(facts: HostFacts, host: Host, slots: dict[str, str]) -> list[Ho
         if carriers or unknown:
             errors.append(_split_error(facts, name, slot, carriers, unknown))
     return errors
+
+
+def _split_off(facts: HostFacts, slot: str) -> list[Device]:
+    """The functions that only the override keeps out of the card's IOMMU groups, without bridges."""
+    group_addresses = {device.address for device in facts.group_of(slot)}
+    return [
+        device
+        for device in facts.group_without_override(slot)
+        if device.address not in group_addresses and not device.is_bridge
+    ]
 
 
 def override_hint(facts: HostFacts, slot: str) -> str:
@@ -307,13 +312,7 @@ def _override_remarks(facts: HostFacts, host: Host, slots: dict[str, str]) -> li
     for name, slot in slots.items():
         if not host.gpus[name].may_leave:
             continue
-        group_addresses = {device.address for device in facts.group_of(slot)}
-        split_off = [
-            device
-            for device in facts.group_without_override(slot)
-            if device.address not in group_addresses and not device.is_bridge
-        ]
-        if split_off:
+        if split_off := _split_off(facts, slot):
             sentences.append(
                 f"gpus.{name}: without it, its IOMMU group has as well: {'; '.join(map(facts.describe, split_off))}"
             )

@@ -201,8 +201,8 @@ def suggested(facts: HostFacts, card: Card, node: str) -> Use:
 
 def configured_use(host: Host, gpu: str, vms: Mapping[str, Any], containers: Mapping[str, Any]) -> Use:
     """The use that the existing settings give a card."""
-    holders = [vm.vmid for vm in vms.values() if any(use.gpu == gpu for use in vm.gpus)]
-    sharing = tuple(container.ctid for container in containers.values() if gpu in (container.gpus or []))
+    holders = [vm.vmid for vm in vms.values() if gpu in vm.cards]
+    sharing = tuple(container.ctid for container in containers.values() if gpu in container.cards)
     if host.gpus[gpu].use == "shared" and holders and sharing:
         return Use("shared", (*holders, *sharing))
     if holders:
@@ -316,76 +316,74 @@ def settings_of(
     :param cards: with the keys that they have in the settings.
     :param existing: the file's values under `homelab:`, by key without that.
     """
-    host: dict[str, Any] = dict(access)
-    vms: dict[str, Any] = {}
-    containers: dict[str, Any] = {}
+    old_host = _mapping(_mapping(existing, "hosts"), host_name)
     by_place = {card.place: card for card in cards}
+    given = {by_place[place]: use for place, use in choices.uses.items() if use.kind != "none"}
+    host = {**access, **_of_host(choices, given, old_host, facts)}
+    gpus = combined(dict(_mapping(old_host, "gpus")), host.get("gpus", {}))
     names = {guest.id: guest.name for guest in guests(facts)}
-    running = {guest.id for guest in guests(facts) if guest.running}
-    chosen = {by_place[place].key: use for place, use in choices.uses.items() if use.kind != "none"}
-    gpus = {}
-    old_gpus = _mapping(_mapping(_mapping(existing, "hosts"), host_name), "gpus")
-    for place, use in choices.uses.items():
-        card = by_place[place]
-        if use.kind == "none":
-            continue
+    taken = [*_mapping(existing, "vms"), *_mapping(existing, "containers")]
+    values: dict[str, Any] = {"homelab:hosts": {host_name: host}}
+    for kind, section, id_key, otherwise in (("vm", "vms", "vmid", "vm"), ("lxc", "containers", "ctid", "ct")):
+        entries = values.setdefault(f"homelab:{section}", {})
+        wanted: dict[int, list[Any]] = {}
+        for card, use in given.items():
+            for number in use.of_kind(kind, facts):
+                wanted.setdefault(number, []).append(
+                    _use_in_vm(number, card, gpus, facts) if kind == "vm" else card.key
+                )
+        for name, entry in _mapping(existing, section).items():
+            if isinstance(entry, Mapping) and entry.get("host") == host_name:
+                number = int(entry.get(id_key, 0))
+                new = wanted.pop(number, [])
+                changed = _cards_of_guest(entry, new, [card.key for card in given])
+                changed |= _software(choices, kind, number, entry, facts) if new else {}
+                entries.update({name: changed} if changed else {})
+        for number, new in wanted.items():
+            new_vm = choices.new_vm if number not in names else None
+            key = key_of(new_vm.name if new_vm else names.get(number, ""), taken, f"{otherwise}{number}")
+            taken.append(key)
+            entries[key] = {"host": host_name, id_key: number, "gpus": new}
+            entries[key] |= _software(choices, kind, number, {}, facts)
+            if new_vm:
+                image, download = _download(new_vm, _mapping(old_host, "downloads"))
+                host |= {"downloads": download} if download else {}
+                entries[key]["create"] = _creation(new_vm, image)
+    return combined(values, choices.more)
+
+
+def _of_host(
+    choices: Choices, given: Mapping[Card, Use], old_host: Mapping[str, Any], facts: HostFacts
+) -> dict[str, Any]:
+    """What the host's settings get: its cards, `takeOver`, `nvidia`."""
+    host: dict[str, Any] = {}
+    old_gpus = _mapping(old_host, "gpus")
+    for card, use in given.items():
         gpu = {} if card.key in old_gpus else card.settings
         gpu |= {} if _mapping(old_gpus, card.key).get("mapping") else _mapping_by_hand(card, use, facts)
-        gpus[card.key] = gpu | {"use": use.setting}
-    if gpus:
-        host["gpus"] = gpus
-    staying = [place for place, use in choices.uses.items() if use.kind in ("shared", "lxc", "host")]
-    named = [device for place in staying for device in facts.functions(place)]
+        host.setdefault("gpus", {})[card.key] = gpu | {"use": use.setting}
+    staying = [card for card, use in given.items() if use.kind in ("shared", "lxc", "host")]
+    named = [device for card in staying for device in facts.functions(card.place)]
     # Also by what had no effect so far: the next start may be the first with it.
     if any(facts.kept_by_hand(device) or facts.named_at_next_boot(device) for device in named):
         host["takeOver"] = True
     if choices.host_stack is not None and choices.host_stack.settings:
         host["nvidia"] = choices.host_stack.settings
-    taken = [*_mapping(existing, "vms"), *_mapping(existing, "containers")]
-    for kind, field_of_id, into in (("vm", "vmid", vms), ("lxc", "ctid", containers)):
-        section = _mapping(existing, "vms" if kind == "vm" else "containers")
-        wanted: dict[int, list[Any]] = {}
-        for key, use in chosen.items():
-            for number in use.of_kind(kind, facts):
-                wanted.setdefault(number, []).append(key)
-        if kind == "vm":
-            wanted = {
-                number: _uses_of_vm(number, keys, cards, combined(dict(old_gpus), gpus), facts)
-                for number, keys in wanted.items()
-            }
-        for name, entry in section.items():
-            if not isinstance(entry, Mapping) or entry.get("host") != host_name:
-                continue
-            new = wanted.pop(int(entry.get(field_of_id, 0)), [])
-            changed = _cards_of_guest(entry, new, chosen)
-            if changed is not None:
-                into[name] = changed
-            if new and kind == "vm" and entry.get(field_of_id) in choices.vm_stacks:
-                into[name] = {**into.get(name, {}), **choices.vm_stacks[entry[field_of_id]]}
-            inside = new and kind == "lxc" and entry.get(field_of_id) in running
-            if inside and choices.guest_stack and (choices.over or entry.get("nvidia") is None):
-                into[name] = {**into.get(name, {}), "nvidia": choices.guest_stack.settings}
-        for number, new in wanted.items():
-            is_new = kind == "vm" and choices.new_vm is not None and number not in names
-            name = choices.new_vm.name if is_new and choices.new_vm else names.get(number, "")
-            key = key_of(name, taken, f"{'vm' if kind == 'vm' else 'ct'}{number}")
-            taken.append(key)
-            into[key] = {"host": host_name, field_of_id: number, "gpus": new}
-            if is_new and choices.new_vm:
-                image = choices.new_vm.image
-                if choices.new_vm.into:
-                    old = _mapping(_mapping(_mapping(existing, "hosts"), host_name), "downloads")
-                    image, download = _download(choices.new_vm, old)
-                    host |= {"downloads": download} if download else {}
-                into[key]["create"] = _creation(choices.new_vm, image)
-            if kind == "vm":
-                into[key] |= choices.vm_stacks.get(number, {})
-            if kind == "lxc" and choices.guest_stack is not None and number in running:
-                into[key]["nvidia"] = choices.guest_stack.settings
-    values = {"homelab:hosts": {host_name: host}}
-    for section_name, section_values in (("homelab:vms", vms), ("homelab:containers", containers)):
-        values[section_name] = section_values
-    return combined(values, choices.more)
+    return host
+
+
+def _software(
+    choices: Choices, kind: str, number: int, entry: Mapping[str, Any], facts: HostFacts
+) -> Mapping[str, Any]:
+    """What a guest with a new card gets inside.
+
+    :param entry: its settings so far.
+    """
+    if kind == "vm":
+        return choices.vm_stacks.get(number, {})
+    if choices.guest_stack is None or number not in facts.guests.running:
+        return {}
+    return {"nvidia": choices.guest_stack.settings} if choices.over or entry.get("nvidia") is None else {}
 
 
 def _mapping(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -403,30 +401,27 @@ def _mapping_by_hand(card: Card, use: Use, facts: HostFacts) -> dict[str, str]:
     return {"mapping": mapping} if mapping != card.key else {}
 
 
-def _uses_of_vm(
-    vmid: int, keys: Iterable[str], cards: Sequence[Card], gpus: Mapping[str, Any], facts: HostFacts
-) -> list[Any]:
-    """The `gpus` of a VM: each card's name; with takeOver where the user has given the VM the card by options of their
-    own.
+def _use_in_vm(vmid: int, card: Card, gpus: Mapping[str, Any], facts: HostFacts) -> Any:
+    """A card in the `gpus` of a VM: its name; with takeOver where the user has given the VM the card by options of
+    their own.
 
     :param gpus: the host's, by name.
     """
     config = facts.guests.config(vmid)
     values = config.values if config else {}
     record, _ = noted_of(values, noted_in(facts.ledger, f"vm/{vmid}"))
-    uses: list[Any] = []
-    for key in keys:
-        place = next(card.place for card in cards if card.key == key)
-        card = VmCard(key, _mapping(gpus, key).get("mapping") or key, facts.path_of(place))
-        by_hand = any(not same(*line, card.hostpci) for line in owners_lines(values, card, record).items())
-        uses.append({"gpu": key, "takeOver": True} if by_hand else key)
-    return uses
+    in_vm = VmCard(card.key, _mapping(gpus, card.key).get("mapping") or card.key, facts.path_of(card.place))
+    by_hand = any(not same(*line, in_vm.hostpci) for line in owners_lines(values, in_vm, record).items())
+    return {"gpu": card.key, "takeOver": True} if by_hand else card.key
 
 
-def _cards_of_guest(entry: Mapping[str, Any], new: list[Any], chosen: Mapping[str, Use]) -> dict[str, Any] | None:
-    """The `gpus` of a guest in the settings after the choices; None: they don't change."""
+def _cards_of_guest(entry: Mapping[str, Any], new: list[Any], chosen: list[str]) -> dict[str, Any]:
+    """The `gpus` of a guest in the settings after the choices; empty: they don't change.
+
+    :param chosen: the cards that someone gets.
+    """
     if entry.get("gpuAssignment") is not None:
-        return None
+        return {}
     old = entry.get("gpus") or []
     old_names, new_names = _names_of(old), _names_of(new)
     taken_over = [use["gpu"] for use in new if isinstance(use, Mapping)]
@@ -436,7 +431,7 @@ def _cards_of_guest(entry: Mapping[str, Any], new: list[Any], chosen: Mapping[st
         if name not in chosen or name in new_names
     ]
     gpus = [*stay, *(use for use, name in zip(new, new_names, strict=True) if name not in old_names)]
-    return {"gpus": gpus} if gpus != old else None
+    return {"gpus": gpus} if gpus != old else {}
 
 
 def _names_of(uses: Iterable[Any]) -> list[Any]:
@@ -444,9 +439,11 @@ def _names_of(uses: Iterable[Any]) -> list[Any]:
 
 
 def _download(new: ChosenVm, old: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of the download of a new VM's image, and its settings; no settings where the host has this download
+    """A new VM's image, a volume or the name of a download; and the download's settings, empty where the host has them
     already.
     """
+    if not new.into:
+        return new.image, {}
     download = {"image": new.image, **({} if new.into == "local" else {"storage": new.into})}
     existing = [name for name, entry in old.items() if isinstance(entry, Mapping) and download.items() <= entry.items()]
     if existing:

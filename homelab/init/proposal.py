@@ -4,9 +4,7 @@ refusals of `up`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,6 +21,7 @@ from homelab.init.merge import HEAD, merged
 from homelab.nvidia import preview
 from homelab.nvidia.reading import SystemReading
 from homelab.remote.proxmox import probe
+from homelab.remote.proxmox.connection import colons
 from homelab.settings import Settings, parse, stack_file
 from homelab.settings.secrets import is_encrypted, left_open, readable
 from homelab.settings.types import is_name
@@ -120,19 +119,6 @@ class Proposal:
         return self.making.commands if self.making else []
 
 
-def fingerprint(facts: HostFacts) -> str | None:
-    """The SHA-256 fingerprint of the certificate of the host's API, as openssl prints it; None: the reading has no
-    certificate.
-    """
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    pem = facts.cluster.certificate
-    if begin not in pem or end not in pem:
-        return None
-    der = ssl.PEM_cert_to_DER_cert(pem[pem.index(begin) : pem.index(end) + len(end)])
-    digits = hashlib.sha256(der).hexdigest().upper()
-    return ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
-
-
 def cluster_settings(host: Mapping[str, object], facts: HostFacts) -> dict[str, str]:
     """The setting `cluster` of a node, with which the cluster's nodes restart in turns; empty where the file has it.
 
@@ -153,7 +139,7 @@ def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: in
     # A token whose secret was never filled in isn't in use.
     if isinstance(before, Mapping) and before.get("token") != token and before.get("tokenSecret") != OPEN:
         return None
-    sha256 = fingerprint(facts)
+    sha256 = probe.sha256_of(facts.cluster.certificate)
     if sha256 is None:
         raise HomelabError(
             wanted="the certificate that the host's API shows",
@@ -165,7 +151,7 @@ def api_settings(stack: str, host: Mapping[str, Any], facts: HostFacts, port: in
     if not (isinstance(before, Mapping) and is_encrypted(before.get("tokenSecret"))):
         api["tokenSecret"] = OPEN
     if not (isinstance(before, Mapping) and (before.get("caFile") or before.get("publicCa"))):
-        api["fingerprint"] = sha256
+        api["fingerprint"] = colons(sha256)
     return api
 
 

@@ -424,7 +424,7 @@ def cuda_to_be_had(request: Request) -> list[HomelabError]:
     system, release = request.system, parse(request.settings.cuda)
     # What a mirror keeps isn't known until it is read.
     is_own = request.settings.mirror.cuda is None
-    row = request.data.distribution(system.distribution or "", system.version or "") if is_own else None
+    row = request.distribution if is_own else None
     package = request.data.cuda_package(release)
     hint = ""
     if system.offered is not None:
@@ -477,7 +477,7 @@ def cuda_libraries_known(request: Request) -> list[HomelabError]:
         for row in rows
         if major not in row.cuda
     ]
-    there = data.distribution(system.distribution or "", system.version or "") if system.offered is None else None
+    there = request.distribution if system.offered is None else None
     errors += [
         HomelabError(
             wanted=f"{request.name}: {row.name} {row.version} for CUDA {major}, from NVIDIA's repository for "
@@ -575,7 +575,7 @@ def podman_knows_cdi(request: Request) -> list[HomelabError]:
     """A podman that is to be installed knows CDI. An installed one may be another build than the distribution's, so the
     step itself looks at it (remote_scripts/shared/engines.py)."""
     settings, system = request.settings, request.system
-    row = request.data.distribution(system.distribution or "", system.version or "")
+    row = request.distribution
     needed = request.data.packaging.toolkit.podman.cdi
     if settings.container_toolkit != "podman" or row is None or row.podman >= needed:
         return []

@@ -49,10 +49,9 @@ def source_of(request: Request) -> DriverSource | None:
 
     :raises HomelabError: as of `driver_source`.
     """
-    driver, system = request.driver, request.system
+    driver = request.driver
     choice = choose(request) if request.target != "lxc" and driver else None
-    is_known = request.data.distribution(system.distribution or "", system.version or "") is not None
-    if driver is None or not is_known or (choice is None and request.target != "lxc"):
+    if driver is None or request.distribution is None or (choice is None and request.target != "lxc"):
         return None
     return driver_source(request, driver, choice)
 
@@ -143,8 +142,7 @@ def _may_be_offered(request: Request, driver: Driver) -> bool:
 
 
 def _branches_of_repositories(request: Request) -> tuple[Range, ...] | None:
-    row = request.data.distribution(request.system.distribution or "", request.system.version or "")
-    return row.drivers if row else None
+    return request.distribution.drivers if request.distribution else None
 
 
 def _module_packages(row: Names, choice: Choice) -> tuple[str, ...]:
@@ -283,9 +281,7 @@ def kernel_headers(request: Request) -> dict[str, str]:
 
 
 def _header_names(request: Request) -> Headers | Distribution | None:
-    if request.target == "host":
-        return request.data.packaging.proxmox
-    return request.data.distribution(request.system.distribution or "", request.system.version or "")
+    return request.data.packaging.proxmox if request.target == "host" else request.distribution
 
 
 def _running(request: Request) -> str:

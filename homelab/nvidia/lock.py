@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from homelab.errors import HomelabError
 from homelab.model import Model
-from homelab.nvidia.versions import parse
+from homelab.nvidia.versions import fits, parse
 from homelab.settings.types import DebianVersion, PackageName
 
 HEAD = (
@@ -138,7 +138,7 @@ def refusals(
     sha256_of_settings = (run_sha256 or {}).get(installer.version) if installer else None
     if lock.distribution != distribution:
         wanted, found = f"{distribution}, which {name} has", lock.distribution
-    elif driver is not None and lock.driver and not _fits(driver, lock.driver):
+    elif driver is not None and lock.driver and not fits(parse(lock.driver), parse(driver)):
         wanted, found = f"NVIDIA's driver {driver}, as the settings have it", lock.driver
     elif installer is not None and sha256_of_settings not in (None, installer.sha256):
         wanted, found = (
@@ -155,8 +155,3 @@ def refusals(
             next=f"`homelab lock --release {name}`, then `pulumi up` and `homelab lock`; or put the setting back",
         )
     ]
-
-
-def _fits(wanted: str, version: str) -> bool:
-    numbers = parse(wanted).numbers
-    return parse(version).numbers[: len(numbers)] == numbers

@@ -16,59 +16,14 @@ from homelab.errors import HomelabError, raise_all
 from homelab.nvidia.checks import card_text, cuda_to_be_had, least_driver_of_cuda, refusals
 from homelab.nvidia.compatibility import Flavour, Key, Target
 from homelab.nvidia.driver_source import RunfilePlan, SourceKind, driver_source, header_packages, version_pattern
-from homelab.nvidia.flavour import Choice, choose
-from homelab.nvidia.request import Driver, Request, SystemFacts
+from homelab.nvidia.flavour import choose
+from homelab.nvidia.request import Driver, Request
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.shapes import Capability, Runtime
-
-__all__ = [
-    "CudaPlan",
-    "Plan",
-    "AptFile",
-    "RebootPlan",
-    "Repository",
-    "Request",
-    "RunfilePlan",
-    "SystemFacts",
-    "ToolkitPlan",
-    "all_refusals",
-    "packages_to_ask_for",
-    "plan_stack",
-    "refusals",
-]
+from remote_scripts.layers.nvidia_repository import AptFile, Repository
 
 # Above 1000 apt also goes back to an older version.
 _PRIORITY = 1001
-
-
-@dataclass(frozen=True)
-class Repository:
-    """An apt repository. `line`: the whole content of `list_file`; `key_fingerprint`: the key's, any other is refused;
-    `keyring`: the path of the key's file."""
-
-    name: str
-    list_file: str
-    line: str
-    key_url: str
-    key_fingerprint: str
-    keyring: str
-
-
-@dataclass(frozen=True)
-class AptFile:
-    """A file of apt's configuration, with its whole content."""
-
-    path: str
-    content: str
-
-
-@dataclass(frozen=True)
-class RebootPlan:
-    """A reboot for the installed driver. `needed`: None where only a reading of the system tells; `why`: for a
-    person."""
-
-    needed: bool | None
-    why: str
 
 
 @dataclass(frozen=True)
@@ -85,16 +40,14 @@ class CudaPlan:
 
 @dataclass(frozen=True)
 class ToolkitPlan:
-    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `install`: the same, empty
-    where nothing is to be installed; `configure`: a command; `restart`: a service. `cdi`: the path of the CDI
-    specification, which is written anew after each change of the driver, empty where the toolkit's service writes it;
-    `cdi_options`: its generator's.
+    """The container toolkit. `package`: the runtime's, empty where it has its own installer; `configure`: a command;
+    `restart`: a service. `cdi`: the path of the CDI specification, which is written anew after each change of the
+    driver, empty where the toolkit's service writes it; `cdi_options`: its generator's.
     """
 
     runtime: Runtime
     packages: tuple[str, ...]
     package: str
-    install: tuple[str, ...]
     configure: tuple[str, ...]
     restart: str
     cdi: str
@@ -118,7 +71,6 @@ class Plan:
     driver: str
     version: str | None
     flavour: Flavour | None
-    why_flavour: str
     source: SourceKind
     repositories: tuple[Repository, ...]
     prerequisites: tuple[str, ...]
@@ -130,7 +82,6 @@ class Plan:
     preferences: AptFile | None
     unattended: AptFile | None
     run: RunfilePlan | None
-    reboot: RebootPlan
     cuda: CudaPlan | None
     toolkit: ToolkitPlan | None
     notes: tuple[str, ...]
@@ -155,7 +106,6 @@ def plan_stack(request: Request) -> Plan:
         driver=str(driver.version) if driver.exact else str(driver.branch),
         version=version or (run.version if run and source == "run" else None),
         flavour=choice.flavour if choice else None,
-        why_flavour=choice.why if choice else "a container has the libraries alone; the modules are the host's",
         source=source,
         repositories=_repositories(request, source),
         prerequisites=_prerequisites(request, source),
@@ -167,7 +117,6 @@ def plan_stack(request: Request) -> Plan:
         preferences=_preferences(request, driver, source),
         unattended=_unattended(request, source),
         run=run,
-        reboot=_reboot(request, driver, choice),
         cuda=_cuda(request),
         toolkit=_toolkit(request),
         notes=tuple([*_notes(request, driver), *_capability_notes(request, found.capabilities)]),
@@ -288,7 +237,7 @@ def _prerequisites(request: Request, source: str) -> tuple[str, ...]:
 def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
     data, mirror, repositories = request.data.packaging, request.settings.mirror, []
     if source != "run" or request.settings.cuda:
-        row = request.data.distribution(request.system.distribution or "", request.system.version or "")
+        row = request.distribution
         if row is not None:
             base = mirror.cuda or data.repositories.cuda
             repositories.append(_repository("homelab-cuda", f"{base}/{row.path}", f"{base}/{row.path}", row.key))
@@ -303,11 +252,10 @@ def _repositories(request: Request, source: str) -> tuple[Repository, ...]:
 def _repository(name: str, url: str, key_base: str, key: Key) -> Repository:
     keyring = f"/usr/share/keyrings/{name}.gpg"
     return Repository(
-        name=name,
         list_file=f"/etc/apt/sources.list.d/{name}.list",
         line=f"deb [signed-by={keyring}] {url} /\n",
         key_url=f"{key_base}/{key.file}",
-        key_fingerprint=key.fingerprint,
+        fingerprint=key.fingerprint,
         keyring=keyring,
     )
 
@@ -322,7 +270,7 @@ def _preferences(request: Request, driver: Driver, source: str) -> AptFile | Non
         base = request.settings.mirror.container_toolkit or data.repositories.container_toolkit
         packages = " ".join(data.toolkit.packages)
         parts.append(f"Package: {packages}\nPin: origin {urlsplit(base).hostname}\nPin-Priority: {_PRIORITY}\n")
-    return AptFile("/etc/apt/preferences.d/homelab-nvidia", "\n".join(parts)) if parts else None
+    return AptFile(path="/etc/apt/preferences.d/homelab-nvidia", content="\n".join(parts)) if parts else None
 
 
 def _unattended(request: Request, source: str) -> AptFile | None:
@@ -330,23 +278,7 @@ def _unattended(request: Request, source: str) -> AptFile | None:
         return None
     patterns = "".join(f'  "{pattern}";\n' for pattern in request.data.packaging.unattended)
     content = f"Unattended-Upgrade::Package-Blacklist {{\n{patterns}}};\n"
-    return AptFile("/etc/apt/apt.conf.d/52homelab-nvidia", content)
-
-
-def _reboot(request: Request, driver: Driver, choice: Choice | None) -> RebootPlan:
-    system = request.system
-    if choice is None:
-        return RebootPlan(False, "a container has no kernel of its own")
-    if system.nouveau:
-        return RebootPlan(True, "nouveau has the card, and gives it up at a boot")
-    if system.loaded is None:
-        return RebootPlan(None, "only if the loaded module isn't the installed one, or nouveau has the card")
-    if not system.loaded:
-        return RebootPlan(False, "no driver has the card: the new module is loaded at once")
-    is_loaded = parse(system.loaded) == driver.version and system.loaded_flavour in (None, choice.flavour)
-    if is_loaded:
-        return RebootPlan(False, f"{system.loaded} is loaded already")
-    return RebootPlan(True, f"{system.loaded} is loaded, {driver.text} ({choice.flavour}) will be installed")
+    return AptFile(path="/etc/apt/apt.conf.d/52homelab-nvidia", content=content)
 
 
 def _cuda(request: Request) -> CudaPlan | None:
@@ -378,18 +310,14 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
     runtime = request.settings.container_toolkit
     if runtime is None:
         return None
-    data, system = request.data.packaging.toolkit, request.system
-    is_installed = system.runtimes is None or runtime in system.runtimes
-    version = _toolkit_version(request)
+    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
     in_container = request.target == "lxc"
-    row = request.data.distribution(system.distribution or "", system.version or "")
     package = (row.runtimes if row else {}).get(runtime, data.runtimes[runtime])
     configures_itself = runtime in ("podman", "k3s")
     return ToolkitPlan(
         runtime=runtime,
         packages=tuple(f"{name}={version}-*" for name in data.packages) if version else data.packages,
         package=package,
-        install=(package,) if package and request.settings.docker == "install" and not is_installed else (),
         # podman reads CDI specifications itself; k3s looks for the runtime's program.
         configure=() if configures_itself else ("nvidia-ctk", "runtime", "configure", f"--runtime={runtime}"),
         restart="" if configures_itself else runtime,
@@ -401,9 +329,7 @@ def _toolkit(request: Request) -> ToolkitPlan | None:
 
 def _takes_no_groups(request: Request) -> bool:
     """Whether podman refuses the CDI specifications that the toolkit writes without options, as they name groups."""
-    data, system = request.data.packaging.toolkit, request.system
-    row = request.data.distribution(system.distribution or "", system.version or "")
-    version = _toolkit_version(request)
+    data, row, version = request.data.packaging.toolkit, request.distribution, _toolkit_version(request)
     old = row is not None and row.podman < data.podman.groups
     return request.settings.container_toolkit == "podman" and old and (version is None or version >= data.groups_since)
 
@@ -487,8 +413,7 @@ def _kernel_notes(request: Request, driver: Driver) -> list[str]:
 def _podman_notes(request: Request) -> list[str]:
     if not _takes_no_groups(request):
         return []
-    data, system = request.data.packaging.toolkit, request.system
-    row = request.data.distribution(system.distribution or "", system.version or "")
+    data, system, row = request.data.packaging.toolkit, request.system, request.distribution
     return [
         f"podman {row.podman if row else ''} of {system.distribution} {system.version} refuses CDI specifications that "
         f"name groups, as the toolkit writes them from {data.groups_since} on (unknown field additionalGids): its own "

@@ -51,7 +51,7 @@ def from_settings(settings: Settings) -> list[HomelabError]:
     for name, container in settings.containers.items():
         if container.nvidia:
             host = settings.hosts[settings.candidates(container)[0]]
-            card_ids = [host.gpus[gpu].match for gpu in container.gpus or []]
+            card_ids = [host.gpus[gpu].match for gpu in container.cards]
             system = SystemFacts(
                 host_driver=_driver_to_follow(container.nvidia, host.nvidia.driver if host.nvidia else None),
                 cards=tuple(card for card in card_ids if card) if card_ids and all(card_ids) else None,
@@ -72,8 +72,7 @@ def _driver_to_follow(container: Nvidia, host_driver: str | None) -> str | None:
 
     :param host_driver: branch or version that the host gets.
     """
-    is_of_host = host_driver and container.driver and fits(parse(container.driver), parse(host_driver))
-    if host_driver is None or is_of_host:
+    if host_driver and container.driver and fits(parse(container.driver), parse(host_driver)):
         return None
     return host_driver
 
@@ -212,7 +211,7 @@ def system_of(facts: HostFacts, cards: tuple[str, ...]) -> SystemFacts:
     )
 
 
-def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: SystemReading | None = None) -> Request:
+def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: SystemReading | None) -> Request:
     slots_of_vms = {gpu["slot"] for gpu in want.gpus.values() if gpu["use"] == "vm"}
     cards = tuple(device.id for device in facts.display_devices if device.slot not in slots_of_vms)
     system = system_of(facts, cards)
@@ -223,7 +222,7 @@ def _of_host(name: str, stack: Nvidia, facts: HostFacts, want: Wanted, reading: 
 
 
 def driver_to_be(
-    name: str, host: Host, facts: HostFacts, want: Wanted, reading: SystemReading | None = None
+    name: str, host: Host, facts: HostFacts, want: Wanted, reading: SystemReading | None
 ) -> dict[str, Any]:
     """The driver that a host gets, as far as it is known before its repositories are read: `driver`, `flavour` and
     `source` of what its boot is to have (`lacking.Boot`). Empty where the settings have none.

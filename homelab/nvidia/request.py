@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from homelab.nvidia.compatibility import VENDOR, Branch, Compatibility, Flavour, Generation, Names, Target, load
+from homelab.nvidia.compatibility import (
+    VENDOR,
+    Branch,
+    Compatibility,
+    Distribution,
+    Flavour,
+    Generation,
+    Names,
+    Target,
+    load,
+)
 from homelab.nvidia.lock import SystemLock
 from homelab.nvidia.versions import Version, of_package, parse
 from homelab.settings.nvidia import Nvidia
@@ -107,6 +117,11 @@ class Request:
             if cards is None
             else tuple(card[5:].lower() for card in cards if card.lower().startswith(f"{VENDOR}:"))
         )
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """The row of the system's distribution; None where the system wasn't read, or the data has none."""
+        return self.data.distribution(self.system.distribution or "", self.system.version or "")
 
     @cached_property
     def generations(self) -> dict[str, Generation | None]:

@@ -14,10 +14,8 @@ from pathlib import Path
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.messages import Log
-from remote_scripts.shared.symptoms import QUOTED_CHARACTERS, Cause, Context, Symptom, When, compiled, found_in
+from remote_scripts.shared.symptoms import QUOTED_CHARACTERS, Context, Symptom, compiled, found_in
 from remote_scripts.tools.plain import of_plain
-
-__all__ = ["Cause", "Context", "Symptom", "When", "compiled", "packed", "recognise", "symptoms"]
 
 _TABLE = Path(__file__).parent / "data/symptoms.yaml"
 # The programs whose symptoms layers explain; symptoms of the card itself are recognised here.

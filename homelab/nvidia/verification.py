@@ -17,13 +17,14 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.host.kernel_log import since_loaded
-from homelab.nvidia.compatibility import VENDOR, Compatibility, Flavour, Target, load
+from homelab.nvidia.compatibility import VENDOR, Flavour, Target, load
 from homelab.nvidia.flavour import allowed_by_card
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import Context, recognise
+from homelab.nvidia.symptoms import recognise
 from homelab.nvidia.versions import fits, of_package, parse
 from homelab.shapes import CardInUse, Runtime, StackInUse
+from remote_scripts.shared.symptoms import Context
 
 # Exit statuses: of `timeout`, and of a shell that doesn't find the program.
 _TIMED_OUT, _NO_PROGRAM = 124, 127
@@ -123,9 +124,7 @@ class _ProgramResult:
         return self.status == 0
 
 
-def judge(
-    result: Mapping[str, Any], wanted: Expected, data: Compatibility | None = None
-) -> tuple[StackInUse, list[HomelabError]]:
+def judge(result: Mapping[str, Any], wanted: Expected) -> tuple[StackInUse, list[HomelabError]]:
     """The stack in use on a system, and an error for each difference from what is expected; the first is whole with and
     without errors.
 
@@ -141,8 +140,8 @@ def judge(
     unfetched = _unfetched_image(wanted, parts["container"])
     if unfetched:
         parts["container"] = None
-    smi = parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, "")
-    cards = _cards_of_smi(smi.output) if smi.works else []
+    smi = parts["nvidia_smi"]
+    cards = _cards_of_smi(smi.output) if smi and smi.works else []
     nvcc = parts["nvcc"]
     release = _release_of_nvcc(nvcc) if nvcc else None
     passed = {key: None if part is None else _succeeded(key, part) for key, part in parts.items() if key in _MARKS}
@@ -162,29 +161,28 @@ def judge(
         "cdi": None,
         "unchecked": unfetched,
     }
-    data = data or load()
     load_results = _load_results(parts["libraries"]) if cards else {}
     for capability in ("video", "graphics"):
-        states = [load_results[name] for name in data.libraries([capability]) if name in load_results]
+        states = [load_results[name] for name in load().libraries([capability]) if name in load_results]
         # A library that isn't installed only counts where the settings demand its capability.
         missing = [state for state in states if _NOT_THERE in state] and capability not in wanted.demanded
         output[capability] = None if missing or not states else all(state.startswith("loaded") for state in states)
     interface = re.search(r"NVENC (\d+\.\d+)", load_results.get("libnvidia-encode.so.1", ""))
     output["nvenc"] = interface[1] if interface else None
-    for row in data.cuda.libraries:
+    for row in load().cuda.libraries:
         match = re.match(r"loaded, \S+ (\d+(?:\.\d+)+)", load_results.get(row.soname, ""))
         if match and row.name == "cudnn":
             output["cudnn"] = match[1]
         elif match:
             output["nccl"] = match[1]
-    errors = list(_errors(result, wanted, parts, cards, release, data))
+    errors = list(_errors(result, wanted, parts, cards, release))
     output["cdi"], outdated = _specification(wanted, result.get("cdi"), output.get("driver"))
     # A container that failed for this reason has the same error.
     if outdated and not any("CDI specification" in error.wanted for error in errors):
         errors.append(outdated)
     if cards:
         errors += _cuda_libraries(wanted, parts["libraries"], load_results)
-        errors += _libraries(wanted, parts, load_results, output, data)
+        errors += _libraries(wanted, parts, load_results, output)
     return output, _unique(errors)
 
 
@@ -331,16 +329,14 @@ def _errors(
     parts: Mapping[str, _ProgramResult | None],
     cards: Sequence[Mapping[str, str | None]],
     release: str | None,
-    data: Compatibility,
 ) -> Iterator[HomelabError]:
-    smi = parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, "")
     flavours: dict[object, Flavour] = {"open": "open", "proprietary": "proprietary"}
     context = replace(wanted.context, flavour=flavours.get(result.get("flavour")))
-    if smi.works and cards:
-        yield from _driver_and_cards(wanted, result, cards, data)
+    if cards:
+        yield from _driver_and_cards(wanted, result, cards)
     else:
         log = since_loaded(str(result.get("kernel_log") or ""))[-_LOG_LINES:]
-        yield from _no_cards(smi, "\n".join(log), context)
+        yield from _no_cards(parts["nvidia_smi"] or _ProgramResult(_NO_PROGRAM, ""), "\n".join(log), context)
     nvcc = parts["nvcc"]
     if nvcc is not None:
         yield from _compiler(wanted, nvcc, release, context)
@@ -350,13 +346,13 @@ def _errors(
         if part is None or _succeeded(key, part):
             continue
         # Nothing works without the driver, nor a program without its compiler.
-        if not (smi.works and cards) or (key == "program" and nvcc is not None and not nvcc.works):
+        if not cards or (key == "program" and nvcc is not None and not nvcc.works):
             continue
         program_errors += recognise(part.output, context) or [
             _unrecognised(f"{wanted.name}: {what}", part, why, next_step)
         ]
     devices = parts["uvm"]
-    if devices and not devices.works and smi.works and cards:
+    if devices and not devices.works and cards:
         # The kernel's reason for a device node tells more than the CUDA program, which failed for the same one.
         program_errors = [error for error in program_errors if not error.wanted.endswith("/dev/nvidia-uvm")]
         yield _refused(wanted, devices)
@@ -426,7 +422,7 @@ def _refused(wanted: Expected, devices: _ProgramResult) -> HomelabError:
 
 
 def _driver_and_cards(
-    wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]], data: Compatibility
+    wanted: Expected, result: Mapping[str, Any], cards: Sequence[Mapping[str, str | None]]
 ) -> Iterator[HomelabError]:
     driver = cards[0]["driver"] or str(result.get("loaded") or "")
     if wanted.driver and not fits(of_package(driver), parse(wanted.driver)):
@@ -445,10 +441,10 @@ def _driver_and_cards(
             why="open and proprietary modules differ in the cards that they know",
             next="reboot it, then `pulumi up --refresh`, which installs those that are wanted",
         )
-    yield from _models(wanted, cards, data)
+    yield from _models(wanted, cards)
 
 
-def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: Compatibility) -> Iterator[HomelabError]:
+def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]]) -> Iterator[HomelabError]:
     """An error where other cards are there than expected: compared by PCI id where nvidia-smi tells it, else by their
     number, as names differ between drivers."""
     if not wanted.cards:
@@ -458,7 +454,7 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: C
     all_have_ids = all(devices)
     if Counter(devices) == expected if all_have_ids else len(devices) == len(wanted.cards):
         return
-    texts = ", ".join(_card_text(card, data) for card in wanted.cards)
+    texts = ", ".join(_card_text(card) for card in wanted.cards)
     listed = ", ".join(f"{card['name']} ({card['device'] or card['address']})" for card in cards)
     some_missing = len(cards) < len(wanted.cards)
     yield HomelabError(
@@ -472,14 +468,13 @@ def _models(wanted: Expected, cards: Sequence[Mapping[str, str | None]], data: C
     )
 
 
-def _card_text(card: str, data: Compatibility) -> str:
+def _card_text(card: str) -> str:
     """A card for a message: its model, where the data has it, and its id.
 
     :param card: vendor:device.
     """
-    device = card.partition(":")[2].lower()
-    row = data.device(device)
-    generation = data.generation(device)
+    device, data = card.partition(":")[2].lower(), load()
+    row, generation = data.device(device), data.generation(device)
     name = row.cards[device] if row else generation.name if generation else "a card"
     return f"{name} ({card})"
 
@@ -517,14 +512,13 @@ def _libraries(
     parts: Mapping[str, _ProgramResult | None],
     load_results: Mapping[str, str],
     output: StackInUse,
-    data: Compatibility,
 ) -> Iterator[HomelabError]:
     """Errors for the libraries of the driver's capabilities, on the system and in a container."""
     texts = {"video": "NVENC and NVDEC", "graphics": "EGL, OpenGL and Vulkan"}
     states = {"video": output.get("video"), "graphics": output.get("graphics")}
     part = parts["libraries"]
     for capability, works in states.items():
-        names = data.libraries([capability])
+        names = load().libraries([capability])
         failures = [
             f"{name}: {load_results[name]}"
             for name in names

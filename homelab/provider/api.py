@@ -17,10 +17,11 @@ from homelab.provider.vm_memory import VmMemory
 from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
-from homelab.remote.proxmox.machine import HALTED, Machine, Policy, PowerTarget
-from homelab.resources.base import NodeInputs, ShutdownInputs
+from homelab.remote.proxmox.machine import HALTED, Machine, PowerTarget
+from homelab.resources.base import NodeInputs
 from homelab.rights import Permissions
 from homelab.settings import Host
+from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from remote_scripts.layers import vm_starts
 
@@ -83,14 +84,14 @@ class ApiWork(Work[NodeT, OutputsT]):
         machine: Machine,
         target: PowerTarget,
         keys: list[str],
-        how: Policy,
+        shutdown: ShutdownInputs,
         power: str,
         before: HostFacts | None = None,
     ) -> bool:
         """`Machine.converge`, and a look at the VM's cards if it was started: Proxmox VE says OK of a start whose card
         is lost.
 
-        :param how: as of `Machine.converge`, with `target`, `keys` and `power`.
+        :param shutdown: as of `Machine.converge`, with `target`, `keys` and `power`.
         :param before: the host as it was; None: it is read where the VM has cards.
         :returns: whether the VM runs.
         :raises HomelabError: as `Machine.converge`, which has taken its change back then; or, after a start, a card is
@@ -99,7 +100,7 @@ class ApiWork(Work[NodeT, OutputsT]):
         if before is None and power != "stopped" and has_cards(machine):
             before = self._read_log(inputs)
         if before is None:
-            return machine.converge(target, keys, how, power)
+            return machine.converge(target, keys, shutdown, power)
         kernel_logs = [before.kernel_log]
 
         def reread_log() -> None:
@@ -109,7 +110,7 @@ class ApiWork(Work[NodeT, OutputsT]):
                 kernel_logs.append(self._read_log(inputs).kernel_log)
 
         machine.before_start = reread_log
-        runs = machine.converge(target, keys, how, power)
+        runs = machine.converge(target, keys, shutdown, power)
         if runs and machine.starts and machine.node == inputs.node:
             self._require_cards(inputs, machine, replace(before, kernel_log=kernel_logs[-1]))
         elif runs and machine.state() == HALTED:
@@ -209,11 +210,6 @@ def _as_root(host: Host, command: Sequence[str]) -> tuple[str, int]:
 
     text, _, status = asyncio.run(output()).rstrip("\n").rpartition("\n")
     return text, int(status)
-
-
-def policy(shutdown: ShutdownInputs) -> Policy:
-    """How a VM is shut down."""
-    return Policy(shutdown.timeout, shutdown.otherwise)
 
 
 def _unknown_cards(machine: Machine) -> HomelabError:

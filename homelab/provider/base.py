@@ -7,9 +7,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from homelab.errors import HomelabError, UnfinishedError, UnreachableError
@@ -17,7 +16,7 @@ from homelab.host.facts import HostFacts
 from homelab.later import later
 from homelab.provider import silent_host
 from homelab.provider.plain import Properties
-from homelab.provider.typed import as_properties, read_as
+from homelab.provider.typed import read_as
 from homelab.remote import guard, ssh
 from homelab.remote.guard import RefusedError
 from homelab.remote.proxmox.errors import UnansweredError
@@ -28,12 +27,14 @@ from homelab.shapes import BootSeen
 from homelab.text import tell
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from homelab.remote.proxmox import places
 else:
     places = later("homelab.remote.proxmox.places")
 
 InputsT = TypeVar("InputsT", bound=HostInputs)
-OutputsT = TypeVar("OutputsT")
+OutputsT = TypeVar("OutputsT", bound="DataclassInstance")
 T = TypeVar("T")
 
 # By what a message calls a resource.
@@ -265,40 +266,37 @@ class Work(Generic[InputsT, OutputsT]):
     def created(self, properties: Properties) -> tuple[str, Properties]:
         """Inputs -> the resource's id and state."""
         inputs = self._inputs(properties)
-
-        def work() -> OutputsT:
-            self.hold_on(inputs)
-            return self.create(inputs)
-
-        with self._keeping_outputs(inputs, properties):
-            return self.id(inputs), {**properties, **as_properties(self._in_time("create", properties, work))}
+        return self.id(inputs), self._new_state("create", inputs, properties, lambda: self.create(inputs))
 
     def updated(self, state: Properties, properties: Properties) -> Properties:
         """The state so far and inputs -> the new state."""
         inputs, before, outputs = self._inputs(properties), self._inputs(state), self._outputs(state)
+        return self._new_state("update", inputs, properties, lambda: self.update(inputs, before, outputs))
+
+    def _new_state(
+        self, verb: str, inputs: InputsT, properties: Mapping[str, object], do: Callable[[], OutputsT]
+    ) -> Properties:
+        """The new state.
+
+        :raises UnfinishedError: the work has failed, and says what is known of it.
+        """
 
         def work() -> OutputsT:
             self.hold_on(inputs)
-            return self.update(inputs, before, outputs)
+            return do()
 
-        with self._keeping_outputs(inputs, properties):
-            return {**properties, **as_properties(self._in_time("update", properties, work))}
-
-    @contextmanager
-    def _keeping_outputs(self, inputs: InputsT, properties: Mapping[str, object]) -> Iterator[None]:
-        """:raises UnfinishedError: the work has failed, and says what is known of it."""
         try:
-            yield
+            return {**properties, **asdict(self._in_time(verb, properties, work))}
         except HomelabError as error:
             if error.outputs is None:
                 raise
-            raise UnfinishedError(error, self.id(inputs), {**properties, **as_properties(error.outputs)}) from error
+            raise UnfinishedError(error, self.id(inputs), {**properties, **asdict(error.outputs)}) from error
 
     def refreshed(self, state: Properties) -> Properties | None:
         """The state so far -> as it is; None: the resource isn't there any more."""
         inputs, outputs = self._inputs(state), self._outputs(state)
         try:
-            return {**state, **as_properties(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
+            return {**state, **asdict(self._in_time("read", state, lambda: self.read(inputs, outputs)))}
         except GoneError:
             return None
         except (UnreachableError, UnansweredError) as error:

@@ -27,9 +27,9 @@ from homelab.remote.proxmox.errors import (
     NotThereError,
     UnansweredError,
 )
-from homelab.remote.proxmox.machine import Policy
 from homelab.resources.card_mapping import CardMapping
 from homelab.settings import Host, Shutdown
+from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 
 # Of a mapping as a whole, for all nodes.
@@ -185,8 +185,9 @@ class CardMappingWork(ApiWork[CardMapping.Inputs, CardMapping.Outputs]):
             vm = self.stack.vms(inputs.host).get(guest)
             if vm and not any(host.mapping_of(use.gpu) == inputs.mapping for use in vm.gpus):
                 continue  # the card has another mapping from now on
-            shutdown = vm.shutdown if vm else Shutdown()
-            give_back_noted(self, inputs, vmid, noted, Policy(shutdown.timeout, shutdown.otherwise))
+            settings = vm.shutdown if vm else Shutdown()
+            shutdown = ShutdownInputs(timeout=settings.timeout, otherwise=settings.otherwise)
+            give_back_noted(self, inputs, vmid, noted, shutdown)
 
     def _needing_flag(self, inputs: CardMapping.Inputs) -> set[str]:
         """The other nodes whose entries of this mapping are to be for live migration, by this stack's settings."""

@@ -114,10 +114,8 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
             return outputs
         drift = _drift(facts, inputs)
         device_drift = self._device_drift(facts, inputs, outputs)
-        for difference in drift + device_drift:
-            tell(f"{inputs.container}: drift: {difference}")
         library_drift = self._library_drift(facts, inputs)
-        for difference in library_drift:
+        for difference in [*drift, *device_drift, *library_drift]:
             tell(f"{inputs.container}: drift: {difference}")
         gone = facts.guests.config(inputs.ctid) is None
         return dataclasses.replace(
@@ -212,8 +210,7 @@ class ContainerProbeWork(Work[ContainerProbe.Inputs, ContainerProbe.Outputs]):
         node = facts.cluster.node_of(inputs.ctid)
         if not node or not any(container.id == inputs.ctid for container in facts.containers):
             return
-        peers = (peer for peer in self.stack.peers(inputs.host) if (self.stack.host(peer).node or peer) == node)
-        new_host = next(peers, None)
+        new_host = self.stack.name_at(inputs.host, node)
         if new_host is None:
             raise HomelabError(
                 wanted=f"what container {inputs.ctid} was given for its cards taken out of it",

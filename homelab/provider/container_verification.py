@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from homelab.container import makers
-from homelab.doctor import container_report
+from homelab.doctor import container
 from homelab.doctor.devices import WantedCards
 from homelab.errors import HomelabError, UnreachableError
 from homelab.provider.base import Work
@@ -48,6 +48,6 @@ async def _verify(host: Host, inputs: ContainerVerification.Inputs) -> tuple[Con
         reading = await diagnosis.read(host, [ctid])
         nodes = makers.nodes(" ".join(cards.cards), reading.facts.drm)
         expected = WantedCards([*cards.minors], "the stack's configuration", nodes=nodes)
-        table = container_report(reading, ctid, cards=expected)
+        table = container.diagnose(reading, ctid, cards=expected).text()
         raise error.retold(found=f"{error.found}\n{table}") from error
     return ContainerVerification.Outputs(state=answer["state"], nodes=answer["nodes"]), answer["tried"]

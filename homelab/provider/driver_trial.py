@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,18 +31,6 @@ from homelab.shapes import SystemState
 from homelab.text import tell
 from remote_scripts.layers.driver_update import Ended, Waiting
 from remote_scripts.tools.plain import of_plain
-
-
-@dataclass(frozen=True)
-class _UpdateState:
-    """The update of a host's driver. `phase`: such as `tried`; `old_version`: the one that is kept; `new_version`: the
-    one that is installed; `rejected_version`: one that was taken back; `running`: ids of containers that are on."""
-
-    phase: str
-    old_version: str
-    new_version: str
-    rejected_version: str
-    running: frozenset[int]
 
 
 @dataclass
@@ -75,19 +63,19 @@ class DriverTrialWork(SystemWork[DriverTrial.Inputs, NoOutputs]):
             return
         async with self.session(inputs, limits.of_step(self.host(inputs), stack)) as reached:
             host = _Host(inputs.system_name, stack, reached, followers)
-            state = await host.waiting()
-            if state.rejected_version:
+            update = await host.waiting()
+            if update.given_up:
                 # Nothing is tried here; but a run may have been killed before all containers had theirs back.
-                raise _given_up(state.rejected_version, await host.containers_back(state.new_version))
-            if state.phase not in ("tried", "back"):
+                raise _given_up(update.given_up, await host.containers_back(update.new))
+            if update.phase not in ("tried", "back"):
                 return
             failed = None
-            if state.phase == "tried":
-                failed = await host.try_containers(state.new_version, state.running)
+            if update.phase == "tried":
+                failed = await host.try_containers(update.new, update.running)
                 if failed is None:
                     await host.confirm()
                     return
-            raise await host.take_back(state.old_version, state.new_version, failed)
+            raise await host.take_back(update.old, update.new, failed)
 
     def _followers(self, inputs: DriverTrial.Inputs) -> list[_Follower]:
         return [
@@ -121,13 +109,11 @@ class _Host:
     reached: Reached
     followers: list[_Follower]
 
-    async def waiting(self) -> _UpdateState:
+    async def waiting(self) -> Waiting:
         """How far the host's update is."""
         ctids = [follower.ctid for follower in self.followers]
         wanted = steps.driver_update("host", self.nvidia, self.name, ctids)
-        answer = await self.ask("read", "driver_update", wanted)
-        update = of_plain(Waiting, answer, "update")
-        return _UpdateState(update.phase, update.old, update.new, update.given_up, frozenset(update.running))
+        return of_plain(Waiting, await self.ask("read", "driver_update", wanted), "update")
 
     async def end(self, verb: str, follower: _Follower | None = None) -> Ended:
         """What the layer driver_update answers on the host, or in a container: the update's end."""
@@ -141,7 +127,7 @@ class _Host:
         where = self.reached.inside(follower.ctid) if follower else self.reached
         return await where.ask(verb, layer, wanted, proxy=nvidia.proxy.get_secret_value() if nvidia.proxy else "")
 
-    async def try_containers(self, version: str, running: frozenset[int]) -> tuple[_Follower, HomelabError] | None:
+    async def try_containers(self, version: str, running: Sequence[int]) -> tuple[_Follower, HomelabError] | None:
         """Brings the libraries into one container after the other.
 
         :returns: the first that can't have them, and why.

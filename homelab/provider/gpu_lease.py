@@ -16,15 +16,14 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import parse
-from homelab.provider.api import ApiWork, policy
+from homelab.provider.api import ApiWork
 from homelab.provider.peers import noted_by, noted_by_peers
 from homelab.provider.vm_cards import give_back_noted, noted_entries
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import VmGpu
-from homelab.shapes import Record
+from homelab.shapes import Record, ShutdownInputs
 from homelab.vm.config import Change, VmCard, Wish, is_ours, noted_of, ours_of, recorded, undo
 
 
@@ -94,7 +93,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         noted = asyncio.run(noted_by(self.stack, inputs.host, ledger.of_vm(vmid)))
         stacks = ("", ledger.stack_of(self.urn))
         if noted and not ledger.held_by(noted, inputs.vm or "") and noted.get("stack", "") in stacks:
-            give_back_noted(self, inputs, vmid, noted, policy(shutdown))
+            give_back_noted(self, inputs, vmid, noted, shutdown)
 
     def _take_out(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:
         machine = self.machine(inputs, vmid, inputs.vm or "")
@@ -117,7 +116,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
         noted_values = [{key: str(entry.get(part) or "") for key, entry in entries.items()} for part in ("ours", "was")]
         keys = {*given(config), *leaving, *(key for part in noted_values for key in _options_with(part, inputs))}
         if keys or machine.was_left_off():
-            self.converge(inputs, machine, without_card, sorted(keys), policy(shutdown), "keep")
+            self.converge(inputs, machine, without_card, sorted(keys), shutdown, "keep")
 
     def _leaving(self, inputs: GpuLease.Inputs, vmid: int, config: dict[str, str], noted: Mapping[str, Any]) -> Record:
         """What the VM is to give back in this run, by the settings: its VmCards decides the same after this

@@ -19,46 +19,41 @@ class GuestRebootWork(SystemWork[GuestReboot.Inputs, GuestReboot.Outputs]):
     resource = GuestReboot
 
     def create(self, inputs: GuestReboot.Inputs) -> GuestReboot.Outputs:
-        reading, why = asyncio.run(self._boot_for_driver(inputs))
-        return GuestReboot.Outputs(boot_id=reading.boot_id, rebooted=why)
+        return GuestReboot.Outputs(boot_id=asyncio.run(self._boot_for_driver(inputs)))
 
-    async def _boot_for_driver(self, inputs: GuestReboot.Inputs) -> tuple[SystemReading, str]:
-        """The system once no reboot is needed, and why there was one; empty: there was none."""
+    async def _boot_for_driver(self, inputs: GuestReboot.Inputs) -> str:
+        """The id of the system's boot once no reboot is needed."""
         name, version = inputs.system_name, inputs.driver
         patience = float(inputs.timeout)
-        old, why = "", ""
+        old = ""
 
         async def restart(reached: Reached, current: SystemReading) -> None:
-            nonlocal old, why
+            nonlocal old
             # Asked for and gone down before it could answer, or because of an `up` that was killed: once is enough.
             reason = reboot_reason(current, version)
             if not reason or current.boot_id != (old or current.boot_id):
                 return
-            if not why:
+            if not old:
                 tell(f"{name}: rebooting it, because {reason}")
-            old, why = current.boot_id, reason
+            old = current.boot_id
             await reached.ask("apply", "reboot_guest", reboot_guest.Wanted())
 
         # Over one connection: a guest that is on its way down takes no new one.
         reading = await self.read_system_in_time(inputs, patience, then=restart)
-        if not why:
-            return reading, ""
+        if not old:
+            return reading.boot_id
         if reading.boot_id == old:
             reading = await self.read_system_in_time(inputs, patience, old)
         if reason_left := reboot_reason(reading, version):
-            raise self._still_unused(name, version, reason_left)
+            raise HomelabError(
+                wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
+                found=reason_left,
+                why="the card serves one driver alone, and it is still not this one",
+                next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
+                "'nouveau|nvidia'`, `journalctl -b`",
+            )
         tell(f"{name}: it is back, kernel {reading.system.running}")
-        return reading, why
-
-    @staticmethod
-    def _still_unused(name: str, version: str, reason: str) -> Exception:
-        return HomelabError(
-            wanted=f"{name}: NVIDIA's driver {version} in use after a reboot",
-            found=reason,
-            why="the card serves one driver alone, and it is still not this one",
-            next="look for what loads the other one early: `lsinitramfs /boot/initrd.img-$(uname -r) | grep -E "
-            "'nouveau|nvidia'`, `journalctl -b`",
-        )
+        return reading.boot_id
 
 
 def reboot_reason(reading: SystemReading, version: str) -> str:

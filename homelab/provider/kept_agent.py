@@ -27,13 +27,11 @@ class KeptAgentWork(Work[KeptAgent.Inputs, KeptAgent.Outputs]):
     def read(self, inputs: KeptAgent.Inputs, outputs: KeptAgent.Outputs) -> KeptAgent.Outputs:
         if inputs.version != agent.version():
             return outputs  # another version's: that of this one comes with the next `up`
-        facts = self.facts_of_refresh(inputs)
-        drift: list[str] = []
-        if facts.agents.get(inputs.owner) != agent.version():
-            drift.append("this program's agent is missing on the host, or changed")
-        for sentence in drift:
-            tell(f"{inputs.host}: drift: {sentence}")
-        return KeptAgent.Outputs(drift=drift)
+        if self.facts_of_refresh(inputs).agents.get(inputs.owner) == inputs.version:
+            return KeptAgent.Outputs()
+        sentence = "this program's agent is missing on the host, or changed"
+        tell(f"{inputs.host}: drift: {sentence}")
+        return KeptAgent.Outputs(drift=[sentence])
 
     async def _put(self, inputs: KeptAgent.Inputs) -> None:
         host = self.host(inputs)

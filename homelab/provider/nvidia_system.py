@@ -122,7 +122,7 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
     async def _put_agent(self, inputs: NvidiaSystem.Inputs) -> None:
         host = self.reached(inputs)
         async with ssh.connect(host) as session:
-            await session.put_agent(inputs.agent_owner, float(host.timeouts.step), of_guest=True)
+            await session.put_agent(inputs.agent_owner, float(host.timeouts.step))
 
 
 def _expected(inputs: NvidiaSystem.Inputs) -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from homelab.errors import HomelabError
 from homelab.properties import same
-from homelab.provider.api import policy
 from homelab.provider.new_guest import CreatedGuest, NewGuestWork, created_vm, id_in_use, is_marked, marked_anew
 from homelab.remote.proxmox.machine import Machine
 from homelab.resources.virtual_machine import VirtualMachine
@@ -78,7 +77,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
                 }
                 return Change(values)
 
-            self.converge(inputs, machine, target, sorted(wanted), policy(inputs.shutdown), "keep")
+            self.converge(inputs, machine, target, sorted(wanted), inputs.shutdown, "keep")
             return
         raise id_in_use(inputs.mark, self.guest(inputs), current)
 
@@ -110,7 +109,7 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
             return Change({key: options[key] for key in changed}, [key for key in removed if key in config])
 
         if changed or removed:
-            self.converge(inputs, self._machine(inputs), target, [*changed, *removed], policy(inputs.shutdown), "keep")
+            self.converge(inputs, self._machine(inputs), target, [*changed, *removed], inputs.shutdown, "keep")
         if inputs.disk.size != before.disk.size:
             self._resize(inputs)
 
@@ -120,5 +119,5 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
     def remove(self, inputs: VirtualMachine.Inputs) -> None:
         machine = self._machine(inputs)
         if machine.running():
-            machine.shut_down(policy(inputs.shutdown))
+            machine.shut_down(inputs.shutdown)
         machine.destroy()

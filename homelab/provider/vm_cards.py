@@ -12,16 +12,16 @@ from homelab.errors import HomelabError, UnreachableError, raise_all
 from homelab.host import gates, ha
 from homelab.host.facts import HostFacts, noted_in
 from homelab.provider import vm_memory
-from homelab.provider.api import ApiWork, policy
+from homelab.provider.api import ApiWork
 from homelab.provider.base import StackTexts, stopped_by_reboot
 from homelab.provider.peers import forget_notes, forget_on, forget_on_peers, noted_by, noted_by_peers
 from homelab.provider.vm_start import VmStart
 from homelab.remote import ledger, ssh
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError, UnansweredError
-from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.remote.proxmox.machine import Machine
 from homelab.resources.base import NodeInputs
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import Record
+from homelab.shapes import Record, ShutdownInputs
 from homelab.text import tell
 from homelab.vm.config import (
     VmCard,
@@ -255,9 +255,7 @@ class VmCardsWork(VmStart):
                 else:
                     notes_of_vm = [noted or {}, noted_there]
                     record, restore = _with_noted(record, restore, config, notes_of_vm, outputs.serial)
-                    give_back(
-                        machine, {**restore, **record}, policy(inputs.shutdown), moved=machine.node != inputs.node
-                    )
+                    give_back(machine, {**restore, **record}, inputs.shutdown, moved=machine.node != inputs.node)
             except NotThereError:
                 tell(f"{inputs.vm}: VM {inputs.vmid} is gone: there is nothing to give back")
         names = [ledger.of_vm(inputs.vmid), ledger.of_power(inputs.vmid)]
@@ -322,7 +320,7 @@ class VmCardsWork(VmStart):
     def _converged_by_peer(self, machine: Machine, there: str, inputs: VmCards.Inputs, owned: Record) -> None:
         """:param there: the host of the settings on which the VM is."""
         try:
-            give_back(machine, owned, policy(inputs.shutdown), moved=machine.node != inputs.node)
+            give_back(machine, owned, inputs.shutdown, moved=machine.node != inputs.node)
         except (UnreachableError, UnansweredError) as error:
             # Of another kind: it isn't the host of the resource that was lost.
             raise HomelabError(
@@ -335,7 +333,7 @@ class VmCardsWork(VmStart):
             ) from error
 
 
-def give_back(machine: Machine, owned: Record, how: Policy, *, moved: bool = False) -> None:
+def give_back(machine: Machine, owned: Record, shutdown: ShutdownInputs, *, moved: bool = False) -> None:
     """Gives a VM back what it had, as far as it still is as this program set it.
 
     :param moved: is it on another node than `owned` says?
@@ -344,11 +342,11 @@ def give_back(machine: Machine, owned: Record, how: Policy, *, moved: bool = Fal
         return
     for line in not_put_back(machine.config(), owned, moved=moved):
         tell(f"{machine.name}: note: {line}")
-    machine.converge(lambda config: undo(config, owned, moved=moved), sorted(owned), how, "keep")
+    machine.converge(lambda config: undo(config, owned, moved=moved), sorted(owned), shutdown, "keep")
 
 
 def give_back_noted(
-    work: ApiWork[Any, Any], inputs: NodeInputs, vmid: int, noted: Mapping[str, object], how: Policy
+    work: ApiWork[Any, Any], inputs: NodeInputs, vmid: int, noted: Mapping[str, object], shutdown: ShutdownInputs
 ) -> None:
     """Gives a VM back what is noted of it, where no state may have its VmCards: a run was killed while it made it.
 
@@ -360,7 +358,7 @@ def give_back_noted(
         config = machine.config()
         if not _noted_there(work.stack, inputs, machine):  # else it is another one's there
             # Also what it has no more: the run may have been killed before it started the VM again.
-            give_back(machine, noted_entries(config, noted), how, moved=machine.node != inputs.node)
+            give_back(machine, noted_entries(config, noted), shutdown, moved=machine.node != inputs.node)
     except NotThereError:
         pass  # what is noted of it no longer counts
     asyncio.run(forget_notes(work.host(inputs), [ledger.of_vm(vmid), ledger.of_power(vmid)]))

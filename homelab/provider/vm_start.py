@@ -12,7 +12,7 @@ from homelab.errors import HomelabError, raise_all
 from homelab.host import kernel_log
 from homelab.host.facts import HostFacts
 from homelab.properties import functions_of
-from homelab.provider.api import ApiWork, policy, while_a_reset_lasts
+from homelab.provider.api import ApiWork, while_a_reset_lasts
 from homelab.remote import ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
@@ -44,7 +44,7 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
                 machine,
                 lambda config: change_to(config, record, restore),
                 sorted({*record, *restore}),
-                policy(inputs.shutdown),
+                inputs.shutdown,
                 inputs.power,
                 before,
             )

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 else:
     symptoms = later("homelab.nvidia.symptoms")
 
-# Of Ubuntu 22.04.
-_OLDEST_OF_GUESTS = (3, 10)
 _NAME = "agent.pyz"
 _AGENTS = f"{HOME}/agents"
 _ENTRY, _INSTALLED, _HELPER = "start", f"{PACKAGE}.installed", f"{PACKAGE}.tools.helper"
@@ -128,13 +126,9 @@ def _archive_text() -> str:
     return base64.b64encode(archive()).decode()
 
 
-def put(owner: str, *, of_guest: bool = False) -> str:
-    """A program in Python for a host's standard input, which puts the agent there.
-
-    :param of_guest: as of `Session.put_agent`.
-    """
-    oldest = f", {_OLDEST_OF_GUESTS}" if of_guest else ""
-    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r}{oldest})\n"
+def put(owner: str) -> str:
+    """A program in Python for a host's standard input, which puts the agent there."""
+    return f"{_source(f'{PACKAGE}.put_agent')}\nput({place(owner)!r}, {_archive_text()!r})\n"
 
 
 def command_to_put(user: str) -> str:

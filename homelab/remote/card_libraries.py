@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homelab.container import libraries
-from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps
 from homelab.settings import Container, Nvidia
 from homelab.shapes import CardPlan
 from remote_scripts.layers.card_libraries import Wanted
+from remote_scripts.shared.symptoms import Context
 
 
 def limits_of(container: Container) -> Nvidia:

@@ -11,7 +11,6 @@ from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.driver_source import unknown_sha256
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import Context
 from homelab.nvidia.versions import parse
 from homelab.remote.scripts import file
 from homelab.settings.nvidia import Nvidia
@@ -20,17 +19,7 @@ from remote_scripts.layers import container_toolkit, cuda_toolkit, nvidia_driver
 from remote_scripts.layers import driver_update as driver_update_layer
 from remote_scripts.shared.driver_installer import Installer
 from remote_scripts.shared.packages import Software
-
-__all__ = [
-    "cuda",
-    "driver",
-    "driver_update",
-    "repository",
-    "software",
-    "toolkit",
-    "tried",
-    "verification",
-]
+from remote_scripts.shared.symptoms import Context
 
 
 def repository(
@@ -41,21 +30,11 @@ def repository(
     :param packages: packages whose versions the answer has (`plan.packages_to_ask_for`).
     :param context: for messages; by default the plan's.
     """
-    files = [apt for apt in (plan.preferences, plan.unattended) if apt]
     return nvidia_repository.Wanted(
         software=software(settings, context or _context(plan), plan.locked),
         prerequisites=tuple(name for name in plan.prerequisites if name in load().packaging.prerequisites),
-        repositories=tuple(
-            nvidia_repository.Repository(
-                list_file=row.list_file,
-                line=row.line,
-                key_url=row.key_url,
-                fingerprint=row.key_fingerprint,
-                keyring=row.keyring,
-            )
-            for row in plan.repositories
-        ),
-        files=tuple(nvidia_repository.AptFile(path=one.path, content=one.content) for one in files),
+        repositories=plan.repositories,
+        files=tuple(file for file in (plan.preferences, plan.unattended) if file),
         ask=tuple(packages),
     )
 

@@ -74,18 +74,14 @@ class Session:
         self._host = host
         self._connection = connection
 
-    async def run(
-        self, verb: str, script: str, seconds: float = SCRIPT_SECONDS, on_line: Callable[[str], None] | None = None
-    ) -> str:
+    async def run(self, verb: str, script: str, seconds: float = SCRIPT_SECONDS) -> str:
         """Runs commands in a shell and returns their output; bytes that aren't UTF-8 are U+FFFD in it.
 
         :param seconds: how long it may take.
-        :param on_line: called with each line of its log when it comes.
         :raises HomelabError: the script failed (its own message), or sudo did; or it printed more than OUTPUT_BYTES.
         :raises UnreachableError: the connection was lost meanwhile.
         """
-        command = scripts.command(verb, self._host.ssh.user)
-        return await self._run(command, verb, script, seconds, on_line)
+        return await self._run(scripts.command(verb, self._host.ssh.user), verb, script, seconds)
 
     async def ask(
         self,
@@ -107,7 +103,7 @@ class Session:
         :param seconds: how long its work may take; of what changes something the host ends it then.
         :param ctid: as of `agent.request`.
         :param proxy: as of `agent.request`.
-        :param on_line: as of `run`.
+        :param on_line: called with each line of its log when it comes.
         :param goes_on: the host goes on to the work's end though nobody waits for it any more.
         :returns: the answer.
         :raises HomelabError: as `run`.
@@ -137,22 +133,21 @@ class Session:
         seconds: float,
         on_line: Callable[[str], None] | None = None,
     ) -> str:
-        """The lines of the agent's answers; other arguments and errors as of `run`.
+        """The lines of the agent's answers; other arguments and errors as of `ask`.
 
         :param layers: their names, for an error.
         """
         command, text = agent.command_in_memory(self._host.ssh.user), agent.asked(verb, *requests)
         return await self._run(command, f"{verb} {layers}", text, seconds, on_line, is_for_agent=True)
 
-    async def put_agent(self, owner: str, seconds: float, *, of_guest: bool = False) -> None:
+    async def put_agent(self, owner: str, seconds: float) -> None:
         """Puts this program's agent on the host.
 
         :param owner: the stack's folder there.
-        :param of_guest: whether it is a VM, whose Python may be older than a host's.
         :raises HomelabError: as `run`; or the host has no Python that will do.
         """
         command = agent.command_to_put(self._host.ssh.user)
-        await self._run(command, "put the agent", agent.put(owner, of_guest=of_guest), seconds)
+        await self._run(command, "put the agent", agent.put(owner), seconds)
 
     async def agent_version(self, owner: str) -> str:
         """The version of the agent that lies on the host; empty: none that is whole.
@@ -178,7 +173,7 @@ class Session:
         *,
         is_for_agent: bool = False,
     ) -> str:
-        """What a command prints that takes `script` from standard input; other arguments and errors as of `run`.
+        """What a command prints that takes `script` from standard input; other arguments and errors as of `ask`.
 
         :param is_for_agent: the command may ask for the agent.
         """

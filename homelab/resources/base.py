@@ -12,11 +12,12 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pulumi
 
 from homelab.remote import scripts
+from homelab.shapes import ShutdownInputs
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -39,14 +40,6 @@ class NodeInputs(HostInputs):
     """`node`: the host's name in Proxmox VE."""
 
     node: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShutdownInputs:
-    """How a guest is shut down: `timeout` in seconds; what happens `otherwise` (settings.Shutdown)."""
-
-    timeout: int
-    otherwise: Literal["fail", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)

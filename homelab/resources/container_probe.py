@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Probe, ShutdownInputs, digest
-from homelab.shapes import BootSeen, CardPlan, SharedCard
+from homelab.resources.base import NodeInputs, Probe, digest
+from homelab.shapes import BootSeen, CardPlan, SharedCard, ShutdownInputs
 
 if TYPE_CHECKING:
     from homelab.settings import Container

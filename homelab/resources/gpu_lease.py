@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from homelab.resources.base import NodeInputs, Resource, ShutdownInputs, Values
+from homelab.resources.base import NodeInputs, Resource, Values
+from homelab.shapes import ShutdownInputs
 
 if TYPE_CHECKING:
     from homelab.settings import Vm

@@ -1,8 +1,8 @@
 """How long a resource may take: Pulumi's customTimeouts from the settings, and an end for what Pulumi itself doesn't
 end.
 
-A script's time is kept where it runs (`scripts.with_time_limit`): pulumi-command looks at its limit while it dials, and
-not while a command runs. To a provider, Pulumi only names the limit: `ended_in_time` keeps it.
+A step's time is kept where it runs (`agent.request`): pulumi-command looks at its limit while it dials, and not while
+a command runs. To a provider, Pulumi only names the limit: `ended_in_time` keeps it.
 """
 
 from __future__ import annotations

@@ -100,13 +100,11 @@ class GuestReboot(Act):
 
     @dataclass(frozen=True, kw_only=True)
     class Outputs:
-        """`rebooted`: why, empty where it wasn't."""
+        """`boot_id`: of the guest, once no reboot is needed any more."""
 
         boot_id: str
-        rebooted: str
 
     boot_id: pulumi.Output[str]
-    rebooted: pulumi.Output[str]
 
 
 def _may_need_a_reboot(step: Any) -> bool:

@@ -202,6 +202,15 @@ class Container(Model):
         return value
 
     @property
+    def guest_id(self) -> int:
+        return self.ctid
+
+    @property
+    def cards(self) -> list[str]:
+        """The names of its cards in its host's `gpus`; empty where numbers are assigned instead."""
+        return self.gpus or []
+
+    @property
     def numbers(self) -> list[int] | Literal["all"] | None:
         """The driver's numbers of the assigned cards, ascending; `all`; None where cards are named instead."""
         return None if self.gpu_assignment is None else assigned_numbers(self.gpu_assignment)
@@ -235,8 +244,7 @@ class Container(Model):
             raise ValueError(
                 'expected exactly one of gpuAssignment (such as "0,1", "all" or "none") and gpus (names of cards)'
             )
-        names = self.gpus or []
-        if repeated := next((name for name in names if names.count(name) > 1), None):
+        if repeated := next((name for name in self.cards if self.cards.count(name) > 1), None):
             raise ValueError(f"gpus: {repeated} is there twice")
         if self.start and self.power not in (None, "running"):
             raise ValueError(f"start: true and power: {self.power} contradict each other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -266,6 +267,10 @@ class Host(Model):
     def hands_over(self) -> list[str]:
         """The names of the cards that containers and a VM have in turn."""
         return [name for name, gpu in self.gpus.items() if gpu.use == "shared"]
+
+    def shares(self, cards: Iterable[str]) -> bool:
+        """Whether a guest's cards are among these."""
+        return any(card in self.hands_over for card in cards)
 
     @model_validator(mode="after")
     def _fit_to_hand_over(self) -> Self:

@@ -248,6 +248,15 @@ class Vm(Model):
     """Create the VM with these properties, instead of adopting an existing one."""
 
     @property
+    def guest_id(self) -> int:
+        return self.vmid
+
+    @property
+    def cards(self) -> list[str]:
+        """The names of its cards in its host's `gpus`."""
+        return [use.gpu for use in self.gpus]
+
+    @property
     def wanted_power(self) -> str:
         return self.power or ("keep" if self.create is None else "running")
 
@@ -285,8 +294,7 @@ class Vm(Model):
 
     @model_validator(mode="after")
     def _cards_fit(self) -> Self:
-        names = [gpu.gpu for gpu in self.gpus]
-        if repeated := next((name for name in names if names.count(name) > 1), None):
+        if repeated := next((name for name in self.cards if self.cards.count(name) > 1), None):
             raise ValueError(f"gpus: {repeated} is there twice")
         if sum(gpu.x_vga for gpu in self.gpus) > 1:
             raise ValueError("gpus: one card at most can be the VM's screen (xVga)")

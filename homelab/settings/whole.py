@@ -47,14 +47,11 @@ class Settings(Model):
         its cards, in the settings' order."""
         if guest.host in self.hosts:
             return [guest.host]
-        if isinstance(guest, Vm):
-            cards, needs_api = {use.gpu for use in guest.gpus}, True
-        else:
-            cards, needs_api = set(guest.gpus or []), guest.create is not None
+        needs_api = isinstance(guest, Vm) or guest.create is not None
         return [
             name
             for name, host in self.of_cluster(guest.host).items()
-            if (host.api or not needs_api) and cards <= host.gpus.keys()
+            if (host.api or not needs_api) and host.gpus.keys() >= set(guest.cards)
         ]
 
     def of_cluster(self, cluster: str) -> dict[str, Host]:
@@ -140,9 +137,8 @@ class Settings(Model):
         """
         if guest.host in self.hosts:
             return
-        cards = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
         for host in self.candidates(guest):
-            shared = [gpu for gpu in cards if gpu in self.hosts[host].hands_over]
+            shared = [gpu for gpu in guest.cards if gpu in self.hosts[host].hands_over]
             if shared:
                 raise ValueError(
                     f"{place}.host: {guest.host} is a cluster, and {shared[0]} is shared between a VM and containers "
@@ -163,7 +159,7 @@ class Settings(Model):
             raise ValueError(f"{place}.host: no such host; there are {', '.join(self.hosts)}{others}")
         candidates = self.candidates(guest)
         if not candidates:
-            names = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
+            names = guest.cards
             cards = f" and the card{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
             raise ValueError(f"{place}.host: no host of the cluster {guest.host} has an api{cards}")
         if guest.host not in self.hosts and not any(host.api for host in nodes.values()):
@@ -188,7 +184,7 @@ class Settings(Model):
             if other_guest := ids.get((container.host, container.ctid)):
                 raise ValueError(f"containers.{name} and {other_guest} have the same id {container.ctid}")
             ids[container.host, container.ctid] = f"containers.{name}"
-            for gpu in container.gpus or []:
+            for gpu in container.cards:
                 _check_container_card(name, container, gpu, host)
             _check_creation(name, container, host)
             if container.create is not None:

@@ -168,7 +168,7 @@ def test_it_is_put_there_and_works_by_another_python(version: str, host: Host) -
     place = "/var/lib/homelab/agents/x/agent.pyz"
     sent = base64.b64encode(agent.archive()).decode()
     put = (FOLDER / "put_agent.py").read_text(encoding="utf-8")
-    run("-", text=f"{put}\nput({place!r}, {sent!r}, {OLDEST!r})\n")
+    run("-", text=f"{put}\nput({place!r}, {sent!r})\n")
     file = str(host.root / place[1:])
     modules = sorted(agent.modules_of(*(f"remote_scripts.layers.{one}" for one in agent.layers())))
     imports = (

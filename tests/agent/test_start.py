@@ -340,11 +340,12 @@ def test_a_run_that_has_ended_has_no_step_waiting(host: Host) -> None:
 
 
 def test_a_python_that_is_too_old_is_refused_before_anything_is_written(
-    host: Host, capsys: pytest.CaptureFixture[str]
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = host.tree()
+    monkeypatch.setattr(put_agent, "OLDEST", (99, 0))
     with pytest.raises(SystemExit):
-        put_agent.put("/var/lib/homelab/agents/x/agent.pyz", "", (99, 0))
+        put_agent.put("/var/lib/homelab/agents/x/agent.pyz", "")
     assert "Python 99.0 or later" in capsys.readouterr().out and host.tree() == before
 
 

@@ -13,9 +13,9 @@ from homelab.container.creation import configuration
 from homelab.provider.new_container import NewContainerWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.errors import ForbiddenError
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.new_container import NewContainer
 from homelab.settings import NewContainerSettings
+from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of
 

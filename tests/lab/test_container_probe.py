@@ -11,9 +11,8 @@ import pytest
 
 from homelab.provider.container_probe import ContainerProbeWork
 from homelab.remote import ssh
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from remote_scripts.layers.container_gpus import Wanted as ContainerGpus
 from remote_scripts.shared.card_nodes import Cards

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from homelab.cli import log, show
-from homelab.cli.doctor import main
+from homelab.cli.command_line import main
+from homelab.errors import HomelabError
 from lab import Lab
 from tests import forked_agent
 
@@ -51,7 +52,7 @@ class Doctor:
     def run(self, *words: str) -> tuple[int, str, str]:
         """Exit status, standard output, standard error; the host is as it was before."""
         before = self.lab.snapshot("etc", "var", "dev", "run")
-        status = main([*words, "--config-file", str(self.config())])
+        status = main(["doctor", *words, "--config-file", str(self.config())])
         shown = self._capsys.readouterr()
         assert self.lab.snapshot("etc", "var", "dev", "run") == before
         assert SECRET not in shown.out + shown.err
@@ -395,7 +396,7 @@ def test_a_host_that_does_not_answer(doctor: Callable[[str], Doctor]) -> None:
     phoenix = doctor("phoenix")
     config = phoenix.config()
     config.write_text(config.read_text().replace(f"port: {phoenix.lab.connection['port']}", "port: 1"))
-    assert main(["host", "--config-file", str(config)]) == 2
+    assert main(["doctor", "host", "--config-file", str(config)]) == 2
 
 
 # -- beside the doctor ---------------------------------------------------------------------------------------------
@@ -419,7 +420,8 @@ def test_show_draws_who_has_which_card_now_and_with_the_next_up(
     assert "container" in (tmp_path / "picture.svg").read_text()
     assert log.main(["hosts.pve", *where]) == 0
     assert "this program has run no long command there" in capsys.readouterr().out
-    assert log.main(["vms.none", *where]) == 2
+    with pytest.raises(HomelabError, match="hosts.pve, containers.phoenix"):
+        log.main(["vms.none", *where])
 
 
 def test_one_command_looks_at_all_that_the_settings_name_and_says_what_is_wrong_first(

@@ -17,10 +17,9 @@ from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of

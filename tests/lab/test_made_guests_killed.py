@@ -14,9 +14,9 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.provider.new_guest import created_vm, id_in_use
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
+from homelab.shapes import ShutdownInputs
 from lab import Lab
 from tests.lab.killed_kit import until_done
 from tests.lab.test_proxmox_api import host_of

@@ -22,19 +22,18 @@ from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ApiError
-from homelab.remote.proxmox.machine import Machine, Policy
-from homelab.resources.base import ShutdownInputs
+from homelab.remote.proxmox.machine import Machine
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import BootSeen, Record
+from homelab.shapes import BootSeen, Record, ShutdownInputs
 from homelab.vm.config import Change
 from lab.cluster import LabCluster
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after
-from tests.lab.test_proxmox_api import Quick, host_of
+from tests.lab.test_proxmox_api import Quick, Remembering, host_of
 from tests.sampling import sample
 
 VM = 103
@@ -366,14 +365,17 @@ def test_a_vm_that_ha_starts_on_another_node_counts_there_and_what_is_taken_back
 
     before = conf(cluster, "pve1")
     api = Api(host_of(cluster["pve1"]), "pve1", clock=Quick({3: relocate}, real=0.02))
-    machine = Machine(api, VM, "sandbox")
+    machine = Machine(api, VM, "sandbox", memory=Remembering(False))
     try:
         if starts:
-            assert machine.converge(to_four_cores, ["cores"], Policy(5, "fail"), "running") is True
+            assert (
+                machine.converge(to_four_cores, ["cores"], ShutdownInputs(timeout=5, otherwise="fail"), "running")
+                is True
+            )
             assert machine.node == "pve2" and machine.running() and "cores: 4" in conf(cluster, "pve2")
         else:
             with pytest.raises(ApiError, match="VM 103 .* has its old configuration back") as raised:
-                machine.converge(to_four_cores, ["cores"], Policy(5, "fail"), "running")
+                machine.converge(to_four_cores, ["cores"], ShutdownInputs(timeout=5, otherwise="fail"), "running")
             assert "HA has it in the state error" in raised.value.found
             assert sorted(conf(cluster, "pve2").split()) == sorted(before.split())
         assert not (cluster.folder / f"pve/nodes/pve1/qemu-server/{VM}.conf").exists()

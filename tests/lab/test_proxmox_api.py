@@ -28,9 +28,10 @@ from homelab.remote.proxmox.errors import (
     TaskFailedError,
     UnansweredError,
 )
-from homelab.remote.proxmox.machine import Machine, Policy
+from homelab.remote.proxmox.machine import Machine
 from homelab.rights import Permissions
 from homelab.settings import Host
+from homelab.shapes import ShutdownInputs
 from homelab.vm.config import Change
 from lab import Lab
 from remote_scripts.layers.vm_starts import Wanted as VmStarts
@@ -38,7 +39,7 @@ from tests import sent_along
 
 NODE, VM = "pve", 103
 CONFIG = f"nodes/{NODE}/qemu/{VM}/config"
-POLICY = Policy(5, "fail")
+POLICY = ShutdownInputs(timeout=5, otherwise="fail")
 MAPPED = {"hostpci0": "mapping=rtx5090,pcie=1"}
 
 
@@ -99,7 +100,7 @@ def access_of(lab: Lab) -> Permissions:
 
 
 def machine(lab: Lab, clock: Clock | None = None) -> Machine:
-    return Machine(client(lab, clock), VM, "sandbox")
+    return Machine(client(lab, clock), VM, "sandbox", memory=Remembering(False))
 
 
 def set_to(**values: str) -> Callable[[dict[str, str]], Change]:
@@ -310,7 +311,7 @@ def test_a_vm_of_another_node_is_named_with_its_node(lab: Lab) -> None:
     lab.run(
         "mkdir -p $ROOT/etc/pve/nodes/pve2/qemu-server; echo 'name: far' >$ROOT/etc/pve/nodes/pve2/qemu-server/203.conf"
     )
-    far = Machine(client(lab), 203, "far")
+    far = Machine(client(lab), 203, "far", memory=Remembering(False))
     for asked in (far.config, far.exists, far.start):
         with pytest.raises(ElsewhereError) as error:
             asked()
@@ -478,7 +479,7 @@ def with_hookscript(lab: Lab) -> None:
 def announcing(lab: Lab, said: list[bool]) -> Machine:
     """A machine whose starts are announced; ``said``: did the VM run then?"""
     api = client(lab)
-    return Machine(api, VM, "sandbox", lambda: said.append(Machine(api, VM, "sandbox").running()))
+    return Machine(api, VM, "sandbox", lambda: said.append(machine(lab).running()), memory=Remembering(False))
 
 
 def test_each_start_of_a_vm_with_a_hookscript_is_announced_before_anything_is_stopped(lab: Lab) -> None:
@@ -505,7 +506,8 @@ def test_a_start_that_can_not_be_announced_leaves_the_vm_as_it_was(lab: Lab, run
         raise HomelabError(wanted="VM 103 to take its cards", found="/run is full", why="", next="")
 
     with pytest.raises(HomelabError, match="/run is full"):
-        Machine(client(lab), VM, "sandbox", fails).converge(set_to(cores="4"), ["cores"], POLICY, "running")
+        vm = Machine(client(lab), VM, "sandbox", fails, memory=Remembering(False))
+        vm.converge(set_to(cores="4"), ["cores"], POLICY, "running")
     assert machine(lab).running() is runs
     assert str(client(lab).get(CONFIG, "")["cores"]) != "4"
 
@@ -526,7 +528,12 @@ def test_a_vm_under_ha_is_stopped_and_started_through_ha(lab: Lab, ignores: bool
     under_ha(lab)
     if ignores:
         lab.fault("guest-ignores-shutdown", VM)
-    assert machine(lab, Quick(real=0.05)).converge(set_to(cores="4"), ["cores"], Policy(1, "fail"), "keep") is True
+    assert (
+        machine(lab, Quick(real=0.05)).converge(
+            set_to(cores="4"), ["cores"], ShutdownInputs(timeout=1, otherwise="fail"), "keep"
+        )
+        is True
+    )
     kinds = kinds_of_tasks(lab)
     assert [kind for kind in kinds if kind.startswith("ha")] == ["hastop", "hastart"]
     assert not {"qmshutdown"} & set(kinds)
@@ -538,7 +545,7 @@ def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -
     under_ha(lab)
     lab.fault("ha-idle", True)
     with pytest.raises(HomelabError, match="HA was asked to, and has not switched it off"):
-        machine(lab).converge(set_to(cores="4"), ["cores"], Policy(1, "stop"), "keep")
+        machine(lab).converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=1, otherwise="stop"), "keep")
     # It was asked to stop it, and would when it comes to it: it is asked to keep it running.
     assert [kind for kind in kinds_of_tasks(lab) if kind.startswith("ha")] == ["hastop", "hastart"]
     assert "cores" not in [
@@ -552,7 +559,7 @@ def test_a_shutdown_that_fails_leaves_ha_with_what_it_was_to_do(lab: Lab, monkey
     lab.fault("guest-ignores-shutdown", VM)
     monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
     with pytest.raises(HomelabError, match="has not switched it off"):
-        machine(lab).converge(set_to(cores="4"), ["cores"], Policy(60, "fail"), "keep")
+        machine(lab).converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=60, otherwise="fail"), "keep")
     assert "state started" in (lab.root / "etc/pve/ha/resources.cfg").read_text() and machine(lab).running()
 
 
@@ -597,7 +604,7 @@ def test_that_a_vm_is_to_run_again_is_noted_anew_before_its_power_button_is_pres
     lab.fault("guest-ignores-shutdown", VM)
     before, memory = kinds_of_tasks(lab).count("qmshutdown"), Noting(lab, ends)
     vm = Machine(client(lab, Quick(real=0.05)), VM, "sandbox", memory=memory)
-    assert vm.converge(set_to(cores="4"), ["cores"], Policy(10**6, "fail"), "keep") is True
+    assert vm.converge(set_to(cores="4"), ["cores"], ShutdownInputs(timeout=10**6, otherwise="fail"), "keep") is True
     assert memory.presses == [before, before + 1] and kinds_of_tasks(lab).count("qmshutdown") == before + 2
     assert ("the disk is full" in capsys.readouterr().out) is (ends == 1) and memory.ran is False
 
@@ -632,7 +639,7 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
         done = lab.run(agent.command_in_memory("root"), stdin=text)
         return str(scripts.answer(done.stdout)["log"]).splitlines()
 
-    vm = Machine(client(lab, **login), VM, "sandbox", log_of_start=of_the_host)
+    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), log_of_start=of_the_host)
     assert vm.converge(set_to(**MAPPED), [], POLICY, "running")
     assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
     assert asked == ([] if sees else [NODE])

@@ -15,12 +15,11 @@ from homelab.provider.new_container import NewContainerWork
 from homelab.provider.virtual_machine import VirtualMachineWork
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.new_container import NewContainer
 from homelab.resources.virtual_machine import DiskInputs, VirtualMachine
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import NewContainerSettings, NewVm
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from homelab.vm.creation import configuration as of_vm
 from lab import Lab
 from tests.lab.test_proxmox_api import host_of

@@ -22,11 +22,10 @@ from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import ssh
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.proxmox.machine import Machine
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.card_mapping import CardMapping
 from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from tests import forked_agent
 from tests.lab.killed_kit import KilledError, killed_after, until_done

@@ -17,9 +17,8 @@ from homelab.host.facts import HostFacts
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote.proxmox import api as api_module
 from homelab.remote.ssh import Session
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_cards import VmCards
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
 from tests import forked_agent
 from tests.lab.test_proxmox_api import host_of, map_card

@@ -20,7 +20,6 @@ from homelab.nvidia.compatibility import Target
 from homelab.nvidia.plan import Plan
 from homelab.nvidia.reading import SystemReading, parse
 from homelab.nvidia.request import Request
-from homelab.nvidia.symptoms import Context
 from homelab.remote import agent
 from homelab.remote import nvidia_steps as steps
 from homelab.remote.scripts import answer
@@ -33,6 +32,7 @@ from lab.stock import without_subscription
 from remote_scripts import put_agent
 from remote_scripts.layers import nvidia_verification, read_system
 from remote_scripts.shared import boot_service
+from remote_scripts.shared.symptoms import Context
 from tests import forked_agent
 from tests.lab.guest_kit import Vm, scenario
 from tests.lab.host_kit import Host

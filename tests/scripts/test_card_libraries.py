@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from homelab.container import libraries
-from homelab.nvidia.symptoms import Context
 from remote_scripts.layers.card_libraries import Wanted
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
 from remote_scripts.shared.card_nodes import Cards
 from remote_scripts.shared.packages import Software
+from remote_scripts.shared.symptoms import Context
 from tests.boot_layers import container_gpus
 from tests.lab.host_kit import run_layer
 from tests.scripts.nvidia_kit import Container, Step

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from homelab.nvidia.plan import CudaPlan, Plan
-from homelab.nvidia.symptoms import Context
 from homelab.remote import nvidia_steps as steps
+from remote_scripts.shared.symptoms import Context
 from tests import sampling
 from tests.scripts.nvidia_kit import GUESTS, Container, Machine, Step, VirtualMachine
 

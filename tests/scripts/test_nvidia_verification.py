@@ -11,7 +11,7 @@ import pytest
 
 from homelab.errors import HomelabError
 from homelab.nvidia.compatibility import load
-from homelab.nvidia.plan import Request
+from homelab.nvidia.request import Request
 from homelab.nvidia.verification import Expected, judge
 from homelab.remote import nvidia_steps as steps
 from remote_scripts.layers.nvidia_verification import Wanted

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from homelab.doctor import Reading, container_report, host_report, vm_report
 from homelab.doctor.container import diagnose
 from homelab.doctor.devices import WantedCards
 from homelab.doctor.host import diagnose as diagnose_host
-from homelab.doctor.reading import Extra
+from homelab.doctor.reading import Extra, Reading
 from homelab.doctor.report import Finding, Report, Stage, Table, in_order
 from homelab.doctor.vm import diagnose as diagnose_vm
 from homelab.errors import HomelabError
@@ -80,7 +78,7 @@ def found(report: Report) -> dict[str, str]:
 def test_a_container_with_all_that_it_needs_is_well() -> None:
     report = diagnose(reading(DEVICE_LINES, inside(NODES)), 901)
     assert (report.findings, report.next, report.well) == ([], [], True)
-    assert container_report(reading(DEVICE_LINES, inside(NODES)), 901).endswith("nothing is wrong")
+    assert diagnose(reading(DEVICE_LINES, inside(NODES)), 901).text().endswith("nothing is wrong")
 
 
 def capture(name: str) -> tuple[str, dict[str, str]]:
@@ -300,7 +298,7 @@ def test_a_model_that_is_not_well_itself_is_no_model() -> None:
 )
 def test_what_is_no_container_of_this_host_is_refused(ctid: int, said: str) -> None:
     with pytest.raises(HomelabError) as raised:
-        container_report(reading(), ctid)
+        diagnose(reading(), ctid)
     assert raised.value.found.startswith(said)
 
 
@@ -318,7 +316,7 @@ def with_vm(entry: str = ENTRY, hostpci: str = "mapping=gpu,pcie=1", **changes: 
 
 
 def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
-    assert vm_report(with_vm(), 103).endswith("nothing is wrong")
+    assert diagnose_vm(with_vm(), 103).text().endswith("nothing is wrong")
 
 
 @pytest.mark.parametrize(
@@ -327,14 +325,14 @@ def test_a_vm_whose_mapping_is_what_is_in_the_slot_is_well() -> None:
 def test_what_is_gone_of_any_layer_is_a_finding_of_the_host(layer: str, program: str) -> None:
     files = [{"layer": layer, "path": f"/usr/local/sbin/{program}", "state": "missing"}]
     for host in (settings({}), settings()):  # also where the words for a VM's card aren't there yet
-        text = " ".join(host_report(reading(facts=desktop(managed=files)), host).split())
+        text = " ".join(diagnose_host(reading(facts=desktop(managed=files)), host).text().split())
         assert f"/usr/local/sbin/{program} is gone" in text and "no file of this program" not in text
 
 
 def test_the_files_of_a_hosts_driver_configure_no_card() -> None:
     files = [{"layer": "nvidia_driver", "path": "/etc/apt/preferences.d/homelab", "state": "ok"}]
     for managed in ([], files):
-        text = " ".join(host_report(reading(facts=desktop(managed=managed)), settings()).split())
+        text = " ".join(diagnose_host(reading(facts=desktop(managed=managed)), settings()).text().split())
         assert "no file of this program about cards is there" in text
 
 
@@ -405,7 +403,7 @@ def test_a_group_that_holds_more_than_the_card() -> None:
 
 
 def test_a_host_beside_its_settings() -> None:
-    text = host_report(reading(), settings())
+    text = diagnose_host(reading(), settings()).text()
     assert "0000:01:00.0 is on nouveau" in text and "`pulumi up`" in text
     assert diagnose_host(reading(), settings()).data["gpus"] == [{"name": "rtx5090", "use": "vm", "slot": "0000:01:00"}]
 
@@ -453,7 +451,7 @@ def test_commands_and_configuration_lines_are_not_broken() -> None:
 
 
 def test_the_json_has_what_the_text_has() -> None:
-    value = json.loads(diagnose(reading(DEVICE_LINES, inside(NODES)), 901).json())
+    value = diagnose(reading(DEVICE_LINES, inside(NODES)), 901).values()
     assert {"version", "kind", "subject", "well", "findings", "notes", "next", "devices", "driver"} <= set(value)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from homelab.cli import command_line
 from homelab.cli.doctor import main, parser
 from homelab.doctor import container, stack
 from homelab.doctor.report import Report
@@ -159,7 +160,7 @@ def test_a_stack_is_named_as_pulumi_names_it() -> None:
 
 
 def test_what_can_not_be_read_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["host", "--config-file", str(tmp_path / "x.yaml")]) == 2
+    assert command_line.main(["doctor", "host", "--config-file", str(tmp_path / "x.yaml")]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("wanted: a stack's configuration in ")
 

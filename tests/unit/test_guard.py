@@ -23,9 +23,10 @@ from homelab.provider.serve import Homelab
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import guard, scripts
 from homelab.remote.proxmox import machine as machines
-from homelab.resources.base import HostInputs, NoOutputs, ShutdownInputs, VmInputs
+from homelab.resources.base import HostInputs, NoOutputs, VmInputs
 from homelab.resources.container_verification import ContainerVerification
 from homelab.settings import Host, Timeouts
+from homelab.shapes import ShutdownInputs
 from remote_scripts.layers import handover as layer
 from tests.unit.hosts import KEY
 from tests.waiting import PATIENCE, wait_until

@@ -19,12 +19,12 @@ from homelab.provider import gpu_lease
 from homelab.provider.gpu_lease import GpuLeaseWork
 from homelab.remote import ledger
 from homelab.remote.proxmox.errors import NotThereError
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.gpu_lease import GpuLease
 from homelab.settings import Host, Vm, parse
+from homelab.shapes import ShutdownInputs
 from homelab.show import reading as show
 from homelab.show import tree
-from homelab.vm.plan import cards_of
+from homelab.vm.plan import wish_of
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover
 from remote_scripts.shared.card import Card
@@ -178,7 +178,7 @@ def test_a_change_of_use_is_a_change_of_one_plan(use: str, bound: bool, offered:
 )
 def test_proxmox_is_told_to_leave_the_driver_alone_where_it_can_be_told(qemu: str, hostpci: str) -> None:
     want = plan.wanted(facts(qemu), host())
-    (card,) = cards_of(VM, host(), {"rtx5090": "0000:01:00"}, want.gpus)
+    (card,) = wish_of("gaming", VM, host(), want.gpus).cards
     assert card.hostpci == hostpci
     assert plan.wanted(facts(qemu), settings()).gpus["rtx5090"]["keep"] is False  # a VM's own: Proxmox VE unbinds it
 

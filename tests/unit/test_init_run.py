@@ -289,9 +289,10 @@ def test_a_file_that_is_no_text_is_an_error_with_four_parts(tmp_path: Path) -> N
 
 def test_what_somebody_put_into_the_file_meanwhile_is_not_lost(folder: Path) -> None:
     run = Conversation(init.parser().parse_args(["192.0.2.1"]), Output(io.StringIO()), Lines())
+    run.before = existing("", run.file.name)
     run.file.write_text("config: {} # mine\n")
     with pytest.raises(HomelabError, match="meanwhile"):
-        run._write(existing("", run.file.name), "config: {}\n")
+        run._write("config: {}\n")
     assert run.file.read_text(encoding="utf-8") == "config: {} # mine\n"
 
 
@@ -300,7 +301,8 @@ def test_a_card_of_a_vm_leaves_the_vm_in_a_separate_run(folder: Path) -> None:
     facts, shown = was_for_a_vm(), io.StringIO()
     [card] = [one for one in init_cards.cards(facts) if one.is_nvidia]
     run = Conversation(init.parser().parse_args(["192.0.2.1"]), Output(shown), Lines(io.StringIO("\n"), shown))
-    assert str(run._use_of(facts, card, hosts.settings(), Use("vm", (103,)))) == "vm:103"
+    run.facts, run.access = facts, Access(hosts.settings(), {}, HostKey("ssh-ed25519", ""))
+    assert str(run._use_of(card, Use("vm", (103,)))) == "vm:103"
     said = " ".join(shown.getvalue().split())
     assert "rtx5090 can't go back to the host's driver now: " in said and "takes it out of VM 103 (Sandbox)" in said
     assert "VM 103" in said and "containers (shared)" not in said and "the host itself" not in said

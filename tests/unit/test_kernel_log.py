@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homelab import tables
-from homelab.doctor import host_report
+from homelab.doctor import host as host_doctor
 from homelab.doctor.host import diagnose as diagnose_host
 from homelab.errors import HomelabError
 from homelab.host import kernel_log, plan
@@ -20,10 +20,9 @@ from homelab.provider.boot_verification import kernel_errors
 from homelab.provider.vm_start import VmStart
 from homelab.remote.proxmox.errors import ApiError
 from homelab.remote.proxmox.machine import Machine as RealMachine
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.vm_cards import VmCards
 from homelab.settings import Host
-from homelab.shapes import BootSeen, CardFunction, Record
+from homelab.shapes import BootSeen, CardFunction, Record, ShutdownInputs
 from tests.conftest import shared
 from tests.unit.hosts import desktop, device, settings
 from tests.unit.test_doctor import reading
@@ -179,7 +178,7 @@ def test_the_doctor_names_the_lost_card_among_eight_and_no_other() -> None:
     lost = [one for one in report.findings if "device inaccessible" in one.found]
     assert len(lost) == 1 and lost[0].wanted.startswith("0000:88:00:") and not report.well
     assert not any("0000:89:00" in f"{one.wanted} {one.found}" for one in report.findings)
-    assert "the card is lost" in host_report(seen, settings({}))
+    assert "the card is lost" in host_doctor.diagnose(seen, settings({})).text()
 
 
 def test_of_the_lost_card_the_cause_is_told_and_not_its_echoes() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from homelab.cli import command_line
 from homelab.cli import lock as command
 from homelab.errors import HomelabError
 from homelab.nvidia import lock
@@ -134,7 +135,7 @@ def test_the_command_writes_what_each_system_has_and_forgets_what_is_released(
 def test_a_system_missing_in_the_settings_is_one_error_and_writes_nothing(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([*options, "vms.sandbox"]) == 2
+    assert command_line.main(["lock", *options, "vms.sandbox"]) == 2
     assert "hosts.pve, containers.ai" in capsys.readouterr().err and not list(tmp_path.glob("homelab.*"))
 
 

@@ -16,7 +16,8 @@ from homelab.errors import HomelabError
 from homelab.host import kernel_log
 from homelab.host.kernel_log import Sign, StartSign, of_start, signs, start_signs
 from homelab.messages import messages
-from homelab.nvidia.symptoms import Context, Symptom, compiled, recognise, symptoms
+from homelab.nvidia.symptoms import recognise, symptoms
+from remote_scripts.shared.symptoms import Context, Symptom, compiled
 from tests.conftest import shared
 from tests.unit.hosts import desktop
 from tests.unit.test_doctor import reading

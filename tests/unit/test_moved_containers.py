@@ -18,10 +18,9 @@ from homelab.host.facts import GuestConfig, HostFacts
 from homelab.provider import container_probe
 from homelab.provider.container_probe import ContainerProbeWork, _drift, _require_same
 from homelab.remote import ssh
-from homelab.resources.base import ShutdownInputs
 from homelab.resources.container_probe import ContainerProbe
 from homelab.settings import Host
-from homelab.shapes import BootSeen
+from homelab.shapes import BootSeen, ShutdownInputs
 from remote_scripts.layers.container_record import Wanted as ContainerRecord
 from remote_scripts.shared.reading.answer import SharedWith
 from tests.unit.hosts import desktop

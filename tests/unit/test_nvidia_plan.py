@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from homelab.errors import HomelabError
+from homelab.nvidia.checks import refusals
 from homelab.nvidia.compatibility import Target, load
 from homelab.nvidia.driver_source import source_of
-from homelab.nvidia.plan import Plan, Request, SystemFacts, all_refusals, packages_to_ask_for, plan_stack, refusals
+from homelab.nvidia.flavour import choose
+from homelab.nvidia.plan import Plan, all_refusals, packages_to_ask_for, plan_stack
+from homelab.nvidia.request import Request, SystemFacts
 from homelab.settings.nvidia import Nvidia
 
 TODAY = datetime.date(2026, 11, 20)
@@ -50,6 +53,12 @@ def planned(target: Target, system: dict[str, Any], **settings: Any) -> Plan:
     return plan_stack(request(target, system, **settings))
 
 
+def why_flavour(target: Target, system: dict[str, Any], **settings: Any) -> str:
+    choice = choose(request(target, system, **settings))
+    assert choice
+    return choice.why
+
+
 def refusal(target: Target, system: dict[str, Any] | None = None, **settings: Any) -> HomelabError:
     (error,) = refusals(request(target, system, **settings))
     return error
@@ -58,7 +67,7 @@ def refusal(target: Target, system: dict[str, Any] | None = None, **settings: An
 # -- the examples --------------------------------------------------------------------------------------
 def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
     plan = planned("vm", UBUNTU, driver="580", cuda="12.8", containerToolkit="docker")
-    assert plan.flavour == "open" and "open modules alone" in plan.why_flavour
+    assert plan.flavour == "open" and "open modules alone" in why_flavour("vm", UBUNTU, driver="580")
     assert plan.packages == (
         "nvidia-dkms-580-open=580.*",
         "libnvidia-compute-580=580.*",
@@ -70,11 +79,14 @@ def test_an_rtx_5090_in_an_ubuntu_vm() -> None:
     assert plan.cuda and plan.cuda.packages == ("cuda-toolkit-12-8",)
     assert plan.cuda.nvcc == "/usr/local/cuda-12.8/bin/nvcc"
     assert plan.toolkit and plan.toolkit.configure[-1] == "--runtime=docker" and plan.toolkit.restart == "docker"
-    assert [one.name for one in plan.repositories] == ["homelab-cuda", "homelab-nvidia-container-toolkit"]
+    assert [one.list_file.rpartition("/")[2] for one in plan.repositories] == [
+        "homelab-cuda.list",
+        "homelab-nvidia-container-toolkit.list",
+    ]
     assert plan.repositories[0].line.endswith("/compute/cuda/repos/ubuntu2404/x86_64 /\n")
-    assert plan.repositories[0].key_fingerprint == "EB693B3035CD5710E231E123A4B469963BF863CC"
+    assert plan.repositories[0].fingerprint == "EB693B3035CD5710E231E123A4B469963BF863CC"
     assert plan.repositories[1].key_url == "https://nvidia.github.io/libnvidia-container/gpgkey"
-    assert plan.reboot.needed is False and plan.notes == () and plan.run is None
+    assert plan.notes == () and plan.run is None
 
 
 def test_a_proxmox_host_gets_headers_for_every_kernel() -> None:
@@ -97,7 +109,6 @@ def test_a_container_gets_exactly_the_hosts_version_and_no_modules() -> None:
     assert plan.packages == ("libnvidia-compute-580=580.105.08-1ubuntu1", "nvidia-utils-580=580.105.08-1ubuntu1")
     assert plan.no_recommends and not any("headers" in name or "dkms" in name for name in plan.prerequisites)
     assert plan.toolkit and plan.toolkit.cdi == "/etc/cdi/nvidia.yaml"
-    assert plan.reboot.needed is False
 
 
 def test_a_container_whose_repositories_lack_the_version_takes_nvidias_installer() -> None:
@@ -265,7 +276,7 @@ def test_a_fermi_card_has_no_driver_here() -> None:
 def test_older_cards_get_the_proprietary_modules() -> None:
     plan = planned("vm", UBUNTU | {"cards": (GTX_1080_TI,)}, driver="580")
     assert plan.flavour == "proprietary" and plan.packages[0] == "nvidia-dkms-580=580.*"
-    assert "need a GSP" in plan.why_flavour
+    assert "need a GSP" in why_flavour("vm", {"cards": (GTX_1080_TI,)}, driver="580")
 
 
 @pytest.mark.parametrize(("target", "way"), [("host", "VM of its own"), ("vm", "different VMs")])
@@ -294,7 +305,7 @@ def test_a_flavour_that_can_not_be(card: str, flavour: str, driver: str, why: st
 
 def test_a_flavour_that_can_be_is_taken() -> None:
     plan = planned("vm", UBUNTU | {"cards": (RTX_3090,)}, driver="580", flavour="proprietary")
-    assert (plan.flavour, plan.why_flavour) == ("proprietary", "the settings say so")
+    assert plan.flavour == "proprietary"
 
 
 def test_branches_from_615_on_have_the_open_modules_alone() -> None:
@@ -448,21 +459,6 @@ def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> Non
     assert refusals(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "needed"),
-    [
-        ({"loaded": "", "nouveau": False}, False),
-        ({"nouveau": True}, True),
-        ({"loaded": "580.178.04", "loaded_flavour": "open"}, False),
-        ({"loaded": "580.178.04", "loaded_flavour": "proprietary"}, True),
-        ({"loaded": "570.211.01"}, True),
-        ({"loaded": None, "nouveau": None}, None),
-    ],
-)
-def test_a_reboot_only_when_something_else_is_loaded(changes: dict[str, Any], needed: bool | None) -> None:
-    assert planned("vm", UBUNTU | changes, driver="580").reboot.needed is needed
-
-
 # -- systems ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("distribution", "version", "target"),
@@ -579,7 +575,7 @@ def test_mirrors_stand_for_nvidias_servers() -> None:
     plan = planned("vm", UBUNTU, driver="580", containerToolkit="docker", mirror=mirror)
     assert "https://m.lan/cuda/ubuntu2404/x86_64 /" in plan.repositories[0].line
     assert plan.repositories[1].key_url == "https://m.lan/ctk/gpgkey"
-    assert plan.repositories[1].key_fingerprint == "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
+    assert plan.repositories[1].fingerprint == "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
     assert plan.preferences and "Pin: origin m.lan" in plan.preferences.content
     run = planned("vm", UBUNTU, driver="580", source="run", mirror=mirror).run
     assert run and run.url.startswith("https://m.lan/run/Linux-x86_64/")
@@ -706,16 +702,17 @@ def test_an_update_of_cuda_is_installed_as_that_update() -> None:
 
 def test_cuda_beside_the_installer_still_takes_the_repository() -> None:
     plan = planned("vm", UBUNTU, driver="580", source="run", cuda="12.8")
-    assert [one.name for one in plan.repositories] == ["homelab-cuda"] and plan.preferences is None
+    assert [one.keyring for one in plan.repositories] == ["/usr/share/keyrings/homelab-cuda.gpg"]
+    assert plan.preferences is None
 
 
 def test_a_runtime_is_never_installed_unasked() -> None:
     system = UBUNTU | {"runtimes": frozenset({"podman"})}
     assert "nvidia.docker: install" in refusal("vm", system, driver="580", containerToolkit="docker").next
     toolkit = planned("vm", system, driver="580", containerToolkit="docker", docker="install").toolkit
-    assert toolkit and toolkit.install == ("docker.io",)
+    assert toolkit and toolkit.package == "docker.io"
     there = planned("vm", system, driver="580", containerToolkit="podman", docker="install").toolkit
-    assert there and there.install == () and there.configure == () and there.cdi == "/etc/cdi/nvidia.yaml"
+    assert there and there.configure == () and there.cdi == "/etc/cdi/nvidia.yaml"
 
 
 WITHOUT_GROUPS = ("--feature-flag", "no-additional-gids-for-device-nodes")
@@ -759,7 +756,7 @@ def test_ubuntu_26_04s_containerd_has_another_package() -> None:
         "running": "7.0.0-29-generic",
     }
     toolkit = planned("vm", system, driver="580", containerToolkit="containerd", docker="install").toolkit
-    assert toolkit and toolkit.install == (toolkit.package,) == ("containerd-stable",)
+    assert toolkit and toolkit.package == "containerd-stable"
 
 
 # -- all together ----------------------------------------------------------------------------------------------

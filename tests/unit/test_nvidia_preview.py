@@ -106,7 +106,7 @@ def test_a_plan_says_where_the_driver_comes_from(driver: str, source: str, said:
     want = plan.wanted(facts, host)
     text, errors = preview.describe("pve", host, facts, want, {}, {})
     assert errors == [] and said in text
-    assert preview.driver_to_be("pve", host, facts, want)["source"] == source
+    assert preview.driver_to_be("pve", host, facts, want, None)["source"] == source
 
 
 def test_a_driver_that_can_be_had_in_no_way_is_refused_in_a_preview() -> None:

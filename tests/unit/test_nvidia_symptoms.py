@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from homelab import tables
-from homelab.nvidia.symptoms import Context, Symptom, compiled, packed, recognise, symptoms
+from homelab.nvidia.symptoms import packed, recognise, symptoms
+from remote_scripts.shared.symptoms import Context, Symptom, compiled
 from remote_scripts.tools.plain import of_plain
 
 TEXTS: dict[str, list[str]] = tables.read(Path(__file__).parent / "nvidia_texts.yaml")

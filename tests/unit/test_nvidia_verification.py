@@ -12,7 +12,8 @@ import pytest
 from homelab import tables
 from homelab.errors import HomelabError
 from homelab.nvidia import verification
-from homelab.nvidia.plan import Request, SystemFacts, plan_stack
+from homelab.nvidia.plan import plan_stack
+from homelab.nvidia.request import Request, SystemFacts
 from homelab.nvidia.verification import Expected, judge
 from homelab.settings.nvidia import Nvidia
 

@@ -22,7 +22,7 @@ from homelab.provider.difference import differences
 from homelab.provider.plain import UNKNOWN, plain, plain_map, valued, valued_map
 from homelab.provider.registry import work_of
 from homelab.provider.serve import Homelab, with_its_state
-from homelab.provider.typed import as_properties, read_as
+from homelab.provider.typed import read_as
 from homelab.resources.base import DECLARED, Resource
 from homelab.resources.boot_verification import BootVerification
 from homelab.resources.card_mapping import CardMapping
@@ -64,7 +64,7 @@ def test_properties_become_the_declared_types_and_back() -> None:
     assert (
         inputs.boot == BootSeen(id="b", stopped=[103], at=7) and inputs.shutdown.timeout == 1 and inputs.machine is None
     )
-    assert as_properties(inputs) == {
+    assert dataclasses.asdict(inputs) == {
         **{key: one for key, one in properties.items() if key != "record"},
         "machine": None,
         "address": None,

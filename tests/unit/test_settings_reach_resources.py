@@ -50,7 +50,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "ContainerProbe": {"minors": [0], "functions": ["0000:01:00.0"], "guest_name": "a", "resume": False, "generation": 0, "shared": {}, "again": 0},
     "ContainerVerification": {"state": "running", "nodes": []},
     "NvidiaSystem": {"facts": FACTS, "generation": dict.fromkeys(("repository", "driver", "boot", "cuda", "toolkit"), 0)},
-    "GuestReboot": {"boot_id": "b", "rebooted": ""},
+    "GuestReboot": {"boot_id": "b"},
     "NvidiaVerification": {"result": {}},
 }  # fmt: skip
 ANSWER = {"devices": {}, "version": "580.95.05", "offered": {}, "reboot": "no", "guests": "", "reasons": []}

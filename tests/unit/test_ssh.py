@@ -321,7 +321,10 @@ def test_the_lines_of_a_log_are_heard_while_the_script_goes_on(tmp_path: Path) -
         process.stdout.write(b"{}\n")
         process.exit(0)
 
-    assert meet(tmp_path, serve, lambda session: session.run("apply", "script\n", 20, hear)) == "{}\n"
+    async def ask(session: ssh.Session) -> str:
+        return str(await session.ask("apply", "start_guests", start_guests.Wanted(), 20, hear))
+
+    assert meet(tmp_path, serve, ask) == "{}"
     assert heard == ["waiting for HA: 5 s", "note: caf\ufffd"]
 
 

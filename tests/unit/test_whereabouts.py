@@ -11,8 +11,8 @@ from homelab.cli import whereabouts
 from homelab.errors import HomelabError, UnreachableError
 from homelab.host.facts import GuestConfig, HostFacts
 from homelab.remote import ssh
-from homelab.settings import Host
-from tests.unit.hosts import desktop
+from homelab.settings import Host, Vm
+from tests.unit.hosts import KEY, desktop
 from tests.unit.test_places import sharing
 
 
@@ -67,5 +67,22 @@ def test_an_unreachable_node_is_the_error_of_a_container_that_is_not_found(
 def test_a_container_of_the_cluster_counts_on_the_node_that_has_it(
     cluster: str | None, named: str, counts: bool
 ) -> None:
-    assert with_container(901).has_roaming(cluster, named, 901) is counts
-    assert not with_container(902).has_roaming(cluster, named, 901)
+    settings = sharing()
+    host = settings.hosts["pve2"].model_copy(update={"cluster": cluster})
+    settings.containers["ai"] = settings.containers["ai"].model_copy(update={"host": named})
+    for facts, expected in ((with_container(901), counts), (with_container(902), False)):
+        assert ("ai" in whereabouts.guests_on(settings, "pve2", host, facts)[1]) is expected
+
+
+def test_a_vm_is_reached_by_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    file: Any = File()
+    vm = Vm.model_validate({"host": "pve1", "vmid": 103, "gpus": ["gpu"], "address": "192.0.2.9", "ssh": {"hostKey": KEY, "agent": True}})  # fmt: skip
+    file.settings.vms["games"] = vm
+    host, ctid = whereabouts.of_guest(file, file.settings, "vms.games", None)
+    assert (host.address, host.ssh, ctid) == ("192.0.2.9", vm.ssh, 0)
+    for more, reason in (({"address": "agent"}, "its address is agent"), ({"ssh": None}, "its ssh is not")):
+        file.settings.vms["games"] = vm.model_copy(update=more)
+        with pytest.raises(HomelabError, match=reason):
+            whereabouts.of_guest(file, file.settings, "vms.games", None)
+    monkeypatch.setattr(whereabouts, "host_of", lambda *_: host)
+    assert whereabouts.of_guest(file, file.settings, "containers.ai", None) == (host, 901)

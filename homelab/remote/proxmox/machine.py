@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from homelab.errors import HomelabError
@@ -25,6 +24,7 @@ from homelab.remote.proxmox.errors import (
     TaskFailedError,
     UnansweredError,
 )
+from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from homelab.vm.config import Change, identity, is_roots_alone, strings
 
@@ -51,14 +51,6 @@ HALTED = "internal-error"
 PowerTarget = Callable[[dict[str, str]], Change]
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How to shut down a VM: within `timeout` seconds; after that `otherwise`: fail or stop."""
-
-    timeout: int
-    otherwise: str
-
-
 class Memory(Protocol):
     """A note that a VM ran and is to run again, which outlives a run that is killed."""
 
@@ -80,20 +72,6 @@ class Memory(Protocol):
         """Removes the note, as the VM runs again or is to stay off."""
 
 
-class NoMemory:
-    """A Memory without a note, for a VM that no run has shut down."""
-
-    def keep(self, identity: str) -> None:
-        """Does nothing."""
-
-    def recalls(self, identity: Callable[[], str]) -> bool:
-        """False."""
-        return False
-
-    def forget(self) -> None:
-        """Does nothing."""
-
-
 class Machine:
     """One VM.
 
@@ -112,12 +90,12 @@ class Machine:
         name: str,
         let_start: Callable[[], None] = lambda: None,
         *,
-        memory: Memory | None = None,
+        memory: Memory,
         log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
     ) -> None:
         self._api = api
         self._let_start, self._start_announced = let_start, False
-        self._memory, self._is_in_memory = memory or NoMemory(), False
+        self._memory, self._is_in_memory = memory, False
         # The VM's identity, once this object has noted that it is to run again.
         self._noted_identity: str | None = None
         self._log_of_start = log_of_start
@@ -210,7 +188,7 @@ class Machine:
     def _identity(self) -> str:
         return identity(self.config())
 
-    def converge(self, target: PowerTarget, keys: list[str], policy: Policy, power: str) -> bool:
+    def converge(self, target: PowerTarget, keys: list[str], shutdown: ShutdownInputs, power: str) -> bool:
         """Writes a change, restarts a running VM if the change needs it, and starts or stops the VM.
 
         With `keep`, a VM that is off stays off, unless its memory has a note: then a run that was interrupted, or this
@@ -229,7 +207,7 @@ class Machine:
         before, change = self._write(target)
         if running and self._pending_keys(sorted({*keys, *change.keys})):
             start = power == "running" or (power == "keep" and not self._others_want_it_off)
-            self._restart(before, change, policy, start=start)
+            self._restart(before, change, shutdown, start=start)
             if is_to_run_again and not start:
                 self._memory.forget()
             return start
@@ -237,7 +215,7 @@ class Machine:
             running = self.running()
         if power == "stopped":
             if running:
-                self.shut_down(policy)
+                self.shut_down(shutdown)
             if is_to_run_again:
                 self._memory.forget()
             return False
@@ -310,7 +288,7 @@ class Machine:
             if key in values
         )
 
-    def _restart(self, before: dict[str, str], change: Change, policy: Policy, *, start: bool) -> None:
+    def _restart(self, before: dict[str, str], change: Change, shutdown: ShutdownInputs, *, start: bool) -> None:
         """Shuts the VM down and, with `start`, starts it; reverts the change if that fails."""
         try:
             if start:
@@ -318,7 +296,7 @@ class Machine:
                 self._noted_identity = identity(before)
                 self._memory.keep(self._noted_identity)
                 self._is_in_memory = True
-            self._shut_down(policy)
+            self._shut_down(shutdown)
         except HomelabError:
             if change:  # it runs on, as it was
                 self._api.put(
@@ -520,32 +498,32 @@ class Machine:
             self._api.clock.sleep(1)
         return True
 
-    def shut_down(self, policy: Policy) -> None:
+    def shut_down(self, shutdown: ShutdownInputs) -> None:
         """Shuts the VM down through its agent or ACPI, with further requests for a guest that is still booting.
 
         :raises HomelabError: it is still on, and `otherwise` is fail; if HA manages it, HA was asked to keep it on.
         """
         try:
-            self._shut_down(policy)
+            self._shut_down(shutdown)
         except HomelabError:
             self._have_ha_keep_it_on()
             raise
 
-    def _shut_down(self, policy: Policy) -> None:
+    def _shut_down(self, shutdown: ShutdownInputs) -> None:
         """Shuts the VM down as `shut_down`, but doesn't ask HA to keep it on after a failure."""
-        wanted = f"{self.label} shut down within {policy.timeout} seconds"
+        wanted = f"{self.label} shut down within {shutdown.timeout} seconds"
         self.say("shutting down")
         clock = self._api.clock
         by_ha = bool(self._ha())
         self._has_asked_ha |= by_ha
-        deadline = clock.now() + policy.timeout
+        deadline = clock.now() + shutdown.timeout
         # HA ends a guest by force when the time of one request is over (PVE::HA::Resources::PVEVM): that request gets
         # all of it.
-        request_seconds = policy.timeout if by_ha else PRESS_SECONDS
+        request_seconds = shutdown.timeout if by_ha else PRESS_SECONDS
         while True:
             seconds_left = max(1, round(deadline - clock.now()))
             is_last = seconds_left <= request_seconds
-            force = {"forceStop": 1} if is_last and policy.otherwise == "stop" else {}
+            force = {"forceStop": 1} if is_last and shutdown.otherwise == "stop" else {}
             options = {"timeout": min(seconds_left, request_seconds), **force}
             try:
                 self._task("post", "/status/shutdown", wanted, ("qmshutdown", "hastop"), seconds_left, **options)
@@ -553,7 +531,7 @@ class Machine:
                 if not self.running():
                     return
                 if is_last:
-                    raise _still_on_error(self, policy, error) from error
+                    raise _still_on_error(self, shutdown, error) from error
                 self._renew_note()
             except ApiError:  # refused before an attempt, for a right or a lock
                 if not self.running():
@@ -588,11 +566,11 @@ class Machine:
         return True
 
 
-def _still_on_error(machine: Machine, policy: Policy, error: ApiError) -> HomelabError:
+def _still_on_error(machine: Machine, shutdown: ShutdownInputs, error: ApiError) -> HomelabError:
     return error.retold(
         found=f"it is still on: {error.found}",
         why="the change needs a VM that is off; it runs on as it was",
-        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {policy.timeout}), "
+        next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {shutdown.timeout}), "
         "or let it be switched off then (shutdown.otherwise: stop)",
     )
 

@@ -37,7 +37,7 @@ def seen(settings: Settings) -> dict[str, str]:
     nodes = _nodes_of_guests(settings)
     hosts: dict[str, str] = {}
     for name, guest in settings.roaming.items():
-        node = nodes[guest.host].get(_id(guest))
+        node = nodes[guest.host].get(guest.guest_id)
         host = settings.candidates(guest)[0] if node is None and guest.create else _host_at(settings, guest.host, node)
         hosts |= {name: host} if host else {}
     return hosts
@@ -52,7 +52,7 @@ def placed(settings: Settings, nodes: Mapping[str, Mapping[int, str]]) -> Settin
     hosts: dict[str, str] = {}
     errors: list[HomelabError] = []
     for name, guest in settings.roaming.items():
-        node, candidates = nodes[guest.host].get(_id(guest)), settings.candidates(guest)
+        node, candidates = nodes[guest.host].get(guest.guest_id), settings.candidates(guest)
         host = _host_at(settings, guest.host, node)
         if node is None and guest.create is not None:
             hosts[name] = candidates[0]  # where it will be created
@@ -76,10 +76,6 @@ def placed(settings: Settings, nodes: Mapping[str, Mapping[int, str]]) -> Settin
             why="a guest that names a cluster counts where it is now",
             next="migrate one of them to another node that has such a card, or take the card out of one",
         ) from error
-
-
-def _id(guest: Vm | Container) -> int:
-    return guest.vmid if isinstance(guest, Vm) else guest.ctid
 
 
 def _host_at(settings: Settings, cluster: str, node: str | None) -> str | None:
@@ -128,22 +124,21 @@ def _not_found_error(name: str, guest: Vm | Container) -> HomelabError:
         found="no such guest that this user may see",
         why="a card can't be given to a guest that isn't there",
         next=f"correct {place}.{key}, describe the guest under {place}.create, or give the user VM.Audit on "
-        f"/vms/{_id(guest)}",
+        f"/vms/{guest.guest_id}",
     )
 
 
 def _no_card_error(name: str, guest: Vm | Container, node: str, candidates: list[str]) -> HomelabError:
     place, label, _ = _names(name, guest)
-    gpu_names = [use.gpu for use in guest.gpus] if isinstance(guest, Vm) else guest.gpus or []
-    cards = ", ".join(gpu_names) or "cards for it"
+    cards = ", ".join(guest.cards) or "cards for it"
     command = "qm" if isinstance(guest, Vm) else "pct"
     return HomelabError(
         wanted=f"{label} ({place}) on a node that has {cards}",
         found=f"it is on {node}, which has no such card in the settings; {', '.join(candidates)} "
         f"{'has' if len(candidates) == 1 else 'have'}",
         why="a card is in one machine; nothing was changed",
-        next=f"migrate it while it is off (on {node}: `{command} migrate {_id(guest)} {candidates[0]}`), or describe "
-        f"{node}'s card under hosts",
+        next=f"migrate it while it is off (on {node}: `{command} migrate {guest.guest_id} {candidates[0]}`), or "
+        f"describe {node}'s card under hosts",
     )
 
 

@@ -17,8 +17,8 @@ from homelab.remote.proxmox.api import OUTAGE_SECONDS, Api, identity
 from homelab.remote.proxmox.connection import FINGERPRINT_COMMAND, colons
 from homelab.rights import Needs, Permissions
 from homelab.settings import Container, Host, Vm
-from homelab.vm.config import Wish, recorded
-from homelab.vm.plan import cards_of
+from homelab.vm.config import recorded
+from homelab.vm.plan import wish_of
 
 
 def check(
@@ -98,15 +98,13 @@ def _mappings(name: str, host: Host, facts: HostFacts) -> list[Needs]:
 
 
 def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list[Needs]:
-    slots = {gpu: card["slot"] for gpu, card in want.gpus.items()}
     needs = []
     for name, vm in vms.items():
         config = facts.guests.config(vm.vmid)
         if config is None and vm.create is not None:
             needs.append(rights.of_new_vm(name, vm.vmid, vm.create))
         values = config.values if config else {}
-        wish = Wish(name, vm.vmid, cards_of(vm, host, slots, want.gpus), vm.machine, vm.display, vm.allow_shared_onboot)
-        keys = list(recorded(values, wish, {})[0]) if config or vm.create else []
+        keys = list(recorded(values, wish_of(name, vm, host, want.gpus), {})[0]) if config or vm.create else []
         needs.append(rights.of_vm(vm, host, keys, power=bool(keys) or vm.wanted_power != "keep"))
     return needs
 
@@ -126,7 +124,7 @@ def _containers(containers: dict[str, Container]) -> list[Needs]:
 def _fingerprint_error(name: str, host: Host, facts: HostFacts) -> HomelabError | None:
     """The error if the fingerprint in the settings is that of the cluster's authority, which no server shows."""
     wanted = host.api and host.api.fingerprint
-    authority, certificate = _sha256(facts.cluster.authority), _sha256(facts.cluster.certificate)
+    authority, certificate = sha256_of(facts.cluster.authority), sha256_of(facts.cluster.certificate)
     if wanted is None or wanted != authority or wanted == certificate:
         return None
     correct_one = f": {colons(certificate)}" if certificate else ""
@@ -140,7 +138,7 @@ def _fingerprint_error(name: str, host: Host, facts: HostFacts) -> HomelabError 
     )
 
 
-def _sha256(pem: str) -> str | None:
+def sha256_of(pem: str) -> str | None:
     """The SHA-256 fingerprint of the first certificate of a PEM text; None: it has none."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     if begin not in pem or end not in pem:
