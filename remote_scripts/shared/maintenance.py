@@ -65,8 +65,8 @@ def _of_now(system: System, path: str) -> str:
 def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
     text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
-    lines = (guest_conf.mapping(text, name[1]) if name else None) or []
-    return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
+    properties = guest_conf.mappings(text).get(name[1], []) if name else []
+    return any(key == "live-migration-capable" and is_true(value) for key, value in properties)
 
 
 def enter(system: System, node: Node, seconds: float) -> str:

@@ -322,10 +322,13 @@ def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(hos
 MAPPINGS = """\
 big
 \tmap id=10de:2b85,node=pve,path=0000:01:00
+
 other
 \tmap id=10de:2684,node=pve,path=0000:02:00
+
 behind
 \tmap id=10de:2684,node=pve,path=10000:01:00.0
+
 several
 \tmap id=10de:2684,node=pve,path=0000:02:00.0;0000:01:00.0
 """
