@@ -1367,7 +1367,7 @@ def refuses(check: Callable[..., object], *arguments: object) -> bool:
 
 
 def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host: Host) -> None:
-    for ctid, startup in (("950", "order=4"), ("951", "order=3,down=8"), ("952", "up=1"), ("953", "order=3")):
+    for ctid, startup in (("950", "order=4"), ("951", "order=3,down=8"), ("952", "up=1"), ("953", "3")):
         host.write(f"/etc/pve/lxc/{ctid}.conf", f"dev0: /dev/nvidia0\nstartup: {startup}\n")
         host.write(f"/ct{ctid}", "running\n")
     host.write("/etc/pve/lxc/954.conf", "dev0: /dev/nvidia1\n")
