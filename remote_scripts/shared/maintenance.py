@@ -20,11 +20,11 @@ from remote_scripts.tools.system import System
 STANDSTILL_SECONDS = 300.0
 _MODE = ("ha-manager", "crm-command", "node-maintenance")
 _ON_ITS_WAY = re.compile(r", (?:migrate|relocate)\)")
-# What can't be on another node while the guest runs, as check_local_resources (PVE::QemuServer) and pct's migration
-# say.
+# What can't be on another node while the guest runs, as check_local_resources (PVE::QemuMigrate::Helpers) and pct's
+# migration say.
 _OF_VM = re.compile(
-    r"^(usb\d+: *(?!(?:host=)?spice(?:,|$))(?:.*,)?(?:host=|mapping=)|(?:serial|parallel)\d+: */dev/|ivshmem:"
-    r"|virtiofs\d+:|args:.*vfio-pci)",
+    r"^(usb\d+:(?!(?:.*,)?\s*(?:host=)?(?i:spice)\s*(?:,|$))|(?:serial|parallel)\d+: */dev/|ivshmem:|virtiofs\d+:"
+    r"|amd-sev:|intel-tdx:|args:.*vfio-pci)",
     re.MULTILINE,
 )
 _PCI = re.compile(r"^hostpci\d+:(.*)", re.MULTILINE)
