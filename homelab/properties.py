@@ -21,7 +21,7 @@ def parse(option: str, value: str) -> dict[str, str]:
     """The properties of an option: `parse("hostpci0", "01:00,pcie=1")` is `{"host": "01:00", "pcie": "1"}`."""
     name = _NUMBERED.sub("", option)
     default = next((key for start, key in _DEFAULT_KEYS if start == name), "file")
-    parts = (part.partition("=") for part in value.split(",") if part)
+    parts = (part.partition("=") for part in value.split(",") if part.strip())
     return {key if equals else default: content if equals else key for key, equals, content in parts}
 
 

@@ -40,9 +40,7 @@ def functions_of(facts: HostFacts, vmid: int, node: str) -> list[str]:
     if reserved:
         return sorted(reserved)
     config = facts.guests.config(vmid)
-    options = (
-        [parse(key, value) for key, value in config.current.items() if key.startswith("hostpci")] if config else []
-    )
+    options = [parse(*option) for option in config.devices(current=True)] if config else []
     places = [place for option in options for place in facts.guests.places_of(option, node)]
     return sorted({function.address for place in places for function in facts.functions(place)})
 

@@ -20,7 +20,7 @@ from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-from remote_scripts.shared import container_conf
+from remote_scripts.shared import container_conf, guest_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading import answer
@@ -65,14 +65,16 @@ class GuestConfig(answer.GuestConfig):
         """Proxmox VE's own keys -> values; of a VM those of its next start, as in Proxmox VE's API."""
         if self.kind == "lxc":
             return self.container.options
-        pending = _key_values(self._parts[1])
-        deleted = re.findall(r"\w+", pending.pop("delete", ""))
-        return {key: value for key, value in self.current.items() if key not in deleted} | pending
+        return dict(self._next)
 
     @property
     def current(self) -> dict[str, str]:
         """Key -> value of a VM's configuration, without what is pending for its next start."""
-        return _key_values(self._parts[0])
+        return dict(self._options[0])
+
+    def devices(self, *, current: bool) -> list[tuple[str, str]]:
+        """A VM's hostpci options, key and value: the current ones, or those of its next start."""
+        return guest_conf.devices(self._options[0] if current else self._next)
 
     @property
     def is_template(self) -> bool:
@@ -92,14 +94,17 @@ class GuestConfig(answer.GuestConfig):
         return {address for text in texts for address in functions_of(text.replace(" ", ";"))}
 
     @property
-    def _parts(self) -> tuple[str, str]:
+    def _options(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Current, and what waits for the next start."""
         current, _, pending = f"\n{self.lines}\n".partition("\n[PENDING]\n")
-        return current, pending
+        return guest_conf.options(current.split("\n")), guest_conf.options(pending.split("\n"))
 
-
-def _key_values(lines: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in lines.splitlines() if line)
-    return {key: value.strip() for key, _, value in pairs}
+    @property
+    def _next(self) -> list[tuple[str, str]]:
+        current, pending = self._options
+        deleted = [key.removeprefix("!") for key in re.split(r"[,;\s]+", dict(pending).get("delete", ""))]
+        kept = [pair for pair in current if pair[0] not in deleted]
+        return kept + [pair for pair in pending if pair[0] != "delete"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Guests(answer.Guests):
             if config.kind != "vm" or config.is_template:
                 continue
             if self.options_of(config, path, node) or config.id in reserved:
-                has_card = config.id in reserved or bool(self._options_in(config.current, path, node))
+                has_card = config.id in reserved or bool(self._options_in(config.devices(current=True), path, node))
                 users.append(
                     CardUser(
                         vmid=config.id,
@@ -161,35 +166,29 @@ class Guests(answer.Guests):
         They are those of its next start, and while it runs, also the current ones. (A VM that was shut down from inside
         keeps its pending options.)
         """
-        current_values = config.current if config.id in self.running else {}
-        return {**self._options_in(current_values, path, node), **self._options_in(config.values, path, node)}
+        current = config.devices(current=True) if config.id in self.running else []
+        return self._options_in([*current, *config.devices(current=False)], path, node)
 
-    def _options_in(self, values: Mapping[str, str], path: str, node: str) -> dict[str, dict[str, str]]:
-        options = {key: parse_properties(key, value) for key, value in values.items() if key.startswith("hostpci")}
-        return {key: option for key, option in options.items() if overlap(";".join(self.places_of(option, node)), path)}
+    def _options_in(self, pairs: Iterable[tuple[str, str]], path: str, node: str) -> dict[str, dict[str, str]]:
+        options = ((key, parse_properties(key, value)) for key, value in pairs)
+        return {key: option for key, option in options if overlap(";".join(self.places_of(option, node)), path)}
 
     @property
     def migrating(self) -> set[str]:
         """Ids of the PCI mappings whose devices migrate with a running VM (live-migration-capable)."""
-        mapping_ids, mapping = set(), ""
-        for line in self.mappings.splitlines():
-            mapping = mapping if line[:1].isspace() else line.strip()
-            if line.split() in (["live-migration-capable", "1"], ["live-migration-capable", "yes"]):
-                mapping_ids.add(mapping)
-        return mapping_ids
+        return {
+            name
+            for name, properties in guest_conf.mappings(self.mappings).items()
+            if any(key == "live-migration-capable" and is_true(value) for key, value in properties)
+        }
 
     @property
     def mapping_entries(self) -> dict[str, list[dict[str, str]]]:
-        """PCI mapping's id -> its entries, one a device and node (section configuration: PVE::SectionConfig)."""
-        by_mapping: dict[str, list[dict[str, str]]] = {}
-        entries: list[dict[str, str]] = []
-        for line in self.mappings.splitlines():
-            key, _, value = line.strip().partition(" ")
-            if key and not line[:1].isspace():
-                entries = by_mapping.setdefault(key, [])
-            elif key == "map":
-                entries.append(parse_properties("map", value))
-        return by_mapping
+        """PCI mapping's id -> its entries, one a device and node."""
+        return {
+            name: [parse_properties("map", value) for key, value in properties if key == "map"]
+            for name, properties in guest_conf.mappings(self.mappings).items()
+        }
 
     def places_of(self, option: dict[str, str], node: str) -> list[str]:
         """The slots and functions that a hostpci option may give."""

@@ -366,6 +366,23 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
     ]
 
 
+def overridden(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
+    """A gate: driverctl gives none of the card's functions to another driver than vfio-pci."""
+    drivers = {device.address: facts.overrides.get(device.address) for device in facts.functions(slot)}
+    given = {address: driver for address, driver in drivers.items() if driver}
+    if not given:
+        return []
+    steps = ", ".join(f"`driverctl --noprobe unset-override {address}`" for address in given)
+    return [
+        HomelabError(
+            wanted=f"gpus.{name} ({facts.card(slot)}) on vfio-pci, for VMs",
+            found="; ".join(f"/etc/driverctl.d/pci-{address}: {driver}" for address, driver in given.items()),
+            why="driverctl would take the function from vfio-pci again at each start of the host",
+            next=f"{steps}, then run `pulumi up` again",
+        )
+    ]
+
+
 def resettable(facts: HostFacts, name: str, gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: the card answers, no reset is known to break it, and it can be reset as the settings want it."""
     lost_addresses = sorted({device.address for device in facts.functions(slot)} & set(facts.lost))
@@ -884,7 +901,7 @@ LEAVING = (
     console,
     past_proxmox,
 )
-GIVEN = (*LEAVING, graphics.unstarted, containers)
+GIVEN = (*LEAVING, overridden, graphics.unstarted, containers)
 HANDED_OVER = (handed_over, *LEAVING)
 STAYING = (out_of_vms,)
 GATES = {"vm": GIVEN, "lxc": STAYING, "host": STAYING, "shared": HANDED_OVER}

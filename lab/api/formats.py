@@ -23,6 +23,17 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DNS_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
 
 
+def as_boolean(value: str) -> str:
+    """`0` or `1`.
+
+    Raises:
+        FormatError: it is no boolean.
+    """
+    if value.lower() not in _BOOLEANS:
+        raise FormatError(f"type check ('boolean') failed - got '{value}'\n")
+    return str(_BOOLEANS[value.lower()])
+
+
 def split_list(text: str) -> list[str]:
     """The words of a list, separated by commas, semicolons, blanks or NUL."""
     return [word for word in re.split(r"[,;\s\0]+", text) if word]
@@ -141,7 +152,7 @@ def parse_properties(name: str, text: str, path: str = "") -> dict[str, str]:
     """
     form = reference().formats[name]
     found: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(str.strip, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
             key, value = form.default or "", part

@@ -14,17 +14,24 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from .checks import typed
-from .reference import reference
+from .formats import FormatError, as_boolean, check_format, split_list
+from .reference import Parameter, reference
 
 Kind = Literal["qemu", "lxc"]
 
 #: Keys that a node writes itself and that no request can set.
 _OWN = frozenset({"meta", "parent", "runningcpu", "runningmachine", "snapstate", "snaptime", "vmstate"})
-_KEY_VALUE = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*")
-_RAW = re.compile(r"(lxc\.[a-zA-Z0-9_.-]+)\s*[:=]\s*(.*?)\s*")
+_KEY_VALUE = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*", re.ASCII)
+_RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*", re.ASCII)
 #: Where changes are that wait for the next start; a container can have a snapshot named PENDING.
 _PENDING: dict[Kind, str] = {"qemu": "PENDING", "lxc": "pve:pending"}
-_SECTION = re.compile(r"\[([A-Za-z][\w:-]*)\]\s*")
+_SNAPSHOT = r"[a-z][a-z0-9_-]+"
+_SECTIONS: dict[Kind, re.Pattern[str]] = {
+    "qemu": re.compile(rf"\[(special:(?:cloudinit|fleecing)|{_SNAPSHOT})\]\s*", re.IGNORECASE | re.ASCII),
+    "lxc": re.compile(rf"\[(pve:pending|{_SNAPSHOT})\]\s*", re.IGNORECASE | re.ASCII),
+}
+#: What a node passes over with all below it (qemu-server 8.3.7 and later).
+_UNKNOWN_SECTION = re.compile(r"\[[^\]]*\]\s*", re.ASCII)
 # lxc.container.conf(5), as far as a node lets them through (PVE::LXC::Config).
 _RAW_KEYS = re.compile(
     r"lxc\.(?:apparmor\.(?:profile|allow_incomplete|allow_nesting|raw)|selinux\.context|seccomp\.profile|"
@@ -58,9 +65,11 @@ class GuestConfig:
     current: Section = field(default_factory=Section)
     pending: dict[str, str] = field(default_factory=dict)
     pending_delete: list[str] = field(default_factory=list)
+    #: A container's lxc.* lines that take the place of all others at the next start.
+    pending_raw: list[tuple[str, str]] = field(default_factory=list)
     snapshots: dict[str, Section] = field(default_factory=dict)
     digest: str = ""
-    #: Lines that say nothing to a node: named where it starts the guest, lost where it writes the file.
+    #: What a node says of lines that it doesn't understand, where it starts the guest. It loses them where it writes the file.
     unread: list[str] = field(default_factory=list)
 
     @property
@@ -72,14 +81,21 @@ class GuestConfig:
     def parse(cls, kind: Kind, text: str) -> GuestConfig:
         """Read a file's text."""
         config = cls(kind, digest=hashlib.sha1(text.encode("utf-8", "surrogateescape")).hexdigest())
-        section, name = config.current, ""
+        section, name, is_known = config.current, "", True
         comments: list[str] = []
-        for line in text.splitlines():
-            if match := _SECTION.fullmatch(line):
+        for line in text.split("\n"):
+            if match := _SECTIONS[kind].fullmatch(line):
                 _describe(section, comments, kind)
-                name, comments, section = match[1], [], Section()
-                if name.lower() != _PENDING[kind].lower():
+                name, comments, section, is_known = match[1], [], Section(), True
+                if name.lower() == _PENDING[kind].lower():
+                    config.pending, config.pending_delete, config.pending_raw = {}, [], section.raw
+                else:
                     config.snapshots[name] = section
+            elif kind == "qemu" and _UNKNOWN_SECTION.fullmatch(line):
+                is_known = False
+                config.unread.append(f"skipping unknown section: '{line.strip()[1:-1]}'")
+            elif not is_known:
+                continue
             elif line.startswith("#"):
                 comments.append(unquote(line[1:]))
             elif kind == "lxc" and (match := _RAW.fullmatch(line)):
@@ -88,31 +104,43 @@ class GuestConfig:
             elif match := _KEY_VALUE.fullmatch(line):
                 config._take(section, name, match[1], match[2])
             elif line.strip():
-                config.unread.append(line)
+                config.unread.append(f"unable to parse config: {line}")
         _describe(section, comments, kind)
         return config
 
     def _take(self, section: Section, name: str, key: str, value: str) -> None:
         if name.lower() == _PENDING[self.kind].lower():
             if key == "delete":
-                self.pending_delete = [word.lstrip("!") for word in value.split(",")]
-            else:
-                self.pending[key] = value
-        elif key == "description":
-            section.values[key] = unquote(value)
-        elif self.kind == "lxc" or key in reference().options["qemu"] or key in _OWN:
-            section.values[key] = value
+                self.pending_delete = [word.removeprefix("!") for word in split_list(value)]
+                return
+            values = self.pending
+        else:
+            values = section.values
+        if key == "description":
+            values[key] = unquote(value)
+        elif self.kind == "lxc" or key in _OWN or key == "args":
+            values[key] = value
+        elif name.lower() != "special:cloudinit":
+            try:
+                values[key] = checked(reference().options["qemu"].get(key), key, value)
+            except FormatError as error:
+                self.unread.append(f"unable to parse value of '{key}' - {error}".removesuffix("\n"))
 
     def text(self) -> str:
         """The file's text."""
         parts = [_section_text(self.current, self.kind)]
-        if self.pending or self.pending_delete:
+        if self.is_pending:
             lines = dict(self.pending)
             if self.pending_delete:
                 lines["delete"] = ",".join(self.pending_delete)
-            parts.append(f"[{_PENDING[self.kind]}]\n" + _section_text(Section(lines), self.kind))
+            parts.append(f"[{_PENDING[self.kind]}]\n" + _section_text(Section(lines, self.pending_raw), self.kind))
         parts += [f"[{name}]\n{_section_text(section, self.kind)}" for name, section in sorted(self.snapshots.items())]
         return "\n".join(parts)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something waits for the next start."""
+        return bool(self.pending or self.pending_delete or self.pending_raw)
 
     def merged(self) -> dict[str, str]:
         """The values as they will be after the next start."""
@@ -121,8 +149,8 @@ class GuestConfig:
 
     def apply_pending(self) -> None:
         """Put what was pending in force."""
-        self.current.values = self.merged()
-        self.pending, self.pending_delete = {}, []
+        self.current = Section(self.merged(), self.pending_raw or self.current.raw)
+        self.pending, self.pending_delete, self.pending_raw = {}, [], []
 
     def change(self, values: dict[str, str], delete: list[str], *, at_once: bool) -> None:
         """Set and delete keys, in force at once or from the next start on."""
@@ -166,6 +194,26 @@ class GuestConfig:
             found.append(entry)
         new = [key for key in self.pending if key not in self.values]
         return found + [{"key": key, "pending": shown_value(self.kind, key, self.pending[key])} for key in new]
+
+
+def checked(parameter: Parameter | None, key: str, value: str) -> str:
+    """A value of a VM's configuration as a node takes it from the file (PVE::QemuServer, check_type).
+
+    Raises:
+        FormatError: it takes it for none.
+    """
+    if parameter is None:
+        raise FormatError(f"unknown setting '{key}'\n")
+    if parameter.kind == "boolean":
+        return as_boolean(value)
+    if (parameter.kind == "integer" and not re.fullmatch(r"[0-9]+", value)) or (
+        parameter.kind == "number" and not re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value)
+    ):
+        raise FormatError(f"type check ('{parameter.kind}') failed - got '{value}'\n")
+    if parameter.format:
+        check_format(parameter.format, value, "")
+        return value
+    return re.sub(r'^"(.*)"$', r"\1", value)
 
 
 def shown_value(kind: Kind, key: str, value: str) -> Any:

@@ -353,7 +353,7 @@ def start_work(guest: Guest, log: TaskLog) -> Work:
     """
     config = guest.config()
     require_unlocked(guest, config)
-    if config.pending or config.pending_delete:
+    if config.is_pending:
         config.apply_pending()
         guest.save(config)
     yield from hooks.run(guest, config.values, "pre-start", log)
@@ -384,7 +384,7 @@ def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> 
     config = guest.config()
     try:
         require_unlocked(guest, config)
-        if config.pending or config.pending_delete:
+        if config.is_pending:
             config.apply_pending()
             guest.save(config)
         container_system.begin(guest, config)

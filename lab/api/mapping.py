@@ -16,6 +16,8 @@ from .formats import parse_properties, split_list
 
 _FILE = "/etc/pve/mapping/pci.cfg"
 _FLAGS = ("mdev", "live-migration-capable")
+_HEADING = re.compile(r"(\S+)\s*", re.ASCII)
+_PROPERTY = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*", re.ASCII)
 
 
 @dataclass
@@ -43,19 +45,7 @@ class Mappings:
         self._host = host
         text = host.read(_FILE, "")
         self.digest = hashlib.sha1(text.encode()).hexdigest()
-        self.all: dict[str, Mapping] = {}
-        mapping = Mapping("")
-        for line in text.splitlines():
-            if re.fullmatch(r"\S+\s*", line):
-                mapping = self.all[line.strip()] = Mapping(line.strip())
-            elif line.strip():
-                key, _, value = line.strip().partition(" ")
-                if key == "map":
-                    mapping.entries.append(value)
-                elif key in _FLAGS:
-                    mapping.flags[key] = int(value)
-                elif key == "description":
-                    mapping.description = value
+        self.all = read_mappings(text)
 
     def save(self) -> None:
         """Write pci.cfg.
@@ -169,6 +159,29 @@ class Mappings:
             if wanted is not None and given is not None and wanted.lower() != given.lower():
                 return f"'{key}' does not match for '{mapping.name}' ({wanted} != {given})"
         return None
+
+
+def read_mappings(text: str) -> dict[str, Mapping]:
+    """The mappings of a file's text: only an empty line ends one (PVE::SectionConfig)."""
+    found: dict[str, Mapping] = {}
+    mapping: Mapping | None = None
+    for line in text.split("\n"):
+        if line.lstrip().startswith("#"):
+            continue
+        if not line:
+            mapping = None
+        elif mapping is None:
+            if heading := _HEADING.fullmatch(line):
+                mapping = found[heading[1]] = Mapping(heading[1])
+        elif match := _PROPERTY.fullmatch(line):
+            key, value = match[1], match[2] or ""
+            if key == "map":
+                mapping.entries.append(value)
+            elif key in _FLAGS:
+                mapping.flags[key] = int(value in ("1", "yes", "on", "true"))
+            elif key == "description":
+                mapping.description = value
+    return found
 
 
 def _flags(parameters: dict[str, Any]) -> dict[str, int]:

@@ -46,14 +46,14 @@ def start_work(guest: Guest, log: Callable[[str], None], *, skip_lock: bool = Fa
     if guest.running:
         raise Died(f"VM {guest.vmid} already running")
     for line in config.unread:
-        log(f"vm {guest.vmid} - unable to parse config: {line}")
+        log(f"vm {guest.vmid} - {line}")
     if lock == "suspended":
         require_writable(guest.host, f"/etc/pve/{guest.relative_path}")
         del config.values["lock"]
         guest.save(config)
     if config.values.get("template") == "1":
         raise Died("you can't start a vm if it's a template")
-    if config.pending or config.pending_delete:
+    if config.is_pending:
         config.apply_pending()
         guest.save(config)
     with hooks.locked(guest, config.values):
@@ -314,7 +314,7 @@ def settle_after_boot(guest: Guest, report: Callable[[int, ApiError], None]) -> 
         report: makes a failed start's task.
     """
     config = guest.config()
-    if config.pending or config.pending_delete:
+    if config.is_pending:
         config.apply_pending()
         guest.save(config)
     try:

@@ -155,7 +155,7 @@ def rollback(call: Call, kind: Kind) -> str:
         then.values["parent"] = name
         if "vmgenid" in then.values:
             then.values["vmgenid"] = str(uuid.uuid4())  # the guest is to see that it was gone back
-        config.current, config.pending, config.pending_delete = then, {}, []
+        config.current, config.pending, config.pending_delete, config.pending_raw = then, {}, [], []
         guest.save(config)
 
     return call.start(f"{_PREFIX[kind]}rollback", str(guest.vmid), work)

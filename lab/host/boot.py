@@ -335,10 +335,32 @@ def _root_stage(host: HostState, kernel: RunningKernel) -> None:
         except ModprobeError:
             host.kernel_message(f"systemd-modules-load[312]: Failed to find module '{words[0]}'")
     kernel.coldplug(config, available, udev.rules(host.root))
+    _load_overrides(host, kernel, config, available)
     kvm = "kvm_amd" if host.machine["hardware"]["cpu"]["vendor"] == "AuthenticAMD" else "kvm_intel"
     for module in (kvm, *(("zfs",) if host.machine["boot"]["root"].startswith("ZFS=") else ())):
         kernel.load_module(module, config, available)
     load_beside_nvidia(host, kernel, config, available)
+
+
+def _load_overrides(host: HostState, kernel: RunningKernel, config: ModprobeConfig, available: set[str]) -> None:
+    """driverctl's units, which udev starts for each function that has a file (driverctl 0.115, set_override): the driver that has
+    the function lets go of it, whoever gave it to that.
+    """
+    for address in kernel.devices:
+        driver = host.read(f"/etc/driverctl.d/pci-{address}", "").strip()
+        if not driver:
+            continue
+        if driver != "none":
+            try:
+                kernel.load_module(driver, config, available)
+            except ModprobeError:
+                host.kernel_message(f"driverctl[412]: driverctl: no such module: {driver}")
+                continue
+        if address in kernel.bound:
+            kernel.write(f"drivers/{kernel.bound[address]}/unbind", address)
+        (kernel.device_folder(address) / "driver_override").write_text(f"{driver}\n", encoding="utf-8")
+        if driver != "none":
+            kernel.write("drivers_probe", address)
 
 
 def load_beside_nvidia(host: HostState, kernel: RunningKernel, config: ModprobeConfig, available: set[str]) -> None:

@@ -58,7 +58,8 @@ class Container:
 
     def startup(self, key: str) -> int | None:
         """Of its option `startup`: `order`, or `down` in seconds."""
-        match = re.search(rf"{key}=(\d+)", self.conf.options.get("startup", ""))
+        name = r"(?:order=)?" if key == "order" else f"{key}="
+        match = re.search(rf",{name}(\d+)(?:,|$)", f",{self.conf.options.get('startup', '')}")
         return int(match[1]) if match else None
 
 

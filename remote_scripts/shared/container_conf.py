@@ -23,14 +23,19 @@ from typing import Literal
 from remote_scripts.shared.booleans import is_true
 
 # Raw keys take a colon or an equals sign, options a colon; nothing stands before a key.
-_RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*")
-_OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*")
+# Proxmox VE reads bytes: letters and blanks beyond ASCII are neither.
+_RAW = re.compile(r"(lxc\.[a-z0-9_.-]+)(?::|\s*=)\s*(.*?)\s*", re.ASCII)
+_OPTION = re.compile(r"([a-z][a-z_]*\d*):\s*(.+?)\s*", re.ASCII)
+#: At a line's end.
+BLANKS = " \t\r\f\v"
 #: Where another section begins, of a VM, too. Proxmox VE takes any other line in brackets for none, but for the newest
 #: versions of qemu-server, which pass over what stands below it.
-SECTION = re.compile(r"\[((?:pve:|special:)?[a-z][a-z0-9_-]+)\]\s*", re.IGNORECASE)
+SECTION = re.compile(r"\[(pve:pending|special:(?:cloudinit|fleecing)|[a-z][a-z0-9_-]+)\]\s*", re.IGNORECASE | re.ASCII)
 _DEVICE = re.compile(r"dev\d+")
 # A property of dev[n] (PVE::LXC::Config, $dev_desc); a path may stand without its key.
-_PROPERTY = re.compile(r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=\d+|deny-write=(?:1|0|(?i:on|off|yes|no|true|false))")
+_PROPERTY = re.compile(
+    r"path=/dev/.+|mode=0[0-7]{3}|[ug]id=(?:\+?\d+|-0+)|deny-write=(?:1|0|(?i:on|off|yes|no|true|false))"
+)
 # One blank between the parts, and no part is left out; of more than three letters the first three count.
 _RULE = re.compile(r"a|([abc])\s(\d+|\*):(\d+|\*)\s([rwm]{1,2}|[rwm]{3}.*)")
 _PENDING = "pve:pending"
@@ -300,7 +305,7 @@ def conf_text(content: bytes) -> ConfText:
         (tail if section else head).append(line)
     conf = parse(text)
     devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
-    raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line.rstrip()))}
+    raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line))}
     return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
 
 
@@ -313,7 +318,7 @@ def _raw(line: str) -> tuple[str, str]:
 
 def raw_line(line: str) -> tuple[str, str]:
     """The key and the value of an lxc.* line."""
-    match = _RAW.fullmatch(line.rstrip())
+    match = _RAW.fullmatch(line)
     return (match[1], match[2]) if match else ("", "")
 
 
@@ -331,9 +336,11 @@ def parse(text: str) -> ContainerConf:
     conf = ContainerConf()
     pending: list[str] = []
     section = ""
-    for line in (text_line.rstrip() for text_line in text.split("\n")):
+    for line in (text_line.rstrip(BLANKS) for text_line in text.split("\n")):
         if match := SECTION.fullmatch(line):
             section = match[1]
+            if section.lower() == _PENDING:  # of several such sections the last one counts
+                pending.clear()
         elif section.lower() == _PENDING:
             pending.append(line)
         elif section:
@@ -387,8 +394,9 @@ def _whole(text: str, texts_of: Callable[[str], list[str]], above: frozenset[str
     section = False
     # In its own files lxc ends a line at a carriage return, too (lxc_file_for_each_line_mmap).
     for line in text.replace("\r", "\n").split("\n") if above else text.split("\n"):
-        section = section or bool(SECTION.fullmatch(line.rstrip()))
-        key, value = _raw(line.strip() if above else line.rstrip())
+        if match := SECTION.fullmatch(line):
+            section = match[1].lower() != _PENDING
+        key, value = _raw(line.strip() if above else line)
         if _HOOK.fullmatch(key) and (section or not hooks):
             continue
         if section:
@@ -450,7 +458,7 @@ def _is_device_line(line: str) -> bool:
 def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
     (key, value), option = _raw(line), _OPTION.fullmatch(line)
     if key == "lxc.mount.entry":
-        _add_mount(conf, value, line)
+        _add_mount(conf, value, line, pending=pending)
     elif match := re.fullmatch(r"lxc\.cgroup(2?)\.devices\.(allow|deny)", key):
         # Rules for control groups of version 1 have no effect: Proxmox VE has version 2 alone.
         rule = _RULE.fullmatch(value) if match[1] else None
@@ -484,7 +492,7 @@ def _add_device(conf: ContainerConf, key: str, value: str, line: str, pending: b
 def _device_properties(value: str) -> dict[str, str] | None:
     """The properties of a dev[n] option, key -> value; None: Proxmox VE refuses the option, and so the start."""
     properties: dict[str, str] = {}
-    for part in filter(None, value.split(",")):
+    for part in filter(str.strip, value.split(",")):
         text = part if "=" in part else f"path={part}"
         key, _, content = text.partition("=")
         if key in properties or not _PROPERTY.fullmatch(text):
@@ -493,7 +501,7 @@ def _device_properties(value: str) -> dict[str, str] | None:
     return properties if "path" in properties else None
 
 
-def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
+def _add_mount(conf: ContainerConf, value: str, line: str, *, pending: bool = False) -> None:
     words = value.split()
     if len(words) < 4:
         conf.broken.append(line)
@@ -513,17 +521,18 @@ def _add_mount(conf: ContainerConf, value: str, line: str) -> None:
                 folder="create=dir" in options,
                 optional="optional" in options,
                 created=any(option.startswith("create=") for option in options),
+                pending=pending,
             )
         )
     elif is_bound and source == "/" and "rbind" in options:
-        conf.folders.append(Entry(_normal(target), "", "mount-entry", line))
+        conf.folders.append(Entry(_normal(target), "", "mount-entry", line, pending=pending))
     elif words[0].startswith("/dev/") and not (is_bound and f"{_normal(target)}/".startswith("/dev/")):
         conf.broken.append(line)
     elif is_bound:
         # A node that somebody has made elsewhere has the card's name inside, or is a link to it.
         path = _normal(target)
         names = [*([path] if f"{path}/".startswith("/dev/") else []), *([source] if "create=file" in options else [])]
-        conf.folders.extend(Entry(path, name, "mount-entry", line) for name in names)
+        conf.folders.extend(Entry(path, name, "mount-entry", line, pending=pending) for name in names)
 
 
 def _add_mount_point(conf: ContainerConf, key: str, value: str, line: str, pending: bool) -> None:
@@ -548,10 +557,9 @@ def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
         for key in re.split(r"[\s,;]+", option[2]) if option and option[1] == "delete" else ():
             _remove_option(conf, key.lstrip("!"))
             conf.options.pop(key.lstrip("!"), None)
+    # At the next start raw lines from there take the place of all others. Until then those are in force: both count.
     for line, option in zip(lines, options, strict=True):
-        if not _RAW.fullmatch(line) and not (
-            option and option[1] == "delete"
-        ):  # such lines wait for nothing, and are never taken from there
+        if not (option and option[1] == "delete"):
             _add_line(conf, line, pending=True)
 
 

@@ -20,11 +20,11 @@ from remote_scripts.tools.system import System
 STANDSTILL_SECONDS = 300.0
 _MODE = ("ha-manager", "crm-command", "node-maintenance")
 _ON_ITS_WAY = ("migrate", "relocate")
-# What can't be on another node while the guest runs, as check_local_resources (PVE::QemuServer) and pct's migration
-# say.
+# What can't be on another node while the guest runs, as check_local_resources (PVE::QemuMigrate::Helpers) and pct's
+# migration say.
 _OF_VM = re.compile(
-    r"^(usb\d+: *(?!(?:host=)?spice(?:,|$))(?:.*,)?(?:host=|mapping=)|(?:serial|parallel)\d+: */dev/|ivshmem:"
-    r"|virtiofs\d+:|args:.*vfio-pci)",
+    r"^(usb\d+:(?!(?:.*,)?\s*(?:host=)?(?i:spice)\s*(?:,|$))|(?:serial|parallel)\d+: */dev/|ivshmem:|virtiofs\d+:"
+    r"|amd-sev:|intel-tdx:|args:.*vfio-pci)",
     re.MULTILINE,
 )
 _OF_CONTAINER = re.compile(r"^(dev\d+:|lxc\.(?:cgroup2\.devices\.allow|mount\.entry *[:=] */dev/))", re.MULTILINE)
@@ -57,8 +57,8 @@ def _has_device(system: System, service: str) -> bool:
 
 
 def _migrates(system: System, mapping: str) -> bool:
-    lines = guest_conf.mapping(pmxcfs.text_of(system, guest_conf.MAPPINGS), mapping) or []
-    return any(words[0] == "live-migration-capable" and is_true(words[-1]) for words in lines)
+    properties = guest_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(mapping, [])
+    return any(key == "live-migration-capable" and is_true(value) for key, value in properties)
 
 
 def enter(system: System, node: Node, seconds: float) -> str:

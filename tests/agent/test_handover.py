@@ -322,10 +322,13 @@ def test_a_container_that_has_it_by_a_link_of_its_owners_is_one_of_its_users(hos
 MAPPINGS = """\
 big
 \tmap id=10de:2b85,node=pve,path=0000:01:00
+
 other
 \tmap id=10de:2684,node=pve,path=0000:02:00
+
 behind
 \tmap id=10de:2684,node=pve,path=10000:01:00.0
+
 several
 \tmap id=10de:2684,node=pve,path=0000:02:00.0;0000:01:00.0
 """
@@ -1370,7 +1373,7 @@ def refuses(check: Callable[..., object], *arguments: object) -> bool:
 
 
 def test_containers_are_shut_down_in_the_order_of_the_hosts_start_backwards(host: Host) -> None:
-    for ctid, startup in (("950", "order=4"), ("951", "order=3,down=8"), ("952", "up=1"), ("953", "order=3")):
+    for ctid, startup in (("950", "order=4"), ("951", "order=3,down=8"), ("952", "up=1"), ("953", "3")):
         host.write(f"/etc/pve/lxc/{ctid}.conf", f"dev0: /dev/nvidia0\nstartup: {startup}\n")
         host.write(f"/ct{ctid}", "running\n")
     host.write("/etc/pve/lxc/954.conf", "dev0: /dev/nvidia1\n")

@@ -163,9 +163,11 @@ MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migr
         ("qemu-server/200.conf", "hostpci1: mapping=vf\nhostpci0: mapping=gpu\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "usb0: host=046d:c52b\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "usb1: usb3=1,mapping=stick\n", "HA can't move VM 200"),
-        ("qemu-server/200.conf", "usb0: spice,usb3=1\nusb1: host=spice\nserial0: socket\nargs: -cpu host\n", ""),
+        ("qemu-server/200.conf", "usb1: 046d:c52b,usb3=1\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "usb0: spice,usb3=1\nusb1: usb3=1,host=SPICE\nserial0: socket\nargs: -cpu host\n", ""),
         ("qemu-server/200.conf", "serial0: /dev/ttyUSB0\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "ivshmem: size=32\n", "HA can't move VM 200"),
+        ("qemu-server/200.conf", "amd-sev: type=std\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "virtiofs0: dirid=share\n", "HA can't move VM 200"),
         ("qemu-server/200.conf", "args: -device vfio-pci,host=01:00.0\n", "HA can't move VM 200"),
         ("lxc/901.conf", "mp0: /mnt/tank,mp=/data\n", "HA can't move container 901"),
@@ -174,8 +176,8 @@ MAPPINGS = "gpu\n\tmap id=10de:2b85,node=pve1,path=0000:01:00\n\nvf\n\tlive-migr
         ("lxc/901.conf", "lxc.mount.entry: /dev/nvidia0 dev/nvidia0 none bind,optional,create=file\n", "HA can't move container 901"),
     ],
     ids=[
-        "a card", "a mapped card", "one that migrates", "one that does and one that doesn't", "a USB device", "a mapped USB device", "nothing of this host",
-        "a serial port", "shared memory", "a shared folder", "a card by hand", "a folder", "a folder of all nodes", "a device", "a raw line",
+        "a card", "a mapped card", "one that migrates", "one that does and one that doesn't", "a USB device", "a mapped USB device", "one without its key", "nothing of this host",
+        "a serial port", "shared memory", "encrypted memory", "a shared folder", "a card by hand", "a folder", "a folder of all nodes", "a device", "a raw line",
     ],
 )  # fmt: skip
 def test_a_guest_that_ha_cant_move_is_said_before_anything_is_changed(

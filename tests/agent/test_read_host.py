@@ -480,7 +480,9 @@ def test_a_script_that_binds_at_each_boot_is_known_by_what_runs_it(host: Host, p
 @DRIVERCTL
 def test_what_driverctl_binds_at_each_start_is_known(host: Host, name: str, text: str, binds: bool) -> None:
     host.write(f"etc/driverctl.d/{name}", text)
-    facts = desktop(vfio_mentions=read(host).vfio_mentions)
+    reading = read(host)
+    assert reading.overrides == ({} if text == "vfio-pci\n" else {name.removeprefix("pci-"): text.strip()})
+    facts = desktop(vfio_mentions=reading.vfio_mentions)
     assert facts.has_override(facts.by_address[CARD]) is binds
 
 

@@ -143,6 +143,17 @@ chmod +x /etc/initramfs-tools/scripts/init-top/bind_vfio.sh
 printf '%s\\n' vfio vfio_iommu_type1 vfio-pci >>/etc/initramfs-tools/modules
 update-initramfs -u -k all
 """
+# driverctl 0.115 of Debian 13: `driverctl set-override 0000:01:00.0 vfio-pci`, and the same of .1.
+OVERRIDES = f"""
+mkdir -p /etc/driverctl.d
+echo vfio-pci >/etc/driverctl.d/pci-{CARD}
+echo vfio-pci >/etc/driverctl.d/pci-{SOUND}
+"""
+# `driverctl set-override 0000:01:00.0 none`: the host is to leave the card alone.
+NO_DRIVER = f"""
+mkdir -p /etc/driverctl.d
+echo none >/etc/driverctl.d/pci-{CARD}
+"""
 FILE_COUNTS = "/etc/modprobe.d/vfio.conf: kept; {} counts as bound by it"
 
 RECIPES: dict[str, Recipe] = {
@@ -239,6 +250,26 @@ RECIPES: dict[str, Recipe] = {
             Outcome("host", words="vfio-pci.ids=", drivers=WITHOUT_NOUVEAU, more=TAKE_OVER),
         ),
         restarted=False,
+    ),
+    "driverctl": Recipe(
+        "rtx5090",
+        OVERRIDES,
+        RTX5090,
+        (f"/etc/driverctl.d/pci-{CARD}: kept; it keeps rtx5090", f"/etc/driverctl.d/pci-{SOUND}: kept; it keeps rtx5090"),
+        (
+            Outcome("vm", drivers=ON_VFIO),
+            Outcome("host", refused=f"{CARD}, {SOUND} on vfio-pci, by /etc/driverctl.d/pci-{CARD}.*driverctl --noprobe unset-override"),
+        ),
+    ),
+    "driverctl, for no driver": Recipe(
+        "rtx5090",
+        NO_DRIVER,
+        RTX5090,
+        (),
+        (
+            Outcome("vm", refused=f"/etc/driverctl.d/pci-{CARD}.*unset-override"),
+            Outcome("host"),
+        ),
     ),
     "ids of two cards": Recipe(
         "two-identical",

@@ -281,7 +281,8 @@ class Answer:
     cards it knows, and what runs in containers. `loader_clues`: what was found where the boot loader can't be told.
     `vfio_files`: file -> the ids in it that others give to vfio-pci, `vfio_ids`: all of them; `vfio_rules`: file of
     udev's rules -> addresses of the functions that it gives to vfio-pci; `vfio_mentions`: files that speak of vfio-pci
-    in any other way. `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the lists
+    in any other way. `overrides`: functions that driverctl gives to another driver, or to none, at each boot.
+    `module_lines`: lines of others about cards' drivers, `PATH: LINE`, in modprobe.d and in the lists
     of modules that are loaded at boot. `card_states`: by address; `lost_values`: attributes of cards that have another
     value than the one that was set (layers/card_values.py), a sentence each; `framebuffers`: a card's address -> the
     kernel's in its memory (/proc/iomem), such as BOOTFB. `disks`: of lsblk; `named`: lines of lspci about cards;
@@ -313,6 +314,7 @@ class Answer:
     vfio_ids: str
     vfio_mentions: list[str]
     vfio_rules: dict[str, list[str]]
+    overrides: dict[str, str]
     module_lines: list[str]
     modules: list[str]
     devices: Sequence[Device]

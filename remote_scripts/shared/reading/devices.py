@@ -40,13 +40,15 @@ _SCRIPT = re.compile(r"(?<![\w./-])/(?:usr/local|root|opt|etc|usr/s?bin|s?bin)/[
 @dataclass(frozen=True)
 class BoundByOthers:
     """What others give to vfio-pci. `files`: file -> ids; `rules`: file of udev's rules -> addresses;
-    `mentions`: files that speak of it in another way; `module_lines`: lines about cards' drivers, of modprobe.d and of
+    `mentions`: files that speak of it in another way; `overrides`: of driverctl, an address -> any other driver that it
+    gives the function to; `module_lines`: lines about cards' drivers, of modprobe.d and of
     the lists of modules that are loaded at boot.
     """
 
     files: dict[str, str]
     rules: dict[str, list[str]]
     mentions: list[str]
+    overrides: dict[str, str]
     module_lines: list[str]
 
 
@@ -127,16 +129,20 @@ def bound_by_others(source: Source) -> BoundByOthers:
         if ids := vfio_ids.given(path, source.needed(path) or ""):
             files[path] = ids
     mentions = []
+    overrides: dict[str, str] = {}
     for path in sorted(speaking):
         # What cannot be read of driverctl's may hold a card.
         text = source.needed(path) if path in driverctl else source.text(path)
         if vfio_ids.NAME.search(text or "") and "/homelab-" not in path:
             mentions.append(path)
+        elif path in driverctl and (text or "").strip():
+            overrides[path.rpartition("/")[2].removeprefix("pci-")] = (text or "").strip()
     rules = {path: _given_by_rules(source, path) for path in mentions if path.startswith(f"{_RULES}/")}
     return BoundByOthers(
         {path: ",".join(ids) for path, ids in files.items()},
         {path: addresses for path, addresses in rules.items() if addresses},
         mentions,
+        overrides,
         _module_lines(source),
     )
 

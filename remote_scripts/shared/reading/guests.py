@@ -24,7 +24,9 @@ _OPTION = re.compile(
 # numbers with any number of digits (set_pci_host_devaddr), and any path that leads to the device in sysfs.
 _OF_QEMU = re.compile(r"(?:\bhost\W+|/)((?:(?:0x)?[0-9a-f]+:){1,2}(?:0x)?[0-9a-f]{1,2}\.[0-7])(?!/*[\w.])")
 _READ_BY_QEMU = re.compile(r"-readconfig\W+?(/[^\s'\",]+)")
-_PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE)
+_PENDING = re.compile(r"\[PENDING\]\s*", re.IGNORECASE | re.ASCII)
+# To Proxmox VE these are blanks; an answer doesn't hold them (tools/text.py).
+_BLANKS = str.maketrans("\r\f\v", "   ")
 _QUORATE = re.compile(r"^Quorate:( +No)?", re.MULTILINE)
 
 
@@ -51,9 +53,10 @@ def guests(source: Source, *, running: bool) -> Guests:
         return source.chosen(place, look, place)
 
     configs = []
-    for path, text in texts.items():
-        if text is None:
+    for path, content in texts.items():
+        if content is None:
             continue
+        text = content.translate(_BLANKS)
         kind = "lxc" if path.startswith(_FOLDERS["lxc"]) else "vm"
         lines = passed_on(whole(text, source.texts_of), hooks=True) if kind == "lxc" else _lines_of_vm(source, text)
         source.need_room(path, lines)
@@ -63,7 +66,7 @@ def guests(source: Source, *, running: bool) -> Guests:
         running=[guest for _, guest in ids],
         unlisted=unlisted,
         configs=configs,
-        mappings=source.passed_on(MAPPINGS),
+        mappings=source.passed_on(MAPPINGS).translate(_BLANKS),
         reservations=source.passed_on(RESERVATIONS),
     )
 
@@ -102,16 +105,19 @@ def _lines_of_vm(source: Source, text: str) -> str:
     """Above the first section is the VM as it is; [PENDING] is what it gets at its next start, each other section a
     snapshot.
     """
-    lines, section = [], ""
+    lines: list[str] = []
+    pending: list[str] = []
+    section: list[str] | None = lines
     for line in text.split("\n"):
         if SECTION.fullmatch(line):
-            section = "[PENDING]" if _PENDING.fullmatch(line) else "snapshot"
+            section = pending if _PENDING.fullmatch(line) else None
+            if section is not None:  # of several such sections the last one counts
+                section.clear()
             continue
         shown = _of_qemu(source, line) if line.startswith("args:") else line
-        if section != "snapshot" and _OPTION.match(shown):
-            lines += [section, shown] if section else [shown]
-            section = ""
-    return "\n".join(lines)
+        if section is not None and _OPTION.match(shown):
+            section.append(shown)
+    return "\n".join([*lines, "[PENDING]", *pending] if pending else lines)
 
 
 def _of_qemu(source: Source, line: str) -> str:
