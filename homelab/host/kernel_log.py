@@ -24,7 +24,7 @@ from remote_scripts.shared.symptoms import compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
 # homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
-OF_MODULES = "NVRM|nvidia|nouveau|unsigned module"
+OF_MODULES = "NVRM|nvidia|nouveau|unsigned module|module with unavailable key"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
