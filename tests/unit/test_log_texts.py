@@ -252,6 +252,10 @@ def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_c
         "pcieport 0000:00:01.1: unlocked secondary bus reset via: pciehp_reset_slot+0x98/0x140",
         "{34202}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 4\n"
         "{34202}[Hardware Error]: It has been corrected by h/w and requires no further action",
+        # runc's own, of a device without any card: https://github.com/jlesage/docker-freefilesync/issues/11
+        "docker: Error response from daemon: runc create failed: unable to start container process: error during "
+        'container init: error setting cgroup config for procHooks process: failed to write "c 10:200 rwm": write '
+        "/sys/fs/cgroup/devices/docker/89b35b9dbd46/devices.allow: operation not permitted: unknown.",
         "qemu-kvm: warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?\n"
         "qemu-kvm: vfio_container_dma_map(0x555558282db0, 0x8800010000, 0x4000, 0x7ffff7ff0000) = -14 (Bad address)",
     ],
