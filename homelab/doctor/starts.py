@@ -19,7 +19,7 @@ def findings(reading: Reading, number: int, name: str) -> list[Finding]:
     guest = reading.guest(number)
     if guest is None or not guest.failed_start:
         return []
-    causes = kernel_log.of_start(guest.failed_start)
+    causes = kernel_log.of_start(guest.failed_start, number)
     return [
         Finding(
             f"{name} started",

@@ -24,7 +24,7 @@ from remote_scripts.shared.symptoms import compiled
 
 # In messages of NVIDIA's driver, and of the kernel about modules that it refused, without naming them: for
 # homelab/nvidia/symptoms.py. Each line of a message of several lines has it, so that the host's grep finds all of them.
-OF_MODULES = "NVRM|nvidia|nouveau|unsigned module"
+OF_MODULES = "NVRM|nvidia|nouveau|unsigned module|module with unavailable key"
 # How many lines of one kind are quoted, the first and the last of them.
 _QUOTED = 4
 _LONGEST = 240
@@ -163,15 +163,17 @@ def of_host(facts: HostFacts, name: str) -> list[Trouble]:
     return _troubles(name, rows, lambda _: log_messages)
 
 
-def of_start(text: str) -> list[StartSign]:
-    """The rows of `starts` that the output of a VM's start has.
+def of_start(text: str, guest: int | None = None) -> list[StartSign]:
+    """The rows of `starts` that the output of a guest's start has.
 
     :param text: of Proxmox VE and QEMU.
+    :param guest: its id, which the commands of `next` then name.
     """
     log = "\n".join(message.text for message in messages(text))
     rows = [row for row in start_signs() if compiled(row.pattern).search(log)]
     hidden = {name for row in rows for name in row.hides}
-    return [row for row in rows if row.name not in hidden]
+    number = " ID" if guest is None else f" {guest}"
+    return [row.model_copy(update={"next": row.next.replace(" ID", number)}) for row in rows if row.name not in hidden]
 
 
 def of_iommu(lines: Iterable[str]) -> list[str]:
@@ -262,7 +264,7 @@ def _troubles(name: str, rows: list[Sign], messages_of: Callable[[Sign], list[Me
                 wanted=f"{name}: {row.wanted}",
                 found=f"the kernel says: {excerpt(shown(row_messages))}",
                 why=row.why,
-                next=row.next,
+                next=row.next.replace("ADDRESS", next(iter(addresses_in(row_messages[0].text)), "ADDRESS")),
             ),
             row.stops and not row.harmless,
             row.harmless,

@@ -318,14 +318,20 @@ def secure_boot(request: Request) -> list[HomelabError]:
         "host": "turn Secure Boot off in the host's firmware",
         "lxc": "",
     }[request.target]
+    # On Ubuntu, DKMS signs with the key of Ubuntu's own program (dkms.in, prepare_mok).
+    enrol = (
+        "`mokutil --import /var/lib/shim-signed/mok/MOK.der` (made by `update-secureboot-policy --new-key`)"
+        if system.distribution == "ubuntu"
+        else "`mokutil --import /var/lib/dkms/mok.pub` (made by `dkms generate_mok`)"
+    )
     return [
         HomelabError(
             wanted=f"{request.name}: a system that loads modules which DKMS built",
             found="Secure Boot is on, and DKMS's key isn't enrolled",
             why="the kernel would refuse the driver: `Key was rejected by service`; the key is confirmed on the "
             "console, at a boot, by a person",
-            next=f"either {turn_off}; or enrol the key: `mokutil --import /var/lib/dkms/mok.pub` (made by `dkms "
-            "generate_mok`), reboot, confirm in MokManager on the console; then `pulumi up --refresh`",
+            next=f"either {turn_off}; or enrol the key: {enrol}, reboot, confirm in MokManager on the console; then "
+            "`pulumi up --refresh`",
         )
     ]
 

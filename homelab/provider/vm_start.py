@@ -85,26 +85,26 @@ class VmStart(ApiWork[VmCards.Inputs, VmCards.Outputs]):
         :param here: on this host, and not where HA has moved it.
         """
         if not here:
-            return _by_qemu(error)
+            return _by_qemu(error, inputs.vmid)
         try:
             facts = asyncio.run(ssh.read(self.host(inputs), kernel_log=True))
         except HomelabError:
-            return _by_qemu(error)  # the start's own message is what there is
+            return _by_qemu(error, inputs.vmid)  # the start's own message is what there is
         troubles = [
             *kernel_log.of_card(facts, _card(inputs), _functions(facts, record)),
             *kernel_log.of_host(facts, inputs.host),
         ]
         troubles = [trouble for trouble in troubles if not trouble.harmless]
         if not troubles:
-            return _by_qemu(error)
+            return _by_qemu(error, inputs.vmid)
         return _with_causes(
             error, [trouble.error for trouble in troubles], [trouble.error.found for trouble in troubles]
         )
 
 
-def _by_qemu(error: HomelabError) -> HomelabError:
+def _by_qemu(error: HomelabError, vmid: int) -> HomelabError:
     """The error, with the meaning of QEMU's message in it where that is known."""
-    causes = kernel_log.of_start(error.found)
+    causes = kernel_log.of_start(error.found, vmid)
     return _with_causes(error, causes) if causes else error
 
 

@@ -457,13 +457,19 @@ def test_the_json_has_what_the_text_has() -> None:
 
 # -- starts that failed ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("log", "why"),
+    ("log", "why", "tool"),
     [
-        ("TASK ERROR: Device /dev/nvidia0 does not exist", "names a device node that the host hasn't got"),
-        ("TASK ERROR: it has none", "the task's log says"),
+        ("TASK ERROR: Device /dev/nvidia0 does not exist", "names a device node that the host hasn't got", ""),
+        ("TASK ERROR: VM is locked (backup)", "another task has this guest", "unlock {}`"),
+        (
+            "lxc.hook.pre-start: Failed to run lxc.hook.pre-start",
+            "what comes before the container's start",
+            "start {} --debug`",
+        ),
+        ("TASK ERROR: it has none", "the task's log says", ""),
     ],
 )
-def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str) -> None:
+def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str, tool: str) -> None:
     guests = [
         guest(901, "lxc", "pve", failed_start=log),
         guest(103, "vm", "pve", failed_start=log),
@@ -477,5 +483,6 @@ def test_why_a_guest_is_off_since_its_last_start_is_said(log: str, why: str) -> 
     for name, report in reports.items():
         (finding,) = [one for one in report.findings if one.wanted == f"{name} started"]
         assert finding.found == f"its last start failed: {log}" and why in finding.why
+        assert tool.format(103 if name.startswith("VM") else 901) in finding.next and " ID" not in finding.next
     running = diagnose(reading(DEVICE_LINES, inside(NODES), guests=guests), 901)
     assert [one.wanted for one in running.findings] == []

@@ -148,6 +148,12 @@ def test_a_card_whose_configuration_space_is_all_ones_is_lost() -> None:
     assert "0000:01:00.0" in trouble.error.found and "0b:00" not in trouble.error.found and trouble.stops
 
 
+def test_what_to_do_names_the_card_that_the_message_names() -> None:
+    log = "[1.0] vfio-pci 0000:01:00.1: not ready 65535ms after FLR; giving up"
+    (trouble,) = kernel_log.of_card(desktop(kernel_log=log), "gpus.a", CARD)
+    assert "/sys/bus/pci/devices/0000:01:00.1/reset_method" in trouble.error.next
+
+
 def test_a_long_log_is_quoted_by_head_and_tail() -> None:
     lines = [f"[{n}.0] vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up" for n in range(100)]
     (trouble,) = kernel_log.of_card(desktop(kernel_log="\n".join(lines)), "gpus.a", CARD)

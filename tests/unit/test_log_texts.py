@@ -208,6 +208,14 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
         assert log_findings(reading(facts=seen), [MINE], of_host=True) == ([], [])
 
 
+def test_a_module_that_the_kernel_rejects_is_another_one_where_nvidias_has_the_card() -> None:
+    text = texts_of("nvidia")["key-rejected"][-2]
+    told = {
+        driver: [error.wanted for error in recognise(text, Context("x", bound=driver))] for driver in ("", "nvidia")
+    }
+    assert told == {"": ["x: a kernel that takes the driver's modules"], "nvidia": []}
+
+
 # -- what looks bad and isn't -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "text",
@@ -238,6 +246,19 @@ def test_that_the_driver_has_not_got_one_card_says_nothing_of_others() -> None:
         "0000:01:00.0: PCI peer-to-peer transactions on BARs are not supported.",
         "hookscript error for 110 on post-start: command '/var/lib/vz/snippets/x.sh 110 post-start' failed: exit code 1",
         "nouveau 0000:01:00.0: Direct firmware load for nvidia/tu117/gsp/gsp-535.113.01.bin failed with error -2",
+        "nouveau 0000:01:00.0: pmu: firmware unavailable\nnouveau 0000:01:00.0: fb: VPR locked, but no scrubber binary!",
+        "modprobe: ERROR: could not insert 'r8126': Key was rejected by service",
+        "NVRM: GPU0 nvAssertFailedNoLog: Assertion failed: PRH failed to update thermal limit! @ platform_request_handler_ctrl.c:2174",
+        "nvidia-modeset: WARNING: GPU:0: Unable to read EDID for display device Dell AW2725DM (DP-2)",
+        "pcieport 0000:00:01.1: unlocked secondary bus reset via: pciehp_reset_slot+0x98/0x140",
+        "{34202}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 4\n"
+        "{34202}[Hardware Error]: It has been corrected by h/w and requires no further action",
+        # runc's own, of a device without any card: https://github.com/jlesage/docker-freefilesync/issues/11
+        "docker: Error response from daemon: runc create failed: unable to start container process: error during "
+        'container init: error setting cgroup config for procHooks process: failed to write "c 10:200 rwm": write '
+        "/sys/fs/cgroup/devices/docker/89b35b9dbd46/devices.allow: operation not permitted: unknown.",
+        "qemu-kvm: warning: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?\n"
+        "qemu-kvm: vfio_container_dma_map(0x555558282db0, 0x8800010000, 0x4000, 0x7ffff7ff0000) = -14 (Bad address)",
     ],
 )
 def test_what_is_no_failure_has_no_answer_however_it_was_printed(text: str) -> None:

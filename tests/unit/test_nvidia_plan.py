@@ -459,6 +459,19 @@ def test_secure_boot_is_said_before_anything_is_installed(target: Target) -> Non
     assert refusals(request(target, {"secure_boot": True, "mok_enrolled": True, "cards": (RTX_3090,)})) == []
 
 
+@pytest.mark.parametrize(
+    ("distribution", "key"),
+    [
+        ({"distribution": "debian", "version": "13"}, "/var/lib/dkms/mok.pub"),
+        # dkms has that of Ubuntu's own program there (dkms.in, prepare_mok).
+        ({"distribution": "ubuntu", "version": "24.04"}, "/var/lib/shim-signed/mok/MOK.der"),
+    ],
+)
+def test_the_key_to_enrol_is_the_one_that_dkms_signs_with(distribution: dict[str, str], key: str) -> None:
+    error = refusal("vm", {**distribution, "secure_boot": True, "cards": (RTX_3090,)}, driver="580")
+    assert f"mokutil --import {key}`" in error.next
+
+
 # -- systems ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("distribution", "version", "target"),

@@ -295,7 +295,7 @@ NOTHING = {
         (TEXTS["not-communicating"][-1], TEXTS["dropped-card"][0], "dropped the card's generation"),
         (TEXTS["not-communicating"][-1], "Loading of unsigned module is rejected", "Secure Boot"),
         (TEXTS["version-mismatch"][0], TEXTS["version-mismatch"][1], "while the older module stayed loaded"),
-        (TEXTS["libraries-missing"][0], "", "without the libraries"),
+        (TEXTS["libraries-missing"][0], "", "packages were removed"),
     ],
 )  # fmt: skip
 def test_a_driver_that_doesnt_work_is_one_error_with_its_cause(smi: str, log: str, words: str) -> None:
