@@ -115,7 +115,7 @@ def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, t
 def test_work_that_is_given_up_may_put_away_what_it_has_begun_and_leaves_nothing_running(
     run: Run, tmp_path: Path
 ) -> None:
-    program = """trap "echo put away; exit" TERM; (trap "" TERM; exec sleep 60) & echo $! >pid; wait"""
+    program = """trap "echo put away; exit" TERM; (trap "" TERM; exec sleep 999) & echo $! >pid; wait"""
     done = run.do("sh", "-c", f"cd {tmp_path}; {program}", seconds=0.5)
     assert done.status == TIMED_OUT and done.text.startswith("put away\n")
     left = int((tmp_path / "pid").read_text())
