@@ -66,7 +66,7 @@ class World:
     def __init__(self) -> None:
         self.host = System(NEW, "tried")
         self.containers = {ctid: System(OLD) for ctid in CTIDS}
-        self.running = list(CTIDS)
+        self.running = [*CTIDS, 960]
         self.without_driver: set[int] = set()
         self.refusing: set[int] = set()
         self.not_going_back: set[int] = set()
