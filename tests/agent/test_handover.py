@@ -484,6 +484,21 @@ def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_secon
     assert loaded == gone.split()[::-1] and at_home(lent)
 
 
+def test_a_module_that_nobody_had_loaded_stays_so(host: Host) -> None:
+    unbind(host, OTHER)
+    (host.root / "sys/module/nvidia_drm").rmdir()
+    run(host, *START)
+    run(host, *SERVICE)
+    assert at_home(host, only=True) and not host.exists("/sys/module/nvidia_drm")
+
+
+@pytest.mark.parametrize(("of", "words"), [("VM", ""), ("STUCK", "gpus.big is STUCK after VM 103")])
+def test_a_run_that_lets_a_vm_have_a_card_is_told_where_it_went_wrong(lent: Host, of: str, words: str) -> None:
+    rewrite(lent, state=of)
+    text = away(lent.system(), ["103"])
+    assert words in text and bool(text) == bool(words)
+
+
 def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:
     """A container that may have both waits."""
     small = lent.write("/var/lib/homelab/handover/small.state", "")
