@@ -128,8 +128,6 @@ def _write(system: System, cards: Sequence[Card]) -> None:
     storage = hookscripts.need_storage(system)
     files.put(_LAYER, handover.CARDS, 0o644, f"{json.dumps(to_plain(cards), indent=1)}\n".encode())
     boot_service.install(system, SERVICE)
-    if not files.planning:
-        files.make_folder(storage.folder)
     files.put(_LAYER, storage.script, 0o755, _HOOK_TEXT.encode())
 
 

@@ -558,13 +558,15 @@ def test_an_up_that_has_waited_for_a_node_in_vain_has_its_disks_replaced(disks: 
     turn_of(disks, "pve2", 600, noout="1")
     osd_dump(disks, kept=(1,))
     assert lift(disks, "pve9") == "none" and kept_disks(disks)
+    pvecm = disks.programs["pvecm"]
+    disks.programs["pvecm"] = lambda _arguments, _stdin: Done(1, b"")
+    assert lift(disks) == "no" and kept_disks(disks), "whether it is back can't be told"
+    disks.programs["pvecm"] = pvecm
     assert lift(disks) == "yes" and not kept_disks(disks)
     refuse(disks, "ceph")
     assert lift(disks) == "no"
     members(disks, status(1, 1, 1, expected=3))
     assert lift(disks) == "none", "it is back"
-    disks.programs["pvecm"] = lambda _arguments, _stdin: Done(1, b"")
-    assert lift(disks) == "no", "whether it is back can't be told"
     (disks.root / "etc/pve").rename(disks.root / "etc/hangs")
     assert lift(disks) == "no"
 

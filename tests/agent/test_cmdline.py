@@ -65,9 +65,11 @@ def test_words_are_in_the_next_boot_and_given_back(host: Host, loader: str) -> N
     assert ask(host, "apply", "vfio") == {"loader": loader, "added": WORDS["vfio"].split(), "changed": False}
     assert ask(host, "apply")["changed"] is False and lasting(host) == configured
     assert ask(host, "revert") == {"changed": True} and set(WORDS["vfio"].split()) < set(configured_words(host))
-    for _ in range(2):
+    for untold in ("", "", "judged", "rolled-back"):  # of an earlier boot
+        if untold:
+            host.write(f"{HOME}/{untold}", "it was")
         ask(host, "revert", "vfio")
-        assert lasting(host) == before
+        assert lasting(host) == before, untold
 
 
 @EACH_LOADER
@@ -204,6 +206,26 @@ def test_a_configuration_that_cant_be_made_leaves_the_files_as_they_were_and_is_
     (host.root / "fail").unlink()
     ask(host, "revert")
     assert lasting(host) == before
+
+
+@EACH_LOADER
+def test_one_that_can_be_made_of_the_old_files_leaves_nothing_to_do(host: Host, loader: str) -> None:
+    before, runs = lasting(host), list[Sequence[str]]()
+    program = {"grub": "update-grub", "systemd-boot": "proxmox-boot-tool"}[loader]
+    real = host.programs[program]
+
+    def fails_at_its_end(arguments: Sequence[str], stdin: bytes) -> Any:
+        """Of it is what it has made already: of the new files."""
+        done = real(arguments, stdin)
+        if "status" in arguments:
+            return done
+        runs.append(arguments)
+        return Done(1, b"no room") if len(runs) == 1 else done
+
+    host.programs[program] = fails_at_its_end
+    with pytest.raises(Refused, match="the boot configuration generated again"):
+        ask(host, "apply")
+    assert len(runs) == 2 and lasting(host) == before
 
 
 def test_a_menu_without_a_kernel_is_no_menu(host: Host) -> None:

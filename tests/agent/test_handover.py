@@ -457,11 +457,13 @@ def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, nod
     host.programs["nvidia-smi"] = lambda words, stdin: (
         smi(words, stdin) if OTHER not in words else "there\n" if driver(host, OTHER) == "nvidia" else 6
     )
-    seen: list[list[str]] = []
+    host.write("/etc/pve/lxc/951.conf", "hostname: chat\ndev0: /dev/nvidia0\n")
+    host.write("/ct951", "running\n")
+    seen: dict[str, list[list[str]]] = {"950": [], "951": []}
 
     def started(words: Sequence[str], stdin: bytes) -> Done | int | str | None:
         if words[0] == "start":
-            seen.append(drivers(host))
+            seen[words[1]].append(drivers(host))
         return pct(words, stdin)
 
     host.programs["pct"] = started
@@ -472,7 +474,8 @@ def test_a_container_of_both_cards_is_started_when_both_are_back(host: Host, nod
         run(host, *STOP)
         run(host, *SERVICE)
         assert at_home(host) and state(host) == "" and not host.exists(STATE.replace("big", "small"))
-    assert seen == [["nvidia", "snd_hda_intel", "nvidia"]] * 2
+    assert seen["950"] == [["nvidia", "snd_hda_intel", "nvidia"]] * 2
+    assert seen["951"] == [["nvidia", "snd_hda_intel", back] for back in ("vfio-pci", "nvidia")], "it has one of them"
 
 
 def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_second(lent: Host) -> None:
@@ -482,6 +485,21 @@ def test_the_card_that_comes_back_first_has_all_modules_that_went_with_the_secon
     run(lent, *SERVICE)
     loaded = re.findall(r"modprobe (nvidia\S*)", asked(lent))
     assert loaded == gone.split()[::-1] and at_home(lent)
+
+
+def test_a_module_that_nobody_had_loaded_stays_so(host: Host) -> None:
+    unbind(host, OTHER)
+    (host.root / "sys/module/nvidia_drm").rmdir()
+    run(host, *START)
+    run(host, *SERVICE)
+    assert at_home(host, only=True) and not host.exists("/sys/module/nvidia_drm")
+
+
+@pytest.mark.parametrize(("of", "words"), [("VM", ""), ("STUCK", "gpus.big is STUCK after VM 103")])
+def test_a_run_that_lets_a_vm_have_a_card_is_told_where_it_went_wrong(lent: Host, of: str, words: str) -> None:
+    rewrite(lent, state=of)
+    text = away(lent.system(), ["103"])
+    assert words in text and bool(text) == bool(words)
 
 
 def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:
@@ -866,6 +884,15 @@ def test_a_vm_that_has_its_card_starts_again_during_an_up(lent: Host) -> None:
     with up_at_work(lent, "anna"):
         run(lent, *START)
     assert with_the_vm(lent) and "VM 103 keeps it" in story(lent)
+
+
+def test_a_vm_that_had_the_card_before_waits_for_the_end_of_an_up_too(lent: Host) -> None:
+    fails(lent, "pct start")
+    run(lent, *SERVICE)
+    assert state(lent) == "HELD" and drivers(lent)[0] == "nvidia"
+    with up_at_work(lent, "anna"):
+        assert "is at work: anna" in call(lent, *START)
+    assert drivers(lent)[0] == "nvidia"
 
 
 @pytest.mark.parametrize("is_handing", [False, True])

@@ -245,9 +245,10 @@ def test_an_initramfs_that_lacks_the_script_is_made_anew(host: Host, what: str) 
 def test_half_made_ones_go_unless_somebody_is_at_work_on_them(host: Host) -> None:
     ask(host, "apply")
     host.write("/boot/initrd.img-of-a-kernel-that-is-gone.new", "half")
-    host.write("/proc/77/comm", "mkinitramfs\n")
-    ask(host, "apply")
-    assert host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
+    for program in ("update-initramf", "mkinitramfs"):
+        host.write("/proc/77/comm", f"{program}\n")
+        ask(host, "apply")
+        assert host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")
     host.write("/proc/77/comm", "bash\n")
     ask(host, "apply")
     assert not host.exists("/boot/initrd.img-of-a-kernel-that-is-gone.new")

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,11 @@ def test_a_run_whose_time_would_cut_a_start_off_leaves_it_to_the_host(host: Host
     assert started(host) == [105, 901, 90, 103] and is_over(host)
 
 
+def noted_by_nobody(host: Host) -> None:
+    host.programs["rm"] = lambda *_: pytest.fail("a program that is no guest's")
+    noted(host, "qm $(reboot)", "rm 103", "qm -1")
+
+
 def clock_set_back(host: Host) -> None:
     task(host, "qmshutdown", 103, DOWN + 5)
     host.write("/proc/stat", f"btime {NOTED - 9999}\n")
@@ -189,6 +194,7 @@ def clock_set_back(host: Host) -> None:
         # Of another guest; before it was noted; a console; the host's own shutdown of it.
         (lambda host: task(host, "qmstart", 1030, BOOTED + 60), True),
         (lambda host: task(host, "qmstart", 103, NOTED - 60), True),
+        (lambda host: task(host, "qmstop", 103, NOTED - 90), True),
         (lambda host: task(host, "vncproxy", 103, BOOTED + 60), True),
         # A job's, of a guest that is off, too.
         (lambda host: task(host, "vzdump", 103, BOOTED + 60), True),
@@ -202,7 +208,7 @@ def clock_set_back(host: Host) -> None:
         # Somebody else's restart, hours later.
         (lambda host: noted(host, "qm 103", at=BOOTED - 9000), False),
         # Written by nobody.
-        (lambda host: noted(host, "qm $(reboot)", "rm 103", "qm -1"), False),
+        (noted_by_nobody, False),
     ],
 )  # fmt: skip
 def test_a_guest_that_somebody_has_seen_to_is_left_alone(
@@ -511,6 +517,18 @@ def test_a_runs_own_guests_are_left_to_it_and_started_once_it_has_ended(host: Ho
     assert started(host) == [103, 105, 90] and is_over(host)
 
 
+def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, clock: Clock) -> None:
+    with ExitStack() as runs:
+
+        def meanwhile() -> None:
+            clock.meanwhile = lambda: None
+            runs.enter_context(held(host))
+
+        clock.meanwhile = meanwhile
+        alone(host)
+        assert not started(host) and not is_over(host)
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
@@ -572,6 +590,8 @@ def test_what_runs_is_noted_beside_what_is_owed_from_before(host: Host) -> None:
         ("qm", "90", B), ("pct", "902", B), ("qm", "103", A), ("qm", "105", A), ("pct", "901", A),
     ]  # fmt: skip
     assert (host.root / "etc/systemd/system/timers.target.wants/homelab-ran.timer").is_symlink()
+    guest(host, VM, 90)  # by its user: of this boot, what runs at the last note counts
+    assert note(host) == "" and "qm 90 " not in host.read(f"{HOME}/ran")
     guests_to_start.drop(system_of(host))
     assert [line.split()[1] for line in host.read(f"{HOME}/ran").splitlines()] == ["103", "105", "901"]
 

@@ -16,6 +16,7 @@ from tests.agent.handover_kit import (
     CONTAINER,
     DEVICES,
     GPU,
+    OTHER,
     START,
     STATE,
     STORY,
@@ -34,7 +35,8 @@ NOTED = "state={}\nvm=103\nboot={}\nsince=1\nwhy=unbinding it waits\ncontainers=
 
 def rehearsed(host: Host, vmid: int = 103) -> Any:
     before = everything(host)
-    said = host.ask("plan", "switch_card", Wanted(card="big", vmid=vmid, cards=(TWO,)))
+    small = Card(name="small", functions={OTHER: "10de:2684"}, vms=(103,))
+    said = host.ask("plan", "switch_card", Wanted(card="big", vmid=vmid, cards=(small, TWO)))
     assert everything(host) == before
     return said
 

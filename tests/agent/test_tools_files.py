@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +66,23 @@ def test_folders_that_were_made_go_and_those_that_somebody_uses_stay(host: Host)
     put(host, "/etc/c/d/ours")
     host.write("/etc/c/theirs", "")
     drop(host, "/etc/a/b/ours")
-    drop(host, "/etc/c/d/ours")
+    system = host.system()
+    system.changing(lambda: system.files.drop("layer", "/etc/c/d/ours"))
+    assert system.files.changed
     left = {path: what for path, what in host.tree().items() if path not in before and not path.startswith("var")}
     assert sorted(left) == ["etc/c", "etc/c/theirs"]
 
 
-def test_an_edit_by_hand_is_kept_where_backups_lie(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("then", [drop, functools.partial(put, content=b"other\n")], ids=["drop", "put"])
+@pytest.mark.parametrize("before", ["", "theirs\n"])
+def test_an_edit_by_hand_is_kept_where_backups_lie(
+    host: Host, capsys: pytest.CaptureFixture[str], before: str, then: Callable[[Host], None]
+) -> None:
+    if before:
+        host.write(THEIRS, before)
     put(host)
     host.write(THEIRS, "edited\n", 0o640)
-    drop(host)
+    then(host)
     (copy,) = (host.root / "var/backups/homelab/etc/app").iterdir()
     assert copy.read_text() == "edited\n" and "note: /etc/app/theirs.conf was edited by hand" in capsys.readouterr().err
 
@@ -88,6 +98,24 @@ def test_a_kept_copy_that_is_not_what_was_kept_is_never_written_back(host: Host,
         drop(host)
     assert host.read(THEIRS) == "ours\n"
     assert {path for path, what in before.items() if what[1] is not None} <= host.tree().keys()
+
+
+def test_what_was_kept_of_a_file_that_has_gone_since_is_not_given_back(host: Host, tmp_path: Path) -> None:
+    """A run was cut short between the copy and the record, and the file's owner has removed it meanwhile."""
+    host.write(THEIRS, "theirs\n")
+    kept, record = f"var/lib/homelab/kept{THEIRS}", f"var/lib/homelab/files/layer{THEIRS}"
+    cut = next(cut for cut in cuts(host, put) if kept in cut.lasting and record not in cut.lasting)
+    left = left_by(cut, host, tmp_path / "left")
+    (left.root / THEIRS[1:]).unlink()
+    put(left)
+    drop(left)
+    assert not left.exists(THEIRS)
+
+
+def test_a_folder_that_another_program_makes_meanwhile_is_no_error(host: Host) -> None:
+    with watched(lambda call, path: os.makedirs(path, exist_ok=True) if call == "mkdir" else None):  # noqa: PTH103
+        put(host, "/etc/new/ours")
+    assert host.read("/etc/new/ours") == "ours\n"
 
 
 def test_what_a_run_that_was_cut_short_left_is_no_trap(host: Host) -> None:
@@ -195,6 +223,35 @@ def test_what_waits_for_a_success_is_done_by_finish_and_forgotten_by_undo(host: 
     assert done == ["two"]
 
 
+def test_what_is_on_the_disk_stays_though_what_follows_fails(host: Host) -> None:
+    system = host.system()
+
+    def change() -> None:
+        system.files.put("layer", "/etc/ours", 0o640, OURS)
+        system.files.at_finish.append(lambda: system.files.set_attribute("/proc/none", "1"))
+
+    with pytest.raises(FileNotFoundError):
+        system.changing(change)
+    assert host.read("/etc/ours") == "ours\n"
+
+
+def test_a_run_whose_time_is_up_has_time_to_put_back(host: Host) -> None:
+    left: list[float] = []
+
+    def sync(_arguments: object, _stdin: bytes) -> int:
+        left.append(system.work.time_for(600))
+        return 0
+
+    def change() -> None:
+        system.work.ends = time.monotonic()
+        system.work.go_on()
+
+    system = System(host.root, limit=100, programs={"sync": sync})
+    with pytest.raises(Failure, match="done within 100 s"):
+        system.changing(change)
+    assert 50 < left[-1] < 100
+
+
 def test_what_a_cut_leaves_beside_a_file_goes_wherever_that_is(host: Host) -> None:
     files = ["/boot/grub/.grub.cfg.homelab-tmp", "/var/backups/homelab/etc/.conf.0123abcd.homelab-tmp"]
     left = [host.write(path, "") for path in files]
@@ -252,8 +309,9 @@ def test_leftovers_are_looked_for_on_our_own_file_systems_alone_and_one_that_sta
     ours = host.write("/etc/app/.ours.homelab-tmp", "")
     link = ours.with_name(".link.homelab-tmp")
     link.symlink_to(host.root / "etc/pve")
+    others = [host.write(path, "") for path in ("/etc/.pwd.lock", "/etc/app/some.homelab-tmp")]
     put(host)
-    assert theirs.exists() and not ours.exists() and not link.is_symlink()
+    assert theirs.exists() and not ours.exists() and not link.is_symlink() and all(map(Path.exists, others))
     stays = host.write("/etc/app/.ours.homelab-tmp", "")
     real = Path.unlink
 
@@ -283,15 +341,16 @@ def test_a_disk_that_doesnt_take_what_was_made_ends_the_run_and_the_step_is_done
     host.programs["sync"] = lambda _arguments, _stdin: Done(
         1, b"", b"sync: error syncing '/boot': Input/output error\n"
     )
-    system = host.system()
+    system, armed = host.system(), list[bool]()
 
     def make() -> None:
+        system.files.before_write = lambda: armed.append(not system.files.is_pending("boot"))
         system.files.begin_step("boot")
         system.files.done_with("boot")
 
     with pytest.raises(OSError, match="error syncing '/boot'"):
         system.changing(make)
-    assert system.files.is_pending("boot")
+    assert system.files.is_pending("boot") and armed == [True]
     with pytest.raises(OSError, match="error syncing"):
         system.changing(lambda: system.files.put("it", "/etc/it", 0o644, b"it\n"))
     assert not host.exists("/etc/it")

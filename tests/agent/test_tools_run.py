@@ -110,7 +110,16 @@ def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, t
     assert (done.status, done.text.split("\n")) == (4, ["98", "99", "100", "a", "b"])
     log = (tmp_path / "run/homelab/steps").read_text()
     assert "  1\n  2\n" in log and "  b\n" in log and not (tmp_path / "run/homelab/log").exists()
-    assert run.do("sleep", "60", seconds=0.5).status == TIMED_OUT
+
+
+def test_work_that_is_given_up_may_put_away_what_it_has_begun_and_leaves_nothing_running(
+    run: Run, tmp_path: Path
+) -> None:
+    program = """trap "echo put away; exit" TERM; (trap "" TERM; exec sleep 999) & echo $! >pid; wait"""
+    done = run.do("sh", "-c", f"cd {tmp_path}; {program}", seconds=0.5)
+    assert done.status == TIMED_OUT and done.text.startswith("put away\n")
+    left = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_alive(left))
 
 
 def test_what_a_program_says_is_no_note_of_ours(run: Run, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_a_backup_is_seen_by_its_lock_too(host: Host) -> None:
     lock = host.write("/run/vzdump.lock", "")
     assert says(host) == ""
     with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert says(host) == "", "another one asks at the same time"
         fcntl.flock(held, fcntl.LOCK_EX)
         assert says(host) == "a backup (vzdump) runs here: it holds /run/vzdump.lock"
 

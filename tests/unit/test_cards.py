@@ -504,6 +504,44 @@ def test_two_cards_of_one_group_go_to_one_vm_or_none() -> None:
         and "one (RTX 5090 [10de:2b85] at 0000:01:00) for VM 103 (vms.one) while VM 104 (vms.two) has two" in apart[0]
     )
     assert vm_errors(facts, host, {"one": vm(103, "one", "two")}) == []
+    groups = [replace(one, group=18) if one.slot == "0000:02:00" else one for one in facts.devices]
+    assert vm_errors(replace(facts, devices=groups), host, {"one": vm(103, "one"), "two": vm(104, "two")}) == []
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_vm_of_another_project_that_runs_keeps_the_group_of_its_card(runs: bool) -> None:
+    facts, host = two_in_one_group()
+    configs = [facts_config(103, "machine: q35"), facts_config(105, "name: other\nhostpci0: 0000:02:00")]
+    facts = replace(facts, guests=replace(facts.guests, running=frozenset([105] * runs), configs=configs))
+    errors = vm_errors(facts, host, {"one": vm(103, "one")})
+    assert len(errors) == runs and all("while VM 105 (other), which runs, has 0000:02:00" in one for one in errors)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_card_that_a_vm_runs_with_may_be_this_stacks(runs: bool) -> None:
+    facts, host = two_in_one_group()
+    configs = [facts_config(103, "machine: q35"), facts_config(104, "machine: q35\nhostpci0: 0000:01:00")]
+    facts = replace(facts, guests=replace(facts.guests, running=frozenset([104] * runs), configs=configs))
+    vms = {"one": vm(103, "one"), "two": vm(104)}
+    text = vm_plan.describe("pve", facts, host, plan.wanted(facts, host), vms)[0]
+    assert ("VM 104 (VM 104) runs with a card of it now: refused, unless it was given by this stack" in text) == runs
+
+
+def test_a_vm_to_be_adopted_that_isnt_there_is_refused_with_those_that_are() -> None:
+    facts, host = two_in_one_group()
+    facts = replace(facts, guests=replace(facts.guests, configs=[facts_config(103, "machine: q35\nname: one")]))
+    (error,) = vm_errors(facts, host, {"one": vm(107, "one")})
+    assert "no such VM on the host; there are: 103 (one)" in error
+
+
+@pytest.mark.parametrize(("of", "is_asked"), [("1", False), ("2", True)])
+def test_what_is_noted_of_an_earlier_vm_of_the_same_id_says_nothing_of_this_one(of: str, is_asked: bool) -> None:
+    facts, host = two_in_one_group()
+    lines = "machine: q35\nsmbios1: uuid=1\nhostpci0: 0000:01:00,pcie=1"
+    noted = {"identity": f"uuid={of}", "record": {"hostpci0": {"was": None, "ours": "0000:01:00,pcie=1"}}}
+    guests = replace(facts.guests, configs=[facts_config(103, lines)])
+    facts = replace(facts, guests=guests, ledger={"vm/103": json.dumps(noted)})
+    assert len(vm_errors(facts, host, {"one": vm(103, "one")})) == is_asked
 
 
 def test_the_plan_shows_a_vms_configuration_before_and_after() -> None:

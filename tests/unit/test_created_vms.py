@@ -38,6 +38,8 @@ def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
 ) -> None:
     assert texts(ADOPTED, **about).adopting(103, "pve1", anywhere=anywhere) == found
     assert texts(ADOPTED, **about).adopting(104, "pve1", anywhere=anywhere) == []
+    made = {"a": ADOPTED["a"] | {"create": {"disk": {"storage": "local", "size": 8}}}}
+    assert texts(made, **about).adopting(103, "pve1", anywhere=anywhere) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from homelab.errors import HomelabError, SeveralErrors
+from homelab.errors import HomelabError, SeveralErrors, UnreachableError
 from homelab.provider.driver_trial import DriverTrialWork
 from homelab.provider.systems import Reached
 from homelab.remote import ssh
@@ -24,6 +24,7 @@ TEXTS = {
         {
             "ai": {"host": "pve", "ctid": 901, "gpuAssignment": "all", "nvidia": {}},
             "media": {"host": "pve", "ctid": 950, "gpuAssignment": "all", "nvidia": {}},
+            "plain": {"host": "pve", "ctid": 960, "gpuAssignment": "all"},
         }
     ),
 }
@@ -65,7 +66,7 @@ class World:
     def __init__(self) -> None:
         self.host = System(NEW, "tried")
         self.containers = {ctid: System(OLD) for ctid in CTIDS}
-        self.running = list(CTIDS)
+        self.running = [*CTIDS, 960]
         self.without_driver: set[int] = set()
         self.refusing: set[int] = set()
         self.not_going_back: set[int] = set()
@@ -73,12 +74,13 @@ class World:
         self.losing: set[int] = set()
         self.several = False
         self.calls: list[str] = []
-        self.killed_after = -1
+        self.killed_after, self.killed_by = -1, Exception()
         self.kept_nothing = False
 
     def ask(self, verb: str, layer: str, wanted: Any, ctid: int) -> dict[str, Any]:
         if len(self.calls) == self.killed_after:
-            raise KilledError
+            self.calls.append("killed")
+            raise self.killed_by
         ends = {"read": "waiting", "apply": "confirm", "revert": "back"}
         step = ends[verb] if layer == "driver_update" else layer.removeprefix("nvidia_")
         self.calls.append(f"{ctid or 'host'} {step}")
@@ -86,6 +88,8 @@ class World:
             kept = self.host.kept if self.host.phase else ""
             found = {"phase": self.host.phase, "old": kept, "new": self.host.version, "given_up": self.host.given_up}
             return {**found, "running": self.running}
+        if step == "back" and ctid in self.not_going_back:
+            raise HomelabError(wanted="packages", found="disk full", why="w", next="make room there")
         if not ctid:
             return self.ended(self.host, step, host=True)
         inside = self.containers[ctid]
@@ -114,8 +118,6 @@ class World:
                 inside.kept = "" if ctid in self.losing else inside.version
             inside.version, inside.phase = NEW, "tried" if inside.kept else ""
             return {}
-        if step == "back" and ctid in self.not_going_back:
-            raise HomelabError(wanted="packages", found="disk full", why="w", next="make room there")
         return self.ended(inside, step, host=False)
 
     def ended(self, system: System, step: str, *, host: bool) -> dict[str, Any]:
@@ -216,8 +218,9 @@ def test_a_container_without_new_libraries_takes_host_and_others_back(refusing: 
     assert world.versions() == {NEW} and world.left() == {""}
 
 
+@pytest.mark.parametrize("killed_by", [KilledError(), UnreachableError(wanted="a", found="b", why="c", next="d")])
 @pytest.mark.parametrize("refusing", [set[int](), {950}])
-def test_killed_anywhere_the_next_run_ends_it(refusing: set[int]) -> None:
+def test_killed_or_cut_off_anywhere_the_next_run_ends_it(refusing: set[int], killed_by: Exception) -> None:
     whole = World()
     whole.refusing = refusing
     try:
@@ -226,10 +229,9 @@ def test_killed_anywhere_the_next_run_ends_it(refusing: set[int]) -> None:
         assert refusing
     for calls in range(len(whole.calls)):
         world = World()
-        world.refusing, world.killed_after = refusing, calls
-        with pytest.raises(KilledError):
+        world.refusing, world.killed_after, world.killed_by = refusing, calls, killed_by
+        with pytest.raises((KilledError, HomelabError)):
             tried(world)
-        world.killed_after = -1
         if refusing:
             refusal(world)
         else:
@@ -245,6 +247,16 @@ def test_a_container_that_cannot_go_back_holds_up_no_other(
     error = refusal(world)
     assert world.host.version == world.containers[950].version == OLD and world.containers[901].version == NEW
     assert "containers.ai could not be put back: packages; found: disk full; make room there" in error.next
+    world.not_going_back = set()
+    refusal(world)
+    assert world.versions() == {OLD} and world.left() == {""}
+
+
+def test_a_host_that_cannot_go_back_yet_says_so_and_the_next_run_goes_on() -> None:
+    world = World()
+    world.refusing, world.not_going_back = {901}, {0}
+    error = refusal(world)
+    assert error.found == "no room" and f"{OLD} could not be put back: packages; found: disk full" in error.why
     world.not_going_back = set()
     refusal(world)
     assert world.versions() == {OLD} and world.left() == {""}

@@ -9,6 +9,7 @@ import platform
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -237,16 +238,19 @@ class Sshd:
 
 
 @pytest.fixture
-def sshd() -> Iterator[Sshd]:
+def sshd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    monkeypatch.setattr(guard, "_GUARDS", {})
+    monkeypatch.setattr(guard, "_ON_LOSS", [])
     server = Sshd()
     yield server
     server.stop()
 
 
-def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd) -> None:
     """The host restarted, or a firewall on the way forgot it: nobody said goodbye."""
-    monkeypatch.setattr(guard, "_GUARDS", {})
-    guard.hold("pve", sshd.host())
+    with ThreadPoolExecutor(2) as resources:  # the engine works on several at once
+        [*resources.map(lambda host: guard.hold("pve", host), [sshd.host()] * 2)]
+    assert len(sshd.connections) == 1 and guard.holds("pve")
     first = guard._GUARDS["pve"]
     sshd.loop.call_soon_threadsafe(sshd.connections[0].abort)
     first.join(timeout=PATIENCE)
@@ -256,10 +260,7 @@ def test_a_connection_that_was_lost_holds_nothing_any_more(sshd: Sshd, monkeypat
     guard.release("pve")
 
 
-def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(
-    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "_GUARDS", {})
+def test_a_host_that_another_run_holds_is_refused_with_the_hosts_own_words(sshd: Sshd) -> None:
     sshd.refusal = "wanted: to be alone\nfound:  another one is: ben on desk\nwhy:    w\nnext:   wait\n"
     for hold in (guard.hold, guard.hold_on):  # asked again before each change, as long as it is refused
         with pytest.raises(guard.RefusedError) as error:
@@ -274,7 +275,6 @@ def test_what_a_step_notes_on_the_host_is_told_by_the_provider(sshd: Sshd, monke
     """By its own log, so that it stands among the messages at the end."""
     told: list[tuple[str, bool]] = []
     monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, *, meanwhile: told.append((said, meanwhile))])
-    monkeypatch.setattr(guard, "_GUARDS", {})
     sshd.note = "note: it was edited by hand\n\nnote: \x1b[31mred\n"
     guard.hold("pve", sshd.host())
     wait_until(lambda: len(told) == 2)

@@ -58,7 +58,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> Callable[..., list[s
         monkeypatch.setattr(silent_host, "time", Clock())
         monkeypatch.setattr(silent_host, "_interrupt", lambda: done.append("^C"))
         monkeypatch.setattr(text, "_SHOWN_BY", [lambda said, **_: done.append(said)])
-        silent_host._watch("pve", host)
+        silent_host.watch("pve", host)
+        for thread in threading.enumerate():
+            if thread.name == "watch of pve":
+                thread.join()
         return done
 
     return watch
