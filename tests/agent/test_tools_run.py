@@ -113,6 +113,18 @@ def test_work_says_the_end_of_its_output_and_all_of_it_is_in_the_log(run: Run, t
     assert run.do("sleep", "60", seconds=0.5).status == TIMED_OUT
 
 
+def test_work_that_says_something_without_end_fills_no_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a question that is asked again and again, where nobody answers. The file with it is in memory."""
+    monkeypatch.setattr("remote_scripts.tools.run._FILE_BYTES", 100_000)
+    log, sizes = tmp_path / "run/homelab/log", tmp_path / "sizes"
+    asks = f"yes 'Sorry, try again' | head -c 200000; sleep 0.05; stat -c %s {log} >>{sizes}"
+    done = run.do("sh", "-c", f"for i in $(seq 20); do {asks}; done; echo; echo the end")
+    assert (done.status, done.text.rpartition("\n")[2]) == (0, "the end")
+    assert max(map(int, sizes.read_text().split())) < 20 * 200_000 / 2
+
+
 def test_what_a_program_says_is_no_note_of_ours(run: Run, tmp_path: Path) -> None:
     """It may be a container's."""
     notes = tmp_path / "run/homelab/notes"
