@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import asyncssh
 import pulumi
@@ -258,7 +259,7 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="ChannelOpenError"):
+    with pytest.raises(UnreachableError, match="found:  Session refused"):
         keep(tmp_path, None)
 
 
@@ -696,7 +697,28 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path
         )
         with pytest.raises(UnreachableError) as caught:
             asyncio.run(ssh.reach(host))
-    assert caught.value.found.startswith("TimeoutError")
+    assert caught.value.found == "no answer within 1 s"
+
+
+@pytest.mark.parametrize(
+    ("failed", "found"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('192.0.2.1', 22)"), "Connection refused"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (asyncssh.ConnectionLost("Connection lost"), "Connection lost"),
+    ],
+)
+def test_why_a_host_cant_be_reached_is_in_the_systems_words(
+    monkeypatch: pytest.MonkeyPatch, failed: Exception, found: str
+) -> None:
+    async def connect(*_: Any, **__: Any) -> NoReturn:
+        raise failed
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    with pytest.raises(UnreachableError) as caught:
+        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, "password": "a"})))
+    assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
 
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
