@@ -664,9 +664,10 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(command, "_HOOKS", {})
     monkeypatch.setattr(command, "_ANSWERED", {})
-    hooks = command._before_each(settings())
+    hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
@@ -683,7 +684,31 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
-    assert command._before_each(settings()) is None
+    assert command._around_each(settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            "wait: remote command exited without exit status or exit signal: running \"[ -s a ] || { printf 'wanted\\072 %s' 'it is missing'; }\":\n",
+            "wait: remote command exited without exit status or exit signal",
+        ),
+        ("read tcp 192.0.2.1:1->192.0.2.2:22: connection reset by peer", "read tcp 192.0.2.1:1->192.0.2.2:22: connection reset by peer"),
+        ('Process exited with status 137: running "python3 agent.pyz apply":\n', "Process exited with status 137"),
+        ('Process exited with status 1: running "python3 agent.pyz apply":\nwanted: a\nfound:  b\nwhy:    c\nnext:   d', ""),
+    ],
+)  # fmt: skip
+def test_a_step_that_ends_without_a_word_of_its_own_is_explained(
+    monkeypatch: pytest.MonkeyPatch, said: str, found: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(pulumi.log, "error", told.append)
+    step = SimpleNamespace(name="pve-initrd", errors=[said])
+    assert command._explain(cast(pulumi.ErrorHookArgs, step)) is False
+    assert [text.split("\n")[:2] for text in told] == (
+        [["wanted: the step pve-initrd done", f"found:  {found}"]] if found else []
+    )
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
