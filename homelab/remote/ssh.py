@@ -832,7 +832,7 @@ class _Confirmation:
 def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
-        found=f"{last_problem}, for {waited:.0f} s",
+        found=f"after {waited:.0f} s: {last_problem}",
         why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
         "once it does",
         next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; "
