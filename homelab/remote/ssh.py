@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -413,12 +414,26 @@ def _connection_lost(host: Host, error: Exception) -> UnreachableError:
             "machine) restarts a host that needs it",
             next="when the host answers again and no other run is at work there, run the same again",
         )
+    return _unreachable(host, error)
+
+
+def _unreachable(host: Host, error: Exception) -> UnreachableError:
     return UnreachableError(
         wanted=f"an SSH connection to {host.address}:{host.ssh.port}",
-        found=f"{type(error).__name__}: {error}",
+        found=_in_words(error),
         why="the host can be neither read nor changed",
         next="see whether it is switched on and connected to this network, and run `pulumi up` again",
     )
+
+
+def _in_words(error: Exception) -> str:
+    """What a person reads of an error of a connection: asyncio names its own call in the system's words' place."""
+    if isinstance(error, TimeoutError) and not error.args:
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        # A name that isn't known has a number of its own, below 0.
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return str(error) or type(error).__name__
 
 
 def _pinned_host_key(host: Host) -> asyncssh.SSHKey:
@@ -518,7 +533,9 @@ async def _connected(
             raise _no_key_of_the_agent(
                 f"an agent that has not signed within {timeout:g} s; it may wait for a confirmation"
             ) from error
-        raise _connection_lost(host, error) from error
+        if isinstance(error, TimeoutError):
+            error = TimeoutError(f"no answer within {timeout:g} s")
+        raise _unreachable(host, error) from error
 
 
 class _Agent:
@@ -810,7 +827,7 @@ class _Confirmation:
 def _never_back(host: Host, last_problem: str, waited: float) -> UnreachableError:
     return UnreachableError(
         wanted=f"{host.address} back after its reboot",
-        found=f"{last_problem}, for {waited:.0f} s",
+        found=f"after {waited:.0f} s: {last_problem}",
         why="the host may have stopped before its system ran: the switch that undoes an unconfirmed boot works only "
         "once it does",
         next="look at its screen or its remote console; in the boot menu choose the entry 'without GPU passthrough'; "

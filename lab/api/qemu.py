@@ -42,6 +42,8 @@ _HOSTPCI = re.compile(r"hostpci\d+")
 # Fixed sizes of the disks that hold firmware state, as they come out on a directory.
 _EFIDISK_BYTES, _TPMSTATE_BYTES = 528 << 10, 4 << 20
 _GIB = 1 << 30
+#: What waits until a VM has run for so long needn't wait as long.
+_UPTIME_PER_SECOND = 20
 #: How long what runs in a VM waited for want of something.
 PRESSURES = tuple(f"pressure{what}" for what in ("cpufull", "cpusome", "iofull", "iosome", "memoryfull", "memorysome"))
 _SUPPORT = ("pbs-dirty-bitmap", "query-bitmap-info")
@@ -87,7 +89,7 @@ def summary(guest: Guest) -> dict[str, Any]:
         "vmid": guest.vmid, "name": values.get("name", f"VM {guest.vmid}"), "status": "running" if running else "stopped",
         "cpu": 0, "cpus": int(values.get("vcpus", str(sockets * cores))), "mem": memory // 4 if running else 0,
         "memhost": memory // 4 if running else 0, "maxmem": memory, "disk": 0, "maxdisk": _boot_disk_bytes(values),
-        "netin": 0, "netout": 0, "uptime": int(guest.uptime),
+        "netin": 0, "netout": 0, "uptime": int(guest.uptime * _UPTIME_PER_SECOND),
     }  # fmt: skip
     for key in ("tags", "lock"):
         if key in values:

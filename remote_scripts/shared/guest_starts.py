@@ -307,7 +307,14 @@ class _GuestStarts:
         system = self._system
         system.log.say(f"starting {name} again, which ran before the restart")
         done = system.run.ask(line.program, "start", line.guest, seconds=DO_SECONDS, limit=_ANSWER_BYTES)
-        if guests.power_of(system, line.program, line.guest) != "on":
+        power = guests.power_of(system, line.program, line.guest)
+        if power == "unknown":
+            self._add_off(
+                f"{name} ran before the restart and was started again; whether it runs isn't known "
+                f"(`{line.program} status {line.guest}` doesn't say)"
+            )
+            return
+        if power != "on":
             message = done.all_text.splitlines()[-3:] or ["no answer"]
             self._add_off(
                 f"{name} ran before the restart, and has not started again: {' '.join(message)} ({_by_hand(line)})"

@@ -31,8 +31,13 @@ TIMED_OUT, TOO_MUCH, NOT_FOUND = 124, 125, 127
 _LAST_LINES = 5
 #: The descriptor by which a program says how far it is (apt's APT::Status-Fd).
 STATUS_FD = 99
-#: Of a program's output that goes into the log, how much is taken at once, in bytes.
+#: Of a program's output that goes into the log, how much is taken of what it says in a second, in bytes.
 _PART_BYTES = 1 << 20
+#: Of a program's output, how much the file in /run holds, in bytes: one that asks again and again, and gets no answer,
+#: says more in a minute than there is memory.
+_FILE_BYTES = 16 << 20
+#: How often that is looked at.
+_FILE_SECONDS = 0.1
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -165,7 +170,7 @@ class Run:
         folder = self._root / "run/homelab"
         path = folder / "log" if is_own_folder(folder) else Path(os.devnull)
         try:
-            out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError:  # /run is full: the program may work all the same
             out, path = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), Path(os.devnull)
         status_file = path.with_name(f"{path.name}.status") if tells and path != Path(os.devnull) else Path(os.devnull)
@@ -178,7 +183,7 @@ class Run:
         began = told_at = time.monotonic()
         noted = 0
         while not select.select([status_end], [], [], 1.0)[0]:
-            noted += self._pass_on(path, noted, whole=False)
+            noted = self._pass_on(path, noted, whole=False)
             if (now := time.monotonic()) - told_at >= PROGRESS_SECONDS:
                 told_at = now
                 where = progress(_end_of(out) + _last_told(status_file), now - began) if progress else ""
@@ -186,11 +191,9 @@ class Run:
         answered = os.read(status_end, 16)
         os.close(status_end)
         os.waitpid(keeper, 0)
-        while part := self._pass_on(path, noted, whole=True):
-            noted += part
+        self._pass_on(path, noted, whole=True)
         status = int(answered) if answered else 1  # it was killed
         if status == TIMED_OUT:
-            os.lseek(out, 0, os.SEEK_END)
             os.write(out, f"{' '.join(arguments)}: given up after {seconds:g} s\n".encode())
         output = b"" if path == Path(os.devnull) else _end_of(out)
         os.close(out)
@@ -224,26 +227,27 @@ class Run:
                 os.write(out, begun.error)
                 status = begun.status
             else:
-                status = _status(begun, seconds)
+                status = _status(begun, seconds, out)
         finally:
             with contextlib.suppress(OSError):
                 os.write(answer, str(status).encode())
             os._exit(0)
 
     def _pass_on(self, path: Path, noted: int, *, whole: bool) -> int:
-        """Notes what has come since, whole lines of it or all; returns its length."""
+        """Notes what has come since, whole lines of it or all; of very much the end. Returns up to where."""
         try:
             with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                noted = max(noted if noted <= size else 0, size - _PART_BYTES)
                 file.seek(noted)
-                new = file.read(_PART_BYTES)
+                new = file.read(size - noted)
         except OSError:
-            return 0
-        if not whole and len(new) < _PART_BYTES:
+            return noted
+        if not whole:
             new = new[: new.rfind(b"\n") + 1]
-        if not new:
-            return 0
-        note_output(self._log, new)
-        return len(new)
+        if new:
+            note_output(self._log, new)
+        return noted + len(new)
 
     def _begin(
         self,
@@ -358,12 +362,16 @@ def _read(stream: int, into: bytearray, limit: int) -> bool:
     return bool(data)
 
 
-def _status(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """Its exit status, or TIMED_OUT when it was killed for its time."""
-    ended = os.pidfd_open(process.pid)  # `wait` with a time looks 20 times a second
+def _status(process: subprocess.Popen[bytes], seconds: float, out: int) -> int:
+    """Its exit status, or TIMED_OUT when it was killed for its time. A file that grows too large begins anew."""
+    ended = os.pidfd_open(process.pid)
+    deadline = time.monotonic() + seconds
     try:
-        if select.select([ended], [], [], seconds)[0]:
-            return _exit_status(process.wait())
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([ended], [], [], min(left, _FILE_SECONDS))[0]:
+                return _exit_status(process.wait())
+            if os.fstat(out).st_size > _FILE_BYTES:
+                os.ftruncate(out, 0)
     finally:
         os.close(ended)
     _kill(process)

@@ -90,6 +90,8 @@ def _guest(host: Host, program: str, arguments: Sequence[str]) -> Done:
     if host.exists(f"/fails/{vmid}"):
         return Done(255, b"", b"start failed: no such bridge\n")
     host.write(state, "running")
+    if host.exists(f"/silent/{vmid}"):
+        host.write(f"/unsaid/{vmid}", "")
     kill(host, f"after-{vmid}")
     return Done(0, b"")
 
@@ -287,6 +289,15 @@ def test_a_start_that_fails_is_said_and_keeps_nobody_off(host: Host) -> None:
     assert said["off"] == [
         "VM 105 (g105) ran before the restart, and has not started again: start failed: no such bridge (`qm start 105`)"
     ]
+
+
+def test_of_a_start_after_which_nothing_says_whether_it_runs_nothing_is_said_to_have_failed(host: Host) -> None:
+    host.write("/silent/103", "")
+    answer = run(host)
+    assert answer["off"] == [
+        "VM 103 (g103) ran before the restart and was started again; whether it runs isn't known (`qm status 103` doesn't say)"
+    ]
+    assert len(answer["started"]) == 3 and is_over(host)
 
 
 @pytest.mark.parametrize(

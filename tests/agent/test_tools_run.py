@@ -122,6 +122,18 @@ def test_work_that_is_given_up_may_put_away_what_it_has_begun_and_leaves_nothing
     wait_until(lambda: not is_alive(left))
 
 
+def test_work_that_says_something_without_end_fills_no_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a question that is asked again and again, where nobody answers. The file with it is in memory."""
+    monkeypatch.setattr("remote_scripts.tools.run._FILE_BYTES", 100_000)
+    log, sizes = tmp_path / "run/homelab/log", tmp_path / "sizes"
+    asks = f"yes 'Sorry, try again' | head -c 200000; sleep 0.05; stat -c %s {log} >>{sizes}"
+    done = run.do("sh", "-c", f"for i in $(seq 20); do {asks}; done; echo; echo the end")
+    assert (done.status, done.text.rpartition("\n")[2]) == (0, "the end")
+    assert max(map(int, sizes.read_text().split())) < 20 * 200_000 / 2
+
+
 def test_what_a_program_says_is_no_note_of_ours(run: Run, tmp_path: Path) -> None:
     """It may be a container's."""
     notes = tmp_path / "run/homelab/notes"

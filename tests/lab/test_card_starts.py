@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,12 @@ from homelab.resources.gpu_lease import GpuLease
 from homelab.resources.vm_cards import VmCards
 from homelab.shapes import BootSeen, ShutdownInputs
 from lab import Lab
+from lab.api.guests import Guest
+from lab.api.qemu_power import ended_itself
+from lab.host.state import HostState
 from tests import forked_agent
 from tests.lab.test_proxmox_api import MAPPED, NODE, POLICY, VM, host_of, machine, map_card
+from tests.waiting import wait_until
 
 SCENARIO = Path(__file__).parents[2] / "lab/scenarios/bound-by-hand.yaml"
 FUNCTION, SHUTDOWN = "0000:01:00.0", ShutdownInputs(timeout=5, otherwise="fail")
@@ -101,6 +107,26 @@ def test_a_card_that_its_restart_has_lost_is_an_error_until_it_is_back(lab: Lab)
         with pytest.raises(HomelabError, match="can't be read: every bit is one"):
             start(lab, cores="3")
         assert machine(lab).running(), "what is in the VM isn't ours to switch off"
+
+
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_vm_that_goes_off_again_soon_after_its_start_runs_as_before(lab: Lab) -> None:
+    """As one whose start fails: QEMU ends when the guest's driver has the card. Its task said OK."""
+    lab.run(f"qm start {VM}")
+    guest, mark = Guest(HostState(lab.state), "qemu", VM), lab.mark()
+
+    def end_qemu() -> None:
+        wait_until(lambda: any(call["path"].endswith("/status/start") for call in lab.api_calls(mark)))
+        wait_until(lambda: guest.running)
+        time.sleep(0.3)
+        ended_itself(guest)
+
+    watcher = threading.Thread(target=end_qemu)
+    watcher.start()
+    with pytest.raises(HomelabError, match=r"doesn't run\n.*has its old configuration back, and runs again without"):
+        start(lab, "keep")
+    watcher.join()
+    assert machine(lab).running() and "hostpci0" not in machine(lab).config()
 
 
 @pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["no FLR"])

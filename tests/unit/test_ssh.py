@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import asyncssh
 import pulumi
@@ -258,7 +259,7 @@ def test_a_sudo_that_asks_for_a_password_is_heard(tmp_path: Path) -> None:
 
 
 def test_a_host_that_opens_no_session_can_not_be_held(tmp_path: Path) -> None:
-    with pytest.raises(UnreachableError, match="ChannelOpenError"):
+    with pytest.raises(UnreachableError, match="found:  Session refused"):
         keep(tmp_path, None)
 
 
@@ -666,9 +667,10 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
     monkeypatch.setattr(command, "get_monitor", lambda: object.__new__(ResourceMonitorStub))
     monkeypatch.setattr(pulumi, "ResourceHook", lambda name, callback: SimpleNamespace(callback=callback))
+    monkeypatch.setattr(pulumi, "ErrorHook", lambda name, callback: SimpleNamespace(callback=callback))
     monkeypatch.setattr(command, "_HOOKS", {})
     monkeypatch.setattr(command, "_ANSWERED", {})
-    hooks = command._before_each(settings())
+    hooks = command._around_each(settings())
     assert hooks is not None and hooks.before_create == hooks.before_update and hooks.before_delete is None
     (hook,) = cast(list[pulumi.ResourceHook], hooks.before_create)
 
@@ -685,7 +687,31 @@ def test_the_program_reaches_where_a_step_runs_before_it(monkeypatch: pytest.Mon
             asyncio.run(step("192.0.2.8"))
     assert reached == ["192.0.2.7", "192.0.2.8", "192.0.2.8"]
     monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
-    assert command._before_each(settings()) is None
+    assert command._around_each(settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (
+            "wait: remote command exited without exit status or exit signal: running \"[ -s a ] || { printf 'wanted\\072 %s' 'it is missing'; }\":\n",
+            "wait: remote command exited without exit status or exit signal",
+        ),
+        ("read tcp 192.0.2.1:1->192.0.2.2:22: connection reset by peer", "read tcp 192.0.2.1:1->192.0.2.2:22: connection reset by peer"),
+        ('Process exited with status 137: running "python3 agent.pyz apply":\n', "Process exited with status 137"),
+        ('Process exited with status 1: running "python3 agent.pyz apply":\nwanted: a\nfound:  b\nwhy:    c\nnext:   d', ""),
+    ],
+)  # fmt: skip
+def test_a_step_that_ends_without_a_word_of_its_own_is_explained(
+    monkeypatch: pytest.MonkeyPatch, said: str, found: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(pulumi.log, "error", told.append)
+    step = SimpleNamespace(name="pve-initrd", errors=[said])
+    assert command._explain(cast(pulumi.ErrorHookArgs, step)) is False
+    assert [text.split("\n")[:2] for text in told] == (
+        [["wanted: the step pve-initrd done", f"found:  {found}"]] if found else []
+    )
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path: Path) -> None:
@@ -699,7 +725,28 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up_before_a_step(tmp_path
         )
         with pytest.raises(UnreachableError) as caught:
             asyncio.run(ssh.reach(host))
-    assert caught.value.found.startswith("TimeoutError")
+    assert caught.value.found == "no answer within 1 s"
+
+
+@pytest.mark.parametrize(
+    ("failed", "found"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('192.0.2.1', 22)"), "Connection refused"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (asyncssh.ConnectionLost("Connection lost"), "Connection lost"),
+    ],
+)
+def test_why_a_host_cant_be_reached_is_in_the_systems_words(
+    monkeypatch: pytest.MonkeyPatch, failed: Exception, found: str
+) -> None:
+    async def connect(*_: Any, **__: Any) -> NoReturn:
+        raise failed
+
+    monkeypatch.setattr(asyncssh, "connect", connect)
+    with pytest.raises(UnreachableError) as caught:
+        asyncio.run(ssh.read(settings(ssh={"hostKey": KEY, "password": "a"})))
+    assert (caught.value.wanted, caught.value.found) == ("an SSH connection to 192.168.0.202:22", found)
 
 
 def test_who_waits_is_told_every_few_seconds_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,9 @@ PRESS_SECONDS = 60
 CLOCK_SECONDS = 5
 # How long to wait for a VM to run after a start whose task isn't known.
 LOST_SECONDS = 30
+# How long a VM with a card has to run until its start counts, in seconds: QEMU may end once the guest's firmware or
+# driver reaches for the card, or the kernel is out of memory.
+STEADY_SECONDS = 20
 # How long to wait for a VM that the HA manager starts or stops: its task ends at once, and the VM follows 10 to 20
 # seconds later (recorded), or after two minutes if an idle node has to get its HA lock first.
 HA_SECONDS = 180
@@ -320,7 +323,8 @@ class Machine:
         try:
             self.before_start()
             self._announce_start(before)
-            self.start()
+            has_cards = any(key.startswith("hostpci") for key in ({*before} - {*change.delete}) | {*change.values})
+            self.start(STEADY_SECONDS if has_cards else 0)
         except HomelabError as error:
             # While the VM is being started (it may wait for containers that use its card), its configuration is locked
             # and stays as it is.
@@ -351,10 +355,11 @@ class Machine:
         raise error.retold(found=f"{error.found}\n        {outcome}") from error
 
     # -- power ---------------------------------------------------------------------------------------------------
-    def start(self) -> None:
+    def start(self, steady: float = 0) -> None:
         """Starts the VM and waits until it runs.
 
-        :raises ApiError: the start was refused or failed, or the VM doesn't run in time.
+        :param steady: for how long it has to run, in seconds.
+        :raises ApiError: the start was refused or failed, or the VM doesn't run in time, or goes off again.
         """
         wanted = f"{self.label} started"
         by_ha, start_time = self._is_under_ha(wanted), int(self._api.node_time)
@@ -372,7 +377,8 @@ class Machine:
             ):
                 raise
         self.starts += 1
-        if not self._starts_to_run(HA_SECONDS + hook_seconds if by_ha else LOST_SECONDS, by_ha=by_ha):
+        runs = self._starts_to_run(HA_SECONDS + hook_seconds if by_ha else LOST_SECONDS, by_ha=by_ha)
+        if not runs or (steady and not self._lasts(steady)):
             self._is_under_ha(wanted)
             raise self.not_running_error().retold(wanted=wanted)
         self._runs_again()
@@ -389,7 +395,7 @@ class Machine:
             found="its task succeeded, but it doesn't run"
             if is_off
             else f"it has been started, and QEMU has halted it ({state})",
-            why="it went off at once: QEMU ended, or the guest shut itself down"
+            why="it went off again: QEMU ended, or the guest shut itself down"
             if is_off
             else "a card that it has tells of an error",
             next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, "
@@ -466,6 +472,16 @@ class Machine:
         answer was lost, or the HA manager starts it.
         """
         return self._reaches_power(running=True, deadline=self._api.clock.now() + seconds, by_ha=by_ha)
+
+    def _lasts(self, seconds: float) -> bool:
+        """Whether the VM is on until it has run for so long; one that QEMU has halted is."""
+        deadline = self._api.clock.now() + seconds
+        while (status := self._status())["status"] == "running":
+            is_over = int(status.get("uptime", 0)) >= seconds or self._api.clock.now() >= deadline
+            if is_over or status.get("qmpstatus") == HALTED:
+                return True
+            self._api.clock.sleep(1)
+        return False
 
     def _is_under_ha(self, wanted: str) -> bool:
         """Whether HA manages the VM, and starts and stops it.
