@@ -27,8 +27,8 @@ from lab.host.network import FAULTS as NETWORK_FAULTS
 from lab.host.program import Failure
 from lab.host.proxmox_boot import sync
 from lab.host.run import GUEST_ONLY, PROGRAMS
-from lab.host.state import HostState, host_environment
-from lab.host.sysfs_writes import SHELL_FILE, SHELL_TEXT
+from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, host_environment
+from lab.host.sysfs_writes import SHELL_TEXT
 from lab.scenario import Scenario, ScenarioError, load_scenario, scenario_from, scenario_names
 from lab.state import kill_group
 from lab.stock import write_stock_tree
@@ -200,7 +200,7 @@ class Machine:
     def _write_launchers(self) -> None:
         """STATE/bin: one launcher for each simulated command this host has."""
         launchers.write(self.state / "bin", OF_HOST)
-        (self.state / SHELL_FILE).write_text(SHELL_TEXT + launchers.in_bash(), encoding="utf-8")
+        (self.state / SHELL_FILE).write_text(SHELL_TEXT + PYTHON_IN_BASH, encoding="utf-8")
 
     # -- kernel packages ---------------------------------------------------------------------------------
     def install_kernel(self, kernel: str) -> None:

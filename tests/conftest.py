@@ -188,8 +188,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {PROJECT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
     races.mark(items)
+    names = {path: path.relative_to(PROJECT / "tests").as_posix() for path in {item.path for item in items}}
     for item in items:
-        name = item.path.relative_to(PROJECT / "tests").as_posix()
+        name = names[item.path]
         needed = NEEDS_UNIX.get(f"{name}::{getattr(item, 'originalname', item.name)}")
         if needed and sys.platform == "win32":
             item.add_marker(pytest.mark.skip(reason=f"not on Windows: {needed}"))

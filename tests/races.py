@@ -17,15 +17,18 @@ import pytest
 DOING = frozenset({"Popen", "Thread", "fork", "kill", "killpg", "create_subprocess_exec"})
 #: Every test of these tiers waits for processes: whole runs of the suite are what they are tried by.
 WHOLE = ("e2e", "engine", "metal")
-_TESTS = Path(__file__).parent
+_TESTS = f"{Path(__file__).parent}/"
 
 
 def mark(items: list[pytest.Item]) -> None:
     """Give the marker to those of `items` that have it."""
     known: dict[object, bool] = {}
+    found: dict[object, bool] = {}  # of a test's function, which has many rows
     for item in items:
         function = getattr(item, "function", None)
-        if item.path.parent.name not in WHOLE and _races(function, known):
+        if function not in found:
+            found[function] = item.path.parent.name not in WHOLE and _races(function, known)
+        if found[function]:
             item.add_marker(pytest.mark.races)
 
 
@@ -33,7 +36,7 @@ def _races(one: object, known: dict[object, bool]) -> bool:
     function = inspect.unwrap(one) if callable(one) else one  # a fixture is its function, wrapped
     if isinstance(function, type):
         return any(_races(part, known) for part in vars(function).values() if isinstance(part, FunctionType))
-    if not isinstance(function, FunctionType) or not Path(function.__code__.co_filename).is_relative_to(_TESTS):
+    if not isinstance(function, FunctionType) or not function.__code__.co_filename.startswith(_TESTS):
         return False
     if function not in known:
         known[function] = False  # while it is looked at: functions may call each other

@@ -27,7 +27,7 @@ from lab.host.installed import install_base, note_package
 from lab.host.kernel import ModprobeError, RunningKernel, modules_of
 from lab.host.kernel_files import write_kernel
 from lab.host.modprobe import root_modprobe_config
-from lab.host.state import HostState, of_command_server, own_path
+from lab.host.state import PYTHON_IN_BASH, SHELL_FILE, HostState, of_command_server, own_path
 from lab.ports import guest_address
 from lab.state import StatePaths
 
@@ -43,6 +43,7 @@ _PROGRAMS = (
     "depmod", "df", "mknod", "dd", "setpriv", "stat", "tail", "test", "[", *host_run.OF_PACKAGES,
     "python3",
     "perl",
+    "lab-python",
 )  # fmt: skip
 _FIRST_UID = 1000
 # Where QEMU puts devices: behind a root port each on q35, on the one bus of i440fx.
@@ -98,6 +99,7 @@ def environment_of(system: HostState, user: str) -> dict[str, str]:
         "USER": user,
         "LOGNAME": user,
         "SHELL": "/bin/bash",
+        "BASH_ENV": str(system.state / SHELL_FILE),
     }
 
 
@@ -119,6 +121,7 @@ def _boot(guest: Guest, system: HostState) -> None:
     cmdline = f"BOOT_IMAGE=/boot/vmlinuz-{kernel} root=/dev/sda1 ro quiet"
     boot_id = _start_kernel(guest, system, config, kernel, cmdline)
     launchers.write(system.state / "bin", _PROGRAMS)
+    (system.state / SHELL_FILE).write_text(PYTHON_IN_BASH, encoding="utf-8")
     version = f"Linux version {kernel} (build@lab) (gcc) {DISTRIBUTIONS[guest.system['distribution']].build}"
     system.write("/proc/version", f"{version}\n")
     system.write("/proc/net/route", _ROUTE)

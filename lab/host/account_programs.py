@@ -15,7 +15,7 @@ from .program import Failure, Options, UsageError
 from .state import COMMANDS, HostState
 
 # What sudo keeps of the caller's environment here: with it gone the lab's commands wouldn't be found.
-_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "PATH", "LC_ALL")
+_KEPT = ("ROOT", "LAB_STATE", COMMANDS, "PATH", "LC_ALL", "BASH_ENV")
 _LONG = {
     "--non-interactive": "-n",
     "--preserve-env": "-E",
@@ -116,11 +116,10 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Run the command in place of sudo, which so passes on its streams and its end."""
     import shutil
 
-    from .launchers import PYTHON_WORDS
     from .state import HOST_PYTHON
 
     if command[0] == HOST_PYTHON:
-        command = [*PYTHON_WORDS, *command[1:]]
+        command[0] = "lab-python"
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise Failure(f"sudo: {command[0]}: command not found")

@@ -62,7 +62,7 @@ _STARTING = frozenset({
     *("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn"),
 })  # fmt: skip
 #: Commands that run a program's own Python, whose process nobody else is given.
-_ALONE = frozenset({"python3", "perl"})
+_ALONE = frozenset({"python3", "perl", "lab-python"})
 #: How many commands a fork does, as nothing looks for garbage in it, and how many forks wait for one.
 _COMMANDS_EACH, _FORKS_WAITING = 200, 4
 #: Where a fork has its end of the channel to the server: above what a command of a shell is told of (APT::Status-Fd).
@@ -375,6 +375,8 @@ def _become(
         os.dup2(channel.fileno(), _CHANNEL, inheritable=False)
         channel = socket.socket(fileno=_CHANNEL)
         gc.disable()  # a command ends before there is much to collect
+        # What it leaves when its client is killed is nobody's who asked for anything (lab/processes.py).
+        os.register_at_fork(after_in_child=lambda: _take_name("python"))
         for number in range(_COMMANDS_EACH):
             _let_go()
             if number:

@@ -12,10 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from . import run
-from .state import HOST_PYTHON
 
-#: What stands for the host's Python: this machine's own, with what the lab's kernel hears of (host_python.py).
-PYTHON_WORDS = [HOST_PYTHON, "-I", "-S", "-B", "-X", "utf8", str(Path(__file__).with_name("host_python.py"))]
 #: Beside the launchers: the sum of what they say.
 _MADE = ".made"
 #: What the kernel reads of a script to find its interpreter is 256 bytes, its end among them (include/uapi/linux/binfmts.h).
@@ -50,11 +47,6 @@ def texts(names: frozenset[str], *, container: bool) -> tuple[dict[str, str], st
     """What these launchers say, and a sum of it: a test's process asks for them hundreds of times."""
     found = {name: _started_by_perl(name, container) or text_of(name, container=container) for name in sorted(names)}
     return found, hashlib.sha256(repr(found).encode()).hexdigest()
-
-
-def in_bash() -> str:
-    """A function for bash on a host: its Python, which this program names by a path."""
-    return f'{HOST_PYTHON}() {{ command {shlex.join(PYTHON_WORDS)} "$@" || return; }}\n'
 
 
 def _started_by_perl(name: str, container: bool) -> str | None:

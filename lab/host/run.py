@@ -69,6 +69,7 @@ PROGRAMS = {
     "pvesh": "guest_programs",
     "pveum": "guest_programs",
     "lab-sysfs-write": "sysfs_writes",
+    "lab-python": "host_python",
     "qm": "guest_programs",
     "pct": "guest_programs",
     "lxc-attach": "guest_programs",

@@ -22,8 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 CONTROL_FILE = 0o1644
 #: How a command server is reached: sendmsg(2)'s number here, a colon, the name of its socket without its mount namespace.
 COMMANDS = "LAB_COMMANDS"
-#: The host's Python, by the path that this program names.
+#: The Python of a host or guest, by the path that this program names; and what each bash there reads first (BASH_ENV), by which it is the lab's
+#: (host_python.py).
 HOST_PYTHON = "/usr/bin/python3"
+SHELL_FILE = "bash-env"
+PYTHON_IN_BASH = f'{HOST_PYTHON}() {{ "$LAB_STATE/bin/lab-python" "$@" || return; }}\n'
 #: How many hosts' files a process keeps open: one that tests share sees hundreds of hosts.
 _MOST_REMEMBERED = 32
 
@@ -351,7 +354,7 @@ def host_environment(state: Path) -> dict[str, str]:
         "USER": "root",
         "LOGNAME": "root",
         "SHELL": "/bin/bash",
-        "BASH_ENV": str(state / "bash-env"),
+        "BASH_ENV": str(state / SHELL_FILE),
     }
 
 

@@ -19,9 +19,8 @@ from .kernel import RunningKernel
 from .program import Failure
 from .state import HostState
 
-#: The name of the program, of the file in STATE, and what the file says.
+#: The name of the program, and what each bash of the host reads.
 PROGRAM = "lab-sysfs-write"
-SHELL_FILE = "bash-env"
 SHELL_TEXT = f"""\
 # Of a lab (lab/host/sysfs_writes.py): what is written into sysfs acts before the writing command has returned.
 echo() {{ builtin echo "$@" || return; [[ ! -k /dev/fd/1 ]] || lab_sysfs_write echo; }}

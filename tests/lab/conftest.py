@@ -12,7 +12,7 @@ from homelab.provider import base, gpu_lease
 from homelab.remote import agent
 from homelab.remote.proxmox import places
 from lab import Lab
-from tests import compiled_agent
+from tests import put_agent
 from tests.kept_systems import KeptSystems
 
 
@@ -32,10 +32,9 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 
 
 @pytest.fixture(autouse=True)
-def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent to a host has its bytecode with it."""
-    monkeypatch.setattr(agent, "_archive_text", compiled_agent.archive_text)
-    monkeypatch.setattr(agent, "put", compiled_agent.put)
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put on a host needs no bytecode there."""
+    monkeypatch.setattr(agent, "put", put_agent.put)
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def warm() -> None:
     from homelab.remote import agent
     from homelab.resources.base import DECLARED
     from remote_scripts.layers.read_host import Wanted
-    from tests import compiled_agent
+    from tests import put_agent
     from tests.quick_python.quick_wait import QuickWait
 
     for name in PACKAGES:
@@ -75,7 +75,7 @@ def warm() -> None:
     # Where in the program a resource is made, which the state has for nobody here, and the SDK's waiting are a quarter of the program's time.
     pulumi.runtime.resource._get_stack_trace = source_pb2.StackTrace
     pulumi.runtime.stack.asyncio = QuickWait()  # type: ignore[assignment,attr-defined]
-    agent._archive_text, agent.put = compiled_agent.archive_text, compiled_agent.put
+    agent.put = put_agent.put
     agent.put("warm")
     agent.asked("read", agent.request("read_host", Wanted()))
     agent.itself()
