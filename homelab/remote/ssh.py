@@ -160,20 +160,6 @@ class Session:
         command = agent.command_to_put(self._host.ssh.user)
         await self._run(command, "put the agent", agent.put(owner, of_guest=of_guest), seconds)
 
-    async def agent_version(self, owner: str) -> str:
-        """The version of the agent that lies on the host; empty: none that is whole.
-
-        :param owner: as of `put_agent`.
-        :raises UnreachableError: as `run`.
-        """
-        try:
-            output = await self._run(agent.command("version", self._host.ssh.user, owner), "agent", "", SCRIPT_SECONDS)
-            return str(scripts.answer(output).get("version", ""))
-        except UnreachableError:
-            raise
-        except HomelabError:
-            return ""
-
     async def _run(
         self,
         command: str,
@@ -617,20 +603,10 @@ async def read(
     kernel_log: bool = False,
     systems: Sequence[str] = (),
     seconds: float = SCRIPT_SECONDS,
-    agents: bool = False,
 ) -> facts.HostFacts:
-    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`.
-
-    :param agents: also asks which agents lie there.
-    """
+    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
-        reading = await session.read(
-            guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds
-        )
-        if agents:
-            versions = {owner: await session.agent_version(owner) for owner in reading.stacks}
-            reading = replace(reading, agents=versions)
-        return reading
+        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
