@@ -6,6 +6,10 @@ HostProbe ─► IommuHost ─► VfioBinding ─► HostReboot (one, only if ne
 GpuVm and GpuLxc ─► NvidiaGuestStack: driver, CUDA, container toolkit, verified from inside
 """
 
+import gc
+
+gc.disable()  # until all is imported (homelab.stack.load)
+
 import pulumi
 
 from components.card_handover import CardHandover, CardHandoverArgs

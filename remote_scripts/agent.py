@@ -58,17 +58,13 @@ class Request:
     ctid: int = 0
 
 
-def main(arguments: list[str], codes: dict[str, str], version: str, text: bytes | None = None) -> int:
+def main(arguments: list[str], codes: dict[str, str], text: bytes | None = None) -> int:
     """Does what standard input asks for, in a process group of its own, and returns the exit status.
 
     :param arguments: the verb.
     :param codes: the digest of each layer that this agent has.
-    :param version: of the agent; the answer to the verb `version`, for which there is no request.
     :param text: the request, where standard input has none, or goes on after it.
     """
-    if arguments == ["version"]:
-        _print(json.dumps({"version": version}))
-        return 0
     # A client that dies or cancels in the middle must not stop it between two files: a run goes on to its end. Handlers
     # of Python's aren't handed on to programs, as an ignored signal would be.
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGINT):

@@ -25,6 +25,6 @@ if not _is_whole(sys.argv[0]):
 from remote_scripts import agent  # noqa: E402
 
 # Made when packed. Where the package is installed, mypy names the lack of it otherwise than in a clone.
-from remote_scripts.codes import OF_LAYERS, VERSION  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
+from remote_scripts.codes import OF_LAYERS  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
-sys.exit(agent.main(sys.argv[1:], OF_LAYERS, VERSION))
+sys.exit(agent.main(sys.argv[1:], OF_LAYERS))

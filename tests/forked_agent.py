@@ -86,7 +86,7 @@ def _answered(
     environment: Mapping[str, str], verb: str, layer: str, text: bytes, folder: Path
 ) -> subprocess.CompletedProcess[str]:
     importlib.import_module(f"remote_scripts.layers.{layer}")
-    told = (_codes(), asking.version(), _symptoms())
+    told = (_codes(), _symptoms())
     streams = [os.memfd_create(name) for name in ("output", "errors")]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -112,7 +112,6 @@ def _become(
     verb: str,
     text: bytes,
     codes: dict[str, str],
-    version: str,
     symptoms_as_text: str,
 ) -> NoReturn:
     # What the test's process has left is not this one's: a file of it, closed below, would fail when it is collected, in the middle of anything.
@@ -131,7 +130,7 @@ def _become(
         os.environ.update(environment)
         os.chdir(folder)
         host_python.on_the_host()
-        status = agent.main([verb], codes, version, text)
+        status = agent.main([verb], codes, text)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

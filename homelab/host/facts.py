@@ -230,8 +230,7 @@ class HostFacts(Answer):
     """One reading of a host, with what follows from it.
 
     Not from the layer's answer: `systems`: `host` or a container's id -> what the layer read_system answered there, as
-    JSON, None: it doesn't run; `agents`: owner -> the version of the agent that lies whole there, empty: none does, of
-    a refresh's reading alone; `chosen_functions`: slot -> addresses of the functions that the settings name for the
+    JSON, None: it doesn't run; `chosen_functions`: slot -> addresses of the functions that the settings name for the
     card in it (gpus.X.functions); `planned_words`: this program's words about the IOMMU for the next boot, None: those
     that are configured.
     """
@@ -242,7 +241,6 @@ class HostFacts(Answer):
     guests: Guests
     cluster: Cluster
     systems: dict[str, str | None] = field(default_factory=dict)
-    agents: dict[str, str] = field(default_factory=dict)
     chosen_functions: dict[str, list[str]] = field(default_factory=dict)
     planned_words: str | None = None
 

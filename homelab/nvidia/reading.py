@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from homelab.errors import HomelabError
 from homelab.nvidia.request import SystemFacts
@@ -17,7 +17,8 @@ from remote_scripts.tools.plain import of_plain
 class SystemReading:
     """A reading of a system. `boot_id`: of the system's kernel, in a container of the host's; `steps`: those that were
     applied there; `drift`: a line for each difference from what the steps left, after its step (`driver: ...`);
-    `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty: none.
+    `libraries`: the version of NVIDIA's libraries there, whoever installed them, empty: none; `agents`: those that
+    stacks keep there, their versions by owner, empty: none is whole.
     """
 
     system: SystemFacts
@@ -25,6 +26,7 @@ class SystemReading:
     steps: frozenset[str]
     drift: tuple[str, ...]
     libraries: str = ""
+    agents: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse(answer: str | Mapping[str, object]) -> SystemReading:
@@ -44,4 +46,4 @@ def parse(answer: str | Mapping[str, object]) -> SystemReading:
         ) from error
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(SystemFacts)}
     facts = SystemFacts(**{**values, "runtimes": frozenset(found.runtimes)})
-    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift, found.libraries)
+    return SystemReading(facts, found.boot_id, frozenset(found.steps), found.drift, found.libraries, found.agents)

@@ -5,7 +5,7 @@ import gc
 # Modules stay as long as the process: to look through them for garbage, again and again, took a quarter of its start.
 gc.disable()
 
-from homelab.provider.serve import main  # noqa: E402
+from homelab.provider.serve import main
 
 gc.freeze()
 gc.enable()

@@ -437,6 +437,6 @@ class Work(Generic[InputsT, OutputsT]):
         try:
             # With a list of what runs only where it matters: that takes a real host a second or two.
             with_running = bool(containers) or self.stack.may_host_roaming(host)
-            return asyncio.run(ssh.read(host, guests=with_running, systems=systems, agents=True))
+            return asyncio.run(ssh.read(host, guests=with_running, systems=systems))
         except HomelabError as error:
             return error

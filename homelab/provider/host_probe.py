@@ -74,7 +74,7 @@ class HostProbeWork(Work[HostProbe.Inputs, HostProbe.Outputs]):
             storage_file.StorageFileWork(self.stack.texts).remove_unfinished(node, inputs.host, facts.ledger)
             card_mapping.CardMappingWork(self.stack.texts, self.urn).remove_unfinished(node, inputs.host, facts.ledger)
             owner = stack_folder.owner_of(self.urn, inputs.host)
-            if owner in facts.stacks:
+            if owner in facts.agents:
                 asyncio.run(self._remove_folder_left(inputs.host, host, owner))
             if host.api is not None:
                 self._tell_of_guests(api.Api(host, node))

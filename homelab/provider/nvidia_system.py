@@ -11,7 +11,7 @@ from homelab.nvidia.plan import all_refusals, plan_stack
 from homelab.nvidia.reading import SystemReading
 from homelab.nvidia.state import facts_of, request_of
 from homelab.provider.base import raised
-from homelab.provider.systems import Reached, SystemWork
+from homelab.provider.systems import SystemWork
 from homelab.remote import guard, ssh
 from homelab.resources.nvidia import LAYERS, NvidiaSystem
 from homelab.text import tell
@@ -85,15 +85,9 @@ class NvidiaSystemWork(SystemWork[NvidiaSystem.Inputs, NvidiaSystem.Outputs]):
             if text is None:
                 tell(f"{inputs.system_name}: it doesn't run: NVIDIA's stack in it was not compared")
             return None if text is None else (reading.parse(text), True)
-        there = ""
-
-        async def ask_agent(reached: Reached) -> None:
-            nonlocal there
-            there = await reached.session.agent_version(inputs.agent_owner) if inputs.agent else ""
-
         try:
-            system = asyncio.run(self.read_system(inputs, ask_agent))
-            return system, there == inputs.agent
+            system = asyncio.run(self.read_system(inputs))
+            return system, system.agents.get(inputs.agent_owner, "") == inputs.agent
         except UnreachableError as error:
             # A VM may be off for good reasons; that is no reason to stop the refresh of everything else.
             tell(f"{inputs.system_name}: can't be reached, and wasn't compared: {error.found}")

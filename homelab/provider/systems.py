@@ -95,19 +95,13 @@ class SystemWork(Work[SystemT, OutputsT]):
         async with ssh.connect(self.reached(inputs)) as session:
             yield Reached(session, seconds, inputs.ctid)
 
-    async def read_system(
-        self, inputs: SystemT, then: Callable[[Reached], Awaitable[None]] | None = None
-    ) -> SystemReading:
+    async def read_system(self, inputs: SystemT) -> SystemReading:
         """One reading on a connection of its own.
 
-        :param then: done over the same connection.
         :raises HomelabError: as `session`.
         """
         async with self.session(inputs, READING_SECONDS) as reached:
-            system = await reached.read(_reading_of(inputs))
-            if then is not None:
-                await then(reached)
-            return system
+            return await reached.read(_reading_of(inputs))
 
     async def read_system_in_time(
         self,

@@ -115,7 +115,7 @@ def archive() -> bytes:
     """The sources of the agent with all its layers, as a zip: the same bytes each time, the version at their end."""
     names = modules_of(AGENT, *(f"{PACKAGE}.layers.{layer}" for layer in layers()))
     texts = {name: _source(name) for name in names}
-    texts[f"{PACKAGE}.codes"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\nVERSION = {version()!r}\n"
+    texts[f"{PACKAGE}.codes"] = f"OF_LAYERS = {json.dumps(_codes(), sort_keys=True)}\n"
     texts["__main__"] = _source(f"{PACKAGE}.{_ENTRY}")
     return modules.packed(texts, comment=version())
 
@@ -253,7 +253,7 @@ del content
 sys.path.insert(0, f"/proc/self/fd/{memory}")
 from remote_scripts import agent, codes
 for request in asked["requests"]:
-    status = agent.main([asked["verb"]], codes.OF_LAYERS, codes.VERSION, json.dumps(request).encode())
+    status = agent.main([asked["verb"]], codes.OF_LAYERS, json.dumps(request).encode())
     if status:
         sys.exit(status)
 """

@@ -17,19 +17,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 
 from homelab.errors import HomelabError, LoginRefusedError, NoPythonError, UnreachableError
-from homelab.host import facts, gates
-from homelab.host.kernel_log import filter_of_lines
+from homelab.later import later
 from homelab.remote import agent, scripts
 from homelab.settings import Host
-from remote_scripts.layers import read_host, read_system
-from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.shared import boot_service
 from remote_scripts.tools.state import limit_of
+
+if TYPE_CHECKING:  # of no use to a login
+    from homelab.host import facts, gates
+    from homelab.host import kernel_log as kernel_lines
+    from remote_scripts.layers import confirm_boot, read_host, read_system
+else:
+    facts, gates = later("homelab.host.facts"), later("homelab.host.gates")
+    kernel_lines, confirm_boot = later("homelab.host.kernel_log"), later("remote_scripts.layers.confirm_boot")
+    read_host, read_system = later("remote_scripts.layers.read_host"), later("remote_scripts.layers.read_system")
 
 # The message of a step that failed (remote_scripts/tools/errors.py).
 _MESSAGE = re.compile(
@@ -149,20 +155,6 @@ class Session:
         """
         command = agent.command_to_put(self._host.ssh.user)
         await self._run(command, "put the agent", agent.put(owner), seconds)
-
-    async def agent_version(self, owner: str) -> str:
-        """The version of the agent that lies on the host; empty: none that is whole.
-
-        :param owner: as of `put_agent`.
-        :raises UnreachableError: as `run`.
-        """
-        try:
-            output = await self._run(agent.command("version", self._host.ssh.user, owner), "agent", "", SCRIPT_SECONDS)
-            return str(scripts.answer(output).get("version", ""))
-        except UnreachableError:
-            raise
-        except HomelabError:
-            return ""
 
     async def _run(
         self,
@@ -324,7 +316,7 @@ class Session:
             guests=guests,
             lspci=lspci,
             acs=self._host.iommu.acs_override is not None,
-            signs=filter_of_lines() if kernel_log else "",
+            signs=kernel_lines.filter_of_lines() if kernel_log else "",
         )
         reading = facts.parse(await self.ask("read", "read_host", wanted, seconds))
         reading = replace(reading, systems={system: await self._of_system(reading, system) for system in systems})
@@ -623,20 +615,10 @@ async def read(
     kernel_log: bool = False,
     systems: Sequence[str] = (),
     seconds: float = SCRIPT_SECONDS,
-    agents: bool = False,
 ) -> facts.HostFacts:
-    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`.
-
-    :param agents: also asks which agents lie there.
-    """
+    """One reading on a connection of its own. Arguments and errors as of `connect` and `Session.read`."""
     async with connect(host, timeout) as session:
-        reading = await session.read(
-            guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds
-        )
-        if agents:
-            versions = {owner: await session.agent_version(owner) for owner in reading.stacks}
-            reading = replace(reading, agents=versions)
-        return reading
+        return await session.read(guests=guests, lspci=lspci, kernel_log=kernel_log, systems=systems, seconds=seconds)
 
 
 async def _wrong_host_key(host: Host, wanted: str) -> HomelabError:
@@ -786,7 +768,7 @@ class _Confirmation:
         :param seconds: for the reading.
         :raises HomelabError: as `Session.run`.
         """
-        wanted = ConfirmBoot(unless=old_boot_id or "")
+        wanted = confirm_boot.Wanted(unless=old_boot_id or "")
         answer = await session.ask("apply", "confirm_boot", wanted)
         if answer["boot"] == old_boot_id:
             return None

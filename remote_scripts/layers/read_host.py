@@ -114,7 +114,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         containers=own_files.containers(source),
         ledger=own_files.ledger(source),
         edits=own_files.edits(source),
-        stacks=own_files.stacks(source),
+        agents=own_files.agents(source),
         handover=handover.handed_over(source),
         turned_away=own_files.turned_away(source),
         set_aside=source.text(f"{HOME}/away"),

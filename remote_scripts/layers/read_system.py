@@ -7,10 +7,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from remote_scripts.shared import boot, cmdline, driver, kernel, nvidia, vfio_ids
+from remote_scripts.shared import boot, cmdline, driver, kept_agents, kernel, nvidia, vfio_ids
 from remote_scripts.shared.installed import RECORDS, Installed, installed, offered, recorded
 from remote_scripts.shared.os_release import distribution
 from remote_scripts.shared.pci import DEVICES, driver_of
@@ -50,7 +50,8 @@ class Wanted:
 class Answer:
     """As of homelab.nvidia.request.SystemFacts. `drift`: a line for each thing that isn't as the steps left it, which
     begins with the step: repository, driver, boot, cuda, toolkit, libraries. `libraries`: the version of NVIDIA's
-    libraries there, whoever installed them, empty: none.
+    libraries there, whoever installed them, empty: none. `agents`: those that stacks keep on a host or a VM, their
+    versions by owner, empty: none is whole.
     """
 
     boot_id: str
@@ -73,6 +74,7 @@ class Answer:
     drift: tuple[str, ...]
     libraries: str = ""
     without_headers: tuple[str, ...] = ()
+    agents: dict[str, str] = field(default_factory=dict)
 
 
 def read(system: System, wanted: Wanted) -> Answer:
@@ -104,6 +106,7 @@ def read(system: System, wanted: Wanted) -> Answer:
         drift=(*_of_files(system), *_of_packages(system, packages), *_of_driver(system, loaded)),
         libraries=driver.library_version(system),
         without_headers=() if system.is_container else tuple(_without_headers(system)),
+        agents={} if system.is_container else kept_agents.versions(files, files.names(kept_agents.FOLDER)),
     )
 
 

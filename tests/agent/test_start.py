@@ -24,8 +24,9 @@ from remote_scripts import agent as remote_agent
 from remote_scripts import put_agent
 from remote_scripts.layers.card_values import Value, Wanted
 from remote_scripts.layers.stack_folder import Wanted as StackFolder
-from remote_scripts.shared import boot_service
+from remote_scripts.shared import boot_service, kept_agents
 from remote_scripts.tools import modules
+from remote_scripts.tools.system import System
 from tests import sent_along
 from tests.agent.kit import Host, ask_in_memory, bash
 from tests.waiting import PATIENCE
@@ -59,7 +60,6 @@ def test_it_is_put_there_and_does_what_it_is_asked_and_gives_it_back(host: Host)
     request = agent.request("card_values", AWAKE, seconds=60)
     assert json.loads(run(host, "apply", request).stdout) == {"changed": True} and awake(host) == "0"
     assert json.loads(run(host, "revert", request).stdout) == {"changed": True} and awake(host) == "1"
-    assert json.loads(run(host, "version", "").stdout) == {"version": agent.version()}
 
 
 def test_sent_along_it_answers_and_leaves_nothing(host: Host) -> None:
@@ -82,6 +82,22 @@ def test_one_that_another_stack_keeps_there_answers_a_session_and_writes_nothing
     done = kept_agents_answer(host)
     assert [file["how"] for file in json.loads(done.stdout)["files"]] == ["new", "changed"], done.stderr
     assert host.tree() == before
+
+
+def test_of_the_agents_that_stacks_keep_those_that_are_whole_have_a_version(host: Host) -> None:
+    def kept() -> dict[str, str]:
+        files = System(host.root).files
+        return kept_agents.versions(files, files.names(kept_agents.FOLDER))
+
+    assert kept() == {}
+    file = put(host)
+    host.write("/var/lib/homelab/agents/another-stack/agent.pyz", "an older one")
+    host.write("/var/lib/homelab/agents/without-one/file", "")
+    host.write("/var/lib/homelab/agents/none", "a file")
+    others = {"another-stack": "", "without-one": ""}
+    assert kept() == {OWNER: agent.version(), **others}
+    file.write_bytes(file.read_bytes()[:-1])
+    assert kept() == {OWNER: "", **others}
 
 
 @pytest.mark.parametrize("kept", ["none", "of another version", "a byte", "cut short", "empty"])

@@ -76,8 +76,8 @@ def look(*_):
         os.kill(os.getpid(), signal.SIGSTOP)
 disk.WATCH.append(look)
 sys.addaudithook(lambda event, _: look() if event in ("subprocess.Popen", "os.fork") else None)
-from remote_scripts.codes import OF_LAYERS, VERSION
-status = agent.main(sys.argv[1:], OF_LAYERS, VERSION)
+from remote_scripts.codes import OF_LAYERS
+status = agent.main(sys.argv[1:], OF_LAYERS)
 print("points", points, file=sys.stderr)
 sys.exit(status)
 """

@@ -102,11 +102,7 @@ class Connection:
             raise CUT
         if self.loaded == "no Python" and not self.guest.brought:
             raise NO_PYTHON
-        return READING | {"boot_id": self.boot, "loaded": self.loaded}
-
-    async def agent_version(self, owner: str) -> str:
-        assert owner == "homelab-lab"
-        return self.guest.agent
+        return READING | {"boot_id": self.boot, "loaded": self.loaded, "agents": {"homelab-lab": self.guest.agent}}
 
 
 READING: dict[str, object] = {

@@ -65,6 +65,22 @@ def test_what_a_run_has_imported_is_not_looked_through_for_garbage() -> None:
     assert {"True"} == imported(provider) & {"True", "False"}
 
 
+def test_no_garbage_is_looked_for_until_the_program_has_imported_all() -> None:
+    program = (
+        "import gc, runpy, sys, homelab.stack as stack\n"
+        "stack.load = lambda: sys.exit(gc.isenabled() and 'garbage was looked for')\n"
+        "try: runpy.run_path('__main__.py')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+    )
+    assert "components.gpu_vm" in imported(program)
+
+
+def test_a_login_before_a_step_imports_nothing_that_reads_a_host() -> None:
+    found = imported("import homelab.resources.command as command; command._ssh.reach")
+    assert "asyncssh" in found
+    assert not {"homelab.host.facts", "homelab.host.gates", "remote_scripts.layers.read_host"} & found
+
+
 def test_a_late_module_is_an_attribute_of_its_package() -> None:
     imported(
         "from homelab.later import later; import homelab.remote; assert later('homelab.remote.ssh') is homelab.remote.ssh"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import re
 
-from remote_scripts.shared import container_lines, handover, switch
+from remote_scripts.shared import container_lines, handover, kept_agents, switch
 from remote_scripts.shared.reading.answer import Managed, SharedWith, TurnedAway
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.tools.files import EDITS, HOME
 
 _FILES = f"{HOME}/files"
-_CONTAINERS, _LEDGER, _AGENTS = f"{HOME}/containers", f"{HOME}/ledger", f"{HOME}/agents"
+_CONTAINERS, _LEDGER = f"{HOME}/containers", f"{HOME}/ledger"
 _VMID = re.compile(r"[1-9][0-9]*")
 
 
@@ -34,9 +34,9 @@ def edits(source: Source) -> list[str]:
     return source.chosen(EDITS, lambda: source.below(EDITS, hidden=True), nothing)
 
 
-def stacks(source: Source) -> list[str]:
-    """The folders of stacks on the host (layers/stack_folder.py), by their names."""
-    return [name for name in source.names(_AGENTS) if source.is_folder(f"{_AGENTS}/{name}")]
+def agents(source: Source) -> dict[str, str]:
+    """The agents that stacks keep on the host."""
+    return kept_agents.versions(source.files, source.names(kept_agents.FOLDER))
 
 
 def ledger(source: Source) -> dict[str, str]:
