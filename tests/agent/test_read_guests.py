@@ -13,6 +13,7 @@ from homelab.host.facts import Guests
 from remote_scripts.shared import guest_conf
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.card_users import names_card
+from remote_scripts.shared.shared_card import SharedCard
 from tests.agent.kit import Host
 from tests.agent.reading_kit import least, read
 from tests.rows import each
@@ -60,7 +61,7 @@ def test_the_hook_sees_each_card_that_a_vm_has(host: Host) -> None:
     for vmid, (name, row) in enumerate(VMS.items(), 100):
         for slot in row["current"]:
             card = Card(name="card", functions={f"{slot}.0": "10de:2b85"})
-            assert names_card(system, card, str(vmid)), (name, slot)
+            assert names_card(SharedCard(system, card), str(vmid)), (name, slot)
 
 
 @each(MAPPINGS)
