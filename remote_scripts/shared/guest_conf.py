@@ -79,11 +79,12 @@ def option_of_vm(system: System, vmid: str, key: str) -> str:
 
 
 def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Of each hostpci option that counts among these lines the resource mapping, or the addresses that it names."""
+    """Of each hostpci option that counts among these lines the resource mapping, or all addresses that it names."""
     for _, value in devices(options(lines)):
-        parts = (part if "=" in part else f"host={part}" for part in map(str.strip, value.split(",")))
-        properties = dict(part.partition("=")[::2] for part in parts)
-        yield properties.get("mapping", ""), properties.get("host", "")
+        parts = [part.strip() for part in value.split(",")]
+        mapping = next((part.removeprefix("mapping=") for part in parts if part.startswith("mapping=")), "")
+        hosts = [part.removeprefix("host=") for part in parts if part and ("=" not in part or part.startswith("host="))]
+        yield mapping, ";".join(hosts)
 
 
 def mappings(text: str) -> dict[str, list[tuple[str, str]]]:
