@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from remote_scripts.shared import card_nodes, container_lines, handover, pmxcfs
@@ -97,7 +97,7 @@ def apply(system: System, wanted: Wanted) -> Answer:
             f"compare with `pct config {ctid}`; was it changed by hand since its last start? then: `pct reboot {ctid}`",
         )
     if "video" in wanted.uses:
-        _need_video(ctid, check.tried)
+        _need_video(ctid, check.without_video)
     return Answer("running", opened, check.tried[:_TRIED])
 
 
@@ -113,6 +113,8 @@ class _DeviceCheck:
         #: Path -> its numbers inside, in hexadecimal.
         self.numbers: dict[str, str] = {}
         self.tried: list[str] = []
+        #: The path of a node on which video doesn't work -> what was tried.
+        self.without_video: dict[str, str] = {}
         # BusyBox has no setpriv that takes a user.
         self._has_setpriv = self._hangs = False
 
@@ -153,7 +155,10 @@ class _DeviceCheck:
                     self._errors["member", node.path] = self._opening(_as(int(group)), node.path)
                 program = _program(node.path)
                 if program:
-                    self._note_trial(node.path, self._trial(program))
+                    works, text = self._trial(program)
+                    self._note_trial(node.path, text)
+                    if program[0] == "vainfo" and not works:
+                        self.without_video[node.path] = self.tried[-1]
             if self._inside.run.has("clinfo"):
                 self._note_trial("OpenCL", self._platforms())
         except Failure as failure:
@@ -178,17 +183,17 @@ class _DeviceCheck:
             return _OPENED
         return _error_in(done)
 
-    def _trial(self, program: Sequence[str]) -> str:
+    def _trial(self, program: Sequence[str]) -> tuple[bool, str]:
         name = program[0]
         if not self._inside.run.has(name):
-            return f"{name} is not installed in the container, so that it was not tried"
+            return False, f"{name} is not installed in the container, so that it was not tried"
         done = self._ask("sh", "-c", 'exec "$@" 2>&1', "sh", *program, seconds=_TRY_SECONDS)
         lines = done.output.decode("utf-8", "replace").rstrip("\n").split("\n")
         if done.status:
             why = f"no end within {_TRY_SECONDS:g} s" if done.status == TIMED_OUT else lines[-1]
-            return f"{name} fails: {why}"
+            return False, f"{name} fails: {why}"
         results = sorted({(line.partition(":")[2] or line).strip() for line in lines if _ABOUT.search(line)})
-        return f"{name} works, {results[0] if results else ''}"
+        return True, f"{name} works, {results[0] if results else ''}"
 
     def _platforms(self) -> str:
         lines = self._ask("clinfo", "-l", seconds=_TRY_SECONDS).output.decode("utf-8", "replace").split("\n")
@@ -266,15 +271,14 @@ def _explained(message: str) -> str:
     return next((f"{meaning} ({message})" for words, meaning in _MEANINGS.items() if words in message), message)
 
 
-def _need_video(ctid: int, tried: Sequence[str]) -> None:
+def _need_video(ctid: int, failed: Mapping[str, str]) -> None:
     """:raises Failure: VA-API doesn't work on a card whose driver was installed for that."""
-    failed = [line for line in tried if line.startswith("/dev/dri/renderD") and ": vainfo works" not in line]
     if failed:
         raise Failure(
             f"video (VA-API) on each Intel and AMD card of container {ctid}",
-            "\n".join(failed),
+            "\n".join(failed.values()),
             "libraries: [video] is for that; a driver of the container's release that is older than the card doesn't "
             "know it",
-            f"try `pct exec {ctid} -- vainfo --display drm --device {failed[0].partition(':')[0]}`; a container of a "
+            f"try `pct exec {ctid} -- vainfo --display drm --device {next(iter(failed))}`; a container of a "
             "newer release has newer drivers; or leave video out of libraries",
         )

@@ -106,7 +106,7 @@ def _hold(system: System, wanted: Wanted, client: Client) -> None:
         _await_steps(system, wanted, time.monotonic() - began)
     # After that: it may have given some meanwhile, by another connection.
     passed = passes.of(system, wanted.who)
-    if not is_handed and not any(f" VM {vmid} " in f" {handover.away(system)} " for vmid in passed):
+    if not is_handed and not any(record.vm in passed for record in handover.records_away(system).values()):
         raise Failure(
             "no card on its way to a VM that starts",
             f"a handover is at work: {_last_line(system, '/var/lib/homelab/handover/log')}",

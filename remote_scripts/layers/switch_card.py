@@ -125,7 +125,7 @@ def _where(card: SharedCard, record: Record, vmid: str) -> tuple[str, str]:
     """Where the card is, if it is away or on vfio-pci, from where a start goes on; and why that would fail now."""
     if record.state == "VM":
         if record.vm != vmid:
-            if not card_users.why_vm_keeps(card, record):
+            if card_users.why_vm_keeps(card, record) is None:
                 return (
                     f"VM {record.vm} had it last, and has it no more: it comes back before VM {vmid} gets it",
                     "",

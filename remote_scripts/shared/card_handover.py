@@ -27,7 +27,8 @@ RETRY_SECONDS = 1800
 
 
 class CardHandover:
-    """The handover of one card. Its caller holds the host's lock for every change. `why_kept`: why a VM keeps it.
+    """The handover of one card. Its caller holds the host's lock for every change. `why_kept`: what is to be said of a
+    VM that keeps it.
 
     :raises Failure: the card's record can't be read.
     """
@@ -296,8 +297,9 @@ class CardHandover:
             return
         # A VM that runs has its card for days.
         if record.state == "VM":
-            self.why_kept = card_users.why_vm_keeps(self.card, record)
-            if self.why_kept:
+            why = card_users.why_vm_keeps(self.card, record)
+            if why is not None:
+                self.why_kept = why
                 return
         if record.state == "STUCK":
             if self._driver.is_loading():

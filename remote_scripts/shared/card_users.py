@@ -154,27 +154,24 @@ def _mapped(system: System, name: str) -> list[str] | None:
     return guest_conf.mapped(text, name, pmxcfs.this_node(system).name)
 
 
-def why_vm_keeps(card: SharedCard, record: Record) -> str:
-    """Why the VM that has a card has not ended, and keeps it; empty: it has, or it has not begun; or it runs by now
-    without the card, or another one does that got its id. A start holds the VM's lock from before the hook to its end.
+def why_vm_keeps(card: SharedCard, record: Record) -> str | None:
+    """Whether the VM that has a card keeps it: what is to be said of that, empty: nothing, such as where it runs, or
+    it isn't known. None: it has ended, or has not begun; or it runs by now without the card, or another one does that
+    got its id. A start holds the VM's lock from before the hook to its end.
     """
     system = card.system
     try:
         # Before the question: a start that has come to its end meanwhile is seen by that.
         if system.work.is_locked(f"/run/lock/qemu-server/lock-{record.vm}.conf"):
-            return "its start or stop is at work"
-        power = guests.power_of(system, "qm", record.vm, 0)
-        if power == "unknown":
-            return f"it isn't known whether VM {record.vm} has ended (`qm status {record.vm}`)"
-        if power == "gone":
             return ""
-        if power == "on":
-            return "it runs" if names_card(card, record.vm) else ""
+        power = guests.power_of(system, "qm", record.vm, 0)
+        if power == "gone" or (power == "on" and not names_card(card, record.vm)):
+            return None
+        if power != "off":
+            return ""
         lock = guest_conf.option_of_vm(system, record.vm, "lock")
-    except OSError as error:
-        return f"it isn't known whether it has ended: {error.strerror}"
-    except Failure as failure:
-        return f"it isn't known whether it has ended: {failure.found}"
+    except (OSError, Failure):
+        return ""
     if lock == "backup":  # of a VM that ran: the backup starts it again
         return (
             f"VM {record.vm} is off and locked (lock: backup): a backup of it starts it again, so it keeps the card. "
@@ -183,8 +180,8 @@ def why_vm_keeps(card: SharedCard, record: Record) -> str:
     try:
         request = system.files.at(f"/run/qemu-server/{record.vm}.reboot").stat()
     except OSError:
-        return ""
-    return "" if abs(time.time() - request.st_mtime) > REBOOT_SECONDS else "it restarts"
+        return None
+    return None if abs(time.time() - request.st_mtime) > REBOOT_SECONDS else ""
 
 
 def backup_refusal(vmid: str) -> str:

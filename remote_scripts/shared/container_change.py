@@ -35,6 +35,10 @@ _AGAIN = ("detected modified configuration", "got timeout")
 _LOCKED = ("got timeout", "held by another process")
 
 
+class QuorumFailure(Failure):
+    """Nothing in /etc/pve can be changed for now."""
+
+
 class ConfigChange:
     """One container's configuration, within one run that has the host's lock.
 
@@ -48,6 +52,7 @@ class ConfigChange:
         self._cards = cards
         self._groups: dict[str, int] = {}
         self._message = ""
+        self._is_read_only = False
         self._path = f"{pmxcfs.PVE_LXC}/{ctid}.conf"
         self.notes = Notes(system, ctid)
         #: Whether the configuration was changed.
@@ -107,7 +112,7 @@ class ConfigChange:
             if tries >= (7 if any(words in self._message for words in _LOCKED) else 5):
                 break
             self._note_change(conf, change)
-            self._message = ""
+            self._message, self._is_read_only = "", False
             if self._write_devices(conf, change) and self._write_lines(conf, change):
                 self.changed = True  # and once more round: what was written is read
                 continue
@@ -251,6 +256,7 @@ class ConfigChange:
         self._message = done.text
         if done.status == 0:
             return True
+        self._is_read_only = bool(_READ_ONLY.search(done.text))
         # Changed meanwhile, or the file is locked: that passes. Anything else stays.
         if any(words in self._message for words in _AGAIN):
             return False
@@ -285,21 +291,20 @@ class ConfigChange:
                 pmxcfs.replace(self._system, self._path, text.encode("utf-8", "surrogateescape"))
             except OSError as error:
                 self._message = f"{self._path}: {error.strerror or error}"
-                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    self._message += ": no quorum"
+                self._is_read_only = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
                 return False
         return True
 
     def _need_quorum(self) -> None:
         """Where /etc/pve can only be read nothing was changed, and trying again is of no use.
 
-        :raises Failure: so it is.
+        :raises QuorumFailure: so it is.
         """
-        if not _READ_ONLY.search(self._message):
+        if not self._is_read_only:
             return
         self._forget_change()
         last = self._message.rpartition("\n")[2]
-        raise Failure(
+        raise QuorumFailure(
             f"the configuration of container {self._ctid} written",
             f"{last if last.endswith('no quorum') else f'{last}: no quorum'}{self._offline_nodes()}",
             "without a quorum /etc/pve can only be read: nothing can be changed or started; the container runs on as "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 
 from remote_scripts.shared import container_lines, guests, pmxcfs
-from remote_scripts.shared.container_change import ConfigChange
+from remote_scripts.shared.container_change import ConfigChange, QuorumFailure
 from remote_scripts.shared.container_notes import Notes, noted_containers
 from remote_scripts.shared.container_power import Power, Shutdown
 from remote_scripts.tools.errors import Failure
@@ -32,8 +32,8 @@ def follow_containers(system: System) -> None:
             system.log.say(
                 f"container {ctid}: whether it runs is not known, so that its cards' nodes were not looked after"
             )
-        elif power == "off" and (message := _mended(system, ctid, locked=False)):
-            system.log.say(message)
+        elif power == "off" and (failure := _mended(system, ctid, locked=False)):
+            system.log.say(_message(system, ctid, failure))
 
 
 def follow_at_boot(system: System) -> None:
@@ -48,8 +48,9 @@ def follow_at_boot(system: System) -> None:
         message = f"container {ctid}: there was no time left to look after its cards' nodes"
         while (left := began + ALL_SECONDS - time.monotonic()) > 0:
             system.work.ends = time.monotonic() + min(left, _ONE_SECONDS)
-            message = _mended(system, ctid, locked=True)
-            if "no quorum" not in message or time.monotonic() - began >= QUORUM_SECONDS:
+            failure = _mended(system, ctid, locked=True)
+            message = _message(system, ctid, failure) if failure else ""
+            if not isinstance(failure, QuorumFailure) or time.monotonic() - began >= QUORUM_SECONDS:
                 break
             time.sleep(2 * _LOOK_SECONDS)
         if message:
@@ -81,8 +82,8 @@ def _are_there(system: System, ctid: int) -> bool:
         return True
 
 
-def _mended(system: System, ctid: int, *, locked: bool) -> str:
-    """Mends one container; what keeps it from being mended, empty where nothing does.
+def _mended(system: System, ctid: int, *, locked: bool) -> Exception | None:
+    """Mends one container; what keeps it from being mended, if anything does.
 
     :param locked: takes the host's lock for it.
     """
@@ -91,11 +92,14 @@ def _mended(system: System, ctid: int, *, locked: bool) -> str:
             system.changing(lambda: _mend(system, ctid))
         else:
             _mend(system, ctid)
-    except Failure as failure:
-        return system.log.message(failure)
     except Exception as error:
-        return f"container {ctid}: {system.log.message(system.failure_of(error))}"
-    return ""
+        return error
+    return None
+
+
+def _message(system: System, ctid: int, error: Exception) -> str:
+    message = system.log.message(system.failure_of(error))
+    return message if isinstance(error, Failure) else f"container {ctid}: {message}"
 
 
 def _mend(system: System, ctid: int) -> None:

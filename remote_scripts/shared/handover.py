@@ -181,20 +181,30 @@ def _unknown(path: str, found: str) -> Failure:
     )
 
 
+def records_away(system: System) -> dict[str, Record]:
+    """The cards that aren't with the host: name -> record.
+
+    :raises Failure: as of `read_record`.
+    """
+    records = {name: read_record(system, name) for name in recorded_names(system)}
+    # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
+    # can't be read.
+    return {
+        name: record
+        for name, record in records.items()
+        if record.state not in ("HELD", "HOST") and record.boot == (boot_id(system) or record.boot)
+    }
+
+
 def away(system: System, vmids: Collection[str] = ()) -> str:
-    """Which cards aren't with the host, in words; empty: all are.
+    """These in words; empty: there are none.
 
     :param vmids: what is so on account of these VMs is left out.
     :raises Failure: as of `read_record`.
     """
     cards_away = []
-    for name in recorded_names(system):
-        record = read_record(system, name)
+    for name, record in records_away(system).items():
         if record.vm and record.vm in vmids and record.state not in ("STUCK", "DEAD"):
-            continue
-        # What was noted before the last start of the host tells nothing of now. That it was isn't known where this one
-        # can't be read.
-        if record.state in ("HELD", "HOST") or record.boot != (boot_id(system) or record.boot):
             continue
         where = {"VM": f"is with VM {record.vm}"} | dict.fromkeys(
             ("STUCK", "DEAD"), f"is {record.state} after VM {record.vm}"

@@ -227,7 +227,7 @@ class CardContainers:
         """Containers that were started while a VM has the card: it is said once that they run without it. One whose
         rules let in what is another driver's by now is shut down, and is started when the card is back.
 
-        :param why_kept: why the VM keeps the card.
+        :param why_kept: what is to be said of the VM, which keeps the card.
         """
         record = self._card.record
         if record.state != "VM":
@@ -248,7 +248,7 @@ class CardContainers:
                 self.shut_down(container.ctid)
             else:
                 reasons.append(f"{started}: it runs without it, also when the card is back, until it is started again")
-        reasons += [why_kept] if "qm unlock" in why_kept or "still has it" in why_kept else []
+        reasons += [why_kept] if why_kept else []
         why = "; ".join(reasons)
         if why != record.why:
             if why:
