@@ -190,7 +190,7 @@ def of_system(state: Path, spared: Collection[int] = ()) -> set[tuple[int, int]]
         spared: those that are no guest's, wherever they are. A command server works in a guest's tree for as long as it answers one of the
             guest's commands itself; with it all commands of host and guests would end.
     """
-    mark, processes = f"LAB_STATE={state}".encode(), _all_processes()
+    mark, processes = f"\0LAB_STATE={state}\0".encode(), _all_processes()
     found: set[tuple[int, int]] = set()
     for pid, started in _below(os.getpid(), processes):
         if pid in spared:
@@ -200,12 +200,13 @@ def of_system(state: Path, spared: Collection[int] = ()) -> set[tuple[int, int]]
     return found
 
 
-def _environment(pid: int) -> list[bytes]:
-    """A process's environment; nothing when it has ended, or is another user's, and so not ours."""
+def _environment(pid: int) -> bytes:
+    """A process's environment, each variable between zero bytes; nothing when it has ended, or is another user's, and so not ours."""
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123  # as above
+            return b"\0" + file.readall()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return []
+        return b""
 
 
 def _folder(pid: int) -> Path:
@@ -218,10 +219,15 @@ def _folder(pid: int) -> Path:
 
 def _left_behind(state: Path) -> set[tuple[int, int]]:
     """Return the processes that a killed daemon left: those with LAB_STATE of its host, or of a guest, in their environment."""
-    host, guests = f"LAB_STATE={state}".encode(), f"LAB_STATE={state}/guests/".encode()
+    host, guests = f"\0LAB_STATE={state}\0".encode(), f"\0LAB_STATE={state}/guests/".encode()
     found = set()
-    for pid, (_, started) in _all_processes().items():
-        if pid != os.getpid() and any(word == host or word.startswith(guests) for word in _environment(pid)):
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208
+        environment = _environment(pid)
+        if (
+            (host in environment or guests in environment)
+            and pid != os.getpid()
+            and (started := process_start_time(pid))
+        ):
             found.add((pid, started))
     return found
 

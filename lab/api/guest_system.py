@@ -38,7 +38,7 @@ from .guests import Guest
 from .passthrough import hostpci_options, reservations
 
 _PROGRAMS = (
-    "lspci", "uname", "dmesg", "journalctl", "hostname", "uptime", "mokutil", "systemctl",
+    "lspci", "uname", "dmesg", "journalctl", "hostname", "mokutil", "systemctl",
     "systemd-run", "reboot", "shutdown", "poweroff", "sudo", "id", "whoami", "modprobe", "rmmod", "lsmod", "modinfo",
     "depmod", "df", "mknod", "dd", "setpriv", "stat", "tail", "test", "[", *host_run.OF_PACKAGES,
     "python3",

@@ -174,7 +174,8 @@ def on_the_host() -> None:
 def _forget_the_lab() -> None:
     """Nothing but the standard library is found, and was imported."""
     sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix) and "-packages" not in folder]
-    for name in [name for name in sys.modules if name.partition(".")[0] not in {*sys.stdlib_module_names, "__main__"}]:
+    kept = {*sys.stdlib_module_names, "__main__"}
+    for name in [name for name in sys.modules if name.partition(".")[0] not in kept]:
         del sys.modules[name]
 
 

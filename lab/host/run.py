@@ -50,7 +50,6 @@ PROGRAMS = {
     "test": "node_programs",
     "[": "node_programs",
     "tail": "efi_programs",
-    "uptime": "system_programs",
     "mount": "storage_programs",
     "umount": "storage_programs",
     "mountpoint": "storage_programs",
@@ -115,9 +114,7 @@ _MODULES = {False: {**PROGRAMS, **INSTALLED}, True: {**CONTAINER_PROGRAMS, **INS
 #: that says whether they do; an empty set means always. What turns out to do more is done in a process of its own all the same.
 LOOKING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("stat", "ls", "test", "[", "cat", "head", "dd", "tail"), frozenset()),
-    **dict.fromkeys(
-        ("getent", "id", "whoami", "uname", "hostname", "ip", "dmesg", "journalctl", "uptime"), frozenset()
-    ),
+    **dict.fromkeys(("getent", "id", "whoami", "uname", "hostname", "ip", "dmesg", "journalctl"), frozenset()),
     **dict.fromkeys(("df", "lsblk", "mountpoint", "zpool"), frozenset()),
     **dict.fromkeys(("lspci", "lsmod", "modinfo", "dpkg-query", "pveversion", "lsb_release"), frozenset()),
     **dict.fromkeys(("sha256sum", "apt-cache"), frozenset()),

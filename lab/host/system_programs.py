@@ -20,7 +20,6 @@ def main(host: HostState, name: str, arguments: list[str]) -> int:
         "ip": _ip,
         "ping": _ping,
         "lsb_release": _lsb_release,
-        "uptime": _uptime,
     }[name]
     return work(host, arguments)
 
@@ -250,13 +249,4 @@ def _lsb_release(host: HostState, arguments: list[str]) -> int:
     for key, value in values.items():
         if options.has("a", "all", key, longs[key]):
             print(value if options.has("s", "short") else f"{names[key]}:\t{value}")
-    return 0
-
-
-def _uptime(host: HostState, arguments: list[str]) -> int:
-    options = Options(arguments, "ps", ("pretty", "since"))
-    if options.has("s", "since"):
-        print(time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(host.running["started_at"]))))
-    else:
-        print(f"up {int(host.uptime() // 60)} minutes")
     return 0

@@ -160,13 +160,14 @@ def cuts(host: Host, act: Callable[[Host], object]) -> list[Cut]:
     flushing: list[Path] = []
 
     def watch(call: str, path: str) -> None:
-        settle()
+        below = cut_kit.all_below(host.root)
+        settle(below)
         number = next(numbers)
         how = f"before call {number}, {call} /{os.path.relpath(path, host.root)}"
-        now = cut_kit.tree(host.root)
+        now = cut_kit.tree_of(below)
         leave(Cut(f"killed {how}", now, host.tree("sys")))
-        leave(Cut(f"power cut {how}", power.after_a_cut(now, names_as_now=False), booted))
-        leave(Cut(f"power cut, with all names, {how}", power.after_a_cut(now, names_as_now=True), booted))
+        leave(Cut(f"power cut {how}", power.after_a_cut(now, below, names_as_now=False), booted))
+        leave(Cut(f"power cut, with all names, {how}", power.after_a_cut(now, below, names_as_now=True), booted))
         if call == "flush":
             flushing.append(Path(path))
 
@@ -174,13 +175,13 @@ def cuts(host: Host, act: Callable[[Host], object]) -> list[Cut]:
         if not any(cut.lasting == one.lasting and cut.kernel == one.kernel for one in found[-6:]):
             found.append(cut)
 
-    def settle() -> None:
+    def settle(below: list[cut_kit.Listed]) -> None:
         while flushing:
             power.flush(flushing.pop())
-        power.forget_gone()
+        power.forget_gone(below)
 
     def sync(arguments: Sequence[str], _stdin: bytes) -> int:
-        settle()
+        settle(cut_kit.all_below(host.root))
         power.synced([*arguments])
         return 0
 

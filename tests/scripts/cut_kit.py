@@ -10,14 +10,16 @@ update-grub, update-initramfs and proxmox-boot-tool are stand-ins that derive wh
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.host.state import write_file
 from tests.scripts.conftest import Folder
 
 #: Path -> mode, and content, link target or None for a directory.
@@ -117,29 +119,46 @@ def stock(folder: Folder, loader: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def _all_below(root: Path) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Name below ``root``, path and inode of everything that lasts, each folder before what is in it."""
+#: A file's name below the root, its path and its inode.
+Listed = tuple[str, str, os.stat_result]
+
+
+def all_below(root: Path) -> list[Listed]:
+    """Everything that lasts, each folder before what is in it."""
+    found: list[Listed] = []
     folders = list(reversed(LASTING))
     while folders:
         folder = folders.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(root / folder) as entries:
-            for entry in sorted(entries, key=lambda one: one.name):
-                yield f"{folder}/{entry.name}", entry.path, entry.stat(follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError), os.scandir(f"{root}/{folder}") as entries:
+            for entry in sorted(entries, key=operator.attrgetter("name")):
+                found.append((f"{folder}/{entry.name}", entry.path, entry.stat(follow_symlinks=False)))
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{folder}/{entry.name}")
+    return found
 
 
 def tree(root: Path) -> Tree:
     """Everything that lasts below ``root``."""
+    return tree_of(all_below(root))
+
+
+def tree_of(below: list[Listed]) -> Tree:
+    """The same of what was listed just now."""
     found: dict[str, tuple[int, bytes | str | None]] = {}
-    for key, path, about in _all_below(root):
+    for key, path, about in below:
         if stat.S_ISLNK(about.st_mode):
-            found[key] = (0, Path(path).readlink().as_posix())
+            found[key] = (0, os.readlink(path))  # noqa: PTH115
         elif stat.S_ISDIR(about.st_mode):
             found[key] = (about.st_mode & 0o7777, None)
         else:
-            found[key] = (about.st_mode & 0o7777, Path(path).read_bytes())
+            found[key] = (about.st_mode & 0o7777, _bytes_of(path))
     return found
+
+
+def _bytes_of(path: str) -> bytes:
+    """Without a Path and a buffer for each file: a sweep over cuts reads thousands of trees."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()
 
 
 def restore(root: Path, wanted: Tree) -> None:
@@ -152,17 +171,19 @@ def restore(root: Path, wanted: Tree) -> None:
 
 def write(root: Path, wanted: Tree) -> None:
     """Make all of ``wanted`` below ``root``, where none of it is yet but folders."""
+    made: set[str] = set()
     for key, (mode, content) in wanted.items():
-        path = root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{root}/{key}"
+        folder = path if content is None else path.rpartition("/")[0]
+        if folder not in made:
+            made.add(folder)
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         if isinstance(content, str):
-            path.symlink_to(content)
-            continue
-        if content is None:
-            path.mkdir(exist_ok=True)
+            os.symlink(content, path)  # noqa: PTH211
+        elif content is None:
+            os.chmod(path, mode)  # noqa: PTH101
         else:
-            path.write_bytes(content)
-        path.chmod(mode)
+            write_file(path, content, mode)
 
 
 #: Inode, size and time of a file -> its bytes.
@@ -185,7 +206,7 @@ class Disk:
 
     def flush_all(self) -> None:
         self.bytes_of, self.names_in = {}, {name: {} for name in LASTING}
-        for key, path, about in _all_below(self.root):
+        for key, path, about in all_below(self.root):
             folder, _, name = key.rpartition("/")
             self.names_in[folder][name] = about.st_ino
             if stat.S_ISDIR(about.st_mode):
@@ -207,7 +228,7 @@ class Disk:
         kept = (about.st_ino, about.st_size, about.st_ctime_ns)
         if kept in self.contents:
             return self.contents[kept]
-        found = Path(path).read_bytes()
+        found = _bytes_of(path)
         if about.st_ctime_ns < time.time_ns() - _TICK:
             self.contents[kept] = found
         return found
@@ -226,20 +247,18 @@ class Disk:
             ):
                 self.flush(path)
 
-    def forget_gone(self) -> None:
+    def forget_gone(self, below: list[Listed]) -> None:
         """An inode number is given again."""
-        there = {about.st_ino for _, _, about in _all_below(self.root)}
-        for inode in [inode for inode in self.bytes_of if inode not in there and not self._is_named(inode)]:
+        there = {about.st_ino for _, _, about in below}
+        there.update(*(names.values() for names in self.names_in.values()))
+        for inode in self.bytes_of.keys() - there:
             del self.bytes_of[inode]
 
-    def _is_named(self, inode: int) -> bool:
-        return any(inode in names.values() for names in self.names_in.values())
-
-    def after_a_cut(self, now: Tree, *, names_as_now: bool) -> Tree:
-        """The files after a power cut at this moment."""
+    def after_a_cut(self, now: Tree, below: list[Listed], *, names_as_now: bool) -> Tree:
+        """The files after a power cut at this moment, in which these files are there."""
         kinds: dict[int, tuple[int, str | None, bool]] = {}
         named: dict[str, dict[str, int]] = {name: {} for name in LASTING}
-        for key, _, about in _all_below(self.root):
+        for key, _, about in below:
             inode, (mode, content) = about.st_ino, now[key]
             kinds[inode] = (mode, content if isinstance(content, str) else None, content is None)
             folder, _, name = key.rpartition("/")
