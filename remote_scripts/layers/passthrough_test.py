@@ -15,9 +15,10 @@ from typing import Literal
 
 from remote_scripts import installed
 from remote_scripts.shared import guests, kernel, small_initramfs
-from remote_scripts.shared.guest_conf import MAPPINGS, VMS, mapped, option_of, own_lines
+from remote_scripts.shared.guest_conf import MAPPINGS, VMS, option_of, own_lines
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of
+from remote_scripts.shared.vm_conf import mapped
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card
+from remote_scripts.shared import guest_conf, guests, ha, nvidia, pmxcfs, shared_card, vm_conf
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.conf_files import links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
@@ -167,7 +167,7 @@ def _mapped(system: System, name: str) -> list[str] | None:
         content = content_of(system, guest_conf.MAPPINGS) or b""
     except Failure:
         return None
-    return guest_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
+    return vm_conf.mapped(content.decode("utf-8", "replace"), name, pmxcfs.this_node(system).name)
 
 
 def why_vm_keeps(system: System, card: Card, record: Record) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 
-from remote_scripts.shared import guest_conf, ha, pmxcfs, restart_settings
+from remote_scripts.shared import guest_conf, ha, pmxcfs, restart_settings, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -65,7 +65,7 @@ def _of_now(system: System, path: str) -> str:
 def _migrates(system: System, device: str) -> bool:
     name = _MAPPING.search(device)
     text = (pmxcfs.content_of(system, guest_conf.MAPPINGS) or b"").decode("utf-8", "replace")
-    properties = guest_conf.mappings(text).get(name[1], []) if name else []
+    properties = vm_conf.mappings(text).get(name[1], []) if name else []
     return any(key == "live-migration-capable" and is_true(value) for key, value in properties)
 
 
