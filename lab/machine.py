@@ -39,6 +39,7 @@ FAULTS = {
     "update-grub": '"fail"',
     "proxmox-boot-tool": '"fail"',
     "boot-free-mb": "a number of MiB",
+    "esp-bytes": "a number of bytes",
     "never-comes-back": "true",
     "no-network-when": "a part of the kernel command line",
     "no-address-when": "a part of the kernel command line",

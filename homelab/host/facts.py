@@ -20,7 +20,7 @@ from homelab.host.classes import AUDIO, DISPLAY, NVIDIA, USB_C
 from homelab.host.devices import Device
 from homelab.properties import functions_of, overlap, slot_of
 from homelab.properties import parse as parse_properties
-from remote_scripts.shared import container_conf, guest_conf
+from remote_scripts.shared import container_conf, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.container_conf import ContainerConf, paths_of
 from remote_scripts.shared.reading import answer
@@ -74,7 +74,7 @@ class GuestConfig(answer.GuestConfig):
 
     def devices(self, *, current: bool) -> list[tuple[str, str]]:
         """A VM's hostpci options, key and value: the current ones, or those of its next start."""
-        return guest_conf.devices(self._options[0] if current else self._next)
+        return vm_conf.devices(self._options[0] if current else self._next)
 
     @property
     def is_template(self) -> bool:
@@ -97,7 +97,7 @@ class GuestConfig(answer.GuestConfig):
     def _options(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Current, and what waits for the next start."""
         current, _, pending = f"\n{self.lines}\n".partition("\n[PENDING]\n")
-        return guest_conf.options(current.split("\n")), guest_conf.options(pending.split("\n"))
+        return vm_conf.options(current.split("\n")), vm_conf.options(pending.split("\n"))
 
     @property
     def _next(self) -> list[tuple[str, str]]:
@@ -178,7 +178,7 @@ class Guests(answer.Guests):
         """Ids of the PCI mappings whose devices migrate with a running VM (live-migration-capable)."""
         return {
             name
-            for name, properties in guest_conf.mappings(self.mappings).items()
+            for name, properties in vm_conf.mappings(self.mappings).items()
             if any(key == "live-migration-capable" and is_true(value) for key, value in properties)
         }
 
@@ -187,7 +187,7 @@ class Guests(answer.Guests):
         """PCI mapping's id -> its entries, one a device and node."""
         return {
             name: [parse_properties("map", value) for key, value in properties if key == "map"]
-            for name, properties in guest_conf.mappings(self.mappings).items()
+            for name, properties in vm_conf.mappings(self.mappings).items()
         }
 
     def places_of(self, option: dict[str, str], node: str) -> list[str]:

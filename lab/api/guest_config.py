@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from .checks import typed
 from .formats import FormatError, as_boolean, check_format, split_list
-from .reference import Parameter, reference
+from .reference import reference
 
 Kind = Literal["qemu", "lxc"]
 
@@ -116,15 +116,19 @@ class GuestConfig:
             values = self.pending
         else:
             values = section.values
-        if key == "description":
+        if key == "delete":
+            self.unread.append(f"property 'delete' is only allowed in [{_PENDING[self.kind]}]")
+        elif key == "description":
             values[key] = unquote(value)
-        elif self.kind == "lxc" or key in _OWN or key == "args":
+        elif key in _OWN or key == "args":
             values[key] = value
         elif name.lower() != "special:cloudinit":
             try:
-                values[key] = checked(reference().options["qemu"].get(key), key, value)
+                values[key] = checked(self.kind, key, value)
             except FormatError as error:
                 self.unread.append(f"unable to parse value of '{key}' - {error}".removesuffix("\n"))
+                if self.kind == "lxc":  # which keeps it all the same
+                    values[key] = value
 
     def text(self) -> str:
         """The file's text."""
@@ -196,12 +200,13 @@ class GuestConfig:
         return found + [{"key": key, "pending": shown_value(self.kind, key, self.pending[key])} for key in new]
 
 
-def checked(parameter: Parameter | None, key: str, value: str) -> str:
-    """A value of a VM's configuration as a node takes it from the file (PVE::QemuServer, check_type).
+def checked(kind: Kind, key: str, value: str) -> str:
+    """A value of a configuration as a node takes it from the file (check_type of PVE::QemuServer and PVE::LXC::Config).
 
     Raises:
         FormatError: it takes it for none.
     """
+    parameter = reference().options[kind].get(key)
     if parameter is None:
         raise FormatError(f"unknown setting '{key}'\n")
     if parameter.kind == "boolean":
@@ -213,7 +218,7 @@ def checked(parameter: Parameter | None, key: str, value: str) -> str:
     if parameter.format:
         check_format(parameter.format, value, "")
         return value
-    return re.sub(r'^"(.*)"$', r"\1", value)
+    return re.sub(r'^"(.*)"$', r"\1", value) if kind == "qemu" else value
 
 
 def shown_value(kind: Kind, key: str, value: str) -> Any:

@@ -135,7 +135,7 @@ def _copy_kernel(host: HostState, esp: Path, kernel: str, cmdline: str, grub: bo
     warn(host, f"\tCopying kernel {kernel}" if grub else f"\tCopying kernel and creating boot-entry for {kernel}")
     folder.mkdir(parents=True, exist_ok=True)
     for path in (image, initrd):
-        shutil.copyfile(path, folder / path.name)
+        _copy_file(host, esp, path, folder / path.name)
     if not grub:
         entries = esp / "loader/entries"
         entries.mkdir(parents=True, exist_ok=True)
@@ -144,6 +144,22 @@ def _copy_kernel(host: HostState, esp: Path, kernel: str, cmdline: str, grub: bo
             f"linux    /EFI/proxmox/{kernel}/vmlinuz-{kernel}\ninitrd   /EFI/proxmox/{kernel}/initrd.img-{kernel}\n",
             encoding="utf-8",
         )
+
+
+def _copy_file(host: HostState, esp: Path, source: Path, target: Path) -> None:
+    """cp: it empties the file that is there, and writes as much as there is room for."""
+    data, size = source.read_bytes(), host.fault("esp-bytes")
+    others = sum(on_vfat(path.stat().st_size) for path in esp.rglob("*") if path.is_file() and path != target)
+    room = len(data) if size is None else max(0, int(size) - others)
+    target.write_bytes(data[:room])
+    if room < len(data):
+        place = target.relative_to(esp.parent)
+        raise BootToolError(f"cp: error writing '/var/tmp/espmounts/{place}': No space left on device")
+
+
+def on_vfat(size: int) -> int:
+    """What a file of this size takes of an ESP, which has clusters of 512 bytes."""
+    return -(-size // 512) * 512
 
 
 def _remove_old(host: HostState, found: Iterable[Path], kernels: list[str], files: Callable[[str], list[Path]]) -> None:

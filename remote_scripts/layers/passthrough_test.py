@@ -19,13 +19,12 @@ from remote_scripts.shared.guest_conf import (
     MAPPINGS,
     RESERVATIONS,
     VMS,
-    given_devices,
     lines_of_vm,
-    mapped,
     option_of_vm,
 )
 from remote_scripts.shared.pci import DEVICES, driver_of, ids_of
 from remote_scripts.shared.pmxcfs import content_of, guest_ids, text_of, this_node
+from remote_scripts.shared.vm_conf import given_devices, mapped
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.pipe import Pipe
 from remote_scripts.tools.run import Done

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs
+from remote_scripts.shared import guest_conf, guests, ha, notes, nvidia, pmxcfs, vm_conf
 from remote_scripts.shared.conf_files import decoded, links_of, need, texts_of
 from remote_scripts.shared.container_conf import ContainerConf, addresses, parse, paths_of, whole
 from remote_scripts.shared.handover import Record, RefusedError
@@ -132,7 +132,7 @@ def names_card(card: SharedCard, vmid: str) -> bool:
         lines = guest_conf.lines_of_vm(card.system, vmid)
     except Failure:
         return True
-    for mapping, host in guest_conf.given_devices(lines):
+    for mapping, host in vm_conf.given_devices(lines):
         paths = _mapped(card.system, mapping) if mapping else [host]
         if paths is None or any(slot in _slots(path) for path in paths):
             return True
@@ -151,7 +151,7 @@ def _mapped(system: System, name: str) -> list[str] | None:
         text = pmxcfs.text_of(system, guest_conf.MAPPINGS)
     except Failure:
         return None
-    return guest_conf.mapped(text, name, pmxcfs.this_node(system).name)
+    return vm_conf.mapped(text, name, pmxcfs.this_node(system).name)
 
 
 def why_vm_keeps(card: SharedCard, record: Record) -> str | None:

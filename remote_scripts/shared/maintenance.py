@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 
-from remote_scripts.shared import guest_conf, ha, pmxcfs, restart_settings
+from remote_scripts.shared import guest_conf, ha, pmxcfs, restart_settings, vm_conf
 from remote_scripts.shared.booleans import is_true
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
@@ -50,14 +50,14 @@ def _has_device(system: System, service: str) -> bool:
     kind, _, guest = service.partition(":")
     if kind == "vm":
         lines = guest_conf.lines_of_vm(system, guest)
-        devices = guest_conf.given_devices(lines)
+        devices = vm_conf.given_devices(lines)
         return bool(_OF_VM.search("\n".join(lines))) or not all(_migrates(system, mapping) for mapping, _ in devices)
     text = "\n".join(guest_conf.own_lines(pmxcfs.text_of(system, f"{pmxcfs.PVE_LXC}/{guest}.conf")))
     return bool(_OF_CONTAINER.search(text)) or not all(_SHARED.search(line) for line in _BIND.findall(text))
 
 
 def _migrates(system: System, mapping: str) -> bool:
-    properties = guest_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(mapping, [])
+    properties = vm_conf.mappings(pmxcfs.text_of(system, guest_conf.MAPPINGS)).get(mapping, [])
     return any(key == "live-migration-capable" and is_true(value) for key, value in properties)
 
 

@@ -15,6 +15,7 @@ from homelab.host import gates, plan, remapping
 from homelab.remote import scripts
 from homelab.settings import Container
 from homelab.settings import Host as HostSettings
+from lab.host.proxmox_boot import on_vfat
 from lab.machine import Machine, load_scenario
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from tests import sampling
@@ -496,6 +497,17 @@ def test_an_esp_that_is_gone_is_passed_over_as_proxmox_does(host: Callable[[str]
         assert len(ours) == len(entries) - len(ours) > 0
         assert all("homelab.vfio" not in (esp / "loader/entries" / name).read_text() for name in ours)
         assert all("without GPU passthrough" in (esp / "loader/entries" / name).read_text() for name in ours)
+
+
+def test_an_esp_that_is_full_has_its_whole_images_again(host: Callable[[str], Host]) -> None:
+    """As proxmox-kernel-helper 8.1.0 leaves it: a part of the first image, nothing on the second ESP, and status 1."""
+    machine = host("intel-zfs")
+    esps = sorted((machine.machine.state / "esp").iterdir())
+    before = [{path: path.read_bytes() for path in esp.rglob("*") if path.is_file()} for esp in esps]
+    machine.machine.set_fault("esp-bytes", sum(on_vfat(len(content)) for content in before[0].values()))
+    done = machine.run("apply", initramfs())
+    assert done.returncode != 0 and "No space left on device" in done.stdout + done.stderr
+    assert [{path: path.read_bytes() for path in esp.rglob("*") if path.is_file()} for esp in esps] == before
 
 
 def test_a_boot_without_a_switch_can_be_confirmed(host: Callable[[str], Host]) -> None:

@@ -1,0 +1,88 @@
+"""A VM's options and the resource mappings that one may name, as Proxmox VE reads them. Pure: both halves read them by
+this module.
+
+tests/vm_configurations.yaml and tests/mapping_files.yaml have the results, which are those of PVE::QemuServer
+(parse_vm_config, vmconfig_apply_pending) and PVE::Mapping::PCI.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+# Proxmox VE reads bytes: letters and blanks beyond ASCII are neither (parse_vm_config; PVE::SectionConfig).
+_OPTION = re.compile(r"([a-z][a-z_-]*\d*):\s*(.+?)\s*", re.ASCII)
+_HEADING = re.compile(r"(\S+)\s*", re.ASCII)
+_PROPERTY = re.compile(r"\s+(\S+)(?:\s+(.*\S))?\s*", re.ASCII)
+_ADDRESS = r"(?:[a-f0-9]{4,}:)?[a-f0-9]{2}:[a-f0-9]{2}(?:\.[a-f0-9])?"
+# What every version takes in a hostpci option.
+_OF_HOSTPCI = re.compile(
+    rf"(?:host=)?{_ADDRESS}(?:;{_ADDRESS})*|mapping=[A-Za-z][A-Za-z0-9_-]+|romfile=[^,;=]+|mdev=[^/.:=]+"
+    r"|(?:pcie|rombar|x-vga|legacy-igd)=(?:[01]|(?i:on|off|yes|no|true|false))"
+)
+
+
+def options(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """The options of a configuration's lines: key and value. A line without a value is none."""
+    return [(match[1], match[2]) for line in lines if (match := _OPTION.fullmatch(line))]
+
+
+def devices(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The hostpci options of a VM that count. Of one key the last does that Proxmox VE understands. Where it isn't
+    certain that each version does, an earlier one counts as well.
+
+    :param pairs: options, those that wait for the next start last.
+    """
+    counting: list[tuple[str, str]] = []
+    for key, value in pairs:
+        if not key.startswith("hostpci"):
+            continue
+        parts = [part for part in value.split(",") if part.strip()]
+        keys = {part.partition("=")[0] if "=" in part else "host" for part in parts}
+        if len(keys) == len(parts) and all(map(_OF_HOSTPCI.fullmatch, parts)):
+            counting = [pair for pair in counting if pair[0] != key]
+        counting.append((key, value))
+    return counting
+
+
+def given_devices(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Of each hostpci option that counts among these lines the resource mapping, or all addresses that it names."""
+    for _, value in devices(options(lines)):
+        parts = [part.strip() for part in value.split(",")]
+        mapping = next((part.removeprefix("mapping=") for part in parts if part.startswith("mapping=")), "")
+        hosts = [part.removeprefix("host=") for part in parts if part and ("=" not in part or part.startswith("host="))]
+        yield mapping, ";".join(hosts)
+
+
+def mappings(text: str) -> dict[str, list[tuple[str, str]]]:
+    """The resource mappings: name -> its properties, key and value. A mapping ends with an empty line: until then no
+    line is another one's heading (PVE::SectionConfig, parse_config).
+
+    :param text: of /etc/pve/mapping/pci.cfg.
+    """
+    by_name: dict[str, list[tuple[str, str]]] = {}
+    properties: list[tuple[str, str]] | None = None
+    for line in text.split("\n"):
+        if not line:
+            properties = None
+        elif line.lstrip().startswith("#"):
+            continue
+        elif properties is None:
+            if match := _HEADING.fullmatch(line):
+                properties = by_name[match[1]] = []
+        elif match := _PROPERTY.fullmatch(line):
+            properties.append((match[1], match[2] or ""))
+    return by_name
+
+
+def mapped(text: str, name: str, node: str) -> list[str] | None:
+    """What each of a mapping's lines for a node stands for: an address, or several; None: there is no such mapping.
+
+    :param text: of /etc/pve/mapping/pci.cfg.
+    :param node: empty: it isn't known, and may be any.
+    """
+    properties = mappings(text).get(name)
+    maps = [value.split(",") for key, value in properties or () if key == "map"]
+    entries = [dict(part.partition("=")[::2] for part in parts) for parts in maps]
+    paths = [entry.get("path", "") for entry in entries if node in ("", entry.get("node"))]
+    return None if properties is None else paths
