@@ -58,6 +58,7 @@ def test_it_is_restarted_once_for_a_change(box: Containers) -> None:
     assert "restart" in box.noted()
     assert restart(box) == {"state": "running", "restarted": True}
     assert [call[0] for call in box.calls] == ["shutdown", "start"]
+    assert "ran" not in box.noted(), "one that is switched off from inside after that stays off"
     assert restart(box) == {"state": "running", "restarted": False}
     assert [call[0] for call in box.calls] == ["shutdown", "start"]
     assert box.calls[0] == ["shutdown", "300", "--timeout", "5"]
