@@ -157,7 +157,6 @@ class Power:
                 "its services are down, and HA may have given up starting it",
                 "see `ha-manager status` on the host, correct the cause, then run `pulumi up` again",
             )
-        self._notes.forget("ran")
 
     def _pct(self, verb: str, *arguments: str, seconds: float = DO_SECONDS) -> int:
         done = self._system.run.do(

@@ -11,7 +11,8 @@ import pytest
 
 from remote_scripts.layers.container_record import Wanted
 from remote_scripts.shared import time_limit
-from tests.agent.kit import Host, Refused, cuts, left_by
+from remote_scripts.shared.container_notes import Notes
+from tests.agent.kit import Host, Refused, cuts, left_by, watched
 
 FOLDER = "/var/lib/homelab/containers/300"
 A, B = "AA:00:00:00:00:01", "AA:00:00:00:00:02"
@@ -54,6 +55,14 @@ def other(tmp_path: Path) -> Host:
     other = Host(tmp_path / "other")
     other.write("/proc/sys/kernel/random/boot_id", "of-the-other\n")
     return other
+
+
+def test_what_a_run_that_was_killed_has_noted_is_put_on_the_disk_by_the_next(host: Host) -> None:
+    notes, flushed = Notes(host.system(), 300), list[str]()
+    notes.write("ran", "x\n")
+    with watched(lambda call, path: flushed.append(f"{call} {path.removeprefix(str(host.root))}")):
+        notes.write("ran", "x\n")
+    assert flushed == [f"flush {FOLDER}/ran", f"flush {FOLDER}"]
 
 
 def test_what_is_noted_goes_to_another_node_and_is_forgotten_here(host: Host, other: Host) -> None:

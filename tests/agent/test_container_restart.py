@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote_scripts.shared import container_power, ha
+from remote_scripts.shared import container_change, container_power, ha
 from remote_scripts.tools.run import Done
 from tests import sampling
 from tests.agent.container_kit import BASE, BOOT, NET, NVIDIA, RECORD, SECOND, Containers, again, box
@@ -57,6 +58,7 @@ def test_it_is_restarted_once_for_a_change(box: Containers) -> None:
     assert "restart" in box.noted()
     assert restart(box) == {"state": "running", "restarted": True}
     assert [call[0] for call in box.calls] == ["shutdown", "start"]
+    assert "ran" not in box.noted(), "one that is switched off from inside after that stays off"
     assert restart(box) == {"state": "running", "restarted": False}
     assert [call[0] for call in box.calls] == ["shutdown", "start"]
     assert box.calls[0] == ["shutdown", "300", "--timeout", "5"]
@@ -246,6 +248,30 @@ def test_what_somebody_has_changed_since_is_never_put_back(box: Containers, more
     with pytest.raises(Refused, match="its configuration stays as it was written"):
         restart(box, more)
     assert theirs <= {*box.conf.splitlines()}
+
+
+def test_what_somebody_changes_at_the_last_moment_is_never_put_back(
+    box: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(box)
+    box.is_deaf = True
+
+    @contextmanager
+    def meanwhile(*_: object) -> Iterator[bool]:
+        box.conf = box.conf.replace("memory: ", "memory: 1")
+        yield True
+
+    monkeypatch.setattr(container_change, "file_lock", meanwhile)
+    with pytest.raises(Refused, match="its configuration stays as it was written"):
+        restart(box)
+    assert "memory: 1" in box.conf
+
+
+def test_what_was_written_is_on_the_disk_before_that_is_noted(box: Containers) -> None:
+    seen: list[tuple[bool, bool]] = []
+    box.host.programs["sync"] = lambda *_: seen.append((box.conf != STOCK, "after" in box.noted()))
+    gpus(box)
+    assert (True, False) in seen
 
 
 def test_whether_it_runs_isnt_guessed(box: Containers) -> None:

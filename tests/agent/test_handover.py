@@ -12,14 +12,24 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from remote_scripts.layers import (
+    container_gpus,
+    container_restart,
+    container_verification,
+    driver_update,
+    nvidia_driver,
+    nvidia_verification,
+)
 from remote_scripts.layers import handover as layer
 from remote_scripts.shared import card_handover, card_users, handover, handover_driver, pmxcfs, time_limit
 from remote_scripts.shared.card import Card
 from remote_scripts.shared.handover import Record, away, read_record
+from remote_scripts.shared.packages import Software
 from remote_scripts.shared.processes import ScanError, processes_using
 from remote_scripts.shared.reading.own_files import turned_away
 from remote_scripts.shared.reading.source import Source
 from remote_scripts.shared.shared_card import SharedCard, parse_numbers
+from remote_scripts.shared.symptoms import Context
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.run import TIMED_OUT, Done
 from remote_scripts.tools.system import System
@@ -56,7 +66,7 @@ from tests.agent.handover_kit import (
     with_the_vm,
 )
 from tests.agent.handover_kit import host as host  # a fixture
-from tests.agent.kit import Host
+from tests.agent.kit import Host, Refused
 
 ONLY = pytest.mark.parametrize("only", [False, True], ids=["one card of two", "the driver's only card"])
 
@@ -500,6 +510,29 @@ def test_a_run_that_lets_a_vm_have_a_card_is_told_where_it_went_wrong(lent: Host
     rewrite(lent, state=of)
     text = away(lent.system(), ["103"])
     assert words in text and bool(text) == bool(words)
+
+
+SOFTWARE = Software(context=Context(name="it"), lock_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "wanted"),
+    [
+        ("apply", "container_gpus", container_gpus.Wanted(ctid=950)),
+        ("apply", "container_restart", container_restart.Wanted(ctid=950)),
+        ("apply", "container_verification", container_verification.Wanted(ctid=950)),
+        ("apply", "nvidia_driver", nvidia_driver.Wanted(target="host", software=SOFTWARE, driver="580")),
+        ("revert", "driver_update", driver_update.Wanted(target="host", software=SOFTWARE)),
+        ("apply", "nvidia_verification", nvidia_verification.Wanted(seconds=60)),
+        ("apply", "handover", layer.Wanted(cards=(BIG,))),
+        ("revert", "handover", layer.Wanted()),
+    ],
+)
+def test_what_needs_the_card_is_refused_while_it_is_away(lent: Host, verb: str, name: str, wanted: object) -> None:
+    before = everything(lent)
+    with pytest.raises(Refused, match="this host's shared cards with the host\nfound: +gpus.big is with VM 103"):
+        lent.ask(verb, name, wanted)
+    assert everything(lent) == before
 
 
 def test_a_card_whose_state_cant_be_read_keeps_no_other_one_from_its_driver(lent: Host) -> None:

@@ -24,6 +24,8 @@ class Apt:
 
     def __init__(self, host: Host) -> None:
         self.there = {("dpkg", "amd64"): "installed"}
+        #: What changed something.
+        self.calls: list[Sequence[str]] = []
         host.programs |= {
             "dpkg-query": lambda _a, _i: "".join(
                 f"{name}\t{state}\t1\t{architecture}\n" for (name, architecture), state in self.there.items()
@@ -47,6 +49,7 @@ class Apt:
             if (verb == "Inst") == ((name, architecture) not in self.there):
                 lines.append(f"{shown} (1 x [{architecture}])" if verb == "Inst" else f"{shown} [1]")
         if "-s" not in arguments:
+            self.calls.append(arguments)
             for key in keys:
                 if verb == "Inst":
                     self.there[key] = "installed"
@@ -63,8 +66,12 @@ def test_what_comes_of_a_second_architecture_is_recorded_locked_and_goes_again(h
     assert sorted(packages.records()) == [LIBRARY, f"{LIBRARY}:i386"]
     lines = read_packages.read(system, read_packages.Wanted()).packages
     assert lines == (f"{LIBRARY} 1 a 1", f"{LIBRARY}:i386 1 b 1")
+    system = host.system()
+    packages = Packages(system, SOFTWARE, "it")
     packages.remove()
-    assert apt.there == {("dpkg", "amd64"): "installed"} and not packages.kept
+    assert apt.there == {("dpkg", "amd64"): "installed"} and not packages.kept and system.files.changed
+    for call in apt.calls:  # what a user has made of a file of configuration stays, and nothing is asked
+        assert {"-y", "Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"} <= {*call}
 
 
 def test_one_architectures_package_isnt_taken_for_anothers(host: Host) -> None:

@@ -356,6 +356,7 @@ def test_another_stack_leaves_the_card_of_a_vm_of_this_one(lab: Lab, killed: boo
         CardMappingWork(settings, other).remove_unfinished(NODE, NODE, notes_of_host)
     else:
         CardMappingWork(settings, other).delete(mapping, made)
+        GpuLeaseWork(settings, other).delete(run.lease, GpuLease.Outputs(by_hand=True))
     assert in_force(lab) == given and notes(lab) == [str(VM)] and power(lab, mark) == []
     assert mappings(lab) == ["rtx5090"]
 

@@ -14,10 +14,12 @@ from homelab.provider import api, base, vm_cards
 from homelab.provider.base import Work
 from homelab.provider.card_mapping import CardMappingWork
 from homelab.provider.host_probe import HostProbeWork
+from homelab.provider.new_container import NewContainerWork
 from homelab.provider.typed import read_as
 from homelab.provider.vm_cards import VmCardsWork
 from homelab.remote import guard, ssh
 from homelab.remote.proxmox.connection import no_answer
+from homelab.remote.proxmox.errors import NotThereError
 from homelab.resources.host_probe import HostProbe
 from homelab.settings import Host
 from tests.unit.hosts import desktop
@@ -166,6 +168,37 @@ def test_what_a_living_node_does_not_answer_is_not_told_of_the_dead_one(
     error = raised.value
     assert error.wanted == "VM 103 on pve2 given back what it had" and "Connection lost" in error.found
     assert "nothing was changed" not in str(error) and "state delete" not in error.next and "pve2" in error.next
+
+
+CREATED = {"host": "pve", "node": "pve", "container": "ai", "ctid": 300, "config": {"cores": "2"}, "protect": False}
+CREATED |= {"mark": "made by x", "shutdown": SHUTDOWN, "instance": "i", "drift": []}
+MAPPED = STATES[1][1]
+
+
+@pytest.mark.parametrize(
+    ("work", "state", "answer", "drift"),
+    [
+        (NewContainerWork, CREATED, None, None),
+        (NewContainerWork, CREATED, {"cores": 2}, []),
+        (NewContainerWork, CREATED, {"cores": 4}, ["cores"]),
+        (CardMappingWork, MAPPED, None, None),
+        (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:01:00"]}, None),
+        (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:02:00"]}, None),
+        (CardMappingWork, MAPPED, {"map": ["node=other,path=0000:02:00", "node=pve,path=0000:01:00"]}, []),
+        (CardMappingWork, MAPPED, {"map": ["node=pve,path=0000:01:00,id=1:2"]}, ["node=pve,path=0000:01:00,id=1:2"]),
+    ],
+)
+def test_what_somebody_has_removed_is_made_again_and_what_he_has_changed_is_drift(
+    monkeypatch: pytest.MonkeyPatch, work: type[Work[Any, Any]], state: dict[str, Any], answer: Any, drift: Any
+) -> None:
+    def reading(*_: object) -> Any:
+        if answer is None:
+            raise NotThereError(wanted="w", found="f", why="w", next="n", status=500, reason="does not exist")
+        return answer
+
+    monkeypatch.setattr(api.ApiWork, "reading", reading)
+    after = work(TEXTS).refreshed(state)
+    assert (after if after is None else after["drift"]) == drift
 
 
 def test_an_api_that_is_off_is_one_error_that_names_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
