@@ -123,8 +123,8 @@ class ApiWork(Work[NodeT, OutputsT]):
     def _require_cards(self, inputs: NodeT, machine: Machine, before: HostFacts) -> None:
         """Reads the VM's cards after a start, and tells the remarks about them.
 
-        :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again. Nothing is
-            switched off: what the guest does is its owner's.
+        :raises HomelabError: a card is lost, or it can't be told which the VM has, or the VM is off again, and then has
+            its old configuration. Nothing is switched off: what the guest does is its owner's.
         """
         for _ in while_a_reset_lasts():
             facts = asyncio.run(ssh.read(self.host(inputs), guests=True, kernel_log=True))
@@ -142,7 +142,8 @@ class ApiWork(Work[NodeT, OutputsT]):
         if state == "running":
             raise_all([error.retold(found=f"{error.found}; {machine.label} runs") for error in outcome.errors])
         else:
-            raise_all([machine.not_running_error(state), *outcome.errors])
+            error: HomelabError = machine.not_running_error(state)
+            raise_all([machine.taken_back(error) if state == "stopped" else error, *outcome.errors])
 
     def machine(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM of the node.

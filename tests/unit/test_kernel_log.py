@@ -322,6 +322,9 @@ class _Starting(_Stopped):
 
             not_running_error = RealMachine.not_running_error
 
+            def taken_back(self, error: HomelabError) -> HomelabError:
+                return error
+
         return Machine()
 
 

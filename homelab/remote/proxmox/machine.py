@@ -105,6 +105,8 @@ class Machine:
         # Whether this object has asked HA to start or to stop the VM, which then may be on another node at any moment;
         # whether another user had asked HA to stop it before.
         self._has_asked_ha, self._others_want_it_off = False, False
+        # Of the last start for a change: the configuration before, the change, and whether the VM ran.
+        self._last_start: tuple[dict[str, str], Change, bool] = {}, Change(), False
         self.vmid = vmid
         self.name = name
         self._path = f"nodes/{api.node}/qemu/{vmid}"
@@ -320,6 +322,7 @@ class Machine:
 
     def _start_with_change(self, before: dict[str, str], change: Change, *, was_running: bool) -> None:
         """Starts the VM; if that fails because of the change, reverts it, and starts a VM that ran as it was before."""
+        self._last_start = before, change, was_running
         try:
             self.before_start()
             self._announce_start(before)
@@ -328,9 +331,9 @@ class Machine:
         except HomelabError as error:
             # While the VM is being started (it may wait for containers that use its card), its configuration is locked
             # and stays as it is.
-            if change and not isinstance(error, UnansweredError | StillRunsError):
-                self._take_back(before, change, start=was_running, error=error)
-            raise
+            if isinstance(error, UnansweredError | StillRunsError) or not change:
+                raise
+            raise self.taken_back(error) from error
 
     def _announce_start(self, config: dict[str, str]) -> None:
         """Calls `let_start` for a VM with a hookscript, once: while a run holds the host, its shared card is refused
@@ -340,7 +343,12 @@ class Machine:
             self._let_start()
             self._start_announced = True
 
-    def _take_back(self, before: dict[str, str], change: Change, *, start: bool, error: HomelabError) -> None:
+    def taken_back(self, error: HomelabError) -> HomelabError:
+        """The error of a VM that didn't start, or went off again, after its change is taken back, and one that ran
+        before was started as it was."""
+        before, change, start = self._last_start
+        if not change:
+            return error
         try:
             self._write(_reversal(before, change))
             outcome = f"{self.label} has its old configuration back"
@@ -352,7 +360,7 @@ class Machine:
                 outcome += ", and runs again without the change"
             except ApiError as second_error:
                 outcome += f", and doesn't start without the change either: {second_error.reason}"
-        raise error.retold(found=f"{error.found}\n        {outcome}") from error
+        return error.retold(found=f"{error.found}\n        {outcome}")
 
     # -- power ---------------------------------------------------------------------------------------------------
     def start(self, steady: float = 0) -> None:
