@@ -219,7 +219,7 @@ def layer(
     :param address: as of `connection`.
     :param is_act: as of `agent.request`, such as a test, or a restart.
     :param ctid: as of `agent.request`.
-    :param is_last: as of `agent.command`.
+    :param is_last: as of `agent.command`; there is nothing to apply.
     :param folder: where the agent is kept; by default where the host keeps it.
     :param proxy: for downloads; with one the input is a secret.
     :raises ValueError: the host's agent isn't declared (components/host_agent.py).
@@ -247,7 +247,7 @@ def layer(
     return remote.Command(
         name,
         connection=arguments,
-        create=agent.command("apply", host.ssh.user, kept.owner),
+        create=None if is_last else agent.command("apply", host.ssh.user, kept.owner),
         delete=agent.command("revert", host.ssh.user, kept.owner, is_last) if undone else None,
         stdin=text,
         triggers=list(triggers) if triggers is not None else [*identity, *filter(None, [place])] or None,
@@ -259,7 +259,7 @@ def layer(
             pulumi.ResourceOptions(
                 depends_on=[kept.after],
                 ignore_changes=ignored,
-                hooks=_around_each(host),
+                hooks=None if is_last else _around_each(host),
                 delete_before_replace=bool(identity) or None,
                 custom_timeouts=limits.timeouts(limit),
             ),

@@ -42,11 +42,6 @@ class Answer:
     folder: str
 
 
-def apply(system: System, wanted: Wanted) -> Answer:
-    """Nothing: its caller has found the agent there."""
-    return Answer(wanted.folder)
-
-
 @changes
 def revert(system: System, wanted: Wanted) -> Answer:
     """Takes the folder away."""
