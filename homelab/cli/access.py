@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -58,7 +57,7 @@ def host_at(address: str, login: Login, host_key: str) -> Host:
     :param host_key: type and base64, as in `HostKey.line`.
     :raises HomelabError: the port, the user's name or the password isn't valid.
     """
-    return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
+    return load_host({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}, "host")
 
 
 def settings_path(path: PurePath, home: PurePath | None = None) -> str:

@@ -4,7 +4,6 @@ refusals of `up`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -98,8 +97,8 @@ def _loaded(text: str, file: str) -> Settings:
     """
     whole = yaml.safe_load(text)
     stack_file.check(whole, file)
-    config = {key: value for key, value in whole["config"].items() if key.startswith("homelab:")}
-    return parse({key.removeprefix("homelab:"): json.dumps(readable(value)) for key, value in config.items()})
+    config = {key: readable(value) for key, value in whole["config"].items() if key.startswith("homelab:")}
+    return parse({key.removeprefix("homelab:"): value for key, value in config.items()})
 
 
 @dataclass(frozen=True)
