@@ -107,16 +107,16 @@ class NvidiaGuestStack(pulumi.ComponentResource):
 
         def add_repository(planned: _Planned) -> Any:
             packages = planner.packages_to_ask_for(planned.request)
-            return steps.repository(planned.plan, stack, packages, context=planned.expected.context)
+            return steps.repository(planned.plan, stack, planned.expected.context, packages)
 
         def install_driver(planned: _Planned) -> Any:
-            return steps.driver(planned.plan, stack, context=planned.expected.context)
+            return steps.driver(planned.plan, stack, planned.expected.context)
 
         def install_cuda(planned: _Planned) -> Any:
-            return steps.cuda(planned.plan, stack, context=planned.expected.context)
+            return steps.cuda(planned.plan, stack, planned.expected.context)
 
         def install_toolkit(planned: _Planned) -> Any:
-            return steps.toolkit(planned.plan, stack, planned.driver, context=planned.expected.context)
+            return steps.toolkit(planned.plan, stack, planned.expected.context, planned.driver)
 
         repository = self._layer("repository", "nvidia_repository", add_repository, self._nvidia_system)
         self._plan = self._plan_for(_answer(repository, "offered"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -58,7 +57,7 @@ def host_at(address: str, login: Login, host_key: str) -> Host:
     :param host_key: type and base64, as in `HostKey.line`.
     :raises HomelabError: the port, the user's name or the password isn't valid.
     """
-    return load_host(json.dumps({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}), "host")
+    return load_host({"host": {"address": address, "ssh": {**login, "hostKey": host_key}}}, "host")
 
 
 def settings_path(path: PurePath, home: PurePath | None = None) -> str:
@@ -110,12 +109,9 @@ def access_to(arguments: argparse.Namespace, before: Existing, output: Output, a
 
 
 def _configured_host(arguments: argparse.Namespace, before: Existing) -> tuple[str, Host] | None:
-    settings = before.settings
-    if settings is None:
-        return None
     matching = [
         (name, host)
-        for name, host in settings.hosts.items()
+        for name, host in before.hosts.items()
         if arguments.address in (None, host.address, name) and arguments.port in (None, host.ssh.port)
     ]
     if arguments.address is None and len(matching) > 1:
@@ -130,7 +126,7 @@ def _configured_host(arguments: argparse.Namespace, before: Existing) -> tuple[s
 
 def _refuse_duplicate(address: str, port: int, key: HostKey, before: Existing) -> None:
     """:raises HomelabError: the settings have this host, under another address."""
-    for name, host in (before.settings.hosts if before.settings else {}).items():
+    for name, host in before.hosts.items():
         if first_contact.of_line(host.ssh.pinned_host_key) == key:
             raise HomelabError(
                 wanted=f"a host at {address}:{port} that the settings don't have",

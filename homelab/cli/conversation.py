@@ -123,9 +123,7 @@ class Conversation:
         self.facts = asyncio.run(ssh.read(self.access.host, guests=True, lspci=True))
         self.node = self.facts.cluster.node or "pve"
         # Another host whose node has the same name ("pve" is the default) is not this one.
-        self.name = self.access.name or init_cards.key_of(
-            self.node, self.before.settings.hosts if self.before.settings else (), "pve"
-        )
+        self.name = self.access.name or init_cards.key_of(self.node, self.before.hosts, "pve")
         self.cards, uses_before = self._cards()
         if not self.access.name:  # a host that is in no settings yet
             users = {config.id for card in self.cards for config in self.facts.containers_with(card.place)}
@@ -170,9 +168,8 @@ class Conversation:
     def _cards(self) -> tuple[list[Card], dict[str, Use]]:
         """A host's cards under their names in the settings, and place -> use that the settings have of a card."""
         cards = init_cards.cards(self.facts)
-        settings = self.before.settings
-        host = settings.hosts.get(self.name) if settings else None
-        if settings is None or host is None:
+        host = self.before.hosts.get(self.name)
+        if host is None:
             return cards, {}
         names = configured_cards(self.facts, host)
         renamed: list[Card] = []
@@ -182,8 +179,10 @@ class Conversation:
                 card.key if card.key not in names_in_use else init_cards.key_of(card.key, names_in_use, "card")
             )
             renamed.append(Card(card.place, card.id, card.name, key, card.alone))
-        vms = {key: vm for key, vm in settings.vms.items() if vm.host == self.name}
-        containers = {key: container for key, container in settings.containers.items() if container.host == self.name}
+        vms = {key: vm for key, vm in self.before.vms.items() if vm.host == self.name}
+        containers = {
+            key: container for key, container in self.before.containers.items() if container.host == self.name
+        }
         return renamed, {place: configured_use(host, gpu, vms, containers) for place, gpu in names.items()}
 
     def _show_host(self) -> None:
@@ -397,16 +396,11 @@ class Conversation:
         staying = [card for card in self.cards if card.is_nvidia and choices.uses[card.place].kind in stays]
         in_turn = any(choices.uses[card.place].kind == "shared" for card in staying)
         by_card = {card: choices.uses[card.place].of_kind("lxc", self.facts) for card in staying}
-        settings = self.before.settings
-        configured = (
-            {container.ctid for container in settings.containers.values() if container.nvidia is not None}
-            if settings
-            else set()
-        )
+        configured = {container.ctid for container in self.before.containers.values() if container.nvidia is not None}
         sharing = {number for numbers in by_card.values() for number in numbers}
         new = sharing - configured
         of_host = any(choices.uses[card.place].kind == "host" for card in staying)
-        host_nvidia = settings.hosts[self.name].nvidia if settings and self.name in settings.hosts else None
+        host_nvidia = self.before.hosts[self.name].nvidia if self.name in self.before.hosts else None
         lacking = in_turn and host_nvidia is None  # what hands a card over is of the driver that this program installs
         if not staying or not (new or of_host or choices.over or self.arguments.driver or lacking):
             return
@@ -519,8 +513,7 @@ class Conversation:
 
     def _in_vms(self, choices: Choices) -> None:
         """NVIDIA's software inside the VMs that run and get a card, where the person wants it."""
-        settings = self.before.settings
-        configured = {vm.vmid for vm in settings.vms.values() if vm.nvidia is not None} if settings else set()
+        configured = {vm.vmid for vm in self.before.vms.values() if vm.nvidia is not None}
         for guest in guests(self.facts):
             card_ids = [
                 card.id

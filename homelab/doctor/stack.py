@@ -4,7 +4,6 @@ container.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class StackFile:
             host = filled({"hosts": {chosen: hosts[chosen]}, "clusters": self.values.get("clusters")})["hosts"][chosen]
         except ValueError:  # of a host that isn't one of its cluster's nodes, which parsing says
             host = hosts[chosen]
-        return chosen, self._settings({chosen: _reachable(chosen, host, self.path, identity)}).hosts[chosen]
+        return chosen, parse({"hosts": readable({chosen: _reachable(chosen, host, self.path, identity)})}).hosts[chosen]
 
     def host_names(self) -> list[str]:
         """All hosts, in the file's order."""
@@ -74,10 +73,7 @@ class StackFile:
         :raises HomelabError: they are mistaken.
         """
         kinds = ("hosts", "clusters", "vms", "containers")
-        return parse({kind: json.dumps(readable(self.values[kind])) for kind in kinds if self.values.get(kind)})
-
-    def _settings(self, hosts: dict[str, Any]) -> Settings:
-        return parse({"hosts": json.dumps(readable(hosts))})
+        return parse({kind: readable(self.values[kind]) for kind in kinds if self.values.get(kind)})
 
     def cards(self, host_name: str, host: Host, ctid: int, reading: Reading) -> WantedCards | None:
         """The cards that the settings give a container; None where they don't have it.

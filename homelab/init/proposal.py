@@ -4,7 +4,6 @@ refusals of `up`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from homelab.nvidia import preview
 from homelab.nvidia.reading import SystemReading
 from homelab.remote.proxmox import probe
 from homelab.remote.proxmox.connection import colons
-from homelab.settings import Settings, parse, stack_file
+from homelab.settings import Container, Host, Settings, Vm, parse, stack_file
 from homelab.settings.secrets import is_encrypted, left_open, readable
 from homelab.settings.types import is_name
 from homelab.vm import plan as vm_plan
@@ -34,20 +33,16 @@ OPEN = "FILL-IN"
 @dataclass(frozen=True)
 class Existing:
     """A stack's existing file. `text`: empty where there is none, of the example only what Pulumi has added; `values`:
-    its settings, by key without `homelab:`; `example`: whether it is the example, never filled in.
+    its settings, by key without `homelab:`; `hosts`, `vms`, `containers`: the same as the program loads them;
+    `example`: whether it is the example, never filled in.
     """
 
     text: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    hosts: Mapping[str, Host] = field(default_factory=dict)
+    vms: Mapping[str, Vm] = field(default_factory=dict)
+    containers: Mapping[str, Container] = field(default_factory=dict)
     example: bool = False
-
-    @property
-    def settings(self) -> Settings | None:
-        """Its settings as the program loads them; None: there are none.
-
-        :raises HomelabError: they are invalid.
-        """
-        return _loaded(self.text, "the stack's file") if self.values else None
 
 
 def existing(text: str, file: str) -> Existing:
@@ -88,7 +83,7 @@ def existing(text: str, file: str) -> Existing:
         # salt, the stack's secrets could no longer be read with its passphrase.
         own = {key: value for key, value in whole.items() if key in stack_file.KEYS_OF_PULUMI and key != "config"}
         return Existing(HEAD + yaml.safe_dump(own) if own else "", example=True)
-    return Existing(text, values)
+    return Existing(text, values, settings.hosts, settings.vms, settings.containers)
 
 
 def _loaded(text: str, file: str) -> Settings:
@@ -98,8 +93,8 @@ def _loaded(text: str, file: str) -> Settings:
     """
     whole = yaml.safe_load(text)
     stack_file.check(whole, file)
-    config = {key: value for key, value in whole["config"].items() if key.startswith("homelab:")}
-    return parse({key.removeprefix("homelab:"): json.dumps(readable(value)) for key, value in config.items()})
+    config = {key: readable(value) for key, value in whole["config"].items() if key.startswith("homelab:")}
+    return parse({key.removeprefix("homelab:"): value for key, value in config.items()})
 
 
 @dataclass(frozen=True)

@@ -146,19 +146,23 @@ class StackTexts:
             settings = places.located(settings)
         return {name: vm for name, vm in settings.vms.items() if vm.host == host}
 
-    def adopting(self, vmid: int, host: str, *, anywhere: bool) -> list[str]:
-        """The entries that have a VM without having made it; otherwise as `entries_of`."""
-        return [name for name, vm in self.entries_of(vmid, host, anywhere=anywhere).items() if vm.create is None]
-
-    def entries_of(self, vmid: int, host: str, *, anywhere: bool) -> dict[str, Vm]:
-        """The entries that have a VM, by name: of its host, of the host's cluster, or of any host. No node is asked
+    def entries_of(
+        self, section: str, guest_id: int, host: str, *, anywhere: bool = False
+    ) -> dict[str, Vm | Container]:
+        """The entries that have a guest, by name: of its host, of the host's cluster, or of any host. No node is asked
         where it is now.
 
+        :param section: vms or containers.
         :raises HomelabError: the settings are mistaken.
         """
-        settings, cluster_hosts = self._settings("vms"), {host, *self.peers(host)}
-        entries = ((name, vm) for name, vm in settings.vms.items() if vm.vmid == vmid)
-        return {name: vm for name, vm in entries if anywhere or vm.host in cluster_hosts or name in settings.roaming}
+        settings, cluster_hosts = self._settings(section), {host, *self.peers(host)}
+        # Those of the section alone were parsed.
+        entries: dict[str, Vm | Container] = {**settings.vms, **settings.containers}
+        return {
+            name: guest
+            for name, guest in entries.items()
+            if guest.guest_id == guest_id and (anywhere or guest.host in cluster_hosts or name in settings.roaming)
+        }
 
     def containers(self, host: str) -> dict[str, Container]:
         """The settings of a host's containers, by name; one that names a cluster is on the host that it is on now.
@@ -172,20 +176,6 @@ class StackTexts:
             for name, container in settings.containers.items()
             if current_hosts.get(name, container.host) == host
         }
-
-    def adopting_container(self, ctid: int, host: str) -> list[str]:
-        """The entries that have a container without having made it, on its host or in the host's cluster. No node is
-        asked where it is now.
-
-        :raises HomelabError: the settings are mistaken.
-        """
-        settings, cluster_hosts = self._settings("containers"), {host, *self.peers(host)}
-        names = (
-            name
-            for name, container in settings.containers.items()
-            if container.ctid == ctid and container.create is None
-        )
-        return [name for name in names if settings.containers[name].host in cluster_hosts or name in settings.roaming]
 
     def may_host_roaming(self, host: Host) -> bool:
         """May a container that names the host's cluster have been on it?"""

@@ -173,14 +173,14 @@ class _Host:
         request = request_of("lxc", follower.name, follower.facts, follower.nvidia, None, follower.lock)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
-        wanted = steps.repository(plan, follower.nvidia, packages_to_ask_for(request), context=context)
+        wanted = steps.repository(plan, follower.nvidia, context, packages_to_ask_for(request))
         offered = (await self.ask("apply", "nvidia_repository", wanted, follower))["offered"]
         if repository_alone:
             return
         request = request_of("lxc", follower.name, follower.facts, follower.nvidia, offered, follower.lock)
         plan = plan_stack(request)
         context = Expected.of(request, plan).context
-        driver = steps.driver(plan, follower.nvidia, context=context, awaited=awaited)
+        driver = steps.driver(plan, follower.nvidia, context, awaited=awaited)
         await self.ask("apply", "nvidia_driver", driver, follower)
 
     async def confirm(self) -> None:

@@ -86,7 +86,7 @@ class GpuLeaseWork(ApiWork[GpuLease.Inputs, GpuLease.Outputs]):
                 # A VM that is gone has left this card with that.
                 with suppress(NotThereError, ElsewhereError):
                     self._take_out(inputs, inputs.vmid, inputs.shutdown)
-            if not self.stack.entries_of(inputs.vmid, inputs.host, anywhere=False):
+            if not self.stack.entries_of("vms", inputs.vmid, inputs.host):
                 self._give_back(inputs, inputs.vmid, inputs.shutdown)
 
     def _give_back(self, inputs: GpuLease.Inputs, vmid: int, shutdown: ShutdownInputs) -> None:

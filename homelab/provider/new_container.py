@@ -100,9 +100,6 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
             wanted = f"to change {', '.join([*changed, *removed])} of container {inputs.ctid}"
             api.put(path, wanted, digest=api.get(path, wanted)["digest"], **change)
 
-    def adopting(self, inputs: NewContainer.Inputs, *, elsewhere: bool) -> list[str]:
-        return self.stack.adopting_container(inputs.ctid, inputs.host)
-
     def remove(self, inputs: NewContainer.Inputs) -> None:
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
         base = f"nodes/{api.node}/lxc/{ctid}"

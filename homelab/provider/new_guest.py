@@ -52,13 +52,6 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
         """
         raise NotImplementedError
 
-    def adopting(self, inputs: NewGuestT, *, elsewhere: bool) -> list[str]:
-        """The entries of the settings that have it without having made it.
-
-        :param elsewhere: it is on another node than the one that it was made on.
-        """
-        raise NotImplementedError
-
     def remove(self, inputs: NewGuestT) -> None:
         """Shuts it down, and removes it with its disks."""
         raise NotImplementedError
@@ -102,7 +95,8 @@ class NewGuestWork(ApiWork[NewGuestT, NewGuest.Outputs]):
         except NotThereError:
             return
         elsewhere = inputs.node != made_on
-        adopted = self.adopting(inputs, elsewhere=elsewhere)
+        entries = self.stack.entries_of(guest.section, guest.guest_id, inputs.host, anywhere=elsewhere)
+        adopted = [name for name, entry in entries.items() if entry.create is None]
         if why := reason_to_keep(guest, inputs, outputs.instance, config, adopted, elsewhere=elsewhere):
             tell(f"{guest.name}: {guest.label} stays: {why}")
         else:

@@ -113,9 +113,6 @@ class VirtualMachineWork(NewGuestWork[VirtualMachine.Inputs]):
         if inputs.disk.size != before.disk.size:
             self._resize(inputs)
 
-    def adopting(self, inputs: VirtualMachine.Inputs, *, elsewhere: bool) -> list[str]:
-        return self.stack.adopting(inputs.vmid, inputs.host, anywhere=elsewhere)
-
     def remove(self, inputs: VirtualMachine.Inputs) -> None:
         machine = self._machine(inputs)
         if machine.running():

@@ -23,15 +23,15 @@ from remote_scripts.shared.symptoms import Context
 
 
 def repository(
-    plan: Plan, settings: Nvidia, packages: Sequence[str] = (), *, context: Context | None = None
+    plan: Plan, settings: Nvidia, context: Context, packages: Sequence[str] = ()
 ) -> nvidia_repository.Wanted:
     """What the layer nvidia_repository is to do.
 
+    :param context: for messages.
     :param packages: packages whose versions the answer has (`plan.packages_to_ask_for`).
-    :param context: for messages; by default the plan's.
     """
     return nvidia_repository.Wanted(
-        software=software(settings, context or _context(plan), plan.locked),
+        software=software(settings, context, plan.locked),
         prerequisites=tuple(name for name in plan.prerequisites if name in load().packaging.prerequisites),
         repositories=plan.repositories,
         files=tuple(file for file in (plan.preferences, plan.unattended) if file),
@@ -39,16 +39,16 @@ def repository(
     )
 
 
-def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None) -> cuda_toolkit.Wanted:
+def cuda(plan: Plan, settings: Nvidia, context: Context) -> cuda_toolkit.Wanted:
     """What the layer cuda_toolkit is to do.
 
-    :param context: for messages; by default the plan's.
+    :param context: for messages.
     :raises ValueError: the plan has no CUDA.
     """
     if plan.cuda is None:
         raise ValueError("the plan has no CUDA")
     return cuda_toolkit.Wanted(
-        software=software(settings, context or _context(plan), plan.locked),
+        software=software(settings, context, plan.locked),
         # nvcc hands half of its work to the host's compiler, which its package doesn't bring everywhere.
         packages=(*plan.cuda.packages, load().packaging.build[-1]),
         beside=tuple(plan.cuda.library_packages),
@@ -57,9 +57,7 @@ def cuda(plan: Plan, settings: Nvidia, *, context: Context | None = None) -> cud
     )
 
 
-def toolkit(
-    plan: Plan, settings: Nvidia, driver_version: str, *, context: Context | None = None
-) -> container_toolkit.Wanted:
+def toolkit(plan: Plan, settings: Nvidia, context: Context, driver_version: str) -> container_toolkit.Wanted:
     """What the layer container_toolkit is to do; other arguments as of `cuda`.
 
     :param driver_version: of the libraries that the CDI specification names.
@@ -71,7 +69,7 @@ def toolkit(
     return container_toolkit.Wanted(
         target=plan.target,
         runtime=toolkit_plan.runtime,
-        software=software(settings, context or _context(plan), plan.locked),
+        software=software(settings, context, plan.locked),
         packages=tuple(toolkit_plan.packages),
         # What the settings say, not what the plan has to install now: it stays the same once the runtime is there.
         install=toolkit_plan.package if settings.docker == "install" else "",
@@ -114,14 +112,12 @@ def verification(target: Target, settings: Nvidia, of_plan: Tried) -> nvidia_ver
     )
 
 
-def driver(
-    plan: Plan, settings: Nvidia, *, context: Context | None = None, awaited: bool = False
-) -> nvidia_driver.Wanted:
+def driver(plan: Plan, settings: Nvidia, context: Context, *, awaited: bool = False) -> nvidia_driver.Wanted:
     """What the layer nvidia_driver is to do; other arguments as of `repository`.
 
     :param awaited: keep the earlier driver until `driver_update` ends the update.
     """
-    first_packages, run, context = load().packaging.prerequisites, plan.run, context or _context(plan)
+    first_packages, run = load().packaging.prerequisites, plan.run
     unpinned = unknown_sha256(run, context.name) if run and not run.sha256 else None
     return nvidia_driver.Wanted(
         target=plan.target,
@@ -167,7 +163,3 @@ def software(settings: Nvidia, context: Context, locked: str = "") -> Software:
         install_seconds=timeouts.install,
         locked=tuple(locked.splitlines()),
     )
-
-
-def _context(plan: Plan) -> Context:
-    return Context(target=plan.target, flavour=plan.flavour, driver=plan.version or f"branch {plan.driver}")

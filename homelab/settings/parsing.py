@@ -19,15 +19,15 @@ from homelab.settings.whole import Settings
 ModelT = TypeVar("ModelT", bound=Model)
 
 
-def parse(values: Mapping[str, str]) -> Settings:
+def parse(values: Mapping[str, Any]) -> Settings:
     """Settings, or a part of them. The models' rules alone apply, so that what can't be carried out can still be
     removed.
 
-    :param values: key (without `homelab:`) -> text, structured values as JSON.
+    :param values: key (without `homelab:`) -> value, or its text, as Pulumi has it: structured values as JSON.
     :raises HomelabError: one error that names every mistake.
     """
     try:
-        settings = Settings.model_validate({key: _decode(text) for key, text in values.items()})
+        settings = Settings.model_validate({key: _decode(value) for key, value in values.items()})
     except ValidationError as error:
         raise _explain(error) from None
     return settings.with_volumes()
@@ -45,19 +45,19 @@ def model_of(model: type[ModelT], section: str, values: Mapping[str, Any]) -> Mo
         raise _explain(error, (section, "NAME")) from None
 
 
-def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host:
-    """One host from the text of `homelab:hosts`, for processes that don't run the program, such as the provider.
+def load_host(hosts: Any, name: str, clusters: str | None = None) -> Host:
+    """One host from `homelab:hosts`, for processes that don't run the program, such as the provider.
 
-    :param hosts: the text of `homelab:hosts`, JSON; None: the key isn't set.
+    :param hosts: the value of `homelab:hosts`, or its text; None: the key isn't set.
     :param name: the host's name in the settings.
     :param clusters: the text of `homelab:clusters`, of which the host may take settings.
     :raises HomelabError: the host is missing, or its settings are mistaken.
     """
-    values = _decode(hosts or "{}")
+    values = _decode(hosts or {})
     if isinstance(values, dict) and name in values:
         # A mistake in another host's settings must not stop the removal of this one.
         values = {name: values[name]}
-    parsed = parse({"hosts": json.dumps(values), **({"clusters": clusters} if clusters else {})}).hosts
+    parsed = parse({"hosts": values, **({"clusters": clusters} if clusters else {})}).hosts
     host = parsed.get(name)
     if host is None:
         raise HomelabError(
@@ -70,11 +70,11 @@ def load_host(hosts: str | None, name: str, clusters: str | None = None) -> Host
     return host
 
 
-def _decode(text: str) -> Any:
+def _decode(value: Any) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
-        return text
+        return value
 
 
 # Keys that a host may take from its cluster.

@@ -257,7 +257,7 @@ class Machine:
         """The first step."""
         request = Request(self.target, self.settings, self.read().system, "it")
         plan, asked = planning.plan_stack(request), planning.packages_to_ask_for(request)
-        return self.step("nvidia_repository", steps.repository(plan, self.settings, asked, context=self.context(plan)))
+        return self.step("nvidia_repository", steps.repository(plan, self.settings, self.context(plan), asked))
 
     def step(self, layer: str, wanted: Any) -> Step:
         """A layer with the settings' proxy."""
@@ -266,7 +266,7 @@ class Machine:
     def driver(self, offered: dict[str, list[str]]) -> Step:
         """The second step."""
         plan = self.plan(offered)
-        return self.step("nvidia_driver", steps.driver(plan, self.settings, context=self.context(plan)))
+        return self.step("nvidia_driver", steps.driver(plan, self.settings, self.context(plan)))
 
     def install(self, **settings: Any) -> dict[str, Any]:
         """Both steps; the driver's answer."""

@@ -136,7 +136,7 @@ def containers_get_it(vm: VirtualMachine, runtime: str) -> None:
         plan = vm.plan()
         vm.answer(
             "apply",
-            vm.step("container_toolkit", steps.toolkit(plan, vm.settings, "580.178.04", context=vm.context(plan))),
+            vm.step("container_toolkit", steps.toolkit(plan, vm.settings, vm.context(plan), "580.178.04")),
         )
 
     toolkit()

@@ -60,7 +60,7 @@ def plan(machine: Machine, runtime: str = "docker", **settings: Any) -> Plan:
 
 def script(machine: Machine, runtime: str = "docker", driver: str = "580.178.04", **settings: Any) -> Step:
     found = plan(machine, runtime, **settings)
-    return machine.step("container_toolkit", steps.toolkit(found, machine.settings, driver))
+    return machine.step("container_toolkit", steps.toolkit(found, machine.settings, machine.context(found), driver))
 
 
 # k3s as far as the toolkit has to do with it: when it starts it writes down which runtimes it finds; its containerd's client is in its program.
@@ -139,7 +139,8 @@ def test_docker_is_installed_where_that_was_asked_for_and_all_of_it_goes_again(
     machine = with_repository(VirtualMachine(tmp_path, distribution), distribution)
     packages, tree = machine.packages(), machine.tree()
     text = script(machine, docker="install")
-    said = machine.refusal(Step("container_toolkit", steps.toolkit(plan(machine, docker="install"), Nvidia(), "")))
+    found = plan(machine, docker="install")
+    said = machine.refusal(Step("container_toolkit", steps.toolkit(found, Nvidia(), machine.context(found), "")))
     assert "docker, for which nvidia.containerToolkit is set" in said and "nvidia.docker: install" in said
     assert machine.packages() == packages
     answer = machine.answer("apply", text)

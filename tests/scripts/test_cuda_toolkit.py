@@ -43,8 +43,8 @@ def script(machine: Machine, cuda: str = "12.8") -> Step:
     return step(machine, plan(machine, cuda))
 
 
-def step(machine: Machine, found: Plan, **options: Any) -> Step:
-    return machine.step("cuda_toolkit", steps.cuda(found, machine.settings, **options))
+def step(machine: Machine, found: Plan, context: Context | None = None) -> Step:
+    return machine.step("cuda_toolkit", steps.cuda(found, machine.settings, context or machine.context(found)))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_update_of_a_release_is_taken_as_it_was_asked_for(vm: Machine) -> Non
 
 def test_under_another_name_of_the_settings_it_is_the_other_ones(vm: Machine) -> None:
     before, found = vm.packages(), plan(vm)
-    old, new = (step(vm, found, context=Context(f"vms.{name}", "vm")) for name in ("old", "new"))
+    old, new = (step(vm, found, Context(f"vms.{name}", "vm")) for name in ("old", "new"))
     vm.answer("apply", old)
     # Pulumi makes what has a new name first, and deletes what had the old one then.
     assert not vm.answer("apply", new)["changed"]

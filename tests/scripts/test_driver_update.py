@@ -217,11 +217,14 @@ def of_another_version(container: Container, version: str, *, awaited: bool = Fa
     system = dataclasses.replace(reading.system, host_driver=version)
     first = Request("lxc", container.settings, system, "it")
     asked = planning.packages_to_ask_for(first)
-    wanted = steps.repository(planning.plan_stack(first), container.settings, asked)
+    plan = planning.plan_stack(first)
+    wanted = steps.repository(plan, container.settings, container.context(plan), asked)
     offered = container.answer("apply", container.step("nvidia_repository", wanted))["offered"]
     system = dataclasses.replace(system, offered={name: tuple(found) for name, found in offered.items()})
     plan = planning.plan_stack(Request("lxc", container.settings, system, "it"))
-    return container.step("nvidia_driver", steps.driver(plan, container.settings, awaited=awaited))
+    return container.step(
+        "nvidia_driver", steps.driver(plan, container.settings, container.context(plan), awaited=awaited)
+    )
 
 
 def test_a_container_keeps_its_old_libraries_until_its_hosts_update_is_ended(update_waits: Waiting) -> None:

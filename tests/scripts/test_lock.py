@@ -38,12 +38,12 @@ def installed(machine: Machine, lock: SystemLock | None, driver: str = "580") ->
 
     asked = planning.packages_to_ask_for(Request(machine.target, machine.settings, machine.read().system, "it", lock))
     first = plan(None)
-    repository = steps.repository(first, machine.settings, asked, context=machine.context(first))
+    repository = steps.repository(first, machine.settings, machine.context(first), asked)
     offered = machine.answer("apply", machine.step("nvidia_repository", repository))
     second = plan(offered["offered"])
-    wanted = steps.driver(second, machine.settings, context=machine.context(second))
+    wanted = steps.driver(second, machine.settings, machine.context(second))
     machine.answer("apply", machine.step("nvidia_driver", wanted))
-    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(second, machine.settings)))
+    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(second, machine.settings, machine.context(second))))
     return machine.packages()
 
 
@@ -94,9 +94,9 @@ def test_another_file_or_version_than_the_locked_one_is_refused_before_it_is_ins
     request = Request(vm.target, vm.settings, vm.read().system, "it", other)
     plan = planning.plan_stack(request)
     asked = planning.packages_to_ask_for(request)
-    repository = steps.repository(plan, vm.settings, asked, context=vm.context(plan))
+    repository = steps.repository(plan, vm.settings, vm.context(plan), asked)
     vm.answer("apply", vm.step("nvidia_repository", repository))
-    text = vm.refusal(vm.step("cuda_toolkit", steps.cuda(plan, vm.settings)))
+    text = vm.refusal(vm.step("cuda_toolkit", steps.cuda(plan, vm.settings, vm.context(plan))))
     assert said in text and "lock --release" in text
     assert name not in vm.packages()
 
@@ -112,9 +112,9 @@ def test_nvidias_installer_is_locked_by_its_sha256_and_another_file_is_not_run(t
     other = found.model_copy(update={"installer": found.installer.model_copy(update={"sha256": "0" * 64})})
     plan = planning.plan_stack(dataclasses.replace(request, lock=other))
     second.want(driver=OLD, source="run", timeouts={"lock": 1})
-    repository = steps.repository(plan, second.settings, (), context=second.context(plan))
+    repository = steps.repository(plan, second.settings, second.context(plan))
     second.answer("apply", second.step("nvidia_repository", repository))
-    refused = second.refusal(second.step("nvidia_driver", steps.driver(plan, second.settings)))
+    refused = second.refusal(second.step("nvidia_driver", steps.driver(plan, second.settings, second.context(plan))))
     assert f"with the checksum {'0' * 64}" in refused
 
 

@@ -451,7 +451,7 @@ def test_an_installer_that_only_the_repositories_show_to_be_needed_is_refused_be
     plan = container.plan()
     assert plan.source == "either" and plan.run
     unknown = dataclasses.replace(plan, run=dataclasses.replace(plan.run, sha256=""))
-    wanted = steps.driver(unknown, container.settings, context=container.context(plan))
+    wanted = steps.driver(unknown, container.settings, container.context(plan))
     text = container.refusal(container.step("nvidia_driver", wanted))
     assert "the SHA-256 of NVIDIA's installer" in text and "nvidia.runSha256" in text
     assert "kmod" not in container.packages() and not list(container.root.rglob("*.run"))

@@ -310,8 +310,11 @@ def inside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     offered = machine.answer("apply", machine.repository())["offered"]
     version = machine.answer("apply", machine.driver(offered))["version"]
     plan = machine.plan(offered)
-    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(plan, machine.settings)))
-    machine.answer("apply", machine.step("container_toolkit", steps.toolkit(plan, machine.settings, version)))
+    machine.answer("apply", machine.step("cuda_toolkit", steps.cuda(plan, machine.settings, machine.context(plan))))
+    machine.answer(
+        "apply",
+        machine.step("container_toolkit", steps.toolkit(plan, machine.settings, machine.context(plan), version)),
+    )
     return machine
 
 

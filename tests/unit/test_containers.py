@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -188,7 +187,7 @@ HOST = {"address": "192.168.0.202", "ssh": {"hostKey": KEY, "agent": True}, "gpu
 
 def loaded(vms: dict[str, Any] | None = None, **containers: dict[str, Any]) -> None:
     values = {"hosts": {"pve": HOST}, "containers": containers, "vms": vms or {}}
-    parse({key: json.dumps(value) for key, value in values.items()})
+    parse(values)
 
 
 DISK = {"storage": "local-lvm", "size": 8}

@@ -36,10 +36,9 @@ ADOPTED = {"a": {"host": "pve2", "vmid": 103, "gpus": ["card"]}}
 def test_an_entry_that_adopts_a_vm_counts_wherever_the_vm_may_be(
     about: dict[str, Any], anywhere: bool, found: list[str]
 ) -> None:
-    assert texts(ADOPTED, **about).adopting(103, "pve1", anywhere=anywhere) == found
-    assert texts(ADOPTED, **about).adopting(104, "pve1", anywhere=anywhere) == []
-    made = {"a": ADOPTED["a"] | {"create": {"disk": {"storage": "local", "size": 8}}}}
-    assert texts(made, **about).adopting(103, "pve1", anywhere=anywhere) == []
+    stack = texts(ADOPTED, **about)
+    assert [*stack.entries_of("vms", 103, "pve1", anywhere=anywhere)] == found
+    assert not stack.entries_of("vms", 104, "pve1", anywhere=anywhere)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ def settings(
         whole["containers"] = {
             "ai": {"host": "pve", "ctid": 300, "gpus": ["big"], "create": {"disk": DISK, **container}}
         }
-    return parse({key: json.dumps(one) for key, one in whole.items()})
+    return parse(whole)
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def settings(
         if container is not None
         else {},
     }
-    return parse({key: json.dumps(value) for key, value in values.items()})
+    return parse(values)
 
 
 @pytest.mark.parametrize(
