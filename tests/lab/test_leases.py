@@ -62,7 +62,8 @@ def texts(lab: Lab, *cards: str | dict[str, object], leaves: bool = False) -> di
     host = host_of(lab).model_dump(mode="json", by_alias=True)
     host["api"]["tokenSecret"] = lab.api["tokenSecret"]
     host["gpus"] = {name: {"match": "10de:2204", "address": slot} for name, slot in CARDS.items()}
-    vms = {} if leaves else {"sandbox": {"host": NODE, "vmid": VM, "gpus": list(cards)}}
+    vms: dict[str, object] = {"another": {"host": NODE, "vmid": 104, "gpus": []}}
+    vms |= {} if leaves else {"sandbox": {"host": NODE, "vmid": VM, "gpus": list(cards)}}
     return {"hosts": json.dumps({NODE: host}), "allowPlainSecrets": "true", "vms": json.dumps(vms)}
 
 
