@@ -197,13 +197,9 @@ def _guest(
                     name=reading.facts.card(slot),
                 )
             )
-            users.setdefault(key, []).extend(_users(reading, slot))
+            users.setdefault(key, []).extend(reading.facts.users_of(slot, reading.node))
     errors, notes = check_vm(config, Wish(_UNNAMED, vmid, wish_cards), users)
     return [finding for error in errors for finding in Finding.of(error, Stage.CONFIGURATION)], notes
-
-
-def _users(reading: Reading, slot: str) -> list[CardUser]:
-    return reading.facts.users_of(slot, reading.node)
 
 
 def _hostpci_table(reading: Reading, options: dict[str, str]) -> Table:

@@ -55,5 +55,5 @@ def test_it_makes_a_project_with_its_own_environment_and_overwrites_none(built: 
     assert os.access(provider, os.X_OK)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = subprocess.run(new, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 1 and "Pulumi.yaml, __main__.py, provider already" in again.stderr
+    assert again.returncode == 2 and "Pulumi.yaml, __main__.py, provider already" in again.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
