@@ -88,6 +88,8 @@ class _Fork:
     def __init__(self, pid: int, channel: socket.socket) -> None:
         self.pid = pid
         self.channel = channel
+        #: How many modules it has.
+        self.modules = len(sys.modules)
         #: Whose command it does now.
         self.connection: socket.socket | None = None
         #: What is asked of it, and the client's streams: another fork gets them where this one is killed before it took them.
@@ -196,7 +198,7 @@ class Server:
     def _start(self, connection: socket.socket, asked: bytes, streams: list[int]) -> None:
         while True:
             try:
-                fork = self._waiting.pop() if self._waiting else self._new_fork()
+                fork = self._waiting_fork() or self._new_fork()
                 fork.taken[0] = 0
                 socket.send_fds(fork.channel, [asked], streams)
                 break
@@ -211,6 +213,15 @@ class Server:
         fork.connection, fork.request = connection, (asked, streams)
         self._told_by[connection.fileno()] = fork
         self._poll.register(connection, select.POLLIN)
+
+    def _waiting_fork(self) -> _Fork | None:
+        """One that has all that was imported meanwhile; others end."""
+        while self._waiting:
+            fork = self._waiting.pop()
+            if fork.modules == len(sys.modules):
+                return fork
+            self._leave(fork)
+        return None
 
     def _new_fork(self) -> _Fork:
         if self._modules != len(sys.modules):

@@ -104,12 +104,20 @@ class _Ready(NamedTuple):
 
 _ready: dict[str, _Ready] = {}
 _packages: dict[str, ModuleType] = {}
+#: The lab's modules here, which a program doesn't find; and themselves, as to take them apart takes as long as half a start.
+_foreign: list[str] = []
+_kept: list[ModuleType] = []
 
 
 def preload() -> None:
     """Import the agent's modules of this project for the programs to come; nobody else finds them here."""
-    if _ready or not (_PROJECT / _PACKAGE).is_dir():
-        return
+    if not _ready and (_PROJECT / _PACKAGE).is_dir():
+        _import_agent()
+    own = {*sys.stdlib_module_names, "__main__"}
+    _foreign[:] = [name for name in sys.modules if name.partition(".")[0] not in own]
+
+
+def _import_agent() -> None:
     sys.path.insert(0, str(_PROJECT))
     try:
         modules = importlib.import_module(f"{_PACKAGE}.tools.modules")
@@ -172,11 +180,9 @@ def on_the_host() -> None:
 
 
 def _forget_the_lab() -> None:
-    """Nothing but the standard library is found, and was imported."""
+    """Nothing but the standard library is found, or was imported."""
     sys.path[:] = [folder for folder in sys.path if folder.startswith(sys.base_prefix) and "-packages" not in folder]
-    kept = {*sys.stdlib_module_names, "__main__"}
-    for name in [name for name in sys.modules if name.partition(".")[0] not in kept]:
-        del sys.modules[name]
+    _kept.extend(map(sys.modules.pop, _foreign))
 
 
 def main(_host: HostState, _name: str, arguments: list[str]) -> int:

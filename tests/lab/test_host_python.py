@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import processes
+from lab.commands import CommandServer
 from remote_scripts.tools import modules
 from tests.conftest import PROJECT
 from tests.lab.host_kit import Host
@@ -55,6 +56,13 @@ def test_modules_that_are_ready_are_an_archives_own_where_all_of_them_are_as_the
     assert said["files"] == [str(PROJECT / "remote_scripts/layers/initramfs.py")]
     assert said["texts"] == said["seen by others"] == {"a": "text"} and said["codes"] == {}
     assert said["folder"] == [f"{file}/remote_scripts/layers"] and said["found"] == []
+
+
+def test_a_fork_that_waited_before_they_were_ready_runs_no_program(host: Host, tmp_path: Path) -> None:
+    file = archive(tmp_path / "program.pyz")
+    with CommandServer():
+        host.output("update-initramfs -u")
+        assert str(PROJECT) in json.loads(host.output(f"/usr/bin/python3 {file}"))["files"][0]
 
 
 def test_an_archive_with_another_module_has_all_of_its_own(host: Host, tmp_path: Path) -> None:
