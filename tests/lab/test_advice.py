@@ -20,7 +20,6 @@ from homelab.errors import HomelabError
 from homelab.host import gates, plan
 from homelab.vm import config as vm_config
 from homelab.vm import plan as vm_plan
-from homelab.vm.config import Wish
 from lab import Lab
 from remote_scripts.layers.confirm_boot import Wanted as ConfirmBoot
 from remote_scripts.layers.container_verification import Wanted as ContainerVerification
@@ -164,16 +163,8 @@ SECOND_VM = (
 def held_card(lab: Lab) -> list[str]:
     """What the change of a VM says of a card that another VM runs with."""
     facts, host = read(lab.machine), host_of(lab)
-    wish = Wish(
-        "second",
-        104,
-        vm_plan.cards_of(
-            settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]}),
-            host,
-            {"rtx5090": "0000:01:00"},
-            {},
-        ),
-    )
+    vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
+    wish = vm_plan.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
     config = facts.guests.config(104)
     assert config is not None
     errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]

@@ -84,8 +84,8 @@ def warm() -> None:
     compatibility.load()
     symptoms.symptoms()
     for resource in DECLARED.values():
-        adapter_of(resource.Inputs)
-        adapter_of(resource.Outputs)
+        adapter_of(resource.Inputs)  # type: ignore[arg-type]
+        adapter_of(resource.Outputs)  # type: ignore[arg-type]
 
 
 def warm_commands() -> None:
