@@ -163,9 +163,8 @@ SECOND_VM = (
 def held_card(lab: Lab) -> list[str]:
     """What the change of a VM says of a card that another VM runs with."""
     facts, host = read(lab.machine), host_of(lab)
-    second = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
-    cards: Any = {"rtx5090": {"keep": False, "path": "0000:01:00"}}
-    wish = vm_plan.wish_of("second", second, host, cards)
+    vm = settings.Vm.model_validate({"host": "pve", "vmid": 104, "gpus": ["rtx5090"]})
+    wish = vm_plan.wish_of("second", vm, host, {"rtx5090": plan.card_plan(facts, host, "rtx5090", "0000:01:00")})
     config = facts.guests.config(104)
     assert config is not None
     errors = vm_config.check(config.values, wish, {"rtx5090": facts.guests.users_of("0000:01:00", "pve")})[0]
