@@ -53,12 +53,12 @@ def test_a_run_that_is_killed_after_any_change_goes_on(
         work: Any = VirtualMachineWork(stack) if kind == "VM" else NewContainerWork(stack)
         inputs: Any = VM if kind == "VM" else CONTAINER
         program, folder = ("qm", "qemu-server") if kind == "VM" else ("pct", "lxc")
-        conf = lab.root / f"etc/pve/nodes/{NODE}/{folder}/{ID}.conf"
+        conf, tasks = lab.root / f"etc/pve/nodes/{NODE}/{folder}/{ID}.conf", lab.root / "var/log/pve/tasks/active"
 
         def all_of(act: Callable[[], T]) -> T:
             def once() -> T:
-                # A task of the killed run comes to its end.
-                wait_until(lambda: not conf.exists() or "lock:" not in conf.read_text())
+                # A task of the killed run comes to its end. Its lock is no sign of that: one that destroys has none at last.
+                wait_until(lambda: not tasks.exists() or not tasks.read_text())
                 return act()
 
             return until_done(monkeypatch, once)
