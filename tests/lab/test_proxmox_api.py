@@ -226,7 +226,7 @@ def test_a_change_is_not_taken_back_while_its_start_is_under_way(lab: Lab, monke
     map_card(lab)
     machine(lab).shut_down(POLICY)
 
-    def start(self: Machine) -> None:
+    def start(self: Machine, steady: float = 0) -> None:
         raise StillRunsError(wanted="it started", found="its task still runs", why="", next="", status=0, reason="")
 
     monkeypatch.setattr(Machine, "start", start)
