@@ -110,7 +110,7 @@ def test_a_preview_after_the_first_up_asks_the_host_only_where_it_has_to_and_doe
 def test_a_preview_says_what_reboot_a_change_of_settings_takes_and_up_makes_that_one(
     converged: Callable[..., Stack],
 ) -> None:
-    """With no card in the settings any more. What is said of other words: tests/unit/test_reboot_words.py, tests/agent/test_lacking.py."""
+    """With no card in the settings any more. What is said of other words: tests/unit/test_reboot_words.py, tests/agent/test_reboot_required.py."""
     stack = converged("rtx5090")
     stack.host["gpus"] = {}
     preview = stack.preview()

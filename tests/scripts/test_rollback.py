@@ -131,7 +131,7 @@ class Switched(Host):
         now = self.files()
         names = {path for path in {*now, *self.stock} if now.get(path) != self.stock.get(path)}
         return {path.removeprefix(str(self.machine.state)) for path in names} - {
-            # By these the next boot starts what ran before (tests/agent/test_ran.py), and takes them away.
+            # By these the next boot starts what ran before (tests/agent/test_guests_to_start.py), and takes them away.
             "/root/etc/systemd/system/homelab-ran.service",
             "/root/etc/systemd/system/homelab-ran.timer",
             "/root/var/lib/homelab/ran",

@@ -706,7 +706,8 @@ def test_a_host_that_keeps_its_cards_needs_no_iommu(use: str) -> None:
     off = desktop(iommu={"tables": [], "groups": 0, "kernel_log": ""})
     host = settings({"g": {"match": "10de:2b85", "use": use}})
     want = plan.wanted(off, host)
-    assert (want.words, want.functions) == ("", {})  # nothing that a reboot would be for: tests/agent/test_lacking.py
+    # Nothing that a reboot would be for: tests/agent/test_reboot_required.py.
+    assert (want.words, want.functions) == ("", {})
     asked = settings({"g": {"match": "10de:2b85", "use": use}}, iommu={"enable": True})
     assert "no IVRS table" in reasons(off, asked)[0]
     assert plan.wanted(desktop(), asked).iommu_words == "amd_iommu=on iommu=pt"
