@@ -271,7 +271,7 @@ class Disk:
         def walk(folder: str) -> None:
             for name, inode in names_in.get(folder, {}).items():
                 key = f"{folder}/{name}"
-                mode, target, is_folder = kinds.get(inode, (self._modes.get(key, 0o600), None, key in self.names_in))
+                mode, target, is_folder = kinds.get(inode) or self._gone(key)
                 if target is not None:
                     found[key] = (0, target)
                 elif is_folder:
@@ -282,7 +282,14 @@ class Disk:
 
         for name in LASTING:
             walk(name)
-        self._modes.update({key: mode for key, (mode, _) in found.items()})
+        if not names_as_now:
+            self._earlier.update(found)
         return found
 
-    _modes: dict[str, int] = field(default_factory=dict)
+    def _gone(self, key: str) -> tuple[int, str | None, bool]:
+        """Mode, link target and whether it is a folder of what still has its name on the disk alone."""
+        mode, content = self._earlier.get(key, (0o600, b""))
+        return mode, content if isinstance(content, str) else None, key in self.names_in
+
+    #: What was on the disk at an earlier cut.
+    _earlier: dict[str, tuple[int, bytes | str | None]] = field(default_factory=dict)
