@@ -368,7 +368,9 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
 
 def overridden(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: driverctl gives none of the card's functions to another driver than vfio-pci."""
-    drivers = {device.address: facts.overrides.get(device.address) for device in facts.functions(slot)}
+    # A virtual function Proxmox VE binds itself, when its VM starts.
+    functions = (device.address for device in facts.functions(slot) if not device.physfn)
+    drivers = {address: facts.overrides.get(address) for address in functions}
     given = {address: driver for address, driver in drivers.items() if driver}
     if not given:
         return []

@@ -5,6 +5,7 @@ can't be read may name it.
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def _lines_naming(nodes: Path, volume: str) -> list[str]:
     folders = [folder for node in nodes.iterdir() for kind in _KINDS if (folder := node / kind).is_dir()]
     if not folders:
         raise FileNotFoundError(errno.ENOENT, "no guests' folders", str(nodes))
-    texts = {file: as_text(file.read_bytes(), _BYTES) for folder in folders for file in folder.glob("*.conf")}
+    # Not by glob, which passes over a folder that can't be listed.
+    files = [folder / name for folder in folders for name in os.listdir(folder) if name.endswith(".conf")]
+    texts = {file: as_text(file.read_bytes(), _BYTES) for file in files}
     return [
         f"{file.relative_to(nodes)}:{line}"
         for file, text in texts.items()

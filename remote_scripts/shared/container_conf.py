@@ -465,6 +465,8 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
         if rule is None:
             conf.broken.append(line)
             return
+        if pending and match[2] == "deny":
+            return  # until the next start the rules above are in force
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
         conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
     elif _HOOK.fullmatch(key):

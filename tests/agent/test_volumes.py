@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def test_nobody_names_it(host: Host) -> None:
     assert users(host) == []
 
 
-@pytest.mark.parametrize("trouble", ["nothing", "no folder", "a link that leads nowhere", "hangs"])
+@pytest.mark.parametrize("trouble", ["nothing", "no folder", "not listed", "a link that leads nowhere", "hangs"])
 def test_what_cant_be_read_may_name_it(host: Host, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     if trouble == "no folder":
         (host.root / "etc/pve/nodes/a").mkdir(parents=True)
@@ -41,6 +42,13 @@ def test_what_cant_be_read_may_name_it(host: Host, monkeypatch: pytest.MonkeyPat
         host.write("/etc/pve/nodes/a/qemu-server/103.conf", "name: x\n")
     if trouble == "a link that leads nowhere":
         (host.root / "etc/pve/nodes/a/qemu-server/104.conf").symlink_to("nowhere")
+    if trouble == "not listed":
+
+        def scandir(_: object) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        monkeypatch.setattr(os, "listdir", scandir)
     if trouble == "hangs":
         monkeypatch.setattr(time_limit, "SECONDS", 0.2)
         os.mkfifo(host.root / "etc/pve/nodes/a/qemu-server/104.conf")
