@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -160,20 +160,32 @@ class ApiWork(Work[NodeT, OutputsT]):
             lambda: guard.let_start(self.host(inputs), vmid),
             memory=VmMemory(self.host(inputs), vmid, name, here=api.node == inputs.node),
             log_of_start=lambda node, since: asyncio.run(self._log_of_start(inputs, vmid, node, since)),
+            stopped_by=lambda node, since: asyncio.run(self._stopped_by(inputs, vmid, node, since)),
         )
 
-    async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
-        """What a node's host has of the VM's last start; None: it has none, is not in the settings, or doesn't
-        answer."""
+    async def _starts(self, inputs: NodeT, vmid: int, node: str, since: int) -> Mapping[str, Any] | None:
+        """What a node's host has of the VM's starts since then; None: it is not in the settings, or doesn't answer."""
         host = self.stack.host_at(inputs.host, node)
         if host is None:
             return None
         try:
             async with ssh.connect(host) as session:
-                answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
+                answer: Mapping[str, Any] = await session.ask(
+                    "read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since)
+                )
         except HomelabError:
             return None
-        return str(answer["log"]).splitlines() if answer["task"] else None
+        return answer
+
+    async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
+        """What a node's host has of the VM's last start; None: it has none, or that isn't known."""
+        answer = await self._starts(inputs, vmid, node, since)
+        return str(answer["log"]).splitlines() if answer and answer["task"] else None
+
+    async def _stopped_by(self, inputs: NodeT, vmid: int, node: str, since: int) -> str | None:
+        """Who has shut the VM down since then; empty: nobody; None: that isn't known."""
+        answer = await self._starts(inputs, vmid, node, since)
+        return None if answer is None else str(answer["stopped_by"])
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM on whichever node of the cluster it is by now, where what it was given is given back.

@@ -1,5 +1,5 @@
-"""A VM's starts, by Proxmox VE's tasks: what the log of the last one says of its cards, and whether any ended well. HA
-starts a VM as root@pam, whose tasks a token without Sys.Audit doesn't see.
+"""A VM's starts, by Proxmox VE's tasks: what the log of the last one says of its cards, and whether any ended well; and
+who has shut it down. HA starts a VM as root@pam, whose tasks a token without Sys.Audit doesn't see.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ class Wanted:
 @dataclass(frozen=True)
 class Answer:
     """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
-    of a card that doesn't wake up; `started`: whether any of them ended well; `now`: the node's clock, in seconds since
+    of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the last shutdown is,
+    empty: there was none; `now`: the node's clock, in seconds since
     1970; `boot`: what tells the node's boot from every other.
     """
 
     task: str
     log: str
     started: bool
+    stopped_by: str
     now: int
     boot: str
 
@@ -44,7 +46,9 @@ def read(system: System, wanted: Wanted) -> Answer:
     starts = guest_tasks.starts(system, "qm", wanted.vmid, wanted.since)
     log = _of_cards(system, starts[-1].upid) if starts else ""
     well = any(start.well for start in starts)
-    return Answer(starts[-1].upid if starts else "", log, well, int(time.time()), kernel.boot_id(system))
+    shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, wanted.since)
+    stopped_by = shutdowns[-1].user if shutdowns else ""
+    return Answer(starts[-1].upid if starts else "", log, well, stopped_by, int(time.time()), kernel.boot_id(system))
 
 
 def _of_cards(system: System, upid: str) -> str:

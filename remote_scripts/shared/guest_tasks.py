@@ -123,14 +123,7 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) ->
     ours each is noted anew.
     """
     was_homelab = by_ha = False
-    shutdowns = (f"{kind}shutdown", f"{kind}stop", "hastop")
-    by_upid: dict[str, Task] = {}
-    for task in tasks(system, "index.1", "index", "active"):
-        is_about = task.guest == str(guest) and task.kind in shutdowns and task.start >= at
-        # One that has ended may be in `active` still, as running.
-        if is_about and (task.status or task.upid not in by_upid):
-            by_upid[task.upid] = task
-    for task in sorted(by_upid.values(), key=lambda task: (task.start, task.kind, task.user)):
+    for task in shutdowns(system, kind, guest, at):
         if task.user == own_user and ("!" in own_user or task.start <= at + PROMPT_SECONDS):
             if task.well or not task.status:
                 was_homelab = True
@@ -138,6 +131,18 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) ->
         elif not by_ha or task.user != "root@pam":
             return f"someone else has switched it off since ({task.user})"
     return "" if was_homelab else "it stopped itself, or was shut down from inside"
+
+
+def shutdowns(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
+    """Those that began since then, also of HA, the latest last; arguments and errors as of `starts`."""
+    kinds = (f"{kind}shutdown", f"{kind}stop", "hastop")
+    by_upid: dict[str, Task] = {}
+    for task in tasks(system, "index.1", "index", "active"):
+        is_about = task.guest == str(guest) and task.kind in kinds and task.start >= since
+        # One that has ended may be in `active` still, as running.
+        if is_about and (task.status or task.upid not in by_upid):
+            by_upid[task.upid] = task
+    return sorted(by_upid.values(), key=lambda task: (task.start, task.kind, task.user))
 
 
 def tasks(system: System, *names: str, last: int = _LINES) -> list[Task]:

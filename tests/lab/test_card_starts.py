@@ -131,6 +131,22 @@ def test_a_vm_that_goes_off_again_soon_after_its_start_runs_as_before(
     assert machine(lab).running() and "hostpci0" not in machine(lab).config()
 
 
+@pytest.mark.parametrize("lab", [FLR], indirect=True, ids=["FLR"])
+def test_a_vm_that_somebody_stops_soon_after_its_start_stays_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.run(f"qm start {VM}")
+    lasts, stops = Machine._lasts, [f"sleep 1.1; qm stop {VM}"]  # not in the second of the start
+
+    def stop_first(machine: Machine, seconds: float) -> bool:
+        if stops:
+            lab.run(stops.pop())
+        return lasts(machine, seconds)
+
+    monkeypatch.setattr(Machine, "_lasts", stop_first)
+    with pytest.raises(HomelabError, match=r"root@pam has switched it off: .* keeps the change, and stays off"):
+        start(lab, "keep")
+    assert not machine(lab).running() and "hostpci0" in machine(lab).config()
+
+
 @pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["no FLR"])
 def test_a_restart_for_another_change_looks_at_the_card_as_well(lab: Lab) -> None:
     entry = "node=pve,path=0000:06:00.0,id=1022:43fc,iommugroup=17,subsystem-id=0000:0000"

@@ -28,6 +28,8 @@ from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from homelab.vm.config import Change, identity, is_roots_alone, strings
 
+# The reason of an error: a VM was started, and doesn't run.
+NOT_RUNNING = "not running"
 # Between two presses of the power button, in seconds: a guest that is still booting ignores it.
 PRESS_SECONDS = 60
 # How far the clock of a task and the uptime of its VM may be apart, in seconds.
@@ -81,7 +83,8 @@ class Machine:
     `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may
     wait for its shared card (guard.let_start); `memory`: whether it ran when an earlier run shut it down;
     `log_of_start`: from a node and a time (in seconds since 1970) to the log of the VM's last start there since then,
-    read on the host, for a start by HA, which is another user's task; None: not known. `starts`: how often this object
+    read on the host, for a start by HA, which is another user's task; None: not known; `stopped_by`: from the same to
+    who has shut it down there since then; empty: nobody; None: not known. `starts`: how often this object
     has started the VM; `start_log`: the log of the last of these starts; `before_start`: called before the VM is
     started for a change, while it is off.
     """
@@ -95,13 +98,16 @@ class Machine:
         *,
         memory: Memory,
         log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
+        stopped_by: Callable[[str, int], str | None] = lambda _, __: "",
     ) -> None:
         self._api = api
         self._let_start, self._start_announced = let_start, False
         self._memory, self._is_in_memory = memory, False
         # The VM's identity, once this object has noted that it is to run again.
         self._noted_identity: str | None = None
-        self._log_of_start = log_of_start
+        self._log_of_start, self._stopped_by = log_of_start, stopped_by
+        # When it was started last, in seconds since 1970, by the node's clock.
+        self._start_time = 0
         # Whether this object has asked HA to start or to stop the VM, which then may be on another node at any moment;
         # whether another user had asked HA to stop it before.
         self._has_asked_ha, self._others_want_it_off = False, False
@@ -345,13 +351,21 @@ class Machine:
 
     def taken_back(self, error: HomelabError) -> HomelabError:
         """The error of a VM that didn't start, or went off again, after its change is taken back, and one that ran
-        before was started as it was."""
+        before was started as it was. One that somebody has switched off since its start stays as it is."""
         before, change, start = self._last_start
         if not change:
             return error
+        if getattr(error, "reason", "") == NOT_RUNNING:
+            # A stop in the second of the start may be the one before it.
+            user = self._stopped_by(self.node, self._start_time + 1)
+            if user != "":
+                who = f"{user} has switched it off" if user else "whether somebody has switched it off isn't known"
+                return error.retold(found=f"{error.found}\n        {who}: {self.label} keeps the change, and stays off")
         try:
             self._write(_reversal(before, change))
             outcome = f"{self.label} has its old configuration back"
+            if self._pending_keys(sorted(change.keys)):
+                outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
             outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}", False
         if start:
@@ -371,6 +385,7 @@ class Machine:
         """
         wanted = f"{self.label} started"
         by_ha, start_time = self._is_under_ha(wanted), int(self._api.node_time)
+        self._start_time = start_time
         hook_seconds = scripts.HANDOVER_SECONDS if self._start_announced else 0
         self._has_asked_ha |= by_ha
         self.say("starting, by HA" if by_ha else "starting")
@@ -410,7 +425,7 @@ class Machine:
             + ("" if is_off else "and at the host's kernel log; stop it (it heeds no shutdown), ")
             + "then run `pulumi up` again",
             status=500,
-            reason="not running",
+            reason=NOT_RUNNING,
         )
 
     def _renew_note(self) -> None:
