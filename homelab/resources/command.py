@@ -75,13 +75,12 @@ def _refusal(**parts: str) -> Refusal:
 # For so long a host that has answered needn't be asked again, in seconds: steps of a run follow each other.
 ANSWERED_SECONDS = 5.0
 _ANSWERED: dict[tuple[str, int], float] = {}
-_HOOKS: dict[str, pulumi.ResourceHookBinding] = {}
+_HOOKS: dict[str, pulumi.ResourceHook] = {}
 
 
-def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
+def _before_each(host: Host) -> pulumi.ResourceHookBinding | None:
     """The program's own connection before a step: pulumi-command would wait without end for a host that accepts one and
-    says nothing, and for an SSH agent that hangs. And its own words where pulumi-command alone says why a step failed.
-    (Around an undo there is none: a `destroy` runs no program.)
+    says nothing, and for an SSH agent that hangs. (Before an undo there can be none: a `destroy` runs no program.)
 
     :returns: None in a preview, which does no step, and where no engine listens (a test's mocks).
     """
@@ -103,28 +102,8 @@ def _around_each(host: Host) -> pulumi.ResourceHookBinding | None:
 
     name = f"reach {host.ssh.user}@{host.address}:{host.ssh.port}"
     if name not in _HOOKS:
-        before, failed = pulumi.ResourceHook(name, reach), pulumi.ErrorHook(f"explain, {name}", _explain)
-        _HOOKS[name] = pulumi.ResourceHookBinding(before_create=[before], before_update=[before], on_error=[failed])
-    return _HOOKS[name]
-
-
-def _explain(step: pulumi.ErrorHookArgs) -> bool:
-    """Says what a step's failure means that has no message of the agent's.
-
-    :returns: that it isn't to be tried again.
-    """
-    said = step.errors[0]
-    # The command line itself is quoted in it, with other words for that (homelab/remote/agent.py).
-    if "\nwanted: " not in said:
-        error = HomelabError(
-            wanted=f"the step {step.name} done",
-            found=said.partition(": running ")[0],
-            why="it ended without a word of its own: its connection was lost (the host restarts, its sshd was stopped, "
-            "the network was cut), or its process was ended; how far it got isn't known",
-            next="when the host answers again, run the same again, which finishes what is half done",
-        )
-        pulumi.log.error(str(error))
-    return False
+        _HOOKS[name] = pulumi.ResourceHook(name, reach)
+    return pulumi.ResourceHookBinding(before_create=[_HOOKS[name]], before_update=[_HOOKS[name]])
 
 
 def connection(host: Host, address: pulumi.Input[str] | None = None) -> tuple[remote.ConnectionArgs, list[str]]:
@@ -259,7 +238,7 @@ def layer(
             pulumi.ResourceOptions(
                 depends_on=[kept.after],
                 ignore_changes=ignored,
-                hooks=None if is_last else _around_each(host),
+                hooks=None if is_last else _before_each(host),
                 delete_before_replace=bool(identity) or None,
                 custom_timeouts=limits.timeouts(limit),
             ),
