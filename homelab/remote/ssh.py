@@ -423,8 +423,10 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, TimeoutError) and not error.args:
         return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
-        # A name that isn't known has a number of its own, below 0.
-        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        # Of a name that isn't known the number is another one on each system, and none of errno's.
+        if error.errno and error.strerror.startswith("Connect call failed"):
+            return os.strerror(error.errno)
+        return error.strerror
     return str(error) or type(error).__name__
 
 

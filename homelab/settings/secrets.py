@@ -43,7 +43,8 @@ def readable(value: Any) -> Any:
     if is_encrypted(value):
         return ENCRYPTED
     if isinstance(value, dict):
-        return {key: readable(item) for key, item in value.items()}
+        # A key that YAML takes for a number or a truth value is a text for Pulumi.
+        return {key if isinstance(key, str) else json.dumps(key): readable(item) for key, item in value.items()}
     return [readable(item) for item in value] if isinstance(value, list) else value
 
 

@@ -64,7 +64,14 @@ def test_a_host_restarts_once_it_has_answered_however_long_that_takes(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(lab)
-    slow = archive_with(("layers.reboot", "    return answer", "    __import__('time').sleep(3)\n    return answer"))
+    answers = "    if done.status == 0:\n"
+    slow = archive_with(
+        (
+            "layers.reboot",
+            answers.replace("    ", " " * 12),
+            f"{' ' * 12}__import__('time').sleep(3)\n{' ' * 12}if done.status == 0:\n",
+        )
+    )
     monkeypatch.setattr(agent, "_archive_text", lambda: slow)
     boots = len(lab.boots())
     (answer,) = on(lab, REBOOT)

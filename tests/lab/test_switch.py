@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from homelab.cli.switch import main
+from homelab.cli.command_line import main
 from homelab.remote import agent
 from lab import Lab
 from remote_scripts.layers.handover import Wanted
@@ -56,43 +56,43 @@ def tree(lab: Lab) -> dict[str, object]:
 
 
 def test_a_card_is_switched_by_hand_and_back(lab: Lab, about: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TO_VM, *about]) == 2
+    assert main(["switch", *TO_VM, *about]) == 2
     assert "not installed on the host" in capsys.readouterr().err
     installed(lab)
-    assert main([*BACK, *about]) == 0
+    assert main(["switch", *BACK, *about]) == 0
     assert "is with the host already" in capsys.readouterr().out
 
     # What would be, without anything of it.
     before = tree(lab)
-    assert main([*TO_VM, "--rehearse", *about]) == 0
+    assert main(["switch", *TO_VM, "--rehearse", *about]) == 0
     said = capsys.readouterr().out
     assert "started again afterwards: container 950" in said
     assert "ends with that: ollama (PID 4711 of container 950)" in said and "Nothing prevents VM 103" in said
     lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
     lab.run("mkdir -p $ROOT/etc/pve/ha; echo 'ct: 950' >$ROOT/etc/pve/ha/resources.cfg")
     before = tree(lab)
-    assert main([*TO_VM, "--rehearse", *about]) == 1
+    assert main(["switch", *TO_VM, "--rehearse", *about]) == 1
     said = capsys.readouterr().out
     assert "prevents it: Xorg (PID 4712" in said and "container 950, which uses the card, is under HA" in said
     assert tree(lab) == before
     lab.run("rm $ROOT/etc/pve/ha/resources.cfg")
 
     # Somebody has it: the start's own reason, and everybody has it as before.
-    assert main([*TO_VM, *about]) == 1
+    assert main(["switch", *TO_VM, *about]) == 1
     seen = capsys.readouterr()
     assert "in use by Xorg (PID 4712" in seen.err and "starting container 950 again" in seen.out
     assert lab.run("pct status 950").stdout == "status: running\n"
     lab.fault("card-users", [OLLAMA])
 
-    assert main([*TO_VM, *about]) == 0
+    assert main(["switch", *TO_VM, *about]) == 0
     said = capsys.readouterr().out
     assert "shutting container 950 down" in said and "VM 103 runs, with gpus.big." in said
-    assert main([*TO_VM, *about]) == 0
+    assert main(["switch", *TO_VM, *about]) == 0
     assert "is with VM 103 since" in capsys.readouterr().out
-    assert main([*BACK, "--rehearse", *about]) == 0
+    assert main(["switch", *BACK, "--rehearse", *about]) == 0
     assert "would be started again: container 950" in capsys.readouterr().out
 
-    assert main([*BACK, *about]) == 0
+    assert main(["switch", *BACK, *about]) == 0
     said = capsys.readouterr().out
     assert "starting container 950 again" in said and "is with the host and its containers" in said
     assert lab.run("pct status 950").stdout == "status: running\n"
@@ -103,13 +103,13 @@ def test_a_vm_under_ha_is_waited_for(lab: Lab, about: list[str], capsys: pytest.
     installed(lab)
     lab.run("mkdir -p $ROOT/etc/pve/ha; cat >$ROOT/etc/pve/ha/resources.cfg", stdin="vm: 103\n\tstate started\n")
     lab.fault("card-users", [OLLAMA, {"pid": 4712, "comm": "Xorg", "card": CARD, "opens": ["modeset"]}])
-    assert main([*TO_VM, *about]) == 1
+    assert main(["switch", *TO_VM, *about]) == 1
     seen = capsys.readouterr()
     assert "in use by Xorg (PID 4712" in seen.err and "VM 103 runs" not in seen.err
     lab.fault("card-users", [OLLAMA])
-    assert main([*TO_VM, *about]) == 0
+    assert main(["switch", *TO_VM, *about]) == 0
     assert "VM 103 runs, with gpus.big." in capsys.readouterr().out
-    assert main([*BACK, *about]) == 0
+    assert main(["switch", *BACK, *about]) == 0
     assert "is with the host and its containers" in capsys.readouterr().out
 
 
@@ -134,5 +134,5 @@ def test_what_can_not_be_switched_is_one_error_before_any_connection(
     vms = {"gaming": {"host": "pve", "vmid": 103, "gpus": ["big"]}}
     file = tmp_path / "Pulumi.lab.yaml"
     file.write_text(yaml.safe_dump({"config": {"homelab:hosts": {"pve": host}, "homelab:vms": vms}}))
-    assert main([*words, "--config-file", str(file)]) == 2
+    assert main(["switch", *words, "--config-file", str(file)]) == 2
     assert said in capsys.readouterr().err

@@ -169,3 +169,11 @@ def test_a_plain_secret_in_a_pull_request_is_still_named(tmp_path: Path) -> None
     config = yaml.safe_load(file.read_text(encoding="utf-8"))["config"]
     known = parse({key.removeprefix("homelab:"): json.dumps(one) for key, one in config.items()})
     assert [secret_settings.path_of(one) for one in secret_settings.secrets(known)] == PLACES[1:]
+
+
+def test_a_key_that_yaml_takes_for_a_number_or_a_truth_value_is_a_text_as_for_pulumi() -> None:
+    assert secret_settings.readable(yaml.safe_load("{580.105: a, on: b, 7: {c: d}}")) == {
+        "580.105": "a",
+        "true": "b",
+        "7": {"c": "d"},
+    }
