@@ -368,9 +368,7 @@ def divided(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabEr
 
 def overridden(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[HomelabError]:
     """A gate: driverctl gives none of the card's functions to another driver than vfio-pci."""
-    # A virtual function Proxmox VE binds itself, when its VM starts.
-    functions = (device.address for device in facts.functions(slot) if not device.physfn)
-    drivers = {address: facts.overrides.get(address) for address in functions}
+    drivers = {device.address: facts.overrides.get(device.address) for device in facts.functions(slot)}
     given = {address: driver for address, driver in drivers.items() if driver}
     if not given:
         return []
@@ -379,7 +377,8 @@ def overridden(facts: HostFacts, name: str, _gpu: Gpu, slot: str) -> list[Homela
         HomelabError(
             wanted=f"gpus.{name} ({facts.card(slot)}) on vfio-pci, for VMs",
             found="; ".join(f"/etc/driverctl.d/pci-{address}: {driver}" for address, driver in given.items()),
-            why="driverctl would take the function from vfio-pci again at each start of the host",
+            why="driverctl would take the function from vfio-pci again at each start of the host, and the kernel lets "
+            "no other driver have it meanwhile",
             next=f"{steps}, then run `pulumi up` again",
         )
     ]

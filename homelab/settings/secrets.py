@@ -44,7 +44,7 @@ def readable(value: Any) -> Any:
         return ENCRYPTED
     if isinstance(value, dict):
         # A key that YAML takes for a number or a truth value is a text for Pulumi.
-        return {key if isinstance(key, str) else json.dumps(key): readable(item) for key, item in value.items()}
+        return {json.dumps(key) if isinstance(key, bool) else str(key): readable(item) for key, item in value.items()}
     return [readable(item) for item in value] if isinstance(value, list) else value
 
 

@@ -28,9 +28,9 @@ class Wanted:
 @dataclass(frozen=True)
 class Answer:
     """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
-    of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the last shutdown is,
-    empty: there was none; `now`: the node's clock, in seconds since
-    1970; `boot`: what tells the node's boot from every other.
+    of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the first shutdown
+    after the last of them is, empty: there was none; `now`: the node's clock, in seconds since 1970; `boot`: what tells
+    the node's boot from every other.
     """
 
     task: str
@@ -46,8 +46,9 @@ def read(system: System, wanted: Wanted) -> Answer:
     starts = guest_tasks.starts(system, "qm", wanted.vmid, wanted.since)
     log = _of_cards(system, starts[-1].upid) if starts else ""
     well = any(start.well for start in starts)
-    shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, wanted.since)
-    stopped_by = shutdowns[-1].user if shutdowns else ""
+    begun = starts[-1].start if starts else wanted.since  # of that very second may be the one before the start
+    shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, begun + 1)
+    stopped_by = next((task.user for task in shutdowns if task.well or not task.status), "")
     return Answer(starts[-1].upid if starts else "", log, well, stopped_by, int(time.time()), kernel.boot_id(system))
 
 

@@ -355,16 +355,19 @@ class Machine:
         before, change, start = self._last_start
         if not change:
             return error
-        if getattr(error, "reason", "") == NOT_RUNNING:
-            # A stop in the second of the start may be the one before it.
-            user = self._stopped_by(self.node, self._start_time + 1)
-            if user != "":
-                who = f"{user} has switched it off" if user else "whether somebody has switched it off isn't known"
-                return error.retold(found=f"{error.found}\n        {who}: {self.label} keeps the change, and stays off")
+        user = self._stopped_by(self.node, self._start_time) if getattr(error, "reason", "") == NOT_RUNNING else ""
+        if user:
+            return error.retold(
+                found=f"{error.found}\n        {user} has switched it off: it keeps the change, and stays off",
+                why="whoever has switched a VM off wants it off",
+                next=f"start it when it is to run (`qm start {self.vmid}`)",
+            )
         try:
             self._write(_reversal(before, change))
             outcome = f"{self.label} has its old configuration back"
-            if self._pending_keys(sorted(change.keys)):
+            if user is None:
+                outcome, start = f"{outcome}, and stays off: whether somebody has switched it off isn't known", False
+            elif self._pending_keys(sorted(change.keys)):
                 outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
             outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}", False
