@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from remote_scripts.layers import vm_starts
+from remote_scripts.tools.plain import of_plain
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read`
 # uses it; a change always reads anew.
@@ -163,29 +164,27 @@ class ApiWork(Work[NodeT, OutputsT]):
             stopped_by=lambda node, since: asyncio.run(self._stopped_by(inputs, vmid, node, since)),
         )
 
-    async def _starts(self, inputs: NodeT, vmid: int, node: str, since: int) -> Mapping[str, Any] | None:
+    async def _starts(self, inputs: NodeT, vmid: int, node: str, since: int) -> vm_starts.Answer | None:
         """What a node's host has of the VM's starts since then; None: it is not in the settings, or doesn't answer."""
         host = self.stack.host_at(inputs.host, node)
         if host is None:
             return None
         try:
             async with ssh.connect(host) as session:
-                answer: Mapping[str, Any] = await session.ask(
-                    "read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since)
-                )
+                answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
         except HomelabError:
             return None
-        return answer
+        return of_plain(vm_starts.Answer, answer)
 
     async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
         """What a node's host has of the VM's last start; None: it has none, or that isn't known."""
         answer = await self._starts(inputs, vmid, node, since)
-        return str(answer["log"]).splitlines() if answer and answer["task"] else None
+        return answer.log.splitlines() if answer and answer.task else None
 
     async def _stopped_by(self, inputs: NodeT, vmid: int, node: str, since: int) -> str | None:
         """Who has shut the VM down since then; empty: nobody; None: that isn't known."""
         answer = await self._starts(inputs, vmid, node, since)
-        return None if answer is None else str(answer["stopped_by"])
+        return None if answer is None else answer.stopped_by
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM on whichever node of the cluster it is by now, where what it was given is given back.
