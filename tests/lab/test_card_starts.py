@@ -145,6 +145,8 @@ def test_a_vm_that_somebody_stops_soon_after_its_start_stays_off(lab: Lab, monke
     with pytest.raises(HomelabError, match=r"root@pam has switched it off: .* keeps the change, and stays off"):
         start(lab, "keep")
     assert not machine(lab).running() and "hostpci0" in machine(lab).config()
+    lab.run(f"qm start {VM}")
+    assert machine(lab).running(), "as the message advises"
 
 
 @pytest.mark.parametrize("lab", [NO_FLR], indirect=True, ids=["no FLR"])
