@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep  # the real ones: tests put others in the place of the module's
 from typing import TextIO
 
 #: How long a test waits for what has to come, in seconds. It is no measure of speed: it ends what hangs, with a word of where. A virtual machine
@@ -22,11 +22,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
     Raises:
         AssertionError: it hasn't done so in that time.
     """
-    began = time.monotonic()
+    began = monotonic()
     while not condition():
-        waited = time.monotonic() - began
+        waited = monotonic() - began
         assert waited < seconds, "waited in vain"
-        time.sleep(min(max(0.02, waited / 10), 0.5))
+        sleep(min(max(0.02, waited / 10), 0.5))
 
 
 def writer_of(pipe: Path) -> TextIO:
