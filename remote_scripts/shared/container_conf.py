@@ -119,7 +119,7 @@ class Entry:
 @dataclass(frozen=True)
 class Rule:
     """A device rule of lxc, `c 195:* rwm`. `verb`: allow or deny; `kind`: a, b or c; `major`, `minor`: None stands for
-    `*`; `access`: letters of rwm."""
+    `*`; `access`: letters of rwm. `pending`: from the container's next start on."""
 
     verb: str
     kind: str
@@ -127,6 +127,7 @@ class Rule:
     minor: int | None
     access: str
     line: str
+    pending: bool = False
 
     def covers(self, major: int, minor: int, access: str) -> bool:
         """Whether the rule has all of `access` (r, w) to this character device."""
@@ -246,12 +247,15 @@ class ContainerConf:
 
     @property
     def allowing(self) -> list[Rule]:
-        """The raw rules that allow something, without those that a later rule replaces."""
+        """The raw rules that allow something, without those that a later rule replaces. Those of the next start replace
+        none of those in force until then."""
         allow_rules: list[Rule] = []
         for rule in self.rules:
-            allow_rules = (
-                [] if rule.kind == "a" else [earlier for earlier in allow_rules if earlier.device != rule.device]
-            )
+            allow_rules = [
+                earlier
+                for earlier in allow_rules
+                if earlier.pending != rule.pending or (rule.kind != "a" and earlier.device != rule.device)
+            ]
             allow_rules += [rule] if rule.verb == "allow" else []
         return allow_rules
 
@@ -465,10 +469,8 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
         if rule is None:
             conf.broken.append(line)
             return
-        if pending and match[2] == "deny":
-            return  # until the next start the rules above are in force
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line))
+        conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line, pending))
     elif _HOOK.fullmatch(key):
         conf.hooks.append(line)
     elif option and not key:
