@@ -107,6 +107,7 @@ class ConfigChange:
                 return conf, change
             _need_changeable(self._ctid, conf, change)
             if self._cards is not None:
+                _need_lasting_lines(self._ctid, conf, change)
                 self._need_open_nodes(conf, nodes)
             # Each try has waited ten seconds for the lock: for a minute at least.
             if tries >= (7 if any(words in self._message for words in _LOCKED) else 5):
@@ -465,6 +466,18 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
             "it is a template, which never runs",
             "its configuration is unchanged",
             "name a container",
+        )
+
+
+def _need_lasting_lines(ctid: int, conf: ConfText, change: Change) -> None:
+    if conf.pending_raw and change.add_raw:
+        raise Failure(
+            f"container {ctid} given its devices by lxc.* lines",
+            f"its configuration has such lines below [pve:pending]: {conf.pending_raw[0]}",
+            "at its next start these take the place of all its lxc.* lines, so homelab's would be lost; its "
+            "configuration is unchanged",
+            f"start it once, or restart it (`pct reboot {ctid}`), which moves them up; or move them above the section "
+            "by hand; then run `pulumi up` again",
         )
 
 

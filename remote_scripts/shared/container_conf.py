@@ -264,7 +264,8 @@ class ContainerConf:
 class ConfText:
     """A configuration as it is changed, line by line. `head`: the lines above the first section; `tail`: the others;
     `devices`: a dev[n] option's key -> its value from the next start on; `raw`: the place in `head` of an lxc.* line ->
-    its key and value; `conf`: what it says.
+    its key and value; `pending_raw`: lxc.* lines that take the place of all of these at the next start; `conf`: what it
+    says.
     """
 
     text: str
@@ -272,6 +273,7 @@ class ConfText:
     tail: tuple[str, ...]
     devices: dict[str, str]
     raw: dict[int, tuple[str, str]]
+    pending_raw: tuple[str, ...]
     conf: ContainerConf
 
     @property
@@ -302,15 +304,20 @@ def conf_text(content: bytes) -> ConfText:
     text = content.decode("utf-8", "surrogateescape")
     head: list[str] = []
     tail: list[str] = []
+    pending: list[str] = []
     section = ""
     for line in text.removesuffix("\n").split("\n"):
         if match := SECTION.fullmatch(line):
-            section = match[1]
+            section = match[1].lower()
+            if section == _PENDING:
+                pending.clear()
+        elif section == _PENDING and _RAW.fullmatch(line):
+            pending.append(line)
         (tail if section else head).append(line)
     conf = parse(text)
     devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
     raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line))}
-    return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
+    return ConfText(text, tuple(head), tuple(tail), devices, raw, tuple(pending), conf)
 
 
 def _raw(line: str) -> tuple[str, str]:

@@ -210,6 +210,15 @@ def test_what_cannot_be_done_is_said_and_nothing_changed(
     assert [line[:7] for line in str(refused.value).splitlines()] == ["wanted:", "found: ", "why:   ", "next:  "]
 
 
+def test_lines_that_the_next_start_would_lose_are_not_added(box: Containers) -> None:
+    """PVE::LXC::Config, vmconfig_apply_pending: its lxc.* lines take the place of all others."""
+    box.conf = text = f"{BASE}[pve:pending]\nlxc.apparmor.profile: unconfined\n"
+    with pytest.raises(Refused, match="below \\[pve:pending\\]: lxc.apparmor.profile: unconfined(.|\n)*pct reboot 300"):
+        box.apply("mount-entry", minors=(0,))
+    assert box.conf == text
+    assert "dev0: /dev/nvidia0" in box.apply(minors=(0,))
+
+
 @EACH_METHOD
 def test_where_nothing_is_to_be_changed_a_lock_stands_against_nothing(box: Containers, method: Method) -> None:
     """Such as that of a backup at night."""
