@@ -193,7 +193,7 @@ class HostState:
             FileNotFoundError: it isn't there and no default was given.
         """
         try:
-            with open(self._place(path), encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            with open(self._place(path), encoding="utf-8", errors="surrogateescape", newline="") as file:  # noqa: PTH123
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             if default is None:

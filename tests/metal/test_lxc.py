@@ -21,7 +21,7 @@ from tests.metal.machine import Machine
 pytestmark = [pytest.mark.metal, pytest.mark.timeout(3600)]
 
 CTID = 901
-CARDS = Cards(minors=(0,), functions=(CARD[0],))
+CARDS = Cards(method="mount-entry", minors=(0,), functions=(CARD[0],))
 GPUS = container_gpus(CTID, CARDS, timeout=30)
 VERIFICATION = Asked("container_verification", ContainerVerification(ctid=CTID, cards=CARDS))
 CONF = "arch: amd64\nhostname: ai-lab\nunprivileged: 0\nlxc.cgroup2.devices.allow: c 10:200 rwm\n"

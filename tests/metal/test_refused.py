@@ -35,13 +35,13 @@ def test_a_card_in_a_group_with_an_nvme_disk_is_refused_before_and_with_real_gro
     hosts: Hosts, tmp_path: Path
 ) -> None:
     stack = hosts.stack(hosts.shared_group(), tmp_path / "stack", {"gpu": {"address": NEIGHBOUR[0]}})
-    said = "with it in the group: 0000:03:00.0 NVMe disk"
+    disk = "0000:03:00.0 NVMe disk"
     # The IOMMU is off: there are no groups, and what they are going to be is computed from the bridges' capabilities.
     assert stack.machine.run("ls /sys/kernel/iommu_groups") == ""
-    refused(stack, said)
+    refused(stack, f"with it in the predicted group: {disk}")
     stack.machine.run("sed -i s/intel_iommu=off/intel_iommu=on/ /etc/default/grub && update-grub")
     stack.machine.reboot()
     assert stack.machine.run("ls /sys/kernel/iommu_groups") != ""
-    refused(stack, said)
+    refused(stack, f"with it in the group: {disk}")
     group = stack.machine.run(f"ls /sys/bus/pci/devices/{NEIGHBOUR[0]}/iommu_group/devices").split()
     assert "0000:03:00.0" in group
