@@ -34,7 +34,8 @@ from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.vm.config import Change
 from lab import Lab
-from remote_scripts.layers.vm_starts import Wanted as VmStarts
+from remote_scripts.layers import vm_starts
+from remote_scripts.tools.plain import of_plain
 from tests import sent_along
 
 NODE, VM = "pve", 103
@@ -633,13 +634,13 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
     login = {} if sees else homelab(lab, ("/", "users", "PVEVMAdmin"), ("/mapping", "users", "PVEMappingAdmin"))
     asked: list[str] = []
 
-    def of_the_host(node: str, since: int) -> list[str] | None:
+    def of_the_host(node: str, since: int) -> vm_starts.Answer:
         asked.append(node)
-        text = sent_along.text("read", agent.request("vm_starts", VmStarts(vmid=VM, since=since)))
+        text = sent_along.text("read", agent.request("vm_starts", vm_starts.Wanted(vmid=VM, since=since)))
         done = lab.run(agent.command_in_memory("root"), stdin=text)
-        return str(scripts.answer(done.stdout)["log"]).splitlines()
+        return of_plain(vm_starts.Answer, scripts.answer(done.stdout))
 
-    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), log_of_start=of_the_host)
+    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), starts_on=of_the_host)
     assert vm.converge(set_to(**MAPPED), [], POLICY, "running")
     assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
     assert asked == ([] if sees else [NODE])
