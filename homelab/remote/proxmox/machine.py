@@ -366,13 +366,18 @@ class Machine:
             )
         try:
             self._write(_reversal(before, change))
-            outcome = f"{self.label} has its old configuration back"
+        except ApiError as second_error:
+            outcome = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}"
+            return error.retold(found=f"{error.found}\n        {outcome}")
+        outcome = f"{self.label} has its old configuration back"
+        try:
             if user is None:
                 outcome, start = f"{outcome}, and stays off: whether somebody has switched it off isn't known", False
             elif self._pending_keys(sorted(change.keys)):
                 outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
-            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}", False
+            outcome += f"; whether it was started with the change meanwhile isn't known: {second_error.found}"
+            start = False
         if start:
             try:
                 self.start()
