@@ -45,7 +45,8 @@ class Node:
     ("answer", "pending", "writable", "says", "cores", "starts"),
     [
         (seen(""), [], True, f"{BACK}, and runs again without the change", "2", 1),
-        (seen("anna@pam"), [], True, f"anna@pam has switched it off: {KEEPS}", "4", 0),
+        (seen("anna@pam"), [], True, f"anna@pam has switched it off or restarts it: {KEEPS}", "4", 0),
+        (seen("root@pam"), [], True, f"\n        root@pam has switched it off or restarts it: {KEEPS}", "4", 0),
         (None, [], True, f"{BACK}, and stays off: whether somebody has switched it off isn't known", "2", 0),
         (seen(""), [{"key": "cores", "pending": "2"}], True, f"{BACK} from its next start on: it was started", "2", 0),
         (seen(""), [{"key": "balloon", "pending": "2"}], True, f"{BACK}, and runs again without the change", "2", 1),
@@ -75,3 +76,15 @@ def test_a_vm_that_goes_off_again_has_its_old_configuration_back_unless_somebody
     error = machine.taken_back(machine.not_running_error())
     assert says in error.found
     assert (node.config["cores"], len(started)) == (cores, starts)
+
+
+def test_a_stop_of_root_may_be_has_where_ha_has_started_the_vm() -> None:
+    machine = Machine(
+        cast(Api, Node([], writable=True)),
+        103,
+        "sandbox",
+        memory=cast(Any, None),
+        starts_on=lambda _, __: seen("root@pam"),
+    )
+    machine._last_start, machine._has_asked_ha = ({}, Change({"cores": "4"}), True), True
+    assert "HA, or root@pam itself, has switched it off" in machine.taken_back(machine.not_running_error()).found

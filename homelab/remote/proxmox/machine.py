@@ -350,7 +350,7 @@ class Machine:
 
     def taken_back(self, error: HomelabError) -> HomelabError:
         """The error of a VM that didn't start, or went off again, after its change is taken back, and one that ran
-        before was started as it was. One that somebody has switched off since its start stays as it is."""
+        before was started as it was. One that somebody has switched off or restarted since its start stays as it is."""
         before, change, start = self._last_start
         if not change:
             return error
@@ -359,10 +359,12 @@ class Machine:
             seen = self._starts_on(self.node, self._start_time)
             user = seen.stopped_by if seen else None
         if user:
+            who = "HA, or root@pam itself," if self._has_asked_ha and user == "root@pam" else user
             return error.retold(
-                found=f"{error.found}\n        {user} has switched it off: it keeps the change, and stays off",
+                found=f"{error.found}\n        {who} has switched it off or restarts it: it keeps the change, and this "
+                "run starts it no more",
                 why="whoever has switched a VM off wants it off",
-                next=f"start it when it is to run (`qm start {self.vmid}`)",
+                next=f"start it when it is off and is to run (`qm start {self.vmid}`)",
             )
         try:
             self._write(_reversal(before, change))
