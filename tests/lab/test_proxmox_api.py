@@ -265,9 +265,13 @@ def test_a_task_that_isnt_this_requests_is_not_taken_for_it(
     assert client(lab).get(f"nodes/{NODE}/qemu/{VM}/status/current", "")["status"] == "stopped"
 
 
-def test_a_vm_whose_creation_was_answered_too_late_is_made_once(lab: Lab) -> None:
-    lab.fault("api-drops", f"POST /nodes/{NODE}/qemu")
-    client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=200, name="new")
+@pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
+def test_a_vm_whose_creation_or_its_answer_was_lost_is_made_once_and_anothers_is_none(lab: Lab, fault: str) -> None:
+    path = f"nodes/{NODE}/qemu"
+    options: dict[str, Any] = {"kinds": ("qmcreate",), "name": "new"}
+    client(lab).carry_out("post", path, "another VM", 60, print, vmid=201, **options)
+    lab.fault(fault, f"POST /{path}=1" if fault == "api-loses" else f"POST /{path}")
+    client(lab).carry_out("post", path, "a VM", 60, print, vmid=200, **options)
     assert client(lab).get(f"nodes/{NODE}/qemu/200/config", "")["name"] == "new"
 
 

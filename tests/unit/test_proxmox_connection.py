@@ -1,0 +1,58 @@
+"""The connection to a host's API, without one: by whose clock its tasks are told from others, and what no answer means."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from requests.exceptions import ConnectionError, ConnectTimeout, ReadTimeout, RequestException, SSLError
+
+from homelab.remote.proxmox import connection
+from homelab.remote.proxmox.errors import UnansweredError
+from tests.unit.hosts import settings
+
+NOW = 1_800_000_000.0
+FINGERPRINT = ":".join(["AB"] * 32)
+
+
+def test_the_nodes_clock_is_that_of_its_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By it a task whose answer was lost is told from earlier ones."""
+    monkeypatch.setattr(connection, "time", SimpleNamespace(time=lambda: NOW))
+    session: Any = SimpleNamespace(hooks={"response": []})
+    seen = connection.Connection(None, session)
+    (note,) = session.hooks["response"]
+    times = []
+    for date in (format_datetime(datetime.fromtimestamp(NOW - 3600, UTC)), "garbage", None):
+        note(SimpleNamespace(headers={"Date": date} if date else {}))
+        times.append(seen.node_time - NOW)
+    assert times == [-3600.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reads", "sent", "why"),
+    [
+        (ConnectTimeout("late"), False, False, "nothing was asked of the node"),
+        (ConnectionError("NewConnectionError: refused"), False, False, "nothing was asked of the node"),
+        (ReadTimeout("late"), False, True, "it isn't known whether a change was carried out"),
+        (ConnectionError("Connection aborted"), False, True, "it isn't known whether a change was carried out"),
+        (ReadTimeout("late"), True, True, "it could not be read; nothing was changed"),
+        (SSLError("EOF occurred in violation of protocol"), False, True, "it isn't known whether"),
+        (SSLError('Fingerprints did not match. Expected "ab", got "cd01"'), False, None, "send the credentials to whatever"),
+    ],
+)  # fmt: skip
+def test_a_request_without_an_answer_may_have_been_carried_out_unless_nothing_was_connected(
+    error: RequestException, reads: bool, sent: bool | None, why: str
+) -> None:
+    """What certainly wasn't is sent again; of another certificate nothing is."""
+    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
+    refusal = connection.no_answer(host, "to see", error, reads=reads)
+    assert why in refusal.why and (refusal.sent if isinstance(refusal, UnansweredError) else None) is sent
+    assert sent is not None or ("CD:01" in refusal.found and "api.fingerprint" in refusal.wanted)
+
+
+@pytest.mark.parametrize("fingerprint", [None, FINGERPRINT])
+def test_the_connection_itself_sends_nothing_again(fingerprint: str | None) -> None:
+    assert connection._adapter(fingerprint).max_retries.total == 0
