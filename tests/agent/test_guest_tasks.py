@@ -88,6 +88,8 @@ def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list
         ("", ""),
         (task("qmstart", 1), ""),
         (task("qmstart", 1) + task("qmstop", 9, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmshutdown", 2, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmstop", 9, "anna@pam").split()[0], "anna@pam"),
         (task("qmstart", 1) + task("qmstop", 1, "anna@pam"), ""),
         (task("qmstop", 3, "anna@pam") + task("qmstart", 5), ""),
         (task("qmstart", 1) + task("qmshutdown", 9, "anna@pam", status="got timeout"), ""),
