@@ -11,7 +11,7 @@ import pytest
 from requests.exceptions import ConnectionError, ConnectTimeout, ReadTimeout, RequestException, SSLError
 
 from homelab.remote.proxmox import connection
-from homelab.remote.proxmox.errors import UnansweredError
+from homelab.remote.proxmox.errors import ApiError, UnansweredError
 from tests.unit.hosts import settings
 
 NOW = 1_800_000_000.0
@@ -56,3 +56,44 @@ def test_a_request_without_an_answer_may_have_been_carried_out_unless_nothing_wa
 @pytest.mark.parametrize("fingerprint", [None, FINGERPRINT])
 def test_the_connection_itself_sends_nothing_again(fingerprint: str | None) -> None:
     assert connection._adapter(fingerprint).max_retries.total == 0
+
+
+class Answering:
+    """A session whose node answers a login so."""
+
+    def __init__(self, status: int, data: dict[str, object]) -> None:
+        self.status, self.data, self.sent = status, data, list[dict[str, Any]]()
+
+    def request(self, verb: str, url: str, **options: Any) -> SimpleNamespace:
+        assert (verb, url) == ("POST", "https://pve/access/ticket")
+        self.sent.append(options)
+        return SimpleNamespace(status_code=self.status, reason="said", json=lambda: {"data": self.data})
+
+
+TICKET: dict[str, object] = {"ticket": "the ticket", "CSRFPreventionToken": "the token"}
+OPTIONS: dict[str, Any] = {"verify_ssl": "ca.pem", "timeout": (1, 2)}
+
+
+def test_a_ticket_is_asked_for_with_the_password_once_and_renewed_with_itself() -> None:
+    session = Answering(200, TICKET)
+    ticket = connection._ticket(session, "https://pve", "root@pam", "secret", OPTIONS)
+    assert ticket.get_tokens() == ("the ticket", "the token")
+    ticket._get_new_tokens()
+    assert [sent["data"]["password"] for sent in session.sent] == ["secret", "the ticket"]
+    assert all((sent["verify"], sent["timeout"]) == ("ca.pem", (1, 2)) for sent in session.sent)
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "found", "step"),
+    [
+        (401, {}, "401 said", "correct api.user"),
+        (200, {**TICKET, "NeedTFA": 1}, "401 a second factor is asked for", "needs a token instead"),
+        (503, {}, "503 said", "correct what it names"),
+    ],
+)
+def test_a_login_that_is_refused_says_why_and_not_the_password(
+    status: int, data: dict[str, object], found: str, step: str
+) -> None:
+    with pytest.raises(ApiError) as raised:
+        connection._ticket(Answering(status, data), "https://pve", "root@pam", "secret", OPTIONS)
+    assert raised.value.found == found and step in raised.value.next and "secret" not in str(raised.value)
