@@ -250,21 +250,6 @@ def test_what_starts_a_task_is_carried_out_once_though_its_request_or_answer_is_
     assert len(started) == 1
 
 
-@pytest.mark.parametrize("other", [{"starttime": -3600}, {"user": "ann@pve"}], ids=["older", "another user's"])
-def test_a_task_that_isnt_this_requests_is_not_taken_for_it(
-    lab: Lab, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The request was lost, so it is sent again, whatever else of its kind the node did."""
-    path = f"nodes/{NODE}/qemu/{VM}/status/stop"
-    asked, user = client(lab), api_module.identity(host_of(lab)).partition("!")[0]
-    task = {"upid": f"UPID:{NODE}:1:1:1:qmstop:{VM}:{user}:", "type": "qmstop", "user": user} | other
-    task["starttime"] = int(asked.node_time) + other.get("starttime", 60)
-    monkeypatch.setattr(asked, "tasks", lambda **_: [task])
-    lab.fault("api-loses", f"POST /{path}=1")
-    asked.carry_out("post", path, "off", 60, print, kinds=("qmstop",))
-    assert client(lab).get(f"nodes/{NODE}/qemu/{VM}/status/current", "")["status"] == "stopped"
-
-
 @pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
 def test_a_vm_whose_creation_or_its_answer_was_lost_is_made_once_and_anothers_is_none(lab: Lab, fault: str) -> None:
     path = f"nodes/{NODE}/qemu"

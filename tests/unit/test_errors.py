@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homelab.errors import HomelabError, NoPythonError, SeveralErrors, raise_all
-from homelab.remote.proxmox.errors import ForbiddenError, UnansweredError, explained
+from homelab.remote.proxmox.errors import ForbiddenError, UnansweredError, explained, plain
 from homelab.remote.ssh import _failed
 from remote_scripts.tools.errors import Failure
 
@@ -117,3 +117,8 @@ def test_one_error_stands_alone_and_several_are_numbered() -> None:
     with pytest.raises(SeveralErrors) as both:
         raise_all([one, two])
     assert str(both.value) == f"2 problems prevent this:\n1.\n{one}\n2.\n{two}"
+
+
+def test_what_a_node_says_is_shown_without_secrets_and_control_characters_and_cut() -> None:
+    assert plain("the token s3cr is refused\x1b[2J", ["s3cr", "", "the"]) == "the token *** is refused"
+    assert plain("a" * 2000) == "a" * 2000 and plain("a" * 2001) == "a" * 2000 + " …"
