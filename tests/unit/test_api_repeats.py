@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from proxmoxer.core import ResourceException
 
 from homelab.remote.proxmox.api import LOCK_SECONDS, OUTAGE_SECONDS, QUORUM_SECONDS, RETRY_SECONDS, Api, Clock
 from homelab.remote.proxmox.errors import ApiError, LockHeldError, NoQuorumError, UnansweredError
@@ -114,3 +115,36 @@ def test_a_task_is_taken_for_the_one_whose_answer_was_lost_only_if_it_can_be_no_
         api._followed_upids.add(task["upid"])
     api.carry_out("post", "nodes/pve/qemu/103/status/stop", "off", 60, print, kinds=("qmstop",))
     assert api.posts == posts
+
+
+class Changing(Api):
+    """An API that loses the answer of each change. `digest`: of the configuration by now; `puts`: how many there were."""
+
+    digest: str
+    puts = 0
+
+    def _request(self, verb: str, *_: object) -> dict[str, str]:
+        if verb == "get":
+            return {"digest": self.digest}
+        self.puts += 1
+        raise unanswered(sent=True)
+
+
+@pytest.mark.parametrize(("digest", "is_repeated"), [("before", True), ("after", False)])
+def test_a_change_whose_answer_was_lost_is_sent_again_only_while_the_digest_is_the_old_one(
+    digest: str, is_repeated: bool
+) -> None:
+    api = Changing(HOST, "pve", clock=Passing())
+    api.digest = digest
+    with pytest.raises(UnansweredError):
+        api.put("nodes/pve/qemu/103/config", "", digest="before", cores="4")
+    assert (api.puts > 1) is is_repeated
+
+
+def test_a_refusal_shows_no_secret_of_the_settings_or_of_the_request() -> None:
+    login = {"token": "homelab@pve!up", "tokenSecret": "of-the-token", "fingerprint": ":".join(["AB"] * 32)}
+    api = Api(settings({}, api=login), "pve")
+    refused = ResourceException(400, "Bad", "of-the-token, hunter22, 4444", {"cipassword": "hunter22 is short"})
+    parameters = {"cipassword": "hunter22", "cores": "4444"}
+    error = api._error_of_refusal("put", "nodes/pve/qemu/103/config", "", parameters, refused)
+    assert error.found == "400 ***, ***, 4444 (cipassword: *** is short)" and "hunter22" not in error.reason
