@@ -97,3 +97,19 @@ def test_a_login_that_is_refused_says_why_and_not_the_password(
     with pytest.raises(ApiError) as raised:
         connection._ticket(Answering(status, data), "https://pve", "root@pam", "secret", OPTIONS)
     assert raised.value.found == found and step in raised.value.next and "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "base"),
+    [
+        ("192.0.2.1", "https://192.0.2.1:8006/api2/json"),
+        ("2001:db8::1", "https://[2001:db8::1]:8006/api2/json"),
+    ],
+)
+def test_a_host_is_asked_at_its_address_without_the_environments_proxy(address: str, base: str) -> None:
+    host = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", "fingerprint": FINGERPRINT})
+    host = host.model_copy(update={"address": address})
+    assert host.api is not None
+    about = connection._connection(host, host.api, "b").resource._store
+    assert about["base_url"] == base and about["session"].trust_env is False
+    assert about["session"].auth.username == "homelab@pve" and about["session"].auth.token_name == "up"
