@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from homelab.errors import HomelabError, raise_all
 from homelab.host import card_start
 from homelab.host.facts import HostFacts
+from homelab.provider import vm_memory
 from homelab.provider.base import OutputsT, Work
-from homelab.provider.vm_memory import VmMemory
 from homelab.remote import guard, scripts, ssh
 from homelab.remote.proxmox.api import Api
 from homelab.remote.proxmox.errors import ElsewhereError, NotThereError
@@ -24,7 +24,6 @@ from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from remote_scripts.layers import vm_starts
-from remote_scripts.tools.plain import of_plain
 
 # What a refresh has read already in this process, by host and path: several resources look at the same VM. Only `read`
 # uses it; a change always reads anew.
@@ -159,32 +158,20 @@ class ApiWork(Work[NodeT, OutputsT]):
             vmid,
             name,
             lambda: guard.let_start(self.host(inputs), vmid),
-            memory=VmMemory(self.host(inputs), vmid, name, here=api.node == inputs.node),
-            log_of_start=lambda node, since: asyncio.run(self._log_of_start(inputs, vmid, node, since)),
-            stopped_by=lambda node, since: asyncio.run(self._stopped_by(inputs, vmid, node, since)),
+            memory=vm_memory.VmMemory(self.host(inputs), vmid, name, here=api.node == inputs.node),
+            starts_on=lambda node, since: asyncio.run(self._starts_on(inputs, vmid, node, since)),
         )
 
-    async def _starts(self, inputs: NodeT, vmid: int, node: str, since: int) -> vm_starts.Answer | None:
+    async def _starts_on(self, inputs: NodeT, vmid: int, node: str, since: int) -> vm_starts.Answer | None:
         """What a node's host has of the VM's starts since then; None: it is not in the settings, or doesn't answer."""
         host = self.stack.host_at(inputs.host, node)
         if host is None:
             return None
         try:
             async with ssh.connect(host) as session:
-                answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
+                return await vm_memory.starts(session, vmid, since)
         except HomelabError:
             return None
-        return of_plain(vm_starts.Answer, answer)
-
-    async def _log_of_start(self, inputs: NodeT, vmid: int, node: str, since: int) -> list[str] | None:
-        """What a node's host has of the VM's last start; None: it has none, or that isn't known."""
-        answer = await self._starts(inputs, vmid, node, since)
-        return answer.log.splitlines() if answer and answer.task else None
-
-    async def _stopped_by(self, inputs: NodeT, vmid: int, node: str, since: int) -> str | None:
-        """Who has shut the VM down since then; empty: nobody; None: that isn't known."""
-        answer = await self._starts(inputs, vmid, node, since)
-        return None if answer is None else answer.stopped_by
 
     def machine_now(self, inputs: NodeT, vmid: int, name: str) -> Machine:
         """A VM on whichever node of the cluster it is by now, where what it was given is given back.

@@ -12,26 +12,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError
 from homelab.remote import ledger, ssh
 from homelab.text import tell
 from homelab.vm.config import same_vm
 from remote_scripts.layers import vm_owed, vm_starts
+from remote_scripts.tools.plain import of_plain
 
 if TYPE_CHECKING:
     from homelab.provider.base import StackTexts
     from homelab.remote.ssh import Session
     from homelab.settings import Host
-
-
-class _Starts(NamedTuple):
-    """What a host says: has a start of the VM ended well, its clock, in seconds since 1970, and what tells its boot."""
-
-    well: bool
-    now: int
-    boot: str
 
 
 async def note_that_it_ran(
@@ -44,7 +37,7 @@ async def note_that_it_ran(
     :param off: is it off already, by this program? Else it is shut down next.
     :param at: when it ran, in seconds since 1970 by the node's clock; None: now.
     """
-    host = await _starts(session, vmid, 0)
+    host = await starts(session, vmid, 0)
     about = {"identity": identity, "guest": guest, "at": host.now if at is None else at, "boot": host.boot, "off": off}
     await ledger.note(session, ledger.of_power(vmid), about)
 
@@ -91,7 +84,7 @@ async def taken_along(stack: StackTexts, left: str, session: Session, vmid: int,
             at = await is_owed_since(there, stack.host(left), vmid, guest, lambda: identity)
     except HomelabError:
         return
-    if at is not None and not (await _starts(session, vmid, at + 1)).well:
+    if at is not None and not (await starts(session, vmid, at + 1)).started:
         await note_that_it_ran(session, vmid, guest, identity, off=True, at=at)
 
 
@@ -100,10 +93,14 @@ def _as_whom(host: Host) -> str:
     return (host.api.token or host.api.user or "") if host.api else ""
 
 
-async def _starts(session: Session, vmid: int, since: int) -> _Starts:
-    """:param since: an earlier start doesn't count."""
-    answer = await session.ask("read", "vm_starts", vm_starts.Wanted(vmid=vmid, since=since))
-    return _Starts(bool(answer["started"]), int(answer["now"]), str(answer["boot"]))
+async def starts(session: Session, vmid: int, since: int) -> vm_starts.Answer:
+    """What a host has of the VM's starts.
+
+    :param since: in seconds since 1970; an earlier start doesn't count.
+    :raises HomelabError: as `Session.ask`.
+    """
+    wanted = vm_starts.Wanted(vmid=vmid, since=since)
+    return of_plain(vm_starts.Answer, await session.ask("read", "vm_starts", wanted))
 
 
 class VmMemory:

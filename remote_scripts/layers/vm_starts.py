@@ -29,8 +29,8 @@ class Wanted:
 class Answer:
     """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
     of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the first shutdown
-    after the last of them is, empty: there was none; `now`: the node's clock, in seconds since 1970; `boot`: what tells
-    the node's boot from every other.
+    or reboot after the last of them is, empty: there was none; `now`: the node's clock, in seconds since 1970; `boot`:
+    what tells the node's boot from every other.
     """
 
     task: str
@@ -47,7 +47,8 @@ def read(system: System, wanted: Wanted) -> Answer:
     log = _of_cards(system, starts[-1].upid) if starts else ""
     well = any(start.well for start in starts)
     begun = starts[-1].start if starts else wanted.since  # of that very second may be the one before the start
-    shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, begun + 1)
+    # A reboot ends QEMU, too, before `qm cleanup` starts it again.
+    shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, begun + 1, ("shutdown", "stop", "reboot"))
     stopped_by = next((task.user for task in shutdowns if task.well or not task.status), "")
     return Answer(starts[-1].upid if starts else "", log, well, stopped_by, int(time.time()), kernel.boot_id(system))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,9 +134,14 @@ def _who_shut(system: System, kind: Kind, guest: int, at: int, own_user: str) ->
     return "" if was_homelab else "it stopped itself, or was shut down from inside"
 
 
-def shutdowns(system: System, kind: Kind, guest: int, since: int) -> list[Task]:
-    """Those that began since then, also of HA, the latest last; arguments and errors as of `starts`."""
-    kinds = (f"{kind}shutdown", f"{kind}stop", "hastop")
+def shutdowns(
+    system: System, kind: Kind, guest: int, since: int, works: Collection[str] = ("shutdown", "stop")
+) -> list[Task]:
+    """Those that began since then, also of HA, the latest last; other arguments and errors as of `starts`.
+
+    :param works: of a task's kind what comes behind `qm` or `vz`.
+    """
+    kinds = ("hastop", *(f"{kind}{work}" for work in works))
     by_upid: dict[str, Task] = {}
     for task in tasks(system, "index.1", "index", "active"):
         is_about = task.guest == str(guest) and task.kind in kinds and task.start >= since

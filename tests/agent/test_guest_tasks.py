@@ -20,6 +20,14 @@ STUCK = "kvm: vfio: Unable to power on device, stuck in D3"
 INDEX = "/var/log/pve/tasks/index"
 STARTS = vm_starts.Wanted(vmid=103, since=SINCE)
 
+NOW, PULUMI = 1_800_000_000, "homelab@pve!pulumi"
+
+
+def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: str = "OK") -> str:
+    """A line of the index."""
+    upid = f"UPID:pve1:00001A2B:0094C3F1:{NOW + after:08X}:{kind}:{guest}:{user}:"
+    return f"{upid} {NOW + after + 1:08X} {status}\n"
+
 
 def says(host: Host) -> tuple[str, str]:
     answer = host.ask("read", "vm_starts", STARTS)
@@ -75,6 +83,28 @@ def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list
 
 
 @pytest.mark.parametrize(
+    ("tasks", "who"),
+    [
+        ("", ""),
+        (task("qmstart", 1), ""),
+        (task("qmstart", 1) + task("qmstop", 9, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmshutdown", 2, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmstop", 9, "anna@pam").split()[0], "anna@pam"),
+        (task("qmstart", 1) + task("qmstop", 1, "anna@pam"), ""),
+        (task("qmstop", 3, "anna@pam") + task("qmstart", 5), ""),
+        (task("qmstart", 1) + task("qmshutdown", 9, "anna@pam", status="got timeout"), ""),
+        (task("qmstart", 1) + task("qmshutdown", 9, status="got timeout") + task("qmstop", 11, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("hastop", 5, "anna@pam") + task("qmshutdown", 15, "root@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmstop", 9, "anna@pam", guest=1030), ""),
+    ],
+)
+def test_who_has_switched_a_vm_off_or_restarts_it_since_its_last_start(host: Host, tasks: str, who: str) -> None:
+    host.write(INDEX, tasks)
+    assert host.ask("read", "vm_starts", vm_starts.Wanted(vmid=103, since=NOW))["stopped_by"] == who
+
+
+@pytest.mark.parametrize(
     "path", [INDEX, f"/var/log/pve/tasks/4/{UPID.format(START, 'qmstart', 103)}"], ids=["tasks", "log"]
 )
 def test_what_is_there_and_cant_be_read_is_said_and_is_no_nothing(host: Host, path: str) -> None:
@@ -96,15 +126,6 @@ def owed(kind: guest_tasks.Kind, host: Host, at: int, boot: str, user: str, *, o
 
 
 # -- is a guest that was shut down to run again still to run? ------------------------------------------------------
-NOW, PULUMI = 1_800_000_000, "homelab@pve!pulumi"
-
-
-def task(kind: str, after: int, user: str = PULUMI, guest: int = 103, status: str = "OK") -> str:
-    """A line of the index."""
-    upid = f"UPID:pve1:00001A2B:0094C3F1:{NOW + after:08X}:{kind}:{guest}:{user}:"
-    return f"{upid} {NOW + after + 1:08X} {status}\n"
-
-
 ASKED = f"qm b1 {PULUMI} no"
 OF_A_CONTAINER = "vz b1 root@pam no"
 SHUT = task("qmshutdown", 1)

@@ -34,7 +34,8 @@ from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.vm.config import Change
 from lab import Lab
-from remote_scripts.layers.vm_starts import Wanted as VmStarts
+from remote_scripts.layers import vm_starts
+from remote_scripts.tools.plain import of_plain
 from tests import sent_along
 
 NODE, VM = "pve", 103
@@ -249,24 +250,13 @@ def test_what_starts_a_task_is_carried_out_once_though_its_request_or_answer_is_
     assert len(started) == 1
 
 
-@pytest.mark.parametrize("other", [{"starttime": -3600}, {"user": "ann@pve"}], ids=["older", "another user's"])
-def test_a_task_that_isnt_this_requests_is_not_taken_for_it(
-    lab: Lab, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The request was lost, so it is sent again, whatever else of its kind the node did."""
-    path = f"nodes/{NODE}/qemu/{VM}/status/stop"
-    asked, user = client(lab), api_module.identity(host_of(lab)).partition("!")[0]
-    task = {"upid": f"UPID:{NODE}:1:1:1:qmstop:{VM}:{user}:", "type": "qmstop", "user": user} | other
-    task["starttime"] = int(asked.node_time) + other.get("starttime", 60)
-    monkeypatch.setattr(asked, "tasks", lambda **_: [task])
-    lab.fault("api-loses", f"POST /{path}=1")
-    asked.carry_out("post", path, "off", 60, print, kinds=("qmstop",))
-    assert client(lab).get(f"nodes/{NODE}/qemu/{VM}/status/current", "")["status"] == "stopped"
-
-
-def test_a_vm_whose_creation_was_answered_too_late_is_made_once(lab: Lab) -> None:
-    lab.fault("api-drops", f"POST /nodes/{NODE}/qemu")
-    client(lab).carry_out("post", f"nodes/{NODE}/qemu", "a VM", 60, print, kinds=("qmcreate",), vmid=200, name="new")
+@pytest.mark.parametrize("fault", ["api-loses", "api-drops"])
+def test_a_vm_whose_creation_or_its_answer_was_lost_is_made_once_and_anothers_is_none(lab: Lab, fault: str) -> None:
+    path = f"nodes/{NODE}/qemu"
+    options: dict[str, Any] = {"kinds": ("qmcreate",), "name": "new"}
+    client(lab).carry_out("post", path, "another VM", 60, print, vmid=201, **options)
+    lab.fault(fault, f"POST /{path}=1" if fault == "api-loses" else f"POST /{path}")
+    client(lab).carry_out("post", path, "a VM", 60, print, vmid=200, **options)
     assert client(lab).get(f"nodes/{NODE}/qemu/200/config", "")["name"] == "new"
 
 
@@ -633,13 +623,13 @@ def test_a_start_of_has_hands_on_what_its_task_says_of_a_card(lab: Lab, sees: bo
     login = {} if sees else homelab(lab, ("/", "users", "PVEVMAdmin"), ("/mapping", "users", "PVEMappingAdmin"))
     asked: list[str] = []
 
-    def of_the_host(node: str, since: int) -> list[str] | None:
+    def of_the_host(node: str, since: int) -> vm_starts.Answer:
         asked.append(node)
-        text = sent_along.text("read", agent.request("vm_starts", VmStarts(vmid=VM, since=since)))
+        text = sent_along.text("read", agent.request("vm_starts", vm_starts.Wanted(vmid=VM, since=since)))
         done = lab.run(agent.command_in_memory("root"), stdin=text)
-        return str(scripts.answer(done.stdout)["log"]).splitlines()
+        return of_plain(vm_starts.Answer, scripts.answer(done.stdout))
 
-    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), log_of_start=of_the_host)
+    vm = Machine(client(lab, **login), VM, "sandbox", memory=Remembering(False), starts_on=of_the_host)
     assert vm.converge(set_to(**MAPPED), [], POLICY, "running")
     assert "failed to reset PCI device '0000:01:00.0'" in "\n".join(vm.start_log)
     assert asked == ([] if sees else [NODE])

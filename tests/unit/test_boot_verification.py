@@ -14,7 +14,7 @@ from homelab.provider import boot_verification
 from homelab.remote import guard, ssh
 from tests.unit.hosts import desktop, settings
 
-REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": "no"}
+REBOOT = {"reboot": "no", "reasons": "", "guests": "", "boot_id": "1", "turn": False}
 
 
 @pytest.fixture
@@ -55,3 +55,39 @@ def test_a_boot_that_was_given_back_is_no_success(monkeypatch: pytest.MonkeyPatc
         verified(monkeypatch, back, back)
     assert held == [], "what follows changes nothing on it"
     assert verified(monkeypatch, desktop(), desktop()).boot_id == "1"
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize(
+    ("reboot", "old", "starts"), [("yes", "1", ["pve"]), ("no", None, []), ("manual", None, [])], ids=str
+)
+def test_a_reboot_is_confirmed_by_another_boot_alone_and_what_ran_is_started(
+    monkeypatch: pytest.MonkeyPatch, reboot: str, old: str | None, starts: list[str]
+) -> None:
+    awaited, started = list[str | None](), list[str]()
+    back = desktop(boot_id="2")
+
+    async def confirm(_host: object, old_boot_id: str | None, *_: object) -> HostFacts:
+        awaited.append(old_boot_id)
+        return back
+
+    async def start(_host: object, name: str, _managed: object) -> None:
+        started.append(name)
+
+    async def read(_host: object) -> HostFacts:
+        return back
+
+    monkeypatch.setattr(ssh, "confirm", confirm)
+    monkeypatch.setattr(ssh, "read", read)
+    monkeypatch.setattr(boot_verification, "_start_guests", start)
+
+    def verify(before: str) -> HostFacts:
+        answer = {**REBOOT, "reboot": reboot, "boot_id": before}
+        nothing = plan.Wanted("", "", {}, [], {})
+        managed = boot_verification.ManagedGuests()
+        return asyncio.run(boot_verification._verify(settings(), "pve", answer, nothing, managed))
+
+    assert verify("1") is back and (awaited, started) == ([old], starts)
+    if reboot == "manual":
+        with pytest.raises(HomelabError, match="it has not been since"):
+            verify("2")

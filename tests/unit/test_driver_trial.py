@@ -81,6 +81,7 @@ class World:
         if len(self.calls) == self.killed_after:
             self.calls.append("killed")
             raise self.killed_by
+        assert layer != "driver_update" or wanted.target == ("lxc" if ctid else "host")
         ends = {"read": "waiting", "apply": "confirm", "revert": "back"}
         step = ends[verb] if layer == "driver_update" else layer.removeprefix("nvidia_")
         self.calls.append(f"{ctid or 'host'} {step}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from homelab import rights
 from homelab.errors import HomelabError
+from homelab.remote.proxmox.files import Files, Source
 from homelab.settings import Download, parse
 from homelab.settings.download import images
 from homelab.settings.meanings import meanings
@@ -223,3 +225,42 @@ def test_the_plan_says_whence_each_file_comes_and_what_becomes_of_it() -> None:
     )
     assert "not compared with a checksum: there is none; removed on destroy, unless a guest uses it" in second
     assert "as Proxmox VE's list of templates has it, with the list's checksum" in third
+
+
+# -- downloads on a node -------------------------------------------------------------------------------------------------
+class Node:
+    """A node's API with these downloads at work; what is asked of it."""
+
+    node, host = "pve", SimpleNamespace(timeouts=SimpleNamespace(create=60))
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.asked = names, list[tuple[str, Any]]()
+
+    def tasks(self, **filters: str) -> list[dict[str, str]]:
+        assert filters == {"source": "active", "typefilter": "download"}
+        return [{"id": name, "upid": f"of {name}"} for name in self.names]
+
+    def end_task(self, upid: str, *_: object) -> bool:
+        self.asked.append(("end", upid))
+        return True
+
+    def task(self, upid: str, *_: object) -> list[str]:
+        self.asked.append(("wait", upid))
+        return []
+
+    def carry_out(self, verb: str, path: str, *_: object, kinds: tuple[str, ...], **parameters: str) -> list[str]:
+        assert (verb, path, kinds) == ("post", "nodes/pve/storage/local/download-url", ("download",))
+        self.asked.append(("download", parameters))
+        return []
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_only_the_download_of_this_very_file_is_waited_for_or_ended(comes: bool) -> None:
+    names = ["b.iso", *(["a.iso"] if comes else [])]
+    node = Node(*names)
+    on_node = Files(cast(Any, node), lambda _: None)
+    on_node.fetch("local:iso/a.iso", Source("hosts.pve.downloads.a", "https://x/a.iso", "sha256:ab"))
+    on_node.end("local:iso/a.iso")
+    new = {"url": "https://x/a.iso", "content": "iso", "filename": "a.iso"}
+    new |= {"checksum": "ab", "checksum-algorithm": "sha256"}
+    assert node.asked == ([("wait", "of a.iso"), ("end", "of a.iso")] if comes else [("download", new)])

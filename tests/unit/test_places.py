@@ -55,7 +55,7 @@ def test_a_vm_counts_where_it_is(node: str | None, more: dict[str, Any], host: s
     ("where", "said"),
     [
         ({}, ["no such guest that this user may see"]),
-        ({103: "pve3"}, ["it is on pve3, which has no such card in the settings; pve1, pve2 have", "qm migrate 103 pve1"]),
+        ({103: "pve3"}, ["on a node that has gpu", "it is on pve3, which has no such card in the settings; pve1, pve2 have", "`qm migrate 103 pve1`"]),
         ({103: "pve9"}, ["it is on pve9"]),
     ],
 )  # fmt: skip
@@ -63,6 +63,15 @@ def test_a_vm_that_isnt_where_its_card_is_is_refused(where: dict[int, str], said
     with pytest.raises(HomelabError) as raised:
         places.placed(settings({"a": vm()}), {"home": where})
     assert all(one in str(raised.value) for one in said)
+
+
+def test_a_node_may_have_another_name_than_its_host_in_the_settings() -> None:
+    by_hosts = settings({"a": vm()})
+    hosts = {name: host.model_copy(update={"node": f"node-of-{name}"}) for name, host in by_hosts.hosts.items()}
+    by_nodes = by_hosts.model_copy(update={"hosts": hosts})
+    assert places.placed(by_nodes, {"home": {103: "node-of-pve2"}}).vms["a"].host == "pve2"
+    with pytest.raises(HomelabError, match="`qm migrate 103 node-of-pve1`"):
+        places.placed(by_nodes, {"home": {103: "node-of-pve3"}})
 
 
 MADE = {"create": {"template": "local:vztmpl/a.tar.zst", "disk": {"storage": "local", "size": 8}}}
@@ -83,7 +92,7 @@ def test_a_container_counts_where_it_is(node: str | None, more: dict[str, Any], 
     ("where", "said"),
     [
         ({}, ["container 901, to be adopted as containers.ai", "no such guest that this user may see"]),
-        ({901: "pve3"}, ["it is on pve3, which has no such card in the settings; pve1, pve2 have", "pct migrate 901 pve1"]),
+        ({901: "pve3"}, ["it is on pve3, which has no such card in the settings; pve1, pve2 have", "`pct migrate 901 pve1`"]),
     ],
 )  # fmt: skip
 def test_a_container_that_isnt_where_its_card_is_is_refused(where: dict[int, str], said: list[str]) -> None:
@@ -94,7 +103,7 @@ def test_a_container_that_isnt_where_its_card_is_is_refused(where: dict[int, str
 
 def test_guests_of_a_host_are_found_without_their_cards_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "_cached_nodes", lambda *_: {901: "pve3"})
-    assert places.seen(sharing()) == {"ai": "pve3"}
+    assert places.seen(sharing()) == places.seen(sharing(**MADE)) == {"ai": "pve3"}
     monkeypatch.setattr(places, "_cached_nodes", lambda *_: {901: "pve9"})
     assert places.seen(sharing()) == {}
     monkeypatch.setattr(places, "_cached_nodes", lambda *_: {})
@@ -136,7 +145,8 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
             if node == "pve1":
                 raise UnansweredError(wanted="", found="off", why="", next="", status=0, reason="")
 
-        def get(self, *_: Any, **which: Any) -> list[dict[str, Any]]:
+        def get(self, path: str, _wanted: str, **which: Any) -> list[dict[str, Any]]:
+            assert (path, which) == ("cluster/resources", {"type": "vm"})
             return [{"vmid": 103, "node": "pve2"}]
 
     monkeypatch.setattr(places, "Api", OneThatAnswers)
@@ -146,6 +156,16 @@ def test_the_first_node_that_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
     assert asked == ["pve1", "pve2"]
     pinned = settings({"a": {**vm(), "host": "pve1"}})
     assert places.located(pinned) is pinned
+
+
+def test_where_no_node_answers_each_is_named_and_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_host: Any, node: str, **_: Any) -> None:
+        raise UnansweredError(wanted="", found=f"{node} is off", why="", next="", status=0, reason="")
+
+    monkeypatch.setattr(places, "Api", silent)
+    monkeypatch.setattr(places, "_NODES_OF_GUESTS", {})
+    with pytest.raises(HomelabError, match="pve1: pve1 is off; pve2: pve2 is off; pve3: pve3 is off"):
+        places.located(settings({"a": vm()}))
 
 
 @pytest.mark.parametrize("resource", [VmCards, VirtualMachine, ContainerProbe, NewContainer])

@@ -27,6 +27,7 @@ from homelab.remote.proxmox.errors import (
 from homelab.shapes import ShutdownInputs
 from homelab.text import tell
 from homelab.vm.config import Change, identity, is_roots_alone, strings
+from remote_scripts.layers import vm_starts
 
 # The reason of an error: a VM was started, and doesn't run.
 NOT_RUNNING = "not running"
@@ -82,11 +83,10 @@ class Machine:
 
     `name`: for messages, such as `sandbox`; `let_start`: called before a VM with a hookscript is started, which may
     wait for its shared card (guard.let_start); `memory`: whether it ran when an earlier run shut it down;
-    `log_of_start`: from a node and a time (in seconds since 1970) to the log of the VM's last start there since then,
-    read on the host, for a start by HA, which is another user's task; None: not known; `stopped_by`: from the same to
-    who has shut it down there since then; empty: nobody; None: not known. `starts`: how often this object
-    has started the VM; `start_log`: the log of the last of these starts; `before_start`: called before the VM is
-    started for a change, while it is off.
+    `starts_on`: from a node and a time (in seconds since 1970) to what its host has of the VM's starts there since
+    then, which may be other users' tasks; None: not known. `starts`: how often this object has started the VM;
+    `start_log`: the log of the last of these starts; `before_start`: called before the VM is started for a change,
+    while it is off.
     """
 
     def __init__(
@@ -97,15 +97,14 @@ class Machine:
         let_start: Callable[[], None] = lambda: None,
         *,
         memory: Memory,
-        log_of_start: Callable[[str, int], list[str] | None] = lambda _, __: None,
-        stopped_by: Callable[[str, int], str | None] = lambda _, __: "",
+        starts_on: Callable[[str, int], vm_starts.Answer | None] = lambda _, __: None,
     ) -> None:
         self._api = api
         self._let_start, self._start_announced = let_start, False
         self._memory, self._is_in_memory = memory, False
         # The VM's identity, once this object has noted that it is to run again.
         self._noted_identity: str | None = None
-        self._log_of_start, self._stopped_by = log_of_start, stopped_by
+        self._starts_on = starts_on
         # When it was started last, in seconds since 1970, by the node's clock.
         self._start_time = 0
         # Whether this object has asked HA to start or to stop the VM, which then may be on another node at any moment;
@@ -351,26 +350,36 @@ class Machine:
 
     def taken_back(self, error: HomelabError) -> HomelabError:
         """The error of a VM that didn't start, or went off again, after its change is taken back, and one that ran
-        before was started as it was. One that somebody has switched off since its start stays as it is."""
+        before was started as it was. One that somebody has switched off or restarted since its start stays as it is."""
         before, change, start = self._last_start
         if not change:
             return error
-        user = self._stopped_by(self.node, self._start_time) if getattr(error, "reason", "") == NOT_RUNNING else ""
+        user: str | None = ""
+        if getattr(error, "reason", "") == NOT_RUNNING:
+            seen = self._starts_on(self.node, self._start_time)
+            user = seen.stopped_by if seen else None
         if user:
+            who = "HA, or root@pam itself," if self._has_asked_ha and user == "root@pam" else user
             return error.retold(
-                found=f"{error.found}\n        {user} has switched it off: it keeps the change, and stays off",
+                found=f"{error.found}\n        {who} has switched it off or restarts it: it keeps the change, and this "
+                "run starts it no more",
                 why="whoever has switched a VM off wants it off",
-                next=f"start it when it is to run (`qm start {self.vmid}`)",
+                next=f"start it when it is off and is to run (`qm start {self.vmid}`)",
             )
         try:
             self._write(_reversal(before, change))
-            outcome = f"{self.label} has its old configuration back"
+        except ApiError as second_error:
+            outcome = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}"
+            return error.retold(found=f"{error.found}\n        {outcome}")
+        outcome = f"{self.label} has its old configuration back"
+        try:
             if user is None:
                 outcome, start = f"{outcome}, and stays off: whether somebody has switched it off isn't known", False
             elif self._pending_keys(sorted(change.keys)):
                 outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
-            outcome, start = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}", False
+            outcome += f"; whether it was started with the change meanwhile isn't known: {second_error.found}"
+            start = False
         if start:
             try:
                 self.start()
@@ -474,13 +483,14 @@ class Machine:
             source="all", vmid=self.vmid, typefilter="qmstart", since=start_time - CLOCK_SECONDS, limit=1
         ):
             return self._api.log_of_ended(str(task["upid"]), LOST_SECONDS)
-        log = self._log_of_start(self.node, start_time - CLOCK_SECONDS)
-        if log is None:
-            self.say(
-                f"whether its cards were reset when HA started it on {self.node} isn't known: "
-                f"`pvenode task list --vmid {self.vmid}` there shows that start"
-            )
-        return log or []
+        seen = self._starts_on(self.node, start_time - CLOCK_SECONDS)
+        if seen and seen.task:
+            return seen.log.splitlines()
+        self.say(
+            f"whether its cards were reset when HA started it on {self.node} isn't known: "
+            f"`pvenode task list --vmid {self.vmid}` there shows that start"
+        )
+        return []
 
     def _task(
         self, verb: str, below: str, wanted: str, kinds: tuple[str, ...], seconds: float = 0, **parameters: Any
