@@ -423,6 +423,15 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/armed")
 
 
+def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
+    (host.root / "etc/pve/corosync.conf").unlink()
+    host.programs["pct"] = lambda _arguments, _stdin: (
+        host.write("/etc/pve/corosync.conf", "totem {}\n") if host.exists("/var/lib/homelab/wanted-boot") else None,
+        PCT_LIST,
+    )[1]
+    assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
+
+
 def test_a_node_that_is_alone_in_its_cluster_moves_nothing(host: Host) -> None:
     members(host, status(1, expected=1))
     ask(host)
