@@ -112,6 +112,13 @@ def test_one_that_is_not_is_given_back_and_changes_nothing(host: Host, number: i
     assert lasting(host) == before
 
 
+def test_a_reason_has_nothing_that_ends_a_text_between_quotes(host: Host) -> None:
+    """The switch, which is sh, writes it into a file."""
+    host.write("/sys/class/net/vmbr0/operstate", "down\n")
+    host.write(ARMED, 'boot boot\naddress 192.0.2.10\ninterface v"m\\b\n')
+    assert "(vmb had)" in verdict(host)
+
+
 def test_what_did_not_hold_when_it_was_armed_is_not_asked(host: Host) -> None:
     host.write(ARMED, "boot boot\naddress 192.0.2.10\ninterface vmbr0\nport 22\nlistens no\ngateway \n")
     host.write("/proc/net/tcp", "")

@@ -219,6 +219,7 @@ def test_a_turn_that_cant_be_read_is_nobodys_to_take(node: Host) -> None:
     (node.root / TURN[1:]).mkdir()
     assert take(node).startswith(f"it isn't known which node restarts: {TURN}: ")
     assert not node.exists(f"{HOME}/turn")
+    cluster.lift_noout_of_absent(system_of(node))  # it has nothing to say of its own
     (node.root / TURN[1:]).rmdir()
     node.write(TURN, "node pve1\n" + " " * (1 << 20))
     assert "it is longer than 1048576 bytes" in take(node)
@@ -433,7 +434,19 @@ def test_noout_of_a_run_that_was_killed_stays_noted_by_the_next_one(disks: Host)
     before = disks.lasting()
     assert take(disks) == "" and take(disks) == ""
     assert disks.read(f"{HOME}/away") == "noout 0 3\n" and "noout 0 3\n" in disks.read(TURN)
+    osd_dump(disks, kept=(0,))  # such as where disk 3 was made anew meanwhile
+    assert take(disks) == "" and disks.read(f"{HOME}/away") == "noout 0 3\n"
     assert end(disks) and disks.lasting() == before
+
+
+def test_a_dump_that_is_cut_off_is_no_answer(disks: Host) -> None:
+    """Of a disk that isn't in it nothing is known."""
+    text = osd_dump(disks).partition("osd.3")[0]
+    real = disks.programs["ceph"]
+    disks.programs["ceph"] = lambda arguments, stdin: (
+        Done(1, text.encode()) if arguments == ("osd", "dump") else real(arguments, stdin)
+    )
+    assert take(disks).startswith("Ceph doesn't say which disks it would replace") and not kept_disks(disks)
 
 
 @pytest.mark.parametrize(
