@@ -216,6 +216,44 @@ def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: H
     is_as_before(host)
 
 
+@pytest.mark.parametrize("how", ["on its way", "one after the other"])
+def test_ha_has_the_time_that_its_moves_take(host: Host, clock: Clock, how: str) -> None:
+    """Only where nothing moves for five minutes it is given up."""
+    host.write(f"{STATE}/stuck", "")
+    began: list[float] = []
+
+    def meanwhile() -> None:
+        passed = clock.passed - began[0] if began else 0
+        if passed > 450:
+            (host.root / f"{STATE}/stuck"[1:]).unlink(missing_ok=True)
+        elif began and how == "on its way":
+            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve1 - migrate"))
+        elif passed > 200:
+            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve2 pve1 started"))
+        if passed > 450 and "migrate" in host.read(f"{STATE}/ha"):
+            host.write(f"{STATE}/ha", HA_STOCK)
+
+    at_enabling(host, lambda: began.append(clock.passed))
+    clock.meanwhile = meanwhile
+    ask(host)
+    assert restarts(host) and clock.passed - began[0] > 450
+
+
+def test_a_guest_that_comes_meanwhile_and_doesnt_run_keeps_no_node(host: Host) -> None:
+    at_enabling(host, lambda: host.write(f"{STATE}/ha", f"{HA_STOCK}vm:203 pve1 - stopped\n"))
+    ask(host)
+    assert restarts(host)
+
+
+def test_a_mode_of_a_run_that_was_killed_is_switched_on_again_for_who_is_here_now(host: Host) -> None:
+    for name in ("mode", "stuck"):
+        host.write(f"{STATE}/{name}", "")
+    host.write(f"{HOME}/away", "maintenance pve1\nservices vm:204\n")
+    at_enabling(host, (host.root / f"{STATE}/stuck"[1:]).unlink)
+    ask(host)
+    assert host.read(f"{HOME}/away") == "maintenance pve1\nservices vm:204 vm:200 ct:901\n"
+
+
 def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
     """HA's manager says nothing any more from then on; what is returned lets it answer again."""
     real = host.programs["ha-manager"]
@@ -266,6 +304,16 @@ def test_a_mode_is_off_once_ha_has_followed(host: Host) -> None:
     host.programs["ha-manager"] = follows
     end(host)
     is_as_before(host)
+
+
+def test_an_ha_manager_that_falls_silent_has_brought_nobody_back(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(host)
+    asked = iter([False])
+    silent_once(host, lambda: not host.exists(f"{STATE}/mode") and next(asked, True))
+    end(host)
+    assert "HA hasn't brought VM 200, container 901 back yet" in capsys.readouterr().err
 
 
 def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
@@ -400,7 +448,7 @@ def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(host: Host, capsys
     assert not host.exists(f"{HOME}/away")
 
 
-@pytest.mark.parametrize("line", ["", "vm:200 pve2 pve1 stopped\n"], ids=["taken out of HA", "stopped"])
+@pytest.mark.parametrize("line", ["", "vm:200 pve2 - stopped\n"], ids=["taken out of HA", "stopped"])
 def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(host: Host, clock: Clock, line: str) -> None:
     ask(host)
     host.write(f"{STATE}/ha", line + "ct:901 pve1 - started\n")
