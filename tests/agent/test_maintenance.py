@@ -239,8 +239,8 @@ def test_ha_has_the_time_that_its_moves_take(host: Host, clock: Clock, how: str)
     assert restarts(host) and clock.passed - began[0] > 450
 
 
-def test_a_guest_that_comes_meanwhile_and_doesnt_run_keeps_no_node(host: Host) -> None:
-    at_enabling(host, lambda: host.write(f"{STATE}/ha", f"{HA_STOCK}vm:203 pve1 - stopped\n"))
+def test_a_guest_that_comes_meanwhile_and_that_ha_leaves_alone_keeps_no_node(host: Host) -> None:
+    at_enabling(host, lambda: host.write(f"{STATE}/ha", f"{HA_STOCK}vm:203 pve1 - error\n"))
     ask(host)
     assert restarts(host)
 
