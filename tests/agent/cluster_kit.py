@@ -133,6 +133,8 @@ def members(host: Host, text: str, names: str = NODES) -> None:
     def pvecm(arguments: Sequence[str], _stdin: bytes) -> Done:
         if arguments == ("nodes",):
             return Done(0, rows.encode())
+        if arguments != ("status",):
+            return Done(255, b"", b"ERROR: unknown command")
         return Done(2 if "Quorate:          No" in text else 0, text.encode())
 
     host.programs["pvecm"] = pvecm

@@ -412,7 +412,7 @@ def test_a_node_without_daemons_of_ceph_and_a_cluster_of_one_ask_it_nothing(node
     with_disks(node)
     assert says(node)
     members(node, status(1, expected=1))
-    assert says(node) == ""
+    assert says(node) == "" and take(node) == ""
 
 
 @pytest.mark.parametrize(

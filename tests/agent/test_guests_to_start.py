@@ -467,6 +467,13 @@ def test_who_notes_what_runs_keeps_it_from_a_timer_that_has_nothing_to_do(host: 
     assert is_over(host)
 
 
+def test_a_guest_that_was_removed_or_moved_meanwhile_is_owed_nothing(host: Host) -> None:
+    noted(host, "qm 103", "pct 901")
+    (host.root / "etc/pve/qemu-server/103.conf").unlink()
+    host.write("/unsaid/103", "")
+    assert run(host) == {"started": ["container 901 (g901)"], "off": [], "later": []} and is_over(host)
+
+
 def test_who_starts_them_already_is_left_to_it(host: Host) -> None:
     with host.system().work.holding(guests_to_start.LOCK, 0):
         alone(host)
@@ -572,6 +579,14 @@ def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, te
         host.write(file, before)
     alone(host)
     assert len(started(host)) == 4 and is_over(host)
+
+
+def test_a_switch_that_waits_for_a_boot_that_wasnt_made_keeps_nobody_off(host: Host) -> None:
+    host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
+    host.write(f"{HOME}/armed", f"boot {A}\n")
+    host.write(f"{HOME}/pending/boot", "")
+    alone(host)
+    assert len(started(host)) == 4
 
 
 @pytest.mark.parametrize("file", ["judged", "rolled-back"])

@@ -551,6 +551,7 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
 
 def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
     (host.root / "etc/pve/corosync.conf").unlink()
+    assert ask(host, "plan")["moves"] == ""
     host.programs["pct"] = lambda _arguments, _stdin: (
         host.write("/etc/pve/corosync.conf", "totem {}\n") if host.exists("/var/lib/homelab/wanted-boot") else None,
         PCT_LIST,
