@@ -348,11 +348,11 @@ def _note_turn(system: System, policy: Policy, node: Node, until: float) -> str:
 
 
 def lost_turn(system: System) -> Obstacle | None:
-    """Asked last before the restart: much was waited for since the turn was taken, and a person may have removed it, or
-    another node taken it; None: it is this node's, or needs none.
+    """Asked last before the restart: much was waited for since the turn was taken, and a person may have removed it,
+    another node taken it, or this host joined a cluster; None: it is this node's, or needs none.
     """
     node = pmxcfs.this_node(system)
-    if not node.clustered or not has_turn(system):
+    if not node.clustered:
         return None
     try:
         turn = _turn(system)

@@ -133,6 +133,8 @@ def members(host: Host, text: str, names: str = NODES) -> None:
     def pvecm(arguments: Sequence[str], _stdin: bytes) -> Done:
         if arguments == ("nodes",):
             return Done(0, rows.encode())
+        if arguments != ("status",):
+            return Done(255, b"", b"ERROR: unknown command")
         return Done(2 if "Quorate:          No" in text else 0, text.encode())
 
     host.programs["pvecm"] = pvecm
@@ -162,14 +164,17 @@ def kept_disks(host: Host) -> list[str]:
 def _ceph(host: Host, arguments: Sequence[str]) -> Done:
     noted(host, "ceph", arguments)
     text = host.read(f"{STATE}/dump") if host.exists(f"{STATE}/dump") else ""
-    if arguments[:2] == ("osd", "dump"):
+    if arguments == ("osd", "dump"):
         return Done(0, text.encode())
-    if arguments[1] in ("add-noout", "rm-noout"):
-        for disk in arguments[2:]:
-            text = re.sub(rf"^(osd\.{disk} .*exists,up)(?:,noout)?", r"\1", text, flags=re.MULTILINE)
-            if arguments[1] == "add-noout":
-                text = re.sub(rf"^(osd\.{disk} .*exists,up)", r"\1,noout", text, flags=re.MULTILINE)
-        host.write(f"{STATE}/dump", text)
+    if arguments[1] == "ok-to-stop" and arguments[0] in ("mon", "osd"):
+        return Done(0, b"")
+    if arguments[0] != "osd" or arguments[1] not in ("add-noout", "rm-noout"):
+        return Done(22, b"", b"no valid command found")
+    for disk in arguments[2:]:
+        text = re.sub(rf"^(osd\.{disk} .*exists,up)(?:,noout)?", r"\1", text, flags=re.MULTILINE)
+        if arguments[1] == "add-noout":
+            text = re.sub(rf"^(osd\.{disk} .*exists,up)", r"\1,noout", text, flags=re.MULTILINE)
+    host.write(f"{STATE}/dump", text)
     return Done(0, b"")
 
 

@@ -18,9 +18,10 @@ from remote_scripts.layers.boot_verdict import Wanted
 from remote_scripts.layers.cmdline import Wanted as Cmdline
 from remote_scripts.layers.confirm_boot import Wanted as Confirm
 from remote_scripts.layers.initramfs import Wanted as Initramfs
-from remote_scripts.shared import guests_to_start, route
+from remote_scripts.shared import guests_to_start, route, switch
 from remote_scripts.tools import disk
 from remote_scripts.tools.run import Done
+from remote_scripts.tools.system import System
 from tests import sampling
 from tests.agent import boot_kit
 from tests.agent.boot_kit import LOADERS, after, lasting
@@ -109,6 +110,13 @@ def test_one_that_is_not_is_given_back_and_changes_nothing(host: Host, number: i
     before = lasting(host)
     assert verdict(host).startswith("give back: was waited for by no `up`") and said in verdict(host)
     assert lasting(host) == before
+
+
+def test_a_reason_has_nothing_that_ends_a_text_between_quotes(host: Host) -> None:
+    """The switch, which is sh, writes it into a file."""
+    host.write("/sys/class/net/vmbr0/operstate", "down\n")
+    host.write(ARMED, 'boot boot\naddress 192.0.2.10\ninterface v"m\\b\n')
+    assert "(vmb had)" in verdict(host)
 
 
 def test_what_did_not_hold_when_it_was_armed_is_not_asked(host: Host) -> None:
@@ -283,6 +291,22 @@ def test_who_runs_before_its_restart_is_started_again_by_the_next_boot(
     assert noted == [["qm", "103", "later"]] * (restarts and lists) + [["pct", "901", "boot"]]
 
 
+def test_a_note_of_who_runs_that_cant_be_read_keeps_nothing_from_being_given_back(host: Host) -> None:
+    without_words(host, "grub")
+    host.write(f"{HOME}/ran/x", "")
+    host.write(f"{HOME}/ran-program", "", 0o700)
+    host.programs |= {"qm": lambda *_: Done(0, b""), "pct": lambda *_: Done(0, b"")}
+    assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=True)) == "finished"
+
+
+def test_nobody_is_noted_where_nothing_is_owed_from_before(host: Host) -> None:
+    """Such as on a host whose restart homelab hasn't ordered: whoever runs then has started by Proxmox VE itself."""
+    without_words(host, "grub")
+    host.programs["qm"] = lambda *_: pytest.fail("it is asked who runs")
+    assert host.ask("revert", "boot_verdict", Wanted(after=20, restarts=True)) == "finished"
+    assert not host.exists(f"{HOME}/ran")
+
+
 # What an older release armed, whose program was a whole one in bash.
 
 OLDER = """\
@@ -354,6 +378,18 @@ def test_one_that_is_undone_is_not_confirmed(host: Host, path: str, rolling: boo
     answer = confirm(host)
     assert (answer["confirmed"], answer["rolling_back"]) == ("", rolling) and "boot" in answer["rolled_back"]
     assert host.exists(ARMED)
+
+
+def test_a_boot_that_is_given_back_at_that_moment_is_not_confirmed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch takes the same file, and only one of them has it."""
+    real = switch.is_armed_before
+
+    def taken_meanwhile(system: System) -> bool:
+        (host.root / ARMED[1:]).unlink(missing_ok=True)
+        return real(system)
+
+    monkeypatch.setattr(switch, "is_armed_before", taken_meanwhile)
+    assert confirm(host)["confirmed"] == ""
 
 
 @pytest.mark.parametrize("how", ["another entry", "pending"])

@@ -219,10 +219,14 @@ def test_a_turn_that_cant_be_read_is_nobodys_to_take(node: Host) -> None:
     (node.root / TURN[1:]).mkdir()
     assert take(node).startswith(f"it isn't known which node restarts: {TURN}: ")
     assert not node.exists(f"{HOME}/turn")
+    cluster.lift_noout_of_absent(system_of(node))  # it has nothing to say of its own
+    (node.root / TURN[1:]).rmdir()
+    node.write(TURN, "node pve1\n" + " " * (1 << 20))
+    assert "it is longer than 1048576 bytes" in take(node)
 
 
 def test_the_nodes_own_turn_of_a_run_that_was_killed_is_taken_anew(node: Host) -> None:
-    turn_of(node, "pve1", -5000)
+    turn_of(node, "pve1")
     assert take(node) == "" and int(node.read(TURN).split()[-1]) > time.time()
 
 
@@ -408,7 +412,7 @@ def test_a_node_without_daemons_of_ceph_and_a_cluster_of_one_ask_it_nothing(node
     with_disks(node)
     assert says(node)
     members(node, status(1, expected=1))
-    assert says(node) == ""
+    assert says(node) == "" and take(node) == ""
 
 
 @pytest.mark.parametrize(
@@ -430,7 +434,19 @@ def test_noout_of_a_run_that_was_killed_stays_noted_by_the_next_one(disks: Host)
     before = disks.lasting()
     assert take(disks) == "" and take(disks) == ""
     assert disks.read(f"{HOME}/away") == "noout 0 3\n" and "noout 0 3\n" in disks.read(TURN)
+    osd_dump(disks, kept=(0,))  # such as where disk 3 was made anew meanwhile
+    assert take(disks) == "" and disks.read(f"{HOME}/away") == "noout 0 3\n"
     assert end(disks) and disks.lasting() == before
+
+
+def test_a_dump_that_is_cut_off_is_no_answer(disks: Host) -> None:
+    """Of a disk that isn't in it nothing is known."""
+    text = osd_dump(disks).partition("osd.3")[0]
+    real = disks.programs["ceph"]
+    disks.programs["ceph"] = lambda arguments, stdin: (
+        Done(1, text.encode()) if arguments == ("osd", "dump") else real(arguments, stdin)
+    )
+    assert take(disks).startswith("Ceph doesn't say which disks it would replace") and not kept_disks(disks)
 
 
 @pytest.mark.parametrize(
@@ -514,8 +530,9 @@ def test_destroy_forgets_no_noout(disks: Host, armed: bool, capsys: pytest.Captu
             destroyed(disks)
     assert disks.read(f"{HOME}/away") == "noout 0 3\n" and disks.exists(f"{HOME}/turn")
     disks.programs["ceph"] = asks
+    capsys.readouterr()
     destroyed(disks)
-    assert disks.lasting() == before
+    assert disks.lasting() == before and not capsys.readouterr().err
 
 
 def test_destroy_without_a_quorum_forgets_nothing_either(
@@ -529,6 +546,17 @@ def test_destroy_without_a_quorum_forgets_nothing_either(
     assert node.exists(f"{HOME}/turn") and node.exists(LINK)
     later()
     assert end(node, by_timer=True) and node.lasting() == before
+
+
+def test_a_turn_that_set_nothing_and_that_no_timer_ends_keeps_no_host_from_being_given_back(
+    node: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert take(node) == ""
+    (node.root / f"{UNITS}/homelab-turn.timer"[1:]).unlink()
+    without_quorum(monkeypatch)
+    destroyed(node)
+    assert f"that this node doesn't restart: no node of the cluster restarts: rm {TURN}" in capsys.readouterr().err
+    assert not node.exists(f"{HOME}/turn")
 
 
 # A node that hasn't come back.
@@ -567,6 +595,9 @@ def test_an_up_that_has_waited_for_a_node_in_vain_has_its_disks_replaced(disks: 
     assert lift(disks) == "no"
     members(disks, status(1, 1, 1, expected=3))
     assert lift(disks) == "none", "it is back"
+    (disks.root / TURN[1:]).unlink()
+    (disks.root / TURN[1:]).mkdir()
+    assert lift(disks) == "no", "the turn can't be read"
     (disks.root / "etc/pve").rename(disks.root / "etc/hangs")
     assert lift(disks) == "no"
 

@@ -275,6 +275,7 @@ def test_a_lock_that_was_left_behind_is_said_once_with_what_cures_it_and_keeps_n
     told = capsys.readouterr().err
     said = told if given_back else host.read(f"{HOME}/judged")
     assert said.count("this host starts it once `pct unlock 901` has taken that lock away") == 1
+    assert host.exists(f"{HOME}/judged") != given_back, "of a host that was given back nothing is kept"
     alone(host)
     assert not capsys.readouterr().err and (given_back or host.read(f"{HOME}/judged") == said) and not started(host)
     host.programs["pct"](["unlock", "901"], b"")
@@ -466,6 +467,19 @@ def test_who_notes_what_runs_keeps_it_from_a_timer_that_has_nothing_to_do(host: 
     assert is_over(host)
 
 
+def test_a_guest_that_was_removed_or_moved_meanwhile_is_owed_nothing(host: Host) -> None:
+    noted(host, "qm 103", "pct 901")
+    (host.root / "etc/pve/qemu-server/103.conf").unlink()
+    host.write("/unsaid/103", "")
+    assert run(host) == {"started": ["container 901 (g901)"], "off": [], "later": []} and is_over(host)
+
+
+def test_who_starts_them_already_is_left_to_it(host: Host) -> None:
+    with host.system().work.holding(guests_to_start.LOCK, 0):
+        alone(host)
+        assert not started(host) and not is_over(host)
+
+
 def test_an_etc_pve_that_isnt_there_is_no_ha_without_this_guest(host: Host) -> None:
     now = int(time.time())
     host.write("/proc/stat", f"btime {now - 60}\n")
@@ -550,6 +564,7 @@ def test_the_run_that_confirms_the_boot_has_time_to_take_the_host(host: Host, cl
         ("/state/system", "stopping\n"),
         ("/run/homelab/ordered", f"{B} NOW\n"),
         ("/proc/sys/kernel/random/boot_id", f"{A}\n"),
+        ("/proc/stat", "cpu 1\n"),
     ],
 )
 def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, text: str) -> None:
@@ -564,6 +579,14 @@ def test_nothing_is_started_before_the_boot_is_decided(host: Host, file: str, te
         host.write(file, before)
     alone(host)
     assert len(started(host)) == 4 and is_over(host)
+
+
+def test_a_switch_that_waits_for_a_boot_that_wasnt_made_keeps_nobody_off(host: Host) -> None:
+    host.write("/proc/cmdline", "root=/dev/sda1 quiet\n")
+    host.write(f"{HOME}/armed", f"boot {A}\n")
+    host.write(f"{HOME}/pending/boot", "")
+    alone(host)
+    assert len(started(host)) == 4
 
 
 @pytest.mark.parametrize("file", ["judged", "rolled-back"])

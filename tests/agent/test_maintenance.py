@@ -15,7 +15,7 @@ import pytest
 
 from remote_scripts.layers import cluster_turn, reboot
 from remote_scripts.layers.reboot import Wanted
-from remote_scripts.shared import pmxcfs, reboot_required, restart, switch
+from remote_scripts.shared import guests_to_start, pmxcfs, reboot_required, restart, switch
 from remote_scripts.tools.run import Done, Stand
 from remote_scripts.tools.system import System
 from tests import sampling
@@ -216,6 +216,118 @@ def test_an_ha_manager_that_doesnt_answer_keeps_the_node_from_restarting(host: H
     is_as_before(host)
 
 
+@pytest.mark.parametrize("how", ["on its way", "one after the other"])
+def test_ha_has_the_time_that_its_moves_take(host: Host, clock: Clock, how: str) -> None:
+    """Only where nothing moves for five minutes it is given up."""
+    host.write(f"{STATE}/stuck", "")
+    began: list[float] = []
+
+    def meanwhile() -> None:
+        passed = clock.passed - began[0] if began else 0
+        if passed > 450:
+            (host.root / f"{STATE}/stuck"[1:]).unlink(missing_ok=True)
+        elif began and how == "on its way":
+            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve1 - migrate"))
+        elif passed > 200:
+            host.write(f"{STATE}/ha", HA_STOCK.replace("vm:200 pve1 - started", "vm:200 pve2 pve1 started"))
+        if passed > 450 and "migrate" in host.read(f"{STATE}/ha"):
+            host.write(f"{STATE}/ha", HA_STOCK)
+
+    at_enabling(host, lambda: began.append(clock.passed))
+    clock.meanwhile = meanwhile
+    ask(host)
+    assert restarts(host) and clock.passed - began[0] > 450
+
+
+def test_a_guest_that_comes_meanwhile_and_that_ha_leaves_alone_keeps_no_node(host: Host) -> None:
+    at_enabling(host, lambda: host.write(f"{STATE}/ha", f"{HA_STOCK}vm:203 pve1 - error\n"))
+    ask(host)
+    assert restarts(host)
+
+
+def test_a_mode_of_a_run_that_was_killed_is_switched_on_again_for_who_is_here_now(host: Host) -> None:
+    for name in ("mode", "stuck"):
+        host.write(f"{STATE}/{name}", "")
+    host.write(f"{HOME}/away", "maintenance pve1\nservices vm:204\n")
+    at_enabling(host, (host.root / f"{STATE}/stuck"[1:]).unlink)
+    ask(host)
+    assert host.read(f"{HOME}/away") == "maintenance pve1\nservices vm:204 vm:200 ct:901\n"
+
+
+def silent_once(host: Host, is_so: Callable[[], bool]) -> Callable[[], object]:
+    """HA's manager says nothing any more from then on; what is returned lets it answer again."""
+    real = host.programs["ha-manager"]
+    host.programs["ha-manager"] = lambda arguments, stdin: (
+        Done(1, b"") if arguments == ("status",) and is_so() else real(arguments, stdin)
+    )
+    return lambda: host.programs.update({"ha-manager": real})
+
+
+def test_an_ha_manager_that_falls_silent_once_the_turn_is_taken_keeps_the_node_from_restarting(host: Host) -> None:
+    silent_once(host, lambda: host.exists(TURN))
+    assert "`ha-manager status` gives no answer" in refusal(host)
+    is_as_before(host)
+    assert not [one for one in said(host) if one.startswith("ha-manager")]
+
+
+def test_an_ha_manager_that_falls_silent_while_it_moves_guests_has_moved_none(host: Host) -> None:
+    """Nor is its mode known to be off afterwards."""
+    answers = silent_once(host, lambda: host.exists(f"{STATE}/mode") or "disable" in " ".join(said(host)))
+    message = refusal(host)
+    assert "HA hasn't moved VM 200, container 901 to another node" in message
+    assert "HA has its maintenance mode on still" in message and "maintenance pve1" in host.read(f"{HOME}/away")
+    answers()
+    end(host)
+    is_as_before(host)
+
+
+def test_a_mode_that_cant_be_switched_on_keeps_the_node_from_restarting(host: Host) -> None:
+    refuse(host, "ha-manager", "crm-command", "node-maintenance", "enable", said="no such command")
+    assert "HA's maintenance mode can't be switched on: no such command" in refusal(host)
+    is_as_before(host)
+
+
+def test_a_mode_is_off_once_ha_has_followed(host: Host) -> None:
+    """It takes the command at once, and follows in its next round."""
+    ask(host)
+    (host.root / ORDERED[1:]).unlink()
+    follows = host.programs["ha-manager"]
+    host.programs["ha-manager"] = lambda arguments, stdin: (
+        Done(0, b"") if "disable" in arguments else follows(arguments, stdin)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_turn, "CLUSTER_SECONDS", 2)
+        answer = host.ask("apply", "cluster_turn", cluster_turn.Wanted())
+    assert not answer["over"]
+    assert "ha-manager crm-command node-maintenance disable pve1" in answer["set"]
+    assert "maintenance pve1" in host.read(f"{HOME}/away") and host.exists(LINK)
+    host.programs["ha-manager"] = follows
+    end(host)
+    is_as_before(host)
+
+
+def test_an_ha_manager_that_falls_silent_has_brought_nobody_back(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(host)
+    asked = iter([False])
+    silent_once(host, lambda: not host.exists(f"{STATE}/mode") and next(asked, True))
+    end(host)
+    assert "HA hasn't brought VM 200, container 901 back yet" in capsys.readouterr().err
+
+
+def test_a_quorum_is_not_given_up_where_ha_falls_silent(host: Host) -> None:
+    """Whether its watchdog is armed elsewhere isn't known."""
+    members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
+    host.write(f"{STATE}/ha", "vm:202 pve2 - stopped\n")
+    asked = iter([False])
+    silent_once(host, lambda: next(asked, True))
+    planned = ask(host, "plan", maintenance=False, keep_quorum=False)
+    assert (
+        "HA has guests, and `ha-manager status` gives no answer, and its watchdog resets a node" in planned["cluster"]
+    )
+
+
 def test_a_mode_that_somebody_else_has_switched_on_stays_on(host: Host) -> None:
     host.write(f"{STATE}/mode", "")
     host.write(f"{STATE}/ha", HA_STOCK.replace("pve1 - started", "pve2 pve1 started"))
@@ -336,7 +448,7 @@ def test_nobody_waits_for_ever_for_guests_that_ha_brings_back(host: Host, capsys
     assert not host.exists(f"{HOME}/away")
 
 
-@pytest.mark.parametrize("line", ["", "vm:200 pve2 pve1 stopped\n"], ids=["taken out of HA", "stopped"])
+@pytest.mark.parametrize("line", ["", "vm:200 pve2 - stopped\n"], ids=["taken out of HA", "stopped"])
 def test_nobody_waits_for_a_guest_that_ha_doesnt_bring_back(host: Host, clock: Clock, line: str) -> None:
     ask(host)
     host.write(f"{STATE}/ha", line + "ct:901 pve1 - started\n")
@@ -390,6 +502,20 @@ def test_a_switch_that_is_taken_away_meanwhile_keeps_the_host_from_restarting(ho
     is_as_before(host)
 
 
+def test_a_switch_that_cant_count_from_the_restart_on_keeps_the_host_from_restarting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would give a boot back for which an `up` still waits."""
+    host.write(f"{HOME}/armed", ARMED)
+
+    def fails(_system: System, _seconds: int) -> None:
+        raise OSError(28, "No space left on device", f"{HOME}/armed")
+
+    monkeypatch.setattr(switch, "await_boot", fails)
+    assert f"{HOME}/armed can't be written" in refusal(host)
+    is_as_before(host)
+
+
 @pytest.mark.parametrize("what", ["taken", "removed", "unread"])
 def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     host: Host, monkeypatch: pytest.MonkeyPatch, what: str
@@ -423,24 +549,44 @@ def test_a_turn_that_is_another_nodes_by_now_keeps_this_one_from_restarting(
     assert not host.exists(f"{HOME}/ran") and "until" not in host.read(f"{HOME}/armed")
 
 
+def test_a_host_that_joins_a_cluster_meanwhile_has_no_turn_and_isnt_restarted(host: Host) -> None:
+    (host.root / "etc/pve/corosync.conf").unlink()
+    assert ask(host, "plan")["moves"] == ""
+    host.programs["pct"] = lambda _arguments, _stdin: (
+        host.write("/etc/pve/corosync.conf", "totem {}\n") if host.exists("/var/lib/homelab/wanted-boot") else None,
+        PCT_LIST,
+    )[1]
+    assert f"it isn't this node's turn any more: {TURN} is gone" in refusal(host)
+
+
 def test_a_node_that_is_alone_in_its_cluster_moves_nothing(host: Host) -> None:
     members(host, status(1, expected=1))
     ask(host)
     assert not host.exists(f"{STATE}/mode") and restarts(host)
 
 
-@pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the order"])
+@pytest.mark.parametrize("what", ["systemd-run", "which guests run", "the note of them", "the order"])
 def test_a_restart_that_cant_be_ordered_ends_the_turn_at_once(host: Host, what: str) -> None:
     if what == "systemd-run":
         host.programs["systemd-run"] = lambda _arguments, _stdin: Done(1, b"Transaction is destructive")
     elif what == "which guests run":
         host.programs["pct"] = lambda arguments, _stdin: Done(1, b"")
+    elif what == "the note of them":
+        (host.root / "etc/systemd/system/homelab-ran.service/x").mkdir(parents=True)
     else:
         (host.root / ORDERED[1:]).mkdir(parents=True)
         (host.root / "run/homelab").chmod(0o700)
     assert "reboot it by hand, then run `pulumi up` again" in refusal(host)
     is_as_before(host)
     assert not host.exists(f"{HOME}/ran")
+
+
+def test_guests_that_are_being_started_keep_the_host_from_restarting(host: Host) -> None:
+    """Who is started next would be in no note."""
+    system = cluster_kit.system_of(host)
+    with system.work.holding(guests_to_start.LOCK, 0) as has:
+        assert has and "guests that ran before the last restart are being started" in refusal(host)
+    is_as_before(host)
 
 
 def test_a_system_that_goes_down_already_needs_no_second_restart(host: Host) -> None:
