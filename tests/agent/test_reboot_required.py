@@ -152,6 +152,10 @@ CASES = {
         **OWN, driver="580", flavour="open", loaded=OPEN.format("580.82.07"), installed="580.95.05", modules="580.95.05",
         reasons=("NVIDIA's driver 580.82.07 is loaded, and 580.95.05 is installed",),
     ),
+    "the branch is loaded, and another version installed whose modules aren't made": Case(
+        **OWN, driver="580", flavour="open", loaded=OPEN.format("580.82.07"), installed="580.95.05",
+        perhaps=("what is installed is another version of branch 580 than 580.82.07, which is loaded",),
+    ),
     "the branch is loaded, and what packages bring isn't known": Case(
         **OWN, driver="580", flavour="open", loaded=OPEN.format("580.95.05"),
         perhaps=("what is installed is another version of branch 580 than 580.95.05, which is loaded",),
