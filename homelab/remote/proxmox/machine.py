@@ -368,9 +368,11 @@ class Machine:
             )
         try:
             self._write(_reversal(before, change))
-        except ApiError as second_error:
-            outcome = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}"
-            return error.retold(found=f"{error.found}\n        {outcome}")
+        except HomelabError as second_error:  # a change that is root@pam's alone goes by a connection
+            return error.retold(
+                found=f"{error.found}\n        {self.label} is off, and it isn't known whether it has back what it had "
+                f"(`qm config {self.vmid}`): {second_error.found}"
+            )
         outcome = f"{self.label} has its old configuration back"
         try:
             if user is None:
@@ -378,7 +380,10 @@ class Machine:
             elif self._pending_keys(sorted(change.keys)):
                 outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
-            outcome += f"; whether it was started with the change meanwhile isn't known: {second_error.found}"
+            outcome += (
+                f"; whether it was started with the change meanwhile isn't known, so this run doesn't start it: "
+                f"{second_error.found}"
+            )
             start = False
         if start:
             try:
