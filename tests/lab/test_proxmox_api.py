@@ -553,6 +553,19 @@ def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -
     ]
 
 
+def test_a_vm_that_ha_does_not_come_to_start_is_not_said_to_have_gone_off(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(f"qm stop {VM}")
+    under_ha(lab)
+    lab.fault("ha-idle", True)
+    monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
+    with pytest.raises(HomelabError) as refused:
+        machine(lab).start()
+    assert "HA was asked to, and has not started it" in refused.value.found
+    assert "QEMU ended" not in refused.value.why and "ha-manager status" in refused.value.next
+
+
 def test_a_shutdown_that_fails_leaves_ha_with_what_it_was_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """HA takes the request and the guest hasn't gone off: with nothing more said, HA ends it by force after this program has given up."""
     under_ha(lab)
