@@ -29,8 +29,8 @@ class Wanted:
 class Answer:
     """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
     of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the first shutdown
-    or reboot after the last of them that failed, else the first, is, empty: there was none; `now`: the node's clock, in seconds since 1970; `boot`:
-    what tells the node's boot from every other.
+    or reboot after the last of them that failed, or else after the first, is, empty: there was none; `now`: the node's
+    clock, in seconds since 1970; `boot`: what tells the node's boot from every other.
     """
 
     task: str

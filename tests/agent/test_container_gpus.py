@@ -334,8 +334,10 @@ def test_a_file_that_cant_be_written_for_want_of_a_quorum_was_changed_by_nobody(
 
 def test_what_pct_refuses_leaves_everything_as_it_was(box: Containers) -> None:
     box.apply(minors=(0,))
-    before, box.refusal = box.host.lasting(), "400 Parameter verification failed.\n"
-    with pytest.raises(Refused, match="pct set --delete dev0 --dev3(.|\n)*Parameter verification failed"):
+    before, box.refusal = box.host.lasting(), "400 Parameter verification failed.\ndev3: unable to hotplug dev3: no\n"
+    with pytest.raises(
+        Refused, match="pct set --delete dev0 --dev3(.|\n)*Parameter verification failed(.|\n)*shutdown"
+    ):
         box.apply(minors=(1,))
     assert box.host.lasting() == before
 

@@ -420,7 +420,8 @@ class Machine:
         runs = self._starts_to_run(HA_SECONDS + hook_seconds if by_ha else LOST_SECONDS, by_ha=by_ha)
         if not runs or (steady and not self._lasts(steady)):
             self._is_under_ha(wanted)
-            raise self.not_running_error().retold(wanted=wanted)
+            failed = self.not_running_error().retold(wanted=wanted)
+            raise _left_off_by_ha_error(failed) if by_ha and not runs else failed
         self._runs_again()
         self.start_log = self._log_of_ha(start_time) if by_ha else log
 
@@ -629,6 +630,15 @@ def _still_on_error(machine: Machine, shutdown: ShutdownInputs, error: ApiError)
         why="the change needs a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {shutdown.timeout}), "
         "or let it be switched off then (shutdown.otherwise: stop)",
+    )
+
+
+def _left_off_by_ha_error(error: ApiError) -> ApiError:
+    return error.retold(
+        found="HA was asked to, and has not started it",
+        why="nothing else may start it; HA may still do so",
+        next="see on the host what HA does (`ha-manager status`; where it is disarmed: `ha-manager crm-command "
+        "arm-ha`), and what came of a start (`journalctl -u pve-ha-lrm`), then run `pulumi up` again",
     )
 
 
