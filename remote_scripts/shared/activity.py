@@ -152,7 +152,8 @@ def _of_ha(system: System, node: Node) -> str:
         if service.node == node.name and service.state == "freeze" and _runs(system, service.id):
             return (
                 f"HA has frozen {service.id}: neither HA nor this host would shut it down. If HA is disarmed: "
-                "`ha-manager crm-command arm-ha`, or that and then `disarm-ha ignore`"
+                "`ha-manager crm-command arm-ha`; to have it off for the restart: that, and then "
+                "`ha-manager crm-command disarm-ha ignore`"
             )
     return ""
 
