@@ -109,15 +109,18 @@ def of_new_vm(name: str, vmid: int, new: NewVm) -> Needs:
         if new.cloud_init is not None:
             # Its drive is added to the clone; in other new VMs it comes with the disks.
             needs[path] |= {"VM.Config.Cloudinit", "VM.Config.CDROM"}
+    if "startup" in keys:
+        needs["/"] = {"Sys.Modify"}
     return needs
 
 
-def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings) -> Needs:
+def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings, pve: str) -> Needs:
     """The privileges for creating a container, and for deleting it.
 
     :param config: the options that it is created with.
+    :param pve: the host's version of Proxmox VE.
     """
-    return {
+    needs: Needs = {
         f"/vms/{ctid}": {
             *("VM.Allocate", "VM.Audit", "VM.PowerMgmt", "VM.Config.Disk", "VM.Config.Options"),
             *of_options(config, container=True),
@@ -126,6 +129,9 @@ def of_new_container(ctid: int, config: Iterable[str], new: NewContainerSettings
         f"/storage/{new.template.partition(':')[0]}": {"Datastore.Audit|Datastore.AllocateSpace"},
         f"/sdn/zones/localnetwork/{new.bridge}": {"SDN.Use"},
     }
+    if not new.unprivileged and not pve.startswith("8."):  # pve-container 6.0.6
+        needs["/"] = {"Sys.Modify"}
+    return needs
 
 
 def of_download(download: Download, node: str) -> Needs:
@@ -336,7 +342,9 @@ def commands(
             beside = entries[0] if entries else AclEntry(_path_for_first_entry(path), True, kind, subject, "")
             role = next(name for name in (ROLE, *(f"{ROLE}{number}" for number in range(2, 99))) if name not in taken)
             roles.setdefault(role, set()).update(wanted)
-            command = f"pveum acl modify {beside.path} --{beside.kind}s {_quoted(beside.subject)} --roles {role}"
+            # The role has the rights to all other paths, too.
+            alone = " --propagate 0" if beside.path == "/" and not entries else ""
+            command = f"pveum acl modify {beside.path}{alone} --{beside.kind}s {_quoted(beside.subject)} --roles {role}"
             acl_commands += [command] if command not in acl_commands else []
     role_commands = []
     for role, names in roles.items():

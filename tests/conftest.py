@@ -15,7 +15,6 @@ import pytest
 
 from tests import races, sampling
 from tests.compiled import compile_share
-from tests.once_more import pytest_sessionfinish as pytest_sessionfinish
 
 if TYPE_CHECKING:
     from engine import install

@@ -70,6 +70,7 @@ def _stays_on_node(facts: HostFacts, vmid: int, group: str | None) -> bool:
         and f"vm:{vmid}" in _words(options.get("resources", ""))
         and _is_true(options, "strict")
         and not _is_true(options, "disable")
+        and options.get("affinity", "positive") == "positive"
         and _nodes(options) == own_node
         for kind, _, options in _sections(ha.rules)
     )

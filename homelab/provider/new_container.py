@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from homelab.errors import HomelabError
+from homelab.properties import parse
 from homelab.provider.new_guest import (
     CreatedGuest,
     NewGuestWork,
@@ -98,7 +99,10 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
                 {"delete": ",".join(removed)} if removed else {}
             )
             wanted = f"to change {', '.join([*changed, *removed])} of container {inputs.ctid}"
-            api.put(path, wanted, digest=api.get(path, wanted)["digest"], **change)
+            current = api.get(path, wanted)
+            if "net0" in change:
+                change["net0"] += _rest_of_net(str(current.get("net0", "")))
+            api.put(path, wanted, digest=current["digest"], **change)
 
     def remove(self, inputs: NewContainer.Inputs) -> None:
         api, ctid, name = self.api(inputs), inputs.ctid, inputs.container
@@ -113,3 +117,11 @@ class NewContainerWork(NewGuestWork[NewContainer.Inputs]):
         # A storage may overwrite or discard the disk first, for as long as writing one took.
         with suppress(NotThereError):  # a task of a run that was killed has done so meanwhile
             self._task(inputs, "delete", base, wanted, "vzdestroy", api.host.timeouts.create, purge=1)
+
+
+def _rest_of_net(value: str) -> str:
+    """What the settings don't have of a network card: its hardware address, by which it has a lease; and of an OCI
+    image's container, which may set up none itself, that the host does it (`host-managed`).
+    """
+    options = parse("net0", value).items()
+    return "".join(f",{key}={text}" for key, text in options if key not in ("name", "bridge", "ip", "gw"))

@@ -69,7 +69,8 @@ class Mount(Model):
 
 
 class Features(Model):
-    """What a new container may do beyond the usual. Only `root@pam` may set anything but `nesting`; a token may not."""
+    """What a new container may do beyond the usual. Only `root@pam` may set anything but `nesting`, and any of them for
+    a privileged container; a token may not."""
 
     nesting: bool = True
     """Containers, or a newer systemd, may run inside it."""
@@ -79,11 +80,6 @@ class Features(Model):
     """It may mount FUSE file systems."""
     mount: list[Literal["nfs", "cifs"]] = []
     """It may mount network file systems of these kinds. Only a privileged one can (`unprivileged: false`)."""
-
-    @property
-    def takes_root(self) -> bool:
-        """Whether only root@pam itself can create a container with these features."""
-        return self.keyctl or self.fuse or bool(self.mount)
 
     @property
     def option(self) -> str:
@@ -136,7 +132,8 @@ class NewContainerSettings(Model):
     @property
     def takes_root(self) -> list[str]:
         """The settings, as keys of `create`, with which only root@pam itself can create a container."""
-        return ["features"] * self.features.takes_root + ["mounts"] * bool(self.mounts)
+        for_token = ("nesting=1", "") if self.unprivileged else ("",)  # check_ct_modify_config_perm
+        return ["features"] * (self.features.option not in for_token) + ["mounts"] * bool(self.mounts)
 
     @model_validator(mode="after")
     def _mounts_fit(self) -> Self:

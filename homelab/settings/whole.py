@@ -314,7 +314,8 @@ def _check_creation(name: str, container: Container, host: Host) -> None:
             f"hosts.{container.host}.api is missing: containers.{name} is created through the Proxmox VE API"
         )
     for setting in container.create.takes_root if not host.api.is_root else []:
-        subject = "all but nesting are" if setting == "features" else "a folder of the host is"
+        features = "all but nesting are" if container.create.unprivileged else "those of a privileged container are"
+        subject = features if setting == "features" else "a folder of the host is"
         raise ValueError(
             f"containers.{name}.create.{setting}: {subject} root@pam's alone to give, no token's: set "
             f"hosts.{container.host}.api.user and password"

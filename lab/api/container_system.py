@@ -19,7 +19,7 @@ from lab.host import container, launchers
 from lab.host import run as host_run
 from lab.host.contents import install_libraries, install_program
 from lab.host.installed import install_base
-from lab.host.nodes import Node, Rule, parse_rule, read_node
+from lab.host.nodes import Node, parse_rule, read_node
 from lab.host.state import HostState, version_key
 
 from .errors import Died
@@ -139,7 +139,7 @@ class Start:
             raise self._failed(f'Failed to setup limits: "{text}" is no device rule')
         if verb == "allow":
             self.rules.append(text)
-        elif rule == Rule("a", None, None, "rwm"):
+        elif text == "a":
             self.rules.clear()
         else:
             self.rules = [kept for kept in self.rules if parse_rule(kept) != rule]

@@ -161,11 +161,13 @@ def _require_devices(call: Call, values: dict[str, str]) -> None:
 def create(call: Call) -> str:
     """POST /nodes/{node}/lxc."""
     guest = call.guest("lxc")
+    wanted = option_values("lxc", call.parameters)
+    if is_pve9(call.host) and wanted.setdefault("unprivileged", "1") == "0":
+        call.require("/", "Sys.Modify")
     if not call.may(f"/vms/{guest.vmid}", "VM.Allocate"):
         raise not_allowed()
     if call.parameters.get("restore"):
         raise Died("the lab restores no backups: create the container from a template")
-    wanted = option_values("lxc", call.parameters)
     _require_known(call, wanted)
     for key, value in wanted.items():
         unprivileged = wanted.get("unprivileged") == "1"

@@ -118,11 +118,11 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
     )
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _usage() -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
+        digital_signature=True,
+        key_cert_sign=False,
+        crl_sign=False,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -135,8 +135,10 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     name = _name("Proxmox Virtual Environment (lab)")
     builder = _builder(name, name, key)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return builder.add_extension(_usage(signs_certificates=True), critical=True).sign(key, hashes.SHA256())
+    # None made before pve-cluster 9.1.2 says what its key is for, and a node keeps its authority for ten years.
+    return builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+        key, hashes.SHA256()
+    )
 
 
 def _server(
@@ -148,7 +150,7 @@ def _server(
     return (
         _builder(_name(f"{node}.lan"), authority.subject, key)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(_usage(), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(issuer, critical=False)

@@ -29,8 +29,8 @@ class Wanted:
 class Answer:
     """`task`: the last start's UPID, empty: there is none that has ended; `log`: its lines of a reset that failed and
     of a card that doesn't wake up; `started`: whether any of them ended well; `stopped_by`: whose the first shutdown
-    or reboot after the last of them is, empty: there was none; `now`: the node's clock, in seconds since 1970; `boot`:
-    what tells the node's boot from every other.
+    or reboot after the last of them that failed, or else after the first, is, empty: there was none; `now`: the node's
+    clock, in seconds since 1970; `boot`: what tells the node's boot from every other.
     """
 
     task: str
@@ -46,7 +46,9 @@ def read(system: System, wanted: Wanted) -> Answer:
     starts = guest_tasks.starts(system, "qm", wanted.vmid, wanted.since)
     log = _of_cards(system, starts[-1].upid) if starts else ""
     well = any(start.well for start in starts)
-    begun = starts[-1].start if starts else wanted.since  # of that very second may be the one before the start
+    # Of a restart that was somebody's wish the second start has ended well; one that failed is nobody's.
+    from_here = next((start for start in reversed(starts) if not start.well), starts[0] if starts else None)
+    begun = from_here.start if from_here else wanted.since  # of that very second may be the one before the start
     # A reboot ends QEMU, too, before `qm cleanup` starts it again.
     shutdowns = guest_tasks.shutdowns(system, "qm", wanted.vmid, begun + 1, ("shutdown", "stop", "reboot"))
     stopped_by = next((task.user for task in shutdowns if task.well or not task.status), "")

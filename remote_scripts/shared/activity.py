@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 
-from remote_scripts.shared import guest_tasks, ha, notes
+from remote_scripts.shared import guest_tasks, guests, ha, notes
 from remote_scripts.shared.pmxcfs import Node
 from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
@@ -149,4 +149,16 @@ def _of_ha(system: System, node: Node) -> str:
     for service in manager.services:
         if service.state in _ON_ITS_WAY or (service.node == node.name and service.state not in _AT_REST):
             return f"HA is at work on {service.id} of {service.node}: {service.state}"
+        if service.node == node.name and service.state == "freeze" and _runs(system, service.id):
+            return (
+                f"HA has frozen {service.id}: neither HA nor this host would shut it down. If HA is disarmed: "
+                "`ha-manager crm-command arm-ha`; to have it off for the restart: that, and then "
+                "`ha-manager crm-command disarm-ha ignore`"
+            )
     return ""
+
+
+def _runs(system: System, service: str) -> bool:
+    """Or it can't be told."""
+    kind, _, guest = service.partition(":")
+    return guests.power_of(system, "pct" if kind == "ct" else "qm", guest, 0) not in ("off", "gone")

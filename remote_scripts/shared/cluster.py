@@ -260,7 +260,8 @@ def refused(system: System, reason: Obstacle) -> Failure:
             reason.why,
             "allowQuorumLoss permits that the others have no quorum for a while; it permits no reset of them",
             "give the cluster a QDevice; or stop these guests (`ha-manager set vm:103 --state stopped`) or take them "
-            "out of HA (`ha-manager remove vm:103`) until HA is idle (`ha-manager status`); then run `pulumi up` again",
+            "out of HA (`ha-manager remove vm:103`) until HA is idle (`ha-manager status`); or, on Proxmox VE 9.2, "
+            "disarm HA meanwhile (`ha-manager crm-command disarm-ha ignore`); then run `pulumi up` again",
         )
     return Failure(
         "this node of the cluster restarted",

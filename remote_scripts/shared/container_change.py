@@ -263,13 +263,15 @@ class ConfigChange:
             return False
         self._need_quorum()
         self._forget_change()
+        # Since Proxmox VE 9, of one that runs.
+        off = f"shut it down (`pct shutdown {self._ctid}`)" if "unable to hotplug" in self._message else ""
         raise Failure(
             f"container {self._ctid} given its devices: pct set {' '.join(arguments)}",
             self._message or f"it ended with status {done.status}",
             "its configuration is unchanged"
             if self._conf().digest == conf.digest
             else "it is half done, and noted: a run goes on from there",
-            "correct what pct says, then run `pulumi up` again",
+            f"{off or 'correct what pct says'}, then run `pulumi up` again",
         )
 
     def _write_lines(self, conf: ConfText, change: Change) -> bool:

@@ -118,8 +118,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rule:
-    """A device rule of lxc, `c 195:* rwm`. `verb`: allow or deny; `kind`: a, b or c; `major`, `minor`: None stands for
-    `*`; `access`: letters of rwm. `pending`: from the container's next start on."""
+    """A device rule of lxc, `c 195:* rwm`. `verb`: allow or deny; `kind`: a, b or c, and `*` for the rule `a` without
+    numbers; `major`, `minor`: None stands for `*`; `access`: letters of rwm. `pending`: from the container's next start
+    on."""
 
     verb: str
     kind: str
@@ -132,16 +133,17 @@ class Rule:
     def covers(self, major: int, minor: int, access: str) -> bool:
         """Whether the rule has all of `access` (r, w) to this character device."""
         return (
-            self.kind in ("a", "c")
+            self.kind in ("*", "a", "c")
             and self.major in (None, major)
             and self.minor in (None, minor)
             and set(access) <= set(self.access)
         )
 
-    @property
-    def device(self) -> tuple[str, int | None, int | None]:
-        """Kind, major and minor: a later rule with the same replaces this one."""
-        return self.kind, self.major, self.minor
+    def replaces(self, earlier: Rule) -> bool:
+        """Whether an earlier rule has no effect any more. To deny a part of what that allows has none itself: lxc skips
+        it, as Proxmox VE denies all that no rule allows (bpf_list_add_device, bpf_device_add)."""
+        same = ((one.kind, one.major, one.minor, one.access, one.pending) for one in (self, earlier))
+        return len({*same}) == 1 or (self.kind == "*" and self.pending == earlier.pending)
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,13 @@ class ContainerConf:
 
         :param paths: of `paths_of`.
         """
-        by_rule = self.folders if any(self._rule_of(path) for path in paths) else []
+        by_rule = self.folders if any(self._rules_of(path) for path in paths) else []
         return next((entry for entry in (*self.entries, *by_rule) for path in paths if entry.takes(path)), None)
 
-    def _rule_of(self, path: str) -> Rule | None:
-        """The raw rule that lets a device be read, by a path with its numbers; None for any other path."""
+    def _rules_of(self, path: str) -> list[Rule]:
+        """The raw rules that let a device be read, by a path with its numbers; none for any other path."""
         match = _NUMBERS.fullmatch(path)
-        return self.rule_for(int(match[1]), int(match[2]), "r") if match else None
+        return [rule for rule in self.allowing if match and rule.covers(int(match[1]), int(match[2]), "r")]
 
     def way_to(self, paths: Collection[str]) -> str | None:
         """The line by which the container has a device node of the host, or may make it; None: there is none.
@@ -239,9 +241,9 @@ class ContainerConf:
                 return hook
         # A privileged container that has a rule, and nothing of that kind is given to it, makes the node itself.
         for path in () if self.unprivileged else paths:
-            rule = self._rule_of(path)
+            rule = next((rule for rule in self._rules_of(path) if rule.major is not None), None)
             folder = "/dev/dri" if path.startswith("/dev/char/226:") else "/dev/nvidia"
-            if rule and rule.major is not None and not any(entry.source.startswith(folder) for entry in self.entries):
+            if rule and not any(entry.source.startswith(folder) for entry in self.entries):
                 return rule.line
         return None
 
@@ -251,11 +253,7 @@ class ContainerConf:
         none of those in force until then."""
         allow_rules: list[Rule] = []
         for rule in self.rules:
-            allow_rules = [
-                earlier
-                for earlier in allow_rules
-                if earlier.pending != rule.pending or (rule.kind != "a" and earlier.device != rule.device)
-            ]
+            allow_rules = [earlier for earlier in allow_rules if not rule.replaces(earlier)]
             allow_rules += [rule] if rule.verb == "allow" else []
         return allow_rules
 
@@ -477,7 +475,7 @@ def _add_line(conf: ContainerConf, line: str, *, pending: bool = False) -> None:
             conf.broken.append(line)
             return
         major, minor = (None if rule[n] in (None, "*") else int(rule[n]) for n in (2, 3))
-        conf.rules.append(Rule(match[2], rule[1] or "a", major, minor, (rule[4] or "rwm")[:3], line, pending))
+        conf.rules.append(Rule(match[2], rule[1] or "*", major, minor, (rule[4] or "rwm")[:3], line, pending))
     elif _HOOK.fullmatch(key):
         conf.hooks.append(line)
     elif option and not key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from remote_scripts.tools.errors import Failure
 from remote_scripts.tools.system import System
 
 CONFIG = "/etc/pve/ha/resources.cfg"
+_MANAGER = "/etc/pve/ha/manager_status"
 _HAS_ONE = re.compile(rb"^(vm|ct):", re.MULTILINE)
 # A state may have several words (clearing error flag); a service whose guest is gone is on the node `---`.
 _SERVICE = re.compile(r"^service ([^ ]+) \(([^,]+), ([^)]+)\)", re.MULTILINE)
@@ -19,6 +21,8 @@ _SERVICE = re.compile(r"^service ([^ ]+) \(([^,]+), ([^)]+)\)", re.MULTILINE)
 # older ones don't name the watchdog.
 _KEPT_FREE = re.compile(r"^lrm (\S+) \(maintenance mode", re.MULTILINE)
 _ACTIVE = re.compile(r"^lrm (\S+) \(active,(?!.*watchdog standby)", re.MULTILINE)
+# Its watchdogs are off everywhere, since `ha-manager crm-command disarm-ha` (pve-ha-manager 5.1.3).
+_DISARMED = re.compile(r"^fencing disarmed,", re.MULTILINE)
 #: Of a guest that doesn't run, by HA's will.
 STOPPED = frozenset(("stopped", "disabled", "ignored", "ignore"))
 #: A service that is in none of these states has to leave a node that is kept free.
@@ -41,11 +45,14 @@ class Service:
 
 @dataclass(frozen=True)
 class Status:
-    """What HA says. `kept_free`: nodes whose maintenance mode is on; `active`: nodes whose agent is."""
+    """What HA says. `kept_free`: nodes whose maintenance mode is on; `active`: nodes whose agent is; `disarmed`: no
+    node has a watchdog that HA keeps.
+    """
 
     services: tuple[Service, ...]
     kept_free: tuple[str, ...]
     active: tuple[str, ...]
+    disarmed: bool
 
     def of(self, node: str) -> list[Service]:
         """The services on a node."""
@@ -69,8 +76,8 @@ def has_services(system: System, node: Node) -> bool | None:
 
 
 def is_managed(system: System, service: str) -> bool:
-    """Whether HA starts and stops a guest by itself, as it does but in the state `ignored`
-    (PVE::HA::Config::service_is_ha_managed).
+    """Whether HA starts and stops a guest by itself, as it does but in the state `ignored`, or while it is disarmed and
+    ignores all (PVE::HA::Config::service_is_ha_managed).
 
     :param service: its id, such as vm:200.
     :raises Failure: /etc/pve doesn't answer, or the file can't be read.
@@ -83,7 +90,14 @@ def is_managed(system: System, service: str) -> bool:
             found = found or is_it
         elif is_it and words[:2] == ["state", "ignored"]:
             found = False
-    return found
+    return found and not _ignores_all(system)
+
+
+def _ignores_all(system: System) -> bool:
+    try:
+        return bool(json.loads(pmxcfs.text_of(system, _MANAGER))["disarm"]["mode"] == "ignore")
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def may_manage(system: System, service: str) -> bool:
@@ -104,7 +118,8 @@ def status(system: System) -> Status:
     if done.status != 0 or "quorum" not in text:
         raise NoAnswerError(text)
     services = tuple(Service(*fields) for fields in _SERVICE.findall(text))
-    return Status(services, tuple(_KEPT_FREE.findall(text)), tuple(_ACTIVE.findall(text)))
+    kept_free, active = tuple(_KEPT_FREE.findall(text)), tuple(_ACTIVE.findall(text))
+    return Status(services, kept_free, active, bool(_DISARMED.search(text)))
 
 
 def services_here(system: System, node: Node) -> list[str]:
@@ -129,6 +144,8 @@ def needs_watchdog(system: System, node: Node) -> str:
         manager = status(system)
     except (Failure, NoAnswerError):
         return "guests, and `ha-manager status` gives no answer"
+    if manager.disarmed:
+        return ""
     users = [service.id for service in manager.services if service.state not in STOPPED]
     users += [f"an active agent on {name}" for name in manager.active if name != node.name]
     return ", ".join(users)

@@ -216,6 +216,12 @@ def test_lines_that_the_next_start_would_lose_are_not_added(box: Containers) -> 
     with pytest.raises(Refused, match="below \\[pve:pending\\]: lxc.apparmor.profile: unconfined(.|\n)*pct reboot 300"):
         box.apply("mount-entry", minors=(0,))
     assert box.conf == text
+    box.conf = f"{BASE}lxc.apparmor.profile: unconfined\n"  # as a reboot leaves it
+    assert BIND.format("nvidia0").strip() in box.apply("mount-entry", minors=(0,))
+
+
+def test_devices_are_given_beside_lines_that_wait_for_the_next_start(box: Containers) -> None:
+    box.conf = f"{BASE}[pve:pending]\nlxc.apparmor.profile: unconfined\n"
     assert "dev0: /dev/nvidia0" in box.apply(minors=(0,))
 
 
@@ -334,10 +340,14 @@ def test_a_file_that_cant_be_written_for_want_of_a_quorum_was_changed_by_nobody(
 
 def test_what_pct_refuses_leaves_everything_as_it_was(box: Containers) -> None:
     box.apply(minors=(0,))
-    before, box.refusal = box.host.lasting(), "400 Parameter verification failed.\n"
-    with pytest.raises(Refused, match="pct set --delete dev0 --dev3(.|\n)*Parameter verification failed"):
+    before, box.refusal = box.host.lasting(), "400 Parameter verification failed.\ndev3: unable to hotplug dev3: no\n"
+    with pytest.raises(
+        Refused, match="pct set --delete dev0 --dev3(.|\n)*Parameter verification failed(.|\n)*shutdown"
+    ):
         box.apply(minors=(1,))
     assert box.host.lasting() == before
+    box.refusal = ""  # of one that is off, as its next start takes what is written
+    assert "/dev/nvidia1" in box.apply(minors=(1,))
 
 
 def test_what_pct_had_written_when_it_was_killed_is_ours(box: Containers) -> None:

@@ -351,6 +351,22 @@ def test_who_is_under_ha(box: Containers, services: str, under: bool) -> None:
     assert ha.may_manage(box.host.system(), "ct:300") is under
 
 
+@pytest.mark.parametrize(
+    ("manager", "under"),
+    [
+        ('{"disarm": {"mode": "ignore", "state": "disarming"}}', False),
+        ('{"disarm": {"mode": "freeze", "state": "disarmed"}}', True),
+        ('{"service_status": {}}', True),
+        ("[]", True),
+        ("{", True),
+    ],
+)
+def test_a_ha_that_is_disarmed_manages_nobody_if_it_ignores_all(box: Containers, manager: str, under: bool) -> None:
+    box.host.write("/etc/pve/ha/resources.cfg", "ct: 300\n\tstate started\n")
+    box.host.write("/etc/pve/ha/manager_status", manager)
+    assert ha.may_manage(box.host.system(), "ct:300") is under
+
+
 def test_where_that_cant_be_read_it_may_be(box: Containers) -> None:
     (box.root / "etc/pve/ha/resources.cfg").mkdir(parents=True)
     assert ha.may_manage(box.host.system(), "ct:300")

@@ -96,10 +96,12 @@ def test_whether_a_start_has_ended_well_since_also_in_the_older_part_of_the_list
         (task("qmstart", 1) + task("qmshutdown", 9, status="got timeout") + task("qmstop", 11, "anna@pam"), "anna@pam"),
         (task("qmstart", 1) + task("hastop", 5, "anna@pam") + task("qmshutdown", 15, "root@pam"), "anna@pam"),
         (task("qmstart", 1) + task("qmreboot", 9, "anna@pam"), "anna@pam"),
+        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam") + task("qmstart", 12), "anna@pam"),
+        (task("qmstart", 1) + task("qmreboot", 9, "anna@pam") + task("qmstart", 12, status="it failed"), ""),
         (task("qmstart", 1) + task("qmstop", 9, "anna@pam", guest=1030), ""),
     ],
 )
-def test_who_has_switched_a_vm_off_or_restarts_it_since_its_last_start(host: Host, tasks: str, who: str) -> None:
+def test_who_has_switched_a_vm_off_or_restarts_it_since_its_start(host: Host, tasks: str, who: str) -> None:
     host.write(INDEX, tasks)
     assert host.ask("read", "vm_starts", vm_starts.Wanted(vmid=103, since=NOW))["stopped_by"] == who
 

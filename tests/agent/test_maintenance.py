@@ -393,22 +393,27 @@ def test_a_guest_that_ha_gives_up_hasnt_moved(host: Host, state: str) -> None:
     assert not host.exists(f"{STATE}/mode")
 
 
-@pytest.mark.parametrize("quiet", ["no", "guests", "all"])
+AT_REST = {
+    "all": (b"pve2 (active, watchdog active", b"pve2 (idle"),
+    "disarmed": (b"armed (CRM watchdog active)", b"disarmed, resource mode: freeze (CRM watchdog released)"),
+}
+
+
+@pytest.mark.parametrize("quiet", ["no", "guests", "all", "disarmed"])
 def test_a_quorum_is_not_given_up_where_ha_would_reset_the_other_node(host: Host, quiet: str) -> None:
     members(host, status(1, 1, expected=2), "1 1 pve1 (local)\n2 1 pve2")
     served = "vm:200, ct:901, vm:202, an active agent on pve2"
-    if quiet != "no":
+    if quiet in ("guests", "all"):
         host.write(f"{STATE}/ha", HA_STOCK.replace("started", "stopped"))
         served = "HA has an active agent on pve2"
-    if quiet == "all":
-        real = host.programs["ha-manager"]
-        host.programs["ha-manager"] = lambda arguments, stdin: Done(
-            0,
-            real(arguments, stdin).output.replace(b"pve2 (active, watchdog active", b"pve2 (idle"),  # type: ignore[union-attr]
-        )
+    real, (was, now) = host.programs["ha-manager"], AT_REST.get(quiet, (b"", b""))
+    host.programs["ha-manager"] = lambda arguments, stdin: Done(
+        0,
+        real(arguments, stdin).output.replace(was, now),  # type: ignore[union-attr]
+    )
     planned = ask(host, "plan", maintenance=False, keep_quorum=False)
-    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet != "all")
-    if quiet == "all":
+    assert ("its watchdog resets a node" in planned["cluster"]) is (quiet not in AT_REST)
+    if quiet in AT_REST:
         ask(host, maintenance=False, keep_quorum=False)
         assert restarts(host)
         return

@@ -45,11 +45,3 @@ def test_a_container_is_made_with_its_cards_changed_mended_and_removed(stack_on:
     assert opens(stack, 300, "/dev/nvidia1", NOBODY)
     stack.destroy()
     assert stack.lab.snapshot() == stock
-
-
-def test_features_that_only_root_may_set_are_refused_for_a_token(stack_on: Callable[..., Stack]) -> None:
-    create = {"template": TEMPLATE, "disk": {"storage": "local-lvm", "size": 32}, "features": {"keyctl": True}}
-    stack = stack_on(
-        "phoenix", gpus={}, containers={"ai": {"ctid": 300, "gpuAssignment": "0", "create": create}}, **NO_REBOOT
-    )
-    assert "all but nesting are root@pam's alone" in stack.preview(ok=False).output

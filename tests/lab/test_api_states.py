@@ -152,6 +152,21 @@ def test_a_paused_vm_is_resumed_before_it_shuts_down(node: Node) -> None:
     assert refused(node, "POST", f"{VM}/status/shutdown") == "OK"
 
 
+def test_a_privileged_container_is_made_by_whom_may_modify_the_node(node: Node) -> None:
+    node.done("POST", "/access/users", userid="maker@pve")
+    node.done("POST", "/access/roles", roleid="Makes", privs="VM.Allocate")
+    node.done("PUT", "/access/acl", path="/vms", roles="Makes", users="maker@pve")
+    token = node.data("root", "POST", "/access/users/maker@pve/token/made", privsep=0)
+    node.use_token("maker", token["full-tokenid"], token["value"])
+    # Who may goes on to the next right.
+    for unprivileged, lacks in (("0", "/, Sys.Modify"), ("1", "/vms/300, VM.Config.Network")):
+        said = refused(
+            node, "POST", "/nodes/pve1/lxc", "maker", vmid=300, ostemplate="local:vztmpl/x.tar.gz", hostname="x",
+            unprivileged=unprivileged,
+        )  # fmt: skip
+        assert said == f"403 Permission check failed ({lacks})"
+
+
 # -- Proxmox VE 8 ----------------------------------------------------------------------------------------------------
 def test_proxmox_ve_8_has_one_privilege_for_the_agent_and_fewer_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -16,6 +17,7 @@ from homelab import rights
 from homelab.errors import HomelabError
 from homelab.remote import agent, scripts
 from homelab.remote.proxmox import api as api_module
+from homelab.remote.proxmox import connection
 from homelab.remote.proxmox import machine as machine_module
 from homelab.remote.proxmox.api import Api, Clock
 from homelab.remote.proxmox.errors import (
@@ -34,6 +36,7 @@ from homelab.settings import Host
 from homelab.shapes import ShutdownInputs
 from homelab.vm.config import Change
 from lab import Lab
+from lab.api.tls import Certificates
 from remote_scripts.layers import vm_starts
 from remote_scripts.tools.plain import of_plain
 from tests import sent_along
@@ -370,6 +373,19 @@ def test_a_fingerprint_that_does_not_fit_names_the_file_that_it_is_of(lab: Lab) 
     assert "openssl x509 -in /etc/pve/local/pve-ssl.pem -noout -fingerprint -sha256" in error.value.next
 
 
+def test_a_nodes_authority_is_taken_by_newer_pythons_too_and_no_other(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 3.13 on they take none by themselves that doesn't say what its key is for, as Proxmox VE's seldom does."""
+    monkeypatch.setattr("urllib3.util.ssl_.sys", SimpleNamespace(version_info=(3, 13)))
+    monkeypatch.setattr("urllib3.util.ssl_.VERIFY_X509_STRICT", ssl.VERIFY_X509_STRICT)
+    monkeypatch.setattr(connection, "_CONNECTIONS", {})
+    assert client(lab).get("version", "the version")["version"]
+    (other := Certificates(tmp_path)).make("other")
+    with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
+        client(lab, caFile=str(other.authority)).get("version", "the version")
+
+
 def test_a_task_that_says_much_is_shown_in_part(lab: Lab, tmp_path: Path) -> None:
     said: list[str] = []
     log = api_module._Log(said.append, "UPID", [])
@@ -541,6 +557,19 @@ def test_a_vm_that_ha_does_not_come_to_is_said_and_runs_on_as_it_was(lab: Lab) -
     assert "cores" not in [
         one["key"] for one in client(lab).get(f"nodes/{NODE}/qemu/{VM}/pending", "") if "pending" in one
     ]
+
+
+def test_a_vm_that_ha_does_not_come_to_start_is_not_said_to_have_gone_off(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(f"qm stop {VM}")
+    under_ha(lab)
+    lab.fault("ha-idle", True)
+    monkeypatch.setattr(machine_module, "HA_SECONDS", 0)
+    with pytest.raises(HomelabError) as refused:
+        machine(lab).start()
+    assert "HA was asked to, and has not started it" in refused.value.found
+    assert "QEMU ended" not in refused.value.why and "ha-manager status" in refused.value.next
 
 
 def test_a_shutdown_that_fails_leaves_ha_with_what_it_was_to_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,9 @@ class Hosts:
 
     def stack(self, machine: Machine, folder: Path, gpus: dict[str, Any], kept: Path | None = None) -> MetalStack:
         """A stack `lab` for the machine, not deployed yet; or one that was kept."""
-        config: dict[str, Any] = {"homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": {**TIMEOUTS}}}}
+        config: dict[str, Any] = {
+            "homelab:hosts": {"pve": {**machine.settings, "gpus": gpus, "timeouts": {**TIMEOUTS}}}
+        }
         if kept is not None:
             shutil.copytree(kept, folder, dirs_exist_ok=True)
         folder.mkdir(exist_ok=True)

@@ -147,6 +147,7 @@ def way(text: str, paths: list[str], files: dict[str, str] | None = None) -> str
         (f"{ALLOWED}lxc.mount.entry: / host none rbind,ro", CARD),
         (f"{ALLOWED}mp0: /dev,mp=/host", CARD),
         (f"{ALLOWED}mp0: volume=//dev/dri,mp=/dri", RENDER),
+        (f"unprivileged: 0\nlxc.cgroup2.devices.allow: c *:* rwm\n{ALLOWED}", CARD),  # whose root makes the node itself
         ("[a note of mine]\ndev0: /dev/nvidia0", CARD),  # PVE::LXC::Config: no section, by its blanks
         ("[2]\ndev0: /dev/nvidia0", CARD),
     ],

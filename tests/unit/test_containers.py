@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,11 @@ from homelab.container.creation import configuration
 from homelab.errors import HomelabError
 from homelab.host import plan
 from homelab.host.facts import HostFacts
+from homelab.properties import same
+from homelab.provider.new_container import NewContainerWork
+from homelab.resources.new_container import NewContainer
 from homelab.settings import Container, NewContainerSettings, parse
+from homelab.shapes import ShutdownInputs
 from tests.unit.hosts import KEY, desktop, device, settings
 
 DRIVER = {"version": "580.105.08", "trouble": ["", ""], "uvm_trouble": ["", ""]}
@@ -226,6 +231,27 @@ def test_a_mistake_in_the_settings_is_named(changes: dict[str, Any], said: str) 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("create", "said"),
+    [
+        ({"features": {"keyctl": True}}, "all but nesting are root@pam's alone"),
+        ({"unprivileged": False}, "those of a privileged container are root@pam's alone"),
+        ({"unprivileged": False, "features": {"nesting": False}}, ""),
+        ({}, ""),
+    ],
+)
+def test_features_that_only_root_may_set_are_refused_for_a_token(create: dict[str, Any], said: str) -> None:
+    made = {"template": TEMPLATE, "disk": DISK, **create}
+    one = {"host": "pve", "ctid": 901, "gpuAssignment": "0", "create": made}
+    with pytest.raises(HomelabError, match=said) if said else nullcontext():
+        parse(
+            {
+                "hosts": {"pve": HOST | {"api": {"token": "homelab@pve!pulumi", "tokenSecret": "s", "publicCa": True}}},
+                "containers": {"one": one},
+            }
+        )
+
+
 def test_two_containers_may_share_a_card_but_not_an_id() -> None:
     one = {"host": "pve", "ctid": 901, "gpuAssignment": "0"}
     loaded(one=one, two=one | {"ctid": 902})
@@ -243,6 +269,32 @@ def test_a_new_containers_parameters() -> None:
     assert found["features"] == "keyctl=1,nesting=1"
     assert (found["rootfs"], found["hostname"], found["unprivileged"]) == ("local-lvm:8", "ai", "1")
     assert found["ssh-public-keys"] == KEY
+
+
+def test_another_address_of_a_made_container_leaves_the_rest_of_its_network_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Proxmox VE and people have added: of an OCI image's container, that the host sets the network up."""
+    net = "name=eth0,bridge=vmbr0,gw=192.168.0.1,hwaddr=BC:24:11:AA:BB:CC,ip=192.168.0.50/24,host-managed=1,type=veth"
+    changed: dict[str, Any] = {}
+
+    class Node:
+        get = staticmethod(lambda *_: {"digest": "1", "net0": net})
+        put = staticmethod(lambda *_, **change: changed.update(change))
+
+    def inputs(**about: Any) -> NewContainer.Inputs:
+        new = NewContainerSettings.model_validate({"template": TEMPLATE, "disk": DISK, **about})
+        return NewContainer.Inputs(
+            host="pve", node="pve", container="ai", ctid=300, config=configuration("ai", new), protect=False, mark="m",
+            shutdown=ShutdownInputs(timeout=5, otherwise="fail"),
+        )  # fmt: skip
+
+    work = NewContainerWork({})
+    monkeypatch.setattr(work, "api", lambda _: Node)
+    work.change(inputs(bridge="vmbr1"), inputs(ip="192.168.0.50/24", gateway="192.168.0.1"), [])
+    assert same(
+        "net0", changed["net0"], "name=eth0,bridge=vmbr1,ip=dhcp,hwaddr=BC:24:11:AA:BB:CC,host-managed=1,type=veth"
+    )
 
 
 FILMS = {"source": "/tank/films", "target": "/films"}

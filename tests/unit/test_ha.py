@@ -44,6 +44,9 @@ def under_ha(cluster: str = "home", resources: str = SERVICE, **files: str) -> H
         ({"rules": RULE.format("", "strict 1\n\tdisable")}, True),
         ({"rules": RULE.format("", "strict 1").replace("vm:103", "vm:1030")}, True),
         ({"rules": RULE.format("", "strict 1").replace("node-affinity", "resource-affinity")}, True),
+        # Of the nodes that it avoids (pve-manager 9.2.6).
+        ({"rules": RULE.format("", "strict 1\n\taffinity negative")}, True),
+        ({"rules": RULE.format("", "strict 1\n\taffinity positive")}, False),
         ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(":1", "restricted 1")}, False),
         ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format("", "restricted 0")}, True),
         ({"resources": "vm: 103\n\tgroup here\n", "groups": GROUP.format(",pve2", "restricted 1")}, True),

@@ -53,9 +53,10 @@ def test_a_request_without_an_answer_may_have_been_carried_out_unless_nothing_wa
     assert sent is not None or ("CD:01" in refusal.found and "api.fingerprint" in refusal.wanted)
 
 
-@pytest.mark.parametrize("fingerprint", [None, FINGERPRINT])
-def test_the_connection_itself_sends_nothing_again(fingerprint: str | None) -> None:
-    assert connection._adapter(fingerprint).max_retries.total == 0
+@pytest.mark.parametrize("known_by", [{"fingerprint": FINGERPRINT}, {"publicCa": True}])
+def test_the_connection_itself_sends_nothing_again(known_by: dict[str, Any]) -> None:
+    api = settings({}, api={"token": "homelab@pve!up", "tokenSecret": "b", **known_by}).api
+    assert api and connection._adapter(api).max_retries.total == 0
 
 
 class Answering:

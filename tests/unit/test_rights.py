@@ -18,13 +18,15 @@ API = {"token": "homelab@pve!pulumi", "tokenSecret": "x" * 36, "fingerprint": "a
 NEW = {"disk": {"storage": "fast", "size": 32}}
 
 
-def needed(vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None, config: str = "") -> rights.Needs:
+def needed(
+    vm: dict[str, Any] | None = None, container: dict[str, Any] | None = None, config: str = "", pve: str = "9.1.1"
+) -> rights.Needs:
     host = hosts.settings(api=API, node="pve")
     vms = {"sandbox": Vm.model_validate({"host": "pve", "vmid": 103, **vm})} if vm is not None else {}
     boxes = {"box": Container.model_validate({"host": "pve", "ctid": 901, **container})} if container else {}
     configs = [{"kind": "vm", "id": 103, "lines": config}] if config else []
     guests = {"running": [], "configs": configs, "mappings": "", "reservations": ""}
-    facts = hosts.desktop(guests=guests)
+    facts = hosts.desktop(guests=guests, pve=pve)
     from homelab.host import plan
 
     return probe.needed("pve", host, facts, plan.wanted(facts, host), vms, boxes)
@@ -86,6 +88,19 @@ def test_the_pages_rows_are_what_a_new_container_takes() -> None:
     needs = needed(container={"gpus": [], "create": {**NEW, "template": template}})
     assert on_vms(needs) == listed_row("every new container")
     assert needs["/storage/local"] == {"Datastore.Audit|Datastore.AllocateSpace"}
+
+
+@pytest.mark.parametrize(("pve", "takes"), [("8.4.14", False), ("9.1.1", True)])
+def test_a_privileged_container_takes_a_right_to_the_node_since_proxmox_ve_9(pve: str, takes: bool) -> None:
+    template = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+    create = {**NEW, "template": template, "unprivileged": False, "features": {"nesting": False}}
+    needs = needed(container={"gpus": [], "create": create}, pve=pve)
+    assert needs.get("/", set()) == (listed_row("`unprivileged: false`, since Proxmox VE 9") if takes else set())
+
+
+def test_the_order_of_a_new_vms_start_takes_a_right_to_the_node() -> None:
+    needs = needed({"gpus": [], "create": {**NEW, "options": {"startup": "order=1"}}})
+    assert needs["/"] == listed_row("`startup` among a new VM's `options`")
 
 
 def test_a_host_without_an_api_needs_no_rights() -> None:
@@ -162,6 +177,15 @@ LACKING = {"/vms/103": {"VM.Config.HWType"}}
 )
 def test_a_right_is_added_where_it_counts(entries: str, who: str, expected: list[str]) -> None:
     assert commands(Permissions.parse(USERS + entries), who, LACKING) == expected
+
+
+def test_a_right_to_the_root_alone_gives_none_to_what_is_below() -> None:
+    lacking = {"/": {"Sys.Modify"}, "/vms/103": {"VM.Audit"}}
+    assert commands(Permissions(), "homelab@pve", lacking) == [
+        'pveum role add Homelab --privs "Sys.Modify VM.Audit"',
+        "pveum acl modify / --propagate 0 --users 'homelab@pve' --roles Homelab",
+        "pveum acl modify /vms --users 'homelab@pve' --roles Homelab",
+    ]
 
 
 def test_the_advice_holds_all_that_is_missing_in_one_go() -> None:

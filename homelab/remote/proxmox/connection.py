@@ -71,7 +71,7 @@ def connected(host: Host) -> Connection:
 def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
     # Not proxmoxer.ProxmoxAPI: that logs in outside of its session, where no fingerprint could be compared.
     session = ProxmoxHttpSession()
-    session.mount("https://", _adapter(api.fingerprint))
+    session.mount("https://", _adapter(api))
     session.headers["accept"] = JsonSerializer().get_accept_types()
     # Ignores the environment's proxy, which a host of the same network isn't behind, and .netrc.
     session.trust_env = False
@@ -90,18 +90,21 @@ def _connection(host: Host, api: ApiAccess, secret: str | None) -> Connection:
     return Connection(ProxmoxResource(base_url=base, session=session, serializer=JsonSerializer()), session)
 
 
-def _adapter(fingerprint: str | None) -> Any:
+def _adapter(api: ApiAccess) -> Any:
     """An adapter for HTTPS that with a fingerprint accepts only that certificate, and that repeats no request: `Api`
     does.
     """
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            if fingerprint:
+            if not api.public_ca:
                 # urllib3's own would read every authority that this machine trusts, of which none is asked: 27 ms a
-                # run.
-                kwargs["ssl_context"] = create_urllib3_context(cert_reqs=ssl.CERT_NONE)
-            super().init_poolmanager(*args, **kwargs, assert_fingerprint=fingerprint)
+                # run. From Python 3.13 on it would also take none that doesn't say what its key is for, as no node's
+                # does that was made before pve-cluster 9.1.2.
+                context = create_urllib3_context(cert_reqs=ssl.CERT_NONE if api.fingerprint else ssl.CERT_REQUIRED)
+                context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+                kwargs["ssl_context"] = context
+            super().init_poolmanager(*args, **kwargs, assert_fingerprint=api.fingerprint)
 
     return Adapter(max_retries=0)
 

@@ -368,9 +368,11 @@ class Machine:
             )
         try:
             self._write(_reversal(before, change))
-        except ApiError as second_error:
-            outcome = f"{self.label} is off, and couldn't be given back what it had: {second_error.found}"
-            return error.retold(found=f"{error.found}\n        {outcome}")
+        except HomelabError as second_error:  # a change that is root@pam's alone goes by a connection
+            return error.retold(
+                found=f"{error.found}\n        {self.label} is off, and it isn't known whether it has back what it had "
+                f"(`qm config {self.vmid}`): {second_error.found}"
+            )
         outcome = f"{self.label} has its old configuration back"
         try:
             if user is None:
@@ -378,7 +380,10 @@ class Machine:
             elif self._pending_keys(sorted(change.keys)):
                 outcome, start = f"{outcome} from its next start on: it was started with the change meanwhile", False
         except ApiError as second_error:
-            outcome += f"; whether it was started with the change meanwhile isn't known: {second_error.found}"
+            outcome += (
+                f"; whether it was started with the change meanwhile isn't known, so this run doesn't start it: "
+                f"{second_error.found}"
+            )
             start = False
         if start:
             try:
@@ -415,7 +420,8 @@ class Machine:
         runs = self._starts_to_run(HA_SECONDS + hook_seconds if by_ha else LOST_SECONDS, by_ha=by_ha)
         if not runs or (steady and not self._lasts(steady)):
             self._is_under_ha(wanted)
-            raise self.not_running_error().retold(wanted=wanted)
+            failed = self.not_running_error().retold(wanted=wanted)
+            raise _left_off_by_ha_error(failed) if by_ha and not runs else failed
         self._runs_again()
         self.start_log = self._log_of_ha(start_time) if by_ha else log
 
@@ -624,6 +630,15 @@ def _still_on_error(machine: Machine, shutdown: ShutdownInputs, error: ApiError)
         why="the change needs a VM that is off; it runs on as it was",
         next=f"shut it down from inside, give it longer (vms.{machine.name}.shutdown.timeout, now {shutdown.timeout}), "
         "or let it be switched off then (shutdown.otherwise: stop)",
+    )
+
+
+def _left_off_by_ha_error(error: ApiError) -> ApiError:
+    return error.retold(
+        found="HA was asked to, and has not started it",
+        why="nothing else may start it; HA may still do so",
+        next="see on the host what HA does (`ha-manager status`; where it is disarmed: `ha-manager crm-command "
+        "arm-ha`), and what came of a start (`journalctl -u pve-ha-lrm`), then run `pulumi up` again",
     )
 
 

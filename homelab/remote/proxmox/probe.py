@@ -80,7 +80,7 @@ def needed(
     parts = [
         *_mappings(name, host, facts),
         *_vms(host, facts, want, vms),
-        *_containers(containers),
+        *_containers(facts, containers),
         *downloads,
     ]
     return rights.together(parts)
@@ -109,12 +109,13 @@ def _vms(host: Host, facts: HostFacts, want: Wanted, vms: dict[str, Vm]) -> list
     return needs
 
 
-def _containers(containers: dict[str, Container]) -> list[Needs]:
+def _containers(facts: HostFacts, containers: dict[str, Container]) -> list[Needs]:
     return [
         rights.of_new_container(
             container.ctid,
             configuration(name, container.create),
             container.create,
+            facts.pve,
         )
         for name, container in containers.items()
         if container.create is not None
