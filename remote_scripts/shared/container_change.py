@@ -472,10 +472,10 @@ def _need_changeable(ctid: int, conf: ConfText, change: Change) -> None:
 
 
 def _need_lasting_lines(ctid: int, conf: ConfText, change: Change) -> None:
-    if conf.pending_raw and change.add_raw:
+    if conf.conf.pending_raw and change.add_raw:
         raise Failure(
             f"container {ctid} given its devices by lxc.* lines",
-            f"its configuration has such lines below [pve:pending]: {conf.pending_raw[0]}",
+            f"its configuration has such lines below [pve:pending]: {conf.conf.pending_raw[0]}",
             "at its next start these take the place of all its lxc.* lines, so homelab's would be lost; its "
             "configuration is unchanged",
             f"start it once, or restart it (`pct reboot {ctid}`), which moves them up; or move them above the section "

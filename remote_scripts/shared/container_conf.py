@@ -139,11 +139,15 @@ class Rule:
             and set(access) <= set(self.access)
         )
 
+    @property
+    def device(self) -> tuple[str, int | None, int | None, str]:
+        """Kind, major, minor and access: a later rule with the same replaces this one."""
+        return self.kind, self.major, self.minor, self.access
+
     def replaces(self, earlier: Rule) -> bool:
         """Whether an earlier rule has no effect any more. To deny a part of what that allows has none itself: lxc skips
         it, as Proxmox VE denies all that no rule allows (bpf_list_add_device, bpf_device_add)."""
-        same = ((one.kind, one.major, one.minor, one.access, one.pending) for one in (self, earlier))
-        return len({*same}) == 1 or (self.kind == "*" and self.pending == earlier.pending)
+        return self.pending == earlier.pending and (self.kind == "*" or self.device == earlier.device)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class ContainerConf:
     mounts that bring nodes along, where a rule lets them be opened: of `/`, or of /dev at another place, and of
     nodes, or links to them, that were made elsewhere; `broken`: device lines that lxc or Proxmox VE doesn't
     understand; `elsewhere`: section -> device lines in it, which have no effect; `hooks`: lines of programs that may
-    give the container devices.
+    give the container devices; `pending_raw`: lxc.* lines that take the place of all others at the next start.
     """
 
     options: dict[str, str] = field(default_factory=dict)
@@ -162,6 +166,7 @@ class ContainerConf:
     broken: list[str] = field(default_factory=list)
     elsewhere: dict[str, list[str]] = field(default_factory=dict)
     hooks: list[str] = field(default_factory=list)
+    pending_raw: list[str] = field(default_factory=list)
 
     @property
     def unprivileged(self) -> bool:
@@ -188,7 +193,10 @@ class ContainerConf:
     def rule_for(self, major: int, minor: int, access: str) -> Rule | None:
         """The raw rule that allows `access` (r, w) to a character device; None: no raw rule does. The rule that a
         dev[n] option brings isn't among them."""
-        return next((rule for rule in self.allowing if rule.covers(major, minor, access)), None)
+        return next(iter(self._rules_for(major, minor, access)), None)
+
+    def _rules_for(self, major: int, minor: int, access: str) -> list[Rule]:
+        return [rule for rule in self.allowing if rule.covers(major, minor, access)]
 
     def following(self, links: Mapping[str, str]) -> ContainerConf:
         """The same, where a device node that a line names by a link is what that leads to.
@@ -225,7 +233,7 @@ class ContainerConf:
     def _rules_of(self, path: str) -> list[Rule]:
         """The raw rules that let a device be read, by a path with its numbers; none for any other path."""
         match = _NUMBERS.fullmatch(path)
-        return [rule for rule in self.allowing if match and rule.covers(int(match[1]), int(match[2]), "r")]
+        return self._rules_for(int(match[1]), int(match[2]), "r") if match else []
 
     def way_to(self, paths: Collection[str]) -> str | None:
         """The line by which the container has a device node of the host, or may make it; None: there is none.
@@ -262,8 +270,7 @@ class ContainerConf:
 class ConfText:
     """A configuration as it is changed, line by line. `head`: the lines above the first section; `tail`: the others;
     `devices`: a dev[n] option's key -> its value from the next start on; `raw`: the place in `head` of an lxc.* line ->
-    its key and value; `pending_raw`: lxc.* lines that take the place of all of these at the next start; `conf`: what it
-    says.
+    its key and value; `conf`: what it says.
     """
 
     text: str
@@ -271,7 +278,6 @@ class ConfText:
     tail: tuple[str, ...]
     devices: dict[str, str]
     raw: dict[int, tuple[str, str]]
-    pending_raw: tuple[str, ...]
     conf: ContainerConf
 
     @property
@@ -302,20 +308,15 @@ def conf_text(content: bytes) -> ConfText:
     text = content.decode("utf-8", "surrogateescape")
     head: list[str] = []
     tail: list[str] = []
-    pending: list[str] = []
     section = ""
     for line in text.removesuffix("\n").split("\n"):
         if match := SECTION.fullmatch(line):
-            section = match[1].lower()
-            if section == _PENDING:
-                pending.clear()
-        elif section == _PENDING and _RAW.fullmatch(line):
-            pending.append(line)
+            section = match[1]
         (tail if section else head).append(line)
     conf = parse(text)
     devices = {key: value for key, value in conf.options.items() if _DEVICE.fullmatch(key)}
     raw = {place: (match[1], match[2]) for place, line in enumerate(head) if (match := _RAW.fullmatch(line))}
-    return ConfText(text, tuple(head), tuple(tail), devices, raw, tuple(pending), conf)
+    return ConfText(text, tuple(head), tuple(tail), devices, raw, conf)
 
 
 def _raw(line: str) -> tuple[str, str]:
@@ -566,6 +567,7 @@ def _add_pending(conf: ContainerConf, lines: list[str]) -> None:
         for key in re.split(r"[\s,;]+", option[2]) if option and option[1] == "delete" else ():
             _remove_option(conf, key.lstrip("!"))
             conf.options.pop(key.lstrip("!"), None)
+    conf.pending_raw.extend(line for line in lines if _RAW.fullmatch(line))
     # At the next start raw lines from there take the place of all others. Until then those are in force: both count.
     for line, option in zip(lines, options, strict=True):
         if not (option and option[1] == "delete"):
