@@ -208,11 +208,11 @@ def _refuse_lab_shell() -> None:
     """
     if lab := os.environ.get("HOMELAB_LAB"):
         raise HomelabError(
-            wanted="a shell that is about your own host",
+            wanted="a shell for your own host",
             found=f"HOMELAB_LAB={lab}: in this shell Pulumi keeps its state in the simulated host's folder, with an "
             "empty passphrase",
-            why="your host's state and secrets would lie there, encrypted with nothing, and the folder goes with "
-            "the simulated host",
+            why="your host's state and secrets would be stored there, readable by anyone, and be removed together "
+            "with the simulated host",
             next="open another shell, in which that folder's env file wasn't read, and run the same command there",
         )
 

@@ -54,7 +54,7 @@ def read(arguments: argparse.Namespace) -> str:
             raise HomelabError(
                 wanted=f"the log of {arguments.system}",
                 found=f"systems in {file.path}: {', '.join(systems) or 'none'}",
-                why="a log is on the system that it is about",
+                why="each log is kept on its own system, which must be in the settings",
                 next="name one of these",
             )
         host, ctid = of_guest(file, settings, arguments.system, arguments.identity)

@@ -110,7 +110,7 @@ def switch_refused(facts: HostFacts, name: str, vm: Vm | None, *, rehearsed: boo
         raise HomelabError(
             wanted=f"VM {vm.vmid}, which is to take gpus.{name}",
             found="there is no such VM on the host",
-            why="a card is taken by a VM that starts",
+            why="only a VM that exists can take the card",
             next="run `pulumi up`, if the settings create it; else correct its vmid",
         )
     if str(vm.vmid) in facts.handover.lost_hooks:

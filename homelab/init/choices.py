@@ -281,8 +281,8 @@ def parse_setting(text: str, host: str) -> dict[str, Any]:
         raise HomelabError(
             wanted="--set PATH=VALUE, such as vms.sandbox.machine=q35",
             found=text,
-            why="it is put into the settings as it is",
-            next="docs/settings.md has the keys",
+            why="PATH says which setting gets VALUE",
+            next="look up the setting's path in docs/settings.md",
         )
     try:
         setting: Any = yaml.safe_load(value)

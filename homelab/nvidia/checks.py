@@ -357,8 +357,8 @@ def host_version(request: Request) -> list[HomelabError]:
         HomelabError(
             wanted=f"{request.name}: the host's driver, {system.host_driver}",
             found=f'nvidia.driver: "{wanted}"',
-            why="the container's libraries must be of exactly that version: `Driver/library version mismatch`, down "
-            "to the last digit",
+            why="the container's libraries must be of exactly the host's version, or programs fail with "
+            "`Driver/library version mismatch`",
             next=f'leave nvidia.driver out for the container, or set "{wanted}" for the host, too: its containers '
             "follow it",
         )

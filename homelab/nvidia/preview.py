@@ -291,9 +291,9 @@ def _text(request: Request) -> str:
     if choice:
         parts[0] += f" ({choice.flavour} kernel modules: {choice.why})"
     parts += _source_text(request)
-    parts.append(f"its libraries for {' and '.join(request.capabilities)}")
+    parts.append(f"its {' and '.join(request.capabilities)} libraries")
     if settings.capabilities is None:
-        parts[-1] += " where it is installed or updated"
+        parts[-1] += ", when it is installed or updated"
     if settings.cuda:
         parts.append(f"CUDA {settings.cuda}")
     if settings.cudnn:

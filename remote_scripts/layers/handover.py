@@ -228,7 +228,7 @@ def _not_as_written(found: str) -> Failure:
     return Failure(
         "what hands cards over, as it was installed",
         found,
-        "nothing was changed",
+        "which card goes to which VM can't be told from it; nothing was changed",
         "run `pulumi up --refresh`, which puts it there again",
     )
 

@@ -329,7 +329,7 @@ def _decisive(system: System, wanted: Wanted, path: str) -> str:
         raise Failure(
             f"the card free for the test VM: {_functions(wanted)}",
             f"{path} can't be read: {failure.found}",
-            "a VM that runs with the card may stand in it",
+            "it may name a VM that runs with the card",
             "read it on the host yourself, mend what keeps it from being read, and run `pulumi up` again",
         ) from failure
 
@@ -396,7 +396,7 @@ def _read_console(console: bytes, seconds: int) -> dict[str, _Seen]:
             f"the list of PCI functions on the test VM's console, whole, within {seconds} s",
             f"it ends with:\n{end}" if end.strip() else "nothing came on the console",
             "the VM started, but its kernel or its /init didn't get that far: with the card it may hang",
-            "see `dmesg | tail` on the host; a slow host may need a longer time",
+            "see `dmesg | tail` on the host, then run `pulumi up` again; or take passthroughTest out of the settings",
         )
     return seen
 

@@ -86,8 +86,8 @@ class Engines:
                     f"{name}: docker with the runtime nvidia",
                     f"`docker info` knows: {last}",
                     "no container gets a card",
-                    "is dockerd started with another --config-file, or docker a remote one (DOCKER_HOST)? then "
-                    "`pulumi up` again",
+                    "see whether dockerd is started with another --config-file, or DOCKER_HOST names another machine; "
+                    "then run `pulumi up` again",
                 )
 
     def restart(self, unit: str) -> None:

@@ -123,7 +123,10 @@ def take_key(packages: Packages, url: str, fingerprint: str, keyring: str) -> No
     binary = system.run.ask(*_GPG, "--dearmor", stdin=key)
     if binary.status != 0 or not binary.output:
         raise Failure(
-            f"the key of {url} in binary form", "gpg --dearmor failed", "apt reads it so", "see the log above"
+            f"the key of {url} in binary form",
+            f"gpg --dearmor failed: {binary.failure('gpg')}",
+            "apt takes the key in that form",
+            "see what gpg says of it, then run `pulumi up` again",
         )
     files.put(packages.layer, keyring, 0o644, binary.output)
     files.remove(_KEY)

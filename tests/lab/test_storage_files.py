@@ -136,7 +136,7 @@ def test_another_file_of_that_name_is_refused_where_the_settings_have_a_checksum
         ({"apt-offline": "fedorapeople"}, "can't be reached"),
         ({"download-size": 1 << 50}, "would fail at its end"),
         ({"task-fails": "download=received interrupt"}, "someone stopped the task"),
-        ({"task-fails": "download"}, "what it was to do is not done"),
+        ({"task-fails": "download"}, "Proxmox VE didn't do what the task was for"),
     ],
     ids=lambda fault: next(iter(fault)) if isinstance(fault, dict) else "",
 )

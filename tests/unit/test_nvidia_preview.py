@@ -83,18 +83,18 @@ def test_a_plan_names_driver_and_modules_and_why() -> None:
     assert "VM 103 (v): driver 580 (open kernel modules" in text
     assert "CUDA 12.8, container toolkit for docker" in text
     named = {"driver": "580", "capabilities": ["graphics", "compute"]}
-    assert ", its libraries for compute and graphics" in described(settings(vm=named))[0]
+    assert ", its compute and graphics libraries" in described(settings(vm=named))[0]
 
 
 @pytest.mark.parametrize(
     ("driver", "source", "said"),
     [
-        ("580", "run", ", by NVIDIA's installer 580.178.04, its libraries"),
-        ("595", "packages", ", from packages, its libraries"),
+        ("580", "run", ", by NVIDIA's installer 580.178.04, its compute"),
+        ("595", "packages", ", from packages, its compute"),
         (
             "595.58.03",
             "either",
-            ", from packages, or by NVIDIA's installer 595.58.03 where they can't be had, its libraries",
+            ", from packages, or by NVIDIA's installer 595.58.03 where they can't be had, its compute",
         ),
     ],
 )

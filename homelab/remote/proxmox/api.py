@@ -422,7 +422,7 @@ class Api:
             return TaskFailedError(
                 wanted=wanted,
                 found=found,
-                why="what it was to do is not done",
+                why="Proxmox VE didn't do what the task was for",
                 next=f"correct what it names, then run `pulumi up` again; all of its log: `pvenode task log {upid}`",
                 status=500,
                 reason=status,

@@ -438,7 +438,7 @@ class Machine:
             else f"it has been started, and QEMU has halted it ({state})",
             why="it went off again: QEMU ended, or the guest shut itself down"
             if is_off
-            else "a card that it has tells of an error",
+            else "one of its cards reports an error",
             next=f"look at `journalctl -u {self.vmid}.scope` on the host and the VM's console, "
             + ("" if is_off else "and at the host's kernel log; stop it (it heeds no shutdown), ")
             + "then run `pulumi up` again",
